@@ -1,0 +1,1 @@
+"""Speed and quality of what is served, against the PyTorch original."""

@@ -1,0 +1,1 @@
+"""Checkpoint → bundle: fine-tuning, ONNX export, optimisation and verification."""

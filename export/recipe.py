@@ -1,0 +1,60 @@
+"""Recipes: TOML files that hold a command's options. They become click's own defaults, so click validates them and flags win."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+RECIPES = Path(__file__).parent / "recipes"
+SHARED = "shared options (any of them may stand at the top of the file)"
+
+
+def recipe_option() -> click.Option:
+    """``--recipe``: eager, so that it sets the defaults before any other option is read."""
+    return click.Option(
+        ["--recipe"], metavar="NAME|FILE", is_eager=True, expose_value=False, callback=_apply,
+        help=f"Read options from a TOML recipe: a file, or one of those that come along ({', '.join(builtin_recipes())}).",
+    )
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes that come along."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Parse a recipe.
+
+    Raises:
+        click.UsageError: no such recipe, or not TOML.
+    """
+    path = RECIPES / f"{recipe}.toml" if recipe in builtin_recipes() else Path(recipe)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise click.UsageError(f"no recipe {recipe!r}: give a TOML file or one of {', '.join(builtin_recipes())}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise click.UsageError(f"recipe {path}: {error}") from None
+
+
+def _apply(ctx: click.Context, _: click.Parameter, recipe: str | None) -> None:
+    if recipe is None:
+        return
+    content = read_recipe(recipe)
+    assert ctx.parent is not None and isinstance(ctx.parent.command, click.Group)
+    group = ctx.parent.command
+    sections = {key: value for key, value in content.items() if isinstance(value, dict)}
+    shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    unknown = set(sections) - set(group.list_commands(ctx))
+    if unknown:
+        raise click.UsageError(f"recipe {recipe}: no command is called {', '.join(sorted(unknown))}")
+    known = {parameter.name for parameter in ctx.command.params}
+    section = {key.replace("-", "_"): value for key, value in sections.get(ctx.command.name or "", {}).items()}
+    strange = set(section) - known
+    if strange:
+        raise click.UsageError(f"recipe {recipe}, [{ctx.command.name}]: no option is called {', '.join(sorted(strange))}")
+    defaults = {key.replace("-", "_"): value for key, value in shared.items()}
+    ctx.default_map = {key: value for key, value in defaults.items() if key in known} | section

@@ -1,0 +1,1 @@
+"""Bundle → Triton model repository → answers. Imports neither :mod:`export` nor :mod:`benchmarks`."""
