@@ -1,0 +1,136 @@
+"""The ``benchmark`` command: options → one typed object → :func:`benchmarks.run.run_benchmark`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+PROJECT = Path(__file__).parents[1]
+PRECISIONS = ("fp32", "fp16", "int8")
+PROTOCOLS = ("grpc", "http")
+
+
+def _choices(allowed: tuple[str, ...]) -> Any:
+    """Callback: values given one by one or with commas, each one of ``allowed``."""
+    def split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+        found = [part.strip() for value in values for part in value.split(",")]
+        for part in found:
+            if part not in allowed:
+                raise click.BadParameter(f"{part!r} is not one of {', '.join(allowed)}", ctx, parameter)
+        return tuple(dict.fromkeys(found))
+    return split
+
+
+def _concurrencies(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    parts = [part.strip() for value in values for part in str(value).split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter("give whole numbers from 1 on, such as 1,4,16", ctx, parameter)
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """A gate that cannot be read is told before anything is measured."""
+    if values:
+        from benchmarks.gates import parse_gate  # noqa: PLC0415 - numpy
+        from serving.errors import DataError  # noqa: PLC0415
+
+        for value in values:
+            try:
+                parse_gate(value)
+            except DataError as error:
+                raise click.BadParameter(f"{error.message} ({error.hint})", ctx, parameter) from None
+    return values
+
+
+def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> float:
+    number = value.strip().removesuffix("%")
+    try:
+        share = float(number) / 100
+    except ValueError:
+        share = -1.0
+    if not value.strip().endswith("%") or not 0 <= share < 10:
+        raise click.BadParameter(f"{value!r} is not a percentage such as 10%", ctx, parameter)
+    return share
+
+
+@click.command("benchmark")
+@click.argument("model", metavar="NAME", required=False)
+@click.option("--name", metavar="NAME", help="The model's name, in place of the argument.")
+@click.option("--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"), help="Folder of what the stages made.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="The exported bundle.  [default: ARTIFACTS/NAME/bundle]")
+@click.option("--checkpoint", help="The PyTorch original: a folder, or a name on the Hub.  [default: ARTIFACTS/NAME/checkpoint]")
+@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"),
+              help="The model repository that the server was started on.")
+@click.option("--host", default="127.0.0.1", help="Where the server listens.")
+@click.option("--http-port", type=click.IntRange(1, 65535), default=8000)
+@click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002)
+@click.option("--in-process", is_flag=True, help="Measure without a server: PyTorch and ONNX Runtime only.")
+@click.option("--precision", multiple=True, callback=_choices(PRECISIONS),
+              help="ONNX variants to run in process.  [default: all of the bundle]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where to run in process.")
+@click.option("--protocol", multiple=True, default=PROTOCOLS, callback=_choices(PROTOCOLS), help="How to ask the server.")
+@click.option("--concurrency", multiple=True, default=("1", "4", "16", "64"), callback=_concurrencies, metavar="N[,N…]",
+              help="Requests kept in flight.")
+@click.option("--test", metavar="FILE|hub:NAME", help="Labelled rows to measure on.  [default: those in the bundle]")
+@click.option("--text-column", default="text", help="Column of the text in --test.")
+@click.option("--text-pair-column", help="Column of the second text in --test.")
+@click.option("--label-column", default="label", help="Column of the label in --test.")
+@click.option("--rows", type=click.IntRange(min=2), default=512, help="Texts that speed is measured on.")
+@click.option("--duration", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Seconds of timing for each figure.")
+@click.option("--gate", multiple=True, callback=_gates, metavar="EXPRESSION",
+              help="A comparison that must hold, such as 'served.int8.c16.throughput >= 2 * pytorch.fp32.throughput'.")
+@click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="report.json of an earlier run to compare with.")
+@click.option("--max-regression", default="10%", callback=_percent, help="How much worse than the baseline a figure may be.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for the report.  [default: benchmarks/reports/NAME-TIME]")
+@click.option("--seed", type=int, default=0, help="Draws and orders the texts.")
+@click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON on standard output, by the name gates use.")
+def benchmark_command(model: str | None, name: str | None, as_json: bool, **options: Any) -> None:
+    """Measure speed and quality of a served model against its PyTorch original, all on the same real texts.
+
+    Measures PyTorch, transformers' pipeline and every ONNX variant in process, then the running server over gRPC and HTTP.
+    Writes report.json, report.md and the raw samples; exits with 1 when a gate fails.
+    """
+    chosen = model or name
+    if chosen is None:
+        raise click.UsageError("say which model: tritonize benchmark NAME")
+    from benchmarks.run import require_passed, run_benchmark  # noqa: PLC0415 - numpy and psutil
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    typed = _options(chosen, options)
+    report = run_benchmark(typed, say)
+    if as_json:
+        click.echo(json.dumps(report.figures(), indent=2))
+    else:
+        from benchmarks.markdown import render  # noqa: PLC0415
+
+        click.echo(render(report))
+    click.echo(f"report: {typed.output / 'report.md'}", err=True)
+    sys.stdout.flush()
+    require_passed(report)
+
+
+def _options(name: str, values: dict[str, Any]) -> Any:
+    from benchmarks.machine import resolve_device  # noqa: PLC0415
+    from benchmarks.run import BenchmarkOptions  # noqa: PLC0415
+    from benchmarks.served import Endpoint  # noqa: PLC0415
+    from export.data import Columns  # noqa: PLC0415
+
+    take = values.pop
+    endpoint = Endpoint(**{key: take(key) for key in ("host", "http_port", "grpc_port", "metrics_port")})
+    columns = Columns(text=take("text_column"), text_pair=take("text_pair_column"), label=take("label_column"))
+    own = values["artifacts"] / name
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    return BenchmarkOptions(
+        name=name, columns=columns, endpoint=None if take("in_process") else endpoint, server_environment=PROJECT / ".triton",
+        bundle=take("bundle") or own / "bundle", checkpoint=take("checkpoint") or str(own / "checkpoint"),
+        output=take("output") or Path("benchmarks/reports") / f"{name}-{stamp}", device=resolve_device(take("device")),
+        precisions=take("precision"), protocols=take("protocol"), concurrencies=take("concurrency"), gates=take("gate"), **values,
+    )

@@ -1,0 +1,126 @@
+"""Gates: comparisons of figures that must hold, such as ``served.int8.c16.throughput >= 2 * pytorch.fp32.throughput``."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import operator
+from collections.abc import Callable, Mapping
+
+from benchmarks.report import Gate, Regression
+from serving.errors import DataError
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}
+_COMPARISONS: dict[type[ast.cmpop], tuple[str, Callable[[float, float], bool]]] = {
+    ast.Lt: ("<", operator.lt), ast.LtE: ("<=", operator.le), ast.Gt: (">", operator.gt), ast.GtE: (">=", operator.ge),
+}
+_GRAMMAR = "a gate compares figures and numbers with <, <=, > or >=, and reckons with + - * / and brackets"
+
+
+def parse_gate(expression: str) -> ast.Compare:
+    """Parse a gate and check that it holds nothing but figures, numbers, arithmetic and comparisons. Nothing is executed.
+
+    Raises:
+        DataError: it is not a gate.
+    """
+    try:
+        body = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(f"gate {expression!r} cannot be read: {error}", hint=_GRAMMAR) from None
+    if not isinstance(body, ast.Compare):
+        raise DataError(f"gate {expression!r} compares nothing", hint=_GRAMMAR)
+    for comparison in body.ops:
+        if type(comparison) not in _COMPARISONS:
+            raise DataError(f"gate {expression!r} uses a comparison that gates do not have", hint=_GRAMMAR)
+    for side in (body.left, *body.comparators):
+        _check(side, expression)
+    return body
+
+
+def check_gate(expression: str, figures: Mapping[str, float]) -> Gate:
+    """Evaluate a gate over figures by their dotted names.
+
+    Raises:
+        DataError: it is not a gate, names a figure that was not measured, or divides by zero.
+    """
+    parsed = parse_gate(expression)
+    try:
+        values = [_value(side, figures) for side in (parsed.left, *parsed.comparators)]
+    except ZeroDivisionError:
+        raise DataError(f"gate {expression!r} divides by zero") from None
+    symbols, holds = zip(*(_COMPARISONS[type(comparison)] for comparison in parsed.ops), strict=True)
+    passed = all(hold(left, right) for hold, left, right in zip(holds, values, values[1:], strict=False))
+    sides = [f"{value:.6g}" for value in values]
+    comparison = " ".join([sides[0], *(f"{symbol} {side}" for symbol, side in zip(symbols, sides[1:], strict=True))])
+    return Gate(expression=expression, comparison=comparison, passed=passed)
+
+
+def _check(node: ast.expr, expression: str) -> None:
+    match node:
+        case ast.Constant(value=value) if type(value) in (int, float):
+            pass
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            _check(operand, expression)
+        case ast.BinOp(left=left, op=reckon, right=right) if type(reckon) in _ARITHMETIC:
+            _check(left, expression)
+            _check(right, expression)
+        case ast.Name():
+            pass
+        case ast.Attribute(value=value) if isinstance(value, ast.Name | ast.Attribute):
+            _check(value, expression)
+        case _:
+            raise DataError(f"gate {expression!r} holds {ast.unparse(node)!r}, neither a figure nor a number", hint=_GRAMMAR)
+
+
+def _value(node: ast.expr, figures: Mapping[str, float]) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return float(number)
+        case ast.UnaryOp(operand=operand):
+            return -_value(operand, figures)
+        case ast.BinOp(left=left, op=reckon, right=right):
+            return _ARITHMETIC[type(reckon)](_value(left, figures), _value(right, figures))
+    return _figure(ast.unparse(node), figures)
+
+
+def _figure(name: str, figures: Mapping[str, float]) -> float:
+    if name in figures:
+        return figures[name]
+    close = difflib.get_close_matches(name, figures, n=3, cutoff=0.5)
+    raise DataError(f"no figure is called {name}",
+                    hint=f"close to it: {', '.join(close)}" if close else "all names stand under \"figures\" in report.json")
+
+
+def find_regressions(figures: Mapping[str, float], baseline: Mapping[str, float], *, allowed: float,
+                     metrics: frozenset[str]) -> list[Regression]:
+    """Figures that are worse than in ``baseline`` by more than ``allowed`` (relative: 0.1 is 10 %).
+
+    Throughput, agreement and the task's metrics must not fall, latency must not rise; other figures are not compared.
+
+    Args:
+        metrics: names of the task's figures of quality; higher is better.
+
+    Raises:
+        DataError: the two have no such figure in common.
+    """
+    shared = [name for name in figures if name in baseline and _direction(name, metrics)]
+    if not shared:
+        raise DataError("the baseline has no figure in common with this run",
+                        hint="compare runs of the same precisions, protocols and concurrencies")
+    found = []
+    for name in shared:
+        before, now = baseline[name], figures[name]
+        if _direction(name, metrics) * (before - now) > allowed * abs(before):
+            change = (now - before) / abs(before) if before else float("inf")
+            found.append(Regression(figure=name, before=before, now=now, change=change))
+    return found
+
+
+def _direction(name: str, metrics: frozenset[str]) -> int:
+    """1 where higher is better, −1 where lower is, 0 where the figure is not compared."""
+    last = name.rpartition(".")[2]
+    if last in ("throughput", "agreement") or last in metrics:
+        return 1
+    return -1 if last.endswith("_ms") else 0

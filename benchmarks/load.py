@@ -1,0 +1,139 @@
+"""Load on a running server by ``perf_analyzer``, Triton's own load generator: closed loop, real texts, raw samples."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.speed import Spans
+from serving.errors import ServerError, SetupError
+from serving.runtime.tasks.base import Tensor
+
+BINARY = "perf_analyzer"
+LIBRARIES = {"libcudart.so.12": "libcudart-*.so.12*", "libb64.so.0d": "libb64-*.so.0d"}
+"""What the binary asks for → what the server wheel calls it."""
+WINDOWS = 3
+"""perf_analyzer needs three windows that agree before it ends; told that any three do, it measures exactly three."""
+WARM_UP_WINDOWS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """One run of the load generator.
+
+    Args:
+        name: the model to ask.
+        url: ``host:port`` without a scheme.
+        protocol: ``grpc`` or ``http``.
+        concurrency: requests kept in flight.
+        duration: seconds measured, after half as much of warm-up.
+    """
+
+    name: str
+    url: str
+    protocol: str
+    concurrency: int
+    duration: float
+
+
+def find_perf_analyzer(environment: Path) -> Path:
+    """The binary on PATH (as in NVIDIA's SDK image), otherwise the one in the server's ``environment``.
+
+    Raises:
+        SetupError: there is none.
+    """
+    on_path = shutil.which(BINARY)
+    if on_path is not None:
+        return Path(on_path)
+    binary = environment / "bin" / BINARY
+    if not binary.is_file():
+        raise SetupError(f"no {BINARY} on PATH or in {environment}", hint="make the server's environment with: make setup")
+    return binary
+
+
+@contextlib.contextmanager
+def library_path(binary: Path) -> Iterator[dict[str, str]]:
+    """Environment variables under which ``binary`` finds its libraries.
+
+    The wheels carry them under names of their own, so links with the plain names are laid in a private folder for as long as the
+    block runs. A binary that is not in such an environment is left to the system's libraries.
+    """
+    wheels = list(binary.parents[1].glob("lib/python3*/site-packages/nvidia_pytriton.libs"))
+    if not wheels:
+        yield dict(os.environ)
+        return
+    with tempfile.TemporaryDirectory(prefix="tritonize-") as folder:
+        for plain, pattern in LIBRARIES.items():
+            found = sorted(wheels[0].glob(pattern))
+            if not found:
+                raise SetupError(f"{wheels[0]} lacks {pattern}", hint="make the server's environment anew with: make clean setup")
+            (Path(folder) / plain).symlink_to(found[0].resolve())
+        inherited = os.environ.get("LD_LIBRARY_PATH")
+        yield os.environ | {"LD_LIBRARY_PATH": folder + (f":{inherited}" if inherited else "")}
+
+
+def input_data(tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Real rows as ``--input-data`` wants them: one request of one row each, cycled."""
+    return {"data": [{tensor.name: [value] for tensor, value in zip(tensors, row, strict=True)} for row in rows]}
+
+
+def command(binary: Path, options: LoadOptions, data: Path, export: Path) -> list[str]:
+    """The command line of one run."""
+    window = round(1000 * options.duration / (WINDOWS - WARM_UP_WINDOWS))
+    return [
+        os.fspath(binary), "-m", options.name, "-u", options.url, "-i", options.protocol,
+        "--input-data", os.fspath(data), "--concurrency-range", str(options.concurrency),
+        "--measurement-interval", str(window), "--stability-percentage", "999",
+        "--profile-export-file", os.fspath(export),
+    ]
+
+
+def parse_export(content: dict[str, Any]) -> Spans:
+    """Samples of a ``--profile-export-file``: requests sent after the warm-up, in the order they were sent.
+
+    Raises:
+        ServerError: the file holds no requests, or one without an answer.
+    """
+    experiment = content["experiments"][0]
+    measured_from = experiment["window_boundaries"][WARM_UP_WINDOWS]
+    requests = [request for request in experiment["requests"] if request["timestamp"] >= measured_from]
+    if any(len(request["response_timestamps"]) != 1 for request in requests):
+        raise ServerError(f"{BINARY} recorded a request without an answer")
+    if len(requests) < 2:
+        raise ServerError(f"{BINARY} saw {len(requests)} requests answered: too few to measure", hint="measure longer: --duration")
+    pairs = [(request["timestamp"], request["response_timestamps"][0]) for request in requests]
+    spans: Spans = np.array(sorted(pairs), dtype=np.int64)
+    return spans
+
+
+def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> Spans:
+    """Keep ``options.concurrency`` requests in flight and return when each was sent and answered.
+
+    Raises:
+        ServerError: the load generator failed; the message carries what it said last.
+    """
+    with library_path(binary) as environment, tempfile.TemporaryDirectory(prefix="tritonize-") as folder:
+        data, export = Path(folder) / "input.json", Path(folder) / "profile.json"
+        data.write_text(json.dumps(input_data(tensors, rows), ensure_ascii=False), encoding="utf-8")
+        arguments = command(binary, options, data, export)
+        try:
+            done = subprocess.run(arguments, env=environment, capture_output=True, text=True, errors="replace", check=False,
+                                  timeout=60 + 20 * options.duration)
+        except subprocess.TimeoutExpired as error:
+            raise ServerError(f"{BINARY} did not end within {error.timeout:.0f} s at concurrency {options.concurrency}",
+                              hint="ask for less concurrency") from error
+        if done.returncode != 0 or not export.is_file():
+            said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            raise ServerError(f"{BINARY} failed over {options.protocol} at concurrency {options.concurrency}: "
+                              f"{said[-1] if said else f'exit code {done.returncode}'}")
+        return parse_export(json.loads(export.read_text(encoding="utf-8")))

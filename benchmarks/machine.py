@@ -1,0 +1,135 @@
+"""What a figure was measured on: the machine, the versions, the memory of processes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from serving.artifact import versions
+
+MIB = 2**20
+
+
+def environment() -> dict[str, Any]:
+    """CPU, cores, memory, GPUs, versions, commit and how busy the machine is, JSON-ready."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": round(psutil.virtual_memory().total / MIB),
+        "gpus": _nvidia_smi("--query-gpu=name,memory.total,driver_version"),
+        "system": platform.platform(),
+        "load_average": os.getloadavg()[0],
+        "versions": versions(),
+        "commit": _commit(),
+    }
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` → ``gpu`` where the driver lists one, else ``cpu``; other values as they are."""
+    if device != "auto":
+        return device
+    return "gpu" if _nvidia_smi("--query-gpu=name") else "cpu"
+
+
+def gpu_memory_mib(processes: Iterable[int]) -> float | None:
+    """GPU memory these processes hold, MiB; None where the driver does not list them (no GPU, or a container's own numbering)."""
+    wanted = set(processes)
+    rows = [line.split(",") for line in _nvidia_smi("--query-compute-apps=pid,used_memory")]
+    held = [float(used) for pid, used in rows if int(pid) in wanted and used.strip().isdigit()]
+    return sum(held) if held else None
+
+
+def listening_process(port: int) -> psutil.Process | None:
+    """The process that listens on a TCP port of this machine, None where it is not visible from here."""
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid is not None:
+            return psutil.Process(connection.pid)
+    return None
+
+
+def process_tree(root: psutil.Process) -> list[psutil.Process]:
+    """A process and everything it started."""
+    return [root, *root.children(recursive=True)]
+
+
+class MemoryMeter:
+    """Largest memory of a process tree while the block runs.
+
+    ``peak_rss_mib`` adds up resident sets, so pages that processes share count once for each; ``pss_mib``, read once at the
+    end, splits them fairly.
+    """
+
+    INTERVAL = 0.25  # seconds
+
+    def __init__(self, root: psutil.Process) -> None:
+        self._root = root
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.peak_rss_mib = 0.0
+        self.pss_mib = 0.0
+        self.gpu_memory_mib: float | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._done.set()
+        self._thread.join()
+        if error is None:
+            tree = process_tree(self._root)
+            self.pss_mib = sum(_field(process, "pss") for process in tree) / MIB
+            self.gpu_memory_mib = gpu_memory_mib(process.pid for process in tree)
+
+    def _watch(self) -> None:
+        while not self._done.wait(self.INTERVAL):
+            try:
+                tree = process_tree(self._root)
+            except psutil.NoSuchProcess:  # the server is gone: whoever talks to it says so
+                return
+            self.peak_rss_mib = max(self.peak_rss_mib, sum(_field(process, "rss") for process in tree) / MIB)
+
+
+def _field(process: psutil.Process, field: str) -> int:
+    try:
+        memory = process.memory_full_info() if field == "pss" else process.memory_info()
+    except psutil.NoSuchProcess:  # ended between listing and reading
+        return 0
+    value: int = getattr(memory, field)
+    return value
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _nvidia_smi(query: str) -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    answer = subprocess.run(["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=False)
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
+
+
+def _commit() -> str | None:
+    """Commit of the code that measures, ``+changes`` where files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    if shutil.which("git") is None:
+        return None
+    head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode != 0:
+        return None
+    changes = subprocess.run(["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"],
+                             capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,0 +1,184 @@
+"""The benchmark stage: options → one report, written to its folder, with its gates checked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.gates import check_gate, find_regressions, parse_gate
+from benchmarks.in_process import measure
+from benchmarks.load import find_perf_analyzer
+from benchmarks.machine import environment
+from benchmarks.markdown import render
+from benchmarks.report import Report, read_figures, write_report
+from benchmarks.served import Endpoint, Server, Target, check_process, measure_served, read_package
+from benchmarks.speed import Spans
+from benchmarks.study import Rows, Study
+from export.data import Columns, LabelledRows, encode_labels, read_evaluation, sample
+from export.sources import checkpoint_folder, load_rows
+from serving.artifact import publish
+from serving.bundle import Bundle, load_bundle
+from serving.errors import DataError, GateError
+
+QUICKSTART_CACHE = "quickstart"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """What to measure.
+
+    Args:
+        checkpoint: the original: a folder, or a name on the Hub.
+        repository: model repository that the running server was started on.
+        endpoint: the running server; None measures in process only.
+        server_environment: folder of the environment that carries ``perf_analyzer``.
+        precisions: ONNX variants to run in process; empty for all of the bundle.
+        test: other labelled rows than the bundle's own; None for those.
+        rows: texts that speed is measured on, drawn at random from the labelled rows.
+        duration: seconds of timing per figure.
+        gates: expressions, see :mod:`benchmarks.gates`.
+        max_regression: how much worse than ``baseline`` a figure may be, relative.
+        output: folder to write.
+    """
+
+    name: str
+    bundle: Path
+    checkpoint: str
+    repository: Path
+    artifacts: Path
+    endpoint: Endpoint | None
+    server_environment: Path
+    precisions: tuple[str, ...]
+    device: str
+    protocols: tuple[str, ...]
+    concurrencies: tuple[int, ...]
+    test: str | None
+    columns: Columns
+    rows: int
+    duration: float
+    gates: tuple[str, ...]
+    baseline: Path | None
+    max_regression: float
+    output: Path
+    seed: int
+
+
+def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Report:
+    """Measure, write the report, check the gates (in this order: a failed gate's report is there to read).
+
+    Args:
+        say: told one line per figure found.
+
+    Returns:
+        The report, gates and regressions in it; :func:`require_passed` turns those into an error.
+
+    Raises:
+        TritonizeError: anything that keeps it from being measured; what can be known beforehand is checked first.
+    """
+    if options.output.exists():
+        raise DataError(f"{options.output} exists already", hint="give another folder with --output")
+    for gate in options.gates:
+        parse_gate(gate)
+    baseline = read_figures(options.baseline) if options.baseline else None
+    study = _study(options)
+    target = _target(options)
+    with closing(target.server) if target else nullcontext():
+        report, samples = _measure(options, study, target, say)
+    try:
+        report = _checked(report, baseline, options)
+    finally:  # a gate that names no figure is an error, and no reason to lose what was measured
+        with publish(options.output) as folder:
+            write_report(folder, report, samples, render(report))
+    return report
+
+
+def _checked(report: Report, baseline: dict[str, float] | None, options: BenchmarkOptions) -> Report:
+    figures = report.figures()
+    gates = [check_gate(expression, figures) for expression in options.gates]
+    if baseline is None:
+        return replace(report, gates=gates)
+    metrics = frozenset(name for model in report.in_process if model.quality for name in model.quality.metrics)
+    regressions = find_regressions(figures, baseline, allowed=options.max_regression, metrics=metrics)
+    return replace(report, gates=gates, regressions=regressions)
+
+
+def require_passed(report: Report) -> None:
+    """Raises:
+    GateError: a gate failed or a figure is worse than the baseline allows; the message names each with its figures.
+    """
+    failed = [f"{gate.expression} ({gate.comparison})" for gate in report.gates if not gate.passed]
+    worse = [f"{figure.figure} went from {figure.before:.4g} to {figure.now:.4g} ({figure.change:+.1%})"
+             for figure in report.regressions]
+    parts = []
+    if failed:
+        parts.append(f"{len(failed)} of {len(report.gates)} gates failed: {'; '.join(failed)}")
+    if worse:
+        parts.append(f"{len(worse)} figures are worse than the baseline: {'; '.join(worse)}")
+    if parts:
+        raise GateError(". ".join(parts))
+
+
+def _study(options: BenchmarkOptions) -> Study:
+    bundle = load_bundle(options.bundle)
+    precisions = options.precisions or tuple(bundle.variants)
+    for precision in precisions:
+        bundle.variant(precision)  # an error now rather than minutes later
+    return Study(
+        bundle=bundle, checkpoint=checkpoint_folder(options.checkpoint, options.artifacts / QUICKSTART_CACHE),
+        rows=_rows(options, bundle), precisions=precisions, device=options.device, protocols=options.protocols,
+        concurrencies=options.concurrencies, duration=options.duration,
+    )
+
+
+def _rows(options: BenchmarkOptions, bundle: Bundle) -> Rows:
+    labelled = _labelled(options, bundle)
+    if len(labelled.texts) != len(bundle.task.inputs()):
+        raise DataError(f"the model takes {len(bundle.task.inputs())} texts a row, the rows have {len(labelled.texts)}",
+                        hint="name the columns with --text-column and --text-pair-column")
+    rows = [list(row) for row in zip(*labelled.texts, strict=True)]
+    timed = [rows[index] for index in sample(len(rows), options.rows, options.seed)]
+    random.Random(options.seed).shuffle(timed)  # noqa: S311 - nothing secret; files are often sorted, by label or by length
+    return Rows(timed=timed, labelled=rows, references=list(labelled.labels))
+
+
+def _labelled(options: BenchmarkOptions, bundle: Bundle) -> LabelledRows:
+    if options.test is None:
+        return read_evaluation(bundle.folder)
+    found = load_rows(options.test, options.columns, split="test", cache=options.artifacts / QUICKSTART_CACHE)
+    return encode_labels(found, bundle.manifest["labels"], positions=True)
+
+
+def _target(options: BenchmarkOptions) -> Target | None:
+    if options.endpoint is None:
+        return None
+    package = read_package(options.repository, options.name)
+    load_generator = find_perf_analyzer(options.server_environment)
+    server = Server(options.endpoint, options.name)
+    check_process(options.endpoint, package)
+    return Target(server=server, package=package, load_generator=load_generator)
+
+
+def _measure(options: BenchmarkOptions, study: Study, target: Target | None,
+             say: Callable[[str], None]) -> tuple[Report, dict[str, Spans]]:
+    machine = environment()
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    found = measure(study, say)
+    served, samples = None, found.samples
+    if target is not None:
+        served, load_samples = measure_served(target, study, found.original, say)
+        samples = samples | load_samples
+    settings = {
+        "rows": len(study.rows.timed), "labelled_rows": len(study.rows.labelled), "duration": options.duration,
+        "seed": options.seed, "device": options.device, "max_length": study.bundle.max_length, "test": options.test,
+        "bundle_created": study.bundle.manifest["created"],
+    }
+    task = study.bundle.task
+    report = Report(
+        name=options.name, task=task.name, created=created, main_metric=task.main_metric, environment=machine, settings=settings,
+        in_process=found.models, served=served, gates=[], regressions=[],
+    )
+    return report, samples

@@ -1,0 +1,288 @@
+"""One way of answering, loaded and timed in a process of its own: ``python -m benchmarks.runners``.
+
+The process reads a :class:`Job` as one JSON line, loads it, says ``{"ready": …}``, waits for a line saying ``go`` (so that
+several workers start together), times itself and says ``{"result": …}``. Nothing heavy is imported before the job is
+read: load time and memory are those of the way of answering alone. :mod:`benchmarks.workers` is the other end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from serving.artifact import sha256
+from serving.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from serving.bundle import Bundle
+    from serving.runtime.tasks.base import Arrays, Text
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
+TORCH_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+
+Span = tuple[int, int]
+"""Start and end of one call, ns on a clock that all processes share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one worker process is to load and time.
+
+    Args:
+        backend: a key of :data:`BACKENDS`.
+        source: the checkpoint folder, or the ONNX file.
+        bundle: the bundle whose task, tokenizer and ``max_length`` apply.
+        device: ``cpu`` or ``gpu``.
+        half: run in the device's best half precision (PyTorch only).
+        threads: threads of one operator; None leaves the library's own choice.
+        batches: rows per call; each is timed in turn.
+        duration: seconds; whole passes over ``rows`` are made until it is over.
+        rows: what is timed, one list of strings per row in the order of the task's inputs.
+        labelled: rows answered one by one before timing starts: they give the answers to judge, and warm up.
+    """
+
+    backend: str
+    source: str
+    bundle: str
+    device: str
+    half: bool = False
+    threads: int | None = None
+    batches: list[int]
+    duration: float
+    rows: list[list[str]]
+    labelled: list[list[str]]
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+class Runner(Protocol):
+    """A loaded model: texts in, answers out, tokenization included."""
+
+    file: Path
+    """What was loaded: its checksum tells which variant ran."""
+    threads: int
+    """Threads of one operator, as the library reports them."""
+
+    def __call__(self, texts: Sequence[Text]) -> Arrays | None:
+        """Answer a batch: the tensors of the task's outputs, or None where the answers are in another form."""
+
+    def precision(self) -> str:
+        """What the loaded model really computes in, for those that know it (``fp32``, ``fp16``, ``bf16``), else empty."""
+
+
+class PyTorch:
+    """The original: ``transformers`` eager, as somebody would run it by hand."""
+
+    def __init__(self, job: Job, bundle: Bundle) -> None:
+        import torch  # noqa: PLC0415
+        import transformers  # noqa: PLC0415
+
+        self._torch, self._task, self._max_length = torch, bundle.task, bundle.max_length
+        self._device = "cuda" if job.device == "gpu" else "cpu"
+        # On a GPU the weights themselves become half; on a CPU autocast keeps what bfloat16 cannot hold in fp32.
+        weights = torch.float16 if job.half and job.device == "gpu" else torch.float32
+        self._autocast = job.half and job.device == "cpu"
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(job.source)
+        model = getattr(transformers, bundle.task.auto_model).from_pretrained(job.source, dtype=weights)
+        self._model = model.eval().to(self._device)
+        self._dtype = ""
+        self.file = weights_file(Path(job.source))
+        self.threads = torch.get_num_threads()
+
+    def __call__(self, texts: Sequence[Text]) -> Arrays:
+        torch = self._torch
+        encoded = self._tokenizer(list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
+            logits = self._model(**encoded.to(self._device)).logits
+        self._dtype = str(logits.dtype)
+        return self._task.answers(logits.float().cpu().numpy())
+
+    def precision(self) -> str:
+        return TORCH_PRECISIONS[self._dtype]
+
+
+class TransformersPipeline:
+    """``transformers.pipeline``, as most people run a checkpoint."""
+
+    def __init__(self, job: Job, bundle: Bundle) -> None:
+        import torch  # noqa: PLC0415
+        import transformers  # noqa: PLC0415
+
+        self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
+        self._options = {"truncation": True, "max_length": bundle.max_length}
+        self.file = weights_file(Path(job.source))
+        self.threads = torch.get_num_threads()
+
+    def __call__(self, texts: Sequence[Text]) -> None:
+        inputs = [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in texts]
+        self._pipeline(inputs, batch_size=len(inputs), **self._options)
+
+    def precision(self) -> str:
+        return TORCH_PRECISIONS[str(self._pipeline.model.dtype)]
+
+
+class OnnxRuntime:
+    """An ONNX variant with the tokenizer and the answers that run inside Triton, without Triton."""
+
+    def __init__(self, job: Job, bundle: Bundle) -> None:
+        import onnxruntime  # noqa: PLC0415
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = job.threads or 0
+        provider = PROVIDERS[job.device]
+        self._session = onnxruntime.InferenceSession(job.source, options, providers=[provider])
+        if provider not in self._session.get_providers():  # onnxruntime falls back to the CPU with no more than a log line
+            raise RuntimeError(f"onnxruntime could not load {provider}")
+        self._task = bundle.task
+        self._encoder = bundle.encoder([node.name for node in self._session.get_inputs()])
+        self.file = Path(job.source)
+        self.threads = job.threads or cores()
+
+    def __call__(self, texts: Sequence[Text]) -> Arrays:
+        inputs = self._encoder.arrays(self._encoder.encode(texts))
+        (logits,) = self._session.run([self._task.logits], inputs)
+        return self._task.answers(logits)
+
+    def precision(self) -> str:
+        return ""  # the bundle's manifest knows, by the file's checksum
+
+
+BACKENDS: dict[str, Callable[[Job, Bundle], Runner]] = {
+    "pytorch": PyTorch, "pipeline": TransformersPipeline, "onnx": OnnxRuntime,
+}
+
+
+def weights_file(checkpoint: Path) -> Path:
+    """The file that stands for a checkpoint's weights: the weights, or the index of their shards.
+
+    Raises:
+        ArtifactError: the folder holds no weights.
+    """
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (checkpoint / name).is_file():
+            return checkpoint / name
+    raise ArtifactError(f"{checkpoint} holds no safetensors weights", hint="make a checkpoint with: tritonize finetune")
+
+
+def cores() -> int:
+    """CPU cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def timed_passes(runner: Callable[[Sequence[Text]], object], texts: Sequence[Text], batch: int, seconds: float) -> list[Span]:
+    """Call ``runner`` over all of ``texts``, ``batch`` at a time, again and again until ``seconds`` are over.
+
+    Passes are always whole, so that every way of answering is timed on the same mix of lengths.
+    """
+    calls = [texts[start:start + batch] for start in range(0, len(texts), batch)]
+    spans: list[Span] = []
+    deadline = time.perf_counter_ns() + round(seconds * 1e9)
+    while not spans or spans[-1][1] < deadline:
+        for call in calls:
+            started = time.perf_counter_ns()
+            runner(call)
+            spans.append((started, time.perf_counter_ns()))
+    return spans
+
+
+def peak_rss_mib() -> float:
+    """Largest resident set this process has had, MiB.
+
+    Not ``ru_maxrss``: that one is inherited from the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+def _answer_all(runner: Runner, texts: Sequence[Text]) -> dict[str, list[Any]] | None:
+    """Answers row by row, JSON-ready; None where the runner gives them in another form."""
+    rows = [runner([text]) for text in texts]
+    answered = [row for row in rows if row is not None]
+    if not answered:
+        return None
+    return {name: [_plain(row[name][0]) for row in answered] for name in answered[0]}
+
+
+def _plain(row: Any) -> list[Any]:
+    return [value.decode() if isinstance(value, bytes) else value for value in row.tolist()]
+
+
+def _texts(bundle: Bundle, rows: list[list[str]]) -> Sequence[Text]:
+    return bundle.task.texts([list(column) for column in zip(*rows, strict=True)]) if rows else []
+
+
+def work(job: Job, started: int, wait: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Load, answer the labelled rows, call ``wait`` and time.
+
+    Args:
+        started: when this process began, ns of ``time.perf_counter_ns``.
+        wait: told when everything is loaded and warm; returns when timing is to begin.
+
+    Returns:
+        ``file``, ``sha256``, ``precision``, ``threads``, ``load_seconds`` (from an empty process to the first answer),
+        ``peak_rss_mib``, ``gpu_memory_mib``, ``answers`` to the labelled rows, and ``timings``: per batch size its ``spans``
+        and the number of ``rows`` answered in them.
+    """
+    from serving.bundle import load_bundle  # noqa: PLC0415 - numpy and tokenizers
+
+    bundle = load_bundle(Path(job.bundle))
+    texts = _texts(bundle, job.rows)
+    runner = BACKENDS[job.backend](job, bundle)
+    runner(texts[:1])
+    load_seconds = (time.perf_counter_ns() - started) / 1e9
+    answers = _answer_all(runner, _texts(bundle, job.labelled))
+    wait({"file": str(runner.file)})
+    timings = [_timing(runner, texts, batch, job.duration) for batch in job.batches]
+    return {
+        "file": str(runner.file), "sha256": sha256(runner.file), "precision": runner.precision(), "threads": runner.threads,
+        "load_seconds": load_seconds, "peak_rss_mib": peak_rss_mib(), "gpu_memory_mib": _gpu_memory_mib(job),
+        "answers": answers, "timings": timings,
+    }
+
+
+def _timing(runner: Runner, texts: Sequence[Text], batch: int, seconds: float) -> dict[str, Any]:
+    timed_passes(runner, texts[: 20 * batch], batch, 0)  # warm-up
+    spans = timed_passes(runner, texts, batch, seconds)
+    passes = len(spans) // -(-len(texts) // batch)
+    return {"batch": batch, "spans": spans, "rows": passes * len(texts)}
+
+
+def _gpu_memory_mib(job: Job) -> float | None:
+    if job.device != "gpu":
+        return None
+    from benchmarks.machine import gpu_memory_mib  # noqa: PLC0415
+
+    return gpu_memory_mib([os.getpid()])
+
+
+def main() -> int:
+    """Serve one job over standard input and output; libraries that print go to standard error instead."""
+    started = time.perf_counter_ns()
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = Job(**json.loads(sys.stdin.readline()))
+
+    def say(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    def wait(ready: dict[str, Any]) -> None:
+        say({"ready": ready})
+        if not sys.stdin.readline():  # the benchmark is gone: nobody wants the figures
+            sys.exit(1)
+
+    say({"result": work(job, started, wait)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

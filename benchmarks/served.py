@@ -1,0 +1,248 @@
+"""The served ensemble: what it is, how fast it answers under load, and whether it answers right."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.load import LoadOptions, run_load
+from benchmarks.machine import MIB, MemoryMeter, listening_process
+from benchmarks.quality import Answers, judge
+from benchmarks.report import Load, Served, Step
+from benchmarks.speed import Spans, closed_loop_speed
+from benchmarks.study import Study
+from serving.artifact import read_manifest, sha256
+from serving.bundle import Bundle
+from serving.errors import ArtifactError, ServerError
+
+_PACKAGE_ANEW = "write it anew with: tritonize package"
+
+IN_FLIGHT = 16
+"""Labelled rows asked at once: the answers judged are given under load, as in production."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where a server listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    def url(self, protocol: str) -> str:
+        """``host:port`` of ``grpc`` or ``http``."""
+        return f"{self.host}:{self.grpc_port if protocol == 'grpc' else self.http_port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server runs on this machine, as far as its name tells."""
+        return self.host in ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - compared, not bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """What was packaged: the repository's manifest and the checksum of its ONNX file, which still is the packaged one."""
+
+    name: str
+    precision: str
+    manifest: dict[str, Any]
+    sha256: str
+
+    SETTINGS = ("precision", "batching", "instances", "threads", "device", "max_batch_size")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the model is served."""
+        return {key: self.manifest[key] for key in self.SETTINGS if key in self.manifest}
+
+
+def read_package(repository: Path, name: str) -> Package:
+    """Read what ``package`` recorded about ``name``.
+
+    Raises:
+        ArtifactError: it is not there, or its ONNX file is not the one that was packaged.
+    """
+    manifest = read_manifest(repository / name, "repository")
+    file = f"{name}_model/1/model.onnx"
+    packaged = manifest["files"].get(file)
+    if packaged is None:
+        raise ArtifactError(f"the manifest of {repository / name} does not list {file}", hint=_PACKAGE_ANEW)
+    found = sha256(repository / file)
+    if found != packaged:
+        raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_ANEW)
+    return Package(name=name, precision=manifest["precision"], manifest=manifest, sha256=found)
+
+
+class Server:
+    """A connection to a running server, for everything but load.
+
+    Raises:
+        ServerError: nothing answers, or the server does not serve ``name``.
+    """
+
+    def __init__(self, endpoint: Endpoint, name: str) -> None:
+        import tritonclient.grpc as triton  # noqa: PLC0415 - a third of a second
+
+        self._triton, self._name = triton, name
+        self.endpoint = endpoint
+        self._client = triton.InferenceServerClient(endpoint.url("grpc"))
+        try:
+            ready = self._client.is_server_ready() and self._client.is_model_ready(name)
+        except triton.InferenceServerException as error:
+            raise ServerError(f"no server answers at {endpoint.url('grpc')}",
+                              hint="start one with: tritonize serve; or measure without one: --in-process") from error
+        if not ready:
+            raise ServerError(f"the server at {endpoint.url('grpc')} does not serve {name}",
+                              hint=f"start one on the right repository: tritonize serve --repository …, with {name} in it")
+        metadata = self._client.get_server_metadata()
+        self.version = f"{metadata.name} {metadata.version}"
+        steps = self._client.get_model_config(name).config.ensemble_scheduling.step
+        self.steps = [step.model_name for step in steps]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """Triton's counters of every step, by its model's name."""
+        return {step: self._client.get_inference_statistics(step).model_stats[0] for step in self.steps}
+
+    def ask(self, bundle: Bundle, rows: Sequence[Sequence[str]]) -> Answers:
+        """Answers to ``rows``, one request each, :data:`IN_FLIGHT` at a time, in their order."""
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            answered = list(pool.map(lambda row: self._ask_one(bundle, row), rows))
+        return {name: [row[name] for row in answered] for name in answered[0]}
+
+    def _ask_one(self, bundle: Bundle, row: Sequence[str]) -> dict[str, list[Any]]:
+        inputs = []
+        for tensor, value in zip(bundle.task.inputs(), row, strict=True):
+            request = self._triton.InferInput(tensor.name, [1, 1], "BYTES")
+            request.set_data_from_numpy(np.array([[value.encode()]], dtype=np.object_))
+            inputs.append(request)
+        try:
+            answer = self._client.infer(self._name, inputs)
+        except self._triton.InferenceServerException as error:
+            raise ServerError(f"the server could not answer {row!r:.80}: {error}") from error
+        return {tensor.name: _plain(answer.as_numpy(tensor.name)[0]) for tensor in bundle.task.outputs()}
+
+    def gpu_memory_mib(self) -> float | None:
+        """GPU memory in use on the server's machine, by its metrics endpoint, MiB; None without a GPU or metrics."""
+        url = f"http://{self.endpoint.host}:{self.endpoint.metrics_port}/metrics"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                lines = answer.read().decode().splitlines()
+        except (urllib.error.URLError, TimeoutError):
+            return None
+        used = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("nv_gpu_memory_used_bytes{")]
+        return sum(used) / MIB if used else None
+
+
+def _plain(row: Any) -> list[Any]:
+    return [value.decode() if isinstance(value, bytes) else value for value in row.tolist()]
+
+
+def steps_between(before: dict[str, Any], after: dict[str, Any], name: str) -> dict[str, Step]:
+    """What each step did between two readings of :meth:`Server.statistics`, by step without the ensemble's ``name``.
+
+    Raises:
+        ServerError: a step executed nothing.
+    """
+    return {model.removeprefix(f"{name}_"): _step(model, before[model], after[model]) for model in before}
+
+
+def _step(model: str, before: Any, after: Any) -> Step:
+    executions = after.execution_count - before.execution_count
+    rows = after.inference_count - before.inference_count
+    requests = after.inference_stats.success.count - before.inference_stats.success.count
+    if not executions or not requests:
+        raise ServerError(f"{model} executed nothing while {model.rpartition('_')[0]} was under load",
+                          hint="does another server, or a cache, answer on these ports?")
+    queue = after.inference_stats.queue.ns - before.inference_stats.queue.ns
+    compute = _compute_ns(after.inference_stats) - _compute_ns(before.inference_stats)
+    busy = sum(map(_compute_ns, after.batch_stats)) - sum(map(_compute_ns, before.batch_stats))
+    return Step(executed_batch=rows / executions, queue_us=queue / requests / 1e3, compute_us=compute / requests / 1e3,
+                cost_us=busy / rows / 1e3)
+
+
+def _compute_ns(statistics: Any) -> int:
+    parts = (statistics.compute_input, statistics.compute_infer, statistics.compute_output)
+    return sum(part.ns for part in parts)
+
+
+def check_process(endpoint: Endpoint, package: Package) -> Any:
+    """The process that serves, None where it cannot be seen from here (another machine, or a container).
+
+    Raises:
+        ArtifactError: it was started before the repository was packaged, so it serves something else.
+    """
+    process = listening_process(endpoint.grpc_port) if endpoint.is_local else None
+    packaged = datetime.fromisoformat(package.manifest["created"]).timestamp()
+    if process is not None and process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
+        raise ArtifactError(f"the server on port {endpoint.grpc_port} was started before {package.name} was packaged, "
+                            "so it serves an older package", hint="start it anew: tritonize stop, tritonize serve")
+    return process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The server to measure, connected and checked, and the load generator."""
+
+    server: Server
+    package: Package
+    load_generator: Path
+
+
+def measure_served(target: Target, study: Study, original: Answers, say: Callable[[str], None]) -> tuple[Served, dict[str, Spans]]:
+    """Ask the labelled rows, then put load on the server over each protocol at each concurrency.
+
+    Args:
+        original: the original's answers to the labelled rows.
+        say: told one line per load.
+
+    Returns:
+        What was found, and the samples behind it by figure name.
+    """
+    server, package, task = target.server, target.package, study.bundle.task
+    process = check_process(server.endpoint, package)
+    loads: list[Load] = []
+    samples: dict[str, Spans] = {}
+    with ExitStack() as stack:
+        meter = stack.enter_context(MemoryMeter(process)) if process is not None else None
+        answers = server.ask(study.bundle, study.rows.labelled)
+        for protocol, concurrency in product(study.protocols, study.concurrencies):
+            load, spans = _measure_load(target, study, protocol, concurrency)
+            loads.append(load)
+            figure = f"served.{package.precision}.{'' if protocol == 'grpc' else f'{protocol}.'}c{concurrency}"
+            samples[figure] = spans
+            say(f"{figure}: {load.speed.throughput:.0f} rows/s, p50 {load.speed.p50_ms:.2f} ms, "
+                f"p99 {load.speed.p99_ms:.2f} ms, executed batch {load.executed_batch:.2f}")
+        gpu_memory = server.gpu_memory_mib()
+    served = Served(
+        precision=package.precision, package=package.settings, sha256=package.sha256, server=server.version, loads=loads,
+        quality=judge(task, study.rows.references, answers, original),
+        peak_rss_mib=meter.peak_rss_mib if meter else None, pss_mib=meter.pss_mib if meter else None, gpu_memory_mib=gpu_memory,
+    )
+    return served, samples
+
+
+def _measure_load(target: Target, study: Study, protocol: str, concurrency: int) -> tuple[Load, Spans]:
+    server, name = target.server, target.package.name
+    options = LoadOptions(name=name, url=server.endpoint.url(protocol), protocol=protocol, concurrency=concurrency,
+                          duration=study.duration)
+    before = server.statistics()
+    spans = run_load(target.load_generator, options, study.bundle.task.inputs(), study.rows.timed)
+    steps = steps_between(before, server.statistics(), name)
+    load = Load(protocol=protocol, concurrency=concurrency, speed=closed_loop_speed(spans),
+                executed_batch=steps["model"].executed_batch, steps=steps)
+    return load, spans

@@ -1,0 +1,43 @@
+"""What a benchmark measures, read and checked: handed to every part of it alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.bundle import Bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Real rows, each a list of strings in the order of the task's inputs.
+
+    Args:
+        timed: what every speed is measured on, in this order.
+        labelled: what every quality is measured on.
+        references: position of the right label of each labelled row.
+    """
+
+    timed: list[list[str]]
+    labelled: list[list[str]]
+    references: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Args:
+    checkpoint: folder of the original.
+    precisions: ONNX variants to run in process.
+    device: ``cpu`` or ``gpu``, in process.
+    protocols, concurrencies: how the server is asked.
+    duration: seconds of timing per figure.
+    """
+
+    bundle: Bundle
+    checkpoint: Path
+    rows: Rows
+    precisions: tuple[str, ...]
+    device: str
+    protocols: tuple[str, ...]
+    concurrencies: tuple[int, ...]
+    duration: float
