@@ -57,4 +57,9 @@ def _apply(ctx: click.Context, _: click.Parameter, recipe: str | None) -> None:
     if strange:
         raise click.UsageError(f"recipe {recipe}, [{ctx.command.name}]: no option is called {', '.join(sorted(strange))}")
     defaults = {key.replace("-", "_"): value for key, value in shared.items()}
-    ctx.default_map = {key: value for key, value in defaults.items() if key in known} | section
+    repeatable = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
+    chosen = {key: value for key, value in defaults.items() if key in known} | section
+    # One value of an option that may be given several times need not be written as a list.
+    ctx.default_map = {
+        key: [value] if key in repeatable and not isinstance(value, list) else value for key, value in chosen.items()
+    }

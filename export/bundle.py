@@ -1,0 +1,189 @@
+"""Export: checkpoint → a bundle of verified ONNX variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from export import checkpoint as checkpoints
+from export.data import EVALUATION, Columns, LabelledRows, encode_labels, read_evaluation
+from export.sources import checkpoint_files, checkpoint_folder, load_rows
+from serving.artifact import MANIFEST, inputs_record, is_current, publish, read_manifest, write_manifest
+from serving.bundle import PRECISIONS
+from serving.errors import ArtifactError, DataError, ExportError, GateError
+from serving.runtime.tasks import task_class
+from serving.runtime.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of the stage.
+
+    Args:
+        name: of the artifact.
+        task: as in ``serving.runtime.tasks.names()``.
+        checkpoint: location as ``export.sources`` reads it; None: what ``finetune`` left under ``name``.
+        test: labelled rows to verify on; None: those that ``finetune`` left in the checkpoint.
+        precision: variants asked for, of ``serving.bundle.PRECISIONS``; empty: all. fp32 is always made.
+        max_length: tokens kept of a row; None: as fine-tuned, else 128 or what the model takes if that is less.
+        max_metric_drop: points (hundredths) of the main metric that a variant may lose.
+        min_agreement: share of labels that must equal the original's; None: 0.995 for fp16, 0.97 for int8. fp32: always 1.
+        verify_rows: at most so many rows are verified on, drawn at random.
+        opset: of the ONNX graphs.
+        device: ``auto``, ``cpu`` or ``gpu``: where variants are verified.
+        force: export even where the artifact is up to date.
+    """
+
+    name: str
+    task: str
+    checkpoint: str | None = None
+    test: str | None = None
+    columns: Columns = Columns()
+    precision: tuple[str, ...] = ()
+    max_length: int | None = None
+    max_metric_drop: float = 0.5
+    min_agreement: float | None = None
+    verify_rows: int = 1000
+    opset: int = 18
+    device: str = "auto"
+    seed: int = 0
+    artifacts: Path = Path("artifacts")
+    force: bool = False
+
+    @property
+    def target(self) -> Path:
+        """The artifact's folder."""
+        return self.artifacts / self.name / "bundle"
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Variants to make, fp32 first."""
+        return tuple(precision for precision in PRECISIONS if precision == "fp32" or not self.precision or precision in self.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint that was found fit for export, and the rows to verify on.
+
+    Args:
+        name: for people: the location as given, without any folder's path.
+        task: bound to the checkpoint's config.
+        max_length: as asked for or fine-tuned with; None: unknown.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    task: Task
+    rows: LabelledRows
+    max_length: int | None
+
+
+def export(options: ExportOptions) -> dict[str, Any]:
+    """Convert, optimise, verify, write the artifact. A variant that fails its gates is left out, its record stays.
+
+    Returns:
+        The artifact's manifest; that of the last run where nothing has changed since.
+
+    Raises:
+        ArtifactError: the checkpoint is missing, of another task, or cannot be loaded.
+        DataError: the rows are not as they must be.
+        ExportError: a graph could not be made.
+        GateError: fp32 does not give what PyTorch gives.
+    """
+    source = find_source(options)
+    inputs = _inputs(options, source)
+    if not options.force and is_current(options.target, "bundle", inputs):
+        click.echo(f"{options.target} is up to date", err=True)
+        return read_manifest(options.target, "bundle")
+
+    from export import variants  # noqa: PLC0415 - imports torch
+
+    with publish(options.target) as staging:
+        fields = variants.build(source, options, staging)
+        require_passed(fields["precisions"], ["fp32"])
+        return write_manifest(staging, "bundle", inputs, name=options.name, **fields)
+
+
+def require_passed(records: Mapping[str, Any], precisions: Sequence[str]) -> None:
+    """Check that those variants passed their gates.
+
+    Args:
+        records: ``precisions`` of the bundle's manifest.
+
+    Raises:
+        GateError: one did not; the message names it with its figures.
+    """
+    failed = [f"{precision} failed: {'; '.join(gate['message'] for gate in records[precision]['gates'] if not gate['passed'])}"
+              for precision in precisions if records[precision]["verdict"] != "passed"]
+    if failed:
+        hint = "the graph does not compute what PyTorch computes" if "fp32" in precisions and len(precisions) == 1 else \
+            "leave it out of --precision, or move --max-metric-drop or --min-agreement"
+        raise GateError(". ".join(failed), hint=hint)
+
+
+def find_source(options: ExportOptions) -> Source:
+    """Find the checkpoint and the rows, and check that they fit the task and each other.
+
+    Raises:
+        ArtifactError: the checkpoint is missing, or of another task.
+        DataError: there are no rows, or their labels are not the checkpoint's.
+        ExportError: the task cannot be verified for this checkpoint.
+    """
+    if options.checkpoint is None:
+        folder = options.artifacts / options.name / "checkpoint"
+        read_manifest(folder, "checkpoint")  # says how to make one
+        name = options.name
+    else:
+        folder = checkpoint_folder(options.checkpoint, options.artifacts / "quickstart")
+        name = Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint
+    config = checkpoints.read_config(folder)
+    task_type = task_class(options.task)
+    checkpoints.require_task(config, task_type, name)
+    trained = read_manifest(folder, "checkpoint") if (folder / MANIFEST).is_file() else {}
+    if trained.get("task", options.task) != options.task:
+        raise ArtifactError(f"{folder} was fine-tuned for {trained['task']}, not {options.task}", hint=f"give --task {trained['task']}")
+    pair = options.columns.text_pair is not None or bool(trained.get("pair"))
+    task = task_type.from_config(config, pair=pair)
+    labels = list(task.settings()["labels"])
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise ExportError(f"{name} has the labels {', '.join(labels)}: at least two are needed, all different",
+                          hint="set id2label in its config.json")
+    return Source(name=name, folder=folder, config=config, task=task, rows=_rows(options, folder, labels, pair),
+                  max_length=options.max_length or trained.get("max_length"))
+
+
+def _rows(options: ExportOptions, folder: Path, labels: list[str], pair: bool) -> LabelledRows:
+    if options.test is not None:
+        found = load_rows(options.test, options.columns, split="test", cache=options.artifacts / "quickstart")
+        rows = encode_labels(found, labels, positions=True)
+    elif (folder / EVALUATION).is_file():
+        rows = read_evaluation(folder)
+    else:
+        raise DataError(f"{folder} holds no labelled rows to verify on", hint="give some with --test")
+    if len(rows.texts) != 1 + pair:
+        raise DataError(f"the checkpoint takes {'pairs of texts' if pair else 'single texts'}, the rows do not hold them",
+                        hint="name both columns with --text-column and --text-pair-column")
+    if not all(0 <= label < len(labels) for label in rows.labels):
+        raise DataError(f"{folder / EVALUATION} has labels beyond the checkpoint's {len(labels)}")
+    return rows
+
+
+def _inputs(options: ExportOptions, source: Source) -> dict[str, Any]:
+    record = {
+        "task": source.task.settings(),
+        "precisions": options.precisions,
+        "max_length": source.max_length,
+        "max_metric_drop": options.max_metric_drop,
+        "min_agreement": options.min_agreement,
+        "verify_rows": options.verify_rows,
+        "opset": options.opset,
+        "device": options.device,
+        "seed": options.seed,
+        "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
+    }
+    return inputs_record(record, checkpoint_files(source.folder))

@@ -1,0 +1,127 @@
+"""A Hugging Face checkpoint folder: its config, its tokenizer, how long a row it takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from serving.artifact import sha256
+from serving.errors import ArtifactError
+from serving.runtime.tasks.base import Task
+
+DEFAULT_MAX_LENGTH = 128
+UNLIMITED = 10**6
+"""Tokenizers without a limit say 10**30; anything from here on is none."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` as it stands.
+
+    Raises:
+        ArtifactError: it is not readable.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read {folder / 'config.json'}: {error}") from error
+    return config
+
+
+def require_task(config: dict[str, Any], task: type[Task], location: str) -> None:
+    """Refuse a checkpoint that has no head for ``task``.
+
+    Raises:
+        ArtifactError: its architecture is one of another task.
+    """
+    suffix = task.auto_model.removeprefix("AutoModel") or "Model"
+    architectures = config.get("architectures") or []
+    if not any(name.endswith(suffix) for name in architectures):
+        found = ", ".join(architectures) or "no architecture"
+        raise ArtifactError(f"{location} is no {task.name} checkpoint: its config names {found}, not one that ends in {suffix}",
+                            hint=f"fine-tune it first with: tritonize finetune --task {task.name} --checkpoint {location}")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The checkpoint's fast tokenizer (``transformers.PreTrainedTokenizerFast``); only such a one has a ``tokenizer.json`` to serve.
+
+    Raises:
+        ArtifactError: there is none, or it has no padding token.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"cannot load the tokenizer of {folder}: {_first_line(error)}", hint="a tokenizer.json is needed") from error
+    if not tokenizer.is_fast:
+        raise ArtifactError(f"the tokenizer of {folder} has no fast form, so it cannot be served: a tokenizer.json is needed")
+    if tokenizer.pad_token_id is None:
+        raise ArtifactError(f"the tokenizer of {folder} has no padding token", hint="set pad_token in its tokenizer_config.json")
+    return tokenizer
+
+
+def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
+    """The checkpoint in float32 under ``task``'s auto class, in evaluation mode.
+
+    Args:
+        options: for ``from_pretrained``.
+
+    Raises:
+        ArtifactError: the architecture cannot do that task, or the weights do not fit the config.
+    """
+    import torch  # noqa: PLC0415 - seconds
+    import transformers  # noqa: PLC0415
+
+    transformers.logging.set_verbosity_error()  # a new head is no news
+    auto = getattr(transformers, task.auto_model)
+    try:
+        return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options).eval()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"cannot load {folder} for {task.name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def chosen_max_length(wanted: int | None, tokenizer: Any, config: dict[str, Any]) -> int:
+    """Tokens kept of a row: ``wanted``, or 128 or what the model takes if that is less.
+
+    Raises:
+        ArtifactError: more is wanted than the model takes.
+    """
+    limits = [limit for limit in (tokenizer.model_max_length, _positions(config)) if limit is not None and limit < UNLIMITED]
+    limit = min(limits, default=UNLIMITED)
+    if wanted is None:
+        return min(DEFAULT_MAX_LENGTH, limit)
+    if wanted > limit:
+        raise ArtifactError(f"the model takes at most {limit} tokens, not {wanted}", hint=f"give --max-length {limit} or less")
+    return wanted
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    positions = config.get("max_position_embeddings")
+    if positions is None or positions <= 0:
+        return None
+    # these count positions from behind the padding token's id
+    shifted = config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
+    return int(positions) - (config.get("pad_token_id", 1) + 1 if shifted else 0)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer's files, ``tokenizer.json`` among them, without any padding or truncation of training days baked in."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    tokenizer.save_pretrained(folder)
+
+
+def weights_sha256(folder: Path) -> str:
+    """One digest over the safetensors files of a checkpoint: the file's own where there is one file."""
+    sums = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    if len(sums) == 1:
+        return next(iter(sums.values()))
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+

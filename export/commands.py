@@ -1,0 +1,157 @@
+"""``tritonize finetune`` and ``tritonize export``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def apply(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+def _known_task(_: click.Context, __: click.Parameter, task: str) -> str:
+    from serving.runtime.tasks import names  # noqa: PLC0415 - imports numpy
+
+    if task not in names():
+        raise click.BadParameter(f"{task!r} is not one of {', '.join(names())}")
+    return task
+
+
+_shared = _options(
+    click.option("--name", default="model", callback=lambda _, __, name: _plain_name(name),
+                 help="Name of the model: of its folder under --artifacts and in Triton."),
+    click.option("--task", default="text-classification", callback=_known_task, help="What the model does."),
+    click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), default="artifacts", help="Folder of all artifacts."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where to compute."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, help="Of every random choice."),
+    click.option("--force", is_flag=True, help="Run even where nothing has changed since the last run."),
+    click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on standard output."),
+)
+_columns = _options(
+    click.option("--text-column", default="text", help="Column of the text."),
+    click.option("--text-pair-column", default=None, help="Column of the second text, for pairs."),
+    click.option("--label-column", default="label", help="Column of the label: a name or a whole number."),
+    click.option("--max-length", type=click.IntRange(min=4), default=None, show_default="128, or the model's limit",
+                 help="Tokens kept of a row."),
+)
+
+
+def _plain_name(name: str) -> str:
+    if not name or not all(character.isascii() and (character.isalnum() or character in "_-.") for character in name) or name[0] in ".-":
+        raise click.BadParameter(f"{name!r}: letters, digits, '_', '-' and '.' only, the first a letter, a digit or '_'")
+    return name
+
+
+@click.command("finetune")
+@_shared
+@click.option("--checkpoint", required=True, help="Folder, name on the Hugging Face Hub, or quickstart:minilm.")
+@click.option("--train", required=True, help="csv, tsv, jsonl or parquet file, hub:NAME[/CONFIG][:SPLIT], or quickstart:reviews.")
+@click.option("--validation", default=None, show_default="a tenth of --train", help="Rows to choose the best epoch by.")
+@click.option("--test", default=None, help="Rows that no choice depends on; export measures on them.")
+@_columns
+@click.option("--max-train-rows", type=click.IntRange(min=2), default=None, show_default="all", help="Draw that many training rows.")
+@click.option("--epochs", type=click.IntRange(min=1), default=3, help="At most.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, help="Rows a step.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=5e-5, help="The highest.")
+@click.option("--warmup-ratio", type=click.FloatRange(0, 1), default=0.1, help="Share of the steps before the highest is reached.")
+@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.01, help="Of AdamW.")
+@click.option("--early-stopping", type=click.IntRange(min=0), default=2, help="Stop after so many epochs without gain; 0: never.")
+def finetune_command(name: str, task: str, artifacts: Path, device: str, seed: int, force: bool, as_json: bool, checkpoint: str,  # noqa: PLR0913
+                     train: str, validation: str | None, test: str | None, text_column: str, text_pair_column: str | None,
+                     label_column: str, max_length: int | None, max_train_rows: int | None, epochs: int, batch_size: int,
+                     learning_rate: float, warmup_ratio: float, weight_decay: float, early_stopping: int) -> None:
+    """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
+    from export.data import Columns  # noqa: PLC0415
+    from export.finetune import FinetuneOptions, Hyperparameters, finetune  # noqa: PLC0415
+
+    options = FinetuneOptions(
+        name=name, task=task, artifacts=artifacts, device=device, force=force, checkpoint=checkpoint, train=train, validation=validation,
+        test=test, columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column), max_length=max_length,
+        max_train_rows=max_train_rows,
+        training=Hyperparameters(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, warmup_ratio=warmup_ratio,
+                                 weight_decay=weight_decay, early_stopping=early_stopping, seed=seed),
+    )
+    manifest = finetune(options)
+    if as_json:
+        click.echo(json.dumps({"artifact": str(options.target), "figures": manifest["figures"]}, indent=2))
+    for split in ("validation", "test"):
+        if split in manifest["figures"]:
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in manifest["figures"][split].items())
+            click.echo(f"{split}: {shown}", err=True)
+    click.echo(f"checkpoint: {options.target}", err=True)
+
+
+class Precisions(click.ParamType):
+    """One precision, or several with commas between."""
+
+    name = "precision"
+    known = ("fp32", "fp16", "int8")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """``"fp32,int8"`` → ``("fp32", "int8")``."""
+        found = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+        for precision in found:
+            if precision not in self.known:
+                self.fail(f"{precision!r} is not one of {', '.join(self.known)}", param, ctx)
+        return found
+
+
+@click.command("export")
+@_shared
+@click.option("--checkpoint", default=None, show_default="artifacts/NAME/checkpoint", help="Folder, or name on the Hugging Face Hub.")
+@click.option("--test", default=None, show_default="those kept by finetune", help="Labelled rows to verify on; forms as for finetune.")
+@_columns
+@click.option("--precision", type=Precisions(), multiple=True, show_default="fp32,fp16,int8", metavar="fp32|fp16|int8[,…]",
+              help="Variants to make (fp32 always is). Asked for by name, one that fails its gates makes the exit code 1.")
+@click.option("--max-metric-drop", type=click.FloatRange(min=0), default=0.5, help="Points of the main metric a variant may lose.")
+@click.option("--min-agreement", type=click.FloatRange(0, 1), default=None, show_default="fp16 0.995, int8 0.97",
+              help="Share of labels that must equal the original's (fp32: always all).")
+@click.option("--verify-rows", type=click.IntRange(min=1), default=1000, help="Verify on at most so many rows.")
+@click.option("--opset", type=click.IntRange(17, 18), default=18, help="ONNX operator set.")
+def export_command(name: str, task: str, artifacts: Path, device: str, seed: int, force: bool, as_json: bool, checkpoint: str | None,  # noqa: PLR0913
+                   test: str | None, text_column: str, text_pair_column: str | None, label_column: str, max_length: int | None,
+                   precision: tuple[tuple[str, ...], ...], max_metric_drop: float, min_agreement: float | None, verify_rows: int,
+                   opset: int) -> None:
+    """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
+    from export.bundle import ExportOptions, export, require_passed  # noqa: PLC0415
+    from export.data import Columns  # noqa: PLC0415
+
+    asked = tuple(dict.fromkeys(one for several in precision for one in several))
+    options = ExportOptions(
+        name=name, task=task, artifacts=artifacts, device=device, seed=seed, force=force, checkpoint=checkpoint, test=test,
+        columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column), max_length=max_length, precision=asked,
+        max_metric_drop=max_metric_drop, min_agreement=min_agreement, verify_rows=verify_rows, opset=opset,
+    )
+    manifest = export(options)
+    if as_json:
+        click.echo(json.dumps({"artifact": str(options.target)} | {key: manifest[key] for key in ("original", "precisions")}, indent=2))
+    for line in _table(manifest):
+        click.echo(line, err=True)
+    require_passed(manifest["precisions"], asked)
+    click.echo(f"bundle: {options.target}", err=True)
+
+
+def _table(manifest: dict[str, Any]) -> list[str]:
+    """The variants and the original, one a line, and why any was left out."""
+    metric, original = manifest["main_metric"], manifest["original"]
+    lines = [f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}   "
+             f"({original['rows']} rows; speed: one row at a time, one thread)",
+             f"{'PyTorch':8} {original[metric]:9.4f} {'':>10} {'':>9} {'':>7} {original['latency_ms']:7.2f} {original['throughput']['1']:7.0f}"]
+    for precision, record in manifest["precisions"].items():
+        figures = record["figures"]
+        lines.append(f"{precision:8} {figures[metric]:9.4f} {figures['label_agreement']:10.2%} {figures['max_logit_difference']:9.2g} "
+                     f"{figures['bytes'] / 1e6:7.1f} {figures['latency_ms']:7.2f} {figures['throughput']['1']:7.0f}")
+        lines += [f"{precision} is left out: {gate['message']}" for gate in record["gates"] if not gate["passed"]]
+    return lines

@@ -1,0 +1,81 @@
+"""Checkpoint → fp32 ONNX graph, through Optimum. Imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export import graph
+from serving.errors import ExportError
+from serving.runtime.tasks.base import Task
+
+
+def require_supported(config: dict[str, Any], task: type[Task]) -> None:
+    """Refuse an architecture that Optimum cannot export for ``task``.
+
+    Raises:
+        ExportError: with the tasks that it can be exported for, if any.
+    """
+    import optimum.exporters.onnx.model_configs  # noqa: F401, PLC0415 - fills the register
+    from optimum.exporters.tasks import TasksManager  # noqa: PLC0415 - seconds
+
+    model_type = str(config.get("model_type"))
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(model_type, "onnx", library_name="transformers")
+    except KeyError:
+        raise ExportError(f"Optimum cannot export the architecture {model_type!r}",
+                          hint="bert, distilbert, roberta, albert, electra, mpnet, deberta-v2, xlm-roberta and modernbert are tested") from None
+    if task.name not in tasks:
+        raise ExportError(f"Optimum cannot export the architecture {model_type!r} for {task.name}, only for {', '.join(sorted(tasks))}")
+
+
+def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> Path:
+    """Write the checkpoint as ``folder/model.onnx``: fp32, unfused, batch and sequence axes free.
+
+    Raises:
+        ExportError: Optimum failed, or fixed an axis that must be free.
+    """
+    from optimum.exporters.onnx import main_export  # noqa: PLC0415 - seconds
+
+    try:
+        with exporter_kept_quiet():
+            # its own validation only logs; verify.py is the judge
+            main_export(str(checkpoint), str(folder), task=task.name, opset=opset, library_name="transformers", framework="pt",
+                        do_validation=False, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, OSError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise ExportError(f"Optimum could not export {checkpoint}: {type(error).__name__}: {first}") from error
+    path = folder / "model.onnx"
+    _require_free_axes(path)
+    return path
+
+
+def _require_free_axes(path: Path) -> None:
+    model = onnx.load(str(path), load_external_data=False)
+    names = set(graph.input_names(model))
+    for tensor in model.graph.input:
+        fixed = [axis for axis, dim in enumerate(tensor.type.tensor_type.shape.dim) if not dim.dim_param]
+        if tensor.name in names and fixed:
+            raise ExportError(f"the exported graph fixes axis {fixed[0]} of its input {tensor.name!r}: it would serve one shape only")
+
+
+@contextlib.contextmanager
+def exporter_kept_quiet() -> Iterator[None]:
+    """Silence what tracing and quantising say about themselves: whether the graph is right is measured, not read off warnings."""
+    loggers = [logging.getLogger(name) for name in (None, "optimum", "onnxruntime", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

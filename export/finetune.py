@@ -1,0 +1,219 @@
+"""Fine-tuning: labelled rows and a checkpoint → the best epoch, with its figures, as an artifact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from export import checkpoint as checkpoints
+from export.data import Columns, LabelledRows, Rows, encode_labels, hold_out, label_names, sample, write_evaluation
+from export.model_card import model_card
+from export.sources import checkpoint_files, checkpoint_folder, load_rows
+from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
+from serving.errors import ArtifactError, DataError
+from serving.runtime.tasks import task_class
+from serving.runtime.tasks.base import Task
+
+HELD_OUT = 0.1
+"""Share of the training rows held out for validation where no validation rows are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """What shapes the training itself.
+
+    Args:
+        epochs: at most; fewer where ``early_stopping`` sets in.
+        batch_size: rows a step, on one device.
+        learning_rate: the highest, reached after ``warmup_ratio`` of all steps, falling to 0 at the end.
+        weight_decay: of AdamW.
+        early_stopping: epochs without a better main metric after which training stops; 0: never.
+        seed: of the new head, dropout, row order and every random choice of rows.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    early_stopping: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """Options of the stage.
+
+    Args:
+        name: of the artifact.
+        task: as in ``serving.runtime.tasks.names()``.
+        checkpoint, train, validation, test: locations as ``export.sources`` reads them. Without ``validation`` a tenth of the
+            training rows is held out.
+        max_train_rows: draw that many of the training rows; None: all.
+        max_length: tokens kept of a row; None: 128, or what the model takes if that is less.
+        device: ``auto``, ``cpu`` or ``gpu``.
+        force: train even where the artifact is up to date.
+    """
+
+    name: str
+    task: str
+    checkpoint: str
+    train: str
+    validation: str | None = None
+    test: str | None = None
+    columns: Columns = Columns()
+    max_train_rows: int | None = None
+    max_length: int | None = None
+    training: Hyperparameters = Hyperparameters()
+    device: str = "auto"
+    artifacts: Path = Path("artifacts")
+    force: bool = False
+
+    @property
+    def target(self) -> Path:
+        """The artifact's folder."""
+        return self.artifacts / self.name / "checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """Encoded rows by split, and their label names."""
+
+    names: tuple[str, ...]
+    splits: dict[str, LabelledRows]
+    held_out: bool
+    inputs: dict[str, Any]
+
+
+def finetune(options: FinetuneOptions) -> dict[str, Any]:
+    """Train, keep the best epoch, write the artifact; resumes after an interruption from the last whole epoch.
+
+    Returns:
+        The artifact's manifest; that of the last run where nothing has changed since.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be used.
+        DataError: rows, columns or labels are not as they must be.
+        SetupError: the quickstart could not be fetched, or there is no such device.
+    """
+    task = task_class(options.task)
+    cache = options.artifacts / "quickstart"
+    data = _load(options, cache)
+    base = checkpoint_folder(options.checkpoint, cache)
+    inputs = _inputs(options, base, data)
+    if not options.force and is_current(options.target, "checkpoint", inputs):
+        click.echo(f"{options.target} is up to date", err=True)
+        return read_manifest(options.target, "checkpoint")
+    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
+    click.echo(f"fine-tuning {options.checkpoint} on {sizes} rows, labels {', '.join(data.names)}", err=True)
+    return _train_and_write(options, task, base, data, inputs)
+
+
+def _load(options: FinetuneOptions, cache: Path) -> _Data:
+    found: dict[str, Rows] = {}
+    for split, location in (("train", options.train), ("validation", options.validation), ("test", options.test)):
+        if location is not None:
+            found[split] = load_rows(location, options.columns, split=split, cache=cache)
+            if not isinstance(found[split].labels[0], type(found["train"].labels[0])):
+                raise DataError(f"labels are {found['train'].labels[0]!r} … in {found['train'].location} "
+                                f"and {found[split].labels[0]!r} … in {found[split].location}: one is text, the other whole numbers")
+    held_out = "validation" not in found
+    names = label_names(found["train"])
+    if held_out:
+        found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, options.training.seed)
+        click.echo(f"no --validation: {len(found['validation'])} of the training rows are held out for it", err=True)
+    found["train"] = found["train"].take(sample(len(found["train"]), options.max_train_rows, options.training.seed))
+    return _Data(
+        names=names,
+        splits={split: encode_labels(rows, names) for split, rows in found.items()},
+        held_out=held_out,
+        inputs={split: {"rows": len(rows), "sha256": rows.digest()} for split, rows in found.items()},
+    )
+
+
+def _inputs(options: FinetuneOptions, base: Path, data: _Data) -> dict[str, Any]:
+    record = {
+        "task": options.task,
+        "pair": options.columns.text_pair is not None,
+        "labels": data.names,
+        "max_length": options.max_length,
+        "device": options.device,
+        "training": asdict(options.training),
+        "rows": data.inputs,
+    }
+    return inputs_record(record, checkpoint_files(base))
+
+
+def _train_and_write(options: FinetuneOptions, task: type[Task], base: Path, data: _Data, inputs: dict[str, Any]) -> dict[str, Any]:
+    from export import training  # noqa: PLC0415 - imports torch
+
+    tokenizer = checkpoints.load_tokenizer(base)
+    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, checkpoints.read_config(base))
+    scratch = options.target.parent.absolute() / ".training"
+    _prepare_scratch(scratch, {"inputs": inputs, "versions": versions(), "folder": str(scratch)})
+    started = time.monotonic()
+    result = training.train(
+        base, task, tokenizer, data.splits, names=data.names, max_length=max_length, options=options.training,
+        device=options.device, scratch=scratch,
+    )
+    figures = result.figures | {
+        "rows": {split: len(rows) for split, rows in data.splits.items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    evaluation = "test" if "test" in data.splits else "validation"
+    fields = {
+        "name": options.name,
+        "task": options.task,
+        "labels": data.names,
+        "pair": options.columns.text_pair is not None,
+        "max_length": max_length,
+        "main_metric": task.main_metric,
+        "evaluation_split": evaluation,
+        "base_checkpoint": options.checkpoint,
+        "data": {
+            "train": options.train,
+            "validation": options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
+            "test": options.test,
+            "columns": asdict(options.columns),
+        },
+        "training": asdict(options.training),
+        "figures": figures,
+    }
+    manifest = _write(options.target, result.model, tokenizer, data.splits[evaluation], inputs, fields)
+    shutil.rmtree(scratch)
+    return manifest
+
+
+def _prepare_scratch(scratch: Path, made_from: Mapping[str, Any]) -> None:
+    """Keep an interrupted run's epochs only if they were made from the very same things, by this folder's path too (the trainer
+    records absolute paths)."""
+    record = scratch / "inputs.json"
+    wanted = json.dumps(made_from, indent=2, sort_keys=True)
+    if record.is_file() and record.read_text(encoding="utf-8") == wanted:
+        return
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    scratch.mkdir(parents=True)
+    record.write_text(wanted, encoding="utf-8")
+
+
+def _write(target: Path, model: Any, tokenizer: Any, evaluation: LabelledRows, inputs: dict[str, Any],
+           fields: dict[str, Any]) -> dict[str, Any]:
+    from safetensors import SafetensorError  # noqa: PLC0415
+
+    with publish(target) as staging:
+        try:
+            model.save_pretrained(staging, safe_serialization=True)
+        except SafetensorError as error:  # a full disk among others
+            raise ArtifactError(f"cannot write the weights into {target}: {error}") from error
+        checkpoints.save_tokenizer(tokenizer, staging)
+        write_evaluation(evaluation, staging)
+        (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
+        return write_manifest(staging, "checkpoint", inputs, **fields)

@@ -1,0 +1,89 @@
+"""ONNX files: loaded, saved with their external data, and run with everything inside them visible."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from serving.runtime.tasks.base import Arrays
+
+EXTERNAL_ABOVE = 2**31 - 2**26
+"""Bytes of weights above which they go into a file of their own: protobuf ends at 2 GiB."""
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """The model with all of its weights in memory."""
+    return onnx.load(str(path))
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write ``path``, and ``<path>.data`` beside it where the weights do not fit into one protobuf.
+
+    The model refers to that file by its name: move both together and rename neither.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    external = weights > EXTERNAL_ABOVE
+    options: dict[str, Any] = {"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 1024} if external else {}
+    onnx.save_model(model, str(path), **options)
+
+
+def size(path: Path) -> int:
+    """Bytes of a model, external data included."""
+    data = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
+def session(path: Path, *, providers: Sequence[Any] = ("CPUExecutionProvider",), threads: int = 0, optimize: bool = True) -> Any:
+    """An ``onnxruntime.InferenceSession``.
+
+    Args:
+        threads: 0: as many as there are cores.
+        optimize: let ONNX Runtime rewrite the graph, as it does when serving.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; they are raised as well
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+
+
+def runner(running: Any, output: str) -> Callable[[Arrays], npt.NDArray[np.float32]]:
+    """``running`` (a :func:`session`) as a plain function from model inputs to the tensor called ``output``."""
+
+    def run(feed: Arrays) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = running.run([output], feed)[0]
+        return found
+
+    return run
+
+
+def intermediates(model: onnx.ModelProto, feeds: Sequence[Arrays]) -> Iterator[Arrays]:
+    """Run ``model`` on each of ``feeds`` and yield every floating-point tensor inside it by name."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    known = {output.name for output in exposed.graph.output}
+    names = [name for node in exposed.graph.node for name in node.output if name and name not in known]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "exposed.onnx"
+        save(exposed, path)
+        running = session(path, optimize=False)
+        outputs = [output.name for output in running.get_outputs()]
+        for feed in feeds:
+            values = zip(outputs, running.run(outputs, feed), strict=True)
+            yield {name: value for name, value in values if isinstance(value, np.ndarray) and value.dtype.kind == "f"}
+
+
+def input_names(model: onnx.ModelProto) -> list[str]:
+    """Names of the model's inputs in order."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [tensor.name for tensor in model.graph.input if tensor.name not in weights]

@@ -1,0 +1,58 @@
+"""Task metrics through ``evaluate``, and intervals that keep noise on a few hundred rows from deciding anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+METRICS = Path(__file__).parent / "metrics"
+CONFIDENCE = 0.95
+
+Outcomes = npt.NDArray[np.bool_]
+"""One right or wrong per row."""
+
+
+def load_metric(name: str) -> Any:
+    """The local ``evaluate`` module called ``name``; its ``compute(predictions=…, references=…)`` gives figures by name."""
+    import evaluate  # noqa: PLC0415 - seconds
+
+    return evaluate.load(str(METRICS / name))
+
+
+def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[float, float]]:
+    """How much smaller the variant's share of right rows is, and its exact 95 % interval.
+
+    Only rows that one of the two gets right and the other wrong carry information; given their number, how many of them
+    the variant loses is binomial (McNemar), whose Clopper-Pearson interval is carried over.
+
+    Args:
+        original, variant: ``[rows]``, the same rows in the same order.
+
+    Returns:
+        Drop (positive where the variant is worse) and its bounds, all as shares of the rows, -1 to 1.
+    """
+    rows = len(original)
+    lost, won = int((original & ~variant).sum()), int((~original & variant).sum())
+    if lost + won == 0:
+        return 0.0, (0.0, 0.0)
+    low, high = share_interval(lost, lost + won)
+    scale = (lost + won) / rows
+    return (lost - won) / rows, ((2 * low - 1) * scale, (2 * high - 1) * scale)
+
+
+def share_interval(hits: int, rows: int) -> tuple[float, float]:
+    """Clopper-Pearson 95 % interval of a share."""
+    from scipy.stats import binomtest  # noqa: PLC0415 - a second
+
+    interval = binomtest(hits, rows).proportion_ci(confidence_level=CONFIDENCE, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def compute(name: str, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+    """Figures of the metric called ``name``, each 0 to 1."""
+    figures: dict[str, float] = load_metric(name).compute(predictions=predictions, references=references)
+    return figures

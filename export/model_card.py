@@ -1,0 +1,51 @@
+"""The model card of a fine-tuned checkpoint, from what its manifest records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(fields: Mapping[str, Any]) -> str:
+    """Markdown with the Hub's YAML header.
+
+    Args:
+        fields: of the checkpoint's manifest.
+    """
+    figures, training, data = fields["figures"], fields["training"], fields["data"]
+    header = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {fields['task']}",
+        f"base_model: {json.dumps(fields['base_checkpoint'])}",
+        "---",
+    ]
+    rows = [f"| {split} | {figures['rows'][split]} | " + " | ".join(f"{figures[split][key]:.4f}" for key in _metrics(figures)) + " |"
+            for split in ("validation", "test") if split in figures]
+    return "\n".join([
+        *header,
+        "",
+        f"# {fields['name']}",
+        "",
+        f"`{fields['base_checkpoint']}` fine-tuned for {fields['task']}. Labels: {', '.join(fields['labels'])}. "
+        f"Takes {'pairs of texts' if fields['pair'] else 'single texts'}, cut at {fields['max_length']} tokens.",
+        "",
+        "## Figures",
+        "",
+        "| split | rows | " + " | ".join(_metrics(figures)) + " |",
+        "| --- | ---: | " + " | ".join("---:" for _ in _metrics(figures)) + " |",
+        *rows,
+        "",
+        f"The best epoch by validation {fields['main_metric']} was kept: {figures['best_epoch']} of {figures['epochs']}.",
+        "",
+        "## Training",
+        "",
+        f"Rows: {figures['rows']['train']} from `{data['train']}`. Validation: {data['validation']}. Test: {data['test'] or 'none'}.",
+        f"{', '.join(f'{key} {value}' for key, value in training.items())}; {figures['seconds']:.0f} s. Made by tritonize.",
+        "",
+    ])
+
+
+def _metrics(figures: Mapping[str, Any]) -> list[str]:
+    return sorted(figures["validation"])

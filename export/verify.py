@@ -1,0 +1,187 @@
+"""Each ONNX variant against the PyTorch original on real rows: figures, and gates that noise does not flip."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from export import metric
+from export.data import sample
+from export.rows import EncodedRows
+from serving.runtime.tasks.base import Arrays, Task
+
+Logits = npt.NDArray[np.float32]
+Run = Callable[[Arrays], Logits]
+"""Model inputs of some rows → logits, the first axis of each is the row."""
+
+MIN_AGREEMENT = {"fp32": 1.0, "fp16": 0.995, "int8": 0.97}
+"""Least share of rows whose label equals the original's, by precision, where ``--min-agreement`` does not say otherwise."""
+MAX_LOGIT_DIFFERENCE = 1e-3
+"""For fp32, times the largest logit where that is above 1."""
+TIE = 1e-4
+"""Rows whose two best scores in the original are closer than this have no label to speak of: they count as agreeing."""
+BATCH = 16
+SPEED_ROWS, SPEED_PASSES = 128, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Args:
+    max_metric_drop: points (hundredths) of the main metric.
+    min_agreement: share of rows; None: as in :data:`MIN_AGREEMENT`. fp32 is always held to 1.
+    """
+
+    max_metric_drop: float = 0.5
+    min_agreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A figure held against a limit.
+
+    Args:
+        interval: the figure's 95 % interval; None where it is exact.
+        message: one line with the figure, its interval and the limit.
+    """
+
+    name: str
+    limit: float
+    value: float
+    interval: tuple[float, float] | None
+    passed: bool
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What :func:`judge` found about one variant; both parts JSON-ready."""
+
+    figures: dict[str, Any]
+    gates: tuple[Gate, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate held."""
+        return all(gate.passed for gate in self.gates)
+
+    def record(self, file: str) -> dict[str, Any]:
+        """The variant's entry in the bundle's manifest."""
+        verdict = "passed" if self.passed else "failed"
+        return {"file": file, "verdict": verdict, "gates": [asdict(gate) for gate in self.gates], "figures": self.figures}
+
+
+def logits_of(run: Run, rows: EncodedRows, *, batch_size: int, title: str) -> Logits:
+    """Logits of all rows, computed ``batch_size`` at a time in the order given, so lengths are mixed as in serving."""
+    starts = tqdm(range(0, len(rows), batch_size), desc=title, disable=None, leave=False)
+    return np.concatenate([run(rows.feed(range(start, min(start + batch_size, len(rows))))) for start in starts])
+
+
+def predictions(task: Task, logits: Logits) -> npt.NDArray[np.int64]:
+    """Label positions ``[rows]`` as the served task decides them."""
+    answers = task.answers(logits)
+    positions = {label.encode(): index for index, label in enumerate(task.settings()["labels"])}
+    return np.array([positions[label] for label in answers["LABEL"][:, 0]], dtype=np.int64)
+
+
+def task_metrics(task: Task, logits: Logits, labels: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Figures of the task's metric module, 0 to 1."""
+    return metric.compute(task.metric, predictions(task, logits).tolist(), labels.tolist())
+
+
+def judge(precision: str, task: Task, original: Logits, variant: Logits, labels: npt.NDArray[np.int64], limits: Limits,
+          more: Sequence[Gate] = ()) -> Verdict:
+    """Compare a variant with the original, row by row.
+
+    Args:
+        original, variant: logits ``[rows, labels]`` of the same rows.
+        labels: the right label positions, ``[rows]``.
+        more: gates already held against this variant.
+    """
+    ours, theirs = predictions(task, variant), predictions(task, original)
+    drop, interval = metric.paired_drop(theirs == labels, ours == labels)
+    scores = np.sort(task.answers(original)["SCORES"], axis=-1)
+    ties = (ours != theirs) & (scores[:, -1] - scores[:, -2] < TIE)
+    agreeing = int(((ours == theirs) | ties).sum())
+    difference = np.abs(variant - original)
+    figures = task_metrics(task, variant, labels) | {
+        "metric_drop": 100 * drop,
+        "label_agreement": agreeing / len(labels),
+        "ties": int(ties.sum()),
+        "max_logit_difference": float(difference.max()),
+        "mean_logit_difference": float(difference.mean()),
+    }
+    gates = [_drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
+             _agreement_gate(agreeing, len(labels), _least_agreement(precision, limits))]
+    if precision == "fp32":
+        scale = max(1.0, float(np.abs(original).max()))
+        gates.append(_difference_gate(float(difference.max()), MAX_LOGIT_DIFFERENCE * scale))
+    return Verdict(figures=figures, gates=(*gates, *more))
+
+
+def _least_agreement(precision: str, limits: Limits) -> float:
+    if precision == "fp32" or limits.min_agreement is None:
+        return MIN_AGREEMENT[precision]
+    return limits.min_agreement
+
+
+def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: float) -> Gate:
+    message = f"{name} drops by {drop:.2f} points (95 % interval {interval[0]:.2f} to {interval[1]:.2f}), allowed are {limit:g}"
+    return Gate(name="metric_drop", limit=limit, value=drop, interval=interval, passed=interval[0] <= limit, message=message)
+
+
+def _agreement_gate(agreeing: int, rows: int, limit: float) -> Gate:
+    low, high = metric.share_interval(agreeing, rows)
+    message = (f"{agreeing} of {rows} labels agree with the original, {agreeing / rows:.2%} "
+               f"(95 % interval {low:.2%} to {high:.2%}), wanted are {limit:.2%}")
+    return Gate(name="label_agreement", limit=limit, value=agreeing / rows, interval=(low, high), passed=high >= limit, message=message)
+
+
+def _difference_gate(difference: float, limit: float) -> Gate:
+    passed = difference <= limit  # no number (nan) does not pass
+    message = f"logits differ by up to {difference:.2g}, allowed are {limit:.2g}"
+    return Gate(name="max_logit_difference", limit=limit, value=difference, interval=None, passed=passed, message=message)
+
+
+def overflow_gate(tensors: Sequence[str]) -> Gate:
+    """Nothing inside the fp16 graph may be infinite or no number on real rows."""
+    named = f": {', '.join(tensors[:3])}" if tensors else ""
+    return Gate(name="overflow", limit=0, value=len(tensors), interval=None, passed=not tensors,
+                message=f"{len(tensors)} tensors overflow in fp16{named}")
+
+
+def speed(run: Run, rows: EncodedRows, *, seed: int) -> dict[str, Any]:
+    """How fast the model alone is, tokenization left out, on up to 128 rows drawn at random, in random order.
+
+    Returns:
+        ``latency_ms``: median for one row; ``throughput``: rows/s by batch size ("1", "16": rows of mixed length padded
+        together), median of three passes.
+    """
+    chosen = sample(len(rows), SPEED_ROWS, seed)
+    np.random.default_rng(seed).shuffle(chosen)
+    single = [rows.feed([index]) for index in chosen]
+    batches = [rows.feed(chosen[start:start + BATCH]) for start in range(0, len(chosen), BATCH)]
+    for feed in (*single[:5], batches[0]):
+        run(feed)
+    alone = [_timed(run, single) for _ in range(SPEED_PASSES)]
+    together = [_timed(run, batches) for _ in range(SPEED_PASSES)]
+    return {
+        "latency_ms": 1000 * median(seconds for timings in alone for seconds in timings),
+        "throughput": {"1": median(len(chosen) / sum(timings) for timings in alone),
+                       str(BATCH): median(len(chosen) / sum(timings) for timings in together)},
+    }
+
+
+def _timed(run: Run, feeds: Sequence[Arrays]) -> list[float]:
+    timings = []
+    for feed in feeds:
+        started = time.perf_counter()
+        run(feed)
+        timings.append(time.perf_counter() - started)
+    return timings
