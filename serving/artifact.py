@@ -59,7 +59,9 @@ def sha256(path: Path) -> str:
 
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under ``folder`` except its manifest, by path relative to it, in sorted order."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST and path.parent.name != "__pycache__"
+    )
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 

@@ -11,6 +11,9 @@ from tokenizers import Encoding, Tokenizer
 
 from .tasks.base import Arrays, Text
 
+PADDING = {"input_ids": -1}
+"""Values that mark padded positions between the steps of an ensemble; the served graph replaces them (see ``serving.prologue``)."""
+
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """What the tokenizers library calls the tensors that ``transformers`` models take."""
 

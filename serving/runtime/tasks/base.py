@@ -36,6 +36,9 @@ class Tensor:
 class Task(ABC):
     """A task bound to one checkpoint. Its dataclass fields are its settings: JSON-ready, recorded in the bundle, read in Triton."""
 
+    pair: bool = False
+    """Whether a row is two texts, so that the model must tell one from the other."""
+
     name: ClassVar[str]
     """As ``transformers.pipeline`` and Optimum call it."""
     auto_model: ClassVar[str]

@@ -22,7 +22,6 @@ class TextClassification(Task):
 
     labels: tuple[str, ...]
     function_to_apply: str
-    pair: bool = False
 
     name: ClassVar[str] = "text-classification"
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"

@@ -1,0 +1,116 @@
+"""Stand-in for Triton's C++ ``onnxruntime`` backend, for servers that come without it.
+
+Triton looks for ``libtriton_onnxruntime.so`` first and for this file second, so a repository says ``backend: "onnxruntime"`` and runs
+on either. Reads the same ``config.pbtxt`` fields as the C++ backend (its README, "Model Config Options"): ragged inputs with
+``batch_input``, ``intra_op_thread_count``, ``inter_op_thread_count``, ``optimization.graph.level`` and the ``cuda`` provider's options. What it does not know it refuses.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+LEVELS = {
+    None: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+PARAMETERS = {"intra_op_thread_count", "inter_op_thread_count"}
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config):
+        """Let several waiting requests cross from Triton's process to this one together, where the repository asks for no batching.
+
+        They are still executed one by one, as the C++ backend does; only the hop between processes is shared.
+        """
+        config = auto_complete_model_config.as_dict()
+        if "dynamic_batching" not in config:
+            for tensor in config["input"]:
+                tensor["allow_ragged_batch"] = True  # here: may wait in one queue with requests of another length
+            auto_complete_model_config.set_dynamic_batching()
+        return auto_complete_model_config
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        unknown = set(parameters) - PARAMETERS
+        if unknown:
+            raise pb_utils.TritonModelException(f"this onnxruntime backend does not know {', '.join(sorted(unknown))}")
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._session = ort.InferenceSession(
+            str(folder / (config.get("default_model_filename") or "model.onnx")),
+            _session_options(config, parameters),
+            providers=_providers(config, args),
+        )
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+        self._outputs = [tensor["name"] for tensor in config["output"]]
+        self._batch_inputs = [_batch_input(entry) for entry in config.get("batch_input", [])]
+
+    def execute(self, requests):
+        if self._batch_inputs:
+            return self._run(requests)
+        return [response for request in requests for response in self._run([request])]
+
+    def _run(self, requests):
+        """One execution of the graph for all of ``requests``."""
+        inputs = [{name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs} for request in requests]
+        try:
+            outputs = self._session.run(self._outputs, self._ragged_feed(inputs) if self._batch_inputs else inputs[0])
+        except Exception as error:  # onnxruntime's errors share no base of their own; none may reach a client as a traceback
+            pb_utils.Logger.log_error(f"onnxruntime: {error}")
+            refusal = pb_utils.TritonError("the model could not run on this input", pb_utils.TritonError.INTERNAL)
+            return [pb_utils.InferenceResponse(error=refusal) for _ in requests]
+        if len(requests) == 1:
+            return [_response(self._outputs, outputs)]
+        ends = np.cumsum([len(tensors[self._inputs[0]]) for tensors in inputs])[:-1]
+        parts = zip(*(np.split(output, ends) for output in outputs), strict=True)
+        return [_response(self._outputs, part) for part in parts]
+
+    def _ragged_feed(self, inputs):
+        """Flat tokens of all requests, and what ``batch_input`` asks for: the shape of every row."""
+        feed = {name: np.concatenate([tensors[name].reshape(-1) for tensors in inputs]) for name in self._inputs}
+        for target, source, dtype in self._batch_inputs:
+            shapes = [tensors[source].shape for tensors in inputs]
+            feed[target] = np.repeat(np.array([shape[1:] for shape in shapes], dtype), [shape[0] for shape in shapes], axis=0)
+        return feed
+
+
+def _response(names, arrays):
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, array) for name, array in zip(names, arrays, strict=True)])
+
+
+def _session_options(config, parameters):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
+    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
+    level = config.get("optimization", {}).get("graph", {}).get("level")
+    options.graph_optimization_level = LEVELS[level or None]
+    return options
+
+
+def _providers(config, args):
+    if args["model_instance_kind"] != "GPU":
+        return ["CPUExecutionProvider"]
+    ort.preload_dlls()
+    options = {"device_id": args["model_instance_device_id"]}
+    for accelerator in config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", []):
+        if accelerator["name"] != "cuda":
+            raise pb_utils.TritonModelException(f"this onnxruntime backend does not know the accelerator {accelerator['name']}")
+        options |= accelerator.get("parameters", {})
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise pb_utils.TritonModelException("the configuration asks for a GPU, and this onnxruntime has no CUDA provider: install onnxruntime-gpu")
+    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+
+
+def _batch_input(entry):
+    kind, sources = entry["kind"], entry["source_input"]
+    if kind != "BATCH_ITEM_SHAPE" or len(sources) != 1 or len(entry["target_name"]) != 1:
+        raise pb_utils.TritonModelException(f"this onnxruntime backend does not know batch_input {kind} over {len(sources)} inputs")
+    dtype = pb_utils.triton_string_to_numpy(entry["data_type"])
+    return entry["target_name"][0], sources[0], dtype

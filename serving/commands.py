@@ -1,0 +1,91 @@
+"""``package``, ``serve``, ``stop``, ``predict``, ``doctor``: options in, one call, words out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+REPOSITORY = click.option("--repository", type=click.Path(file_okay=False, path_type=Path), default=Path("model_repository"),
+                          help="Folder of Triton models.")  # fmt: skip
+HTTP_PORT = click.option("--http-port", type=click.IntRange(1, 65535), default=8000)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+
+
+@click.command("package")
+@click.option("--name", required=True, help="What clients call the ensemble.")
+@click.option("--bundle", type=click.Path(file_okay=False, path_type=Path), help="Folder that export wrote.  [default: artifacts/NAME/bundle]")
+@REPOSITORY
+@click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "int8"]), default="auto",
+              help="Variant to serve; auto: fp16 on a GPU, on a CPU the fastest that passed its gates.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto")
+@click.option("--batching", type=click.Choice(["auto", "ragged", "off"]), default="auto",
+              help="ragged: requests of mixed length share an execution; auto: that on a GPU, on a CPU what measured faster.")  # fmt: skip
+@click.option("--instances", type=click.IntRange(1, 256), help="Copies of the model.  [default: one per core without batching, else 1]")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads of each copy.  [default: the cores, shared out]")
+@click.option("--max-batch-size", type=click.IntRange(1, 4096), default=64, help="Most rows in one request.")
+@click.option("--force", is_flag=True, help="Package again though nothing has changed.")
+@AS_JSON
+def package_command(*, name: str, bundle: Path | None, as_json: bool, **options: Any) -> None:
+    """Turn a bundle into a Triton model repository, in one atomic step."""
+    from serving.repository import PackageOptions, package
+
+    _check_name(name)
+    packaged = package(PackageOptions(name=name, bundle=bundle or Path("artifacts") / name / "bundle", **options))
+    manifest = packaged.manifest
+    if as_json:
+        click.echo(json.dumps(manifest, ensure_ascii=False))
+        return
+    for reason in manifest["reasons"].values():
+        click.echo(f"  {reason}", err=True)
+    state = "is up to date" if packaged.unchanged else "is packaged"
+    shape = f"{manifest['instances']} instance(s) of {manifest['threads']} thread(s)"
+    click.echo(f"{options['repository'] / name} {state}: {manifest['precision']} on {manifest['device']}, batching {manifest['batching']}, {shape}")
+
+
+@click.command("serve")
+@REPOSITORY
+@click.option("--host", default="127.0.0.1", help="Address to listen on. Anything but a loopback address opens the server to others.")
+@HTTP_PORT
+@click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002)
+@click.option("--ready-timeout", type=click.FloatRange(min=1), default=300.0, help="Seconds to wait for the first answers.")
+@click.option("--detach", is_flag=True, help="Return when the server is ready and leave it running; end it with: tritonize stop.")
+def serve_command(*, detach: bool, **values: Any) -> None:
+    """Start Triton and wait until every ensemble really answers."""
+    from serving.server import ServeOptions
+    from serving.supervisor import start_detached, supervise
+
+    options = ServeOptions(**values)
+    if detach:
+        log = start_detached(options)
+        _announce(options)
+        click.echo(f"its log: {log}   stop it with: tritonize stop --http-port {options.http_port}")
+        return
+    supervise(options, log=lambda line: click.echo(line, err=True), on_ready=lambda _: _announce(options))
+
+
+@click.command("stop")
+@HTTP_PORT
+def stop_command(*, http_port: int) -> None:
+    """Drain and stop a server started with serve."""
+    from serving.supervisor import stop
+
+    running = stop(http_port)
+    click.echo(f"stopped the server at HTTP port {http_port} (process {running.pid})")
+
+
+def _announce(options: Any) -> None:
+    from serving.probe import find_probes
+
+    probes = find_probes(options.repository)
+    click.echo(f"ready: {', '.join(probe.ensemble for probe in probes)}")
+    click.echo(f"  HTTP {options.base_url}   gRPC {options.grpc_url}   metrics {options.base_url.rsplit(':', 1)[0]}:{options.metrics_port}/metrics")
+    click.echo(f"  {probes[0].curl(options.base_url)}")
+
+
+def _check_name(name: str) -> None:
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise click.BadParameter("letters, digits, '.', '_' and '-' only: it becomes a folder and part of URLs", param_hint="--name")

@@ -1,0 +1,137 @@
+"""Pure wiring: a task, a graph's inputs and a plan → the four model configurations, as dicts in the fields of Triton's ``ModelConfig``.
+
+Nothing here looks at a task's name: tensors come from the task, model inputs and outputs from the exported graph.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from serving.plan import Plan
+from serving.prologue import LENGTHS
+from serving.runtime.tasks.base import Task, Tensor
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """Inputs and outputs of an exported graph; dims without the batch dimension, -1 where dynamic."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """A sample that Triton runs before it reports ready: file under ``warmup/`` by tensor name, and its dims."""
+
+    name: str
+    batch_size: int
+    files: dict[str, str]
+    dims: dict[str, tuple[int, ...]]
+
+
+def preprocess_config(name: str, task: Task, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
+    """Text → token ids: batches whatever waits, at no delay."""
+    return {
+        "name": f"{name}_preprocess",
+        "backend": "python",
+        "max_batch_size": plan.max_batch_size,
+        "input": [_tensor(tensor) for tensor in task.inputs()],
+        "output": [_tensor(tensor) for tensor in graph.inputs],
+        "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+        "dynamic_batching": {},
+        "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups],
+    }
+
+
+def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
+    """Token ids → logits."""
+    ragged = plan.batching == "ragged"
+    config: Config = {
+        "name": f"{name}_model",
+        "backend": "onnxruntime",
+        "default_model_filename": "model.onnx",
+        "max_batch_size": plan.max_batch_size,
+        "input": [_tensor(tensor) | ({"allow_ragged_batch": True} if ragged else {}) for tensor in graph.inputs],
+        "output": [_tensor(tensor) for tensor in graph.outputs],
+        "instance_group": [{"kind": "KIND_GPU" if plan.device == "gpu" else "KIND_CPU", "count": plan.instances}],
+        "model_warmup": [_warmup(warmup, graph.inputs) for warmup in warmups],
+    }
+    if plan.device == "cpu":
+        threads = {"intra_op_thread_count": plan.threads, "inter_op_thread_count": 1}
+        config["parameters"] = {key: {"string_value": str(value)} for key, value in threads.items()}
+    if ragged:
+        config["dynamic_batching"] = {}
+        config["batch_input"] = [{
+            "kind": "BATCH_ITEM_SHAPE",
+            "target_name": [LENGTHS],
+            "data_type": "TYPE_INT32",
+            "source_input": [graph.inputs[0].name],
+        }]
+    return config
+
+
+def postprocess_config(name: str, task: Task, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
+    """Logits → answers."""
+    return {
+        "name": f"{name}_postprocess",
+        "backend": "python",
+        "max_batch_size": plan.max_batch_size,
+        "input": [_tensor(tensor) for tensor in graph.outputs],
+        "output": [_tensor(tensor) for tensor in task.outputs()],
+        "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+        "dynamic_batching": {},
+        "model_warmup": [_warmup(warmup, graph.outputs) for warmup in warmups],
+    }
+
+
+def ensemble_config(name: str, task: Task, graph: Graph, plan: Plan) -> Config:
+    """The three steps wired by tensor name: what clients call. Its parameters tell a client which task it speaks to."""
+    steps = (
+        (f"{name}_preprocess", task.inputs(), graph.inputs),
+        (f"{name}_model", graph.inputs, graph.outputs),
+        (f"{name}_postprocess", graph.outputs, task.outputs()),
+    )
+    return {
+        "name": name,
+        "platform": "ensemble",
+        "max_batch_size": plan.max_batch_size,
+        "input": [_tensor(tensor) for tensor in task.inputs()],
+        "output": [_tensor(tensor) for tensor in task.outputs()],
+        "parameters": {
+            "task": {"string_value": task.name},
+            "settings": {"string_value": json.dumps(task.settings(), ensure_ascii=False)},
+        },
+        "ensemble_scheduling": {
+            "step": [
+                {
+                    "model_name": model,
+                    "model_version": -1,
+                    "input_map": {tensor.name: tensor.name for tensor in taken},
+                    "output_map": {tensor.name: tensor.name for tensor in given},
+                }
+                for model, taken, given in steps
+            ]
+        },
+    }
+
+
+def _tensor(tensor: Tensor) -> Config:
+    return {"name": tensor.name, "data_type": tensor.dtype, "dims": list(tensor.dims)}
+
+
+def _warmup(warmup: Warmup, tensors: Iterable[Tensor]) -> Config:
+    inputs = {
+        tensor.name: {
+            "data_type": tensor.dtype,
+            "dims": list(warmup.dims[tensor.name]),
+            "input_data_file": warmup.files[tensor.name],
+        }
+        for tensor in tensors
+    }
+    return {"name": warmup.name, "batch_size": warmup.batch_size, "inputs": inputs}

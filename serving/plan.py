@@ -1,0 +1,103 @@
+"""How a bundle is served: what the user asked for, and for the rest what was measured when the bundle was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.bundle import Bundle, Variant
+from serving.errors import TritonizeError
+from serving.machine import cores, resolve_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a model is to be served, every choice made.
+
+    Args:
+        precision: the variant served.
+        device: ``cpu`` or ``gpu``.
+        batching: ``ragged`` (requests of mixed length share an execution) or ``off`` (every request is executed alone).
+        instances: copies of the model that run side by side.
+        threads: threads of each copy on a CPU.
+        max_batch_size: most rows in a request, and in an execution.
+        reasons: why each automatic choice fell as it did, by option name.
+    """
+
+    precision: str
+    device: str
+    batching: str
+    instances: int
+    threads: int
+    max_batch_size: int
+    reasons: dict[str, str]
+
+
+def make_plan(
+    bundle: Bundle, *, precision: str, device: str, batching: str, instances: int | None, threads: int | None, max_batch_size: int
+) -> Plan:
+    """Decide what ``auto`` and None leave open.
+
+    Raises:
+        ArtifactError: the bundle does not hold the precision asked for.
+        TritonizeError: more threads in all than cores would only slow each other down.
+    """
+    reasons: dict[str, str] = {}
+    chosen_device = resolve_device(device)
+    variant = _choose_variant(bundle, chosen_device, reasons) if precision == "auto" else bundle.variant(precision)
+    chosen_batching = _choose_batching(variant, chosen_device, reasons) if batching == "auto" else batching
+    chosen_instances, chosen_threads = _choose_instances(chosen_device, chosen_batching, instances, threads, reasons)
+    if chosen_device == "cpu" and chosen_instances * chosen_threads > max(cores(), chosen_instances):
+        raise TritonizeError(
+            f"{chosen_instances} instances of {chosen_threads} threads want more than the {cores()} cores there are",
+            hint="lower --instances or --threads",
+        )
+    return Plan(
+        precision=variant.precision, device=chosen_device, batching=chosen_batching, instances=chosen_instances, threads=chosen_threads,
+        max_batch_size=max_batch_size, reasons=reasons,
+    )  # fmt: skip
+
+
+def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Variant:
+    if device == "gpu":
+        if "fp16" in bundle.variants:
+            reasons["precision"] = "fp16: the fastest on a GPU, and it passed its gates"
+            return bundle.variants["fp16"]
+        reasons["precision"] = "fp32: the bundle holds no fp16 variant that passed its gates"
+        return bundle.variant("fp32")
+    latency = {name: variant.figures["latency_ms"] for name, variant in bundle.variants.items()}
+    fastest = min(latency, key=lambda name: latency[name])
+    reasons["precision"] = f"{fastest}: the fastest that passed its gates ({_listed(latency, 'ms')})"
+    return bundle.variants[fastest]
+
+
+def _choose_batching(variant: Variant, device: str, reasons: dict[str, str]) -> str:
+    if device == "gpu":
+        reasons["batching"] = "ragged: a GPU wants full batches"
+        return "ragged"
+    if variant.precision == "int8":
+        reasons["batching"] = "off: dynamic int8 scales span the whole batch, so answers would depend on who else is asking"
+        return "off"
+    alone, together = variant.figures["throughput"]["1"], variant.figures["throughput"]["16"]
+    chosen = "ragged" if together > alone else "off"
+    reasons["batching"] = f"{chosen}: measured {alone:.0f} rows/s one by one, {together:.0f} in batches of 16"
+    return chosen
+
+
+def _choose_instances(
+    device: str, batching: str, instances: int | None, threads: int | None, reasons: dict[str, str]
+) -> tuple[int, int]:
+    """On a CPU one single-threaded copy per core wins without batching, one many-threaded copy with it; on a GPU one copy."""
+    if device == "gpu":
+        return instances or 1, threads or 1
+    if instances is None and threads is None:
+        instances = 1 if batching == "ragged" else cores()
+        reasons["instances"] = f"{instances}: {'one copy sees every waiting request' if batching == 'ragged' else 'one copy per core'}"
+    if instances is None:
+        instances = max(1, cores() // (threads or 1))
+    if threads is None:
+        threads = max(1, cores() // instances)
+    return instances, threads
+
+
+def _listed(figures: dict[str, float], unit: str) -> str:
+    return ", ".join(f"{name} {value:.2f} {unit}" for name, value in figures.items())

@@ -1,0 +1,61 @@
+"""Real inferences that tell whether an ensemble answers. Reports of readiness do not: a dead stub still reports ready."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.artifact import MANIFEST, read_manifest
+from serving.errors import ArtifactError, RequestError
+from serving.runtime.tasks import load_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One request to one ensemble, as Triton's JSON."""
+
+    ensemble: str
+    body: dict[str, Any]
+
+    def curl(self, base_url: str) -> str:
+        """A command line that sends it."""
+        return f"curl -s {base_url}/v2/models/{self.ensemble}/infer -d {shlex.quote(json.dumps(self.body, ensure_ascii=False))}"
+
+
+def find_probes(repository: Path) -> list[Probe]:
+    """One probe for each ensemble packaged into ``repository``.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    probes = []
+    for manifest_path in sorted(repository.glob(f"*/{MANIFEST}")):
+        manifest = read_manifest(manifest_path.parent, "repository")
+        task = load_task(manifest["task"], manifest["settings"])
+        inputs = [{"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [text]} for name, text in task.example.items()]
+        probes.append(Probe(ensemble=manifest["name"], body={"inputs": inputs}))
+    if not probes:
+        raise ArtifactError(f"{repository} holds no packaged ensemble", hint="make one with: tritonize package")
+    return probes
+
+
+def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:
+    """Send the probe over HTTP and return Triton's answer.
+
+    Raises:
+        RequestError: Triton answered with an error.
+        OSError: nobody answered.
+    """
+    request = urllib.request.Request(f"{base_url}/v2/models/{probe.ensemble}/infer", json.dumps(probe.body).encode())  # noqa: S310 - http only
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
+            answer: dict[str, Any] = json.load(response)
+            return answer
+    except urllib.error.HTTPError as error:
+        message = error.read().decode(errors="replace")
+        raise RequestError(f"{probe.ensemble}: {message}", status="UNAVAILABLE" if error.code == 503 else "INTERNAL") from error

@@ -1,0 +1,129 @@
+"""ONNX nodes put in front of an exported graph, so that as little as possible travels between Triton's processes.
+
+Every tensor costs each hop through shared memory far more than its bytes. So requests carry ``input_ids`` alone, with :data:`~serving.runtime.tokenization.PADDING` where a row is
+shorter than its neighbours, and the graph derives its attention mask (and ``token_type_ids``, where no pair of texts needs them) itself.
+
+With ragged batching rows of any length enter flat, back to back: Triton hands a model with ``allow_ragged_batch`` one flat tensor, and through
+``batch_input`` the length of every row. The prologue turns them into the ``[rows, longest]`` tensors the graph was exported with, so requests of
+mixed length share an execution and no client pads for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import TensorProto, helper
+
+from serving.runtime.tokenization import PADDING
+
+IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
+LENGTHS = "row_lengths"
+"""Extra graph input of a ragged model, INT32 ``[rows, 1]``: positions in each row."""
+_P = "prologue/"
+
+
+def travelling_inputs(inputs: Sequence[str], *, pair: bool) -> list[str]:
+    """Which of a graph's inputs a request must carry; the prologue derives the others.
+
+    Raises:
+        ValueError: the graph takes an input that cannot be had from text.
+    """
+    unknown = set(inputs) - {IDS, MASK, TYPES}
+    if unknown or IDS not in inputs:
+        raise ValueError(f"cannot make model inputs {', '.join(sorted(unknown)) or IDS} from text")
+    return [name for name in inputs if name == IDS or (name == TYPES and pair)]
+
+
+def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragged: bool) -> onnx.ModelProto:
+    """Rewrite ``model``, in place, to take only :func:`travelling_inputs`.
+
+    Args:
+        model: inputs INT64 ``[rows, longest]``.
+        pad_token_id: what stands at padded positions of :data:`IDS` inside the graph.
+        pair: requests carry :data:`TYPES`.
+        ragged: inputs become flat, INT64 ``[positions]``, and :data:`LENGTHS` is added.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: an input is not INT64 of rank 2, or cannot be had from text.
+    """
+    graph = model.graph
+    names = [tensor.name for tensor in graph.input]
+    for tensor in graph.input:
+        kind = tensor.type.tensor_type
+        if kind.elem_type != TensorProto.INT64 or len(kind.shape.dim) != 2:
+            raise ValueError(f"graph input {tensor.name} is not INT64 of two dimensions")
+    travelling = travelling_inputs(names, pair=pair)
+    inner = {name: _P + name for name in names}
+    for node in graph.node:
+        _rename_inputs(node, inner)
+    nodes = _ragged_nodes(travelling) if ragged else []
+    nodes += _derived_nodes(names, travelling, ragged=ragged)
+    nodes += graph.node
+    del graph.node[:]
+    graph.node.extend(nodes)
+    constants = {"zero": 0, "one": 1, "pad": pad_token_id, "marker": PADDING[IDS]}
+    graph.initializer.extend(helper.make_tensor(_P + name, TensorProto.INT64, [], [value]) for name, value in constants.items())
+    for name, value in {IDS: PADDING[IDS], TYPES: 0}.items():
+        graph.initializer.append(helper.make_tensor(f"{_P}{name}/behind", TensorProto.INT64, [1], [value]))
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["positions"] if ragged else ["rows", "longest"]) for name in travelling]
+    if ragged:
+        inputs.append(helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["rows", 1]))
+    del graph.input[:]
+    graph.input.extend(inputs)
+    return model
+
+
+def _node(op: str, inputs: Sequence[str], output: str, **attributes: int) -> onnx.NodeProto:
+    return helper.make_node(op, list(inputs), [_P + output], name=f"{_P}{output}/{op}", **attributes)
+
+
+def _ragged_nodes(travelling: Sequence[str]) -> list[onnx.NodeProto]:
+    """Flat tensors → ``[rows, longest]``.
+
+    Position ``c`` of row ``r`` is gathered from ``start[r] + c`` where ``c < length[r]``; elsewhere from one element put behind the flat tensor, which
+    holds the padding.
+    """
+    nodes = [
+        _node("Cast", [LENGTHS], "lengths", to=TensorProto.INT64),  # [rows, 1]
+        _node("ReduceMax", [_P + "lengths"], "longest", keepdims=0),  # []
+        _node("Range", [_P + "zero", _P + "longest", _P + "one"], "columns"),  # [longest]
+        _node("CumSum", [_P + "lengths", _P + "zero"], "starts", exclusive=1),  # [rows, 1]
+        _node("Add", [_P + "starts", _P + "columns"], "positions"),  # [rows, longest]
+        _node("Less", [_P + "columns", _P + "lengths"], "inside"),  # [rows, longest]
+        _node("Shape", [IDS], "behind"),  # [1]
+        _node("Where", [_P + "inside", _P + "positions", _P + "behind"], "index"),  # [rows, longest]
+    ]
+    for name in travelling:
+        nodes.append(_node("Concat", [name, f"{_P}{name}/behind"], f"{name}/extended", axis=0))
+        nodes.append(_node("Gather", [f"{_P}{name}/extended", _P + "index"], f"{name}/padded", axis=0))
+    return nodes
+
+
+def _derived_nodes(names: Sequence[str], travelling: Sequence[str], *, ragged: bool) -> list[onnx.NodeProto]:
+    """``[rows, longest]`` ids with padding marked → every input of the graph."""
+    given = {name: f"{_P}{name}/padded" if ragged else name for name in travelling}
+    nodes = [
+        _node("Greater", [given[IDS], _P + "marker"], "real"),
+        _node("Where", [_P + "real", given[IDS], _P + "pad"], IDS),
+    ]
+    if MASK in names:
+        nodes.append(_node("Cast", [_P + "real"], MASK, to=TensorProto.INT64))
+    if TYPES in travelling:
+        nodes.append(_node("Identity", [given[TYPES]], TYPES))
+    elif TYPES in names:
+        nodes.append(_node("Mul", [given[IDS], _P + "zero"], TYPES))
+    return nodes
+
+
+def _rename_inputs(node: onnx.NodeProto, inner: Mapping[str, str]) -> None:
+    for index, name in enumerate(node.input):
+        if name in inner:
+            node.input[index] = inner[name]
+    for attribute in node.attribute:
+        for subgraph in [attribute.g, *attribute.graphs]:
+            for child in subgraph.node:
+                _rename_inputs(child, inner)

@@ -1,0 +1,257 @@
+"""Bundle → Triton model repository, in one atomic step.
+
+Four models must change together, and a rename moves only one folder. So each packaging writes a complete new *generation* aside, and one rename of
+one symbolic link switches all four::
+
+    model_repository/
+      reviews                  → reviews_model/current/reviews          the ensemble: what clients call
+      reviews_preprocess       → reviews_model/current/reviews_preprocess
+      reviews_postprocess      → reviews_model/current/reviews_postprocess
+      reviews_model/
+        config.pbtxt, 1        → current/reviews_model/…
+        current                → generations/4f0c…                      the link that is switched
+        generations/4f0c…/       manifest.json and the four model folders
+
+Triton follows the links and ignores what is no version number. At every moment the folder is one that Triton can load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import onnx
+
+from serving import ensemble
+from serving.artifact import MANIFEST, inputs_record, is_current, read_manifest, write_manifest
+from serving.bundle import Bundle, load_bundle
+from serving.ensemble import Graph, Warmup
+from serving.errors import ArtifactError, ExportError
+from serving.pbtxt import to_pbtxt
+from serving.plan import Plan, make_plan
+from serving.prologue import IDS, add_prologue, travelling_inputs
+from serving.runtime.tasks.base import Tensor
+
+RUNTIME = Path(__file__).parent / "runtime"
+DTYPES = {onnx.TensorProto.INT64: "TYPE_INT64", onnx.TensorProto.INT32: "TYPE_INT32", onnx.TensorProto.FLOAT: "TYPE_FP32",
+          onnx.TensorProto.FLOAT16: "TYPE_FP16"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageOptions:
+    """What ``tritonize package`` was asked for; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`."""
+
+    bundle: Path
+    repository: Path
+    name: str
+    precision: str = "auto"
+    device: str = "auto"
+    batching: str = "auto"
+    instances: int | None = None
+    threads: int | None = None
+    max_batch_size: int = 64
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A packaged ensemble: its manifest, and whether it was already there."""
+
+    manifest: dict[str, Any]
+    unchanged: bool
+
+
+def package(options: PackageOptions) -> Package:
+    """Write or replace the four models of ``options.name``.
+
+    Raises:
+        ArtifactError: no usable bundle, or something else stands under one of the four names.
+        ExportError: the graph takes inputs that cannot be had from text.
+    """
+    bundle = load_bundle(options.bundle)
+    plan = make_plan(
+        bundle, precision=options.precision, device=options.device, batching=options.batching, instances=options.instances,
+        threads=options.threads, max_batch_size=options.max_batch_size,
+    )  # fmt: skip
+    sources = [options.bundle / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME]
+    inputs = inputs_record(asdict(plan) | {"name": options.name}, sources)
+    home = options.repository / f"{options.name}_model"
+    if not options.force and is_current(home / "current", "repository", inputs) and _linked(options.repository, options.name):
+        return Package(manifest=read_manifest(home / "current", "repository"), unchanged=True)
+    _refuse_foreign(options.repository, options.name)
+    options.repository.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tritonize-", dir=_staging_root(options.repository)) as folder:
+        generation = Path(folder) / "generation"
+        generation.mkdir()
+        _write_generation(generation, bundle, plan, options.name)
+        manifest = write_manifest(
+            generation, "repository", inputs,
+    name=options.name, task=bundle.task.name, settings=bundle.task.settings(), **asdict(plan), bundle={"manifest": bundle.manifest["inputs"], "figures": bundle.variant(plan.precision).figures},
+        )  # fmt: skip
+        (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
+        _switch(options.repository, options.name, generation)
+    return Package(manifest=manifest, unchanged=False)
+
+
+def read_graph(path: Path) -> Graph:
+    """Inputs and outputs of an ONNX file, without its weights.
+
+    Raises:
+        ExportError: a tensor type that Triton has no name for here.
+    """
+    model = onnx.load(path, load_external_data=False)
+    return Graph(inputs=tuple(map(_tensor, model.graph.input)), outputs=tuple(map(_tensor, model.graph.output)))
+
+
+def _tensor(info: onnx.ValueInfoProto) -> Tensor:
+    kind = info.type.tensor_type
+    if kind.elem_type not in DTYPES:
+        raise ExportError(f"graph tensor {info.name} has a type Triton cannot carry here: {onnx.TensorProto.DataType.Name(kind.elem_type)}")
+    return Tensor(info.name, DTYPES[kind.elem_type], tuple(dim.dim_value or -1 for dim in kind.shape.dim[1:]))
+
+
+def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> None:
+    """The four model folders, complete."""
+    exported = read_graph(bundle.variant(plan.precision).path)
+    names = [tensor.name for tensor in exported.inputs]
+    pair = bundle.task.pair
+    try:
+        travelling = travelling_inputs(names, pair=pair)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    graph = Graph(inputs=tuple(tensor for tensor in exported.inputs if tensor.name in travelling), outputs=exported.outputs)
+    task = bundle.task
+    texts, ids, logits = _warmups(folder, bundle, plan, name, graph)
+    configs = {
+        name: ensemble.ensemble_config(name, task, graph, plan),
+        f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, texts),
+        f"{name}_model": ensemble.model_config(name, graph, plan, ids),
+        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, plan, logits),
+    }
+    for model, config in configs.items():
+        (folder / model / "1").mkdir(parents=True, exist_ok=True)
+        (folder / model / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
+    _write_model(folder / f"{name}_model" / "1", bundle, plan, pair=pair)
+    for step in ("preprocess", "postprocess"):
+        _write_step(folder / f"{name}_{step}" / "1", step, bundle, travelling)
+    shutil.copy(bundle.tokenizer, folder / f"{name}_preprocess" / "1")
+
+
+def _write_model(folder: Path, bundle: Bundle, plan: Plan, *, pair: bool) -> None:
+    """The variant's graph behind its prologue; weights outside the file travel along under their own names."""
+    source = bundle.variant(plan.precision).path
+    model = onnx.load(source, load_external_data=False)
+    add_prologue(model, pad_token_id=bundle.padding.get(IDS, 0), pair=pair, ragged=plan.batching == "ragged")
+    onnx.save(model, folder / "model.onnx")
+    external = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    for name in external:
+        shutil.copy(source.parent / name, folder / name)
+
+
+def _write_step(folder: Path, step: str, bundle: Bundle, model_inputs: list[str]) -> None:
+    """The runtime, verbatim, and what it must know about this checkpoint."""
+    shutil.copytree(RUNTIME / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(RUNTIME / "tokenization.py", folder)
+    shutil.copy(RUNTIME / f"{step}.py", folder / "model.py")
+    settings = {
+        "task": bundle.task.name,
+        "settings": bundle.task.settings(),
+        "max_length": bundle.max_length,
+        "model_inputs": model_inputs,
+    }
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) -> tuple[list[Warmup], list[Warmup], list[Warmup]]:
+    """Sample files under each step's ``warmup/``: the task's example as it is, and repeated until it fills the model."""
+    texts, ids, logits = [], [], []
+    encoder = bundle.encoder([tensor.name for tensor in graph.inputs])
+    for label, repeats in (("short", 1), ("long", bundle.max_length)):
+        request = {tensor: " ".join([text] * repeats) for tensor, text in bundle.task.example.items()}
+        payloads = {tensor: _bytes_tensor(text) for tensor, text in request.items()}
+        texts.append(_save_warmup(folder / f"{name}_preprocess", label, 1, payloads, dict.fromkeys(payloads, (1,))))
+        arrays = encoder.arrays(encoder.encode(bundle.task.texts([[text] for text in request.values()])))
+        rows = plan.max_batch_size if label == "long" and plan.device == "gpu" else 1
+        raw = {tensor: array.tobytes() for tensor, array in arrays.items()}
+        ids.append(_save_warmup(folder / f"{name}_model", label, rows, raw, {tensor: array.shape[1:] for tensor, array in arrays.items()}))
+        length = next(iter(arrays.values())).shape[1]
+        shapes = {tensor.name: tuple(length if dim < 0 else dim for dim in tensor.dims) for tensor in graph.outputs}
+        zeros = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
+        logits.append(_save_warmup(folder / f"{name}_postprocess", label, 1, zeros, shapes))
+    return texts, ids, logits
+
+
+def _save_warmup(model: Path, label: str, rows: int, payloads: dict[str, bytes], dims: dict[str, tuple[int, ...]]) -> Warmup:
+    (model / "warmup").mkdir(parents=True, exist_ok=True)
+    files = {tensor: f"{label}_{tensor}" for tensor in payloads}
+    for tensor, payload in payloads.items():
+        (model / "warmup" / files[tensor]).write_bytes(payload)
+    return Warmup(name=label, batch_size=rows, files=files, dims=dims)
+
+
+def _bytes_tensor(text: str) -> bytes:
+    """One element of a BYTES tensor as Triton lays it out: its length, then its bytes."""
+    encoded = text.encode()
+    return struct.pack("<I", len(encoded)) + encoded
+
+
+def _links(name: str) -> dict[str, str]:
+    """Symbolic links in the repository, in the order in which they may appear: the ensemble last, when its steps are there."""
+    return {model: f"{name}_model/current/{model}" for model in (f"{name}_preprocess", f"{name}_postprocess", name)}
+
+
+def _linked(repository: Path, name: str) -> bool:
+    return all((repository / link).is_symlink() and os.readlink(repository / link) == target for link, target in _links(name).items())
+
+
+def _refuse_foreign(repository: Path, name: str) -> None:
+    """Whatever stands under one of the four names and was not written here is somebody's own model."""
+    home = repository / f"{name}_model"
+    foreign = [repository / link for link, target in _links(name).items()
+               if (repository / link).exists() and not ((repository / link).is_symlink() and os.readlink(repository / link) == target)]
+    if home.exists() and not (home / "current").is_symlink():
+        foreign.append(home)
+    if foreign:
+        raise ArtifactError(f"{foreign[0]} is there already and was not packaged by tritonize", hint="choose another --name, or move it away")
+
+
+def _staging_root(repository: Path) -> Path:
+    """Beside the repository, where Triton does not look; inside it only where that is another file system (a mounted volume)."""
+    parent = repository.absolute().parent
+    same = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
+    return parent if same else repository
+
+
+def _switch(repository: Path, name: str, generation: Path) -> None:
+    """Bring a complete generation into service. The rename of ``current`` is the moment everything changes."""
+    home = repository / f"{name}_model"
+    target = f"generations/{uuid4().hex[:12]}"
+    if not home.exists():
+        first = generation.parent / "home"
+        (first / "generations").mkdir(parents=True)
+        generation.rename(first / target)
+        (first / "current").symlink_to(target)
+        for entry in ("config.pbtxt", "1", "warmup"):
+            (first / entry).symlink_to(f"current/{name}_model/{entry}")
+        first.rename(home)
+    else:
+        generation.rename(home / target)
+        link = generation.parent / "current"
+        link.symlink_to(target)
+        link.rename(home / "current")
+    for link_name, link_target in _links(name).items():
+        if not (repository / link_name).is_symlink():
+            (repository / link_name).symlink_to(link_target)
+    for old in (home / "generations").iterdir():
+        if old != home / target:
+            shutil.rmtree(old)

@@ -1,0 +1,227 @@
+"""One running tritonserver: started safely, known to answer, drained and cleaned up after."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from serving.errors import RequestError, ServerError
+from serving.install import Install, find_install, prepare_backends, server_environment
+from serving.machine import has_gpu
+from serving.probe import Probe, ask, find_probes
+
+RESTRICTED = ("model-repository", "logging", "trace", "shared-memory")
+"""Triton APIs that change the server or map its memory; nobody holds the key to them unless they read it off the command line."""
+DRAIN_SECONDS = 30
+STUB = "triton_python_backend_stub"
+NO_GPU_NOISE = ("CudaDriverHelper", "CUDA driver version is insufficient", "pinned memory pool", "Failed to initialize NVML", "DCGM unable to start",
+                "pinned system memory")  # fmt: skip
+"""What the server reports as errors on every machine without a GPU."""
+LINK_NOISE = "which fails to convert to integral number"
+"""What it says of ``current`` and ``generations`` (see ``serving.repository``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What ``tritonize serve`` was asked for."""
+
+    repository: Path
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    ready_timeout: float = 300.0
+
+    @property
+    def base_url(self) -> str:
+        """HTTP address for a client on this machine."""
+        return f"http://{_local(self.host)}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """gRPC address for a client on this machine."""
+        return f"{_local(self.host)}:{self.grpc_port}"
+
+
+class TritonServer:
+    """A tritonserver process and what it leaves behind. Use as a context manager: leaving it stops the server.
+
+    Args:
+        log: called with every line the server prints.
+    """
+
+    def __init__(self, options: ServeOptions, *, log: Callable[[str], None]) -> None:
+        self.options = options
+        self.probes = find_probes(options.repository)
+        self._install = find_install()
+        self._log = log
+        self._tail: deque[str] = deque(maxlen=40)
+        self._shm_prefix = f"tritonize_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._cleanup = contextlib.ExitStack()
+        self._stubs: list[psutil.Process] = []
+
+    def __enter__(self) -> TritonServer:
+        check_ports(self.options)
+        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-backends-")))
+        self._cleanup.callback(self._remove_shared_memory)
+        try:
+            command = server_command(self._install, self.options, prepare_backends(self._install, folder), self._shm_prefix)
+            self._process = subprocess.Popen(
+                command, env=server_environment(self._install), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                text=True, errors="replace", process_group=0, preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads yet in the child
+            )  # fmt: skip
+        except BaseException:
+            self._cleanup.close()
+            raise
+        self._cleanup.callback(self._terminate)
+        reader = threading.Thread(target=self._forward, daemon=True)
+        reader.start()
+        self._cleanup.callback(reader.join, 5)
+        self._cleanup.callback(self._terminate)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver."""
+        return self._process.pid
+
+    def wait_until_ready(self, interrupted: Callable[[], bool] = lambda: False) -> None:
+        """Return when every ensemble has answered a real request, or as soon as ``interrupted()`` says so.
+
+        Raises:
+            ServerError: the server ended, refused a probe, or took longer than ``ready_timeout``.
+        """
+        deadline = time.monotonic() + self.options.ready_timeout
+        waiting = list(self.probes)
+        while waiting and not interrupted():
+            if self._process.poll() is not None:
+                raise ServerError(f"tritonserver ended with code {self._process.returncode} before it was ready: {self._last_error()}",
+                                  hint="its log is above; tritonize doctor checks the set-up")  # fmt: skip
+            if time.monotonic() > deadline:
+                raise ServerError(f"tritonserver was not ready after {self.options.ready_timeout:.0f} s", hint="raise --ready-timeout")
+            try:
+                ask(self.options.base_url, waiting[0], timeout=self.options.ready_timeout)
+                waiting.pop(0)
+            except RequestError as error:
+                if error.status != "UNAVAILABLE" and _is_ready(self.options.base_url):
+                    raise ServerError(f"an ensemble does not answer: {error.message}") from error
+                time.sleep(0.05)
+            except OSError:
+                time.sleep(0.05)
+        self._stubs = [child for child in psutil.Process(self.pid).children(recursive=True) if child.name().startswith(STUB[:15])]
+
+    def failure(self) -> str | None:
+        """Why the server must be restarted, or None: it ended, or one of its stubs is dead (which Triton neither reports nor mends)."""
+        code = self._process.poll()
+        if code is not None:
+            return f"tritonserver ended with code {code}: {self._last_error()}"
+        for stub in self._stubs:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if stub.is_running() and stub.status() != psutil.STATUS_ZOMBIE:
+                    continue
+            return f"a Python backend process ({stub.pid}) died"
+        return None
+
+    def _forward(self) -> None:
+        assert self._process.stdout is not None
+        gpu = has_gpu()
+        for raw in self._process.stdout:
+            line = raw.rstrip()
+            if LINK_NOISE in line or (not gpu and any(noise in line for noise in NO_GPU_NOISE)):
+                continue
+            self._tail.append(line)
+            self._log(line)
+
+    def _last_error(self) -> str:
+        errors = [line for line in self._tail if line.startswith(("E", "error:"))]
+        return errors[-1] if errors else "it said nothing about why"
+
+    def _terminate(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(DRAIN_SECONDS + 10)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        with contextlib.suppress(ProcessLookupError):  # stubs whose server crashed go with it
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _remove_shared_memory(self) -> None:
+        for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):  # noqa: S108 - Triton's own place for them; a crash leaves them there
+            region.unlink(missing_ok=True)
+
+
+def server_command(install: Install, options: ServeOptions, backends: Path | None, shm_prefix: str) -> list[str]:
+    """The command line: this host only unless told otherwise, no model control, changing APIs locked, no partial start."""
+    key = f"tritonize-admin={secrets.token_urlsafe(24)}"
+    command = [
+        str(install.binary),
+        f"--model-repository={options.repository.absolute()}",
+        "--model-control-mode=none", "--exit-on-error=true", "--strict-readiness=true", f"--exit-timeout-secs={DRAIN_SECONDS}",
+        f"--http-address={options.host}", f"--http-port={options.http_port}",
+        f"--grpc-address={options.host}", f"--grpc-port={options.grpc_port}",
+        f"--metrics-address={options.host}", f"--metrics-port={options.metrics_port}",
+        f"--http-restricted-api={','.join(RESTRICTED)}:{key}",
+        f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{key}",
+        "--log-info=false",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+    ]  # fmt: skip
+    if backends is not None:
+        command += [f"--backend-directory={backends}", f"--backend-config=onnxruntime,shm-region-prefix-name={shm_prefix}"]
+    return command
+
+
+def check_ports(options: ServeOptions) -> None:
+    """Find an occupied port before Triton does, half a minute later and in other words.
+
+    Raises:
+        ServerError: a port is taken, or the address is not this machine's.
+    """
+    for flag, port in (("--http-port", options.http_port), ("--grpc-port", options.grpc_port), ("--metrics-port", options.metrics_port)):
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((options.host, port))
+            except OSError as error:
+                raise ServerError(f"cannot listen on {options.host}:{port}: {error.strerror}",
+                                  hint=f"choose another with {flag}, or end what listens there (tritonize stop)") from error  # fmt: skip
+
+
+def _local(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
+
+
+def _is_ready(base_url: str) -> bool:
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{base_url}/v2/health/ready", timeout=5) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to stop tritonserver when whoever started it is killed outright: no server is left without a keeper."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
