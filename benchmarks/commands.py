@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-PROJECT = Path(__file__).parents[1]
 PRECISIONS = ("fp32", "fp16", "int8")
 PROTOCOLS = ("grpc", "http")
 
@@ -118,10 +117,11 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
 
 
 def _options(name: str, values: dict[str, Any]) -> Any:
-    from benchmarks.machine import resolve_device  # noqa: PLC0415
     from benchmarks.run import BenchmarkOptions  # noqa: PLC0415
     from benchmarks.served import Endpoint  # noqa: PLC0415
     from export.data import Columns  # noqa: PLC0415
+    from serving.install import triton_environment  # noqa: PLC0415
+    from serving.machine import resolve_device  # noqa: PLC0415
 
     take = values.pop
     endpoint = Endpoint(**{key: take(key) for key in ("host", "http_port", "grpc_port", "metrics_port")})
@@ -129,7 +129,7 @@ def _options(name: str, values: dict[str, Any]) -> Any:
     own = values["artifacts"] / name
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     return BenchmarkOptions(
-        name=name, columns=columns, endpoint=None if take("in_process") else endpoint, server_environment=PROJECT / ".triton",
+        name=name, columns=columns, endpoint=None if take("in_process") else endpoint, server_environment=triton_environment(),
         bundle=take("bundle") or own / "bundle", checkpoint=take("checkpoint") or str(own / "checkpoint"),
         output=take("output") or Path("benchmarks/reports") / f"{name}-{stamp}", device=resolve_device(take("device")),
         precisions=take("precision"), protocols=take("protocol"), concurrencies=take("concurrency"), gates=take("gate"), **values,

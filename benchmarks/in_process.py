@@ -10,12 +10,14 @@ from typing import Any
 
 from benchmarks.quality import Answers, judge
 from benchmarks.report import Arrangement, InProcess
-from benchmarks.runners import Job, cores
+from benchmarks.runners import Job, weights_file
 from benchmarks.speed import Spans, as_spans, workers_speed
 from benchmarks.study import Study
 from benchmarks.workers import run_workers
+from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError
+from serving.machine import cores
 
 TORCH_BATCHES = [1, 32]
 """Rows per call: alone, as somebody types them, and together, where PyTorch is at its best."""
@@ -93,6 +95,19 @@ def _plan(study: Study) -> Iterator[_Run]:
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
             yield run("onnx", file, batches=[1], labelled=index == 0, threads=threads, processes=processes)
+
+
+def require_original(bundle: Bundle, checkpoint: Path) -> None:
+    """Check that ``checkpoint`` holds the weights that ``bundle`` was exported from.
+
+    Raises:
+        ArtifactError: it holds others.
+    """
+    weights = weights_file(checkpoint)
+    exported = bundle.manifest["inputs"]["files"].get(weights.name)
+    if exported != sha256(weights):
+        raise ArtifactError(f"{bundle.folder} was not exported from {checkpoint}: the weights differ",
+                            hint="name its original with --checkpoint, or export anew with: tritonize export")
 
 
 def bundle_precision(bundle: Bundle, sha256: str) -> str:

@@ -68,7 +68,7 @@ def library_path(binary: Path) -> Iterator[dict[str, str]]:
     The wheels carry them under names of their own, so links with the plain names are laid in a private folder for as long as the
     block runs. A binary that is not in such an environment is left to the system's libraries.
     """
-    wheels = list(binary.parents[1].glob("lib/python3*/site-packages/nvidia_pytriton.libs"))
+    wheels = sorted(binary.parents[1].glob("lib/python3*/site-packages/nvidia_pytriton.libs"))
     if not wheels:
         yield dict(os.environ)
         return

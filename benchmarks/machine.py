@@ -15,6 +15,7 @@ from typing import Any, Self
 import psutil
 
 from serving.artifact import versions
+from serving.machine import cores
 
 MIB = 2**20
 
@@ -23,7 +24,7 @@ def environment() -> dict[str, Any]:
     """CPU, cores, memory, GPUs, versions, commit and how busy the machine is, JSON-ready."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_mib": round(psutil.virtual_memory().total / MIB),
         "gpus": _nvidia_smi("--query-gpu=name,memory.total,driver_version"),
         "system": platform.platform(),
@@ -31,13 +32,6 @@ def environment() -> dict[str, Any]:
         "versions": versions(),
         "commit": _commit(),
     }
-
-
-def resolve_device(device: str) -> str:
-    """``auto`` → ``gpu`` where the driver lists one, else ``cpu``; other values as they are."""
-    if device != "auto":
-        return device
-    return "gpu" if _nvidia_smi("--query-gpu=name") else "cpu"
 
 
 def gpu_memory_mib(processes: Iterable[int]) -> float | None:

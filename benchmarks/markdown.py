@@ -54,10 +54,15 @@ def _served(served: Served) -> str:
         [load.protocol, str(load.concurrency), *_speed(load.speed), f"{load.executed_batch:.2f}"] for load in served.loads
     ]
     package = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in served.package.items())
-    memory = f"Process tree under load: peak RSS {_number(served.peak_rss_mib)} MiB, PSS {_number(served.pss_mib)} MiB; " \
-             f"GPU memory {_number(served.gpu_memory_mib)} MiB."
+    load = "not known" if served.load_seconds is None else f"{served.load_seconds:.1f} s"
+    notes = (
+        f"From start to first answers: {load}. Process tree under load: peak RSS {_number(served.peak_rss_mib)} MiB, "
+        f"PSS {_number(served.pss_mib)} MiB; GPU memory {_number(served.gpu_memory_mib)} MiB."
+    )
+    if served.package.get("batching") == "off":
+        notes += "\n\nBatching is off: an executed batch above 1 was handed over together and run one by one."
     head = ["protocol", "clients", *SPEED, "executed batch"]
-    return f"## Served ({served.server}, {package})\n\n{_table(head, rows)}\n\n{memory}"
+    return f"## Served ({served.server}, {package})\n\n{_table(head, rows)}\n\n{notes}"
 
 
 def _steps(served: Served) -> str:

@@ -114,7 +114,8 @@ class Load:
     """A closed loop of ``concurrency`` clients over ``grpc`` or ``http``, one row per request.
 
     Args:
-        executed_batch: of the model step.
+        executed_batch: of the model step: rows per execution by Triton's count. A model packaged with batching off may get
+            several requests handed over together; it still runs them one by one.
         steps: by step, without the ensemble's name.
     """
 
@@ -133,6 +134,7 @@ class Served:
         precision: the repository's, and its ONNX file is still the one packaged.
         package: how it was packaged, from the repository's manifest.
         server: Triton's name and version.
+        load_seconds: from starting the server to its first answers; None where it was not started by tritonize on this machine.
         peak_rss_mib, pss_mib: of the server's process tree under load (see ``MemoryMeter``); None where it cannot be seen.
     """
 
@@ -142,6 +144,7 @@ class Served:
     server: str
     loads: list[Load]
     quality: Quality
+    load_seconds: float | None
     peak_rss_mib: float | None
     pss_mib: float | None
     gpu_memory_mib: float | None
@@ -219,7 +222,7 @@ def _served_figures(served: Served) -> dict[str, Any]:
         figures = asdict(load.speed) | {"executed_batch": load.executed_batch} | steps
         place = loads if load.protocol == "grpc" else loads.setdefault(load.protocol, {})
         place[f"c{load.concurrency}"] = figures
-    memory = {key: getattr(served, key) for key in ("peak_rss_mib", "pss_mib", "gpu_memory_mib")}
+    memory = {key: getattr(served, key) for key in ("load_seconds", "peak_rss_mib", "pss_mib", "gpu_memory_mib")}
     return loads | memory | _quality_figures(served.quality)
 
 

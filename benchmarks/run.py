@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.gates import check_gate, find_regressions, parse_gate
-from benchmarks.in_process import measure
+from benchmarks.in_process import measure, require_original
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import environment
 from benchmarks.markdown import render
@@ -127,8 +127,10 @@ def _study(options: BenchmarkOptions) -> Study:
     precisions = options.precisions or tuple(bundle.variants)
     for precision in precisions:
         bundle.variant(precision)  # an error now rather than minutes later
+    checkpoint = checkpoint_folder(options.checkpoint, options.artifacts / QUICKSTART_CACHE)
+    require_original(bundle, checkpoint)
     return Study(
-        bundle=bundle, checkpoint=checkpoint_folder(options.checkpoint, options.artifacts / QUICKSTART_CACHE),
+        bundle=bundle, checkpoint=checkpoint,
         rows=_rows(options, bundle), precisions=precisions, device=options.device, protocols=options.protocols,
         concurrencies=options.concurrencies, duration=options.duration,
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.artifact import sha256
 from serving.errors import ArtifactError
+from serving.machine import cores
 
 if TYPE_CHECKING:
     from serving.bundle import Bundle
@@ -170,11 +171,6 @@ def weights_file(checkpoint: Path) -> Path:
         if (checkpoint / name).is_file():
             return checkpoint / name
     raise ArtifactError(f"{checkpoint} holds no safetensors weights", hint="make a checkpoint with: tritonize finetune")
-
-
-def cores() -> int:
-    """CPU cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def timed_passes(runner: Callable[[Sequence[Text]], object], texts: Sequence[Text], batch: int, seconds: float) -> list[Span]:

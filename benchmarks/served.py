@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks.load import LoadOptions, run_load
 from benchmarks.machine import MIB, MemoryMeter, listening_process
@@ -24,6 +25,7 @@ from benchmarks.study import Study
 from serving.artifact import read_manifest, sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, ServerError
+from serving.supervisor import find_running
 
 _PACKAGE_ANEW = "write it anew with: tritonize package"
 
@@ -55,6 +57,7 @@ class Package:
     """What was packaged: the repository's manifest and the checksum of its ONNX file, which still is the packaged one."""
 
     name: str
+    repository: Path
     precision: str
     manifest: dict[str, Any]
     sha256: str
@@ -81,7 +84,7 @@ def read_package(repository: Path, name: str) -> Package:
     found = sha256(repository / file)
     if found != packaged:
         raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_ANEW)
-    return Package(name=name, precision=manifest["precision"], manifest=manifest, sha256=found)
+    return Package(name=name, repository=repository, precision=manifest["precision"], manifest=manifest, sha256=found)
 
 
 class Server:
@@ -180,15 +183,23 @@ def _compute_ns(statistics: Any) -> int:
     return sum(part.ns for part in parts)
 
 
-def check_process(endpoint: Endpoint, package: Package) -> Any:
+def check_process(endpoint: Endpoint, package: Package) -> psutil.Process | None:
     """The process that serves, None where it cannot be seen from here (another machine, or a container).
 
     Raises:
-        ArtifactError: it was started before the repository was packaged, so it serves something else.
+        ArtifactError: it serves another repository, or was started before this one was packaged.
     """
     process = listening_process(endpoint.grpc_port) if endpoint.is_local else None
+    if process is None:
+        return None
+    flag = "--model-repository="
+    served = [process.cwd() / Path(word.removeprefix(flag)) for word in process.cmdline() if word.startswith(flag)]
+    if served and not any(folder.resolve() == package.repository.resolve() for folder in served):
+        found = ", ".join(map(str, served))
+        raise ArtifactError(f"the server on port {endpoint.grpc_port} serves {found}, not {package.repository}",
+                            hint="name the right one with --repository, or the right server with --grpc-port")
     packaged = datetime.fromisoformat(package.manifest["created"]).timestamp()
-    if process is not None and process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
+    if process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
         raise ArtifactError(f"the server on port {endpoint.grpc_port} was started before {package.name} was packaged, "
                             "so it serves an older package", hint="start it anew: tritonize stop, tritonize serve")
     return process
@@ -230,10 +241,18 @@ def measure_served(target: Target, study: Study, original: Answers, say: Callabl
         gpu_memory = server.gpu_memory_mib()
     served = Served(
         precision=package.precision, package=package.settings, sha256=package.sha256, server=server.version, loads=loads,
-        quality=judge(task, study.rows.references, answers, original),
+        quality=judge(task, study.rows.references, answers, original), load_seconds=_load_seconds(server.endpoint, process),
         peak_rss_mib=meter.peak_rss_mib if meter else None, pss_mib=meter.pss_mib if meter else None, gpu_memory_mib=gpu_memory,
     )
     return served, samples
+
+
+def _load_seconds(endpoint: Endpoint, process: psutil.Process | None) -> float | None:
+    """What the server's keeper wrote down, if it keeps this very server."""
+    running = find_running(endpoint.http_port)
+    if running is None or process is None or running.pid not in {parent.pid for parent in process.parents()}:
+        return None
+    return running.ready_seconds
 
 
 def _measure_load(target: Target, study: Study, protocol: str, concurrency: int) -> tuple[Load, Spans]:

@@ -33,6 +33,7 @@ class Running:
     Args:
         pid: the keeper's process id; ``started`` its start time, so that a recycled id is not mistaken for it.
         ready: whether every ensemble has answered.
+        ready_seconds: how long that took from starting tritonserver; None before.
     """
 
     pid: int
@@ -40,6 +41,7 @@ class Running:
     http_port: int
     repository: str
     ready: bool
+    ready_seconds: float | None = None
 
     def is_alive(self) -> bool:
         """Whether that very process still runs."""
@@ -63,13 +65,14 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
     with _stop_signals() as stopped, _recorded(options) as record:
         restarts, announced = 0, False
         while True:
+            begun = time.monotonic()
             with TritonServer(options, log=log) as server:
                 server.wait_until_ready(stopped)
                 since = time.monotonic()
                 if not announced and not stopped():
                     on_ready(server)
                     announced = True
-                record(ready=True)
+                record(ready=True, ready_seconds=since - begun)
                 failure = None
                 while failure is None and not stopped():
                     time.sleep(POLL_SECONDS)
@@ -186,9 +189,9 @@ def _recorded(options: ServeOptions) -> Iterator[Callable[..., None]]:
                       repository=str(options.repository), ready=False)  # fmt: skip
     path = _state_file(options.http_port)
 
-    def record(*, ready: bool) -> None:
+    def record(*, ready: bool, ready_seconds: float | None = None) -> None:
         fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(replace(running, ready=ready))), encoding="utf-8")
+        fresh.write_text(json.dumps(asdict(replace(running, ready=ready, ready_seconds=ready_seconds))), encoding="utf-8")
         fresh.rename(path)
 
     other = find_running(options.http_port)
