@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class ExportOptions:
     task: str
     checkpoint: str | None = None
     test: str | None = None
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
     precision: tuple[str, ...] = ()
     max_length: int | None = None
     max_metric_drop: float = 0.5
@@ -62,7 +62,8 @@ class ExportOptions:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Variants to make, fp32 first."""
-        return tuple(precision for precision in PRECISIONS if precision == "fp32" or not self.precision or precision in self.precision)
+        wanted = {"fp32", *(self.precision or PRECISIONS)}
+        return tuple(precision for precision in PRECISIONS if precision in wanted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,8 @@ def find_source(options: ExportOptions) -> Source:
     checkpoints.require_task(config, task_type, name)
     trained = read_manifest(folder, "checkpoint") if (folder / MANIFEST).is_file() else {}
     if trained.get("task", options.task) != options.task:
-        raise ArtifactError(f"{folder} was fine-tuned for {trained['task']}, not {options.task}", hint=f"give --task {trained['task']}")
+        known = trained["task"]
+        raise ArtifactError(f"{folder} was fine-tuned for {known}, not {options.task}", hint=f"give --task {known}")
     pair = options.columns.text_pair is not None or bool(trained.get("pair"))
     task = task_type.from_config(config, pair=pair)
     labels = list(task.settings()["labels"])

@@ -44,7 +44,7 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The checkpoint's fast tokenizer (``transformers.PreTrainedTokenizerFast``); only such a one has a ``tokenizer.json`` to serve.
+    """The checkpoint's fast tokenizer (``transformers.PreTrainedTokenizerFast``): only such a one gives a ``tokenizer.json``.
 
     Raises:
         ArtifactError: there is none, or it has no padding token.
@@ -54,7 +54,8 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"cannot load the tokenizer of {folder}: {_first_line(error)}", hint="a tokenizer.json is needed") from error
+        needed = "a tokenizer.json is needed"
+        raise ArtifactError(f"cannot load the tokenizer of {folder}: {_first_line(error)}", hint=needed) from error
     if not tokenizer.is_fast:
         raise ArtifactError(f"the tokenizer of {folder} has no fast form, so it cannot be served: a tokenizer.json is needed")
     if tokenizer.pad_token_id is None:

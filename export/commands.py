@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from export.data import Columns
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -21,7 +25,13 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return apply
 
 
-def _known_task(_: click.Context, __: click.Parameter, task: str) -> str:
+def _plain_name(_ctx: click.Context, _parameter: click.Parameter, name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise click.BadParameter(f"{name!r}: letters, digits, '_', '-' and '.' only, and neither of the last two first")
+    return name
+
+
+def _known_task(_ctx: click.Context, _parameter: click.Parameter, task: str) -> str:
     from serving.runtime.tasks import names  # noqa: PLC0415 - imports numpy
 
     if task not in names():
@@ -29,11 +39,24 @@ def _known_task(_: click.Context, __: click.Parameter, task: str) -> str:
     return task
 
 
+class Precisions(click.ParamType[tuple[str, ...]]):
+    """One precision, or several with commas between: ``"fp32,int8"`` → ``("fp32", "int8")``."""
+
+    name = "precision"
+    known = ("fp32", "fp16", "int8")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        found = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+        for precision in found:
+            if precision not in self.known:
+                self.fail(f"{precision!r} is not one of {', '.join(self.known)}", param, ctx)
+        return found
+
+
 _shared = _options(
-    click.option("--name", default="model", callback=lambda _, __, name: _plain_name(name),
-                 help="Name of the model: of its folder under --artifacts and in Triton."),
+    click.option("--name", default="model", callback=_plain_name, help="Name of the model: its folder's, and its own in Triton."),
     click.option("--task", default="text-classification", callback=_known_task, help="What the model does."),
-    click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), default="artifacts", help="Folder of all artifacts."),
+    click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), default="artifacts", help="Of all artifacts."),
     click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where to compute."),
     click.option("--seed", type=click.IntRange(min=0), default=0, help="Of every random choice."),
     click.option("--force", is_flag=True, help="Run even where nothing has changed since the last run."),
@@ -48,10 +71,10 @@ _columns = _options(
 )
 
 
-def _plain_name(name: str) -> str:
-    if not name or not all(character.isascii() and (character.isalnum() or character in "_-.") for character in name) or name[0] in ".-":
-        raise click.BadParameter(f"{name!r}: letters, digits, '_', '-' and '.' only, the first a letter, a digit or '_'")
-    return name
+def _take_columns(given: dict[str, Any]) -> Columns:
+    from export.data import Columns  # noqa: PLC0415 - commands stay light
+
+    return Columns(text=given.pop("text_column"), text_pair=given.pop("text_pair_column"), label=given.pop("label_column"))
 
 
 @click.command("finetune")
@@ -61,28 +84,21 @@ def _plain_name(name: str) -> str:
 @click.option("--validation", default=None, show_default="a tenth of --train", help="Rows to choose the best epoch by.")
 @click.option("--test", default=None, help="Rows that no choice depends on; export measures on them.")
 @_columns
-@click.option("--max-train-rows", type=click.IntRange(min=2), default=None, show_default="all", help="Draw that many training rows.")
+@click.option("--max-train-rows", type=click.IntRange(min=2), default=None, show_default="all", help="Draw so many training rows.")
 @click.option("--epochs", type=click.IntRange(min=1), default=3, help="At most.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, help="Rows a step.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=5e-5, help="The highest.")
 @click.option("--warmup-ratio", type=click.FloatRange(0, 1), default=0.1, help="Share of the steps before the highest is reached.")
 @click.option("--weight-decay", type=click.FloatRange(min=0), default=0.01, help="Of AdamW.")
 @click.option("--early-stopping", type=click.IntRange(min=0), default=2, help="Stop after so many epochs without gain; 0: never.")
-def finetune_command(name: str, task: str, artifacts: Path, device: str, seed: int, force: bool, as_json: bool, checkpoint: str,  # noqa: PLR0913
-                     train: str, validation: str | None, test: str | None, text_column: str, text_pair_column: str | None,
-                     label_column: str, max_length: int | None, max_train_rows: int | None, epochs: int, batch_size: int,
-                     learning_rate: float, warmup_ratio: float, weight_decay: float, early_stopping: int) -> None:
+def finetune_command(as_json: bool, **given: Any) -> None:
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
-    from export.data import Columns  # noqa: PLC0415
-    from export.finetune import FinetuneOptions, Hyperparameters, finetune  # noqa: PLC0415
+    from dataclasses import fields  # noqa: PLC0415
 
-    options = FinetuneOptions(
-        name=name, task=task, artifacts=artifacts, device=device, force=force, checkpoint=checkpoint, train=train, validation=validation,
-        test=test, columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column), max_length=max_length,
-        max_train_rows=max_train_rows,
-        training=Hyperparameters(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, warmup_ratio=warmup_ratio,
-                                 weight_decay=weight_decay, early_stopping=early_stopping, seed=seed),
-    )
+    from export.finetune import FinetuneOptions, Hyperparameters, finetune  # noqa: PLC0415 - commands stay light
+
+    training = Hyperparameters(**{field.name: given.pop(field.name) for field in fields(Hyperparameters)})
+    options = FinetuneOptions(columns=_take_columns(given), training=training, **given)
     manifest = finetune(options)
     if as_json:
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest["figures"]}, indent=2))
@@ -93,25 +109,10 @@ def finetune_command(name: str, task: str, artifacts: Path, device: str, seed: i
     click.echo(f"checkpoint: {options.target}", err=True)
 
 
-class Precisions(click.ParamType):
-    """One precision, or several with commas between."""
-
-    name = "precision"
-    known = ("fp32", "fp16", "int8")
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """``"fp32,int8"`` → ``("fp32", "int8")``."""
-        found = tuple(value.split(",")) if isinstance(value, str) else tuple(value)
-        for precision in found:
-            if precision not in self.known:
-                self.fail(f"{precision!r} is not one of {', '.join(self.known)}", param, ctx)
-        return found
-
-
 @click.command("export")
 @_shared
-@click.option("--checkpoint", default=None, show_default="artifacts/NAME/checkpoint", help="Folder, or name on the Hugging Face Hub.")
-@click.option("--test", default=None, show_default="those kept by finetune", help="Labelled rows to verify on; forms as for finetune.")
+@click.option("--checkpoint", default=None, show_default="artifacts/NAME/checkpoint", help="Folder, or name on the Hub.")
+@click.option("--test", default=None, show_default="those that finetune kept", help="Labelled rows to verify on, as for finetune.")
 @_columns
 @click.option("--precision", type=Precisions(), multiple=True, show_default="fp32,fp16,int8", metavar="fp32|fp16|int8[,…]",
               help="Variants to make (fp32 always is). Asked for by name, one that fails its gates makes the exit code 1.")
@@ -120,23 +121,16 @@ class Precisions(click.ParamType):
               help="Share of labels that must equal the original's (fp32: always all).")
 @click.option("--verify-rows", type=click.IntRange(min=1), default=1000, help="Verify on at most so many rows.")
 @click.option("--opset", type=click.IntRange(17, 18), default=18, help="ONNX operator set.")
-def export_command(name: str, task: str, artifacts: Path, device: str, seed: int, force: bool, as_json: bool, checkpoint: str | None,  # noqa: PLR0913
-                   test: str | None, text_column: str, text_pair_column: str | None, label_column: str, max_length: int | None,
-                   precision: tuple[tuple[str, ...], ...], max_metric_drop: float, min_agreement: float | None, verify_rows: int,
-                   opset: int) -> None:
+def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **given: Any) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
-    from export.bundle import ExportOptions, export, require_passed  # noqa: PLC0415
-    from export.data import Columns  # noqa: PLC0415
+    from export.bundle import ExportOptions, export, require_passed  # noqa: PLC0415 - commands stay light
 
     asked = tuple(dict.fromkeys(one for several in precision for one in several))
-    options = ExportOptions(
-        name=name, task=task, artifacts=artifacts, device=device, seed=seed, force=force, checkpoint=checkpoint, test=test,
-        columns=Columns(text=text_column, text_pair=text_pair_column, label=label_column), max_length=max_length, precision=asked,
-        max_metric_drop=max_metric_drop, min_agreement=min_agreement, verify_rows=verify_rows, opset=opset,
-    )
+    options = ExportOptions(columns=_take_columns(given), precision=asked, **given)
     manifest = export(options)
     if as_json:
-        click.echo(json.dumps({"artifact": str(options.target)} | {key: manifest[key] for key in ("original", "precisions")}, indent=2))
+        figures = {key: manifest[key] for key in ("original", "precisions")}
+        click.echo(json.dumps({"artifact": str(options.target)} | figures, indent=2))
     for line in _table(manifest):
         click.echo(line, err=True)
     require_passed(manifest["precisions"], asked)
@@ -145,13 +139,14 @@ def export_command(name: str, task: str, artifacts: Path, device: str, seed: int
 
 def _table(manifest: dict[str, Any]) -> list[str]:
     """The variants and the original, one a line, and why any was left out."""
-    metric, original = manifest["main_metric"], manifest["original"]
-    lines = [f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}   "
-             f"({original['rows']} rows; speed: one row at a time, one thread)",
-             f"{'PyTorch':8} {original[metric]:9.4f} {'':>10} {'':>9} {'':>7} {original['latency_ms']:7.2f} {original['throughput']['1']:7.0f}"]
-    for precision, record in manifest["precisions"].items():
-        figures = record["figures"]
-        lines.append(f"{precision:8} {figures[metric]:9.4f} {figures['label_agreement']:10.2%} {figures['max_logit_difference']:9.2g} "
+    metric = manifest["main_metric"]
+    original = {"label_agreement": 1.0, "max_logit_difference": 0.0, "bytes": 0} | manifest["original"]
+    variants = {precision: record["figures"] for precision, record in manifest["precisions"].items()}
+    lines = [f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}"]
+    for title, figures in {"PyTorch": original, **variants}.items():
+        lines.append(f"{title:8} {figures[metric]:9.4f} {figures['label_agreement']:10.2%} {figures['max_logit_difference']:9.2g} "
                      f"{figures['bytes'] / 1e6:7.1f} {figures['latency_ms']:7.2f} {figures['throughput']['1']:7.0f}")
-        lines += [f"{precision} is left out: {gate['message']}" for gate in record["gates"] if not gate["passed"]]
+    lines.append(f"on {original['rows']} rows; speed of the model alone, one row at a time, one thread")
+    lines += [f"{precision} is left out: {gate['message']}" for precision, record in manifest["precisions"].items()
+              for gate in record["gates"] if not gate["passed"]]
     return lines

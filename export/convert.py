@@ -29,10 +29,11 @@ def require_supported(config: dict[str, Any], task: type[Task]) -> None:
     try:
         tasks = TasksManager.get_supported_tasks_for_model_type(model_type, "onnx", library_name="transformers")
     except KeyError:
-        raise ExportError(f"Optimum cannot export the architecture {model_type!r}",
-                          hint="bert, distilbert, roberta, albert, electra, mpnet, deberta-v2, xlm-roberta and modernbert are tested") from None
+        tested = "bert, distilbert, roberta, albert, electra, mpnet, deberta-v2, xlm-roberta and modernbert are tested"
+        raise ExportError(f"Optimum cannot export the architecture {model_type!r}", hint=tested) from None
     if task.name not in tasks:
-        raise ExportError(f"Optimum cannot export the architecture {model_type!r} for {task.name}, only for {', '.join(sorted(tasks))}")
+        known = ", ".join(sorted(tasks))
+        raise ExportError(f"Optimum cannot export the architecture {model_type!r} for {task.name}, only for {known}")
 
 
 def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> Path:
@@ -58,11 +59,11 @@ def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> 
 
 def _require_free_axes(path: Path) -> None:
     model = onnx.load(str(path), load_external_data=False)
-    names = set(graph.input_names(model))
+    names = set(graph.input_names(path))
     for tensor in model.graph.input:
         fixed = [axis for axis, dim in enumerate(tensor.type.tensor_type.shape.dim) if not dim.dim_param]
         if tensor.name in names and fixed:
-            raise ExportError(f"the exported graph fixes axis {fixed[0]} of its input {tensor.name!r}: it would serve one shape only")
+            raise ExportError(f"the exported graph fixes axis {fixed[0]} of {tensor.name!r}: it could serve one shape only")
 
 
 @contextlib.contextmanager

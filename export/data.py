@@ -1,4 +1,4 @@
-"""Labelled rows: a file's columns, checked one row at a time with the standard library, so that bad data is told before torch is imported."""
+"""Labelled rows: read and checked one by one with the standard library, so bad data is told before torch is imported."""
 
 from __future__ import annotations
 
@@ -182,7 +182,8 @@ def checked_rows(location: str, records: Iterable[Record], columns: Columns) -> 
             column.append(_checked_text(_value(location, where, row, name), name, f"{location}, {where}", row))
         label = _checked_label(_value(location, where, row, columns.label), columns.label, f"{location}, {where}", row)
         if labels and type(label) is not type(labels[0]):
-            raise DataError(f"{location}, {where}: label {label!r} is {_kind(label)} and those before it are {_kind(labels[0])}: {_shown(row)}")
+            kinds = f"{_kind(label)} and those before it are {_kind(labels[0])}"
+            raise DataError(f"{location}, {where}: label {label!r} is {kinds}: {_shown(dict(row))}")
         labels.append(label)
     if not labels:
         raise DataError(f"{location} holds no rows")
@@ -223,7 +224,7 @@ def label_names(rows: Rows) -> tuple[str, ...]:
     Raises:
         DataError: fewer than two labels.
     """
-    names = rows.names or tuple(map(str, sorted(set(rows.labels))))  # type: ignore[type-var]  # all of one type: checked_rows
+    names = rows.names or tuple(map(str, sorted(set(rows.labels))))  # all of one type: checked_rows saw to it
     if len(set(rows.labels)) < 2:
         raise DataError(f"{rows.location} has one label only, {rows.labels[0]!r}: there is nothing to tell apart")
     return names
@@ -250,7 +251,8 @@ def encode_labels(rows: Rows, names: Sequence[str], *, positions: bool = False) 
         if label not in known:
             text = _shown(tuple(column[number - 1] for column in rows.texts))
             hint = "a negative label means that the labels are withheld: use another split" if label in (-1, "-1") else ""
-            raise DataError(f"{rows.location}, row {number}: unknown label {label!r}, known are {', '.join(names)}: {text}", hint=hint)
+            known_names = ", ".join(names)
+            raise DataError(f"{rows.location}, row {number}: unknown label {label!r}, known are {known_names}: {text}", hint=hint)
     return LabelledRows(texts=rows.texts, labels=tuple(known[label] for label in rows.labels))
 
 

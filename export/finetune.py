@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from export.sources import checkpoint_files, checkpoint_folder, load_rows
 from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
 from serving.errors import ArtifactError, DataError
 from serving.runtime.tasks import task_class
-from serving.runtime.tasks.base import Task
 
 HELD_OUT = 0.1
 """Share of the training rows held out for validation where no validation rows are given."""
@@ -68,10 +67,10 @@ class FinetuneOptions:
     train: str
     validation: str | None = None
     test: str | None = None
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
     max_train_rows: int | None = None
     max_length: int | None = None
-    training: Hyperparameters = Hyperparameters()
+    training: Hyperparameters = field(default_factory=Hyperparameters)
     device: str = "auto"
     artifacts: Path = Path("artifacts")
     force: bool = False
@@ -88,7 +87,6 @@ class _Data:
 
     names: tuple[str, ...]
     splits: dict[str, LabelledRows]
-    held_out: bool
     inputs: dict[str, Any]
 
 
@@ -103,7 +101,6 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         DataError: rows, columns or labels are not as they must be.
         SetupError: the quickstart could not be fetched, or there is no such device.
     """
-    task = task_class(options.task)
     cache = options.artifacts / "quickstart"
     data = _load(options, cache)
     base = checkpoint_folder(options.checkpoint, cache)
@@ -113,7 +110,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         return read_manifest(options.target, "checkpoint")
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
     click.echo(f"fine-tuning {options.checkpoint} on {sizes} rows, labels {', '.join(data.names)}", err=True)
-    return _train_and_write(options, task, base, data, inputs)
+    return _train_and_write(options, base, data, inputs)
 
 
 def _load(options: FinetuneOptions, cache: Path) -> _Data:
@@ -121,21 +118,25 @@ def _load(options: FinetuneOptions, cache: Path) -> _Data:
     for split, location in (("train", options.train), ("validation", options.validation), ("test", options.test)):
         if location is not None:
             found[split] = load_rows(location, options.columns, split=split, cache=cache)
-            if not isinstance(found[split].labels[0], type(found["train"].labels[0])):
-                raise DataError(f"labels are {found['train'].labels[0]!r} … in {found['train'].location} "
-                                f"and {found[split].labels[0]!r} … in {found[split].location}: one is text, the other whole numbers")
-    held_out = "validation" not in found
+            _require_same_kind(found["train"], found[split])
     names = label_names(found["train"])
-    if held_out:
-        found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, options.training.seed)
+    seed = options.training.seed
+    if "validation" not in found:
+        found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed)
         click.echo(f"no --validation: {len(found['validation'])} of the training rows are held out for it", err=True)
-    found["train"] = found["train"].take(sample(len(found["train"]), options.max_train_rows, options.training.seed))
+    found["train"] = found["train"].take(sample(len(found["train"]), options.max_train_rows, seed))
     return _Data(
         names=names,
         splits={split: encode_labels(rows, names) for split, rows in found.items()},
-        held_out=held_out,
         inputs={split: {"rows": len(rows), "sha256": rows.digest()} for split, rows in found.items()},
     )
+
+
+def _require_same_kind(train: Rows, other: Rows) -> None:
+    ours, theirs = train.labels[0], other.labels[0]
+    if type(ours) is not type(theirs):
+        raise DataError(f"{train.location} has labels such as {ours!r}, {other.location} such as {theirs!r}: "
+                        "one has names, the other whole numbers")
 
 
 def _inputs(options: FinetuneOptions, base: Path, data: _Data) -> dict[str, Any]:
@@ -151,7 +152,9 @@ def _inputs(options: FinetuneOptions, base: Path, data: _Data) -> dict[str, Any]
     return inputs_record(record, checkpoint_files(base))
 
 
-def _train_and_write(options: FinetuneOptions, task: type[Task], base: Path, data: _Data, inputs: dict[str, Any]) -> dict[str, Any]:
+def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: dict[str, Any]) -> dict[str, Any]:
+    from safetensors import SafetensorError  # noqa: PLC0415
+
     from export import training  # noqa: PLC0415 - imports torch
 
     tokenizer = checkpoints.load_tokenizer(base)
@@ -159,36 +162,45 @@ def _train_and_write(options: FinetuneOptions, task: type[Task], base: Path, dat
     scratch = options.target.parent.absolute() / ".training"
     _prepare_scratch(scratch, {"inputs": inputs, "versions": versions(), "folder": str(scratch)})
     started = time.monotonic()
-    result = training.train(
-        base, task, tokenizer, data.splits, names=data.names, max_length=max_length, options=options.training,
-        device=options.device, scratch=scratch,
-    )
-    figures = result.figures | {
-        "rows": {split: len(rows) for split, rows in data.splits.items()},
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    evaluation = "test" if "test" in data.splits else "validation"
-    fields = {
+    trained = training.train(training.Job(
+        base=base, task=task_class(options.task), tokenizer=tokenizer, splits=data.splits, names=data.names, max_length=max_length,
+        options=options.training, device=options.device, scratch=scratch,
+    ))
+    rows = {split: len(rows) for split, rows in data.splits.items()}
+    figures = trained.figures | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
+    fields = _fields(options, data.names) | {"max_length": max_length, "figures": figures}
+    with publish(options.target) as staging:
+        try:
+            trained.model.save_pretrained(staging, safe_serialization=True)
+        except SafetensorError as error:  # a full disk among others
+            raise ArtifactError(f"cannot write the weights into {options.target}: {error}") from error
+        checkpoints.save_tokenizer(tokenizer, staging)
+        write_evaluation(data.splits[fields["evaluation_split"]], staging)
+        (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
+        manifest = write_manifest(staging, "checkpoint", inputs, **fields)
+    shutil.rmtree(scratch)
+    return manifest
+
+
+def _fields(options: FinetuneOptions, names: tuple[str, ...]) -> dict[str, Any]:
+    return {
         "name": options.name,
         "task": options.task,
-        "labels": data.names,
+        "labels": list(names),
         "pair": options.columns.text_pair is not None,
-        "max_length": max_length,
-        "main_metric": task.main_metric,
-        "evaluation_split": evaluation,
+        "main_metric": task_class(options.task).main_metric,
+        "evaluation_split": "test" if options.test else "validation",
         "base_checkpoint": options.checkpoint,
         "data": {
             "train": options.train,
             "validation": options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
             "test": options.test,
-            "columns": asdict(options.columns),
+            "text_column": options.columns.text,
+            "text_pair_column": options.columns.text_pair,
+            "label_column": options.columns.label,
         },
         "training": asdict(options.training),
-        "figures": figures,
     }
-    manifest = _write(options.target, result.model, tokenizer, data.splits[evaluation], inputs, fields)
-    shutil.rmtree(scratch)
-    return manifest
 
 
 def _prepare_scratch(scratch: Path, made_from: Mapping[str, Any]) -> None:
@@ -202,18 +214,3 @@ def _prepare_scratch(scratch: Path, made_from: Mapping[str, Any]) -> None:
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
     record.write_text(wanted, encoding="utf-8")
-
-
-def _write(target: Path, model: Any, tokenizer: Any, evaluation: LabelledRows, inputs: dict[str, Any],
-           fields: dict[str, Any]) -> dict[str, Any]:
-    from safetensors import SafetensorError  # noqa: PLC0415
-
-    with publish(target) as staging:
-        try:
-            model.save_pretrained(staging, safe_serialization=True)
-        except SafetensorError as error:  # a full disk among others
-            raise ArtifactError(f"cannot write the weights into {target}: {error}") from error
-        checkpoints.save_tokenizer(tokenizer, staging)
-        write_evaluation(evaluation, staging)
-        (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
-        return write_manifest(staging, "checkpoint", inputs, **fields)

@@ -30,9 +30,10 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    external = weights > EXTERNAL_ABOVE
-    options: dict[str, Any] = {"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 1024} if external else {}
-    onnx.save_model(model, str(path), **options)
+    if weights > EXTERNAL_ABOVE:
+        onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    else:
+        onnx.save_model(model, str(path))
 
 
 def size(path: Path) -> int:
@@ -83,7 +84,8 @@ def intermediates(model: onnx.ModelProto, feeds: Sequence[Arrays]) -> Iterator[A
             yield {name: value for name, value in values if isinstance(value, np.ndarray) and value.dtype.kind == "f"}
 
 
-def input_names(model: onnx.ModelProto) -> list[str]:
-    """Names of the model's inputs in order."""
+def input_names(path: Path) -> list[str]:
+    """Names of a model's inputs in order."""
+    model = onnx.load(str(path), load_external_data=False)
     weights = {tensor.name for tensor in model.graph.initializer}
     return [tensor.name for tensor in model.graph.input if tensor.name not in weights]

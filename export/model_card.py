@@ -21,7 +21,8 @@ def model_card(fields: Mapping[str, Any]) -> str:
         f"base_model: {json.dumps(fields['base_checkpoint'])}",
         "---",
     ]
-    rows = [f"| {split} | {figures['rows'][split]} | " + " | ".join(f"{figures[split][key]:.4f}" for key in _metrics(figures)) + " |"
+    metrics = sorted(figures["validation"])
+    rows = [f"| {split} | {figures['rows'][split]} | " + " | ".join(f"{figures[split][key]:.4f}" for key in metrics) + " |"
             for split in ("validation", "test") if split in figures]
     return "\n".join([
         *header,
@@ -33,19 +34,15 @@ def model_card(fields: Mapping[str, Any]) -> str:
         "",
         "## Figures",
         "",
-        "| split | rows | " + " | ".join(_metrics(figures)) + " |",
-        "| --- | ---: | " + " | ".join("---:" for _ in _metrics(figures)) + " |",
+        "| split | rows | " + " | ".join(metrics) + " |",
+        "| --- | ---: | " + " | ".join("---:" for _ in metrics) + " |",
         *rows,
         "",
         f"The best epoch by validation {fields['main_metric']} was kept: {figures['best_epoch']} of {figures['epochs']}.",
         "",
         "## Training",
         "",
-        f"Rows: {figures['rows']['train']} from `{data['train']}`. Validation: {data['validation']}. Test: {data['test'] or 'none'}.",
+        f"{figures['rows']['train']} rows of `{data['train']}`. Validation: {data['validation']}. Test: {data['test'] or 'none'}.",
         f"{', '.join(f'{key} {value}' for key, value in training.items())}; {figures['seconds']:.0f} s. Made by tritonize.",
         "",
     ])
-
-
-def _metrics(figures: Mapping[str, Any]) -> list[str]:
-    return sorted(figures["validation"])

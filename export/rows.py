@@ -52,5 +52,7 @@ class EncodedRows:
             wanted = tokenizer(*pair, truncation=True, max_length=max_length, return_token_type_ids=True)
             for name in names:
                 if wanted[name] != getattr(encoding, FIELDS[name]):
-                    raise ExportError(f"tokenizer.json gives other {name} than the checkpoint's tokenizer for row {index + 1}: {text!r:.200}",
-                                      hint="its Python code does something that tokenizer.json does not hold; it cannot be served as it is")
+                    raise ExportError(
+                        f"tokenizer.json gives other {name} than the checkpoint's tokenizer for row {index + 1}: {text!r:.200}",
+                        hint="the tokenizer's Python code does what tokenizer.json cannot express, so it cannot be served",
+                    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from export.data import sample, write_evaluation
 from export.original import one_thread, original_run, require_length, resolve_device
 from export.rows import EncodedRows
 from serving.errors import ExportError
-from serving.runtime.tasks.base import Task
+from serving.runtime.tasks.base import Arrays
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
 PROBED = 32
@@ -26,16 +27,19 @@ PROBED = 32
 
 @dataclass(frozen=True, kw_only=True)
 class _Workshop:
-    """What making any variant needs."""
+    """What making and verifying any variant needs: the raw graph, the rows as model inputs, what the original says of them."""
 
     source: Source
     options: ExportOptions
-    task: Task
     device: str
     raw: Path
     rows: EncodedRows
-    original: verify.Logits
+    reference: verify.Reference
     staging: Path
+
+    def file(self, precision: str) -> Path:
+        """Where the variant's graph goes."""
+        return self.staging / precision / "model.onnx"
 
 
 def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, Any]:
@@ -55,8 +59,9 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     max_length = checkpoints.chosen_max_length(source.max_length, tokenizer, source.config)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     _copy_files(source, tokenizer, staging)
-    run = original_run(checkpoints.load_model(source.folder, type(source.task)), source.task, device="cuda" if device == "gpu" else "cpu")
-    with tempfile.TemporaryDirectory(dir=staging.parent) as work:
+    model = checkpoints.load_model(source.folder, type(source.task))
+    run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
+    with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         click.echo(f"converting {source.name} to ONNX", err=True)
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
         names = _input_names(raw)
@@ -64,13 +69,19 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
         encoder = TextEncoder(str(staging / "tokenizer.json"), max_length=max_length, names=names, padding=padding)
         rows = EncodedRows(source.rows.take(sample(len(source.rows), options.verify_rows, options.seed)), source.task, encoder)
         rows.require_equal(tokenizer, names, max_length)
-        original = verify.logits_of(run, rows, batch_size=verify.BATCH, title="PyTorch")
-        figures = verify.task_metrics(source.task, original, rows.labels) | {"rows": len(rows)}
-        with one_thread():
-            figures |= verify.speed(run, rows, seed=options.seed)
-        workshop = _Workshop(source=source, options=options, task=source.task, device=device, raw=raw, rows=rows, original=original,
+        logits = verify.logits_of(run, rows, batch_size=verify.BATCH, title="PyTorch")
+        reference = verify.Reference(task=source.task, logits=logits, labels=rows.labels)
+        workshop = _Workshop(source=source, options=options, device=device, raw=raw, rows=rows, reference=reference,
                              staging=staging)
-        records = {precision: _variant(precision, workshop) for precision in options.precisions}
+        verdicts = {precision: _verdict(precision, workshop) for precision in options.precisions}
+    original = verify.task_metrics(source.task, logits, rows.labels) | {
+        "rows": len(rows),
+        "checkpoint": {"name": source.name, "sha256": checkpoints.weights_sha256(source.folder)},
+    }
+    _measure_speed(run, original, verdicts, workshop)
+    for precision, verdict in verdicts.items():
+        if not verdict.passed:
+            shutil.rmtree(workshop.file(precision).parent)
     return {
         "task": options.task,
         "labels": list(source.task.settings()["labels"]),
@@ -79,8 +90,8 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
         "padding": padding,
         "main_metric": source.task.main_metric,
         "device": device,
-        "original": figures | {"checkpoint": {"name": source.name, "sha256": checkpoints.weights_sha256(source.folder)}},
-        "precisions": records,
+        "original": original,
+        "precisions": {precision: verdict.record(f"{precision}/model.onnx") for precision, verdict in verdicts.items()},
     }
 
 
@@ -94,34 +105,42 @@ def _copy_files(source: Source, tokenizer: Any, staging: Path) -> None:
 
 
 def _input_names(raw: Path) -> list[str]:
-    names = graph.input_names(graph.load(raw))
+    names = graph.input_names(raw)
     if unknown := [name for name in names if name not in FIELDS]:
         raise ExportError(f"the model takes {', '.join(unknown)}, which no tokenizer gives; known are {', '.join(FIELDS)}")
     return names
 
 
-def _variant(precision: str, workshop: _Workshop) -> dict[str, Any]:
+def _verdict(precision: str, workshop: _Workshop) -> verify.Verdict:
     click.echo(f"making and verifying {precision}", err=True)
-    file = f"{precision}/model.onnx"
-    path = workshop.staging / file
+    path = workshop.file(precision)
     made, gates = _MAKERS[precision](path, workshop)
-    # int8 operators exist on the CPU; a row's int8 answer depends on its batch mates, so it is judged as it is served: alone
+    # a row's int8 answer depends on its batch mates, so it is judged as it is served: alone
+    batch_size = 1 if precision == "int8" else verify.BATCH
+    logits = verify.logits_of(_run(precision, workshop), workshop.rows, batch_size=batch_size, title=precision)
+    limits = verify.Limits(max_metric_drop=workshop.options.max_metric_drop, min_agreement=workshop.options.min_agreement)
+    verdict = verify.judge(precision, workshop.reference, logits, limits)
+    figures = verdict.figures | made | {"bytes": graph.size(path), "operators": optimize.operators(path)}
+    return replace(verdict, figures=figures, gates=(*verdict.gates, *gates))
+
+
+def _run(precision: str, workshop: _Workshop, *, threads: int = 0) -> verify.Run:
+    # the GPU has no kernels for dynamic int8
     on_cpu = precision == "int8" or workshop.device == "cpu"
     providers = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-    batch_size = 1 if precision == "int8" else verify.BATCH
-    run = graph.runner(graph.session(path, providers=providers), workshop.task.logits)
-    logits = verify.logits_of(run, workshop.rows, batch_size=batch_size, title=precision)
-    verdict = verify.judge(precision, workshop.task, workshop.original, logits, workshop.rows.labels, _limits(workshop.options), gates)
-    alone = graph.runner(graph.session(path, providers=providers, threads=1), workshop.task.logits)
-    verdict.figures.update(made, bytes=graph.size(path), operators=optimize.operators(path),
-                           **verify.speed(alone, workshop.rows, seed=workshop.options.seed))
-    if not verdict.passed:
-        shutil.rmtree(path.parent)
-    return verdict.record(file)
+    session = graph.session(workshop.file(precision), providers=providers, threads=threads)
+    return graph.runner(session, workshop.reference.task.logits)
 
 
-def _limits(options: ExportOptions) -> verify.Limits:
-    return verify.Limits(max_metric_drop=options.max_metric_drop, min_agreement=options.min_agreement)
+def _measure_speed(run: verify.Run, original: dict[str, Any], verdicts: dict[str, verify.Verdict], workshop: _Workshop) -> None:
+    """Add speed figures to the original's and every variant's."""
+    click.echo("measuring speed", err=True)
+    runs = {"original": run} | {precision: _run(precision, workshop, threads=1) for precision in verdicts}
+    with one_thread():
+        measured = verify.speeds(runs, workshop.rows, seed=workshop.options.seed)
+    original |= measured["original"]
+    for precision, verdict in verdicts.items():
+        verdict.figures.update(measured[precision])
 
 
 Made = tuple[dict[str, Any], list[verify.Gate]]
@@ -133,14 +152,20 @@ def _make_fp32(path: Path, workshop: _Workshop) -> Made:
 
 
 def _make_fp16(path: Path, workshop: _Workshop) -> Made:
-    order = workshop.rows.by_length()
-    feeds = [workshop.rows.feed([index]) for index in order[:PROBED] + order[PROBED:][::max(1, (len(order) - PROBED) // PROBED)][:PROBED]]
+    feeds = _probes(workshop.rows)
     with tempfile.TemporaryDirectory() as folder:
         fused = Path(folder) / "model.onnx"
         fusion = optimize.fuse(workshop.raw, workshop.source.folder, fused)
         kept = optimize.to_fp16(fused, path, feeds)
         overflowed = optimize.overflowed(path, fused, feeds)
     return {"fusion": fusion, "fp32_nodes": kept}, [verify.overflow_gate(overflowed)]
+
+
+def _probes(rows: EncodedRows) -> Sequence[Arrays]:
+    order = rows.by_length()
+    longest, others = order[:PROBED], order[PROBED:]
+    step = max(1, len(others) // PROBED)
+    return [rows.feed([index]) for index in (*longest, *others[::step][:PROBED])]
 
 
 def _make_int8(path: Path, workshop: _Workshop) -> Made:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 
 from export import metric
 from export.data import sample
@@ -40,6 +41,20 @@ class Limits:
 
     max_metric_drop: float = 0.5
     min_agreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What variants are held against.
+
+    Args:
+        logits: the original's, ``[rows, labels]``.
+        labels: the right label positions, ``[rows]``.
+    """
+
+    task: Task
+    logits: Logits
+    labels: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +94,8 @@ class Verdict:
 
 def logits_of(run: Run, rows: EncodedRows, *, batch_size: int, title: str) -> Logits:
     """Logits of all rows, computed ``batch_size`` at a time in the order given, so lengths are mixed as in serving."""
-    starts = tqdm(range(0, len(rows), batch_size), desc=title, disable=None, leave=False)
+    console = Console(stderr=True)
+    starts = track(range(0, len(rows), batch_size), title, console=console, transient=True, disable=not console.is_terminal)
     return np.concatenate([run(rows.feed(range(start, min(start + batch_size, len(rows))))) for start in starts])
 
 
@@ -95,15 +111,13 @@ def task_metrics(task: Task, logits: Logits, labels: npt.NDArray[np.int64]) -> d
     return metric.compute(task.metric, predictions(task, logits).tolist(), labels.tolist())
 
 
-def judge(precision: str, task: Task, original: Logits, variant: Logits, labels: npt.NDArray[np.int64], limits: Limits,
-          more: Sequence[Gate] = ()) -> Verdict:
+def judge(precision: str, reference: Reference, variant: Logits, limits: Limits) -> Verdict:
     """Compare a variant with the original, row by row.
 
     Args:
-        original, variant: logits ``[rows, labels]`` of the same rows.
-        labels: the right label positions, ``[rows]``.
-        more: gates already held against this variant.
+        variant: its logits ``[rows, labels]`` of the reference's rows.
     """
+    task, original, labels = reference.task, reference.logits, reference.labels
     ours, theirs = predictions(task, variant), predictions(task, original)
     drop, interval = metric.paired_drop(theirs == labels, ours == labels)
     scores = np.sort(task.answers(original)["SCORES"], axis=-1)
@@ -122,7 +136,7 @@ def judge(precision: str, task: Task, original: Logits, variant: Logits, labels:
     if precision == "fp32":
         scale = max(1.0, float(np.abs(original).max()))
         gates.append(_difference_gate(float(difference.max()), MAX_LOGIT_DIFFERENCE * scale))
-    return Verdict(figures=figures, gates=(*gates, *more))
+    return Verdict(figures=figures, gates=tuple(gates))
 
 
 def _least_agreement(precision: str, limits: Limits) -> float:
@@ -137,10 +151,11 @@ def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: flo
 
 
 def _agreement_gate(agreeing: int, rows: int, limit: float) -> Gate:
+    share = agreeing / rows
     low, high = metric.share_interval(agreeing, rows)
-    message = (f"{agreeing} of {rows} labels agree with the original, {agreeing / rows:.2%} "
+    message = (f"{agreeing} of {rows} labels agree with the original, {share:.2%} "
                f"(95 % interval {low:.2%} to {high:.2%}), wanted are {limit:.2%}")
-    return Gate(name="label_agreement", limit=limit, value=agreeing / rows, interval=(low, high), passed=high >= limit, message=message)
+    return Gate(name="label_agreement", limit=limit, value=share, interval=(low, high), passed=high >= limit, message=message)
 
 
 def _difference_gate(difference: float, limit: float) -> Gate:
@@ -156,32 +171,37 @@ def overflow_gate(tensors: Sequence[str]) -> Gate:
                 message=f"{len(tensors)} tensors overflow in fp16{named}")
 
 
-def speed(run: Run, rows: EncodedRows, *, seed: int) -> dict[str, Any]:
-    """How fast the model alone is, tokenization left out, on up to 128 rows drawn at random, in random order.
+def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str, dict[str, Any]]:
+    """How fast each model alone is, tokenization left out, on up to 128 rows drawn at random, in random order.
+
+    The runs take turns, three passes each, and the fastest pass counts: whatever else the machine did slows all of them alike.
+
+    Args:
+        runs: by name, each set to one thread.
 
     Returns:
-        ``latency_ms``: median for one row; ``throughput``: rows/s by batch size ("1", "16": rows of mixed length padded
-        together), median of three passes.
+        By name: ``latency_ms``, the median for one row, and ``throughput``, rows/s by batch size ("1"; "16": rows of mixed
+        length padded together).
     """
     chosen = sample(len(rows), SPEED_ROWS, seed)
     np.random.default_rng(seed).shuffle(chosen)
-    single = [rows.feed([index]) for index in chosen]
-    batches = [rows.feed(chosen[start:start + BATCH]) for start in range(0, len(chosen), BATCH)]
-    for feed in (*single[:5], batches[0]):
-        run(feed)
-    alone = [_timed(run, single) for _ in range(SPEED_PASSES)]
-    together = [_timed(run, batches) for _ in range(SPEED_PASSES)]
-    return {
-        "latency_ms": 1000 * median(seconds for timings in alone for seconds in timings),
-        "throughput": {"1": median(len(chosen) / sum(timings) for timings in alone),
-                       str(BATCH): median(len(chosen) / sum(timings) for timings in together)},
-    }
+    feeds = {size: [rows.feed(chosen[start:start + size]) for start in range(0, len(chosen), size)] for size in (1, BATCH)}
+    timings: dict[tuple[str, int], list[list[float]]] = {(name, size): [] for name in runs for size in feeds}
+    for run in runs.values():
+        _timed(run, feeds[1][:5] + feeds[BATCH][:1])  # first calls allocate
+    for _ in range(SPEED_PASSES):
+        for (name, size), passes in timings.items():
+            passes.append(_timed(runs[name], feeds[size]))
+    return {name: {
+        "latency_ms": 1000 * median(min(timings[name, 1], key=sum)),
+        "throughput": {str(size): len(chosen) / min(map(sum, timings[name, size])) for size in feeds},
+    } for name in runs}
 
 
 def _timed(run: Run, feeds: Sequence[Arrays]) -> list[float]:
-    timings = []
+    seconds = []
     for feed in feeds:
         started = time.perf_counter()
         run(feed)
-        timings.append(time.perf_counter() - started)
-    return timings
+        seconds.append(time.perf_counter() - started)
+    return seconds
