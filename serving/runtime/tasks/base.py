@@ -95,4 +95,12 @@ class Task(ABC):
 
     @abstractmethod
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
-        """Tensors of :meth:`outputs` → what ``transformers.pipeline`` gives for each row."""
+        """Tensors of :meth:`outputs` → what ``transformers.pipeline`` gives for each row.
+
+        Raises:
+            TypeError: an option the pipeline does not have, or of another type.
+        """
+
+    def pipeline_result(self, inputs: Any, answers: list[Any], options: Mapping[str, Any]) -> Any:  # noqa: ARG002 - tasks differ
+        """One answer per row → what ``transformers.pipeline`` returns for ``inputs`` as a whole: a list for a list."""
+        return answers if isinstance(inputs, list | tuple) else answers[0]

@@ -87,14 +87,26 @@ class TextClassification(Task):
         wanted = "{'text': …, 'text_pair': …}" if self.pair else "a string or {'text': …}"
         raise TypeError(f"each row must be {wanted}, not {row!r:.80}")
 
-    def pipeline_answers(self, answers: Arrays, *, top_k: int | None = 1) -> list[Any]:
-        """``{"label", "score"}`` per row where ``top_k`` is 1, otherwise the best ``top_k`` (None: all) as a list, best first."""
-        if top_k == 1:
+    def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
+        """``{"label", "score"}`` per row; where ``top_k`` is given the best ``top_k`` (None: all) as a list, best first."""
+        unknown = set(options) - {"top_k"}
+        if unknown:
+            raise TypeError(f"text-classification has no option {', '.join(sorted(unknown))}; it has top_k")
+        if "top_k" not in options:
             labels, scores = answers["LABEL"][:, 0], answers["SCORE"][:, 0].tolist()
             return [{"label": label.decode(), "score": score} for label, score in zip(labels, scores, strict=True)]
+        top_k = options["top_k"]
+        if not (top_k is None or (isinstance(top_k, int) and top_k > 0)):
+            raise TypeError(f"top_k must be a whole number above 0, or None for all labels, not {top_k!r}")
         rows = answers["SCORES"].tolist()
         ranked = [sorted(zip(self.labels, row, strict=True), key=lambda item: -item[1])[:top_k] for row in rows]
         return [[{"label": label, "score": score} for label, score in row] for row in ranked]
+
+    def pipeline_result(self, inputs: Any, answers: list[Any], options: Mapping[str, Any]) -> Any:
+        """As the pipeline does it: a single string without ``top_k`` gives a list too."""
+        if isinstance(inputs, str) and "top_k" not in options:
+            return answers
+        return super().pipeline_result(inputs, answers, options)
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
