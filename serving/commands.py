@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,99 @@ def _announce(options: Any) -> None:
 def _check_name(name: str) -> None:
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise click.BadParameter("letters, digits, '.', '_' and '-' only: it becomes a folder and part of URLs", param_hint="--name")
+
+
+@click.command("predict")
+@click.argument("name")
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@click.option("--url", help="host:port of the server.  [default: this machine, the protocol's usual port]")
+@click.option("--protocol", type=click.Choice(["grpc", "http"]), default="grpc")
+@click.option("--input", "input_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Rows from a csv, tsv, jsonl or parquet file.")
+@click.option("--output", "output_file", type=click.Path(dir_okay=False, path_type=Path), help="Answers as jsonl; one that is there is continued.")
+@click.option("--text-column", default="text", help="Column of the text in --input.")
+@click.option("--text-pair-column", help="Column of the second text, for pairs.")
+@click.option("--concurrency", type=click.IntRange(1, 1024), default=16, help="Requests in flight at once.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=1, help="Rows in one request.")
+@click.option("--timeout", type=click.FloatRange(min=0.001), default=60.0, help="Seconds one request may take.")
+@AS_JSON
+def predict_command(*, name: str, texts: tuple[str, ...], input_file: Path | None, output_file: Path | None, text_column: str,
+                    text_pair_column: str | None, as_json: bool, **connection: Any) -> None:  # fmt: skip
+    """Ask a running server: TEXTs from the command line, lines from standard input, or rows from a file.
+
+    For an ensemble that takes pairs, give each as JSON: '{"text": "…", "text_pair": "…"}'.
+    """
+    if (input_file is None) != (output_file is None):
+        raise click.UsageError("--input and --output go together")
+    if input_file is not None and texts:
+        raise click.UsageError("give texts or --input, not both")
+    from serving.client import TritonPipeline
+
+    with TritonPipeline(name, **connection) as pipe:
+        if input_file is not None and output_file is not None:
+            columns = {"text": text_column} | ({"text_pair": text_pair_column} if text_pair_column else {})
+            _predict_file(pipe, input_file, output_file, columns)
+        else:
+            _predict_lines(pipe, texts, as_json=as_json)
+
+
+@click.command("doctor")
+@click.option("--host", default="127.0.0.1", help="Address whose ports are checked.")
+@HTTP_PORT
+@click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002)
+@AS_JSON
+def doctor_command(*, as_json: bool, **ports: Any) -> None:
+    """Check this machine and both environments; say what to fix. Exit code 1 where something must be."""
+    from dataclasses import asdict
+
+    from serving.doctor import examine
+    from serving.errors import SetupError
+    from serving.server import ServeOptions
+
+    findings = []
+    for finding in examine(ServeOptions(repository=Path(), **ports)):
+        findings.append(finding)
+        if not as_json:
+            mark = click.style("ok ", fg="green") if finding.ok else click.style("FIX", fg="red")
+            click.echo(f"{mark} {finding.check}: {finding.found}" + ("" if finding.ok else f"\n    → {finding.hint}"))
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False))
+    wrong = [finding.check for finding in findings if not finding.ok]
+    if wrong:
+        raise SetupError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
+
+
+def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
+    import sys
+
+    def rows() -> Iterator[Any]:
+        for line in texts or (line.rstrip("\n") for line in sys.stdin):
+            yield json.loads(line) if line.startswith('{"text"') else line
+
+    for answer in pipe.stream(rows()):
+        if as_json:
+            click.echo(json.dumps(answer, ensure_ascii=False))
+        elif isinstance(answer, dict) and set(answer) == {"label", "score"}:
+            click.echo(f"{answer['label']}\t{answer['score']:.4f}")
+        else:
+            click.echo(answer)
+
+
+def _predict_file(pipe: Any, input_file: Path, output_file: Path, columns: dict[str, str]) -> None:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from serving.predict import PredictOptions, predict_file
+
+    def shown(answers: Iterable[Any], done: int) -> Iterator[Any]:
+        layout = (TextColumn("{task.completed} rows"), BarColumn(), TextColumn("{task.speed:.0f} rows/s"), TimeElapsedColumn())
+        with Progress(*layout, disable=not click.get_text_stream("stderr").isatty(), console=_stderr()) as bar:
+            yield from bar.track(answers, total=None, completed=done)
+
+    done, answered = predict_file(pipe, PredictOptions(input=input_file, output=output_file, columns=columns), progress=shown)
+    click.echo(f"{output_file}: {answered} rows answered" + (f", {done} were there already" if done else ""), err=True)
+
+
+def _stderr() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from .base import Arrays, Task, Tensor, Text
+
+if TYPE_CHECKING:
+    from typing import Self  # the Python inside Triton may be older than 3.11
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,86 @@
+# tritonize: checkpoint → fine-tune → export → package → serve → benchmark.
+# `make export serve` on a fresh clone does all of it with the quickstart recipe. Every stage skips what has not changed.
+
+PYTHON     ?= python3
+RECIPE     ?= quickstart
+NAME       ?= $(shell sed -n 's/^name *= *"\(.*\)"/\1/p' $(firstword $(wildcard $(RECIPE) export/recipes/$(RECIPE).toml)))
+ARTIFACTS  ?= artifacts
+REPOSITORY ?= model_repository
+TEXT       ?= A warm, funny and thoroughly engaging film.
+
+MACHINE    := $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
+PLATFORM   := $(if $(filter cpu gpu,$(DEVICE)),$(DEVICE),$(MACHINE))
+TRITONIZE  := .venv/bin/tritonize
+PIP        := -m pip --disable-pip-version-check install --quiet
+RUNTIME_cpu := onnxruntime
+RUNTIME_gpu := onnxruntime-gpu[cuda,cudnn]
+
+# A variable becomes an option only where it is set, so that recipes and defaults keep their say.
+flag = $(if $($(2)),--$(1) "$($(2))")
+SHARED     := --recipe "$(RECIPE)" $(if $(NAME),--name "$(NAME)")
+DATA       := $(call flag,train,TRAIN) $(call flag,validation,VALIDATION) $(call flag,test,TEST_ROWS) \
+              $(call flag,text-column,TEXT_COLUMN) $(call flag,text-pair-column,TEXT_PAIR_COLUMN) $(call flag,label-column,LABEL_COLUMN)
+TRAINING   := $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed,SEED) $(call flag,max-length,MAX_LENGTH)
+PACKAGING  := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,batching,BATCHING) $(call flag,instances,INSTANCES) \
+              $(call flag,threads,THREADS) $(call flag,max-batch-size,MAX_BATCH_SIZE)
+PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) $(call flag,metrics-port,METRICS_PORT)
+
+.DEFAULT_GOAL := all
+.PHONY: all help setup finetune export package serve stop predict benchmark test lint check clean
+.NOTPARALLEL:
+
+all: setup help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  variables: RECIPE NAME TASK CHECKPOINT TRAIN PRECISION DEVICE BATCHING REPOSITORY HOST HTTP_PORT GRPC_PORT METRICS_PORT …'
+
+setup: .venv/ready-$(PLATFORM) .triton/ready-$(PLATFORM) ## both environments: .venv (toolchain) and .triton (embedded server)
+
+finetune: setup ## train on labelled rows, keep the best epoch
+	@$(TRITONIZE) finetune $(SHARED) --artifacts "$(ARTIFACTS)" $(call flag,checkpoint,CHECKPOINT) $(DATA) $(TRAINING) $(call flag,max-train-rows,MAX_TRAIN_ROWS)
+
+export: finetune ## ONNX fp32, fp16, int8, each verified on real rows
+	@$(TRITONIZE) export $(SHARED) --artifacts "$(ARTIFACTS)" $(call flag,task,TASK) $(call flag,seed,SEED) $(if $(filter-out auto,$(PRECISION)),--precision "$(PRECISION)")
+
+package: export ## the Triton model repository
+	@$(TRITONIZE) package $(SHARED) --bundle "$(ARTIFACTS)/$(NAME)/bundle" --repository "$(REPOSITORY)" $(PACKAGING)
+
+serve: package ## Triton in the foreground, until Ctrl-C
+	@$(TRITONIZE) serve --repository "$(REPOSITORY)" $(call flag,host,HOST) $(PORTS)
+
+stop: setup ## end a server started with `tritonize serve --detach`
+	@$(TRITONIZE) stop $(call flag,http-port,HTTP_PORT)
+
+predict: setup ## ask the running server: make predict TEXT="…"
+	@$(TRITONIZE) predict "$(NAME)" "$(TEXT)" $(if $(GRPC_PORT),--url "127.0.0.1:$(GRPC_PORT)")
+
+benchmark: setup ## speed and quality of what is served, against PyTorch
+	@$(TRITONIZE) benchmark "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(PORTS)
+
+test: setup .venv/ready-dev ## the whole test suite
+	@.venv/bin/python -m pytest $(PYTEST)
+
+lint: .venv/ready-dev ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+check: lint ## lint and every test, the slow ones too
+	@$(MAKE) test PYTEST='-m "slow or not slow" $(PYTEST)'
+
+clean: ## remove what the stages made; the environments stay
+	@rm -rf "$(ARTIFACTS)" benchmarks/reports .mypy_cache .ruff_cache .pytest_cache
+	@find "$(REPOSITORY)" -mindepth 1 ! -name README.md -delete
+
+.venv/ready-%: pyproject.toml .constraints/toolchain.txt
+	@echo "setting up .venv (torch, transformers, onnxruntime; about 2 GB on a CPU machine, a few minutes)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python $(PIP) --constraint .constraints/toolchain.txt --editable '.[$*]'
+	@touch $@
+
+.triton/ready-%: .constraints/triton.txt
+	@echo "setting up .triton (tritonserver and its Python; about 0.5 GB on a CPU machine)"
+	@test -x .triton/bin/python || $(PYTHON) -m venv .triton
+	@.triton/bin/python $(PIP) --constraint .constraints/triton.txt nvidia-pytriton 'tritonclient[grpc,http]' tokenizers '$(RUNTIME_$*)'
+	@touch $@
