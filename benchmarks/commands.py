@@ -16,12 +16,14 @@ PROTOCOLS = ("grpc", "http")
 
 def _choices(allowed: tuple[str, ...]) -> Any:
     """Callback: values given one by one or with commas, each one of ``allowed``."""
+
     def split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
         found = [part.strip() for value in values for part in value.split(",")]
         for part in found:
             if part not in allowed:
                 raise click.BadParameter(f"{part!r} is not one of {', '.join(allowed)}", ctx, parameter)
         return tuple(dict.fromkeys(found))
+
     return split
 
 
@@ -63,27 +65,46 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
 @click.option("--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"), help="Folder of what the stages made.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="The exported bundle.  [default: ARTIFACTS/NAME/bundle]")
 @click.option("--checkpoint", help="The PyTorch original: a folder, or a name on the Hub.  [default: ARTIFACTS/NAME/checkpoint]")
-@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"),
-              help="The model repository that the server was started on.")
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path),
+    default=Path("model_repository"),
+    help="The model repository that the server was started on.",
+)
 @click.option("--host", default="127.0.0.1", help="Where the server listens.")
 @click.option("--http-port", type=click.IntRange(1, 65535), default=8000)
 @click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002)
 @click.option("--in-process", is_flag=True, help="Measure without a server: PyTorch and ONNX Runtime only.")
-@click.option("--precision", multiple=True, callback=_choices(PRECISIONS),
-              help="ONNX variants to run in process.  [default: all of the bundle]")
+@click.option(
+    "--precision",
+    multiple=True,
+    callback=_choices(PRECISIONS),
+    help="ONNX variants to run in process.  [default: all of the bundle]",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where to run in process.")
 @click.option("--protocol", multiple=True, default=PROTOCOLS, callback=_choices(PROTOCOLS), help="How to ask the server.")
-@click.option("--concurrency", multiple=True, default=("1", "4", "16", "64"), callback=_concurrencies, metavar="N[,N…]",
-              help="Requests kept in flight.")
+@click.option(
+    "--concurrency",
+    multiple=True,
+    default=("1", "4", "16", "64"),
+    callback=_concurrencies,
+    metavar="N[,N…]",
+    help="Requests kept in flight.",
+)
 @click.option("--test", metavar="FILE|hub:NAME", help="Labelled rows to measure on.  [default: those in the bundle]")
 @click.option("--text-column", default="text", help="Column of the text in --test.")
 @click.option("--text-pair-column", help="Column of the second text in --test.")
 @click.option("--label-column", default="label", help="Column of the label in --test.")
 @click.option("--rows", type=click.IntRange(min=2), default=512, help="Texts that speed is measured on.")
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Seconds of timing for each figure.")
-@click.option("--gate", multiple=True, callback=_gates, metavar="EXPRESSION",
-              help="A comparison that must hold, such as 'served.int8.c16.throughput >= 2 * pytorch.fp32.throughput'.")
+@click.option(
+    "--gate",
+    multiple=True,
+    callback=_gates,
+    metavar="EXPRESSION",
+    help="A comparison that must hold, such as 'served.int8.c16.throughput >= 2 * pytorch.fp32.throughput'.",
+)
 @click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="report.json of an earlier run to compare with.")
 @click.option("--max-regression", default="10%", callback=_percent, help="How much worse than the baseline a figure may be.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for the report.  [default: benchmarks/reports/NAME-TIME]")
@@ -129,8 +150,17 @@ def _options(name: str, values: dict[str, Any]) -> Any:
     own = values["artifacts"] / name
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     return BenchmarkOptions(
-        name=name, columns=columns, endpoint=None if take("in_process") else endpoint, server_environment=triton_environment(),
-        bundle=take("bundle") or own / "bundle", checkpoint=take("checkpoint") or str(own / "checkpoint"),
-        output=take("output") or Path("benchmarks/reports") / f"{name}-{stamp}", device=resolve_device(take("device")),
-        precisions=take("precision"), protocols=take("protocol"), concurrencies=take("concurrency"), gates=take("gate"), **values,
+        name=name,
+        columns=columns,
+        endpoint=None if take("in_process") else endpoint,
+        server_environment=triton_environment(),
+        bundle=take("bundle") or own / "bundle",
+        checkpoint=take("checkpoint") or str(own / "checkpoint"),
+        output=take("output") or Path("benchmarks/reports") / f"{name}-{stamp}",
+        device=resolve_device(take("device")),
+        precisions=take("precision"),
+        protocols=take("protocol"),
+        concurrencies=take("concurrency"),
+        gates=take("gate"),
+        **values,
     )

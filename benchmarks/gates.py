@@ -11,10 +11,16 @@ from benchmarks.report import Gate, Regression
 from serving.errors import DataError
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
 }
 _COMPARISONS: dict[type[ast.cmpop], tuple[str, Callable[[float, float], bool]]] = {
-    ast.Lt: ("<", operator.lt), ast.LtE: ("<=", operator.le), ast.Gt: (">", operator.gt), ast.GtE: (">=", operator.ge),
+    ast.Lt: ("<", operator.lt),
+    ast.LtE: ("<=", operator.le),
+    ast.Gt: (">", operator.gt),
+    ast.GtE: (">=", operator.ge),
 }
 _GRAMMAR = "a gate compares figures and numbers with <, <=, > or >=, and reckons with + - * / and brackets"
 
@@ -89,12 +95,15 @@ def _figure(name: str, figures: Mapping[str, float]) -> float:
     if name in figures:
         return figures[name]
     close = difflib.get_close_matches(name, figures, n=3, cutoff=0.5)
-    raise DataError(f"no figure is called {name}",
-                    hint=f"close to it: {', '.join(close)}" if close else "all names stand under \"figures\" in report.json")
+    raise DataError(
+        f"no figure is called {name}",
+        hint=f"close to it: {', '.join(close)}" if close else 'all names stand under "figures" in report.json',
+    )
 
 
-def find_regressions(figures: Mapping[str, float], baseline: Mapping[str, float], *, allowed: float,
-                     metrics: frozenset[str]) -> list[Regression]:
+def find_regressions(
+    figures: Mapping[str, float], baseline: Mapping[str, float], *, allowed: float, metrics: frozenset[str]
+) -> list[Regression]:
     """Figures that are worse than in ``baseline`` by more than ``allowed`` (relative: 0.1 is 10 %).
 
     Throughput, agreement and the task's metrics must not fall, latency must not rise; other figures are not compared.
@@ -107,8 +116,10 @@ def find_regressions(figures: Mapping[str, float], baseline: Mapping[str, float]
     """
     shared = [name for name in figures if name in baseline and _direction(name, metrics)]
     if not shared:
-        raise DataError("the baseline has no figure in common with this run",
-                        hint="compare runs of the same precisions, protocols and concurrencies")
+        raise DataError(
+            "the baseline has no figure in common with this run",
+            hint="compare runs of the same precisions, protocols and concurrencies",
+        )
     found = []
     for name in shared:
         before, now = baseline[name], figures[name]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import Answers, judge
+from benchmarks.quality import judge
 from benchmarks.report import Arrangement, InProcess
-from benchmarks.runners import Job, weights_file
+from benchmarks.runners import Answers, Job, weights_file
 from benchmarks.speed import Spans, as_spans, workers_speed
 from benchmarks.study import Study
 from benchmarks.workers import run_workers
@@ -39,7 +39,7 @@ class _Model:
     file: str
     sha256: str
     arrangements: dict[str, Arrangement] = field(default_factory=dict)
-    answers: Answers | None = None
+    answers: Answers = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +74,28 @@ def measure(study: Study, say: Callable[[str], None]) -> Findings:
             samples |= {f"{figure}.{worker}": span for worker, span in enumerate(spans)}
             speed = arrangement.speed
             say(f"{figure}: {speed.throughput:.0f} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
-    original = models["pytorch", "fp32"].answers or {}
+    original = models["pytorch", "fp32"].answers
     judged = [_judged(key, model, study, original) for key, model in models.items()]
     return Findings(models=judged, samples=samples, original=original)
 
 
 def _plan(study: Study) -> Iterator[_Run]:
     def run(backend: str, source: Path, *, labelled: bool, processes: int = 1, **options: Any) -> _Run:
-        job = Job(backend=backend, source=os.fspath(source), bundle=os.fspath(study.bundle.folder), device=study.device,
-                  duration=study.duration, rows=study.rows.timed, labelled=study.rows.labelled if labelled else [], **options)
+        job = Job(
+            backend=backend,
+            source=os.fspath(source),
+            bundle=os.fspath(study.bundle.folder),
+            device=study.device,
+            duration=study.duration,
+            rows=study.rows.timed,
+            labelled=study.rows.labelled if labelled else [],
+            **options,
+        )
         return _Run(job=job, processes=processes)
 
     yield run("pytorch", study.checkpoint, batches=TORCH_BATCHES, labelled=True)
     yield run("pytorch", study.checkpoint, batches=TORCH_BATCHES, labelled=True, half=True)
-    yield run("pipeline", study.checkpoint, batches=TORCH_BATCHES, labelled=False)
+    yield run("pipeline", study.checkpoint, batches=TORCH_BATCHES, labelled=True)
     for precision in study.precisions:
         file = study.bundle.variant(precision).path
         if study.device == "gpu":
@@ -106,8 +114,10 @@ def require_original(bundle: Bundle, checkpoint: Path) -> None:
     weights = weights_file(checkpoint)
     exported = bundle.manifest["inputs"]["files"].get(weights.name)
     if exported != sha256(weights):
-        raise ArtifactError(f"{bundle.folder} was not exported from {checkpoint}: the weights differ",
-                            hint="name its original with --checkpoint, or export anew with: tritonize export")
+        raise ArtifactError(
+            f"{bundle.folder} was not exported from {checkpoint}: the weights differ",
+            hint="name its original with --checkpoint, or export anew with: tritonize export",
+        )
 
 
 def bundle_precision(bundle: Bundle, sha256: str) -> str:
@@ -119,8 +129,10 @@ def bundle_precision(bundle: Bundle, sha256: str) -> str:
     for precision, variant in bundle.variants.items():
         if bundle.manifest["files"].get(variant.path.relative_to(bundle.folder).as_posix()) == sha256:
             return precision
-    raise ArtifactError(f"an ONNX file in {bundle.folder} is not the one that was verified: its checksum is not in the manifest",
-                        hint="write the bundle anew with: tritonize export --force")
+    raise ArtifactError(
+        f"an ONNX file in {bundle.folder} is not the one that was verified: its checksum is not in the manifest",
+        hint="write the bundle anew with: tritonize export --force",
+    )
 
 
 def _arrangement(run: _Run, index: int, results: list[dict[str, Any]], spans: list[Spans]) -> Arrangement:
@@ -129,7 +141,9 @@ def _arrangement(run: _Run, index: int, results: list[dict[str, Any]], spans: li
     gpu_memory = [result["gpu_memory_mib"] for result in results if result["gpu_memory_mib"] is not None]
     return Arrangement(
         name=on_its_own if run.job.backend == "onnx" else f"b{batch}",
-        processes=run.processes, threads=threads, batch=batch,
+        processes=run.processes,
+        threads=threads,
+        batch=batch,
         speed=workers_speed(spans, [result["timings"][index]["rows"] for result in results]),
         load_seconds=max(result["load_seconds"] for result in results),
         peak_rss_mib=sum(result["peak_rss_mib"] for result in results),
@@ -138,6 +152,13 @@ def _arrangement(run: _Run, index: int, results: list[dict[str, Any]], spans: li
 
 
 def _judged(key: tuple[str, str], model: _Model, study: Study, original: Answers) -> InProcess:
-    quality = None if model.answers is None else judge(study.bundle.task, study.rows.references, model.answers, original)
-    return InProcess(kind=key[0], precision=key[1], device=study.device, file=model.file, sha256=model.sha256,
-                     arrangements=model.arrangements, quality=quality)
+    quality = judge(study.bundle.task, study.rows.references, model.answers, original)
+    return InProcess(
+        kind=key[0],
+        precision=key[1],
+        device=study.device,
+        file=model.file,
+        sha256=model.sha256,
+        arrangements=model.arrangements,
+        quality=quality,
+    )

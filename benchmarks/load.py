@@ -91,10 +91,23 @@ def command(binary: Path, options: LoadOptions, data: Path, export: Path) -> lis
     """The command line of one run."""
     window = round(1000 * options.duration / (WINDOWS - WARM_UP_WINDOWS))
     return [
-        os.fspath(binary), "-m", options.name, "-u", options.url, "-i", options.protocol,
-        "--input-data", os.fspath(data), "--concurrency-range", str(options.concurrency),
-        "--measurement-interval", str(window), "--stability-percentage", "999",
-        "--profile-export-file", os.fspath(export),
+        os.fspath(binary),
+        "-m",
+        options.name,
+        "-u",
+        options.url,
+        "-i",
+        options.protocol,
+        "--input-data",
+        os.fspath(data),
+        "--concurrency-range",
+        str(options.concurrency),
+        "--measurement-interval",
+        str(window),
+        "--stability-percentage",
+        "999",
+        "--profile-export-file",
+        os.fspath(export),
     ]
 
 
@@ -127,13 +140,24 @@ def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows
         data.write_text(json.dumps(input_data(tensors, rows), ensure_ascii=False), encoding="utf-8")
         arguments = command(binary, options, data, export)
         try:
-            done = subprocess.run(arguments, env=environment, capture_output=True, text=True, errors="replace", check=False,
-                                  timeout=60 + 20 * options.duration)
+            done = subprocess.run(
+                arguments,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=60 + 20 * options.duration,
+            )
         except subprocess.TimeoutExpired as error:
-            raise ServerError(f"{BINARY} did not end within {error.timeout:.0f} s at concurrency {options.concurrency}",
-                              hint="ask for less concurrency") from error
+            raise ServerError(
+                f"{BINARY} did not end within {error.timeout:.0f} s at concurrency {options.concurrency}",
+                hint="ask for less concurrency",
+            ) from error
         if done.returncode != 0 or not export.is_file():
             said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            raise ServerError(f"{BINARY} failed over {options.protocol} at concurrency {options.concurrency}: "
-                              f"{said[-1] if said else f'exit code {done.returncode}'}")
+            raise ServerError(
+                f"{BINARY} failed over {options.protocol} at concurrency {options.concurrency}: "
+                f"{said[-1] if said else f'exit code {done.returncode}'}"
+            )
         return parse_export(json.loads(export.read_text(encoding="utf-8")))

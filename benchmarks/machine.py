@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -21,14 +20,14 @@ MIB = 2**20
 
 
 def environment() -> dict[str, Any]:
-    """CPU, cores, memory, GPUs, versions, commit and how busy the machine is, JSON-ready."""
+    """CPU, cores, memory, GPUs, versions, commit and how busy others keep the machine (looked at for a second), JSON-ready."""
     return {
         "cpu": _cpu_model(),
         "cores": cores(),
         "memory_mib": round(psutil.virtual_memory().total / MIB),
         "gpus": _nvidia_smi("--query-gpu=name,memory.total,driver_version"),
         "system": platform.platform(),
-        "load_average": os.getloadavg()[0],
+        "busy_percent": psutil.cpu_percent(interval=1),
         "versions": versions(),
         "commit": _commit(),
     }
@@ -124,6 +123,7 @@ def _commit() -> str | None:
     head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode != 0:
         return None
-    changes = subprocess.run(["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"],
-                             capture_output=True, text=True, check=False)
+    changes = subprocess.run(
+        ["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False
+    )
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.report import InProcess, Quality, Report, Served
+from benchmarks.report import InProcess, Report, Served
 from benchmarks.speed import Speed
 
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
@@ -31,7 +31,7 @@ def _machine(report: Report) -> str:
     gpus = "; ".join(found["gpus"]) or "no GPU"
     return (
         f"{report.created} · commit {found['commit'] or 'unknown'} · {found['cpu']}, {found['cores']} cores, "
-        f"{found['memory_mib']} MiB, {gpus} · load average {found['load_average']:.2f} when it began\n\n{versions}\n\n"
+        f"{found['memory_mib']} MiB, {gpus} · {found['busy_percent']:.0f} % busy with other work when it began\n\n{versions}\n\n"
         f"All on the same {settings['rows']} texts, tokenization counted, {settings['duration']:g} s or more each; "
         f"quality on {settings['labelled_rows']} labelled rows."
     )
@@ -50,9 +50,7 @@ def _in_process(models: Sequence[InProcess]) -> str:
 
 
 def _served(served: Served) -> str:
-    rows = [
-        [load.protocol, str(load.concurrency), *_speed(load.speed), f"{load.executed_batch:.2f}"] for load in served.loads
-    ]
+    rows = [[load.protocol, str(load.concurrency), *_speed(load.speed), f"{load.executed_batch:.2f}"] for load in served.loads]
     package = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in served.package.items())
     load = "not known" if served.load_seconds is None else f"{served.load_seconds:.1f} s"
     notes = (
@@ -69,20 +67,33 @@ def _steps(served: Served) -> str:
     rows = []
     for load in served.loads:
         for name, step in load.steps.items():
-            rows.append([f"{load.protocol} {load.concurrency}", name, f"{step.executed_batch:.2f}", f"{step.queue_us:.0f}",
-                         f"{step.compute_us:.0f}", f"{step.cost_us:.0f}"])
+            rows.append(
+                [
+                    f"{load.protocol} {load.concurrency}",
+                    name,
+                    f"{step.executed_batch:.2f}",
+                    f"{step.queue_us:.0f}",
+                    f"{step.compute_us:.0f}",
+                    f"{step.cost_us:.0f}",
+                ]
+            )
     head = ["clients", "step", "executed batch", "queued µs", "in the step µs", "busy µs per row"]
     return "### Steps, by Triton's statistics\n\n" + _table(head, rows)
 
 
 def _quality(report: Report) -> str:
-    judged: list[tuple[str, Quality]] = [(model.name, model.quality) for model in report.in_process if model.quality is not None]
+    judged = [(model.name, model.quality) for model in report.in_process]
     if report.served is not None:
         judged.append((f"served.{report.served.precision}", report.served.quality))
     metrics = [report.main_metric, *(name for name in judged[0][1].metrics if name != report.main_metric)]
     rows = [
-        [f"`{name}`", *(f"{quality.metrics[metric]:.4f}" for metric in metrics), f"{quality.agreement:.2%}",
-         f"{quality.max_score_difference:.2g}", str(quality.rows)]
+        [
+            f"`{name}`",
+            *(f"{quality.metrics[metric]:.4f}" for metric in metrics),
+            f"{quality.agreement:.2%}",
+            f"{quality.max_score_difference:.2g}",
+            str(quality.rows),
+        ]
         for name, quality in judged
     ]
     head = ["", *metrics, "labels as the original", "largest score difference", "rows"]

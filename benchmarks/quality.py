@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.report import Quality
+from benchmarks.runners import Answers
 from export import metric
 from serving.runtime.tasks.base import Task
-
-Answers = dict[str, list[list[Any]]]
-"""Answers by output tensor, one list per row, strings decoded."""
 
 
 def judge(task: Task, references: Sequence[int], answers: Answers, original: Answers) -> Quality:
@@ -20,15 +18,21 @@ def judge(task: Task, references: Sequence[int], answers: Answers, original: Ans
 
     Args:
         references: position of the right label of each row.
-        answers, original: ``LABEL`` and ``SCORES`` of the same rows in the same order.
+        answers, original: to the same rows in the same order.
     """
     labels: tuple[str, ...] = tuple(task.settings()["labels"])
-    predictions = [labels.index(row[0]) for row in answers["LABEL"]]
-    agreeing = [mine == theirs for mine, theirs in zip(answers["LABEL"], original["LABEL"], strict=True)]
-    difference = np.abs(np.array(answers["SCORES"]) - np.array(original["SCORES"]))
+    predictions = [labels.index(row[0]["label"]) for row in answers]
+    agreeing = [mine[0]["label"] == theirs[0]["label"] for mine, theirs in zip(answers, original, strict=True)]
+    difference = np.abs(_scores(labels, answers) - _scores(labels, original))
     return Quality(
         rows=len(predictions),
         metrics=metric.compute(task.metric, predictions, references),
         agreement=float(np.mean(agreeing)),
         max_score_difference=float(difference.max()),
     )
+
+
+def _scores(labels: tuple[str, ...], answers: Answers) -> npt.NDArray[np.float64]:
+    """``[rows, labels]``, labels in the model's order."""
+    by_label = [{item["label"]: item["score"] for item in row} for row in answers]
+    return np.array([[row[label] for label in labels] for row in by_label])

@@ -65,7 +65,6 @@ class InProcess:
         precision: what really ran, told by the file or the tensors, never by the caller.
         sha256: of the file that ran.
         arrangements: by name.
-        quality: None for the pipeline, which is the original's weights once more.
     """
 
     kind: str
@@ -74,7 +73,7 @@ class InProcess:
     file: str
     sha256: str
     arrangements: dict[str, Arrangement]
-    quality: Quality | None
+    quality: Quality
 
     @property
     def name(self) -> str:
@@ -168,6 +167,9 @@ class Regression:
     now: float
     change: float
 
+    def __str__(self) -> str:
+        return f"{self.figure} went from {self.before:.4g} to {self.now:.4g} ({self.change:+.1%})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -226,9 +228,7 @@ def _served_figures(served: Served) -> dict[str, Any]:
     return loads | memory | _quality_figures(served.quality)
 
 
-def _quality_figures(quality: Quality | None) -> dict[str, float]:
-    if quality is None:
-        return {}
+def _quality_figures(quality: Quality) -> dict[str, float]:
     return quality.metrics | {"agreement": quality.agreement, "max_score_difference": quality.max_score_difference}
 
 

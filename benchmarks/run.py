@@ -25,6 +25,8 @@ from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError, GateError
 
 QUICKSTART_CACHE = "quickstart"
+BUSY_PERCENT = 10
+LISTED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,8 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
     finally:  # a gate that names no figure is an error, and no reason to lose what was measured
         with publish(options.output) as folder:
             write_report(folder, report, samples, render(report))
+    for regression in report.regressions:
+        say(f"worse than the baseline: {regression}")
     return report
 
 
@@ -101,25 +105,26 @@ def _checked(report: Report, baseline: dict[str, float] | None, options: Benchma
     gates = [check_gate(expression, figures) for expression in options.gates]
     if baseline is None:
         return replace(report, gates=gates)
-    metrics = frozenset(name for model in report.in_process if model.quality for name in model.quality.metrics)
+    metrics = frozenset(name for model in report.in_process for name in model.quality.metrics)
     regressions = find_regressions(figures, baseline, allowed=options.max_regression, metrics=metrics)
     return replace(report, gates=gates, regressions=regressions)
 
 
 def require_passed(report: Report) -> None:
     """Raises:
-    GateError: a gate failed or a figure is worse than the baseline allows; the message names each with its figures.
+    GateError: a gate failed or a figure is worse than the baseline allows; the message names the gates with both sides' values and
+        the figures that changed most.
     """
-    failed = [f"{gate.expression} ({gate.comparison})" for gate in report.gates if not gate.passed]
-    worse = [f"{figure.figure} went from {figure.before:.4g} to {figure.now:.4g} ({figure.change:+.1%})"
-             for figure in report.regressions]
     parts = []
+    failed = [f"{gate.expression} ({gate.comparison})" for gate in report.gates if not gate.passed]
     if failed:
         parts.append(f"{len(failed)} of {len(report.gates)} gates failed: {'; '.join(failed)}")
-    if worse:
-        parts.append(f"{len(worse)} figures are worse than the baseline: {'; '.join(worse)}")
+    if report.regressions:
+        worst = sorted(report.regressions, key=lambda found: -abs(found.change))[:LISTED]
+        more = f" and {len(report.regressions) - LISTED} more" if len(report.regressions) > LISTED else ""
+        parts.append(f"{len(report.regressions)} figures are worse than the baseline allows: {'; '.join(map(str, worst))}{more}")
     if parts:
-        raise GateError(". ".join(parts))
+        raise GateError(". ".join(parts), hint="every figure stands in the report")
 
 
 def _study(options: BenchmarkOptions) -> Study:
@@ -130,17 +135,24 @@ def _study(options: BenchmarkOptions) -> Study:
     checkpoint = checkpoint_folder(options.checkpoint, options.artifacts / QUICKSTART_CACHE)
     require_original(bundle, checkpoint)
     return Study(
-        bundle=bundle, checkpoint=checkpoint,
-        rows=_rows(options, bundle), precisions=precisions, device=options.device, protocols=options.protocols,
-        concurrencies=options.concurrencies, duration=options.duration,
+        bundle=bundle,
+        checkpoint=checkpoint,
+        rows=_rows(options, bundle),
+        precisions=precisions,
+        device=options.device,
+        protocols=options.protocols,
+        concurrencies=options.concurrencies,
+        duration=options.duration,
     )
 
 
 def _rows(options: BenchmarkOptions, bundle: Bundle) -> Rows:
     labelled = _labelled(options, bundle)
     if len(labelled.texts) != len(bundle.task.inputs()):
-        raise DataError(f"the model takes {len(bundle.task.inputs())} texts a row, the rows have {len(labelled.texts)}",
-                        hint="name the columns with --text-column and --text-pair-column")
+        raise DataError(
+            f"the model takes {len(bundle.task.inputs())} texts a row, the rows have {len(labelled.texts)}",
+            hint="name the columns with --text-column and --text-pair-column",
+        )
     rows = [list(row) for row in zip(*labelled.texts, strict=True)]
     timed = [rows[index] for index in sample(len(rows), options.rows, options.seed)]
     random.Random(options.seed).shuffle(timed)  # noqa: S311 - nothing secret; files are often sorted, by label or by length
@@ -159,14 +171,16 @@ def _target(options: BenchmarkOptions) -> Target | None:
         return None
     package = read_package(options.repository, options.name)
     load_generator = find_perf_analyzer(options.server_environment)
-    server = Server(options.endpoint, options.name)
     check_process(options.endpoint, package)
-    return Target(server=server, package=package, load_generator=load_generator)
+    return Target(server=Server(options.endpoint, options.name), package=package, load_generator=load_generator)
 
 
-def _measure(options: BenchmarkOptions, study: Study, target: Target | None,
-             say: Callable[[str], None]) -> tuple[Report, dict[str, Spans]]:
+def _measure(
+    options: BenchmarkOptions, study: Study, target: Target | None, say: Callable[[str], None]
+) -> tuple[Report, dict[str, Spans]]:
     machine = environment()
+    if machine["busy_percent"] > BUSY_PERCENT:
+        say(f"the machine is {machine['busy_percent']:.0f} % busy with other work: speeds will come out lower than they are")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     found = measure(study, say)
     served, samples = None, found.samples
@@ -174,13 +188,26 @@ def _measure(options: BenchmarkOptions, study: Study, target: Target | None,
         served, load_samples = measure_served(target, study, found.original, say)
         samples = samples | load_samples
     settings = {
-        "rows": len(study.rows.timed), "labelled_rows": len(study.rows.labelled), "duration": options.duration,
-        "seed": options.seed, "device": options.device, "max_length": study.bundle.max_length, "test": options.test,
+        "rows": len(study.rows.timed),
+        "labelled_rows": len(study.rows.labelled),
+        "duration": options.duration,
+        "seed": options.seed,
+        "device": options.device,
+        "max_length": study.bundle.max_length,
+        "test": options.test,
         "bundle_created": study.bundle.manifest["created"],
     }
     task = study.bundle.task
     report = Report(
-        name=options.name, task=task.name, created=created, main_metric=task.main_metric, environment=machine, settings=settings,
-        in_process=found.models, served=served, gates=[], regressions=[],
+        name=options.name,
+        task=task.name,
+        created=created,
+        main_metric=task.main_metric,
+        environment=machine,
+        settings=settings,
+        in_process=found.models,
+        served=served,
+        gates=[],
+        regressions=[],
     )
     return report, samples

@@ -21,11 +21,20 @@ from serving.errors import ArtifactError
 from serving.machine import cores
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from serving.bundle import Bundle
-    from serving.runtime.tasks.base import Arrays, Text
+    from serving.runtime.tasks.base import Task, Text
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 TORCH_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+
+ALL_SCORES: dict[str, Any] = {"top_k": None}
+"""Option under which ``transformers.pipeline`` gives the score of every label: all of an answer can then be judged."""
+
+Answers = list[Any]
+"""What ``transformers.pipeline`` gives under :data:`ALL_SCORES`, one item per row."""
 
 Span = tuple[int, int]
 """Start and end of one call, ns on a clock that all processes share."""
@@ -65,15 +74,15 @@ class Job:
 
 
 class Runner(Protocol):
-    """A loaded model: texts in, answers out, tokenization included."""
+    """A loaded model: texts in, what ``transformers.pipeline`` gives out, tokenization included."""
 
     file: Path
     """What was loaded: its checksum tells which variant ran."""
     threads: int
     """Threads of one operator, as the library reports them."""
 
-    def __call__(self, texts: Sequence[Text]) -> Arrays | None:
-        """Answer a batch: the tensors of the task's outputs, or None where the answers are in another form."""
+    def __call__(self, texts: Sequence[Text]) -> Answers:
+        """Answer a batch."""
 
     def precision(self) -> str:
         """What the loaded model really computes in, for those that know it (``fp32``, ``fp16``, ``bf16``), else empty."""
@@ -98,13 +107,13 @@ class PyTorch:
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
-    def __call__(self, texts: Sequence[Text]) -> Arrays:
+    def __call__(self, texts: Sequence[Text]) -> Answers:
         torch = self._torch
         encoded = self._tokenizer(list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
             logits = self._model(**encoded.to(self._device)).logits
         self._dtype = str(logits.dtype)
-        return self._task.answers(logits.float().cpu().numpy())
+        return _answers(self._task, logits.float().cpu().numpy())
 
     def precision(self) -> str:
         return TORCH_PRECISIONS[self._dtype]
@@ -118,13 +127,13 @@ class TransformersPipeline:
         import transformers  # noqa: PLC0415
 
         self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
-        self._options = {"truncation": True, "max_length": bundle.max_length}
+        self._options = ALL_SCORES | {"truncation": True, "max_length": bundle.max_length}
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
-    def __call__(self, texts: Sequence[Text]) -> None:
-        inputs = [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in texts]
-        self._pipeline(inputs, batch_size=len(inputs), **self._options)
+    def __call__(self, texts: Sequence[Text]) -> Answers:
+        answers: Answers = self._pipeline(pipeline_inputs(texts), batch_size=len(texts), **self._options)
+        return answers
 
     def precision(self) -> str:
         return TORCH_PRECISIONS[str(self._pipeline.model.dtype)]
@@ -147,18 +156,29 @@ class OnnxRuntime:
         self.file = Path(job.source)
         self.threads = job.threads or cores()
 
-    def __call__(self, texts: Sequence[Text]) -> Arrays:
+    def __call__(self, texts: Sequence[Text]) -> Answers:
         inputs = self._encoder.arrays(self._encoder.encode(texts))
         (logits,) = self._session.run([self._task.logits], inputs)
-        return self._task.answers(logits)
+        return _answers(self._task, logits)
 
     def precision(self) -> str:
         return ""  # the bundle's manifest knows, by the file's checksum
 
 
 BACKENDS: dict[str, Callable[[Job, Bundle], Runner]] = {
-    "pytorch": PyTorch, "pipeline": TransformersPipeline, "onnx": OnnxRuntime,
+    "pytorch": PyTorch,
+    "pipeline": TransformersPipeline,
+    "onnx": OnnxRuntime,
 }
+
+
+def pipeline_inputs(texts: Sequence[Text]) -> list[Any]:
+    """Rows as ``transformers.pipeline`` takes them."""
+    return [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in texts]
+
+
+def _answers(task: Task, logits: npt.NDArray[np.float32]) -> Answers:
+    return task.pipeline_answers(task.answers(logits), **ALL_SCORES)
 
 
 def weights_file(checkpoint: Path) -> Path:
@@ -178,7 +198,7 @@ def timed_passes(runner: Callable[[Sequence[Text]], object], texts: Sequence[Tex
 
     Passes are always whole, so that every way of answering is timed on the same mix of lengths.
     """
-    calls = [texts[start:start + batch] for start in range(0, len(texts), batch)]
+    calls = [texts[start : start + batch] for start in range(0, len(texts), batch)]
     spans: list[Span] = []
     deadline = time.perf_counter_ns() + round(seconds * 1e9)
     while not spans or spans[-1][1] < deadline:
@@ -199,21 +219,9 @@ def peak_rss_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def _answer_all(runner: Runner, texts: Sequence[Text]) -> dict[str, list[Any]] | None:
-    """Answers row by row, JSON-ready; None where the runner gives them in another form."""
-    rows = [runner([text]) for text in texts]
-    answered = [row for row in rows if row is not None]
-    if not answered:
-        return None
-    return {name: [_plain(row[name][0]) for row in answered] for name in answered[0]}
-
-
-def _plain(row: Any) -> list[Any]:
-    return [value.decode() if isinstance(value, bytes) else value for value in row.tolist()]
-
-
-def _texts(bundle: Bundle, rows: list[list[str]]) -> Sequence[Text]:
-    return bundle.task.texts([list(column) for column in zip(*rows, strict=True)]) if rows else []
+def row_texts(task: Task, rows: list[list[str]]) -> Sequence[Text]:
+    """Rows, each a list of strings in the order of the task's inputs, for a tokenizer."""
+    return task.texts([list(column) for column in zip(*rows, strict=True)]) if rows else []
 
 
 def work(job: Job, started: int, wait: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -231,17 +239,23 @@ def work(job: Job, started: int, wait: Callable[[dict[str, Any]], None]) -> dict
     from serving.bundle import load_bundle  # noqa: PLC0415 - numpy and tokenizers
 
     bundle = load_bundle(Path(job.bundle))
-    texts = _texts(bundle, job.rows)
+    texts = row_texts(bundle.task, job.rows)
     runner = BACKENDS[job.backend](job, bundle)
     runner(texts[:1])
     load_seconds = (time.perf_counter_ns() - started) / 1e9
-    answers = _answer_all(runner, _texts(bundle, job.labelled))
+    answers = [runner([text])[0] for text in row_texts(bundle.task, job.labelled)]
     wait({"file": str(runner.file)})
     timings = [_timing(runner, texts, batch, job.duration) for batch in job.batches]
     return {
-        "file": str(runner.file), "sha256": sha256(runner.file), "precision": runner.precision(), "threads": runner.threads,
-        "load_seconds": load_seconds, "peak_rss_mib": peak_rss_mib(), "gpu_memory_mib": _gpu_memory_mib(job),
-        "answers": answers, "timings": timings,
+        "file": str(runner.file),
+        "sha256": sha256(runner.file),
+        "precision": runner.precision(),
+        "threads": runner.threads,
+        "load_seconds": load_seconds,
+        "peak_rss_mib": peak_rss_mib(),
+        "gpu_memory_mib": _gpu_memory_mib(job),
+        "answers": answers,
+        "timings": timings,
     }
 
 

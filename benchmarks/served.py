@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,18 +12,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from benchmarks.load import LoadOptions, run_load
 from benchmarks.machine import MIB, MemoryMeter, listening_process
-from benchmarks.quality import Answers, judge
+from benchmarks.quality import judge
 from benchmarks.report import Load, Served, Step
+from benchmarks.runners import ALL_SCORES, Answers, pipeline_inputs, row_texts
 from benchmarks.speed import Spans, closed_loop_speed
 from benchmarks.study import Study
 from serving.artifact import read_manifest, sha256
-from serving.bundle import Bundle
+from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ServerError
+from serving.runtime.tasks.base import Task
 from serving.supervisor import find_running
 
 _PACKAGE_ANEW = "write it anew with: tritonize package"
@@ -101,13 +101,17 @@ class Server:
         self.endpoint = endpoint
         self._client = triton.InferenceServerClient(endpoint.url("grpc"))
         try:
-            ready = self._client.is_server_ready() and self._client.is_model_ready(name)
+            ready = self._client.is_server_ready(client_timeout=10) and self._client.is_model_ready(name, client_timeout=10)
         except triton.InferenceServerException as error:
-            raise ServerError(f"no server answers at {endpoint.url('grpc')}",
-                              hint="start one with: tritonize serve; or measure without one: --in-process") from error
+            raise ServerError(
+                f"no server answers at {endpoint.url('grpc')}",
+                hint="start one with: tritonize serve; or measure without one: --in-process",
+            ) from error
         if not ready:
-            raise ServerError(f"the server at {endpoint.url('grpc')} does not serve {name}",
-                              hint=f"start one on the right repository: tritonize serve --repository …, with {name} in it")
+            raise ServerError(
+                f"the server at {endpoint.url('grpc')} does not serve {name}",
+                hint=f"start one on the right repository: tritonize serve --repository …, with {name} in it",
+            )
         metadata = self._client.get_server_metadata()
         self.version = f"{metadata.name} {metadata.version}"
         steps = self._client.get_model_config(name).config.ensemble_scheduling.step
@@ -121,23 +125,15 @@ class Server:
         """Triton's counters of every step, by its model's name."""
         return {step: self._client.get_inference_statistics(step).model_stats[0] for step in self.steps}
 
-    def ask(self, bundle: Bundle, rows: Sequence[Sequence[str]]) -> Answers:
-        """Answers to ``rows``, one request each, :data:`IN_FLIGHT` at a time, in their order."""
-        with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            answered = list(pool.map(lambda row: self._ask_one(bundle, row), rows))
-        return {name: [row[name] for row in answered] for name in answered[0]}
+    def ask(self, task: Task, rows: list[list[str]]) -> Answers:
+        """Answers to ``rows``, one request each, :data:`IN_FLIGHT` at a time, in their order.
 
-    def _ask_one(self, bundle: Bundle, row: Sequence[str]) -> dict[str, list[Any]]:
-        inputs = []
-        for tensor, value in zip(bundle.task.inputs(), row, strict=True):
-            request = self._triton.InferInput(tensor.name, [1, 1], "BYTES")
-            request.set_data_from_numpy(np.array([[value.encode()]], dtype=np.object_))
-            inputs.append(request)
-        try:
-            answer = self._client.infer(self._name, inputs)
-        except self._triton.InferenceServerException as error:
-            raise ServerError(f"the server could not answer {row!r:.80}: {error}") from error
-        return {tensor.name: _plain(answer.as_numpy(tensor.name)[0]) for tensor in bundle.task.outputs()}
+        Raises:
+            RequestError: the server refused a row.
+        """
+        with TritonPipeline(self._name, url=self.endpoint.url("grpc"), concurrency=IN_FLIGHT) as pipeline:
+            answers: Answers = pipeline(pipeline_inputs(row_texts(task, rows)), **ALL_SCORES)
+        return answers
 
     def gpu_memory_mib(self) -> float | None:
         """GPU memory in use on the server's machine, by its metrics endpoint, MiB; None without a GPU or metrics."""
@@ -149,10 +145,6 @@ class Server:
             return None
         used = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("nv_gpu_memory_used_bytes{")]
         return sum(used) / MIB if used else None
-
-
-def _plain(row: Any) -> list[Any]:
-    return [value.decode() if isinstance(value, bytes) else value for value in row.tolist()]
 
 
 def steps_between(before: dict[str, Any], after: dict[str, Any], name: str) -> dict[str, Step]:
@@ -169,13 +161,19 @@ def _step(model: str, before: Any, after: Any) -> Step:
     rows = after.inference_count - before.inference_count
     requests = after.inference_stats.success.count - before.inference_stats.success.count
     if not executions or not requests:
-        raise ServerError(f"{model} executed nothing while {model.rpartition('_')[0]} was under load",
-                          hint="does another server, or a cache, answer on these ports?")
+        raise ServerError(
+            f"{model} executed nothing while {model.rpartition('_')[0]} was under load",
+            hint="does another server, or a cache, answer on these ports?",
+        )
     queue = after.inference_stats.queue.ns - before.inference_stats.queue.ns
     compute = _compute_ns(after.inference_stats) - _compute_ns(before.inference_stats)
     busy = sum(map(_compute_ns, after.batch_stats)) - sum(map(_compute_ns, before.batch_stats))
-    return Step(executed_batch=rows / executions, queue_us=queue / requests / 1e3, compute_us=compute / requests / 1e3,
-                cost_us=busy / rows / 1e3)
+    return Step(
+        executed_batch=rows / executions,
+        queue_us=queue / requests / 1e3,
+        compute_us=compute / requests / 1e3,
+        cost_us=busy / rows / 1e3,
+    )
 
 
 def _compute_ns(statistics: Any) -> int:
@@ -196,12 +194,17 @@ def check_process(endpoint: Endpoint, package: Package) -> psutil.Process | None
     served = [process.cwd() / Path(word.removeprefix(flag)) for word in process.cmdline() if word.startswith(flag)]
     if served and not any(folder.resolve() == package.repository.resolve() for folder in served):
         found = ", ".join(map(str, served))
-        raise ArtifactError(f"the server on port {endpoint.grpc_port} serves {found}, not {package.repository}",
-                            hint="name the right one with --repository, or the right server with --grpc-port")
+        raise ArtifactError(
+            f"the server on port {endpoint.grpc_port} serves {found}, not {package.repository}",
+            hint="name the right one with --repository, or the right server with --grpc-port",
+        )
     packaged = datetime.fromisoformat(package.manifest["created"]).timestamp()
     if process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
-        raise ArtifactError(f"the server on port {endpoint.grpc_port} was started before {package.name} was packaged, "
-                            "so it serves an older package", hint="start it anew: tritonize stop, tritonize serve")
+        raise ArtifactError(
+            f"the server on port {endpoint.grpc_port} was started before {package.name} was packaged, "
+            "so it serves an older package",
+            hint="start it anew: tritonize stop, tritonize serve",
+        )
     return process
 
 
@@ -230,19 +233,28 @@ def measure_served(target: Target, study: Study, original: Answers, say: Callabl
     samples: dict[str, Spans] = {}
     with ExitStack() as stack:
         meter = stack.enter_context(MemoryMeter(process)) if process is not None else None
-        answers = server.ask(study.bundle, study.rows.labelled)
+        answers = server.ask(task, study.rows.labelled)
         for protocol, concurrency in product(study.protocols, study.concurrencies):
             load, spans = _measure_load(target, study, protocol, concurrency)
             loads.append(load)
             figure = f"served.{package.precision}.{'' if protocol == 'grpc' else f'{protocol}.'}c{concurrency}"
             samples[figure] = spans
-            say(f"{figure}: {load.speed.throughput:.0f} rows/s, p50 {load.speed.p50_ms:.2f} ms, "
-                f"p99 {load.speed.p99_ms:.2f} ms, executed batch {load.executed_batch:.2f}")
+            say(
+                f"{figure}: {load.speed.throughput:.0f} rows/s, p50 {load.speed.p50_ms:.2f} ms, "
+                f"p99 {load.speed.p99_ms:.2f} ms, executed batch {load.executed_batch:.2f}"
+            )
         gpu_memory = server.gpu_memory_mib()
     served = Served(
-        precision=package.precision, package=package.settings, sha256=package.sha256, server=server.version, loads=loads,
-        quality=judge(task, study.rows.references, answers, original), load_seconds=_load_seconds(server.endpoint, process),
-        peak_rss_mib=meter.peak_rss_mib if meter else None, pss_mib=meter.pss_mib if meter else None, gpu_memory_mib=gpu_memory,
+        precision=package.precision,
+        package=package.settings,
+        sha256=package.sha256,
+        server=server.version,
+        loads=loads,
+        quality=judge(task, study.rows.references, answers, original),
+        load_seconds=_load_seconds(server.endpoint, process),
+        peak_rss_mib=meter.peak_rss_mib if meter else None,
+        pss_mib=meter.pss_mib if meter else None,
+        gpu_memory_mib=gpu_memory,
     )
     return served, samples
 
@@ -257,11 +269,17 @@ def _load_seconds(endpoint: Endpoint, process: psutil.Process | None) -> float |
 
 def _measure_load(target: Target, study: Study, protocol: str, concurrency: int) -> tuple[Load, Spans]:
     server, name = target.server, target.package.name
-    options = LoadOptions(name=name, url=server.endpoint.url(protocol), protocol=protocol, concurrency=concurrency,
-                          duration=study.duration)
+    options = LoadOptions(
+        name=name, url=server.endpoint.url(protocol), protocol=protocol, concurrency=concurrency, duration=study.duration
+    )
     before = server.statistics()
     spans = run_load(target.load_generator, options, study.bundle.task.inputs(), study.rows.timed)
     steps = steps_between(before, server.statistics(), name)
-    load = Load(protocol=protocol, concurrency=concurrency, speed=closed_loop_speed(spans),
-                executed_batch=steps["model"].executed_batch, steps=steps)
+    load = Load(
+        protocol=protocol,
+        concurrency=concurrency,
+        speed=closed_loop_speed(spans),
+        executed_batch=steps["model"].executed_batch,
+        steps=steps,
+    )
     return load, spans

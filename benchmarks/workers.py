@@ -39,9 +39,10 @@ class _Worker:
         self.errors.seek(0)
         lines = [line.strip() for line in self.errors if line.strip()]
         reason = lines[-1] if lines and code > 0 else f"it was ended by signal {-code}"
-        raise SetupError(f"a benchmark worker failed: {reason}",
-                         hint="there may be too little memory" if code < 0 else "see its traceback with: --debug") \
-            from RuntimeError("\n".join(lines))
+        raise SetupError(
+            f"a benchmark worker failed: {reason}",
+            hint="there may be too little memory" if code < 0 else "see its traceback with: --debug",
+        ) from RuntimeError("\n".join(lines))
 
 
 def run_workers(job: Job, processes: int = 1) -> list[dict[str, Any]]:
@@ -54,8 +55,10 @@ def run_workers(job: Job, processes: int = 1) -> list[dict[str, Any]]:
     Raises:
         SetupError: a worker failed; the message carries its last line, the cause its whole traceback.
     """
-    shares = [replace(job, rows=_rotated(job.rows, index, processes), labelled=job.labelled if index == 0 else [])
-              for index in range(processes)]
+    shares = [
+        replace(job, rows=_rotated(job.rows, index, processes), labelled=job.labelled if index == 0 else [])
+        for index in range(processes)
+    ]
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_started()) for _ in shares]
         for worker, share in zip(workers, shares, strict=True):
@@ -75,8 +78,14 @@ def _rotated(rows: list[list[str]], index: int, processes: int) -> list[list[str
 @contextlib.contextmanager
 def _started() -> Iterator[_Worker]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        process = subprocess.Popen([sys.executable, "-m", "benchmarks.runners"], text=True, encoding="utf-8",
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.runners"],
+            text=True,
+            encoding="utf-8",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
         with process:
             try:
                 yield _Worker(process, cast(IO[str], process.stdin), cast(IO[str], process.stdout), errors)
