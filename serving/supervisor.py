@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -98,23 +97,25 @@ def start_detached(options: ServeOptions) -> Path:
     """
     log_path = state_folder() / f"{options.http_port}.log"
     payload = json.dumps(asdict(options) | {"repository": str(options.repository.absolute())})
-    with log_path.open("w") as log:
-        keeper = subprocess.Popen([sys.executable, "-m", "serving.supervisor", payload], stdin=subprocess.DEVNULL, stdout=log,
-                                  stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    keeper = os.posix_spawn(  # not subprocess: its Popen objects insist on outliving the child
+        sys.executable, [sys.executable, "-m", "serving.supervisor", payload], os.environ, setsid=True,
+        file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), output, (os.POSIX_SPAWN_DUP2, 1, 2)],
+    )  # fmt: skip
     try:
         while True:
-            if keeper.poll() is not None:
+            ended, _ = os.waitpid(keeper, os.WNOHANG)
+            if ended:
                 last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 log_path.unlink()
                 raise ServerError(last[-1].removeprefix("error: ") if last else "the server ended without a word")
             running = find_running(options.http_port)
-            if running is not None and running.pid == keeper.pid and running.ready:
+            if running is not None and running.pid == keeper and running.ready:
                 return log_path
             time.sleep(0.05)
-    except BaseException:
-        if keeper.poll() is None:
-            keeper.terminate()
-            keeper.wait(DRAIN_SECONDS + 20)
+    except KeyboardInterrupt:
+        os.kill(keeper, signal.SIGTERM)
+        os.waitpid(keeper, 0)
         raise
 
 
