@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +66,13 @@ def operators(path: Path) -> dict[str, int]:
 
 
 def to_fp16(fused: Path, target: Path, feeds: Sequence[Arrays]) -> list[str]:
-    """Cast the fused graph to fp16; its inputs and outputs, and nodes that could overflow, stay in fp32.
+    """Cast the fused graph to fp16. Its inputs and outputs, nodes that could overflow and those that compute positions stay fp32.
 
     Args:
         feeds: model inputs of real rows, one batch each: activations are looked at on these.
 
     Returns:
-        Names of the nodes kept in fp32 because a value of theirs comes near the largest fp16 number.
+        Names of the nodes kept in fp32, in the graph's order.
 
     Raises:
         ExportError: the graph cannot be cast.
@@ -82,7 +82,9 @@ def to_fp16(fused: Path, target: Path, feeds: Sequence[Arrays]) -> list[str]:
     model = graph.load(fused)
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_unnamed_{index}"
-    kept = overflowing_nodes(model, peaks(model, feeds))
+    found = peaks(model, feeds)
+    wanted = overflowing_nodes(model, found) | indexing_nodes(model, found)
+    kept = [node.name for node in model.graph.node if node.name in wanted]
     casting = OnnxModel(model)
     with exporter_kept_quiet():
         try:
@@ -110,20 +112,41 @@ def _peak(values: npt.NDArray[np.floating]) -> float:
     return float(magnitudes.max(initial=0.0, where=magnitudes < MASK))
 
 
-def overflowing_nodes(model: onnx.ModelProto, tensor_peaks: Mapping[str, float]) -> list[str]:
-    """Nodes that read, write or add up inside a value too near fp16's largest number."""
+def overflowing_nodes(model: onnx.ModelProto, tensor_peaks: Mapping[str, float]) -> set[str]:
+    """Names of the nodes that read, write or add up inside a value too near fp16's largest number."""
     limit = HEADROOM * FP16_MAX
-    kept = []
+    kept = set()
     for node in model.graph.node:
         own = [tensor_peaks.get(name, 0.0) for name in (*node.input, *node.output)]
         summed = sum(tensor_peaks.get(node.input[i], 0.0) for i in SUMMED.get(node.op_type, ()) if i < len(node.input))
         if max(own, default=0.0) >= limit or summed >= limit:
-            kept.append(node.name)
+            kept.add(node.name)
+    return kept
+
+
+def indexing_nodes(model: onnx.ModelProto, floats: Container[str]) -> set[str]:
+    """Names of the nodes whose floating-point result ends up as a whole number, such as the buckets of relative positions.
+
+    Rounded to fp16 on its way, a logarithm just below 3 becomes 3: another bucket, and another row of a table.
+
+    Args:
+        floats: names of the model's floating-point tensors.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    whole = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    open_ends = [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in floats
+                 and any(attribute.name == "to" and attribute.i in whole for attribute in node.attribute)]
+    kept: set[str] = set()
+    while open_ends:
+        node = open_ends.pop()
+        if node.name not in kept:
+            kept.add(node.name)
+            open_ends += [producers[name] for name in node.input if name in floats and name in producers]
     return kept
 
 
 def overflowed(fp16: Path, fp32: Path, feeds: Sequence[Arrays]) -> list[str]:
-    """Names of the tensors inside the fp16 graph that are infinite or no number where the fp32 graph's are neither.
+    """Names of the fp16 tensors inside a graph that are infinite or no number where the fp32 graph's are neither.
 
     A CPU computes fp16 operators in fp32, so answers alone would not show it; the tensors between them are real fp16.
     """
@@ -131,7 +154,7 @@ def overflowed(fp16: Path, fp32: Path, feeds: Sequence[Arrays]) -> list[str]:
     pairs = zip(graph.intermediates(graph.load(fp16), feeds), graph.intermediates(graph.load(fp32), feeds), strict=True)
     for half, full in pairs:
         for name, value in half.items():
-            broken = ~np.isfinite(value)
+            broken = ~np.isfinite(value) & (value.dtype == np.float16)
             if name in full and full[name].shape == value.shape:
                 broken &= np.isnan(value) | (np.abs(full[name]) < MASK)
             if broken.any():
