@@ -1,0 +1,138 @@
+"""The load generator is called as it must be, and its raw samples are read as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.load import LoadOptions, command, find_perf_analyzer, input_data, library_path, parse_export
+from benchmarks.speed import as_spans, closed_loop_speed, workers_speed
+from serving.errors import ServerError, SetupError
+from serving.install import triton_environment
+from serving.runtime.tasks.base import Tensor
+
+OPTIONS = LoadOptions(name="reviews", url="127.0.0.1:8001", protocol="grpc", concurrency=16, duration=3.0)
+MS = 1_000_000
+
+
+@pytest.fixture
+def export() -> dict[str, Any]:
+    """As perf_analyzer 2.51 wrote it: two clients on a real server, three windows of about 80 ms."""
+    content: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "perf_analyzer.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_command_asks_for_a_closed_loop_with_raw_samples() -> None:
+    found = command(Path("/bin/perf_analyzer"), OPTIONS, Path("in.json"), Path("out.json"))
+    assert found[0] == "/bin/perf_analyzer"
+    pairs = dict(zip(found[1::2], found[2::2], strict=True))
+    assert pairs == {
+        "-m": "reviews", "-u": "127.0.0.1:8001", "-i": "grpc", "--input-data": "in.json", "--concurrency-range": "16",
+        "--measurement-interval": "1500", "--stability-percentage": "999", "--profile-export-file": "out.json",
+    }  # fmt: skip
+
+
+def test_every_row_is_one_request_under_the_names_of_the_tasks_tensors() -> None:
+    tensors = (Tensor("TEXT", "TYPE_STRING"), Tensor("TEXT_PAIR", "TYPE_STRING"))
+    assert input_data(tensors, [["a", ""], ['"q"', "ü\n"]]) == {
+        "data": [{"TEXT": ["a"], "TEXT_PAIR": [""]}, {"TEXT": ['"q"'], "TEXT_PAIR": ["ü\n"]}]
+    }
+
+
+def test_samples_are_those_after_the_warm_up(export: dict[str, Any]) -> None:
+    experiment = export["experiments"][0]
+    spans = parse_export(export)
+    second_window = experiment["window_boundaries"][1]
+    assert 0 < len(spans) < len(experiment["requests"])
+    assert spans[:, 0].min() >= second_window
+    assert (np.diff(spans[:, 0]) >= 0).all()
+    assert (spans[:, 1] > spans[:, 0]).all()
+    late = [request for request in experiment["requests"] if request["timestamp"] >= second_window]
+    assert {tuple(span) for span in spans.tolist()} == {
+        (request["timestamp"], request["response_timestamps"][0]) for request in late
+    }
+
+
+def test_real_samples_obey_littles_law(export: dict[str, Any]) -> None:
+    """Two clients without pause: throughput times mean latency is two."""
+    spans = parse_export(export)
+    mean_seconds = float((spans[:, 1] - spans[:, 0]).mean()) / 1e9
+    assert closed_loop_speed(spans).throughput * mean_seconds == pytest.approx(2, rel=0.1)
+
+
+def test_too_few_answers_are_told(export: dict[str, Any]) -> None:
+    requests = export["experiments"][0]["requests"]
+    export["experiments"][0]["requests"] = sorted(requests, key=lambda request: request["timestamp"])[:3]
+    with pytest.raises(ServerError, match="saw 0 requests answered") as raised:
+        parse_export(export)
+    assert "--duration" in raised.value.hint
+
+
+def test_a_request_without_an_answer_is_an_error(export: dict[str, Any]) -> None:
+    max(export["experiments"][0]["requests"], key=lambda request: request["timestamp"])["response_timestamps"] = []
+    with pytest.raises(ServerError, match="without an answer"):
+        parse_export(export)
+
+
+def test_closed_loop_speed_counts_answers_between_the_first_and_the_last() -> None:
+    spans = as_spans([(0, 10 * MS), (0, 20 * MS), (10 * MS, 40 * MS), (20 * MS, 110 * MS)])
+    speed = closed_loop_speed(spans)
+    assert speed.throughput == pytest.approx(3 / 0.1)
+    assert speed.p50_ms == pytest.approx(25)
+    assert (speed.calls, speed.seconds) == (4, pytest.approx(0.1))
+    assert speed.p90_ms <= speed.p95_ms <= speed.p99_ms <= 90
+
+
+def test_closed_loop_speed_refuses_a_single_request() -> None:
+    with pytest.raises(ValueError, match="two requests"):
+        closed_loop_speed(as_spans([(0, 1)]))
+
+
+def test_speeds_of_workers_add_up() -> None:
+    """One answers 4 rows in 100 ms, the other 10 in 200 ms, two rows a call."""
+    one = as_spans([(0, 50 * MS), (50 * MS, 100 * MS)])
+    other = as_spans([(start * MS, (start + 40) * MS) for start in range(0, 200, 40)])
+    speed = workers_speed([one, other], [4, 10])
+    assert speed.throughput == pytest.approx(40 + 50)
+    assert speed.p50_ms == pytest.approx(40)
+    assert (speed.calls, speed.seconds) == (7, pytest.approx(0.2))
+
+
+def test_percentiles_are_those_of_the_samples() -> None:
+    spans = as_spans([(0, latency * MS) for latency in range(101)])
+    speed = closed_loop_speed(spans)
+    assert (speed.p50_ms, speed.p90_ms, speed.p95_ms, speed.p99_ms) == pytest.approx((50, 90, 95, 99))
+
+
+def test_the_binary_runs_with_the_libraries_of_its_wheel_and_leaves_no_links() -> None:
+    binary = find_perf_analyzer(triton_environment())
+    with library_path(binary) as environment:
+        folder = Path(environment["LD_LIBRARY_PATH"].split(":")[0])
+        said = subprocess.run([binary, "--version"], env=environment, capture_output=True, text=True, check=True)
+    assert "Perf Analyzer Version" in said.stdout + said.stderr
+    assert folder.name.startswith("tritonize-")
+    assert not folder.exists()
+
+
+def test_a_binary_outside_the_environment_gets_the_systems_libraries(tmp_path: Path) -> None:
+    with library_path(tmp_path / "bin" / "perf_analyzer") as environment:
+        assert environment == dict(os.environ)
+
+
+def test_a_wheel_without_the_libraries_is_told(tmp_path: Path) -> None:
+    (tmp_path / "lib" / "python3.11" / "site-packages" / "nvidia_pytriton.libs").mkdir(parents=True)
+    with pytest.raises(SetupError, match="lacks libcudart"), library_path(tmp_path / "bin" / "perf_analyzer"):
+        pass
+
+
+def test_no_load_generator_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SetupError, match="no perf_analyzer on PATH") as raised:
+        find_perf_analyzer(tmp_path)
+    assert "make setup" in raised.value.hint
