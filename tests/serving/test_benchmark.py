@@ -1,0 +1,202 @@
+"""``tritonize benchmark`` from end to end: a real server, the original in PyTorch, every variant in process, one report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
+from benchmarks.served import Endpoint, Server, check_process, read_package
+from benchmarks.speed import closed_loop_speed, workers_speed
+from serving.artifact import read_manifest
+from serving.errors import ArtifactError, ServerError
+from serving.install import triton_environment
+from serving.runtime.tasks.base import Tensor
+from tests.serving import conftest
+
+pytestmark = pytest.mark.server
+NAME = "ragged"
+HOLDS = "served.fp32.accuracy >= pytorch.fp32.accuracy - 0.01"
+FAILS = "served.fp32.c8.throughput >= 1000 * pytorch.fp32.throughput"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of the command."""
+
+    done: subprocess.CompletedProcess[str]
+    folder: Path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
+        return content
+
+    @property
+    def figures(self) -> dict[str, float]:
+        found: dict[str, float] = self.report["figures"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One short run: a gate that holds, one that fails, and a baseline that nobody reaches."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    baseline = {"schema_version": 1, "figures": {"served.fp32.c1.throughput": 1e9, "served.fp32.accuracy": 0.0}}
+    (folder / "baseline.json").write_text(json.dumps(baseline))
+    options = server.options
+    arguments = {
+        "bundle": server.bundles[NAME], "checkpoint": server.checkpoints[NAME], "repository": options.repository,
+        "http-port": options.http_port, "grpc-port": options.grpc_port, "metrics-port": options.metrics_port,
+        "device": "cpu", "rows": 40, "duration": 0.5, "concurrency": "8,1", "baseline": folder / "baseline.json",
+        "output": folder / "report",
+    }  # fmt: skip
+    flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "export.cli", "benchmark", NAME, *flags, "--gate", HOLDS, "--gate", FAILS, "--json"]
+    return Run(subprocess.run(command, capture_output=True, text=True, check=False, timeout=280), folder / "report")
+
+
+def test_a_failed_gate_exits_with_one_and_is_named_with_both_sides(run: Run) -> None:
+    assert run.done.returncode == 1, run.done.stderr
+    last = run.done.stderr.splitlines()[-1]
+    throughput, original = run.figures["served.fp32.c8.throughput"], run.figures["pytorch.fp32.throughput"]
+    assert last.startswith(f"error: 1 of 2 gates failed: {FAILS} ({throughput:.6g} >= {1000 * original:.6g})")
+    assert HOLDS not in last
+    assert [gate["passed"] for gate in run.report["gates"]] == [True, False]
+
+
+def test_figures_worse_than_the_baseline_are_listed(run: Run) -> None:
+    (found,) = run.report["regressions"]
+    assert found["figure"] == "served.fp32.c1.throughput"
+    assert "worse than the baseline: served.fp32.c1.throughput went from 1e+09 to" in run.done.stderr
+
+
+def test_standard_output_is_the_figures_and_nothing_else(run: Run) -> None:
+    assert json.loads(run.done.stdout) == run.figures
+
+
+def test_everything_is_measured(run: Run) -> None:
+    figures = run.figures
+    ways = ["pytorch.fp32.b1", "pytorch.fp32.b32", "pytorch.bf16.b1", "pipeline.fp32.b1", "onnx.fp32.p1t1", "onnx.int8.p1t1",
+            "served.fp32.c1", "served.fp32.c8", "served.fp32.http.c1", "served.fp32.http.c8"]  # fmt: skip
+    for way in ways:
+        percentiles = [figures[f"{way}.{name}_ms"] for name in ("p50", "p90", "p95", "p99")]
+        assert percentiles == sorted(percentiles), way
+        assert percentiles[0] > 0 and figures[f"{way}.throughput"] > 0, way
+    for model in ("pytorch.fp32", "pytorch.bf16", "pipeline.fp32", "onnx.fp32", "onnx.int8", "served.fp32"):
+        assert 0 <= figures[f"{model}.accuracy"] <= 1
+        assert 20 < figures[f"{model}.peak_rss_mib"] < 4096, model
+        assert 0 < figures[f"{model}.load_seconds"] < 120, model
+
+
+def test_every_speed_follows_from_the_raw_samples(run: Run) -> None:
+    with np.load(run.folder / "samples.npz") as samples:
+        for load in run.report["served"]["loads"]:
+            protocol = "" if load["protocol"] == "grpc" else f"{load['protocol']}."
+            name = f"served.fp32.{protocol}c{load['concurrency']}"
+            assert vars(closed_loop_speed(samples[name])) == pytest.approx(load["speed"])
+        for model in run.report["in_process"]:
+            for name, arrangement in model["arrangements"].items():
+                key = f"{model['kind']}.{model['precision']}.{name}"
+                workers = [samples[f"{key}.{index}"] for index in range(arrangement["processes"])]
+                if arrangement["batch"] == 1:
+                    assert vars(workers_speed(workers, [len(spans) for spans in workers])) == pytest.approx(arrangement["speed"])
+
+
+def test_labels_are_those_of_the_files_that_ran(run: Run, server: conftest.Server) -> None:
+    files = read_manifest(server.bundles[NAME], "bundle")["files"]
+    ran = {model["precision"]: model["sha256"] for model in run.report["in_process"] if model["kind"] == "onnx"}
+    assert ran == {precision: files[f"{precision}/model.onnx"] for precision in ran}
+    assert {"fp32", "int8"} <= set(ran)
+    packaged = read_manifest(server.options.repository / NAME, "repository")
+    assert run.report["served"]["sha256"] == packaged["files"][f"{NAME}_model/1/model.onnx"]
+    assert run.report["served"]["precision"] == packaged["precision"] == "fp32"
+
+
+def test_the_served_answers_are_the_originals(run: Run) -> None:
+    figures = run.figures
+    for model in ("pipeline.fp32", "onnx.fp32", "served.fp32"):
+        assert figures[f"{model}.agreement"] == 1
+        assert figures[f"{model}.max_score_difference"] < 1e-3
+        assert figures[f"{model}.accuracy"] == figures["pytorch.fp32.accuracy"]
+
+
+def test_the_originals_metric_is_what_export_found(run: Run, server: conftest.Server) -> None:
+    original = read_manifest(server.bundles[NAME], "bundle")["original"]
+    assert run.report["settings"]["labelled_rows"] == original["rows"]
+    assert run.figures["pytorch.fp32.accuracy"] == pytest.approx(original["accuracy"])
+
+
+def test_steps_come_from_the_servers_own_statistics(run: Run) -> None:
+    figures = run.figures
+    for concurrency in (1, 8):
+        for step in ("preprocess", "model", "postprocess"):
+            name = f"served.fp32.c{concurrency}.{step}"
+            assert figures[f"{name}.executed_batch"] >= 1
+            assert 0 < figures[f"{name}.cost_us"] <= figures[f"{name}.compute_us"] * 1.01
+    assert figures["served.fp32.c1.executed_batch"] == 1, "one client is never batched"
+    assert figures["served.fp32.c8.executed_batch"] > 1, "eight clients of a ragged package are"
+
+
+def test_the_report_can_be_read_and_says_where_it_came_from(run: Run) -> None:
+    environment = run.report["environment"]
+    assert environment["cores"] >= 1 and environment["memory_mib"] > 0 and environment["versions"]["torch"]
+    assert run.report["served"]["server"].startswith("triton 2.")
+    markdown = (run.folder / "report.md").read_text(encoding="utf-8")
+    for part in ("## In process", "## Served (triton 2.", "## Quality", "## Gates", "## Worse than the baseline", f"`{FAILS}`"):
+        assert part in markdown
+    assert sorted(path.name for path in run.folder.iterdir()) == ["report.json", "report.md", "samples.npz"]
+
+
+@pytest.fixture
+def endpoint(server: conftest.Server) -> Endpoint:
+    options = server.options
+    return Endpoint(host="127.0.0.1", http_port=options.http_port, grpc_port=options.grpc_port, metrics_port=options.metrics_port)
+
+
+def test_a_server_that_is_not_there_is_told_with_what_to_do(endpoint: Endpoint) -> None:
+    with pytest.raises(ServerError, match=r"no server answers at 127\.0\.0\.1:") as raised:
+        Server(replace(endpoint, grpc_port=conftest.free_port()), NAME)
+    assert "tritonize serve" in raised.value.hint and "--in-process" in raised.value.hint
+
+
+def test_a_model_that_is_not_served_is_told(endpoint: Endpoint) -> None:
+    with pytest.raises(ServerError, match="does not serve absent"):
+        Server(endpoint, "absent")
+
+
+def test_a_package_newer_than_the_server_is_not_what_it_serves(endpoint: Endpoint, server: conftest.Server) -> None:
+    package = read_package(server.options.repository, NAME)
+    process = check_process(endpoint, package)
+    assert process is not None and process.name() == "tritonserver"
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    with pytest.raises(ArtifactError, match="serves an older package"):
+        check_process(endpoint, replace(package, manifest=package.manifest | {"created": later}))
+
+
+def test_a_server_of_another_repository_is_refused(endpoint: Endpoint, server: conftest.Server, tmp_path: Path) -> None:
+    package = read_package(server.options.repository, NAME)
+    with pytest.raises(ArtifactError, match=r"serves .*, not "):
+        check_process(endpoint, replace(package, repository=tmp_path))
+
+
+def test_a_load_generator_that_fails_says_what_it_said(endpoint: Endpoint) -> None:
+    options = LoadOptions(name="absent", url=endpoint.url("grpc"), protocol="grpc", concurrency=2, duration=0.2)
+    with pytest.raises(ServerError, match=r"perf_analyzer failed over grpc at concurrency 2: .*absent"):
+        run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], [["a"], ["b"]])
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_strange_texts_go_through_the_load_generator(endpoint: Endpoint, protocol: str) -> None:
+    options = LoadOptions(name=NAME, url=endpoint.url(protocol), protocol=protocol, concurrency=4, duration=0.4)
+    rows = [[text] for text in conftest.STRANGE_TEXTS if "\0" not in text]  # perf_analyzer itself cuts a text at a zero byte
+    spans = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
+    assert closed_loop_speed(spans).throughput > 0
