@@ -55,11 +55,13 @@ def _strings(request: Any, name: str) -> Sequence[str]:
         ValueError: a row is not UTF-8.
     """
     rows = pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
+    strings: list[str] = []
     try:
-        return [row.decode() for row in rows]
+        for row in rows:
+            strings.append(row.decode())
     except UnicodeDecodeError as error:
-        index = next(index for index, row in enumerate(rows) if row is error.object)
-        raise ValueError(f"{name}, row {index}: byte {error.start} is not valid UTF-8") from None
+        raise ValueError(f"{name}, row {len(strings)}: byte {error.start} is not valid UTF-8") from None
+    return strings
 
 
 def _response(arrays: dict[str, Any]) -> Any:

@@ -140,6 +140,15 @@ def server(packaged: Path, bundle: Path, pair_bundle: Path, tiny_checkpoint: Pat
 @pytest.fixture(scope="session")
 def pipeline(tiny_checkpoint: Path) -> Callable[..., Any]:
     """``transformers.pipeline`` on the original checkpoint: what every answer is held against."""
+    import torch
     import transformers
 
+    torch.set_num_threads(1)  # the server wants the other core
     return transformers.pipeline("text-classification", model=str(tiny_checkpoint), tokenizer=str(tiny_checkpoint), truncation=True, max_length=96)
+
+
+@pytest.fixture(scope="session")
+def expected(pipeline: Callable[..., Any], texts: list[str]) -> list[dict[str, Any]]:
+    """The pipeline's answer to each of ``texts``."""
+    answers: list[dict[str, Any]] = pipeline(texts)
+    return answers

@@ -1,0 +1,200 @@
+"""The running server: batches of mixed length, bad input among good, what it refuses to do."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from .conftest import Server
+
+pytestmark = pytest.mark.server
+LEAKS = ("Traceback", "/tmp", "/home", "/root", ".py", "model_repository", "site-packages")  # noqa: S108
+
+
+def infer_inputs(rows: list[Any], name: str = "TEXT", dtype: str = "BYTES") -> list[grpcclient.InferInput]:
+    array = np.array(rows, dtype=np.object_ if dtype == "BYTES" else np.float32)[:, None]
+    entry = grpcclient.InferInput(name, list(array.shape), dtype)
+    entry.set_data_from_numpy(array)
+    return [entry]
+
+
+def scores(server: Server, name: str, rows: list[Any]) -> np.ndarray:
+    with grpcclient.InferenceServerClient(server.url("grpc")) as client:
+        array: np.ndarray = client.infer(name, infer_inputs(rows)).as_numpy("SCORES")
+    return array
+
+
+def post(server: Server, name: str, body: bytes) -> tuple[int, str]:
+    request = urllib.request.Request(f"{server.options.base_url}/v2/models/{name}/infer", body)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            return response.status, response.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(errors="replace")
+
+
+def json_body(data: Any, *, name: str = "TEXT", shape: list[int] | None = None, datatype: str = "BYTES") -> bytes:
+    return json.dumps({"inputs": [{"name": name, "shape": shape or [len(data), 1], "datatype": datatype, "data": data}]}).encode()
+
+
+def counts(client: grpcclient.InferenceServerClient, name: str) -> tuple[int, int]:
+    statistics = client.get_inference_statistics(name).model_stats[0]
+    return statistics.inference_count, statistics.execution_count
+
+
+def together(work: Callable[[int], None], clients: int) -> None:
+    """Run ``work(0)`` … ``work(clients - 1)`` in threads; raise what any of them raised."""
+    failures: list[BaseException] = []
+
+    def guarded(index: int) -> None:
+        try:
+            work(index)
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the test's own thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(index,)) for index in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("ragged", 1e-4), ("alone", 1e-6), ("int8", 1e-6)])
+def test_an_answer_does_not_depend_on_who_else_asks(server: Server, texts: list[str], name: str, tolerance: float) -> None:
+    sample = [text * (1 + index % 3) for index, text in enumerate(texts[:96])]
+    with grpcclient.InferenceServerClient(server.url("grpc")) as client:
+        alone = [client.infer(name, infer_inputs([text])).as_numpy("SCORES")[0] for text in sample]
+        inferences, executions = counts(client, f"{name}_model")
+
+        def ask(index: int) -> None:
+            for repeat in range(40):
+                at = (index * 7 + repeat * 5) % len(sample)
+                answer = client.infer(name, infer_inputs([sample[at]])).as_numpy("SCORES")[0]
+                np.testing.assert_allclose(answer, alone[at], atol=tolerance)
+
+        together(ask, 32)
+        after = counts(client, f"{name}_model")
+    assert after[0] - inferences == 32 * 40
+    if name == "ragged":
+        assert (after[0] - inferences) / (after[1] - executions) >= 4  # the benchmark measures it on a model worth batching
+
+
+def test_rows_of_one_request_do_not_depend_on_each_other(server: Server, texts: list[str]) -> None:
+    sample = sorted(texts[:40], key=len)
+    alone = np.concatenate([scores(server, "ragged", [text.encode()]) for text in sample])
+    np.testing.assert_allclose(scores(server, "ragged", [text.encode() for text in sample]), alone, atol=1e-5)
+
+
+def test_outputs_have_the_types_and_shapes_of_the_contract(server: Server) -> None:
+    with grpcclient.InferenceServerClient(server.url("grpc")) as client:
+        answer = client.infer("ragged", infer_inputs(["one", "two", "three"]))
+    label, score, all_scores = (answer.as_numpy(name) for name in ("LABEL", "SCORE", "SCORES"))
+    assert (label.shape, score.shape, all_scores.shape) == ((3, 1), (3, 1), (3, 2))
+    assert (score.dtype, all_scores.dtype) == (np.float32, np.float32)
+    assert set(label.reshape(-1)) <= {b"negative", b"positive"}
+    np.testing.assert_allclose(all_scores.sum(axis=1), 1, atol=1e-6)
+
+
+BAD_JSON = {
+    "another tensor": json_body(["a"], name="WORDS"),
+    "no tensor": b'{"inputs": []}',
+    "another type": json_body([1.5], datatype="FP32"),
+    "another shape": json_body(["a", "b"], shape=[1, 2]),
+    "one dimension": json_body(["a"], shape=[1]),
+    "shape and data disagree": json_body(["a", "b"], shape=[3, 1]),
+    "more rows than max_batch_size": json_body(["a"] * 65),
+    "an output that is none": json_body(["a"])[:-1] + b', "outputs": [{"name": "NOPE"}]}',
+    "not UTF-8": b'{"inputs":[{"name":"TEXT","shape":[1,1],"datatype":"BYTES","data":["\xff\xfe"]}]}',
+}
+UNPARSABLE = {
+    "negative shape": json_body(["a"], shape=[-1, 1]),
+    "numbers for text": json_body([1], shape=[1, 1]),
+    "null": json_body([None], shape=[1, 1]),
+    "not JSON": b'{"inputs": [',
+    "not an object": b"[]",
+}
+"""Triton's own HTTP front end stumbles over these before any model sees them, and calls that an internal error (500)."""
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_bad_request_over_http(server: Server, case: str) -> None:
+    status, message = post(server, "ragged", BAD_JSON[case])
+    assert 400 <= status < 500, (status, message)
+    assert not any(leak in message for leak in LEAKS), message
+    assert post(server, "ragged", json_body(["still fine"]))[0] == 200
+
+
+@pytest.mark.parametrize("case", UNPARSABLE)
+def test_unparsable_request_over_http(server: Server, case: str) -> None:
+    status, message = post(server, "ragged", UNPARSABLE[case])
+    assert status in {400, 500}
+    assert "parse" in message.lower()
+    assert not any(leak in message for leak in LEAKS), message
+    assert post(server, "ragged", json_body(["still fine"]))[0] == 200
+
+
+def test_bytes_that_are_not_utf8_name_the_row(server: Server) -> None:
+    with pytest.raises(InferenceServerException, match="TEXT, row 1: byte 2 is not valid UTF-8") as caught:
+        scores(server, "ragged", [b"fine", b"ab\xff", b"fine"])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("payload", [b"\xff\xff\xff\x7fabc", b"\x05\x00\x00\x00abc", b"\x01", b"\x00\x00\x00\x00" * 2, b""])
+def test_a_bytes_tensor_that_lies_about_its_length(server: Server, payload: bytes) -> None:
+    entry = grpcclient.InferInput("TEXT", [1, 1], "BYTES")
+    entry._raw_content = payload
+    with grpcclient.InferenceServerClient(server.url("grpc")) as client:
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("ragged", [entry])
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert not any(leak in caught.value.message() for leak in LEAKS), caught.value.message()
+        assert client.infer("ragged", infer_inputs(["fine"])).as_numpy("LABEL").shape == (1, 1)
+
+
+def test_a_pair_needs_both_texts(server: Server) -> None:
+    status, message = post(server, "pairs", json_body(["only one"]))
+    assert status == 400
+    assert "TEXT_PAIR" in message or "2 inputs" in message
+
+
+def test_good_requests_among_bad_ones_are_all_answered(server: Server, texts: list[str]) -> None:
+    sample = texts[:50]
+    right = [scores(server, "ragged", [text.encode()])[0] for text in sample]
+    bad = [lambda: infer_inputs([b"\xff\xfe"]), lambda: infer_inputs(["a"], name="WORDS"), lambda: infer_inputs([1.0], dtype="FP32"),
+           lambda: infer_inputs(["a"] * 65), lambda: infer_inputs([b"ok", b"\x80"])]  # fmt: skip
+    with grpcclient.InferenceServerClient(server.url("grpc")) as client:
+
+        def ask(index: int) -> None:
+            for repeat in range(25):
+                at = (index + repeat) % len(sample)
+                np.testing.assert_allclose(client.infer("ragged", infer_inputs([sample[at]])).as_numpy("SCORES")[0], right[at], atol=1e-4)
+                with pytest.raises(InferenceServerException) as caught:
+                    client.infer("ragged", bad[(index + repeat) % len(bad)]())
+                assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+                assert not any(leak in caught.value.message() for leak in LEAKS), caught.value.message()
+
+        together(ask, 16)
+        assert client.is_server_ready()
+
+
+@pytest.mark.parametrize("path", ["repository/models/ragged/unload", "repository/models/ragged/load", "repository/index", "logging",
+                                  "trace/setting", "systemsharedmemory/status"])  # fmt: skip
+def test_apis_that_change_the_server_are_closed(server: Server, path: str) -> None:
+    method = "GET" if path.endswith(("status", "logging", "setting")) else "POST"
+    request = urllib.request.Request(f"{server.options.base_url}/v2/{path}", b"{}" if method == "POST" else None, method=method)  # noqa: S310
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=10)  # noqa: S310
+    with caught.value:
+        assert caught.value.code == 403
