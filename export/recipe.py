@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 RECIPES = Path(__file__).parent / "recipes"
-SHARED = "shared options (any of them may stand at the top of the file)"
+SHARED = {"name", "task", "artifacts", "bundle", "repository", "precision", "device", "seed"}
+"""Options that may stand at the top of a recipe, before any section: each command takes those it has."""
 
 
 def recipe_option() -> click.Option:
@@ -51,6 +52,11 @@ def _apply(ctx: click.Context, _: click.Parameter, recipe: str | None) -> None:
     unknown = set(sections) - set(group.list_commands(ctx))
     if unknown:
         raise click.UsageError(f"recipe {recipe}: no command is called {', '.join(sorted(unknown))}")
+    misplaced = {key.replace("-", "_") for key in shared} - SHARED
+    if misplaced:
+        raise click.UsageError(
+            f"recipe {recipe}: {', '.join(sorted(misplaced))} may not stand outside a section; only {', '.join(sorted(SHARED))} may"
+        )
     known = {parameter.name for parameter in ctx.command.params}
     section = {key.replace("-", "_"): value for key, value in sections.get(ctx.command.name or "", {}).items()}
     strange = set(section) - known

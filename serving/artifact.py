@@ -20,12 +20,30 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from serving.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 RECORDED_LIBRARIES = ("tritonize", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime",
                       "onnxruntime-gpu", "datasets", "tokenizers")
+
+
+@contextlib.contextmanager
+def staging_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yield an empty hidden folder in ``parent``, removed afterwards unless it was renamed away.
+
+    It carries this process's id, so that what a killed one left behind is recognised and removed here.
+    """
+    for left in parent.glob(f".{name}.*.partial"):
+        if not psutil.pid_exists(int(left.name.split(".")[-3])):
+            shutil.rmtree(left)
+    staging = Path(tempfile.mkdtemp(prefix=f".{name}.{os.getpid()}.", suffix=".partial", dir=parent))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -36,19 +54,13 @@ def publish(target: Path) -> Iterator[Path]:
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)  # mkdtemp makes it private; an artifact is as readable as any other file
+    with staging_folder(target.parent, target.name) as staging:
+        fresh = staging / "fresh"
+        fresh.mkdir()
+        yield fresh
         if target.exists():
-            retired = staging.with_suffix(".retired")
-            target.rename(retired)
-            staging.rename(target)
-            shutil.rmtree(retired)
-        else:
-            staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            target.rename(staging / "retired")
+        fresh.rename(target)
 
 
 def sha256(path: Path) -> str:

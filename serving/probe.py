@@ -59,3 +59,33 @@ def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         message = error.read().decode(errors="replace")
         raise RequestError(f"{probe.ensemble}: {message}", status="UNAVAILABLE" if error.code == 503 else "INTERNAL") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What Triton's statistics say of all ensembles together.
+
+    Args:
+        seen: requests that any step has finished so far.
+        in_flight: requests that have passed the first step of an ensemble and not the last.
+    """
+
+    seen: int
+    in_flight: int
+
+
+def read_traffic(base_url: str, probes: list[Probe]) -> Traffic:
+    """Ask for the statistics of every step.
+
+    Raises:
+        OSError: nobody answered.
+    """
+    with urllib.request.urlopen(f"{base_url}/v2/models/stats", timeout=5) as response:  # noqa: S310
+        statistics = {entry["name"]: entry["inference_stats"] for entry in json.load(response)["model_stats"]}
+    seen = in_flight = 0
+    for probe in probes:
+        first, *later = (statistics[f"{probe.ensemble}_{step}"] for step in ("preprocess", "model", "postprocess"))
+        failed = sum(step["fail"]["count"] for step in later)
+        seen += first["success"]["count"] + first["fail"]["count"]
+        in_flight += first["success"]["count"] - later[-1]["success"]["count"] - failed
+    return Traffic(seen=seen, in_flight=in_flight)

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ import numpy as np
 import onnx
 
 from serving import ensemble
-from serving.artifact import MANIFEST, inputs_record, is_current, read_manifest, write_manifest
+from serving.artifact import MANIFEST, inputs_record, is_current, read_manifest, staging_folder, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.ensemble import Graph, Warmup
 from serving.errors import ArtifactError, ExportError
@@ -88,8 +87,8 @@ def package(options: PackageOptions) -> Package:
         return Package(manifest=read_manifest(home / "current", "repository"), unchanged=True)
     _refuse_foreign(options.repository, options.name)
     options.repository.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tritonize-", dir=_staging_root(options.repository)) as folder:
-        generation = Path(folder) / "generation"
+    with staging_folder(_staging_root(options.repository), f"{options.repository.name}-{options.name}") as folder:
+        generation = folder / "generation"
         generation.mkdir()
         _write_generation(generation, bundle, plan, options.name)
         manifest = write_manifest(

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,11 +23,18 @@ import psutil
 from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
 from serving.machine import has_gpu
-from serving.probe import Probe, ask, find_probes
+from serving.probe import ask, find_probes, read_traffic
 
+POLL_SECONDS = 0.1
 RESTRICTED = ("model-repository", "logging", "trace", "shared-memory")
 """Triton APIs that change the server or map its memory; nobody holds the key to them unless they read it off the command line."""
 DRAIN_SECONDS = 30
+"""How long requests in flight may take to finish once the server is asked to stop."""
+EXIT_SECONDS = 5
+"""How long Triton may then take to unload; it would wait longer only for clients that keep idle connections open."""
+TRACE = "tritonize_"
+"""Begins the name of everything temporary; the keeper's process id follows, so that what a killed one left is recognised."""
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend puts its regions
 STUB = "triton_python_backend_stub"
 NO_GPU_NOISE = ("CudaDriverHelper", "CUDA driver version is insufficient", "pinned memory pool", "Failed to initialize NVML", "DCGM unable to start",
                 "pinned system memory")  # fmt: skip
@@ -70,13 +78,14 @@ class TritonServer:
         self._install = find_install()
         self._log = log
         self._tail: deque[str] = deque(maxlen=40)
-        self._shm_prefix = f"tritonize_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._shm_prefix = f"{TRACE}{os.getpid()}_{secrets.token_hex(4)}_"
         self._cleanup = contextlib.ExitStack()
         self._stubs: list[psutil.Process] = []
 
     def __enter__(self) -> TritonServer:
         check_ports(self.options)
-        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-backends-")))
+        _sweep()
+        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix=f"{TRACE}{os.getpid()}_")))
         self._cleanup.callback(self._remove_shared_memory)
         try:
             command = server_command(self._install, self.options, prepare_backends(self._install, folder), self._shm_prefix)
@@ -139,6 +148,22 @@ class TritonServer:
             return f"a Python backend process ({stub.pid}) died"
         return None
 
+    def drain(self) -> None:
+        """Wait until no request is between the steps of an ensemble, at most :data:`DRAIN_SECONDS`.
+
+        Triton itself does not: told to stop, it lets each model finish what it holds, and refuses the next step of the same request.
+        """
+        deadline, before = time.monotonic() + DRAIN_SECONDS, None
+        while time.monotonic() < deadline:
+            try:
+                traffic = read_traffic(self.options.base_url, self.probes)
+            except OSError:
+                return  # it does not answer any more: nothing is left to wait for
+            if traffic == before and traffic.in_flight == 0:
+                return
+            before = traffic
+            time.sleep(POLL_SECONDS)
+
     def _forward(self) -> None:
         assert self._process.stdout is not None
         gpu = has_gpu()
@@ -157,7 +182,7 @@ class TritonServer:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(DRAIN_SECONDS + 10)
+                self._process.wait(EXIT_SECONDS + 10)
             except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
@@ -166,7 +191,7 @@ class TritonServer:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _remove_shared_memory(self) -> None:
-        for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):  # noqa: S108 - Triton's own place for them; a crash leaves them there
+        for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):  # a stub that crashed leaves its own
             region.unlink(missing_ok=True)
 
 
@@ -176,7 +201,7 @@ def server_command(install: Install, options: ServeOptions, backends: Path | Non
     command = [
         str(install.binary),
         f"--model-repository={options.repository.absolute()}",
-        "--model-control-mode=none", "--exit-on-error=true", "--strict-readiness=true", f"--exit-timeout-secs={DRAIN_SECONDS}",
+        "--model-control-mode=none", "--exit-on-error=true", "--strict-readiness=true", f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--http-address={options.host}", f"--http-port={options.http_port}",
         f"--grpc-address={options.host}", f"--grpc-port={options.grpc_port}",
         f"--metrics-address={options.host}", f"--metrics-port={options.metrics_port}",
@@ -205,6 +230,15 @@ def check_ports(options: ServeOptions) -> None:
             except OSError as error:
                 raise ServerError(f"cannot listen on {options.host}:{port}: {error.strerror}",
                                   hint=f"choose another with {flag}, or end what listens there (tritonize stop)") from error  # fmt: skip
+
+
+def _sweep() -> None:
+    """Remove what keepers that were killed outright could not remove themselves."""
+    for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+        for left in place.glob(f"{TRACE}*_*"):
+            owner = left.name.removeprefix(TRACE).split("_")[0]
+            if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _local(host: str) -> str:

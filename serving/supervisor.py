@@ -77,6 +77,8 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
                     time.sleep(POLL_SECONDS)
                     failure = server.failure()
                 record(ready=False)
+                if failure is None:
+                    server.drain()
             if stopped():
                 return
             restarts = 0 if time.monotonic() - since > HEALTHY_SECONDS else restarts

@@ -102,6 +102,7 @@ def test_killed_at_any_moment_the_old_repository_stands(bundle: Path, tmp_path: 
     assert len(generations) > 1  # some were killed after the switch, some before
     package(options(bundle, repository, force=True))
     assert len(list((repository / "tiny_model" / "generations").iterdir())) == 1  # what the killed ones left is gone
+    assert [entry.name for entry in tmp_path.iterdir()] == ["repository"]
 
 
 def test_every_system_call_of_a_first_packaging_may_be_the_last(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,234 @@
+"""Starting, breaking and stopping servers, each test with its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from serving.client import TritonPipeline
+from serving.errors import ArtifactError, ServerError, SetupError
+from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
+from serving.probe import ask, find_probes
+from serving.repository import PackageOptions, package
+from serving.server import SHARED_MEMORY, STUB, TRACE, ServeOptions
+from serving.supervisor import RESTARTS, find_running, start_detached, stop
+
+from .conftest import serve_options
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "model_repository"
+    package(PackageOptions(bundle=bundle, repository=folder, name="one", precision="fp32", device="cpu"))
+    return folder
+
+
+def serve(options: ServeOptions, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "export.cli", "serve", "--repository", str(options.repository), "--http-port", str(options.http_port),
+               "--grpc-port", str(options.grpc_port), "--metrics-port", str(options.metrics_port), *arguments]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_ready(options: ServeOptions, process: subprocess.Popen[str], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        running = find_running(options.http_port)
+        if running is not None and running.ready:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("not ready in time")
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def server_processes(keeper: int) -> list[psutil.Process]:
+    return psutil.Process(keeper).children(recursive=True)
+
+
+def stubs(keeper: int) -> list[psutil.Process]:
+    return [process for process in server_processes(keeper) if process.name().startswith(STUB[:15])]
+
+
+def left_behind() -> list[str]:
+    """Temporary things whose keeper is gone."""
+    named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
+    return [entry.name for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing(repository: Path) -> Iterator[None]:
+    """Whatever happens in a test here: no process, no shared memory, no temporary folder stays."""
+    yield
+    assert not left_behind()
+    assert not [process.pid for process in psutil.process_iter(["cmdline"]) if f"--model-repository={repository}" in (process.info["cmdline"] or [])]
+
+
+def test_serves_in_the_foreground_until_sigterm(repository: Path) -> None:
+    options = serve_options(repository)
+    started = time.monotonic()
+    process = serve(options)
+    try:
+        wait_ready(options, process)
+        assert time.monotonic() - started < 30
+        answer = ask(options.base_url, find_probes(repository)[0], timeout=10)
+        assert {output["name"] for output in answer["outputs"]} == {"LABEL", "SCORE", "SCORES"}
+        listening = {connection.laddr.ip for child in server_processes(process.pid) for connection in child.net_connections() if connection.status == "LISTEN"}
+        assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    finally:
+        code, out, _ = end(process)
+    assert code == 0
+    assert "ready: one" in out
+    curl = next(line for line in out.splitlines() if line.strip().startswith("curl"))
+    assert f"127.0.0.1:{options.http_port}/v2/models/one/infer" in curl
+
+
+def test_the_printed_curl_line_works(repository: Path) -> None:
+    options = serve_options(repository)
+    start_detached(options)
+    try:
+        line = find_probes(repository)[0].curl(options.base_url)
+        answer = json.loads(subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout)
+        assert {output["name"] for output in answer["outputs"]} == {"LABEL", "SCORE", "SCORES"}
+    finally:
+        stop(options.http_port)
+
+
+def test_a_dead_stub_is_noticed_and_the_server_restarted(repository: Path) -> None:
+    options = serve_options(repository)
+    process = serve(options)
+    try:
+        wait_ready(options, process)
+        for _ in range(RESTARTS):
+            old = stubs(process.pid)
+            assert old
+            old[0].kill()
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and any(stub.is_running() and stub.status() != psutil.STATUS_ZOMBIE for stub in old):
+                time.sleep(0.05)
+            wait_ready(options, process)
+            ask(options.base_url, find_probes(repository)[0], timeout=10)
+        stubs(process.pid)[0].kill()
+        assert process.wait(timeout=60) == 1
+    finally:
+        _, _, err = end(process)
+    assert f"restarting ({RESTARTS} of {RESTARTS})" in err
+    assert f"restarted {RESTARTS} times already" in err.splitlines()[-1]
+
+
+def test_requests_in_flight_are_answered_before_it_stops(repository: Path) -> None:
+    options = serve_options(repository)
+    start_detached(options)
+    answers: list[object] = []
+    rows = ["word " * 90] * 400
+    with TritonPipeline("one", url=options.grpc_url, concurrency=400, retries=0) as pipe:
+        pipe("first")
+        asking = threading.Thread(target=lambda: answers.extend(pipe(rows)))
+        asking.start()
+        time.sleep(0.1)
+        stop(options.http_port)
+        asking.join(30)
+    assert len(answers) == len(rows)
+
+
+def test_detached_server_is_found_and_stopped(repository: Path) -> None:
+    options = serve_options(repository)
+    log = start_detached(options)
+    try:
+        running = find_running(options.http_port)
+        assert running is not None and running.ready and running.pid != os.getpid()
+        assert log.is_file()
+        with pytest.raises(ServerError, match="Address already in use|runs at HTTP port"):
+            start_detached(options)
+        assert urllib.request.urlopen(f"{options.base_url}/v2/health/ready", timeout=5).status == 200  # noqa: S310 - the first one still serves
+    finally:
+        stop(options.http_port)
+    assert find_running(options.http_port) is None
+    with pytest.raises(ServerError, match="no server of yours"):
+        stop(options.http_port)
+
+
+def test_killing_the_keeper_takes_the_server_along(repository: Path) -> None:
+    options = serve_options(repository)
+    process = serve(options)
+    wait_ready(options, process)
+    family = server_processes(process.pid)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=45)
+    assert not alive
+    start_detached(options)  # the ports are free again, the note of the dead keeper is not in the way, and what it left is swept up
+    stop(options.http_port)
+
+
+def test_occupied_port(repository: Path) -> None:
+    options = serve_options(repository)
+    with socket.create_server(("127.0.0.1", options.metrics_port)):
+        code, out, err = end_after_exit(serve(options))
+    assert code == 1
+    assert err.startswith("error: cannot listen on") and "--metrics-port" in err and str(options.metrics_port) in err
+    assert "Traceback" not in err and not out
+
+
+def end_after_exit(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_a_model_that_cannot_load_ends_with_the_reason(repository: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model_repository"
+    subprocess.run(["cp", "-a", repository, copy], check=True)
+    (copy / "one_model" / "1" / "model.onnx").write_bytes(b"no graph")
+    code, _, err = end_after_exit(serve(serve_options(copy)))
+    assert code == 1
+    assert "before it was ready" in err.splitlines()[-1]
+
+
+def test_an_empty_repository(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no packaged ensemble"):
+        find_probes(tmp_path)
+
+
+def test_numpy_2_is_refused(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "env"
+    packages = fake / "lib" / "python3.11" / "site-packages"
+    packages.mkdir(parents=True)
+    wheel = PROJECT / ".triton" / "lib" / "python3.11" / "site-packages" / "pytriton"
+    if not wheel.is_dir():
+        pytest.skip("the embedded server is not in .triton under Python 3.11")
+    (packages / "pytriton").symlink_to(wheel)
+    (packages / "numpy-2.1.0.dist-info").mkdir()
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(fake))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    with pytest.raises(SetupError, match=r"numpy 2\.1\.0.*zeros"):
+        start_and_fail(repository)
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(SetupError, match="no virtual environment"):
+        find_install()
+
+
+def start_and_fail(repository: Path) -> None:
+    from serving.server import TritonServer
+
+    with TritonServer(serve_options(repository), log=print):
+        raise AssertionError("it started")

@@ -1,0 +1,79 @@
+"""The shape of the project: who imports whom, what stays light, what runs in an older Python inside Triton."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+PACKAGES = ("export", "serving", "benchmarks")
+MAY_IMPORT = {"serving": set(), "export": {"serving"}, "benchmarks": {"serving", "export"}}
+RUNTIME_MAY_IMPORT = {"numpy", "tokenizers", "triton_python_backend_utils"}
+TOP_LEVEL = {"export", "serving", "model_repository", "benchmarks", "tests", "pyproject.toml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((PROJECT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_import_direction(package: str) -> None:
+    for path in modules(package):
+        wrong = imported(path) & (set(PACKAGES) - MAY_IMPORT[package] - {package})
+        assert not wrong, f"{path} imports {wrong}"
+
+
+def test_the_runtime_imports_only_what_triton_has() -> None:
+    for path in (PROJECT / "serving" / "runtime").rglob("*.py"):
+        assert imported(path) <= set(sys.stdlib_module_names) | RUNTIME_MAY_IMPORT, path
+
+
+def test_the_runtime_parses_in_the_python_of_the_official_image() -> None:
+    for path in [*(PROJECT / "serving" / "runtime").rglob("*.py"), *(PROJECT / "serving" / "backends").rglob("*.py")]:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+def test_the_tasks_import_in_the_python_of_the_official_image() -> None:
+    python = shutil.which("python3.10")
+    if python is None or subprocess.run([python, "-c", "import numpy"], capture_output=True, check=False).returncode:
+        pytest.skip("no Python 3.10 with numpy here")
+    script = "from runtime.tasks import load_task; print(load_task('text-classification', {'labels': ['a', 'b'], 'function_to_apply': 'softmax'}).name)"
+    run = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(PROJECT / "serving")})
+    assert run.stdout.strip() == "text-classification"
+
+
+def test_the_distribution_owns_its_import_names() -> None:
+    owners = importlib.metadata.packages_distributions()
+    assert {name: set(owners.get(name, ())) for name in PACKAGES} == {name: {"tritonize"} for name in PACKAGES}
+
+
+def test_top_level() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in tracked.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_no_module_grows_out_of_hand() -> None:
+    for package in PACKAGES:
+        for path in modules(package):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
