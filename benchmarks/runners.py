@@ -7,6 +7,7 @@ read: load time and memory are those of the way of answering alone. :mod:`benchm
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -103,6 +104,7 @@ class PyTorch:
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(job.source)
         model = getattr(transformers, bundle.task.auto_model).from_pretrained(job.source, dtype=weights)
         self._model = model.eval().to(self._device)
+        _leave_out_unknown(self._tokenizer, model)
         self._dtype = ""
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
@@ -111,7 +113,7 @@ class PyTorch:
         torch = self._torch
         encoded = self._tokenizer(list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
-            logits = self._model(**encoded.to(self._device)).logits
+            logits = self._model(**encoded.to(self._device))[self._task.logits]
         self._dtype = str(logits.dtype)
         return _answers(self._task, logits.float().cpu().numpy())
 
@@ -127,6 +129,7 @@ class TransformersPipeline:
         import transformers  # noqa: PLC0415
 
         self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
+        _leave_out_unknown(self._pipeline.tokenizer, self._pipeline.model)
         self._options = ALL_SCORES | {"truncation": True, "max_length": bundle.max_length}
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
@@ -145,6 +148,8 @@ class OnnxRuntime:
     def __init__(self, job: Job, bundle: Bundle) -> None:
         import onnxruntime  # noqa: PLC0415
 
+        if job.device == "gpu":
+            onnxruntime.preload_dlls()  # CUDA's libraries lie in wheels, where the loader does not look
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job.threads or 0
         provider = PROVIDERS[job.device]
@@ -179,6 +184,12 @@ def pipeline_inputs(texts: Sequence[Text]) -> list[Any]:
 
 def _answers(task: Task, logits: npt.NDArray[np.float32]) -> Answers:
     return task.pipeline_answers(task.answers(logits), **ALL_SCORES)
+
+
+def _leave_out_unknown(tokenizer: Any, model: Any) -> None:
+    """Some tokenizers make tensors that their model does not take, such as ``token_type_ids`` for DistilBERT."""
+    taken = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
 
 
 def weights_file(checkpoint: Path) -> Path:

@@ -134,6 +134,18 @@ def test_a_worker_that_dies_before_it_reads_its_job_says_so(job: Job, monkeypatc
     assert "memory" in raised.value.hint
 
 
+def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
+    job: Job, make_checkpoint: Callable[[str], Path]
+) -> None:
+    """This one's tokenizer makes ``token_type_ids``, which DistilBERT does not take."""
+    original = replace(job, source=str(make_checkpoint("distilbert")), threads=None, duration=0.01)
+    (eager,), (pipeline,) = (run_workers(replace(original, backend=backend)) for backend in ("pytorch", "pipeline"))
+    assert eager["precision"] == pipeline["precision"] == "fp32"
+    for mine, theirs in zip(eager["answers"], pipeline["answers"], strict=True):
+        assert [item["label"] for item in mine] == [item["label"] for item in theirs]
+        assert [item["score"] for item in mine] == pytest.approx([item["score"] for item in theirs], abs=1e-5)
+
+
 def test_passes_are_whole_and_there_is_at_least_one() -> None:
     seen: list[list[str]] = []
     assert len(timed_passes(lambda texts: seen.append(list(texts)), ["a", "b", "c"], 2, 0)) == 2
