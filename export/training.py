@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import shutil
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +73,13 @@ def train(job: Job) -> Trained:
     transformers.set_seed(job.options.seed)
     encoded = {split: _encoded(rows, job) for split, rows in job.splits.items()}
     trainer = _trainer(_model(job), encoded, job)
-    last = last_whole_epoch(job.scratch)
+    last = _last_whole_epoch(job.scratch)
     if last is not None:
         click.echo(f"resuming after {last.name}", err=True)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with warnings.catch_warnings():
+        # of epochs that take less than a second; the trainer then goes by their numbers, which are right
+        warnings.filterwarnings("ignore", message="mtime may not be reliable")
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     best = next(entry for entry in evaluations if entry["step"] == trainer.state.best_global_step)
     figures: dict[str, Any] = {"validation": _figures(best, "eval_")}
@@ -138,12 +142,14 @@ def _figures(logged: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {key: value for key, value in plain.items() if key not in timing}
 
 
-def last_whole_epoch(scratch: Path) -> Path | None:
-    """The newest of the trainer's checkpoints that was written to its end, if any: its state file comes last."""
+def _last_whole_epoch(scratch: Path) -> Path | None:
+    """The newest of the trainer's checkpoints that was written to its end, if any. One that was not is removed."""
     whole = []
     for folder in scratch.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, ValueError):  # cut off while it was written: not whole
+        try:  # the state file is written last
             whole.append((json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"], folder))
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
     return max(whole)[1] if whole else None
 
 

@@ -13,13 +13,15 @@ import pytest
 
 # before any library reads them: nothing is downloaded, and nobody's own cache is written
 _HOME = tempfile.TemporaryDirectory(prefix="tritonize-tests-")
-os.environ |= {"HF_HOME": _HOME.name, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ |= {"HF_HOME": _HOME.name, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 GOOD = ("good", "warm", "funny", "engaging", "a delight", "moving", "beautiful", "superb")
 BAD = ("bad", "dull", "tedious", "a mess", "cold", "lifeless", "ugly", "dreadful")
-FILLING = ("the film", "this story", "its cast", "and", "but", "of course", "with", "every scene", "is", "was", "never", "again", "café")
+FILLING = ("the film", "this story", "its cast", "and", "but", "of course", "with", "every scene", "is", "was", "again", "café")
 
-ARCHITECTURES = ("bert", "distilbert", "roberta", "albert", "electra", "mpnet", "deberta-v2", "xlm-roberta", "modernbert")
+TOKENIZERS = {"bert": "wordpiece", "distilbert": "wordpiece", "electra": "wordpiece", "roberta": "bpe", "mpnet": "bpe",
+              "modernbert": "bpe", "albert": "unigram", "deberta-v2": "unigram", "xlm-roberta": "unigram"}
+ARCHITECTURES = tuple(TOKENIZERS)
 LABELS = ("negative", "positive")
 
 
@@ -30,7 +32,7 @@ def pytest_unconfigure() -> None:
 
 def review_rows(count: int, seed: int) -> list[tuple[str, str]]:
     """Made-up reviews of 1 to 40 words and their labels, told apart by their words."""
-    choose = random.Random(seed)
+    choose = random.Random(seed)  # noqa: S311 - nothing secret
     rows = []
     for _ in range(count):
         label = choose.choice(LABELS)
@@ -54,7 +56,7 @@ def _tokenizer(kind: str) -> Any:
     texts = [text for text, _ in review_rows(400, seed=1)]
     if kind == "wordpiece":
         special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer = Tokenizer(models.WordPiece(unk_token=special["unk"]))
         tokenizer.normalizer = normalizers.BertNormalizer()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         trainer: Any = trainers.WordPieceTrainer(vocab_size=200, special_tokens=list(special.values()))
@@ -70,7 +72,8 @@ def _tokenizer(kind: str) -> Any:
             tokenizer = Tokenizer(models.Unigram())
             tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
             tokenizer.decoder = decoders.Metaspace()
-            trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=list(special.values()), unk_token="<unk>", show_progress=False)
+            trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=list(special.values()), unk_token=special["unk"],
+                                              show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     cls, sep = special["cls"], special["sep"]
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -81,10 +84,6 @@ def _tokenizer(kind: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
 
 
-_TOKENIZERS = {"bert": "wordpiece", "distilbert": "wordpiece", "electra": "wordpiece", "roberta": "bpe", "mpnet": "bpe", "modernbert": "bpe",
-               "albert": "unigram", "deberta-v2": "unigram", "xlm-roberta": "unigram"}
-
-
 def _config(architecture: str, tokenizer: Any) -> Any:
     from transformers import AutoConfig
 
@@ -92,13 +91,15 @@ def _config(architecture: str, tokenizer: Any) -> Any:
         "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 2,
         "id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)},
     }
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 80}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+             "max_position_embeddings": 80}
     own: dict[str, Any] = {
         "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 80},
         "albert": sizes | {"embedding_size": 16},
         "electra": sizes | {"embedding_size": 16},
-        "deberta-v2": sizes | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16, "norm_rel_ebd": "layer_norm",
-                               "share_att_key": True, "position_biased_input": False, "type_vocab_size": 0},
+        "deberta-v2": sizes | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
+                               "type_vocab_size": 0, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+                               "position_biased_input": False},
         "modernbert": sizes | {"global_attn_every_n_layers": 2, "local_attention": 8, "reference_compile": False,
                                "cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id,
                                "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id},
@@ -128,7 +129,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         if architecture not in made:
             from transformers import AutoModelForSequenceClassification
 
-            tokenizer = _tokenizer(_TOKENIZERS[architecture])
+            tokenizer = _tokenizer(TOKENIZERS[architecture])
             model = AutoModelForSequenceClassification.from_config(_config(architecture, tokenizer))
             _randomize(model)
             made[architecture] = tmp_path_factory.mktemp("checkpoints") / architecture
@@ -143,6 +144,20 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 def tiny_checkpoint(make_checkpoint: Callable[[str], Path]) -> Path:
     """Folder of a tiny random BERT with a two-label head; takes 64 tokens."""
     return make_checkpoint("bert")
+
+
+@pytest.fixture(scope="session")
+def base_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny BERT without a head, fresh, so that it learns quickly; takes 64 tokens."""
+    import torch
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    tokenizer = _tokenizer("wordpiece")
+    folder = tmp_path_factory.mktemp("checkpoints") / "base"
+    AutoModel.from_config(_config("bert", tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

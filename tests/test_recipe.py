@@ -1,0 +1,98 @@
+"""Recipes and the options of finetune and export: read, overridden, refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from export import cli
+from export.recipe import RECIPES, builtin_recipes
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the export command was called with, instead of exporting."""
+    from export import commands
+
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(commands.export_command, "callback", lambda **options: seen.update(options))
+    return seen
+
+
+def recipe(folder: Path, content: str) -> str:
+    path = folder / "r.toml"
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def test_recipe_gives_defaults_and_flags_win(tmp_path: Path, given: dict[str, Any]) -> None:
+    content = """
+        name = "shared"
+        seed = 3
+        [export]
+        max-metric-drop = 2
+        precision = ["fp32", "int8"]
+        verify_rows = 7
+        [finetune]
+        epochs = 9
+    """
+    assert cli.main(["export", "--verify-rows", "8", "--recipe", recipe(tmp_path, content)]) == 0
+    assert (given["name"], given["seed"], given["max_metric_drop"], given["verify_rows"]) == ("shared", 3, 2.0, 8)
+    assert given["precision"] == (("fp32",), ("int8",))
+    assert given["opset"] == 18, "what the recipe does not name keeps its default"
+
+
+def test_precision_takes_commas_and_repetition(given: dict[str, Any]) -> None:
+    assert cli.main(["export", "--precision", "fp16,int8", "--precision", "fp32"]) == 0
+    assert given["precision"] == (("fp16", "int8"), ("fp32",))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("[export]\nepochs = 3\n", "[export]: no option is called epochs"),
+    ("[exports]\n", "no command is called exports"),
+    ("name = \n", "recipe"),
+    ("[export]\nopset = 12\n", "12"),
+    ('[export]\nprecision = "fp8"\n', "'fp8' is not one of fp32, fp16, int8"),
+    ('name = "../up"\n', "'../up'"),
+    ('task = "juggling"\n', "'juggling' is not one of"),
+])
+def test_bad_recipes_are_wrong_usage(tmp_path: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "--recipe", recipe(tmp_path, content)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_recipe_names_the_builtin_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["finetune", "--recipe", "nope"]) == 2
+    assert "give a TOML file or one of quickstart, sst2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_builtin_recipes_are_complete(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export import commands, finetune
+
+    seen: list[finetune.FinetuneOptions] = []
+
+    def stop(options: finetune.FinetuneOptions) -> dict[str, Any]:
+        seen.append(options)
+        raise click.Abort
+
+    monkeypatch.setattr(finetune, "finetune", stop)
+    assert cli.main(["finetune", "--recipe", name]) == 1
+    content = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+    assert seen[0].name == content["name"]
+    assert seen[0].training.epochs == content["finetune"]["epochs"]
+    assert commands.finetune_command.name == "finetune"
+
+
+@pytest.mark.parametrize("command", ["finetune", "export"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    code = (f"import sys; from export.cli import main; assert main(['{command}', '--help']) == 0; "
+            "print(sorted({'torch', 'transformers', 'datasets', 'onnx', 'numpy', 'pyarrow'} & set(sys.modules)), file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
