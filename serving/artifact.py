@@ -26,8 +26,18 @@ from serving.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-RECORDED_LIBRARIES = ("tritonize", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime",
-                      "onnxruntime-gpu", "datasets", "tokenizers")
+RECORDED_LIBRARIES = (
+    "tritonize",
+    "torch",
+    "transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "datasets",
+    "tokenizers",
+)
 
 
 @contextlib.contextmanager
@@ -151,5 +161,5 @@ def is_current(folder: Path, kind: str, inputs: Mapping[str, Any]) -> bool:
         manifest = read_manifest(folder, kind)
     except ArtifactError:
         return False
-    same = manifest["inputs"] == dict(inputs) and manifest["versions"] == versions()
-    return same and manifest["files"] == checksums(folder)
+    recorded = (manifest["inputs"], manifest["versions"], manifest["files"])
+    return recorded == (dict(inputs), versions(), checksums(folder))

@@ -63,11 +63,15 @@ class Bundle:
             return self.variants[precision]
         record = self.manifest["precisions"].get(precision)
         if record is None:
-            raise ArtifactError(f"{self.folder} holds no {precision} variant",
-                                hint=f"it has {', '.join(self.variants)}; add one with: tritonize export --precision {precision}")
+            raise ArtifactError(
+                f"{self.folder} holds no {precision} variant",
+                hint=f"it has {', '.join(self.variants)}; add one with: tritonize export --precision {precision}",
+            )
         failed = "; ".join(gate["message"] for gate in record["gates"] if not gate["passed"])
-        raise ArtifactError(f"the {precision} variant is not in the bundle, it failed its gates: {failed}",
-                            hint=f"use one of {', '.join(self.variants)}")
+        raise ArtifactError(
+            f"the {precision} variant is not in the bundle, it failed its gates: {failed}",
+            hint=f"use one of {', '.join(self.variants)}",
+        )
 
     def encoder(self, names: list[str]) -> TextEncoder:
         """The tokenizer as it will run inside Triton, giving the model inputs ``names``."""

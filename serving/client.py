@@ -33,7 +33,8 @@ class AsyncTritonPipeline:
         name: the ensemble.
         url: ``host:port`` of the protocol; this machine's default port where None.
         protocol: ``grpc`` or ``http``.
-        batch_size: rows sent in one request, at most the server's ``max_batch_size``. The server puts requests together itself, so 1 is
+        batch_size: rows sent in one request, at most the server's ``max_batch_size``. The server puts requests together
+        itself, so 1 is
             seldom slower; larger saves round trips to a server far away.
         concurrency: requests in flight at once.
         timeout: seconds one request may take, retries included.
@@ -42,9 +43,17 @@ class AsyncTritonPipeline:
     """
 
     def __init__(
-        self, name: str, *, url: str | None = None, protocol: Protocol = "grpc", batch_size: int = 1, concurrency: int = 16,
-        timeout: float = 60.0, retries: int = 3, ssl: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        url: str | None = None,
+        protocol: Protocol = "grpc",
+        batch_size: int = 1,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        retries: int = 3,
+        ssl: bool = False,
+    ) -> None:
         if protocol not in DEFAULT_URLS:
             raise ValueError(f"protocol must be grpc or http, not {protocol!r}")
         if batch_size < 1 or concurrency < 1:
@@ -79,8 +88,11 @@ class AsyncTritonPipeline:
         config = answer.get("config", answer)
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         if "task" not in parameters:
-            raise RequestError(f"{self.name} is not an ensemble that tritonize packaged", status="INVALID_ARGUMENT",
-                               hint=f"ask for the ensemble itself, not {self.name!r}")  # fmt: skip
+            raise RequestError(
+                f"{self.name} is not an ensemble that tritonize packaged",
+                status="INVALID_ARGUMENT",
+                hint=f"ask for the ensemble itself, not {self.name!r}",
+            )
         self._batch_size = min(self._batch_size, int(config["max_batch_size"]))
         self._task = load_task(parameters["task"], json.loads(parameters["settings"]))
         return self._task
@@ -98,7 +110,8 @@ class AsyncTritonPipeline:
         return task.pipeline_result(inputs, answers, options)
 
     async def stream(self, inputs: AsyncIterable[Any], **options: Any) -> AsyncIterator[Any]:
-        """Answers to any number of rows, in their order, with ``concurrency`` requests in flight and no more rows read than that needs."""
+        """Answers to any number of rows, in their order, with ``concurrency`` requests in flight and no more rows read
+        than that needs."""
         task = await self.connect()
 
         async def rows() -> AsyncIterator[tuple[str, ...]]:
@@ -178,7 +191,9 @@ class AsyncTritonPipeline:
                     await asyncio.sleep(pause)
                     pause *= 2
         except TimeoutError:
-            raise RequestError(f"{self._url} did not answer within {self._timeout:g} s", status="DEADLINE_EXCEEDED", hint="raise the timeout") from None
+            raise RequestError(
+                f"{self._url} did not answer within {self._timeout:g} s", status="DEADLINE_EXCEEDED", hint="raise the timeout"
+            ) from None
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _failure(self, error: Exception) -> RequestError:
@@ -196,7 +211,11 @@ class AsyncTritonPipeline:
         return RequestError(message, status=status)
 
     def _unavailable(self) -> RequestError:
-        return RequestError(f"no Triton server answers {self._protocol} at {self._url}", status="UNAVAILABLE", hint="start one with: tritonize serve")
+        return RequestError(
+            f"no Triton server answers {self._protocol} at {self._url}",
+            status="UNAVAILABLE",
+            hint="start one with: tritonize serve",
+        )
 
 
 class TritonPipeline:
@@ -220,6 +239,11 @@ class TritonPipeline:
     def task(self) -> str:
         """What the ensemble does, as ``transformers.pipeline`` calls it."""
         return self._wait(self._pipeline.connect()).name
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether a row is ``{"text": …, "text_pair": …}``."""
+        return self._wait(self._pipeline.connect()).pair
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """See :meth:`AsyncTritonPipeline.__call__`."""

@@ -9,22 +9,38 @@ from typing import Any
 
 import click
 
-REPOSITORY = click.option("--repository", type=click.Path(file_okay=False, path_type=Path), default=Path("model_repository"),
-                          help="Folder of Triton models.")  # fmt: skip
+REPOSITORY = click.option(
+    "--repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("model_repository"),
+    help="Folder of Triton models.",
+)
 HTTP_PORT = click.option("--http-port", type=click.IntRange(1, 65535), default=8000)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
 
 
 @click.command("package")
 @click.option("--name", required=True, help="What clients call the ensemble.")
-@click.option("--bundle", type=click.Path(file_okay=False, path_type=Path), help="Folder that export wrote.  [default: artifacts/NAME/bundle]")
+@click.option(
+    "--bundle", type=click.Path(file_okay=False, path_type=Path), help="Folder that export wrote.  [default: artifacts/NAME/bundle]"
+)
 @REPOSITORY
-@click.option("--precision", type=click.Choice(["auto", "fp32", "fp16", "int8"]), default="auto",
-              help="Variant to serve; auto: fp16 on a GPU, on a CPU the fastest that passed its gates.")  # fmt: skip
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+    default="auto",
+    help="Variant to serve; auto: fp16 on a GPU, on a CPU the fastest that passed its gates.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto")
-@click.option("--batching", type=click.Choice(["auto", "ragged", "off"]), default="auto",
-              help="ragged: requests of mixed length share an execution; auto: that on a GPU, on a CPU what measured faster.")  # fmt: skip
-@click.option("--instances", type=click.IntRange(1, 256), help="Copies of the model.  [default: one per core without batching, else 1]")
+@click.option(
+    "--batching",
+    type=click.Choice(["auto", "ragged", "off"]),
+    default="auto",
+    help="ragged: requests of mixed length share an execution; auto: that on a GPU, on a CPU what measured faster.",
+)
+@click.option(
+    "--instances", type=click.IntRange(1, 256), help="Copies of the model.  [default: one per core without batching, else 1]"
+)
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads of each copy.  [default: the cores, shared out]")
 @click.option("--max-batch-size", type=click.IntRange(1, 4096), default=64, help="Most rows in one request.")
 @click.option("--force", is_flag=True, help="Package again though nothing has changed.")
@@ -43,12 +59,15 @@ def package_command(*, name: str, bundle: Path | None, as_json: bool, **options:
         click.echo(f"  {reason}", err=True)
     state = "is up to date" if packaged.unchanged else "is packaged"
     shape = f"{manifest['instances']} instance(s) of {manifest['threads']} thread(s)"
-    click.echo(f"{options['repository'] / name} {state}: {manifest['precision']} on {manifest['device']}, batching {manifest['batching']}, {shape}")
+    kind = f"{manifest['precision']} on {manifest['device']}, batching {manifest['batching']}"
+    click.echo(f"{options['repository'] / name} {state}: {kind}, {shape}")
 
 
 @click.command("serve")
 @REPOSITORY
-@click.option("--host", default="127.0.0.1", help="Address to listen on. Anything but a loopback address opens the server to others.")
+@click.option(
+    "--host", default="127.0.0.1", help="Address to listen on. Anything but a loopback address opens the server to others."
+)
 @HTTP_PORT
 @click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002)
@@ -83,13 +102,16 @@ def _announce(options: Any) -> None:
 
     probes = find_probes(options.repository)
     click.echo(f"ready: {', '.join(probe.ensemble for probe in probes)}")
-    click.echo(f"  HTTP {options.base_url}   gRPC {options.grpc_url}   metrics {options.base_url.rsplit(':', 1)[0]}:{options.metrics_port}/metrics")
+    metrics = f"{options.base_url.rsplit(':', 1)[0]}:{options.metrics_port}/metrics"
+    click.echo(f"  HTTP {options.base_url}   gRPC {options.grpc_url}   metrics {metrics}")
     click.echo(f"  {probes[0].curl(options.base_url)}")
 
 
 def _check_name(name: str) -> None:
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise click.BadParameter("letters, digits, '.', '_' and '-' only: it becomes a folder and part of URLs", param_hint="--name")
+        raise click.BadParameter(
+            "letters, digits, '.', '_' and '-' only: it becomes a folder and part of URLs", param_hint="--name"
+        )
 
 
 @click.command("predict")
@@ -97,16 +119,35 @@ def _check_name(name: str) -> None:
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option("--url", help="host:port of the server.  [default: this machine, the protocol's usual port]")
 @click.option("--protocol", type=click.Choice(["grpc", "http"]), default="grpc")
-@click.option("--input", "input_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Rows from a csv, tsv, jsonl or parquet file.")
-@click.option("--output", "output_file", type=click.Path(dir_okay=False, path_type=Path), help="Answers as jsonl; one that is there is continued.")
+@click.option(
+    "--input",
+    "input_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Rows from a csv, tsv, jsonl or parquet file.",
+)
+@click.option(
+    "--output",
+    "output_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Answers as jsonl; one that is there is continued.",
+)
 @click.option("--text-column", default="text", help="Column of the text in --input.")
 @click.option("--text-pair-column", help="Column of the second text, for pairs.")
 @click.option("--concurrency", type=click.IntRange(1, 1024), default=16, help="Requests in flight at once.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=1, help="Rows in one request.")
 @click.option("--timeout", type=click.FloatRange(min=0.001), default=60.0, help="Seconds one request may take.")
 @AS_JSON
-def predict_command(*, name: str, texts: tuple[str, ...], input_file: Path | None, output_file: Path | None, text_column: str,
-                    text_pair_column: str | None, as_json: bool, **connection: Any) -> None:  # fmt: skip
+def predict_command(
+    *,
+    name: str,
+    texts: tuple[str, ...],
+    input_file: Path | None,
+    output_file: Path | None,
+    text_column: str,
+    text_pair_column: str | None,
+    as_json: bool,
+    **connection: Any,
+) -> None:
     """Ask a running server: TEXTs from the command line, lines from standard input, or rows from a file.
 
     For an ensemble that takes pairs, give each as JSON: '{"text": "…", "text_pair": "…"}'.
@@ -155,9 +196,16 @@ def doctor_command(*, as_json: bool, **ports: Any) -> None:
 def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
     import sys
 
+    from serving.errors import DataError
+
+    pair = pipe.takes_pairs
+
     def rows() -> Iterator[Any]:
-        for line in texts or (line.rstrip("\n") for line in sys.stdin):
-            yield json.loads(line) if line.startswith('{"text"') else line
+        for line in texts or map(str.strip, sys.stdin):
+            try:
+                yield json.loads(line) if pair else line
+            except json.JSONDecodeError as error:
+                raise DataError(f"{line!r:.60} is not JSON: {error}", hint='give {"text": "…", "text_pair": "…"}') from error
 
     for answer in pipe.stream(rows()):
         if as_json:
@@ -169,20 +217,16 @@ def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _predict_file(pipe: Any, input_file: Path, output_file: Path, columns: dict[str, str]) -> None:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     from serving.predict import PredictOptions, predict_file
 
     def shown(answers: Iterable[Any], done: int) -> Iterator[Any]:
-        layout = (TextColumn("{task.completed} rows"), BarColumn(), TextColumn("{task.speed:.0f} rows/s"), TimeElapsedColumn())
-        with Progress(*layout, disable=not click.get_text_stream("stderr").isatty(), console=_stderr()) as bar:
+        console = Console(stderr=True)
+        columns = [TextColumn("{task.completed} rows"), TimeElapsedColumn()]
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             yield from bar.track(answers, total=None, completed=done)
 
     done, answered = predict_file(pipe, PredictOptions(input=input_file, output=output_file, columns=columns), progress=shown)
     click.echo(f"{output_file}: {answered} rows answered" + (f", {done} were there already" if done else ""), err=True)
-
-
-def _stderr() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True)

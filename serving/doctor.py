@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,7 @@ from pathlib import Path
 from serving.errors import TritonizeError
 from serving.install import Install, check_numpy, find_install, numpy_version, prepare_backends, server_environment, stub_version
 from serving.machine import cores, has_gpu
-from serving.server import ServeOptions, check_ports
+from serving.server import SHARED_MEMORY, ServeOptions, check_ports
 
 MINIMUM_PYTHON = (3, 11)
 DISK_GIB = 5
@@ -37,38 +38,32 @@ def examine(options: ServeOptions) -> Iterator[Finding]:
     """Run every check, cheapest first. One that cannot even run is a finding too, never an exception."""
     yield _python()
     yield from _toolchain()
-    install = yield from _attempt("tritonserver", _find_server)
-    if install is not None and install.wheel is not None:
-        yield from _attempt_only("numpy in .triton", lambda: _triton_numpy(install))
-        yield from _attempt_only("onnxruntime in .triton", lambda: _triton_runtime(install))
-        yield from _attempt_only("Python backend", lambda: _backends(install))
-    if install is not None:
-        yield from _attempt_only("server starts", lambda: _starts(install))
-    yield from _attempt_only("ports", lambda: _ports(options))
+    try:
+        install = find_install()
+    except TritonizeError as error:
+        yield Finding(check="tritonserver", ok=False, found=error.message, hint=error.hint)
+    else:
+        yield Finding(check="tritonserver", ok=True, found=str(install.binary))
+        yield from _server(install)
+    yield _attempt("ports", lambda: _ports(options))
     yield _disk(Path.cwd())
     yield _shared_memory()
 
 
-def _attempt(check: str, run: Callable[[], tuple[str, Install]]) -> Iterator[Finding]:
+def _attempt(check: str, run: Callable[[], str]) -> Finding:
     try:
-        found, value = run()
+        return Finding(check=check, ok=True, found=run())
     except TritonizeError as error:
-        yield Finding(check=check, ok=False, found=error.message, hint=error.hint)
-        return None
-    yield Finding(check=check, ok=True, found=found)
-    return value
-
-
-def _attempt_only(check: str, run: Callable[[], str]) -> Iterator[Finding]:
-    try:
-        yield Finding(check=check, ok=True, found=run())
-    except TritonizeError as error:
-        yield Finding(check=check, ok=False, found=error.message, hint=error.hint)
+        return Finding(check=check, ok=False, found=error.message, hint=error.hint)
 
 
 def _python() -> Finding:
-    return Finding(check="Python", ok=sys.version_info >= MINIMUM_PYTHON, found=".".join(map(str, sys.version_info[:3])),
-                   hint="tritonize needs Python 3.11 or later")  # fmt: skip
+    return Finding(
+        check="Python",
+        ok=sys.version_info >= MINIMUM_PYTHON,
+        found=".".join(map(str, sys.version_info[:3])),
+        hint="tritonize needs Python 3.11 or later",
+    )
 
 
 def _toolchain() -> Iterator[Finding]:
@@ -79,8 +74,12 @@ def _toolchain() -> Iterator[Finding]:
         except PackageNotFoundError:
             continue
     found = ", ".join(f"{name} {number}" for name, number in installed.items()) or "none"
-    yield Finding(check="onnxruntime in .venv", ok=len(installed) == 1, found=found,
-                  hint="exactly one of onnxruntime and onnxruntime-gpu may be installed: rm -r .venv && make setup")  # fmt: skip
+    yield Finding(
+        check="onnxruntime in .venv",
+        ok=len(installed) == 1,
+        found=found,
+        hint="exactly one of onnxruntime and onnxruntime-gpu may be installed: rm -r .venv && make setup",
+    )
     if len(installed) == 1:
         yield _providers("providers in .venv", sys.executable)
 
@@ -88,16 +87,28 @@ def _toolchain() -> Iterator[Finding]:
 def _providers(check: str, python: str) -> Finding:
     run = subprocess.run([python, "-c", PROVIDERS_SCRIPT], capture_output=True, text=True, check=False)
     if run.returncode:
-        return Finding(check=check, ok=False, found=(run.stderr.strip().splitlines() or ["no reason given"])[-1], hint="create the environment anew with: make setup")
+        return Finding(
+            check=check,
+            ok=False,
+            found=(run.stderr.strip().splitlines() or ["no reason given"])[-1],
+            hint="create the environment anew with: make setup",
+        )
     number, providers = json.loads(run.stdout.splitlines()[-1])
     wanted = "CUDAExecutionProvider" if has_gpu() else "CPUExecutionProvider"
-    return Finding(check=check, ok=wanted in providers, found=f"{number}: {', '.join(providers)}",
-                   hint=f"this machine wants {wanted}: rm -r .venv .triton && make setup")  # fmt: skip
+    return Finding(
+        check=check,
+        ok=wanted in providers,
+        found=f"{number}: {', '.join(providers)}",
+        hint=f"this machine wants {wanted}: rm -r .venv .triton && make setup",
+    )
 
 
-def _find_server() -> tuple[str, Install]:
-    install = find_install()
-    return str(install.binary), install
+def _server(install: Install) -> Iterator[Finding]:
+    if install.wheel is not None:
+        yield _attempt("numpy in .triton", lambda: _triton_numpy(install))
+        yield _attempt("onnxruntime in .triton", lambda: _triton_runtime(install))
+        yield _attempt("Python backend", lambda: _backends(install))
+    yield _attempt("server starts", lambda: _starts(install))
 
 
 def _triton_numpy(install: Install) -> str:
@@ -114,8 +125,6 @@ def _triton_runtime(install: Install) -> str:
 
 
 def _backends(install: Install) -> str:
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="tritonize-doctor-") as folder:
         prepare_backends(install, Path(folder))
     return f"stub for Python {stub_version(install)}"
@@ -125,7 +134,9 @@ def _starts(install: Install) -> str:
     run = subprocess.run([install.binary, "--help"], env=server_environment(install), capture_output=True, text=True, check=False)
     text = run.stdout + run.stderr
     if "--model-repository" not in text:
-        raise TritonizeError(f"it does not run: {(text.strip().splitlines() or ['no output'])[-1]}", hint="a library it needs is missing: make setup")
+        raise TritonizeError(
+            f"it does not run: {(text.strip().splitlines() or ['no output'])[-1]}", hint="a library it needs is missing: make setup"
+        )
     return "its libraries are all there"
 
 
@@ -136,11 +147,20 @@ def _ports(options: ServeOptions) -> str:
 
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
-    return Finding(check="disk", ok=free > DISK_GIB, found=f"{free:.0f} GiB free", hint=f"artifacts and environments want {DISK_GIB} GiB: free some space")
+    return Finding(
+        check="disk",
+        ok=free > DISK_GIB,
+        found=f"{free:.0f} GiB free",
+        hint=f"artifacts and environments want {DISK_GIB} GiB: free some space",
+    )
 
 
 def _shared_memory() -> Finding:
-    free = shutil.disk_usage("/dev/shm").free / 2**20  # noqa: S108 - Triton's own place
+    free = shutil.disk_usage(SHARED_MEMORY).free / 2**20
     wanted = SHM_MIB * (2 + cores())
-    return Finding(check="/dev/shm", ok=free > wanted, found=f"{free:.0f} MiB free",
-                   hint=f"tensors pass between Triton's processes there, {wanted} MiB are wanted: docker run --shm-size=1g")  # fmt: skip
+    return Finding(
+        check="shared memory",
+        ok=free > wanted,
+        found=f"{free:.0f} MiB free",
+        hint=f"tensors pass between Triton's processes there, {wanted} MiB are wanted: docker run --shm-size=1g",
+    )

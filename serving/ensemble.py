@@ -1,4 +1,5 @@
-"""Pure wiring: a task, a graph's inputs and a plan → the four model configurations, as dicts in the fields of Triton's ``ModelConfig``.
+"""Pure wiring: a task, a graph's inputs and a plan → the four model configurations, as dicts in the fields of Triton's
+``ModelConfig``.
 
 Nothing here looks at a task's name: tensors come from the task, model inputs and outputs from the exported graph.
 """
@@ -67,12 +68,14 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
         config["parameters"] = {key: {"string_value": str(value)} for key, value in threads.items()}
     if ragged:
         config["dynamic_batching"] = {}
-        config["batch_input"] = [{
-            "kind": "BATCH_ITEM_SHAPE",
-            "target_name": [LENGTHS],
-            "data_type": "TYPE_INT32",
-            "source_input": [graph.inputs[0].name],
-        }]
+        config["batch_input"] = [
+            {
+                "kind": "BATCH_ITEM_SHAPE",
+                "target_name": [LENGTHS],
+                "data_type": "TYPE_INT32",
+                "source_input": [graph.inputs[0].name],
+            }
+        ]
     return config
 
 

@@ -86,8 +86,10 @@ def check_numpy(install: Install) -> None:
     if version is None:
         raise SetupError("the .triton environment has no numpy", hint="create it anew with: make setup")
     if int(version.split(".")[0]) >= 2:
-        raise SetupError(f"the .triton environment has numpy {version}; its server reads every tensor as zeros with numpy 2 or later",
-                         hint="create it anew with: rm -r .triton && make setup")  # fmt: skip
+        raise SetupError(
+            f"the .triton environment has numpy {version}; its server reads every tensor as zeros with numpy 2 or later",
+            hint="create it anew with: rm -r .triton && make setup",
+        )
 
 
 def prepare_backends(install: Install, folder: Path) -> Path | None:
@@ -107,7 +109,9 @@ def prepare_backends(install: Install, folder: Path) -> Path | None:
     version = stub_version(install)
     stub = install.wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise SetupError(f"the embedded server has no Python backend for Python {version}", hint="create .triton with Python 3.11 or 3.12")
+        raise SetupError(
+            f"the embedded server has no Python backend for Python {version}", hint="create .triton with Python 3.11 or 3.12"
+        )
     shutil.copytree(install.wheel / "backends" / "python", folder / "python", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(stub, folder / "python")
     (folder / "onnxruntime").mkdir()

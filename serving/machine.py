@@ -14,7 +14,9 @@ def cores() -> int:
 
 def has_gpu() -> bool:
     """Whether an NVIDIA driver is loaded. Looks at no library: the answer must be the same in both environments."""
-    return Path("/proc/driver/nvidia/version").exists() or (shutil.which("nvidia-smi") is not None and Path("/dev/nvidia0").exists())
+    return Path("/proc/driver/nvidia/version").exists() or (
+        shutil.which("nvidia-smi") is not None and Path("/dev/nvidia0").exists()
+    )
 
 
 def resolve_device(device: str) -> str:

@@ -52,9 +52,14 @@ def make_plan(
             hint="lower --instances or --threads",
         )
     return Plan(
-        precision=variant.precision, device=chosen_device, batching=chosen_batching, instances=chosen_instances, threads=chosen_threads,
-        max_batch_size=max_batch_size, reasons=reasons,
-    )  # fmt: skip
+        precision=variant.precision,
+        device=chosen_device,
+        batching=chosen_batching,
+        instances=chosen_instances,
+        threads=chosen_threads,
+        max_batch_size=max_batch_size,
+        reasons=reasons,
+    )
 
 
 def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Variant:
@@ -91,7 +96,9 @@ def _choose_instances(
         return instances or 1, threads or 1
     if instances is None and threads is None:
         instances = 1 if batching == "ragged" else cores()
-        reasons["instances"] = f"{instances}: {'one copy sees every waiting request' if batching == 'ragged' else 'one copy per core'}"
+        reasons["instances"] = (
+            f"{instances}: {'one copy sees every waiting request' if batching == 'ragged' else 'one copy per core'}"
+        )
     if instances is None:
         instances = max(1, cores() // (threads or 1))
     if threads is None:

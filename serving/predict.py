@@ -27,10 +27,13 @@ class PredictOptions:
     columns: dict[str, str]
 
 
-def predict_file(pipe: TritonPipeline, options: PredictOptions, *, progress: Callable[[Iterable[Any], int], Iterable[Any]]) -> tuple[int, int]:
+def predict_file(
+    pipe: TritonPipeline, options: PredictOptions, *, progress: Callable[[Iterable[Any], int], Iterable[Any]]
+) -> tuple[int, int]:
     """Append one JSON line per row to ``options.output``: the row, and ``answer``.
 
-    An output that is there already is taken for the first part of the same work: its complete lines are checked against the input and kept.
+    An output that is there already is taken for the first part of the same work: its complete lines are checked against the
+    input and kept.
 
     Args:
         progress: wraps the answers; gets the number of rows that were there already.
@@ -122,8 +125,10 @@ def _resume(options: PredictOptions) -> int:
             written = None
         row = next(rows, None)
         if row is None or not isinstance(written, dict) or {key: written.get(key) for key in row} != row:
-            raise DataError(f"{options.output}, line {number} does not answer row {number - 1} of {options.input}",
-                            hint="it was made from another input: move it away or choose another --output")  # fmt: skip
+            raise DataError(
+                f"{options.output}, line {number} does not answer row {number - 1} of {options.input}",
+                hint="it was made from another input: move it away or choose another --output",
+            )
     if len(complete) < len(data):
         with options.output.open("r+b") as file:
             file.truncate(len(complete))

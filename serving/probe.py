@@ -51,7 +51,8 @@ def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:
         RequestError: Triton answered with an error.
         OSError: nobody answered.
     """
-    request = urllib.request.Request(f"{base_url}/v2/models/{probe.ensemble}/infer", json.dumps(probe.body).encode())  # noqa: S310 - http only
+    url = f"{base_url}/v2/models/{probe.ensemble}/infer"
+    request = urllib.request.Request(url, json.dumps(probe.body).encode())  # noqa: S310 - http only
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
             answer: dict[str, Any] = json.load(response)

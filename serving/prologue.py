@@ -1,11 +1,12 @@
 """ONNX nodes put in front of an exported graph, so that as little as possible travels between Triton's processes.
 
-Every tensor costs each hop through shared memory far more than its bytes. So requests carry ``input_ids`` alone, with :data:`~serving.runtime.tokenization.PADDING` where a row is
-shorter than its neighbours, and the graph derives its attention mask (and ``token_type_ids``, where no pair of texts needs them) itself.
+Every tensor costs each hop through shared memory far more than its bytes. So requests carry ``input_ids`` alone, with
+:data:`~serving.runtime.tokenization.PADDING` where a row is shorter than its neighbours, and the graph derives its attention
+mask (and ``token_type_ids``, where no pair of texts needs them) itself.
 
-With ragged batching rows of any length enter flat, back to back: Triton hands a model with ``allow_ragged_batch`` one flat tensor, and through
-``batch_input`` the length of every row. The prologue turns them into the ``[rows, longest]`` tensors the graph was exported with, so requests of
-mixed length share an execution and no client pads for another.
+With ragged batching rows of any length enter flat, back to back: Triton hands a model with ``allow_ragged_batch`` one flat
+tensor, and through ``batch_input`` the length of every row. The prologue turns them into the ``[rows, longest]`` tensors the
+graph was exported with, so requests of mixed length share an execution and no client pads for another.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragge
     graph.initializer.extend(helper.make_tensor(_P + name, TensorProto.INT64, [], [value]) for name, value in constants.items())
     for name, value in {IDS: PADDING[IDS], TYPES: 0}.items():
         graph.initializer.append(helper.make_tensor(f"{_P}{name}/behind", TensorProto.INT64, [1], [value]))
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["positions"] if ragged else ["rows", "longest"]) for name in travelling]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["positions"] if ragged else ["rows", "longest"])
+        for name in travelling
+    ]
     if ragged:
         inputs.append(helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["rows", 1]))
     del graph.input[:]
@@ -84,8 +88,8 @@ def _node(op: str, inputs: Sequence[str], output: str, **attributes: int) -> onn
 def _ragged_nodes(travelling: Sequence[str]) -> list[onnx.NodeProto]:
     """Flat tensors → ``[rows, longest]``.
 
-    Position ``c`` of row ``r`` is gathered from ``start[r] + c`` where ``c < length[r]``; elsewhere from one element put behind the flat tensor, which
-    holds the padding.
+    Position ``c`` of row ``r`` is gathered from ``start[r] + c`` where ``c < length[r]``; elsewhere from one element put
+    behind the flat tensor, which holds the padding.
     """
     nodes = [
         _node("Cast", [LENGTHS], "lengths", to=TensorProto.INT64),  # [rows, 1]

@@ -1,7 +1,7 @@
 """Bundle → Triton model repository, in one atomic step.
 
-Four models must change together, and a rename moves only one folder. So each packaging writes a complete new *generation* aside, and one rename of
-one symbolic link switches all four::
+Four models must change together, and a rename moves only one folder. So each packaging writes a complete new *generation*
+aside, and one rename of one symbolic link switches all four::
 
     model_repository/
       reviews                  → reviews_model/current/reviews          the ensemble: what clients call
@@ -40,8 +40,12 @@ from serving.prologue import IDS, add_prologue, travelling_inputs
 from serving.runtime.tasks.base import Tensor
 
 RUNTIME = Path(__file__).parent / "runtime"
-DTYPES = {onnx.TensorProto.INT64: "TYPE_INT64", onnx.TensorProto.INT32: "TYPE_INT32", onnx.TensorProto.FLOAT: "TYPE_FP32",
-          onnx.TensorProto.FLOAT16: "TYPE_FP16"}  # fmt: skip
+DTYPES = {
+    onnx.TensorProto.INT64: "TYPE_INT64",
+    onnx.TensorProto.INT32: "TYPE_INT32",
+    onnx.TensorProto.FLOAT: "TYPE_FP32",
+    onnx.TensorProto.FLOAT16: "TYPE_FP16",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +81,14 @@ def package(options: PackageOptions) -> Package:
     """
     bundle = load_bundle(options.bundle)
     plan = make_plan(
-        bundle, precision=options.precision, device=options.device, batching=options.batching, instances=options.instances,
-        threads=options.threads, max_batch_size=options.max_batch_size,
-    )  # fmt: skip
+        bundle,
+        precision=options.precision,
+        device=options.device,
+        batching=options.batching,
+        instances=options.instances,
+        threads=options.threads,
+        max_batch_size=options.max_batch_size,
+    )
     sources = [options.bundle / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME]
     inputs = inputs_record(asdict(plan) | {"name": options.name}, sources)
     home = options.repository / f"{options.name}_model"
@@ -92,9 +101,15 @@ def package(options: PackageOptions) -> Package:
         generation.mkdir()
         _write_generation(generation, bundle, plan, options.name)
         manifest = write_manifest(
-            generation, "repository", inputs,
-    name=options.name, task=bundle.task.name, settings=bundle.task.settings(), **asdict(plan), bundle={"manifest": bundle.manifest["inputs"], "figures": bundle.variant(plan.precision).figures},
-        )  # fmt: skip
+            generation,
+            "repository",
+            inputs,
+            name=options.name,
+            task=bundle.task.name,
+            settings=bundle.task.settings(),
+            **asdict(plan),
+            bundle={"manifest": bundle.manifest["inputs"], "figures": bundle.variant(plan.precision).figures},
+        )
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
         _switch(options.repository, options.name, generation)
     return Package(manifest=manifest, unchanged=False)
@@ -113,7 +128,9 @@ def read_graph(path: Path) -> Graph:
 def _tensor(info: onnx.ValueInfoProto) -> Tensor:
     kind = info.type.tensor_type
     if kind.elem_type not in DTYPES:
-        raise ExportError(f"graph tensor {info.name} has a type Triton cannot carry here: {onnx.TensorProto.DataType.Name(kind.elem_type)}")
+        raise ExportError(
+            f"graph tensor {info.name} has a type Triton cannot carry here: {onnx.TensorProto.DataType.Name(kind.elem_type)}"
+        )
     return Tensor(info.name, DTYPES[kind.elem_type], tuple(dim.dim_value or -1 for dim in kind.shape.dim[1:]))
 
 
@@ -140,7 +157,7 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> No
         (folder / model / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
     _write_model(folder / f"{name}_model" / "1", bundle, plan, pair=pair)
     for step in ("preprocess", "postprocess"):
-        _write_step(folder / f"{name}_{step}" / "1", step, bundle, travelling)
+        _write_step(folder / f"{name}_{step}" / "1", step, bundle, plan, travelling)
     shutil.copy(bundle.tokenizer, folder / f"{name}_preprocess" / "1")
 
 
@@ -150,14 +167,12 @@ def _write_model(folder: Path, bundle: Bundle, plan: Plan, *, pair: bool) -> Non
     model = onnx.load(source, load_external_data=False)
     add_prologue(model, pad_token_id=bundle.padding.get(IDS, 0), pair=pair, ragged=plan.batching == "ragged")
     onnx.save(model, folder / "model.onnx")
-    external = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
+    external = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
     for name in external:
         shutil.copy(source.parent / name, folder / name)
 
 
-def _write_step(folder: Path, step: str, bundle: Bundle, model_inputs: list[str]) -> None:
+def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, model_inputs: list[str]) -> None:
     """The runtime, verbatim, and what it must know about this checkpoint."""
     shutil.copytree(RUNTIME / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(RUNTIME / "tokenization.py", folder)
@@ -167,6 +182,7 @@ def _write_step(folder: Path, step: str, bundle: Bundle, model_inputs: list[str]
         "settings": bundle.task.settings(),
         "max_length": bundle.max_length,
         "model_inputs": model_inputs,
+        "parallel": plan.device == "gpu",
     }
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -182,7 +198,9 @@ def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) 
         arrays = encoder.arrays(encoder.encode(bundle.task.texts([[text] for text in request.values()])))
         rows = plan.max_batch_size if label == "long" and plan.device == "gpu" else 1
         raw = {tensor: array.tobytes() for tensor, array in arrays.items()}
-        ids.append(_save_warmup(folder / f"{name}_model", label, rows, raw, {tensor: array.shape[1:] for tensor, array in arrays.items()}))
+        ids.append(
+            _save_warmup(folder / f"{name}_model", label, rows, raw, {tensor: array.shape[1:] for tensor, array in arrays.items()})
+        )
         length = next(iter(arrays.values())).shape[1]
         shapes = {tensor.name: tuple(length if dim < 0 else dim for dim in tensor.dims) for tensor in graph.outputs}
         zeros = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
@@ -210,18 +228,26 @@ def _links(name: str) -> dict[str, str]:
 
 
 def _linked(repository: Path, name: str) -> bool:
-    return all((repository / link).is_symlink() and os.readlink(repository / link) == target for link, target in _links(name).items())
+    return all(
+        (repository / link).is_symlink() and (repository / link).readlink() == Path(target) for link, target in _links(name).items()
+    )
 
 
 def _refuse_foreign(repository: Path, name: str) -> None:
     """Whatever stands under one of the four names and was not written here is somebody's own model."""
     home = repository / f"{name}_model"
-    foreign = [repository / link for link, target in _links(name).items()
-               if (repository / link).exists() and not ((repository / link).is_symlink() and os.readlink(repository / link) == target)]
+    foreign = [
+        repository / link
+        for link, target in _links(name).items()
+        if (repository / link).exists()
+        and not ((repository / link).is_symlink() and (repository / link).readlink() == Path(target))
+    ]
     if home.exists() and not (home / "current").is_symlink():
         foreign.append(home)
     if foreign:
-        raise ArtifactError(f"{foreign[0]} is there already and was not packaged by tritonize", hint="choose another --name, or move it away")
+        raise ArtifactError(
+            f"{foreign[0]} is there already and was not packaged by tritonize", hint="choose another --name, or move it away"
+        )
 
 
 def _staging_root(repository: Path) -> Path:

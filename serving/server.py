@@ -36,8 +36,14 @@ TRACE = "tritonize_"
 """Begins the name of everything temporary; the keeper's process id follows, so that what a killed one left is recognised."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend puts its regions
 STUB = "triton_python_backend_stub"
-NO_GPU_NOISE = ("CudaDriverHelper", "CUDA driver version is insufficient", "pinned memory pool", "Failed to initialize NVML", "DCGM unable to start",
-                "pinned system memory")  # fmt: skip
+NO_GPU_NOISE = (
+    "CudaDriverHelper",
+    "CUDA driver version is insufficient",
+    "pinned memory pool",
+    "Failed to initialize NVML",
+    "DCGM unable to start",
+    "pinned system memory",
+)
 """What the server reports as errors on every machine without a GPU."""
 LINK_NOISE = "which fails to convert to integral number"
 """What it says of ``current`` and ``generations`` (see ``serving.repository``)."""
@@ -90,9 +96,16 @@ class TritonServer:
         try:
             command = server_command(self._install, self.options, prepare_backends(self._install, folder), self._shm_prefix)
             self._process = subprocess.Popen(
-                command, env=server_environment(self._install), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                text=True, errors="replace", process_group=0, preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads yet in the child
-            )  # fmt: skip
+                command,
+                env=server_environment(self._install),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+                process_group=0,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509
+            )
         except BaseException:
             self._cleanup.close()
             raise
@@ -121,10 +134,15 @@ class TritonServer:
         waiting = list(self.probes)
         while waiting and not interrupted():
             if self._process.poll() is not None:
-                raise ServerError(f"tritonserver ended with code {self._process.returncode} before it was ready: {self._last_error()}",
-                                  hint="its log is above; tritonize doctor checks the set-up")  # fmt: skip
+                code = self._process.returncode
+                raise ServerError(
+                    f"tritonserver ended with code {code} before it was ready: {self._last_error()}",
+                    hint="its log is above; tritonize doctor checks the set-up",
+                )
             if time.monotonic() > deadline:
-                raise ServerError(f"tritonserver was not ready after {self.options.ready_timeout:.0f} s", hint="raise --ready-timeout")
+                raise ServerError(
+                    f"tritonserver was not ready after {self.options.ready_timeout:.0f} s", hint="raise --ready-timeout"
+                )
             try:
                 ask(self.options.base_url, waiting[0], timeout=self.options.ready_timeout)
                 waiting.pop(0)
@@ -137,7 +155,8 @@ class TritonServer:
         self._stubs = [child for child in psutil.Process(self.pid).children(recursive=True) if child.name().startswith(STUB[:15])]
 
     def failure(self) -> str | None:
-        """Why the server must be restarted, or None: it ended, or one of its stubs is dead (which Triton neither reports nor mends)."""
+        """Why the server must be restarted, or None: it ended, or one of its stubs is dead (which Triton neither
+        reports nor mends)."""
         code = self._process.poll()
         if code is not None:
             return f"tritonserver ended with code {code}: {self._last_error()}"
@@ -151,7 +170,8 @@ class TritonServer:
     def drain(self) -> None:
         """Wait until no request is between the steps of an ensemble, at most :data:`DRAIN_SECONDS`.
 
-        Triton itself does not: told to stop, it lets each model finish what it holds, and refuses the next step of the same request.
+        Triton itself does not: told to stop, it lets each model finish what it holds, and refuses the next step of the same
+        request.
         """
         deadline, before = time.monotonic() + DRAIN_SECONDS, None
         while time.monotonic() < deadline:
@@ -201,15 +221,21 @@ def server_command(install: Install, options: ServeOptions, backends: Path | Non
     command = [
         str(install.binary),
         f"--model-repository={options.repository.absolute()}",
-        "--model-control-mode=none", "--exit-on-error=true", "--strict-readiness=true", f"--exit-timeout-secs={EXIT_SECONDS}",
-        f"--http-address={options.host}", f"--http-port={options.http_port}",
-        f"--grpc-address={options.host}", f"--grpc-port={options.grpc_port}",
-        f"--metrics-address={options.host}", f"--metrics-port={options.metrics_port}",
+        "--model-control-mode=none",
+        "--exit-on-error=true",
+        "--strict-readiness=true",
+        f"--exit-timeout-secs={EXIT_SECONDS}",
+        f"--http-address={options.host}",
+        f"--http-port={options.http_port}",
+        f"--grpc-address={options.host}",
+        f"--grpc-port={options.grpc_port}",
+        f"--metrics-address={options.host}",
+        f"--metrics-port={options.metrics_port}",
         f"--http-restricted-api={','.join(RESTRICTED)}:{key}",
         f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{key}",
         "--log-info=false",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-    ]  # fmt: skip
+    ]
     if backends is not None:
         command += [f"--backend-directory={backends}", f"--backend-config=onnxruntime,shm-region-prefix-name={shm_prefix}"]
     return command
@@ -221,15 +247,21 @@ def check_ports(options: ServeOptions) -> None:
     Raises:
         ServerError: a port is taken, or the address is not this machine's.
     """
-    for flag, port in (("--http-port", options.http_port), ("--grpc-port", options.grpc_port), ("--metrics-port", options.metrics_port)):
+    for flag, port in (
+        ("--http-port", options.http_port),
+        ("--grpc-port", options.grpc_port),
+        ("--metrics-port", options.metrics_port),
+    ):
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((options.host, port))
             except OSError as error:
-                raise ServerError(f"cannot listen on {options.host}:{port}: {error.strerror}",
-                                  hint=f"choose another with {flag}, or end what listens there (tritonize stop)") from error  # fmt: skip
+                raise ServerError(
+                    f"cannot listen on {options.host}:{port}: {error.strerror}",
+                    hint=f"choose another with {flag}, or end what listens there (tritonize stop)",
+                ) from error
 
 
 def _sweep() -> None:
@@ -242,7 +274,10 @@ def _sweep() -> None:
 
 
 def _local(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
+    """Where a client on this machine finds a server that listens on ``host``."""
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_ready(base_url: str) -> bool:

@@ -46,7 +46,8 @@ class Running:
         """Whether that very process still runs."""
         try:
             process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+            same = abs(process.create_time() - self.started) < 1
+            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
 
@@ -101,9 +102,12 @@ def start_detached(options: ServeOptions) -> Path:
     payload = json.dumps(asdict(options) | {"repository": str(options.repository.absolute())})
     output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     keeper = os.posix_spawn(  # not subprocess: its Popen objects insist on outliving the child
-        sys.executable, [sys.executable, "-m", "serving.supervisor", payload], os.environ, setsid=True,
+        sys.executable,
+        [sys.executable, "-m", "serving.supervisor", payload],
+        os.environ,
+        setsid=True,
         file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), output, (os.POSIX_SPAWN_DUP2, 1, 2)],
-    )  # fmt: skip
+    )
     try:
         while True:
             ended, _ = os.waitpid(keeper, os.WNOHANG)
@@ -188,8 +192,13 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def _recorded(options: ServeOptions) -> Iterator[Callable[..., None]]:
     """Write down that this process keeps a server, for as long as the block runs."""
-    running = Running(pid=os.getpid(), started=psutil.Process().create_time(), http_port=options.http_port,
-                      repository=str(options.repository), ready=False)  # fmt: skip
+    running = Running(
+        pid=os.getpid(),
+        started=psutil.Process().create_time(),
+        http_port=options.http_port,
+        repository=str(options.repository),
+        ready=False,
+    )
     path = _state_file(options.http_port)
 
     def record(*, ready: bool, ready_seconds: float | None = None) -> None:
@@ -199,8 +208,10 @@ def _recorded(options: ServeOptions) -> Iterator[Callable[..., None]]:
 
     other = find_running(options.http_port)
     if other is not None:
-        raise ServerError(f"a server of yours runs at HTTP port {options.http_port} already (process {other.pid}, {other.repository})",
-                          hint="stop it with: tritonize stop, or choose another --http-port")  # fmt: skip
+        raise ServerError(
+            f"a server of yours runs at HTTP port {options.http_port} already (process {other.pid}, {other.repository})",
+            hint="stop it with: tritonize stop, or choose another --http-port",
+        )
     record(ready=False)
     try:
         yield record

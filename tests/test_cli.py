@@ -27,7 +27,10 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_imports_nothing_heavy(command: str | None) -> None:
     arguments = ["--help"] if command is None else [command, "--help"]
-    script = f"import sys; from export.cli import main; code = main({arguments!r}); print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr); sys.exit(code)"
+    script = (
+        f"import sys; from export.cli import main; code = main({arguments!r});"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "--help" in done.stdout
@@ -52,20 +55,26 @@ def test_every_command_is_there_documented_and_takes_a_recipe() -> None:
         assert {"recipe", "debug"} <= {parameter.name for parameter in command.params}
         for option in command.params:
             if isinstance(option, click.Option):
-                assert option.help or option.name in {"device", "http_port", "grpc_port", "metrics_port", "protocol"}, (name, option.name)
+                assert option.help or option.name in {"device", "http_port", "grpc_port", "metrics_port", "protocol"}, (
+                    name,
+                    option.name,
+                )
     for module in set(COMMANDS.values()):
         import_module(module)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["nothing"], "No such command 'nothing'"),
-    (["package", "--precision", "fp8", "--name", "x"], "fp8"),
-    (["package", "--name", "../x"], "letters, digits"),
-    (["serve", "--http-port", "0"], "--http-port"),
-    (["serve", "--recipe", "no-such-recipe"], "no recipe 'no-such-recipe'"),
-    (["predict"], "Missing argument"),
-    (["predict", "x", "--input", "/no/such/file", "--output", "y"], "does not exist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "No such command 'nothing'"),
+        (["package", "--precision", "fp8", "--name", "x"], "fp8"),
+        (["package", "--name", "../x"], "letters, digits"),
+        (["serve", "--http-port", "0"], "--http-port"),
+        (["serve", "--recipe", "no-such-recipe"], "no recipe 'no-such-recipe'"),
+        (["predict"], "Missing argument"),
+        (["predict", "x", "--input", "/no/such/file", "--output", "y"], "does not exist"),
+    ],
+)
 def test_wrong_usage_is_2(arguments: list[str], message: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
@@ -73,13 +82,16 @@ def test_wrong_usage_is_2(arguments: list[str], message: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["package", "--name", "x", "--bundle", "/no/such"], "no bundle at /no/such"),
-    (["serve", "--repository", "/no/such"], "holds no packaged ensemble"),
-    (["stop", "--http-port", "1"], "no server of yours"),
-    (["predict", "x", "text", "--url", "127.0.0.1:1"], "no Triton server answers"),
-    (["export", "--name", "x", "--artifacts", "/no/such"], "no checkpoint at"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["package", "--name", "x", "--bundle", "/no/such"], "no bundle at /no/such"),
+        (["serve", "--repository", "/no/such"], "holds no packaged ensemble"),
+        (["stop", "--http-port", "1"], "no server of yours"),
+        (["predict", "x", "text", "--url", "127.0.0.1:1"], "no Triton server answers"),
+        (["export", "--name", "x", "--artifacts", "/no/such"], "no checkpoint at"),
+    ],
+)
 def test_failure_is_1_and_one_line(arguments: list[str], message: str) -> None:
     done = run(*arguments)
     assert done.returncode == 1
@@ -101,10 +113,16 @@ def test_recipe_values_are_defaults_and_flags_win(tmp_path: Path) -> None:
     assert "/from/a/flag" in run("package", "--recipe", str(recipe), "--bundle", "/from/a/flag").stderr
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("name = ", "recipe"), ('[package]\nprecison = "fp16"', "precison"), ("[pakage]\nname = 'x'", "pakage"), ('nmae = "x"', "nmae"),
-    ('[package]\nname = "x"\nthreads = "many"', "threads"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name = ", "recipe"),
+        ('[package]\nprecison = "fp16"', "precison"),
+        ("[pakage]\nname = 'x'", "pakage"),
+        ('nmae = "x"', "nmae"),
+        ('[package]\nname = "x"\nthreads = "many"', "threads"),
+    ],
+)
 def test_a_wrong_recipe_is_wrong_usage(tmp_path: Path, content: str, message: str) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text(content)
@@ -114,8 +132,9 @@ def test_a_wrong_recipe_is_wrong_usage(tmp_path: Path, content: str, message: st
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "export.cli", "predict", "x", "text", "--url", "127.0.0.1:1", "--timeout", "60"],
-                               stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
+    command = [sys.executable, "-m", "export.cli", "predict", "x", "text", "--url", "127.0.0.1:1", "--timeout", "60"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
     time.sleep(1.0)  # within its retries, or already past them
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
@@ -131,7 +150,9 @@ def test_version() -> None:
 
 
 def test_doctor_tells_what_is_wrong_as_json() -> None:
-    done = run("doctor", "--json", "--http-port", "1", env=os.environ | {"PATH": "/usr/bin:/bin", "TRITONIZE_TRITON_ENV": "/no/such"})
+    done = run(
+        "doctor", "--json", "--http-port", "1", env=os.environ | {"PATH": "/usr/bin:/bin", "TRITONIZE_TRITON_ENV": "/no/such"}
+    )
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 1
     assert not findings["tritonserver"]["ok"] and "make setup" in findings["tritonserver"]["hint"]

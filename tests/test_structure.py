@@ -16,7 +16,18 @@ PROJECT = Path(__file__).parents[1]
 PACKAGES = ("export", "serving", "benchmarks")
 MAY_IMPORT = {"serving": set(), "export": {"serving"}, "benchmarks": {"serving", "export"}}
 RUNTIME_MAY_IMPORT = {"numpy", "tokenizers", "triton_python_backend_utils"}
-TOP_LEVEL = {"export", "serving", "model_repository", "benchmarks", "tests", "pyproject.toml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md"}
+TOP_LEVEL = {
+    "export",
+    "serving",
+    "model_repository",
+    "benchmarks",
+    "tests",
+    "pyproject.toml",
+    "Makefile",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+}
 
 
 def modules(package: str) -> list[Path]:
@@ -55,8 +66,15 @@ def test_the_tasks_import_in_the_python_of_the_official_image() -> None:
     python = shutil.which("python3.10")
     if python is None or subprocess.run([python, "-c", "import numpy"], capture_output=True, check=False).returncode:
         pytest.skip("no Python 3.10 with numpy here")
-    script = "from runtime.tasks import load_task; print(load_task('text-classification', {'labels': ['a', 'b'], 'function_to_apply': 'softmax'}).name)"
-    run = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(PROJECT / "serving")})
+    settings = {"labels": ["a", "b"], "function_to_apply": "softmax"}
+    script = f"from runtime.tasks import load_task; print(load_task('text-classification', {settings}).name)"
+    run = subprocess.run(
+        [python, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT / "serving")},
+    )
     assert run.stdout.strip() == "text-classification"
 
 

@@ -32,7 +32,9 @@ class TritonPythonModel:
                 tensors = [pb_utils.Tensor(name, array[start:end]) for name, array in answers.items()]
                 responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
             else:
-                error = pb_utils.TritonError("the model gave values that are not finite for this input", pb_utils.TritonError.INTERNAL)
+                error = pb_utils.TritonError(
+                    "the model gave values that are not finite for this input", pb_utils.TritonError.INTERNAL
+                )
                 responses.append(pb_utils.InferenceResponse(error=error))
             start = end
         return responses

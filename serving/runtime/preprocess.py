@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        if not settings["parallel"]:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
         self._task = load_task(settings["task"], settings["settings"])
         self._inputs = [tensor.name for tensor in self._task.inputs()]
         self._encoder = TextEncoder(

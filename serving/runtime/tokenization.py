@@ -43,7 +43,8 @@ class TextEncoder:
     def arrays(self, encodings: Sequence[Encoding]) -> Arrays:
         """Encodings of one request → INT64 ``[rows, longest]`` by model input name, short rows padded on the right.
 
-        Right, whatever the tokenizer says: positions then start at 0 in every row, so a row's answer does not depend on its neighbours.
+        Right, whatever the tokenizer says: positions then start at 0 in every row, so a row's answer does not depend on its
+        neighbours.
         """
         if len(encodings) == 1:
             return {name: np.array([getattr(encodings[0], field)], dtype=np.int64) for name, field, _ in self._fields}

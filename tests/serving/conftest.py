@@ -17,8 +17,20 @@ from serving.supervisor import start_detached, stop
 
 DATA = Path(__file__).parents[1] / "data"
 SHARED_SST2 = Path(__file__).parents[3] / "shared" / "data" / "sst2" / "dev.tsv"
-STRANGE_TEXTS = ["", " ", "a", "한국어 문장입니다.", "这部电影很好看。", "فيلم رائع", "🎬👍🏽👩‍👩‍👧", "cafe\u0301 ole\u0301", "a\u200db\u200cc", "nul\x00inside",
-                 "[PAD] [CLS] [SEP] [MASK]", "word " * 10_000]  # fmt: skip
+STRANGE_TEXTS = [
+    "",
+    " ",
+    "a",
+    "한국어 문장입니다.",
+    "这部电影很好看。",
+    "فيلم رائع",
+    "🎬👍🏽👩‍👩‍👧",
+    "cafe\u0301 ole\u0301",
+    "a\u200db\u200cc",
+    "nul\x00inside",
+    "[PAD] [CLS] [SEP] [MASK]",
+    "word " * 10_000,
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +79,16 @@ def _tiny_bert(folder: Path, rows: list[dict[str, str]]) -> Path:
     tokenizer.train_from_iterator([row["text"] for row in rows], vocab_size=600, show_progress=False)
     tokenizer.post_processor = BertProcessing(*((token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")))
     torch.manual_seed(7)
-    config = BertConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-                        max_position_embeddings=96, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1})  # fmt: skip
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=96,
+        id2label={0: "negative", 1: "positive"},
+        label2id={"negative": 0, "positive": 1},
+    )
     model = BertForSequenceClassification(config)
     fast = BertTokenizerFast(tokenizer_object=tokenizer._tokenizer, model_max_length=96)
     encoded = fast([row["text"] for row in rows], padding=True, truncation=True, return_tensors="pt")
@@ -99,7 +119,9 @@ def pair_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path,
     """The same checkpoint taken for one of pairs."""
     folder = tmp_path_factory.mktemp("pairs")
     rows = folder / "pairs.tsv"
-    lines = [f"{one['text']}\t{other['text']}\t{one['label']}" for one, other in zip(review_rows, reversed(review_rows), strict=True)]
+    lines = [
+        f"{one['text']}\t{other['text']}\t{one['label']}" for one, other in zip(review_rows, reversed(review_rows), strict=True)
+    ]
     rows.write_text("\n".join(["text\tsecond\tlabel", *lines]) + "\n", encoding="utf-8")
     return _export(folder, tiny_checkpoint, rows, "--text-pair-column", "second")
 
@@ -107,8 +129,26 @@ def pair_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path,
 def _export(artifacts: Path, checkpoint: Path, rows: Path, *arguments: str) -> Path:
     from export.cli import main
 
-    code = main(["export", "--name", "tiny", "--artifacts", str(artifacts), "--checkpoint", str(checkpoint), "--test", str(rows), "--max-length", "96",
-                 "--max-metric-drop", "100", "--min-agreement", "0", *arguments])  # fmt: skip
+    code = main(
+        [
+            "export",
+            "--name",
+            "tiny",
+            "--artifacts",
+            str(artifacts),
+            "--checkpoint",
+            str(checkpoint),
+            "--test",
+            str(rows),
+            "--max-length",
+            "96",
+            "--max-metric-drop",
+            "100",
+            "--min-agreement",
+            "0",
+            *arguments,
+        ]
+    )
     assert code == 0
     return artifacts / "tiny" / "bundle"
 
@@ -144,7 +184,9 @@ def pipeline(tiny_checkpoint: Path) -> Callable[..., Any]:
     import transformers
 
     torch.set_num_threads(1)  # the server wants the other core
-    return transformers.pipeline("text-classification", model=str(tiny_checkpoint), tokenizer=str(tiny_checkpoint), truncation=True, max_length=96)
+    return transformers.pipeline(
+        "text-classification", model=str(tiny_checkpoint), tokenizer=str(tiny_checkpoint), truncation=True, max_length=96
+    )
 
 
 @pytest.fixture(scope="session")

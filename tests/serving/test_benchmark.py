@@ -54,11 +54,19 @@ def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Ru
     (folder / "baseline.json").write_text(json.dumps(baseline))
     options = server.options
     arguments = {
-        "bundle": server.bundles[NAME], "checkpoint": server.checkpoints[NAME], "repository": options.repository,
-        "http-port": options.http_port, "grpc-port": options.grpc_port, "metrics-port": options.metrics_port,
-        "device": "cpu", "rows": 40, "duration": 0.5, "concurrency": "8,1", "baseline": folder / "baseline.json",
+        "bundle": server.bundles[NAME],
+        "checkpoint": server.checkpoints[NAME],
+        "repository": options.repository,
+        "http-port": options.http_port,
+        "grpc-port": options.grpc_port,
+        "metrics-port": options.metrics_port,
+        "device": "cpu",
+        "rows": 40,
+        "duration": 0.5,
+        "concurrency": "8,1",
+        "baseline": folder / "baseline.json",
         "output": folder / "report",
-    }  # fmt: skip
+    }
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "export.cli", "benchmark", NAME, *flags, "--gate", HOLDS, "--gate", FAILS, "--json"]
     return Run(subprocess.run(command, capture_output=True, text=True, check=False, timeout=280), folder / "report")
@@ -85,8 +93,18 @@ def test_standard_output_is_the_figures_and_nothing_else(run: Run) -> None:
 
 def test_everything_is_measured(run: Run) -> None:
     figures = run.figures
-    ways = ["pytorch.fp32.b1", "pytorch.fp32.b32", "pytorch.bf16.b1", "pipeline.fp32.b1", "onnx.fp32.p1t1", "onnx.int8.p1t1",
-            "served.fp32.c1", "served.fp32.c8", "served.fp32.http.c1", "served.fp32.http.c8"]  # fmt: skip
+    ways = [
+        "pytorch.fp32.b1",
+        "pytorch.fp32.b32",
+        "pytorch.bf16.b1",
+        "pipeline.fp32.b1",
+        "onnx.fp32.p1t1",
+        "onnx.int8.p1t1",
+        "served.fp32.c1",
+        "served.fp32.c8",
+        "served.fp32.http.c1",
+        "served.fp32.http.c8",
+    ]
     for way in ways:
         percentiles = [figures[f"{way}.{name}_ms"] for name in ("p50", "p90", "p95", "p99")]
         assert percentiles == sorted(percentiles), way

@@ -39,7 +39,9 @@ def test_equals_the_pipeline_on_every_text(server: Server, expected: Any, texts:
     assert len({answer["label"] for answer in expected}) == 2  # a model that always says the same would prove little
 
 
-@pytest.mark.parametrize("inputs", ["one text", ["one text"], ["two", "texts here"], {"text": "a dict"}, [{"text": "a"}, {"text": "b c"}], []])
+@pytest.mark.parametrize(
+    "inputs", ["one text", ["one text"], ["two", "texts here"], {"text": "a dict"}, [{"text": "a"}, {"text": "b c"}], []]
+)
 @pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": None}, {"top_k": 5}])
 def test_gives_the_same_structure(server: Server, pipeline: Any, inputs: Any, options: dict[str, Any]) -> None:
     with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
@@ -91,7 +93,9 @@ def test_stream_reads_no_further_than_it_must(server: Server) -> None:
 def test_usable_from_many_threads(server: Server, pipeline: Any, texts: list[str]) -> None:
     answers: dict[int, Any] = {}
     with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
-        threads = [threading.Thread(target=lambda index=index: answers.__setitem__(index, pipe(texts[index]))) for index in range(16)]
+        threads = [
+            threading.Thread(target=lambda index=index: answers.__setitem__(index, pipe(texts[index]))) for index in range(16)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -113,7 +117,10 @@ def test_unknown_and_ill_typed_options_are_refused(server: Server, options: dict
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_unknown_ensemble(server: Server, protocol: str) -> None:
-    with TritonPipeline("nobody", url=server.url(protocol), protocol=protocol) as pipe, pytest.raises(RequestError, match="nobody") as caught:
+    with (
+        TritonPipeline("nobody", url=server.url(protocol), protocol=protocol) as pipe,
+        pytest.raises(RequestError, match="nobody") as caught,
+    ):
         pipe("text")
     assert caught.value.status == "NOT_FOUND"
 

@@ -59,7 +59,7 @@ def together(work: Callable[[int], None], clients: int) -> None:
     def guarded(index: int) -> None:
         try:
             work(index)
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the test's own thread
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=guarded, args=(index,)) for index in range(clients)]
@@ -172,14 +172,21 @@ def test_a_pair_needs_both_texts(server: Server) -> None:
 def test_good_requests_among_bad_ones_are_all_answered(server: Server, texts: list[str]) -> None:
     sample = texts[:50]
     right = [scores(server, "ragged", [text.encode()])[0] for text in sample]
-    bad = [lambda: infer_inputs([b"\xff\xfe"]), lambda: infer_inputs(["a"], name="WORDS"), lambda: infer_inputs([1.0], dtype="FP32"),
-           lambda: infer_inputs(["a"] * 65), lambda: infer_inputs([b"ok", b"\x80"])]  # fmt: skip
+    bad = [
+        lambda: infer_inputs([b"\xff\xfe"]),
+        lambda: infer_inputs(["a"], name="WORDS"),
+        lambda: infer_inputs([1.0], dtype="FP32"),
+        lambda: infer_inputs(["a"] * 65),
+        lambda: infer_inputs([b"ok", b"\x80"]),
+    ]
     with grpcclient.InferenceServerClient(server.url("grpc")) as client:
 
         def ask(index: int) -> None:
             for repeat in range(25):
                 at = (index + repeat) % len(sample)
-                np.testing.assert_allclose(client.infer("ragged", infer_inputs([sample[at]])).as_numpy("SCORES")[0], right[at], atol=1e-4)
+                np.testing.assert_allclose(
+                    client.infer("ragged", infer_inputs([sample[at]])).as_numpy("SCORES")[0], right[at], atol=1e-4
+                )
                 with pytest.raises(InferenceServerException) as caught:
                     client.infer("ragged", bad[(index + repeat) % len(bad)]())
                 assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
@@ -189,8 +196,17 @@ def test_good_requests_among_bad_ones_are_all_answered(server: Server, texts: li
         assert client.is_server_ready()
 
 
-@pytest.mark.parametrize("path", ["repository/models/ragged/unload", "repository/models/ragged/load", "repository/index", "logging",
-                                  "trace/setting", "systemsharedmemory/status"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "repository/models/ragged/unload",
+        "repository/models/ragged/load",
+        "repository/index",
+        "logging",
+        "trace/setting",
+        "systemsharedmemory/status",
+    ],
+)
 def test_apis_that_change_the_server_are_closed(server: Server, path: str) -> None:
     method = "GET" if path.endswith(("status", "logging", "setting")) else "POST"
     request = urllib.request.Request(f"{server.options.base_url}/v2/{path}", b"{}" if method == "POST" else None, method=method)  # noqa: S310

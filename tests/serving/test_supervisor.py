@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,8 +38,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
 
 
 def serve(options: ServeOptions, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "export.cli", "serve", "--repository", str(options.repository), "--http-port", str(options.http_port),
-               "--grpc-port", str(options.grpc_port), "--metrics-port", str(options.metrics_port), *arguments]  # fmt: skip
+    ports = {"--http-port": options.http_port, "--grpc-port": options.grpc_port, "--metrics-port": options.metrics_port}
+    flags = [part for flag, port in ports.items() for part in (flag, str(port))]
+    command = [sys.executable, "-m", "export.cli", "serve", "--repository", str(options.repository), *flags, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -81,7 +81,11 @@ def _leaves_nothing(repository: Path) -> Iterator[None]:
     """Whatever happens in a test here: no process, no shared memory, no temporary folder stays."""
     yield
     assert not left_behind()
-    assert not [process.pid for process in psutil.process_iter(["cmdline"]) if f"--model-repository={repository}" in (process.info["cmdline"] or [])]
+    assert not [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if f"--model-repository={repository}" in (process.info["cmdline"] or [])
+    ]
 
 
 def test_serves_in_the_foreground_until_sigterm(repository: Path) -> None:
@@ -93,7 +97,12 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path) -> None:
         assert time.monotonic() - started < 30
         answer = ask(options.base_url, find_probes(repository)[0], timeout=10)
         assert {output["name"] for output in answer["outputs"]} == {"LABEL", "SCORE", "SCORES"}
-        listening = {connection.laddr.ip for child in server_processes(process.pid) for connection in child.net_connections() if connection.status == "LISTEN"}
+        listening = {
+            connection.laddr.ip
+            for child in server_processes(process.pid)
+            for connection in child.net_connections()
+            if connection.status == "LISTEN"
+        }
         assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
     finally:
         code, out, _ = end(process)
@@ -158,9 +167,9 @@ def test_detached_server_is_found_and_stopped(repository: Path) -> None:
         running = find_running(options.http_port)
         assert running is not None and running.ready and running.pid != os.getpid()
         assert log.is_file()
-        with pytest.raises(ServerError, match="Address already in use|runs at HTTP port"):
+        with pytest.raises(ServerError, match="runs at HTTP port"):
             start_detached(options)
-        assert urllib.request.urlopen(f"{options.base_url}/v2/health/ready", timeout=5).status == 200  # noqa: S310 - the first one still serves
+        ask(options.base_url, find_probes(repository)[0], timeout=5)  # the first one still serves
     finally:
         stop(options.http_port)
     assert find_running(options.http_port) is None

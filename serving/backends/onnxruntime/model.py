@@ -1,11 +1,13 @@
 """Stand-in for Triton's C++ ``onnxruntime`` backend, for servers that come without it.
 
-Triton looks for ``libtriton_onnxruntime.so`` first and for this file second, so a repository says ``backend: "onnxruntime"`` and runs
-on either. Reads the same ``config.pbtxt`` fields as the C++ backend (its README, "Model Config Options"): ragged inputs with
-``batch_input``, ``intra_op_thread_count``, ``inter_op_thread_count``, ``optimization.graph.level`` and the ``cuda`` provider's options. What it does not know it refuses.
+Triton looks for ``libtriton_onnxruntime.so`` first and for this file second, so a repository says ``backend: "onnxruntime"``
+and runs on either. Reads the same ``config.pbtxt`` fields as the C++ backend (its README, "Model Config Options"): ragged
+inputs with ``batch_input``, ``intra_op_thread_count``, ``inter_op_thread_count``, ``optimization.graph.level`` and the
+``cuda`` provider's options. What it does not know it refuses.
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+MODEL_NICENESS = 10
+"""The model fills every core of a CPU machine; the short steps before and after it must not wait for a whole time slice of it."""
 PARAMETERS = {"intra_op_thread_count", "inter_op_thread_count"}
 
 
@@ -41,6 +45,8 @@ class TritonPythonModel:
         unknown = set(parameters) - PARAMETERS
         if unknown:
             raise pb_utils.TritonModelException(f"this onnxruntime backend does not know {', '.join(sorted(unknown))}")
+        if args["model_instance_kind"] != "GPU":
+            os.nice(MODEL_NICENESS)
         folder = Path(args["model_repository"]) / args["model_version"]
         self._session = ort.InferenceSession(
             str(folder / (config.get("default_model_filename") or "model.onnx")),
@@ -58,7 +64,9 @@ class TritonPythonModel:
 
     def _run(self, requests):
         """One execution of the graph for all of ``requests``."""
-        inputs = [{name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs} for request in requests]
+        inputs = [
+            {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs} for request in requests
+        ]
         try:
             outputs = self._session.run(self._outputs, self._ragged_feed(inputs) if self._batch_inputs else inputs[0])
         except Exception as error:  # onnxruntime's errors share no base of their own; none may reach a client as a traceback
@@ -81,7 +89,9 @@ class TritonPythonModel:
 
 
 def _response(names, arrays):
-    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, array) for name, array in zip(names, arrays, strict=True)])
+    return pb_utils.InferenceResponse(
+        output_tensors=[pb_utils.Tensor(name, array) for name, array in zip(names, arrays, strict=True)]
+    )
 
 
 def _session_options(config, parameters):
@@ -104,7 +114,9 @@ def _providers(config, args):
             raise pb_utils.TritonModelException(f"this onnxruntime backend does not know the accelerator {accelerator['name']}")
         options |= accelerator.get("parameters", {})
     if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise pb_utils.TritonModelException("the configuration asks for a GPU, and this onnxruntime has no CUDA provider: install onnxruntime-gpu")
+        raise pb_utils.TritonModelException(
+            "the configuration asks for a GPU, and this onnxruntime has no CUDA provider: install onnxruntime-gpu"
+        )
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 

@@ -61,7 +61,8 @@ class Task(ABC):
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """Inverse of :meth:`settings`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        return cls(**values)
 
     def settings(self) -> dict[str, Any]:
         """The dataclass fields, JSON-ready."""

@@ -121,6 +121,10 @@ def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return cast("npt.NDArray[np.float32]", 1.0 / (1.0 + np.exp(-logits)))
 
 
-_APPLY = {"softmax": _softmax, "sigmoid": _sigmoid, "none": lambda logits: logits}
+def _none(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return logits
+
+
+_APPLY = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _none}
 
 TASK = TextClassification
