@@ -102,7 +102,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
         click.echo(f"{options.target} is up to date", err=True)
         return read_manifest(options.target, "bundle")
 
-    from export import variants  # noqa: PLC0415 - imports torch
+    from export import variants
 
     with publish(options.target) as staging:
         fields = variants.build(source, options, staging)

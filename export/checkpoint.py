@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         ArtifactError: there is none, or it has no padding token.
     """
-    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
@@ -72,14 +72,15 @@ def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
     Raises:
         ArtifactError: the architecture cannot do that task, or the weights do not fit the config.
     """
-    import torch  # noqa: PLC0415 - seconds
-    import transformers  # noqa: PLC0415
+    import torch
+    import transformers
+    from safetensors import SafetensorError
 
     transformers.logging.set_verbosity_error()  # a new head is no news
     auto = getattr(transformers, task.auto_model)
     try:
         return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"cannot load {folder} for {task.name}: {_first_line(error)}") from error
 
 

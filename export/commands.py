@@ -32,7 +32,7 @@ def _plain_name(_ctx: click.Context, _parameter: click.Parameter, name: str) -> 
 
 
 def _known_task(_ctx: click.Context, _parameter: click.Parameter, task: str) -> str:
-    from serving.runtime.tasks import names  # noqa: PLC0415 - imports numpy
+    from serving.runtime.tasks import names
 
     if task not in names():
         raise click.BadParameter(f"{task!r} is not one of {', '.join(names())}")
@@ -72,7 +72,7 @@ _columns = _options(
 
 
 def _take_columns(given: dict[str, Any]) -> Columns:
-    from export.data import Columns  # noqa: PLC0415 - commands stay light
+    from export.data import Columns
 
     return Columns(text=given.pop("text_column"), text_pair=given.pop("text_pair_column"), label=given.pop("label_column"))
 
@@ -93,9 +93,9 @@ def _take_columns(given: dict[str, Any]) -> Columns:
 @click.option("--early-stopping", type=click.IntRange(min=0), default=2, help="Stop after so many epochs without gain; 0: never.")
 def finetune_command(as_json: bool, **given: Any) -> None:
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
-    from dataclasses import fields  # noqa: PLC0415
+    from dataclasses import fields
 
-    from export.finetune import FinetuneOptions, Hyperparameters, finetune  # noqa: PLC0415 - commands stay light
+    from export.finetune import FinetuneOptions, Hyperparameters, finetune
 
     training = Hyperparameters(**{field.name: given.pop(field.name) for field in fields(Hyperparameters)})
     options = FinetuneOptions(columns=_take_columns(given), training=training, **given)
@@ -123,7 +123,7 @@ def finetune_command(as_json: bool, **given: Any) -> None:
 @click.option("--opset", type=click.IntRange(17, 18), default=18, help="ONNX operator set.")
 def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **given: Any) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
-    from export.bundle import ExportOptions, export, require_passed  # noqa: PLC0415 - commands stay light
+    from export.bundle import ExportOptions, export, require_passed
 
     asked = tuple(dict.fromkeys(one for several in precision for one in several))
     options = ExportOptions(columns=_take_columns(given), precision=asked, **given)

@@ -22,8 +22,8 @@ def require_supported(config: dict[str, Any], task: type[Task]) -> None:
     Raises:
         ExportError: with the tasks that it can be exported for, if any.
     """
-    import optimum.exporters.onnx.model_configs  # noqa: F401, PLC0415 - fills the register
-    from optimum.exporters.tasks import TasksManager  # noqa: PLC0415 - seconds
+    import optimum.exporters.onnx.model_configs  # noqa: F401 - fills the register
+    from optimum.exporters.tasks import TasksManager
 
     model_type = str(config.get("model_type"))
     try:
@@ -42,7 +42,7 @@ def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> 
     Raises:
         ExportError: Optimum failed, or fixed an axis that must be free.
     """
-    from optimum.exporters.onnx import main_export  # noqa: PLC0415 - seconds
+    from optimum.exporters.onnx import main_export
 
     try:
         with exporter_kept_quiet():

@@ -153,7 +153,7 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
-    from pyarrow import parquet  # noqa: PLC0415 - a quarter of a second
+    from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
         number = 0
@@ -206,6 +206,8 @@ def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> An
 def _checked_text(value: Any, column: str, place: str, row: Mapping[str, Any]) -> str:
     if not isinstance(value, str):
         raise DataError(f"{place}: column {column!r} holds {type(value).__name__}, not text: {_shown(dict(row))}")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{place}: column {column!r} holds half of a surrogate pair, which is no text: {_shown(dict(row))}")
     return value
 
 
@@ -282,8 +284,8 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 def write_evaluation(rows: LabelledRows, folder: Path) -> None:
     """Write ``rows`` as :data:`EVALUATION` into ``folder``."""
-    import pyarrow as pa  # noqa: PLC0415 - a quarter of a second
-    from pyarrow import parquet  # noqa: PLC0415
+    import pyarrow as pa
+    from pyarrow import parquet
 
     names = ("text", "text_pair")[: len(rows.texts)]
     columns: dict[str, Any] = {name: pa.array(column, pa.string()) for name, column in zip(names, rows.texts, strict=True)}

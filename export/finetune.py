@@ -153,9 +153,9 @@ def _inputs(options: FinetuneOptions, base: Path, data: _Data) -> dict[str, Any]
 
 
 def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: dict[str, Any]) -> dict[str, Any]:
-    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors import SafetensorError
 
-    from export import training  # noqa: PLC0415 - imports torch
+    from export import training
 
     tokenizer = checkpoints.load_tokenizer(base)
     max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, checkpoints.read_config(base))

@@ -18,7 +18,7 @@ Outcomes = npt.NDArray[np.bool_]
 
 def load_metric(name: str) -> Any:
     """The local ``evaluate`` module called ``name``; its ``compute(predictions=…, references=…)`` gives figures by name."""
-    import evaluate  # noqa: PLC0415 - seconds
+    import evaluate
 
     return evaluate.load(str(METRICS / name))
 
@@ -46,7 +46,7 @@ def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[flo
 
 def share_interval(hits: int, rows: int) -> tuple[float, float]:
     """Clopper-Pearson 95 % interval of a share."""
-    from scipy.stats import binomtest  # noqa: PLC0415 - a second
+    from scipy.stats import binomtest
 
     interval = binomtest(hits, rows).proportion_ci(confidence_level=CONFIDENCE, method="exact")
     return float(interval.low), float(interval.high)

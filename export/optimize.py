@@ -19,8 +19,6 @@ from serving.runtime.tasks.base import Arrays
 FP16_MAX = 65504.0
 HEADROOM = 0.5
 """An activation above this share of fp16's largest number is kept in fp32: other rows than those looked at may go higher."""
-MASK = 1e30
-"""Magnitudes beyond are attention masks. They saturate at fp16's lowest number, where a softmax still gives 0."""
 SUMMED = {"SkipLayerNormalization": (0, 1, 3), "EmbedLayerNormalization": (2, 3, 4)}
 """Fused operators that add these inputs inside, where no tensor shows it (for the latter, rows of its tables)."""
 
@@ -37,9 +35,9 @@ def fuse(raw: Path, checkpoint: Path, target: Path) -> str:
     Raises:
         ExportError: the optimizer failed on an architecture it knows.
     """
-    from optimum.onnxruntime import ORTOptimizer  # noqa: PLC0415 - seconds
-    from optimum.onnxruntime.configuration import OptimizationConfig  # noqa: PLC0415
-    from transformers import AutoConfig  # noqa: PLC0415
+    from optimum.onnxruntime import ORTOptimizer
+    from optimum.onnxruntime.configuration import OptimizationConfig
+    from transformers import AutoConfig
 
     config = OptimizationConfig(optimization_level=1, optimize_for_gpu=False, use_raw_attention_mask=True,
                                 disable_embed_layer_norm_fusion=False)
@@ -77,7 +75,7 @@ def to_fp16(fused: Path, target: Path, feeds: Sequence[Arrays]) -> list[str]:
     Raises:
         ExportError: the graph cannot be cast.
     """
-    from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: PLC0415
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     model = graph.load(fused)
     for index, node in enumerate(model.graph.node):
@@ -98,7 +96,7 @@ def to_fp16(fused: Path, target: Path, feeds: Sequence[Arrays]) -> list[str]:
 
 
 def peaks(model: onnx.ModelProto, feeds: Sequence[Arrays]) -> dict[str, float]:
-    """Largest magnitude of every floating-point tensor of ``model`` over ``feeds``, weights included, masks left out."""
+    """Largest magnitude of every floating-point tensor of ``model`` over ``feeds``, weights included."""
     found = {tensor.name: _peak(onnx.numpy_helper.to_array(tensor)) for tensor in model.graph.initializer
              if tensor.data_type == onnx.TensorProto.FLOAT}
     for tensors in graph.intermediates(model, feeds):
@@ -108,12 +106,14 @@ def peaks(model: onnx.ModelProto, feeds: Sequence[Arrays]) -> dict[str, float]:
 
 
 def _peak(values: npt.NDArray[np.floating]) -> float:
-    magnitudes = np.abs(values)
-    return float(magnitudes.max(initial=0.0, where=magnitudes < MASK))
+    return float(np.abs(values).max(initial=0.0))
 
 
 def overflowing_nodes(model: onnx.ModelProto, tensor_peaks: Mapping[str, float]) -> set[str]:
-    """Names of the nodes that read, write or add up inside a value too near fp16's largest number."""
+    """Names of the nodes that read, write or add up inside a value too near fp16's largest number.
+
+    Where attention is not fused, its mask is such a value: scores are masked and normalised in fp32 then, as PyTorch does.
+    """
     limit = HEADROOM * FP16_MAX
     kept = set()
     for node in model.graph.node:
@@ -156,7 +156,7 @@ def overflowed(fp16: Path, fp32: Path, feeds: Sequence[Arrays]) -> list[str]:
         for name, value in half.items():
             broken = ~np.isfinite(value) & (value.dtype == np.float16)
             if name in full and full[name].shape == value.shape:
-                broken &= np.isnan(value) | (np.abs(full[name]) < MASK)
+                broken &= np.isfinite(full[name])
             if broken.any():
                 bad.add(name)
     return sorted(bad)
@@ -169,7 +169,7 @@ def to_int8(raw: Path, target: Path) -> None:
     Raises:
         ExportError: the graph cannot be quantised.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, exporter_kept_quiet():
@@ -183,6 +183,6 @@ def to_int8(raw: Path, target: Path) -> None:
 
 
 def _is_large(path: Path) -> bool:
-    from optimum.onnx.utils import check_model_uses_external_data  # noqa: PLC0415
+    from optimum.onnx.utils import check_model_uses_external_data
 
     return bool(check_model_uses_external_data(onnx.load(str(path), load_external_data=False)))

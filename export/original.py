@@ -56,9 +56,9 @@ def resolve_device(device: str) -> str:
     Raises:
         SetupError: ``gpu`` was asked for and one of them sees none.
     """
-    import onnxruntime  # noqa: PLC0415
+    import onnxruntime
 
-    from serving.errors import SetupError  # noqa: PLC0415
+    from serving.errors import SetupError
 
     seen = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "gpu" and not seen:

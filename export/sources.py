@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def _hub_checkpoint(name: str) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second
-    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ArtifactError(f"no checkpoint folder {name}")
@@ -110,7 +109,7 @@ def _named(rows: Rows, names: list[str] | None) -> Rows:
 
 
 def _load_dataset(path: str, split: str) -> Any:
-    import datasets  # noqa: PLC0415 - two seconds
+    import datasets
 
     datasets.disable_progress_bars()
     try:
@@ -119,7 +118,7 @@ def _load_dataset(path: str, split: str) -> Any:
         except datasets.exceptions.DatasetNotFoundError:
             # "glue/sst2" reads as owner/name; where there is none, as name/config
             name, _, config = path.rpartition("/")
-            if not name or os.path.isabs(path):  # noqa: PTH117 - no file is meant
+            if not name or Path(path).is_absolute():
                 raise
             return datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -65,7 +65,7 @@ def train(job: Job) -> Trained:
         ArtifactError: the checkpoint cannot be loaded for the task.
         SetupError: the device is ``gpu`` and there is none.
     """
-    import datasets  # noqa: PLC0415
+    import datasets
 
     if job.device == "gpu" and not torch.cuda.is_available():
         raise SetupError("torch sees no GPU", hint="give --device cpu, or see: tritonize doctor")
@@ -98,7 +98,7 @@ def _model(job: Job) -> Any:
 
 
 def _encoded(rows: LabelledRows, job: Job) -> Any:
-    from datasets import Dataset  # noqa: PLC0415
+    from datasets import Dataset
 
     encodings = job.tokenizer(*map(list, rows.texts), truncation=True, max_length=job.max_length, padding=False)
     return Dataset.from_dict({**encodings, "labels": list(rows.labels)})

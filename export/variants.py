@@ -22,7 +22,8 @@ from serving.runtime.tasks.base import Arrays
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
 PROBED = 32
-"""So many of the longest rows, and as many of the others, are run with everything visible to find what overflows in fp16."""
+"""So many of the longest rows are run with everything visible to find what overflows in fp16, each padded together with one of
+the others, from the shortest up: attention masks overflow too, and show only where there is padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +164,9 @@ def _make_fp16(path: Path, workshop: _Workshop) -> Made:
 
 def _probes(rows: EncodedRows) -> Sequence[Arrays]:
     order = rows.by_length()
-    longest, others = order[:PROBED], order[PROBED:]
-    step = max(1, len(others) // PROBED)
-    return [rows.feed([index]) for index in (*longest, *others[::step][:PROBED])]
+    longest, others = order[:PROBED], order[PROBED:] or order
+    partners = [others[-1 - place * len(others) // len(longest)] for place in range(len(longest))]
+    return [rows.feed(pair) for pair in zip(longest, partners, strict=True)]
 
 
 def _make_int8(path: Path, workshop: _Workshop) -> Made:

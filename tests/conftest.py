@@ -32,7 +32,7 @@ def pytest_unconfigure() -> None:
 
 def review_rows(count: int, seed: int) -> list[tuple[str, str]]:
     """Made-up reviews of 1 to 40 words and their labels, told apart by their words."""
-    choose = random.Random(seed)  # noqa: S311 - nothing secret
+    choose = random.Random(seed)
     rows = []
     for _ in range(count):
         label = choose.choice(LABELS)

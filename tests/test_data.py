@@ -55,6 +55,7 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
     ("a.tsv", b"text\tlabel\nfa\xe7ade\t1\n", r"is not UTF-8: .* at byte 13"),
     ("a.jsonl", '{"text": "a", "label": 0}\n{"text": 5, "label": 1}\n', r"line 2: column 'text' holds int, not text"),
     ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "b", "label": "x"}\n', r"line 2: label 'x' is text and those before it are a"),
+    ("a.jsonl", '{"text": "\\ud83d", "label": 0}\n', r"line 1: column 'text' holds half of a surrogate pair"),
     ("a.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: column 'label' holds float, not a name or a whole number"),
     ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: column 'label' is empty"),
     ("a.jsonl", '{"text": "a"\n', r"line 1 is not JSON: "),
