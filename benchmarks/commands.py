@@ -37,8 +37,8 @@ def _concurrencies(ctx: click.Context, parameter: click.Parameter, values: tuple
 def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """A gate that cannot be read is told before anything is measured."""
     if values:
-        from benchmarks.gates import parse_gate  # noqa: PLC0415 - numpy
-        from serving.errors import DataError  # noqa: PLC0415
+        from benchmarks.gates import parse_gate
+        from serving.errors import DataError
 
         for value in values:
             try:
@@ -119,7 +119,7 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
     chosen = model or name
     if chosen is None:
         raise click.UsageError("say which model: tritonize benchmark NAME")
-    from benchmarks.run import require_passed, run_benchmark  # noqa: PLC0415 - numpy and psutil
+    from benchmarks.run import require_passed, run_benchmark
 
     def say(line: str) -> None:
         click.echo(line, err=True)
@@ -129,7 +129,7 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
     if as_json:
         click.echo(json.dumps(report.figures(), indent=2))
     else:
-        from benchmarks.markdown import render  # noqa: PLC0415
+        from benchmarks.markdown import render
 
         click.echo(render(report))
     click.echo(f"report: {typed.output / 'report.md'}", err=True)
@@ -138,11 +138,11 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
 
 
 def _options(name: str, values: dict[str, Any]) -> Any:
-    from benchmarks.run import BenchmarkOptions  # noqa: PLC0415
-    from benchmarks.served import Endpoint  # noqa: PLC0415
-    from export.data import Columns  # noqa: PLC0415
-    from serving.install import triton_environment  # noqa: PLC0415
-    from serving.machine import resolve_device  # noqa: PLC0415
+    from benchmarks.run import BenchmarkOptions
+    from benchmarks.served import Endpoint
+    from export.data import Columns
+    from serving.install import triton_environment
+    from serving.machine import resolve_device
 
     take = values.pop
     endpoint = Endpoint(**{key: take(key) for key in ("host", "http_port", "grpc_port", "metrics_port")})

@@ -93,8 +93,8 @@ class PyTorch:
     """The original: ``transformers`` eager, as somebody would run it by hand."""
 
     def __init__(self, job: Job, bundle: Bundle) -> None:
-        import torch  # noqa: PLC0415
-        import transformers  # noqa: PLC0415
+        import torch
+        import transformers
 
         self._torch, self._task, self._max_length = torch, bundle.task, bundle.max_length
         self._device = "cuda" if job.device == "gpu" else "cpu"
@@ -125,8 +125,8 @@ class TransformersPipeline:
     """``transformers.pipeline``, as most people run a checkpoint."""
 
     def __init__(self, job: Job, bundle: Bundle) -> None:
-        import torch  # noqa: PLC0415
-        import transformers  # noqa: PLC0415
+        import torch
+        import transformers
 
         self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
         _leave_out_unknown(self._pipeline.tokenizer, self._pipeline.model)
@@ -146,7 +146,7 @@ class OnnxRuntime:
     """An ONNX variant with the tokenizer and the answers that run inside Triton, without Triton."""
 
     def __init__(self, job: Job, bundle: Bundle) -> None:
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime
 
         if job.device == "gpu":
             onnxruntime.preload_dlls()  # CUDA's libraries lie in wheels, where the loader does not look
@@ -247,7 +247,7 @@ def work(job: Job, started: int, wait: Callable[[dict[str, Any]], None]) -> dict
         ``peak_rss_mib``, ``gpu_memory_mib``, ``answers`` to the labelled rows, and ``timings``: per batch size its ``spans``
         and the number of ``rows`` answered in them.
     """
-    from serving.bundle import load_bundle  # noqa: PLC0415 - numpy and tokenizers
+    from serving.bundle import load_bundle
 
     bundle = load_bundle(Path(job.bundle))
     texts = row_texts(bundle.task, job.rows)
@@ -280,7 +280,7 @@ def _timing(runner: Runner, texts: Sequence[Text], batch: int, seconds: float) -
 def _gpu_memory_mib(job: Job) -> float | None:
     if job.device != "gpu":
         return None
-    from benchmarks.machine import gpu_memory_mib  # noqa: PLC0415
+    from benchmarks.machine import gpu_memory_mib
 
     return gpu_memory_mib([os.getpid()])
 

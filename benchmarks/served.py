@@ -95,7 +95,7 @@ class Server:
     """
 
     def __init__(self, endpoint: Endpoint, name: str) -> None:
-        import tritonclient.grpc as triton  # noqa: PLC0415 - a third of a second
+        import tritonclient.grpc as triton
 
         self._triton, self._name = triton, name
         self.endpoint = endpoint
