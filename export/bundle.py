@@ -119,11 +119,17 @@ def require_passed(records: Mapping[str, Any], precisions: Sequence[str]) -> Non
     Raises:
         GateError: one did not; the message names it with its figures.
     """
-    failed = [f"{precision} failed: {'; '.join(gate['message'] for gate in records[precision]['gates'] if not gate['passed'])}"
-              for precision in precisions if records[precision]["verdict"] != "passed"]
+    failed = [
+        f"{precision} failed: {'; '.join(gate['message'] for gate in records[precision]['gates'] if not gate['passed'])}"
+        for precision in precisions
+        if records[precision]["verdict"] != "passed"
+    ]
     if failed:
-        hint = "the graph does not compute what PyTorch computes" if "fp32" in precisions and len(precisions) == 1 else \
-            "leave it out of --precision, or move --max-metric-drop or --min-agreement"
+        hint = (
+            "the graph does not compute what PyTorch computes"
+            if "fp32" in precisions and len(precisions) == 1
+            else "leave it out of --precision, or move --max-metric-drop or --min-agreement"
+        )
         raise GateError(". ".join(failed), hint=hint)
 
 
@@ -153,10 +159,18 @@ def find_source(options: ExportOptions) -> Source:
     task = task_type.from_config(config, pair=pair)
     labels = list(task.settings()["labels"])
     if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise ExportError(f"{name} has the labels {', '.join(labels)}: at least two are needed, all different",
-                          hint="set id2label in its config.json")
-    return Source(name=name, folder=folder, config=config, task=task, rows=_rows(options, folder, labels, pair),
-                  max_length=options.max_length or trained.get("max_length"))
+        raise ExportError(
+            f"{name} has the labels {', '.join(labels)}: at least two are needed, all different",
+            hint="set id2label in its config.json",
+        )
+    return Source(
+        name=name,
+        folder=folder,
+        config=config,
+        task=task,
+        rows=_rows(options, folder, labels, pair),
+        max_length=options.max_length or trained.get("max_length"),
+    )
 
 
 def _rows(options: ExportOptions, folder: Path, labels: list[str], pair: bool) -> LabelledRows:
@@ -168,8 +182,10 @@ def _rows(options: ExportOptions, folder: Path, labels: list[str], pair: bool) -
     else:
         raise DataError(f"{folder} holds no labelled rows to verify on", hint="give some with --test")
     if len(rows.texts) != 1 + pair:
-        raise DataError(f"the checkpoint takes {'pairs of texts' if pair else 'single texts'}, the rows do not hold them",
-                        hint="name both columns with --text-column and --text-pair-column")
+        raise DataError(
+            f"the checkpoint takes {'pairs of texts' if pair else 'single texts'}, the rows do not hold them",
+            hint="name both columns with --text-column and --text-pair-column",
+        )
     if not all(0 <= label < len(labels) for label in rows.labels):
         raise DataError(f"{folder / EVALUATION} has labels beyond the checkpoint's {len(labels)}")
     return rows

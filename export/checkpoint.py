@@ -39,8 +39,10 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
     architectures = config.get("architectures") or []
     if not any(name.endswith(suffix) for name in architectures):
         found = ", ".join(architectures) or "no architecture"
-        raise ArtifactError(f"{location} is no {task.name} checkpoint: its config names {found}, not one that ends in {suffix}",
-                            hint=f"fine-tune it first with: tritonize finetune --task {task.name} --checkpoint {location}")
+        raise ArtifactError(
+            f"{location} is no {task.name} checkpoint: its config names {found}, not one that ends in {suffix}",
+            hint=f"fine-tune it first with: tritonize finetune --task {task.name} --checkpoint {location}",
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -112,11 +114,11 @@ def _positions(config: dict[str, Any]) -> int | None:
     return int(positions) - (config.get("pad_token_id", 1) + 1 if shifted else 0)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write the tokenizer's files, ``tokenizer.json`` among them, without any padding or truncation of training days baked in."""
+def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
+    """Write the tokenizer's files; ``tokenizer.json`` cuts rows at ``max_length`` on the side the tokenizer does, and pads none."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
-    backend.no_truncation()
+    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
     tokenizer.save_pretrained(folder)
 
 
@@ -126,4 +128,3 @@ def weights_sha256(folder: Path) -> str:
     if len(sums) == 1:
         return next(iter(sums.values()))
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
-

@@ -66,8 +66,13 @@ _columns = _options(
     click.option("--text-column", default="text", help="Column of the text."),
     click.option("--text-pair-column", default=None, help="Column of the second text, for pairs."),
     click.option("--label-column", default="label", help="Column of the label: a name or a whole number."),
-    click.option("--max-length", type=click.IntRange(min=4), default=None, show_default="128, or the model's limit",
-                 help="Tokens kept of a row."),
+    click.option(
+        "--max-length",
+        type=click.IntRange(min=4),
+        default=None,
+        show_default="128, or the model's limit",
+        help="Tokens kept of a row.",
+    ),
 )
 
 
@@ -114,11 +119,22 @@ def finetune_command(as_json: bool, **given: Any) -> None:
 @click.option("--checkpoint", default=None, show_default="artifacts/NAME/checkpoint", help="Folder, or name on the Hub.")
 @click.option("--test", default=None, show_default="those that finetune kept", help="Labelled rows to verify on, as for finetune.")
 @_columns
-@click.option("--precision", type=Precisions(), multiple=True, show_default="fp32,fp16,int8", metavar="fp32|fp16|int8[,…]",
-              help="Variants to make (fp32 always is). Asked for by name, one that fails its gates makes the exit code 1.")
+@click.option(
+    "--precision",
+    type=Precisions(),
+    multiple=True,
+    show_default="fp32,fp16,int8",
+    metavar="fp32|fp16|int8[,…]",
+    help="Variants to make (fp32 always is). Asked for by name, one that fails its gates makes the exit code 1.",
+)
 @click.option("--max-metric-drop", type=click.FloatRange(min=0), default=0.5, help="Points of the main metric a variant may lose.")
-@click.option("--min-agreement", type=click.FloatRange(0, 1), default=None, show_default="fp16 0.995, int8 0.97",
-              help="Share of labels that must equal the original's (fp32: always all).")
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    default=None,
+    show_default="fp16 0.995, int8 0.97",
+    help="Share of labels that must equal the original's (fp32: always all).",
+)
 @click.option("--verify-rows", type=click.IntRange(min=1), default=1000, help="Verify on at most so many rows.")
 @click.option("--opset", type=click.IntRange(17, 18), default=18, help="ONNX operator set.")
 def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **given: Any) -> None:
@@ -144,9 +160,15 @@ def _table(manifest: dict[str, Any]) -> list[str]:
     variants = {precision: record["figures"] for precision, record in manifest["precisions"].items()}
     lines = [f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}"]
     for title, figures in {"PyTorch": original, **variants}.items():
-        lines.append(f"{title:8} {figures[metric]:9.4f} {figures['label_agreement']:10.2%} {figures['max_logit_difference']:9.2g} "
-                     f"{figures['bytes'] / 1e6:7.1f} {figures['latency_ms']:7.2f} {figures['throughput']['1']:7.0f}")
+        lines.append(
+            f"{title:8} {figures[metric]:9.4f} {figures['label_agreement']:10.2%} {figures['max_logit_difference']:9.2g} "
+            f"{figures['bytes'] / 1e6:7.1f} {figures['latency_ms']:7.2f} {figures['throughput']['1']:7.0f}"
+        )
     lines.append(f"on {original['rows']} rows; speed of the model alone, one row at a time, one thread")
-    lines += [f"{precision} is left out: {gate['message']}" for precision, record in manifest["precisions"].items()
-              for gate in record["gates"] if not gate["passed"]]
+    lines += [
+        f"{precision} is left out: {gate['message']}"
+        for precision, record in manifest["precisions"].items()
+        for gate in record["gates"]
+        if not gate["passed"]
+    ]
     return lines

@@ -47,9 +47,19 @@ def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> 
     try:
         with exporter_kept_quiet():
             # its own validation only logs; verify.py is the judge
-            main_export(str(checkpoint), str(folder), task=task.name, opset=opset, library_name="transformers", framework="pt",
-                        do_validation=False, trust_remote_code=False)
+            main_export(
+                str(checkpoint),
+                str(folder),
+                task=task.name,
+                opset=opset,
+                library_name="transformers",
+                framework="pt",
+                do_validation=False,
+                trust_remote_code=False,
+            )
     except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, not the model
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         raise ExportError(f"Optimum could not export {checkpoint}: {type(error).__name__}: {first}") from error
     path = folder / "model.onnx"

@@ -63,8 +63,11 @@ class Rows:
 
     def take(self, indices: Sequence[int]) -> Rows:
         """The rows at ``indices``."""
-        return replace(self, texts=tuple(tuple(column[i] for i in indices) for column in self.texts),
-                       labels=tuple(self.labels[i] for i in indices))
+        return replace(
+            self,
+            texts=tuple(tuple(column[i] for i in indices) for column in self.texts),
+            labels=tuple(self.labels[i] for i in indices),
+        )
 
     def digest(self) -> str:
         """SHA-256 of the rows' content, independent of the file they came in."""
@@ -87,8 +90,11 @@ class LabelledRows:
 
     def take(self, indices: Sequence[int]) -> LabelledRows:
         """The rows at ``indices``."""
-        return replace(self, texts=tuple(tuple(column[i] for i in indices) for column in self.texts),
-                       labels=tuple(self.labels[i] for i in indices))
+        return replace(
+            self,
+            texts=tuple(tuple(column[i] for i in indices) for column in self.texts),
+            labels=tuple(self.labels[i] for i in indices),
+        )
 
 
 def _digest(content: Any) -> str:
@@ -198,8 +204,10 @@ def _kind(label: str | int) -> str:
 
 def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
-        raise DataError(f"{location} has no column {column!r}; {where} has {', '.join(map(str, row))}: {_shown(dict(row))}",
-                        hint="name the columns with --text-column, --text-pair-column and --label-column")
+        raise DataError(
+            f"{location} has no column {column!r}; {where} has {', '.join(map(str, row))}: {_shown(dict(row))}",
+            hint="name the columns with --text-column, --text-pair-column and --label-column",
+        )
     return row[column]
 
 

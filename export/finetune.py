@@ -135,8 +135,10 @@ def _load(options: FinetuneOptions, cache: Path) -> _Data:
 def _require_same_kind(train: Rows, other: Rows) -> None:
     ours, theirs = train.labels[0], other.labels[0]
     if type(ours) is not type(theirs):
-        raise DataError(f"{train.location} has labels such as {ours!r}, {other.location} such as {theirs!r}: "
-                        "one has names, the other whole numbers")
+        raise DataError(
+            f"{train.location} has labels such as {ours!r}, {other.location} such as {theirs!r}: "
+            "one has names, the other whole numbers"
+        )
 
 
 def _inputs(options: FinetuneOptions, base: Path, data: _Data) -> dict[str, Any]:
@@ -162,10 +164,19 @@ def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: 
     scratch = options.target.parent.absolute() / ".training"
     _prepare_scratch(scratch, {"inputs": inputs, "versions": versions(), "folder": str(scratch)})
     started = time.monotonic()
-    trained = training.train(training.Job(
-        base=base, task=task_class(options.task), tokenizer=tokenizer, splits=data.splits, names=data.names, max_length=max_length,
-        options=options.training, device=options.device, scratch=scratch,
-    ))
+    trained = training.train(
+        training.Job(
+            base=base,
+            task=task_class(options.task),
+            tokenizer=tokenizer,
+            splits=data.splits,
+            names=data.names,
+            max_length=max_length,
+            options=options.training,
+            device=options.device,
+            scratch=scratch,
+        )
+    )
     rows = {split: len(rows) for split, rows in data.splits.items()}
     figures = trained.figures | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
     fields = _fields(options, data.names) | {"max_length": max_length, "figures": figures}
@@ -173,8 +184,8 @@ def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: 
         try:
             trained.model.save_pretrained(staging, safe_serialization=True)
         except SafetensorError as error:  # a full disk among others
-            raise ArtifactError(f"cannot write the weights into {options.target}: {error}") from error
-        checkpoints.save_tokenizer(tokenizer, staging)
+            raise ArtifactError(f"cannot write the weights into {options.target}: {error}", hint="is the disk full?") from error
+        checkpoints.save_tokenizer(tokenizer, staging, max_length)
         write_evaluation(data.splits[fields["evaluation_split"]], staging)
         (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
         manifest = write_manifest(staging, "checkpoint", inputs, **fields)

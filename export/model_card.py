@@ -22,27 +22,32 @@ def model_card(fields: Mapping[str, Any]) -> str:
         "---",
     ]
     metrics = sorted(figures["validation"])
-    rows = [f"| {split} | {figures['rows'][split]} | " + " | ".join(f"{figures[split][key]:.4f}" for key in metrics) + " |"
-            for split in ("validation", "test") if split in figures]
-    return "\n".join([
-        *header,
-        "",
-        f"# {fields['name']}",
-        "",
-        f"`{fields['base_checkpoint']}` fine-tuned for {fields['task']}. Labels: {', '.join(fields['labels'])}. "
-        f"Takes {'pairs of texts' if fields['pair'] else 'single texts'}, cut at {fields['max_length']} tokens.",
-        "",
-        "## Figures",
-        "",
-        "| split | rows | " + " | ".join(metrics) + " |",
-        "| --- | ---: | " + " | ".join("---:" for _ in metrics) + " |",
-        *rows,
-        "",
-        f"The best epoch by validation {fields['main_metric']} was kept: {figures['best_epoch']} of {figures['epochs']}.",
-        "",
-        "## Training",
-        "",
-        f"{figures['rows']['train']} rows of `{data['train']}`. Validation: {data['validation']}. Test: {data['test'] or 'none'}.",
-        f"{', '.join(f'{key} {value}' for key, value in training.items())}; {figures['seconds']:.0f} s. Made by tritonize.",
-        "",
-    ])
+    rows = [
+        f"| {split} | {figures['rows'][split]} | " + " | ".join(f"{figures[split][key]:.4f}" for key in metrics) + " |"
+        for split in ("validation", "test")
+        if split in figures
+    ]
+    return "\n".join(
+        [
+            *header,
+            "",
+            f"# {fields['name']}",
+            "",
+            f"`{fields['base_checkpoint']}` fine-tuned for {fields['task']}. Labels: {', '.join(fields['labels'])}. "
+            f"Takes {'pairs of texts' if fields['pair'] else 'single texts'}, cut at {fields['max_length']} tokens.",
+            "",
+            "## Figures",
+            "",
+            "| split | rows | " + " | ".join(metrics) + " |",
+            "| --- | ---: | " + " | ".join("---:" for _ in metrics) + " |",
+            *rows,
+            "",
+            f"The best epoch by validation {fields['main_metric']} was kept: {figures['best_epoch']} of {figures['epochs']}.",
+            "",
+            "## Training",
+            "",
+            f"{figures['rows']['train']} rows of `{data['train']}`; validation: {data['validation']}; test: {data['test']}.",
+            f"{', '.join(f'{key} {value}' for key, value in training.items())}; {figures['seconds']:.0f} s. Made by tritonize.",
+            "",
+        ]
+    )

@@ -39,8 +39,9 @@ def fuse(raw: Path, checkpoint: Path, target: Path) -> str:
     from optimum.onnxruntime.configuration import OptimizationConfig
     from transformers import AutoConfig
 
-    config = OptimizationConfig(optimization_level=1, optimize_for_gpu=False, use_raw_attention_mask=True,
-                                disable_embed_layer_norm_fusion=False)
+    config = OptimizationConfig(
+        optimization_level=1, optimize_for_gpu=False, use_raw_attention_mask=True, disable_embed_layer_norm_fusion=False
+    )
     with tempfile.TemporaryDirectory() as folder, exporter_kept_quiet():
         try:
             # from_ortmodel: otherwise it deletes the external data of the graph it reads
@@ -88,8 +89,10 @@ def to_fp16(fused: Path, target: Path, feeds: Sequence[Arrays]) -> list[str]:
         try:
             casting.convert_float_to_float16(keep_io_types=True, node_block_list=kept)
         except (ValueError, RuntimeError, AttributeError, AssertionError, IndexError, TypeError) as error:
-            raise ExportError(f"ONNX Runtime could not cast the graph to fp16: {type(error).__name__}: {error}",
-                              hint="leave it out with --precision fp32,int8") from error
+            raise ExportError(
+                f"ONNX Runtime could not cast the graph to fp16: {type(error).__name__}: {error}",
+                hint="leave it out with --precision fp32,int8",
+            ) from error
     casting.topological_sort()
     graph.save(casting.model, target)
     return kept
@@ -97,8 +100,11 @@ def to_fp16(fused: Path, target: Path, feeds: Sequence[Arrays]) -> list[str]:
 
 def peaks(model: onnx.ModelProto, feeds: Sequence[Arrays]) -> dict[str, float]:
     """Largest magnitude of every floating-point tensor of ``model`` over ``feeds``, weights included."""
-    found = {tensor.name: _peak(onnx.numpy_helper.to_array(tensor)) for tensor in model.graph.initializer
-             if tensor.data_type == onnx.TensorProto.FLOAT}
+    found = {
+        tensor.name: _peak(onnx.numpy_helper.to_array(tensor))
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    }
     for tensors in graph.intermediates(model, feeds):
         for name, value in tensors.items():
             found[name] = max(found.get(name, 0.0), _peak(value))
@@ -134,8 +140,13 @@ def indexing_nodes(model: onnx.ModelProto, floats: Container[str]) -> set[str]:
     """
     producers = {name: node for node in model.graph.node for name in node.output}
     whole = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-    open_ends = [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in floats
-                 and any(attribute.name == "to" and attribute.i in whole for attribute in node.attribute)]
+    open_ends = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Cast"
+        and node.input[0] in floats
+        and any(attribute.name == "to" and attribute.i in whole for attribute in node.attribute)
+    ]
     kept: set[str] = set()
     while open_ends:
         node = open_ends.pop()
@@ -177,8 +188,10 @@ def to_int8(raw: Path, target: Path) -> None:
         try:
             quantize_dynamic(raw, path, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=_is_large(raw))
         except (ValueError, RuntimeError, AttributeError, AssertionError, IndexError, TypeError) as error:
-            raise ExportError(f"ONNX Runtime could not quantise the graph: {type(error).__name__}: {error}",
-                              hint="leave it out with --precision fp32,fp16") from error
+            raise ExportError(
+                f"ONNX Runtime could not quantise the graph: {type(error).__name__}: {error}",
+                hint="leave it out with --precision fp32,fp16",
+            ) from error
         graph.save(graph.load(path), target)
 
 

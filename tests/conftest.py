@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +20,17 @@ GOOD = ("good", "warm", "funny", "engaging", "a delight", "moving", "beautiful",
 BAD = ("bad", "dull", "tedious", "a mess", "cold", "lifeless", "ugly", "dreadful")
 FILLING = ("the film", "this story", "its cast", "and", "but", "of course", "with", "every scene", "is", "was", "again", "café")
 
-TOKENIZERS = {"bert": "wordpiece", "distilbert": "wordpiece", "electra": "wordpiece", "roberta": "bpe", "mpnet": "bpe",
-              "modernbert": "bpe", "albert": "unigram", "deberta-v2": "unigram", "xlm-roberta": "unigram"}
+TOKENIZERS = {
+    "bert": "wordpiece",
+    "distilbert": "wordpiece",
+    "electra": "wordpiece",
+    "roberta": "bpe",
+    "mpnet": "bpe",
+    "modernbert": "bpe",
+    "albert": "unigram",
+    "deberta-v2": "unigram",
+    "xlm-roberta": "unigram",
+}
 ARCHITECTURES = tuple(TOKENIZERS)
 LABELS = ("negative", "positive")
 
@@ -48,36 +58,45 @@ def write_tsv(path: Path, rows: list[tuple[str, str]], header: str = "text\tlabe
     return path
 
 
+def _vocabulary(kind: str, specials: list[str]) -> tuple[Any, Any]:
+    """Model and pre-tokenizer of a tokenizer that knows the reviews' words; spelled out, as training one is not repeatable."""
+    from tokenizers import models, pre_tokenizers
+
+    words = sorted({word for phrase in (*GOOD, *BAD, *FILLING) for word in phrase.split()})
+    letters = sorted(set("".join(words)) | set(",.abcdefghijklmnopqrstuvwxyz0123456789"))
+    if kind == "wordpiece":
+        known = [*specials, *letters, *(f"##{letter}" for letter in letters), *(word for word in words if len(word) > 1)]
+        pieces = {piece: index for index, piece in enumerate(known)}
+        return models.WordPiece(pieces, unk_token=specials[1]), pre_tokenizers.BertPreTokenizer()
+    if kind == "unigram":
+        scores = [(piece, 0.0) for piece in specials] + [(letter, -9.0) for letter in ("▁", *letters)]
+        return models.Unigram([*scores, *((f"▁{word}", -3.0) for word in words)], unk_id=1), pre_tokenizers.Metaspace()
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    spelled = [split.pre_tokenize_str(f" {word}")[0][0] for word in words]  # as bytes are written in such a vocabulary
+    merges = list(dict.fromkeys((word[:end], word[end]) for word in spelled for end in range(1, len(word))))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    known = list(dict.fromkeys([*specials, *alphabet, *(head + tail for head, tail in merges)]))
+    return models.BPE({piece: index for index, piece in enumerate(known)}, merges), split
+
+
 def _tokenizer(kind: str) -> Any:
-    """A tokenizer of the given family, trained on the made-up reviews."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A tokenizer of the given family (wordpiece, bpe, unigram) that takes 64 tokens."""
+    from tokenizers import Tokenizer, decoders, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    texts = [text for text, _ in review_rows(400, seed=1)]
+    bert = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    roberta = {"cls": "<s>", "unk": "<unk>", "pad": "<pad>", "sep": "</s>", "mask": "<mask>"}  # padding is not always 0
+    special = bert if kind == "wordpiece" else roberta
+    model, split = _vocabulary(kind, list(special.values()))
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = split
     if kind == "wordpiece":
-        special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-        tokenizer = Tokenizer(models.WordPiece(unk_token=special["unk"]))
         tokenizer.normalizer = normalizers.BertNormalizer()
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer: Any = trainers.WordPieceTrainer(vocab_size=200, special_tokens=list(special.values()))
-    else:
-        special = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
-        if kind == "bpe":
-            tokenizer = Tokenizer(models.BPE())
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
-            trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=list(special.values()),
-                                          initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-        else:
-            tokenizer = Tokenizer(models.Unigram())
-            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-            tokenizer.decoder = decoders.Metaspace()
-            trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=list(special.values()), unk_token=special["unk"],
-                                              show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.decoder = {"wordpiece": decoders.WordPiece, "bpe": decoders.ByteLevel, "unigram": decoders.Metaspace}[kind]()
     cls, sep = special["cls"], special["sep"]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
         special_tokens=[(cls, tokenizer.token_to_id(cls)), (sep, tokenizer.token_to_id(sep))],
     )
     names = {f"{role}_token": token for role, token in special.items()}
@@ -88,21 +107,43 @@ def _config(architecture: str, tokenizer: Any) -> Any:
     from transformers import AutoConfig
 
     common = {
-        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 2,
-        "id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)},
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "num_labels": 2,
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {label: index for index, label in enumerate(LABELS)},
     }
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-             "max_position_embeddings": 80}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 80,
+    }
     own: dict[str, Any] = {
         "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 80},
         "albert": sizes | {"embedding_size": 16},
         "electra": sizes | {"embedding_size": 16},
-        "deberta-v2": sizes | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
-                               "type_vocab_size": 0, "norm_rel_ebd": "layer_norm", "share_att_key": True,
-                               "position_biased_input": False},
-        "modernbert": sizes | {"global_attn_every_n_layers": 2, "local_attention": 8, "reference_compile": False,
-                               "cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id,
-                               "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id},
+        "deberta-v2": sizes
+        | {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 16,
+            "type_vocab_size": 0,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "position_biased_input": False,
+        },
+        "modernbert": sizes
+        | {
+            "global_attn_every_n_layers": 2,
+            "local_attention": 8,
+            "reference_compile": False,
+            "cls_token_id": tokenizer.cls_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+            "bos_token_id": tokenizer.cls_token_id,
+            "eos_token_id": tokenizer.sep_token_id,
+        },
     }.get(architecture, sizes)
     return AutoConfig.for_model(architecture, **common, **own)
 
@@ -165,6 +206,15 @@ def review_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 labelled reviews, one of them empty, as tsv: columns text, label (negative, positive)."""
     rows = review_rows(299, seed=2)
     return write_tsv(tmp_path_factory.mktemp("rows") / "reviews.tsv", [("", "negative"), *rows])
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file can grow beyond 20 kB, which is what a library sees of a disk that is full: a failing write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

@@ -45,24 +45,31 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
     assert found.digest() == load(tmp_path / "a.parquet", columns).digest()
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.csv", "sentence,label\nfine,1\n", r"no column 'text'; line 2 has sentence, label: .*'fine'"),
-    ("a.csv", "text,label\nfine,1\nworse\n", r"line 3: 1 fields where the header has 2: \['worse'\]"),
-    ("a.csv", 'text,label\n"fine,1\n', r"cannot read .*a\.csv: "),
-    ("a.tsv", "text\tlabel\nfine\tx\nworse\t\n", r"line 3: column 'label' is empty: .*'worse'"),
-    ("a.tsv", "text\tlabel\n", r"holds no rows"),
-    ("a.tsv", "", r"holds no rows"),
-    ("a.tsv", b"text\tlabel\nfa\xe7ade\t1\n", r"is not UTF-8: .* at byte 13"),
-    ("a.jsonl", '{"text": "a", "label": 0}\n{"text": 5, "label": 1}\n', r"line 2: column 'text' holds int, not text"),
-    ("a.jsonl", '{"text": "a", "label": 0}\n{"text": "b", "label": "x"}\n', r"line 2: label 'x' is text and those before it are a"),
-    ("a.jsonl", '{"text": "\\ud83d", "label": 0}\n', r"line 1: column 'text' holds half of a surrogate pair"),
-    ("a.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: column 'label' holds float, not a name or a whole number"),
-    ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: column 'label' is empty"),
-    ("a.jsonl", '{"text": "a"\n', r"line 1 is not JSON: "),
-    ("a.jsonl", "[1]\n", r"line 1 is no JSON object: \[1\]"),
-    ("a.parquet", "no parquet", r"cannot read .*a\.parquet: "),
-    ("a.xlsx", "", r"must be in a \.csv, \.tsv, \.jsonl, \.parquet file"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "sentence,label\nfine,1\n", r"no column 'text'; line 2 has sentence, label: .*'fine'"),
+        ("a.csv", "text,label\nfine,1\nworse\n", r"line 3: 1 fields where the header has 2: \['worse'\]"),
+        ("a.csv", 'text,label\n"fine,1\n', r"cannot read .*a\.csv: "),
+        ("a.tsv", "text\tlabel\nfine\tx\nworse\t\n", r"line 3: column 'label' is empty: .*'worse'"),
+        ("a.tsv", "text\tlabel\n", r"holds no rows"),
+        ("a.tsv", "", r"holds no rows"),
+        ("a.tsv", b"text\tlabel\nfa\xe7ade\t1\n", r"is not UTF-8: .* at byte 13"),
+        ("a.jsonl", '{"text": "a", "label": 0}\n{"text": 5, "label": 1}\n', r"line 2: column 'text' holds int, not text"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 0}\n{"text": "b", "label": "x"}\n',
+            r"line 2: label 'x' is text and those before it are a",
+        ),
+        ("a.jsonl", '{"text": "\\ud83d", "label": 0}\n', r"line 1: column 'text' holds half of a surrogate pair"),
+        ("a.jsonl", '{"text": "a", "label": 0.5}\n', r"line 1: column 'label' holds float, not a name or a whole number"),
+        ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: column 'label' is empty"),
+        ("a.jsonl", '{"text": "a"\n', r"line 1 is not JSON: "),
+        ("a.jsonl", "[1]\n", r"line 1 is no JSON object: \[1\]"),
+        ("a.parquet", "no parquet", r"cannot read .*a\.parquet: "),
+        ("a.xlsx", "", r"must be in a \.csv, \.tsv, \.jsonl, \.parquet file"),
+    ],
+)
 def test_bad_files_are_refused_with_the_row(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(write(tmp_path / name, content))
@@ -92,9 +99,15 @@ def test_labels_become_positions() -> None:
     assert data.encode_labels(rows_of(2, 1), ("1", "2"), positions=True).labels == (1, 0), "names go before positions"
 
 
-@pytest.mark.parametrize(("label", "names", "positions"), [
-    ("c", ("a", "b"), True), (1, ("a", "b"), False), (2, ("a", "b"), True), (-1, ("0", "1"), False),
-])
+@pytest.mark.parametrize(
+    ("label", "names", "positions"),
+    [
+        ("c", ("a", "b"), True),
+        (1, ("a", "b"), False),
+        (2, ("a", "b"), True),
+        (-1, ("0", "1"), False),
+    ],
+)
 def test_unknown_label_is_refused_with_the_row(label: str | int, names: tuple[str, ...], positions: bool) -> None:
     with pytest.raises(DataError, match=rf"row 1: unknown label {label!r}, known are {names[0]}, {names[1]}: \('text 0',\)"):
         data.encode_labels(rows_of(label), names, positions=positions)
@@ -173,8 +186,10 @@ def ratings(count: int) -> bytes:
 def test_quickstart_splits_are_fixed_and_disjoint(tmp_path: Path) -> None:
     (tmp_path / "reviews").mkdir()
     write(tmp_path / "reviews" / "movieReviewSnippets_GroundTruth.txt", ratings(2500))
-    splits = {split: sources.load_rows("quickstart:reviews", Columns(), split=split, cache=tmp_path)
-              for split in ("train", "validation", "test")}
+    splits = {
+        split: sources.load_rows("quickstart:reviews", Columns(), split=split, cache=tmp_path)
+        for split in ("train", "validation", "test")
+    }
     texts = [text for rows in splits.values() for text in rows.texts[0]]
     assert len(texts) == len(set(texts)) == 2500, "no text twice, none with rating 0"
     assert [len(rows) for rows in splits.values()] == [500, 1000, 1000]

@@ -18,8 +18,20 @@ from serving.artifact import is_current, read_manifest
 
 from .conftest import review_rows, write_tsv
 
-TRAINING = ("--epochs", "4", "--batch-size", "16", "--learning-rate", "1e-2", "--max-length", "32", "--device", "cpu",
-            "--name", "tiny")
+TRAINING = (
+    "--epochs",
+    "6",
+    "--batch-size",
+    "16",
+    "--learning-rate",
+    "5e-3",
+    "--max-length",
+    "32",
+    "--device",
+    "cpu",
+    "--name",
+    "tiny",
+)
 
 
 @pytest.fixture
@@ -37,8 +49,10 @@ def command(checkpoint: Path, *more: str) -> list[str]:
 
 def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own; its last line of output says whether torch was imported."""
-    code = ("import sys; from export.cli import main; rc = main(sys.argv[1:]); "
-            "print('torch' in sys.modules, file=sys.stderr); sys.exit(rc)")
+    code = (
+        "import sys; from export.cli import main; rc = main(sys.argv[1:]); "
+        "print('torch' in sys.modules, file=sys.stderr); sys.exit(rc)"
+    )
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -48,14 +62,18 @@ def test_whole_run(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixt
     folder = data / "artifacts" / "tiny" / "checkpoint"
     manifest = read_manifest(folder, "checkpoint")
     assert json.loads(output.out)["figures"] == manifest["figures"]
-    assert "step 60 of 60" in output.err
+    assert "step 90 of 90" in output.err
 
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"] == {"0": "negative", "1": "positive"}
     assert config["label2id"] == {"negative": 0, "positive": 1}
     assert {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", EVALUATION} <= set(manifest["files"])
     assert (manifest["task"], manifest["max_length"], manifest["pair"], manifest["labels"]) == (
-        "text-classification", 32, False, ["negative", "positive"])
+        "text-classification",
+        32,
+        False,
+        ["negative", "positive"],
+    )
     assert not (data / "artifacts" / "tiny" / ".training").exists()
 
     figures = manifest["figures"]
@@ -81,8 +99,9 @@ def accuracy_of(folder: Path) -> float:
     return sum(answer["label"] == names[label] for answer, label in zip(answers, rows.labels, strict=True)) / len(rows)
 
 
-def test_interrupted_run_resumes_from_its_last_epoch(data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch,
-                                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_run_resumes_from_its_last_epoch(
+    data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from export import training
 
     said = training.PlainProgress.on_evaluate
@@ -123,8 +142,22 @@ def test_epochs_of_another_run_are_not_resumed(data: Path, base_checkpoint: Path
 
 
 def test_early_stopping_and_held_out_rows(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["finetune", "--checkpoint", str(base_checkpoint), "--train", "train.tsv", *TRAINING,
-                 "--epochs", "9", "--learning-rate", "1e-12", "--early-stopping", "2", "--max-train-rows", "32"]
+    arguments = [
+        "finetune",
+        "--checkpoint",
+        str(base_checkpoint),
+        "--train",
+        "train.tsv",
+        *TRAINING,
+        "--epochs",
+        "9",
+        "--learning-rate",
+        "1e-12",
+        "--early-stopping",
+        "2",
+        "--max-train-rows",
+        "32",
+    ]
     assert cli.main(arguments) == 0
     manifest = read_manifest(data / "artifacts" / "tiny" / "checkpoint", "checkpoint")
     held_out = manifest["figures"]["rows"]["validation"]
@@ -148,16 +181,20 @@ def test_pairs_and_numbered_labels(data: Path, base_checkpoint: Path) -> None:
     assert read_evaluation(folder).texts[1][0] == "the film is good"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (("--text-column", "nope"), "no column 'nope'"),
-    (("--train", "absent.tsv"), "no file absent.tsv"),
-    (("--test", "other.tsv"), "row 2: unknown label 'neutral', known are negative, positive: ('fine',)"),
-    (("--test", "numbers.tsv"), "one has names, the other whole numbers"),
-    (("--train", "one.tsv"), "one label only, 'negative'"),
-    (("--checkpoint", "."), "it has no config.json"),
-])
-def test_bad_input_is_told_before_torch_is_imported(data: Path, base_checkpoint: Path, change: tuple[str, str],
-                                                    message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--text-column", "nope"), "no column 'nope'"),
+        (("--train", "absent.tsv"), "no file absent.tsv"),
+        (("--test", "other.tsv"), "row 2: unknown label 'neutral', known are negative, positive: ('fine',)"),
+        (("--test", "numbers.tsv"), "one has names, the other whole numbers"),
+        (("--train", "one.tsv"), "one label only, 'negative'"),
+        (("--checkpoint", "."), "it has no config.json"),
+    ],
+)
+def test_bad_input_is_told_before_torch_is_imported(
+    data: Path, base_checkpoint: Path, change: tuple[str, str], message: str
+) -> None:
     write_tsv(data / "other.tsv", [("good", "positive"), ("fine", "neutral")])
     write_tsv(data / "numbers.tsv", [("good", "1")])
     write_tsv(data / "one.tsv", [("bad", "negative")])
@@ -170,8 +207,17 @@ def test_bad_input_is_told_before_torch_is_imported(data: Path, base_checkpoint:
     assert not (data / "artifacts" / "tiny").exists()
 
 
-def test_too_long_rows_and_missing_fast_tokenizer_are_refused(data: Path, base_checkpoint: Path, tmp_path: Path,
-                                                              capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk_is_one_line_and_leaves_nothing(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(base_checkpoint)) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: cannot write an epoch into ")
+    assert not (data / "artifacts" / "tiny" / "checkpoint").exists()
+
+
+def test_too_long_rows_and_missing_fast_tokenizer_are_refused(
+    data: Path, base_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(command(base_checkpoint, "--max-length", "65")) == 1
     assert "at most 64 tokens, not 65" in capsys.readouterr().err
     bare = tmp_path / "bare"

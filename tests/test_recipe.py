@@ -53,15 +53,18 @@ def test_precision_takes_commas_and_repetition(given: dict[str, Any]) -> None:
     assert given["precision"] == (("fp16", "int8"), ("fp32",))
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("[export]\nepochs = 3\n", "[export]: no option is called epochs"),
-    ("[exports]\n", "no command is called exports"),
-    ("name = \n", "recipe"),
-    ("[export]\nopset = 12\n", "12"),
-    ('[export]\nprecision = "fp8"\n', "'fp8' is not one of fp32, fp16, int8"),
-    ('name = "../up"\n', "'../up'"),
-    ('task = "juggling"\n', "'juggling' is not one of"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[export]\nepochs = 3\n", "[export]: no option is called epochs"),
+        ("[exports]\n", "no command is called exports"),
+        ("name = \n", "recipe"),
+        ("[export]\nopset = 12\n", "12"),
+        ('[export]\nprecision = "fp8"\n', "'fp8' is not one of fp32, fp16, int8"),
+        ('name = "../up"\n', "'../up'"),
+        ('task = "juggling"\n', "'juggling' is not one of"),
+    ],
+)
 def test_bad_recipes_are_wrong_usage(tmp_path: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "--recipe", recipe(tmp_path, content)]) == 2
     assert message in capsys.readouterr().err
@@ -92,7 +95,9 @@ def test_builtin_recipes_are_complete(name: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("command", ["finetune", "export"])
 def test_help_imports_nothing_heavy(command: str) -> None:
-    code = (f"import sys; from export.cli import main; assert main(['{command}', '--help']) == 0; "
-            "print(sorted({'torch', 'transformers', 'datasets', 'onnx', 'numpy', 'pyarrow'} & set(sys.modules)), file=sys.stderr)")
+    code = (
+        f"import sys; from export.cli import main; assert main(['{command}', '--help']) == 0; "
+        "print(sorted({'torch', 'transformers', 'datasets', 'onnx', 'numpy', 'pyarrow'} & set(sys.modules)), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"

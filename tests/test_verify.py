@@ -24,7 +24,7 @@ def logits_for(predicted: np.ndarray, margin: float = 2.0) -> verify.Logits:
 
 def flipped(labels: np.ndarray, start: int, count: int) -> np.ndarray:
     other = labels.copy()
-    other[start:start + count] ^= 1
+    other[start : start + count] ^= 1
     return other
 
 
@@ -78,9 +78,17 @@ def test_noise_does_not_fail_the_metric_gate_and_a_real_drop_does() -> None:
     assert gates("int8", flipped(LABELS, 0, 30), verify.Limits(max_metric_drop=3))["metric_drop"].passed
 
 
-@pytest.mark.parametrize(("precision", "disagreeing", "passed"), [
-    ("fp32", 0, True), ("fp32", 1, False), ("fp16", 8, True), ("fp16", 15, False), ("int8", 35, True), ("int8", 50, False),
-])
+@pytest.mark.parametrize(
+    ("precision", "disagreeing", "passed"),
+    [
+        ("fp32", 0, True),
+        ("fp32", 1, False),
+        ("fp16", 8, True),
+        ("fp16", 15, False),
+        ("int8", 35, True),
+        ("int8", 50, False),
+    ],
+)
 def test_agreement_gates_by_precision(precision: str, disagreeing: int, passed: bool) -> None:
     gate = gates(precision, flipped(LABELS, 0, disagreeing))["label_agreement"]
     assert gate.value == pytest.approx(1 - disagreeing / 1000)
@@ -119,7 +127,14 @@ def test_record_is_what_the_bundle_promises() -> None:
     assert (record["file"], record["verdict"]) == ("int8/model.onnx", "failed")
     assert {gate["name"]: gate["passed"] for gate in record["gates"]} == {"metric_drop": False, "label_agreement": False}
     assert set(record["figures"]) == {
-        "accuracy", "f1", "metric_drop", "label_agreement", "ties", "max_logit_difference", "mean_logit_difference"}
+        "accuracy",
+        "f1",
+        "metric_drop",
+        "label_agreement",
+        "ties",
+        "max_logit_difference",
+        "mean_logit_difference",
+    }
 
 
 def test_overflow_gate_names_the_tensors() -> None:
