@@ -7,7 +7,6 @@ inputs with ``batch_input``, ``intra_op_thread_count``, ``inter_op_thread_count`
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,6 @@ LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-MODEL_NICENESS = 10
-"""The model fills every core of a CPU machine; the short steps before and after it must not wait for a whole time slice of it."""
 PARAMETERS = {"intra_op_thread_count", "inter_op_thread_count"}
 
 
@@ -45,8 +42,6 @@ class TritonPythonModel:
         unknown = set(parameters) - PARAMETERS
         if unknown:
             raise pb_utils.TritonModelException(f"this onnxruntime backend does not know {', '.join(sorted(unknown))}")
-        if args["model_instance_kind"] != "GPU":
-            os.nice(MODEL_NICENESS)
         folder = Path(args["model_repository"]) / args["model_version"]
         self._session = ort.InferenceSession(
             str(folder / (config.get("default_model_filename") or "model.onnx")),
