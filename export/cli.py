@@ -64,7 +64,9 @@ def _debug_option() -> click.Option:
     return click.Option(["--debug"], is_flag=True, expose_value=False, callback=remember, help="Show the traceback of an error.")
 
 
-@click.group(cls=PipelineGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
+@click.group(
+    cls=PipelineGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
+)
 @click.version_option(package_name="tritonize")
 @click.pass_context
 def tritonize(ctx: click.Context) -> None:

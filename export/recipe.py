@@ -16,7 +16,11 @@ SHARED = {"name", "task", "artifacts", "bundle", "repository", "precision", "dev
 def recipe_option() -> click.Option:
     """``--recipe``: eager, so that it sets the defaults before any other option is read."""
     return click.Option(
-        ["--recipe"], metavar="NAME|FILE", is_eager=True, expose_value=False, callback=_apply,
+        ["--recipe"],
+        metavar="NAME|FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=_apply,
         help=f"Read options from a TOML recipe: a file, or one of those that come along ({', '.join(builtin_recipes())}).",
     )
 
