@@ -55,8 +55,8 @@ def package_command(*, name: str, bundle: Path | None, as_json: bool, **options:
     if as_json:
         click.echo(json.dumps(manifest, ensure_ascii=False))
         return
-    for reason in manifest["reasons"].values():
-        click.echo(f"  {reason}", err=True)
+    for option, reason in manifest["reasons"].items():
+        click.echo(f"  {option} {reason}", err=True)
     state = "is up to date" if packaged.unchanged else "is packaged"
     shape = f"{manifest['instances']} instance(s) of {manifest['threads']} thread(s)"
     kind = f"{manifest['precision']} on {manifest['device']}, batching {manifest['batching']}"
@@ -201,7 +201,7 @@ def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
     pair = pipe.takes_pairs
 
     def rows() -> Iterator[Any]:
-        for line in texts or map(str.strip, sys.stdin):
+        for line in texts or (line.rstrip("\n") for line in sys.stdin):
             try:
                 yield json.loads(line) if pair else line
             except json.JSONDecodeError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serving.bundle import Bundle, Variant
-from serving.errors import TritonizeError
 from serving.machine import cores, resolve_device
 
 
@@ -39,17 +38,15 @@ def make_plan(
 
     Raises:
         ArtifactError: the bundle does not hold the precision asked for.
-        TritonizeError: more threads in all than cores would only slow each other down.
     """
     reasons: dict[str, str] = {}
     chosen_device = resolve_device(device)
     variant = _choose_variant(bundle, chosen_device, reasons) if precision == "auto" else bundle.variant(precision)
     chosen_batching = _choose_batching(variant, chosen_device, reasons) if batching == "auto" else batching
     chosen_instances, chosen_threads = _choose_instances(chosen_device, chosen_batching, instances, threads, reasons)
-    if chosen_device == "cpu" and chosen_instances * chosen_threads > max(cores(), chosen_instances):
-        raise TritonizeError(
-            f"{chosen_instances} instances of {chosen_threads} threads want more than the {cores()} cores there are",
-            hint="lower --instances or --threads",
+    if chosen_device == "cpu" and chosen_instances * chosen_threads > cores():
+        reasons["threads"] = (
+            f"{chosen_instances} × {chosen_threads}: more than the {cores()} cores of this machine; right only for a larger one"
         )
     return Plan(
         precision=variant.precision,
