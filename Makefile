@@ -61,7 +61,7 @@ benchmark: setup ## speed and quality of what is served, against PyTorch
 test: setup .venv/ready-dev ## the whole test suite
 	@.venv/bin/python -m pytest $(PYTEST)
 
-lint: .venv/ready-dev ## ruff and mypy
+lint: setup .venv/ready-dev ## ruff and mypy
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy

@@ -30,6 +30,8 @@ RESTRICTED = ("model-repository", "logging", "trace", "shared-memory")
 """Triton APIs that change the server or map its memory; nobody holds the key to them unless they read it off the command line."""
 DRAIN_SECONDS = 30
 """How long requests in flight may take to finish once the server is asked to stop."""
+STANDSTILL_SECONDS = 5
+"""How long nothing may have moved before what looks like a request in flight is taken for one that was given up."""
 EXIT_SECONDS = 5
 """How long Triton may then take to unload; it would wait longer only for clients that keep idle connections open."""
 TRACE = "tritonize_"
@@ -171,17 +173,19 @@ class TritonServer:
         """Wait until no request is between the steps of an ensemble, at most :data:`DRAIN_SECONDS`.
 
         Triton itself does not: told to stop, it lets each model finish what it holds, and refuses the next step of the same
-        request.
+        request. Requests that clients gave up on are never counted as finished, so a standstill ends the wait too.
         """
-        deadline, before = time.monotonic() + DRAIN_SECONDS, None
+        deadline = time.monotonic() + DRAIN_SECONDS
+        before, changed = None, time.monotonic()
         while time.monotonic() < deadline:
             try:
                 traffic = read_traffic(self.options.base_url, self.probes)
             except OSError:
                 return  # it does not answer any more: nothing is left to wait for
-            if traffic == before and traffic.in_flight == 0:
+            if traffic != before:
+                before, changed = traffic, time.monotonic()
+            elif traffic.in_flight == 0 or time.monotonic() - changed > STANDSTILL_SECONDS:
                 return
-            before = traffic
             time.sleep(POLL_SECONDS)
 
     def _forward(self) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import random
 import resource
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# a run in the background of a shell script inherits that Ctrl-C is ignored; the tests press it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # before any library reads them: nothing is downloaded, and nobody's own cache is written
 _HOME = tempfile.TemporaryDirectory(prefix="tritonize-tests-")
