@@ -122,6 +122,11 @@ def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def weights_size(folder: Path) -> int:
+    """Bytes of the safetensors files of a checkpoint."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def weights_sha256(folder: Path) -> str:
     """One digest over the safetensors files of a checkpoint: the file's own where there is one file."""
     sums = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}

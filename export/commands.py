@@ -156,7 +156,7 @@ def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **give
 def _table(manifest: dict[str, Any]) -> list[str]:
     """The variants and the original, one a line, and why any was left out."""
     metric = manifest["main_metric"]
-    original = {"label_agreement": 1.0, "max_logit_difference": 0.0, "bytes": 0} | manifest["original"]
+    original = {"label_agreement": 1.0, "max_logit_difference": 0.0} | manifest["original"]
     variants = {precision: record["figures"] for precision, record in manifest["precisions"].items()}
     lines = [f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}"]
     for title, figures in {"PyTorch": original, **variants}.items():

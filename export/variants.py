@@ -80,6 +80,7 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     original = {
         **verify.task_metrics(source.task, logits, rows.labels),
         "rows": len(rows),
+        "bytes": checkpoints.weights_size(source.folder),
         "checkpoint": {"name": source.name, "sha256": checkpoints.weights_sha256(source.folder)},
     }
     _measure_speed(run, original, verdicts, workshop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -37,6 +38,8 @@ EXIT_SECONDS = 5
 TRACE = "tritonize_"
 """Begins the name of everything temporary; the keeper's process id follows, so that what a killed one left is recognised."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend puts its regions
+REQUESTS_KEPT = 64
+"""So many gRPC requests in flight find their message buffers allocated; Triton keeps 8 unless told otherwise."""
 STUB = "triton_python_backend_stub"
 NO_GPU_NOISE = (
     "CudaDriverHelper",
@@ -49,6 +52,8 @@ NO_GPU_NOISE = (
 """What the server reports as errors on every machine without a GPU."""
 LINK_NOISE = "which fails to convert to integral number"
 """What it says of ``current`` and ``generations`` (see ``serving.repository``)."""
+PREFIX = re.compile(r"^E\d+ [\d:.]+ \d+ \S+\] ")
+"""Time, thread and source line in front of an error in its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +144,7 @@ class TritonServer:
                 code = self._process.returncode
                 raise ServerError(
                     f"tritonserver ended with code {code} before it was ready: {self._last_error()}",
-                    hint="its log is above; tritonize doctor checks the set-up",
+                    hint="its log says more; tritonize doctor checks the set-up",
                 )
             if time.monotonic() > deadline:
                 raise ServerError(
@@ -199,8 +204,9 @@ class TritonServer:
             self._log(line)
 
     def _last_error(self) -> str:
-        errors = [line for line in self._tail if line.startswith(("E", "error:"))]
-        return errors[-1] if errors else "it said nothing about why"
+        said = [PREFIX.sub("", line) for line in self._tail if line.startswith(("E", "error:"))]
+        causes = [line for line in said if "failed to load '" in line]  # first the cause, then what follows from it
+        return causes[0] if causes else said[-1] if said else "it said nothing about why"
 
     def _terminate(self) -> None:
         if self._process.poll() is None:
@@ -237,6 +243,7 @@ def server_command(install: Install, options: ServeOptions, backends: Path | Non
         f"--metrics-port={options.metrics_port}",
         f"--http-restricted-api={','.join(RESTRICTED)}:{key}",
         f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{key}",
+        f"--grpc-infer-allocation-pool-size={REQUESTS_KEPT}",
         "--log-info=false",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
     ]

@@ -85,7 +85,7 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
             restarts = 0 if time.monotonic() - since > HEALTHY_SECONDS else restarts
             restarts += 1
             if restarts > RESTARTS:
-                raise ServerError(f"{failure}; restarted {RESTARTS} times already", hint="its log is above")
+                raise ServerError(f"{failure}; restarted {RESTARTS} times already", hint="its log says why")
             log(f"tritonize: {failure}; restarting ({restarts} of {RESTARTS})")
 
 
@@ -113,8 +113,8 @@ def start_detached(options: ServeOptions) -> Path:
             ended, _ = os.waitpid(keeper, os.WNOHANG)
             if ended:
                 last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                log_path.unlink()
-                raise ServerError(last[-1].removeprefix("error: ") if last else "the server ended without a word")
+                reason = last[-1].removeprefix("error: ") if last else "the server ended without a word"
+                raise ServerError(reason, hint=f"its log is {log_path}")
             running = find_running(options.http_port)
             if running is not None and running.pid == keeper and running.ready:
                 return log_path

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from export.data import EVALUATION, Columns, read_evaluation
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import ArtifactError, GateError
+from serving.install import STAND_IN
 from serving.runtime.tokenization import TextEncoder
 
 from .conftest import ARCHITECTURES, review_rows, write_tsv
@@ -33,6 +36,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWar
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.25}
 """Largest logit difference from PyTorch, as a share of the largest logit."""
 
+
+UNEVEN = {"albert", "deberta-v2", "xlm-roberta"}
+"""Their vocabularies are of a size that leaves tensors with lengths that are no multiple of 64 bytes."""
 
 LENIENT = {"min_agreement": 0.9, "max_metric_drop": 5.0}
 """A random model's answers are closer calls than a trained one's."""
@@ -95,6 +101,37 @@ def test_padded_batches_equal_pytorch(
         logits = graph.session(variant.path).run(["logits"], feed)[0]
         assert logits.dtype == np.float32
         assert np.abs(logits - original).max() <= TOLERANCE[precision] * max(1.0, np.abs(original).max()), precision
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_mapped_by_several_instances_change_no_answer(
+    architecture: str, exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the embedded server does where a model has several instances on a CPU, for graphs of every kind."""
+    import onnxruntime as ort
+
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("there only inside a server"))
+    shutil.copy(STAND_IN, tmp_path / "stand_in.py")
+    spec = spec_from_file_location("stand_in", tmp_path / "stand_in.py")
+    assert spec is not None and spec.loader is not None
+    stand_in = module_from_spec(spec)
+    spec.loader.exec_module(stand_in)
+    bundle = load_bundle(exported(architecture))
+    for precision, variant in bundle.variants.items():
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        alone = ort.InferenceSession(str(variant.path), options)
+        mapped = stand_in._with_mapped_weights(variant.path, precision, options)
+        if mapped is None:
+            assert architecture in UNEVEN
+            continue
+        assert (mapped.parent / "weights").stat().st_size > 0
+        assert stand_in._with_mapped_weights(Path("never read again"), precision, ort.SessionOptions()) == mapped
+        plain = ort.SessionOptions()
+        plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        encoder = bundle.encoder([node.name for node in alone.get_inputs()])
+        feed = encoder.arrays(encoder.encode(["good", "the film is never dull and the story is a delight"]))
+        np.testing.assert_array_equal(ort.InferenceSession(str(mapped), plain).run(None, feed)[0], alone.run(None, feed)[0])
 
 
 def test_bundle_holds_what_it_promises(exported: Callable[[str], Path], review_file: Path) -> None:

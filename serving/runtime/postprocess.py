@@ -24,17 +24,17 @@ class TritonPythonModel:
         parts = [pb_utils.get_input_tensor_by_name(request, self._task.logits).as_numpy() for request in requests]
         logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
         answers = self._task.answers(logits)
-        finite = np.isfinite(logits).reshape(len(logits), -1).all(axis=1)
         responses, start = [], 0
         for part in parts:
-            end = start + len(part)
-            if finite[start:end].all():
-                tensors = [pb_utils.Tensor(name, array[start:end]) for name, array in answers.items()]
+            rows = slice(start, start + len(part))
+            start += len(part)
+            if np.isfinite(part).all():
+                tensors = [pb_utils.Tensor(name, array[rows]) for name, array in answers.items()]
                 responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
             else:
-                error = pb_utils.TritonError(
-                    "the model gave values that are not finite for this input", pb_utils.TritonError.INTERNAL
-                )
-                responses.append(pb_utils.InferenceResponse(error=error))
-            start = end
+                responses.append(pb_utils.InferenceResponse(error=_not_finite()))
         return responses
+
+
+def _not_finite() -> Any:
+    return pb_utils.TritonError("the model gave values that are not finite for this input", pb_utils.TritonError.INTERNAL)

@@ -112,6 +112,24 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path) -> None:
     assert f"127.0.0.1:{options.http_port}/v2/models/one/infer" in curl
 
 
+def test_instances_of_a_model_share_their_weights(repository: Path, bundle: Path) -> None:
+    package(PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu", instances=3))
+    options = serve_options(repository)
+    process = serve(options)
+    try:
+        wait_ready(options, process)
+        mapped = [
+            {(maps.path, maps.rss > 0) for maps in stub.memory_maps() if maps.path.endswith("/one_model-1/weights")}
+            for stub in stubs(process.pid)
+            if any("one_model" in part for part in stub.cmdline())
+        ]
+    finally:
+        end(process)
+        package(PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu"))
+    assert len(mapped) == 3
+    assert mapped[0] and mapped == [mapped[0]] * 3
+
+
 def test_the_printed_curl_line_works(repository: Path) -> None:
     options = serve_options(repository)
     start_detached(options)
@@ -210,7 +228,7 @@ def test_a_model_that_cannot_load_ends_with_the_reason(repository: Path, tmp_pat
     (copy / "one_model" / "1" / "model.onnx").write_bytes(b"no graph")
     code, _, err = end_after_exit(serve(serve_options(copy)))
     assert code == 1
-    assert "before it was ready" in err.splitlines()[-1]
+    assert "before it was ready: failed to load 'one_model'" in err.splitlines()[-1]
 
 
 def test_an_empty_repository(tmp_path: Path) -> None:

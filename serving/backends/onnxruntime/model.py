@@ -4,15 +4,21 @@ Triton looks for ``libtriton_onnxruntime.so`` first and for this file second, so
 and runs on either. Reads the same ``config.pbtxt`` fields as the C++ backend (its README, "Model Config Options"): ragged
 inputs with ``batch_input``, ``intra_op_thread_count``, ``inter_op_thread_count``, ``optimization.graph.level`` and the
 ``cuda`` provider's options. What it does not know it refuses.
+
+Instances are processes here, not threads as there. So that they need not stream a copy of the weights each through the cache
+they have in common, those of one model map a single file of them.
 """
 
+import fcntl
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
+CPU = "CPUExecutionProvider"
 LEVELS = {
     None: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -42,12 +48,17 @@ class TritonPythonModel:
         unknown = set(parameters) - PARAMETERS
         if unknown:
             raise pb_utils.TritonModelException(f"this onnxruntime backend does not know {', '.join(sorted(unknown))}")
-        folder = Path(args["model_repository"]) / args["model_version"]
-        self._session = ort.InferenceSession(
-            str(folder / (config.get("default_model_filename") or "model.onnx")),
-            _session_options(config, parameters),
-            providers=_providers(config, args),
-        )
+        path = Path(args["model_repository"]) / args["model_version"] / (config.get("default_model_filename") or "model.onnx")
+        options, providers = _session_options(config, parameters), _providers(config, args)
+        if providers == [CPU] and sum(group["count"] for group in config["instance_group"]) > 1:
+            name = f"{args['model_name']}-{args['model_version']}"
+            mapped = _with_mapped_weights(path, name, _session_options(config, parameters))
+            if mapped is None:
+                pb_utils.Logger.log_warn(f"{name}: tensors of uneven length, so every instance holds a copy of the weights")
+            else:
+                path = mapped
+                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised already
+        self._session = ort.InferenceSession(str(path), options, providers=providers)
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self._batch_inputs = [_batch_input(entry) for entry in config.get("batch_input", [])]
@@ -89,6 +100,39 @@ def _response(names, arrays):
     )
 
 
+def _with_mapped_weights(path, name, options):
+    """Path of the same graph, optimised, with its weights in a file beside it, laid out as this machine's operators want them.
+
+    ONNX Runtime maps such a file instead of copying it (see "session.save_external_prepacked_constant_initializers" in its
+    session options). The first instance writes it, beside this file, where ``serve`` keeps what its server needs for as long as
+    that runs; the others wait for it. None where the file cannot be used.
+    """
+    folder = Path(__file__).parent / name
+    folder.mkdir(exist_ok=True)
+    target = folder / "model.onnx"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            written = folder / "written.onnx"
+            options.optimized_model_filepath = str(written)
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+            options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+            ort.InferenceSession(str(path), options, providers=[CPU])
+            written.rename(target)
+    return target if _is_aligned(target) else None
+
+
+def _is_aligned(path):
+    """Whether all external data of a graph begins at a multiple of 64 bytes.
+
+    ONNX Runtime 1.31 writes one tensor right behind the other, whatever their lengths, but its matrix products load what was
+    laid out for them with instructions that fault elsewhere.
+    """
+    offsets = re.finditer(rb"\n\x06offset\x12.(\d+)j|\|(\d+);\d+;\d+", path.read_bytes(), re.DOTALL)
+    return all(int(offset[1] or offset[2]) % 64 == 0 for offset in offsets)
+
+
 def _session_options(config, parameters):
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -101,7 +145,7 @@ def _session_options(config, parameters):
 
 def _providers(config, args):
     if args["model_instance_kind"] != "GPU":
-        return ["CPUExecutionProvider"]
+        return [CPU]
     ort.preload_dlls()
     options = {"device_id": args["model_instance_device_id"]}
     for accelerator in config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", []):
@@ -112,7 +156,7 @@ def _providers(config, args):
         raise pb_utils.TritonModelException(
             "the configuration asks for a GPU, and this onnxruntime has no CUDA provider: install onnxruntime-gpu"
         )
-    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", options), CPU]
 
 
 def _batch_input(entry):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -65,14 +66,14 @@ class TextClassification(Task):
 
     def answers(self, logits: npt.NDArray[np.float32]) -> Arrays:
         scores = _APPLY[self.function_to_apply](logits)
-        best = scores.argmax(axis=-1)[:, None]
+        best = scores.argmax(axis=-1)
         return {
-            "LABEL": self._label_bytes[best],
-            "SCORE": np.take_along_axis(scores, best, axis=-1),
+            "LABEL": self._label_bytes[best][:, None],
+            "SCORE": scores.max(axis=-1, keepdims=True),
             "SCORES": scores,
         }
 
-    @property
+    @cached_property
     def _label_bytes(self) -> npt.NDArray[np.object_]:
         return np.array([label.encode() for label in self.labels], dtype=np.object_)
 
@@ -113,8 +114,9 @@ class TextClassification(Task):
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return cast("npt.NDArray[np.float32]", exponents / exponents.sum(axis=-1, keepdims=True))
+    scores: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
