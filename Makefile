@@ -3,17 +3,21 @@
 
 PYTHON     ?= python3
 RECIPE     ?= quickstart
-NAME       ?= $(shell sed -n 's/^name *= *"\(.*\)"/\1/p' $(firstword $(wildcard $(RECIPE) export/recipes/$(RECIPE).toml)))
+NAME       ?= $(shell sed -n 's/^name *= *"\([^"]*\)".*/\1/p' $(firstword $(wildcard $(RECIPE) export/recipes/$(RECIPE).toml)))
 ARTIFACTS  ?= artifacts
 REPOSITORY ?= model_repository
 TEXT       ?= A warm, funny and thoroughly engaging film.
 
-MACHINE    := $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
+MACHINE    := $(if $(or $(wildcard /proc/driver/nvidia/version),$(and $(shell command -v nvidia-smi),$(wildcard /dev/nvidia0))),gpu,cpu)
 PLATFORM   := $(if $(filter cpu gpu,$(DEVICE)),$(DEVICE),$(MACHINE))
 TRITONIZE  := .venv/bin/tritonize
 PIP        := -m pip --disable-pip-version-check install --quiet
 RUNTIME_cpu := onnxruntime
 RUNTIME_gpu := onnxruntime-gpu[cuda,cudnn]
+
+# Both flavours of onnxruntime are one Python package: the one of another device goes before this one's comes.
+drop_other = for other in $(filter-out $(2),cpu gpu); do if [ "$(2)" != dev ] && [ -e $(1)/ready-$$other ]; then \
+  rm $(1)/ready-$$other; $(1)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes onnxruntime onnxruntime-gpu; fi; done
 
 # A variable becomes an option only where it is set, so that recipes and defaults keep their say.
 flag = $(if $($(2)),--$(1) "$($(2))")
@@ -52,11 +56,12 @@ serve: package ## Triton in the foreground, until Ctrl-C
 stop: setup ## end a server started with `tritonize serve --detach`
 	@$(TRITONIZE) stop $(call flag,http-port,HTTP_PORT)
 
+predict: override export TEXT := $(value TEXT)
 predict: setup ## ask the running server: make predict TEXT="…"
-	@$(TRITONIZE) predict "$(NAME)" "$(TEXT)" $(if $(GRPC_PORT),--url "127.0.0.1:$(GRPC_PORT)")
+	@printf '%s\n' "$$TEXT" | $(TRITONIZE) predict "$(NAME)" $(if $(GRPC_PORT),--url "127.0.0.1:$(GRPC_PORT)")
 
 benchmark: setup ## speed and quality of what is served, against PyTorch
-	@$(TRITONIZE) benchmark "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(PORTS)
+	@$(TRITONIZE) benchmark "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(call flag,device,DEVICE) $(PORTS)
 
 test: setup .venv/ready-dev ## the whole test suite
 	@.venv/bin/python -m pytest $(PYTEST)
@@ -66,21 +71,23 @@ lint: setup .venv/ready-dev ## ruff and mypy
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-check: lint ## lint and every test, the slow ones too
-	@$(MAKE) test PYTEST='-m "slow or not slow" $(PYTEST)'
+check: lint test ## lint and every test
 
-clean: ## remove what the stages made; the environments stay
+clean: ## remove what the stages made; environments and other people's models stay
 	@rm -rf "$(ARTIFACTS)" benchmarks/reports .mypy_cache .ruff_cache .pytest_cache
-	@find "$(REPOSITORY)" -mindepth 1 ! -name README.md -delete
+	@for home in "$(REPOSITORY)"/*_model; do if [ -L "$$home/current" ]; then \
+	  name="$${home%_model}"; rm -rf "$$home" "$$name" "$${name}_preprocess" "$${name}_postprocess"; fi; done
 
 .venv/ready-%: pyproject.toml .constraints/toolchain.txt
 	@echo "setting up .venv (torch, transformers, onnxruntime; about 2 GB on a CPU machine, a few minutes)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@$(call drop_other,.venv,$*)
 	@.venv/bin/python $(PIP) --constraint .constraints/toolchain.txt --editable '.[$*]'
 	@touch $@
 
 .triton/ready-%: .constraints/triton.txt
 	@echo "setting up .triton (tritonserver and its Python; about 0.5 GB on a CPU machine)"
 	@test -x .triton/bin/python || $(PYTHON) -m venv .triton
+	@$(call drop_other,.triton,$*)
 	@.triton/bin/python $(PIP) --constraint .constraints/triton.txt nvidia-pytriton 'tritonclient[grpc,http]' tokenizers '$(RUNTIME_$*)'
 	@touch $@

@@ -45,6 +45,17 @@ def parse_gate(expression: str) -> ast.Compare:
     return body
 
 
+def figures_in(expression: str) -> list[str]:
+    """Names of the figures that a gate compares.
+
+    Raises:
+        DataError: it is not a gate.
+    """
+    nodes = [node for node in ast.walk(parse_gate(expression)) if isinstance(node, ast.Name | ast.Attribute)]
+    parts = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}  # the a and a.b of a.b.c
+    return [ast.unparse(node) for node in nodes if id(node) not in parts]
+
+
 def check_gate(expression: str, figures: Mapping[str, float]) -> Gate:
     """Evaluate a gate over figures by their dotted names.
 

@@ -38,6 +38,7 @@ class _Model:
 
     file: str
     sha256: str
+    device: str
     arrangements: dict[str, Arrangement] = field(default_factory=dict)
     answers: Answers = field(default_factory=list)
 
@@ -64,7 +65,7 @@ def measure(study: Study, say: Callable[[str], None]) -> Findings:
         results = run_workers(run.job, run.processes)
         first = results[0]
         key = run.job.backend, first["precision"] or bundle_precision(study.bundle, first["sha256"])
-        model = models.setdefault(key, _Model(file=Path(first["file"]).name, sha256=first["sha256"]))
+        model = models.setdefault(key, _Model(file=Path(first["file"]).name, sha256=first["sha256"], device=run.job.device))
         model.answers = first["answers"] or model.answers
         for index in range(len(run.job.batches)):
             spans = [as_spans(result["timings"][index]["spans"]) for result in results]
@@ -80,12 +81,12 @@ def measure(study: Study, say: Callable[[str], None]) -> Findings:
 
 
 def _plan(study: Study) -> Iterator[_Run]:
-    def run(backend: str, source: Path, *, labelled: bool, processes: int = 1, **options: Any) -> _Run:
+    def run(backend: str, source: Path, *, labelled: bool, processes: int = 1, device: str = study.device, **options: Any) -> _Run:
         job = Job(
             backend=backend,
             source=os.fspath(source),
             bundle=os.fspath(study.bundle.folder),
-            device=study.device,
+            device=device,
             duration=study.duration,
             rows=study.rows.timed,
             labelled=study.rows.labelled if labelled else [],
@@ -98,11 +99,12 @@ def _plan(study: Study) -> Iterator[_Run]:
     yield run("pipeline", study.checkpoint, batches=TORCH_BATCHES, labelled=True)
     for precision in study.precisions:
         file = study.bundle.variant(precision).path
-        if study.device == "gpu":
+        device = "cpu" if precision == "int8" else study.device  # CUDA has no kernels for dynamic int8
+        if device == "gpu":
             yield run("onnx", file, batches=TORCH_BATCHES, labelled=True, threads=1)
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
-            yield run("onnx", file, batches=[1], labelled=index == 0, threads=threads, processes=processes)
+            yield run("onnx", file, batches=[1], labelled=index == 0, device=device, threads=threads, processes=processes)
 
 
 def require_original(bundle: Bundle, checkpoint: Path) -> None:
@@ -111,9 +113,9 @@ def require_original(bundle: Bundle, checkpoint: Path) -> None:
     Raises:
         ArtifactError: it holds others.
     """
-    weights = weights_file(checkpoint)
-    exported = bundle.manifest["inputs"]["files"].get(weights.name)
-    if exported != sha256(weights):
+    weights_file(checkpoint)  # there are some
+    exported = bundle.manifest["inputs"]["files"]
+    if any(exported.get(weights.name) != sha256(weights) for weights in checkpoint.glob("*.safetensors")):
         raise ArtifactError(
             f"{bundle.folder} was not exported from {checkpoint}: the weights differ",
             hint="name its original with --checkpoint, or export anew with: tritonize export",
@@ -156,7 +158,7 @@ def _judged(key: tuple[str, str], model: _Model, study: Study, original: Answers
     return InProcess(
         kind=key[0],
         precision=key[1],
-        device=study.device,
+        device=model.device,
         file=model.file,
         sha256=model.sha256,
         arrangements=model.arrangements,

@@ -69,7 +69,6 @@ class MemoryMeter:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.peak_rss_mib = 0.0
         self.pss_mib = 0.0
-        self.gpu_memory_mib: float | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -79,9 +78,7 @@ class MemoryMeter:
         self._done.set()
         self._thread.join()
         if error is None:
-            tree = process_tree(self._root)
-            self.pss_mib = sum(_field(process, "pss") for process in tree) / MIB
-            self.gpu_memory_mib = gpu_memory_mib(process.pid for process in tree)
+            self.pss_mib = sum(_field(process, "pss") for process in process_tree(self._root)) / MIB
 
     def _watch(self) -> None:
         while not self._done.wait(self.INTERVAL):

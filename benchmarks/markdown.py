@@ -55,7 +55,7 @@ def _served(served: Served) -> str:
     load = "not known" if served.load_seconds is None else f"{served.load_seconds:.1f} s"
     notes = (
         f"From start to first answers: {load}. Process tree under load: peak RSS {_number(served.peak_rss_mib)} MiB, "
-        f"PSS {_number(served.pss_mib)} MiB; GPU memory {_number(served.gpu_memory_mib)} MiB."
+        f"PSS {_number(served.pss_mib)} MiB. GPU memory in use there, by whomever: {_number(served.gpu_memory_mib)} MiB."
     )
     if served.package.get("batching") == "off":
         notes += "\n\nBatching is off: an executed batch above 1 was handed over together and run one by one."

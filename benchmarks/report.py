@@ -135,6 +135,7 @@ class Served:
         server: Triton's name and version.
         load_seconds: from starting the server to its first answers; None where it was not started by tritonize on this machine.
         peak_rss_mib, pss_mib: of the server's process tree under load (see ``MemoryMeter``); None where it cannot be seen.
+        gpu_memory_mib: in use on the server's GPUs, by whomever; None without one.
     """
 
     precision: str

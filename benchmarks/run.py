@@ -7,15 +7,16 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
-from benchmarks.gates import check_gate, find_regressions, parse_gate
+from benchmarks.gates import check_gate, figures_in, find_regressions, parse_gate
 from benchmarks.in_process import measure, require_original
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import environment
 from benchmarks.markdown import render
 from benchmarks.report import Report, read_figures, write_report
-from benchmarks.served import Endpoint, Server, Target, check_process, measure_served, read_package
+from benchmarks.served import Endpoint, Server, Target, check_process, measure_served, read_package, require_same_bundle
 from benchmarks.speed import Spans
 from benchmarks.study import Rows, Study
 from export.data import Columns, LabelledRows, encode_labels, read_evaluation, sample
@@ -89,15 +90,41 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
     study = _study(options)
     target = _target(options)
     with closing(target.server) if target else nullcontext():
+        _require_measured(options, study, target)
         report, samples = _measure(options, study, target, say)
     try:
         report = _checked(report, baseline, options)
+    except DataError as error:
+        raise DataError(error.message, hint=f"{error.hint}; the report is {options.output / 'report.md'}") from error
     finally:  # a gate that names no figure is an error, and no reason to lose what was measured
         with publish(options.output) as folder:
             write_report(folder, report, samples, render(report))
+    for name in sorted(set(baseline or {}) - set(report.figures())):
+        say(f"the baseline has {name}, this run has not: not compared")
     for regression in report.regressions:
         say(f"worse than the baseline: {regression}")
     return report
+
+
+def _require_measured(options: BenchmarkOptions, study: Study, target: Target | None) -> None:
+    """Tell now, rather than after minutes, that a gate names what will not be measured.
+
+    Raises:
+        DataError: with what will be.
+    """
+    half = "fp16" if study.device == "gpu" else "bf16"
+    measured = ["pytorch.fp32", f"pytorch.{half}", "pipeline.fp32", *(f"onnx.{precision}" for precision in study.precisions)]
+    if target is not None:
+        served = f"served.{target.package.precision}"
+        measured += [
+            f"{served}.{'' if protocol == 'grpc' else f'{protocol}.'}c{concurrency}"
+            for protocol, concurrency in product(study.protocols, study.concurrencies)
+        ]
+    for expression in options.gates:
+        for name in figures_in(expression):
+            own = target is not None and name.rpartition(".")[0] == served  # accuracy, memory and the like
+            if not own and not any(name.startswith(f"{way}.") for way in measured):
+                raise DataError(f"gate {expression!r}: {name} will not be measured", hint=f"these will: {', '.join(measured)}")
 
 
 def _checked(report: Report, baseline: dict[str, float] | None, options: BenchmarkOptions) -> Report:
@@ -171,6 +198,7 @@ def _target(options: BenchmarkOptions) -> Target | None:
         return None
     package = read_package(options.repository, options.name)
     load_generator = find_perf_analyzer(options.server_environment)
+    require_same_bundle(package, options.bundle)
     check_process(options.endpoint, package)
     return Target(server=Server(options.endpoint, options.name), package=package, load_generator=load_generator)
 

@@ -21,7 +21,7 @@ from benchmarks.report import Load, Served, Step
 from benchmarks.runners import ALL_SCORES, Answers, pipeline_inputs, row_texts
 from benchmarks.speed import Spans, closed_loop_speed
 from benchmarks.study import Study
-from serving.artifact import read_manifest, sha256
+from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ServerError
 from serving.runtime.tasks.base import Task
@@ -85,6 +85,16 @@ def read_package(repository: Path, name: str) -> Package:
     if found != packaged:
         raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_ANEW)
     return Package(name=name, repository=repository, precision=manifest["precision"], manifest=manifest, sha256=found)
+
+
+def require_same_bundle(package: Package, bundle: Path) -> None:
+    """Check that ``package`` was made from ``bundle`` as it is now.
+
+    Raises:
+        ArtifactError: it was made from another, so its answers would be held against another original.
+    """
+    if package.manifest["inputs"]["files"].get(MANIFEST) != sha256(bundle / MANIFEST):
+        raise ArtifactError(f"{package.repository / package.name} was not packaged from {bundle} as it is now", hint=_PACKAGE_ANEW)
 
 
 class Server:

@@ -52,13 +52,23 @@ def closed_loop_speed(spans: Spans) -> Speed:
 def workers_speed(workers: list[Spans], rows: list[int]) -> Speed:
     """Speed of workers side by side, each making calls one after another.
 
+    The rate is counted while all of them worked: whoever ends last has the machine to itself for a while.
+
     Args:
         workers: the spans of each.
         rows: how many rows each answered in them.
+
+    Raises:
+        ValueError: they never worked at the same time.
     """
-    seconds = [float(spans[-1, 1] - spans[0, 0]) / 1e9 for spans in workers]
-    throughput = sum(count / time for count, time in zip(rows, seconds, strict=True))
-    return _speed(workers, throughput=throughput, seconds=max(seconds))
+    start, end = max(spans[0, 0] for spans in workers), min(spans[-1, 1] for spans in workers)
+    if end <= start:
+        raise ValueError("workers that never worked at the same time have no common rate")
+    seconds = float(end - start) / 1e9
+    answered = sum(
+        count * float(((spans[:, 1] > start) & (spans[:, 1] <= end)).mean()) for spans, count in zip(workers, rows, strict=True)
+    )
+    return _speed(workers, throughput=answered / seconds, seconds=seconds)
 
 
 def _speed(workers: list[Spans], *, throughput: float, seconds: float) -> Speed:

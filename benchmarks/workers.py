@@ -79,7 +79,7 @@ def _rotated(rows: list[list[str]], index: int, processes: int) -> list[list[str
 def _started() -> Iterator[_Worker]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.runners"],
+            [sys.executable, "-P", "-m", "benchmarks.runners"],
             text=True,
             encoding="utf-8",
             stdin=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -84,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 done, 1 a stage failed or a gate did not hold, 2 wrong usage.
     """
     meta: dict[str, Any] = {}
+    if arguments is None:  # a program of its own: told to end, it tidies up as for Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with tritonize.make_context("tritonize", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
             meta = ctx.meta
@@ -94,7 +97,10 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: nothing half-written was left behind", err=True)
+        click.echo(
+            "interrupted: nothing half-written was left behind; the same command starts again, from the last whole epoch or row",
+            err=True,
+        )
         return 1
     except TritonizeError as error:
         if meta.get("tritonize.debug"):

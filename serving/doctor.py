@@ -47,7 +47,7 @@ def examine(options: ServeOptions) -> Iterator[Finding]:
         yield from _server(install)
     yield _attempt("ports", lambda: _ports(options))
     yield _disk(Path.cwd())
-    yield _shared_memory()
+    yield _attempt("shared memory", _shared_memory)
 
 
 def _attempt(check: str, run: Callable[[], str]) -> Finding:
@@ -55,6 +55,8 @@ def _attempt(check: str, run: Callable[[], str]) -> Finding:
         return Finding(check=check, ok=True, found=run())
     except TritonizeError as error:
         return Finding(check=check, ok=False, found=error.message, hint=error.hint)
+    except OSError as error:
+        return Finding(check=check, ok=False, found=str(error), hint="create the environments anew with: make setup")
 
 
 def _python() -> Finding:
@@ -155,12 +157,10 @@ def _disk(folder: Path) -> Finding:
     )
 
 
-def _shared_memory() -> Finding:
+def _shared_memory() -> str:
     free = shutil.disk_usage(SHARED_MEMORY).free / 2**20
     wanted = SHM_MIB * (2 + cores())
-    return Finding(
-        check="shared memory",
-        ok=free > wanted,
-        found=f"{free:.0f} MiB free",
-        hint=f"tensors pass between Triton's processes there, {wanted} MiB are wanted: docker run --shm-size=1g",
-    )
+    if free < wanted:
+        hint = f"tensors pass between Triton's processes there, {wanted} MiB are wanted: docker run --shm-size=1g"
+        raise TritonizeError(f"{free:.0f} MiB free", hint=hint)
+    return f"{free:.0f} MiB free"

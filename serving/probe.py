@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import urllib.error
 import urllib.request
@@ -13,6 +14,8 @@ from typing import Any
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError
 from serving.runtime.tasks import load_task
+
+PENDING = re.compile(r'^nv_inference_pending_request_count\{model="([^"]+)"[^}]*\} (\d+)', re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ def find_probes(repository: Path) -> list[Probe]:
     """
     probes = []
     for manifest_path in sorted(repository.glob(f"*/{MANIFEST}")):
+        if not (repository / f"{manifest_path.parent.name}_model" / "current").is_symlink():
+            continue  # somebody else's model, with a manifest of its own
         manifest = read_manifest(manifest_path.parent, "repository")
         task = load_task(manifest["task"], manifest["settings"])
         inputs = [{"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [text]} for name, text in task.example.items()]
@@ -68,25 +73,29 @@ class Traffic:
 
     Args:
         seen: requests that any step has finished so far.
-        in_flight: requests that have passed the first step of an ensemble and not the last.
+        in_flight: requests that wait for the first step of an ensemble, or have passed it and not the last.
     """
 
     seen: int
     in_flight: int
 
 
-def read_traffic(base_url: str, probes: list[Probe]) -> Traffic:
-    """Ask for the statistics of every step.
+def read_traffic(base_url: str, metrics_url: str, probes: list[Probe]) -> Traffic:
+    """Ask for the statistics of every step, and for what waits before the first.
 
     Raises:
         OSError: nobody answered.
     """
     with urllib.request.urlopen(f"{base_url}/v2/models/stats", timeout=5) as response:  # noqa: S310
         statistics = {entry["name"]: entry["inference_stats"] for entry in json.load(response)["model_stats"]}
+    with urllib.request.urlopen(metrics_url, timeout=5) as response:  # noqa: S310
+        pending = {name: int(count) for name, count in PENDING.findall(response.read().decode())}
     seen = in_flight = 0
     for probe in probes:
         first, *later = (statistics[f"{probe.ensemble}_{step}"] for step in ("preprocess", "model", "postprocess"))
         failed = sum(step["fail"]["count"] for step in later)
         seen += first["success"]["count"] + first["fail"]["count"]
-        in_flight += first["success"]["count"] - later[-1]["success"]["count"] - failed
+        in_flight += (
+            pending.get(f"{probe.ensemble}_preprocess", 0) + first["success"]["count"] - later[-1]["success"]["count"] - failed
+        )
     return Traffic(seen=seen, in_flight=in_flight)

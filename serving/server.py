@@ -27,6 +27,8 @@ from serving.machine import has_gpu
 from serving.probe import ask, find_probes, read_traffic
 
 POLL_SECONDS = 0.1
+PROBE_SECONDS = 15
+"""How long one probe may take before it is sent again; a request to stop is not heard while it lasts."""
 RESTRICTED = ("model-repository", "logging", "trace", "shared-memory")
 """Triton APIs that change the server or map its memory; nobody holds the key to them unless they read it off the command line."""
 DRAIN_SECONDS = 30
@@ -36,7 +38,8 @@ STANDSTILL_SECONDS = 5
 EXIT_SECONDS = 5
 """How long Triton may then take to unload; it would wait longer only for clients that keep idle connections open."""
 TRACE = "tritonize_"
-"""Begins the name of everything temporary; the keeper's process id follows, so that what a killed one left is recognised."""
+"""Begins the name of everything temporary. The keeper's process id and process namespace follow, so that what a killed one left
+is recognised, and what one in another container of this machine uses is let be."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend puts its regions
 REQUESTS_KEPT = 64
 """So many gRPC requests in flight find their message buffers allocated; Triton keeps 8 unless told otherwise."""
@@ -73,6 +76,11 @@ class ServeOptions:
         return f"http://{_local(self.host)}:{self.http_port}"
 
     @property
+    def metrics_url(self) -> str:
+        """Where Triton's metrics are, for a client on this machine."""
+        return f"http://{_local(self.host)}:{self.metrics_port}/metrics"
+
+    @property
     def grpc_url(self) -> str:
         """gRPC address for a client on this machine."""
         return f"{_local(self.host)}:{self.grpc_port}"
@@ -91,14 +99,15 @@ class TritonServer:
         self._install = find_install()
         self._log = log
         self._tail: deque[str] = deque(maxlen=40)
-        self._shm_prefix = f"{TRACE}{os.getpid()}_{secrets.token_hex(4)}_"
+        self._trace = f"{TRACE}{os.getpid()}_{_namespace()}_"
+        self._shm_prefix = f"{self._trace}{secrets.token_hex(4)}_"
         self._cleanup = contextlib.ExitStack()
         self._stubs: list[psutil.Process] = []
 
     def __enter__(self) -> TritonServer:
         check_ports(self.options)
         _sweep()
-        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix=f"{TRACE}{os.getpid()}_")))
+        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix=self._trace)))
         self._cleanup.callback(self._remove_shared_memory)
         try:
             command = server_command(self._install, self.options, prepare_backends(self._install, folder), self._shm_prefix)
@@ -151,7 +160,7 @@ class TritonServer:
                     f"tritonserver was not ready after {self.options.ready_timeout:.0f} s", hint="raise --ready-timeout"
                 )
             try:
-                ask(self.options.base_url, waiting[0], timeout=self.options.ready_timeout)
+                ask(self.options.base_url, waiting[0], timeout=PROBE_SECONDS)
                 waiting.pop(0)
             except RequestError as error:
                 if error.status != "UNAVAILABLE" and _is_ready(self.options.base_url):
@@ -184,7 +193,7 @@ class TritonServer:
         before, changed = None, time.monotonic()
         while time.monotonic() < deadline:
             try:
-                traffic = read_traffic(self.options.base_url, self.probes)
+                traffic = read_traffic(self.options.base_url, self.options.metrics_url, self.probes)
             except OSError:
                 return  # it does not answer any more: nothing is left to wait for
             if traffic != before:
@@ -204,7 +213,7 @@ class TritonServer:
             self._log(line)
 
     def _last_error(self) -> str:
-        said = [PREFIX.sub("", line) for line in self._tail if line.startswith(("E", "error:"))]
+        said = [PREFIX.sub("", line).split("\\n")[0].strip('"') for line in self._tail if line.startswith(("E", "error:"))]
         causes = [line for line in said if "failed to load '" in line]  # first the cause, then what follows from it
         return causes[0] if causes else said[-1] if said else "it said nothing about why"
 
@@ -271,17 +280,23 @@ def check_ports(options: ServeOptions) -> None:
             except OSError as error:
                 raise ServerError(
                     f"cannot listen on {options.host}:{port}: {error.strerror}",
-                    hint=f"choose another with {flag}, or end what listens there (tritonize stop)",
+                    hint=f"choose another with {flag}, or end what listens there (a server of yours: tritonize stop --http-port …)",
                 ) from error
 
 
 def _sweep() -> None:
     """Remove what keepers that were killed outright could not remove themselves."""
     for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-        for left in place.glob(f"{TRACE}*_*"):
+        for left in place.glob(f"{TRACE}*_{_namespace()}_*"):
             owner = left.name.removeprefix(TRACE).split("_")[0]
-            if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another server that starts just now sweeps too
+                if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _namespace() -> int:
+    """Tells the process ids of one container from those of another."""
+    return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def _local(host: str) -> str:

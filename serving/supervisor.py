@@ -69,10 +69,11 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
             with TritonServer(options, log=log) as server:
                 server.wait_until_ready(stopped)
                 since = time.monotonic()
-                if not announced and not stopped():
-                    on_ready(server)
-                    announced = True
-                record(ready=True, ready_seconds=since - begun)
+                if not stopped():
+                    record(ready=True, ready_seconds=since - begun)
+                    if not announced:
+                        on_ready(server)
+                        announced = True
                 failure = None
                 while failure is None and not stopped():
                     time.sleep(POLL_SECONDS)
@@ -98,12 +99,13 @@ def start_detached(options: ServeOptions) -> Path:
     Raises:
         ServerError: it ended before it was ready.
     """
+    _refuse_second(options.http_port)  # here already: the one that runs keeps its log
     log_path = state_folder() / f"{options.http_port}.log"
     payload = json.dumps(asdict(options) | {"repository": str(options.repository.absolute())})
-    output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     keeper = os.posix_spawn(  # not subprocess: its Popen objects insist on outliving the child
         sys.executable,
-        [sys.executable, "-m", "serving.supervisor", payload],
+        [sys.executable, "-P", "-m", "serving.supervisor", payload],
         os.environ,
         setsid=True,
         file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), output, (os.POSIX_SPAWN_DUP2, 1, 2)],
@@ -144,7 +146,7 @@ def stop(http_port: int) -> Running:
     if running is None:
         raise ServerError(f"no server of yours runs at HTTP port {http_port}", hint="name its port with --http-port")
     os.kill(running.pid, signal.SIGTERM)
-    deadline = time.monotonic() + DRAIN_SECONDS + 20
+    deadline = time.monotonic() + DRAIN_SECONDS + 30
     while running.is_alive():
         if time.monotonic() > deadline:
             raise ServerError(f"the server's keeper ({running.pid}) did not end", hint=f"end it with: kill -9 {running.pid}")
@@ -206,17 +208,23 @@ def _recorded(options: ServeOptions) -> Iterator[Callable[..., None]]:
         fresh.write_text(json.dumps(asdict(replace(running, ready=ready, ready_seconds=ready_seconds))), encoding="utf-8")
         fresh.rename(path)
 
-    other = find_running(options.http_port)
-    if other is not None:
-        raise ServerError(
-            f"a server of yours runs at HTTP port {options.http_port} already (process {other.pid}, {other.repository})",
-            hint="stop it with: tritonize stop, or choose another --http-port",
-        )
+    _refuse_second(options.http_port)
     record(ready=False)
     try:
         yield record
     finally:
-        _remove_state(options.http_port)
+        kept = find_running(options.http_port)
+        if kept is not None and kept.pid == os.getpid():  # not that of one that was started at the same moment, and won
+            _remove_state(options.http_port)
+
+
+def _refuse_second(http_port: int) -> None:
+    other = find_running(http_port)
+    if other is not None:
+        raise ServerError(
+            f"a server of yours runs at HTTP port {http_port} already (process {other.pid}, {other.repository})",
+            hint=f"stop it with: tritonize stop --http-port {http_port}, or choose another --http-port",
+        )
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gates import check_gate, find_regressions, parse_gate
+from benchmarks.gates import check_gate, figures_in, find_regressions, parse_gate
 from serving.errors import DataError
 
 FIGURES = {
@@ -121,3 +121,8 @@ def test_a_baseline_without_a_common_figure_is_an_error() -> None:
 def test_a_figure_that_was_zero_regresses_by_any_rise() -> None:
     (found,) = find_regressions({"a.p50_ms": 1.0}, {"a.p50_ms": 0.0}, allowed=0.1, metrics=METRICS)
     assert found.change == float("inf")
+
+
+def test_the_figures_a_gate_names() -> None:
+    expression = "served.int8.c16.throughput >= 2 * (pytorch.fp32.throughput - x) > -1"
+    assert sorted(figures_in(expression)) == ["pytorch.fp32.throughput", "served.int8.c16.throughput", "x"]

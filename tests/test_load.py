@@ -94,14 +94,16 @@ def test_closed_loop_speed_refuses_a_single_request() -> None:
         closed_loop_speed(as_spans([(0, 1)]))
 
 
-def test_speeds_of_workers_add_up() -> None:
-    """One answers 4 rows in 100 ms, the other 10 in 200 ms, two rows a call."""
+def test_speeds_of_workers_add_up_while_all_of_them_work() -> None:
+    """One answers 4 rows in 100 ms, the other 10 in 200 ms, of which 4 in the first 100; two rows a call."""
     one = as_spans([(0, 50 * MS), (50 * MS, 100 * MS)])
     other = as_spans([(start * MS, (start + 40) * MS) for start in range(0, 200, 40)])
     speed = workers_speed([one, other], [4, 10])
-    assert speed.throughput == pytest.approx(40 + 50)
+    assert speed.throughput == pytest.approx(40 + 40)
     assert speed.p50_ms == pytest.approx(40)
-    assert (speed.calls, speed.seconds) == (7, pytest.approx(0.2))
+    assert (speed.calls, speed.seconds) == (7, pytest.approx(0.1))
+    with pytest.raises(ValueError, match="never worked at the same time"):
+        workers_speed([one, as_spans([(200 * MS, 240 * MS)])], [4, 2])
 
 
 def test_percentiles_are_those_of_the_samples() -> None:

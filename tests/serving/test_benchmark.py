@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
-from benchmarks.served import Endpoint, Server, check_process, read_package
+from benchmarks.served import Endpoint, Server, check_process, read_package, require_same_bundle
 from benchmarks.speed import closed_loop_speed, workers_speed
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError, ServerError
@@ -191,6 +191,13 @@ def test_a_model_that_is_not_served_is_told(endpoint: Endpoint) -> None:
         Server(endpoint, "absent")
 
 
+def test_a_package_of_another_export_is_refused(server: conftest.Server) -> None:
+    package = read_package(server.options.repository, NAME)
+    require_same_bundle(package, server.bundles[NAME])
+    with pytest.raises(ArtifactError, match="was not packaged from"):
+        require_same_bundle(package, server.bundles["pairs"])
+
+
 def test_a_package_newer_than_the_server_is_not_what_it_serves(endpoint: Endpoint, server: conftest.Server) -> None:
     package = read_package(server.options.repository, NAME)
     process = check_process(endpoint, package)
@@ -218,3 +225,23 @@ def test_strange_texts_go_through_the_load_generator(endpoint: Endpoint, protoco
     rows = [[text] for text in conftest.STRANGE_TEXTS if "\0" not in text]  # perf_analyzer itself cuts a text at a zero byte
     spans = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
     assert closed_loop_speed(spans).throughput > 0
+
+
+@pytest.mark.parametrize(
+    ("figure", "way"),
+    [("nonsense.figure", "nonsense.figure"), ("served.fp32.c7.throughput", "served.fp32.c1"), ("onnx.fp16.p50_ms", "onnx.fp32")],
+)
+def test_a_gate_on_what_will_not_be_measured_is_told_at_once(
+    server: conftest.Server, tmp_path: Path, figure: str, way: str
+) -> None:
+    ports = {"http": server.options.http_port, "grpc": server.options.grpc_port, "metrics": server.options.metrics_port}
+    arguments = ["benchmark", NAME, "--bundle", str(server.bundles[NAME]), "--checkpoint", str(server.checkpoints[NAME])]
+    arguments += ["--repository", str(server.options.repository), "--concurrency", "1", "--precision", "fp32", "--device", "cpu"]
+    arguments += [part for name, port in ports.items() for part in (f"--{name}-port", str(port))]
+    command = [sys.executable, "-m", "export.cli", *arguments, "--output", str(tmp_path / "report"), "--gate", f"{figure} > 0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"{figure} will not be measured" in line
+    assert way in line
+    assert not (tmp_path / "report").exists()

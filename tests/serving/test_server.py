@@ -196,6 +196,28 @@ def test_good_requests_among_bad_ones_are_all_answered(server: Server, texts: li
         assert client.is_server_ready()
 
 
+def test_ids_that_the_model_has_not_do_not_harm_their_neighbours(server: Server) -> None:
+    """Sent past the ensemble, straight to the model: the only way to get such ids into a batch."""
+
+    def ids(value: int) -> list[grpcclient.InferInput]:
+        entry = grpcclient.InferInput("input_ids", [1, 4], "INT64")
+        entry.set_data_from_numpy(np.full((1, 4), value, np.int64))
+        return [entry]
+
+    with grpcclient.InferenceServerClient(server.url("grpc")) as client:
+        right = client.infer("ragged_model", ids(5)).as_numpy("logits")
+
+        def ask(index: int) -> None:
+            for _ in range(20):
+                if index % 4:
+                    np.testing.assert_allclose(client.infer("ragged_model", ids(5)).as_numpy("logits"), right, atol=1e-4)
+                else:
+                    with pytest.raises(InferenceServerException, match="could not run on this input"):
+                        client.infer("ragged_model", ids(999_999))
+
+        together(ask, 16)
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -20,7 +20,7 @@ import pytest
 from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ServerError, SetupError
 from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
-from serving.probe import ask, find_probes
+from serving.probe import ask, find_probes, read_traffic
 from serving.repository import PackageOptions, package
 from serving.server import SHARED_MEMORY, STUB, TRACE, ServeOptions
 from serving.supervisor import RESTARTS, find_running, start_detached, stop
@@ -170,9 +170,11 @@ def test_requests_in_flight_are_answered_before_it_stops(repository: Path) -> No
     rows = ["word " * 90] * 400
     with TritonPipeline("one", url=options.grpc_url, concurrency=400, retries=0) as pipe:
         pipe("first")
+        before = read_traffic(options.base_url, options.metrics_url, find_probes(repository)).seen
         asking = threading.Thread(target=lambda: answers.extend(pipe(rows)))
         asking.start()
-        time.sleep(0.1)
+        while read_traffic(options.base_url, options.metrics_url, find_probes(repository)).seen == before:
+            assert asking.is_alive()
         stop(options.http_port)
         asking.join(30)
     assert len(answers) == len(rows)
@@ -184,9 +186,11 @@ def test_detached_server_is_found_and_stopped(repository: Path) -> None:
     try:
         running = find_running(options.http_port)
         assert running is not None and running.ready and running.pid != os.getpid()
-        assert log.is_file()
+        with log.open("a") as file:
+            file.write("written by the first\n")
         with pytest.raises(ServerError, match="runs at HTTP port"):
             start_detached(options)
+        assert log.read_text().endswith("written by the first\n")
         ask(options.base_url, find_probes(repository)[0], timeout=5)  # the first one still serves
     finally:
         stop(options.http_port)
@@ -229,6 +233,14 @@ def test_a_model_that_cannot_load_ends_with_the_reason(repository: Path, tmp_pat
     code, _, err = end_after_exit(serve(serve_options(copy)))
     assert code == 1
     assert "before it was ready: failed to load 'one_model'" in err.splitlines()[-1]
+
+
+def test_other_peoples_models_are_let_be(repository: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model_repository"
+    subprocess.run(["cp", "-a", repository, copy], check=True)
+    (copy / "theirs").mkdir()
+    (copy / "theirs" / "manifest.json").write_text('{"kind": "something else"}')
+    assert [probe.ensemble for probe in find_probes(copy)] == ["one"]
 
 
 def test_an_empty_repository(tmp_path: Path) -> None:

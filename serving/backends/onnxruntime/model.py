@@ -59,6 +59,9 @@ class TritonPythonModel:
                 path = mapped
                 options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised already
         self._session = ort.InferenceSession(str(path), options, providers=providers)
+        wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        if wanted not in self._session.get_providers():  # onnxruntime goes on without it, on the CPU
+            raise pb_utils.TritonModelException(f"onnxruntime could not load {wanted}: the libraries it needs are not all there")
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self._batch_inputs = [_batch_input(entry) for entry in config.get("batch_input", [])]
@@ -76,9 +79,11 @@ class TritonPythonModel:
         try:
             outputs = self._session.run(self._outputs, self._ragged_feed(inputs) if self._batch_inputs else inputs[0])
         except Exception as error:  # onnxruntime's errors share no base of their own; none may reach a client as a traceback
+            if len(requests) > 1:  # one of them is bad: the others shall not pay for it
+                return [response for request in requests for response in self._run([request])]
             pb_utils.Logger.log_error(f"onnxruntime: {error}")
             refusal = pb_utils.TritonError("the model could not run on this input", pb_utils.TritonError.INTERNAL)
-            return [pb_utils.InferenceResponse(error=refusal) for _ in requests]
+            return [pb_utils.InferenceResponse(error=refusal)]
         if len(requests) == 1:
             return [_response(self._outputs, outputs)]
         ends = np.cumsum([len(tensors[self._inputs[0]]) for tensors in inputs])[:-1]
@@ -129,8 +134,9 @@ def _is_aligned(path):
     ONNX Runtime 1.31 writes one tensor right behind the other, whatever their lengths, but its matrix products load what was
     laid out for them with instructions that fault elsewhere.
     """
-    offsets = re.finditer(rb"\n\x06offset\x12.(\d+)j|\|(\d+);\d+;\d+", path.read_bytes(), re.DOTALL)
-    return all(int(offset[1] or offset[2]) % 64 == 0 for offset in offsets)
+    found = re.finditer(rb"\n\x06offset\x12.(\d+)j|\|(\d+);\d+;\d+", path.read_bytes(), re.DOTALL)
+    offsets = [int(match[1] or match[2]) for match in found]
+    return bool(offsets) and all(offset % 64 == 0 for offset in offsets)
 
 
 def _session_options(config, parameters):

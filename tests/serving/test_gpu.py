@@ -1,0 +1,71 @@
+"""On a machine with a GPU: fp16 on CUDA against PyTorch, exported, packaged and served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from export.bundle import ExportOptions, export
+from serving.artifact import read_manifest
+from serving.bundle import load_bundle
+from serving.client import TritonPipeline
+from serving.machine import has_gpu
+from serving.repository import PackageOptions, package
+from serving.supervisor import start_detached, stop
+
+from .conftest import DATA, serve_options
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.server,
+    pytest.mark.skipif(
+        not has_gpu() or "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+        reason="needs an NVIDIA GPU and onnxruntime-gpu",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def gpu_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ExportOptions(
+        name="tiny",
+        task="text-classification",
+        checkpoint=str(tiny_checkpoint),
+        test=str(DATA / "reviews.tsv"),
+        device="gpu",
+        precision=("fp32", "fp16"),
+        artifacts=tmp_path_factory.mktemp("artifacts"),
+    )
+    export(options)
+    return options.target
+
+
+def test_every_variant_holds_on_the_gpu(gpu_bundle: Path) -> None:
+    manifest = read_manifest(gpu_bundle, "bundle")
+    assert manifest["device"] == "gpu"
+    assert {name: record["verdict"] for name, record in manifest["precisions"].items()} == {"fp32": "passed", "fp16": "passed"}
+
+
+def test_half_precision_is_served_in_ragged_batches(
+    gpu_bundle: Path, tmp_path: Path, texts: list[str], expected: list[dict[str, Any]], pipeline: Callable[..., Any]
+) -> None:
+    repository = tmp_path / "model_repository"
+    package(PackageOptions(bundle=gpu_bundle, repository=repository, name="half"))
+    manifest = read_manifest(repository / "half", "repository")
+    assert (manifest["precision"], manifest["device"], manifest["batching"]) == ("fp16", "gpu", "ragged")
+    assert "fp16" in load_bundle(gpu_bundle).variants
+    options = serve_options(repository)
+    start_detached(options)
+    try:
+        with TritonPipeline("half", url=options.grpc_url, concurrency=64) as pipe:
+            answers = pipe(texts)
+    finally:
+        stop(options.http_port)
+    assert np.isfinite([answer["score"] for answer in answers]).all()
+    agreeing = [mine["label"] == theirs["label"] for mine, theirs in zip(answers, expected, strict=True)]
+    assert np.mean(agreeing) >= 0.995
