@@ -45,7 +45,7 @@ finetune: setup ## train on labelled rows, keep the best epoch
 	@$(TRITONIZE) finetune $(SHARED) --artifacts "$(ARTIFACTS)" $(call flag,checkpoint,CHECKPOINT) $(DATA) $(TRAINING) $(call flag,max-train-rows,MAX_TRAIN_ROWS)
 
 export: finetune ## ONNX fp32, fp16, int8, each verified on real rows
-	@$(TRITONIZE) export $(SHARED) --artifacts "$(ARTIFACTS)" $(call flag,task,TASK) $(call flag,seed,SEED) $(if $(filter-out auto,$(PRECISION)),--precision "$(PRECISION)")
+	@$(TRITONIZE) export $(SHARED) --artifacts "$(ARTIFACTS)" $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed,SEED) $(if $(filter-out auto,$(PRECISION)),--precision "$(PRECISION)")
 
 package: export ## the Triton model repository
 	@$(TRITONIZE) package $(SHARED) --bundle "$(ARTIFACTS)/$(NAME)/bundle" --repository "$(REPOSITORY)" $(PACKAGING)

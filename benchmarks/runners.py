@@ -101,8 +101,9 @@ class PyTorch:
         # On a GPU the weights themselves become half; on a CPU autocast keeps what bfloat16 cannot hold in fp32.
         weights = torch.float16 if job.half and job.device == "gpu" else torch.float32
         self._autocast = job.half and job.device == "cpu"
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(job.source)
-        model = getattr(transformers, bundle.task.auto_model).from_pretrained(job.source, dtype=weights)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(job.source, trust_remote_code=False)
+        auto = getattr(transformers, bundle.task.auto_model)
+        model = auto.from_pretrained(job.source, dtype=weights, use_safetensors=True, trust_remote_code=False)
         self._model = model.eval().to(self._device)
         _leave_out_unknown(self._tokenizer, model)
         self._dtype = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,12 @@ from serving.errors import ArtifactError, DataError, ExportError, GateError
 from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
+SHAPING = tuple(
+    Path(__file__).parent / f"{name}.py"
+    for name in ("checkpoint", "convert", "graph", "metric", "optimize", "original", "rows", "variants", "verify")
+)
+"""The modules that decide what a bundle holds: after an upgrade that changed one, a bundle is not up to date."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
@@ -28,11 +34,12 @@ class ExportOptions:
         task: as in ``serving.runtime.tasks.names()``.
         checkpoint: location as ``export.sources`` reads it; None: what ``finetune`` left under ``name``.
         test: labelled rows to verify on; None: those that ``finetune`` left in the checkpoint.
-        precision: variants asked for, of ``serving.bundle.PRECISIONS``; empty: all. fp32 is always made.
-        max_length: tokens kept of a row; None: as fine-tuned, else 128 or what the model takes if that is less.
+        precision: variants asked for, of ``serving.bundle.PRECISIONS``; empty: all. fp32 is always made, and what an up-to-date
+            bundle holds already is kept.
+        max_length: tokens kept of a row; None: as fine-tuned, else what the model takes (512 where it takes any number).
         max_metric_drop: points (hundredths) of the main metric that a variant may lose.
         min_agreement: share of labels that must equal the original's; None: 0.995 for fp16, 0.97 for int8. fp32: always 1.
-        verify_rows: at most so many rows are verified on, drawn at random.
+        verify_rows: at most so many rows are verified on, drawn at random; fewer than ``verify.MIN_ROWS`` prove little.
         opset: of the ONNX graphs.
         device: ``auto``, ``cpu`` or ``gpu``: where variants are verified.
         force: export even where the artifact is up to date.
@@ -99,8 +106,11 @@ def export(options: ExportOptions) -> dict[str, Any]:
     source = find_source(options)
     inputs = _inputs(options, source)
     if not options.force and is_current(options.target, "bundle", inputs):
-        click.echo(f"{options.target} is up to date", err=True)
-        return read_manifest(options.target, "bundle")
+        manifest = read_manifest(options.target, "bundle")
+        if set(options.precisions) <= set(manifest["precisions"]):
+            click.echo(f"{options.target} is up to date", err=True)
+            return manifest
+        options = replace(options, precision=(*options.precisions, *manifest["precisions"]))  # what is there stays there
 
     from export import variants
 
@@ -141,13 +151,7 @@ def find_source(options: ExportOptions) -> Source:
         DataError: there are no rows, or their labels are not the checkpoint's.
         ExportError: the task cannot be verified for this checkpoint.
     """
-    if options.checkpoint is None:
-        folder = options.artifacts / options.name / "checkpoint"
-        read_manifest(folder, "checkpoint")  # says how to make one
-        name = options.name
-    else:
-        folder = checkpoint_folder(options.checkpoint, options.artifacts / "quickstart")
-        name = Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint
+    name, folder = _located(options)
     config = checkpoints.read_config(folder)
     task_type = task_class(options.task)
     checkpoints.require_task(config, task_type, name)
@@ -173,6 +177,16 @@ def find_source(options: ExportOptions) -> Source:
     )
 
 
+def _located(options: ExportOptions) -> tuple[str, Path]:
+    """What to call the checkpoint, and its folder."""
+    if options.checkpoint is None:
+        folder = options.artifacts / options.name / "checkpoint"
+        read_manifest(folder, "checkpoint")  # says how to make one
+        return options.name, folder
+    folder = checkpoint_folder(options.checkpoint, options.artifacts / "quickstart")
+    return (Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint), folder
+
+
 def _rows(options: ExportOptions, folder: Path, labels: list[str], pair: bool) -> LabelledRows:
     if options.test is not None:
         found = load_rows(options.test, options.columns, split="test", cache=options.artifacts / "quickstart")
@@ -194,7 +208,6 @@ def _rows(options: ExportOptions, folder: Path, labels: list[str], pair: bool) -
 def _inputs(options: ExportOptions, source: Source) -> dict[str, Any]:
     record = {
         "task": source.task.settings(),
-        "precisions": options.precisions,
         "max_length": source.max_length,
         "max_metric_drop": options.max_metric_drop,
         "min_agreement": options.min_agreement,
@@ -204,4 +217,4 @@ def _inputs(options: ExportOptions, source: Source) -> dict[str, Any]:
         "seed": options.seed,
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
-    return inputs_record(record, checkpoint_files(source.folder))
+    return inputs_record(record, [*checkpoint_files(source.folder), *SHAPING])

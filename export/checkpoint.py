@@ -12,6 +12,9 @@ from serving.errors import ArtifactError
 from serving.runtime.tasks.base import Task
 
 DEFAULT_MAX_LENGTH = 128
+"""Tokens kept of a row in fine-tuning: short rows train fast, and what is served is cut alike."""
+UNKNOWN_LIMIT = 512
+"""Tokens kept of a row where neither the tokenizer nor the model says where it ends."""
 UNLIMITED = 10**6
 """Tokenizers without a limit say 10**30; anything from here on is none."""
 
@@ -57,7 +60,7 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         needed = "a tokenizer.json is needed"
-        raise ArtifactError(f"cannot load the tokenizer of {folder}: {_first_line(error)}", hint=needed) from error
+        raise ArtifactError(f"cannot load the tokenizer of {folder}: {first_line(error)}", hint=needed) from error
     if not tokenizer.is_fast:
         raise ArtifactError(f"the tokenizer of {folder} has no fast form, so it cannot be served: a tokenizer.json is needed")
     if tokenizer.pad_token_id is None:
@@ -83,23 +86,29 @@ def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
     try:
         return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"cannot load {folder} for {task.name}: {_first_line(error)}") from error
+        raise ArtifactError(f"cannot load {folder} for {task.name}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library's error says first; its type's name where it says nothing."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def chosen_max_length(wanted: int | None, tokenizer: Any, config: dict[str, Any]) -> int:
-    """Tokens kept of a row: ``wanted``, or 128 or what the model takes if that is less.
+def chosen_max_length(
+    wanted: int | None, tokenizer: Any, config: dict[str, Any], *, default: int | None = DEFAULT_MAX_LENGTH
+) -> int:
+    """Tokens kept of a row: ``wanted``; else ``default``, or what the model takes if that is less.
+
+    Args:
+        default: None: what the model takes, which is what ``transformers`` cuts at; 512 where it takes rows of any length.
 
     Raises:
         ArtifactError: more is wanted than the model takes.
     """
     limits = [limit for limit in (tokenizer.model_max_length, _positions(config)) if limit is not None and limit < UNLIMITED]
-    limit = min(limits, default=UNLIMITED)
     if wanted is None:
-        return min(DEFAULT_MAX_LENGTH, limit)
+        return min(limits, default=UNKNOWN_LIMIT) if default is None else min([default, *limits])
+    limit = min(limits, default=UNLIMITED)
     if wanted > limit:
         raise ArtifactError(f"the model takes at most {limit} tokens, not {wanted}", hint=f"give --max-length {limit} or less")
     return wanted
@@ -109,9 +118,10 @@ def _positions(config: dict[str, Any]) -> int | None:
     positions = config.get("max_position_embeddings")
     if positions is None or positions <= 0:
         return None
-    # these count positions from behind the padding token's id
+    # these count positions from behind the padding token's id, 1 where the config does not say
     shifted = config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
-    return int(positions) - (config.get("pad_token_id", 1) + 1 if shifted else 0)
+    padding = config.get("pad_token_id")
+    return int(positions) - ((1 if padding is None else int(padding)) + 1 if shifted else 0)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:

@@ -66,14 +66,13 @@ _columns = _options(
     click.option("--text-column", default="text", help="Column of the text."),
     click.option("--text-pair-column", default=None, help="Column of the second text, for pairs."),
     click.option("--label-column", default="label", help="Column of the label: a name or a whole number."),
-    click.option(
-        "--max-length",
-        type=click.IntRange(min=4),
-        default=None,
-        show_default="128, or the model's limit",
-        help="Tokens kept of a row.",
-    ),
 )
+
+
+def _max_length(default: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--max-length", type=click.IntRange(min=4), default=None, show_default=default, help="Tokens kept of a row."
+    )
 
 
 def _take_columns(given: dict[str, Any]) -> Columns:
@@ -89,6 +88,7 @@ def _take_columns(given: dict[str, Any]) -> Columns:
 @click.option("--validation", default=None, show_default="a tenth of --train", help="Rows to choose the best epoch by.")
 @click.option("--test", default=None, help="Rows that no choice depends on; export measures on them.")
 @_columns
+@_max_length("128, or the model's limit if that is less")
 @click.option("--max-train-rows", type=click.IntRange(min=2), default=None, show_default="all", help="Draw so many training rows.")
 @click.option("--epochs", type=click.IntRange(min=1), default=3, help="At most.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, help="Rows a step.")
@@ -119,6 +119,7 @@ def finetune_command(as_json: bool, **given: Any) -> None:
 @click.option("--checkpoint", default=None, show_default="artifacts/NAME/checkpoint", help="Folder, or name on the Hub.")
 @click.option("--test", default=None, show_default="those that finetune kept", help="Labelled rows to verify on, as for finetune.")
 @_columns
+@_max_length("as fine-tuned, else the model's limit")
 @click.option(
     "--precision",
     type=Precisions(),
@@ -135,12 +136,16 @@ def finetune_command(as_json: bool, **given: Any) -> None:
     show_default="fp16 0.995, int8 0.97",
     help="Share of labels that must equal the original's (fp32: always all).",
 )
-@click.option("--verify-rows", type=click.IntRange(min=1), default=1000, help="Verify on at most so many rows.")
+@click.option("--verify-rows", type=click.IntRange(min=1), default=1000, help="Verify on at most so many rows, 64 or more.")
 @click.option("--opset", type=click.IntRange(17, 18), default=18, help="ONNX operator set.")
 def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **given: Any) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
     from export.bundle import ExportOptions, export, require_passed
+    from export.verify import MIN_ROWS
 
+    if given["verify_rows"] < MIN_ROWS:
+        wanted = f"{given['verify_rows']} is too few, at least {MIN_ROWS} are needed: fewer prove little"
+        raise click.BadParameter(wanted, param_hint="--verify-rows")
     asked = tuple(dict.fromkeys(one for several in precision for one in several))
     options = ExportOptions(columns=_take_columns(given), precision=asked, **given)
     manifest = export(options)
@@ -153,6 +158,16 @@ def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **give
     click.echo(f"bundle: {options.target}", err=True)
 
 
+def _speed_devices(variants: dict[str, dict[str, Any]]) -> str:
+    """Where the speeds were measured: those of unlike devices, side by side, invite a comparison that says nothing."""
+    on_gpu = [precision for precision, figures in variants.items() if figures["speed_device"] == "gpu"]
+    others = [precision for precision in variants if precision not in on_gpu]
+    if not on_gpu:
+        return "one thread"
+    on_cpu = f"; {', '.join(others)} on one thread of a CPU: not to be compared" if others else ""
+    return f"PyTorch, {', '.join(on_gpu)} on the GPU{on_cpu}"
+
+
 def _table(manifest: dict[str, Any]) -> list[str]:
     """The variants and the original, one a line, and why any was left out."""
     metric = manifest["main_metric"]
@@ -160,11 +175,14 @@ def _table(manifest: dict[str, Any]) -> list[str]:
     variants = {precision: record["figures"] for precision, record in manifest["precisions"].items()}
     lines = [f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}"]
     for title, figures in {"PyTorch": original, **variants}.items():
+        difference = figures["max_logit_difference"]
         lines.append(
-            f"{title:8} {figures[metric]:9.4f} {figures['label_agreement']:10.2%} {figures['max_logit_difference']:9.2g} "
+            f"{title:8} {figures[metric]:9.4f} {figures['label_agreement']:10.2%} "
+            f"{'none' if difference is None else format(difference, '.2g'):>9} "
             f"{figures['bytes'] / 1e6:7.1f} {figures['latency_ms']:7.2f} {figures['throughput']['1']:7.0f}"
         )
-    lines.append(f"on {original['rows']} rows; speed of the model alone, one row at a time, one thread")
+    lines.append(f"on {original['rows']} rows; speed of the model alone, one row at a time, {_speed_devices(variants)}")
+    lines += [f"warning: {warning}" for warning in manifest["warnings"]]
     lines += [
         f"{precision} is left out: {gate['message']}"
         for precision, record in manifest["precisions"].items()

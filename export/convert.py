@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from export import graph
+from export.checkpoint import first_line
 from serving.errors import ExportError
 from serving.runtime.tasks.base import Task
 
@@ -60,8 +61,7 @@ def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> 
     except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the model
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise ExportError(f"Optimum could not export {checkpoint}: {type(error).__name__}: {first}") from error
+        raise ExportError(f"Optimum could not export {checkpoint}: {type(error).__name__}: {first_line(error)}") from error
     path = folder / "model.onnx"
     _require_free_axes(path)
     return path

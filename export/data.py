@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from serving.errors import DataError
+from serving.records import Record, checked_text, read_file, shown
 
 EVALUATION = "evaluation.parquet"
 """Held-out rows that travel with a checkpoint and a bundle: columns ``text`` [, ``text_pair``] (string) and ``label`` (int64)."""
 
 Texts = tuple[tuple[str, ...], ...]
 """One sequence of strings per text column (one, or two for pairs), all of the same length."""
-
-Record = tuple[str, Mapping[str, Any]]
-"""Where a row stands (``line 12``), and its values by column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,79 +98,6 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """Rows of a csv (quoted as usual), tsv (no quoting: split on tabs), jsonl or parquet file.
-
-    Raises:
-        DataError: the file is absent, of another format, damaged, or not UTF-8.
-    """
-    readers = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: rows must be in a {', '.join(readers)} file")
-    try:
-        yield from readers[path.suffix](path)
-    except FileNotFoundError:
-        raise DataError(f"no file {path}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint="save it as UTF-8") from error
-    except (OSError, csv.Error, ValueError) as error:
-        raise DataError(f"cannot read {path}: {str(error) or type(error).__name__}") from error
-
-
-def _read_csv(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # the library's 128 KiB is less than a long document
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        header = next(reader, [])
-        for values in reader:
-            if values:
-                yield _record(path, header, values, f"line {reader.line_num}")
-
-
-def _read_tsv(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        header = file.readline().rstrip("\r\n").split("\t")
-        for number, line in enumerate(file, start=2):
-            if stripped := line.rstrip("\r\n"):
-                yield _record(path, header, stripped.split("\t"), f"line {number}")
-
-
-def _record(path: Path, header: list[str], values: list[str], where: str) -> Record:
-    if len(values) != len(header):
-        raise DataError(f"{path}, {where}: {len(values)} fields where the header has {len(header)}: {_shown(values)}")
-    return where, dict(zip(header, values, strict=True))
-
-
-def _read_jsonl(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number} is not JSON: {error}: {_shown(line)}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number} is no JSON object: {_shown(row)}")
-            yield f"line {number}", row
-
-
-def _read_parquet(path: Path) -> Iterator[Record]:
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        number = 0
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:200] + "…"
-
-
 def checked_rows(location: str, records: Iterable[Record], columns: Columns) -> Rows:
     """Take the columns out of ``records`` and check every row. Labels written as digits throughout become whole numbers.
 
@@ -185,11 +109,11 @@ def checked_rows(location: str, records: Iterable[Record], columns: Columns) -> 
     labels: list[str | int] = []
     for where, row in records:
         for column, name in zip(texts, columns.texts, strict=True):
-            column.append(_checked_text(_value(location, where, row, name), name, f"{location}, {where}", row))
+            column.append(checked_text(_value(location, where, row, name), name, f"{location}, {where}", row))
         label = _checked_label(_value(location, where, row, columns.label), columns.label, f"{location}, {where}", row)
         if labels and type(label) is not type(labels[0]):
             kinds = f"{_kind(label)} and those before it are {_kind(labels[0])}"
-            raise DataError(f"{location}, {where}: label {label!r} is {kinds}: {_shown(dict(row))}")
+            raise DataError(f"{location}, {where}: label {label!r} is {kinds}: {shown(dict(row))}")
         labels.append(label)
     if not labels:
         raise DataError(f"{location} holds no rows")
@@ -205,18 +129,10 @@ def _kind(label: str | int) -> str:
 def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
         raise DataError(
-            f"{location} has no column {column!r}; {where} has {', '.join(map(str, row))}: {_shown(dict(row))}",
+            f"{location} has no column {column!r}; {where} has {', '.join(map(str, row))}: {shown(dict(row))}",
             hint="name the columns with --text-column, --text-pair-column and --label-column",
         )
     return row[column]
-
-
-def _checked_text(value: Any, column: str, place: str, row: Mapping[str, Any]) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{place}: column {column!r} holds {type(value).__name__}, not text: {_shown(dict(row))}")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{place}: column {column!r} holds half of a surrogate pair, which is no text: {_shown(dict(row))}")
-    return value
 
 
 def _checked_label(value: Any, column: str, place: str, row: Mapping[str, Any]) -> str | int:
@@ -225,7 +141,7 @@ def _checked_label(value: Any, column: str, place: str, row: Mapping[str, Any]) 
     if isinstance(value, int) or (isinstance(value, str) and value):
         return value
     found = "is empty" if value in (None, "") else f"holds {type(value).__name__}, not a name or a whole number"
-    raise DataError(f"{place}: column {column!r} {found}: {_shown(dict(row))}")
+    raise DataError(f"{place}: column {column!r} {found}: {shown(dict(row))}")
 
 
 def label_names(rows: Rows) -> tuple[str, ...]:
@@ -259,7 +175,7 @@ def encode_labels(rows: Rows, names: Sequence[str], *, positions: bool = False) 
         known |= {int(name): index for index, name in enumerate(names)}
     for number, label in enumerate(rows.labels, start=1):
         if label not in known:
-            text = _shown(tuple(column[number - 1] for column in rows.texts))
+            text = shown(tuple(column[number - 1] for column in rows.texts))
             hint = "a negative label means that the labels are withheld: use another split" if label in (-1, "-1") else ""
             known_names = ", ".join(names)
             raise DataError(f"{rows.location}, row {number}: unknown label {label!r}, known are {known_names}: {text}", hint=hint)

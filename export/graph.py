@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from serving.errors import SetupError
 from serving.runtime.tasks.base import Arrays
 
 EXTERNAL_ABOVE = 2**31 - 2**26
@@ -46,15 +50,37 @@ def session(path: Path, *, providers: Sequence[Any] = ("CPUExecutionProvider",),
     """An ``onnxruntime.InferenceSession``.
 
     Args:
+        providers: names, or pairs of a name and its options, the most wanted first. All of them are used, or none.
         threads: 0: as many as there are cores.
         optimize: let ONNX Runtime rewrite the graph, as it does when serving.
+
+    Raises:
+        SetupError: ONNX Runtime could not load a provider.
     """
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    if "CUDAExecutionProvider" in names:
+        _preload_cuda()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; they are raised as well
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    running = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    loaded = running.get_providers()
+    if missing := [name for name in names if name not in loaded]:
+        # it falls back to the CPU with no more than a line in its log
+        raise SetupError(
+            f"ONNX Runtime could not load {missing[0]}, only {', '.join(loaded)}",
+            hint="give --device cpu, or see: tritonize doctor",
+        )
+    return running
+
+
+@functools.cache
+def _preload_cuda() -> None:
+    """CUDA's libraries lie in wheels, where the loader does not look."""
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it could not load
+        onnxruntime.preload_dlls()
 
 
 def runner(running: Any, output: str) -> Callable[[Arrays], npt.NDArray[np.float32]]:

@@ -24,10 +24,12 @@ def load_metric(name: str) -> Any:
 
 
 def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[float, float]]:
-    """How much smaller the variant's share of right rows is, and its exact 95 % interval.
+    """How much smaller the variant's share of right rows is, and a 95 % interval.
 
-    Only rows that one of the two gets right and the other wrong carry information; given their number, how many of them
-    the variant loses is binomial (McNemar), whose Clopper-Pearson interval is carried over.
+    The interval is exact given how many rows one of the two gets right and the other wrong (McNemar): how many of those the
+    variant loses is binomial, and its Clopper-Pearson interval is carried over. That their number could have been another is
+    left out. Where there are none, nothing is left to go by but their absence: the interval then reaches as far to either side
+    as the share of rows lost (or won) may be when none of all rows was.
 
     Args:
         original, variant: ``[rows]``, the same rows in the same order.
@@ -38,7 +40,8 @@ def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[flo
     rows = len(original)
     lost, won = int((original & ~variant).sum()), int((~original & variant).sum())
     if lost + won == 0:
-        return 0.0, (0.0, 0.0)
+        most = share_interval(0, rows)[1]
+        return 0.0, (-most, most)
     low, high = share_interval(lost, lost + won)
     scale = (lost + won) / rows
     return (lost - won) / rows, ((2 * low - 1) * scale, (2 * high - 1) * scale)

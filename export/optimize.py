@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,6 @@ def fuse(raw: Path, checkpoint: Path, target: Path) -> str:
     """
     from optimum.onnxruntime import ORTOptimizer
     from optimum.onnxruntime.configuration import OptimizationConfig
-    from transformers import AutoConfig
 
     config = OptimizationConfig(
         optimization_level=1, optimize_for_gpu=False, use_raw_attention_mask=True, disable_embed_layer_norm_fusion=False
@@ -45,7 +45,7 @@ def fuse(raw: Path, checkpoint: Path, target: Path) -> str:
     with tempfile.TemporaryDirectory() as folder, exporter_kept_quiet():
         try:
             # from_ortmodel: otherwise it deletes the external data of the graph it reads
-            optimizer = ORTOptimizer([raw], AutoConfig.from_pretrained(checkpoint), from_ortmodel=True)
+            optimizer = ORTOptimizer([raw], _config(checkpoint), from_ortmodel=True)
             optimizer.optimize(config, save_dir=folder, file_suffix="")
         except (NotImplementedError, KeyError) as error:
             reason = str(error.args[0]).splitlines()[0] if error.args else type(error).__name__
@@ -55,6 +55,12 @@ def fuse(raw: Path, checkpoint: Path, target: Path) -> str:
             raise ExportError(f"ONNX Runtime's optimizer failed: {type(error).__name__}: {error}") from error
         graph.save(graph.load(Path(folder) / raw.name), target)
     return "onnxruntime"
+
+
+def _config(checkpoint: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
 
 
 def operators(path: Path) -> dict[str, int]:

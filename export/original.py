@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection, Iterator
 from typing import Any
 
+import click
 import numpy as np
+import onnxruntime
 import torch
 
 from export.verify import Run
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, SetupError
+from serving.machine import resolve_device
 from serving.runtime.tasks.base import Arrays, Task
 
 
@@ -26,13 +30,20 @@ def original_run(model: Any, task: Task, *, device: str) -> Run:
     return run
 
 
-def require_length(run: Run, names: list[str], max_length: int) -> None:
+def require_length(run: Run, names: list[str], max_length: int, *, padding: Collection[int | None]) -> None:
     """Check that the model takes rows of ``max_length`` tokens.
+
+    Args:
+        names: its inputs.
+        padding: ids that may stand for padding. The rows are made of another: RoBERTa and its kin count positions by the tokens
+            that are no padding, and take any number of those that are.
 
     Raises:
         ArtifactError: it does not.
     """
-    feed = {name: np.full((1, max_length), name != "token_type_ids", dtype=np.int64) for name in names}
+    token = next(token for token in itertools.count(2) if token not in padding)  # 0 and 1 are where vocabularies put padding
+    values = {"input_ids": token, "token_type_ids": 0}
+    feed = {name: np.full((1, max_length), values.get(name, 1), dtype=np.int64) for name in names}
     try:
         run(feed)
     except (IndexError, RuntimeError, ValueError) as error:
@@ -50,17 +61,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def resolve_device(device: str) -> str:
-    """``auto`` → ``gpu`` where both torch and ONNX Runtime see one, else ``cpu``.
+def usable_device(device: str) -> str:
+    """As :func:`serving.machine.resolve_device` finds it, where torch and ONNX Runtime can both use it; ``auto`` → ``cpu`` if not.
 
     Raises:
         SetupError: ``gpu`` was asked for and one of them sees none.
     """
-    import onnxruntime
-
-    from serving.errors import SetupError
-
-    seen = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if device == "gpu" and not seen:
+    if resolve_device(device) == "cpu":
+        return "cpu"
+    if torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return "gpu"
+    if device == "gpu":
         raise SetupError("torch and ONNX Runtime do not both see a GPU", hint="give --device cpu, or see: tritonize doctor")
-    return "gpu" if seen and device != "cpu" else "cpu"
+    click.echo("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without", err=True)
+    return "cpu"

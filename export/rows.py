@@ -26,6 +26,7 @@ class EncodedRows:
 
     def __init__(self, rows: LabelledRows, task: Task, encoder: TextEncoder) -> None:
         self.texts = task.texts(rows.texts)
+        self._pair = task.pair
         self.labels: npt.NDArray[np.int64] = np.array(rows.labels, dtype=np.int64)
         self._encoder = encoder
         self._encodings: Sequence[Encoding] = encoder.encode(self.texts)
@@ -56,3 +57,21 @@ class EncodedRows:
                         f"tokenizer.json gives other {name} than the checkpoint's tokenizer for row {index + 1}: {text!r:.200}",
                         hint="the tokenizer's Python code does what tokenizer.json cannot express, so it cannot be served",
                     )
+
+    def require_plain_types(self, names: Sequence[str]) -> None:
+        """Check that single texts have no type ids but 0: the served graph derives those itself (see ``serving.prologue``).
+
+        Args:
+            names: the model's inputs.
+
+        Raises:
+            ExportError: a single text has others, and the model reads them.
+        """
+        if self._pair or "token_type_ids" not in names:
+            return
+        for index, (text, encoding) in enumerate(zip(self.texts, self._encodings, strict=True)):
+            if any(encoding.type_ids):
+                raise ExportError(
+                    f"the tokenizer gives single texts token_type_ids other than 0, such as row {index + 1}: {text!r:.200}",
+                    hint="the served model reads 0 there, so its answers would differ; such a tokenizer cannot be served",
+                )

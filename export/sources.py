@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from export import quickstart
-from export.data import Columns, Record, Rows, checked_rows, read_file
+from export.checkpoint import first_line
+from export.data import Columns, Rows, checked_rows
 from serving.errors import ArtifactError, DataError
+from serving.records import Record, read_file
 
 HUB = "hub:"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -59,13 +61,9 @@ def _hub_checkpoint(name: str) -> Path:
         raise ArtifactError(f"no checkpoint folder {name}, and it is no name on the Hub: {error}") from error
     except OSError as error:  # every download error of that library is one
         raise ArtifactError(
-            f"no checkpoint folder {name}, and the Hub did not give one of that name: {_first_line(error)}",
+            f"no checkpoint folder {name}, and the Hub did not give one of that name: {first_line(error)}",
             hint="check the name, the network and HF_TOKEN, or give a folder",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def load_rows(location: str, columns: Columns, *, split: str, cache: Path) -> Rows:
@@ -84,6 +82,8 @@ def load_rows(location: str, columns: Columns, *, split: str, cache: Path) -> Ro
         return quickstart.reviews(cache, location.removeprefix(quickstart.REVIEWS).removeprefix(":") or split)
     if location.startswith(HUB):
         path, _, own_split = location.removeprefix(HUB).partition(":")
+        if not path:
+            raise DataError(f"{location!r} names no data set", hint="such as hub:glue/sst2, or hub:owner/set:train")
         return _hub_rows(path, own_split or split, columns)
     return checked_rows(location, read_file(Path(location)), columns)
 
@@ -129,6 +129,6 @@ def _load_dataset(path: str, split: str) -> Any:
             return datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"cannot load {split!r} of data set {path!r}: {_first_line(error)}",
+            f"cannot load {split!r} of data set {path!r}: {first_line(error)}",
             hint="check the name, the network and HF_TOKEN, or give a file",
         ) from error

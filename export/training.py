@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import warnings
@@ -63,7 +64,7 @@ def train(job: Job) -> Trained:
     """Train, evaluate each epoch on the validation rows, measure the best epoch on the test rows.
 
     Raises:
-        ArtifactError: the checkpoint cannot be loaded for the task, or an epoch cannot be written.
+        ArtifactError: the checkpoint cannot be loaded for the task, an epoch cannot be written, or training diverged.
         SetupError: the device is ``gpu`` and there is none.
     """
     import datasets
@@ -83,6 +84,7 @@ def train(job: Job) -> Trained:
         _run(trainer, last)
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     best = next(entry for entry in evaluations if entry["step"] == trainer.state.best_global_step)
+    _require_finite_loss(best["eval_loss"])
     figures: dict[str, Any] = {"validation": _figures(best, "eval_")}
     if "test" in encoded:
         figures["test"] = _figures(trainer.evaluate(encoded["test"], metric_key_prefix="test"), "test_")
@@ -97,6 +99,11 @@ def _run(trainer: Any, last: Path | None) -> None:
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         raise ArtifactError(f"cannot write an epoch into {trainer.args.output_dir}: {error}", hint="is the disk full?") from error
+
+
+def _require_finite_loss(loss: float) -> None:
+    if not math.isfinite(loss):
+        raise ArtifactError(f"training diverged: the best epoch's validation loss is {loss}", hint="give a smaller --learning-rate")
 
 
 def _model(job: Job) -> Any:
@@ -146,7 +153,7 @@ def _trainer(model: Any, encoded: Mapping[str, Any], job: Job) -> Any:
 def _arguments(job: Job) -> TrainingArguments:
     options = job.options
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(job.scratch),
         num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
@@ -169,6 +176,9 @@ def _arguments(job: Job) -> TrainingArguments:
         disable_tqdm=not sys.stderr.isatty(),
         restore_callback_states_from_checkpoint=True,
     )
+    # with several GPUs the trainer would wrap the model in nn.DataParallel unasked, and a step would take that many times the rows
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _figures(logged: Mapping[str, float], prefix: str) -> dict[str, float]:

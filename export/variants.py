@@ -15,7 +15,7 @@ from export import checkpoint as checkpoints
 from export import convert, graph, optimize, verify
 from export.bundle import ExportOptions, Source
 from export.data import sample, write_evaluation
-from export.original import one_thread, original_run, require_length, resolve_device
+from export.original import one_thread, original_run, require_length, usable_device
 from export.rows import EncodedRows
 from serving.errors import ExportError
 from serving.runtime.tasks.base import Arrays
@@ -51,59 +51,93 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
 
     Raises:
         ArtifactError: the checkpoint or its tokenizer cannot be loaded.
-        ExportError: a graph could not be made, or the tokenizer cannot be served.
+        ExportError: a graph could not be made, the tokenizer cannot be served, or the original's logits are no numbers.
         SetupError: there is no such device.
     """
-    device = resolve_device(options.device)
+    device = usable_device(options.device)
     convert.require_supported(source.config, type(source.task))
     tokenizer = checkpoints.load_tokenizer(source.folder)
-    max_length = checkpoints.chosen_max_length(source.max_length, tokenizer, source.config)
+    max_length = _max_length(source, options, tokenizer)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    _copy_files(source, staging)
-    _save_tokenizer(tokenizer, staging, max_length)
+    _copy_files(source, tokenizer, max_length, staging)
     model = checkpoints.load_model(source.folder, type(source.task))
     run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         click.echo(f"converting {source.name} to ONNX", err=True)
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
         names = _input_names(raw)
-        require_length(run, names, max_length)
+        require_length(run, names, max_length, padding={tokenizer.pad_token_id, source.config.get("pad_token_id")})
         encoder = TextEncoder(str(staging / "tokenizer.json"), max_length=max_length, names=names, padding=padding)
-        rows = EncodedRows(source.rows.take(sample(len(source.rows), options.verify_rows, options.seed)), source.task, encoder)
-        rows.require_equal(tokenizer, names, max_length)
-        logits = verify.logits_of(run, rows, batch_size=verify.BATCH, title="PyTorch")
-        reference = verify.Reference(task=source.task, logits=logits, labels=rows.labels)
+        rows = _rows(source, options, encoder, tokenizer, names, max_length)
+        reference = _reference(run, source, rows)
         workshop = _Workshop(
             source=source, options=options, device=device, raw=raw, rows=rows, reference=reference, staging=staging
         )
         verdicts = {precision: _verdict(precision, workshop) for precision in options.precisions}
-    original = {
-        **verify.task_metrics(source.task, logits, rows.labels),
-        "rows": len(rows),
+    original = _original(workshop)
+    _measure_speed(run, original, verdicts, workshop)
+    _remove_failed(verdicts, workshop)
+    return _fields(workshop, original, verdicts) | {"max_length": max_length, "padding": padding}
+
+
+def _max_length(source: Source, options: ExportOptions, tokenizer: Any) -> int:
+    """Tokens kept of a row, said aloud: a row that is cut unnoticed is answered wrongly unnoticed."""
+    chosen = checkpoints.chosen_max_length(source.max_length, tokenizer, source.config, default=None)
+    if options.max_length is not None:
+        reason = "as asked"
+    elif source.max_length is not None:
+        reason = "as in fine-tuning"
+    else:
+        reason = "what the model takes; --max-length cuts them shorter"
+    click.echo(f"rows are cut at {chosen} tokens: {reason}", err=True)
+    return chosen
+
+
+def _rows(
+    source: Source, options: ExportOptions, encoder: TextEncoder, tokenizer: Any, names: list[str], max_length: int
+) -> EncodedRows:
+    """The rows to verify on, as model inputs that the served tokenizer and graph give too."""
+    rows = EncodedRows(source.rows.take(sample(len(source.rows), options.verify_rows, options.seed)), source.task, encoder)
+    rows.require_equal(tokenizer, names, max_length)
+    rows.require_plain_types(names)
+    return rows
+
+
+def _reference(run: verify.Run, source: Source, rows: EncodedRows) -> verify.Reference:
+    logits = verify.logits_of(run, rows, batch_size=verify.BATCH, title="PyTorch")
+    verify.require_finite(logits)
+    return verify.Reference(task=source.task, logits=logits, labels=rows.labels)
+
+
+def _original(workshop: _Workshop) -> dict[str, Any]:
+    source, reference = workshop.source, workshop.reference
+    return {
+        **verify.task_metrics(source.task, reference.logits, reference.labels),
+        "rows": len(workshop.rows),
         "bytes": checkpoints.weights_size(source.folder),
         "checkpoint": {"name": source.name, "sha256": checkpoints.weights_sha256(source.folder)},
     }
-    _measure_speed(run, original, verdicts, workshop)
-    _remove_failed(verdicts, workshop)
+
+
+def _fields(workshop: _Workshop, original: dict[str, Any], verdicts: dict[str, verify.Verdict]) -> dict[str, Any]:
+    """The manifest's fields about the variants, and those that later stages read of the task."""
+    task = workshop.source.task
+    warning = verify.few_rows_warning(len(workshop.rows))
     return {
-        "task": options.task,
-        "labels": list(source.task.settings()["labels"]),
-        "max_length": max_length,
-        "settings": source.task.settings(),
-        "padding": padding,
-        "main_metric": source.task.main_metric,
-        "device": device,
+        "task": workshop.options.task,
+        "labels": list(task.settings()["labels"]),
+        "settings": task.settings(),
+        "main_metric": task.main_metric,
+        "device": workshop.device,
+        "warnings": [warning] if warning else [],
         "original": original,
         "precisions": {precision: verdict.record(f"{precision}/model.onnx") for precision, verdict in verdicts.items()},
     }
 
 
-def _copy_files(source: Source, staging: Path) -> None:
+def _copy_files(source: Source, tokenizer: Any, max_length: int, staging: Path) -> None:
     shutil.copyfile(source.folder / "config.json", staging / "config.json")
     write_evaluation(source.rows, staging)
-
-
-def _save_tokenizer(tokenizer: Any, staging: Path, max_length: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoints.save_tokenizer(tokenizer, Path(folder), max_length)
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -136,23 +170,27 @@ def _verdict(precision: str, workshop: _Workshop) -> verify.Verdict:
     return replace(verdict, figures=figures, gates=(*verdict.gates, *gates))
 
 
+def _device(precision: str, workshop: _Workshop) -> str:
+    """Where the variant is verified and timed: the GPU has no kernels for dynamic int8."""
+    return "cpu" if precision == "int8" else workshop.device
+
+
 def _run(precision: str, workshop: _Workshop, *, threads: int = 0) -> verify.Run:
-    # the GPU has no kernels for dynamic int8
-    on_cpu = precision == "int8" or workshop.device == "cpu"
+    on_cpu = _device(precision, workshop) == "cpu"
     providers = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
     session = graph.session(workshop.file(precision), providers=providers, threads=threads)
     return graph.runner(session, workshop.reference.task.logits)
 
 
 def _measure_speed(run: verify.Run, original: dict[str, Any], verdicts: dict[str, verify.Verdict], workshop: _Workshop) -> None:
-    """Add speed figures to the original's and every variant's."""
+    """Add speed figures to the original's and every variant's, and where they were measured: unlike ones must not be compared."""
     click.echo("measuring speed", err=True)
     runs = {"original": run} | {precision: _run(precision, workshop, threads=1) for precision in verdicts}
     with one_thread():
         measured = verify.speeds(runs, workshop.rows, seed=workshop.options.seed)
-    original |= measured["original"]
+    original |= measured["original"] | {"speed_device": workshop.device}
     for precision, verdict in verdicts.items():
-        verdict.figures.update(measured[precision])
+        verdict.figures.update(measured[precision] | {"speed_device": _device(precision, workshop)})
 
 
 Made = tuple[dict[str, Any], list[verify.Gate]]

@@ -16,6 +16,7 @@ from rich.progress import track
 from export import metric
 from export.data import sample
 from export.rows import EncodedRows
+from serving.errors import ExportError
 from serving.runtime.tasks.base import Arrays, Task
 
 Logits = npt.NDArray[np.float32]
@@ -29,6 +30,8 @@ MAX_LOGIT_DIFFERENCE = 1e-3
 TIE = 1e-4
 """Rows whose two best scores in the original are closer than this have no label to speak of: they count as agreeing."""
 BATCH = 16
+MIN_ROWS = 64
+"""Fewer rows than these prove little: with every label of 64 equal, up to 5.6 % of all may still differ."""
 SPEED_ROWS, SPEED_PASSES = 128, 3
 
 
@@ -62,13 +65,14 @@ class Gate:
     """A figure held against a limit.
 
     Args:
+        value: None where it is no finite number, which JSON cannot say.
         interval: the figure's 95 % interval; None where it is exact.
         message: one line with the figure, its interval and the limit.
     """
 
     name: str
     limit: float
-    value: float
+    value: float | None
     interval: tuple[float, float] | None
     passed: bool
     message: str
@@ -111,40 +115,84 @@ def task_metrics(task: Task, logits: Logits, labels: npt.NDArray[np.int64]) -> d
     return metric.compute(task.metric, predictions(task, logits).tolist(), labels.tolist())
 
 
+def require_finite(logits: Logits) -> None:
+    """Check the original's logits ``[rows, …]``: nothing can be held against what is no number.
+
+    Raises:
+        ExportError: some rows' are infinite or no numbers.
+    """
+    broken = int((~_finite_rows(logits)).sum())
+    if broken:
+        raise ExportError(
+            f"the checkpoint itself gives logits that are infinite or no numbers, for {broken} of {len(logits)} rows",
+            hint="its weights are damaged, or its training diverged",
+        )
+
+
+def few_rows_warning(rows: int) -> str | None:
+    """What to say of a verification on that many rows; None where they are enough."""
+    if rows >= MIN_ROWS:
+        return None
+    unseen = metric.share_interval(0, rows)[1]
+    return (
+        f"verified on {rows} rows only, fewer than {MIN_ROWS}: that proves little. "
+        f"Even where not one label differs on them, {unseen:.1%} of all may"
+    )
+
+
 def judge(precision: str, reference: Reference, variant: Logits, limits: Limits) -> Verdict:
     """Compare a variant with the original, row by row.
 
     Args:
-        variant: its logits ``[rows, labels]`` of the reference's rows.
+        reference: its logits finite.
+        variant: its logits ``[rows, labels]`` of the reference's rows. One where a logit is infinite or no number counts as
+            wrong and as not agreeing.
     """
     task, original, labels = reference.task, reference.logits, reference.labels
-    ours, theirs = predictions(task, variant), predictions(task, original)
-    drop, interval = metric.paired_drop(theirs == labels, ours == labels)
+    finite = _finite_rows(variant)
+    shown = np.where(finite[:, None], variant, np.float32(0))  # the first label, as argmax gives of what is no number
+    ours, theirs = predictions(task, shown), predictions(task, original)
+    drop, interval = metric.paired_drop(theirs == labels, (ours == labels) & finite)
     scores = np.sort(task.answers(original)["SCORES"], axis=-1)
-    ties = (ours != theirs) & (scores[:, -1] - scores[:, -2] < TIE)
-    agreeing = int(((ours == theirs) | ties).sum())
-    difference = np.abs(variant - original)
-    figures = task_metrics(task, variant, labels) | {
+    ties = finite & (ours != theirs) & (scores[:, -1] - scores[:, -2] < TIE)
+    agreeing = int((finite & (ours == theirs) | ties).sum())
+    largest, mean = _differences(original, variant) if finite.all() else (None, None)
+    figures = task_metrics(task, shown, labels) | {
         "metric_drop": 100 * drop,
         "label_agreement": agreeing / len(labels),
         "ties": int(ties.sum()),
-        "max_logit_difference": float(difference.max()),
-        "mean_logit_difference": float(difference.mean()),
+        "max_logit_difference": largest,
+        "mean_logit_difference": mean,
     }
     gates = [
+        _finite_gate(int((~finite).sum()), len(labels)),
         _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
         _agreement_gate(agreeing, len(labels), _least_agreement(precision, limits)),
     ]
     if precision == "fp32":
-        scale = max(1.0, float(np.abs(original).max()))
-        gates.append(_difference_gate(float(difference.max()), MAX_LOGIT_DIFFERENCE * scale))
+        gates.append(_difference_gate(largest, original))
     return Verdict(figures=figures, gates=tuple(gates))
+
+
+def _finite_rows(logits: Logits) -> npt.NDArray[np.bool_]:
+    return np.array([np.isfinite(row).all() for row in logits], dtype=np.bool_)
+
+
+def _differences(original: Logits, variant: Logits) -> tuple[float, float]:
+    """Largest and mean, in float64: two numbers near float32's ends differ by more than it holds."""
+    difference = np.abs(variant.astype(np.float64) - original)
+    return float(difference.max()), float(difference.mean())
 
 
 def _least_agreement(precision: str, limits: Limits) -> float:
     if precision == "fp32" or limits.min_agreement is None:
         return MIN_AGREEMENT[precision]
     return limits.min_agreement
+
+
+def _finite_gate(broken: int, rows: int) -> Gate:
+    message = f"logits are infinite or no numbers for {broken} of {rows} rows"
+    return Gate(name="finite", limit=0, value=broken, interval=None, passed=broken == 0, message=message)
 
 
 def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: float) -> Gate:
@@ -162,9 +210,12 @@ def _agreement_gate(agreeing: int, rows: int, limit: float) -> Gate:
     return Gate(name="label_agreement", limit=limit, value=share, interval=(low, high), passed=high >= limit, message=message)
 
 
-def _difference_gate(difference: float, limit: float) -> Gate:
-    passed = difference <= limit  # no number (nan) does not pass
-    message = f"logits differ by up to {difference:.2g}, allowed are {limit:.2g}"
+def _difference_gate(difference: float | None, original: Logits) -> Gate:
+    """``difference``: None where a logit is infinite or no number."""
+    limit = MAX_LOGIT_DIFFERENCE * max(1.0, float(np.abs(original).max()))
+    passed = difference is not None and difference <= limit
+    found = "cannot be compared" if difference is None else f"differ by up to {difference:.2g}"
+    message = f"logits {found}, allowed are {limit:.2g}"
     return Gate(name="max_logit_difference", limit=limit, value=difference, interval=None, passed=passed, message=message)
 
 

@@ -1,17 +1,20 @@
 """Artifact folders: written aside and renamed into place, each with a ``manifest.json`` that says where it came from.
 
-A stage writes into the folder that :func:`publish` yields. Nothing appears under the final name until all of it is there, so a
-stage killed at any moment leaves what stood there before. :func:`is_current` compares what a stage is about to read
-with what its last run recorded, so unchanged work is not done again.
+A stage writes into the folder that :func:`publish` yields. Nothing appears under the final name until all of it is there, and
+it takes the place of what stood there in one step, so a stage killed at any moment leaves the one or the other, whole.
+:func:`is_current` compares what a stage is about to read with what its last run recorded, so unchanged work is not done again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,27 +43,35 @@ RECORDED_LIBRARIES = (
 )
 
 
+RETIRED = "retired"
+"""In a staging folder: what stood under the target's name, while it does not stand there."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of ``renameat2``, from ``fcntl.h`` and ``stdio.h``."""
+
+
 @contextlib.contextmanager
 def staging_folder(parent: Path, name: str) -> Iterator[Path]:
     """Yield an empty hidden folder in ``parent``, removed afterwards unless it was renamed away.
 
-    It carries this process's id, so that what a killed one left behind is recognised and removed here.
+    It carries this process's id, so that what a killed one left behind is recognised and cleared up here.
     """
-    for left in parent.glob(f".{name}.*.partial"):
-        if not psutil.pid_exists(int(left.name.split(".")[-3])):
-            shutil.rmtree(left)
+    _clear_left(parent, name)
     staging = Path(tempfile.mkdtemp(prefix=f".{name}.{os.getpid()}.", suffix=".partial", dir=parent))
     try:
         yield staging
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _clear(staging, parent / name)
 
 
 @contextlib.contextmanager
 def publish(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``target``; when the block ends well it becomes ``target``, otherwise it is removed.
 
-    The folder it replaces is moved aside first and deleted last, so no reader ever sees half of either.
+    It changes places with the folder it replaces in one step. Where the file system cannot do that, there is a moment in which
+    neither stands there; a run that is killed in it leaves the replaced one aside, and the next run puts it back.
+
+    Raises:
+        OSError: the folders cannot be renamed; ``target`` is as it was.
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,9 +79,45 @@ def publish(target: Path) -> Iterator[Path]:
         fresh = staging / "fresh"
         fresh.mkdir()
         yield fresh
-        if target.exists():
-            target.rename(staging / "retired")
-        fresh.rename(target)
+        if not target.exists():
+            fresh.rename(target)
+        elif not _exchange(fresh, target):
+            target.rename(staging / RETIRED)  # whatever happens from here to the next line, _clear puts it back
+            fresh.rename(target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system or the file system cannot, and nothing has changed.
+
+    Raises:
+        OSError: it can, and failed.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), os.fspath(one), None, os.fspath(other))
+
+
+def _clear_left(parent: Path, name: str) -> None:
+    """Clear up what runs that were killed left in ``parent`` under that name."""
+    for left in parent.glob(".*.partial"):
+        made = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.[^.]+\.partial", left.name)
+        if made and not psutil.pid_exists(int(made[1])):
+            _clear(left, parent / name)
+
+
+def _clear(staging: Path, target: Path) -> None:
+    """Remove a staging folder; what it holds of ``target`` goes back first, where nothing stands there."""
+    retired = staging / RETIRED
+    if retired.exists() and not target.exists():
+        retired.rename(target)
+    shutil.rmtree(staging, ignore_errors=True)  # what cannot be removed now is in nobody's way, and the next run tries again
 
 
 def sha256(path: Path) -> str:
@@ -114,6 +161,9 @@ def write_manifest(folder: Path, kind: str, inputs: Mapping[str, Any], **fields:
         kind: ``checkpoint``, ``bundle`` or ``repository``; readers refuse another kind.
         inputs: from :func:`inputs_record`.
         fields: what this kind adds (figures, labels, gates …), JSON-ready.
+
+    Raises:
+        ValueError: a figure is no finite number.
     """
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -124,7 +174,9 @@ def write_manifest(folder: Path, kind: str, inputs: Mapping[str, Any], **fields:
         **fields,
         "files": checksums(folder),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # NaN and Infinity are no JSON: a figure that can be one must be recorded as None
+    content = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
     return manifest
 
 
@@ -155,8 +207,10 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
 def is_current(folder: Path, kind: str, inputs: Mapping[str, Any]) -> bool:
     """Whether ``folder`` already holds what a stage would make of ``inputs`` with the libraries installed now.
 
-    Files of the artifact that were changed or lost since count as not current.
+    Files of the artifact that were changed or lost since count as not current. What a run that was killed while it replaced the
+    folder left aside is put back first.
     """
+    _clear_left(folder.absolute().parent, folder.name)
     try:
         manifest = read_manifest(folder, kind)
     except ArtifactError:

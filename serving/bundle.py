@@ -23,7 +23,8 @@ class Variant:
         precision: ``fp32``, ``fp16`` or ``int8``.
         path: the ``model.onnx``; external data, where it has any, lies beside it.
         figures: as measured by ``export``: ``latency_ms`` (batch 1, one thread, median), ``throughput`` (rows/s by batch
-            size, one thread), ``label_agreement``, ``metric_drop`` …
+            size, one thread), ``speed_device`` (``cpu`` or ``gpu``: where those two were measured), ``label_agreement``,
+            ``metric_drop`` …
     """
 
     precision: str
@@ -78,18 +79,32 @@ class Bundle:
         return TextEncoder(str(self.tokenizer), max_length=self.max_length, names=names, padding=self.padding)
 
 
+def file_inside(folder: Path, name: str) -> Path:
+    """The file called ``name`` in ``folder``, where ``name`` was read from a file that anybody may have written.
+
+    Raises:
+        ArtifactError: it leads out of the folder.
+    """
+    path = folder / name
+    if not name or not path.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(
+            f"{folder} refers to {name!r}, which is no file inside it", hint="do not use it unless you know who made it"
+        )
+    return path
+
+
 def load_bundle(folder: Path) -> Bundle:
     """Read a bundle.
 
     Raises:
-        ArtifactError: the folder is no bundle, or lacks a file its manifest lists.
+        ArtifactError: the folder is no bundle, lacks a file its manifest lists, or refers to one outside it.
     """
     manifest = read_manifest(folder, "bundle")
     missing = [name for name in manifest["files"] if not (folder / name).is_file()]
     if missing:
         raise ArtifactError(f"{folder} lacks {', '.join(missing)}", hint="write it anew with: tritonize export --force")
     variants = {
-        precision: Variant(precision=precision, path=folder / record["file"], figures=record["figures"])
+        precision: Variant(precision=precision, path=file_inside(folder, record["file"]), figures=record["figures"])
         for precision, record in manifest["precisions"].items()
         if record["verdict"] == "passed"
     }

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
+import inspect
 import json
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+from itertools import islice
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-import aiohttp
-import grpc
-import numpy as np
-from tritonclient.utils import InferenceServerException
-
-from serving.errors import RequestError
+from serving.connection import DEFAULT_URLS, Connection, Protocol, closed_error
+from serving.errors import DataError, RequestError
 from serving.runtime.tasks import load_task
 from serving.runtime.tasks.base import Arrays, Task
 
-Protocol = Literal["grpc", "http"]
-DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
-HTTP_STATUSES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "503": "UNAVAILABLE", "504": "DEADLINE_EXCEEDED"}
-FIRST_PAUSE = 0.1
+END: Any = object()
+"""What stands for a row, batch or answer where there are no more."""
 T = TypeVar("T")
 
 
@@ -34,12 +33,11 @@ class AsyncTritonPipeline:
         url: ``host:port`` of the protocol; this machine's default port where None.
         protocol: ``grpc`` or ``http``.
         batch_size: rows sent in one request, at most the server's ``max_batch_size``. The server puts requests together
-        itself, so 1 is
-            seldom slower; larger saves round trips to a server far away.
-        concurrency: requests in flight at once.
+            itself, so 1 is seldom slower; larger saves round trips to a server far away.
+        concurrency: requests one call has in flight at once; over HTTP also the connections that all calls share.
         timeout: seconds one request may take, retries included.
         retries: further tries of a request that the server was not there to take (UNAVAILABLE), and of no other.
-        ssl: gRPC with TLS, HTTP behind a TLS proxy.
+        ssl: gRPC with TLS, HTTP behind a TLS proxy; the server's certificate is verified.
     """
 
     def __init__(
@@ -59,33 +57,25 @@ class AsyncTritonPipeline:
         if batch_size < 1 or concurrency < 1:
             raise ValueError("batch_size and concurrency must be 1 or more")
         self.name = name
-        self._url = url or DEFAULT_URLS[protocol]
-        self._protocol = protocol
         self._batch_size = batch_size
         self._concurrency = concurrency
-        self._timeout = timeout
-        self._retries = retries
-        self._ssl = ssl
-        self._client: Any = None
+        self._connection = Connection(url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl)
+        self._closed = False
         self._task: Task | None = None
+        self._parameters: dict[str, str] = {}
 
     async def connect(self) -> Task:
         """Ask the server which task the ensemble does; done once, on the first call.
 
         Raises:
             RequestError: no server there, no such ensemble, or a model that tritonize did not package.
+            RuntimeError: the client was closed.
         """
+        if self._closed:
+            raise closed_error(self.name)
         if self._task is not None:
             return self._task
-        if self._protocol == "grpc":
-            from tritonclient.grpc.aio import InferenceServerClient
-        else:
-            from tritonclient.http.aio import InferenceServerClient
-        if self._client is None:
-            self._client = InferenceServerClient(self._url, ssl=self._ssl)
-        options = {"as_json": True} if self._protocol == "grpc" else {}
-        answer = await self._resilient(lambda: self._client.get_model_config(self.name, **options))
-        config = answer.get("config", answer)
+        config = await self._connection.model_config(self.name)
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         if "task" not in parameters:
             raise RequestError(
@@ -94,38 +84,46 @@ class AsyncTritonPipeline:
                 hint=f"ask for the ensemble itself, not {self.name!r}",
             )
         self._batch_size = min(self._batch_size, int(config["max_batch_size"]))
+        self._parameters = parameters
         self._task = load_task(parameters["task"], json.loads(parameters["settings"]))
         return self._task
+
+    async def identity(self) -> dict[str, Any]:
+        """What tells this ensemble from another, JSON-ready: its name, and all that packaging wrote into its configuration."""
+        await self.connect()
+        return {"ensemble": self.name, "parameters": dict(sorted(self._parameters.items()))}
 
     async def __call__(self, inputs: Any, **options: Any) -> Any:
         """What ``transformers.pipeline(task)(inputs, **options)`` returns for the checkpoint that is served.
 
         Raises:
             TypeError: inputs of another form than the pipeline takes, or an option it does not know.
+            DataError: a text that cannot be written as UTF-8.
             RequestError: the server refused a row, is not there, or did not answer in time.
         """
         task = await self.connect()
-        rows = task.request_rows(inputs)
-        answers = [answer async for answer in self._answers(_each(rows), options)]
+        answers = await self._all_answers(task.request_rows(inputs), options)
         return task.pipeline_result(inputs, answers, options)
 
-    async def stream(self, inputs: AsyncIterable[Any], **options: Any) -> AsyncIterator[Any]:
+    async def stream(self, inputs: AsyncIterable[Any], **options: Any) -> AsyncGenerator[Any, None]:
         """Answers to any number of rows, in their order, with ``concurrency`` requests in flight and no more rows read
-        than that needs."""
+        than that needs. An answer does not wait for the rows after its own (but for those of its batch); where reading a row
+        fails, those before it are answered first."""
         task = await self.connect()
 
-        async def rows() -> AsyncIterator[tuple[str, ...]]:
+        async def checked() -> AsyncGenerator[tuple[str, ...], None]:
             async for row in inputs:
                 yield task.request_rows([row])[0]
 
-        async for answer in self._answers(rows(), options):
-            yield answer
+        rows = checked()
+        async with contextlib.aclosing(rows), contextlib.aclosing(self._answers(rows, options)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def close(self) -> None:
-        """Close the connection."""
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        """Close the connection, for good."""
+        self._closed = True
+        await self._connection.close()
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -134,88 +132,56 @@ class AsyncTritonPipeline:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _answers(self, rows: AsyncIterable[tuple[str, ...]], options: dict[str, Any]) -> AsyncIterator[Any]:
-        flying: deque[asyncio.Task[list[Any]]] = deque()
+    async def _all_answers(self, rows: list[tuple[str, ...]], options: dict[str, Any]) -> list[Any]:
+        """Answers to rows that are all at hand: as many workers as requests may be in flight, each taking the next batch."""
+        batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+        answers: list[list[Any]] = [[] for _ in batches]
+        waiting = iter(enumerate(batches))
+
+        async def work() -> None:
+            for index, batch in waiting:
+                answers[index] = await self._ask(batch, options)
+
+        workers = [asyncio.ensure_future(work()) for _ in range(min(self._concurrency, len(batches)))]
         try:
-            batch: list[tuple[str, ...]] = []
-            async for row in rows:
-                batch.append(row)
-                if len(batch) < self._batch_size:
-                    continue
-                flying.append(asyncio.ensure_future(self._ask(batch, options)))
-                batch = []
-                if len(flying) >= self._concurrency:
-                    for answer in await flying.popleft():
+            await asyncio.gather(*workers)
+        finally:
+            await _cancel(workers)
+        return [answer for batch in answers for answer in batch]
+
+    async def _answers(self, rows: AsyncIterator[tuple[str, ...]], options: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        batches = _batches(rows, self._batch_size)
+        reading: asyncio.Future[Any] | None = None
+        flying: deque[asyncio.Future[list[Any]]] = deque()
+        try:
+            while True:
+                if reading is None and len(flying) < self._concurrency:
+                    reading = asyncio.ensure_future(anext(batches, END))
+                # Whichever comes first, so that neither a pause in the rows nor a slow answer holds the other up.
+                either = [future for future in (reading, *islice(flying, 1)) if future is not None]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if reading is None or not reading.done():
+                    for answer in flying.popleft().result():
                         yield answer
-            if batch:
-                flying.append(asyncio.ensure_future(self._ask(batch, options)))
+                elif reading.exception() is not None or reading.result() is END:
+                    break
+                else:
+                    flying.append(asyncio.ensure_future(self._ask(reading.result(), options)))
+                    reading = None
             while flying:
                 for answer in await flying.popleft():
                     yield answer
+            reading.result()  # raises what the rows raised
         finally:
-            for request in flying:
-                request.cancel()
-            await asyncio.gather(*flying, return_exceptions=True)
+            await _cancel([*flying, *([reading] if reading is not None else [])])
+            await batches.aclose()
 
     async def _ask(self, rows: Sequence[tuple[str, ...]], options: dict[str, Any]) -> list[Any]:
         assert self._task is not None
-        inputs = self._infer_inputs(self._task, rows)
-        result = await self._resilient(lambda: self._client.infer(self.name, inputs))
+        columns = zip(self._task.inputs(), zip(*rows, strict=True), strict=True)
+        result = await self._connection.infer(self.name, {tensor.name: list(map(_encoded, column)) for tensor, column in columns})
         answers: Arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in self._task.outputs()}
         return self._task.pipeline_answers(answers, **options)
-
-    def _infer_inputs(self, task: Task, rows: Sequence[tuple[str, ...]]) -> list[Any]:
-        if self._protocol == "grpc":
-            from tritonclient.grpc import InferInput
-        else:
-            from tritonclient.http import InferInput
-        inputs = []
-        for tensor, column in zip(task.inputs(), zip(*rows, strict=True), strict=True):
-            array = np.array([text.encode() for text in column], dtype=np.object_)[:, None]
-            inputs.append(InferInput(tensor.name, list(array.shape), "BYTES"))
-            inputs[-1].set_data_from_numpy(array)
-        return inputs
-
-    async def _resilient(self, call: Any) -> Any:
-        """Await ``call()`` within the deadline; try again, after growing pauses, while nobody is there to take it."""
-        pause = FIRST_PAUSE
-        try:
-            async with asyncio.timeout(self._timeout):
-                for attempt in range(self._retries + 1):
-                    try:
-                        return await call()
-                    except (InferenceServerException, aiohttp.ClientError, grpc.aio.AioRpcError) as error:
-                        failure = self._failure(error)
-                        if failure.status != "UNAVAILABLE" or attempt == self._retries:
-                            raise failure from error
-                    await asyncio.sleep(pause)
-                    pause *= 2
-        except TimeoutError:
-            raise RequestError(
-                f"{self._url} did not answer within {self._timeout:g} s", status="DEADLINE_EXCEEDED", hint="raise the timeout"
-            ) from None
-        raise AssertionError("unreachable: the last try returns or raises")
-
-    def _failure(self, error: Exception) -> RequestError:
-        if isinstance(error, aiohttp.ClientError):
-            return self._unavailable()
-        if isinstance(error, InferenceServerException):
-            status = str(error.status()).removeprefix("StatusCode.")
-            status = HTTP_STATUSES.get(status, "INTERNAL" if status.isdigit() else status)
-            message = error.message()
-        else:
-            assert isinstance(error, grpc.aio.AioRpcError)
-            status, message = error.code().name, error.details() or ""
-        if status == "UNAVAILABLE" and "connect" in message:
-            return self._unavailable()
-        return RequestError(message, status=status)
-
-    def _unavailable(self) -> RequestError:
-        return RequestError(
-            f"no Triton server answers {self._protocol} at {self._url}",
-            status="UNAVAILABLE",
-            hint="start one with: tritonize serve",
-        )
 
 
 class TritonPipeline:
@@ -231,9 +197,15 @@ class TritonPipeline:
 
     def __init__(self, name: str, **arguments: Any) -> None:
         self._pipeline = AsyncTritonPipeline(name, **arguments)
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"TritonPipeline {name}", daemon=True)
         self._thread.start()
+
+    @property
+    def name(self) -> str:
+        """The ensemble."""
+        return self._pipeline.name
 
     @property
     def task(self) -> str:
@@ -245,26 +217,31 @@ class TritonPipeline:
         """Whether a row is ``{"text": …, "text_pair": …}``."""
         return self._wait(self._pipeline.connect()).pair
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`AsyncTritonPipeline.identity`."""
+        return self._wait(self._pipeline.identity())
+
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """See :meth:`AsyncTritonPipeline.__call__`."""
         return self._wait(self._pipeline(inputs, **options))
 
     def stream(self, inputs: Iterable[Any], **options: Any) -> Iterator[Any]:
-        """See :meth:`AsyncTritonPipeline.stream`."""
-        answers = self._pipeline.stream(_each(inputs), **options)
+        """See :meth:`AsyncTritonPipeline.stream`. Anything but a list or tuple is read in a thread of its own, so it may block."""
+        rows = _each(inputs) if isinstance(inputs, list | tuple) else _each_in_thread(inputs)
+        answers = self._pipeline.stream(rows, **options)
         try:
-            while True:
-                try:
-                    yield self._wait(anext(answers))  # type: ignore[arg-type]
-                except StopAsyncIteration:
-                    return
+            while (answer := self._wait(anext(answers, END))) is not END:
+                yield answer
         finally:
-            self._wait(answers.aclose())  # type: ignore[attr-defined]
+            if not self._closed:  # else close() has ended both
+                self._wait(_close(answers, rows))
 
     def close(self) -> None:
-        """Close the connection and end the thread behind it."""
-        if not self._loop.is_closed():
-            self._wait(self._pipeline.close())
+        """Close the connection and end the thread behind it; streams that are still open end."""
+        if not self._closed:
+            self._closed = True
+            self._run(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -275,15 +252,114 @@ class TritonPipeline:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    async def _end(self) -> None:
+        await _cancel(asyncio.all_tasks() - {asyncio.current_task()})
+        await self._loop.shutdown_asyncgens()
+        await self._pipeline.close()
+
+    def _wait(self, awaitable: Awaitable[T]) -> T:
+        if self._closed:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+            raise closed_error(self._pipeline.name)
+        try:
+            return self._run(awaitable)
+        except concurrent.futures.CancelledError:
+            raise closed_error(self._pipeline.name) from None  # nothing else cancels: another thread has closed this
+
+    def _run(self, awaitable: Awaitable[T]) -> T:
+        """Await it on the loop. Whoever is interrupted here goes on when it has ended: nothing it used is in use then."""
+        ended = threading.Event()
+
+        async def run() -> T:
+            try:
+                return await awaitable
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         try:
             return future.result()
-        except BaseException:
+        except BaseException:  # Ctrl-C above all: it reaches the thread that waits and not the loop, which works on
             future.cancel()
+            ended.wait()
             raise
 
 
-async def _each(rows: Iterable[T]) -> AsyncIterator[T]:
+async def _each(rows: Iterable[T]) -> AsyncGenerator[T, None]:
     for row in rows:
         yield row
+
+
+async def _each_in_thread(rows: Iterable[T]) -> AsyncGenerator[T, None]:
+    """Each row of an iterable that may block, read when it is asked for.
+
+    Not in a thread of asyncio's pool: Python waits for those when it exits, and this may wait for a line nobody will type.
+    """
+    loop = asyncio.get_running_loop()
+    wanted: SimpleQueue[asyncio.Future[T] | None] = SimpleQueue()
+    threading.Thread(target=_read, args=(iter(rows), wanted, loop), name="TritonPipeline rows", daemon=True).start()
+    try:
+        while True:
+            future: asyncio.Future[T] = loop.create_future()
+            wanted.put(future)
+            row = await future
+            if row is END:
+                return
+            yield row
+    finally:
+        wanted.put(None)
+
+
+def _read(rows: Iterator[T], wanted: SimpleQueue[asyncio.Future[T] | None], loop: asyncio.AbstractEventLoop) -> None:
+    """The thread of :func:`_each_in_thread`: a row for each future, until there is None."""
+    while (future := wanted.get()) is not None:
+        row, error = END, None
+        try:
+            row = next(rows, END)
+        except Exception as failure:  # whatever it is, it is for whoever asked for the row
+            error = failure
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            loop.call_soon_threadsafe(_settle, future, row, error)
+
+
+def _settle(future: asyncio.Future[T], row: T, error: Exception | None) -> None:
+    if future.done():  # cancelled: the stream was given up
+        return
+    if error is None:
+        future.set_result(row)
+    else:
+        future.set_exception(error)
+
+
+async def _batches(rows: AsyncIterator[T], size: int) -> AsyncGenerator[list[T], None]:
+    batch: list[T] = []
+    async for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+async def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel them and wait until they have ended. What they raise is of no account any more: their caller has its answer."""
+    left = list(futures)
+    for future in left:
+        future.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+async def _close(*generators: AsyncGenerator[Any, None]) -> None:
+    for generator in generators:
+        await generator.aclose()
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"half of a surrogate pair is no text: {text!r:.80}", hint="decode the bytes it came from as UTF-8"
+        ) from error

@@ -36,7 +36,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
     "--batching",
     type=click.Choice(["auto", "ragged", "off"]),
     default="auto",
-    help="ragged: requests of mixed length share an execution; auto: that on a GPU, on a CPU what measured faster.",
+    help="ragged: requests of mixed length share an execution; auto: that on a GPU, on a CPU what measured faster; never for int8.",
 )
 @click.option(
     "--instances", type=click.IntRange(1, 256), help="Copies of the model.  [default: one per core without batching, else 1]"
@@ -194,20 +194,10 @@ def doctor_command(*, as_json: bool, **ports: Any) -> None:
 
 
 def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
-    import sys
+    from serving.predict import argument_lines, input_lines, line_rows
 
-    from serving.errors import DataError
-
-    pair = pipe.takes_pairs
-
-    def rows() -> Iterator[Any]:
-        for line in texts or (line.rstrip("\n") for line in sys.stdin):
-            try:
-                yield json.loads(line) if pair else line
-            except json.JSONDecodeError as error:
-                raise DataError(f"{line!r:.60} is not JSON: {error}", hint='give {"text": "…", "text_pair": "…"}') from error
-
-    for answer in pipe.stream(rows()):
+    lines = argument_lines(texts) if texts else input_lines()
+    for answer in pipe.stream(line_rows(lines, pair=pipe.takes_pairs)):
         if as_json:
             click.echo(json.dumps(answer, ensure_ascii=False))
         elif isinstance(answer, dict) and set(answer) == {"label", "score"}:

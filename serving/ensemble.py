@@ -93,8 +93,9 @@ def postprocess_config(name: str, task: Task, graph: Graph, plan: Plan, warmups:
     }
 
 
-def ensemble_config(name: str, task: Task, graph: Graph, plan: Plan) -> Config:
-    """The three steps wired by tensor name: what clients call. Its parameters tell a client which task it speaks to."""
+def ensemble_config(name: str, task: Task, graph: Graph, plan: Plan, *, model_sha256: str) -> Config:
+    """The three steps wired by tensor name: what clients call. Its parameters tell a client which task it speaks to, and which
+    model's answers it gets."""
     steps = (
         (f"{name}_preprocess", task.inputs(), graph.inputs),
         (f"{name}_model", graph.inputs, graph.outputs),
@@ -109,6 +110,7 @@ def ensemble_config(name: str, task: Task, graph: Graph, plan: Plan) -> Config:
         "parameters": {
             "task": {"string_value": task.name},
             "settings": {"string_value": json.dumps(task.settings(), ensure_ascii=False)},
+            "model_sha256": {"string_value": model_sha256},
         },
         "ensemble_scheduling": {
             "step": [

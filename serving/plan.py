@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from serving.bundle import Bundle, Variant
 from serving.machine import cores, resolve_device
 
+INT8_SCALES = "dynamic int8 scales span the whole batch, so answers would depend on who else is asking"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -17,9 +19,9 @@ class Plan:
         device: ``cpu`` or ``gpu``.
         batching: ``ragged`` (requests of mixed length share an execution) or ``off`` (every request is executed alone).
         instances: copies of the model that run side by side.
-        threads: threads of each copy on a CPU.
+        threads: threads of each copy on a CPU; 1 on a GPU, where they have no effect.
         max_batch_size: most rows in a request, and in an execution.
-        reasons: why each automatic choice fell as it did, by option name.
+        reasons: why each automatic choice fell as it did, and what to know about some that were asked for, by option name.
     """
 
     precision: str
@@ -42,7 +44,7 @@ def make_plan(
     reasons: dict[str, str] = {}
     chosen_device = resolve_device(device)
     variant = _choose_variant(bundle, chosen_device, reasons) if precision == "auto" else bundle.variant(precision)
-    chosen_batching = _choose_batching(variant, chosen_device, reasons) if batching == "auto" else batching
+    chosen_batching = _choose_batching(variant, chosen_device, batching, reasons)
     chosen_instances, chosen_threads = _choose_instances(chosen_device, chosen_batching, instances, threads, reasons)
     if chosen_device == "cpu" and chosen_instances * chosen_threads > cores():
         reasons["threads"] = (
@@ -66,18 +68,38 @@ def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Var
             return bundle.variants["fp16"]
         reasons["precision"] = "fp32: the bundle holds no fp16 variant that passed its gates"
         return bundle.variant("fp32")
+    elsewhere = [name for name, variant in bundle.variants.items() if not _timed_on_cpu(variant)]
+    if elsewhere:
+        chosen = bundle.variants.get("int8") or bundle.variant("fp32")
+        reasons["precision"] = (
+            f"{chosen.precision}: nothing was compared, as {' and '.join(elsewhere)} {'was' if len(elsewhere) == 1 else 'were'} "
+            "not timed on a CPU (tritonize export --device cpu does that)"
+        )
+        return chosen
     latency = {name: variant.figures["latency_ms"] for name, variant in bundle.variants.items()}
     fastest = min(latency, key=lambda name: latency[name])
     reasons["precision"] = f"{fastest}: the fastest that passed its gates ({_listed(latency, 'ms')})"
     return bundle.variants[fastest]
 
 
-def _choose_batching(variant: Variant, device: str, reasons: dict[str, str]) -> str:
+def _timed_on_cpu(variant: Variant) -> bool:
+    """Whether its speed figures say anything about a CPU: where the bundle was exported on a GPU, most do not."""
+    return variant.figures.get("speed_device") == "cpu"
+
+
+def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[str, str]) -> str:
+    if asked != "auto":
+        if asked == "ragged" and variant.precision == "int8":
+            reasons["batching"] = f"ragged, as asked: {INT8_SCALES}"
+        return asked
+    if variant.precision == "int8":
+        reasons["batching"] = f"off: {INT8_SCALES}"
+        return "off"
     if device == "gpu":
         reasons["batching"] = "ragged: a GPU wants full batches"
         return "ragged"
-    if variant.precision == "int8":
-        reasons["batching"] = "off: dynamic int8 scales span the whole batch, so answers would depend on who else is asking"
+    if not _timed_on_cpu(variant):
+        reasons["batching"] = f"off: {variant.precision} was not timed on a CPU, where batches of mixed length mostly add padding"
         return "off"
     alone, together = variant.figures["throughput"]["1"], variant.figures["throughput"]["16"]
     chosen = "ragged" if together > alone else "off"
@@ -90,7 +112,9 @@ def _choose_instances(
 ) -> tuple[int, int]:
     """On a CPU one single-threaded copy per core wins without batching, one many-threaded copy with it; on a GPU one copy."""
     if device == "gpu":
-        return instances or 1, threads or 1
+        if threads is not None:
+            reasons["threads"] = f"{threads} has no effect on a GPU: a copy's threads are those of a CPU"
+        return instances or 1, 1
     if instances is None and threads is None:
         instances = 1 if batching == "ragged" else cores()
         reasons["instances"] = (

@@ -1,9 +1,9 @@
-"""Rows from a file through a running server into a file: many in flight, order kept, resumed where it stopped."""
+"""Rows for a running server, from arguments, standard input or a file; those of a file into a file, resumed where it stopped."""
 
 from __future__ import annotations
 
-import csv
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +12,9 @@ from typing import Any
 
 from serving.client import TritonPipeline
 from serving.errors import DataError
+from serving.records import checked_text, read_file, shown
+
+PAIR = 'give {"text": "…", "text_pair": "…"}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,11 @@ class PredictOptions:
     output: Path
     columns: dict[str, str]
 
+    @property
+    def source(self) -> Path:
+        """Beside the output: which ensemble answers."""
+        return self.output.with_name(f"{self.output.name}.source.json")
+
 
 def predict_file(
     pipe: TritonPipeline, options: PredictOptions, *, progress: Callable[[Iterable[Any], int], Iterable[Any]]
@@ -33,7 +41,7 @@ def predict_file(
     """Append one JSON line per row to ``options.output``: the row, and ``answer``.
 
     An output that is there already is taken for the first part of the same work: its complete lines are checked against the
-    input and kept.
+    input and kept, provided that the ensemble is the one that gave them.
 
     Args:
         progress: wraps the answers; gets the number of rows that were there already.
@@ -42,23 +50,23 @@ def predict_file(
         Rows that were there already, rows answered now.
 
     Raises:
-        DataError: an unreadable file, a missing column, or an output that belongs to another input.
+        DataError: an unreadable file, a missing column, columns that are not what the ensemble takes, or an output that
+            belongs to another input or another ensemble.
         RequestError: the server refused a row or is not there; what was answered before stays.
     """
-    done = _resume(options)
-    rows = islice(read_rows(options.input, options.columns), done, None)
-    queue: list[dict[str, str]] = []
+    _check_columns(pipe, options.columns)
+    done = _resume(options, pipe.identity)
+    queue: deque[dict[str, str]] = deque()
 
     def remembered() -> Iterator[dict[str, str] | str]:
-        for row in rows:
+        for row in islice(read_rows(options.input, options.columns), done, None):
             queue.append(row)
             yield row["text"] if list(row) == ["text"] else row
 
     answered = 0
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("a", encoding="utf-8") as output:
         for answer in progress(pipe.stream(remembered()), done):
-            output.write(json.dumps(queue.pop(0) | {"answer": answer}, ensure_ascii=False) + "\n")
+            output.write(json.dumps(queue.popleft() | {"answer": answer}, ensure_ascii=False) + "\n")
             answered += 1
     return done, answered
 
@@ -69,55 +77,98 @@ def read_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, str]]:
     Raises:
         DataError: another kind of file, an unreadable one, or a row without one of the columns; the message names row and column.
     """
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"{path} is no .csv, .tsv, .jsonl or .parquet file")
-    try:
-        for index, row in enumerate(readers[path.suffix](path)):
-            for column in columns.values():
-                if not isinstance(row.get(column), str):
-                    found = "is missing" if row.get(column) is None else f"is {row[column]!r:.40}, not text"
-                    raise DataError(f"{path}, row {index}: column {column!r} {found}", hint=f"columns: {', '.join(map(str, row))}")
-            yield {key: row[column] for key, column in columns.items()}
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not readable: {error}") from error
+    for where, row in read_file(path):
+        for column in columns.values():
+            if column not in row:
+                raise DataError(
+                    f"{path} has no column {column!r}; {where} has {', '.join(map(str, row))}: {shown(dict(row))}",
+                    hint="name the columns with --text-column and --text-pair-column",
+                )
+        yield {key: checked_text(row[column], column, f"{path}, {where}", row) for key, column in columns.items()}
 
 
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file, **dialect)
+def argument_lines(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Texts of a command line, each with where it stands.
+
+    Raises:
+        DataError: one that does not hold UTF-8.
+    """
+    for number, text in enumerate(texts, 1):
+        try:
+            text.encode()  # bytes that are no UTF-8 come as halves of surrogate pairs
+        except UnicodeEncodeError as error:
+            raise DataError(f"text {number} is not UTF-8: {text!r:.80}", hint="convert it, for example with iconv") from error
+        yield f"text {number}", text
 
 
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+def input_lines() -> Iterator[tuple[str, str]]:
+    """Lines of standard input without their ends, each with where it stands.
+
+    Not through ``sys.stdin``: where a thread still waits for a line of that, Python aborts when it exits.
+
+    Raises:
+        DataError: one that is not UTF-8.
+    """
+    with open(0, "rb", closefd=False) as file:
         for number, line in enumerate(file, 1):
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: {line.strip()!r:.60} is no JSON object")
-            yield row
+            where = f"line {number} of standard input"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                message = f"{where} is not UTF-8: {error.reason} at byte {error.start}"
+                raise DataError(message, hint="convert it, for example with iconv") from error
+            yield where, text.rstrip("\r\n")
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
+def line_rows(lines: Iterable[tuple[str, str]], *, pair: bool) -> Iterator[Any]:
+    """What a pipeline takes for each line: the text as it is, or a pair as JSON, where blank lines are passed over.
 
+    Raises:
+        DataError: a line that holds no pair.
+    """
+    for where, line in lines:
+        if not pair:
+            yield line
+        elif line.strip():
+            yield _pair(where, line)
+
+
+def _pair(where: str, line: str) -> dict[str, str]:
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is not readable: {error}") from error
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON: {error}: {shown(line)}", hint=PAIR) from error
+    if not isinstance(row, dict) or set(row) != {"text", "text_pair"}:
+        raise DataError(f"{where} is no pair of texts: {shown(row)}", hint=PAIR)
+    return {key: checked_text(value, key, where, row) for key, value in row.items()}
 
 
-def _resume(options: PredictOptions) -> int:
-    """Cut a half-written last line off an earlier output, and count the lines that answer this input's rows."""
-    if not options.output.exists():
-        return 0
-    data = options.output.read_bytes()
+def _check_columns(pipe: TritonPipeline, columns: dict[str, str]) -> None:
+    if pipe.takes_pairs and "text_pair" not in columns:
+        raise DataError(f"{pipe.name} takes pairs of texts", hint="name the column of the second text with --text-pair-column")
+    if not pipe.takes_pairs and "text_pair" in columns:
+        raise DataError(f"{pipe.name} takes single texts, not pairs", hint="leave out --text-pair-column")
+
+
+def _resume(options: PredictOptions, identity: dict[str, Any]) -> int:
+    """Make the output ready to be appended to, and count the lines that answer this input's rows."""
+    data = options.output.read_bytes() if options.output.exists() else b""
     complete = data[: data.rfind(b"\n") + 1]
+    done = _check_lines(options, complete.splitlines())
+    if done:
+        _check_source(options, identity)
+    else:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.source.write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if len(complete) < len(data):
+        with options.output.open("r+b") as file:
+            file.truncate(len(complete))
+    return done
+
+
+def _check_lines(options: PredictOptions, lines: list[bytes]) -> int:
+    """Refuse lines that do not answer the input's rows one by one; return how many there are."""
     rows = read_rows(options.input, options.columns)
-    lines = complete.splitlines()
     for number, line in enumerate(lines, 1):
         try:
             written = json.loads(line)
@@ -126,10 +177,25 @@ def _resume(options: PredictOptions) -> int:
         row = next(rows, None)
         if row is None or not isinstance(written, dict) or {key: written.get(key) for key in row} != row:
             raise DataError(
-                f"{options.output}, line {number} does not answer row {number - 1} of {options.input}",
+                f"{options.output}, line {number} does not answer row {number} of {options.input}",
                 hint="it was made from another input: move it away or choose another --output",
             )
-    if len(complete) < len(data):
-        with options.output.open("r+b") as file:
-            file.truncate(len(complete))
     return len(lines)
+
+
+def _check_source(options: PredictOptions, identity: dict[str, Any]) -> None:
+    """Refuse to go on where others answered: nobody could tell afterwards whose answer is whose."""
+    try:
+        found = json.loads(options.source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        reason = f"{options.source.name}, which says who gave them, is not beside it"
+    except ValueError as error:
+        reason = f"{options.source.name}, which says who gave them, is not readable: {error}"
+    else:
+        if found == identity:
+            return
+        reason = f"{options.source.name} says that another ensemble gave them, or this one before it was packaged anew"
+    raise DataError(
+        f"{options.output} holds answers that {identity['ensemble']} as it is served now may not have given: {reason}",
+        hint="move it away or choose another --output",
+    )

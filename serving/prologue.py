@@ -53,10 +53,7 @@ def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragge
     """
     graph = model.graph
     names = [tensor.name for tensor in graph.input]
-    for tensor in graph.input:
-        kind = tensor.type.tensor_type
-        if kind.elem_type != TensorProto.INT64 or len(kind.shape.dim) != 2:
-            raise ValueError(f"graph input {tensor.name} is not INT64 of two dimensions")
+    _require_int64_rows(graph.input)
     travelling = travelling_inputs(names, pair=pair)
     inner = {name: _P + name for name in names}
     for node in graph.node:
@@ -66,19 +63,35 @@ def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragge
     nodes += graph.node
     del graph.node[:]
     graph.node.extend(nodes)
-    constants = {"zero": 0, "one": 1, "pad": pad_token_id, "marker": PADDING[IDS]}
-    graph.initializer.extend(helper.make_tensor(_P + name, TensorProto.INT64, [], [value]) for name, value in constants.items())
-    for name, value in {IDS: PADDING[IDS], TYPES: 0}.items():
-        graph.initializer.append(helper.make_tensor(f"{_P}{name}/behind", TensorProto.INT64, [1], [value]))
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["positions"] if ragged else ["rows", "longest"])
-        for name in travelling
+    graph.initializer.extend(_constants(pad_token_id))
+    del graph.input[:]
+    graph.input.extend(_inputs(travelling, ragged=ragged))
+    return model
+
+
+def _require_int64_rows(inputs: Sequence[onnx.ValueInfoProto]) -> None:
+    for tensor in inputs:
+        kind = tensor.type.tensor_type
+        if kind.elem_type != TensorProto.INT64 or len(kind.shape.dim) != 2:
+            raise ValueError(f"graph input {tensor.name} is not INT64 of two dimensions")
+
+
+def _constants(pad_token_id: int) -> list[onnx.TensorProto]:
+    scalars = {"zero": 0, "one": 1, "pad": pad_token_id, "marker": PADDING[IDS]}
+    behind = {f"{IDS}/behind": PADDING[IDS], f"{TYPES}/behind": 0}
+    return [
+        helper.make_tensor(_P + name, TensorProto.INT64, dims, [value])
+        for constants, dims in ((scalars, []), (behind, [1]))
+        for name, value in constants.items()
     ]
+
+
+def _inputs(travelling: Sequence[str], *, ragged: bool) -> list[onnx.ValueInfoProto]:
+    dims = ["positions"] if ragged else ["rows", "longest"]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, dims) for name in travelling]
     if ragged:
         inputs.append(helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["rows", 1]))
-    del graph.input[:]
-    graph.input.extend(inputs)
-    return model
+    return inputs
 
 
 def _node(op: str, inputs: Sequence[str], output: str, **attributes: int) -> onnx.NodeProto:

@@ -30,8 +30,8 @@ import numpy as np
 import onnx
 
 from serving import ensemble
-from serving.artifact import MANIFEST, inputs_record, is_current, read_manifest, staging_folder, write_manifest
-from serving.bundle import Bundle, load_bundle
+from serving.artifact import MANIFEST, inputs_record, is_current, read_manifest, sha256, staging_folder, write_manifest
+from serving.bundle import Bundle, file_inside, load_bundle
 from serving.ensemble import Graph, Warmup
 from serving.errors import ArtifactError, ExportError
 from serving.pbtxt import to_pbtxt
@@ -40,6 +40,8 @@ from serving.prologue import IDS, add_prologue, travelling_inputs
 from serving.runtime.tasks.base import Tensor
 
 RUNTIME = Path(__file__).parent / "runtime"
+SHAPING = tuple(Path(__file__).parent / f"{name}.py" for name in ("ensemble", "pbtxt", "plan", "prologue", "repository"))
+"""The modules that decide what is written: after an upgrade that changed one, a repository is not up to date."""
 DTYPES = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.INT32: "TYPE_INT32",
@@ -76,20 +78,12 @@ def package(options: PackageOptions) -> Package:
     """Write or replace the four models of ``options.name``.
 
     Raises:
-        ArtifactError: no usable bundle, or something else stands under one of the four names.
+        ArtifactError: no usable bundle, one that refers to files outside it, or something else stands under one of the four names.
         ExportError: the graph takes inputs that cannot be had from text.
     """
     bundle = load_bundle(options.bundle)
-    plan = make_plan(
-        bundle,
-        precision=options.precision,
-        device=options.device,
-        batching=options.batching,
-        instances=options.instances,
-        threads=options.threads,
-        max_batch_size=options.max_batch_size,
-    )
-    sources = [options.bundle / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME]
+    plan = _plan(bundle, options)
+    sources = [options.bundle / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME, *SHAPING]
     inputs = inputs_record(asdict(plan) | {"name": options.name}, sources)
     home = options.repository / f"{options.name}_model"
     if not options.force and is_current(home / "current", "repository", inputs) and _linked(options.repository, options.name):
@@ -113,6 +107,18 @@ def package(options: PackageOptions) -> Package:
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
         _switch(options.repository, options.name, generation)
     return Package(manifest=manifest, unchanged=False)
+
+
+def _plan(bundle: Bundle, options: PackageOptions) -> Plan:
+    return make_plan(
+        bundle,
+        precision=options.precision,
+        device=options.device,
+        batching=options.batching,
+        instances=options.instances,
+        threads=options.threads,
+        max_batch_size=options.max_batch_size,
+    )
 
 
 def read_graph(path: Path) -> Graph:
@@ -147,7 +153,7 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> No
     task = bundle.task
     texts, ids, logits = _warmups(folder, bundle, plan, name, graph)
     configs = {
-        name: ensemble.ensemble_config(name, task, graph, plan),
+        name: ensemble.ensemble_config(name, task, graph, plan, model_sha256=sha256(bundle.variant(plan.precision).path)),
         f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, texts),
         f"{name}_model": ensemble.model_config(name, graph, plan, ids),
         f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, plan, logits),
@@ -165,11 +171,27 @@ def _write_model(folder: Path, bundle: Bundle, plan: Plan, *, pair: bool) -> Non
     """The variant's graph behind its prologue; weights outside the file travel along under their own names."""
     source = bundle.variant(plan.precision).path
     model = onnx.load(source, load_external_data=False)
+    weights = _external_files(model, source.parent)
     add_prologue(model, pad_token_id=bundle.padding.get(IDS, 0), pair=pair, ragged=plan.batching == "ragged")
     onnx.save(model, folder / "model.onnx")
-    external = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
-    for name in external:
-        shutil.copy(source.parent / name, folder / name)
+    for path in weights:
+        shutil.copy(path, folder / path.name)
+
+
+def _external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
+    """Files beside the graph that hold its weights.
+
+    Raises:
+        ArtifactError: the graph names one anywhere else.
+    """
+    names = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    elsewhere = sorted(name for name in names if Path(name).name != name or name == "model.onnx")
+    if elsewhere:
+        raise ArtifactError(
+            f"the graph in {folder} keeps weights in {elsewhere[0]!r}, which is no file of its own beside it",
+            hint="do not use it unless you know who made it",
+        )
+    return [file_inside(folder, name) for name in sorted(names)]
 
 
 def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, model_inputs: list[str]) -> None:

@@ -161,6 +161,8 @@ def test_withheld_labels_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_hub_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'hub:' names no data set"):
+        sources.load_rows("hub:", Columns(), split="train", cache=tmp_path)
     with pytest.raises(DataError, match="cannot load 'train' of data set 'nobody/nothing'"):
         sources.load_rows("hub:nobody/nothing", Columns(), split="train", cache=tmp_path)
     with pytest.raises(ArtifactError, match="no checkpoint folder nobody/nothing, and the Hub did not give one"):

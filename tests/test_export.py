@@ -11,21 +11,24 @@ import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from export import bundle as bundles
 from export import cli, graph, optimize
 from export.bundle import ExportOptions, export
-from export.checkpoint import save_tokenizer
-from export.data import EVALUATION, Columns, read_evaluation
+from export.checkpoint import chosen_max_length, load_model, read_config, save_tokenizer
+from export.data import EVALUATION, Columns, LabelledRows, read_evaluation
+from export.rows import EncodedRows
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
-from serving.errors import ArtifactError, GateError
+from serving.errors import ArtifactError, ExportError, GateError, SetupError
 from serving.install import STAND_IN
+from serving.runtime.tasks import load_task
 from serving.runtime.tokenization import TextEncoder
 
 from .conftest import ARCHITECTURES, review_rows, write_tsv
@@ -159,6 +162,7 @@ def test_bundle_holds_what_it_promises(exported: Callable[[str], Path], review_f
         assert figures["bytes"] == (folder / record["file"]).stat().st_size
         assert set(figures["throughput"]) == {"1", "16"}
         assert figures["latency_ms"] > 0
+        assert figures["speed_device"] == "cpu"
     assert manifest["precisions"]["fp32"]["figures"]["operators"] == {
         "Attention": 2,
         "BiasGelu": 2,
@@ -249,7 +253,7 @@ def test_failed_variant_is_left_out_and_asked_for_fails(
     assert record["figures"]["label_agreement"] < 0.97
     assert "int8/model.onnx" not in manifest["files"]
     assert not (folder / "int8").exists()
-    assert f"int8 is left out: {record['gates'][1]['message']}" in output
+    assert f"int8 is left out: {record['gates'][2]['message']}" in output
     with pytest.raises(ArtifactError, match=r"failed its gates: .* labels agree"):
         load_bundle(folder).variant("int8")
 
@@ -264,10 +268,10 @@ def test_failed_variant_is_left_out_and_asked_for_fails(
 def test_json_goes_to_standard_output_alone(
     tiny_checkpoint: Path, review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(arguments(tiny_checkpoint, review_file, "--precision", "fp32", "--verify-rows", "20", "--json")) == 0
+    assert cli.main(arguments(tiny_checkpoint, review_file, "--precision", "fp32", "--verify-rows", "70", "--json")) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["artifact"] == "artifacts/tiny/bundle"
-    assert found["original"]["rows"] == 20
+    assert found["original"]["rows"] == 70
     assert list(found["precisions"]) == ["fp32"]
 
 
@@ -307,7 +311,184 @@ def test_unchanged_inputs_are_not_exported_again(
     assert done.stderr.splitlines()[-1] == "False", "nothing heavy is imported to find that out"
 
 
+def test_asking_for_one_variant_more_or_less_keeps_what_is_there(
+    tiny_checkpoint: Path, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(*precision: str) -> set[str]:
+        export(options(tiny_checkpoint, review_file, tmp_path, precision=precision, **LENIENT))
+        return set(read_manifest(tmp_path / "tiny" / "bundle", "bundle")["precisions"])
+
+    assert made("int8") == {"fp32", "int8"}
+    assert made("fp32") == {"fp32", "int8"}
+    assert "is up to date" in capsys.readouterr().err
+    assert made("fp16") == {"fp32", "fp16", "int8"}
+
+
+def test_where_what_decides_on_a_bundle_changed_it_is_not_up_to_date(
+    tiny_checkpoint: Path, review_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {path.name for path in bundles.SHAPING} >= {"verify.py", "variants.py", "optimize.py"}
+    assert all(path.is_file() for path in bundles.SHAPING)
+    module = tmp_path / "verify.py"
+    module.write_text("gates = 1")
+    monkeypatch.setattr(bundles, "SHAPING", (module,))
+    chosen = options(tiny_checkpoint, review_file, tmp_path, precision=("fp32",))
+    source = bundles.find_source(chosen)
+    before = bundles._inputs(chosen, source)
+    assert bundles._inputs(chosen, source) == before
+    module.write_text("gates = 2")
+    assert bundles._inputs(chosen, source) != before
+
+
+# Few rows
+
+
+def test_few_rows_are_verified_on_with_a_warning(
+    tiny_checkpoint: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_tsv(in_folder / "few.tsv", review_rows(20, seed=4))
+    for _ in range(2):  # the second is up to date, and says it again
+        assert cli.main(arguments(tiny_checkpoint, rows, "--precision", "fp32")) == 0
+        assert "\nwarning: verified on 20 rows only, fewer than 64: that proves little" in capsys.readouterr().err
+    assert len(read_manifest(in_folder / "artifacts" / "tiny" / "bundle", "bundle")["warnings"]) == 1
+
+
+def test_fewer_rows_than_64_cannot_be_asked_for(
+    tiny_checkpoint: Path, review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments(tiny_checkpoint, review_file, "--verify-rows", "63")) == 2
+    assert "--verify-rows: 63 is too few, at least 64 are needed" in capsys.readouterr().err
+    assert not (in_folder / "artifacts").exists()
+
+
+def test_speeds_of_unlike_devices_are_told_apart() -> None:
+    from export.commands import _speed_devices
+
+    devices = {"fp32": "gpu", "fp16": "gpu", "int8": "cpu"}
+    figures = {precision: {"speed_device": device} for precision, device in devices.items()}
+    assert _speed_devices(figures) == "PyTorch, fp32, fp16 on the GPU; int8 on one thread of a CPU: not to be compared"
+    assert _speed_devices({"fp32": {"speed_device": "cpu"}}) == "one thread"
+
+
+# How long rows may be
+
+
+def test_a_checkpoint_not_fine_tuned_here_is_cut_where_the_model_ends() -> None:
+    limited, unlimited = SimpleNamespace(model_max_length=400), SimpleNamespace(model_max_length=10**30)
+    own = {"model_type": "bert", "max_position_embeddings": 300}
+    endless = {"model_type": "deberta-v2", "max_position_embeddings": -1}
+    assert chosen_max_length(None, limited, own, default=None) == 300
+    assert chosen_max_length(None, limited, endless, default=None) == 400
+    assert chosen_max_length(None, unlimited, endless, default=None) == 512
+    assert chosen_max_length(9, limited, own, default=None) == 9
+    assert chosen_max_length(None, limited, own) == chosen_max_length(None, unlimited, endless) == 128, "fine-tuning"
+    assert chosen_max_length(None, SimpleNamespace(model_max_length=64), own) == 64
+
+
+def test_the_chosen_length_is_said(
+    make_checkpoint: Callable[[str], Path], review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(checkpoint: Path, *more: str) -> str:
+        assert cli.main(arguments(checkpoint, review_file, "--precision", "fp32", "--verify-rows", "64", *more)) == 0
+        return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("rows are cut at "))
+
+    # its positions are relative: no weights depend on how many there may be
+    long = changed(make_checkpoint("deberta-v2"), in_folder / "long", max_position_embeddings=150)
+    tokenizer = json.loads((long / "tokenizer_config.json").read_text()) | {"model_max_length": 10**30}
+    (long / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert said(long) == "rows are cut at 150 tokens: what the model takes; --max-length cuts them shorter"
+    assert read_manifest(in_folder / "artifacts" / "tiny" / "bundle", "bundle")["max_length"] == 150
+    assert said(long, "--max-length", "32") == "rows are cut at 32 tokens: as asked"
+    manifest = {"schema_version": 1, "kind": "checkpoint", "max_length": 48}
+    (long / "manifest.json").write_text(json.dumps(manifest))
+    assert said(long) == "rows are cut at 48 tokens: as in fine-tuning"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta"])
+def test_a_length_the_model_does_not_take_is_noticed(architecture: str, make_checkpoint: Callable[[str], Path]) -> None:
+    """RoBERTa and its kin count positions by tokens that are no padding; that has the id 2 here, in the wild 1."""
+    from export.original import original_run, require_length
+
+    task = load_task("text-classification", {"labels": ["negative", "positive"], "function_to_apply": "softmax", "pair": False})
+    config = read_config(make_checkpoint(architecture))
+    run = original_run(load_model(make_checkpoint(architecture), type(task)), task, device="cpu")
+    names, padding = ["input_ids", "attention_mask"], {config["pad_token_id"]}
+    limit = chosen_max_length(None, SimpleNamespace(model_max_length=10**30), config, default=None)
+    require_length(run, names, limit, padding=padding)
+    with pytest.raises(ArtifactError, match=f"cannot take {limit + 1} tokens"):
+        require_length(run, names, limit + 1, padding=padding)
+
+
+@pytest.mark.parametrize("padding", [{0}, {1}, {2}, {2, 3}, {1, None}])
+def test_length_is_tried_with_an_id_that_is_no_padding(padding: set[int | None]) -> None:
+    from export.original import require_length
+
+    def run(feed: dict[str, Any]) -> np.ndarray:
+        assert not set(np.unique(feed["input_ids"])) & padding
+        assert set(feed["attention_mask"][0]) == {1} and set(feed["token_type_ids"][0]) == {0}
+        return np.zeros((1, 2), np.float32)
+
+    require_length(run, ["input_ids", "attention_mask", "token_type_ids"], 8, padding=padding)
+
+
+def test_a_config_without_a_padding_id_has_positions_all_the_same() -> None:
+    tokenizer = SimpleNamespace(model_max_length=10**30)
+    for padding in ({}, {"pad_token_id": None}, {"pad_token_id": 1}):
+        config = {"model_type": "roberta", "max_position_embeddings": 514} | padding
+        assert chosen_max_length(None, tokenizer, config, default=None) == 512
+
+
+def test_without_a_usable_gpu_auto_is_the_cpu_and_gpu_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from export import original
+
+    monkeypatch.setattr(original.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(original, "resolve_device", lambda device: "gpu" if device == "auto" else device)
+    assert original.usable_device("cpu") == "cpu"
+    assert capsys.readouterr().err == ""
+    assert original.usable_device("auto") == "cpu"
+    assert "do not both see it" in capsys.readouterr().err
+    with pytest.raises(SetupError, match="do not both see a GPU"):
+        original.usable_device("gpu")
+
+
 # What is refused
+
+
+@pytest.mark.parametrize(("pair", "refused"), [(False, True), (True, False)])
+def test_single_texts_with_type_ids_of_their_own_are_refused(
+    pair: bool, refused: bool, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The served graph derives them as zeros, so such a tokenizer would be served with other answers than were verified."""
+    content = json.loads((tiny_checkpoint / "tokenizer.json").read_text())
+    for piece in content["post_processor"]["single"]:
+        next(iter(piece.values()))["type_id"] = 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    task = load_task("text-classification", {"labels": ["negative", "positive"], "function_to_apply": "softmax", "pair": pair})
+    texts = (("good", "bad"), ("a", "b"))[: 1 + pair]
+    encoder = TextEncoder(str(tmp_path / "tokenizer.json"), max_length=16, names=names, padding={})
+    rows = EncodedRows(LabelledRows(texts=texts, labels=(1, 0)), task, encoder)
+    rows.require_plain_types(names[:2])
+    if refused:
+        with pytest.raises(ExportError, match="token_type_ids other than 0, such as row 1: 'good'"):
+            rows.require_plain_types(names)
+    else:
+        rows.require_plain_types(names)
+
+
+def test_export_refuses_type_ids_that_would_be_served_otherwise(
+    tiny_checkpoint: Path, review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_checkpoint, in_folder / "typed")
+    path = in_folder / "typed" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    for piece in content["post_processor"]["single"]:
+        next(iter(piece.values()))["type_id"] = 1
+    path.write_text(json.dumps(content))
+    assert cli.main(arguments(in_folder / "typed", review_file)) == 1
+    assert "error: the tokenizer gives single texts token_type_ids other than 0" in capsys.readouterr().err
 
 
 def changed(checkpoint: Path, folder: Path, **config: Any) -> Path:

@@ -114,7 +114,7 @@ def test_interrupted_run_resumes_from_its_last_epoch(
     with monkeypatch.context() as patch:
         patch.setattr(training.PlainProgress, "on_evaluate", say_and_press_ctrl_c)
         assert cli.main(command(base_checkpoint)) == 1
-    assert capsys.readouterr().err.endswith("interrupted: nothing half-written was left behind\n")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: nothing half-written was left behind")
     folder = data / "artifacts" / "tiny"
     assert not (folder / "checkpoint").exists()
 
@@ -212,6 +212,33 @@ def test_full_disk_is_one_line_and_leaves_nothing(data: Path, base_checkpoint: P
     assert cli.main(command(base_checkpoint)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: cannot write an epoch into ")
+    assert not (data / "artifacts" / "tiny" / "checkpoint").exists()
+
+
+def test_several_gpus_are_one_device(
+    data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trainer wraps the model in nn.DataParallel where its arguments count two GPUs."""
+    from export import training
+
+    seen: list[Any] = []
+    count, build = training.TrainingArguments.__post_init__, training._arguments
+
+    def count_two(self: Any) -> None:
+        count(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(training.TrainingArguments, "__post_init__", count_two)
+    monkeypatch.setattr(training, "_arguments", lambda job: seen.append(build(job)) or seen[-1])
+    assert cli.main(command(base_checkpoint, "--epochs", "1")) == 0
+    assert [(arguments.n_gpu, arguments.train_batch_size) for arguments in seen] == [(1, 16)]
+
+
+def test_training_that_diverged_is_told(
+    data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command(base_checkpoint, "--epochs", "1", "--learning-rate", "1e38")) == 1
+    assert "error: training diverged: " in capsys.readouterr().err
     assert not (data / "artifacts" / "tiny" / "checkpoint").exists()
 
 

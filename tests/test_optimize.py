@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 import pytest
 
 from export import graph, optimize
+from serving.errors import SetupError
 from serving.runtime.tokenization import TextEncoder
 
 from .conftest import review_rows
@@ -92,3 +94,43 @@ def test_an_architecture_the_optimizer_refuses_is_recorded(raw: Path, tiny_check
     rows = feeds(tiny_checkpoint, raw)
     optimize.to_fp16(tmp_path / "fused.onnx", tmp_path / "half.onnx", rows)
     assert np.abs(logits(tmp_path / "half.onnx", rows[0]) - logits(raw, rows[0])).max() < 0.02
+
+
+class FakeSession:
+    """What ONNX Runtime gives where CUDA's libraries do not load: a session on the CPU, and no error."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_a_session_that_falls_back_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(graph.onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setattr(graph.onnxruntime, "preload_dlls", lambda: calls.append("preload"))
+    graph._preload_cuda.cache_clear()
+    wanted = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    for _ in range(2):
+        with pytest.raises(SetupError, match="could not load CUDAExecutionProvider, only CPUExecutionProvider") as raised:
+            graph.session(Path("model.onnx"), providers=wanted)
+    assert "tritonize doctor" in raised.value.hint
+    assert calls == ["preload"], "once, before the first"
+    assert graph.session(Path("model.onnx")) is not None
+    graph._preload_cuda.cache_clear()
+
+
+def test_nothing_loaded_may_bring_its_own_code() -> None:
+    """Every ``from_pretrained`` says so itself, and every model is loaded from safetensors: pickled weights can run code."""
+    calls = [
+        (path.name, call.func.value, {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords})
+        for path in Path(optimize.__file__).parent.glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained"
+    ]
+    assert len(calls) >= 3
+    for name, loader, keywords in calls:
+        assert keywords.get("trust_remote_code") == "False", name
+        if ast.unparse(loader) not in ("AutoConfig", "AutoTokenizer"):
+            assert keywords.get("use_safetensors") == "True", name

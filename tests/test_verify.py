@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from export import metric, verify
 from export.data import LabelledRows
 from export.rows import EncodedRows
+from serving.errors import ExportError
 from serving.runtime.tasks import load_task
 
 TASK = load_task("text-classification", {"labels": ["negative", "positive"], "function_to_apply": "softmax", "pair": False})
@@ -61,8 +63,23 @@ def test_paired_interval_covers_the_true_drop() -> None:
     assert missed <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
 
 
-def test_equal_answers_have_no_drop() -> None:
-    assert metric.paired_drop(np.array([True, False]), np.array([True, False])) == (0.0, (0.0, 0.0))
+@pytest.mark.parametrize("rows", [1, 64, 1000])
+def test_equal_answers_have_no_drop_but_prove_only_so_much(rows: int) -> None:
+    """Nobody knows that no row of all the others differs: 0 of n may be as many as 1 - 0.025 ** (1 / n) of all."""
+    answers = np.arange(rows) % 2 == 0
+    drop, (low, high) = metric.paired_drop(answers, answers)
+    most = 1 - 0.025 ** (1 / rows)
+    assert (drop, low, high) == (0.0, pytest.approx(-most), pytest.approx(most))
+    message = next(gate.message for gate in verify.judge("int8", against(logits_for(LABELS)), logits_for(LABELS), LIMITS).gates[1:])
+    assert "drops by 0.00 points (95 % interval -0.37 to 0.37)" in message
+
+
+def test_few_rows_are_said_to_prove_little() -> None:
+    assert verify.few_rows_warning(verify.MIN_ROWS) is None
+    warning = verify.few_rows_warning(40)
+    assert warning is not None
+    assert warning.startswith("verified on 40 rows only, fewer than 64: that proves little")
+    assert "8.8% of all may" in warning
 
 
 def test_noise_does_not_fail_the_metric_gate_and_a_real_drop_does() -> None:
@@ -121,11 +138,46 @@ def test_fp32_logits_must_be_those_of_the_original(wrong: float, passed: bool) -
     assert gate.passed is verdict.passed is passed
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers_fail_at_every_precision(precision: str, broken: float) -> None:
+    """The label of such a row is the first, by accident: here the right one."""
+    right = np.zeros(1000, dtype=np.int64)
+    reference = verify.Reference(task=TASK, logits=logits_for(right), labels=right)
+    variant = logits_for(right)
+    variant[:3] = broken
+    verdict = verify.judge(precision, reference, variant, verify.Limits(max_metric_drop=100, min_agreement=0))
+    gate = next(gate for gate in verdict.gates if gate.name == "finite")
+    assert not verdict.passed and not gate.passed
+    assert gate.value == 3
+    assert gate.message == "logits are infinite or no numbers for 3 of 1000 rows"
+    assert verdict.figures["label_agreement"] == pytest.approx(0.997), "they agree with nothing"
+    assert verdict.figures["metric_drop"] == pytest.approx(0.3)
+    record = json.dumps(verdict.record("model.onnx"), allow_nan=False)
+    assert json.loads(record)["figures"]["max_logit_difference"] is None
+
+
+def test_finite_logits_pass_their_gate() -> None:
+    assert gates("int8", LABELS)["finite"].passed
+
+
+def test_an_original_that_gives_no_numbers_is_refused() -> None:
+    verify.require_finite(logits_for(LABELS))
+    broken = logits_for(LABELS)
+    broken[7, 1] = np.nan
+    with pytest.raises(ExportError, match=r"the checkpoint itself gives logits .* for 1 of 1000 rows"):
+        verify.require_finite(broken)
+
+
 def test_record_is_what_the_bundle_promises() -> None:
     verdict = verify.judge("int8", against(logits_for(LABELS)), logits_for(flipped(LABELS, 0, 90)), LIMITS)
     record = verdict.record("int8/model.onnx")
     assert (record["file"], record["verdict"]) == ("int8/model.onnx", "failed")
-    assert {gate["name"]: gate["passed"] for gate in record["gates"]} == {"metric_drop": False, "label_agreement": False}
+    assert {gate["name"]: gate["passed"] for gate in record["gates"]} == {
+        "finite": True,
+        "metric_drop": False,
+        "label_agreement": False,
+    }
     assert set(record["figures"]) == {
         "accuracy",
         "f1",

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
+import signal
 import socket
+import ssl
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.client import AsyncTritonPipeline, TritonPipeline
-from serving.errors import RequestError
+from serving.connection import Connection
+from serving.errors import DataError, RequestError
 
 from .conftest import STRANGE_TEXTS, Server, free_port
 
@@ -90,6 +98,138 @@ def test_stream_reads_no_further_than_it_must(server: Server) -> None:
     assert read <= 8
 
 
+def test_an_answer_does_not_wait_for_the_next_row(server: Server) -> None:
+    answered = threading.Event()
+
+    def rows() -> Iterator[str]:
+        yield "the first"
+        assert answered.wait(60), "the first answer waits for the second row"
+        yield "the second"
+
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
+        answers = pipe.stream(rows())
+        assert next(answers)["label"]
+        answered.set()
+        assert len(list(answers)) == 1
+
+
+def test_a_pause_in_the_rows_is_not_the_servers(server: Server) -> None:
+    def rows() -> Iterator[str]:
+        yield from ("the first", "the second takes longer " * 2000)
+        time.sleep(2.5)
+        yield "the third"
+
+    with TritonPipeline("ragged", url=server.url("grpc"), timeout=2, concurrency=2) as pipe:
+        pipe("warm up")
+        assert len(list(pipe.stream(rows()))) == 3
+
+
+def test_rows_before_an_unreadable_one_are_answered(server: Server) -> None:
+    def rows() -> Iterator[str]:
+        yield from ("one", "two")
+        raise DataError("no third row")
+
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
+        answers = pipe.stream(rows())
+        assert len([next(answers), next(answers)]) == 2
+        with pytest.raises(DataError, match="no third row"):
+            next(answers)
+
+
+def test_a_list_is_streamed_without_a_thread(server: Server) -> None:
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
+        answers = pipe.stream(["one", "two"])
+        next(answers)
+        assert "TritonPipeline rows" not in {thread.name for thread in threading.enumerate()}
+        assert len(list(answers)) == 1
+
+
+@contextlib.contextmanager
+def ctrl_c(seconds: float) -> Iterator[None]:
+    """Ctrl-C for this thread, after a while."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_stream(server: Server) -> None:
+    never = threading.Event()
+
+    def rows() -> Iterator[str]:
+        yield "the first"
+        never.wait(60)
+
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
+        answers = pipe.stream(rows())
+        next(answers)
+        with ctrl_c(0.3), pytest.raises(KeyboardInterrupt) as caught:
+            next(answers)
+        assert caught.value.__context__ is None  # closing the stream went well
+        assert next(answers, None) is None
+        assert pipe("the same client goes on")
+    never.set()
+
+
+def test_ctrl_c_while_a_request_is_in_flight() -> None:
+    with silent_server() as url, TritonPipeline("x", url=url, timeout=60) as pipe:
+        answers = pipe.stream(iter(["never answered"]))
+        with ctrl_c(0.5), pytest.raises(KeyboardInterrupt) as caught:
+            next(answers)
+        assert caught.value.__context__ is None
+
+
+def test_closed_is_closed(server: Server) -> None:
+    pipe = TritonPipeline("ragged", url=server.url("grpc"))
+    answers = pipe.stream(iter(["one", "two"]))
+    next(answers)
+    pipe.close()
+    pipe.close()
+    for use in (lambda: pipe("text"), lambda: pipe.task, lambda: next(answers), lambda: next(pipe.stream(["text"]))):
+        with pytest.raises(RuntimeError, match="client of ragged is closed: make another one"):
+            use()
+
+
+def test_closing_ends_what_other_threads_wait_for() -> None:
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            pipe("text")
+        except RuntimeError as error:
+            raised.append(error)
+
+    with silent_server() as url:
+        pipe = TritonPipeline("x", url=url)
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.3)
+        pipe.close()
+        thread.join(10)
+    assert "is closed" in str(raised[0])
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_async_closed_is_closed(server: Server, protocol: str) -> None:
+    async def ask() -> None:
+        pipe = AsyncTritonPipeline("ragged", url=server.url(protocol), protocol=protocol)  # type: ignore[arg-type]
+        await pipe("text")
+        await pipe.close()
+        with pytest.raises(RuntimeError, match="client of ragged is closed"):
+            await pipe("text")
+
+    asyncio.run(ask())
+
+
+def test_text_that_is_none_is_refused(server: Server) -> None:
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe, pytest.raises(DataError, match="half of a surrogate pair"):
+        pipe(["fine", "\ud83d"])
+
+
 def test_usable_from_many_threads(server: Server, pipeline: Any, texts: list[str]) -> None:
     answers: dict[int, Any] = {}
     with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
@@ -141,10 +281,134 @@ def test_no_server(protocol: str) -> None:
     assert time.monotonic() - started >= 0.1  # it did try again
 
 
+@contextlib.contextmanager
+def silent_server() -> Iterator[str]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield f"127.0.0.1:{silent.getsockname()[1]}"
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_deadline(protocol: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
-        url = f"127.0.0.1:{silent.getsockname()[1]}"
-        with TritonPipeline("x", url=url, protocol=protocol, timeout=0.5) as pipe, pytest.raises(RequestError) as caught:
-            pipe("text")
+    with (
+        silent_server() as url,
+        TritonPipeline("x", url=url, protocol=protocol, timeout=0.5) as pipe,
+        pytest.raises(RequestError) as caught,
+    ):
+        pipe("text")
     assert caught.value.status == "DEADLINE_EXCEEDED"
+
+
+def test_http_keeps_to_our_deadline_and_opens_as_many_connections_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tritonclient.http import aio
+
+    given: dict[str, Any] = {}
+
+    class Client(aio.InferenceServerClient):  # type: ignore[misc]
+        def __init__(self, url: str, **options: Any) -> None:
+            given.update(options)
+            super().__init__(url, **options)
+
+    monkeypatch.setattr(aio, "InferenceServerClient", Client)
+    url = f"127.0.0.1:{free_port()}"
+    with (
+        TritonPipeline("x", url=url, protocol="http", timeout=90, concurrency=200, retries=0) as pipe,
+        pytest.raises(RequestError),
+    ):
+        pipe("text")
+    assert (given["conn_timeout"], given["conn_limit"]) == (90, 200)
+
+
+class Answering:
+    """A server that reads something from each connection, writes ``answer`` and hangs up."""
+
+    def __init__(self, answer: bytes, context: ssl.SSLContext | None = None) -> None:
+        self.asked = 0
+        self._answer, self._context = answer, context
+
+    def __enter__(self) -> Answering:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):  # shut down
+            while True:
+                connection, _ = self._socket.accept()
+                self.asked += 1
+                with connection, contextlib.suppress(ssl.SSLError, ConnectionError):  # the client hung up
+                    self._answer_one(connection)
+
+    def _answer_one(self, connection: socket.socket) -> None:
+        if self._context is not None:
+            with self._context.wrap_socket(connection, server_side=True) as secure:
+                secure.recv(65536)
+            return
+        connection.recv(65536)
+        connection.sendall(self._answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"", "ended the connection before it had answered: "),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "ended the connection before it had answered: "),
+        (b"no HTTP at all\r\n\r\n", "does not answer as Triton does: "),
+    ],
+)
+def test_a_request_that_was_taken_is_not_sent_again(answer: bytes, message: str) -> None:
+    async def ask(url: str) -> None:
+        connection = Connection(url, protocol="http", concurrency=1, timeout=60, retries=3, ssl=False)
+        try:
+            await connection.infer("x", {"TEXT": [b"text"]})
+        finally:
+            await connection.close()
+
+    with Answering(answer) as server:
+        with pytest.raises(RequestError, match=message) as caught:
+            asyncio.run(ask(server.url))
+        assert server.asked == 1
+    assert caught.value.status == "UNKNOWN"
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "127.0.0.1:99999", "127.0.0.1:port", "a b:1", "[::1"])
+def test_what_is_no_address_is_said_at_once(protocol: str, url: str) -> None:
+    with TritonPipeline("x", url=url, protocol=protocol) as pipe, pytest.raises(RequestError, match="is no host:port") as caught:
+        pipe("text")
+    assert caught.value.status == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_without_tls_is_told_from_none(protocol: str) -> None:
+    with (
+        Answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as server,
+        TritonPipeline("x", url=server.url, protocol=protocol, ssl=True) as pipe,
+        pytest.raises(RequestError, match="no TLS connection to") as caught,
+    ):
+        pipe("text")
+    assert caught.value.status == "FAILED_PRECONDITION"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_certificate_nobody_vouches_for_is_refused(tmp_path: Path, protocol: str) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    options = "-newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", "-x509", *options.split(), *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["h2"])
+    with Answering(b"", context) as server, TritonPipeline("x", url=server.url, protocol=protocol, ssl=True) as pipe:
+        with pytest.raises(RequestError, match=r"(?i)certificate.verify.failed") as caught:
+            pipe("text")
+        assert server.asked == 1 or protocol == "grpc"  # gRPC connects again on its own account
+    assert caught.value.status == "FAILED_PRECONDITION"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from export.cli import main
+from serving.predict import read_rows
 
 from .conftest import Server
 
@@ -50,14 +53,54 @@ def test_arguments_as_words_and_as_json(server: Server, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(expected[0]["score"], abs=1e-3)
 
 
+def command(server: Server, name: str, *arguments: str | bytes) -> list[str | bytes]:
+    return [sys.executable, "-m", "export.cli", "predict", name, "--url", server.url("grpc"), *arguments]
+
+
+def refused(command: list[str | bytes], given: bytes = b"") -> str:
+    """What one line it says when it refuses what it is given."""
+    done = subprocess.run(command, input=given, capture_output=True, check=False)
+    error = done.stderr.decode()
+    assert done.returncode == 1, error
+    assert len(error.splitlines()) == 1, error
+    return error
+
+
 def test_standard_input_and_pairs(server: Server) -> None:
-    command = [sys.executable, "-m", "export.cli", "predict", "pairs", "--url", server.url("grpc"), "--json"]
-    pair = json.dumps({"text": "one", "text_pair": "other"})
-    done = subprocess.run(command, input=f"{pair}\n{pair}\n", capture_output=True, text=True, check=True)
+    ask = command(server, "pairs", "--json")
+    pair = json.dumps({"text": "one", "text_pair": "other"}).encode()
+    done = subprocess.run(ask, input=b"%b\n\n%b\n" % (pair, pair), capture_output=True, check=True)
     assert len(done.stdout.splitlines()) == 2
-    done = subprocess.run(command, input="no JSON\n", capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "is not JSON" in done.stderr and "Traceback" not in done.stderr
+    assert "is not JSON" in refused(ask, b"no JSON\n")
+    assert "line 2 of standard input is no pair of texts: 'one' (give {" in refused(ask, b'%b\n"one"\n' % pair)
+    assert "column 'text_pair' holds int, not text" in refused(ask, b'{"text": "one", "text_pair": 1}\n')
+    assert "half of a surrogate pair" in refused(ask, b'{"text": "one", "text_pair": "\\ud83d"}\n')
+
+
+def test_text_that_is_not_utf8(server: Server) -> None:
+    assert "line 2 of standard input is not UTF-8: " in refused(command(server, "ragged"), b"caf\xc3\xa9\ncaf\xe9\n")
+    assert "text 2 is not UTF-8: " in refused(command(server, "ragged", "fine", b"caf\xe9"))
+
+
+def test_standard_input_with_a_mark_and_carriage_returns(server: Server, pipeline: Any) -> None:
+    given = "\ufeffI loved it .\r\nBoring .".encode()
+    done = subprocess.run(command(server, "ragged", "--json"), input=given, capture_output=True, check=True)
+    scores = [json.loads(line)["score"] for line in done.stdout.splitlines()]
+    assert scores == pytest.approx([answer["score"] for answer in pipeline(["I loved it .", "Boring ."])], abs=1e-5)
+
+
+def test_each_line_is_answered_as_it_comes_until_ctrl_c(server: Server) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(server, "ragged"), **pipes) as process:  # type: ignore[call-overload]
+        for text in (b"I loved it .", b"Boring ."):
+            process.stdin.write(text + b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline().split(b"\t")[0] in {b"negative", b"positive"}
+        time.sleep(0.2)  # it waits for a line that does not come
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 1
+        error = process.stderr.read()
+        assert error.startswith(b"interrupted: ") and error.count(b"\n") == 1, error
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -83,6 +126,51 @@ def test_files_keep_order_and_are_resumed(
     assert [row["text"] for row in answers(output)] == texts[:60]
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("pairs", [], "pairs takes pairs of texts (name the column of the second text with --text-pair-column)"),
+        ("ragged", ["--text-pair-column", "sentence"], "ragged takes single texts, not pairs (leave out --text-pair-column)"),
+    ],
+)
+def test_columns_that_the_ensemble_does_not_take(
+    server: Server, tmp_path: Path, name: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.csv", ["one", "two"])
+    files = ["--input", str(rows), "--output", str(tmp_path / "out.jsonl"), "--text-column", "sentence"]
+    assert predict(server, *files, *arguments, name=name) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_answers_of_two_ensembles_are_not_mixed(
+    server: Server, tmp_path: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output, source = write_rows(tmp_path / "rows.csv", texts[:6]), tmp_path / "a.jsonl", tmp_path / "a.jsonl.source.json"
+    files = ["--input", str(rows), "--output", str(output), "--text-column", "sentence"]
+    assert predict(server, *files) == 0
+    recorded = json.loads(source.read_text(encoding="utf-8"))
+    assert (recorded["ensemble"], recorded["parameters"]["task"]) == ("ragged", "text-classification")
+    half = "".join(output.read_text(encoding="utf-8").splitlines(keepends=True)[:3])
+    output.write_text(half, encoding="utf-8")
+    capsys.readouterr()
+    assert predict(server, *files, name="alone") == 1
+    assert "says that another ensemble gave them" in capsys.readouterr().err
+    source.write_text(json.dumps(recorded | {"parameters": recorded["parameters"] | {"settings": "{}"}}), encoding="utf-8")
+    assert predict(server, *files) == 1
+    assert "or this one before it was packaged anew" in capsys.readouterr().err
+    source.write_text("{", encoding="utf-8")
+    assert predict(server, *files) == 1
+    assert "a.jsonl.source.json, which says who gave them, is not readable" in capsys.readouterr().err
+    source.unlink()
+    assert predict(server, *files) == 1
+    assert "which says who gave them, is not beside it" in capsys.readouterr().err
+    assert output.read_text(encoding="utf-8") == half
+    output.write_text("", encoding="utf-8")
+    assert predict(server, *files, name="alone") == 0
+    assert json.loads(source.read_text(encoding="utf-8"))["ensemble"] == "alone"
+
+
 def test_an_output_of_another_input_is_left_alone(
     server: Server, tmp_path: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,21 +178,23 @@ def test_an_output_of_another_input_is_left_alone(
     output.write_text('{"text": "something else", "answer": {}}\n')
     rows = write_rows(tmp_path / "rows.csv", texts[:5])
     assert predict(server, "--input", str(rows), "--output", str(output), "--text-column", "sentence") == 1
-    assert "line 1 does not answer row 0" in capsys.readouterr().err
+    assert "line 1 does not answer row 1" in capsys.readouterr().err
     assert output.read_text() == '{"text": "something else", "answer": {}}\n'
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.txt", b"text", "is no .csv, .tsv, .jsonl or .parquet file"),
+        ("rows.txt", b"text", "rows must be in a .csv, .tsv, .jsonl, .parquet file"),
         ("rows.csv", b"text\n", None),
-        ("rows.csv", b"words\nx\n", "row 0: column 'text' is missing"),
-        ("rows.csv", b"text\n\xff\xfe\n", "is not readable"),
-        ("rows.jsonl", b'{"text": "fine"}\n{"text": 3}\n', "row 1: column 'text' is 3, not text"),
-        ("rows.jsonl", b'{"text": "fine"}\n[1]\n', "line 2"),
-        ("rows.jsonl", b"{", "is not readable"),
-        ("rows.parquet", b"no parquet", "is not readable"),
+        ("rows.csv", b"words\nx\n", "has no column 'text'; line 2 has words: {'words': 'x'}"),
+        ("rows.csv", b"text\nhello, world\n", "line 2: 2 fields where the header has 1: ['hello', ' world']"),
+        ("rows.csv", b"text\n\xff\xfe\n", "is not UTF-8"),
+        ("rows.jsonl", b'{"text": "fine"}\n{"text": 3}\n', "line 2: column 'text' holds int, not text"),
+        ("rows.jsonl", b'{"text": "fine"}\n{"text": "\\ud83d"}\n', "line 2: column 'text' holds half of a surrogate pair"),
+        ("rows.jsonl", b'{"text": "fine"}\n[1]\n', "line 2 is no JSON object"),
+        ("rows.jsonl", b"{", "line 1 is not JSON"),
+        ("rows.parquet", b"no parquet", "cannot read "),
     ],
 )
 def test_unusable_files(
@@ -117,3 +207,17 @@ def test_unusable_files(
     assert code == (1 if message else 0)
     assert (message or "0 rows answered") in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("rows.csv", '\ufefftext\n"hello, world"\n', ["hello, world"]),
+        ("rows.csv", "text\n" + "word " * 30_000 + "\n", ["word " * 30_000]),
+        ("rows.tsv", "\ufefftext\tother\r\none\rtwo\tx\r\n", ["one\rtwo"]),
+        ("rows.jsonl", '\ufeff{"text": "one"}\n\n{"text": "two"}\n\n', ["one", "two"]),
+    ],
+)
+def test_files_are_read_as_everywhere(tmp_path: Path, name: str, content: str, texts: list[str]) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert list(read_rows(tmp_path / name, {"text": "text"})) == [{"text": text} for text in texts]

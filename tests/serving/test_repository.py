@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
+from serving import repository
 from serving.artifact import sha256
-from serving.bundle import load_bundle
+from serving.bundle import Bundle, Variant, load_bundle
 from serving.errors import ArtifactError
 from serving.pbtxt import from_pbtxt
-from serving.plan import make_plan
+from serving.plan import Plan, make_plan
 from serving.repository import PackageOptions, package
 
 STEPS = ("tiny", "tiny_preprocess", "tiny_model", "tiny_postprocess")
@@ -50,6 +54,7 @@ def assert_whole(repository: Path) -> str:
 def test_configs_are_wired_from_the_graph(bundle: Path, pair_bundle: Path, tmp_path: Path) -> None:
     package(options(bundle, tmp_path, batching="ragged", max_batch_size=32))
     model, ensemble = config(tmp_path, "tiny_model"), config(tmp_path, "tiny")
+    assert ensemble["parameters"]["model_sha256"]["string_value"] == sha256(bundle / "fp32" / "model.onnx")
     assert [tensor["name"] for tensor in model["input"]] == ["input_ids"]
     assert model["input"][0]["allow_ragged_batch"] is True
     assert model["batch_input"] == [
@@ -191,14 +196,112 @@ def test_plan_on_a_cpu(bundle: Path, asked: dict, batching: str, instances: int 
     assert plan.instances * plan.threads <= cores
 
 
-def test_plan_takes_the_fastest_on_a_cpu_and_fp16_on_a_gpu(bundle: Path) -> None:
+def timed(bundle: Path, **seconds: tuple[float, str] | None) -> Bundle:
+    """The bundle with those latencies (ms) and the device each was measured on, and no other variants."""
     loaded = load_bundle(bundle)
-    free = {"precision": "auto", "batching": "auto", "instances": None, "threads": None, "max_batch_size": 64}
-    fastest = min(loaded.variants.values(), key=lambda variant: variant.figures["latency_ms"])
-    assert make_plan(loaded, device="cpu", **free).precision == fastest.precision
-    gpu = make_plan(loaded, device="gpu", **free)
+    speeds = {
+        precision: {} if speed is None else {"latency_ms": speed[0], "speed_device": speed[1], "throughput": {"1": 1.0, "16": 9.0}}
+        for precision, speed in seconds.items()
+    }
+    variants = {
+        precision: Variant(precision=precision, path=bundle / precision / "model.onnx", figures=figures)
+        for precision, figures in speeds.items()
+    }
+    return replace(loaded, variants=variants)
+
+
+def plan_of(bundle: Bundle, **asked: object) -> Plan:
+    free = {"precision": "auto", "device": "cpu", "batching": "auto", "instances": None, "threads": None, "max_batch_size": 64}
+    return make_plan(bundle, **free | asked)
+
+
+def test_plan_takes_the_fastest_on_a_cpu_and_fp16_on_a_gpu(bundle: Path) -> None:
+    loaded = timed(bundle, fp32=(3.0, "cpu"), fp16=(2.0, "cpu"), int8=(2.5, "cpu"))
+    cpu = plan_of(loaded)
+    assert cpu.precision == "fp16"
+    assert cpu.reasons["precision"] == "fp16: the fastest that passed its gates (fp32 3.00 ms, fp16 2.00 ms, int8 2.50 ms)"
+    gpu = plan_of(loaded, device="gpu")
     assert (gpu.precision, gpu.batching, gpu.instances) == ("fp16", "ragged", 1)
     assert set(gpu.reasons) >= {"precision", "batching"}
+
+
+def test_figures_of_a_gpu_decide_nothing_on_a_cpu(bundle: Path) -> None:
+    loaded = timed(bundle, fp32=(0.3, "gpu"), fp16=(0.1, "gpu"), int8=(4.0, "cpu"))
+    plan = plan_of(loaded)
+    assert (plan.precision, plan.batching) == ("int8", "off")
+    assert plan.reasons["precision"].startswith("int8: nothing was compared, as fp32 and fp16 were not timed on a CPU")
+    plan = plan_of(timed(bundle, fp32=(0.3, "gpu"), fp16=(0.1, "gpu")))
+    assert (plan.precision, plan.batching) == ("fp32", "off"), "batches were fast on the GPU only"
+    assert plan.reasons["batching"].startswith("off: fp32 was not timed on a CPU")
+    plan = plan_of(timed(bundle, fp32=(3.0, "cpu"), int8=None))
+    assert plan.reasons["precision"].startswith("int8: nothing was compared, as int8 was not timed on a CPU"), "of an older export"
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_int8_is_batched_only_where_that_is_asked_for(bundle: Path, device: str) -> None:
+    loaded = timed(bundle, fp32=(3.0, "cpu"), int8=(2.0, "cpu"))
+    plan = plan_of(loaded, precision="int8", device=device)
+    assert plan.batching == "off"
+    assert plan.reasons["batching"].startswith("off: dynamic int8 scales span the whole batch")
+    plan = plan_of(loaded, precision="int8", device=device, batching="ragged")
+    assert plan.batching == "ragged"
+    assert plan.reasons["batching"].startswith("ragged, as asked: dynamic int8 scales")
+    assert "depend on who else is asking" in plan.reasons["batching"]
+    assert "batching" not in plan_of(loaded, precision="fp32", device=device, batching="ragged").reasons
+
+
+def test_threads_have_no_effect_on_a_gpu_and_that_is_said(bundle: Path) -> None:
+    loaded = load_bundle(bundle)
+    plan = plan_of(loaded, precision="fp32", device="gpu", threads=4)
+    assert plan.threads == 1
+    assert plan.reasons["threads"].startswith("4 has no effect on a GPU")
+    assert "threads" not in plan_of(loaded, precision="fp32", device="gpu").reasons
+
+
+def test_a_changed_module_repackages(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shaping = {path.name for path in repository.SHAPING}
+    assert shaping == {"ensemble.py", "pbtxt.py", "plan.py", "prologue.py", "repository.py"}
+    module = tmp_path / "prologue.py"
+    module.write_text("before")
+    monkeypatch.setattr(repository, "SHAPING", (module,))
+    target = tmp_path / "models"
+    package(options(bundle, target))
+    assert package(options(bundle, target)).unchanged
+    module.write_text("after an upgrade")
+    assert not package(options(bundle, target)).unchanged
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "sub/../../outside", "linked", "", ".."])
+def test_a_bundle_refers_to_nothing_outside_it(bundle: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    (tmp_path / "outside").write_text("secret")
+    (copy / "linked").symlink_to(tmp_path / "outside")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["precisions"]["fp32"]["file"] = name
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="which is no file inside it") as raised:
+        load_bundle(copy)
+    assert repr(name) in raised.value.message
+
+
+@pytest.mark.parametrize("location", ["../../outside", "/etc/hostname", "sub/weights", "model.onnx", "..", "linked"])
+def test_weights_outside_the_graph_lie_beside_it(bundle: Path, tmp_path: Path, location: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    (tmp_path / "outside").write_text("secret")
+    (copy / "fp32" / "linked").symlink_to(tmp_path / "outside")
+    path = copy / "fp32" / "model.onnx"
+    model = onnx.load(path)
+    onnx.external_data_helper.convert_model_to_external_data(model, location="weights", size_threshold=0)
+    onnx.save(model, path)
+    for tensor in (model := onnx.load(path, load_external_data=False)).graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    onnx.save(model, path)
+    with pytest.raises(ArtifactError, match=r"which is no file (of its own beside|inside) it"):
+        package(options(copy, tmp_path / "models"))
+    assert not list((tmp_path / "models").iterdir()), "nothing half-written"
 
 
 def test_a_bundle_that_lacks_a_file_or_is_none(bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""Rows of csv, tsv, jsonl and parquet files, read strictly: what is not as it should be is refused with the line it stands in."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.errors import DataError
+
+Record = tuple[str, Mapping[str, Any]]
+"""Where a row stands (``line 12``), and its values by column."""
+
+
+def read_file(path: Path) -> Iterator[Record]:
+    """Rows of a csv (quoted as usual), tsv (no quoting: split on tabs), jsonl or parquet file.
+
+    Raises:
+        DataError: the file is absent, of another format, damaged, or not UTF-8.
+    """
+    readers = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: rows must be in a {', '.join(readers)} file")
+    try:
+        yield from readers[path.suffix](path)
+    except FileNotFoundError:
+        raise DataError(f"no file {path}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", hint="save it as UTF-8") from error
+    except (OSError, csv.Error, ValueError) as error:
+        raise DataError(f"cannot read {path}: {str(error) or type(error).__name__}") from error
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # the library's 128 KiB is less than a long document
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header = next(reader, [])
+        for values in reader:
+            if values:
+                yield _record(path, header, values, f"line {reader.line_num}")
+
+
+def _read_tsv(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        header = file.readline().rstrip("\r\n").split("\t")
+        for number, line in enumerate(file, start=2):
+            if stripped := line.rstrip("\r\n"):
+                yield _record(path, header, stripped.split("\t"), f"line {number}")
+
+
+def _record(path: Path, header: list[str], values: list[str], where: str) -> Record:
+    if len(values) != len(header):
+        raise DataError(f"{path}, {where}: {len(values)} fields where the header has {len(header)}: {shown(values)}")
+    return where, dict(zip(header, values, strict=True))
+
+
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number} is not JSON: {error}: {shown(line)}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number} is no JSON object: {shown(row)}")
+            yield f"line {number}", row
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        number = 0
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+
+
+def shown(value: Any) -> str:
+    """``value`` for a message: its ``repr``, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def checked_text(value: Any, column: str, place: str, row: Mapping[str, Any]) -> str:
+    """``value`` where it is text that can be written as UTF-8.
+
+    Args:
+        place: where it stands, for the message.
+        row: what it stands in, for the message.
+
+    Raises:
+        DataError: it is something else, or holds half of a surrogate pair, as broken JSON escapes do.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"{place}: column {column!r} holds {type(value).__name__}, not text: {shown(dict(row))}")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{place}: column {column!r} holds half of a surrogate pair, which is no text: {shown(dict(row))}")
+    return value
