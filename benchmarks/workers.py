@@ -89,6 +89,5 @@ def _started() -> Iterator[_Worker]:
         with process:
             try:
                 yield _Worker(process, cast(IO[str], process.stdin), cast(IO[str], process.stdout), errors)
-            except BaseException:
-                process.kill()
-                raise
+            finally:
+                process.kill()  # it has said all it had to say, or nobody listens any more

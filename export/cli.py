@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo(
-            "interrupted: nothing half-written was left behind; the same command starts again, from the last whole epoch or row",
+            "interrupted: nothing half-written was left behind; the same command starts again",
             err=True,
         )
         return 1

@@ -107,9 +107,9 @@ class TritonServer:
     def __enter__(self) -> TritonServer:
         check_ports(self.options)
         _sweep()
-        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix=self._trace)))
-        self._cleanup.callback(self._remove_shared_memory)
-        try:
+        with contextlib.ExitStack() as cleanup:  # where starting fails, at whatever line, what was done so far is undone
+            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=self._trace)))
+            cleanup.callback(self._remove_shared_memory)
             command = server_command(self._install, self.options, prepare_backends(self._install, folder), self._shm_prefix)
             self._process = subprocess.Popen(
                 command,
@@ -122,14 +122,12 @@ class TritonServer:
                 process_group=0,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509
             )
-        except BaseException:
-            self._cleanup.close()
-            raise
-        self._cleanup.callback(self._terminate)
-        reader = threading.Thread(target=self._forward, daemon=True)
-        reader.start()
-        self._cleanup.callback(reader.join, 5)
-        self._cleanup.callback(self._terminate)
+            cleanup.callback(self._terminate)
+            reader = threading.Thread(target=self._forward, daemon=True)
+            reader.start()
+            cleanup.callback(reader.join, 5)
+            cleanup.callback(self._terminate)
+            self._cleanup = cleanup.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

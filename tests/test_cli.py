@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -129,18 +127,6 @@ def test_a_wrong_recipe_is_wrong_usage(tmp_path: Path, content: str, message: st
     done = run("package", "--recipe", str(recipe))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
-
-
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "export.cli", "predict", "x", "text", "--url", "127.0.0.1:1", "--timeout", "60"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
-    time.sleep(1.0)  # within its retries, or already past them
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
-    assert process.returncode == 1
-    assert "Traceback" not in error
-    assert not list(tmp_path.iterdir())
 
 
 def test_version() -> None:

@@ -14,6 +14,8 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from serving.probe import PENDING
+
 from .conftest import Server
 
 pytestmark = pytest.mark.server
@@ -161,6 +163,13 @@ def test_a_bytes_tensor_that_lies_about_its_length(server: Server, payload: byte
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
         assert not any(leak in caught.value.message() for leak in LEAKS), caught.value.message()
         assert client.infer("ragged", infer_inputs(["fine"])).as_numpy("LABEL").shape == (1, 1)
+
+
+def test_what_waits_for_a_first_step_is_counted(server: Server) -> None:
+    """A drain relies on it."""
+    with urllib.request.urlopen(server.options.metrics_url, timeout=10) as answer:  # noqa: S310
+        counted = dict(PENDING.findall(answer.read().decode()))
+    assert {f"{name}_preprocess" for name in server.bundles} <= set(counted)
 
 
 def test_a_pair_needs_both_texts(server: Server) -> None:
