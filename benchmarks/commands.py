@@ -97,7 +97,13 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
 @click.option("--text-pair-column", help="Column of the second text in --test.")
 @click.option("--label-column", default="label", help="Column of the label in --test.")
 @click.option("--rows", type=click.IntRange(min=2), default=512, help="Texts that speed is measured on.")
-@click.option("--duration", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Seconds of timing for each figure.")
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    help="Seconds of timing for each figure, all rounds together.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, help="Turns that every way of answering gets; best an odd number.")
 @click.option(
     "--gate",
     multiple=True,
@@ -113,8 +119,10 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
 def benchmark_command(model: str | None, name: str | None, as_json: bool, **options: Any) -> None:
     """Measure speed and quality of a served model against its PyTorch original, all on the same real texts.
 
-    Measures PyTorch, transformers' pipeline and every ONNX variant in process, then the running server over gRPC and HTTP.
-    Writes report.json, report.md and the raw samples; exits with 1 when a gate fails.
+    Measures PyTorch, transformers' pipeline and every ONNX variant in process, and the running server over gRPC and HTTP, by
+    turns: a change of the machine's speed meets all of them alike. A gate holds if it does in most rounds. All models stay
+    loaded until the end, so a big one needs memory for many copies; fewer --precision need less. Writes report.json,
+    report.md and the raw samples; exits with 1 when a gate fails.
     """
     chosen = model or name
     if chosen is None:

@@ -1,11 +1,15 @@
-"""Gates: comparisons of figures that must hold, such as ``served.int8.c16.throughput >= 2 * pytorch.fp32.throughput``."""
+"""Gates: comparisons of figures that must hold, such as ``served.int8.c16.throughput >= 2 * pytorch.fp32.throughput``.
+
+A gate is evaluated in every round, on figures that were measured seconds apart, and holds if it does in more than half of them.
+"""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 from benchmarks.report import Gate, Regression
 from serving.errors import DataError
@@ -56,22 +60,25 @@ def figures_in(expression: str) -> list[str]:
     return [ast.unparse(node) for node in nodes if id(node) not in parts]
 
 
-def check_gate(expression: str, figures: Mapping[str, float]) -> Gate:
-    """Evaluate a gate over figures by their dotted names.
+def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Gate:
+    """Evaluate a gate in every round; it passes if it holds in more than half of them.
+
+    Args:
+        rounds: the figures by their dotted names as each round found them; those that are the same in all rounds stand in each.
 
     Raises:
         DataError: it is not a gate, names a figure that was not measured, or divides by zero.
     """
     parsed = parse_gate(expression)
     try:
-        values = [_value(side, figures) for side in (parsed.left, *parsed.comparators)]
+        values = [[_value(side, figures) for side in (parsed.left, *parsed.comparators)] for figures in rounds]
     except ZeroDivisionError:
         raise DataError(f"gate {expression!r} divides by zero") from None
     symbols, holds = zip(*(_COMPARISONS[type(comparison)] for comparison in parsed.ops), strict=True)
-    passed = all(hold(left, right) for hold, left, right in zip(holds, values, values[1:], strict=False))
-    sides = [f"{value:.6g}" for value in values]
-    comparison = " ".join([sides[0], *(f"{symbol} {side}" for symbol, side in zip(symbols, sides[1:], strict=True))])
-    return Gate(expression=expression, comparison=comparison, passed=passed)
+    held = sum(all(hold(left, right) for hold, left, right in zip(holds, sides, sides[1:], strict=False)) for sides in values)
+    medians = [f"{median(side):.6g}" for side in zip(*values, strict=True)]
+    comparison = " ".join([medians[0], *(f"{symbol} {side}" for symbol, side in zip(symbols, medians[1:], strict=True))])
+    return Gate(expression=expression, comparison=comparison, held=held, rounds=len(rounds), passed=2 * held > len(rounds))
 
 
 def _check(node: ast.expr, expression: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed import Spans
+from benchmarks.speed import MEASURE_LONGER, Spans
 from serving.errors import ServerError, SetupError
 from serving.runtime.tasks.base import Tensor
 
@@ -123,7 +123,7 @@ def parse_export(content: dict[str, Any]) -> Spans:
     if any(len(request["response_timestamps"]) != 1 for request in requests):
         raise ServerError(f"{BINARY} recorded a request without an answer")
     if len(requests) < 2:
-        raise ServerError(f"{BINARY} saw {len(requests)} requests answered: too few to measure", hint="measure longer: --duration")
+        raise ServerError(f"{BINARY} saw {len(requests)} requests answered: too few to measure", hint=MEASURE_LONGER)
     pairs = [(request["timestamp"], request["response_timestamps"][0]) for request in requests]
     spans: Spans = np.array(sorted(pairs), dtype=np.int64)
     return spans

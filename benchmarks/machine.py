@@ -33,6 +33,19 @@ def environment() -> dict[str, Any]:
     }
 
 
+def stolen_percent(before: Any, after: Any) -> float | None:
+    """Share of the processor time between two readings of ``psutil.cpu_times()`` that the host gave to others than this machine.
+
+    None where the system does not count it.
+    """
+    if not hasattr(after, "steal"):
+        return None
+    counted = [name for name in after._fields if not name.startswith("guest")]  # guests' time is in the user's already
+    spent = {name: getattr(after, name) - getattr(before, name) for name in counted}
+    passed = sum(spent.values())
+    return 100 * spent["steal"] / passed if passed > 0 else None
+
+
 def gpu_memory_mib(processes: Iterable[int]) -> float | None:
     """GPU memory these processes hold, MiB; None where the driver does not list them (no GPU, or a container's own numbering)."""
     wanted = set(processes)
@@ -55,10 +68,10 @@ def process_tree(root: psutil.Process) -> list[psutil.Process]:
 
 
 class MemoryMeter:
-    """Largest memory of a process tree while the block runs.
+    """Largest memory of a process tree while the block runs. It can be entered again: the largest of all blocks then counts.
 
     ``peak_rss_mib`` adds up resident sets, so pages that processes share count once for each; ``pss_mib``, read once at the
-    end, splits them fairly.
+    end of the last block, splits them fairly.
     """
 
     INTERVAL = 0.25  # seconds
@@ -66,11 +79,12 @@ class MemoryMeter:
     def __init__(self, root: psutil.Process) -> None:
         self._root = root
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
         self.peak_rss_mib = 0.0
         self.pss_mib = 0.0
 
     def __enter__(self) -> Self:
+        self._done.clear()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 

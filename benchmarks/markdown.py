@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from benchmarks.report import InProcess, Report, Served
 from benchmarks.speed import Speed
 
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
+WIDE = 1.5
+"""Fastest round over slowest, from which on a figure says more about the machine than about what was measured."""
+STOLEN_PERCENT = 1
 
 
 def render(report: Report) -> str:
@@ -17,7 +21,7 @@ def render(report: Report) -> str:
         parts += [_served(report.served), _steps(report.served)]
     parts.append(_quality(report))
     if report.gates:
-        rows = [["held" if gate.passed else "**failed**", f"`{gate.expression}`", gate.comparison] for gate in report.gates]
+        rows = [["held" if gate.passed else "**failed**", f"`{gate.expression}`", str(gate)] for gate in report.gates]
         parts.append("## Gates\n\n" + _table(["", "gate", "figures"], rows))
     if report.regressions:
         rows = [[f"`{one.figure}`", f"{one.before:.4g}", f"{one.now:.4g}", f"{one.change:+.1%}"] for one in report.regressions]
@@ -31,10 +35,19 @@ def _machine(report: Report) -> str:
     gpus = "; ".join(found["gpus"]) or "no GPU"
     return (
         f"{report.created} · commit {found['commit'] or 'unknown'} · {found['cpu']}, {found['cores']} cores, "
-        f"{found['memory_mib']} MiB, {gpus} · {found['busy_percent']:.0f} % busy with other work when it began\n\n{versions}\n\n"
-        f"All on the same {settings['rows']} texts, tokenization counted, {settings['duration']:g} s or more each; "
-        f"quality on {settings['labelled_rows']} labelled rows."
+        f"{found['memory_mib']} MiB, {gpus} · {found['busy_percent']:.0f} % busy with other work when it began{_stolen(found)}\n\n"
+        f"{versions}\n\n"
+        f"All on the same {settings['rows']} texts, tokenization counted, {settings['duration']:g} s or more each, in turns: "
+        f"{settings['rounds']} rounds, each on its own share of the texts. rows/s is the median of the rounds (lowest–highest), "
+        f"latencies are those of all rounds together; quality on {settings['labelled_rows']} labelled rows."
     )
+
+
+def _stolen(environment: dict[str, Any]) -> str:
+    percent = environment["stolen_percent"]
+    if percent is None or percent <= STOLEN_PERCENT:
+        return ""
+    return f" · the host took {percent:.0f} % of the processor time away while it ran"
 
 
 def _in_process(models: Sequence[InProcess]) -> str:
@@ -46,7 +59,8 @@ def _in_process(models: Sequence[InProcess]) -> str:
             memory = [f"{arrangement.load_seconds:.1f}", f"{arrangement.peak_rss_mib:.0f}", _number(arrangement.gpu_memory_mib)]
             rows.append([f"`{model.name}.{name}`{mark}", how, *_speed(arrangement.speed), *memory])
     head = ["in process", "processes × threads, batch", *SPEED, "load s", "peak RSS MiB", "GPU MiB"]
-    return "## In process\n\n" + _table(head, rows)
+    speeds = [arrangement.speed for model in models for arrangement in model.arrangements.values()]
+    return "## In process\n\n" + _table(head, rows) + _spread(speeds)
 
 
 def _served(served: Served) -> str:
@@ -60,7 +74,9 @@ def _served(served: Served) -> str:
     if served.package.get("batching") == "off":
         notes += "\n\nBatching is off: an executed batch above 1 was handed over together and run one by one."
     head = ["protocol", "clients", *SPEED, "executed batch"]
-    return f"## Served ({served.server}, {package})\n\n{_table(head, rows)}\n\n{notes}"
+    return (
+        f"## Served ({served.server}, {package})\n\n{_table(head, rows)}{_spread(load.speed for load in served.loads)}\n\n{notes}"
+    )
 
 
 def _steps(served: Served) -> str:
@@ -101,7 +117,23 @@ def _quality(report: Report) -> str:
 
 
 def _speed(speed: Speed) -> list[str]:
-    return [f"{speed.throughput:.0f}", *(f"{value:.2f}" for value in (speed.p50_ms, speed.p90_ms, speed.p95_ms, speed.p99_ms))]
+    return [throughput(speed), *(f"{value:.2f}" for value in (speed.p50_ms, speed.p90_ms, speed.p95_ms, speed.p99_ms))]
+
+
+def throughput(speed: Speed) -> str:
+    """The median of the rounds and, where they differ, the lowest and the highest."""
+    low, high = f"{speed.throughput_low:.0f}", f"{speed.throughput_high:.0f}"
+    return f"{speed.throughput:.0f}" + (f" ({low}–{high})" if low != high else "")
+
+
+def _spread(speeds: Iterable[Speed]) -> str:
+    widest = max(speed.throughput_high / speed.throughput_low for speed in speeds)
+    if widest <= WIDE:
+        return ""
+    return (
+        f"\n\nThe machine changed speed while measuring: rounds differ by up to ×{widest:.1f}. "
+        "Compare by the gates' rounds, not by single figures."
+    )
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.speed import Spans, Speed
 from serving.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _NO_REPORT = "give the report.json of an earlier benchmark"
 
 
@@ -82,12 +82,12 @@ class InProcess:
 
     @property
     def best(self) -> str:
-        """The arrangement with the highest throughput."""
+        """The arrangement with the highest throughput over all rounds."""
         return max(self.arrangements, key=lambda name: self.arrangements[name].speed.throughput)
 
     @property
     def quickest(self) -> str:
-        """The arrangement with the lowest median latency."""
+        """The arrangement with the lowest median latency over all rounds."""
         return min(self.arrangements, key=lambda name: self.arrangements[name].speed.p50_ms)
 
 
@@ -124,6 +124,11 @@ class Load:
     executed_batch: float
     steps: dict[str, Step]
 
+    @property
+    def name(self) -> str:
+        """As gates address it, after the model's name: ``c16`` is gRPC, ``http.c16`` HTTP."""
+        return f"{'' if self.protocol == 'grpc' else f'{self.protocol}.'}c{self.concurrency}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
@@ -149,14 +154,30 @@ class Served:
     pss_mib: float | None
     gpu_memory_mib: float | None
 
+    @property
+    def name(self) -> str:
+        """As gates address it."""
+        return f"served.{self.precision}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A gate that was checked: the expression, what its sides came to, whether it held."""
+    """A gate that was checked in every round.
+
+    Args:
+        comparison: what its sides came to, each the median of the rounds.
+        held: in how many of the ``rounds`` it held.
+        passed: whether these are more than half. The comparison of the medians need not say the same.
+    """
 
     expression: str
     comparison: str
+    held: int
+    rounds: int
     passed: bool
+
+    def __str__(self) -> str:
+        return f"{self.comparison}, in {self.held} of {self.rounds} rounds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +199,10 @@ class Report:
 
     Args:
         created: UTC, ISO 8601.
-        settings: what was measured on: rows, seconds, seed …
+        settings: what was measured on: rows, seconds, rounds, seed …
         main_metric: the figure of the task's metric that stands for its quality.
+        rounds: for every round the figures that each round has of its own (throughput, percentiles, Triton's statistics), by the
+            names of :meth:`figures`.
     """
 
     name: str
@@ -190,6 +213,7 @@ class Report:
     settings: dict[str, Any]
     in_process: list[InProcess]
     served: Served | None
+    rounds: list[dict[str, float]]
     gates: list[Gate]
     regressions: list[Regression]
 
@@ -197,21 +221,37 @@ class Report:
         """Every figure by the dotted name that gates and baselines use.
 
         ``pytorch.fp32.throughput`` without an arrangement is the best arrangement's, ``…p50_ms`` (and the other percentiles) the
-        quickest one's. ``served.int8.c16.…`` is gRPC, ``served.int8.http.c16.…`` HTTP.
+        quickest one's: the same arrangement in every round, the best or quickest over all of them. ``served.int8.c16.…`` is gRPC,
+        ``served.int8.http.c16.…`` HTTP.
         """
         tree: dict[str, Any] = {}
         for model in self.in_process:
             tree[model.name] = _model_figures(model)
         if self.served is not None:
-            tree[f"served.{self.served.precision}"] = _served_figures(self.served)
-        return dict(_flatten("", tree))
+            tree[self.served.name] = _served_figures(self.served)
+        return dict(flatten("", tree))
+
+    def figures_by_round(self) -> list[dict[str, float]]:
+        """Every figure as each round found it, those without rounds (quality, memory, loading) the same in all."""
+        figures = self.figures()
+        return [figures | found for found in self.rounds]
+
+    def speeds(self) -> Iterator[tuple[str, Speed]]:
+        """Every speed, by the name its figures begin with."""
+        for model in self.in_process:
+            for name, arrangement in model.arrangements.items():
+                yield f"{model.name}.{name}", arrangement.speed
+        if self.served is not None:
+            for load in self.served.loads:
+                yield f"{self.served.name}.{load.name}", load.speed
 
 
 def _model_figures(model: InProcess) -> dict[str, Any]:
     by_name = {name: asdict(arrangement.speed) | _costs(arrangement) for name, arrangement in model.arrangements.items()}
     best, quickest = model.arrangements[model.best], model.arrangements[model.quickest]
+    throughputs = {key: value for key, value in asdict(best.speed).items() if key.startswith("throughput")}
     percentiles = {key: value for key, value in asdict(quickest.speed).items() if key.startswith("p")}
-    return by_name | {"throughput": best.speed.throughput} | percentiles | _costs(best) | _quality_figures(model.quality)
+    return by_name | throughputs | percentiles | _costs(best) | _quality_figures(model.quality)
 
 
 def _costs(arrangement: Arrangement) -> dict[str, Any]:
@@ -222,9 +262,7 @@ def _served_figures(served: Served) -> dict[str, Any]:
     loads: dict[str, Any] = {}
     for load in served.loads:
         steps = {name: asdict(step) for name, step in load.steps.items()}
-        figures = asdict(load.speed) | {"executed_batch": load.executed_batch} | steps
-        place = loads if load.protocol == "grpc" else loads.setdefault(load.protocol, {})
-        place[f"c{load.concurrency}"] = figures
+        loads[load.name] = asdict(load.speed) | {"executed_batch": load.executed_batch} | steps
     memory = {key: getattr(served, key) for key in ("load_seconds", "peak_rss_mib", "pss_mib", "gpu_memory_mib")}
     return loads | memory | _quality_figures(served.quality)
 
@@ -233,10 +271,11 @@ def _quality_figures(quality: Quality) -> dict[str, float]:
     return quality.metrics | {"agreement": quality.agreement, "max_score_difference": quality.max_score_difference}
 
 
-def _flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers in a tree of figures, each by its dotted name after ``prefix``."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(f"{prefix}{key}.", value)
+            yield from flatten(f"{prefix}{key}.", value)
         elif value is not None:
             yield f"{prefix}{key}", float(value)
 
@@ -244,7 +283,8 @@ def _flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]
 def write_report(folder: Path, report: Report, samples: Mapping[str, Spans], markdown: str) -> None:
     """Write ``report.json``, ``report.md`` and ``samples.npz`` into ``folder``.
 
-    ``samples.npz`` holds, by the figures' names, ``[calls, 2]`` INT64: start and end of every call in ns.
+    ``samples.npz`` holds ``[calls, 2]`` INT64, start and end of every call in ns, by the figure's name and the round: ``….r1``,
+    and where it was measured in processes side by side the process: ``….r1.0``.
     """
     content = {"schema_version": SCHEMA_VERSION, **asdict(report), "figures": report.figures()}
     (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

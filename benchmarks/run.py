@@ -10,13 +10,16 @@ from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 
+import psutil
+
 from benchmarks.gates import check_gate, figures_in, find_regressions, parse_gate
-from benchmarks.in_process import measure, require_original
+from benchmarks.in_process import findings, loaded, require_original
 from benchmarks.load import find_perf_analyzer
-from benchmarks.machine import environment
-from benchmarks.markdown import render
+from benchmarks.machine import environment, stolen_percent
+from benchmarks.markdown import render, throughput
 from benchmarks.report import Report, read_figures, write_report
-from benchmarks.served import Endpoint, Server, Target, check_process, measure_served, read_package, require_same_bundle
+from benchmarks.rounds import measure_rounds
+from benchmarks.served import Endpoint, Server, Target, UnderLoad, check_process, read_package, require_same_bundle
 from benchmarks.speed import Spans
 from benchmarks.study import Rows, Study
 from export.data import Columns, LabelledRows, encode_labels, read_evaluation, sample
@@ -42,7 +45,8 @@ class BenchmarkOptions:
         precisions: ONNX variants to run in process; empty for all of the bundle.
         test: other labelled rows than the bundle's own; None for those.
         rows: texts that speed is measured on, drawn at random from the labelled rows.
-        duration: seconds of timing per figure.
+        duration: seconds of timing per figure, split over the rounds.
+        rounds: how often every way of answering gets its turn, on rows of its own each time.
         gates: expressions, see :mod:`benchmarks.gates`.
         max_regression: how much worse than ``baseline`` a figure may be, relative.
         output: folder to write.
@@ -63,6 +67,7 @@ class BenchmarkOptions:
     columns: Columns
     rows: int
     duration: float
+    rounds: int
     gates: tuple[str, ...]
     baseline: Path | None
     max_regression: float
@@ -74,7 +79,7 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
     """Measure, write the report, check the gates (in this order: a failed gate's report is there to read).
 
     Args:
-        say: told one line per figure found.
+        say: told one line per round, and in the end one per speed found.
 
     Returns:
         The report, gates and regressions in it; :func:`require_passed` turns those into an error.
@@ -128,12 +133,12 @@ def _require_measured(options: BenchmarkOptions, study: Study, target: Target | 
 
 
 def _checked(report: Report, baseline: dict[str, float] | None, options: BenchmarkOptions) -> Report:
-    figures = report.figures()
-    gates = [check_gate(expression, figures) for expression in options.gates]
+    by_round = report.figures_by_round()
+    gates = [check_gate(expression, by_round) for expression in options.gates]
     if baseline is None:
         return replace(report, gates=gates)
     metrics = frozenset(name for model in report.in_process for name in model.quality.metrics)
-    regressions = find_regressions(figures, baseline, allowed=options.max_regression, metrics=metrics)
+    regressions = find_regressions(report.figures(), baseline, allowed=options.max_regression, metrics=metrics)
     return replace(report, gates=gates, regressions=regressions)
 
 
@@ -143,7 +148,7 @@ def require_passed(report: Report) -> None:
         the figures that changed most.
     """
     parts = []
-    failed = [f"{gate.expression} ({gate.comparison})" for gate in report.gates if not gate.passed]
+    failed = [f"{gate.expression} ({gate})" for gate in report.gates if not gate.passed]
     if failed:
         parts.append(f"{len(failed)} of {len(report.gates)} gates failed: {'; '.join(failed)}")
     if report.regressions:
@@ -170,6 +175,7 @@ def _study(options: BenchmarkOptions) -> Study:
         protocols=options.protocols,
         concurrencies=options.concurrencies,
         duration=options.duration,
+        rounds=options.rounds,
     )
 
 
@@ -182,6 +188,11 @@ def _rows(options: BenchmarkOptions, bundle: Bundle) -> Rows:
         )
     rows = [list(row) for row in zip(*labelled.texts, strict=True)]
     timed = [rows[index] for index in sample(len(rows), options.rows, options.seed)]
+    if len(timed) < options.rounds:
+        raise DataError(
+            f"{len(timed)} rows cannot be dealt out to {options.rounds} rounds",
+            hint="give fewer --rounds, or more rows to time: --rows",
+        )
     random.Random(options.seed).shuffle(timed)  # noqa: S311 - nothing secret; files are often sorted, by label or by length
     return Rows(timed=timed, labelled=rows, references=list(labelled.labels))
 
@@ -210,15 +221,22 @@ def _measure(
     if machine["busy_percent"] > BUSY_PERCENT:
         say(f"the machine is {machine['busy_percent']:.0f} % busy with other work: speeds will come out lower than they are")
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    found = measure(study, say)
-    served, samples = None, found.samples
-    if target is not None:
-        served, load_samples = measure_served(target, study, found.original, say)
-        samples = samples | load_samples
+    before = psutil.cpu_times()
+    under_load = UnderLoad(target, study) if target is not None else None
+    with loaded(study, say) as in_process:
+        ways = [way for one in in_process for way in one.ways]
+        measure_rounds([*ways, *(under_load.ways if under_load else [])], study, say)
+        found = findings(study, in_process)
+    served, samples, rounds = None, found.samples, found.rounds
+    if under_load is not None:
+        served = under_load.found(found.original)
+        samples = samples | under_load.samples(served)
+        rounds = [one | other for one, other in zip(rounds, under_load.rounds(served), strict=True)]
     settings = {
         "rows": len(study.rows.timed),
         "labelled_rows": len(study.rows.labelled),
         "duration": options.duration,
+        "rounds": options.rounds,
         "seed": options.seed,
         "device": options.device,
         "max_length": study.bundle.max_length,
@@ -231,11 +249,14 @@ def _measure(
         task=task.name,
         created=created,
         main_metric=task.main_metric,
-        environment=machine,
+        environment=machine | {"stolen_percent": stolen_percent(before, psutil.cpu_times())},
         settings=settings,
         in_process=found.models,
         served=served,
+        rounds=rounds,
         gates=[],
         regressions=[],
     )
+    for figure, speed in report.speeds():
+        say(f"{figure}: {throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
     return report, samples

@@ -1,13 +1,15 @@
 """One way of answering, loaded and timed in a process of its own: ``python -m benchmarks.runners``.
 
-The process reads a :class:`Job` as one JSON line, loads it, says ``{"ready": …}``, waits for a line saying ``go`` (so that
-several workers start together), times itself and says ``{"result": …}``. Nothing heavy is imported before the job is
-read: load time and memory are those of the way of answering alone. :mod:`benchmarks.workers` is the other end.
+The process reads a :class:`Job` as one JSON line, loads it and says ``{"ready": …}``. Each further line is a :class:`Slice`, which
+it times and answers with ``{"spans": …}``; in between it sleeps. The line ``end`` is the last, answered with ``{"facts": …}``.
+Nothing heavy is imported before the job is read: load time and memory are those of the way of answering alone.
+:mod:`benchmarks.workers` is the other end.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -40,10 +42,14 @@ Answers = list[Any]
 Span = tuple[int, int]
 """Start and end of one call, ns on a clock that all processes share."""
 
+END = "end"
+WARM_UP = 0.1
+"""Share of a slice that is spent on calls before it, untimed: the process slept while others had their turn."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one worker process is to load and time.
+    """What one worker process is to load.
 
     Args:
         backend: a key of :data:`BACKENDS`.
@@ -52,10 +58,8 @@ class Job:
         device: ``cpu`` or ``gpu``.
         half: run in the device's best half precision (PyTorch only).
         threads: threads of one operator; None leaves the library's own choice.
-        batches: rows per call; each is timed in turn.
-        duration: seconds; whole passes over ``rows`` are made until it is over.
-        rows: what is timed, one list of strings per row in the order of the task's inputs.
-        labelled: rows answered one by one before timing starts: they give the answers to judge, and warm up.
+        first: the row whose answer ends the loading: a list of strings in the order of the task's inputs.
+        labelled: rows answered one by one before anything is timed: they give the answers to judge, and warm up.
     """
 
     backend: str
@@ -64,14 +68,28 @@ class Job:
     device: str
     half: bool = False
     threads: int | None = None
-    batches: list[int]
-    duration: float
-    rows: list[list[str]]
+    first: list[str]
     labelled: list[list[str]]
 
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """What a worker is to time next.
+
+    Args:
+        rows: one list of strings per row, as in :class:`Job`.
+        batch: rows per call.
+        seconds: whole passes over ``rows`` are made until they are over.
+    """
+
+    rows: list[list[str]]
+    batch: int
+    seconds: float
+
+
+def to_json(line: Job | Slice) -> str:
+    """As the worker reads it."""
+    return json.dumps(asdict(line))
 
 
 class Runner(Protocol):
@@ -206,19 +224,22 @@ def weights_file(checkpoint: Path) -> Path:
 
 
 def timed_passes(runner: Callable[[Sequence[Text]], object], texts: Sequence[Text], batch: int, seconds: float) -> list[Span]:
-    """Call ``runner`` over all of ``texts``, ``batch`` at a time, again and again until ``seconds`` are over.
+    """Call ``runner`` over ``texts``, ``batch`` at a time, again and again until ``seconds`` are over and a pass is whole.
 
-    Passes are always whole, so that every way of answering is timed on the same mix of lengths.
+    Every call carries ``batch`` texts: one that reaches the end goes on from the beginning. Passes are always whole (to within such
+    a call), so that every way of answering is timed on the same mix of lengths.
     """
-    calls = [texts[start : start + batch] for start in range(0, len(texts), batch)]
+    stream = itertools.cycle(texts)
     spans: list[Span] = []
     deadline = time.perf_counter_ns() + round(seconds * 1e9)
-    while not spans or spans[-1][1] < deadline:
-        for call in calls:
-            started = time.perf_counter_ns()
-            runner(call)
-            spans.append((started, time.perf_counter_ns()))
-    return spans
+    while True:
+        call = list(itertools.islice(stream, batch))
+        started = time.perf_counter_ns()
+        runner(call)
+        spans.append((started, time.perf_counter_ns()))
+        ended_a_pass = len(spans) * batch % len(texts) < batch
+        if ended_a_pass and spans[-1][1] >= deadline:
+            return spans
 
 
 def peak_rss_mib() -> float:
@@ -236,46 +257,43 @@ def row_texts(task: Task, rows: list[list[str]]) -> Sequence[Text]:
     return task.texts([list(column) for column in zip(*rows, strict=True)]) if rows else []
 
 
-def work(job: Job, started: int, wait: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Load, answer the labelled rows, call ``wait`` and time.
+class Worker:
+    """A job, loaded: it has answered its labelled rows, and is ready to be timed.
 
     Args:
         started: when this process began, ns of ``time.perf_counter_ns``.
-        wait: told when everything is loaded and warm; returns when timing is to begin.
-
-    Returns:
-        ``file``, ``sha256``, ``precision``, ``threads``, ``load_seconds`` (from an empty process to the first answer),
-        ``peak_rss_mib``, ``gpu_memory_mib``, ``answers`` to the labelled rows, and ``timings``: per batch size its ``spans``
-        and the number of ``rows`` answered in them.
     """
-    from serving.bundle import load_bundle
 
-    bundle = load_bundle(Path(job.bundle))
-    texts = row_texts(bundle.task, job.rows)
-    runner = BACKENDS[job.backend](job, bundle)
-    runner(texts[:1])
-    load_seconds = (time.perf_counter_ns() - started) / 1e9
-    answers = [runner([text])[0] for text in row_texts(bundle.task, job.labelled)]
-    wait({"file": str(runner.file)})
-    timings = [_timing(runner, texts, batch, job.duration) for batch in job.batches]
-    return {
-        "file": str(runner.file),
-        "sha256": sha256(runner.file),
-        "precision": runner.precision(),
-        "threads": runner.threads,
-        "load_seconds": load_seconds,
-        "peak_rss_mib": peak_rss_mib(),
-        "gpu_memory_mib": _gpu_memory_mib(job),
-        "answers": answers,
-        "timings": timings,
-    }
+    def __init__(self, job: Job, started: int) -> None:
+        from serving.bundle import load_bundle
 
+        bundle = load_bundle(Path(job.bundle))
+        self._job, self._task = job, bundle.task
+        self._runner = BACKENDS[job.backend](job, bundle)
+        self._runner(row_texts(self._task, [job.first]))
+        self._load_seconds = (time.perf_counter_ns() - started) / 1e9
+        self._answers = [self._runner([text])[0] for text in row_texts(self._task, job.labelled)]
 
-def _timing(runner: Runner, texts: Sequence[Text], batch: int, seconds: float) -> dict[str, Any]:
-    timed_passes(runner, texts[: 20 * batch], batch, 0)  # warm-up
-    spans = timed_passes(runner, texts, batch, seconds)
-    passes = len(spans) // -(-len(texts) // batch)
-    return {"batch": batch, "spans": spans, "rows": passes * len(texts)}
+    def time(self, wanted: Slice) -> list[Span]:
+        """Make one slice: start and end of every call."""
+        texts = row_texts(self._task, wanted.rows)
+        timed_passes(self._runner, texts[: wanted.batch], wanted.batch, WARM_UP * wanted.seconds)
+        return timed_passes(self._runner, texts, wanted.batch, wanted.seconds)
+
+    def facts(self) -> dict[str, Any]:
+        """``file``, ``sha256``, ``precision``, ``threads``, ``load_seconds`` (from an empty process to the first answer),
+        ``peak_rss_mib``, ``gpu_memory_mib`` and ``answers`` to the labelled rows.
+        """
+        return {
+            "file": str(self._runner.file),
+            "sha256": sha256(self._runner.file),
+            "precision": self._runner.precision(),
+            "threads": self._runner.threads,
+            "load_seconds": self._load_seconds,
+            "peak_rss_mib": peak_rss_mib(),
+            "gpu_memory_mib": _gpu_memory_mib(self._job),
+            "answers": self._answers,
+        }
 
 
 def _gpu_memory_mib(job: Job) -> float | None:
@@ -297,13 +315,14 @@ def main() -> int:
         channel.write(json.dumps(message) + "\n")
         channel.flush()
 
-    def wait(ready: dict[str, Any]) -> None:
-        say({"ready": ready})
-        if not sys.stdin.readline():  # the benchmark is gone: nobody wants the figures
-            sys.exit(1)
-
-    say({"result": work(job, started, wait)})
-    return 0
+    worker = Worker(job, started)
+    say({"ready": {}})
+    for line in iter(sys.stdin.readline, ""):
+        if line.strip() == END:
+            say({"facts": worker.facts()})
+            return 0
+        say({"spans": worker.time(Slice(**json.loads(line)))})
+    return 1  # the benchmark is gone: nobody wants the figures
 
 
 if __name__ == "__main__":

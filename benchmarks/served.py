@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import product
 from pathlib import Path
@@ -17,20 +18,23 @@ import psutil
 from benchmarks.load import LoadOptions, run_load
 from benchmarks.machine import MIB, MemoryMeter, listening_process
 from benchmarks.quality import judge
-from benchmarks.report import Load, Served, Step
+from benchmarks.report import Load, Served, flatten
 from benchmarks.runners import ALL_SCORES, Answers, pipeline_inputs, row_texts
-from benchmarks.speed import Spans, closed_loop_speed
+from benchmarks.speed import Spans, closed_loop, over_rounds
+from benchmarks.steps import Counts, counts_between, total
 from benchmarks.study import Study
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ServerError
-from serving.runtime.tasks.base import Task
+from serving.runtime.tasks.base import Task, Tensor
 from serving.supervisor import find_running
 
 _PACKAGE_ANEW = "write it anew with: tritonize package"
 
 IN_FLIGHT = 16
 """Labelled rows asked at once: the answers judged are given under load, as in production."""
+ANSWERS_PER_CLIENT = 2
+"""Many clients of a slow model wait longer for one answer than a slice of time may last: it then lasts as long as two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,40 +161,6 @@ class Server:
         return sum(used) / MIB if used else None
 
 
-def steps_between(before: dict[str, Any], after: dict[str, Any], name: str) -> dict[str, Step]:
-    """What each step did between two readings of :meth:`Server.statistics`, by step without the ensemble's ``name``.
-
-    Raises:
-        ServerError: a step executed nothing.
-    """
-    return {model.removeprefix(f"{name}_"): _step(model, before[model], after[model]) for model in before}
-
-
-def _step(model: str, before: Any, after: Any) -> Step:
-    executions = after.execution_count - before.execution_count
-    rows = after.inference_count - before.inference_count
-    requests = after.inference_stats.success.count - before.inference_stats.success.count
-    if not executions or not requests:
-        raise ServerError(
-            f"{model} executed nothing while {model.rpartition('_')[0]} was under load",
-            hint="does another server, or a cache, answer on these ports?",
-        )
-    queue = after.inference_stats.queue.ns - before.inference_stats.queue.ns
-    compute = _compute_ns(after.inference_stats) - _compute_ns(before.inference_stats)
-    busy = sum(map(_compute_ns, after.batch_stats)) - sum(map(_compute_ns, before.batch_stats))
-    return Step(
-        executed_batch=rows / executions,
-        queue_us=queue / requests / 1e3,
-        compute_us=compute / requests / 1e3,
-        cost_us=busy / rows / 1e3,
-    )
-
-
-def _compute_ns(statistics: Any) -> int:
-    parts = (statistics.compute_input, statistics.compute_infer, statistics.compute_output)
-    return sum(part.ns for part in parts)
-
-
 def check_process(endpoint: Endpoint, package: Package) -> psutil.Process | None:
     """The process that serves, None where it cannot be seen from here (another machine, or a container).
 
@@ -227,46 +197,121 @@ class Target:
     load_generator: Path
 
 
-def measure_served(target: Target, study: Study, original: Answers, say: Callable[[str], None]) -> tuple[Served, dict[str, Spans]]:
-    """Ask the labelled rows, then put load on the server over each protocol at each concurrency.
+@dataclass(frozen=True, kw_only=True)
+class Clients:
+    """A way of answering: the server, asked by ``concurrency`` clients over ``protocol``.
 
     Args:
-        original: the original's answers to the labelled rows.
-        say: told one line per load.
-
-    Returns:
-        What was found, and the samples behind it by figure name.
+        least_seconds: what a slice lasts at least, for every client to get answers.
+        memory: of the server, where it can be seen.
+        slices, counts: what was measured, and what the server counted of each step, by round.
     """
-    server, package, task = target.server, target.package, study.bundle.task
-    process = check_process(server.endpoint, package)
-    loads: list[Load] = []
-    samples: dict[str, Spans] = {}
-    with ExitStack() as stack:
-        meter = stack.enter_context(MemoryMeter(process)) if process is not None else None
-        answers = server.ask(task, study.rows.labelled)
-        for protocol, concurrency in product(study.protocols, study.concurrencies):
-            load, spans = _measure_load(target, study, protocol, concurrency)
-            loads.append(load)
-            figure = f"served.{package.precision}.{'' if protocol == 'grpc' else f'{protocol}.'}c{concurrency}"
-            samples[figure] = spans
-            say(
-                f"{figure}: {load.speed.throughput:.0f} rows/s, p50 {load.speed.p50_ms:.2f} ms, "
-                f"p99 {load.speed.p99_ms:.2f} ms, executed batch {load.executed_batch:.2f}"
+
+    target: Target
+    inputs: tuple[Tensor, ...]
+    protocol: str
+    concurrency: int
+    least_seconds: float
+    memory: MemoryMeter | None
+    slices: list[Spans] = field(default_factory=list)
+    counts: list[dict[str, Counts]] = field(default_factory=list)
+
+    def measure(self, rows: list[list[str]], seconds: float) -> None:
+        """Make the next round's slice."""
+        server, name = self.target.server, self.target.package.name
+        options = LoadOptions(
+            name=name,
+            url=server.endpoint.url(self.protocol),
+            protocol=self.protocol,
+            concurrency=self.concurrency,
+            duration=max(seconds, self.least_seconds),
+        )
+        with self.memory or nullcontext():
+            before = server.statistics()
+            self.slices.append(run_load(self.target.load_generator, options, self.inputs, rows))
+            self.counts.append(counts_between(before, server.statistics(), name))
+
+    def load(self) -> Load:
+        """All rounds together."""
+        steps = {step: total(counts[step] for counts in self.counts).step() for step in self.counts[0]}
+        return Load(
+            protocol=self.protocol,
+            concurrency=self.concurrency,
+            speed=over_rounds([closed_loop(spans) for spans in self.slices]),
+            executed_batch=steps["model"].executed_batch,
+            steps=steps,
+        )
+
+    def rounds(self) -> Iterator[dict[str, float]]:
+        """The figures that each round has of its own."""
+        for spans, counts in zip(self.slices, self.counts, strict=True):
+            steps = {step: asdict(counted.step()) for step, counted in counts.items()}
+            own = asdict(closed_loop(spans).speed()) | {"executed_batch": steps["model"]["executed_batch"]} | steps
+            yield dict(flatten("", own))
+
+
+class UnderLoad:
+    """The server's part of a benchmark: its answers to the labelled rows, and the ways of asking it.
+
+    Raises:
+        RequestError: the server refused a row.
+    """
+
+    def __init__(self, target: Target, study: Study) -> None:
+        self._target, self._study = target, study
+        self._process = check_process(target.server.endpoint, target.package)
+        self._memory = MemoryMeter(self._process) if self._process is not None else None
+        asked = time.perf_counter()
+        with self._memory or nullcontext():
+            self._answers = target.server.ask(study.bundle.task, study.rows.labelled)
+        seconds_per_row = (time.perf_counter() - asked) / len(study.rows.labelled)
+        self.ways = [
+            Clients(
+                target=target,
+                inputs=study.bundle.task.inputs(),
+                protocol=protocol,
+                concurrency=concurrency,
+                least_seconds=ANSWERS_PER_CLIENT * concurrency * seconds_per_row,
+                memory=self._memory,
             )
-        gpu_memory = server.gpu_memory_mib()
-    served = Served(
-        precision=package.precision,
-        package=package.settings,
-        sha256=package.sha256,
-        server=server.version,
-        loads=loads,
-        quality=judge(task, study.rows.references, answers, original),
-        load_seconds=_load_seconds(server.endpoint, process),
-        peak_rss_mib=meter.peak_rss_mib if meter else None,
-        pss_mib=meter.pss_mib if meter else None,
-        gpu_memory_mib=gpu_memory,
-    )
-    return served, samples
+            for protocol, concurrency in product(study.protocols, study.concurrencies)
+        ]
+
+    def found(self, original: Answers) -> Served:
+        """What was measured.
+
+        Args:
+            original: the original's answers to the labelled rows.
+        """
+        server, package = self._target.server, self._target.package
+        return Served(
+            precision=package.precision,
+            package=package.settings,
+            sha256=package.sha256,
+            server=server.version,
+            loads=[way.load() for way in self.ways],
+            quality=judge(self._study.bundle.task, self._study.rows.references, self._answers, original),
+            load_seconds=_load_seconds(server.endpoint, self._process),
+            peak_rss_mib=self._memory.peak_rss_mib if self._memory else None,
+            pss_mib=self._memory.pss_mib if self._memory else None,
+            gpu_memory_mib=server.gpu_memory_mib(),
+        )
+
+    def rounds(self, served: Served) -> list[dict[str, float]]:
+        """The figures that each round has of its own, by name."""
+        rounds: list[dict[str, float]] = [{} for _ in range(self._study.rounds)]
+        for way, load in zip(self.ways, served.loads, strict=True):
+            for found, own in zip(rounds, way.rounds(), strict=True):
+                found |= {f"{served.name}.{load.name}.{key}": value for key, value in own.items()}
+        return rounds
+
+    def samples(self, served: Served) -> dict[str, Spans]:
+        """The samples behind the speeds, by name."""
+        return {
+            f"{served.name}.{load.name}.r{index + 1}": spans
+            for way, load in zip(self.ways, served.loads, strict=True)
+            for index, spans in enumerate(way.slices)
+        }
 
 
 def _load_seconds(endpoint: Endpoint, process: psutil.Process | None) -> float | None:
@@ -275,21 +320,3 @@ def _load_seconds(endpoint: Endpoint, process: psutil.Process | None) -> float |
     if running is None or process is None or running.pid not in {parent.pid for parent in process.parents()}:
         return None
     return running.ready_seconds
-
-
-def _measure_load(target: Target, study: Study, protocol: str, concurrency: int) -> tuple[Load, Spans]:
-    server, name = target.server, target.package.name
-    options = LoadOptions(
-        name=name, url=server.endpoint.url(protocol), protocol=protocol, concurrency=concurrency, duration=study.duration
-    )
-    before = server.statistics()
-    spans = run_load(target.load_generator, options, study.bundle.task.inputs(), study.rows.timed)
-    steps = steps_between(before, server.statistics(), name)
-    load = Load(
-        protocol=protocol,
-        concurrency=concurrency,
-        speed=closed_loop_speed(spans),
-        executed_batch=steps["model"].executed_batch,
-        steps=steps,
-    )
-    return load, spans

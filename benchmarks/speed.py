@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.errors import SetupError
+
 Spans = npt.NDArray[np.int64]
 """``[calls, 2]``: start and end of each call, ns on one clock."""
 
+MEASURE_LONGER = "measure longer: --duration, or in fewer --rounds"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Args:
-    throughput: rows answered per second.
-    p50_ms, p90_ms, p95_ms, p99_ms: percentiles of the time one call took, ms (a call carries one row unless said otherwise).
-    calls: how many calls the percentiles come from.
-    seconds: how long was measured.
+class RoundSpeed:
+    """Speed in one round.
+
+    Args:
+        throughput: rows answered per second.
+        p50_ms, p90_ms, p95_ms, p99_ms: percentiles of the time one call took, ms (a call carries one row unless said otherwise).
     """
 
     throughput: float
@@ -26,8 +32,35 @@ class Speed:
     p90_ms: float
     p95_ms: float
     p99_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(RoundSpeed):
+    """Speed over all rounds: the median of their throughputs, and the percentiles of all their calls together.
+
+    Args:
+        throughput_low, throughput_high: the throughput of the slowest round and of the fastest.
+        calls: how many calls the percentiles come from.
+        seconds: how long was measured, all rounds together.
+    """
+
+    throughput_low: float
+    throughput_high: float
     calls: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What one slice of timing gave: rows per second, the seconds this was counted over, and how long each call took, ms."""
+
+    throughput: float
+    seconds: float
+    latencies: npt.NDArray[np.float64]
+
+    def speed(self) -> RoundSpeed:
+        """As the speed of a round."""
+        return RoundSpeed(throughput=self.throughput, **_percentiles(self.latencies))
 
 
 def as_spans(pairs: Any) -> Spans:
@@ -35,8 +68,8 @@ def as_spans(pairs: Any) -> Spans:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def closed_loop_speed(spans: Spans) -> Speed:
-    """Speed of requests of one row that many clients kept in flight at once.
+def closed_loop(spans: Spans) -> Timing:
+    """Requests of one row that many clients kept in flight at once.
 
     The rate is counted from the first answer to the last: what was in flight at the edges counts neither way.
 
@@ -46,32 +79,44 @@ def closed_loop_speed(spans: Spans) -> Speed:
     if len(spans) < 2:
         raise ValueError("a rate needs two requests or more")
     seconds = float(np.ptp(spans[:, 1])) / 1e9
-    return _speed([spans], throughput=(len(spans) - 1) / seconds, seconds=seconds)
+    return Timing(throughput=(len(spans) - 1) / seconds, seconds=seconds, latencies=_latencies([spans]))
 
 
-def workers_speed(workers: list[Spans], rows: list[int]) -> Speed:
-    """Speed of workers side by side, each making calls one after another.
+def side_by_side(workers: Sequence[Spans], batch: int) -> Timing:
+    """Workers side by side, each making calls of ``batch`` rows one after another.
 
     The rate is counted while all of them worked: whoever ends last has the machine to itself for a while.
 
-    Args:
-        workers: the spans of each.
-        rows: how many rows each answered in them.
-
     Raises:
-        ValueError: they never worked at the same time.
+        SetupError: they never worked at the same time.
     """
     start, end = max(spans[0, 0] for spans in workers), min(spans[-1, 1] for spans in workers)
     if end <= start:
-        raise ValueError("workers that never worked at the same time have no common rate")
+        raise SetupError("processes that were timed side by side never worked at the same time", hint=MEASURE_LONGER)
     seconds = float(end - start) / 1e9
-    answered = sum(
-        count * float(((spans[:, 1] > start) & (spans[:, 1] <= end)).mean()) for spans, count in zip(workers, rows, strict=True)
+    answered = batch * sum(int(((spans[:, 1] > start) & (spans[:, 1] <= end)).sum()) for spans in workers)
+    return Timing(throughput=answered / seconds, seconds=seconds, latencies=_latencies(workers))
+
+
+def over_rounds(timings: Sequence[Timing]) -> Speed:
+    """The speed that slices of the same way of answering come to, one slice a round."""
+    throughputs = [timing.throughput for timing in timings]
+    latencies = np.concatenate([timing.latencies for timing in timings])
+    return Speed(
+        throughput=median(throughputs),
+        throughput_low=min(throughputs),
+        throughput_high=max(throughputs),
+        **_percentiles(latencies),
+        calls=len(latencies),
+        seconds=sum(timing.seconds for timing in timings),
     )
-    return _speed(workers, throughput=answered / seconds, seconds=seconds)
 
 
-def _speed(workers: list[Spans], *, throughput: float, seconds: float) -> Speed:
-    milliseconds = np.concatenate([spans[:, 1] - spans[:, 0] for spans in workers]) / 1e6
-    p50, p90, p95, p99 = (float(value) for value in np.percentile(milliseconds, [50, 90, 95, 99]))
-    return Speed(throughput=throughput, p50_ms=p50, p90_ms=p90, p95_ms=p95, p99_ms=p99, calls=len(milliseconds), seconds=seconds)
+def _latencies(workers: Sequence[Spans]) -> npt.NDArray[np.float64]:
+    milliseconds: npt.NDArray[np.float64] = np.concatenate([spans[:, 1] - spans[:, 0] for spans in workers]) / 1e6
+    return milliseconds
+
+
+def _percentiles(milliseconds: npt.NDArray[np.float64]) -> dict[str, float]:
+    shares = (50, 90, 95, 99)
+    return {f"p{share}_ms": float(value) for share, value in zip(shares, np.percentile(milliseconds, shares), strict=True)}

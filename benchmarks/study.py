@@ -30,7 +30,8 @@ class Study:
     precisions: ONNX variants to run in process.
     device: ``cpu`` or ``gpu``, in process.
     protocols, concurrencies: how the server is asked.
-    duration: seconds of timing per figure.
+    duration: seconds of timing per figure, all rounds together.
+    rounds: how often every way of answering gets its turn.
     """
 
     bundle: Bundle
@@ -41,3 +42,4 @@ class Study:
     protocols: tuple[str, ...]
     concurrencies: tuple[int, ...]
     duration: float
+    rounds: int

@@ -1,4 +1,4 @@
-"""Starts worker processes (:mod:`benchmarks.runners`), lets them begin together and collects what they measured."""
+"""Worker processes (:mod:`benchmarks.runners`): started once, timed in turns, asked for what they are at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
-from benchmarks.runners import Job
+from benchmarks.runners import END, Job, Slice, to_json
+from benchmarks.speed import Spans, as_spans
 from serving.errors import SetupError
 
 
@@ -27,12 +28,11 @@ class _Worker:
             self.stdin.write(line + "\n")
             self.stdin.flush()
 
-    def receive(self, kind: str) -> dict[str, Any]:
+    def receive(self, kind: str) -> Any:
         line = self.stdout.readline()
         if not line:
             self._raise()
-        message: dict[str, Any] = json.loads(line)[kind]
-        return message
+        return json.loads(line)[kind]
 
     def _raise(self) -> None:
         code = self.process.wait()
@@ -45,34 +45,53 @@ class _Worker:
         ) from RuntimeError("\n".join(lines))
 
 
-def run_workers(job: Job, processes: int = 1) -> list[dict[str, Any]]:
-    """Run ``job`` in ``processes`` fresh processes that start timing at the same moment.
+@dataclass(frozen=True)
+class Workers:
+    """Processes that answer side by side, loaded and asleep until their turn comes."""
 
-    Returns:
-        What :func:`benchmarks.runners.work` gives, one per process. Each begins its passes at another row; only the first
-        answers the labelled rows.
+    processes: list[_Worker]
+
+    def measure(self, rows: list[list[str]], batch: int, seconds: float) -> list[Spans]:
+        """Make one slice in all of them at the same time: start and end of every call, by process.
+
+        Each begins its passes over ``rows`` at another row, so that they are not at the same one together.
+
+        Raises:
+            SetupError: a worker failed; the message carries its last line, the cause its whole traceback.
+        """
+        for index, worker in enumerate(self.processes):
+            start = index * len(rows) // len(self.processes)
+            worker.send(to_json(Slice(rows=rows[start:] + rows[:start], batch=batch, seconds=seconds)))
+        return [as_spans(worker.receive("spans")) for worker in self.processes]
+
+    def end(self) -> list[dict[str, Any]]:
+        """What :meth:`benchmarks.runners.Worker.facts` gives, by process; nothing can be measured any more.
+
+        Raises:
+            SetupError: a worker failed.
+        """
+        for worker in self.processes:
+            worker.send(END)
+        return [worker.receive("facts") for worker in self.processes]
+
+
+@contextlib.contextmanager
+def started(job: Job, processes: int = 1) -> Iterator[Workers]:
+    """Load ``job`` in ``processes`` fresh processes that live as long as the block.
+
+    They load one after another, as nobody's loading is to slow another's down. Only the first answers the labelled rows.
 
     Raises:
         SetupError: a worker failed; the message carries its last line, the cause its whole traceback.
     """
-    shares = [
-        replace(job, rows=_rotated(job.rows, index, processes), labelled=job.labelled if index == 0 else [])
-        for index in range(processes)
-    ]
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_started()) for _ in shares]
-        for worker, share in zip(workers, shares, strict=True):
-            worker.send(share.to_json())
-        for worker in workers:
+        workers = []
+        for index in range(processes):
+            worker = stack.enter_context(_started())
+            worker.send(to_json(replace(job, labelled=job.labelled if index == 0 else [])))
             worker.receive("ready")
-        for worker in workers:
-            worker.send("go")
-        return [worker.receive("result") for worker in workers]
-
-
-def _rotated(rows: list[list[str]], index: int, processes: int) -> list[list[str]]:
-    start = index * len(rows) // processes
-    return rows[start:] + rows[:start]
+            workers.append(worker)
+        yield Workers(workers)
 
 
 @contextlib.contextmanager
@@ -86,8 +105,11 @@ def _started() -> Iterator[_Worker]:
             stdout=subprocess.PIPE,
             stderr=errors,
         )
+        stdin = cast(IO[str], process.stdin)
         with process:
             try:
-                yield _Worker(process, cast(IO[str], process.stdin), cast(IO[str], process.stdout), errors)
+                yield _Worker(process, stdin, cast(IO[str], process.stdout), errors)
             finally:
                 process.kill()  # it has said all it had to say, or nobody listens any more
+                with contextlib.suppress(BrokenPipeError):  # a line that it did not live to read
+                    stdin.close()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections import namedtuple
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -14,16 +18,20 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks import commands
-from benchmarks.in_process import bundle_precision, require_original
-from benchmarks.machine import MemoryMeter, process_tree
+from benchmarks.in_process import Batched, Loaded, bundle_precision, findings, require_original
+from benchmarks.in_process import Run as InProcessRun
+from benchmarks.machine import MemoryMeter, process_tree, stolen_percent
+from benchmarks.rounds import measure_rounds
 from benchmarks.runners import Job, timed_passes
 from benchmarks.served import read_package
-from benchmarks.speed import as_spans, workers_speed
-from benchmarks.workers import run_workers
+from benchmarks.speed import as_spans, side_by_side
+from benchmarks.steps import counts_between, total
+from benchmarks.study import Rows, Study
+from benchmarks.workers import Workers, started
 from export.cli import main
 from serving.artifact import inputs_record, sha256, write_manifest
 from serving.bundle import PRECISIONS, Bundle, load_bundle
-from serving.errors import ArtifactError, SetupError
+from serving.errors import ArtifactError, ServerError, SetupError
 from serving.runtime.tasks.text_classification import TextClassification
 
 WORDS = ("bad", "good", "film", "the")
@@ -85,43 +93,85 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def job(bundle: Bundle) -> Job:
     return Job(backend="onnx", source=str(bundle.variant("fp32").path), bundle=str(bundle.folder), device="cpu", threads=1,
-               batches=[1], duration=0.2, rows=ROWS, labelled=ROWS[:3])  # fmt: skip
+               first=ROWS[0], labelled=ROWS[:3])  # fmt: skip
 
 
-def test_a_worker_answers_the_labelled_rows_and_times_whole_passes(bundle: Bundle, job: Job) -> None:
-    (result,) = run_workers(replace(job, batches=[1, 2]))
-    assert [row[0]["label"] for row in result["answers"]] == ["positive", "negative", "negative"]
+def test_a_worker_answers_the_labelled_rows_and_times_slice_after_slice(bundle: Bundle, job: Job) -> None:
+    with started(job) as workers:
+        (alone,), (pairs,), (again,) = (workers.measure(rows, batch, 0.1) for rows, batch in ((ROWS, 1), (ROWS, 2), (ROWS[:2], 1)))
+        (facts,) = workers.end()
+    assert [row[0]["label"] for row in facts["answers"]] == ["positive", "negative", "negative"]
     logits = np.array([-2.5, 3.0])  # "good film"
-    assert result["answers"][0][0]["score"] == pytest.approx(np.exp(3.0) / np.exp(logits).sum())
-    assert sum(item["score"] for item in result["answers"][1]) == pytest.approx(1)
-    alone, pairs = result["timings"]
-    assert (alone["batch"], pairs["batch"]) == (1, 2)
-    assert alone["rows"] == len(alone["spans"]) and alone["rows"] % len(ROWS) == 0
-    assert pairs["rows"] == len(pairs["spans"]) // 3 * len(ROWS)  # 5 rows in calls of 2, 2 and 1
-    spans = as_spans(alone["spans"])
-    assert spans[-1, 1] - spans[0, 0] >= 0.2e9
-    assert (spans[1:, 0] >= spans[:-1, 1]).all()
-    assert result["threads"] == 1
-    assert result["sha256"] == sha256(bundle.variant("fp32").path)
-    assert 0 < result["load_seconds"] < 60
-    assert 10 < result["peak_rss_mib"] < 2000
+    assert facts["answers"][0][0]["score"] == pytest.approx(np.exp(3.0) / np.exp(logits).sum())
+    assert sum(item["score"] for item in facts["answers"][1]) == pytest.approx(1)
+    assert (len(alone) % 5, len(again) % 2) == (0, 0), "passes are whole"
+    for spans in (alone, pairs, again):
+        assert spans[-1, 1] - spans[0, 0] >= 0.1e9
+        assert (spans[1:, 0] >= spans[:-1, 1]).all()
+    assert pairs[0, 0] > alone[-1, 1] and again[0, 0] > pairs[-1, 1]
+    assert facts["threads"] == 1
+    assert facts["sha256"] == sha256(bundle.variant("fp32").path)
+    assert 0 < facts["load_seconds"] < 60
+    assert 10 < facts["peak_rss_mib"] < 2000
 
 
-def test_workers_run_at_the_same_time_and_only_the_first_answers(job: Job) -> None:
-    first, second = run_workers(job, processes=2)
+def test_workers_are_timed_at_the_same_time_and_only_the_first_answers(job: Job) -> None:
+    with started(job, processes=2) as workers:
+        slices = [workers.measure(ROWS, 1, 0.2) for _ in range(2)]
+        first, second = workers.end()
     assert len(first["answers"]) == 3
     assert second["answers"] == []
-    spans = [as_spans(result["timings"][0]["spans"]) for result in (first, second)]
-    together = min(span[-1, 1] for span in spans) - max(span[0, 0] for span in spans)
-    assert together > 0
-    rows = [result["timings"][0]["rows"] for result in (first, second)]
-    assert workers_speed(spans, rows).calls == sum(rows)
+    for spans in slices:
+        together = min(span[-1, 1] for span in spans) - max(span[0, 0] for span in spans)
+        assert together > 0.1e9
+        assert len(side_by_side(spans, 1).latencies) == len(spans[0]) + len(spans[1])
+
+
+def test_workers_begin_at_different_rows_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    class Listener:
+        def send(self, line: str) -> None:
+            told.append(json.loads(line))
+
+        def receive(self, kind: str) -> list[list[int]]:
+            assert kind == "spans"
+            return [[0, 1]]
+
+    Workers([Listener(), Listener()]).measure(ROWS, 2, 0.5)  # type: ignore[list-item]
+    assert told == [{"rows": rows, "batch": 2, "seconds": 0.5} for rows in (ROWS, ROWS[2:] + ROWS[:2])]
 
 
 def test_a_worker_that_fails_says_why(job: Job) -> None:
-    with pytest.raises(SetupError, match=r"a benchmark worker failed: .*nowhere\.onnx") as raised:
-        run_workers(replace(job, source="nowhere.onnx"), processes=2)
+    absent = replace(job, source="nowhere.onnx")
+    with pytest.raises(SetupError, match=r"a benchmark worker failed: .*nowhere\.onnx") as raised, started(absent, processes=2):
+        pass
     assert "Traceback" in str(raised.value.__cause__)
+
+
+def test_a_worker_that_fails_at_its_slice_says_why(job: Job) -> None:
+    with started(job) as workers:
+        workers.measure(ROWS, 1, 0.01)
+        with pytest.raises(SetupError, match=r"a benchmark worker failed: \w*Error"):
+            workers.measure([[]], 1, 0.01)  # a row without a text
+
+
+def test_a_worker_that_dies_between_rounds_says_so(job: Job) -> None:
+    with started(job, processes=2) as workers:
+        workers.measure(ROWS, 1, 0.01)
+        victim = workers.processes[1].process
+        victim.kill()
+        victim.wait()
+        with pytest.raises(SetupError, match="ended by signal 9"):
+            workers.measure(ROWS, 1, 0.01)
+
+
+def test_no_worker_outlives_an_interrupted_benchmark(job: Job) -> None:
+    with pytest.raises(KeyboardInterrupt), started(job, processes=2) as workers:
+        processes = [worker.process for worker in workers.processes]
+        assert [process.poll() for process in processes] == [None, None]
+        raise KeyboardInterrupt
+    assert [process.poll() for process in processes] == [-9, -9]
 
 
 def test_a_worker_that_dies_before_it_reads_its_job_says_so(job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,8 +179,9 @@ def test_a_worker_that_dies_before_it_reads_its_job_says_so(job: Job, monkeypatc
     script.write_text("#!/bin/sh\nkill -9 $$\n")
     script.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(script))
-    with pytest.raises(SetupError, match="ended by signal 9") as raised:
-        run_workers(replace(job, rows=[["a text that fills the pipe " * 100]] * 1000))
+    talkative = replace(job, labelled=[["a text that fills the pipe " * 100]] * 1000)
+    with pytest.raises(SetupError, match="ended by signal 9") as raised, started(talkative):
+        pass
     assert "memory" in raised.value.hint
 
 
@@ -138,18 +189,146 @@ def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
     job: Job, make_checkpoint: Callable[[str], Path]
 ) -> None:
     """This one's tokenizer makes ``token_type_ids``, which DistilBERT does not take."""
-    original = replace(job, source=str(make_checkpoint("distilbert")), threads=None, duration=0.01)
-    (eager,), (pipeline,) = (run_workers(replace(original, backend=backend)) for backend in ("pytorch", "pipeline"))
+    facts = []
+    for backend in ("pytorch", "pipeline"):
+        original = replace(job, backend=backend, source=str(make_checkpoint("distilbert")), threads=None)
+        with started(original) as workers:
+            workers.measure(ROWS, 2, 0.01)
+            facts += workers.end()
+    eager, pipeline = facts
     assert eager["precision"] == pipeline["precision"] == "fp32"
     for mine, theirs in zip(eager["answers"], pipeline["answers"], strict=True):
         assert [item["label"] for item in mine] == [item["label"] for item in theirs]
         assert [item["score"] for item in mine] == pytest.approx([item["score"] for item in theirs], abs=1e-5)
 
 
-def test_passes_are_whole_and_there_is_at_least_one() -> None:
-    seen: list[list[str]] = []
-    assert len(timed_passes(lambda texts: seen.append(list(texts)), ["a", "b", "c"], 2, 0)) == 2
-    assert seen == [["a", "b"], ["c"]]
+@pytest.mark.parametrize(
+    ("batch", "calls"), [(1, ["a", "b", "c"]), (2, ["ab", "ca"]), (3, ["abc"]), (4, ["abca"]), (7, ["abcabca"])]
+)
+def test_calls_are_full_passes_are_whole_and_there_is_at_least_one(batch: int, calls: list[str]) -> None:
+    seen: list[str] = []
+    assert len(timed_passes(lambda texts: seen.append("".join(map(str, texts))), ["a", "b", "c"], batch, 0)) == len(calls)
+    assert seen == calls
+
+
+def test_passes_go_on_until_the_time_is_over_and_weigh_all_rows_alike() -> None:
+    seen: list[str] = []
+
+    def runner(texts: Sequence[object]) -> None:
+        time.sleep(0.002)
+        seen.extend(map(str, texts))
+
+    spans = timed_passes(runner, ["a", "b", "c", "d", "e"], 2, 0.05)
+    assert spans[-1][1] - spans[0][0] >= 0.05e9
+    counts = [seen.count(text) for text in "abcde"]
+    assert min(counts) >= 2 and max(counts) - min(counts) <= 1
+
+
+class Recorder:
+    """A way of answering that writes down its turns."""
+
+    turns: ClassVar[list[tuple[str, list[list[str]], float]]] = []
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def measure(self, rows: list[list[str]], seconds: float) -> None:
+        self.turns.append((self.name, rows, seconds))
+
+
+@pytest.fixture
+def study(bundle: Bundle, job: Job) -> Study:
+    rows = Rows(timed=ROWS, labelled=ROWS[:3], references=[1, 0, 0])
+    return Study(bundle=bundle, checkpoint=bundle.folder.parent / "checkpoint", rows=rows, precisions=("fp32",), device="cpu",
+                 protocols=(), concurrencies=(), duration=6.0, rounds=3)  # fmt: skip
+
+
+def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recorder, "turns", [])
+    said: list[str] = []
+    measure_rounds([Recorder("a"), Recorder("b"), Recorder("c")], study, said.append)
+    assert [name for name, _, _ in Recorder.turns] == [*"abc", *"cba", *"abc"]
+    shares = [rows for _, rows, _ in Recorder.turns]
+    for first in (0, 3, 6):
+        assert shares[first] == shares[first + 1] == shares[first + 2]
+    assert sorted(shares[0] + shares[3] + shares[6]) == sorted(ROWS), "every row belongs to one round"
+    assert [len(share) for share in shares[::3]] == [2, 2, 1]
+    assert {seconds for _, _, seconds in Recorder.turns} == {2.0}
+    assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
+
+
+def _measured(job: Job, facts: dict[str, Any], milliseconds: list[int]) -> Loaded:
+    """Processes that took so long for each call, by round, and are what ``facts`` says."""
+
+    class Ended:
+        def end(self) -> list[dict[str, Any]]:
+            return [facts]
+
+    workers: Any = Ended()
+    slices = [[as_spans([(start, start + step * 10**6) for start in range(0, 10**9, step * 10**6)])] for step in milliseconds]
+    run = InProcessRun(job=job, processes=1, batches=(1,))
+    return Loaded(run=run, workers=workers, ways=[Batched(workers=workers, batch=1, slices=slices)])
+
+
+def test_a_models_own_figure_is_of_the_same_arrangement_in_every_round(study: Study, job: Job) -> None:
+    answers = [[{"label": "positive", "score": 0.9}, {"label": "negative", "score": 0.1}]] * 3
+    facts = {"file": "model.safetensors", "sha256": "0", "precision": "fp32", "load_seconds": 1.0, "peak_rss_mib": 9.0,
+             "gpu_memory_mib": None, "answers": answers}  # fmt: skip
+    torch = replace(job, backend="pytorch")
+    one = _measured(torch, facts | {"threads": 1}, [10, 20, 20])
+    onnx = facts | {"precision": "", "sha256": sha256(study.bundle.variant("fp32").path)}
+    steady, changing = (
+        _measured(job, onnx | {"threads": threads}, calls) for threads, calls in ((1, [10, 10, 10]), (2, [5, 20, 20]))
+    )
+    found = findings(study, [one, steady, changing])
+    original, model = found.models
+    assert (original.name, model.name, model.best, model.quickest) == ("pytorch.fp32", "onnx.fp32", "p1t1", "p1t2")
+    speed = model.arrangements["p1t2"].speed
+    assert (speed.throughput_low, speed.throughput, speed.throughput_high) == pytest.approx((50, 50, 200))
+    assert [own["onnx.fp32.p1t2.throughput"] for own in found.rounds] == pytest.approx([200, 50, 50])
+    assert [own["onnx.fp32.throughput"] for own in found.rounds] == pytest.approx([100, 100, 100])
+    assert [own["onnx.fp32.p99_ms"] for own in found.rounds] == pytest.approx([5, 20, 20])
+    assert [own["pytorch.fp32.throughput"] for own in found.rounds] == pytest.approx([100, 50, 50])
+    assert set(found.samples) == {f"{way}.r{index}.0" for way in ("pytorch.fp32.b1", "onnx.fp32.p1t1", "onnx.fp32.p1t2")
+                                  for index in (1, 2, 3)}  # fmt: skip
+    assert len(found.samples["onnx.fp32.p1t2.r2.0"]) == 50
+
+
+def _statistics(executions: int, rows: int, queue: int, compute: int, busy: int) -> Any:
+    """As Triton gives them, for requests of one row; times in ns."""
+
+    def spent(**extra: Any) -> SimpleNamespace:
+        return SimpleNamespace(compute_input=SimpleNamespace(ns=0), compute_output=SimpleNamespace(ns=0), **extra)
+
+    inference = spent(
+        success=SimpleNamespace(count=rows), queue=SimpleNamespace(ns=queue), compute_infer=SimpleNamespace(ns=compute)
+    )
+    batches = [spent(compute_infer=SimpleNamespace(ns=busy // 2)), spent(compute_infer=SimpleNamespace(ns=busy - busy // 2))]
+    return SimpleNamespace(execution_count=executions, inference_count=rows, inference_stats=inference, batch_stats=batches)
+
+
+def test_steps_are_those_of_all_slices_and_of_nothing_between_them() -> None:
+    """Two slices, of 10 rows in 10 executions and of 30 in 5; other requests came in between."""
+    readings = [(100, 100, 5_000, 7_000, 7_000), (110, 110, 15_000, 27_000, 27_000),
+                (500, 900, 10**9, 10**9, 10**9), (505, 930, 10**9 + 50_000, 10**9 + 180_000, 10**9 + 40_000)]  # fmt: skip
+    first, second, third, last = ({"words_model": _statistics(*reading)} for reading in readings)
+    slices = [counts_between(first, second, "words")["model"], counts_between(third, last, "words")["model"]]
+    assert [one.step().executed_batch for one in slices] == [1, 6]
+    step = total(slices).step()
+    assert (step.executed_batch, step.queue_us, step.compute_us, step.cost_us) == pytest.approx((40 / 15, 1.5, 5.0, 1.5))
+    with pytest.raises(ServerError, match="words_model executed nothing while words was under load"):
+        counts_between(first, first, "words")
+
+
+def test_time_that_the_host_took_away_is_a_share_of_all_time() -> None:
+    Times = namedtuple("Times", ["user", "idle", "steal", "guest"])
+    assert stolen_percent(Times(100.0, 50.0, 5.0, 20.0), Times(130.0, 110.0, 15.0, 40.0)) == pytest.approx(10)
+    same = Times(1.0, 1.0, 1.0, 0.0)
+    assert stolen_percent(same, same) is None
+    Unknown = namedtuple("Unknown", ["user", "idle"])
+    assert stolen_percent(Unknown(1.0, 1.0), Unknown(2.0, 2.0)) is None
 
 
 def test_the_precision_is_told_by_the_file_and_by_nothing_else(bundle: Bundle) -> None:
@@ -186,7 +365,6 @@ def test_a_repository_whose_onnx_file_was_changed_is_refused(tmp_path: Path) -> 
 def test_memory_of_a_process_tree_is_metered() -> None:
     import subprocess
     import sys
-    import time
 
     import psutil
 
@@ -200,9 +378,14 @@ def test_memory_of_a_process_tree_is_metered() -> None:
         with MemoryMeter(root) as meter:
             assert len(process_tree(root)) == 2
             time.sleep(3 * MemoryMeter.INTERVAL)
+        full = meter.peak_rss_mib
+        assert 128 < full < 512, "the child's memory counts"
+        assert 128 < meter.pss_mib <= full + 1
+        meter.peak_rss_mib = 0.0
+        with meter:
+            time.sleep(3 * MemoryMeter.INTERVAL)
+        assert 128 < meter.peak_rss_mib < 512, "it watches again"
         process.communicate(b"\n")
-    assert 128 < meter.peak_rss_mib < 512, "the child's memory counts"
-    assert 128 < meter.pss_mib <= meter.peak_rss_mib + 1
 
 
 @pytest.mark.parametrize(
@@ -219,6 +402,7 @@ def test_memory_of_a_process_tree_is_metered() -> None:
         (["words", "--max-regression", "0.1"], "percentage"),
         (["words", "--rows", "1"], "--rows"),
         (["words", "--duration", "0"], "--duration"),
+        (["words", "--rounds", "0"], "--rounds"),
     ],
 )
 def test_wrong_usage_exits_with_two(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,6 +437,11 @@ def root(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Path:
             lambda root: (root / "rows.tsv").write_text("text\tlabel\na film\tmixed\n"),
             ["--test", "rows.tsv"],
             "unknown label 'mixed'",
+        ),
+        (
+            lambda root: (root / "rows.tsv").write_text("text\tlabel\na film\tpositive\nbad\tnegative\n"),
+            ["--test", "rows.tsv", "--rounds", "3"],
+            "2 rows cannot be dealt out to 3 rounds",
         ),
         (lambda root: (root / "report").mkdir(), ["--output", "report"], "report exists already"),
         (_nothing, ["--precision", "fp16"], "holds no fp16 variant"),

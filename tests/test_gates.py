@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from benchmarks.gates import check_gate, figures_in, find_regressions, parse_gate
@@ -34,7 +36,7 @@ METRICS = frozenset({"accuracy"})
     ],
 )
 def test_a_gate_is_evaluated(expression: str, passed: bool, comparison: str) -> None:
-    gate = check_gate(expression, FIGURES)
+    gate = check_gate(expression, [FIGURES])
     assert (gate.expression, gate.passed, gate.comparison) == (expression, passed, comparison)
 
 
@@ -72,20 +74,45 @@ def test_what_is_no_gate_is_refused_before_anything_is_measured(expression: str)
 
 def test_an_unknown_figure_lists_the_close_ones() -> None:
     with pytest.raises(DataError) as raised:
-        check_gate("served.int8.c16.throughputs > 1", FIGURES)
+        check_gate("served.int8.c16.throughputs > 1", [FIGURES])
     assert raised.value.message == "no figure is called served.int8.c16.throughputs"
     assert raised.value.hint.startswith("close to it: served.int8.c16.throughput, ")
 
 
 def test_a_figure_like_nothing_measured_points_to_the_report() -> None:
     with pytest.raises(DataError) as raised:
-        check_gate("zzz > 1", FIGURES)
+        check_gate("zzz > 1", [FIGURES])
     assert "report.json" in raised.value.hint
 
 
 def test_dividing_by_zero_is_an_error_and_not_a_pass() -> None:
     with pytest.raises(DataError, match="divides by zero"):
-        check_gate("pytorch.fp32.throughput / 0 > 1", FIGURES)
+        check_gate("pytorch.fp32.throughput / 0 > 1", [FIGURES])
+
+
+@pytest.mark.parametrize(
+    ("served", "original", "comparison", "held", "passed"),
+    [
+        ([30, 60, 24, 50, 40], [10, 20, 8, 30, 20], "40 >= 40", 4, True),
+        ([10, 1, 9], [5, 1, 20], "9 >= 10", 1, False),
+        ([10, 1, 90], [1, 2, 60], "10 >= 4", 1, False),  # on the medians it holds
+        ([5, 50, 100], [1, 25, 60], "50 >= 50", 2, True),
+        ([1, 9, 2, 30], [1, 4, 1, 20], "5.5 >= 5", 2, False),  # half the rounds are not most
+        ([4, 100, 102, 2], [2, 60, 50, 1], "52 >= 52", 3, True),
+    ],
+)
+def test_a_gate_passes_that_holds_in_most_rounds(
+    served: Sequence[float], original: Sequence[float], comparison: str, held: int, passed: bool
+) -> None:
+    rounds = [{"served": float(mine), "original": float(theirs)} for mine, theirs in zip(served, original, strict=True)]
+    gate = check_gate("served >= 2 * original", rounds)
+    assert (gate.comparison, gate.held, gate.rounds, gate.passed) == (comparison, held, len(rounds), passed)
+    assert str(gate) == f"{comparison}, in {held} of {len(rounds)} rounds"
+
+
+def test_a_chain_holds_in_a_round_where_all_of_it_does() -> None:
+    gate = check_gate("1 < a < b", [{"a": 2.0, "b": 3.0}, {"a": 0.0, "b": 3.0}, {"a": 4.0, "b": 3.0}])
+    assert (gate.held, gate.passed, gate.comparison) == (1, False, "1 < 2 < 3")
 
 
 def test_regressions_know_which_way_is_worse() -> None:

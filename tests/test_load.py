@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.load import LoadOptions, command, find_perf_analyzer, input_data, library_path, parse_export
-from benchmarks.speed import as_spans, closed_loop_speed, workers_speed
+from benchmarks.speed import as_spans, closed_loop, over_rounds, side_by_side
 from serving.errors import ServerError, SetupError
 from serving.install import triton_environment
 from serving.runtime.tasks.base import Tensor
@@ -63,7 +63,7 @@ def test_real_samples_obey_littles_law(export: dict[str, Any]) -> None:
     """Two clients without pause: throughput times mean latency is two."""
     spans = parse_export(export)
     mean_seconds = float((spans[:, 1] - spans[:, 0]).mean()) / 1e9
-    assert closed_loop_speed(spans).throughput * mean_seconds == pytest.approx(2, rel=0.1)
+    assert closed_loop(spans).throughput * mean_seconds == pytest.approx(2, rel=0.1)
 
 
 def test_too_few_answers_are_told(export: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def test_too_few_answers_are_told(export: dict[str, Any]) -> None:
     export["experiments"][0]["requests"] = sorted(requests, key=lambda request: request["timestamp"])[:3]
     with pytest.raises(ServerError, match="saw 0 requests answered") as raised:
         parse_export(export)
-    assert "--duration" in raised.value.hint
+    assert "--duration" in raised.value.hint and "--rounds" in raised.value.hint
 
 
 def test_a_request_without_an_answer_is_an_error(export: dict[str, Any]) -> None:
@@ -80,36 +80,46 @@ def test_a_request_without_an_answer_is_an_error(export: dict[str, Any]) -> None
         parse_export(export)
 
 
-def test_closed_loop_speed_counts_answers_between_the_first_and_the_last() -> None:
-    spans = as_spans([(0, 10 * MS), (0, 20 * MS), (10 * MS, 40 * MS), (20 * MS, 110 * MS)])
-    speed = closed_loop_speed(spans)
-    assert speed.throughput == pytest.approx(3 / 0.1)
-    assert speed.p50_ms == pytest.approx(25)
-    assert (speed.calls, speed.seconds) == (4, pytest.approx(0.1))
+def test_a_closed_loop_counts_answers_between_the_first_and_the_last() -> None:
+    timing = closed_loop(as_spans([(0, 10 * MS), (0, 20 * MS), (10 * MS, 40 * MS), (20 * MS, 110 * MS)]))
+    assert timing.throughput == pytest.approx(3 / 0.1)
+    assert timing.seconds == pytest.approx(0.1)
+    assert timing.latencies.tolist() == [10, 20, 30, 90]
+    speed = timing.speed()
+    assert (speed.throughput, speed.p50_ms) == (timing.throughput, pytest.approx(25))
     assert speed.p90_ms <= speed.p95_ms <= speed.p99_ms <= 90
 
 
-def test_closed_loop_speed_refuses_a_single_request() -> None:
+def test_a_single_request_has_no_rate() -> None:
     with pytest.raises(ValueError, match="two requests"):
-        closed_loop_speed(as_spans([(0, 1)]))
+        closed_loop(as_spans([(0, 1)]))
 
 
 def test_speeds_of_workers_add_up_while_all_of_them_work() -> None:
     """One answers 4 rows in 100 ms, the other 10 in 200 ms, of which 4 in the first 100; two rows a call."""
     one = as_spans([(0, 50 * MS), (50 * MS, 100 * MS)])
     other = as_spans([(start * MS, (start + 40) * MS) for start in range(0, 200, 40)])
-    speed = workers_speed([one, other], [4, 10])
-    assert speed.throughput == pytest.approx(40 + 40)
-    assert speed.p50_ms == pytest.approx(40)
-    assert (speed.calls, speed.seconds) == (7, pytest.approx(0.1))
-    with pytest.raises(ValueError, match="never worked at the same time"):
-        workers_speed([one, as_spans([(200 * MS, 240 * MS)])], [4, 2])
+    timing = side_by_side([one, other], 2)
+    assert timing.throughput == pytest.approx(40 + 40)
+    assert timing.seconds == pytest.approx(0.1)
+    assert sorted(timing.latencies) == pytest.approx([40] * 5 + [50] * 2)
+    with pytest.raises(SetupError, match="never worked at the same time") as raised:
+        side_by_side([one, as_spans([(200 * MS, 240 * MS)])], 2)
+    assert "--duration" in raised.value.hint
 
 
 def test_percentiles_are_those_of_the_samples() -> None:
-    spans = as_spans([(0, latency * MS) for latency in range(101)])
-    speed = closed_loop_speed(spans)
+    speed = closed_loop(as_spans([(0, latency * MS) for latency in range(101)])).speed()
     assert (speed.p50_ms, speed.p90_ms, speed.p95_ms, speed.p99_ms) == pytest.approx((50, 90, 95, 99))
+
+
+def test_rounds_make_one_speed_of_their_median_their_spread_and_all_their_calls() -> None:
+    """Rounds of 10, 50 and 20 rows/s: the slow one has the longest calls, and fewest."""
+    slices = [as_spans([(start, start + step) for start in range(0, 500 * MS, step)]) for step in (100 * MS, 20 * MS, 50 * MS)]
+    speed = over_rounds([side_by_side([spans], 1) for spans in slices])
+    assert (speed.throughput_low, speed.throughput, speed.throughput_high) == pytest.approx((10, 20, 50))
+    assert (speed.calls, speed.seconds) == (5 + 25 + 10, pytest.approx(1.5))
+    assert (speed.p50_ms, speed.p90_ms) == pytest.approx((20, 100)), "of 40 calls 25 took 20 ms, 10 took 50 and 5 took 100"
 
 
 def test_the_binary_runs_with_the_libraries_of_its_wheel_and_leaves_no_links() -> None:

@@ -8,14 +8,16 @@ import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
+from benchmarks.report import SCHEMA_VERSION
 from benchmarks.served import Endpoint, Server, check_process, read_package, require_same_bundle
-from benchmarks.speed import closed_loop_speed, workers_speed
+from benchmarks.speed import closed_loop, over_rounds, side_by_side
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError, ServerError
 from serving.install import triton_environment
@@ -25,7 +27,9 @@ from tests.serving import conftest
 pytestmark = pytest.mark.server
 NAME = "ragged"
 HOLDS = "served.fp32.accuracy >= pytorch.fp32.accuracy - 0.01"
+ROUNDS = 3
 FAILS = "served.fp32.c8.throughput >= 1000 * pytorch.fp32.throughput"
+FIGURES_OF_FAILS = ("served.fp32.c8.throughput", "pytorch.fp32.throughput")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Run:
 def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One short run: a gate that holds, one that fails, and a baseline that nobody reaches."""
     folder = tmp_path_factory.mktemp("benchmark")
-    baseline = {"schema_version": 1, "figures": {"served.fp32.c1.throughput": 1e9, "served.fp32.accuracy": 0.0}}
+    baseline = {"schema_version": SCHEMA_VERSION, "figures": {"served.fp32.c1.throughput": 1e9, "served.fp32.accuracy": 0.0}}
     (folder / "baseline.json").write_text(json.dumps(baseline))
     options = server.options
     arguments = {
@@ -62,7 +66,8 @@ def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Ru
         "metrics-port": options.metrics_port,
         "device": "cpu",
         "rows": 40,
-        "duration": 0.5,
+        "duration": 0.6,
+        "rounds": ROUNDS,
         "concurrency": "8,1",
         "baseline": folder / "baseline.json",
         "output": folder / "report",
@@ -75,10 +80,19 @@ def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Ru
 def test_a_failed_gate_exits_with_one_and_is_named_with_both_sides(run: Run) -> None:
     assert run.done.returncode == 1, run.done.stderr
     last = run.done.stderr.splitlines()[-1]
-    throughput, original = run.figures["served.fp32.c8.throughput"], run.figures["pytorch.fp32.throughput"]
-    assert last.startswith(f"error: 1 of 2 gates failed: {FAILS} ({throughput:.6g} >= {1000 * original:.6g})")
+    throughput, original = (median(found[name] for found in run.report["rounds"]) for name in FIGURES_OF_FAILS)
+    assert last.startswith(f"error: 1 of 2 gates failed: {FAILS} ({throughput:.6g} >= {1000 * original:.6g}, in 0 of 3 rounds)")
     assert HOLDS not in last
-    assert [gate["passed"] for gate in run.report["gates"]] == [True, False]
+    assert [(gate["held"], gate["rounds"], gate["passed"]) for gate in run.report["gates"]] == [(3, 3, True), (0, 3, False)]
+
+
+def test_progress_is_a_line_a_round_and_a_line_a_speed(run: Run) -> None:
+    lines = run.done.stderr.splitlines()
+    assert [line for line in lines if line.startswith("round ")] == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
+    speeds = [line.partition(": ")[0] for line in lines if " rows/s, p50 " in line]
+    assert len(speeds) == len(set(speeds))
+    assert {f"{name}.throughput" for name in speeds} <= set(run.figures)
+    assert {"pytorch.fp32.b1", "onnx.int8.p1t1", "served.fp32.c8", "served.fp32.http.c1"} <= set(speeds)
 
 
 def test_figures_worse_than_the_baseline_are_listed(run: Run) -> None:
@@ -116,17 +130,51 @@ def test_everything_is_measured(run: Run) -> None:
 
 
 def test_every_speed_follows_from_the_raw_samples(run: Run) -> None:
+    found = {}
     with np.load(run.folder / "samples.npz") as samples:
+        assert all((np.diff(spans, axis=1) > 0).all() for spans in samples.values())
         for load in run.report["served"]["loads"]:
-            protocol = "" if load["protocol"] == "grpc" else f"{load['protocol']}."
-            name = f"served.fp32.{protocol}c{load['concurrency']}"
-            assert vars(closed_loop_speed(samples[name])) == pytest.approx(load["speed"])
+            name = f"served.fp32.{'' if load['protocol'] == 'grpc' else 'http.'}c{load['concurrency']}"
+            found[name] = [closed_loop(samples[f"{name}.r{index}"]) for index in range(1, ROUNDS + 1)]
+            assert vars(over_rounds(found[name])) == pytest.approx(load["speed"])
         for model in run.report["in_process"]:
-            for name, arrangement in model["arrangements"].items():
-                key = f"{model['kind']}.{model['precision']}.{name}"
-                workers = [samples[f"{key}.{index}"] for index in range(arrangement["processes"])]
-                if arrangement["batch"] == 1:
-                    assert vars(workers_speed(workers, [len(spans) for spans in workers])) == pytest.approx(arrangement["speed"])
+            for arrangement in model["arrangements"].values():
+                name = f"{model['kind']}.{model['precision']}.{arrangement['name']}"
+                workers = [[samples[f"{name}.r{index}.{process}"] for process in range(arrangement["processes"])]
+                           for index in range(1, ROUNDS + 1)]  # fmt: skip
+                found[name] = [side_by_side(spans, arrangement["batch"]) for spans in workers]
+                assert vars(over_rounds(found[name])) == pytest.approx(arrangement["speed"])
+    for name, timings in found.items():
+        for timing, own in zip(timings, run.report["rounds"], strict=True):
+            assert {f"{name}.{key}": value for key, value in vars(timing.speed()).items()}.items() <= own.items(), name
+
+
+def test_the_ways_of_answering_take_turns(run: Run) -> None:
+    """Round by round, first to last and then last to first; the samples' clocks tell (the load generator's is another)."""
+    ways = ["pytorch.fp32.b1", "pipeline.fp32.b32", "onnx.fp32.p1t1", "onnx.int8.p1t1"]
+    with np.load(run.folder / "samples.npz") as samples:
+        begun = {f"{way}.r{index}": samples[f"{way}.r{index}.0"][0, 0] for way in ways for index in range(1, ROUNDS + 1)}
+    expected = [f"{way}.r{index}" for index in range(1, ROUNDS + 1) for way in (reversed(ways) if index == 2 else ways)]
+    assert sorted(begun, key=lambda name: begun[name]) == expected
+
+
+def test_rounds_hold_what_each_measured_anew(run: Run) -> None:
+    rounds, figures = run.report["rounds"], run.figures
+    assert len(rounds) == ROUNDS
+    for own in rounds:
+        assert set(own) == set(rounds[0]) <= set(figures)
+        assert not any(name.endswith((".accuracy", "_mib", "load_seconds", "_low", "_high")) for name in own)
+    for name in (
+        "served.fp32.c8.throughput",
+        "served.fp32.http.c1.throughput",
+        "onnx.fp32.throughput",
+        "pytorch.fp32.b1.throughput",
+    ):
+        throughputs = [own[name] for own in rounds]
+        assert figures[name] == median(throughputs)
+        assert (figures[f"{name}_low"], figures[f"{name}_high"]) == (min(throughputs), max(throughputs))
+    costs = [own["served.fp32.c8.model.cost_us"] for own in rounds]
+    assert min(costs) <= figures["served.fp32.c8.model.cost_us"] <= max(costs)
 
 
 def test_labels_are_those_of_the_files_that_ran(run: Run, server: conftest.Server) -> None:
@@ -166,6 +214,7 @@ def test_steps_come_from_the_servers_own_statistics(run: Run) -> None:
 
 def test_the_report_can_be_read_and_says_where_it_came_from(run: Run) -> None:
     environment = run.report["environment"]
+    assert environment["stolen_percent"] is None or 0 <= environment["stolen_percent"] < 100
     assert environment["cores"] >= 1 and environment["memory_mib"] > 0 and environment["versions"]["torch"]
     assert run.report["served"]["server"].startswith("triton 2.")
     markdown = (run.folder / "report.md").read_text(encoding="utf-8")
@@ -224,7 +273,7 @@ def test_strange_texts_go_through_the_load_generator(endpoint: Endpoint, protoco
     options = LoadOptions(name=NAME, url=endpoint.url(protocol), protocol=protocol, concurrency=4, duration=0.4)
     rows = [[text] for text in conftest.STRANGE_TEXTS if "\0" not in text]  # perf_analyzer itself cuts a text at a zero byte
     spans = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
-    assert closed_loop_speed(spans).throughput > 0
+    assert closed_loop(spans).throughput > 0
 
 
 @pytest.mark.parametrize(
