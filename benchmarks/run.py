@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -232,7 +233,27 @@ def _measure(
         served = under_load.found(found.original)
         samples = samples | under_load.samples(served)
         rounds = [one | other for one, other in zip(rounds, under_load.rounds(served), strict=True)]
-    settings = {
+    task = study.bundle.task
+    report = Report(
+        name=options.name,
+        task=task.name,
+        created=created,
+        main_metric=task.main_metric,
+        environment=machine | {"stolen_percent": stolen_percent(before, psutil.cpu_times())},
+        settings=_settings(options, study),
+        in_process=found.models,
+        served=served,
+        rounds=rounds,
+        gates=[],
+        regressions=[],
+    )
+    for figure, speed in report.speeds():
+        say(f"{figure}: {throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
+    return report, samples
+
+
+def _settings(options: BenchmarkOptions, study: Study) -> dict[str, Any]:
+    return {
         "rows": len(study.rows.timed),
         "labelled_rows": len(study.rows.labelled),
         "duration": options.duration,
@@ -243,20 +264,3 @@ def _measure(
         "test": options.test,
         "bundle_created": study.bundle.manifest["created"],
     }
-    task = study.bundle.task
-    report = Report(
-        name=options.name,
-        task=task.name,
-        created=created,
-        main_metric=task.main_metric,
-        environment=machine | {"stolen_percent": stolen_percent(before, psutil.cpu_times())},
-        settings=settings,
-        in_process=found.models,
-        served=served,
-        rounds=rounds,
-        gates=[],
-        regressions=[],
-    )
-    for figure, speed in report.speeds():
-        say(f"{figure}: {throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
-    return report, samples

@@ -20,11 +20,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from benchmarks import commands
 from benchmarks.in_process import Batched, Loaded, bundle_precision, findings, require_original
 from benchmarks.in_process import Run as InProcessRun
+from benchmarks.load import LoadOptions
 from benchmarks.machine import MemoryMeter, process_tree, stolen_percent
 from benchmarks.rounds import measure_rounds
 from benchmarks.runners import Job, timed_passes
-from benchmarks.served import read_package
-from benchmarks.speed import as_spans, side_by_side
+from benchmarks.served import Clients, Endpoint, read_package
+from benchmarks.speed import Spans, as_spans, side_by_side
 from benchmarks.steps import counts_between, total
 from benchmarks.study import Rows, Study
 from benchmarks.workers import Workers, started
@@ -320,6 +321,33 @@ def test_steps_are_those_of_all_slices_and_of_nothing_between_them() -> None:
     assert (step.executed_batch, step.queue_us, step.compute_us, step.cost_us) == pytest.approx((40 / 15, 1.5, 5.0, 1.5))
     with pytest.raises(ServerError, match="words_model executed nothing while words was under load"):
         counts_between(first, first, "words")
+
+
+@pytest.mark.parametrize(("least", "lasts"), [(0.1, 2.0), (8.5, 8.5)])
+def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
+    least: float, lasts: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def answered_in_time(binary: Path, options: LoadOptions, tensors: object, rows: list[list[str]]) -> Spans:
+        asked.append((options.duration, options.concurrency, options.url, rows))
+        return as_spans([(0, 10**8), (10**8, 2 * 10**8), (2 * 10**8, 3 * 10**8)])
+
+    readings = iter([(0, 0, 0, 0, 0), (2, 6, 6_000, 12_000, 6_000), (2, 6, 6_000, 12_000, 6_000), (5, 12, 12_000, 24_000, 12_000)])
+    server = SimpleNamespace(
+        endpoint=Endpoint(host="host", http_port=1, grpc_port=2, metrics_port=3),
+        statistics=lambda: {"words_model": _statistics(*next(readings))},
+    )
+    target: Any = SimpleNamespace(server=server, package=SimpleNamespace(name="words"), load_generator=Path("perf_analyzer"))
+    monkeypatch.setattr("benchmarks.served.run_load", answered_in_time)
+    clients = Clients(target=target, inputs=(), protocol="http", concurrency=64, least_seconds=least, memory=None)
+    clients.measure(ROWS[:2], 2.0)
+    clients.measure(ROWS[2:], 2.0)
+    assert asked == [(lasts, 64, "host:1", ROWS[:2]), (lasts, 64, "host:1", ROWS[2:])]
+    load = clients.load()
+    assert (load.name, load.speed.throughput, load.executed_batch) == ("http.c64", pytest.approx(10), pytest.approx(12 / 5))
+    assert [own["executed_batch"] for own in clients.rounds()] == [3, 2]
+    assert [own["model.executed_batch"] for own in clients.rounds()] == [3, 2]
 
 
 def test_time_that_the_host_took_away_is_a_share_of_all_time() -> None:
