@@ -120,7 +120,7 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
     """Measure speed and quality of a served model against its PyTorch original, all on the same real texts.
 
     Measures PyTorch, transformers' pipeline and every ONNX variant in process, and the running server over gRPC and HTTP, by
-    turns: a change of the machine's speed meets all of them alike. A gate holds if it does in most rounds. All models stay
+    turns: a drift of the machine's speed meets all of them alike. A gate holds if it does in most rounds. All models stay
     loaded until the end, so a big one needs memory for many copies; fewer --precision need less. Writes report.json,
     report.md and the raw samples; exits with 1 when a gate fails.
     """
