@@ -20,7 +20,7 @@ from serving.runtime.tasks.base import Task
 
 SHAPING = tuple(
     Path(__file__).parent / f"{name}.py"
-    for name in ("checkpoint", "convert", "graph", "metric", "optimize", "original", "rows", "variants", "verify")
+    for name in ("checkpoint", "convert", "graph", "metric", "optimize", "original", "rows", "tails", "variants", "verify")
 )
 """The modules that decide what a bundle holds: after an upgrade that changed one, a bundle is not up to date."""
 
@@ -156,7 +156,7 @@ def find_source(options: ExportOptions) -> Source:
     task_type = task_class(options.task)
     checkpoints.require_task(config, task_type, name)
     trained = read_manifest(folder, "checkpoint") if (folder / MANIFEST).is_file() else {}
-    if trained.get("task", options.task) != options.task:
+    if trained.get("task", options.task) not in (options.task, task_type.optimum_task):
         known = trained["task"]
         raise ArtifactError(f"{folder} was fine-tuned for {known}, not {options.task}", hint=f"give --task {known}")
     pair = len(options.columns.resolved(task_type).texts) == 2 or bool(trained.get("pair"))
@@ -187,9 +187,9 @@ def _located(options: ExportOptions) -> tuple[str, Path]:
 def _rows(options: ExportOptions, folder: Path, task: Task) -> LabelledRows:
     if options.test is not None:
         found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")
-        if len(found.texts) != len(task.inputs()):
+        if len(found.texts) != task.text_columns:
             raise DataError(
-                f"the checkpoint takes {len(task.inputs())} texts a row, the rows hold {len(found.texts)}",
+                f"the checkpoint takes {task.text_columns} texts a row, the rows hold {len(found.texts)}",
                 hint="name the columns with --text-column and --text-pair-column",
             )
         return encode_labels(found, task)

@@ -229,7 +229,7 @@ def read_evaluation(folder: Path, task: Task) -> LabelledRows:
         DataError: it is absent, damaged, or of another task.
     """
     path = folder / EVALUATION
-    names = ("text", "text_pair")[: len(task.inputs())]
+    names = ("text", "text_pair")[: task.text_columns]
     rows = [row for _, row in read_file(path)]
     if not rows or any(set(row) != {*names, "label"} for row in rows):
         raise DataError(f"{path} does not hold rows of {task.name}: columns {', '.join(names)} and label")

@@ -27,7 +27,7 @@ class EncodedRows:
         self._pair = task.pair
         self._columns = rows.texts
         self._encoder = encoder
-        features = task.features(rows.texts, encoder, task.request_options({}))
+        features = task.features(task.requests(rows.texts), encoder, task.request_options({}))
         self.origins = features.origins
         self._encodings: Sequence[Encoding] = features.encodings
 
@@ -78,8 +78,8 @@ class EncodedRows:
             return
         for encoding, owner in zip(self._encodings, self.origins.owners.tolist(), strict=True):
             if any(encoding.type_ids):
+                text = self._columns[0][owner % len(self)]
                 raise ExportError(
-                    "the tokenizer gives single texts token_type_ids other than 0, "
-                    f"such as row {owner + 1}: {self._columns[0][owner]!r:.200}",
+                    f"the tokenizer gives single texts token_type_ids other than 0, such as row {owner + 1}: {text!r:.200}",
                     hint="the served model reads 0 there, so its answers would differ; such a tokenizer cannot be served",
                 )

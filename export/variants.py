@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from export import checkpoint as checkpoints
-from export import convert, graph, optimize, verify
+from export import convert, graph, optimize, tails, verify
 from export.bundle import ExportOptions, Source
 from export.data import sample, write_evaluation
 from export.original import one_thread, original_run, require_length, usable_device
@@ -65,6 +65,7 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         click.echo(f"converting {source.name} to ONNX", err=True)
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
+        tails.add_tail(raw, source.task)
         names = _input_names(raw)
         require_length(run, names, max_length, padding={tokenizer.pad_token_id, source.config.get("pad_token_id")})
         encoder = TextEncoder(str(staging / "tokenizer.json"), max_length=max_length, names=names, padding=padding)

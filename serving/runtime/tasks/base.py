@@ -124,8 +124,14 @@ class Task(ABC):
     """As ``transformers.pipeline`` and Optimum call it."""
     auto_model: ClassVar[str]
     """Auto class of ``transformers`` that loads a checkpoint of this task (a name: nothing here imports torch)."""
+    optimum_task: ClassVar[str] = ""
+    """As Optimum exports it and as its checkpoints are fine-tuned, where that has another :attr:`name`."""
+    heads: ClassVar[tuple[str, ...]] = ("logits",)
+    """The outputs of the model in ``transformers`` that matter, in the order it gives them."""
     outputs_read: ClassVar[tuple[str, ...]] = ("logits",)
-    """The model's outputs that :meth:`answers` reads, as ``transformers`` and the exported graph call them."""
+    """The outputs of the served graph, which :meth:`answers` reads: the heads, or what the :attr:`tail` makes of them."""
+    tail: ClassVar[str] = ""
+    """Function of ``export.tails`` that appends to the exported graph what :meth:`reduced` computes; empty: nothing."""
     options: ClassVar[Mapping[str, Option]] = {"truncation": Option(bool)}
     """What requests may ask for, by name; each is a field too, its default."""
     token_level: ClassVar[bool] = False
@@ -192,6 +198,15 @@ class Task(ABC):
         """The dataclass fields, JSON-ready."""
         return asdict(self)
 
+    @property
+    def text_columns(self) -> int:
+        """How many columns of a data set :meth:`read_row` turns into texts."""
+        return len(self.inputs())
+
+    def requests(self, columns: Columns) -> Columns:
+        """Texts of a data set's rows → rows of requests, as many or a multiple: all rows' first, then all rows' second …"""
+        return columns
+
     # -- the ensemble ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -234,6 +249,15 @@ class Task(ABC):
         """
         encodings = encoder.encode(self.texts(columns), truncation=options["truncation"])
         return Features(encodings, Origins(np.arange(len(encodings))))
+
+    def reduced(self, heads: Arrays, feed: Arrays) -> Arrays:  # noqa: ARG002 - most tails are empty
+        """What the graph's :attr:`tail` computes, in numpy, for a model that has none: one is held against the other.
+
+        Args:
+            heads: outputs of the model in ``transformers``, ``[model rows, …]``.
+            feed: its inputs, ``[model rows, longest]``.
+        """
+        return heads
 
     @abstractmethod
     def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
