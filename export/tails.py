@@ -11,7 +11,7 @@ from export import graph
 from serving.runtime.tasks.base import Task
 
 TAILS: dict[str, Callable[[onnx.ModelProto, Task], None]] = {}
-"""By the name that tasks give as their ``tail``. Each rewrites a raw fp32 graph in place, from the task's heads to ``outputs_read``."""
+"""By the name that tasks give as their ``tail``. Each rewrites a raw fp32 graph in place: its heads become ``outputs_read``."""
 
 
 def add_tail(path: Path, task: Task) -> None:

@@ -168,7 +168,7 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
     shown = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
     asked = np.ones(reference.origins.count, dtype=np.bool_)
     asked[reference.origins.owners[~finite]] = False
-    whole: npt.NDArray[np.bool_] = asked.reshape(-1, rows).all(axis=0)  # a labelled row may take several requests
+    whole = np.logical_and.reduce(asked.reshape(-1, rows))  # a labelled row may take several requests
     ours, theirs = reference.answers(shown), reference.answers(reference.outputs)
     drop, interval = _drop(reference, task.predictions(theirs), task.predictions(ours), whole)
     agreement = task.agreement(ours, theirs)
