@@ -20,7 +20,7 @@ from serving.runtime.tasks.base import Task
 
 SHAPING = tuple(
     Path(__file__).parent / f"{name}.py"
-    for name in ("checkpoint", "convert", "graph", "metric", "optimize", "original", "rows", "variants", "verify")
+    for name in ("checkpoint", "convert", "graph", "metric", "optimize", "original", "rows", "tails", "variants", "verify")
 )
 """The modules that decide what a bundle holds: after an upgrade that changed one, a bundle is not up to date."""
 
@@ -156,23 +156,20 @@ def find_source(options: ExportOptions) -> Source:
     task_type = task_class(options.task)
     checkpoints.require_task(config, task_type, name)
     trained = read_manifest(folder, "checkpoint") if (folder / MANIFEST).is_file() else {}
-    if trained.get("task", options.task) != options.task:
+    if trained.get("task", options.task) not in (options.task, task_type.optimum_task):
         known = trained["task"]
         raise ArtifactError(f"{folder} was fine-tuned for {known}, not {options.task}", hint=f"give --task {known}")
-    pair = options.columns.text_pair is not None or bool(trained.get("pair"))
-    task = task_type.from_config(config, pair=pair)
-    labels = list(task.settings()["labels"])
-    if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise ExportError(
-            f"{name} has the labels {', '.join(labels)}: at least two are needed, all different",
-            hint="set id2label in its config.json",
-        )
+    pair = len(options.columns.resolved(task_type).texts) == 2 or bool(trained.get("pair"))
+    try:
+        task = task_type.from_config(config, pair=pair)
+    except ValueError as error:
+        raise ExportError(f"{name} cannot be served for {task_type.name}: {error}", hint="see its config.json") from None
     return Source(
         name=name,
         folder=folder,
         config=config,
         task=task,
-        rows=_rows(options, folder, labels, pair),
+        rows=_rows(options, folder, task),
         max_length=options.max_length or trained.get("max_length"),
     )
 
@@ -187,22 +184,18 @@ def _located(options: ExportOptions) -> tuple[str, Path]:
     return (Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint), folder
 
 
-def _rows(options: ExportOptions, folder: Path, labels: list[str], pair: bool) -> LabelledRows:
+def _rows(options: ExportOptions, folder: Path, task: Task) -> LabelledRows:
     if options.test is not None:
-        found = load_rows(options.test, options.columns, split="test", cache=options.artifacts / "quickstart")
-        rows = encode_labels(found, labels, positions=True)
-    elif (folder / EVALUATION).is_file():
-        rows = read_evaluation(folder)
-    else:
-        raise DataError(f"{folder} holds no labelled rows to verify on", hint="give some with --test")
-    if len(rows.texts) != 1 + pair:
-        raise DataError(
-            f"the checkpoint takes {'pairs of texts' if pair else 'single texts'}, the rows do not hold them",
-            hint="name both columns with --text-column and --text-pair-column",
-        )
-    if not all(0 <= label < len(labels) for label in rows.labels):
-        raise DataError(f"{folder / EVALUATION} has labels beyond the checkpoint's {len(labels)}")
-    return rows
+        found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")
+        if len(found.texts) != task.text_columns:
+            raise DataError(
+                f"the checkpoint takes {task.text_columns} texts a row, the rows hold {len(found.texts)}",
+                hint="name the columns with --text-column and --text-pair-column",
+            )
+        return encode_labels(found, task)
+    if (folder / EVALUATION).is_file():
+        return read_evaluation(folder, task)
+    raise DataError(f"{folder} holds no labelled rows to verify on", hint="give some with --test")
 
 
 def _inputs(options: ExportOptions, source: Source) -> dict[str, Any]:

@@ -63,9 +63,9 @@ _shared = _options(
     click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on standard output."),
 )
 _columns = _options(
-    click.option("--text-column", default="text", help="Column of the text."),
-    click.option("--text-pair-column", default=None, help="Column of the second text, for pairs."),
-    click.option("--label-column", default="label", help="Column of the label: a name or a whole number."),
+    click.option("--text-column", default=None, show_default="as the task has it", help="Column of the text, or the first of two."),
+    click.option("--text-pair-column", default=None, help="Column of the second text."),
+    click.option("--label-column", default=None, show_default="as the task has it", help="Column of what is right."),
 )
 
 

@@ -32,7 +32,7 @@ def require_supported(config: dict[str, Any], task: type[Task]) -> None:
     except KeyError:
         tested = "bert, distilbert, roberta, albert, electra, mpnet, deberta-v2, xlm-roberta and modernbert are tested"
         raise ExportError(f"Optimum cannot export the architecture {model_type!r}", hint=tested) from None
-    if task.name not in tasks:
+    if (task.optimum_task or task.name) not in tasks:
         known = ", ".join(sorted(tasks))
         raise ExportError(f"Optimum cannot export the architecture {model_type!r} for {task.name}, only for {known}")
 
@@ -51,7 +51,7 @@ def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> 
             main_export(
                 str(checkpoint),
                 str(folder),
-                task=task.name,
+                task=task.optimum_task or task.name,
                 opset=opset,
                 library_name="transformers",
                 framework="pt",

@@ -13,9 +13,11 @@ from typing import Any
 
 from serving.errors import DataError
 from serving.records import Record, checked_text, read_file, shown
+from serving.runtime.tasks.base import Task
 
 EVALUATION = "evaluation.parquet"
-"""Held-out rows that travel with a checkpoint and a bundle: columns ``text`` [, ``text_pair``] (string) and ``label`` (int64)."""
+"""Held-out rows that travel with a checkpoint and a bundle: columns ``text`` [, ``text_pair``] (string) as requests carry them,
+and ``label`` as ``Task.reference`` gives it."""
 
 Texts = tuple[tuple[str, ...], ...]
 """One sequence of strings per text column (one, or two for pairs), all of the same length."""
@@ -23,36 +25,47 @@ Texts = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns hold what.
+    """Which columns hold what, where not those that the task says itself.
 
     Args:
-        text: the text, or the first of a pair.
-        text_pair: the second text; None where rows are single texts.
-        label: a name or a whole number.
+        text: the text, or the first of two.
+        text_pair: the second text.
+        label: what is right.
     """
 
-    text: str = "text"
+    text: str | None = None
     text_pair: str | None = None
-    label: str = "label"
+    label: str | None = None
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The text columns in order."""
-        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
+    def resolved(self, task: type[Task]) -> ResolvedColumns:
+        """With the task's own names for what is left open."""
+        texts = (self.text or task.columns["text"], self.text_pair or task.columns["text_pair"])
+        return ResolvedColumns(
+            texts=tuple(name for name in texts if name is not None), label=self.label or task.columns["label"] or "label"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedColumns:
+    """Columns by name: one or two of texts, and the label's."""
+
+    texts: tuple[str, ...]
+    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows as found: labels are all names (str) or all whole numbers (int).
+    """Rows as found.
 
     Args:
         location: where they come from, for messages.
+        labels: as the task's ``read_row`` gave them, all of one kind.
         names: label names in order where the source itself fixes them; empty otherwise.
     """
 
     location: str
     texts: Texts
-    labels: tuple[str | int, ...]
+    labels: tuple[Any, ...]
     names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -73,10 +86,10 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledRows:
-    """Rows whose labels are positions among a model's label names."""
+    """Rows whose labels are what a bound task holds predictions against (see ``Task.reference``)."""
 
     texts: Texts
-    labels: tuple[int, ...]
+    labels: tuple[Any, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,32 +111,44 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
-def checked_rows(location: str, records: Iterable[Record], columns: Columns) -> Rows:
-    """Take the columns out of ``records`` and check every row. Labels written as digits throughout become whole numbers.
+def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColumns, task: type[Task]) -> Rows:
+    """Take the columns out of ``records`` and check every row. Labels written as digits (or numbers) throughout become numbers.
 
     Raises:
-        DataError: a column is missing, a text is no text, a label is missing or of another kind than the rest, or there are
-            no rows; the message shows the row.
+        DataError: a column is missing, a cell holds what it must not, labels are of unlike kinds, or there are no rows; the
+            message shows the row.
     """
     texts: tuple[list[str], ...] = tuple([] for _ in columns.texts)
-    labels: list[str | int] = []
+    labels: list[Any] = []
     for where, row in records:
-        for column, name in zip(texts, columns.texts, strict=True):
-            column.append(checked_text(_value(location, where, row, name), name, f"{location}, {where}", row))
-        label = _checked_label(_value(location, where, row, columns.label), columns.label, f"{location}, {where}", row)
-        if labels and type(label) is not type(labels[0]):
+        place = f"{location}, {where}"
+        cells = tuple(_value(location, where, row, name) for name in columns.texts)
+        try:
+            found, label = task.read_row(cells, _value(location, where, row, columns.label))
+        except ValueError as error:
+            raise DataError(f"{place}: {error}: {shown(dict(row))}") from None
+        for column, text, name in zip(texts, found, columns.texts, strict=True):
+            column.append(checked_text(text, name, place, row))
+        if labels and _kind(label) != _kind(labels[0]):
             kinds = f"{_kind(label)} and those before it are {_kind(labels[0])}"
-            raise DataError(f"{location}, {where}: label {label!r} is {kinds}: {shown(dict(row))}")
+            raise DataError(f"{place}: label {label!r} is {kinds}: {shown(dict(row))}")
         labels.append(label)
     if not labels:
         raise DataError(f"{location} holds no rows")
-    if all(isinstance(label, str) and re.fullmatch(r"-?[0-9]+", label) for label in labels):
-        labels = [int(label) for label in labels]
-    return Rows(location=location, texts=tuple(map(tuple, texts)), labels=tuple(labels))
+    return Rows(location=location, texts=tuple(map(tuple, texts)), labels=_numbers(labels))
 
 
-def _kind(label: str | int) -> str:
-    return "text" if isinstance(label, str) else "a whole number"
+def _numbers(labels: list[Any]) -> tuple[Any, ...]:
+    """Text files know no numbers: what all reads as one becomes one. With a fraction anywhere all are such."""
+    for number, pattern in ((int, r"-?[0-9]+"), (float, r"-?[0-9]*\.?[0-9]+")):
+        if all(isinstance(label, str) and re.fullmatch(pattern, label) for label in labels):
+            return tuple(number(label) for label in labels)
+    return tuple(map(float, labels)) if any(isinstance(label, float) for label in labels) else tuple(labels)
+
+
+def _kind(label: Any) -> str:
+    kinds = {str: "text", int: "a number", float: "a number", list: "a list"}
+    return kinds.get(type(label), type(label).__name__)
 
 
 def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> Any:
@@ -135,51 +160,32 @@ def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> An
     return row[column]
 
 
-def _checked_label(value: Any, column: str, place: str, row: Mapping[str, Any]) -> str | int:
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, int) or (isinstance(value, str) and value):
-        return value
-    found = "is empty" if value in (None, "") else f"holds {type(value).__name__}, not a name or a whole number"
-    raise DataError(f"{place}: column {column!r} {found}: {shown(dict(row))}")
-
-
-def label_names(rows: Rows) -> tuple[str, ...]:
-    """Label names in the order of the logits: the source's own, else names sorted as text, numbers by value.
+def bind(task: type[Task], rows: Rows, *, pair: bool) -> Task:
+    """The task for a model to be trained on ``rows``.
 
     Raises:
-        DataError: fewer than two labels.
+        DataError: nothing can be learnt from them.
     """
-    names = rows.names or tuple(map(str, sorted(set(rows.labels))))  # all of one type: checked_rows saw to it
-    if len(set(rows.labels)) < 2:
-        raise DataError(f"{rows.location} has one label only, {rows.labels[0]!r}: there is nothing to tell apart")
-    return names
+    try:
+        return task.from_labels(rows.labels, names=rows.names, pair=pair)
+    except ValueError as error:
+        raise DataError(f"{rows.location}: {error}") from None
 
 
-def encode_labels(rows: Rows, names: Sequence[str], *, positions: bool = False) -> LabelledRows:
-    """Labels as positions among ``names``.
-
-    Args:
-        positions: whole numbers that are not themselves names count as positions. For a checkpoint's own label names, where
-            data sets commonly hold the numbers only.
+def encode_labels(rows: Rows, task: Task) -> LabelledRows:
+    """Labels as the bound ``task`` knows them.
 
     Raises:
-        DataError: a label is not among ``names``; the message shows the row.
+        DataError: it does not know one; the message shows the row.
     """
-    known: dict[str | int, int] = {}
-    if positions:
-        known |= {index: index for index in range(len(names))}
-    for index, name in enumerate(names):
-        known[name] = index
-    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
-        known |= {int(name): index for index, name in enumerate(names)}
+    references = []
     for number, label in enumerate(rows.labels, start=1):
-        if label not in known:
+        try:
+            references.append(task.reference(label))
+        except (ValueError, TypeError) as error:
             text = shown(tuple(column[number - 1] for column in rows.texts))
-            hint = "a negative label means that the labels are withheld: use another split" if label in (-1, "-1") else ""
-            known_names = ", ".join(names)
-            raise DataError(f"{rows.location}, row {number}: unknown label {label!r}, known are {known_names}: {text}", hint=hint)
-    return LabelledRows(texts=rows.texts, labels=tuple(known[label] for label in rows.labels))
+            raise DataError(f"{rows.location}, row {number}: {error}: {text}") from None
+    return LabelledRows(texts=rows.texts, labels=tuple(references))
 
 
 def sample(count: int, wanted: int | None, seed: int) -> list[int]:
@@ -213,19 +219,23 @@ def write_evaluation(rows: LabelledRows, folder: Path) -> None:
 
     names = ("text", "text_pair")[: len(rows.texts)]
     columns: dict[str, Any] = {name: pa.array(column, pa.string()) for name, column in zip(names, rows.texts, strict=True)}
-    parquet.write_table(pa.table(columns | {"label": pa.array(rows.labels, pa.int64())}), folder / EVALUATION)
+    parquet.write_table(pa.table(columns | {"label": pa.array(rows.labels)}), folder / EVALUATION)
 
 
-def read_evaluation(folder: Path) -> LabelledRows:
+def read_evaluation(folder: Path, task: Task) -> LabelledRows:
     """Read :data:`EVALUATION` of a checkpoint or bundle folder.
 
     Raises:
-        DataError: it is absent or damaged.
+        DataError: it is absent, damaged, or of another task.
     """
     path = folder / EVALUATION
-    records = list(read_file(path))
-    pair = "text_pair" if records and "text_pair" in records[0][1] else None
-    rows = checked_rows(str(path), records, Columns(text_pair=pair))
-    if not all(isinstance(label, int) for label in rows.labels):
-        raise DataError(f"{path}: labels must be whole numbers")
-    return LabelledRows(texts=rows.texts, labels=tuple(int(label) for label in rows.labels))
+    names = ("text", "text_pair")[: task.text_columns]
+    rows = [row for _, row in read_file(path)]
+    if not rows or any(set(row) != {*names, "label"} for row in rows):
+        raise DataError(f"{path} does not hold rows of {task.name}: columns {', '.join(names)} and label")
+    for number, row in enumerate(rows, start=1):
+        for name in names:
+            checked_text(row[name], name, f"{path}, row {number}", row)
+        if not task.is_reference(row["label"]):
+            raise DataError(f"{path}, row {number}: label {row['label']!r} is none of this checkpoint's: {shown(dict(row))}")
+    return LabelledRows(texts=tuple(tuple(row[name] for row in rows) for name in names), labels=tuple(row["label"] for row in rows))

@@ -13,12 +13,13 @@ from typing import Any
 import click
 
 from export import checkpoint as checkpoints
-from export.data import Columns, LabelledRows, Rows, encode_labels, hold_out, label_names, sample, write_evaluation
+from export.data import Columns, LabelledRows, Rows, bind, encode_labels, hold_out, sample, write_evaluation
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder, load_rows
 from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
 from serving.errors import ArtifactError, DataError
 from serving.runtime.tasks import task_class
+from serving.runtime.tasks.base import Task
 
 HELD_OUT = 0.1
 """Share of the training rows held out for validation where no validation rows are given."""
@@ -83,9 +84,9 @@ class FinetuneOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Data:
-    """Encoded rows by split, and their label names."""
+    """Encoded rows by split, and the task bound to their labels."""
 
-    names: tuple[str, ...]
+    task: Task
     splits: dict[str, LabelledRows]
     inputs: dict[str, Any]
 
@@ -109,27 +110,33 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         click.echo(f"{options.target} is up to date", err=True)
         return read_manifest(options.target, "checkpoint")
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
-    click.echo(f"fine-tuning {options.checkpoint} on {sizes} rows, labels {', '.join(data.names)}", err=True)
+    click.echo(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}", err=True)
     return _train_and_write(options, base, data, inputs)
 
 
 def _load(options: FinetuneOptions, cache: Path) -> _Data:
+    task_type = task_class(options.task)
     found: dict[str, Rows] = {}
     for split, location in (("train", options.train), ("validation", options.validation), ("test", options.test)):
         if location is not None:
-            found[split] = load_rows(location, options.columns, split=split, cache=cache)
+            found[split] = load_rows(location, options.columns, task_type, split=split, cache=cache)
             _require_same_kind(found["train"], found[split])
-    names = label_names(found["train"])
+    task = bind(task_type, found["train"], pair=len(found["train"].texts) == 2)
     seed = options.training.seed
     if "validation" not in found:
         found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed)
         click.echo(f"no --validation: {len(found['validation'])} of the training rows are held out for it", err=True)
     found["train"] = found["train"].take(sample(len(found["train"]), options.max_train_rows, seed))
     return _Data(
-        names=names,
-        splits={split: encode_labels(rows, names) for split, rows in found.items()},
+        task=task,
+        splits={split: encode_labels(rows, task) for split, rows in found.items()},
         inputs={split: {"rows": len(rows), "sha256": rows.digest()} for split, rows in found.items()},
     )
+
+
+def _said_labels(task: Task) -> str:
+    labels = task.settings().get("labels", ())
+    return f", labels {', '.join(labels)}" if labels else ""
 
 
 def _require_same_kind(train: Rows, other: Rows) -> None:
@@ -144,8 +151,7 @@ def _require_same_kind(train: Rows, other: Rows) -> None:
 def _inputs(options: FinetuneOptions, base: Path, data: _Data) -> dict[str, Any]:
     record = {
         "task": options.task,
-        "pair": options.columns.text_pair is not None,
-        "labels": data.names,
+        "settings": data.task.settings(),
         "max_length": options.max_length,
         "device": options.device,
         "training": asdict(options.training),
@@ -167,10 +173,9 @@ def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: 
     trained = training.train(
         training.Job(
             base=base,
-            task=task_class(options.task),
+            task=data.task,
             tokenizer=tokenizer,
             splits=data.splits,
-            names=data.names,
             max_length=max_length,
             options=options.training,
             device=options.device,
@@ -179,7 +184,7 @@ def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: 
     )
     rows = {split: len(rows) for split, rows in data.splits.items()}
     figures = trained.figures | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
-    fields = _fields(options, data.names) | {"max_length": max_length, "figures": figures}
+    fields = _fields(options, data.task) | {"max_length": max_length, "figures": figures}
     with publish(options.target) as staging:
         try:
             trained.model.save_pretrained(staging, safe_serialization=True)
@@ -193,22 +198,23 @@ def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: 
     return manifest
 
 
-def _fields(options: FinetuneOptions, names: tuple[str, ...]) -> dict[str, Any]:
+def _fields(options: FinetuneOptions, task: Task) -> dict[str, Any]:
+    columns = options.columns.resolved(type(task))
     return {
         "name": options.name,
         "task": options.task,
-        "labels": list(names),
-        "pair": options.columns.text_pair is not None,
-        "main_metric": task_class(options.task).main_metric,
+        "labels": list(task.settings().get("labels", ())),
+        "settings": task.settings(),
+        "pair": task.pair,
+        "main_metric": task.main_metric,
         "evaluation_split": "test" if options.test else "validation",
         "base_checkpoint": options.checkpoint,
         "data": {
             "train": options.train,
             "validation": options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
             "test": options.test,
-            "text_column": options.columns.text,
-            "text_pair_column": options.columns.text_pair,
-            "label_column": options.columns.label,
+            "text_columns": list(columns.texts),
+            "label_column": columns.label,
         },
         "training": asdict(options.training),
     }

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 
@@ -83,12 +82,11 @@ def _preload_cuda() -> None:
         onnxruntime.preload_dlls()
 
 
-def runner(running: Any, output: str) -> Callable[[Arrays], npt.NDArray[np.float32]]:
-    """``running`` (a :func:`session`) as a plain function from model inputs to the tensor called ``output``."""
+def runner(running: Any, outputs: Sequence[str]) -> Callable[[Arrays], Arrays]:
+    """``running`` (a :func:`session`) as a plain function from model inputs to the tensors called ``outputs``."""
 
-    def run(feed: Arrays) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = running.run([output], feed)[0]
-        return found
+    def run(feed: Arrays) -> Arrays:
+        return dict(zip(outputs, running.run(list(outputs), feed), strict=True))
 
     return run
 

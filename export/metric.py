@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 METRICS = Path(__file__).parent / "metrics"
 CONFIDENCE = 0.95
+RESAMPLES = 500
 
 Outcomes = npt.NDArray[np.bool_]
 """One right or wrong per row."""
@@ -55,7 +56,28 @@ def share_interval(hits: int, rows: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def compute(name: str, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-    """Figures of the metric called ``name``, each 0 to 1."""
+def compute(name: str, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+    """Figures of the metric called ``name``, 1 at best."""
     figures: dict[str, float] = load_metric(name).compute(predictions=predictions, references=references)
     return figures
+
+
+def bootstrapped_drop(
+    name: str, figure: str, original: Sequence[Any], variant: Sequence[Any], references: Sequence[Any]
+) -> tuple[float, tuple[float, float]]:
+    """How much smaller ``figure`` of the metric called ``name`` is for the variant's predictions, and a 95 % interval.
+
+    For figures that are no share of right rows. The interval is the percentile bootstrap's over the rows, both sides drawn
+    alike. Where no row's statistics differ it has no width: :func:`share_interval` of none then says how many rows may.
+
+    Returns:
+        Drop (positive where the variant is worse) and its bounds.
+    """
+    metric = load_metric(name)
+    ours, theirs = metric.statistics(variant, references), metric.statistics(original, references)
+    drop = metric.figures(theirs)[figure] - metric.figures(ours)[figure]
+    generator = np.random.default_rng(0)
+    drawn = [generator.integers(len(ours), size=len(ours)) for _ in range(RESAMPLES)]
+    drops = [metric.figures(theirs[rows])[figure] - metric.figures(ours[rows])[figure] for rows in drawn]
+    low, high = np.percentile(drops, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return float(drop), (float(low), float(high))

@@ -27,10 +27,11 @@ def _header(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _description(fields: Mapping[str, Any]) -> list[str]:
+    labels = f"Labels: {', '.join(fields['labels'])}. " if fields["labels"] else ""
     return [
         f"# {fields['name']}",
         "",
-        f"`{fields['base_checkpoint']}` fine-tuned for {fields['task']}. Labels: {', '.join(fields['labels'])}. "
+        f"`{fields['base_checkpoint']}` fine-tuned for {fields['task']}. {labels}"
         f"Takes {'pairs of texts' if fields['pair'] else 'single texts'}, cut at {fields['max_length']} tokens.",
     ]
 

@@ -19,13 +19,15 @@ from serving.runtime.tasks.base import Arrays, Task
 
 
 def original_run(model: Any, task: Task, *, device: str) -> Run:
-    """``model`` on ``device`` (``cpu`` or ``cuda``), giving the tensor that the task reads as float32 ``[rows, …]``."""
+    """``model`` on ``device`` (``cpu`` or ``cuda``), giving the tensors that the task reads as float32 ``[rows, …]``."""
     model = model.to(device).eval()
 
-    def run(feed: Arrays) -> Any:
+    def run(feed: Arrays) -> Arrays:
         tensors = {name: torch.from_numpy(value).to(device) for name, value in feed.items()}
         with torch.inference_mode():
-            return model(**tensors)[task.logits].float().cpu().numpy()
+            outputs = model(**tensors)
+            heads = {name: outputs[name].float().cpu().numpy() for name in task.heads}
+        return task.reduced(heads, feed)
 
     return run
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Encoding
 
 from export.data import LabelledRows
@@ -16,41 +14,50 @@ from serving.runtime.tokenization import FIELDS, TextEncoder
 
 
 class EncodedRows:
-    """Labelled rows as model inputs.
+    """Labelled rows as the model takes them.
 
     Args:
-        rows: texts and label positions.
-        task: says how texts become tokenizer rows.
+        rows: texts, and what predictions are held against.
+        task: says how they become rows for the model.
         encoder: the tokenizer as it runs inside Triton.
     """
 
     def __init__(self, rows: LabelledRows, task: Task, encoder: TextEncoder) -> None:
-        self.texts = task.texts(rows.texts)
+        self.references = list(rows.labels)
         self._pair = task.pair
-        self.labels: npt.NDArray[np.int64] = np.array(rows.labels, dtype=np.int64)
+        self._columns = rows.texts
         self._encoder = encoder
-        self._encodings: Sequence[Encoding] = encoder.encode(self.texts)
+        features = task.features(task.requests(rows.texts), encoder, task.request_options({}))
+        self.origins = features.origins
+        self._encodings: Sequence[Encoding] = features.encodings
 
     def __len__(self) -> int:
-        return len(self._encodings)
+        """How many labelled rows there are; for the model there may be more."""
+        return len(self.references)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each of the model's rows."""
+        return [len(encoding) for encoding in self._encodings]
 
     def feed(self, indices: Sequence[int]) -> Arrays:
-        """Model inputs ``[rows, longest]`` of those rows, padded together."""
+        """Model inputs ``[rows, longest]`` of those of the model's rows, padded together."""
         return self._encoder.arrays([self._encodings[i] for i in indices])
 
     def by_length(self) -> list[int]:
-        """Positions of all rows, longest first."""
-        return sorted(range(len(self)), key=lambda i: -len(self._encodings[i]))
+        """Positions of all of the model's rows, longest first."""
+        return sorted(range(len(self._encodings)), key=lambda i: -len(self._encodings[i]))
 
     def require_equal(self, tokenizer: Any, names: Sequence[str], max_length: int) -> None:
-        """Check every row against the checkpoint's own tokenizer (``transformers``, called as in training).
+        """Check the tokenizer against the checkpoint's own (``transformers``) on the text of every row.
 
         Raises:
             ExportError: a row's ids, mask or type ids differ; the message shows the row.
         """
-        for index, (text, encoding) in enumerate(zip(self.texts, self._encodings, strict=True)):
-            pair = (text,) if isinstance(text, str) else text
-            wanted = tokenizer(*pair, truncation=True, max_length=max_length, return_token_type_ids=True)
+        texts: list[Any] = list(zip(*self._columns, strict=True))
+        encodings = self._encoder.encode(texts if self._pair else [text for text, *_ in texts])
+        for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+            wanted = tokenizer(*text[: 1 + self._pair], truncation=True, max_length=max_length, return_token_type_ids=True)
             for name in names:
                 if wanted[name] != getattr(encoding, FIELDS[name]):
                     raise ExportError(
@@ -69,9 +76,10 @@ class EncodedRows:
         """
         if self._pair or "token_type_ids" not in names:
             return
-        for index, (text, encoding) in enumerate(zip(self.texts, self._encodings, strict=True)):
+        for encoding, owner in zip(self._encodings, self.origins.owners.tolist(), strict=True):
             if any(encoding.type_ids):
+                text = self._columns[0][owner % len(self)]
                 raise ExportError(
-                    f"the tokenizer gives single texts token_type_ids other than 0, such as row {index + 1}: {text!r:.200}",
+                    f"the tokenizer gives single texts token_type_ids other than 0, such as row {owner + 1}: {text!r:.200}",
                     hint="the served model reads 0 there, so its answers would differ; such a tokenizer cannot be served",
                 )

@@ -8,9 +8,10 @@ from typing import Any
 
 from export import quickstart
 from export.checkpoint import first_line
-from export.data import Columns, Rows, checked_rows
+from export.data import Columns, ResolvedColumns, Rows, checked_rows
 from serving.errors import ArtifactError, DataError
 from serving.records import Record, read_file
+from serving.runtime.tasks.base import Task
 
 HUB = "hub:"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -66,7 +67,7 @@ def _hub_checkpoint(name: str) -> Path:
         ) from error
 
 
-def load_rows(location: str, columns: Columns, *, split: str, cache: Path) -> Rows:
+def load_rows(location: str, columns: Columns, task: type[Task], *, split: str, cache: Path) -> Rows:
     """Rows of a data location, every one of them checked.
 
     Args:
@@ -84,16 +85,14 @@ def load_rows(location: str, columns: Columns, *, split: str, cache: Path) -> Ro
         path, _, own_split = location.removeprefix(HUB).partition(":")
         if not path:
             raise DataError(f"{location!r} names no data set", hint="such as hub:glue/sst2, or hub:owner/set:train")
-        return _hub_rows(path, own_split or split, columns)
-    return checked_rows(location, read_file(Path(location)), columns)
+        return _hub_rows(path, own_split or split, columns.resolved(task), task)
+    return checked_rows(location, read_file(Path(location)), columns.resolved(task), task)
 
 
-def _hub_rows(path: str, split: str, columns: Columns) -> Rows:
+def _hub_rows(path: str, split: str, columns: ResolvedColumns, task: type[Task]) -> Rows:
     dataset = _load_dataset(path, split)
     location = f"{HUB}{path}:{split}"
-    features = dict(dataset.features)
-    names = getattr(features.get(columns.label), "names", None)  # a ClassLabel: numbers in the rows, names beside them
-    return _named(checked_rows(location, _records(dataset), columns), names)
+    return _named(checked_rows(location, _records(dataset), columns, task), _label_names(dataset.features.get(columns.label)))
 
 
 def _records(dataset: Any) -> Iterator[Record]:
@@ -101,16 +100,26 @@ def _records(dataset: Any) -> Iterator[Record]:
         yield f"row {number}", row
 
 
+def _label_names(feature: Any) -> list[str] | None:
+    """A ClassLabel, or a list of them: numbers in the rows, names beside them."""
+    return getattr(getattr(feature, "feature", feature), "names", None)
+
+
 def _named(rows: Rows, names: list[str] | None) -> Rows:
     if names is None:
         return rows
-    for number, label in enumerate(rows.labels, start=1):
+
+    def name(label: Any, number: int) -> Any:
+        if isinstance(label, list):
+            return [name(one, number) for one in label]
         if not isinstance(label, int) or not 0 <= label < len(names):
             raise DataError(
                 f"{rows.location}, row {number}: label {label!r} is none of {', '.join(names)}",
                 hint="a negative label means that the labels are withheld: use another split",
             )
-    labels = tuple(names[int(label)] for label in rows.labels)
+        return names[label]
+
+    labels = tuple(name(label, number) for number, label in enumerate(rows.labels, start=1))
     return Rows(location=rows.location, texts=rows.texts, labels=labels, names=tuple(names))
 
 

@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,16 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from export import checkpoint as checkpoints
 from export.data import LabelledRows
-from export.metric import load_metric
+from export.metric import compute
 from serving.errors import ArtifactError, SetupError
-from serving.runtime.tasks.base import Task
+from serving.runtime.tasks.base import Features, Task
+from serving.runtime.tokenization import FIELDS, TextEncoder
 
 if TYPE_CHECKING:
     from export.finetune import Hyperparameters
+
+IGNORED = -100
+"""Target of a position that teaches nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +39,17 @@ class Job:
     Args:
         base: checkpoint folder to start from.
         tokenizer: its tokenizer.
-        splits: rows by ``train``, ``validation`` and perhaps ``test``; their labels are positions among ``names``.
+        task: bound to the labels of the training rows.
+        splits: rows by ``train``, ``validation`` and perhaps ``test``.
         max_length: tokens kept of a row.
         device: ``auto``, ``cpu`` or ``gpu``.
         scratch: folder for the trainer's own checkpoints; a whole epoch found there is resumed from.
     """
 
     base: Path
-    task: type[Task]
+    task: Task
     tokenizer: Any
     splits: Mapping[str, LabelledRows]
-    names: tuple[str, ...]
     max_length: int
     options: Hyperparameters
     device: str
@@ -73,8 +77,9 @@ def train(job: Job) -> Trained:
         raise SetupError("torch sees no GPU", hint="give --device cpu, or see: tritonize doctor")
     datasets.disable_progress_bars()
     transformers.set_seed(job.options.seed)
+    model = _model(job)
     encoded = {split: _encoded(rows, job) for split, rows in job.splits.items()}
-    trainer = _trainer(_model(job), encoded, job)
+    trainer = _trainer(model, encoded, job)
     last = _last_whole_epoch(job.scratch)
     if last is not None:
         click.echo(f"resuming after {last.name}", err=True)
@@ -87,7 +92,8 @@ def train(job: Job) -> Trained:
     _require_finite_loss(best["eval_loss"])
     figures: dict[str, Any] = {"validation": _figures(best, "eval_")}
     if "test" in encoded:
-        figures["test"] = _figures(trainer.evaluate(encoded["test"], metric_key_prefix="test"), "test_")
+        trainer.compute_metrics = _judge(encoded["test"], job.task)
+        figures["test"] = _figures(trainer.evaluate(encoded["test"].dataset, metric_key_prefix="test"), "test_")
     figures |= {"best_epoch": round(best["epoch"]), "epochs": len(evaluations)}
     return Trained(model=trainer.model.cpu(), figures=figures)
 
@@ -107,41 +113,74 @@ def _require_finite_loss(loss: float) -> None:
 
 
 def _model(job: Job) -> Any:
-    label2id = {name: index for index, name in enumerate(job.names)}
-    model = checkpoints.load_model(
-        job.base,
-        job.task,
-        num_labels=len(job.names),
-        id2label=dict(enumerate(job.names)),
-        label2id=label2id,
-        ignore_mismatched_sizes=True,
-    )
-    model.config.problem_type = "single_label_classification"  # not what a former head was for
+    head = job.task.head()
+    model = checkpoints.load_model(job.base, type(job.task), **head, ignore_mismatched_sizes=True)
+    for name, value in head.items():  # not what a former head was for
+        setattr(model.config, name, value)
     return model
 
 
-def _encoded(rows: LabelledRows, job: Job) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """Rows as the model takes them, and what to hold its answers against."""
+
+    dataset: Any
+    features: Features
+    references: Sequence[Any]
+
+
+def _encoded(rows: LabelledRows, job: Job) -> _Encoded:
+    """Tokens exactly as the served ensemble makes them, and the targets."""
     from datasets import Dataset
 
-    encodings = job.tokenizer(*map(list, rows.texts), truncation=True, max_length=job.max_length, padding=False)
-    return Dataset.from_dict({**encodings, "labels": list(rows.labels)})
+    names = [name for name in job.tokenizer.model_input_names if name in FIELDS]
+    encoder = TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
+    features = job.task.features(job.task.requests(rows.texts), encoder, job.task.request_options({}))
+    inputs = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
+    dataset = Dataset.from_dict({**inputs, **job.task.targets(features, rows.labels)})
+    return _Encoded(dataset=dataset, features=features, references=rows.labels)
 
 
-def _trainer(model: Any, encoded: Mapping[str, Any], job: Job) -> Any:
-    metric = load_metric(job.task.metric)
+def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
+    """What the trainer calls with the model's outputs for the rows, in their order."""
 
     def compute_metrics(evaluated: Any) -> dict[str, float]:
-        figures: dict[str, float] = metric.compute(predictions=evaluated.predictions.argmax(-1), references=evaluated.label_ids)
-        return figures
+        outputs = evaluated.predictions if isinstance(evaluated.predictions, tuple) else (evaluated.predictions,)
+        named = dict(zip(task.heads, outputs, strict=True))
+        answers = task.answers(named, encoded.features.origins, task.request_options({}))
+        return compute(task.metric, task.predictions(answers), encoded.references)
 
+    return compute_metrics
+
+
+class _Collator:
+    """Rows → a batch, padded on the right as when serving. Targets that are as long as their rows are padded too, with what the
+    losses of ``transformers`` pass over."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        inputs = [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
+        batch = self._tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
+        for name in rows[0].keys() - FIELDS.keys():
+            values = [row[name] for row in rows]
+            if isinstance(values[0], list):
+                longest = max(map(len, values))
+                values = [[*value, *[IGNORED] * (longest - len(value))] for value in values]
+            batch[name] = torch.tensor(values)
+        return batch
+
+
+def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
     trainer = Trainer(
         model=model,
         args=_arguments(job),
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        compute_metrics=compute_metrics,
-        data_collator=transformers.DataCollatorWithPadding(job.tokenizer),
+        train_dataset=encoded["train"].dataset,
+        eval_dataset=encoded["validation"].dataset,
+        compute_metrics=_judge(encoded["validation"], job.task),
+        data_collator=_Collator(job.tokenizer),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )
     if not sys.stderr.isatty():

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from export import checkpoint as checkpoints
-from export import convert, graph, optimize, verify
+from export import convert, graph, optimize, tails, verify
 from export.bundle import ExportOptions, Source
 from export.data import sample, write_evaluation
 from export.original import one_thread, original_run, require_length, usable_device
@@ -65,6 +65,7 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         click.echo(f"converting {source.name} to ONNX", err=True)
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
+        tails.add_tail(raw, source.task)
         names = _input_names(raw)
         require_length(run, names, max_length, padding={tokenizer.pad_token_id, source.config.get("pad_token_id")})
         encoder = TextEncoder(str(staging / "tokenizer.json"), max_length=max_length, names=names, padding=padding)
@@ -104,15 +105,15 @@ def _rows(
 
 
 def _reference(run: verify.Run, source: Source, rows: EncodedRows) -> verify.Reference:
-    logits = verify.logits_of(run, rows, batch_size=verify.BATCH, title="PyTorch")
-    verify.require_finite(logits)
-    return verify.Reference(task=source.task, logits=logits, labels=rows.labels)
+    outputs = verify.outputs_of(run, rows, source.task, batch_size=verify.BATCH, title="PyTorch")
+    verify.require_finite(outputs)
+    return verify.Reference(task=source.task, outputs=outputs, origins=rows.origins, references=rows.references)
 
 
 def _original(workshop: _Workshop) -> dict[str, Any]:
     source, reference = workshop.source, workshop.reference
     return {
-        **verify.task_metrics(source.task, reference.logits, reference.labels),
+        **verify.task_metrics(reference),
         "rows": len(workshop.rows),
         "bytes": checkpoints.weights_size(source.folder),
         "checkpoint": {"name": source.name, "sha256": checkpoints.weights_sha256(source.folder)},
@@ -125,7 +126,7 @@ def _fields(workshop: _Workshop, original: dict[str, Any], verdicts: dict[str, v
     warning = verify.few_rows_warning(len(workshop.rows))
     return {
         "task": workshop.options.task,
-        "labels": list(task.settings()["labels"]),
+        "labels": list(task.settings().get("labels", ())),
         "settings": task.settings(),
         "main_metric": task.main_metric,
         "device": workshop.device,
@@ -163,9 +164,10 @@ def _verdict(precision: str, workshop: _Workshop) -> verify.Verdict:
     made, gates = _MAKERS[precision](path, workshop)
     # a row's int8 answer depends on its batch mates, so it is judged as it is served: alone
     batch_size = 1 if precision == "int8" else verify.BATCH
-    logits = verify.logits_of(_run(precision, workshop), workshop.rows, batch_size=batch_size, title=precision)
+    run = _run(precision, workshop)
+    outputs = verify.outputs_of(run, workshop.rows, workshop.source.task, batch_size=batch_size, title=precision)
     limits = verify.Limits(max_metric_drop=workshop.options.max_metric_drop, min_agreement=workshop.options.min_agreement)
-    verdict = verify.judge(precision, workshop.reference, logits, limits)
+    verdict = verify.judge(precision, workshop.reference, outputs, limits)
     figures = verdict.figures | made | {"bytes": graph.size(path), "operators": optimize.operators(path)}
     return replace(verdict, figures=figures, gates=(*verdict.gates, *gates))
 
@@ -179,7 +181,7 @@ def _run(precision: str, workshop: _Workshop, *, threads: int = 0) -> verify.Run
     on_cpu = _device(precision, workshop) == "cpu"
     providers = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
     session = graph.session(workshop.file(precision), providers=providers, threads=threads)
-    return graph.runner(session, workshop.reference.task.logits)
+    return graph.runner(session, workshop.source.task.outputs_read)
 
 
 def _measure_speed(run: verify.Run, original: dict[str, Any], verdicts: dict[str, verify.Verdict], workshop: _Workshop) -> None:

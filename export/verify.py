@@ -17,19 +17,17 @@ from export import metric
 from export.data import sample
 from export.rows import EncodedRows
 from serving.errors import ExportError
-from serving.runtime.tasks.base import Arrays, Task
+from serving.runtime.tasks.base import Arrays, Origins, Task
 
-Logits = npt.NDArray[np.float32]
-Run = Callable[[Arrays], Logits]
-"""Model inputs of some rows → logits, the first axis of each is the row."""
+Run = Callable[[Arrays], Arrays]
+"""Model inputs of some rows → the outputs that the task reads, the first axis of each is the row."""
 
 MIN_AGREEMENT = {"fp32": 1.0, "fp16": 0.995, "int8": 0.97}
 """Least share of rows whose label equals the original's, by precision, where ``--min-agreement`` does not say otherwise."""
 MAX_LOGIT_DIFFERENCE = 1e-3
 """For fp32, times the largest logit where that is above 1."""
-TIE = 1e-4
-"""Rows whose two best scores in the original are closer than this have no label to speak of: they count as agreeing."""
 BATCH = 16
+ROUNDING = 1e-6
 MIN_ROWS = 64
 """Fewer rows than these prove little: with every label of 64 equal, up to 5.6 % of all may still differ."""
 SPEED_ROWS, SPEED_PASSES = 128, 3
@@ -51,13 +49,19 @@ class Reference:
     """What variants are held against.
 
     Args:
-        logits: the original's, ``[rows, labels]``.
-        labels: the right label positions, ``[rows]``.
+        outputs: the original's, ``[model rows, …]``.
+        origins: of the model's rows.
+        references: what predictions are held against, one per labelled row.
     """
 
     task: Task
-    logits: Logits
-    labels: npt.NDArray[np.int64]
+    outputs: Arrays
+    origins: Origins
+    references: Sequence[Any]
+
+    def answers(self, outputs: Arrays) -> Arrays:
+        """As the served task gives them where a request asks for nothing."""
+        return self.task.answers(outputs, self.origins, self.task.request_options({}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,35 +100,47 @@ class Verdict:
         return {"file": file, "verdict": verdict, "gates": [asdict(gate) for gate in self.gates], "figures": self.figures}
 
 
-def logits_of(run: Run, rows: EncodedRows, *, batch_size: int, title: str) -> Logits:
-    """Logits of all rows, computed ``batch_size`` at a time in the order given, so lengths are mixed as in serving."""
+def outputs_of(run: Run, rows: EncodedRows, task: Task, *, batch_size: int, title: str) -> Arrays:
+    """What a model says of all rows, computed ``batch_size`` at a time in the order given, so lengths are mixed as in serving.
+
+    Returns:
+        The outputs ``[model rows, …]``; where an axis is the position, rows are padded with zeros to the longest of all, and what
+        the model says of padding is zero too.
+    """
     console = Console(stderr=True)
-    starts = track(range(0, len(rows), batch_size), title, console=console, transient=True, disable=not console.is_terminal)
-    return np.concatenate([run(rows.feed(range(start, min(start + batch_size, len(rows))))) for start in starts])
+    lengths = rows.lengths
+    starts = track(range(0, len(lengths), batch_size), title, console=console, transient=True, disable=not console.is_terminal)
+    found: dict[str, Any] = {}
+    for start in starts:
+        batch = range(start, min(start + batch_size, len(lengths)))
+        for name, values in run(rows.feed(batch)).items():
+            if task.token_level:
+                shape = (len(lengths), max(lengths), *values.shape[2:])
+                target = found.setdefault(name, np.zeros(shape, dtype=np.float32))
+                for index, row in zip(batch, values, strict=True):
+                    target[index, : lengths[index]] = row[: lengths[index]]
+            else:
+                found.setdefault(name, []).append(values)
+    return found if task.token_level else {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def predictions(task: Task, logits: Logits) -> npt.NDArray[np.int64]:
-    """Label positions ``[rows]`` as the served task decides them."""
-    answers = task.answers(logits)
-    positions = {label.encode(): index for index, label in enumerate(task.settings()["labels"])}
-    return np.array([positions[label] for label in answers["LABEL"][:, 0]], dtype=np.int64)
+def task_metrics(reference: Reference) -> dict[str, float]:
+    """Figures of the task's metric module for the original."""
+    task = reference.task
+    return metric.compute(task.metric, task.predictions(reference.answers(reference.outputs)), reference.references)
 
 
-def task_metrics(task: Task, logits: Logits, labels: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Figures of the task's metric module, 0 to 1."""
-    return metric.compute(task.metric, predictions(task, logits).tolist(), labels.tolist())
-
-
-def require_finite(logits: Logits) -> None:
-    """Check the original's logits ``[rows, …]``: nothing can be held against what is no number.
+def require_finite(outputs: Arrays) -> None:
+    """Check what the original says, ``[model rows, …]``: nothing can be held against what is no number.
 
     Raises:
-        ExportError: some rows' are infinite or no numbers.
+        ExportError: some of it is infinite or no number.
     """
-    broken = int((~_finite_rows(logits)).sum())
-    if broken:
+    finite = _finite_rows(outputs)
+    if not finite.all():
         raise ExportError(
-            f"the checkpoint itself gives logits that are infinite or no numbers, for {broken} of {len(logits)} rows",
+            f"the checkpoint itself gives {' and '.join(outputs)} that are infinite or no numbers, for {(~finite).sum()} of "
+            f"{len(finite)} rows",
             hint="its weights are damaged, or its training diverged",
         )
 
@@ -140,48 +156,66 @@ def few_rows_warning(rows: int) -> str | None:
     )
 
 
-def judge(precision: str, reference: Reference, variant: Logits, limits: Limits) -> Verdict:
+def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits) -> Verdict:
     """Compare a variant with the original, row by row.
 
     Args:
-        reference: its logits finite.
-        variant: its logits ``[rows, labels]`` of the reference's rows. One where a logit is infinite or no number counts as
-            wrong and as not agreeing.
+        reference: its outputs finite.
+        variant: its outputs for the reference's rows. Rows where one is infinite or no number count as wrong and as not agreeing.
     """
-    task, original, labels = reference.task, reference.logits, reference.labels
+    task, rows = reference.task, len(reference.references)
     finite = _finite_rows(variant)
-    shown = np.where(finite[:, None], variant, np.float32(0))  # the first label, as argmax gives of what is no number
-    ours, theirs = predictions(task, shown), predictions(task, original)
-    drop, interval = metric.paired_drop(theirs == labels, (ours == labels) & finite)
-    scores = np.sort(task.answers(original)["SCORES"], axis=-1)
-    ties = finite & (ours != theirs) & (scores[:, -1] - scores[:, -2] < TIE)
-    agreeing = int((finite & (ours == theirs) | ties).sum())
-    largest, mean = _differences(original, variant) if finite.all() else (None, None)
-    figures = task_metrics(task, shown, labels) | {
+    shown = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
+    asked = np.ones(reference.origins.count, dtype=np.bool_)
+    asked[reference.origins.owners[~finite]] = False
+    whole = np.logical_and.reduce(asked.reshape(-1, rows))  # a labelled row may take several requests
+    ours, theirs = reference.answers(shown), reference.answers(reference.outputs)
+    drop, interval = _drop(reference, task.predictions(theirs), task.predictions(ours), whole)
+    agreement = task.agreement(ours, theirs)
+    ties = whole & (agreement < 1) & task.ties(theirs)
+    agreeing = float(np.where(whole, np.where(ties, 1, agreement), 0).sum())
+    largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
+    figures = metric.compute(task.metric, task.predictions(ours), reference.references) | {
         "metric_drop": 100 * drop,
-        "label_agreement": agreeing / len(labels),
+        "label_agreement": agreeing / rows,
         "ties": int(ties.sum()),
         "max_logit_difference": largest,
         "mean_logit_difference": mean,
     }
     gates = [
-        _finite_gate(int((~finite).sum()), len(labels)),
+        _finite_gate(int((~whole).sum()), rows),
         _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
-        _agreement_gate(agreeing, len(labels), _least_agreement(precision, limits)),
+        _agreement_gate(agreeing, rows, _least_agreement(precision, limits)),
     ]
     if precision == "fp32":
-        gates.append(_difference_gate(largest, original))
+        gates.append(_difference_gate(largest, max(float(np.abs(values).max()) for values in reference.outputs.values())))
     return Verdict(figures=figures, gates=tuple(gates))
 
 
-def _finite_rows(logits: Logits) -> npt.NDArray[np.bool_]:
-    return np.array([np.isfinite(row).all() for row in logits], dtype=np.bool_)
+def _drop(
+    reference: Reference, original: Sequence[Any], variant: Sequence[Any], whole: npt.NDArray[np.bool_]
+) -> tuple[float, tuple[float, float]]:
+    """Of the main metric, with its interval: exact where it is the share of right rows."""
+    task, wanted = reference.task, reference.references
+    if task.main_metric != "accuracy":
+        return metric.bootstrapped_drop(task.metric, task.main_metric, original, variant, wanted)
+    theirs, ours = (
+        np.array([one == right for one, right in zip(predicted, wanted, strict=True)]) for predicted in (original, variant)
+    )
+    return metric.paired_drop(theirs, ours & whole)
 
 
-def _differences(original: Logits, variant: Logits) -> tuple[float, float]:
-    """Largest and mean, in float64: two numbers near float32's ends differ by more than it holds."""
-    difference = np.abs(variant.astype(np.float64) - original)
-    return float(difference.max()), float(difference.mean())
+def _finite_rows(outputs: Arrays) -> npt.NDArray[np.bool_]:
+    """``[model rows]``."""
+    each = [np.isfinite(values).reshape(len(values), -1).all(axis=-1) for values in outputs.values()]
+    found: npt.NDArray[np.bool_] = np.logical_and.reduce(each)
+    return found
+
+
+def _differences(original: Arrays, variant: Arrays) -> tuple[float, float]:
+    """Largest and mean over all outputs, in float64: two numbers near float32's ends differ by more than it holds."""
+    differences = [np.abs(variant[name].astype(np.float64) - values).ravel() for name, values in original.items()]
+    return max(float(each.max()) for each in differences), float(np.concatenate(differences).mean())
 
 
 def _least_agreement(precision: str, limits: Limits) -> float:
@@ -200,19 +234,20 @@ def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: flo
     return Gate(name="metric_drop", limit=limit, value=drop, interval=interval, passed=interval[0] <= limit, message=message)
 
 
-def _agreement_gate(agreeing: int, rows: int, limit: float) -> Gate:
+def _agreement_gate(agreeing: float, rows: int, limit: float) -> Gate:
+    """``agreeing``: rows, those that agree in part counted in part; the interval is that of the whole ones."""
     share = agreeing / rows
-    low, high = metric.share_interval(agreeing, rows)
+    low, high = metric.share_interval(int(agreeing + ROUNDING), rows)
     message = (
-        f"{agreeing} of {rows} labels agree with the original, {share:.2%} "
+        f"{agreeing:g} of {rows} labels agree with the original, {share:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}), wanted are {limit:.2%}"
     )
     return Gate(name="label_agreement", limit=limit, value=share, interval=(low, high), passed=high >= limit, message=message)
 
 
-def _difference_gate(difference: float | None, original: Logits) -> Gate:
-    """``difference``: None where a logit is infinite or no number."""
-    limit = MAX_LOGIT_DIFFERENCE * max(1.0, float(np.abs(original).max()))
+def _difference_gate(difference: float | None, largest: float) -> Gate:
+    """``difference``: None where a logit is infinite or no number. ``largest``: of the original's."""
+    limit = MAX_LOGIT_DIFFERENCE * max(1.0, largest)
     passed = difference is not None and difference <= limit
     found = "cannot be compared" if difference is None else f"differ by up to {difference:.2g}"
     message = f"logits {found}, allowed are {limit:.2g}"
@@ -244,7 +279,7 @@ def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str
         By name: ``latency_ms``, the median for one row, and ``throughput``, rows/s by batch size ("1"; "16": rows of mixed
         length padded together).
     """
-    chosen = sample(len(rows), SPEED_ROWS, seed)
+    chosen = sample(len(rows.lengths), SPEED_ROWS, seed)
     np.random.default_rng(seed).shuffle(chosen)
     feeds = {size: [rows.feed(chosen[start : start + size]) for start in range(0, len(chosen), size)] for size in (1, BATCH)}
     timings: dict[tuple[str, int], list[list[float]]] = {(name, size): [] for name in runs for size in feeds}

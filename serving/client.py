@@ -10,6 +10,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
@@ -102,7 +103,7 @@ class AsyncTritonPipeline:
             RequestError: the server refused a row, is not there, or did not answer in time.
         """
         task = await self.connect()
-        answers = await self._all_answers(task.request_rows(inputs), options)
+        answers = await self._all_answers(task.request_rows(inputs), _Options.of(task, options))
         return task.pipeline_result(inputs, answers, options)
 
     async def stream(self, inputs: AsyncIterable[Any], **options: Any) -> AsyncGenerator[Any, None]:
@@ -116,7 +117,8 @@ class AsyncTritonPipeline:
                 yield task.request_rows([row])[0]
 
         rows = checked()
-        async with contextlib.aclosing(rows), contextlib.aclosing(self._answers(rows, options)) as answers:
+        chosen = _Options.of(task, options)
+        async with contextlib.aclosing(rows), contextlib.aclosing(self._answers(rows, chosen)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -132,7 +134,7 @@ class AsyncTritonPipeline:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _all_answers(self, rows: list[tuple[str, ...]], options: dict[str, Any]) -> list[Any]:
+    async def _all_answers(self, rows: list[tuple[str, ...]], options: _Options) -> list[Any]:
         """Answers to rows that are all at hand: as many workers as requests may be in flight, each taking the next batch."""
         batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
         answers: list[list[Any]] = [[] for _ in batches]
@@ -149,7 +151,7 @@ class AsyncTritonPipeline:
             await _cancel(workers)
         return [answer for batch in answers for answer in batch]
 
-    async def _answers(self, rows: AsyncIterator[tuple[str, ...]], options: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    async def _answers(self, rows: AsyncIterator[tuple[str, ...]], options: _Options) -> AsyncGenerator[Any, None]:
         batches = _batches(rows, self._batch_size)
         reading: asyncio.Future[Any] | None = None
         flying: deque[asyncio.Future[list[Any]]] = deque()
@@ -176,12 +178,40 @@ class AsyncTritonPipeline:
             await _cancel([*flying, *([reading] if reading is not None else [])])
             await batches.aclose()
 
-    async def _ask(self, rows: Sequence[tuple[str, ...]], options: dict[str, Any]) -> list[Any]:
+    async def _ask(self, rows: Sequence[tuple[str, ...]], options: _Options) -> list[Any]:
         assert self._task is not None
         columns = zip(self._task.inputs(), zip(*rows, strict=True), strict=True)
-        result = await self._connection.infer(self.name, {tensor.name: list(map(_encoded, column)) for tensor, column in columns})
+        tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
+        result = await self._connection.infer(self.name, tensors, options.asked)
         answers: Arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in self._task.outputs()}
-        return self._task.pipeline_answers(answers, **options)
+        return self._task.pipeline_answers(answers, **options.shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What a call asks for.
+
+    Args:
+        asked: of the server, as request parameters.
+        shown: of what the server answers; here it is decided what of it is given back.
+    """
+
+    asked: dict[str, Any]
+    shown: dict[str, Any]
+
+    @classmethod
+    def of(cls, task: Task, given: dict[str, Any]) -> Self:
+        """``given`` as the pipeline takes them: None there leaves the choice to the server.
+
+        Raises:
+            TypeError: an option is of another kind than the task's, or not allowed.
+        """
+        asked = {name: value for name, value in given.items() if name in task.options and value is not None}
+        try:
+            task.request_options(asked)
+        except ValueError as error:
+            raise TypeError(str(error)) from None
+        return cls(asked=asked, shown={name: value for name, value in given.items() if name not in task.options})
 
 
 class TritonPipeline:

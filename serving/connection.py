@@ -55,11 +55,12 @@ class Connection:
         config: dict[str, Any] = answer.get("config", answer)
         return config
 
-    async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]]) -> Any:
+    async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]], options: Mapping[str, Any]) -> Any:
         """Ask ``model``.
 
         Args:
             inputs: rows of each BYTES tensor by its name.
+            options: request parameters.
 
         Returns:
             Triton's result; ``as_numpy(name)`` gives a tensor.
@@ -69,7 +70,7 @@ class Connection:
             RuntimeError: the connection was closed.
         """
         tensors = [self._tensor(name, rows) for name, rows in inputs.items()]
-        return await self._resilient(lambda: self._open().infer(model, tensors))
+        return await self._resilient(lambda: self._open().infer(model, tensors, parameters=options or None))
 
     async def close(self) -> None:
         """Close it, for good."""

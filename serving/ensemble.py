@@ -13,6 +13,7 @@ from typing import Any
 
 from serving.plan import Plan
 from serving.prologue import LENGTHS
+from serving.runtime.notes import NOTES
 from serving.runtime.tasks.base import Task, Tensor
 
 Config = dict[str, Any]
@@ -20,10 +21,15 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """Inputs and outputs of an exported graph; dims without the batch dimension, -1 where dynamic."""
+    """Inputs and outputs of an exported graph; dims without the batch dimension, -1 where dynamic.
+
+    Args:
+        max_rows: most rows in one execution.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    max_rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ def preprocess_config(name: str, task: Task, graph: Graph, plan: Plan, warmups: 
         "backend": "python",
         "max_batch_size": plan.max_batch_size,
         "input": [_tensor(tensor) for tensor in task.inputs()],
-        "output": [_tensor(tensor) for tensor in graph.inputs],
+        "output": [_tensor(tensor) for tensor in (*graph.inputs, *_notes(task))],
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],
         "dynamic_batching": {},
         "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups],
@@ -57,7 +63,7 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
         "name": f"{name}_model",
         "backend": "onnxruntime",
         "default_model_filename": "model.onnx",
-        "max_batch_size": plan.max_batch_size,
+        "max_batch_size": graph.max_rows,
         "input": [_tensor(tensor) | ({"allow_ragged_batch": True} if ragged else {}) for tensor in graph.inputs],
         "output": [_tensor(tensor) for tensor in graph.outputs],
         "instance_group": [{"kind": "KIND_GPU" if plan.device == "gpu" else "KIND_CPU", "count": plan.instances}],
@@ -79,17 +85,20 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
     return config
 
 
-def postprocess_config(name: str, task: Task, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
-    """Logits → answers."""
+def postprocess_config(name: str, task: Task, graph: Graph, warmups: Iterable[Warmup]) -> Config:
+    """Logits → answers. Requests whose logits have unlike shapes may wait in one queue."""
     return {
         "name": f"{name}_postprocess",
         "backend": "python",
-        "max_batch_size": plan.max_batch_size,
-        "input": [_tensor(tensor) for tensor in graph.outputs],
+        "max_batch_size": graph.max_rows,
+        "input": [
+            _tensor(tensor) | ({"allow_ragged_batch": True} if -1 in tensor.dims else {})
+            for tensor in (*graph.outputs, *_notes(task))
+        ],
         "output": [_tensor(tensor) for tensor in task.outputs()],
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],
         "dynamic_batching": {},
-        "model_warmup": [_warmup(warmup, graph.outputs) for warmup in warmups],
+        "model_warmup": [_warmup(warmup, (*graph.outputs, *_notes(task))) for warmup in warmups],
     }
 
 
@@ -97,9 +106,9 @@ def ensemble_config(name: str, task: Task, graph: Graph, plan: Plan, *, model_sh
     """The three steps wired by tensor name: what clients call. Its parameters tell a client which task it speaks to, and which
     model's answers it gets."""
     steps = (
-        (f"{name}_preprocess", task.inputs(), graph.inputs),
+        (f"{name}_preprocess", task.inputs(), (*graph.inputs, *_notes(task))),
         (f"{name}_model", graph.inputs, graph.outputs),
-        (f"{name}_postprocess", graph.outputs, task.outputs()),
+        (f"{name}_postprocess", (*graph.outputs, *_notes(task)), task.outputs()),
     )
     return {
         "name": name,
@@ -124,6 +133,11 @@ def ensemble_config(name: str, task: Task, graph: Graph, plan: Plan, *, model_sh
             ]
         },
     }
+
+
+def _notes(task: Task) -> tuple[Tensor, ...]:
+    """What travels around the model."""
+    return (Tensor(NOTES, "TYPE_STRING"),) if task.carries_notes else ()
 
 
 def _tensor(tensor: Tensor) -> Config:

@@ -37,7 +37,8 @@ from serving.errors import ArtifactError, ExportError
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
 from serving.prologue import IDS, add_prologue, travelling_inputs
-from serving.runtime.tasks.base import Tensor
+from serving.runtime.notes import NOTES, pack
+from serving.runtime.tasks.base import Task, Tensor
 
 RUNTIME = Path(__file__).parent / "runtime"
 SHAPING = tuple(Path(__file__).parent / f"{name}.py" for name in ("ensemble", "pbtxt", "plan", "prologue", "repository"))
@@ -121,14 +122,25 @@ def _plan(bundle: Bundle, options: PackageOptions) -> Plan:
     )
 
 
-def read_graph(path: Path) -> Graph:
-    """Inputs and outputs of an ONNX file, without its weights.
+def read_graph(path: Path, task: Task, max_batch_size: int) -> Graph:
+    """What of an ONNX file, without its weights, a request passes through: the inputs that must travel, the outputs ``task`` reads.
 
     Raises:
-        ExportError: a tensor type that Triton has no name for here.
+        ExportError: an input cannot be had from text, an output is not there, or Triton has no name for a tensor's type here.
     """
     model = onnx.load(path, load_external_data=False)
-    return Graph(inputs=tuple(map(_tensor, model.graph.input)), outputs=tuple(map(_tensor, model.graph.output)))
+    try:
+        travelling = travelling_inputs([info.name for info in model.graph.input], pair=task.pair)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    outputs = {info.name: info for info in model.graph.output}
+    if missing := [name for name in task.outputs_read if name not in outputs]:
+        raise ExportError(f"the graph has no output {', '.join(missing)}, only {', '.join(outputs)}")
+    return Graph(
+        inputs=tuple(_tensor(info) for info in model.graph.input if info.name in travelling),
+        outputs=tuple(_tensor(outputs[name]) for name in task.outputs_read),
+        max_rows=max_batch_size * task.fan_out,
+    )
 
 
 def _tensor(info: onnx.ValueInfoProto) -> Tensor:
@@ -142,37 +154,30 @@ def _tensor(info: onnx.ValueInfoProto) -> Tensor:
 
 def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> None:
     """The four model folders, complete."""
-    exported = read_graph(bundle.variant(plan.precision).path)
-    names = [tensor.name for tensor in exported.inputs]
-    pair = bundle.task.pair
-    try:
-        travelling = travelling_inputs(names, pair=pair)
-    except ValueError as error:
-        raise ExportError(str(error)) from error
-    graph = Graph(inputs=tuple(tensor for tensor in exported.inputs if tensor.name in travelling), outputs=exported.outputs)
     task = bundle.task
+    graph = read_graph(bundle.variant(plan.precision).path, task, plan.max_batch_size)
     texts, ids, logits = _warmups(folder, bundle, plan, name, graph)
     configs = {
         name: ensemble.ensemble_config(name, task, graph, plan, model_sha256=sha256(bundle.variant(plan.precision).path)),
         f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, texts),
         f"{name}_model": ensemble.model_config(name, graph, plan, ids),
-        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, plan, logits),
+        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, logits),
     }
     for model, config in configs.items():
         (folder / model / "1").mkdir(parents=True, exist_ok=True)
         (folder / model / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
-    _write_model(folder / f"{name}_model" / "1", bundle, plan, pair=pair)
+    _write_model(folder / f"{name}_model" / "1", bundle, plan)
     for step in ("preprocess", "postprocess"):
-        _write_step(folder / f"{name}_{step}" / "1", step, bundle, plan, travelling)
+        _write_step(folder / f"{name}_{step}" / "1", step, bundle, plan, graph)
     shutil.copy(bundle.tokenizer, folder / f"{name}_preprocess" / "1")
 
 
-def _write_model(folder: Path, bundle: Bundle, plan: Plan, *, pair: bool) -> None:
+def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:
     """The variant's graph behind its prologue; weights outside the file travel along under their own names."""
     source = bundle.variant(plan.precision).path
     model = onnx.load(source, load_external_data=False)
     weights = _external_files(model, source.parent)
-    add_prologue(model, pad_token_id=bundle.padding.get(IDS, 0), pair=pair, ragged=plan.batching == "ragged")
+    add_prologue(model, pad_token_id=bundle.padding.get(IDS, 0), pair=bundle.task.pair, ragged=plan.batching == "ragged")
     onnx.save(model, folder / "model.onnx")
     for path in weights:
         shutil.copy(path, folder / path.name)
@@ -194,16 +199,18 @@ def _external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
     return [file_inside(folder, name) for name in sorted(names)]
 
 
-def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, model_inputs: list[str]) -> None:
+def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Graph) -> None:
     """The runtime, verbatim, and what it must know about this checkpoint."""
     shutil.copytree(RUNTIME / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(RUNTIME / "tokenization.py", folder)
+    for module in ("notes.py", "tokenization.py"):
+        shutil.copy(RUNTIME / module, folder)
     shutil.copy(RUNTIME / f"{step}.py", folder / "model.py")
     settings = {
         "task": bundle.task.name,
         "settings": bundle.task.settings(),
         "max_length": bundle.max_length,
-        "model_inputs": model_inputs,
+        "model_inputs": [tensor.name for tensor in graph.inputs],
+        "max_model_rows": graph.max_rows,
         "parallel": plan.device == "gpu",
     }
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -212,21 +219,23 @@ def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, model_input
 def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) -> tuple[list[Warmup], list[Warmup], list[Warmup]]:
     """Sample files under each step's ``warmup/``: the task's example as it is, and repeated until it fills the model."""
     texts, ids, logits = [], [], []
-    encoder = bundle.encoder([tensor.name for tensor in graph.inputs])
-    for label, repeats in (("short", 1), ("long", bundle.max_length)):
-        request = {tensor: " ".join([text] * repeats) for tensor, text in bundle.task.example.items()}
-        payloads = {tensor: _bytes_tensor(text) for tensor, text in request.items()}
+    task, encoder = bundle.task, bundle.encoder([tensor.name for tensor in graph.inputs])
+    for label, request in (("short", task.example), ("long", task.long_example(bundle.max_length))):
+        payloads = {tensor: _bytes_tensor(text.encode()) for tensor, text in request.items()}
         texts.append(_save_warmup(folder / f"{name}_preprocess", label, 1, payloads, dict.fromkeys(payloads, (1,))))
-        arrays = encoder.arrays(encoder.encode(bundle.task.texts([[text] for text in request.values()])))
-        rows = plan.max_batch_size if label == "long" and plan.device == "gpu" else 1
+        features = task.features([[text] for text in request.values()], encoder, task.request_options({}))
+        arrays = encoder.arrays(features.encodings[:1])
+        rows = graph.max_rows if label == "long" and plan.device == "gpu" else 1
         raw = {tensor: array.tobytes() for tensor, array in arrays.items()}
-        ids.append(
-            _save_warmup(folder / f"{name}_model", label, rows, raw, {tensor: array.shape[1:] for tensor, array in arrays.items()})
-        )
+        shapes = {tensor: array.shape[1:] for tensor, array in arrays.items()}
+        ids.append(_save_warmup(folder / f"{name}_model", label, rows, raw, shapes))
         length = next(iter(arrays.values())).shape[1]
         shapes = {tensor.name: tuple(length if dim < 0 else dim for dim in tensor.dims) for tensor in graph.outputs}
-        zeros = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
-        logits.append(_save_warmup(folder / f"{name}_postprocess", label, 1, zeros, shapes))
+        raw = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
+        if task.carries_notes:
+            note = pack(features.origins.owners[:1], features.origins.notes[:1])[0, 0]
+            raw[NOTES], shapes[NOTES] = _bytes_tensor(note), (1,)
+        logits.append(_save_warmup(folder / f"{name}_postprocess", label, 1, raw, shapes))
     return texts, ids, logits
 
 
@@ -238,10 +247,9 @@ def _save_warmup(model: Path, label: str, rows: int, payloads: dict[str, bytes],
     return Warmup(name=label, batch_size=rows, files=files, dims=dims)
 
 
-def _bytes_tensor(text: str) -> bytes:
+def _bytes_tensor(element: bytes) -> bytes:
     """One element of a BYTES tensor as Triton lays it out: its length, then its bytes."""
-    encoded = text.encode()
-    return struct.pack("<I", len(encoded)) + encoded
+    return struct.pack("<I", len(element)) + element
 
 
 def _links(name: str) -> dict[str, str]:

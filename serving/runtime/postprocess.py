@@ -3,38 +3,76 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .notes import NOTES, unpack
 from .tasks import load_task
+from .tasks.base import Arrays, Options, Origins
 
 
 class TritonPythonModel:
-    """Turns the logits of all requests of a batch into answers at once, and hands each request its rows."""
+    """Turns what the model says of all requests of a batch into answers at once, and hands each request its rows."""
 
     def initialize(self, args: dict[str, str]) -> None:
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         self._task = load_task(settings["task"], settings["settings"])
+        self._defaults = self._task.request_options({})
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        parts = [pb_utils.get_input_tensor_by_name(request, self._task.logits).as_numpy() for request in requests]
-        logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        answers = self._task.answers(logits)
+        responses: list[Any] = [None] * len(requests)
+        outputs = [[_array(request, name) for name in self._task.outputs_read] for request in requests]
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, (request, arrays) in enumerate(zip(requests, outputs, strict=True)):
+            groups.setdefault((request.parameters(), *(array.shape[1:] for array in arrays)), []).append(index)
+        for (parameters, *_), members in groups.items():
+            notes = [_array(requests[index], NOTES) for index in members] if self._task.carries_notes else None
+            answered = self._answered(self._options(parameters), [outputs[index] for index in members], notes)
+            for index, response in zip(members, answered, strict=True):
+                responses[index] = response
+        return responses
+
+    def _options(self, parameters: str) -> Options:
+        given = json.loads(parameters) if parameters else {}
+        return self._task.request_options(given) if given else self._defaults  # the first step has checked them
+
+    def _answered(self, options: Options, parts: Sequence[Sequence[Any]], notes: Sequence[Any] | None) -> list[Any]:
+        """Responses to requests that ask for the same, and of whose model rows the outputs are of one shape.
+
+        Args:
+            parts: by request, by :attr:`~serving.runtime.tasks.base.Task.outputs_read`.
+        """
+        outputs = {
+            name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            for name, arrays in zip(self._task.outputs_read, zip(*parts, strict=True), strict=True)
+        }
+        if notes is None:
+            counts = [len(arrays[0]) for arrays in parts]
+            origins = Origins(np.arange(sum(counts)))
+        else:
+            origins, counts = unpack(notes)
+        answers = self._task.answers(outputs, origins, options)
         responses, start = [], 0
-        for part in parts:
-            rows = slice(start, start + len(part))
-            start += len(part)
-            if np.isfinite(part).all():
-                tensors = [pb_utils.Tensor(name, array[rows]) for name, array in answers.items()]
-                responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
-            else:
-                responses.append(pb_utils.InferenceResponse(error=_not_finite()))
+        for arrays, count in zip(parts, counts, strict=True):
+            responses.append(
+                _response(answers, slice(start, start + count), finite=all(np.isfinite(array).all() for array in arrays))
+            )
+            start += count
         return responses
 
 
-def _not_finite() -> Any:
-    return pb_utils.TritonError("the model gave values that are not finite for this input", pb_utils.TritonError.INTERNAL)
+def _array(request: Any, name: str) -> Any:
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+
+
+def _response(answers: Arrays, rows: slice, *, finite: bool) -> Any:
+    if finite:
+        tensors = [pb_utils.Tensor(name, array[rows]) for name, array in answers.items()]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+    message = "the model gave values that are not finite for this input"
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))

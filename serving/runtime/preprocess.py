@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .notes import NOTES, pack
 from .tasks import load_task
+from .tasks.base import Features, Options
 from .tokenization import PADDING, TextEncoder
 
 
+@dataclass
+class _Group:
+    """Requests that ask for the same options: they are tokenized in one call."""
+
+    options: Options
+    columns: list[list[str]]
+    spans: list[tuple[int, int, int]] = field(default_factory=list)
+    """Position of a request, its first row and its last row + 1."""
+
+
 class TritonPythonModel:
-    """Tokenizes all requests of a batch in one call and answers each with its own unpadded ids."""
+    """Tokenizes all requests of a batch together and answers each with its own unpadded ids."""
 
     def initialize(self, args: dict[str, str]) -> None:
         folder = Path(args["model_repository"]) / args["model_version"]
@@ -24,6 +38,8 @@ class TritonPythonModel:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
         self._task = load_task(settings["task"], settings["settings"])
         self._inputs = [tensor.name for tensor in self._task.inputs()]
+        self._defaults = self._task.request_options({})
+        self._max_model_rows = settings["max_model_rows"]
         self._encoder = TextEncoder(
             str(folder / "tokenizer.json"),
             max_length=settings["max_length"],
@@ -33,22 +49,71 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
-        columns: list[list[str]] = [[] for _ in self._inputs]
-        spans: list[tuple[int, int, int]] = []  # request, its first row, its last row + 1
+        groups: dict[str, _Group] = {}
         for index, request in enumerate(requests):
-            start = len(columns[0])
             try:
-                rows = [_strings(request, name) for name in self._inputs]
+                self._sort_in(groups, index, request)
             except ValueError as error:
                 responses[index] = _refusal(str(error))
-                continue
-            for column, strings in zip(columns, rows, strict=True):
-                column.extend(strings)
-            spans.append((index, start, len(columns[0])))
-        encodings = self._encoder.encode(self._task.texts(columns)) if spans else []
-        for index, start, end in spans:
-            responses[index] = _response(self._encoder.arrays(encodings[start:end]))
+        for group in groups.values():
+            for index, response in self._answered(group):
+                responses[index] = response
         return responses
+
+    def _sort_in(self, groups: dict[str, _Group], index: int, request: Any) -> None:
+        """Add a request to the group that asks for the same.
+
+        Raises:
+            ValueError: a text or an option is not as it must be.
+        """
+        rows = [_strings(request, name) for name in self._inputs]
+        parameters = request.parameters()
+        if parameters not in groups:
+            given = json.loads(parameters) if parameters else {}
+            options = self._task.request_options(given) if given else self._defaults
+            groups[parameters] = _Group(options, [[] for _ in self._inputs])
+        group = groups[parameters]
+        start = len(group.columns[0])
+        for column, strings in zip(group.columns, rows, strict=True):
+            column.extend(strings)
+        group.spans.append((index, start, len(group.columns[0])))
+
+    def _answered(self, group: _Group) -> list[tuple[int, Any]]:
+        """Responses to a group's requests, with their positions."""
+        try:
+            features = self._task.features(group.columns, self._encoder, group.options)
+        except ValueError as error:
+            if len(group.spans) == 1:
+                return [(group.spans[0][0], _refusal(str(error)))]
+            return [response for alone in _one_by_one(group) for response in self._answered(alone)]  # it is one of them that is bad
+        firsts = np.searchsorted(features.origins.owners, [start for _, start, _ in group.spans]).tolist()
+        ends = [*firsts[1:], len(features.encodings)]
+        return [
+            (index, self._response(features, start, slice(first, end)))
+            for (index, start, _), first, end in zip(group.spans, firsts, ends, strict=True)
+        ]
+
+    def _response(self, features: Features, start: int, rows: slice) -> Any:
+        """Tokens and notes of one request, whose first row is ``start`` and whose model rows are ``rows``."""
+        encodings = features.encodings[rows]
+        if len(encodings) > self._max_model_rows:
+            return _refusal(
+                f"this request makes {len(encodings)} rows for the model, which takes {self._max_model_rows} at most: "
+                "send fewer rows at once, or shorter ones"
+            )
+        tensors = [pb_utils.Tensor(name, array) for name, array in self._encoder.arrays(encodings).items()]
+        if self._task.carries_notes:
+            origins = features.origins
+            tensors.append(pb_utils.Tensor(NOTES, pack(origins.owners[rows] - start, origins.notes[rows])))
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _one_by_one(group: _Group) -> list[_Group]:
+    """Each request of a group in a group of its own."""
+    return [
+        _Group(group.options, [column[start:end] for column in group.columns], [(index, 0, end - start)])
+        for index, start, end in group.spans
+    ]
 
 
 def _strings(request: Any, name: str) -> Sequence[str]:
@@ -65,10 +130,6 @@ def _strings(request: Any, name: str) -> Sequence[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}, row {len(strings)}: byte {error.start} is not valid UTF-8") from None
     return strings
-
-
-def _response(arrays: dict[str, Any]) -> Any:
-    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, array) for name, array in arrays.items()])
 
 
 def _refusal(message: str) -> Any:

@@ -1,4 +1,8 @@
-"""What a task must say about itself. Everything else (configs, wiring, server, client, gates) is derived from it."""
+"""What a task must say about itself. Everything else (training, gates, configs, wiring, server, client) is derived from it.
+
+A task's file is read where models are trained and verified, and copied into the repository, where Triton runs it: it may import
+the standard library and numpy, and nothing heavier at its top.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,21 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
 
+    from tokenizers import Encoding
+
+    from serving.runtime.tokenization import TextEncoder
+
 Text = str | tuple[str, str]
 """One row for the tokenizer: a text, or a pair of texts."""
 
+Columns = Sequence[Sequence[str]]
+"""Rows by column: one sequence of strings per tensor of :meth:`Task.inputs`."""
+
 Arrays = dict[str, npt.NDArray[Any]]
 """Tensors by name; the first axis of each is the row."""
+
+Options = Mapping[str, Any]
+"""What a request asks for besides its tensors, every option of the task with its value."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +49,110 @@ class Tensor:
     dims: tuple[int, ...] = (1,)
 
 
+@dataclass(frozen=True)
+class Option:
+    """Something a request may ask for, as a Triton request parameter. The task's field of the same name is its default.
+
+    Args:
+        kind: ``bool``, ``int``, ``float`` or ``str``.
+        choices: the strings allowed; empty: any.
+        minimum: the least number allowed.
+    """
+
+    kind: type
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+
+    def check(self, name: str, value: Any) -> Any:
+        """``value`` as the option's kind.
+
+        Raises:
+            ValueError: it is of another kind, or not allowed; the message says what is.
+        """
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if self.kind is float and whole:
+            value = float(value)
+        elif type(value) is not self.kind:
+            raise ValueError(f"option {name} must be {_KINDS[self.kind]}, not {value!r:.80}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"option {name} must be one of {', '.join(self.choices)}, not {value!r:.80}")
+        if self.minimum is not None and not value >= self.minimum:  # no number (NaN) is not either
+            raise ValueError(f"option {name} must be {self.minimum:g} or more, not {value!r:.80}")
+        return value
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where each row that the model sees comes from: one request row may need several (windows of a long text, candidate labels).
+
+    Args:
+        owners: ``[model rows]``, position of the request row that each was made of; ascending, and none is left out.
+        notes: one per model row: what its answer needs besides what the model says of it. Empty where the task
+            :attr:`carries <Task.carries_notes>` none.
+    """
+
+    owners: npt.NDArray[np.int64]
+    notes: Sequence[bytes] = ()
+
+    @property
+    def count(self) -> int:
+        """How many request rows there are."""
+        return int(self.owners[-1]) + 1 if len(self.owners) else 0
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows for the model: their tokens, and where they come from."""
+
+    encodings: Sequence[Encoding]
+    origins: Origins
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """A task bound to one checkpoint. Its dataclass fields are its settings: JSON-ready, recorded in the bundle, read in Triton."""
 
     pair: bool = False
     """Whether a row is two texts, so that the model must tell one from the other."""
+    truncation: bool = True
+    """Whether text beyond what the model takes is cut; a request that asks for false is refused instead."""
 
     name: ClassVar[str]
     """As ``transformers.pipeline`` and Optimum call it."""
     auto_model: ClassVar[str]
     """Auto class of ``transformers`` that loads a checkpoint of this task (a name: nothing here imports torch)."""
-    metric: ClassVar[str]
-    """Local metric module under ``export/metrics``."""
-    main_metric: ClassVar[str]
-    """The figure of that metric that gates and best-epoch selection look at; higher is better, 0 to 1."""
-    logits: ClassVar[str] = "logits"
-    """The graph output that :meth:`answers` reads."""
+    optimum_task: ClassVar[str] = ""
+    """As Optimum exports it and as its checkpoints are fine-tuned, where that has another :attr:`name`."""
+    heads: ClassVar[tuple[str, ...]] = ("logits",)
+    """The outputs of the model in ``transformers`` that matter, in the order it gives them."""
+    outputs_read: ClassVar[tuple[str, ...]] = ("logits",)
+    """The outputs of the served graph, which :meth:`answers` reads: the heads, or what the :attr:`tail` makes of them."""
+    tail: ClassVar[str] = ""
+    """Function of ``export.tails`` that appends to the exported graph what :meth:`reduced` computes; empty: nothing."""
+    options: ClassVar[Mapping[str, Option]] = {"truncation": Option(bool)}
+    """What requests may ask for, by name; each is a field too, its default."""
+    token_level: ClassVar[bool] = False
+    """Whether the second axis of those outputs is the position in the row."""
+    carries_notes: ClassVar[bool] = False
+    """Whether :meth:`features` gives notes, which then travel around the model."""
+    fan_out: ClassVar[int] = 1
+    """How many times the rows of the largest request the model must be ready to take at once."""
+    columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
+    """Columns of a data set that hold the texts and the label, where its user names no others."""
+
+    # -- from checkpoints and data ---------------------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: Mapping[str, Any], *, pair: bool) -> Self:
-        """Bind the task to a checkpoint's ``config.json``; ``pair`` says whether it was fine-tuned on two texts."""
+        """Bind the task to a checkpoint's ``config.json``; ``pair`` says whether it was fine-tuned on two texts.
+
+        Raises:
+            ValueError: the checkpoint cannot be served for this task; the message says why.
+        """
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -64,9 +160,54 @@ class Task(ABC):
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
         return cls(**values)
 
+    @classmethod
+    @abstractmethod
+    def from_labels(cls, labels: Sequence[Any], *, names: Sequence[str], pair: bool) -> Self:
+        """Bind the task to the labels of a training set.
+
+        Args:
+            labels: of all rows, as :meth:`read_row` gave them.
+            names: label names in order where the data set itself fixes them; empty otherwise.
+
+        Raises:
+            ValueError: nothing can be learnt from them.
+        """
+
+    @classmethod
+    @abstractmethod
+    def read_row(cls, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
+        """The cells of a data set's row → the texts of a request (strings, as :meth:`inputs` has them), and the label, JSON-ready.
+
+        Raises:
+            ValueError: a cell holds what it must not.
+        """
+
+    @abstractmethod
+    def reference(self, label: Any) -> Any:
+        """A label as :meth:`read_row` gave it → what :meth:`predictions` is held against, JSON-ready.
+
+        Raises:
+            ValueError: the checkpoint knows no such label.
+        """
+
+    @abstractmethod
+    def is_reference(self, value: Any) -> bool:
+        """Whether :meth:`reference` could have given ``value``, which was read from a file."""
+
     def settings(self) -> dict[str, Any]:
         """The dataclass fields, JSON-ready."""
         return asdict(self)
+
+    @property
+    def text_columns(self) -> int:
+        """How many columns of a data set :meth:`read_row` turns into texts."""
+        return len(self.inputs())
+
+    def requests(self, columns: Columns) -> Columns:
+        """Texts of a data set's rows → rows of requests, as many or a multiple: all rows' first, then all rows' second …"""
+        return columns
+
+    # -- the ensemble ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def inputs(self) -> tuple[Tensor, ...]:
@@ -81,13 +222,52 @@ class Task(ABC):
     def example(self) -> dict[str, str]:
         """One request by tensor name: warm-up, readiness probe and the curl line that ``serve`` prints use it."""
 
-    @abstractmethod
-    def texts(self, columns: Sequence[Sequence[str]]) -> Sequence[Text]:
-        """Rows for the tokenizer from the decoded input tensors, one sequence of strings per tensor of :meth:`inputs`."""
+    def long_example(self, repeats: int) -> dict[str, str]:
+        """A request as long as can be: warm-up uses it. Here the example, repeated within each tensor."""
+        return {name: " ".join([text] * repeats) for name, text in self.example.items()}
+
+    def request_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every option of the task: as ``given``, else its default.
+
+        Raises:
+            ValueError: one is unknown, of another kind, or not allowed.
+        """
+        if unknown := [name for name in given if name not in self.options]:
+            raise ValueError(f"{self.name} has no option {', '.join(unknown)}; it has {', '.join(self.options)}")
+        values = {name: getattr(self, name) for name in self.options}
+        return values | {name: self.options[name].check(name, value) for name, value in given.items()}
+
+    def texts(self, columns: Columns) -> Sequence[Text]:
+        """Rows for the tokenizer: each text, or each pair of texts."""
+        return list(zip(*columns, strict=True)) if self.pair else columns[0]  # type: ignore[return-value]
+
+    def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:
+        """Rows of requests that ask for the same ``options`` → rows for the model, here one each.
+
+        Raises:
+            ValueError: a row cannot be taken; the message is for its client.
+        """
+        encodings = encoder.encode(self.texts(columns), truncation=options["truncation"])
+        return Features(encodings, Origins(np.arange(len(encodings))))
+
+    def reduced(self, heads: Arrays, feed: Arrays) -> Arrays:  # noqa: ARG002 - most tails are empty
+        """What the graph's :attr:`tail` computes, in numpy, for a model that has none: one is held against the other.
+
+        Args:
+            heads: outputs of the model in ``transformers``, ``[model rows, …]``.
+            feed: its inputs, ``[model rows, longest]``.
+        """
+        return heads
 
     @abstractmethod
-    def answers(self, logits: npt.NDArray[np.float32]) -> Arrays:
-        """Model output ``[rows, …]`` of many requests at once → the tensors of :meth:`outputs`, ``[rows, *dims]``."""
+    def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
+        """What the model says of many requests' rows at once → the tensors of :meth:`outputs`, ``[request rows, *dims]``.
+
+        Args:
+            outputs: :attr:`outputs_read`, ``[model rows, …]``. Where one axis is the position, it may be longer than a row is.
+        """
+
+    # -- the client ------------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
@@ -101,6 +281,9 @@ class Task(ABC):
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """Tensors of :meth:`outputs` → what ``transformers.pipeline`` gives for each row.
 
+        Args:
+            options: those the pipeline takes and :attr:`options` does not have: they only choose what is shown of an answer.
+
         Raises:
             TypeError: an option the pipeline does not have, or of another type.
         """
@@ -108,3 +291,41 @@ class Task(ABC):
     def pipeline_result(self, inputs: Any, answers: list[Any], options: Mapping[str, Any]) -> Any:  # noqa: ARG002 - tasks differ
         """One answer per row → what ``transformers.pipeline`` returns for ``inputs`` as a whole: a list for a list."""
         return answers if isinstance(inputs, list | tuple) else answers[0]
+
+    # -- training and judging --------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """Local metric module under ``export/metrics``."""
+
+    @property
+    @abstractmethod
+    def main_metric(self) -> str:
+        """The figure of that metric that gates and best-epoch selection look at; higher is better, 1 is best."""
+
+    @abstractmethod
+    def head(self) -> dict[str, Any]:
+        """What ``from_pretrained`` must be told about the head to train: ``num_labels``, ``id2label``, ``problem_type`` …"""
+
+    @abstractmethod
+    def targets(self, features: Features, references: Sequence[Any]) -> dict[str, list[Any]]:
+        """What the model is trained towards, by the name its ``forward`` has for it, one per model row: a value, or a list as long
+        as the row's tokens.
+
+        Args:
+            features: of the training rows, in order.
+            references: of the same rows.
+        """
+
+    @abstractmethod
+    def predictions(self, answers: Arrays) -> list[Any]:
+        """Tensors of :meth:`outputs` → what the metric takes, one per request row, as :meth:`reference` gives them."""
+
+    @abstractmethod
+    def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """How far a variant's answers are the original's: ``[request rows]``, 1 where they are the same, 0 where they are not."""
+
+    @abstractmethod
+    def ties(self, original: Arrays) -> npt.NDArray[np.bool_]:
+        """``[request rows]``: answers of the original that are so close a call that either side of it is right."""

@@ -1,7 +1,12 @@
-"""Text classification: one text or a pair of texts → label, its score, the scores of all labels."""
+"""Text classification: one text or a pair of texts → label, its score, the scores of all labels.
+
+Three kinds of it, by the labels: one of several, any of several (multi-label), or a number (regression).
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from .base import Arrays, Task, Tensor, Text
+from .base import Arrays, Features, Option, Options, Origins, Task, Tensor
 
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
+
+ONE, ANY, NUMBER = "single_label_classification", "multi_label_classification", "regression"
+"""What ``transformers`` calls the three kinds in ``problem_type``."""
+CLOSE = 1e-4
+"""Scores nearer to each other than this (or to the threshold) are a close call; a number predicted this near is the same."""
+SAME_NUMBER = 0.05
+"""Share of the labels' range by which a number may be off and still agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,28 +34,90 @@ class TextClassification(Task):
     labels: label names in the order of the logits.
     function_to_apply: ``softmax``, ``sigmoid`` or ``none``, chosen as ``transformers``' pipeline chooses it.
     pair: the checkpoint was fine-tuned on two texts; requests then carry ``TEXT_PAIR`` too.
+    problem_type: :data:`ONE`, :data:`ANY` or :data:`NUMBER`.
+    threshold: multi-label: a label with a higher score is one of the row's.
     """
 
     labels: tuple[str, ...]
     function_to_apply: str
+    problem_type: str = ONE
+    threshold: float = 0.5
 
     name: ClassVar[str] = "text-classification"
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
-    metric: ClassVar[str] = "classification"
-    main_metric: ClassVar[str] = "accuracy"
+    options: ClassVar[Mapping[str, Option]] = {
+        **Task.options,
+        "function_to_apply": Option(str, choices=("softmax", "sigmoid", "none")),
+    }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, pair: bool = False) -> Self:
         id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers assumes where none are given
         labels = tuple(label for _, label in sorted((int(index), str(label)) for index, label in id2label.items()))
         problem = config.get("problem_type")
-        if problem == "regression":
-            function = "none"
-        elif problem == "multi_label_classification" or len(labels) == 1:
-            function = "sigmoid"
-        else:
-            function = "softmax"
-        return cls(labels=labels, function_to_apply=function, pair=pair)
+        if problem == NUMBER:
+            return cls(labels=labels, function_to_apply="none", pair=pair, problem_type=NUMBER)
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"its labels are not all different: {', '.join(labels)}")
+        if problem == ANY or len(labels) == 1:
+            return cls(labels=labels, function_to_apply="sigmoid", pair=pair, problem_type=ANY)
+        return cls(labels=labels, function_to_apply="softmax", pair=pair)
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[Any], *, names: Sequence[str], pair: bool) -> Self:
+        if any(isinstance(label, float) for label in labels):
+            if len(set(labels)) < 2:
+                raise ValueError(f"every row has the number {labels[0]!r}: there is nothing to learn")
+            return cls(labels=("score",), function_to_apply="none", pair=pair, problem_type=NUMBER)
+        several = any(isinstance(label, list) for label in labels)
+        found = {one for label in labels for one in label} if several else set(labels)
+        if len(found) < 2:
+            only = f"one label only, {next(iter(found))!r}" if found else "no label at all"
+            raise ValueError(f"has {only}: there is nothing to tell apart")
+        known = tuple(names) or tuple(map(str, sorted(found)))  # all of one type: whoever read the rows saw to it
+        if several:
+            return cls(labels=known, function_to_apply="sigmoid", pair=pair, problem_type=ANY)
+        return cls(labels=known, function_to_apply="softmax", pair=pair)
+
+    @classmethod
+    def read_row(cls, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
+        if isinstance(label, list) or (isinstance(label, str) and label.startswith("[")):
+            return texts, _read_list(label)
+        if isinstance(label, bool):
+            return texts, str(label)
+        if isinstance(label, float) and math.isfinite(label):
+            return texts, label
+        if isinstance(label, int) or (isinstance(label, str) and label):
+            return texts, label
+        found = "is empty" if label in (None, "") else f"holds {type(label).__name__}, not a name, a number or a list of names"
+        raise ValueError(f"the label {found}")
+
+    def reference(self, label: Any) -> Any:
+        if self.problem_type == NUMBER:
+            return float(label)
+        if self.problem_type == ANY:
+            return [self._position(one) for one in (label if isinstance(label, list) else [label])]
+        return self._position(label)
+
+    def is_reference(self, value: Any) -> bool:
+        if self.problem_type == NUMBER:
+            return isinstance(value, float)
+        found = value if self.problem_type == ANY else [value]
+        return isinstance(found, list) and all(isinstance(one, int) and 0 <= one < len(self.labels) for one in found)
+
+    def _position(self, label: Any) -> int:
+        """A whole number that is no name is a position: data sets commonly hold those."""
+        if label not in self._positions:
+            hint = " (a negative label means that the labels are withheld: use another split)" if label in (-1, "-1") else ""
+            raise ValueError(f"unknown label {label!r}, known are {', '.join(self.labels)}{hint}")
+        return self._positions[label]
+
+    @cached_property
+    def _positions(self) -> dict[Any, int]:
+        names = {name: index for index, name in enumerate(self.labels)}
+        if all(name.lstrip("-").isdecimal() for name in self.labels):
+            return {**names, **{int(name): index for name, index in names.items()}}
+        return {**names, **{index: index for index in names.values()}}
 
     def inputs(self) -> tuple[Tensor, ...]:
         text = Tensor("TEXT", "TYPE_STRING")
@@ -59,13 +133,10 @@ class TextClassification(Task):
     @property
     def example(self) -> dict[str, str]:
         text = {"TEXT": "A warm, funny and thoroughly engaging film."}
-        return text | {"TEXT_PAIR": "People enjoyed the film."} if self.pair else text
+        return {**text, "TEXT_PAIR": "People enjoyed the film."} if self.pair else text
 
-    def texts(self, columns: Sequence[Sequence[str]]) -> Sequence[Text]:
-        return cast(Sequence[Text], list(zip(*columns, strict=True))) if self.pair else columns[0]
-
-    def answers(self, logits: npt.NDArray[np.float32]) -> Arrays:
-        scores = _APPLY[self.function_to_apply](logits)
+    def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:  # noqa: ARG002 - one row each
+        scores = _APPLY[options["function_to_apply"]](outputs["logits"])
         best = scores.argmax(axis=-1)
         return {
             "LABEL": self._label_bytes[best][:, None],
@@ -93,9 +164,9 @@ class TextClassification(Task):
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """``{"label", "score"}`` per row; where ``top_k`` is given the best ``top_k`` (None: all) as a list, best first."""
-        unknown = set(options) - {"top_k"}
-        if unknown:
-            raise TypeError(f"text-classification has no option {', '.join(sorted(unknown))}; it has top_k")
+        if unknown := set(options) - {"top_k"}:
+            known = ", ".join((*self.options, "top_k"))
+            raise TypeError(f"text-classification has no option {', '.join(sorted(unknown))}; it has {known}")
         if "top_k" not in options:
             labels, scores = answers["LABEL"][:, 0], answers["SCORE"][:, 0].tolist()
             return [{"label": label.decode(), "score": score} for label, score in zip(labels, scores, strict=True)]
@@ -111,6 +182,64 @@ class TextClassification(Task):
         if isinstance(inputs, str) and "top_k" not in options:
             return answers
         return super().pipeline_result(inputs, answers, options)
+
+    @property
+    def metric(self) -> str:
+        return {ONE: "classification", ANY: "multi_label", NUMBER: "correlation"}[self.problem_type]
+
+    @property
+    def main_metric(self) -> str:
+        return {ONE: "accuracy", ANY: "f1", NUMBER: "spearman"}[self.problem_type]
+
+    def head(self) -> dict[str, Any]:
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+            "problem_type": self.problem_type,
+        }
+
+    def targets(self, features: Features, references: Sequence[Any]) -> dict[str, list[Any]]:  # noqa: ARG002 - one row each
+        if self.problem_type != ANY:
+            return {"labels": list(references)}
+        return {"labels": [[float(index in row) for index in range(len(self.labels))] for row in references]}
+
+    def predictions(self, answers: Arrays) -> list[Any]:
+        scores = answers["SCORES"]
+        if self.problem_type == NUMBER:
+            return cast(list[Any], scores[:, 0].tolist())
+        if self.problem_type == ANY:
+            return [np.flatnonzero(row).tolist() for row in scores > self.threshold]
+        return cast(list[Any], scores.argmax(axis=-1).tolist())
+
+    def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        ours, theirs = answers["SCORES"], original["SCORES"]
+        if self.problem_type == NUMBER:
+            same = np.abs(ours - theirs)[:, 0] <= SAME_NUMBER * max(float(np.ptp(theirs)), CLOSE)
+        elif self.problem_type == ANY:
+            same = ((ours > self.threshold) == (theirs > self.threshold)).all(axis=-1)
+        else:
+            same = ours.argmax(axis=-1) == theirs.argmax(axis=-1)
+        return cast("npt.NDArray[np.float64]", same.astype(np.float64))
+
+    def ties(self, original: Arrays) -> npt.NDArray[np.bool_]:
+        scores = original["SCORES"]
+        if self.problem_type == NUMBER:
+            return np.zeros(len(scores), dtype=np.bool_)
+        if self.problem_type == ANY:
+            return cast("npt.NDArray[np.bool_]", (np.abs(scores - self.threshold) < CLOSE).any(axis=-1))
+        ranked = np.sort(scores, axis=-1)
+        return cast("npt.NDArray[np.bool_]", ranked[:, -1] - ranked[:, -2] < CLOSE)
+
+
+def _read_list(label: Any) -> list[Any]:
+    try:
+        names = json.loads(label) if isinstance(label, str) else label
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(type(name) in (str, int) for name in names):
+        raise ValueError("the label is no list of names or whole numbers")
+    return names
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

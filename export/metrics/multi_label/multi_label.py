@@ -1,0 +1,54 @@
+"""Micro and macro F1 of multi-label classification, as a local `evaluate` module: no hub is needed to load it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+DESCRIPTION = "F1 over all decisions whether a row has a label, the mean of each label's F1, and the share of rows with all right."
+INPUTS = """
+Args:
+    predictions: positions of a row's labels, a list a row.
+    references: the right ones.
+Returns:
+    f1: micro F1, 0 to 1.
+    f1_macro: unweighted mean over the labels that occur, 0 to 1.
+    exact: share of rows whose labels are all right, 0 to 1.
+"""
+
+
+class MultiLabel(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
+    """Micro and macro F1, exact match."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        positions = datasets.Sequence(datasets.Value("int64"))
+        features = datasets.Features({"predictions": positions, "references": positions})
+        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
+
+    def _compute(self, predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> dict[str, float]:
+        return self.figures(self.statistics(predictions, references))
+
+    @staticmethod
+    def statistics(predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> Any:
+        """``[rows, 2, labels]``, 0 or 1: all that :meth:`figures` needs of each row."""
+        labels = 1 + max((label for rows in (predictions, references) for row in rows for label in row), default=0)
+        marks = np.zeros((len(references), 2, labels), dtype=np.int64)
+        for side, rows in enumerate((predictions, references)):
+            for index, row in enumerate(rows):
+                marks[index, side, list(row)] = 1
+        return marks
+
+    @staticmethod
+    def figures(statistics: Any) -> dict[str, float]:
+        """The figures of some rows' statistics."""
+        predicted, wanted = statistics[:, 0], statistics[:, 1]
+        right = (predicted & wanted).sum(axis=0)
+        either = (predicted + wanted).sum(axis=0)
+        each = 2 * right[either > 0] / either[either > 0]
+        return {
+            "f1": float(2 * right.sum() / max(either.sum(), 1)),
+            "f1_macro": float(each.mean()) if len(each) else 0.0,
+            "exact": float((predicted == wanted).all(axis=-1).mean()),
+        }
