@@ -93,9 +93,9 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
     help="Requests kept in flight.",
 )
 @click.option("--test", metavar="FILE|hub:NAME", help="Labelled rows to measure on.  [default: those in the bundle]")
-@click.option("--text-column", default="text", help="Column of the text in --test.")
+@click.option("--text-column", help="Column of the text in --test.")
 @click.option("--text-pair-column", help="Column of the second text in --test.")
-@click.option("--label-column", default="label", help="Column of the label in --test.")
+@click.option("--label-column", help="Column of the label in --test.")
 @click.option("--rows", type=click.IntRange(min=2), default=512, help="Texts that speed is measured on.")
 @click.option(
     "--duration",

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import judge
+from benchmarks.answers import from_json
+from benchmarks.quality import judge, judge_pipeline
 from benchmarks.report import Arrangement, InProcess, flatten
-from benchmarks.runners import Answers, Job, weights_file
+from benchmarks.runners import Job, weights_file
 from benchmarks.speed import Spans, Timing, over_rounds, side_by_side
 from benchmarks.study import Study
 from benchmarks.workers import Workers, started
@@ -19,6 +20,7 @@ from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError
 from serving.machine import cores
+from serving.runtime.tasks.base import Arrays
 
 TORCH_BATCHES = (1, 32)
 """Rows per call: alone, as somebody types them, and together, where PyTorch is at its best."""
@@ -31,7 +33,7 @@ class Findings:
     models: list[InProcess]
     rounds: list[dict[str, float]]
     samples: dict[str, Spans]
-    original: Answers
+    original: Arrays
 
 
 @dataclass(kw_only=True)
@@ -42,7 +44,7 @@ class _Model:
     sha256: str
     device: str
     arrangements: dict[str, Arrangement] = field(default_factory=dict)
-    answers: Answers = field(default_factory=list)
+    answers: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ def findings(study: Study, measured: Sequence[Loaded]) -> Findings:
             for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
                 rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
                 samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
-    original = models["pytorch", "fp32"].answers
+    original = from_json(study.bundle.task, models["pytorch", "fp32"].answers)
     judged = [_judged(key, model, study, original) for key, model in models.items()]
     return Findings(
         models=judged, rounds=[found | _short_names(judged, found) for found in rounds], samples=samples, original=original
@@ -230,8 +232,12 @@ def _arrangement(run: Run, batch: int, facts: list[dict[str, Any]], timings: lis
     )
 
 
-def _judged(key: tuple[str, str], model: _Model, study: Study, original: Answers) -> InProcess:
-    quality = judge(study.bundle.task, study.rows.references, model.answers, original)
+def _judged(key: tuple[str, str], model: _Model, study: Study, original: Arrays) -> InProcess:
+    task, references = study.bundle.task, study.rows.references
+    if isinstance(model.answers, dict):
+        quality = judge(task, references, from_json(task, model.answers), original)
+    else:
+        quality = judge_pipeline(task, model.answers, original, len(references))
     return InProcess(
         kind=key[0],
         precision=key[1],

@@ -105,9 +105,9 @@ def _quality(report: Report) -> str:
     rows = [
         [
             f"`{name}`",
-            *(f"{quality.metrics[metric]:.4f}" for metric in metrics),
+            *(f"{quality.metrics[metric]:.4f}" if metric in quality.metrics else "—" for metric in metrics),
             f"{quality.agreement:.2%}",
-            f"{quality.max_score_difference:.2g}",
+            "—" if quality.max_score_difference is None else f"{quality.max_score_difference:.2g}",
             str(quality.rows),
         ]
         for name, quality in judged

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from benchmarks.answers import largest_difference, same
 from benchmarks.report import Quality
-from benchmarks.runners import Answers
 from export import metric
-from serving.runtime.tasks.base import Task
+from serving.runtime.tasks.base import Arrays, Task
 
 
-def judge(task: Task, references: Sequence[int], answers: Answers, original: Answers) -> Quality:
+def judge(task: Task, references: Sequence[Any], answers: Arrays, original: Arrays) -> Quality:
     """The task's metric over ``answers``, and how far they are from the original's.
 
     Args:
-        references: position of the right label of each row.
+        references: what the task's predictions are held against, one per labelled row.
         answers, original: to the same rows in the same order.
     """
-    labels: tuple[str, ...] = tuple(task.settings()["labels"])
-    predictions = [labels.index(row[0]["label"]) for row in answers]
-    agreeing = [mine[0]["label"] == theirs[0]["label"] for mine, theirs in zip(answers, original, strict=True)]
-    difference = np.abs(_scores(labels, answers) - _scores(labels, original))
     return Quality(
-        rows=len(predictions),
-        metrics=metric.compute(task.metric, predictions, references),
-        agreement=float(np.mean(agreeing)),
-        max_score_difference=float(difference.max()),
+        rows=len(references),
+        metrics=metric.compute(task.metric, task.predictions(answers), references),
+        agreement=float(np.mean(task.agreement(answers, original))),
+        max_score_difference=largest_difference(answers, original),
     )
 
 
-def _scores(labels: tuple[str, ...], answers: Answers) -> npt.NDArray[np.float64]:
-    """``[rows, labels]``, labels in the model's order."""
-    by_label = [{item["label"]: item["score"] for item in row} for row in answers]
-    return np.array([[row[label] for label in labels] for row in by_label])
+def judge_pipeline(task: Task, answers: Sequence[Any], original: Arrays, rows: int) -> Quality:
+    """How many answers of ``transformers.pipeline`` are the original's, were those given in the pipeline's own form.
+
+    Args:
+        rows: how many labelled rows they answer.
+    """
+    wanted = task.pipeline_answers(original, **task.pipeline_options)
+    agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
+    return Quality(rows=rows, metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)

@@ -25,13 +25,13 @@ class Quality:
         rows: how many.
         metrics: the task's metric, every figure of it.
         agreement: share of rows whose label is the original's.
-        max_score_difference: largest difference of any score from the original's.
+        max_score_difference: largest difference of any score from the original's; None where answers hold no numbers.
     """
 
     rows: int
     metrics: dict[str, float]
     agreement: float
-    max_score_difference: float
+    max_score_difference: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +267,7 @@ def _served_figures(served: Served) -> dict[str, Any]:
     return loads | memory | _quality_figures(served.quality)
 
 
-def _quality_figures(quality: Quality) -> dict[str, float]:
+def _quality_figures(quality: Quality) -> dict[str, float | None]:
     return quality.metrics | {"agreement": quality.agreement, "max_score_difference": quality.max_score_difference}
 
 

@@ -182,12 +182,12 @@ def _study(options: BenchmarkOptions) -> Study:
 
 def _rows(options: BenchmarkOptions, bundle: Bundle) -> Rows:
     labelled = _labelled(options, bundle)
-    if len(labelled.texts) != len(bundle.task.inputs()):
+    if len(labelled.texts) != bundle.task.text_columns:
         raise DataError(
-            f"the model takes {len(bundle.task.inputs())} texts a row, the rows have {len(labelled.texts)}",
+            f"the model takes {bundle.task.text_columns} texts a row, the rows have {len(labelled.texts)}",
             hint="name the columns with --text-column and --text-pair-column",
         )
-    rows = [list(row) for row in zip(*labelled.texts, strict=True)]
+    rows = [list(row) for row in zip(*bundle.task.requests(labelled.texts), strict=True)]
     timed = [rows[index] for index in sample(len(rows), options.rows, options.seed)]
     if len(timed) < options.rounds:
         raise DataError(
@@ -200,9 +200,9 @@ def _rows(options: BenchmarkOptions, bundle: Bundle) -> Rows:
 
 def _labelled(options: BenchmarkOptions, bundle: Bundle) -> LabelledRows:
     if options.test is None:
-        return read_evaluation(bundle.folder)
-    found = load_rows(options.test, options.columns, split="test", cache=options.artifacts / QUICKSTART_CACHE)
-    return encode_labels(found, bundle.manifest["labels"], positions=True)
+        return read_evaluation(bundle.folder, bundle.task)
+    found = load_rows(options.test, options.columns, type(bundle.task), split="test", cache=options.artifacts / QUICKSTART_CACHE)
+    return encode_labels(found, bundle.task)
 
 
 def _target(options: BenchmarkOptions) -> Target | None:

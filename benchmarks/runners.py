@@ -24,20 +24,14 @@ from serving.errors import ArtifactError
 from serving.machine import cores
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from serving.bundle import Bundle
-    from serving.runtime.tasks.base import Task, Text
+    from serving.runtime.tasks.base import Arrays
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 TORCH_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
-ALL_SCORES: dict[str, Any] = {"top_k": None}
-"""Option under which ``transformers.pipeline`` gives the score of every label: all of an answer can then be judged."""
-
-Answers = list[Any]
-"""What ``transformers.pipeline`` gives under :data:`ALL_SCORES`, one item per row."""
+Rows = Sequence[Sequence[str]]
+"""Rows of requests, each the strings of the task's inputs in order."""
 
 Span = tuple[int, int]
 """Start and end of one call, ns on a clock that all processes share."""
@@ -93,48 +87,55 @@ def to_json(line: Job | Slice) -> str:
 
 
 class Runner(Protocol):
-    """A loaded model: texts in, what ``transformers.pipeline`` gives out, tokenization included."""
+    """A loaded model: rows of requests in, answers out, tokenization included."""
 
     file: Path
     """What was loaded: its checksum tells which variant ran."""
     threads: int
     """Threads of one operator, as the library reports them."""
 
-    def __call__(self, texts: Sequence[Text]) -> Answers:
-        """Answer a batch."""
+    def __call__(self, rows: Rows) -> Any:
+        """Answer a batch: the tensors of the task's outputs, or a list where the library has a form of its own."""
 
     def precision(self) -> str:
         """What the loaded model really computes in, for those that know it (``fp32``, ``fp16``, ``bf16``), else empty."""
 
 
 class PyTorch:
-    """The original: ``transformers`` eager, as somebody would run it by hand."""
+    """The original: ``transformers`` eager, tokenized as for every other way of answering."""
 
     def __init__(self, job: Job, bundle: Bundle) -> None:
         import torch
         import transformers
 
-        self._torch, self._task, self._max_length = torch, bundle.task, bundle.max_length
+        from serving.runtime.tokenization import FIELDS
+
+        self._torch, self._task = torch, bundle.task
         self._device = "cuda" if job.device == "gpu" else "cpu"
         # On a GPU the weights themselves become half; on a CPU autocast keeps what bfloat16 cannot hold in fp32.
         weights = torch.float16 if job.half and job.device == "gpu" else torch.float32
         self._autocast = job.half and job.device == "cpu"
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(job.source, trust_remote_code=False)
         auto = getattr(transformers, bundle.task.auto_model)
         model = auto.from_pretrained(job.source, dtype=weights, use_safetensors=True, trust_remote_code=False)
         self._model = model.eval().to(self._device)
-        _leave_out_unknown(self._tokenizer, model)
+        taken = inspect.signature(model.forward).parameters
+        self._encoder = bundle.encoder([name for name in FIELDS if name in taken])
+        self._options = bundle.task.request_options({})
         self._dtype = ""
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
-    def __call__(self, texts: Sequence[Text]) -> Answers:
+    def __call__(self, rows: Rows) -> Arrays:
+        features = self._task.features(_columns(rows), self._encoder, self._options)
+        feed = self._encoder.arrays(features.encodings)
         torch = self._torch
-        encoded = self._tokenizer(list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
+        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in feed.items()}
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
-            logits = self._model(**encoded.to(self._device))[self._task.logits]
-        self._dtype = str(logits.dtype)
-        return _answers(self._task, logits.float().cpu().numpy())
+            outputs = self._model(**tensors)
+        heads = {name: outputs[name] for name in self._task.heads}
+        self._dtype = str(next(iter(heads.values())).dtype)
+        reduced = self._task.reduced({name: head.float().cpu().numpy() for name, head in heads.items()}, feed)
+        return self._task.answers(reduced, features.origins, self._options)
 
     def precision(self) -> str:
         return TORCH_PRECISIONS[self._dtype]
@@ -147,15 +148,16 @@ class TransformersPipeline:
         import torch
         import transformers
 
+        self._task = bundle.task
         self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
         _leave_out_unknown(self._pipeline.tokenizer, self._pipeline.model)
-        self._options = ALL_SCORES | {"truncation": True, "max_length": bundle.max_length}
+        self._options = {**bundle.task.pipeline_tokenization(bundle.max_length), **bundle.task.pipeline_options}
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
-    def __call__(self, texts: Sequence[Text]) -> Answers:
-        answers: Answers = self._pipeline(pipeline_inputs(texts), batch_size=len(texts), **self._options)
-        return answers
+    def __call__(self, rows: Rows) -> list[Any]:
+        found: list[Any] = self._pipeline(self._task.pipeline_inputs(rows), batch_size=len(rows), **self._options)
+        return found
 
     def precision(self) -> str:
         return TORCH_PRECISIONS[str(self._pipeline.model.dtype)]
@@ -176,14 +178,16 @@ class OnnxRuntime:
         if provider not in self._session.get_providers():  # onnxruntime falls back to the CPU with no more than a log line
             raise RuntimeError(f"onnxruntime could not load {provider}")
         self._task = bundle.task
+        self._options = bundle.task.request_options({})
         self._encoder = bundle.encoder([node.name for node in self._session.get_inputs()])
         self.file = Path(job.source)
         self.threads = job.threads or cores()
 
-    def __call__(self, texts: Sequence[Text]) -> Answers:
-        inputs = self._encoder.arrays(self._encoder.encode(texts))
-        (logits,) = self._session.run([self._task.logits], inputs)
-        return _answers(self._task, logits)
+    def __call__(self, rows: Rows) -> Arrays:
+        features = self._task.features(_columns(rows), self._encoder, self._options)
+        names = self._task.outputs_read
+        outputs = self._session.run(list(names), self._encoder.arrays(features.encodings))
+        return self._task.answers(dict(zip(names, outputs, strict=True)), features.origins, self._options)
 
     def precision(self) -> str:
         return ""  # the bundle's manifest knows, by the file's checksum
@@ -196,13 +200,8 @@ BACKENDS: dict[str, Callable[[Job, Bundle], Runner]] = {
 }
 
 
-def pipeline_inputs(texts: Sequence[Text]) -> list[Any]:
-    """Rows as ``transformers.pipeline`` takes them."""
-    return [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in texts]
-
-
-def _answers(task: Task, logits: npt.NDArray[np.float32]) -> Answers:
-    return task.pipeline_answers(task.answers(logits), **ALL_SCORES)
+def _columns(rows: Rows) -> list[list[str]]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _leave_out_unknown(tokenizer: Any, model: Any) -> None:
@@ -223,13 +222,13 @@ def weights_file(checkpoint: Path) -> Path:
     raise ArtifactError(f"{checkpoint} holds no safetensors weights", hint="make a checkpoint with: tritonize finetune")
 
 
-def timed_passes(runner: Callable[[Sequence[Text]], object], texts: Sequence[Text], batch: int, seconds: float) -> list[Span]:
-    """Call ``runner`` over ``texts``, ``batch`` at a time, again and again until ``seconds`` are over and a pass is whole.
+def timed_passes(runner: Callable[[Rows], object], rows: Rows, batch: int, seconds: float) -> list[Span]:
+    """Call ``runner`` over ``rows``, ``batch`` at a time, again and again until ``seconds`` are over and a pass is whole.
 
-    Every call carries ``batch`` texts: one that reaches the end goes on from the beginning. Passes are always whole (to within such
+    Every call carries ``batch`` rows: one that reaches the end goes on from the beginning. Passes are always whole (to within such
     a call), so that every way of answering is timed on the same mix of lengths.
     """
-    stream = itertools.cycle(texts)
+    stream = itertools.cycle(rows)
     spans: list[Span] = []
     deadline = time.perf_counter_ns() + round(seconds * 1e9)
     while True:
@@ -237,7 +236,7 @@ def timed_passes(runner: Callable[[Sequence[Text]], object], texts: Sequence[Tex
         started = time.perf_counter_ns()
         runner(call)
         spans.append((started, time.perf_counter_ns()))
-        ended_a_pass = len(spans) * batch % len(texts) < batch
+        ended_a_pass = len(spans) * batch % len(rows) < batch
         if ended_a_pass and spans[-1][1] >= deadline:
             return spans
 
@@ -252,11 +251,6 @@ def peak_rss_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def row_texts(task: Task, rows: list[list[str]]) -> Sequence[Text]:
-    """Rows, each a list of strings in the order of the task's inputs, for a tokenizer."""
-    return task.texts([list(column) for column in zip(*rows, strict=True)]) if rows else []
-
-
 class Worker:
     """A job, loaded: it has answered its labelled rows, and is ready to be timed.
 
@@ -268,17 +262,16 @@ class Worker:
         from serving.bundle import load_bundle
 
         bundle = load_bundle(Path(job.bundle))
-        self._job, self._task = job, bundle.task
+        self._job = job
         self._runner = BACKENDS[job.backend](job, bundle)
-        self._runner(row_texts(self._task, [job.first]))
+        self._runner([job.first])
         self._load_seconds = (time.perf_counter_ns() - started) / 1e9
-        self._answers = [self._runner([text])[0] for text in row_texts(self._task, job.labelled)]
+        self._answers = [self._runner([row]) for row in job.labelled]
 
     def time(self, wanted: Slice) -> list[Span]:
         """Make one slice: start and end of every call."""
-        texts = row_texts(self._task, wanted.rows)
-        timed_passes(self._runner, texts[: wanted.batch], wanted.batch, WARM_UP * wanted.seconds)
-        return timed_passes(self._runner, texts, wanted.batch, wanted.seconds)
+        timed_passes(self._runner, wanted.rows[: wanted.batch], wanted.batch, WARM_UP * wanted.seconds)
+        return timed_passes(self._runner, wanted.rows, wanted.batch, wanted.seconds)
 
     def facts(self) -> dict[str, Any]:
         """``file``, ``sha256``, ``precision``, ``threads``, ``load_seconds`` (from an empty process to the first answer),
@@ -292,8 +285,17 @@ class Worker:
             "load_seconds": self._load_seconds,
             "peak_rss_mib": peak_rss_mib(),
             "gpu_memory_mib": _gpu_memory_mib(self._job),
-            "answers": self._answers,
+            "answers": _told(self._answers),
         }
+
+
+def _told(answers: list[Any]) -> Any:
+    """Answers to one row each, ready for JSON: tensors by name, or the items of a library's own form."""
+    if answers and isinstance(answers[0], dict):
+        from benchmarks.answers import joined, to_json
+
+        return to_json(joined(answers))
+    return [item for row in answers for item in row]
 
 
 def _gpu_memory_mib(job: Job) -> float | None:

@@ -15,18 +15,18 @@ from typing import Any
 
 import psutil
 
+from benchmarks.answers import joined
 from benchmarks.load import LoadOptions, run_load
 from benchmarks.machine import MIB, MemoryMeter, listening_process
 from benchmarks.quality import judge
 from benchmarks.report import Load, Served, flatten
-from benchmarks.runners import ALL_SCORES, Answers, pipeline_inputs, row_texts
 from benchmarks.speed import Spans, closed_loop, over_rounds
 from benchmarks.steps import Counts, counts_between, total
 from benchmarks.study import Study
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ServerError
-from serving.runtime.tasks.base import Task, Tensor
+from serving.runtime.tasks.base import Arrays, Tensor
 from serving.supervisor import find_running
 
 _PACKAGE_ANEW = "write it anew with: tritonize package"
@@ -139,15 +139,14 @@ class Server:
         """Triton's counters of every step, by its model's name."""
         return {step: self._client.get_inference_statistics(step).model_stats[0] for step in self.steps}
 
-    def ask(self, task: Task, rows: list[list[str]]) -> Answers:
+    def ask(self, rows: list[list[str]]) -> Arrays:
         """Answers to ``rows``, one request each, :data:`IN_FLIGHT` at a time, in their order.
 
         Raises:
             RequestError: the server refused a row.
         """
         with TritonPipeline(self._name, url=self.endpoint.url("grpc"), concurrency=IN_FLIGHT) as pipeline:
-            answers: Answers = pipeline(pipeline_inputs(row_texts(task, rows)), **ALL_SCORES)
-        return answers
+            return joined(pipeline.tensors(rows))
 
     def gpu_memory_mib(self) -> float | None:
         """GPU memory in use on the server's machine, by its metrics endpoint, MiB; None without a GPU or metrics."""
@@ -263,7 +262,7 @@ class UnderLoad:
         self._memory = MemoryMeter(self._process) if self._process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
-            self._answers = target.server.ask(study.bundle.task, study.rows.labelled)
+            self._answers = target.server.ask(study.rows.labelled)
         seconds_per_row = (time.perf_counter() - asked) / len(study.rows.labelled)
         self.ways = [
             Clients(
@@ -277,7 +276,7 @@ class UnderLoad:
             for protocol, concurrency in product(study.protocols, study.concurrencies)
         ]
 
-    def found(self, original: Answers) -> Served:
+    def found(self, original: Arrays) -> Served:
         """What was measured.
 
         Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serving.bundle import Bundle
 
@@ -15,12 +16,12 @@ class Rows:
     Args:
         timed: what every speed is measured on, in this order.
         labelled: what every quality is measured on.
-        references: position of the right label of each labelled row.
+        references: what the task's predictions are held against.
     """
 
     timed: list[list[str]]
     labelled: list[list[str]]
-    references: list[int]
+    references: list[Any]
 
 
 @dataclass(frozen=True, kw_only=True)

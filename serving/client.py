@@ -106,6 +106,18 @@ class AsyncTritonPipeline:
         answers = await self._all_answers(task.request_rows(inputs), _Options.of(task, options))
         return task.pipeline_result(inputs, answers, options)
 
+    async def tensors(self, rows: Sequence[Sequence[str]]) -> list[Arrays]:
+        """Answers as the ensemble gives them: the tensors of each request by name, their first axis the request's rows.
+
+        Args:
+            rows: the strings of each row, in the order of the ensemble's inputs.
+
+        Raises:
+            RequestError: as for :meth:`__call__`.
+        """
+        await self.connect()
+        return await self._all_answers([tuple(row) for row in rows], _Options(asked={}, shown={}, raw=True))
+
     async def stream(self, inputs: AsyncIterable[Any], **options: Any) -> AsyncGenerator[Any, None]:
         """Answers to any number of rows, in their order, with ``concurrency`` requests in flight and no more rows read
         than that needs. An answer does not wait for the rows after its own (but for those of its batch); where reading a row
@@ -180,11 +192,15 @@ class AsyncTritonPipeline:
 
     async def _ask(self, rows: Sequence[tuple[str, ...]], options: _Options) -> list[Any]:
         assert self._task is not None
+        answers = await self._tensors(rows, options)
+        return [answers] if options.raw else self._task.pipeline_answers(answers, **options.shown)
+
+    async def _tensors(self, rows: Sequence[tuple[str, ...]], options: _Options) -> Arrays:
+        assert self._task is not None
         columns = zip(self._task.inputs(), zip(*rows, strict=True), strict=True)
         tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
         result = await self._connection.infer(self.name, tensors, options.asked)
-        answers: Arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in self._task.outputs()}
-        return self._task.pipeline_answers(answers, **options.shown)
+        return {tensor.name: result.as_numpy(tensor.name) for tensor in self._task.outputs()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +210,12 @@ class _Options:
     Args:
         asked: of the server, as request parameters.
         shown: of what the server answers; here it is decided what of it is given back.
+        raw: give back the tensors of each request themselves.
     """
 
     asked: dict[str, Any]
     shown: dict[str, Any]
+    raw: bool = False
 
     @classmethod
     def of(cls, task: Task, given: dict[str, Any]) -> Self:
@@ -255,6 +273,10 @@ class TritonPipeline:
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """See :meth:`AsyncTritonPipeline.__call__`."""
         return self._wait(self._pipeline(inputs, **options))
+
+    def tensors(self, rows: Sequence[Sequence[str]]) -> list[Arrays]:
+        """See :meth:`AsyncTritonPipeline.tensors`."""
+        return self._wait(self._pipeline.tensors(rows))
 
     def stream(self, inputs: Iterable[Any], **options: Any) -> Iterator[Any]:
         """See :meth:`AsyncTritonPipeline.stream`. Anything but a list or tuple is read in a thread of its own, so it may block."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import namedtuple
 from collections.abc import Callable, Sequence
@@ -18,10 +19,12 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks import commands
+from benchmarks.answers import from_json
 from benchmarks.in_process import Batched, Loaded, bundle_precision, findings, require_original
 from benchmarks.in_process import Run as InProcessRun
 from benchmarks.load import LoadOptions
 from benchmarks.machine import MemoryMeter, process_tree, stolen_percent
+from benchmarks.quality import judge_pipeline
 from benchmarks.rounds import measure_rounds
 from benchmarks.runners import Job, timed_passes
 from benchmarks.served import Clients, Endpoint, read_package
@@ -101,10 +104,10 @@ def test_a_worker_answers_the_labelled_rows_and_times_slice_after_slice(bundle: 
     with started(job) as workers:
         (alone,), (pairs,), (again,) = (workers.measure(rows, batch, 0.1) for rows, batch in ((ROWS, 1), (ROWS, 2), (ROWS[:2], 1)))
         (facts,) = workers.end()
-    assert [row[0]["label"] for row in facts["answers"]] == ["positive", "negative", "negative"]
+    assert facts["answers"]["LABEL"] == [["positive"], ["negative"], ["negative"]]
     logits = np.array([-2.5, 3.0])  # "good film"
-    assert facts["answers"][0][0]["score"] == pytest.approx(np.exp(3.0) / np.exp(logits).sum())
-    assert sum(item["score"] for item in facts["answers"][1]) == pytest.approx(1)
+    assert facts["answers"]["SCORE"][0] == pytest.approx([np.exp(3.0) / np.exp(logits).sum()])
+    assert sum(facts["answers"]["SCORES"][1]) == pytest.approx(1)
     assert (len(alone) % 5, len(again) % 2) == (0, 0), "passes are whole"
     for spans in (alone, pairs, again):
         assert spans[-1, 1] - spans[0, 0] >= 0.1e9
@@ -120,7 +123,7 @@ def test_workers_are_timed_at_the_same_time_and_only_the_first_answers(job: Job)
     with started(job, processes=2) as workers:
         slices = [workers.measure(ROWS, 1, 0.2) for _ in range(2)]
         first, second = workers.end()
-    assert len(first["answers"]) == 3
+    assert len(first["answers"]["LABEL"]) == 3
     assert second["answers"] == []
     for spans in slices:
         together = min(span[-1, 1] for span in spans) - max(span[0, 0] for span in spans)
@@ -191,16 +194,20 @@ def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
 ) -> None:
     """This one's tokenizer makes ``token_type_ids``, which DistilBERT does not take."""
     facts = []
+    checkpoint = make_checkpoint("distilbert")
+    shutil.copy(checkpoint / "tokenizer.json", job.bundle)
     for backend in ("pytorch", "pipeline"):
-        original = replace(job, backend=backend, source=str(make_checkpoint("distilbert")), threads=None)
+        original = replace(job, backend=backend, source=str(checkpoint), threads=None)
         with started(original) as workers:
             workers.measure(ROWS, 2, 0.01)
             facts += workers.end()
     eager, pipeline = facts
     assert eager["precision"] == pipeline["precision"] == "fp32"
-    for mine, theirs in zip(eager["answers"], pipeline["answers"], strict=True):
-        assert [item["label"] for item in mine] == [item["label"] for item in theirs]
-        assert [item["score"] for item in mine] == pytest.approx([item["score"] for item in theirs], abs=1e-5)
+    task = load_bundle(Path(job.bundle)).task
+    quality = judge_pipeline(task, pipeline["answers"], from_json(task, eager["answers"]), 3)
+    assert (quality.agreement, quality.rows) == (1.0, 3)
+    other = [pipeline["answers"][0], *pipeline["answers"][:2]]  # one row's answer in another's place
+    assert judge_pipeline(task, other, from_json(task, eager["answers"]), 3).agreement < 1
 
 
 @pytest.mark.parametrize(
@@ -274,7 +281,7 @@ def _measured(job: Job, facts: dict[str, Any], milliseconds: list[int]) -> Loade
 
 
 def test_a_models_own_figure_is_of_the_same_arrangement_in_every_round(study: Study, job: Job) -> None:
-    answers = [[{"label": "positive", "score": 0.9}, {"label": "negative", "score": 0.1}]] * 3
+    answers = {"LABEL": [["positive"]] * 3, "SCORE": [[0.9]] * 3, "SCORES": [[0.1, 0.9]] * 3}
     facts = {"file": "model.safetensors", "sha256": "0", "precision": "fp32", "load_seconds": 1.0, "peak_rss_mib": 9.0,
              "gpu_memory_mib": None, "answers": answers}  # fmt: skip
     torch = replace(job, backend="pytorch")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.answers import from_json, largest_difference, same, to_json
 from benchmarks.gates import check_gate
 from benchmarks.machine import environment
 from benchmarks.markdown import render
@@ -30,24 +32,45 @@ from benchmarks.report import (
 from benchmarks.run import require_passed
 from benchmarks.speed import Speed, as_spans
 from serving.errors import DataError, GateError
+from serving.runtime.tasks.base import Origins
 from serving.runtime.tasks.text_classification import TextClassification
 
 
 def test_quality_compares_labels_scores_and_the_metric() -> None:
     task = TextClassification(labels=("no", "yes"), function_to_apply="softmax")
 
-    def row(yes: float) -> list[dict[str, object]]:
-        return sorted(
-            [{"label": "no", "score": 1 - yes}, {"label": "yes", "score": yes}], key=lambda item: -float(str(item["score"]))
-        )
+    def tensors(*yes: float) -> dict[str, Any]:
+        scores = np.array([[1 - score, score] for score in yes], dtype=np.float32)
+        return {"LABEL": np.array([[b"yes" if score > 0.5 else b"no"] for score in yes]), "SCORES": scores}
 
-    original = [row(0.9), row(0.2), row(0.6), row(0.4)]
-    quality = judge(task, [1, 0, 1, 1], [row(0.9), row(0.25), row(0.4), row(0.4)], original)
+    original = tensors(0.9, 0.2, 0.6, 0.4)
+    quality = judge(task, [1, 0, 1, 1], tensors(0.9, 0.25, 0.4, 0.4), original)
     assert quality.rows == 4
     assert quality.agreement == 0.75
     assert quality.max_score_difference == pytest.approx(0.2)
     assert quality.metrics["accuracy"] == 0.5
     assert judge(task, [1, 0, 1, 1], original, original).metrics["accuracy"] == 0.75
+
+
+def test_the_same_answers_are_the_same_up_to_rounding() -> None:
+    answer = [{"label": "yes", "score": 0.9, "at": [1, 2]}]
+    assert same(answer, [{"label": "yes", "score": 0.9005, "at": [1, 2]}])
+    for other in ({"label": "no", "score": 0.9, "at": [1, 2]}, {"label": "yes", "score": 0.91, "at": [1, 2]},
+                  {"label": "yes", "score": 0.9, "at": [1, 3]}, {"label": "yes", "score": 0.9, "at": [1]},
+                  {"label": "yes", "score": 0.9}):  # fmt: skip
+        assert not same(answer, [other])
+    assert not same(answer, answer * 2)
+
+
+def test_answers_survive_their_way_from_process_to_process() -> None:
+    task = TextClassification(labels=("no", "oui, déjà vu"), function_to_apply="softmax")
+    outputs = {"logits": np.array([[0.1, 2.5], [3.0, -1.0]], dtype=np.float32)}
+    answers = task.answers(outputs, Origins(np.arange(2)), task.request_options({}))
+    again = from_json(task, json.loads(json.dumps(to_json(answers))))
+    assert answers.keys() == again.keys()
+    for name, values in answers.items():
+        assert (values == again[name]).all() and values.dtype == again[name].dtype
+    assert largest_difference({"LABEL": answers["LABEL"]}, answers) is None
 
 
 def _speed(throughput: float, latency: float) -> Speed:

@@ -288,6 +288,17 @@ class Task(ABC):
             TypeError: an option the pipeline does not have, or of another type.
         """
 
+    pipeline_options: ClassVar[Mapping[str, Any]] = {}
+    """Options under which ``transformers.pipeline`` says all it knows: so benchmarks ask it, and compare its answers."""
+
+    def pipeline_tokenization(self, max_length: int) -> dict[str, Any]:
+        """Arguments that make ``transformers.pipeline`` cut text as the ensemble does."""
+        return {"truncation": True, "max_length": max_length}
+
+    def pipeline_inputs(self, rows: Sequence[Sequence[str]]) -> list[Any]:
+        """Rows of requests → what ``transformers.pipeline`` takes for them; about the inverse of :meth:`request_rows`."""
+        return [{"text": row[0], "text_pair": row[1]} if self.pair else row[0] for row in rows]
+
     def pipeline_result(self, inputs: Any, answers: list[Any], options: Mapping[str, Any]) -> Any:  # noqa: ARG002 - tasks differ
         """One answer per row → what ``transformers.pipeline`` returns for ``inputs`` as a whole: a list for a list."""
         return answers if isinstance(inputs, list | tuple) else answers[0]

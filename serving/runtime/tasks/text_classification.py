@@ -50,6 +50,8 @@ class TextClassification(Task):
         "function_to_apply": Option(str, choices=("softmax", "sigmoid", "none")),
     }
 
+    pipeline_options: ClassVar[Mapping[str, Any]] = {"top_k": None}
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, pair: bool = False) -> Self:
         id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers assumes where none are given

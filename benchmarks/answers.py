@@ -1,0 +1,62 @@
+"""Answers to labelled rows, as tensors: how they travel from one process to another, and when two of them are the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from serving.runtime.tasks.base import Arrays, Task
+
+SAME = 1e-3
+"""Numbers nearer to each other than this are the same."""
+
+
+def to_json(answers: Arrays) -> dict[str, Any]:
+    """Tensors of a task's outputs, ready for JSON; BYTES as text."""
+    return {name: [_text(row) for row in array.tolist()] for name, array in answers.items()}
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_text(one) for one in value]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def from_json(task: Task, content: dict[str, Any]) -> Arrays:
+    """The inverse of :func:`to_json`."""
+    return {tensor.name: _array(tensor.dtype, content[tensor.name]) for tensor in task.outputs()}
+
+
+def _array(dtype: str, rows: list[Any]) -> Any:
+    if dtype == "TYPE_STRING":
+        return np.array([[text.encode() for text in row] for row in rows], dtype=np.object_)
+    return np.array(rows, dtype={"TYPE_FP32": np.float32, "TYPE_INT64": np.int64}[dtype])
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """The rows of all parts, one behind the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def largest_difference(answers: Arrays, original: Arrays) -> float | None:
+    """Of any floating-point number in them; None where they hold none, or tell them inside text only."""
+    differences = [
+        float(np.abs(values.astype(np.float64) - original[name]).max(initial=0.0))
+        for name, values in answers.items()
+        if values.dtype.kind == "f"
+    ]
+    return max(differences, default=None)
+
+
+def same(mine: Any, theirs: Any) -> bool:
+    """Whether two answers of a pipeline are equal, their numbers up to :data:`SAME`."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return mine.keys() == theirs.keys() and all(same(value, theirs[key]) for key, value in mine.items())
+    if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple):
+        return len(mine) == len(theirs) and all(map(same, mine, theirs))
+    if isinstance(mine, float) or isinstance(theirs, float):
+        return math.isclose(mine, theirs, rel_tol=0, abs_tol=SAME)
+    return bool(mine == theirs)
