@@ -154,6 +154,8 @@ class TextClassification(Task):
         return [self._request_row(row) for row in (inputs if isinstance(inputs, list | tuple) else [inputs])]
 
     def _request_row(self, row: Any) -> tuple[str, ...]:
+        if isinstance(row, dict) and row.get("text_pair", "") is None:  # evaluators say so of single texts
+            row = {name: value for name, value in row.items() if name != "text_pair"}
         match row:
             case str() if not self.pair:
                 return (row,)
