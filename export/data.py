@@ -173,6 +173,18 @@ def bind(task: type[Task], rows: Rows, *, pair: bool) -> Task:
         raise DataError(f"{rows.location}: {error}") from None
 
 
+def judged_by(task: Task, rows: Rows) -> Task:
+    """The task of a checkpoint, ready to be held against ``rows``.
+
+    Raises:
+        DataError: it cannot be.
+    """
+    try:
+        return task.judged_by(rows.labels, names=rows.names)
+    except ValueError as error:
+        raise DataError(f"{rows.location}: {error}") from None
+
+
 def encode_labels(rows: Rows, task: Task) -> LabelledRows:
     """Labels as the bound ``task`` knows them.
 

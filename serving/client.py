@@ -187,7 +187,7 @@ class AsyncTritonPipeline:
         tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
         result = await self._connection.infer(self.name, tensors, options.asked)
         answers: Arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in self._task.outputs()}
-        return self._task.pipeline_answers(answers, **options.shown)
+        return self._task.completed(self._task.pipeline_answers(answers, **options.shown), rows)
 
 
 def _taken(task: Task, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

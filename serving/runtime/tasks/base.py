@@ -318,6 +318,14 @@ class Task(ABC):
             TypeError: an option the pipeline does not have, or of another type.
         """
 
+    def completed(self, answers: list[Any], rows: Sequence[tuple[str, ...]]) -> list[Any]:  # noqa: ARG002 - most are complete
+        """What :meth:`pipeline_answers` gave, with what of it only the request knows.
+
+        Args:
+            rows: of the request, as :meth:`request_rows` gave them.
+        """
+        return answers
+
     def pipeline_result(self, inputs: Any, answers: list[Any], options: Mapping[str, Any]) -> Any:  # noqa: ARG002 - tasks differ
         """One answer per row → what ``transformers.pipeline`` returns for ``inputs`` as a whole: a list for a list."""
         return answers if isinstance(inputs, list | tuple) else answers[0]

@@ -210,12 +210,16 @@ class ZeroShotClassification(Task):
         raise TypeError(f"each row must be {wanted}, not {row!r:.80}")
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
-        """``{"labels", "scores"}`` per row; :meth:`pipeline_result` puts the text before them."""
+        """``{"labels", "scores"}`` per row; :meth:`completed` puts the text before them."""
         if options:
             known = ", ".join((*self.options, "candidate_labels"))
             raise TypeError(f"{self.name} has no option {', '.join(sorted(options))}; it has {known}")
         rows = zip(answers["LABELS"][:, 0], answers["SCORES"][:, 0], strict=True)
         return [{"labels": json.loads(labels), "scores": json.loads(scores)} for labels, scores in rows]
+
+    def completed(self, answers: list[Any], rows: Sequence[tuple[str, ...]]) -> list[Any]:
+        """``{"sequence", "labels", "scores"}`` per row."""
+        return [{"sequence": text} | answer for answer, (text, _) in zip(answers, rows, strict=True)]
 
     @property
     def metric(self) -> str:
@@ -243,6 +247,14 @@ class ZeroShotClassification(Task):
     def ties(self, original: Arrays) -> npt.NDArray[np.bool_]:
         rows = [json.loads(scores) for scores in original["SCORES"][:, 0]]
         return np.array([len(row) > 1 and row[0] - row[1] < CLOSE for row in rows], dtype=np.bool_)
+
+
+def _with_labels(row: Any, labels: Any) -> dict[str, Any]:
+    if isinstance(row, Mapping):
+        if "candidate_labels" in row:
+            raise TypeError(f"candidate_labels are given twice, in the row and beside it: {row!r:.80}")
+        return {**row, "candidate_labels": labels}
+    return {"text": row, "candidate_labels": labels}
 
 
 def _hypothesis(template: str, label: str) -> str:
