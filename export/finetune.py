@@ -232,7 +232,7 @@ def _fields(options: FinetuneOptions, task: Task) -> dict[str, Any]:
             "train": options.train,
             "validation": options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
             "test": options.test,
-            "text_columns": list(columns.texts),
+            "text_columns": [*columns.texts, *columns.choices],
             "label_column": columns.label,
         },
         "training": asdict(options.training),
