@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from export import checkpoint as checkpoints
-from export.data import EVALUATION, Columns, LabelledRows, encode_labels, read_evaluation
+from export.data import EVALUATION, Columns, LabelledRows, encode_labels, judged_by, read_evaluation
 from export.sources import checkpoint_files, checkpoint_folder, load_rows
 from serving.artifact import MANIFEST, inputs_record, is_current, publish, read_manifest, write_manifest
 from serving.bundle import PRECISIONS
@@ -164,12 +164,15 @@ def find_source(options: ExportOptions) -> Source:
         task = task_type.from_config(config, pair=pair)
     except ValueError as error:
         raise ExportError(f"{name} cannot be served for {task_type.name}: {error}", hint="see its config.json") from None
+    if options.test is None and trained.get("task", options.task) != options.task:
+        raise DataError(f"the rows in {folder} are of {trained['task']}, none to verify {options.task} on", hint="give some with --test")
+    task, rows = _rows(options, folder, task)
     return Source(
         name=name,
         folder=folder,
         config=config,
         task=task,
-        rows=_rows(options, folder, task),
+        rows=rows,
         max_length=options.max_length or trained.get("max_length"),
     )
 
@@ -184,7 +187,8 @@ def _located(options: ExportOptions) -> tuple[str, Path]:
     return (Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint), folder
 
 
-def _rows(options: ExportOptions, folder: Path, task: Task) -> LabelledRows:
+def _rows(options: ExportOptions, folder: Path, task: Task) -> tuple[Task, LabelledRows]:
+    """The rows to verify on, and the task that is held against them."""
     if options.test is not None:
         found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")
         if len(found.texts) != task.text_columns:
@@ -192,9 +196,10 @@ def _rows(options: ExportOptions, folder: Path, task: Task) -> LabelledRows:
                 f"the checkpoint takes {task.text_columns} texts a row, the rows hold {len(found.texts)}",
                 hint="name the columns with --text-column and --text-pair-column",
             )
-        return encode_labels(found, task)
+        judged = judged_by(task, found)
+        return judged, encode_labels(found, judged)
     if (folder / EVALUATION).is_file():
-        return read_evaluation(folder, task)
+        return task, read_evaluation(folder, task)
     raise DataError(f"{folder} holds no labelled rows to verify on", hint="give some with --test")
 
 

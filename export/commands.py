@@ -65,6 +65,9 @@ _shared = _options(
 _columns = _options(
     click.option("--text-column", default=None, show_default="as the task has it", help="Column of the text, or the first of two."),
     click.option("--text-pair-column", default=None, help="Column of the second text."),
+    click.option(
+        "--choice-column", multiple=True, show_default="as the task has it", help="Column of the choices; several: of one choice each."
+    ),
     click.option("--label-column", default=None, show_default="as the task has it", help="Column of what is right."),
 )
 
@@ -78,7 +81,12 @@ def _max_length(default: str) -> Callable[[Command], Command]:
 def _take_columns(given: dict[str, Any]) -> Columns:
     from export.data import Columns
 
-    return Columns(text=given.pop("text_column"), text_pair=given.pop("text_pair_column"), label=given.pop("label_column"))
+    return Columns(
+        text=given.pop("text_column"),
+        text_pair=given.pop("text_pair_column"),
+        choices=tuple(given.pop("choice_column")),
+        label=given.pop("label_column"),
+    )
 
 
 @click.command("finetune")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from export import graph
@@ -38,7 +39,7 @@ def require_supported(config: dict[str, Any], task: type[Task]) -> None:
 
 
 def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> Path:
-    """Write the checkpoint as ``folder/model.onnx``: fp32, unfused, batch and sequence axes free.
+    """Write the checkpoint as ``folder/model.onnx``: fp32, unfused, its inputs ``[rows, tokens]``, both axes free.
 
     Raises:
         ExportError: Optimum failed, or fixed an axis that must be free.
@@ -63,8 +64,33 @@ def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> 
             raise  # the disk, not the model
         raise ExportError(f"Optimum could not export {checkpoint}: {type(error).__name__}: {first_line(error)}") from error
     path = folder / "model.onnx"
+    _ungroup(path)
     _require_free_axes(path)
     return path
+
+
+def _ungroup(path: Path) -> None:
+    """Where inputs are ``[groups, rows, tokens]``, make them ``[rows, tokens]``: each row becomes a group of its own."""
+    model = graph.load(path)
+    grouped = [tensor for tensor in model.graph.input if len(tensor.type.tensor_type.shape.dim) == 3]
+    if not grouped:
+        return
+    axis = onnx.numpy_helper.from_array(np.array([1], dtype=np.int64), "ungrouped/axis")
+    nodes = []
+    for tensor in grouped:
+        inner = f"ungrouped/{tensor.name}"
+        for node in model.graph.node:
+            node.input[:] = [inner if name == tensor.name else name for name in node.input]
+        nodes.append(onnx.helper.make_node("Unsqueeze", [tensor.name, axis.name], [inner], name=inner))
+        del tensor.type.tensor_type.shape.dim[1]
+    model.graph.initializer.append(axis)
+    whole = [*nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(whole)
+    for tensor in model.graph.output:  # [groups, rows] is [rows, 1] now
+        tensor.type.tensor_type.shape.dim[1].CopyFrom(onnx.TensorShapeProto.Dimension(dim_value=1))
+    onnx.checker.check_model(model)
+    graph.save(model, path)
 
 
 def _require_free_axes(path: Path) -> None:

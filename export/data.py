@@ -6,8 +6,9 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +31,51 @@ class Columns:
     Args:
         text: the text, or the first of two.
         text_pair: the second text.
+        choices: what is to be chosen from: one column of lists, or several columns of one choice each.
         label: what is right.
     """
 
     text: str | None = None
     text_pair: str | None = None
+    choices: tuple[str, ...] = ()
     label: str | None = None
 
     def resolved(self, task: type[Task]) -> ResolvedColumns:
-        """With the task's own names for what is left open."""
+        """With the task's own names for what is left open.
+
+        Raises:
+            DataError: choices are named, and the task has none.
+        """
         texts = (self.text or task.columns["text"], self.text_pair or task.columns["text_pair"])
+        own = task.columns.get("choices")
+        if self.choices and own is None:
+            raise DataError(f"rows of {task.name} have no choices", hint="leave out --choice-column")
         return ResolvedColumns(
-            texts=tuple(name for name in texts if name is not None), label=self.label or task.columns["label"] or "label"
+            texts=tuple(name for name in texts if name is not None),
+            choices=self.choices or ((own,) if own is not None else ()),
+            label=self.label or task.columns["label"] or "label",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedColumns:
-    """Columns by name: one or two of texts, and the label's."""
+    """Columns by name: one or two of texts, any of choices, and the label's."""
 
     texts: tuple[str, ...]
+    choices: tuple[str, ...] = ()
     label: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each of the cells is read from that :meth:`cells` gives."""
+        return (*self.texts, *((", ".join(self.choices),) if self.choices else ()))
+
+    def cells(self, value: Callable[[str], Any]) -> tuple[Any, ...]:
+        """Of a row, whose columns ``value`` gives: those of texts, then that of choices, several columns of which make a list."""
+        texts = tuple(map(value, self.texts))
+        if not self.choices:
+            return texts
+        return (*texts, value(self.choices[0]) if len(self.choices) == 1 else list(map(value, self.choices)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,17 +143,17 @@ def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColu
         DataError: a column is missing, a cell holds what it must not, labels are of unlike kinds, or there are no rows; the
             message shows the row.
     """
-    texts: tuple[list[str], ...] = tuple([] for _ in columns.texts)
+    texts: tuple[list[str], ...] = tuple([] for _ in columns.names)
     labels: list[Any] = []
     for where, row in records:
         place = f"{location}, {where}"
-        cells = tuple(_value(location, where, row, name) for name in columns.texts)
+        cells = columns.cells(partial(_value, location, where, row))
         try:
             found, label = task.read_row(cells, _value(location, where, row, columns.label))
         except ValueError as error:
-            read = f"it is read from the columns {', '.join(columns.texts)} and {columns.label}"
+            read = f"it is read from the columns {', '.join(columns.names)} and {columns.label}"
             raise DataError(f"{place}: {error}: {shown(dict(row))}", hint=read) from None
-        for column, text, name in zip(texts, found, columns.texts, strict=True):
+        for column, text, name in zip(texts, found, columns.names, strict=True):
             column.append(checked_text(text, name, place, row))
         if labels and _kind(label) != _kind(labels[0]):
             kinds = f"{_kind(label)} and those before it are {_kind(labels[0])}"
@@ -156,7 +181,7 @@ def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> An
     if column not in row:
         raise DataError(
             f"{location} has no column {column!r}; {where} has {', '.join(map(str, row))}: {shown(dict(row))}",
-            hint="name the columns with --text-column, --text-pair-column and --label-column",
+            hint="name the columns with --text-column, --text-pair-column, --choice-column and --label-column",
         )
     return row[column]
 
@@ -169,6 +194,18 @@ def bind(task: type[Task], rows: Rows, *, pair: bool) -> Task:
     """
     try:
         return task.from_labels(rows.labels, names=rows.names, pair=pair)
+    except ValueError as error:
+        raise DataError(f"{rows.location}: {error}") from None
+
+
+def judged_by(task: Task, rows: Rows) -> Task:
+    """The task of a checkpoint, ready to be held against ``rows``.
+
+    Raises:
+        DataError: it cannot be.
+    """
+    try:
+        return task.judged_by(rows.labels, names=rows.names)
     except ValueError as error:
         raise DataError(f"{rows.location}: {error}") from None
 

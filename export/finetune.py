@@ -104,6 +104,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         SetupError: the quickstart could not be fetched, or there is no such device.
     """
     cache = options.artifacts / "quickstart"
+    _require_trainable(task_class(options.task))
     data = _load(options, cache)
     base = checkpoint_folder(options.checkpoint, cache)
     inputs = _inputs(options, base, data)
@@ -113,6 +114,13 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
     click.echo(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}", err=True)
     return _train_and_write(options, base, data, inputs)
+
+
+def _require_trainable(task: type[Task]) -> None:
+    if task.optimum_task:
+        raise DataError(
+            f"checkpoints of {task.name} are fine-tuned as {task.optimum_task}", hint=f"give --task {task.optimum_task}, then export"
+        )
 
 
 def _load(options: FinetuneOptions, cache: Path) -> _Data:
@@ -224,7 +232,7 @@ def _fields(options: FinetuneOptions, task: Task) -> dict[str, Any]:
             "train": options.train,
             "validation": options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
             "test": options.test,
-            "text_columns": list(columns.texts),
+            "text_columns": [*columns.texts, *columns.choices],
             "label_column": columns.label,
         },
         "training": asdict(options.training),

@@ -24,6 +24,8 @@ def original_run(model: Any, task: Task, *, device: str) -> Run:
 
     def run(feed: Arrays) -> Arrays:
         tensors = {name: torch.from_numpy(value).to(device) for name, value in feed.items()}
+        if task.grouped:  # each row in a group of its own, as in the graph
+            tensors = {name: value.unsqueeze(1) for name, value in tensors.items()}
         with torch.inference_mode():
             outputs = model(**tensors)
             heads = {name: outputs[name].float().cpu().numpy() for name in task.heads}

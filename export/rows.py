@@ -27,7 +27,9 @@ class EncodedRows:
         self._pair = task.pair
         self._columns = rows.texts
         self._encoder = encoder
-        features = task.features(task.requests(rows.texts), encoder, task.request_options({}))
+        requests = task.requests(rows.texts)
+        self._texts = task.texts(requests)
+        features = task.features(requests, encoder, task.request_options({}))
         self.origins = features.origins
         self._encodings: Sequence[Encoding] = features.encodings
 
@@ -54,10 +56,9 @@ class EncodedRows:
         Raises:
             ExportError: a row's ids, mask or type ids differ; the message shows the row.
         """
-        texts: list[Any] = list(zip(*self._columns, strict=True))
-        encodings = self._encoder.encode(texts if self._pair else [text for text, *_ in texts])
-        for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
-            wanted = tokenizer(*text[: 1 + self._pair], truncation=True, max_length=max_length, return_token_type_ids=True)
+        for index, (text, encoding) in enumerate(zip(self._texts, self._encoder.encode(self._texts), strict=True)):
+            both = (text,) if isinstance(text, str) else text
+            wanted = tokenizer(*both, truncation=True, max_length=max_length, return_token_type_ids=True)
             for name in names:
                 if wanted[name] != getattr(encoding, FIELDS[name]):
                     raise ExportError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from export import checkpoint as checkpoints
 from export.data import LabelledRows
 from export.metric import compute
 from serving.errors import ArtifactError, SetupError
+from serving.runtime.candidates import starts_of
 from serving.runtime.tasks.base import Features, Task
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
@@ -137,8 +139,24 @@ def _encoded(rows: LabelledRows, job: Job) -> _Encoded:
     encoder = TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
     features = job.task.features(job.task.requests(rows.texts), encoder, job.task.request_options({}))
     inputs = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
-    dataset = Dataset.from_dict({**inputs, **job.task.targets(features, rows.labels)})
-    return _Encoded(dataset=dataset, features=features, references=rows.labels)
+    columns = {**inputs, **job.task.targets(features, rows.labels)}
+    if job.task.grouped:
+        columns = _grouped(columns, features.origins.owners) | {"length": _longest(features)}
+    return _Encoded(dataset=Dataset.from_dict(columns), features=features, references=rows.labels)
+
+
+def _grouped(columns: Mapping[str, Sequence[Any]], owners: Any) -> dict[str, list[Any]]:
+    """Columns of the model's rows → of groups of them, one per owner."""
+    ends = np.cumsum(np.bincount(owners)).tolist()
+    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+    return {name: [list(values[start:end]) for start, end in spans] for name, values in columns.items()}
+
+
+def _longest(features: Features) -> list[int]:
+    """Tokens of each group's longest row: what the trainer puts groups of like length together by."""
+    lengths = np.array([len(encoding) for encoding in features.encodings])
+    longest: list[int] = np.maximum.reduceat(lengths, starts_of(features.origins.owners)).tolist()
+    return longest
 
 
 def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
@@ -147,22 +165,44 @@ def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
     def compute_metrics(evaluated: Any) -> dict[str, float]:
         outputs = evaluated.predictions if isinstance(evaluated.predictions, tuple) else (evaluated.predictions,)
         named = dict(zip(task.heads, outputs, strict=True))
+        if task.grouped:
+            named = {name: _rows_of(values, encoded.features.origins.owners) for name, values in named.items()}
         answers = task.answers(named, encoded.features.origins, task.request_options({}))
         return compute(task.metric, task.predictions(answers), encoded.references)
 
     return compute_metrics
 
 
+def _rows_of(values: Any, owners: Any) -> Any:
+    """``[groups, most rows of one]`` → ``[model rows, 1]``, without what stands where a group has fewer."""
+    return values[np.arange(values.shape[1]) < np.bincount(owners)[:, None]][:, None]
+
+
+def _loss_of_groups(outputs: Any, labels: Any, **_: Any) -> Any:
+    """Cross entropy of each group's right row among its rows. The models' own cannot take groups of unlike sizes.
+
+    Args:
+        labels: ``[groups, rows]``, 1 for the right row, 0 for others, :data:`IGNORED` where a group has no such row.
+    """
+    logits = outputs["logits"].masked_fill(labels == IGNORED, -math.inf)
+    return torch.nn.functional.cross_entropy(logits, labels.argmax(dim=-1))
+
+
 class _Collator:
     """Rows → a batch, padded on the right as when serving. Targets that are as long as their rows are padded too, with what the
-    losses of ``transformers`` pass over."""
+    losses of ``transformers`` pass over.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        grouped: each of the rows is a group of them, and the batch ``[groups, most rows of one, tokens]``.
+    """
+
+    def __init__(self, tokenizer: Any, *, grouped: bool) -> None:
         self._tokenizer = tokenizer
+        self._grouped = grouped
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         inputs = [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
-        batch = self._tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
+        batch = self._padded_groups(inputs) if self._grouped else self._padded(inputs)
         for name in rows[0].keys() - FIELDS.keys():
             values = [row[name] for row in rows]
             if isinstance(values[0], list):
@@ -170,6 +210,16 @@ class _Collator:
                 values = [[*value, *[IGNORED] * (longest - len(value))] for value in values]
             batch[name] = torch.tensor(values)
         return batch
+
+    def _padded(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        return self._tokenizer.pad(rows, padding_side="right", return_tensors="pt")
+
+    def _padded_groups(self, groups: Sequence[Mapping[str, Any]]) -> Any:
+        """Where a group has fewer rows than another, its first stands in for them: unlike padding alone, that gives numbers."""
+        most = max(len(group["input_ids"]) for group in groups)
+        chosen = [(group, index if index < len(group["input_ids"]) else 0) for group in groups for index in range(most)]
+        batch = self._padded([{name: values[index] for name, values in group.items()} for group, index in chosen])
+        return {name: values.view(len(groups), most, -1) for name, values in batch.items()}
 
 
 class _Trainer(Trainer):  # type: ignore[misc]  # the library is untyped
@@ -188,7 +238,8 @@ def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
         train_dataset=encoded["train"].dataset,
         eval_dataset=encoded["validation"].dataset,
         compute_metrics=_judge(encoded["validation"], job.task),
-        data_collator=_Collator(job.tokenizer),
+        data_collator=_Collator(job.tokenizer, grouped=job.task.grouped),
+        compute_loss_func=_loss_of_groups if job.task.grouped else None,
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )
     if not sys.stderr.isatty():

@@ -94,8 +94,8 @@ class AsyncTritonPipeline:
         await self.connect()
         return {"ensemble": self.name, "parameters": dict(sorted(self._parameters.items()))}
 
-    async def __call__(self, inputs: Any, **options: Any) -> Any:
-        """What ``transformers.pipeline(task)(inputs, **options)`` returns for the checkpoint that is served.
+    async def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """What ``transformers.pipeline(task)(*arguments, **options)`` returns for the checkpoint that is served.
 
         Raises:
             TypeError: inputs of another form than the pipeline takes, or an option it does not know.
@@ -103,6 +103,8 @@ class AsyncTritonPipeline:
             RequestError: the server refused a row, is not there, or did not answer in time.
         """
         task = await self.connect()
+        taken, options = _taken(task, options)
+        inputs = task.call_inputs(arguments, taken)
         answers = await self._all_answers(task.request_rows(inputs), _Options.of(task, options))
         return task.pipeline_result(inputs, answers, options)
 
@@ -123,10 +125,11 @@ class AsyncTritonPipeline:
         than that needs. An answer does not wait for the rows after its own (but for those of its batch); where reading a row
         fails, those before it are answered first."""
         task = await self.connect()
+        taken, options = _taken(task, options)
 
         async def checked() -> AsyncGenerator[tuple[str, ...], None]:
             async for row in inputs:
-                yield task.request_rows([row])[0]
+                yield task.request_rows(task.call_inputs(([row],), taken))[0]
 
         rows = checked()
         chosen = _Options.of(task, options)
@@ -193,7 +196,9 @@ class AsyncTritonPipeline:
     async def _ask(self, rows: Sequence[tuple[str, ...]], options: _Options) -> list[Any]:
         assert self._task is not None
         answers = await self._tensors(rows, options)
-        return [answers] if options.raw else self._task.pipeline_answers(answers, **options.shown)
+        if options.raw:
+            return [answers]
+        return self._task.completed(self._task.pipeline_answers(answers, **options.shown), rows)
 
     async def _tensors(self, rows: Sequence[tuple[str, ...]], options: _Options) -> Arrays:
         assert self._task is not None
@@ -201,6 +206,12 @@ class AsyncTritonPipeline:
         tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
         result = await self._connection.infer(self.name, tensors, options.asked)
         return {tensor.name: result.as_numpy(tensor.name) for tensor in self._task.outputs()}
+
+
+def _taken(task: Task, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What of a call's keyword arguments belongs to its inputs, and its options."""
+    taken = {name: value for name, value in given.items() if name in task.input_options}
+    return taken, {name: value for name, value in given.items() if name not in taken}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,18 +272,23 @@ class TritonPipeline:
         return self._wait(self._pipeline.connect()).name
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """What a row may be given as, ``{"text": …, "text_pair": …}`` for example; where it is one only, that alone too."""
+        return tuple(tensor.name.lower() for tensor in self._wait(self._pipeline.connect()).inputs())
+
+    @property
     def takes_pairs(self) -> bool:
         """Whether a row is ``{"text": …, "text_pair": …}``."""
-        return self._wait(self._pipeline.connect()).pair
+        return self.keys == ("text", "text_pair")
 
     @property
     def identity(self) -> dict[str, Any]:
         """See :meth:`AsyncTritonPipeline.identity`."""
         return self._wait(self._pipeline.identity())
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
         """See :meth:`AsyncTritonPipeline.__call__`."""
-        return self._wait(self._pipeline(inputs, **options))
+        return self._wait(self._pipeline(*arguments, **options))
 
     def tensors(self, rows: Sequence[Sequence[str]]) -> list[Arrays]:
         """See :meth:`AsyncTritonPipeline.tensors`."""

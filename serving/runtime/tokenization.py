@@ -47,18 +47,31 @@ class TextEncoder:
         """For what is neither here nor there: ids of single tokens, decoding."""
         return self._tokenizer
 
-    def encode(self, texts: Sequence[Text], *, truncation: bool = True, offsets: bool = False) -> list[Encoding]:
+    def encode(
+        self, texts: Sequence[Text], *, truncation: bool = True, offsets: bool = False, strategy: str = "longest_first"
+    ) -> list[Encoding]:
         """Tokenize every row in one call.
 
         Args:
             truncation: cut what is too long; otherwise it is refused.
             offsets: the encodings know where in its text each token stands (in characters), which costs some time.
+            strategy: which of a pair is cut: ``longest_first``, ``only_first`` or ``only_second``.
 
         Raises:
-            ValueError: a row is too long, and not to be cut.
+            ValueError: a row is too long, and not to be cut; or cutting the one leaves the other too long.
         """
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
-        encodings: list[Encoding] = encode(texts)
+        self._tokenizer.enable_truncation(self._max_length, strategy=strategy, direction=self._direction)
+        try:
+            encodings: list[Encoding] = encode(texts)
+        except Exception as error:  # the library raises no other; "too short" is what is left of the text that may be cut
+            if "too short" not in str(error):
+                raise
+            raise ValueError(
+                f"a row needs more than the {self._max_length} tokens the model takes, even without the text that may be cut"
+            ) from None
+        finally:
+            self._cut_at_the_end()
         if not truncation:
             for row, encoding in enumerate(encodings):
                 if encoding.overflowing:

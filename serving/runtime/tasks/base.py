@@ -140,8 +140,15 @@ class Task(ABC):
     """Whether :meth:`features` gives notes, which then travel around the model."""
     fan_out: ClassVar[int] = 1
     """How many times the rows of the largest request the model must be ready to take at once."""
+    grouped: ClassVar[bool] = False
+    """Whether the model in ``transformers`` takes all rows of a request row along an axis of their own, ``[request rows, rows,
+    tokens]``. The served graph never does."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
-    """Columns of a data set that hold the texts and the label, where its user names no others."""
+    """Columns of a data set that hold the texts and the label, where its user names no others. With ``choices`` among them,
+    several columns of choices may stand instead of the one."""
+    input_options: ClassVar[tuple[str, ...]] = ("inputs",)
+    """Keyword arguments of a call of the pipeline that belong to its inputs, in the order in which they may come without their
+    names."""
 
     # -- from checkpoints and data ---------------------------------------------------------------------------------------------
 
@@ -193,6 +200,14 @@ class Task(ABC):
     @abstractmethod
     def is_reference(self, value: Any) -> bool:
         """Whether :meth:`reference` could have given ``value``, which was read from a file."""
+
+    def judged_by(self, labels: Sequence[Any], *, names: Sequence[str]) -> Self:  # noqa: ARG002 - most know their labels
+        """The task, ready to be held against rows with those labels (as for :meth:`from_labels`). Most know their labels already.
+
+        Raises:
+            ValueError: it cannot be held against them.
+        """
+        return self
 
     def settings(self) -> dict[str, Any]:
         """The dataclass fields, JSON-ready."""
@@ -269,6 +284,21 @@ class Task(ABC):
 
     # -- the client ------------------------------------------------------------------------------------------------------------
 
+    def call_inputs(self, arguments: Sequence[Any], given: Mapping[str, Any]) -> Any:
+        """What a call of ``transformers.pipeline`` is given → its inputs, in a form that :meth:`request_rows` takes.
+
+        Args:
+            arguments: those without a name.
+            given: those of :attr:`input_options`.
+
+        Raises:
+            TypeError: some are missing, or there are too many.
+        """
+        found = [*arguments, *given.values()]
+        if len(found) != 1:
+            raise TypeError(f"{self.name} takes its inputs as one argument, not {len(found)}")
+        return found[0]
+
     @abstractmethod
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
         """What a user hands to ``transformers.pipeline`` → one tuple of strings per row, in the order of :meth:`inputs`.
@@ -298,6 +328,14 @@ class Task(ABC):
     def pipeline_inputs(self, rows: Sequence[Sequence[str]]) -> list[Any]:
         """Rows of requests → what ``transformers.pipeline`` takes for them; about the inverse of :meth:`request_rows`."""
         return [{"text": row[0], "text_pair": row[1]} if self.pair else row[0] for row in rows]
+
+    def completed(self, answers: list[Any], rows: Sequence[tuple[str, ...]]) -> list[Any]:  # noqa: ARG002 - most are complete
+        """What :meth:`pipeline_answers` gave, with what of it only the request knows.
+
+        Args:
+            rows: of the request, as :meth:`request_rows` gave them.
+        """
+        return answers
 
     def pipeline_result(self, inputs: Any, answers: list[Any], options: Mapping[str, Any]) -> Any:  # noqa: ARG002 - tasks differ
         """One answer per row → what ``transformers.pipeline`` returns for ``inputs`` as a whole: a list for a list."""

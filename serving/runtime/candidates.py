@@ -1,0 +1,71 @@
+"""For tasks where a request row brings several candidates (labels, choices), each of which becomes a row for the model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def read_strings(text: str, name: str) -> list[str]:
+    """A JSON list of strings, at least one of them.
+
+    Args:
+        name: what it is, for messages.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON: {error}: {text[:80]!r}") from None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ValueError(f"{name} must be a JSON list of strings, not {text[:80]!r}")
+    if not found:
+        raise ValueError(f"{name} is an empty list: one is needed at least")
+    for one in found:
+        if not one.isascii() and any("\ud800" <= character <= "\udfff" for character in one):
+            raise ValueError(f"{name} holds half of a surrogate pair, which is no text: {one[:80]!r}")
+    return found
+
+
+def write_strings(values: Any) -> str:
+    """Inverse of :func:`read_strings`.
+
+    Raises:
+        TypeError: they are no list of strings.
+    """
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"must be a list of strings, not {values!r:.80}")
+    return json.dumps(values, ensure_ascii=False)
+
+
+def starts_of(owners: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """``[model rows]`` (ascending, none left out) → ``[request rows]``: the first of each one's rows."""
+    return np.flatnonzero(np.diff(owners, prepend=-1))
+
+
+def softmax_by_owner(values: npt.NDArray[np.float32], owners: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Softmax over each request row's candidates.
+
+    Args:
+        values: ``[model rows]``.
+        owners: ``[model rows]``, ascending, none left out.
+
+    Returns:
+        ``[model rows]``.
+    """
+    starts = starts_of(owners)
+    scores = np.exp(values - np.maximum.reduceat(values, starts)[owners])
+    found: npt.NDArray[np.float32] = scores / np.add.reduceat(scores, starts)[owners]
+    return found
+
+
+def json_column(values: list[Any]) -> npt.NDArray[np.object_]:
+    """One JSON-ready value per request row → BYTES ``[request rows, 1]``."""
+    column = np.empty((len(values), 1), dtype=np.object_)
+    column[:, 0] = [json.dumps(value, ensure_ascii=False).encode() for value in values]
+    return column
