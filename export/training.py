@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from export import checkpoint as checkpoints
-from export.data import LabelledRows
+from export.data import LabelledRows, model_rows
 from export.metric import compute
 from serving.errors import ArtifactError, SetupError
 from serving.runtime.tasks.base import Features, Task
@@ -135,7 +135,7 @@ def _encoded(rows: LabelledRows, job: Job) -> _Encoded:
 
     names = [name for name in job.tokenizer.model_input_names if name in FIELDS]
     encoder = TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
-    features = job.task.features(job.task.requests(rows.texts), encoder, job.task.request_options({}))
+    features = model_rows(rows, job.task, encoder)
     inputs = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
     dataset = Dataset.from_dict({**inputs, **job.task.targets(features, rows.labels)})
     return _Encoded(dataset=dataset, features=features, references=rows.labels)

@@ -94,8 +94,8 @@ class AsyncTritonPipeline:
         await self.connect()
         return {"ensemble": self.name, "parameters": dict(sorted(self._parameters.items()))}
 
-    async def __call__(self, inputs: Any, **options: Any) -> Any:
-        """What ``transformers.pipeline(task)(inputs, **options)`` returns for the checkpoint that is served.
+    async def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """What ``transformers.pipeline(task)(*arguments, **options)`` returns for the checkpoint that is served.
 
         Raises:
             TypeError: inputs of another form than the pipeline takes, or an option it does not know.
@@ -103,6 +103,7 @@ class AsyncTritonPipeline:
             RequestError: the server refused a row, is not there, or did not answer in time.
         """
         task = await self.connect()
+        inputs, options = task.call(arguments, options)
         answers = await self._all_answers(task.request_rows(inputs), _Options.of(task, options))
         return task.pipeline_result(inputs, answers, options)
 
@@ -243,18 +244,18 @@ class TritonPipeline:
         return self._wait(self._pipeline.connect()).name
 
     @property
-    def takes_pairs(self) -> bool:
-        """Whether a row is ``{"text": …, "text_pair": …}``."""
-        return self._wait(self._pipeline.connect()).pair
+    def served_task(self) -> Task:
+        """The task with the settings it is served with."""
+        return self._wait(self._pipeline.connect())
 
     @property
     def identity(self) -> dict[str, Any]:
         """See :meth:`AsyncTritonPipeline.identity`."""
         return self._wait(self._pipeline.identity())
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
         """See :meth:`AsyncTritonPipeline.__call__`."""
-        return self._wait(self._pipeline(inputs, **options))
+        return self._wait(self._pipeline(*arguments, **options))
 
     def stream(self, inputs: Iterable[Any], **options: Any) -> Iterator[Any]:
         """See :meth:`AsyncTritonPipeline.stream`. Anything but a list or tuple is read in a thread of its own, so it may block."""

@@ -142,6 +142,10 @@ class Task(ABC):
     """How many times the rows of the largest request the model must be ready to take at once."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
     """Columns of a data set that hold the texts and the label, where its user names no others."""
+    text_keys: ClassVar[tuple[str, ...]] = ("text", "text_pair")
+    """What ``transformers.pipeline`` calls the texts of a row where it is written as an object."""
+    default_max_length: ClassVar[int] = 128
+    """Tokens kept of a row in fine-tuning, where its user does not say: short rows train fast, and what is served is cut alike."""
 
     # -- from checkpoints and data ---------------------------------------------------------------------------------------------
 
@@ -203,6 +207,11 @@ class Task(ABC):
         """How many columns of a data set :meth:`read_row` turns into texts."""
         return len(self.inputs())
 
+    @property
+    def row_keys(self) -> tuple[str, ...]:
+        """Those of :attr:`text_keys` that a row has, in the order of :meth:`inputs`."""
+        return self.text_keys[: len(self.inputs())]
+
     def requests(self, columns: Columns) -> Columns:
         """Texts of a data set's rows → rows of requests, as many or a multiple: all rows' first, then all rows' second …"""
         return columns
@@ -261,13 +270,27 @@ class Task(ABC):
 
     @abstractmethod
     def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
-        """What the model says of many requests' rows at once → the tensors of :meth:`outputs`, ``[request rows, *dims]``.
+        """What the model says of many requests' rows at once → the tensors of :meth:`outputs`, ``[request rows, *dims]``; and under
+        other names what :meth:`agreement` and :meth:`ties` need of an answer besides.
 
         Args:
             outputs: :attr:`outputs_read`, ``[model rows, …]``. Where one axis is the position, it may be longer than a row is.
         """
 
     # -- the client ------------------------------------------------------------------------------------------------------------
+
+    def call(self, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a call to ``transformers.pipeline`` → its inputs, and its options. Here the inputs are its one
+        argument.
+
+        Raises:
+            TypeError, ValueError: there are none, or more than the pipeline takes.
+        """
+        options = dict(given)
+        inputs = (*arguments, options.pop("inputs")) if "inputs" in options else arguments
+        if len(inputs) != 1:
+            raise TypeError(f"{self.name} takes its inputs as one argument, not {len(inputs)}")
+        return inputs[0], options
 
     @abstractmethod
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
