@@ -96,7 +96,7 @@ def _take_columns(given: dict[str, Any]) -> Columns:
 @click.option("--validation", default=None, show_default="a tenth of --train", help="Rows to choose the best epoch by.")
 @click.option("--test", default=None, help="Rows that no choice depends on; export measures on them.")
 @_columns
-@_max_length("128, or the model's limit if that is less")
+@_max_length("as the task has it, or the model's limit if that is less")
 @click.option("--max-train-rows", type=click.IntRange(min=2), default=None, show_default="all", help="Draw so many training rows.")
 @click.option("--epochs", type=click.IntRange(min=1), default=3, help="At most.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, help="Rows a step.")

@@ -14,7 +14,8 @@ from typing import Any
 
 from serving.errors import DataError
 from serving.records import Record, checked_text, read_file, shown
-from serving.runtime.tasks.base import Task
+from serving.runtime.tasks.base import Features, Task
+from serving.runtime.tokenization import TextEncoder
 
 EVALUATION = "evaluation.parquet"
 """Held-out rows that travel with a checkpoint and a bundle: columns ``text`` [, ``text_pair``] (string) as requests carry them,
@@ -224,6 +225,18 @@ def encode_labels(rows: Rows, task: Task) -> LabelledRows:
             text = shown(tuple(column[number - 1] for column in rows.texts))
             raise DataError(f"{rows.location}, row {number}: {error}: {text}") from None
     return LabelledRows(texts=rows.texts, labels=tuple(references))
+
+
+def model_rows(rows: LabelledRows, task: Task, encoder: TextEncoder) -> Features:
+    """The rows as a request makes them that asks for nothing.
+
+    Raises:
+        DataError: a row that the served model would refuse.
+    """
+    try:
+        return task.features(task.requests(rows.texts), encoder, task.request_options({}))
+    except ValueError as error:
+        raise DataError(f"the model cannot take the rows: {error}", hint="a larger --max-length may help") from None
 
 
 def sample(count: int, wanted: int | None, seed: int) -> list[int]:

@@ -58,7 +58,7 @@ class FinetuneOptions:
         checkpoint, train, validation, test: locations as ``export.sources`` reads them. Without ``validation`` a tenth of the
             training rows is held out.
         max_train_rows: draw that many of the training rows; None: all.
-        max_length: tokens kept of a row; None: 128, or what the model takes if that is less.
+        max_length: tokens kept of a row; None: as many as the task has it, or what the model takes if that is less.
         device: ``auto``, ``cpu`` or ``gpu``.
         force: train even where the artifact is up to date.
     """
@@ -185,7 +185,8 @@ def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: 
     from export import training
 
     tokenizer = checkpoints.load_tokenizer(base)
-    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, checkpoints.read_config(base))
+    config = checkpoints.read_config(base)
+    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, config, default=data.task.default_max_length)
     scratch = options.target.parent.absolute() / ".training"
     _prepare_scratch(scratch, {"inputs": inputs, "versions": versions(), "folder": str(scratch)})
     started = time.monotonic()

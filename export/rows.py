@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Encoding
 
-from export.data import LabelledRows
+from export.data import LabelledRows, model_rows
 from serving.errors import ExportError
 from serving.runtime.tasks.base import Arrays, Task
 from serving.runtime.tokenization import FIELDS, TextEncoder
@@ -29,7 +29,7 @@ class EncodedRows:
         self._encoder = encoder
         requests = task.requests(rows.texts)
         self._texts = task.texts(requests)
-        features = task.features(requests, encoder, task.request_options({}))
+        features = model_rows(rows, task, encoder)
         self.origins = features.origins
         self._encodings: Sequence[Encoding] = features.encodings
 

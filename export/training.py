@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from export import checkpoint as checkpoints
-from export.data import LabelledRows
+from export.data import LabelledRows, model_rows
 from export.metric import compute
 from serving.errors import ArtifactError, SetupError
 from serving.runtime.candidates import starts_of
@@ -137,7 +137,7 @@ def _encoded(rows: LabelledRows, job: Job) -> _Encoded:
 
     names = [name for name in job.tokenizer.model_input_names if name in FIELDS]
     encoder = TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
-    features = job.task.features(job.task.requests(rows.texts), encoder, job.task.request_options({}))
+    features = model_rows(rows, job.task, encoder)
     inputs = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
     columns = {**inputs, **job.task.targets(features, rows.labels)}
     if job.task.grouped:
@@ -227,6 +227,13 @@ class _Trainer(Trainer):  # type: ignore[misc]  # the library is untyped
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Else ``group_by_length`` shuffles these too, and no prediction stands beside its reference."""
+        return torch.utils.data.SequentialSampler(eval_dataset)
+
+
+class _Trainer(Trainer):  # type: ignore[misc]  # the library is untyped
+    """Evaluates rows in their order: grouping by length would shuffle them, and :func:`_judge` knows them by their places."""
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return torch.utils.data.SequentialSampler(eval_dataset)
 
 

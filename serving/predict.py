@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,6 @@ from typing import Any
 from serving.client import TritonPipeline
 from serving.errors import DataError
 from serving.records import checked_text, read_file, shown
-
-PAIR = 'give {"text": "…", "text_pair": "…"}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +48,16 @@ def predict_file(
         Rows that were there already, rows answered now.
 
     Raises:
-        DataError: an unreadable file, a missing column, columns that are not what the ensemble takes, or an output that
-            belongs to another input or another ensemble.
+        DataError: an unreadable file, a missing column, or an output that belongs to another input or another ensemble.
         RequestError: the server refused a row or is not there; what was answered before stays.
     """
-    _check_columns(pipe, options.columns)
     done = _resume(options, pipe.identity)
     queue: deque[dict[str, str]] = deque()
 
     def remembered() -> Iterator[dict[str, str] | str]:
         for row in islice(read_rows(options.input, options.columns), done, None):
             queue.append(row)
-            yield row["text"] if list(row) == ["text"] else row
+            yield next(iter(row.values())) if len(row) == 1 else row
 
     answered = 0
     with options.output.open("a", encoding="utf-8") as output:
@@ -120,34 +116,47 @@ def input_lines() -> Iterator[tuple[str, str]]:
             yield where, text.rstrip("\r\n")
 
 
-def line_rows(lines: Iterable[tuple[str, str]], *, pair: bool) -> Iterator[Any]:
+def line_rows(lines: Iterable[tuple[str, str]], *, keys: Sequence[str]) -> Iterator[Any]:
     """What a pipeline takes for each line: the text as it is, or a pair as JSON, where blank lines are passed over.
+
+    Args:
+        keys: what the texts of a row are called, one or two.
 
     Raises:
         DataError: a line that holds no pair.
     """
     for where, line in lines:
-        if not pair:
+        if len(keys) == 1:
             yield line
         elif line.strip():
-            yield _pair(where, line)
+            yield _pair(where, line, keys)
 
 
-def _pair(where: str, line: str) -> dict[str, str]:
+def _pair(where: str, line: str, keys: Sequence[str]) -> dict[str, str]:
+    wanted = f"give {json.dumps(dict.fromkeys(keys, '…'), ensure_ascii=False)}"
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}: {shown(line)}", hint=PAIR) from error
-    if not isinstance(row, dict) or set(row) != {"text", "text_pair"}:
-        raise DataError(f"{where} is no pair of texts: {shown(row)}", hint=PAIR)
+        raise DataError(f"{where} is not JSON: {error}: {shown(line)}", hint=wanted) from error
+    if not isinstance(row, dict) or set(row) != set(keys):
+        raise DataError(f"{where} is no pair of texts: {shown(row)}", hint=wanted)
     return {key: checked_text(value, key, where, row) for key, value in row.items()}
 
 
-def _check_columns(pipe: TritonPipeline, columns: dict[str, str]) -> None:
-    if pipe.takes_pairs and "text_pair" not in columns:
-        raise DataError(f"{pipe.name} takes pairs of texts", hint="name the column of the second text with --text-pair-column")
-    if not pipe.takes_pairs and "text_pair" in columns:
+def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None) -> dict[str, str]:
+    """File column by pipeline key, as the task has it where its user names none.
+
+    Raises:
+        DataError: columns that are not what the ensemble takes.
+    """
+    task = pipe.served_task
+    names = (text or task.columns["text"], text_pair or task.columns["text_pair"])
+    if len(task.row_keys) == 1 and text_pair is not None:
         raise DataError(f"{pipe.name} takes single texts, not pairs", hint="leave out --text-pair-column")
+    columns = {key: name for key, name in zip(task.row_keys, names, strict=False) if name is not None}
+    if len(columns) < len(task.row_keys):
+        raise DataError(f"{pipe.name} takes pairs of texts", hint="name the column of the second text with --text-pair-column")
+    return columns
 
 
 def _resume(options: PredictOptions, identity: dict[str, Any]) -> int:

@@ -23,6 +23,7 @@ class TritonPythonModel:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         self._task = load_task(settings["task"], settings["settings"])
         self._defaults = self._task.request_options({})
+        self._names = [tensor.name for tensor in self._task.outputs()]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
@@ -56,7 +57,8 @@ class TritonPythonModel:
             origins = Origins(np.arange(sum(counts)))
         else:
             origins, counts = unpack(notes)
-        answers = self._task.answers(outputs, origins, options)
+        found = self._task.answers(outputs, origins, options)
+        answers = {name: found[name] for name in self._names}
         responses, start = [], 0
         for arrays, count in zip(parts, counts, strict=True):
             responses.append(

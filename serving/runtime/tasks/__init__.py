@@ -1,4 +1,5 @@
-"""One module per task, found by its name: ``text-classification`` is ``text_classification.TASK``."""
+"""One module per task, found by its name: ``text-classification`` is ``text_classification.TASK``. A module whose
+name begins with an underscore is part of a task."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from .base import Task
 def names() -> list[str]:
     """Every task there is, as users write it."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name.replace("_", "-") for name in modules if name != "base")
+    return sorted(name.replace("_", "-") for name in modules if name != "base" and not name.startswith("_"))
 
 
 def task_class(name: str) -> type[Task]:

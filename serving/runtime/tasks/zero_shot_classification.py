@@ -69,7 +69,7 @@ class ZeroShotClassification(Task):
     }
     carries_notes: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
-    input_options: ClassVar[tuple[str, ...]] = ("sequences", "candidate_labels")
+    text_keys: ClassVar[tuple[str, ...]] = ("text", "candidate_labels")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, pair: bool = True) -> Self:  # noqa: ARG003 - always of pairs
@@ -178,18 +178,20 @@ class ZeroShotClassification(Task):
             shares.append(row[order].tolist())
         return {"LABELS": json_column(ranked), "SCORES": json_column(shares)}
 
-    def call_inputs(self, arguments: Sequence[Any], given: Mapping[str, Any]) -> Any:
+    def call(self, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """``pipe(sequences, candidate_labels)``, either by name too → rows that name their labels."""
-        found = dict(zip(self.input_options, arguments, strict=False))
-        if len(arguments) > len(self.input_options) or found.keys() & given.keys() or "sequences" not in found | dict(given):
+        options = dict(given)
+        named = {name: options.pop(name) for name in ("sequences", "candidate_labels") if name in options}
+        found = dict(zip(("sequences", "candidate_labels"), arguments, strict=False))
+        if len(arguments) > 2 or found.keys() & named.keys() or "sequences" not in {**found, **named}:
             raise TypeError("give sequences and candidate_labels, each once")
-        found |= given
+        found = {**found, **named}
         sequences = found.pop("sequences")
         if not found:
-            return sequences
+            return sequences, options
         if isinstance(sequences, list | tuple):
-            return [_with_labels(row, found["candidate_labels"]) for row in sequences]
-        return _with_labels(sequences, found["candidate_labels"])
+            return [_with_labels(row, found["candidate_labels"]) for row in sequences], options
+        return _with_labels(sequences, found["candidate_labels"]), options
 
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
         return [self._request_row(row) for row in (inputs if isinstance(inputs, list | tuple) else [inputs])]

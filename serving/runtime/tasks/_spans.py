@@ -1,0 +1,184 @@
+"""Windows of a text that is asked about: what is noted of them before the model, and the likeliest spans of each after it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+    Floats = npt.NDArray[np.float32]
+    Ints = npt.NDArray[np.int32]
+
+CHUNK = 2**22
+"""Most scores of spans that are in memory at once."""
+ANSWERABLE, WORD = 1, 2
+"""Bits of a token: it may begin or end an answer; it belongs to a word of the text."""
+
+_HEAD = struct.Struct("<IIIBB")
+"""Of a note: tokens of the window, the first one described, how many are, whether a special token opens it, whether they differ in
+their bits. Then INT32, by token: where in the text an answer begins that begins with it, where one ends that ends with it; where
+they differ the same without regard to words, and UINT8 their bits. Then the text in UTF-8, with the first window of its row."""
+
+
+def text_tokens(window: Encoding) -> tuple[int, int]:
+    """Where the text's tokens begin in a window, and how many they are."""
+    sequence = window.sequence_ids
+    count = sequence.count(1)
+    return (sequence.index(1) if count else 0), count
+
+
+def notes_of(windows: Sequence[Encoding], owners: npt.NDArray[np.int64], contexts: Sequence[str], *, words: bool) -> list[bytes]:
+    """One per window, as :data:`_HEAD` says.
+
+    Args:
+        owners: ``[windows]``, positions in ``contexts``.
+        words: answers are widened to whole words.
+    """
+    notes = []
+    before = -1
+    for window, owner in zip(windows, owners.tolist(), strict=True):
+        note = _note(window, words=words)
+        notes.append(note if owner == before else note + contexts[owner].encode())
+        before = owner
+    return notes
+
+
+def _note(window: Encoding, *, words: bool) -> bytes:
+    ids = window.ids
+    opened = bool(ids) and window.special_tokens_mask[0] == 1
+    first, count = text_tokens(window)
+    found = window.word_ids[first : first + count] if words else []
+    numbers = np.array(found, dtype=np.float64)  # NaN where a token belongs to no word
+    if (opened and ids.count(ids[0]) > 1) or not (numbers[1:] >= numbers[:-1]).all() or np.isnan(numbers[:1]).any():
+        return _note_by_token(window, first, count, opened=opened, words=words)
+    spans = np.array(window.offsets[first : first + count], dtype=np.int32).reshape(count, 2)
+    if words and count:
+        edges = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+        firsts, lasts = np.concatenate(([0], edges)), np.concatenate((edges, [count]))
+        spans = np.repeat(np.stack((spans[firsts, 0], spans[lasts - 1, 1]), axis=1), lasts - firsts, axis=0)
+    return _HEAD.pack(len(ids), first, count, opened, False) + spans.T.tobytes()
+
+
+def _note_by_token(window: Encoding, first: int, count: int, *, opened: bool, words: bool) -> bytes:
+    """Of a window in which the pipeline's rules need looking at each token: words out of order or missing, or the opening token's
+    name written out in the question, which the pipeline then takes for part of an answer."""
+    ids = window.ids
+    raw = window.offsets
+    spans, bits = [], []
+    for token, number in enumerate(window.word_ids):
+        inside = first <= token < first + count or (opened and ids[token] == ids[0])
+        word = window.word_to_chars(number, 1) if words and number is not None else None
+        spans.append(word or raw[token])
+        bits.append(ANSWERABLE * inside + WORD * (word is not None or not words))
+    both = np.concatenate((np.array(spans, dtype=np.int32).T, np.array(raw, dtype=np.int32).T))
+    return _HEAD.pack(len(ids), 0, len(ids), opened, True) + both.tobytes() + np.array(bits, dtype=np.uint8).tobytes()
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What is noted of windows, side by side.
+
+    Args:
+        tokens: ``[windows]``, how many are no padding.
+        bits: UINT8 ``[windows, longest]``.
+        spans: INT32 ``[4, windows, longest]``: where an answer begins and ends, then the same without regard to words.
+        texts: UTF-8; empty but for the first window of a row.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    bits: npt.NDArray[np.uint8]
+    spans: Ints
+    texts: list[bytes]
+
+    @classmethod
+    def read(cls, notes: Sequence[bytes], longest: int) -> Windows:
+        tokens = np.zeros(len(notes), dtype=np.int64)
+        bits = np.zeros((len(notes), longest), dtype=np.uint8)
+        spans = np.zeros((4, len(notes), longest), dtype=np.int32)
+        texts = []
+        for row, note in enumerate(notes):
+            tokens[row], first, count, opened, differ = _HEAD.unpack_from(note)
+            told = slice(first, first + count)
+            kinds = 4 if differ else 2
+            place = _HEAD.size + 4 * kinds * count
+            spans[:kinds, row, told] = np.frombuffer(note, np.int32, kinds * count, _HEAD.size).reshape(kinds, count)
+            bits[row, told] = np.frombuffer(note, np.uint8, count, place) if differ else ANSWERABLE | WORD
+            bits[row, 0] |= ANSWERABLE * opened
+            texts.append(note[place + count * differ :])
+        return cls(tokens, bits, spans, texts)
+
+    def places(self, starts: Ints, ends: Ints, scores: Floats) -> tuple[Ints, Ints, Floats]:
+        """First and last tokens ``[windows, count]`` → first characters and those after the last; score 0 where it is no answer."""
+        rows = np.arange(len(starts))[:, None]
+        both = self.bits[rows, starts] & self.bits[rows, ends]
+        begins, behinds = self.spans[0, rows, starts], self.spans[1, rows, ends]
+        apart = (both & WORD) == 0
+        if apart.any():  # one end in no word: the pipeline then widens neither
+            begins = np.where(apart, self.spans[2, rows, starts], begins)
+            behinds = np.where(apart, self.spans[3, rows, ends], behinds)
+        return begins, behinds, np.where((both & ANSWERABLE) != 0, scores, 0)
+
+
+# -- scores of spans -----------------------------------------------------------------------------------------------------------
+
+
+def probabilities(logits: Floats, windows: Windows) -> Floats:
+    """``[windows, longest]``: softmax over the tokens of each window that may be part of an answer."""
+    inside = np.arange(logits.shape[1]) < windows.tokens[:, None]
+    shown = np.where((windows.bits & ANSWERABLE) != 0, logits, np.float32(-10000.0))
+    shown = np.where(inside, shown, np.float32(-np.inf))
+    scores: Floats = np.exp(shown - shown.max(axis=-1, keepdims=True))
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
+
+
+def best_spans(start: Floats, end: Floats, count: int, most: int) -> tuple[Ints, Ints, Floats]:
+    """The ``count`` likeliest spans of at most ``most`` tokens of each window: first tokens, last tokens and scores
+    ``[windows, count or less]``, best first.
+
+    A span among the best begins with one of the ``count`` tokens whose own best span is best, so no more than those are multiplied.
+    """
+    longest = start.shape[1]
+    most = min(most, longest)
+    begins = np.sort(_top(start * _sliding_max(end, most), count), axis=1)
+    reach = np.lib.stride_tricks.sliding_window_view(np.pad(end, ((0, 0), (0, most - 1))), most, axis=1)
+    parts = []
+    step = max(1, CHUNK // (begins.shape[1] * most))
+    for first in range(0, len(start), step):
+        chunk = slice(first, first + step)
+        rows = np.arange(len(start))[chunk, None]
+        scores = (start[rows, begins[chunk]][:, :, None] * reach[rows, begins[chunk]]).reshape(len(rows), -1)
+        best = np.sort(_top(scores, count), axis=1)
+        best = best[np.arange(len(rows))[:, None], np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")]
+        starts = np.take_along_axis(begins[chunk], best // most, 1)
+        parts.append((starts, np.minimum(starts + best % most, longest - 1), np.take_along_axis(scores, best, 1)))
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))  # type: ignore[return-value]
+
+
+def _sliding_max(values: Floats, width: int) -> Floats:
+    """``[rows, n]``: the largest of each value and the ``width - 1`` after it."""
+    found, reach = values.copy(), 1
+    while reach < width:
+        step = min(reach, width - reach)
+        found[:, :-step] = np.maximum(found[:, :-step], found[:, step:])
+        reach += step
+    return found
+
+
+def _top(scores: Floats, count: int) -> npt.NDArray[np.int64]:
+    """``[rows, count or less]``: positions of the largest of each row, in no order."""
+    rows, columns = scores.shape
+    if count == 1:
+        best: npt.NDArray[np.int64] = scores.argmax(axis=1)[:, None]
+        return best
+    if count >= columns:
+        return np.broadcast_to(np.arange(columns), (rows, columns))
+    found: npt.NDArray[np.int64] = np.argpartition(scores, columns - count, axis=1)[:, columns - count :]
+    return found
