@@ -27,7 +27,7 @@ class EncodedRows:
         self._pair = task.pair
         self._columns = rows.texts
         self._encoder = encoder
-        features = task.features(task.requests(rows.texts), encoder, task.request_options({}))
+        features = task.features(task.requests(rows.texts), encoder, task.request_options(task.judged_options))
         self.origins = features.origins
         self._encodings: Sequence[Encoding] = features.encodings
 

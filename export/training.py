@@ -135,7 +135,7 @@ def _encoded(rows: LabelledRows, job: Job) -> _Encoded:
 
     names = [name for name in job.tokenizer.model_input_names if name in FIELDS]
     encoder = TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
-    features = job.task.features(job.task.requests(rows.texts), encoder, job.task.request_options({}))
+    features = job.task.features(job.task.requests(rows.texts), encoder, job.task.request_options(job.task.judged_options))
     inputs = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
     dataset = Dataset.from_dict({**inputs, **job.task.targets(features, rows.labels)})
     return _Encoded(dataset=dataset, features=features, references=rows.labels)
@@ -147,7 +147,7 @@ def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
     def compute_metrics(evaluated: Any) -> dict[str, float]:
         outputs = evaluated.predictions if isinstance(evaluated.predictions, tuple) else (evaluated.predictions,)
         named = dict(zip(task.heads, outputs, strict=True))
-        answers = task.answers(named, encoded.features.origins, task.request_options({}))
+        answers = task.answers(named, encoded.features.origins, task.request_options(task.judged_options))
         return compute(task.metric, task.predictions(answers), encoded.references)
 
     return compute_metrics
