@@ -228,13 +228,13 @@ def encode_labels(rows: Rows, task: Task) -> LabelledRows:
 
 
 def model_rows(rows: LabelledRows, task: Task, encoder: TextEncoder) -> Features:
-    """The rows as a request makes them that asks for nothing.
+    """The rows as a request makes them that asks for what the task is judged by.
 
     Raises:
         DataError: a row that the served model would refuse.
     """
     try:
-        return task.features(task.requests(rows.texts), encoder, task.request_options({}))
+        return task.features(task.requests(rows.texts), encoder, task.request_options(task.judged_options))
     except ValueError as error:
         raise DataError(f"the model cannot take the rows: {error}", hint="a larger --max-length may help") from None
 

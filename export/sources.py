@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,15 @@ def load_rows(location: str, columns: Columns, task: type[Task], *, split: str, 
 def _hub_rows(path: str, split: str, columns: ResolvedColumns, task: type[Task]) -> Rows:
     dataset = _load_dataset(path, split)
     location = f"{HUB}{path}:{split}"
-    return _named(checked_rows(location, _records(dataset), columns, task), _label_names(dataset.features.get(columns.label)))
+    names = _label_names(dataset.features.get(columns.label))
+    rows = checked_rows(location, _records(dataset, location, columns.label, names), columns, task)
+    return replace(rows, names=tuple(names or ()))
 
 
-def _records(dataset: Any) -> Iterator[Record]:
+def _records(dataset: Any, location: str, label: str, names: list[str] | None) -> Iterator[Record]:
     for number, row in enumerate(dataset, start=1):
-        yield f"row {number}", row
+        place = f"row {number}"
+        yield place, row if names is None else row | {label: _named(row[label], names, f"{location}, {place}")}
 
 
 def _label_names(feature: Any) -> list[str] | None:
@@ -105,22 +109,16 @@ def _label_names(feature: Any) -> list[str] | None:
     return getattr(getattr(feature, "feature", feature), "names", None)
 
 
-def _named(rows: Rows, names: list[str] | None) -> Rows:
-    if names is None:
-        return rows
-
-    def name(label: Any, number: int) -> Any:
-        if isinstance(label, list):
-            return [name(one, number) for one in label]
-        if not isinstance(label, int) or not 0 <= label < len(names):
-            raise DataError(
-                f"{rows.location}, row {number}: label {label!r} is none of {', '.join(names)}",
-                hint="a negative label means that the labels are withheld: use another split",
-            )
-        return names[label]
-
-    labels = tuple(name(label, number) for number, label in enumerate(rows.labels, start=1))
-    return Rows(location=rows.location, texts=rows.texts, labels=labels, names=tuple(names))
+def _named(label: Any, names: list[str], place: str) -> Any:
+    """The name of a label; of a list of labels, their names."""
+    if isinstance(label, list):
+        return [_named(one, names, place) for one in label]
+    if not isinstance(label, int) or not 0 <= label < len(names):
+        raise DataError(
+            f"{place}: label {label!r} is none of {', '.join(names)}",
+            hint="a negative label means that the labels are withheld: use another split",
+        )
+    return names[label]
 
 
 def _load_dataset(path: str, split: str) -> Any:

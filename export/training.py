@@ -167,7 +167,7 @@ def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
         named = dict(zip(task.heads, outputs, strict=True))
         if task.grouped:
             named = {name: _rows_of(values, encoded.features.origins.owners) for name, values in named.items()}
-        answers = task.answers(named, encoded.features.origins, task.request_options({}))
+        answers = task.answers(named, encoded.features.origins, task.request_options(task.judged_options))
         return compute(task.metric, task.predictions(answers), encoded.references)
 
     return compute_metrics

@@ -57,6 +57,7 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     device = usable_device(options.device)
     convert.require_supported(source.config, type(source.task))
     tokenizer = checkpoints.load_tokenizer(source.folder)
+    source = replace(source, task=source.task.bound(tokenizer))
     max_length = _max_length(source, options, tokenizer)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     _copy_files(source, tokenizer, max_length, staging)

@@ -60,8 +60,8 @@ class Reference:
     references: Sequence[Any]
 
     def answers(self, outputs: Arrays) -> Arrays:
-        """As the served task gives them where a request asks for nothing."""
-        return self.task.answers(outputs, self.origins, self.task.request_options({}))
+        """As the served task gives them where a request asks for what judges them."""
+        return self.task.answers(outputs, self.origins, self.task.request_options(self.task.judged_options))
 
 
 @dataclass(frozen=True, kw_only=True)

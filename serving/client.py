@@ -221,12 +221,13 @@ class _Options:
 
     @classmethod
     def of(cls, task: Task, given: dict[str, Any]) -> Self:
-        """``given`` as the pipeline takes them: None there leaves the choice to the server.
+        """``given`` as the pipeline takes them.
 
         Raises:
             TypeError: an option is of another kind than the task's, or not allowed.
+            ValueError: the pipeline refuses such a call.
         """
-        asked = {name: value for name, value in given.items() if name in task.options and value is not None}
+        asked = task.asked(given)
         try:
             task.request_options(asked)
         except ValueError as error:

@@ -134,6 +134,8 @@ class Task(ABC):
     """Function of ``export.tails`` that appends to the exported graph what :meth:`reduced` computes; empty: nothing."""
     options: ClassVar[Mapping[str, Option]] = {"truncation": Option(bool)}
     """What requests may ask for, by name; each is a field too, its default."""
+    judged_options: ClassVar[Mapping[str, Any]] = {}
+    """What training and verification ask for, where the answer to a request that asks for nothing says too little to judge by."""
     token_level: ClassVar[bool] = False
     """Whether the second axis of those outputs is the position in the row."""
     carries_notes: ClassVar[bool] = False
@@ -228,6 +230,11 @@ class Task(ABC):
         """Texts of a data set's rows → rows of requests, as many or a multiple: all rows' first, then all rows' second …"""
         return columns
 
+    def bound(self, tokenizer: Any) -> Self:  # noqa: ARG002 - most tasks need no more than token ids
+        """The task with what its answers need of the checkpoint's tokenizer (a fast one of ``transformers``) in its settings: where
+        answers are made there is none."""
+        return self
+
     # -- the ensemble ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -311,6 +318,14 @@ class Task(ABC):
         Raises:
             TypeError, ValueError: the input is not of a form the pipeline takes; the message says which are.
         """
+
+    def asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of a call of the pipeline → those of the request. None leaves the choice to the server, as does silence.
+
+        Raises:
+            ValueError: the pipeline refuses them.
+        """
+        return {name: value for name, value in given.items() if name in self.options and value is not None}
 
     @abstractmethod
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:

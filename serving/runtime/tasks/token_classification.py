@@ -1,0 +1,640 @@
+"""Token classification: a text → its entities, each with label, score and place. Named entities, parts of speech, anything that
+labels words.
+
+The answers are those of ``transformers.pipeline("token-classification")``, its quirks included:
+
+* What is a word is the tokenizer's to say only where it marks continuations (``##ing``): a token is then taken to continue the
+  one before if its spelling is as long as no stretch of text it stands for, so an accent that lower-casing removes makes a
+  continuation too. All other tokenizers (RoBERTa's, SentencePiece) get words cut at spaces, punctuation and all.
+* ``word`` is what the tokenizer's decoder makes of the tokens, seldom the text itself: that is ``text[start:end]``. Of some
+  tokenizers ``start`` lies on the space before the word.
+* An entity ends where the next one begins with ``B-`` or is of another kind; labels without ``B-`` or ``I-`` are all ``I-``. Its
+  name is what follows the first ``-`` of its first label, whatever precedes that.
+* ``stride`` reads long text in overlapping windows (else it is cut), each labelled by itself. Of entities that overlap the longest
+  stays, of equally long ones the surest; an entity cut by the end of a window may so stay beside its other half.
+
+Requests that ask for nothing get entities (``aggregation_strategy`` ``simple``), as the contract of the ensemble says. The client
+asks for ``none`` then, single tokens, as the pipeline does. One thing differs: the pipeline takes ``stride`` without any strategy
+and refuses it with an explicit ``none``; so does the client, but the server cannot tell one from the other and takes both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Tensor
+
+if TYPE_CHECKING:
+    from typing import Self  # the Python inside Triton may be older than 3.11
+
+    from tokenizers import Encoding, Tokenizer
+
+    from serving.runtime.tokenization import TextEncoder
+
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Entity = dict[str, Any]
+"""One item of an answer, as the pipeline gives it."""
+
+OUTSIDE = "O"
+"""The label of what belongs to no entity."""
+STRATEGIES = ("none", "simple", "first", "average", "max")
+CLOSE = 1e-4
+"""Where two models label a token differently with scores nearer to each other than this, it is a close call."""
+IGNORED = -100
+"""Target of a token that teaches nothing."""
+KNOWN_CALLS = {"grouped_entities", "ignore_subwords", "is_split_into_words", "delimiter", "offset_mapping"}
+"""Options of the pipeline that are not the server's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassification(Task):
+    """Args:
+    labels: label names in the order of the logits.
+    aggregation_strategy: how tokens become entities, one of :data:`STRATEGIES`.
+    ignore_labels: labels (of entities: kinds) that are left out of answers: a JSON list, or names with commas between.
+    stride: tokens that windows of a long text have in common; None: what is too long is cut.
+    decoder: the tokenizer's decoder as ``tokenizer.json`` has it: it spells words. Empty: tokens with spaces between.
+    unknown: id of the token that stands for what the vocabulary lacks; an answer shows the text itself there.
+    """
+
+    labels: tuple[str, ...]
+    aggregation_strategy: str = "simple"
+    ignore_labels: str = OUTSIDE
+    stride: int | None = None
+    decoder: str = ""
+    unknown: int | None = None
+
+    name: ClassVar[str] = "token-classification"
+    auto_model: ClassVar[str] = "AutoModelForTokenClassification"
+    options: ClassVar[Mapping[str, Option]] = {
+        **Task.options,
+        "aggregation_strategy": Option(str, choices=STRATEGIES),
+        "ignore_labels": Option(str),
+        "stride": Option(int, minimum=0),
+    }
+    judged_options: ClassVar[Mapping[str, Any]] = {"aggregation_strategy": "none", "ignore_labels": "[]"}
+    token_level: ClassVar[bool] = True
+    carries_notes: ClassVar[bool] = True
+    fan_out: ClassVar[int] = 4
+    columns: ClassVar[Mapping[str, str | None]] = {"text": "tokens", "text_pair": None, "label": "ner"}
+
+    # -- from checkpoints and data ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, pair: bool = False) -> Self:
+        _refuse_pairs(pair)
+        id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers assumes where none are given
+        labels = tuple(label for _, label in sorted((int(index), str(label)) for index, label in id2label.items()))
+        return cls(labels=labels)
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[Any], *, names: Sequence[str], pair: bool) -> Self:
+        """Label names as the data set orders them; else ``O``, then kind by kind, ``B-`` before ``I-``. A kind that has ``B-`` gets
+        ``I-`` too: whether its words come in groups is chance in a small training set."""
+        _refuse_pairs(pair)
+        found = {label for row in labels for label in row["label"]}
+        if len(found) < 2:
+            only = f"one label only, {next(iter(found))!r}" if found else "no label at all"
+            raise ValueError(f"has {only}: there is nothing to tell apart")
+        kinds = {type(label) for label in found}
+        if len(kinds) > 1:
+            raise ValueError("has labels of which some are names and some numbers")
+        if names:
+            return cls(labels=tuple(names))
+        if kinds == {int}:
+            return cls(labels=tuple(map(str, sorted(found))))
+        found |= {f"I-{label[2:]}" for label in found if label.startswith("B-")}
+        return cls(labels=tuple(sorted(found, key=lambda label: (label != OUTSIDE, label.split("-", 1)[-1], label))))
+
+    @classmethod
+    def read_row(cls, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
+        """Two forms of row: a list of words and a list of as many labels; or a text and a list of its entities, ``{"start", "end",
+        "label"}`` in characters. Where a file has no lists, both are JSON. Words are served with single spaces between.
+
+        Returns:
+            The text, and ``{"start", "end", "label"}``: a list each, of words in order.
+        """
+        labels = _read_list(label)
+        if labels is None:
+            raise ValueError("the label is no list of names or whole numbers, and no list of entities with start, end and label")
+        words = _read_list(texts[0])
+        if words is None:
+            return (texts[0],), _tagged_text(texts[0], labels)
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("the words are not all text")
+        if not all(type(one) in (str, int) for one in labels):
+            raise ValueError("the labels are not all names, nor all whole numbers")
+        if len(words) != len(labels):
+            raise ValueError(f"there are {len(words)} words and {len(labels)} labels")
+        ends = (np.cumsum([len(word) + 1 for word in words], dtype=np.int64) - 1).tolist()
+        starts = [end - len(word) for word, end in zip(words, ends, strict=True)]
+        return (" ".join(words),), {"start": starts, "end": ends, "label": labels}
+
+    def reference(self, label: Any) -> Any:
+        return {**label, "label": [self._name(one) for one in label["label"]]}
+
+    def _name(self, label: Any) -> str:
+        """A whole number that is no name is a position: data sets commonly hold those."""
+        if label in self._positions:
+            return cast(str, label)
+        if isinstance(label, int) and str(label) in self._positions:
+            return str(label)
+        if isinstance(label, int) and 0 <= label < len(self.labels):
+            return self.labels[label]
+        raise ValueError(f"unknown label {label!r}, known are {', '.join(self.labels)}")
+
+    def is_reference(self, value: Any) -> bool:
+        if not isinstance(value, dict) or set(value) != {"start", "end", "label"}:
+            return False
+        lists = list(value.values())
+        if not all(isinstance(one, list) for one in lists) or len(set(map(len, lists))) != 1:
+            return False
+        return all(isinstance(place, int) for place in (*value["start"], *value["end"])) and set(value["label"]) <= set(self.labels)
+
+    def bound(self, tokenizer: Any) -> Self:
+        decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+        return replace(self, decoder=json.dumps(decoder) if decoder else "", unknown=tokenizer.unk_token_id)
+
+    # -- the ensemble ----------------------------------------------------------------------------------------------------------
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (Tensor("TEXT", "TYPE_STRING"),)
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        return (Tensor("ENTITIES", "TYPE_STRING"),)
+
+    @property
+    def example(self) -> dict[str, str]:
+        return {"TEXT": "Ada Lovelace lived in London."}
+
+    def request_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        options = super().request_options(given)
+        _label_list(options["ignore_labels"])  # here its client can still be told
+        return options
+
+    def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:
+        texts = columns[0]
+        if options["stride"] is None:
+            encodings = encoder.encode(texts, truncation=options["truncation"], offsets=True)
+            owners: Integers = np.arange(len(encodings))
+        else:
+            encodings, owners = encoder.windows(texts, stride=options["stride"])
+        return Features(encodings, Origins(owners, self._notes([texts[owner] for owner in owners.tolist()], encodings, encoder)))
+
+    def _notes(self, texts: Sequence[str], encodings: Sequence[Encoding], encoder: TextEncoder) -> list[bytes]:
+        """Of each of the model's rows: the tokens that are text, not the tokenizer's own, as :class:`_Tokens` reads them."""
+        vocabulary = _Vocabulary.of(encoder)
+        lengths = [len(encoding) for encoding in encodings]
+        ids = _flat([encoding.ids for encoding in encodings])
+        places = np.array([*chain.from_iterable(encoding.offsets for encoding in encodings)], dtype=np.int64).reshape(-1, 2)
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        table = np.empty((len(ids), 4), dtype=_NUMBERS)
+        table[:, 0] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        table[:, 1:3] = places
+        unknown = np.zeros(len(ids), dtype=np.bool_) if self.unknown is None else ids == self.unknown
+        table[:, 3] = vocabulary.continues(ids, places, rows, texts) & ~unknown
+        words = vocabulary.spelled[ids]
+        for token in np.flatnonzero(unknown).tolist():
+            words[token] = texts[rows[token]][places[token, 0] : places[token, 1]]
+        kept = np.flatnonzero(_flat([encoding.special_tokens_mask for encoding in encodings]) == 0)
+        bounds = np.searchsorted(rows[kept], np.arange(len(lengths) + 1)).tolist()
+        table, spelled = table[kept], words[kept].tolist()
+        return [_Tokens.pack(table[start:end], spelled[start:end]) for start, end in pairwise(bounds)]
+
+    def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
+        tokens = _Tokens.unpack(origins.notes)
+        scores = _softmax(outputs["logits"][tokens.rows, tokens.positions])
+        ignored = _label_list(options["ignore_labels"])
+        strategy = options["aggregation_strategy"]
+        find = self._single if strategy == "none" else self._grouped
+        found: list[list[Entity]] = [[] for _ in range(origins.count)]
+        for row, entity in find(tokens, scores, strategy, ignored) if len(tokens.rows) else ():
+            found[origins.owners[row]].append(entity)
+        windows = np.bincount(origins.owners, minlength=origins.count)
+        for owner in np.flatnonzero(windows > 1).tolist():
+            found[owner] = _without_overlaps(found[owner])
+        entities = np.empty((origins.count, 1), dtype=np.object_)
+        entities[:, 0] = [json.dumps(row, ensure_ascii=False).encode() for row in found]
+        return {"ENTITIES": entities}
+
+    def _single(
+        self, tokens: _Tokens, scores: npt.NDArray[np.float32], _strategy: str, ignored: set[str]
+    ) -> Iterator[tuple[int, Entity]]:
+        """Each token whose label is not ignored, with the row it is in."""
+        best = scores.argmax(axis=-1)
+        kept = np.flatnonzero(np.array([label not in ignored for label in self.labels])[best])
+        most = scores.max(axis=-1)
+        columns = [column[kept].tolist() for column in (tokens.rows, best, most, tokens.positions, tokens.starts, tokens.ends)]
+        for token, row, label, score, index, start, end in zip(kept.tolist(), *columns, strict=True):
+            named = {"entity": self.labels[label], "score": score, "index": index, "word": tokens.words[token]}
+            yield row, {**named, "start": start, "end": end}
+
+    def _grouped(
+        self, tokens: _Tokens, scores: npt.NDArray[np.float32], strategy: str, ignored: set[str]
+    ) -> Iterator[tuple[int, Entity]]:
+        """Each entity whose kind is not ignored, with the row it is in."""
+        whole = strategy != "simple"
+        firsts = tokens.word_starts() if whole else np.arange(len(tokens.rows))
+        label, score = _APPLY[strategy](scores, firsts)
+        rows = tokens.rows[firsts]
+        new = np.ones(len(firsts), dtype=np.bool_)
+        new[1:] = (self._kinds[label][1:] != self._kinds[label][:-1]) | self._begins[label][1:] | (rows[1:] != rows[:-1])
+        groups = np.flatnonzero(new)
+        ends = np.append(groups[1:], len(firsts))
+        means = np.add.reduceat(score, groups) / (ends - groups).astype(score.dtype)
+        kept = np.flatnonzero(np.array([name not in ignored for name in self._group_names])[label[groups]])
+        bounds = np.append(firsts, len(tokens.rows))  # of units among tokens
+        for group in kept.tolist():
+            unit, end = int(groups[group]), int(ends[group])
+            pieces = bounds[unit : end + 1].tolist()
+            words = tokens.words[pieces[0] : pieces[-1]]
+            if whole:
+                words = [self._spell(tokens.words[a:b]) for a, b in pairwise(pieces)]
+            yield (
+                int(rows[unit]),
+                {
+                    "entity_group": self._group_names[label[unit]],
+                    "score": float(means[group]),
+                    "word": self._spell(words),
+                    "start": int(tokens.starts[pieces[0]]),
+                    "end": int(tokens.ends[pieces[-1] - 1]),
+                },
+            )
+
+    @cached_property
+    def _kinds(self) -> Integers:
+        """``[labels]``: equal where labels are of one kind of entity."""
+        return np.unique([re.sub("^[BI]-", "", label) for label in self.labels], return_inverse=True)[1]
+
+    @cached_property
+    def _begins(self) -> Flags:
+        """``[labels]``: whether an entity begins with it whatever was before."""
+        return np.array([label.startswith("B-") for label in self.labels])
+
+    @cached_property
+    def _group_names(self) -> list[str]:
+        return [label.split("-", 1)[-1] for label in self.labels]
+
+    @cached_property
+    def _positions(self) -> dict[Any, int]:
+        return {label: index for index, label in reversed([*enumerate(self.labels)])}
+
+    def _spell(self, tokens: list[str]) -> str:
+        """What the tokenizer's decoder makes of tokens."""
+        return cast(str, self._decoder.decode(tokens)) if self._decoder is not None else " ".join(tokens)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        if not self.decoder:
+            return None
+        from tokenizers import Tokenizer
+
+        model = {"type": "WordLevel", "vocab": {}, "unk_token": ""}  # none of it is used: there is no decoder without
+        return Tokenizer.from_str(json.dumps({"version": "1.0", "model": model, "decoder": json.loads(self.decoder)})).decoder
+
+    # -- the client ------------------------------------------------------------------------------------------------------------
+
+    def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
+        rows = inputs if isinstance(inputs, list | tuple) else [inputs]
+        if not rows:
+            raise ValueError("at least one input is required")  # so says the pipeline
+        for row in rows:
+            if not isinstance(row, str):
+                raise TypeError(f"each row must be a string, not {row!r:.80}")
+        return [(row,) for row in rows]
+
+    def asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As the pipeline reads them: ``ignore_labels`` is a list, no strategy is ``none``, and two options that are older than
+        strategies still choose one."""
+        asked = super().asked(given)
+        if isinstance(labels := asked.get("ignore_labels"), list | tuple | set):
+            asked["ignore_labels"] = json.dumps([*labels])
+        strategy = asked.get("aggregation_strategy")
+        grouped, subwords = given.get("grouped_entities"), given.get("ignore_subwords")
+        if grouped is not None or subwords is not None:
+            strategy = ("first" if subwords else "simple") if grouped else "none"
+        if isinstance(strategy, str):  # an enumeration of such among them
+            strategy = str(getattr(strategy, "value", strategy)).lower()
+        if strategy == "none" and "stride" in asked:
+            raise ValueError("stride needs an aggregation_strategy other than none")
+        return {**asked, "aggregation_strategy": "none" if strategy is None else strategy}
+
+    def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
+        if unknown := set(options) - KNOWN_CALLS:
+            known = ", ".join((*self.options, "grouped_entities", "ignore_subwords"))
+            raise TypeError(f"token-classification has no option {', '.join(sorted(unknown))}; it has {known}")
+        if options.get("is_split_into_words") or options.get("offset_mapping"):
+            raise TypeError("texts are split into words by the server: give each as one string, without offset_mapping")
+        return [json.loads(row) for row in answers["ENTITIES"][:, 0]]
+
+    # -- training and judging --------------------------------------------------------------------------------------------------
+
+    @property
+    def metric(self) -> str:
+        return "entities"
+
+    @property
+    def main_metric(self) -> str:
+        """Where no label says that a word belongs to no entity, as with parts of speech, the share of right words says it best."""
+        return "f1" if OUTSIDE in self.labels else "word_accuracy"
+
+    def head(self) -> dict[str, Any]:
+        return {
+            "num_labels": len(self.labels),
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+        }
+
+    def targets(self, features: Features, references: Sequence[Any]) -> dict[str, list[Any]]:
+        """A word's label stands at its first token; the others teach nothing."""
+        return {
+            "labels": [
+                self._row_targets(encoding, references[owner])
+                for encoding, owner in zip(features.encodings, features.origins.owners.tolist(), strict=True)
+            ]
+        }
+
+    def _row_targets(self, encoding: Encoding, reference: Mapping[str, Any]) -> list[int]:
+        targets = np.full(len(encoding), IGNORED, dtype=np.int64)
+        text = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+        starts, ends = np.array(encoding.offsets, dtype=np.int64)[text].T
+        firsts = first_tokens(starts, ends, reference)
+        seen = firsts >= 0
+        positions = np.array([self._positions[label] for label in reference["label"]], dtype=np.int64)
+        targets[text[firsts[seen]]] = positions[seen]
+        return targets.tolist()
+
+    def predictions(self, answers: Arrays) -> list[Any]:
+        """Of each row its tokens in order: ``{"start", "end", "label"}``, a list each."""
+        rows = [json.loads(row) for row in answers["ENTITIES"][:, 0]]
+        return [
+            {
+                "start": [item["start"] for item in row],
+                "end": [item["end"] for item in row],
+                "label": [_label(item) for item in row],
+            }
+            for row in rows
+        ]
+
+    def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Of the tokens that either side says belong to an entity, the share that both label alike; 1 where there are none. With
+        all tokens counted, the many that belong to none would hide what differs."""
+        pairs = zip(answers["ENTITIES"][:, 0], original["ENTITIES"][:, 0], strict=True)
+        return np.array([_shared(_by_place(ours), _by_place(theirs)) for ours, theirs in pairs], dtype=np.float64)
+
+    def ties(self, original: Arrays) -> npt.NDArray[np.bool_]:
+        """None: :meth:`agreement` takes close calls for the same, token by token."""
+        return np.zeros(len(original["ENTITIES"]), dtype=np.bool_)
+
+
+def first_tokens(starts: Integers, ends: Integers, words: Mapping[str, Any]) -> Integers:
+    """``[words]``: which token is the first of each word, -1 where it has none (it was cut off, or the tokenizer drops it).
+
+    Args:
+        starts, ends: ``[tokens]``, places in the text, ascending.
+        words: ``start`` and ``end``, ascending.
+    """
+    begin, stop = (np.array(words[side], dtype=np.int64) for side in ("start", "end"))
+    if not len(starts):
+        return np.full(len(begin), -1, dtype=np.int64)
+    first = np.searchsorted(ends, begin, side="right")  # some tokenizers put the space before a word to its first token
+    inside = np.minimum(first, len(starts) - 1)
+    return np.where((first < len(starts)) & (starts[inside] < stop), inside, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tokens:
+    """Tokens of several of the model's rows, those of the tokenizer's own left out.
+
+    Args:
+        rows: ``[tokens]``, which of the rows each is in.
+        positions: where it stands there.
+        starts, ends: where it stands in the text, in characters.
+        continues: whether it continues the word of the token before.
+        words: how the tokenizer spells it.
+    """
+
+    rows: Integers
+    positions: Integers
+    starts: Integers
+    ends: Integers
+    continues: Flags
+    words: list[str]
+
+    @staticmethod
+    def pack(table: npt.NDArray[np.int32], words: list[str]) -> bytes:
+        """The note of one row: how many tokens, four numbers of each, their spellings as JSON."""
+        return _COUNT.pack(len(words)) + table.tobytes() + json.dumps(words, ensure_ascii=False).encode()
+
+    @classmethod
+    def unpack(cls, notes: Sequence[bytes]) -> Self:
+        """The tokens of rows that :meth:`pack` packed."""
+        counts = [_COUNT.unpack_from(note)[0] for note in notes]
+        tables = [np.frombuffer(note, _NUMBERS, 4 * count, _COUNT.size) for note, count in zip(notes, counts, strict=True)]
+        table = np.concatenate(tables).reshape(-1, 4).astype(np.int64)
+        ends = [_COUNT.size + part.nbytes for part in tables]
+        words = list(chain.from_iterable(json.loads(note[end:]) for note, end in zip(notes, ends, strict=True)))
+        positions, starts, stops, continues = table.T
+        rows = np.repeat(np.arange(len(notes)), counts)
+        return cls(rows=rows, positions=positions, starts=starts, ends=stops, continues=continues > 0, words=words)
+
+    def word_starts(self) -> Integers:
+        """Positions of the tokens that begin a word; a row's first does."""
+        begins = ~self.continues
+        begins[0] = True
+        begins[1:] |= self.rows[1:] != self.rows[:-1]
+        return np.flatnonzero(begins)
+
+
+_COUNT = struct.Struct("<i")
+_NUMBERS = np.dtype("<i4")
+
+
+class _Vocabulary:
+    """What of a tokenizer is looked up for every token.
+
+    Args:
+        tokenizer: a copy of what it says is kept: changes do not show.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        ids = tokenizer.get_vocab(with_added_tokens=True).values()
+        self.spelled = np.array([tokenizer.id_to_token(token) or "" for token in range(max(ids) + 1)], dtype=np.object_)
+        self._lengths = np.array([len(token) for token in self.spelled], dtype=np.int64)
+        self._marks = bool(getattr(tokenizer.model, "continuing_subword_prefix", None))
+
+    @staticmethod
+    def of(encoder: TextEncoder) -> _Vocabulary:
+        """That of an encoder, made once."""
+        if encoder not in _VOCABULARIES:
+            _VOCABULARIES[encoder] = _Vocabulary(encoder.tokenizer)
+        return _VOCABULARIES[encoder]
+
+    def continues(self, ids: Integers, places: Integers, rows: Integers, texts: Sequence[str]) -> Flags:
+        """``[tokens]``: whether each continues the word of the token before, by the pipeline's rules.
+
+        Args:
+            ids: ``[tokens]``.
+            places: ``[tokens, 2]``, start and end in the text.
+            rows: ``[tokens]``, whose text.
+            texts: by row.
+        """
+        starts, ends = places.T
+        found: Flags
+        if self._marks:
+            found = self._lengths[ids] != ends - starts
+            return found
+        sizes = np.array([len(text) + 1 for text in texts])  # one beyond the end, where there is no space
+        spaces = np.frombuffer(("\0".join(texts) + "\0").encode("utf-32-le"), dtype="<u4") == ord(" ")
+        here = (np.cumsum(sizes) - sizes)[rows] + starts
+        found = (starts > 0) & ~spaces[here - 1] & ~spaces[here]
+        return found
+
+
+_VOCABULARIES: WeakKeyDictionary[TextEncoder, _Vocabulary] = WeakKeyDictionary()
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> Integers:
+    return np.array([*chain.from_iterable(lists)], dtype=np.int64)
+
+
+def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    scores: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
+
+
+Chosen = tuple[Integers, npt.NDArray[np.float32]]
+"""Label and score of each unit: a token or a word."""
+
+
+def _by_first(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
+    """Each word as its first token; so too each token as itself."""
+    return scores[firsts].argmax(axis=-1), scores[firsts].max(axis=-1)
+
+
+def _by_average(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
+    """Each word by the mean of its tokens' scores."""
+    counts = np.diff(np.append(firsts, len(scores))).astype(scores.dtype)
+    means = np.add.reduceat(scores, firsts, axis=0) / counts[:, None]
+    return means.argmax(axis=-1), means.max(axis=-1)
+
+
+def _by_surest(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
+    """Each word as its surest token, of equally sure ones the first."""
+    each = scores.max(axis=-1)
+    most = np.maximum.reduceat(each, firsts)
+    words = np.repeat(np.arange(len(firsts)), np.diff(np.append(firsts, len(scores))))
+    surest = np.flatnonzero(each == most[words])
+    chosen = surest[np.unique(words[surest], return_index=True)[1]]
+    return scores[chosen].argmax(axis=-1), most
+
+
+_APPLY = {"simple": _by_first, "first": _by_first, "average": _by_average, "max": _by_surest}
+
+
+def _without_overlaps(entities: list[Entity]) -> list[Entity]:
+    """Entities of a text's windows → of those that overlap the longest, then the surest. As the pipeline does it, where one of no
+    length that stands first appears twice."""
+    ranked = sorted(entities, key=lambda entity: entity["start"])
+    kept: list[Entity] = []
+    last = ranked[0] if ranked else {}
+    for entity in ranked:
+        if last["start"] <= entity["start"] < last["end"]:
+            last = max(last, entity, key=lambda one: (one["end"] - one["start"], one["score"]))
+        else:
+            kept.append(last)
+            last = entity
+    return [*kept, last] if ranked else kept
+
+
+def _label_list(text: str) -> set[str]:
+    """``ignore_labels``: a JSON list, or names with commas between.
+
+    Raises:
+        ValueError: it begins like the former and is none.
+    """
+    if not text.lstrip().startswith("["):
+        return {label.strip() for label in text.split(",")}
+    try:
+        labels = json.loads(text)
+    except ValueError:
+        labels = None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"option ignore_labels must be a JSON list of strings, or names with commas between, not {text!r:.80}")
+    return set(labels)
+
+
+def _refuse_pairs(pair: bool) -> None:
+    if pair:
+        raise ValueError("token-classification takes single texts, not pairs")
+
+
+def _read_list(value: Any) -> list[Any] | None:
+    """A list, or the JSON of one; None where it is neither."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, list) else None
+
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def _tagged_text(text: Any, entities: list[Any]) -> dict[str, list[Any]]:
+    """A text and its entities → its words, punctuation apart, with ``B-`` and ``I-`` before the entities' labels."""
+    if not isinstance(text, str):
+        raise ValueError(f"the words are {type(text).__name__}, not a list, and no text either")
+    spans = sorted((_span(entity, text) for entity in entities), key=lambda span: span[0])
+    if any(one[1] > other[0] for one, other in pairwise(spans)):
+        raise ValueError("entities overlap")
+    edges = sorted({0, len(text), *(place for start, end, _ in spans for place in (start, end))})
+    parts = pairwise(edges)
+    words = [match.span() for start, end in parts for match in _WORD.finditer(text, start, end)]
+    labels = [OUTSIDE] * len(words)
+    for start, end, label in spans:
+        inside = [index for index, word in enumerate(words) if start <= word[0] < end]
+        for index in inside:
+            labels[index] = f"{'B' if index == inside[0] else 'I'}-{label}"
+    return {"start": [start for start, _ in words], "end": [end for _, end in words], "label": labels}
+
+
+def _span(entity: Any, text: str) -> tuple[int, int, str]:
+    match entity:
+        case {"start": int(start), "end": int(end), "label": str(label)} if 0 <= start < end <= len(text):
+            return start, end, label
+    raise ValueError(f"no entity of this text with start, end and label: {entity!r:.80}")
+
+
+def _label(item: Entity) -> str:
+    return cast(str, item["entity"] if "entity" in item else item["entity_group"])
+
+
+def _by_place(row: bytes) -> dict[Any, tuple[str, float]]:
+    """Label and score by place."""
+    return {(item.get("index"), item["start"], item["end"]): (_label(item), item["score"]) for item in json.loads(row)}
+
+
+def _shared(ours: dict[Any, tuple[str, float]], theirs: dict[Any, tuple[str, float]]) -> float:
+    outside = (OUTSIDE, 0.0)
+    pairs = [(ours.get(place, outside), theirs.get(place, outside)) for place in ours.keys() | theirs.keys()]
+    told = [(one, other) for one, other in pairs if (one[0], other[0]) != (OUTSIDE, OUTSIDE)]
+    same = sum(one[0] == other[0] or abs(one[1] - other[1]) < CLOSE for one, other in told)
+    return same / len(told) if told else 1.0
+
+
+TASK = TokenClassification
