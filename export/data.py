@@ -9,11 +9,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import DataError
 from serving.records import Record, checked_text, read_file, shown
 from serving.runtime.tasks.base import Task
+
+if TYPE_CHECKING:
+    from serving.runtime.tokenization import TextEncoder
 
 EVALUATION = "evaluation.parquet"
 """Held-out rows that travel with a checkpoint and a bundle: columns ``text`` [, ``text_pair``] (string) as requests carry them,
@@ -41,16 +44,16 @@ class Columns:
         """With the task's own names for what is left open."""
         texts = (self.text or task.columns["text"], self.text_pair or task.columns["text_pair"])
         return ResolvedColumns(
-            texts=tuple(name for name in texts if name is not None), label=self.label or task.columns["label"] or "label"
+            texts=tuple(name for name in texts if name is not None), label=self.label or task.columns["label"]
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedColumns:
-    """Columns by name: one or two of texts, and the label's."""
+    """Columns by name: one or two of texts, and the label's; None: rows have no label."""
 
     texts: tuple[str, ...]
-    label: str
+    label: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +127,8 @@ def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColu
         place = f"{location}, {where}"
         cells = tuple(_value(location, where, row, name) for name in columns.texts)
         try:
-            found, label = task.read_row(cells, _value(location, where, row, columns.label))
+            label = None if columns.label is None else _value(location, where, row, columns.label)
+            found, label = task.read_row(cells, label)
         except ValueError as error:
             raise DataError(f"{place}: {error}: {shown(dict(row))}") from None
         for column, text, name in zip(texts, found, columns.texts, strict=True):
@@ -186,6 +190,21 @@ def encode_labels(rows: Rows, task: Task) -> LabelledRows:
             text = shown(tuple(column[number - 1] for column in rows.texts))
             raise DataError(f"{rows.location}, row {number}: {error}: {text}") from None
     return LabelledRows(texts=rows.texts, labels=tuple(references))
+
+
+def prepare(rows: LabelledRows, task: Task, encoder: TextEncoder, *, location: str, training: bool) -> LabelledRows:
+    """Rows as the task makes them with its checkpoint's tokenizer (see ``Task.labelled``).
+
+    Raises:
+        DataError: a row cannot be used, or none is left.
+    """
+    try:
+        texts, labels = task.labelled(rows.texts, rows.labels, encoder, training=training)
+    except ValueError as error:
+        raise DataError(f"{location}: {error}") from None
+    if not labels:
+        raise DataError(f"{location} holds no row that {task.name} can use")
+    return LabelledRows(texts=tuple(map(tuple, texts)), labels=tuple(labels))
 
 
 def sample(count: int, wanted: int | None, seed: int) -> list[int]:

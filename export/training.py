@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -135,7 +136,7 @@ def _encoded(rows: LabelledRows, job: Job) -> _Encoded:
 
     names = [name for name in job.tokenizer.model_input_names if name in FIELDS]
     encoder = TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
-    features = job.task.features(job.task.requests(rows.texts), encoder, job.task.request_options({}))
+    features = job.task.training_features(rows.texts, encoder)
     inputs = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
     dataset = Dataset.from_dict({**inputs, **job.task.targets(features, rows.labels)})
     return _Encoded(dataset=dataset, features=features, references=rows.labels)
@@ -146,19 +147,22 @@ def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
 
     def compute_metrics(evaluated: Any) -> dict[str, float]:
         outputs = evaluated.predictions if isinstance(evaluated.predictions, tuple) else (evaluated.predictions,)
-        named = dict(zip(task.heads, outputs, strict=True))
+        named = dict(zip(task.outputs_read, outputs, strict=True))
         answers = task.answers(named, encoded.features.origins, task.request_options({}))
-        return compute(task.metric, task.predictions(answers), encoded.references)
+        figures = compute(task.metric, task.predictions(answers), encoded.references)
+        return figures | task.figures(named, named, encoded.features.origins, encoded.references)
 
     return compute_metrics
 
 
 class _Collator:
     """Rows → a batch, padded on the right as when serving. Targets that are as long as their rows are padded too, with what the
-    losses of ``transformers`` pass over."""
+    losses of ``transformers`` pass over. What the task draws anew each time it draws by numpy's own state, which the trainer keeps
+    with its checkpoints."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, task: Task) -> None:
         self._tokenizer = tokenizer
+        self._task = task
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         inputs = [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
@@ -169,18 +173,39 @@ class _Collator:
                 longest = max(map(len, values))
                 values = [[*value, *[IGNORED] * (longest - len(value))] for value in values]
             batch[name] = torch.tensor(values)
-        return batch
+        generator = np.random.default_rng(np.random.randint(2**31))
+        altered = self._task.altered({name: values.numpy() for name, values in batch.items()}, generator)
+        return {name: torch.from_numpy(values) for name, values in altered.items()}
+
+
+class _Trainer(Trainer):  # type: ignore[misc]  # the library is untyped
+    """Keeps of a batch's outputs what the task reads: the heads of all rows may be more than fits into memory."""
+
+    def __init__(self, task: Task, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._task = task
+
+    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        """Loss, outputs and targets of a batch."""
+        loss, outputs, targets = super().prediction_step(model, inputs, *arguments, **named)
+        if not self._task.tail or outputs is None:
+            return loss, outputs, targets
+        found = outputs if isinstance(outputs, tuple) else (outputs,)
+        heads = {name: head.float().cpu().numpy() for name, head in zip(self._task.heads, found, strict=True)}
+        reduced = self._task.reduced(heads, {name: values.cpu().numpy() for name, values in inputs.items()})
+        return loss, tuple(torch.from_numpy(reduced[name]) for name in self._task.outputs_read), targets
 
 
 def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
-    trainer = Trainer(
+    trainer = _Trainer(
+        job.task,
         model=model,
         args=_arguments(job),
         train_dataset=encoded["train"].dataset,
         eval_dataset=encoded["validation"].dataset,
         compute_metrics=_judge(encoded["validation"], job.task),
-        data_collator=_Collator(job.tokenizer),
+        data_collator=_Collator(job.tokenizer, job.task),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )
     if not sys.stderr.isatty():

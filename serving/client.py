@@ -206,6 +206,7 @@ class _Options:
         Raises:
             TypeError: an option is of another kind than the task's, or not allowed.
         """
+        given = dict(task.pipeline_options(given))
         asked = {name: value for name, value in given.items() if name in task.options and value is not None}
         try:
             task.request_options(asked)

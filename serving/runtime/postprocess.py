@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from tokenizers import Tokenizer
 
 from .notes import NOTES, unpack
 from .tasks import load_task
@@ -23,6 +25,9 @@ class TritonPythonModel:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         self._task = load_task(settings["task"], settings["settings"])
         self._defaults = self._task.request_options({})
+        if not settings["parallel"]:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if self._task.needs_tokenizer else None
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
@@ -56,7 +61,7 @@ class TritonPythonModel:
             origins = Origins(np.arange(sum(counts)))
         else:
             origins, counts = unpack(notes)
-        answers = self._task.answers(outputs, origins, options)
+        answers = self._task.worded_answers(outputs, origins, options, self._tokenizer)
         responses, start = [], 0
         for arrays, count in zip(parts, counts, strict=True):
             responses.append(
