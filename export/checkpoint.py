@@ -68,6 +68,18 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def bind_tokenizer(task: Task, tokenizer: Any, location: str) -> Task:
+    """``task`` bound to the checkpoint's tokenizer.
+
+    Raises:
+        ArtifactError: it cannot do the task with that one.
+    """
+    try:
+        return task.with_tokenizer(tokenizer)
+    except ValueError as error:
+        raise ArtifactError(f"{location} cannot be used for {task.name}: {error}", hint="see its tokenizer_config.json") from None
+
+
 def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
     """The checkpoint in float32 under ``task``'s auto class, in evaluation mode.
 

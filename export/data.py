@@ -54,17 +54,17 @@ class Columns:
         return ResolvedColumns(
             texts=tuple(name for name in texts if name is not None),
             choices=self.choices or ((own,) if own is not None else ()),
-            label=self.label or task.columns["label"] or "label",
+            label=self.label or task.columns["label"],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedColumns:
-    """Columns by name: one or two of texts, any of choices, and the label's."""
+    """Columns by name: one or two of texts, any of choices, and the label's; None: rows have no label."""
 
     texts: tuple[str, ...]
     choices: tuple[str, ...] = ()
-    label: str
+    label: str | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -150,7 +150,8 @@ def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColu
         place = f"{location}, {where}"
         cells = columns.cells(partial(_value, location, where, row))
         try:
-            found, label = task.read_row(cells, _value(location, where, row, columns.label))
+            label = None if columns.label is None else _value(location, where, row, columns.label)
+            found, label = task.read_row(cells, label)
         except ValueError as error:
             read = f"it is read from the columns {', '.join(columns.names)} and {columns.label}"
             raise DataError(f"{place}: {error}: {shown(dict(row))}", hint=read) from None
@@ -227,16 +228,36 @@ def encode_labels(rows: Rows, task: Task) -> LabelledRows:
     return LabelledRows(texts=rows.texts, labels=tuple(references))
 
 
-def model_rows(rows: LabelledRows, task: Task, encoder: TextEncoder) -> Features:
+def model_rows(rows: LabelledRows, task: Task, encoder: TextEncoder, *, training: bool = False) -> Features:
     """The rows as a request makes them that asks for what the task is judged by.
+
+    Args:
+        training: as the model is shown them while it is trained.
 
     Raises:
         DataError: a row that the served model would refuse.
     """
     try:
+        if training:
+            return task.training_features(rows.texts, encoder)
         return task.features(task.requests(rows.texts), encoder, task.request_options(task.judged_options))
     except ValueError as error:
         raise DataError(f"the model cannot take the rows: {error}", hint="a larger --max-length may help") from None
+
+
+def prepare(rows: LabelledRows, task: Task, encoder: TextEncoder, *, location: str, training: bool) -> LabelledRows:
+    """Rows as the task makes them with its checkpoint's tokenizer (see ``Task.labelled``).
+
+    Raises:
+        DataError: a row cannot be used, or none is left.
+    """
+    try:
+        texts, labels = task.labelled(rows.texts, rows.labels, encoder, training=training)
+    except ValueError as error:
+        raise DataError(f"{location}: {error}") from None
+    if not labels:
+        raise DataError(f"{location} holds no row that {task.name} can use")
+    return LabelledRows(texts=tuple(map(tuple, texts)), labels=tuple(labels))
 
 
 def sample(count: int, wanted: int | None, seed: int) -> list[int]:

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from export import checkpoint as checkpoints
-from export.data import Columns, LabelledRows, Rows, bind, encode_labels, hold_out, sample, write_evaluation
+from export.data import Columns, LabelledRows, Rows, bind, encode_labels, hold_out, prepare, sample, write_evaluation
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder, load_rows
 from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
@@ -187,6 +187,7 @@ def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: 
     tokenizer = checkpoints.load_tokenizer(base)
     config = checkpoints.read_config(base)
     max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, config, default=data.task.default_max_length)
+    data = _with_tokenizer(data, tokenizer, max_length, options)
     scratch = options.target.parent.absolute() / ".training"
     _prepare_scratch(scratch, {"inputs": inputs, "versions": versions(), "folder": str(scratch)})
     started = time.monotonic()
@@ -216,6 +217,19 @@ def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: 
         manifest = write_manifest(staging, "checkpoint", inputs, **fields)
     shutil.rmtree(scratch)
     return manifest
+
+
+def _with_tokenizer(data: _Data, tokenizer: Any, max_length: int, options: FinetuneOptions) -> _Data:
+    """The task bound to the checkpoint's tokenizer as well, and the rows as the two make them."""
+    from serving.runtime.tokenization import TextEncoder
+
+    task = checkpoints.bind_tokenizer(data.task, tokenizer, options.checkpoint)
+    encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=max_length, names=(), padding={})
+    splits = {
+        split: prepare(rows, task, encoder, location=f"the {split} rows", training=split == "train")
+        for split, rows in data.splits.items()
+    }
+    return replace(data, task=task, splits=splits)
 
 
 def _fields(options: FinetuneOptions, task: Task) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _encoded(rows: LabelledRows, job: Job) -> _Encoded:
 
     names = [name for name in job.tokenizer.model_input_names if name in FIELDS]
     encoder = TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
-    features = model_rows(rows, job.task, encoder)
+    features = model_rows(rows, job.task, encoder, training=True)
     inputs = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
     columns = {**inputs, **job.task.targets(features, rows.labels)}
     if job.task.grouped:
@@ -164,11 +164,12 @@ def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
 
     def compute_metrics(evaluated: Any) -> dict[str, float]:
         outputs = evaluated.predictions if isinstance(evaluated.predictions, tuple) else (evaluated.predictions,)
-        named = dict(zip(task.heads, outputs, strict=True))
+        named = dict(zip(task.outputs_read, outputs, strict=True))
         if task.grouped:
             named = {name: _rows_of(values, encoded.features.origins.owners) for name, values in named.items()}
         answers = task.answers(named, encoded.features.origins, task.request_options(task.judged_options))
-        return compute(task.metric, task.predictions(answers), encoded.references)
+        figures = compute(task.metric, task.predictions(answers), encoded.references)
+        return figures | task.figures(named, named, encoded.features.origins, encoded.references)
 
     return compute_metrics
 
@@ -190,15 +191,16 @@ def _loss_of_groups(outputs: Any, labels: Any, **_: Any) -> Any:
 
 class _Collator:
     """Rows → a batch, padded on the right as when serving. Targets that are as long as their rows are padded too, with what the
-    losses of ``transformers`` pass over.
+    losses of ``transformers`` pass over. What the task draws anew each time it draws by numpy's own state, which the trainer keeps
+    with its checkpoints.
 
-    Args:
-        grouped: each of the rows is a group of them, and the batch ``[groups, most rows of one, tokens]``.
+    Where the task's rows come in groups each of the rows is one, and the batch ``[groups, most rows of one, tokens]``.
     """
 
-    def __init__(self, tokenizer: Any, *, grouped: bool) -> None:
+    def __init__(self, tokenizer: Any, task: Task) -> None:
         self._tokenizer = tokenizer
-        self._grouped = grouped
+        self._task = task
+        self._grouped = task.grouped
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         inputs = [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
@@ -209,7 +211,9 @@ class _Collator:
                 longest = max(map(len, values))
                 values = [[*value, *[IGNORED] * (longest - len(value))] for value in values]
             batch[name] = torch.tensor(values)
-        return batch
+        generator = np.random.default_rng(np.random.randint(2**31))
+        altered = self._task.altered({name: values.numpy() for name, values in batch.items()}, generator)
+        return {name: torch.from_numpy(values) for name, values in altered.items()}
 
     def _padded(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         return self._tokenizer.pad(rows, padding_side="right", return_tensors="pt")
@@ -223,29 +227,37 @@ class _Collator:
 
 
 class _Trainer(Trainer):  # type: ignore[misc]  # the library is untyped
-    """Puts rows of like length together to train on, and judges rows in their order."""
+    """Keeps of a batch's outputs what the task reads: the heads of all rows may be more than fits into memory."""
+
+    def __init__(self, task: Task, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._task = task
+
+    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        """Loss, outputs and targets of a batch."""
+        loss, outputs, targets = super().prediction_step(model, inputs, *arguments, **named)
+        if not self._task.tail or outputs is None:
+            return loss, outputs, targets
+        found = outputs if isinstance(outputs, tuple) else (outputs,)
+        heads = {name: head.float().cpu().numpy() for name, head in zip(self._task.heads, found, strict=True)}
+        reduced = self._task.reduced(heads, {name: values.cpu().numpy() for name, values in inputs.items()})
+        return loss, tuple(torch.from_numpy(reduced[name]) for name in self._task.outputs_read), targets
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Else ``group_by_length`` shuffles these too, and no prediction stands beside its reference."""
-        return torch.utils.data.SequentialSampler(eval_dataset)
-
-
-class _Trainer(Trainer):  # type: ignore[misc]  # the library is untyped
-    """Evaluates rows in their order: grouping by length would shuffle them, and :func:`_judge` knows them by their places."""
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Rows in their order: grouping by length shuffles these too, and no prediction would stand beside its reference."""
         return torch.utils.data.SequentialSampler(eval_dataset)
 
 
 def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
     trainer = _Trainer(
+        job.task,
         model=model,
         args=_arguments(job),
         train_dataset=encoded["train"].dataset,
         eval_dataset=encoded["validation"].dataset,
         compute_metrics=_judge(encoded["validation"], job.task),
-        data_collator=_Collator(job.tokenizer, grouped=job.task.grouped),
+        data_collator=_Collator(job.tokenizer, job.task),
         compute_loss_func=_loss_of_groups if job.task.grouped else None,
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )

@@ -14,7 +14,7 @@ import click
 from export import checkpoint as checkpoints
 from export import convert, graph, optimize, tails, verify
 from export.bundle import ExportOptions, Source
-from export.data import sample, write_evaluation
+from export.data import prepare, sample, write_evaluation
 from export.original import one_thread, original_run, require_length, usable_device
 from export.rows import EncodedRows
 from serving.errors import ExportError
@@ -57,7 +57,7 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     device = usable_device(options.device)
     convert.require_supported(source.config, type(source.task))
     tokenizer = checkpoints.load_tokenizer(source.folder)
-    source = replace(source, task=source.task.bound(tokenizer))
+    source = replace(source, task=checkpoints.bind_tokenizer(source.task, tokenizer, source.name))
     max_length = _max_length(source, options, tokenizer)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     _copy_files(source, tokenizer, max_length, staging)
@@ -66,10 +66,12 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         click.echo(f"converting {source.name} to ONNX", err=True)
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
-        tails.add_tail(raw, source.task)
+        tail = tails.add_tail(raw, source.task)
         names = _input_names(raw)
         require_length(run, names, max_length, padding={tokenizer.pad_token_id, source.config.get("pad_token_id")})
         encoder = TextEncoder(str(staging / "tokenizer.json"), max_length=max_length, names=names, padding=padding)
+        source = replace(source, rows=prepare(source.rows, source.task, encoder, location="the rows to verify on", training=False))
+        write_evaluation(source.rows, staging)
         rows = _rows(source, options, encoder, tokenizer, names, max_length)
         reference = _reference(run, source, rows)
         workshop = _Workshop(
@@ -79,7 +81,7 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     original = _original(workshop)
     _measure_speed(run, original, verdicts, workshop)
     _remove_failed(verdicts, workshop)
-    return _fields(workshop, original, verdicts) | {"max_length": max_length, "padding": padding}
+    return _fields(workshop, original, verdicts) | {"max_length": max_length, "padding": padding, "tail": tail}
 
 
 def _max_length(source: Source, options: ExportOptions, tokenizer: Any) -> int:
@@ -139,7 +141,6 @@ def _fields(workshop: _Workshop, original: dict[str, Any], verdicts: dict[str, v
 
 def _copy_files(source: Source, tokenizer: Any, max_length: int, staging: Path) -> None:
     shutil.copyfile(source.folder / "config.json", staging / "config.json")
-    write_evaluation(source.rows, staging)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints.save_tokenizer(tokenizer, Path(folder), max_length)
         for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -126,8 +126,9 @@ def outputs_of(run: Run, rows: EncodedRows, task: Task, *, batch_size: int, titl
 
 def task_metrics(reference: Reference) -> dict[str, float]:
     """Figures of the task's metric module for the original."""
-    task = reference.task
-    return metric.compute(task.metric, task.predictions(reference.answers(reference.outputs)), reference.references)
+    task, outputs = reference.task, reference.outputs
+    found = metric.compute(task.metric, task.predictions(reference.answers(outputs)), reference.references)
+    return found | task.figures(outputs, outputs, reference.origins, reference.references)
 
 
 def require_finite(outputs: Arrays) -> None:
@@ -165,7 +166,9 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
     """
     task, rows = reference.task, len(reference.references)
     finite = _finite_rows(variant)
-    shown = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
+    shown = variant
+    if not finite.all():
+        shown = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
     asked = np.ones(reference.origins.count, dtype=np.bool_)
     asked[reference.origins.owners[~finite]] = False
     whole = np.logical_and.reduce(asked.reshape(-1, rows))  # a labelled row may take several requests
@@ -175,7 +178,9 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
     ties = whole & (agreement < 1) & task.ties(theirs)
     agreeing = float(np.where(whole, np.where(ties, 1, agreement), 0).sum())
     largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
-    figures = metric.compute(task.metric, task.predictions(ours), reference.references) | {
+    figures = metric.compute(task.metric, task.predictions(ours), reference.references)
+    figures |= task.figures(shown, reference.outputs, reference.origins, reference.references)
+    figures |= {
         "metric_drop": 100 * drop,
         "label_agreement": agreeing / rows,
         "ties": int(ties.sum()),
@@ -214,8 +219,12 @@ def _finite_rows(outputs: Arrays) -> npt.NDArray[np.bool_]:
 
 def _differences(original: Arrays, variant: Arrays) -> tuple[float, float]:
     """Largest and mean over all outputs, in float64: two numbers near float32's ends differ by more than it holds."""
-    differences = [np.abs(variant[name].astype(np.float64) - values).ravel() for name, values in original.items()]
-    return max(float(each.max()) for each in differences), float(np.concatenate(differences).mean())
+    largest = total = 0.0
+    for name, values in original.items():
+        for row, other in zip(values, variant[name], strict=True):  # all at once they may be more than fits into memory
+            differences = np.abs(other.astype(np.float64) - row)
+            largest, total = max(largest, float(differences.max())), total + float(differences.sum())
+    return largest, total / sum(values.size for values in original.values())
 
 
 def _least_agreement(precision: str, limits: Limits) -> float:

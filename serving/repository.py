@@ -169,7 +169,8 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> No
     _write_model(folder / f"{name}_model" / "1", bundle, plan)
     for step in ("preprocess", "postprocess"):
         _write_step(folder / f"{name}_{step}" / "1", step, bundle, plan, graph)
-    shutil.copy(bundle.tokenizer, folder / f"{name}_preprocess" / "1")
+    for step in ("preprocess", *(["postprocess"] if task.needs_tokenizer else [])):
+        shutil.copy(bundle.tokenizer, folder / f"{name}_{step}" / "1")
 
 
 def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:
@@ -229,7 +230,7 @@ def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) 
         raw = {tensor: array.tobytes() for tensor, array in arrays.items()}
         shapes = {tensor: array.shape[1:] for tensor, array in arrays.items()}
         ids.append(_save_warmup(folder / f"{name}_model", label, rows, raw, shapes))
-        length = next(iter(arrays.values())).shape[1]
+        length = next(iter(arrays.values())).shape[1] if task.token_level else 1  # of what else there may be several
         shapes = {tensor.name: tuple(length if dim < 0 else dim for dim in tensor.dims) for tensor in graph.outputs}
         raw = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
         if task.carries_notes:

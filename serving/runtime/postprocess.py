@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from tokenizers import Tokenizer
 
 from .notes import NOTES, unpack
 from .tasks import load_task
@@ -24,6 +26,9 @@ class TritonPythonModel:
         self._task = load_task(settings["task"], settings["settings"])
         self._defaults = self._task.request_options({})
         self._names = [tensor.name for tensor in self._task.outputs()]
+        if not settings["parallel"]:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if self._task.needs_tokenizer else None
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
@@ -57,7 +62,7 @@ class TritonPythonModel:
             origins = Origins(np.arange(sum(counts)))
         else:
             origins, counts = unpack(notes)
-        found = self._task.answers(outputs, origins, options)
+        found = self._task.worded_answers(outputs, origins, options, self._tokenizer)
         answers = {name: found[name] for name in self._names}
         responses, start = [], 0
         for arrays, count in zip(parts, counts, strict=True):

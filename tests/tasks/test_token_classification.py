@@ -53,7 +53,7 @@ class Reader:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForTokenClassification.from_pretrained(folder).eval()
         self.pipeline = pipeline("token-classification", model=self.model, tokenizer=str(folder), device="cpu")
-        self.task = TASK.from_config(json.loads((folder / "config.json").read_text())).bound(self.tokenizer)
+        self.task = TASK.from_config(json.loads((folder / "config.json").read_text())).with_tokenizer(self.tokenizer)
         self.task = TASK.from_settings(json.loads(json.dumps(self.task.settings())))  # as the server has it
         names, length = self.tokenizer.model_input_names, self.tokenizer.model_max_length
         self._encoder = TextEncoder(str(folder / "tokenizer.json"), max_length=length, names=names, padding={"input_ids": 0})

@@ -17,7 +17,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
 
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
 
     from ..tokenization import TextEncoder
 
@@ -140,14 +140,16 @@ class Task(ABC):
     """Whether the second axis of those outputs is the position in the row."""
     carries_notes: ClassVar[bool] = False
     """Whether :meth:`features` gives notes, which then travel around the model."""
+    needs_tokenizer: ClassVar[bool] = False
+    """Whether :meth:`worded_answers` needs the tokenizer, which then travels to the last step too."""
     fan_out: ClassVar[int] = 1
     """How many times the rows of the largest request the model must be ready to take at once."""
     grouped: ClassVar[bool] = False
     """Whether the model in ``transformers`` takes all rows of a request row along an axis of their own, ``[request rows, rows,
     tokens]``. The served graph never does."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
-    """Columns of a data set that hold the texts and the label, where its user names no others. With ``choices`` among them,
-    several columns of choices may stand instead of the one."""
+    """Columns of a data set that hold the texts and the label, where its user names no others; no label: rows need none. With
+    ``choices`` among them, several columns of choices may stand instead of the one."""
     text_keys: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     """What ``transformers.pipeline`` calls the texts of a row where it is written as an object."""
     default_max_length: ClassVar[int] = 128
@@ -183,6 +185,15 @@ class Task(ABC):
             ValueError: nothing can be learnt from them.
         """
 
+    def with_tokenizer(self, tokenizer: Any) -> Self:  # noqa: ARG002 - most tasks need nothing of it
+        """The task bound to the checkpoint's tokenizer (``transformers.PreTrainedTokenizerFast``) too, before anything is trained,
+        verified or served.
+
+        Raises:
+            ValueError: the checkpoint cannot be served for this task with it; the message says why.
+        """
+        return self
+
     @classmethod
     @abstractmethod
     def read_row(cls, texts: tuple[Any, ...], label: Any) -> tuple[tuple[Any, ...], Any]:
@@ -211,6 +222,28 @@ class Task(ABC):
             ValueError: it cannot be held against them.
         """
         return self
+    def labelled(
+        self,
+        texts: Columns,
+        references: Sequence[Any],
+        encoder: TextEncoder,  # noqa: ARG002 - most tasks' rows are complete
+        *,
+        training: bool,  # noqa: ARG002
+    ) -> tuple[Columns, Sequence[Any]]:
+        """Rows of a data set → those to train or to judge on: here the same. A task that makes its labels of plain text does so here.
+
+        Args:
+            texts: by column.
+            references: as :meth:`reference` gave them.
+            training: rows to learn from, not those to be judged on.
+
+        Returns:
+            Texts and references, as many of one as of the other; rows that are of no use are left out.
+
+        Raises:
+            ValueError: a row cannot be used; the message shows it.
+        """
+        return texts, references
 
     def settings(self) -> dict[str, Any]:
         """The dataclass fields, JSON-ready."""
@@ -229,11 +262,6 @@ class Task(ABC):
     def requests(self, columns: Columns) -> Columns:
         """Texts of a data set's rows → rows of requests, as many or a multiple: all rows' first, then all rows' second …"""
         return columns
-
-    def bound(self, tokenizer: Any) -> Self:  # noqa: ARG002 - most tasks need no more than token ids
-        """The task with what its answers need of the checkpoint's tokenizer (a fast one of ``transformers``) in its settings: where
-        answers are made there is none."""
-        return self
 
     # -- the ensemble ----------------------------------------------------------------------------------------------------------
 
@@ -278,6 +306,10 @@ class Task(ABC):
         encodings = encoder.encode(self.texts(columns), truncation=options["truncation"])
         return Features(encodings, Origins(np.arange(len(encodings))))
 
+    def training_features(self, texts: Columns, encoder: TextEncoder) -> Features:
+        """Texts of :meth:`labelled` rows → rows for the model while it is trained: here as requests become them."""
+        return self.features(self.requests(texts), encoder, self.request_options(self.judged_options))
+
     def reduced(self, heads: Arrays, feed: Arrays) -> Arrays:  # noqa: ARG002 - most tails are empty
         """What the graph's :attr:`tail` computes, in numpy, for a model that has none: one is held against the other.
 
@@ -295,6 +327,20 @@ class Task(ABC):
         Args:
             outputs: :attr:`outputs_read`, ``[model rows, …]``. Where one axis is the position, it may be longer than a row is.
         """
+
+    def worded_answers(
+        self,
+        outputs: Arrays,
+        origins: Origins,
+        options: Options,
+        tokenizer: Tokenizer | None,  # noqa: ARG002 - most answers are complete
+    ) -> Arrays:
+        """As :meth:`answers`, with what only the tokenizer can say: this is what is served.
+
+        Args:
+            tokenizer: None where the task does not :attr:`need <needs_tokenizer>` it.
+        """
+        return self.answers(outputs, origins, options)
 
     # -- the client ------------------------------------------------------------------------------------------------------------
 
@@ -387,9 +433,27 @@ class Task(ABC):
             references: of the same rows.
         """
 
+    def altered(self, batch: Arrays, generator: np.random.Generator) -> Arrays:  # noqa: ARG002 - most learn from rows as they are
+        """Inputs and targets ``[model rows, longest]`` of a batch → those it is shown this time: here as they are.
+
+        Args:
+            generator: of whatever is drawn anew each time.
+        """
+        return batch
+
     @abstractmethod
     def predictions(self, answers: Arrays) -> list[Any]:
         """Tensors of :meth:`outputs` → what the metric takes, one per request row, as :meth:`reference` gives them."""
+
+    def figures(
+        self,
+        outputs: Arrays,  # noqa: ARG002 - most metrics say enough
+        original: Arrays,  # noqa: ARG002
+        origins: Origins,  # noqa: ARG002
+        references: Sequence[Any],  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Figures by name that take more than the answers: of the model's outputs, held against the original's and the references."""
+        return {}
 
     @abstractmethod
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:

@@ -163,7 +163,7 @@ class TokenClassification(Task):
             return False
         return all(isinstance(place, int) for place in (*value["start"], *value["end"])) and set(value["label"]) <= set(self.labels)
 
-    def bound(self, tokenizer: Any) -> Self:
+    def with_tokenizer(self, tokenizer: Any) -> Self:
         decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
         return replace(self, decoder=json.dumps(decoder) if decoder else "", unknown=tokenizer.unk_token_id)
 
