@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx
 
 from export import graph
+from export.pooled import pooled
 from serving.runtime.tasks.base import Task
 
-TAILS: dict[str, Callable[[onnx.ModelProto, Task], None]] = {}
+TAILS: dict[str, Callable[[onnx.ModelProto, Task], None]] = {"pooled": pooled}
 """By the name that tasks give as their ``tail``. Each rewrites a raw fp32 graph in place: its heads become ``outputs_read``."""
 
 

@@ -16,10 +16,11 @@ import click
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from export import checkpoint as checkpoints
 from export.data import LabelledRows
+from export.grouped import TaskTrainer, grouped, in_request_order
 from export.metric import compute
 from serving.errors import ArtifactError, SetupError
 from serving.runtime.tasks.base import Features, Task
@@ -125,6 +126,7 @@ class _Encoded:
     """Rows as the model takes them, and what to hold its answers against."""
 
     dataset: Any
+    targets: tuple[str, ...]
     features: Features
     references: Sequence[Any]
 
@@ -137,8 +139,12 @@ def _encoded(rows: LabelledRows, job: Job) -> _Encoded:
     encoder = TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
     features = job.task.features(job.task.requests(rows.texts), encoder, job.task.request_options({}))
     inputs = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
-    dataset = Dataset.from_dict({**inputs, **job.task.targets(features, rows.labels)})
-    return _Encoded(dataset=dataset, features=features, references=rows.labels)
+    if job.task.own_loss:
+        inputs = grouped(inputs, len(rows))
+    targets = job.task.targets(features, rows.labels)
+    return _Encoded(
+        dataset=Dataset.from_dict({**inputs, **targets}), targets=tuple(targets), features=features, references=rows.labels
+    )
 
 
 def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
@@ -146,7 +152,9 @@ def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
 
     def compute_metrics(evaluated: Any) -> dict[str, float]:
         outputs = evaluated.predictions if isinstance(evaluated.predictions, tuple) else (evaluated.predictions,)
-        named = dict(zip(task.heads, outputs, strict=True))
+        if task.own_loss:  # [rows, requests of each, …]
+            outputs = tuple(array.swapaxes(0, 1).reshape(-1, *array.shape[2:]) for array in outputs)
+        named = dict(zip(task.outputs_read if task.own_loss else task.heads, outputs, strict=True))
         answers = task.answers(named, encoded.features.origins, task.request_options({}))
         return compute(task.metric, task.predictions(answers), encoded.references)
 
@@ -157,11 +165,14 @@ class _Collator:
     """Rows → a batch, padded on the right as when serving. Targets that are as long as their rows are padded too, with what the
     losses of ``transformers`` pass over."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, task: Task) -> None:
         self._tokenizer = tokenizer
+        self._task = task
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         inputs = [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
+        if self._task.own_loss:
+            inputs = in_request_order(inputs)
         batch = self._tokenizer.pad(inputs, padding_side="right", return_tensors="pt")
         for name in rows[0].keys() - FIELDS.keys():
             values = [row[name] for row in rows]
@@ -174,13 +185,14 @@ class _Collator:
 
 def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
-    trainer = Trainer(
+    trainer = TaskTrainer(
+        job.task,
         model=model,
-        args=_arguments(job),
+        args=_arguments(job, list(encoded["train"].targets) if job.task.own_loss else None),
         train_dataset=encoded["train"].dataset,
         eval_dataset=encoded["validation"].dataset,
         compute_metrics=_judge(encoded["validation"], job.task),
-        data_collator=_Collator(job.tokenizer),
+        data_collator=_Collator(job.tokenizer, job.task),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )
     if not sys.stderr.isatty():
@@ -189,7 +201,8 @@ def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     return trainer
 
 
-def _arguments(job: Job) -> TrainingArguments:
+def _arguments(job: Job, label_names: list[str] | None) -> TrainingArguments:
+    """``label_names``: the targets where the model's ``forward`` does not name them."""
     options = job.options
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
     arguments = TrainingArguments(
@@ -200,7 +213,7 @@ def _arguments(job: Job) -> TrainingArguments:
         learning_rate=options.learning_rate,
         warmup_ratio=options.warmup_ratio,
         weight_decay=options.weight_decay,
-        group_by_length=True,
+        group_by_length=not job.task.own_loss,  # which compares the rows of a batch with each other: chance brings them together
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
@@ -213,6 +226,7 @@ def _arguments(job: Job) -> TrainingArguments:
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         disable_tqdm=not sys.stderr.isatty(),
+        label_names=label_names,
         restore_callback_states_from_checkpoint=True,
     )
     # with several GPUs the trainer would wrap the model in nn.DataParallel unasked, and a step would take that many times the rows

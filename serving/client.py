@@ -211,7 +211,9 @@ class _Options:
             task.request_options(asked)
         except ValueError as error:
             raise TypeError(str(error)) from None
-        return cls(asked=asked, shown={name: value for name, value in given.items() if name not in task.options})
+        return cls(
+            asked=asked, shown={name: value for name, value in given.items() if name not in task.options or name in task.shaping}
+        )
 
 
 class TritonPipeline:
