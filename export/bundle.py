@@ -20,7 +20,19 @@ from serving.runtime.tasks.base import Task
 
 SHAPING = tuple(
     Path(__file__).parent / f"{name}.py"
-    for name in ("checkpoint", "convert", "graph", "metric", "optimize", "original", "rows", "tails", "variants", "verify")
+    for name in (
+        "checkpoint",
+        "convert",
+        "graph",
+        "metric",
+        "optimize",
+        "original",
+        "pooled",
+        "rows",
+        "tails",
+        "variants",
+        "verify",
+    )
 )
 """The modules that decide what a bundle holds: after an upgrade that changed one, a bundle is not up to date."""
 
@@ -34,6 +46,7 @@ class ExportOptions:
         task: as in ``serving.runtime.tasks.names()``.
         checkpoint: location as ``export.sources`` reads it; None: what ``finetune`` left under ``name``.
         test: labelled rows to verify on; None: those that ``finetune`` left in the checkpoint.
+        setting: the task's settings chosen, by name, over those that the checkpoint says and those chosen in fine-tuning.
         precision: variants asked for, of ``serving.bundle.PRECISIONS``; empty: all. fp32 is always made, and what an up-to-date
             bundle holds already is kept.
         max_length: tokens kept of a row; None: as fine-tuned, else what the model takes (512 where it takes any number).
@@ -50,6 +63,7 @@ class ExportOptions:
     checkpoint: str | None = None
     test: str | None = None
     columns: Columns = field(default_factory=Columns)
+    setting: Mapping[str, Any] = field(default_factory=dict)
     precision: tuple[str, ...] = ()
     max_length: int | None = None
     max_metric_drop: float = 0.5
@@ -81,6 +95,7 @@ class Source:
         name: for people: the location as given, without any folder's path.
         task: bound to the checkpoint's config.
         max_length: as asked for or fine-tuned with; None: unknown.
+        usual_length: what the checkpoint says it is used with otherwise, where it does.
     """
 
     name: str
@@ -89,6 +104,7 @@ class Source:
     task: Task
     rows: LabelledRows
     max_length: int | None
+    usual_length: int | None
 
 
 def export(options: ExportOptions) -> dict[str, Any]:
@@ -160,12 +176,15 @@ def find_source(options: ExportOptions) -> Source:
         known = trained["task"]
         raise ArtifactError(f"{folder} was fine-tuned for {known}, not {options.task}", hint=f"give --task {known}")
     pair = len(options.columns.resolved(task_type).texts) == 2 or bool(trained.get("pair"))
+    chosen = trained.get("chosen_settings", {}) | dict(options.setting)
     try:
-        task = task_type.from_config(config, pair=pair)
+        task = replace(task_type.from_config(config, pair=pair), **checkpoints.settings(folder, task_type, chosen))
     except ValueError as error:
         raise ExportError(f"{name} cannot be served for {task_type.name}: {error}", hint="see its config.json") from None
     if options.test is None and trained.get("task", options.task) != options.task:
-        raise DataError(f"the rows in {folder} are of {trained['task']}, none to verify {options.task} on", hint="give some with --test")
+        raise DataError(
+            f"the rows in {folder} are of {trained['task']}, none to verify {options.task} on", hint="give some with --test"
+        )
     task, rows = _rows(options, folder, task)
     return Source(
         name=name,
@@ -174,6 +193,7 @@ def find_source(options: ExportOptions) -> Source:
         task=task,
         rows=rows,
         max_length=options.max_length or trained.get("max_length"),
+        usual_length=task_type.checkpoint_length(checkpoints.read_files(folder, task_type)),
     )
 
 
@@ -206,7 +226,7 @@ def _rows(options: ExportOptions, folder: Path, task: Task) -> tuple[Task, Label
 def _inputs(options: ExportOptions, source: Source) -> dict[str, Any]:
     record = {
         "task": source.task.settings(),
-        "max_length": source.max_length,
+        "max_length": source.max_length or source.usual_length,
         "max_metric_drop": options.max_metric_drop,
         "min_agreement": options.min_agreement,
         "verify_rows": options.verify_rows,

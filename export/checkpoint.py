@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,58 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: it is not readable.
     """
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read {folder / 'config.json'}: {error}") from error
+    config: dict[str, Any] = _read_json(folder / "config.json")
     return config
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from error
+
+
+def settings(folder: Path, task: type[Task], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint says of ``task``'s settings, and over it what was ``chosen``.
+
+    Raises:
+        ArtifactError: a file is not readable, or asks for what cannot be done.
+        ValueError: a setting cannot be chosen so.
+    """
+    own = task.chosen_settings(chosen)
+    try:
+        return task.checkpoint_settings(read_config(folder), read_files(folder, task), own)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # whoever wrote those files
+        reason = str(error) if isinstance(error, ValueError) else "one of its JSON files is not of the form it should have"
+        raise ArtifactError(f"{folder} cannot be used for {task.name}: {reason}", hint="see --setting, and its files") from error
+
+
+def read_files(folder: Path, task: type[Task]) -> dict[str, Any]:
+    """The JSON files that ``task`` reads of a checkpoint besides its config, by path in its folder.
+
+    Raises:
+        ArtifactError: one is not readable.
+    """
+    paths = sorted({path for pattern in task.checkpoint_files for path in folder.glob(pattern)})
+    return {path.relative_to(folder).as_posix(): _read_json(path) for path in paths}
+
+
+def write_files(files: Mapping[str, Any], folder: Path) -> None:
+    """Write what :func:`read_files` reads."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def require_task(config: dict[str, Any], task: type[Task], location: str) -> None:
-    """Refuse a checkpoint that has no head for ``task``.
+    """Refuse a checkpoint that has no head for ``task``. Any has what a task without a head needs.
 
     Raises:
         ArtifactError: its architecture is one of another task.
     """
-    suffix = task.auto_model.removeprefix("AutoModel") or "Model"
+    suffix = task.auto_model.removeprefix("AutoModel")
     architectures = config.get("architectures") or []
-    if not any(name.endswith(suffix) for name in architectures):
+    if suffix and not any(name.endswith(suffix) for name in architectures):
         found = ", ".join(architectures) or "no architecture"
         raise ArtifactError(
             f"{location} is no {task.name} checkpoint: its config names {found}, not one that ends in {suffix}",

@@ -53,9 +53,37 @@ class Precisions(click.ParamType[tuple[str, ...]]):
         return found
 
 
+class Setting(click.ParamType[dict[str, Any]]):
+    """``"pooling=cls"`` → ``{"pooling": "cls"}``; a recipe may give a table."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        key, equals, chosen = str(value).partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
+        return {key.strip().replace("-", "_"): chosen.strip()}
+
+
+def _take_setting(given: dict[str, Any]) -> dict[str, Any]:
+    """The task's settings that were chosen, checked."""
+    from serving.runtime.tasks import task_class
+
+    chosen = {key: value for one in given.pop("setting") for key, value in one.items()}
+    try:
+        return task_class(given["task"]).chosen_settings(chosen)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--setting") from None
+
+
 _shared = _options(
     click.option("--name", default="model", callback=_plain_name, help="Name of the model: its folder's, and its own in Triton."),
     click.option("--task", default="text-classification", callback=_known_task, help="What the model does."),
+    click.option(
+        "--setting", type=Setting(), multiple=True, metavar="KEY=VALUE", help="What the task leaves to choose, such as pooling=cls."
+    ),
     click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), default="artifacts", help="Of all artifacts."),
     click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where to compute."),
     click.option("--seed", type=click.IntRange(min=0), default=0, help="Of every random choice."),
@@ -66,7 +94,10 @@ _columns = _options(
     click.option("--text-column", default=None, show_default="as the task has it", help="Column of the text, or the first of two."),
     click.option("--text-pair-column", default=None, help="Column of the second text."),
     click.option(
-        "--choice-column", multiple=True, show_default="as the task has it", help="Column of the choices; several: of one choice each."
+        "--choice-column",
+        multiple=True,
+        show_default="as the task has it",
+        help="Column of the choices; several: of one choice each.",
     ),
     click.option("--label-column", default=None, show_default="as the task has it", help="Column of what is right."),
 )
@@ -111,7 +142,7 @@ def finetune_command(as_json: bool, **given: Any) -> None:
     from export.finetune import FinetuneOptions, Hyperparameters, finetune
 
     training = Hyperparameters(**{field.name: given.pop(field.name) for field in fields(Hyperparameters)})
-    options = FinetuneOptions(columns=_take_columns(given), training=training, **given)
+    options = FinetuneOptions(columns=_take_columns(given), setting=_take_setting(given), training=training, **given)
     manifest = finetune(options)
     if as_json:
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest["figures"]}, indent=2))
@@ -155,7 +186,7 @@ def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **give
         wanted = f"{given['verify_rows']} is too few, at least {MIN_ROWS} are needed: fewer prove little"
         raise click.BadParameter(wanted, param_hint="--verify-rows")
     asked = tuple(dict.fromkeys(one for several in precision for one in several))
-    options = ExportOptions(columns=_take_columns(given), precision=asked, **given)
+    options = ExportOptions(columns=_take_columns(given), setting=_take_setting(given), precision=asked, **given)
     manifest = export(options)
     if as_json:
         figures = {key: manifest[key] for key in ("original", "precisions")}

@@ -57,6 +57,7 @@ class FinetuneOptions:
         task: as in ``serving.runtime.tasks.names()``.
         checkpoint, train, validation, test: locations as ``export.sources`` reads them. Without ``validation`` a tenth of the
             training rows is held out.
+        setting: the task's settings chosen, by name, over those that the checkpoint says.
         max_train_rows: draw that many of the training rows; None: all.
         max_length: tokens kept of a row; None: as many as the task has it, or what the model takes if that is less.
         device: ``auto``, ``cpu`` or ``gpu``.
@@ -70,6 +71,7 @@ class FinetuneOptions:
     validation: str | None = None
     test: str | None = None
     columns: Columns = field(default_factory=Columns)
+    setting: Mapping[str, Any] = field(default_factory=dict)
     max_train_rows: int | None = None
     max_length: int | None = None
     training: Hyperparameters = field(default_factory=Hyperparameters)
@@ -107,6 +109,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     _require_trainable(task_class(options.task))
     data = _load(options, cache)
     base = checkpoint_folder(options.checkpoint, cache)
+    data = replace(data, task=_configured(data.task, options, base))
     inputs = _inputs(options, base, data)
     if not options.force and is_current(options.target, "checkpoint", inputs):
         click.echo(f"{options.target} is up to date", err=True)
@@ -119,7 +122,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
 def _require_trainable(task: type[Task]) -> None:
     if task.optimum_task:
         raise DataError(
-            f"checkpoints of {task.name} are fine-tuned as {task.optimum_task}", hint=f"give --task {task.optimum_task}, then export"
+            f"checkpoints of {task.name} are fine-tuned as {task.optimum_task}",
+            hint=f"give --task {task.optimum_task}, then export",
         )
 
 
@@ -141,6 +145,18 @@ def _load(options: FinetuneOptions, cache: Path) -> _Data:
         splits={split: encode_labels(rows, task) for split, rows in found.items()},
         inputs={split: {"rows": len(rows), "sha256": rows.digest()} for split, rows in found.items()},
     )
+
+
+def _configured(task: Task, options: FinetuneOptions, base: Path) -> Task:
+    """The task with what the checkpoint says of it, and what was chosen.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be used for it.
+    """
+    try:
+        return replace(task, **checkpoints.settings(base, type(task), options.setting))
+    except ValueError as error:
+        raise ArtifactError(f"{options.checkpoint} cannot be used for {task.name}: {error}", hint="see --setting") from None
 
 
 def _said_labels(task: Task) -> str:
@@ -212,6 +228,7 @@ def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: 
         except SafetensorError as error:  # a full disk among others
             raise ArtifactError(f"cannot write the weights into {options.target}: {error}", hint="is the disk full?") from error
         checkpoints.save_tokenizer(tokenizer, staging, max_length)
+        checkpoints.write_files(data.task.files_written(max_length), staging)
         write_evaluation(data.splits[fields["evaluation_split"]], staging)
         (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
         manifest = write_manifest(staging, "checkpoint", inputs, **fields)
@@ -239,6 +256,7 @@ def _fields(options: FinetuneOptions, task: Task) -> dict[str, Any]:
         "task": options.task,
         "labels": list(task.settings().get("labels", ())),
         "settings": task.settings(),
+        "chosen_settings": dict(options.setting),
         "pair": task.pair,
         "main_metric": task.main_metric,
         "evaluation_split": "test" if options.test else "validation",

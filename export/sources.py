@@ -17,6 +17,8 @@ from serving.runtime.tasks.base import Task
 HUB = "hub:"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What is read of a checkpoint folder. Pickled weights (``*.bin``) are not: loading them can run code."""
+MODULES = "[0-9]*_*"
+"""Folders in it that say what is done with what the model gives, as sentence-transformers lays them out: ``1_Pooling`` …"""
 
 
 def checkpoint_folder(location: str, cache: Path) -> Path:
@@ -47,8 +49,9 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint folder that shape the model and its tokenizer, sorted."""
-    return sorted({path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.name != "manifest.json"})
+    """The files of a checkpoint folder that shape the model and its tokenizer, and its folders of :data:`MODULES`, sorted."""
+    files = {path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.name != "manifest.json"}
+    return sorted(files | {path for path in folder.glob(MODULES) if path.is_dir()})
 
 
 def _hub_checkpoint(name: str) -> Path:

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
+from export.pooled import pooled
 from serving.runtime.tasks.base import Task
 
 
@@ -146,7 +147,10 @@ def _mask_positions() -> list[onnx.NodeProto]:
         _masked_node("Range", [_MASKED + "zero", _MASKED + "end", _MASKED + "step"], "places"),  # [longest]
         _masked_node("Sub", [_MASKED + "heights", _MASKED + "places"], "keys"),
         helper.make_node(
-            "TopK", [_MASKED + "keys", _MASKED + "kept"], [_MASKED + "values", _MASKED + "positions"], name=_MASKED + "positions/TopK"
+            "TopK",
+            [_MASKED + "keys", _MASKED + "kept"],
+            [_MASKED + "values", _MASKED + "positions"],
+            name=_MASKED + "positions/TopK",
         ),
         _masked_node("Unsqueeze", [_MASKED + "positions", _MASKED + "last_axis"], "index"),
     ]
@@ -181,5 +185,5 @@ def _sort(model: onnx.ModelProto) -> None:
     OnnxModel(model).topological_sort()
 
 
-TAILS: dict[str, Callable[[onnx.ModelProto, Task], str | None]] = {"masked": masked}
+TAILS: dict[str, Callable[[onnx.ModelProto, Task], str | None]] = {"masked": masked, "pooled": pooled}
 """By the name that tasks give as their ``tail``. Each rewrites a raw fp32 graph in place: its heads become ``outputs_read``."""

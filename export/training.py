@@ -13,25 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from export import checkpoint as checkpoints
+from export.batches import Collator, training_columns
 from export.data import LabelledRows, model_rows
 from export.metric import compute
+from export.trainer import TaskTrainer, predicted
 from serving.errors import ArtifactError, SetupError
-from serving.runtime.candidates import starts_of
 from serving.runtime.tasks.base import Features, Task
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
 if TYPE_CHECKING:
     from export.finetune import Hyperparameters
-
-IGNORED = -100
-"""Target of a position that teaches nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +124,7 @@ class _Encoded:
     """Rows as the model takes them, and what to hold its answers against."""
 
     dataset: Any
+    targets: tuple[str, ...]
     features: Features
     references: Sequence[Any]
 
@@ -138,127 +136,34 @@ def _encoded(rows: LabelledRows, job: Job) -> _Encoded:
     names = [name for name in job.tokenizer.model_input_names if name in FIELDS]
     encoder = TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
     features = model_rows(rows, job.task, encoder, training=True)
-    inputs = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
-    columns = {**inputs, **job.task.targets(features, rows.labels)}
-    if job.task.grouped:
-        columns = _grouped(columns, features.origins.owners) | {"length": _longest(features)}
-    return _Encoded(dataset=Dataset.from_dict(columns), features=features, references=rows.labels)
-
-
-def _grouped(columns: Mapping[str, Sequence[Any]], owners: Any) -> dict[str, list[Any]]:
-    """Columns of the model's rows → of groups of them, one per owner."""
-    ends = np.cumsum(np.bincount(owners)).tolist()
-    spans = list(zip([0, *ends[:-1]], ends, strict=True))
-    return {name: [list(values[start:end]) for start, end in spans] for name, values in columns.items()}
-
-
-def _longest(features: Features) -> list[int]:
-    """Tokens of each group's longest row: what the trainer puts groups of like length together by."""
-    lengths = np.array([len(encoding) for encoding in features.encodings])
-    longest: list[int] = np.maximum.reduceat(lengths, starts_of(features.origins.owners)).tolist()
-    return longest
+    targets = job.task.targets(features, rows.labels)
+    columns = training_columns(features, names, targets, job.task)
+    return _Encoded(dataset=Dataset.from_dict(columns), targets=tuple(targets), features=features, references=rows.labels)
 
 
 def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
     """What the trainer calls with the model's outputs for the rows, in their order."""
 
     def compute_metrics(evaluated: Any) -> dict[str, float]:
-        outputs = evaluated.predictions if isinstance(evaluated.predictions, tuple) else (evaluated.predictions,)
-        named = dict(zip(task.outputs_read, outputs, strict=True))
-        if task.grouped:
-            named = {name: _rows_of(values, encoded.features.origins.owners) for name, values in named.items()}
-        answers = task.answers(named, encoded.features.origins, task.request_options(task.judged_options))
+        origins = encoded.features.origins
+        outputs = predicted(evaluated.predictions, task, origins)
+        answers = task.answers(outputs, origins, task.request_options(task.judged_options))
         figures = compute(task.metric, task.predictions(answers), encoded.references)
-        return figures | task.figures(named, named, encoded.features.origins, encoded.references)
+        return figures | task.figures(outputs, outputs, origins, encoded.references)
 
     return compute_metrics
 
 
-def _rows_of(values: Any, owners: Any) -> Any:
-    """``[groups, most rows of one]`` → ``[model rows, 1]``, without what stands where a group has fewer."""
-    return values[np.arange(values.shape[1]) < np.bincount(owners)[:, None]][:, None]
-
-
-def _loss_of_groups(outputs: Any, labels: Any, **_: Any) -> Any:
-    """Cross entropy of each group's right row among its rows. The models' own cannot take groups of unlike sizes.
-
-    Args:
-        labels: ``[groups, rows]``, 1 for the right row, 0 for others, :data:`IGNORED` where a group has no such row.
-    """
-    logits = outputs["logits"].masked_fill(labels == IGNORED, -math.inf)
-    return torch.nn.functional.cross_entropy(logits, labels.argmax(dim=-1))
-
-
-class _Collator:
-    """Rows → a batch, padded on the right as when serving. Targets that are as long as their rows are padded too, with what the
-    losses of ``transformers`` pass over. What the task draws anew each time it draws by numpy's own state, which the trainer keeps
-    with its checkpoints.
-
-    Where the task's rows come in groups each of the rows is one, and the batch ``[groups, most rows of one, tokens]``.
-    """
-
-    def __init__(self, tokenizer: Any, task: Task) -> None:
-        self._tokenizer = tokenizer
-        self._task = task
-        self._grouped = task.grouped
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        inputs = [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
-        batch = self._padded_groups(inputs) if self._grouped else self._padded(inputs)
-        for name in rows[0].keys() - FIELDS.keys():
-            values = [row[name] for row in rows]
-            if isinstance(values[0], list):
-                longest = max(map(len, values))
-                values = [[*value, *[IGNORED] * (longest - len(value))] for value in values]
-            batch[name] = torch.tensor(values)
-        generator = np.random.default_rng(np.random.randint(2**31))
-        altered = self._task.altered({name: values.numpy() for name, values in batch.items()}, generator)
-        return {name: torch.from_numpy(values) for name, values in altered.items()}
-
-    def _padded(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        return self._tokenizer.pad(rows, padding_side="right", return_tensors="pt")
-
-    def _padded_groups(self, groups: Sequence[Mapping[str, Any]]) -> Any:
-        """Where a group has fewer rows than another, its first stands in for them: unlike padding alone, that gives numbers."""
-        most = max(len(group["input_ids"]) for group in groups)
-        chosen = [(group, index if index < len(group["input_ids"]) else 0) for group in groups for index in range(most)]
-        batch = self._padded([{name: values[index] for name, values in group.items()} for group, index in chosen])
-        return {name: values.view(len(groups), most, -1) for name, values in batch.items()}
-
-
-class _Trainer(Trainer):  # type: ignore[misc]  # the library is untyped
-    """Keeps of a batch's outputs what the task reads: the heads of all rows may be more than fits into memory."""
-
-    def __init__(self, task: Task, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._task = task
-
-    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
-        """Loss, outputs and targets of a batch."""
-        loss, outputs, targets = super().prediction_step(model, inputs, *arguments, **named)
-        if not self._task.tail or outputs is None:
-            return loss, outputs, targets
-        found = outputs if isinstance(outputs, tuple) else (outputs,)
-        heads = {name: head.float().cpu().numpy() for name, head in zip(self._task.heads, found, strict=True)}
-        reduced = self._task.reduced(heads, {name: values.cpu().numpy() for name, values in inputs.items()})
-        return loss, tuple(torch.from_numpy(reduced[name]) for name in self._task.outputs_read), targets
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Rows in their order: grouping by length shuffles these too, and no prediction would stand beside its reference."""
-        return torch.utils.data.SequentialSampler(eval_dataset)
-
-
 def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
-    trainer = _Trainer(
+    trainer = TaskTrainer(
         job.task,
         model=model,
-        args=_arguments(job),
+        args=_arguments(job, list(encoded["train"].targets) if job.task.own_loss else None),
         train_dataset=encoded["train"].dataset,
         eval_dataset=encoded["validation"].dataset,
         compute_metrics=_judge(encoded["validation"], job.task),
-        data_collator=_Collator(job.tokenizer, job.task),
-        compute_loss_func=_loss_of_groups if job.task.grouped else None,
+        data_collator=Collator(job.tokenizer, job.task),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )
     if not sys.stderr.isatty():
@@ -267,7 +172,8 @@ def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     return trainer
 
 
-def _arguments(job: Job) -> TrainingArguments:
+def _arguments(job: Job, label_names: list[str] | None) -> TrainingArguments:
+    """``label_names``: the targets where the model's ``forward`` does not name them."""
     options = job.options
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
     arguments = TrainingArguments(
@@ -278,7 +184,7 @@ def _arguments(job: Job) -> TrainingArguments:
         learning_rate=options.learning_rate,
         warmup_ratio=options.warmup_ratio,
         weight_decay=options.weight_decay,
-        group_by_length=True,
+        group_by_length=not job.task.own_loss,  # which compares the rows of a batch with each other: chance brings them together
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
@@ -291,6 +197,7 @@ def _arguments(job: Job) -> TrainingArguments:
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         disable_tqdm=not sys.stderr.isatty(),
+        label_names=label_names,
         restore_callback_states_from_checkpoint=True,
     )
     # with several GPUs the trainer would wrap the model in nn.DataParallel unasked, and a step would take that many times the rows

@@ -86,11 +86,13 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
 
 def _max_length(source: Source, options: ExportOptions, tokenizer: Any) -> int:
     """Tokens kept of a row, said aloud: a row that is cut unnoticed is answered wrongly unnoticed."""
-    chosen = checkpoints.chosen_max_length(source.max_length, tokenizer, source.config, default=None)
+    chosen = checkpoints.chosen_max_length(source.max_length, tokenizer, source.config, default=source.usual_length)
     if options.max_length is not None:
         reason = "as asked"
     elif source.max_length is not None:
         reason = "as in fine-tuning"
+    elif source.usual_length is not None:
+        reason = "as the checkpoint says; --max-length cuts them elsewhere"
     else:
         reason = "what the model takes; --max-length cuts them shorter"
     click.echo(f"rows are cut at {chosen} tokens: {reason}", err=True)

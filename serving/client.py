@@ -124,6 +124,7 @@ class AsyncTritonPipeline:
         than that needs. An answer does not wait for the rows after its own (but for those of its batch); where reading a row
         fails, those before it are answered first."""
         task = await self.connect()
+
         async def checked() -> AsyncGenerator[tuple[str, ...], None]:
             async for row in inputs:
                 yield task.request_rows(task.call(([row],), options)[0])[0]
@@ -232,7 +233,9 @@ class _Options:
             task.request_options(asked)
         except ValueError as error:
             raise TypeError(str(error)) from None
-        return cls(asked=asked, shown={name: value for name, value in given.items() if name not in task.options})
+        return cls(
+            asked=asked, shown={name: value for name, value in given.items() if name not in task.options or name in task.shaping}
+        )
 
 
 class TritonPipeline:

@@ -8,16 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from transformers.pipelines.token_classification import AggregationStrategy
 
-from export.data import Columns, LabelledRows, bind, encode_labels, read_evaluation, write_evaluation
-from export.metric import bootstrapped_drop, compute
-from export.sources import load_rows
-from serving.errors import DataError
-from serving.runtime.tasks.base import Arrays, Origins
-from serving.runtime.tasks.token_classification import TASK, TokenClassification
+from serving.runtime.tasks.base import Arrays
+from serving.runtime.tasks.token_classification import TASK
 from serving.runtime.tokenization import TextEncoder
 
 from ..conftest import ARCHITECTURES, TOKENIZERS, _config, _randomize, _tokenizer

@@ -80,6 +80,15 @@ class Option:
             raise ValueError(f"option {name} must be {self.minimum:g} or more, not {value!r:.80}")
         return value
 
+    def read(self, text: str) -> Any:
+        """What a command line says, as the option's kind where it can be read as one."""
+        if self.kind is bool:
+            return {"true": True, "false": False}.get(text.lower(), text)
+        try:
+            return self.kind(text)
+        except ValueError:
+            return text
+
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
@@ -136,12 +145,20 @@ class Task(ABC):
     """What requests may ask for, by name; each is a field too, its default."""
     judged_options: ClassVar[Mapping[str, Any]] = {}
     """What training and verification ask for, where the answer to a request that asks for nothing says too little to judge by."""
+    setup: ClassVar[Mapping[str, Option]] = {}
+    """What may be chosen for a checkpoint besides the defaults of :attr:`options`, by name; each is a field too."""
+    checkpoint_files: ClassVar[tuple[str, ...]] = ()
+    """JSON files of a checkpoint besides ``config.json`` that :meth:`checkpoint_settings` reads: patterns of paths in its folder."""
+    own_loss: ClassVar[bool] = False
+    """Whether :meth:`loss` gives the loss, because the model in ``transformers`` has none."""
     token_level: ClassVar[bool] = False
     """Whether the second axis of those outputs is the position in the row."""
     carries_notes: ClassVar[bool] = False
     """Whether :meth:`features` gives notes, which then travel around the model."""
     needs_tokenizer: ClassVar[bool] = False
     """Whether :meth:`worded_answers` needs the tokenizer, which then travels to the last step too."""
+    shaping: ClassVar[frozenset[str]] = frozenset()
+    """Those of the options that :meth:`pipeline_answers` must know too, to show what the server answered."""
     fan_out: ClassVar[int] = 1
     """How many times the rows of the largest request the model must be ready to take at once."""
     grouped: ClassVar[bool] = False
@@ -222,6 +239,7 @@ class Task(ABC):
             ValueError: it cannot be held against them.
         """
         return self
+
     def labelled(
         self,
         texts: Columns,
@@ -244,6 +262,50 @@ class Task(ABC):
             ValueError: a row cannot be used; the message shows it.
         """
         return texts, references
+
+    @classmethod
+    def checkpoint_settings(
+        cls,
+        config: Mapping[str, Any],  # noqa: ARG003
+        files: Mapping[str, Any],  # noqa: ARG003
+        chosen: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Settings that a checkpoint itself says, whether it is to be trained or served, and those that a user chose over it.
+
+        Args:
+            config: its ``config.json``.
+            files: contents of its :attr:`checkpoint_files` by path in its folder.
+            chosen: as :meth:`chosen_settings` gave them.
+
+        Raises:
+            ValueError: the checkpoint cannot be used for this task; the message says why.
+        """
+        return dict(chosen)
+
+    @classmethod
+    def checkpoint_length(cls, files: Mapping[str, Any]) -> int | None:  # noqa: ARG003
+        """Tokens of a row that a checkpoint itself says it is used with, where that may be less than the model takes."""
+        return None
+
+    def files_written(self, max_length: int) -> dict[str, Any]:  # noqa: ARG002
+        """Contents of the :attr:`checkpoint_files` of a fine-tuned checkpoint by path, so that it says itself how it is used."""
+        return {}
+
+    @classmethod
+    def chosen_settings(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that a user chose, checked.
+
+        Args:
+            given: values by name, or strings that say them.
+
+        Raises:
+            ValueError: one cannot be chosen, is of another kind, or not allowed.
+        """
+        known = {**cls.options, **cls.setup}
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"{cls.name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        read = {name: known[name].read(value) if isinstance(value, str) else value for name, value in given.items()}
+        return {name: known[name].check(name, value) for name, value in read.items()}
 
     def settings(self) -> dict[str, Any]:
         """The dataclass fields, JSON-ready."""
@@ -316,6 +378,8 @@ class Task(ABC):
         Args:
             heads: outputs of the model in ``transformers``, ``[model rows, …]``.
             feed: its inputs, ``[model rows, longest]``.
+
+        A task with :attr:`own_loss` is given torch's tensors here while it is trained, which have numpy's methods.
         """
         return heads
 
@@ -379,6 +443,7 @@ class Task(ABC):
 
         Args:
             options: those the pipeline takes and :attr:`options` does not have: they only choose what is shown of an answer.
+                Those of :attr:`shaping` too.
 
         Raises:
             TypeError: an option the pipeline does not have, or of another type.
@@ -441,9 +506,20 @@ class Task(ABC):
         """
         return batch
 
+    def loss(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> Any:
+        """The loss of a batch, a tensor of one number, where the task has its :attr:`own_loss`.
+
+        Both are torch's tensors, used through their methods alone: nothing here imports torch.
+
+        Args:
+            outputs: :attr:`outputs_read` of the batch's rows in the order of :meth:`requests`.
+            targets: as :meth:`targets` gives them, ``[labelled rows]``.
+        """
+        raise NotImplementedError(f"{self.name} is trained with the model's own loss")
+
     @abstractmethod
     def predictions(self, answers: Arrays) -> list[Any]:
-        """Tensors of :meth:`outputs` → what the metric takes, one per request row, as :meth:`reference` gives them."""
+        """Tensors of :meth:`outputs` → what the metric takes, one per labelled row, as :meth:`reference` gives them."""
 
     def figures(
         self,
@@ -457,8 +533,8 @@ class Task(ABC):
 
     @abstractmethod
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
-        """How far a variant's answers are the original's: ``[request rows]``, 1 where they are the same, 0 where they are not."""
+        """How far a variant's answers are the original's: ``[labelled rows]``, 1 where they are the same, 0 where they are not."""
 
     @abstractmethod
     def ties(self, original: Arrays) -> npt.NDArray[np.bool_]:
-        """``[request rows]``: answers of the original that are so close a call that either side of it is right."""
+        """``[labelled rows]``: answers of the original that are so close a call that either side of it is right."""

@@ -298,9 +298,7 @@ class FillMask(Task):
         targets = notes[0][0] if notes else np.empty(0, dtype=_NUMBERS)
         scores, tokens = _best(picked, options["top_k"], targets)
         masks = iter([_Mask(*pair) for pair in zip(scores.tolist(), tokens.tolist(), strict=True)])
-        return [
-            _Row(ids.tolist(), each, [next(masks) for _ in each]) for (_, ids), each in zip(notes, positions, strict=True)
-        ]
+        return [_Row(ids.tolist(), each, [next(masks) for _ in each]) for (_, ids), each in zip(notes, positions, strict=True)]
 
     def _sequences(self, rows: Sequence[_Row], tokenizer: Tokenizer) -> Any:
         """An iterator over the texts with each token in its mask's place: all rows', all masks', all tokens'."""
@@ -420,7 +418,8 @@ class FillMask(Task):
     def ties(self, original: Arrays) -> npt.NDArray[np.bool_]:
         close = math.exp(-CLOSE)
         return np.array(
-            [any(mask[1]["score"] >= mask[0]["score"] * close for mask in row if len(mask) > 1) for row in _rows(original)], dtype=np.bool_
+            [any(mask[1]["score"] >= mask[0]["score"] * close for mask in row if len(mask) > 1) for row in _rows(original)],
+            dtype=np.bool_,
         )
 
 

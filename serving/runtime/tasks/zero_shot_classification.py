@@ -24,7 +24,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -273,7 +273,9 @@ def _hypothesis(template: str, label: str) -> str:
     fields = [part[1:] for part in parts if part[1] is not None]
     plain = all(field in (("", "", None), ("0", "", None)) for field in fields)
     if not fields or not plain or len({field[0] for field in fields}) > 1 or fields.count(("", "", None)) > 1:
-        raise ValueError(f"hypothesis_template must contain {{}} where the label goes, once, and no other braces: {template[:80]!r}")
+        raise ValueError(
+            f"hypothesis_template must contain {{}} where the label goes, once, and no other braces: {template[:80]!r}"
+        )
     return "".join(literal + (label if name is not None else "") for literal, name, _, _ in parts)
 
 

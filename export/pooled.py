@@ -1,0 +1,110 @@
+"""A tail: the vectors of a row's tokens → one, by the attention mask, so that only that one leaves the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.errors import ExportError
+from serving.prologue import MASK
+
+_P = "pooled/"
+LEAST = -1e9
+"""Stands for padding where the largest is looked for."""
+
+Nodes = list[onnx.NodeProto]
+
+
+def pooled(model: onnx.ModelProto, task: Any) -> None:
+    """``[rows, longest, hidden]`` and the mask → FP32 ``[rows, dims]``, as ``task.reduced`` computes it.
+
+    Args:
+        task: has ``pooling`` and ``dims`` (see ``serving.runtime.tasks.feature_extraction``).
+
+    Raises:
+        ExportError: the graph has no attention mask to pool by.
+    """
+    (head,), (output,) = task.heads, task.outputs_read
+    graph = model.graph
+    if MASK not in [tensor.name for tensor in graph.input] and task.pooling != "cls":
+        raise ExportError(f"the graph takes no {MASK}, so padding cannot be left out", hint="give --setting pooling=cls")
+    nodes = _POOLINGS[task.pooling](head, _opset(model))
+    nodes.append(_node("Slice", [_P + "whole", _P + "start", _P + "dims", _P + "last_axis"], output))
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    graph.initializer.extend(tensor for tensor in _constants(task.dims) if tensor.name in used)
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch_size", task.dims]))
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
+
+
+def _constants(dims: int) -> list[onnx.TensorProto]:
+    values = {
+        "start": np.array([0]),
+        "dims": np.array([dims]),
+        "positions": np.array([1]),
+        "last_axis": np.array([-1]),
+        "first": np.array(0),
+        "axis": np.array(1),
+        "least": np.array(LEAST, dtype=np.float32),
+    }
+    return [numpy_helper.from_array(value, _P + name) for name, value in values.items()]
+
+
+def _node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs, [output], name=f"{_P}{output}/{op}", **attributes)
+
+
+def _cls(head: str, _opset: int) -> Nodes:
+    return [_node("Gather", [head, _P + "first"], _P + "whole", axis=1)]
+
+
+def _max(head: str, opset: int) -> Nodes:
+    largest = _node("ReduceMax", [_P + "kept", _P + "positions"], _P + "whole", keepdims=0)
+    if opset < 18:  # axes became an input then
+        largest = _node("ReduceMax", [_P + "kept"], _P + "whole", keepdims=0, axes=[1])
+    return [
+        _node("Cast", [MASK], _P + "real", to=TensorProto.BOOL),  # [rows, longest]
+        _node("Unsqueeze", [_P + "real", _P + "last_axis"], _P + "real_vectors"),  # [rows, longest, 1]
+        _node("Where", [_P + "real_vectors", head, _P + "least"], _P + "kept"),
+        largest,
+    ]
+
+
+def _mean(head: str, _opset: int) -> Nodes:
+    return [_node("Cast", [MASK], _P + "chosen", to=TensorProto.FLOAT), *_weighted(head)]
+
+
+def _last(head: str, _opset: int) -> Nodes:
+    """The token at which as many are counted as there are."""
+    return [
+        _node("CumSum", [MASK, _P + "axis"], _P + "counted"),  # [rows, longest]
+        _node("ReduceSum", [MASK, _P + "positions"], _P + "tokens", keepdims=1),  # [rows, 1]
+        _node("Equal", [_P + "counted", _P + "tokens"], _P + "from_last_on"),
+        _node("Cast", [_P + "from_last_on"], _P + "marked", to=TensorProto.INT64),
+        _node("Mul", [_P + "marked", MASK], _P + "last"),
+        _node("Cast", [_P + "last"], _P + "chosen", to=TensorProto.FLOAT),
+        *_weighted(head),
+    ]
+
+
+def _weighted(head: str) -> Nodes:
+    """The mean of the chosen tokens, as a product of matrices whose weights add up to 1: nothing grows on the way that fp16 could
+    not hold, and accelerators add products up in fp32."""
+    return [
+        _node("ReduceSum", [_P + "chosen", _P + "positions"], _P + "count", keepdims=1),  # [rows, 1]
+        _node("Div", [_P + "chosen", _P + "count"], _P + "weights"),  # [rows, longest]
+        _node("Unsqueeze", [_P + "weights", _P + "positions"], _P + "weights_row"),  # [rows, 1, longest]
+        _node("MatMul", [_P + "weights_row", head], _P + "product"),  # [rows, 1, hidden]
+        _node("Squeeze", [_P + "product", _P + "positions"], _P + "whole"),  # [rows, hidden]
+    ]
+
+
+_POOLINGS: dict[str, Callable[[str, int], Nodes]] = {"mean": _mean, "cls": _cls, "max": _max, "last": _last}
