@@ -101,7 +101,7 @@ def _hub_rows(path: str, split: str, columns: ResolvedColumns, task: type[Task])
     return replace(rows, names=tuple(names or ()))
 
 
-def _records(dataset: Any, location: str, label: str, names: list[str] | None) -> Iterator[Record]:
+def _records(dataset: Any, location: str, label: str | None, names: list[str] | None) -> Iterator[Record]:
     for number, row in enumerate(dataset, start=1):
         place = f"row {number}"
         yield place, row if names is None else row | {label: _named(row[label], names, f"{location}, {place}")}

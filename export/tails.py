@@ -104,7 +104,9 @@ class _Constants:
         self._dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
         for name, node in producers.items():
             if node.op_type == "Constant":
-                self._dims |= {name: list(attribute.t.dims) for attribute in node.attribute if attribute.name == "value"}
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        self._dims[name] = list(attribute.t.dims)
         self._producers = producers
 
     def knows(self, name: str) -> bool:

@@ -148,7 +148,7 @@ class Task(ABC):
     setup: ClassVar[Mapping[str, Option]] = {}
     """What may be chosen for a checkpoint besides the defaults of :attr:`options`, by name; each is a field too."""
     checkpoint_files: ClassVar[tuple[str, ...]] = ()
-    """JSON files of a checkpoint besides ``config.json`` that :meth:`checkpoint_settings` reads: patterns of paths in its folder."""
+    """JSON files of a checkpoint besides ``config.json`` that :meth:`checkpoint_settings` reads: patterns of paths within it."""
     own_loss: ClassVar[bool] = False
     """Whether :meth:`loss` gives the loss, because the model in ``transformers`` has none."""
     token_level: ClassVar[bool] = False
@@ -248,7 +248,7 @@ class Task(ABC):
         *,
         training: bool,  # noqa: ARG002
     ) -> tuple[Columns, Sequence[Any]]:
-        """Rows of a data set → those to train or to judge on: here the same. A task that makes its labels of plain text does so here.
+        """Rows of a data set → those to train or to judge on: here the same. Tasks that make their labels of plain text do so here.
 
         Args:
             texts: by column.
@@ -528,7 +528,7 @@ class Task(ABC):
         origins: Origins,  # noqa: ARG002
         references: Sequence[Any],  # noqa: ARG002
     ) -> dict[str, float]:
-        """Figures by name that take more than the answers: of the model's outputs, held against the original's and the references."""
+        """Figures by name that take more than the answers: of the model's outputs, against the original's and the references."""
         return {}
 
     @abstractmethod

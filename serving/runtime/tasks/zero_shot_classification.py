@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 CLOSE = 1e-4
 """Two best scores nearer to each other than this are a close call."""
+_ARGUMENTS: tuple[str, ...] = ("sequences", "candidate_labels")
 TRAINED_AS = "fine-tune with --task text-classification on pairs of texts, one label starting with 'entail'"
 
 
@@ -181,8 +182,8 @@ class ZeroShotClassification(Task):
     def call(self, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """``pipe(sequences, candidate_labels)``, either by name too → rows that name their labels."""
         options = dict(given)
-        named = {name: options.pop(name) for name in ("sequences", "candidate_labels") if name in options}
-        found = dict(zip(("sequences", "candidate_labels"), arguments, strict=False))
+        named: dict[str, Any] = {name: options.pop(name) for name in _ARGUMENTS if name in options}
+        found: dict[str, Any] = dict(zip(_ARGUMENTS, arguments, strict=False))
         if len(arguments) > 2 or found.keys() & named.keys() or "sequences" not in {**found, **named}:
             raise TypeError("give sequences and candidate_labels, each once")
         found = {**found, **named}
