@@ -175,7 +175,8 @@ def _plan(study: Study) -> Iterator[Run]:
 
     yield run("pytorch", study.checkpoint)
     yield run("pytorch", study.checkpoint, half=True)
-    yield run("pipeline", study.checkpoint)
+    if study.bundle.task.has_pipeline:
+        yield run("pipeline", study.checkpoint)
     for precision in study.precisions:
         file = study.bundle.variant(precision).path
         device = "cpu" if precision == "int8" else study.device  # CUDA has no kernels for dynamic int8
@@ -237,7 +238,7 @@ def _judged(key: tuple[str, str], model: _Model, study: Study, original: Arrays)
     if isinstance(model.answers, dict):
         quality = judge(task, references, from_json(task, model.answers), original)
     else:
-        quality = judge_pipeline(task, model.answers, original, len(references))
+        quality = judge_pipeline(task, model.answers, original, study.rows.labelled)
     return InProcess(
         kind=key[0],
         precision=key[1],

@@ -28,12 +28,12 @@ def judge(task: Task, references: Sequence[Any], answers: Arrays, original: Arra
     )
 
 
-def judge_pipeline(task: Task, answers: Sequence[Any], original: Arrays, rows: int) -> Quality:
+def judge_pipeline(task: Task, answers: Sequence[Any], original: Arrays, rows: Sequence[Sequence[str]]) -> Quality:
     """How many answers of ``transformers.pipeline`` are the original's, were those given in the pipeline's own form.
 
     Args:
-        rows: how many labelled rows they answer.
+        rows: of requests: what they answer.
     """
-    wanted = task.pipeline_answers(original, **task.pipeline_options)
+    wanted = task.completed(task.pipeline_answers(original, **task.pipeline_options), [tuple(row) for row in rows])
     agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
-    return Quality(rows=rows, metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)
+    return Quality(rows=len(rows), metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)

@@ -119,7 +119,9 @@ def _require_measured(options: BenchmarkOptions, study: Study, target: Target | 
         DataError: with what will be.
     """
     half = "fp16" if study.device == "gpu" else "bf16"
-    measured = ["pytorch.fp32", f"pytorch.{half}", "pipeline.fp32", *(f"onnx.{precision}" for precision in study.precisions)]
+    measured = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in study.precisions)]
+    if study.bundle.task.has_pipeline:
+        measured.append("pipeline.fp32")
     if target is not None:
         served = f"served.{target.package.precision}"
         measured += [

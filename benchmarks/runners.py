@@ -25,7 +25,7 @@ from serving.machine import cores
 
 if TYPE_CHECKING:
     from serving.bundle import Bundle
-    from serving.runtime.tasks.base import Arrays
+    from serving.runtime.tasks.base import Arrays, Features, Options
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 TORCH_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
@@ -97,8 +97,28 @@ class Runner(Protocol):
     def __call__(self, rows: Rows) -> Any:
         """Answer a batch: the tensors of the task's outputs, or a list where the library has a form of its own."""
 
+    def judged(self, rows: Rows) -> Any:
+        """Answer a batch as the task is judged by."""
+
     def precision(self) -> str:
         """What the loaded model really computes in, for those that know it (``fp32``, ``fp16``, ``bf16``), else empty."""
+
+
+class _Asked:
+    """What a task's requests may ask for, and how it is answered: as the last step of the ensemble does."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        from tokenizers import Tokenizer
+
+        self._task = bundle.task
+        self._tokenizer = Tokenizer.from_file(str(bundle.tokenizer)) if bundle.task.needs_tokenizer else None
+        self.plainly = bundle.task.request_options({})
+        self.to_judge = bundle.task.request_options(bundle.task.judged_options)
+
+    def answers(self, outputs: Arrays, features: Features, options: Options) -> Arrays:
+        """The tensors of the task's outputs."""
+        found = self._task.worded_answers(outputs, features.origins, options, self._tokenizer)
+        return {tensor.name: found[tensor.name] for tensor in self._task.outputs()}
 
 
 class PyTorch:
@@ -120,13 +140,19 @@ class PyTorch:
         self._model = model.eval().to(self._device)
         taken = inspect.signature(model.forward).parameters
         self._encoder = bundle.encoder([name for name in FIELDS if name in taken])
-        self._options = bundle.task.request_options({})
+        self._asked = _Asked(bundle)
         self._dtype = ""
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
     def __call__(self, rows: Rows) -> Arrays:
-        features = self._task.features(_columns(rows), self._encoder, self._options)
+        return self._answered(rows, self._asked.plainly)
+
+    def judged(self, rows: Rows) -> Arrays:
+        return self._answered(rows, self._asked.to_judge)
+
+    def _answered(self, rows: Rows, options: Options) -> Arrays:
+        features = self._task.features(_columns(rows), self._encoder, options)
         feed = self._encoder.arrays(features.encodings)
         torch = self._torch
         tensors = {name: torch.from_numpy(array).to(self._device) for name, array in feed.items()}
@@ -135,7 +161,7 @@ class PyTorch:
         heads = {name: outputs[name] for name in self._task.heads}
         self._dtype = str(next(iter(heads.values())).dtype)
         reduced = self._task.reduced({name: head.float().cpu().numpy() for name, head in heads.items()}, feed)
-        return self._task.answers(reduced, features.origins, self._options)
+        return self._asked.answers(reduced, features, options)
 
     def precision(self) -> str:
         return TORCH_PRECISIONS[self._dtype]
@@ -151,13 +177,15 @@ class TransformersPipeline:
         self._task = bundle.task
         self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
         _leave_out_unknown(self._pipeline.tokenizer, self._pipeline.model)
-        self._options = {**bundle.task.pipeline_tokenization(bundle.max_length), **bundle.task.pipeline_options}
+        self._max_length = bundle.max_length
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
     def __call__(self, rows: Rows) -> list[Any]:
-        found: list[Any] = self._pipeline(self._task.pipeline_inputs(rows), batch_size=len(rows), **self._options)
-        return found
+        return self._task.ask_pipeline(self._pipeline, rows, max_length=self._max_length)
+
+    def judged(self, rows: Rows) -> list[Any]:
+        return self(rows)
 
     def precision(self) -> str:
         return TORCH_PRECISIONS[str(self._pipeline.model.dtype)]
@@ -178,16 +206,22 @@ class OnnxRuntime:
         if provider not in self._session.get_providers():  # onnxruntime falls back to the CPU with no more than a log line
             raise RuntimeError(f"onnxruntime could not load {provider}")
         self._task = bundle.task
-        self._options = bundle.task.request_options({})
+        self._asked = _Asked(bundle)
         self._encoder = bundle.encoder([node.name for node in self._session.get_inputs()])
         self.file = Path(job.source)
         self.threads = job.threads or cores()
 
     def __call__(self, rows: Rows) -> Arrays:
-        features = self._task.features(_columns(rows), self._encoder, self._options)
+        return self._answered(rows, self._asked.plainly)
+
+    def judged(self, rows: Rows) -> Arrays:
+        return self._answered(rows, self._asked.to_judge)
+
+    def _answered(self, rows: Rows, options: Options) -> Arrays:
+        features = self._task.features(_columns(rows), self._encoder, options)
         names = self._task.outputs_read
         outputs = self._session.run(list(names), self._encoder.arrays(features.encodings))
-        return self._task.answers(dict(zip(names, outputs, strict=True)), features.origins, self._options)
+        return self._asked.answers(dict(zip(names, outputs, strict=True)), features, options)
 
     def precision(self) -> str:
         return ""  # the bundle's manifest knows, by the file's checksum
@@ -266,7 +300,7 @@ class Worker:
         self._runner = BACKENDS[job.backend](job, bundle)
         self._runner([job.first])
         self._load_seconds = (time.perf_counter_ns() - started) / 1e9
-        self._answers = [self._runner([row]) for row in job.labelled]
+        self._answers = [self._runner.judged([row]) for row in job.labelled]
 
     def time(self, wanted: Slice) -> list[Span]:
         """Make one slice: start and end of every call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -139,14 +139,14 @@ class Server:
         """Triton's counters of every step, by its model's name."""
         return {step: self._client.get_inference_statistics(step).model_stats[0] for step in self.steps}
 
-    def ask(self, rows: list[list[str]]) -> Arrays:
+    def ask(self, rows: list[list[str]], options: Mapping[str, Any]) -> Arrays:
         """Answers to ``rows``, one request each, :data:`IN_FLIGHT` at a time, in their order.
 
         Raises:
             RequestError: the server refused a row.
         """
         with TritonPipeline(self._name, url=self.endpoint.url("grpc"), concurrency=IN_FLIGHT) as pipeline:
-            return joined(pipeline.tensors(rows))
+            return joined(pipeline.tensors(rows, **options))
 
     def gpu_memory_mib(self) -> float | None:
         """GPU memory in use on the server's machine, by its metrics endpoint, MiB; None without a GPU or metrics."""
@@ -262,7 +262,7 @@ class UnderLoad:
         self._memory = MemoryMeter(self._process) if self._process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
-            self._answers = target.server.ask(study.rows.labelled)
+            self._answers = target.server.ask(study.rows.labelled, study.bundle.task.judged_options)
         seconds_per_row = (time.perf_counter() - asked) / len(study.rows.labelled)
         self.ways = [
             Clients(

@@ -107,17 +107,18 @@ class AsyncTritonPipeline:
         answers = await self._all_answers(task.request_rows(inputs), _Options.of(task, options))
         return task.pipeline_result(inputs, answers, options)
 
-    async def tensors(self, rows: Sequence[Sequence[str]]) -> list[Arrays]:
+    async def tensors(self, rows: Sequence[Sequence[str]], **options: Any) -> list[Arrays]:
         """Answers as the ensemble gives them: the tensors of each request by name, their first axis the request's rows.
 
         Args:
             rows: the strings of each row, in the order of the ensemble's inputs.
+            options: request parameters.
 
         Raises:
             RequestError: as for :meth:`__call__`.
         """
         await self.connect()
-        return await self._all_answers([tuple(row) for row in rows], _Options(asked={}, shown={}, raw=True))
+        return await self._all_answers([tuple(row) for row in rows], _Options(asked=options, shown={}, raw=True))
 
     async def stream(self, inputs: AsyncIterable[Any], **options: Any) -> AsyncGenerator[Any, None]:
         """Answers to any number of rows, in their order, with ``concurrency`` requests in flight and no more rows read
@@ -280,9 +281,9 @@ class TritonPipeline:
         """See :meth:`AsyncTritonPipeline.__call__`."""
         return self._wait(self._pipeline(*arguments, **options))
 
-    def tensors(self, rows: Sequence[Sequence[str]]) -> list[Arrays]:
+    def tensors(self, rows: Sequence[Sequence[str]], **options: Any) -> list[Arrays]:
         """See :meth:`AsyncTritonPipeline.tensors`."""
-        return self._wait(self._pipeline.tensors(rows))
+        return self._wait(self._pipeline.tensors(rows, **options))
 
     def stream(self, inputs: Iterable[Any], **options: Any) -> Iterator[Any]:
         """See :meth:`AsyncTritonPipeline.stream`. Anything but a list or tuple is read in a thread of its own, so it may block."""

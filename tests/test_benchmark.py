@@ -204,10 +204,10 @@ def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
     eager, pipeline = facts
     assert eager["precision"] == pipeline["precision"] == "fp32"
     task = load_bundle(Path(job.bundle)).task
-    quality = judge_pipeline(task, pipeline["answers"], from_json(task, eager["answers"]), 3)
+    quality = judge_pipeline(task, pipeline["answers"], from_json(task, eager["answers"]), ROWS[:3])
     assert (quality.agreement, quality.rows) == (1.0, 3)
     other = [pipeline["answers"][0], *pipeline["answers"][:2]]  # one row's answer in another's place
-    assert judge_pipeline(task, other, from_json(task, eager["answers"]), 3).agreement < 1
+    assert judge_pipeline(task, other, from_json(task, eager["answers"]), ROWS[:3]).agreement < 1
 
 
 @pytest.mark.parametrize(

@@ -450,15 +450,19 @@ class Task(ABC):
         """
 
     pipeline_options: ClassVar[Mapping[str, Any]] = {}
-    """Options under which ``transformers.pipeline`` says all it knows: so benchmarks ask it, and compare its answers."""
+    """Options under which the pipeline says what it is held against in a benchmark."""
+    has_pipeline: ClassVar[bool] = True
+    """Whether ``transformers`` has a pipeline that gives what :meth:`pipeline_answers` gives."""
 
-    def pipeline_tokenization(self, max_length: int) -> dict[str, Any]:
-        """Arguments that make ``transformers.pipeline`` cut text as the ensemble does."""
-        return {"truncation": True, "max_length": max_length}
+    def ask_pipeline(self, pipeline: Any, rows: Sequence[Sequence[str]], *, max_length: int) -> list[Any]:
+        """What a ``transformers.pipeline`` gives for rows of requests, one item each, all in one batch.
 
-    def pipeline_inputs(self, rows: Sequence[Sequence[str]]) -> list[Any]:
-        """Rows of requests → what ``transformers.pipeline`` takes for them; about the inverse of :meth:`request_rows`."""
-        return [{"text": row[0], "text_pair": row[1]} if self.pair else row[0] for row in rows]
+        Args:
+            max_length: tokens kept of a row.
+        """
+        inputs = [{"text": row[0], "text_pair": row[1]} if self.pair else row[0] for row in rows]
+        found: list[Any] = pipeline(inputs, batch_size=len(inputs), truncation=True, max_length=max_length, **self.pipeline_options)
+        return found
 
     def completed(self, answers: list[Any], rows: Sequence[tuple[str, ...]]) -> list[Any]:  # noqa: ARG002 - most are complete
         """What :meth:`pipeline_answers` gave, with what of it only the request knows.

@@ -215,6 +215,8 @@ class FeatureExtraction(Task):
                 raise TypeError(f"each row must be a string, not {row!r:.80}")
         return [(row,) for row in rows]
 
+    has_pipeline: ClassVar[bool] = False
+
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """A list of ``hidden`` floats per row, or with ``return_tensors=True`` a float32 array.
 

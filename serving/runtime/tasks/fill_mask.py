@@ -348,6 +348,11 @@ class FillMask(Task):
                 raise TypeError(f"each row must be a string, not {row!r:.80}")
         return [(row,) for row in rows]
 
+    def ask_pipeline(self, pipeline: Any, rows: Sequence[Sequence[str]], *, max_length: int) -> list[Any]:
+        cut = {"truncation": True, "max_length": max_length}
+        found: list[Any] = pipeline([text for (text,) in rows], batch_size=len(rows), tokenizer_kwargs=cut)
+        return [found] if len(rows) == 1 else found  # it unwraps a list of one
+
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """A list of ``{"score", "token", "token_str", "sequence"}`` per row, best first; of several masks a list of such lists."""
         if options:

@@ -135,6 +135,8 @@ class MultipleChoice(Task):
                     raise TypeError(f"choices {error}") from None
         raise TypeError(f"each row must be {{'text': …, 'choices': […]}}, not {row!r:.80}")
 
+    has_pipeline: ClassVar[bool] = False
+
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """``{"choice", "score", "scores"}`` per row."""
         if options:

@@ -206,6 +206,11 @@ class QuestionAnswering(Task):
             inputs = _rows(**inputs) if set(inputs) == set(self.row_keys) and isinstance(inputs["context"], list) else [inputs]
         return [_request_row(row) for row in (inputs if isinstance(inputs, list | tuple) else [inputs])]
 
+    def ask_pipeline(self, pipeline: Any, rows: Sequence[Sequence[str]], *, max_length: int) -> list[Any]:
+        inputs = [{"question": question, "context": context} for question, context in rows]
+        found = pipeline(inputs, batch_size=len(inputs), max_seq_len=max_length)
+        return found if isinstance(found, list) else [found]
+
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """``{"score", "start", "end", "answer"}`` per row; a list of them, best first, where it is not one."""
         if options:

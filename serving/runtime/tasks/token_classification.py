@@ -331,6 +331,13 @@ class TokenClassification(Task):
             raise ValueError("stride needs an aggregation_strategy other than none")
         return {**asked, "aggregation_strategy": "none" if strategy is None else strategy}
 
+    pipeline_options: ClassVar[Mapping[str, Any]] = {"aggregation_strategy": "none", "ignore_labels": []}
+
+    def ask_pipeline(self, pipeline: Any, rows: Sequence[Sequence[str]], *, max_length: int) -> list[Any]:  # noqa: ARG002
+        """It cuts text at what the tokenizer says, and takes no other length."""
+        found: list[Any] = pipeline([text for (text,) in rows], batch_size=len(rows), **self.pipeline_options)
+        return found
+
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         if unknown := set(options) - KNOWN_CALLS:
             known = ", ".join((*self.options, "grouped_entities", "ignore_subwords"))
