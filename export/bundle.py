@@ -165,7 +165,9 @@ def find_source(options: ExportOptions) -> Source:
     except ValueError as error:
         raise ExportError(f"{name} cannot be served for {task_type.name}: {error}", hint="see its config.json") from None
     if options.test is None and trained.get("task", options.task) != options.task:
-        raise DataError(f"the rows in {folder} are of {trained['task']}, none to verify {options.task} on", hint="give some with --test")
+        raise DataError(
+            f"the rows in {folder} are of {trained['task']}, none to verify {options.task} on", hint="give some with --test"
+        )
     task, rows = _rows(options, folder, task)
     return Source(
         name=name,

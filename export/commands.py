@@ -66,7 +66,10 @@ _columns = _options(
     click.option("--text-column", default=None, show_default="as the task has it", help="Column of the text, or the first of two."),
     click.option("--text-pair-column", default=None, help="Column of the second text."),
     click.option(
-        "--choice-column", multiple=True, show_default="as the task has it", help="Column of the choices; several: of one choice each."
+        "--choice-column",
+        multiple=True,
+        show_default="as the task has it",
+        help="Column of the choices; several: of one choice each.",
     ),
     click.option("--label-column", default=None, show_default="as the task has it", help="Column of what is right."),
 )

@@ -119,7 +119,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
 def _require_trainable(task: type[Task]) -> None:
     if task.optimum_task:
         raise DataError(
-            f"checkpoints of {task.name} are fine-tuned as {task.optimum_task}", hint=f"give --task {task.optimum_task}, then export"
+            f"checkpoints of {task.name} are fine-tuned as {task.optimum_task}",
+            hint=f"give --task {task.optimum_task}, then export",
         )
 
 

@@ -103,8 +103,7 @@ class AsyncTritonPipeline:
             RequestError: the server refused a row, is not there, or did not answer in time.
         """
         task = await self.connect()
-        taken, options = _taken(task, options)
-        inputs = task.call_inputs(arguments, taken)
+        inputs, options = task.call(arguments, options)
         answers = await self._all_answers(task.request_rows(inputs), _Options.of(task, options))
         return task.pipeline_result(inputs, answers, options)
 
@@ -113,14 +112,14 @@ class AsyncTritonPipeline:
         than that needs. An answer does not wait for the rows after its own (but for those of its batch); where reading a row
         fails, those before it are answered first."""
         task = await self.connect()
-        taken, options = _taken(task, options)
+        _, asked = task.call(([],), options)
 
         async def checked() -> AsyncGenerator[tuple[str, ...], None]:
             async for row in inputs:
-                yield task.request_rows(task.call_inputs(([row],), taken))[0]
+                yield task.request_rows(task.call(([row],), options)[0])[0]
 
         rows = checked()
-        chosen = _Options.of(task, options)
+        chosen = _Options.of(task, asked)
         async with contextlib.aclosing(rows), contextlib.aclosing(self._answers(rows, chosen)) as answers:
             async for answer in answers:
                 yield answer
@@ -190,12 +189,6 @@ class AsyncTritonPipeline:
         return self._task.completed(self._task.pipeline_answers(answers, **options.shown), rows)
 
 
-def _taken(task: Task, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What of a call's keyword arguments belongs to its inputs, and its options."""
-    taken = {name: value for name, value in given.items() if name in task.input_options}
-    return taken, {name: value for name, value in given.items() if name not in taken}
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     """What a call asks for.
@@ -252,14 +245,9 @@ class TritonPipeline:
         return self._wait(self._pipeline.connect()).name
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """What a row may be given as, ``{"text": …, "text_pair": …}`` for example; where it is one only, that alone too."""
-        return tuple(tensor.name.lower() for tensor in self._wait(self._pipeline.connect()).inputs())
-
-    @property
-    def takes_pairs(self) -> bool:
-        """Whether a row is ``{"text": …, "text_pair": …}``."""
-        return self.keys == ("text", "text_pair")
+    def served_task(self) -> Task:
+        """The task with the settings it is served with."""
+        return self._wait(self._pipeline.connect())
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -131,8 +131,9 @@ def _check_name(name: str) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Answers as jsonl; one that is there is continued.",
 )
-@click.option("--text-column", default="text", help="Column of the text in --input.")
+@click.option("--text-column", show_default="as the task has it", help="Column of the text in --input, or the first of two.")
 @click.option("--text-pair-column", help="Column of the second text, for pairs.")
+@click.option("--choice-column", multiple=True, help="Column of the choices; several: of one choice each.")
 @click.option("--concurrency", type=click.IntRange(1, 1024), default=16, help="Requests in flight at once.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=1, help="Rows in one request.")
 @click.option("--timeout", type=click.FloatRange(min=0.001), default=60.0, help="Seconds one request may take.")
@@ -143,24 +144,26 @@ def predict_command(
     texts: tuple[str, ...],
     input_file: Path | None,
     output_file: Path | None,
-    text_column: str,
+    text_column: str | None,
     text_pair_column: str | None,
+    choice_column: tuple[str, ...],
     as_json: bool,
     **connection: Any,
 ) -> None:
     """Ask a running server: TEXTs from the command line, lines from standard input, or rows from a file.
 
-    For an ensemble that takes pairs, give each as JSON: '{"text": "…", "text_pair": "…"}'.
+    For an ensemble that takes pairs, give each as JSON: '{"text": "…", "text_pair": "…"}', or what its task calls the two.
     """
     if (input_file is None) != (output_file is None):
         raise click.UsageError("--input and --output go together")
     if input_file is not None and texts:
         raise click.UsageError("give texts or --input, not both")
     from serving.client import TritonPipeline
+    from serving.predict import named_columns
 
     with TritonPipeline(name, **connection) as pipe:
         if input_file is not None and output_file is not None:
-            columns = {"text": text_column} | ({"text_pair": text_pair_column} if text_pair_column else {})
+            columns = named_columns(pipe, text_column, text_pair_column, choice_column)
             _predict_file(pipe, input_file, output_file, columns)
         else:
             _predict_lines(pipe, texts, as_json=as_json)
@@ -197,7 +200,7 @@ def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
     from serving.predict import argument_lines, input_lines, line_rows
 
     lines = argument_lines(texts) if texts else input_lines()
-    for answer in pipe.stream(line_rows(lines, pair=pipe.takes_pairs)):
+    for answer in pipe.stream(line_rows(lines, keys=pipe.served_task.row_keys)):
         if as_json:
             click.echo(json.dumps(answer, ensure_ascii=False))
         elif isinstance(answer, dict) and set(answer) == {"label", "score"}:
@@ -206,7 +209,7 @@ def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
             click.echo(answer)
 
 
-def _predict_file(pipe: Any, input_file: Path, output_file: Path, columns: dict[str, str]) -> None:
+def _predict_file(pipe: Any, input_file: Path, output_file: Path, columns: Any) -> None:
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 

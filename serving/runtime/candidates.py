@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -60,8 +60,7 @@ def softmax_by_owner(values: npt.NDArray[np.float32], owners: npt.NDArray[np.int
     """
     starts = starts_of(owners)
     scores = np.exp(values - np.maximum.reduceat(values, starts)[owners])
-    found: npt.NDArray[np.float32] = scores / np.add.reduceat(scores, starts)[owners]
-    return found
+    return cast("npt.NDArray[np.float32]", scores / np.add.reduceat(scores, starts)[owners])
 
 
 def json_column(values: list[Any]) -> npt.NDArray[np.object_]:

@@ -146,9 +146,8 @@ class Task(ABC):
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
     """Columns of a data set that hold the texts and the label, where its user names no others. With ``choices`` among them,
     several columns of choices may stand instead of the one."""
-    input_options: ClassVar[tuple[str, ...]] = ("inputs",)
-    """Keyword arguments of a call of the pipeline that belong to its inputs, in the order in which they may come without their
-    names."""
+    text_keys: ClassVar[tuple[str, ...]] = ("text", "text_pair")
+    """What ``transformers.pipeline`` calls the texts of a row where it is written as an object."""
 
     # -- from checkpoints and data ---------------------------------------------------------------------------------------------
 
@@ -218,6 +217,11 @@ class Task(ABC):
         """How many columns of a data set :meth:`read_row` turns into texts."""
         return len(self.inputs())
 
+    @property
+    def row_keys(self) -> tuple[str, ...]:
+        """Those of :attr:`text_keys` that a row has, in the order of :meth:`inputs`."""
+        return self.text_keys[: len(self.inputs())]
+
     def requests(self, columns: Columns) -> Columns:
         """Texts of a data set's rows → rows of requests, as many or a multiple: all rows' first, then all rows' second …"""
         return columns
@@ -284,20 +288,18 @@ class Task(ABC):
 
     # -- the client ------------------------------------------------------------------------------------------------------------
 
-    def call_inputs(self, arguments: Sequence[Any], given: Mapping[str, Any]) -> Any:
-        """What a call of ``transformers.pipeline`` is given → its inputs, in a form that :meth:`request_rows` takes.
-
-        Args:
-            arguments: those without a name.
-            given: those of :attr:`input_options`.
+    def call(self, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a call to ``transformers.pipeline`` → its inputs, and its options. Here the inputs are its one
+        argument.
 
         Raises:
-            TypeError: some are missing, or there are too many.
+            TypeError, ValueError: there are none, or more than the pipeline takes.
         """
-        found = [*arguments, *given.values()]
-        if len(found) != 1:
-            raise TypeError(f"{self.name} takes its inputs as one argument, not {len(found)}")
-        return found[0]
+        options = dict(given)
+        inputs = (*arguments, options.pop("inputs")) if "inputs" in options else arguments
+        if len(inputs) != 1:
+            raise TypeError(f"{self.name} takes its inputs as one argument, not {len(inputs)}")
+        return inputs[0], options
 
     @abstractmethod
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:

@@ -24,7 +24,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ class ZeroShotClassification(Task):
     }
     carries_notes: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
-    input_options: ClassVar[tuple[str, ...]] = ("sequences", "candidate_labels")
+    text_keys: ClassVar[tuple[str, ...]] = ("text", "candidate_labels")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, pair: bool = True) -> Self:  # noqa: ARG003 - always of pairs
@@ -178,18 +178,23 @@ class ZeroShotClassification(Task):
             shares.append(row[order].tolist())
         return {"LABELS": json_column(ranked), "SCORES": json_column(shares)}
 
-    def call_inputs(self, arguments: Sequence[Any], given: Mapping[str, Any]) -> Any:
-        """``pipe(sequences, candidate_labels)``, either by name too → rows that name their labels."""
-        found = dict(zip(self.input_options, arguments, strict=False))
-        if len(arguments) > len(self.input_options) or found.keys() & given.keys() or "sequences" not in found | dict(given):
+    def call(self, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """``pipe(sequences, candidate_labels)``, either by name too, or rows that name their labels themselves."""
+        options = dict(given)
+        names = ("sequences", "candidate_labels")
+        found = dict(zip(names, arguments, strict=False))
+        if len(arguments) > len(names) or found.keys() & options.keys():
             raise TypeError("give sequences and candidate_labels, each once")
-        found |= given
-        sequences = found.pop("sequences")
-        if not found:
-            return sequences
+        found |= {name: options.pop(name) for name in names if name in options}
+        if "sequences" not in found:
+            raise TypeError("give sequences and candidate_labels, each once")
+        sequences = found["sequences"]
+        if "candidate_labels" not in found:
+            return sequences, options
+        labels = found["candidate_labels"]
         if isinstance(sequences, list | tuple):
-            return [_with_labels(row, found["candidate_labels"]) for row in sequences]
-        return _with_labels(sequences, found["candidate_labels"])
+            return [_with_labels(row, labels) for row in sequences], options
+        return _with_labels(sequences, labels), options
 
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
         return [self._request_row(row) for row in (inputs if isinstance(inputs, list | tuple) else [inputs])]
@@ -271,7 +276,9 @@ def _hypothesis(template: str, label: str) -> str:
     fields = [part[1:] for part in parts if part[1] is not None]
     plain = all(field in (("", "", None), ("0", "", None)) for field in fields)
     if not fields or not plain or len({field[0] for field in fields}) > 1 or fields.count(("", "", None)) > 1:
-        raise ValueError(f"hypothesis_template must contain {{}} where the label goes, once, and no other braces: {template[:80]!r}")
+        raise ValueError(
+            f"hypothesis_template must contain {{}} where the label goes, once, and no other braces: {template[:80]!r}"
+        )
     return "".join(literal + (label if name is not None else "") for literal, name, _, _ in parts)
 
 
