@@ -197,10 +197,15 @@ def doctor_command(*, as_json: bool, **ports: Any) -> None:
 
 
 def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
-    from serving.predict import argument_lines, input_lines, line_rows
+    from serving.predict import argument_lines, input_lines, line_rows, require_taken
+
+    def rows() -> Iterator[Any]:
+        for row in line_rows(lines, keys=pipe.served_task.row_keys):
+            require_taken(pipe, row)
+            yield row
 
     lines = argument_lines(texts) if texts else input_lines()
-    for answer in pipe.stream(line_rows(lines, keys=pipe.served_task.row_keys)):
+    for answer in pipe.stream(rows()):
         if as_json:
             click.echo(json.dumps(answer, ensure_ascii=False))
         elif isinstance(answer, dict) and set(answer) == {"label", "score"}:

@@ -60,6 +60,7 @@ def predict_file(
     def remembered() -> Iterator[Any]:
         for row in islice(read_rows(options.input, options.columns), done, None):
             queue.append(row)
+            require_taken(pipe, row)
             yield next(iter(row.values())) if len(row) == 1 else row
 
     answered = 0
@@ -157,6 +158,18 @@ def _pair(where: str, line: str, keys: Sequence[str]) -> Row:
     if not isinstance(row, dict) or set(row) != set(keys):
         raise DataError(f"{where} is no pair of texts: {shown(row)}", hint=wanted)
     return {key: _checked(value, key, where, row) for key, value in row.items()}
+
+
+def require_taken(pipe: TritonPipeline, row: Any) -> None:
+    """Check that the pipeline takes ``row``.
+
+    Raises:
+        DataError: it does not.
+    """
+    try:
+        pipe.served_task.request_rows([row if not isinstance(row, dict) or len(row) > 1 else next(iter(row.values()))])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{error}: {shown(row)}") from None
 
 
 def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None, choices: tuple[str, ...] = ()) -> Columns:
