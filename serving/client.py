@@ -125,13 +125,14 @@ class AsyncTritonPipeline:
         than that needs. An answer does not wait for the rows after its own (but for those of its batch); where reading a row
         fails, those before it are answered first."""
         task = await self.connect()
+        _, asked = task.call(([],), options)
 
         async def checked() -> AsyncGenerator[tuple[str, ...], None]:
             async for row in inputs:
                 yield task.request_rows(task.call(([row],), options)[0])[0]
 
         rows = checked()
-        chosen = _Options.of(task, task.call(([],), options)[1])
+        chosen = _Options.of(task, asked)
         async with contextlib.aclosing(rows), contextlib.aclosing(self._answers(rows, chosen)) as answers:
             async for answer in answers:
                 yield answer

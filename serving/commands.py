@@ -133,6 +133,7 @@ def _check_name(name: str) -> None:
 )
 @click.option("--text-column", show_default="as the task has it", help="Column of the text in --input, or the first of two.")
 @click.option("--text-pair-column", help="Column of the second text, for pairs.")
+@click.option("--choice-column", multiple=True, help="Column of the choices; several: of one choice each.")
 @click.option("--concurrency", type=click.IntRange(1, 1024), default=16, help="Requests in flight at once.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=1, help="Rows in one request.")
 @click.option("--timeout", type=click.FloatRange(min=0.001), default=60.0, help="Seconds one request may take.")
@@ -145,6 +146,7 @@ def predict_command(
     output_file: Path | None,
     text_column: str | None,
     text_pair_column: str | None,
+    choice_column: tuple[str, ...],
     as_json: bool,
     **connection: Any,
 ) -> None:
@@ -161,7 +163,8 @@ def predict_command(
 
     with TritonPipeline(name, **connection) as pipe:
         if input_file is not None and output_file is not None:
-            _predict_file(pipe, input_file, output_file, named_columns(pipe, text_column, text_pair_column))
+            columns = named_columns(pipe, text_column, text_pair_column, choice_column)
+            _predict_file(pipe, input_file, output_file, columns)
         else:
             _predict_lines(pipe, texts, as_json=as_json)
 
@@ -194,10 +197,15 @@ def doctor_command(*, as_json: bool, **ports: Any) -> None:
 
 
 def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
-    from serving.predict import argument_lines, input_lines, line_rows
+    from serving.predict import argument_lines, input_lines, line_rows, require_taken
+
+    def rows() -> Iterator[Any]:
+        for row in line_rows(lines, keys=pipe.served_task.row_keys):
+            require_taken(pipe, row)
+            yield row
 
     lines = argument_lines(texts) if texts else input_lines()
-    for answer in pipe.stream(line_rows(lines, keys=pipe.served_task.row_keys)):
+    for answer in pipe.stream(rows()):
         if as_json:
             click.echo(json.dumps(answer, ensure_ascii=False))
         elif isinstance(answer, dict) and set(answer) == {"label", "score"}:
@@ -206,7 +214,7 @@ def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
             click.echo(answer)
 
 
-def _predict_file(pipe: Any, input_file: Path, output_file: Path, columns: dict[str, str]) -> None:
+def _predict_file(pipe: Any, input_file: Path, output_file: Path, columns: Any) -> None:
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 

@@ -6,7 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,21 @@ from serving.client import TritonPipeline
 from serving.errors import DataError
 from serving.records import checked_text, read_file, shown
 
+Columns = dict[str, str | tuple[str, ...]]
+Row = dict[str, str | list[str]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """What ``tritonize predict --input`` was asked for.
 
     Args:
-        columns: file column by pipeline key: ``{"text": "sentence"}``.
+        columns: file column by pipeline key: ``{"text": "sentence"}``; several where each holds one of a list of texts.
     """
 
     input: Path
     output: Path
-    columns: dict[str, str]
+    columns: Columns
 
     @property
     def source(self) -> Path:
@@ -52,11 +55,12 @@ def predict_file(
         RequestError: the server refused a row or is not there; what was answered before stays.
     """
     done = _resume(options, pipe.identity)
-    queue: deque[dict[str, str]] = deque()
+    queue: deque[Row] = deque()
 
-    def remembered() -> Iterator[dict[str, str] | str]:
+    def remembered() -> Iterator[Any]:
         for row in islice(read_rows(options.input, options.columns), done, None):
             queue.append(row)
+            require_taken(pipe, row)
             yield next(iter(row.values())) if len(row) == 1 else row
 
     answered = 0
@@ -67,20 +71,33 @@ def predict_file(
     return done, answered
 
 
-def read_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Rows of a csv, tsv, jsonl or parquet file as ``{pipeline key: text}``, read as they are needed.
+def read_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    """Rows of a csv, tsv, jsonl or parquet file as ``{pipeline key: text}`` (or a list of texts), read as they are needed.
 
     Raises:
         DataError: another kind of file, an unreadable one, or a row without one of the columns; the message names row and column.
     """
     for where, row in read_file(path):
-        for column in columns.values():
+        for column in chain.from_iterable((names,) if isinstance(names, str) else names for names in columns.values()):
             if column not in row:
                 raise DataError(
                     f"{path} has no column {column!r}; {where} has {', '.join(map(str, row))}: {shown(dict(row))}",
-                    hint="name the columns with --text-column and --text-pair-column",
+                    hint="name the columns with --text-column, --text-pair-column and --choice-column",
                 )
-        yield {key: checked_text(row[column], column, f"{path}, {where}", row) for key, column in columns.items()}
+        place = f"{path}, {where}"
+        yield {
+            key: _checked(row[names], names, place, row)
+            if isinstance(names, str)
+            else [checked_text(row[name], name, place, row) for name in names]
+            for key, names in columns.items()
+        }
+
+
+def _checked(value: Any, name: str, place: str, row: Any) -> str | list[str]:
+    """A text, or a list of texts."""
+    if isinstance(value, list):
+        return [checked_text(one, name, place, row) for one in value]
+    return checked_text(value, name, place, row)
 
 
 def argument_lines(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -117,7 +134,7 @@ def input_lines() -> Iterator[tuple[str, str]]:
 
 
 def line_rows(lines: Iterable[tuple[str, str]], *, keys: Sequence[str]) -> Iterator[Any]:
-    """What a pipeline takes for each line: the text as it is, or a pair as JSON, where blank lines are passed over.
+    """What a pipeline takes for each line: the text as it is, or a row of several keys as JSON, where blank lines are passed over.
 
     Args:
         keys: what the texts of a row are called, one or two.
@@ -132,7 +149,7 @@ def line_rows(lines: Iterable[tuple[str, str]], *, keys: Sequence[str]) -> Itera
             yield _pair(where, line, keys)
 
 
-def _pair(where: str, line: str, keys: Sequence[str]) -> dict[str, str]:
+def _pair(where: str, line: str, keys: Sequence[str]) -> Row:
     wanted = f"give {json.dumps(dict.fromkeys(keys, '…'), ensure_ascii=False)}"
     try:
         row = json.loads(line)
@@ -140,17 +157,36 @@ def _pair(where: str, line: str, keys: Sequence[str]) -> dict[str, str]:
         raise DataError(f"{where} is not JSON: {error}: {shown(line)}", hint=wanted) from error
     if not isinstance(row, dict) or set(row) != set(keys):
         raise DataError(f"{where} is no pair of texts: {shown(row)}", hint=wanted)
-    return {key: checked_text(value, key, where, row) for key, value in row.items()}
+    return {key: _checked(value, key, where, row) for key, value in row.items()}
 
 
-def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None) -> dict[str, str]:
+def require_taken(pipe: TritonPipeline, row: Any) -> None:
+    """Check that the pipeline takes ``row``.
+
+    Raises:
+        DataError: it does not.
+    """
+    try:
+        pipe.served_task.request_rows([row if not isinstance(row, dict) or len(row) > 1 else next(iter(row.values()))])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{error}: {shown(row)}") from None
+
+
+def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None, choices: tuple[str, ...] = ()) -> Columns:
     """File column by pipeline key, as the task has it where its user names none.
+
+    Args:
+        choices: several columns where each holds one.
 
     Raises:
         DataError: columns that are not what the ensemble takes.
     """
     task = pipe.served_task
-    names = (text or task.columns["text"], text_pair or task.columns["text_pair"])
+    own = task.columns.get("choices")
+    if choices and own is None:
+        raise DataError(f"{pipe.name} takes no choices", hint="leave out --choice-column")
+    several = choices[0] if len(choices) == 1 else choices
+    names = (text or task.columns["text"], several or text_pair or task.columns["text_pair"] or own)
     if len(task.row_keys) == 1 and text_pair is not None:
         raise DataError(f"{pipe.name} takes single texts, not pairs", hint="leave out --text-pair-column")
     columns = {key: name for key, name in zip(task.row_keys, names, strict=False) if name is not None}

@@ -46,6 +46,7 @@ class MultipleChoice(Task):
     fan_out: ClassVar[int] = 4
     grouped: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "choices": "choices", "label": "label"}
+    text_keys: ClassVar[tuple[str, ...]] = ("text", "choices")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, pair: bool = True) -> Self:  # noqa: ARG003 - the head is always the same

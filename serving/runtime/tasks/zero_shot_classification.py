@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 CLOSE = 1e-4
 """Two best scores nearer to each other than this are a close call."""
-_ARGUMENTS: tuple[str, ...] = ("sequences", "candidate_labels")
 TRAINED_AS = "fine-tune with --task text-classification on pairs of texts, one label starting with 'entail'"
 
 
@@ -180,19 +179,22 @@ class ZeroShotClassification(Task):
         return {"LABELS": json_column(ranked), "SCORES": json_column(shares)}
 
     def call(self, arguments: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """``pipe(sequences, candidate_labels)``, either by name too → rows that name their labels."""
+        """``pipe(sequences, candidate_labels)``, either by name too, or rows that name their labels themselves."""
         options = dict(given)
-        named: dict[str, Any] = {name: options.pop(name) for name in _ARGUMENTS if name in options}
-        found: dict[str, Any] = dict(zip(_ARGUMENTS, arguments, strict=False))
-        if len(arguments) > 2 or found.keys() & named.keys() or "sequences" not in {**found, **named}:
+        names = ("sequences", "candidate_labels")
+        found = dict(zip(names, arguments, strict=False))
+        if len(arguments) > len(names) or found.keys() & options.keys():
             raise TypeError("give sequences and candidate_labels, each once")
-        found = {**found, **named}
-        sequences = found.pop("sequences")
-        if not found:
+        found |= {name: options.pop(name) for name in names if name in options}
+        if "sequences" not in found:
+            raise TypeError("give sequences and candidate_labels, each once")
+        sequences = found["sequences"]
+        if "candidate_labels" not in found:
             return sequences, options
+        labels = found["candidate_labels"]
         if isinstance(sequences, list | tuple):
-            return [_with_labels(row, found["candidate_labels"]) for row in sequences], options
-        return _with_labels(sequences, found["candidate_labels"]), options
+            return [_with_labels(row, labels) for row in sequences], options
+        return _with_labels(sequences, labels), options
 
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
         return [self._request_row(row) for row in (inputs if isinstance(inputs, list | tuple) else [inputs])]
