@@ -40,7 +40,8 @@ MOST_ANSWERS = 1000
 CLOSE = 1e-4
 """Two answers whose scores are nearer to each other than this are a close call."""
 MARGIN = "MARGIN"
-"""FP32 ``[rows, 1]``: how far the best answer is ahead of the next. Judging needs it; it is no tensor of the ensemble."""
+"""FP32 ``[rows, 1]``: how far the best answer is ahead of the next, infinite where only one was looked at. Judging needs it; it is no
+tensor of the ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)
