@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Encoding
 
-    from serving.runtime.tokenization import TextEncoder
+    from ..tokenization import TextEncoder
 
 WINDOW, OVERLAP = 384, 128
 """Tokens of a window and of what it has in common with the one before, at most, where a request does not say."""
@@ -40,7 +40,8 @@ MOST_ANSWERS = 1000
 CLOSE = 1e-4
 """Two answers whose scores are nearer to each other than this are a close call."""
 MARGIN = "MARGIN"
-"""FP32 ``[rows, 1]``: how far the best answer is ahead of the next. Judging needs it; it is no tensor of the ensemble."""
+"""FP32 ``[rows, 1]``: how far the best answer is ahead of the next, infinite where only one was looked at. Judging needs it; it
+is no tensor of the ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)
