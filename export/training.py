@@ -172,9 +172,17 @@ class _Collator:
         return batch
 
 
+class _Trainer(Trainer):  # type: ignore[misc]  # the library is untyped
+    """Puts rows of like length together to train on, and judges rows in their order."""
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Else ``group_by_length`` shuffles these too, and no prediction stands beside its reference."""
+        return torch.utils.data.SequentialSampler(eval_dataset)
+
+
 def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=_arguments(job),
         train_dataset=encoded["train"].dataset,

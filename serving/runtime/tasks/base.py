@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Encoding
 
-    from serving.runtime.tokenization import TextEncoder
+    from ..tokenization import TextEncoder
 
 Text = str | tuple[str, str]
 """One row for the tokenizer: a text, or a pair of texts."""
