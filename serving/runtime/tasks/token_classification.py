@@ -186,11 +186,14 @@ class TokenClassification(Task):
 
     def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:
         texts = columns[0]
-        if options["stride"] is None:
+        stride = options["stride"]
+        if stride is not None and stride >= encoder.max_length:
+            raise ValueError(f"option stride must be less than the {encoder.max_length} tokens of a window, not {stride}")
+        if stride is None:
             encodings = encoder.encode(texts, truncation=options["truncation"], offsets=True)
             owners: Integers = np.arange(len(encodings))
         else:
-            encodings, owners = encoder.windows(texts, stride=options["stride"])
+            encodings, owners = encoder.windows(texts, stride=stride)
         return Features(encodings, Origins(owners, self._notes([texts[owner] for owner in owners.tolist()], encodings, encoder)))
 
     def _notes(self, texts: Sequence[str], encodings: Sequence[Encoding], encoder: TextEncoder) -> list[bytes]:
