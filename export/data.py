@@ -43,9 +43,7 @@ class Columns:
     def resolved(self, task: type[Task]) -> ResolvedColumns:
         """With the task's own names for what is left open."""
         texts = (self.text or task.columns["text"], self.text_pair or task.columns["text_pair"])
-        return ResolvedColumns(
-            texts=tuple(name for name in texts if name is not None), label=self.label or task.columns["label"]
-        )
+        return ResolvedColumns(texts=tuple(name for name in texts if name is not None), label=self.label or task.columns["label"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,9 +101,10 @@ class _Constants:
 
     def __init__(self, model: onnx.ModelProto, producers: Mapping[str, onnx.NodeProto]) -> None:
         self._dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-        for name, node in producers.items():
-            if node.op_type == "Constant":
-                self._dims |= {name: list(attribute.t.dims) for attribute in node.attribute if attribute.name == "value"}
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.name == "value":
+                    self._dims[node.output[0]] = list(attribute.t.dims)
         self._producers = producers
 
     def knows(self, name: str) -> bool:
@@ -146,7 +147,10 @@ def _mask_positions() -> list[onnx.NodeProto]:
         _masked_node("Range", [_MASKED + "zero", _MASKED + "end", _MASKED + "step"], "places"),  # [longest]
         _masked_node("Sub", [_MASKED + "heights", _MASKED + "places"], "keys"),
         helper.make_node(
-            "TopK", [_MASKED + "keys", _MASKED + "kept"], [_MASKED + "values", _MASKED + "positions"], name=_MASKED + "positions/TopK"
+            "TopK",
+            [_MASKED + "keys", _MASKED + "kept"],
+            [_MASKED + "values", _MASKED + "positions"],  # both [rows, masks]
+            name=f"{_MASKED}positions/TopK",
         ),
         _masked_node("Unsqueeze", [_MASKED + "positions", _MASKED + "last_axis"], "index"),
     ]

@@ -178,7 +178,7 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
     ties = whole & (agreement < 1) & task.ties(theirs)
     agreeing = float(np.where(whole, np.where(ties, 1, agreement), 0).sum())
     largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
-    figures = metric.compute(task.metric, task.predictions(ours), reference.references)
+    figures: dict[str, Any] = {**metric.compute(task.metric, task.predictions(ours), reference.references)}
     figures |= task.figures(shown, reference.outputs, reference.origins, reference.references)
     figures |= {
         "metric_drop": 100 * drop,

@@ -213,7 +213,7 @@ class Task(ABC):
         *,
         training: bool,  # noqa: ARG002
     ) -> tuple[Columns, Sequence[Any]]:
-        """Rows of a data set → those to train or to judge on: here the same. A task that makes its labels of plain text does so here.
+        """Rows of a data set → those to train or to judge on: here the same. A task that makes labels of plain text does so here.
 
         Args:
             texts: by column.
@@ -397,7 +397,7 @@ class Task(ABC):
         origins: Origins,  # noqa: ARG002
         references: Sequence[Any],  # noqa: ARG002
     ) -> dict[str, float]:
-        """Figures by name that take more than the answers: of the model's outputs, held against the original's and the references."""
+        """Figures by name that take more than answers: of the model's outputs, held against the original's and the references."""
         return {}
 
     @abstractmethod

@@ -196,7 +196,7 @@ class FillMask(Task):
         return found
 
     def _attempts(self, text: str, encoding: Encoding) -> list[tuple[str, int]]:
-        """Texts in which one token is masked, and its position; a space in front may belong to the token, so each is tried twice."""
+        """Texts in which one token is masked, and its position; a space in front may be the token's, so each is tried twice."""
         positions = self._maskable(encoding)
         order = np.random.default_rng(zlib.crc32(text.encode())).permutation(len(positions))[:ATTEMPTS]
         attempts = []
@@ -259,8 +259,8 @@ class FillMask(Task):
         return list(set(found))
 
     def reduced(self, heads: Arrays, feed: Arrays) -> Arrays:
-        """Logits of a row's masks in their order, then of its other positions from the first on: as many of each row as the one with
-        the most masks has, and one at least."""
+        """Logits of a row's masks in their order, then of its other positions from the first on: as many of each row as the one
+        with the most masks has, and one at least."""
         others = feed["input_ids"] != self.mask_token_id
         kept = max(1, int((~others).sum(axis=1).max()))
         positions = np.argsort(others, axis=1, kind="stable")[:, :kept]
@@ -298,9 +298,7 @@ class FillMask(Task):
         targets = notes[0][0] if notes else np.empty(0, dtype=_NUMBERS)
         scores, tokens = _best(picked, options["top_k"], targets)
         masks = iter([_Mask(*pair) for pair in zip(scores.tolist(), tokens.tolist(), strict=True)])
-        return [
-            _Row(ids.tolist(), each, [next(masks) for _ in each]) for (_, ids), each in zip(notes, positions, strict=True)
-        ]
+        return [_Row(ids.tolist(), each, [next(masks) for _ in each]) for (_, ids), each in zip(notes, positions, strict=True)]
 
     def _sequences(self, rows: Sequence[_Row], tokenizer: Tokenizer) -> Any:
         """An iterator over the texts with each token in its mask's place: all rows', all masks', all tokens'."""
@@ -397,9 +395,15 @@ class FillMask(Task):
     def predictions(self, answers: Arrays) -> list[Any]:
         return [row[0][0]["token"] for row in _rows(answers)]
 
-    def figures(self, outputs: Arrays, original: Arrays, origins: Origins, references: Sequence[Any]) -> dict[str, float]:
-        """``perplexity``: e to the mean surprise at the right token. ``accuracy_at_5``: share of rows whose right token is one of the
-        best. ``agreement_at_5``: share of the original's best tokens that are among the best here."""
+    def figures(
+        self,
+        outputs: Arrays,
+        original: Arrays,
+        origins: Origins,  # noqa: ARG002 - rows to be judged on have one mask each
+        references: Sequence[Any],
+    ) -> dict[str, float]:
+        """``perplexity``: e to the mean surprise at the right token. ``accuracy_at_5``: share of rows whose right token is among
+        the best. ``agreement_at_5``: share of the original's best tokens that are among the best here."""
         losses, hits, shared = [], [], []
         for row, theirs, reference in zip(outputs["logits"], original["logits"], references, strict=True):
             best = _top(row[:1], BEST)[0]
@@ -420,7 +424,8 @@ class FillMask(Task):
     def ties(self, original: Arrays) -> npt.NDArray[np.bool_]:
         close = math.exp(-CLOSE)
         return np.array(
-            [any(mask[1]["score"] >= mask[0]["score"] * close for mask in row if len(mask) > 1) for row in _rows(original)], dtype=np.bool_
+            [any(mask[1]["score"] >= mask[0]["score"] * close for mask in row if len(mask) > 1) for row in _rows(original)],
+            dtype=np.bool_,
         )
 
 
