@@ -45,6 +45,7 @@ class Filler:
     run: Callable[[Arrays], Arrays]
     pipe: Any
     said: str | None
+    path: Path
 
     @classmethod
     def of(cls, path: Path, task: FillMask, checkpoint: Path, said: str | None) -> Filler:
@@ -61,7 +62,7 @@ class Filler:
         tokenizer.model_input_names = names
         pipe = pipeline("fill-mask", model=AutoModelForMaskedLM.from_pretrained(checkpoint).eval(), tokenizer=tokenizer)
         run = graph.runner(graph.session(path, threads=1), task.outputs_read)
-        return cls(task=task, encoder=encoder, run=run, pipe=pipe, said=said)
+        return cls(task=task, encoder=encoder, run=run, pipe=pipe, said=said, path=path)
 
     def __call__(self, inputs: Any, **given: Any) -> Any:
         task = self.task
@@ -116,6 +117,11 @@ def test_only_masked_positions_reach_the_vocabulary(fillers: Callable[[str], Fil
     said = fillers(family).said
     assert said is not None
     assert "in front of MatMul" in said
+    model = graph.load(fillers(family).path)
+    (projection,) = [node for node in model.graph.node if "masked/picked" in node.input]
+    assert projection.input[1] in {
+        tensor.name for tensor in model.graph.initializer
+    }  # quantised, it is multiplied as whole numbers
 
 
 def test_a_list_of_one_text_gives_what_the_text_gives(fillers: Callable[[str], Filler]) -> None:
