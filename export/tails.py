@@ -55,6 +55,7 @@ def masked(model: onnx.ModelProto, task: Any) -> str:
     if chain:
         source, user, said = chain[-1].input[0], chain[-1], f"in front of {chain[-1].op_type} {chain[-1].name}".rstrip()
         user.input[0] = _MASKED + "picked"
+        _give_own_weights(model, user)
         changed = {name for node in chain for name in node.output}
     else:
         source, said = _MASKED + "all", "of the logits: no projection onto a vocabulary was found"
@@ -97,16 +98,33 @@ def _to_projection(model: onnx.ModelProto, logits: str) -> list[onnx.NodeProto]:
     return []
 
 
+def _give_own_weights(model: onnx.ModelProto, projection: onnx.NodeProto) -> None:
+    """Where the vocabulary's weights are the embeddings, transposed while running, hold them transposed.
+
+    ONNX Runtime does that itself when it loads an fp32 graph. Quantised, it would turn the whole table back into fp32 and transpose
+    it for every request, and multiply in fp32.
+    """
+    name = projection.input[1]
+    (transposing,) = [node for node in model.graph.node if name in node.output] or [None]
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    if transposing is None or transposing.op_type != "Transpose" or transposing.input[0] not in weights:
+        return
+    own = np.ascontiguousarray(numpy_helper.to_array(weights[transposing.input[0]]).T)
+    model.graph.initializer.append(numpy_helper.from_array(own, _MASKED + "weights"))
+    projection.input[1] = _MASKED + "weights"
+    if not any(name in node.input for node in model.graph.node):
+        model.graph.node.remove(transposing)
+
+
 class _Constants:
     """Tensors of a graph that do not depend on its inputs."""
 
     def __init__(self, model: onnx.ModelProto, producers: Mapping[str, onnx.NodeProto]) -> None:
         self._dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-        for name, node in producers.items():
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        self._dims[name] = list(attribute.t.dims)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.name == "value":
+                    self._dims[node.output[0]] = list(attribute.t.dims)
         self._producers = producers
 
     def knows(self, name: str) -> bool:
@@ -151,8 +169,8 @@ def _mask_positions() -> list[onnx.NodeProto]:
         helper.make_node(
             "TopK",
             [_MASKED + "keys", _MASKED + "kept"],
-            [_MASKED + "values", _MASKED + "positions"],
-            name=_MASKED + "positions/TopK",
+            [_MASKED + "values", _MASKED + "positions"],  # both [rows, masks]
+            name=f"{_MASKED}positions/TopK",
         ),
         _masked_node("Unsqueeze", [_MASKED + "positions", _MASKED + "last_axis"], "index"),
     ]

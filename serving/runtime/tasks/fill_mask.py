@@ -196,7 +196,7 @@ class FillMask(Task):
         return found
 
     def _attempts(self, text: str, encoding: Encoding) -> list[tuple[str, int]]:
-        """Texts in which one token is masked, and its position; a space before may belong to the token, so each is tried twice."""
+        """Texts in which one token is masked, and its position; a space in front may be the token's, so each is tried twice."""
         positions = self._maskable(encoding)
         order = np.random.default_rng(zlib.crc32(text.encode())).permutation(len(positions))[:ATTEMPTS]
         attempts = []
@@ -404,7 +404,7 @@ class FillMask(Task):
         self,
         outputs: Arrays,
         original: Arrays,
-        origins: Origins,  # noqa: ARG002 - one row each
+        origins: Origins,  # noqa: ARG002 - rows to be judged on have one mask each
         references: Sequence[Any],
     ) -> dict[str, float]:
         """``perplexity``: e to the mean surprise at the right token. ``accuracy_at_5``: share of rows whose right token is among

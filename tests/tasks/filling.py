@@ -1,0 +1,60 @@
+"""Tiny random checkpoints that fill masks, and how their answers are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from export.cli import main
+from tests.conftest import TOKENIZERS, _config, _randomize, _tokenizer, review_rows
+
+
+def masked_checkpoint(folder: Path, family: str, *, random: bool = True) -> Path:
+    """A tiny model with a masked-language-modelling head; fresh, so that it learns quickly, where not every weight is random."""
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    torch.manual_seed(0)
+    tokenizer = _tokenizer(TOKENIZERS.get(family, "unigram"))
+    model = AutoModelForMaskedLM.from_config(_config(family, tokenizer))
+    if random:
+        _randomize(model)
+        model.tie_weights()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def text_file(path: Path, count: int) -> Path:
+    """Plain texts, without labels."""
+    path.write_text("text\n" + "\n".join(text for text, _ in review_rows(count, seed=5)) + "\n", encoding="utf-8")
+    return path
+
+
+def exported(folder: Path, checkpoint: Path, rows: Path, *arguments: str) -> Path:
+    """The bundle's folder."""
+    given = [
+        "--task",
+        "fill-mask",
+        "--name",
+        "fill",
+        "--artifacts",
+        str(folder),
+        "--checkpoint",
+        str(checkpoint),
+        "--test",
+        str(rows),
+    ]
+    assert main(["export", *given, *arguments]) == 0
+    return folder / "fill" / "bundle"
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Equal but for scores, which may be 1e-3 apart, and all in the same order."""
+    if isinstance(theirs, list):
+        return isinstance(ours, list) and len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if isinstance(theirs, dict):
+        return set(ours) == set(theirs) and all(same(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, float):
+        return isinstance(ours, float) and abs(ours - theirs) < 1e-3
+    return type(ours) is type(theirs) and ours == theirs
