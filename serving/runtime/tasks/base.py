@@ -146,7 +146,7 @@ class Task(ABC):
     setup: ClassVar[Mapping[str, Option]] = {}
     """What may be chosen for a checkpoint besides the defaults of :attr:`options`, by name; each is a field too."""
     checkpoint_files: ClassVar[tuple[str, ...]] = ()
-    """JSON files of a checkpoint besides ``config.json`` that :meth:`checkpoint_settings` reads: patterns of paths in its folder."""
+    """JSON files of a checkpoint besides ``config.json`` that :meth:`checkpoint_settings` reads, as patterns of their paths."""
     own_loss: ClassVar[bool] = False
     """Whether :meth:`loss` gives the loss, because the model in ``transformers`` has none."""
     token_level: ClassVar[bool] = False
