@@ -270,6 +270,13 @@ class FeatureExtraction(Task):
         return cast(list[Any], _cosines(*_halves(answers["EMBEDDING"])).tolist())
 
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """By degrees: 1 less the distance (1 - cosine) between an embedding and the original's, as a share of the usual one between
+        two texts; the mean of a pair's two.
+
+        A fixed least cosine would ask much of one model and nothing of another, whose embeddings all lie close together. MiniLM
+        on STS-B: int8 0.9935 (cosines 0.990 to 0.996, none above 0.999, and Spearman as before), fp16 1. Whether the nearest
+        neighbour stays the same says less: int8 kept 96 %, what changed being near ties.
+        """
         ours, theirs = (_unit(found["EMBEDDING"].astype(np.float64)) for found in (answers, original))
         usual = 1 - (theirs.mean(axis=0) ** 2).sum()  # 1 - the mean cosine of any two
         off = (1 - (ours * theirs).sum(axis=-1)) / max(float(usual), TINY)
