@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ import onnx
 import pytest
 import torch
 from scipy.stats import spearmanr
+from transformers import AutoTokenizer
 
 from export import cli, convert, graph, tails
+from export.batches import Collator, training_columns
 from export.checkpoint import read_files, settings, write_files
 from export.finetune import FinetuneOptions, Hyperparameters, finetune
-from export.grouped import grouped, in_request_order
 from export.original import original_run
 from serving.errors import ArtifactError
-from serving.runtime.tasks.base import Origins
+from serving.runtime.tasks.base import Features, Origins
 from serving.runtime.tasks.feature_extraction import POOLINGS, FeatureExtraction
 from serving.runtime.tokenization import TextEncoder
 from tests.conftest import BAD, FILLING, GOOD
@@ -369,12 +371,18 @@ def test_loss_of_a_batch_that_teaches_nothing_is_zero() -> None:
     assert loss.item() == 0 and torch.isfinite(rows.grad).all()
 
 
-def test_texts_of_a_row_stand_in_one_batch() -> None:
-    requests = {"input_ids": [[1], [2], [3], [11], [12], [13]]}  # three rows of two texts
-    rows = grouped(requests, 3)
-    assert rows == {"input_ids": [[[1], [11]], [[2], [12]], [[3], [13]]]}
-    batch = [{"input_ids": row} for row in rows["input_ids"]]
-    assert [one["input_ids"] for one in in_request_order(batch)] == requests["input_ids"]
+def test_texts_of_a_row_stand_in_one_batch(base_checkpoint: Path) -> None:
+    encodings: Any = [
+        SimpleNamespace(ids=[place], attention_mask=[1]) for place in (1, 2, 3, 11, 12, 13)
+    ]  # three rows of two texts
+    names = ["input_ids", "attention_mask"]
+    features = Features(encodings, Origins(np.arange(6)))
+    columns = training_columns(features, names, {"labels": [0.1, 0.2, 0.3]}, task())
+    assert columns["input_ids"] == [[[1], [11]], [[2], [12]], [[3], [13]]]
+    rows = [{name: columns[name][row] for name in (*names, "labels")} for row in range(3)]
+    batch = Collator(AutoTokenizer.from_pretrained(base_checkpoint), task())(rows)
+    assert batch["input_ids"].tolist() == [[1], [2], [3], [11], [12], [13]]
+    assert batch["labels"].tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def pairs_file(path: Path, count: int, seed: int) -> Path:

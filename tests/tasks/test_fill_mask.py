@@ -66,7 +66,7 @@ class Filler:
 
     def __call__(self, inputs: Any, **given: Any) -> Any:
         task = self.task
-        options = task.request_options(task.pipeline_options(given))
+        options = task.request_options(task.call((inputs,), given)[1])
         features = task.features(list(zip(*task.request_rows(inputs), strict=True)), self.encoder, options)
         answers = task.worded_answers(
             self.run(self.encoder.arrays(features.encodings)), features.origins, options, self.encoder.tokenizer
@@ -143,10 +143,8 @@ def test_targets_as_requests_write_them(fillers: Callable[[str], Filler]) -> Non
     ids = task._target_ids('["good", "bad"]', encoder.tokenizer)
     assert sorted(ids) == sorted(map(encoder.tokenizer.token_to_id, ("good", "bad")))
     assert task._target_ids(" good,bad ", encoder.tokenizer) == ids
-    assert task.pipeline_options({"targets": "a, b", "tokenizer_kwargs": {"truncation": False}}) == {
-        "targets": '["a, b"]',
-        "truncation": False,
-    }
+    given = {"targets": "a, b", "tokenizer_kwargs": {"truncation": False}}
+    assert task.call(("a [MASK]",), given) == ("a [MASK]", {"targets": '["a, b"]', "truncation": False})
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ import pytest
 import torch
 import transformers
 
+from export.batches import IGNORED, Collator
 from export.cli import main
 from export.data import Columns, checked_rows
-from export.training import IGNORED, _Collator, _loss_of_groups, _rows_of
+from export.trainer import _loss_of_groups, predicted
 from serving.errors import DataError
+from serving.runtime.tasks.base import Origins
 from serving.runtime.tasks.multiple_choice import MultipleChoice as Task
 from serving.runtime.tasks.text_classification import TextClassification
 from tests.conftest import BAD, FILLING, GOOD
@@ -128,7 +130,7 @@ def test_of_equal_scores_the_first_is_the_best() -> None:
 
 
 def test_groups_of_unlike_sizes_are_trained_on_together(tiny_checkpoint: Path) -> None:
-    collate = _Collator(transformers.AutoTokenizer.from_pretrained(tiny_checkpoint), grouped=True)
+    collate = Collator(transformers.AutoTokenizer.from_pretrained(tiny_checkpoint), Task())
     batch = collate(
         [
             {"input_ids": [[5, 6], [7]], "attention_mask": [[1, 1], [1]], "labels": [0, 1]},
@@ -145,7 +147,8 @@ def test_groups_of_unlike_sizes_are_trained_on_together(tiny_checkpoint: Path) -
     loss.backward()
     assert logits.grad is not None
     assert logits.grad[0, 2] == 0
-    assert _rows_of(logits.detach().numpy(), np.array([0, 0, 1, 1, 1])).tolist() == [[0.5], [1.5], [1.0], [2.0], [3.0]]
+    outputs = predicted(logits.detach().numpy(), Task(), Origins(np.array([0, 0, 1, 1, 1])))
+    assert outputs["logits"].tolist() == [[0.5], [1.5], [1.0], [2.0], [3.0]]
 
 
 @pytest.fixture(scope="module")
