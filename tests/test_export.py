@@ -22,7 +22,7 @@ from export import bundle as bundles
 from export import cli, graph, optimize
 from export.bundle import ExportOptions, export
 from export.checkpoint import chosen_max_length, load_model, read_config, save_tokenizer
-from export.data import EVALUATION, Columns, LabelledRows, read_evaluation
+from export.data import EVALUATION, Columns, LabelledRows, read_evaluation, write_evaluation
 from export.rows import EncodedRows
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
@@ -543,6 +543,22 @@ def test_missing_and_damaged_input_is_refused(
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:1000])
     assert "error: cannot load " in said(*arguments(torn, review_file))
     assert not list((in_folder / "artifacts").rglob("*.onnx"))
+
+
+def test_rows_without_the_texts_that_the_checkpoint_takes_are_refused(
+    tiny_checkpoint: Path, review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = changed(tiny_checkpoint, in_folder / "pairs")
+    (pairs / "manifest.json").write_text(json.dumps({"schema_version": 1, "kind": "checkpoint", "pair": True}))
+    assert cli.main(arguments(pairs, review_file)) == 1
+    message = (
+        "error: the checkpoint takes 2 texts a row, the rows hold 1 (name the columns with --text-column and --text-pair-column)"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    write_evaluation(LabelledRows(texts=(("good",),), labels=(1,)), tiny := changed(tiny_checkpoint, in_folder / "tiny"))
+    assert cli.main(["export", "--checkpoint", str(tiny), "--text-pair-column", "other"]) == 1
+    message = "does not hold the rows wanted, with the columns text, text_pair and label: it has text, label"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
 @pytest.mark.usefixtures("full_disk")
