@@ -84,8 +84,9 @@ class TextEncoder:
             ValueError: the stride, or the first text of a pair, leaves a window no room.
         """
         pairs = bool(texts) and not isinstance(texts[0], str)
+        limit = min(max_length or self._max_length, self._max_length)
         self._tokenizer.enable_truncation(
-            min(max_length or self._max_length, self._max_length),
+            limit,
             stride=stride,
             strategy="only_second" if pairs else "longest_first",
             direction=self._direction,
@@ -95,10 +96,12 @@ class TextEncoder:
         except BaseException as error:  # the library raises Exception itself, and panics with a BaseException of its own
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            raise ValueError(f"no window of {max_length or self._max_length} tokens holds this: {error}") from None
+            raise ValueError(f"no window of {limit} tokens holds this: {error}") from None
         finally:
             self._cut_at_the_end()
         parts = [[encoding, *encoding.overflowing] for encoding in encodings]
+        if any(len(window) > limit for part in parts for window in part):  # special tokens alone fill one: nothing is cut then
+            raise ValueError(f"no window of {limit} tokens holds this")
         owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         return [window for part in parts for window in part], owners
 
