@@ -267,20 +267,22 @@ def sample(count: int, wanted: int | None, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(count), wanted))  # noqa: S311 - nothing secret
 
 
-def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Split ``rows`` into those kept and about ``fraction`` held out. Equal texts stay on one side.
+def hold_out(
+    rows: Rows, fraction: float, seed: int, *, key: Callable[[tuple[str, ...]], Any] = lambda texts: texts
+) -> tuple[Rows, Rows]:
+    """Split ``rows`` into those kept and about ``fraction`` held out. Texts of equal ``key`` stay on one side.
 
     Raises:
         DataError: there are too few different texts to hold any out.
     """
-    keys = list(zip(*rows.texts, strict=True))
+    keys = [key(texts) for texts in zip(*rows.texts, strict=True)]
     distinct = sorted(set(keys))
     wanted = round(len(distinct) * fraction)
     if wanted == 0:
         raise DataError(f"{rows.location} has {len(distinct)} different texts, too few to hold some out", hint="give --validation")
     chosen = set(random.Random(seed).sample(distinct, wanted))  # noqa: S311 - nothing secret
-    kept = [i for i, key in enumerate(keys) if key not in chosen]
-    held = [i for i, key in enumerate(keys) if key in chosen]
+    kept = [i for i, found in enumerate(keys) if found not in chosen]
+    held = [i for i, found in enumerate(keys) if found in chosen]
     return rows.take(kept), replace(rows.take(held), location=f"{rows.location} (held out)")
 
 

@@ -137,7 +137,7 @@ def _load(options: FinetuneOptions, cache: Path) -> _Data:
     task = bind(task_type, found["train"], pair=len(found["train"].texts) == 2)
     seed = options.training.seed
     if "validation" not in found:
-        found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed)
+        found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed, key=task_type.kept_together)
         click.echo(f"no --validation: {len(found['validation'])} of the training rows are held out for it", err=True)
     found["train"] = found["train"].take(sample(len(found["train"]), options.max_train_rows, seed))
     return _Data(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.data import encode_labels, read_evaluation, write_evaluation
+from export.data import LabelledRows, Rows, encode_labels, hold_out, model_rows, read_evaluation, write_evaluation
 from export.metric import compute
 from export.sources import Columns, load_rows
 from serving.artifact import read_manifest
@@ -354,9 +354,26 @@ def test_files_and_what_travels_with_a_bundle(tmp_path: Path) -> None:
         TASK.from_labels([[], []], names=(), pair=True)
 
 
-def test_a_row_that_cannot_be_trained_on_is_said(encoder: TextEncoder) -> None:
-    from export.data import LabelledRows, model_rows
+def test_questions_about_one_text_are_held_out_together() -> None:
+    contexts = tuple(str(number // 5) for number in range(50))
+    questions = tuple(map(str, range(50)))
+    rows = Rows(location="rows", texts=(questions, contexts), labels=([],) * 50)
+    kept, held = hold_out(rows, 0.2, 0, key=TASK.kept_together)
+    assert len(held) == 10 and not set(held.texts[1]) & set(kept.texts[1])
 
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 12])
+def test_windows_too_small_are_refused_or_serve(encoder: TextEncoder, length: int) -> None:
+    """However small: the library does not end the process, and what fits holds every token of the text."""
+    try:
+        found = features(encoder, [{"question": "is", "context": "the film was superb"}], max_seq_len=length, doc_stride=0)
+    except ValueError as error:
+        assert length < 5 and "has no room for the question" in str(error)
+    else:
+        assert sum(window.sequence_ids.count(1) for window in found.encodings) == 4
+
+
+def test_a_row_that_cannot_be_trained_on_is_said(encoder: TextEncoder) -> None:
     with pytest.raises(DataError, match="the model cannot take the rows: row 0: a window of 64 tokens"):
         model_rows(LabelledRows(texts=(("the film " * 100,), ("superb",)), labels=([],)), TASK(), encoder)
 

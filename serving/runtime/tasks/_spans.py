@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def _note(window: Encoding, *, words: bool) -> bytes:
     numbers = np.array(found, dtype=np.float64)  # NaN where a token belongs to no word
     if (opened and ids.count(ids[0]) > 1) or not (numbers[1:] >= numbers[:-1]).all() or np.isnan(numbers[:1]).any():
         return _note_by_token(window, first, count, opened=opened, words=words)
-    spans = np.array(window.offsets[first : first + count], dtype=np.int32).reshape(count, 2)
+    offsets = itertools.chain.from_iterable(window.offsets[first : first + count])
+    spans = np.fromiter(offsets, dtype=np.int32, count=2 * count).reshape(count, 2)
     if words and count:
         edges = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         firsts, lasts = np.concatenate(([0], edges)), np.concatenate((edges, [count]))

@@ -220,6 +220,11 @@ class Task(ABC):
             ValueError: a cell holds what it must not.
         """
 
+    @classmethod
+    def kept_together(cls, texts: tuple[str, ...]) -> Any:
+        """What rows have in common, as a string or a tuple of strings, that must all be held out or none: here all their texts."""
+        return texts
+
     @abstractmethod
     def reference(self, label: Any) -> Any:
         """A label as :meth:`read_row` gave it → what :meth:`predictions` is held against, JSON-ready.

@@ -109,6 +109,11 @@ class QuestionAnswering(Task):
                 raise ValueError(f"the answer {text!r:.80} is not at character {start} of the context, where {found!r:.80} stands")
         return texts, answers
 
+    @classmethod
+    def kept_together(cls, texts: tuple[str, ...]) -> Any:
+        """The text: a model remembers what it was asked about."""
+        return texts[1]
+
     def reference(self, label: Any) -> Any:
         return label
 
