@@ -22,7 +22,7 @@ def random_checkpoint(folder: Path, architecture: str, task: type[Task], **confi
     """A checkpoint of ``task`` in ``folder``, which takes :data:`MAX_LENGTH` tokens."""
     tokenizer = _tokenizer(TOKENIZERS[architecture])
     if architecture not in TYPED:
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
     settings = _config(architecture, tokenizer)
     for name, value in config.items():
         setattr(settings, name, value)
