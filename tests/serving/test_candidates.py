@@ -127,7 +127,7 @@ def test_many_requests_of_unlike_rows_labels_and_options(served: Served, pipelin
         require_same(answer, pipeline(texts, labels, **options))
 
 
-BAD = ["", "[]", '["a"', "{}", '["a", 1]', b"\xff", '["\\ud800"]', json.dumps(["a"] * (4 * MOST + 1))]
+BAD: list[str | bytes] = ["", "[]", '["a"', "{}", '["a", 1]', b"\xff", '["\\ud800"]', json.dumps(["a"] * (4 * MOST + 1))]
 
 
 def status_and_answer(client: Any, name: str, output: str, tensors: dict[str, bytes], **parameters: Any) -> tuple[str, Any]:
