@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,6 @@ TYPED = ("bert", "albert", "electra", "deberta-v2")
 def random_checkpoint(folder: Path, architecture: str, task: type[Task], **config: Any) -> Path:
     """A checkpoint of ``task`` in ``folder``, which takes :data:`MAX_LENGTH` tokens."""
     tokenizer = _tokenizer(TOKENIZERS[architecture])
-    if architecture not in TYPED:
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     settings = _config(architecture, tokenizer)
     for name, value in config.items():
         setattr(settings, name, value)
@@ -30,6 +29,10 @@ def random_checkpoint(folder: Path, architecture: str, task: type[Task], **confi
     _randomize(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if architecture not in TYPED:
+        file = folder / "tokenizer_config.json"
+        names = {"model_input_names": ["input_ids", "attention_mask"]}
+        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | names), encoding="utf-8")
     return folder
 
 

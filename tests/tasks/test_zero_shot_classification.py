@@ -91,13 +91,14 @@ def test_equal_scores_and_labels_given_twice(make: Callable[..., Any]) -> None:
 def test_calls_as_the_pipeline_takes_them() -> None:
     task = Task.from_config(config(*NLI))
     row = ("a", '["x", "y z"]')
-    for arguments, given in [
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
         (("a", ["x", "y z"]), {}),
         (("a", "x, y z,"), {}),
         (("a",), {"candidate_labels": ("x", "y z")}),
         ((), {"sequences": "a", "candidate_labels": "x,y z"}),
         (({"text": "a", "candidate_labels": ["x", "y z"]},), {}),
-    ]:
+    ]
+    for arguments, given in calls:
         inputs, options = task.call(arguments, {**given, "multi_label": True})
         assert task.request_rows(inputs) == [row]
         assert options == {"multi_label": True}
