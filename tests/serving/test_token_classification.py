@@ -25,7 +25,7 @@ from ..tasks.tagging import LABELS, STRATEGIES, TEXTS, assert_same, tiny_tagger
 from .conftest import _export, serve_options
 
 pytestmark = pytest.mark.server
-WORDS = ["the", "film", "and", "this", "story", "its", "cast", "is", "a", "delight", "xylophone", "unbelievably", "(good)", "café"]
+WORDS = [*"the film and this story its cast is a delight".split(), "xylophone", "unbelievably", "(good)", "café"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ def taggers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taggers]:
     bundle = _export(folder, checkpoint, folder / "rows.jsonl", *only)
     repository = folder / "model_repository"
     for batching in ("ragged", "off"):
-        options = {"precision": "fp32", "device": "cpu", "batching": batching, "max_batch_size": 8}
-        package(PackageOptions(name=batching, repository=repository, bundle=bundle, **options))
+        plan = {"device": "cpu", "batching": batching, "precision": "fp32"}
+        package(PackageOptions(name=batching, repository=repository, bundle=bundle, max_batch_size=8, **plan))
     torch.set_num_threads(1)  # the server wants the other core
     served = serve_options(repository)
     start_detached(served)
@@ -155,9 +155,10 @@ def test_bad_options_are_refused_alone(taggers: Taggers, protocol: str, options:
 
 def test_calls_that_the_pipeline_refuses(taggers: Taggers) -> None:
     with taggers.open() as pipe:
-        for call in (lambda: pipe([]), lambda: pipe("a", aggregation_strategy="none", stride=3)):
-            with pytest.raises(ValueError, match=r"at least one input|stride needs"):
-                call()
+        with pytest.raises(ValueError, match="at least one input"):
+            pipe([])
+        with pytest.raises(ValueError, match="stride needs"):
+            pipe("the film", aggregation_strategy="none", stride=3)
         for options in ({"top_k": 1}, {"stride": "4"}, {"aggregation_strategy": "best"}):
             with pytest.raises(TypeError, match="option"):
                 pipe("the film", **options)

@@ -281,7 +281,10 @@ def test_pairs_are_refused() -> None:
 
 def test_evaluation_rows_travel(tmp_path: Path) -> None:
     task = TokenClassification(labels=LABELS)
-    references = ({"start": [0, 4], "end": [3, 8], "label": ["O", "B-film"]}, {"start": [], "end": [], "label": []})
+    references: tuple[Any, ...] = (
+        {"start": [0, 4], "end": [3, 8], "label": ["O", "B-film"]},
+        {"start": [], "end": [], "label": []},
+    )
     rows = LabelledRows(texts=(("the film", ""),), labels=references)
     write_evaluation(rows, tmp_path)
     assert read_evaluation(tmp_path, task) == rows
