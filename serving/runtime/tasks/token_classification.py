@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Encoding, Tokenizer
 
-    from serving.runtime.tokenization import TextEncoder
+    from ..tokenization import TextEncoder
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -186,14 +186,11 @@ class TokenClassification(Task):
 
     def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:
         texts = columns[0]
-        stride = options["stride"]
-        if stride is not None and stride >= encoder.max_length:
-            raise ValueError(f"option stride must be less than the {encoder.max_length} tokens of a window, not {stride}")
-        if stride is None:
+        if options["stride"] is None:
             encodings = encoder.encode(texts, truncation=options["truncation"], offsets=True)
             owners: Integers = np.arange(len(encodings))
         else:
-            encodings, owners = encoder.windows(texts, stride=stride)
+            encodings, owners = encoder.windows(texts, stride=options["stride"])
         return Features(encodings, Origins(owners, self._notes([texts[owner] for owner in owners.tolist()], encodings, encoder)))
 
     def _notes(self, texts: Sequence[str], encodings: Sequence[Encoding], encoder: TextEncoder) -> list[bytes]:
