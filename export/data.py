@@ -128,7 +128,8 @@ def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColu
             label = None if columns.label is None else _value(location, where, row, columns.label)
             found, label = task.read_row(cells, label)
         except ValueError as error:
-            raise DataError(f"{place}: {error}: {shown(dict(row))}") from None
+            read = f"it is read from the columns {', '.join(columns.texts)} and {columns.label}"
+            raise DataError(f"{place}: {error}: {shown(dict(row))}", hint=read) from None
         for column, text, name in zip(texts, found, columns.texts, strict=True):
             column.append(checked_text(text, name, place, row))
         if labels and _kind(label) != _kind(labels[0]):
@@ -142,7 +143,7 @@ def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColu
 
 def _numbers(labels: list[Any]) -> tuple[Any, ...]:
     """Text files know no numbers: what all reads as one becomes one. With a fraction anywhere all are such."""
-    for number, pattern in ((int, r"-?[0-9]+"), (float, r"-?[0-9]*\.?[0-9]+")):
+    for number, pattern in ((int, r"-?[0-9]+"), (float, r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")):
         if all(isinstance(label, str) and re.fullmatch(pattern, label) for label in labels):
             return tuple(number(label) for label in labels)
     return tuple(map(float, labels)) if any(isinstance(label, float) for label in labels) else tuple(labels)
@@ -248,8 +249,9 @@ def read_evaluation(folder: Path, task: Task) -> LabelledRows:
     path = folder / EVALUATION
     names = ("text", "text_pair")[: task.text_columns]
     rows = [row for _, row in read_file(path)]
-    if not rows or any(set(row) != {*names, "label"} for row in rows):
-        raise DataError(f"{path} does not hold rows of {task.name}: columns {', '.join(names)} and label")
+    if not rows or set(rows[0]) != {*names, "label"}:
+        found = f"it has {', '.join(rows[0])}" if rows else "it has none"
+        raise DataError(f"{path} does not hold the rows wanted, with the columns {', '.join(names)} and label: {found}")
     for number, row in enumerate(rows, start=1):
         for name in names:
             checked_text(row[name], name, f"{path}, row {number}", row)

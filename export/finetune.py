@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import click
@@ -140,12 +141,22 @@ def _said_labels(task: Task) -> str:
 
 
 def _require_same_kind(train: Rows, other: Rows) -> None:
-    ours, theirs = train.labels[0], other.labels[0]
-    if type(ours) is not type(theirs):
+    """Refuse rows whose labels would only seem to be those of the training rows: positions where those have names."""
+    ours, theirs = _kind(train), _kind(other)
+    if theirs not in (ours, "lists of nothing") and (ours, theirs) != ("numbers", "whole numbers"):  # none of these has a fraction
         raise DataError(
-            f"{train.location} has labels such as {ours!r}, {other.location} such as {theirs!r}: "
-            "one has names, the other whole numbers"
+            f"{train.location} has labels such as {train.labels[0]!r}, {other.location} such as {other.labels[0]!r}: "
+            f"one has {ours}, the other {theirs}"
         )
+
+
+def _kind(rows: Rows) -> str:
+    kinds = {str: "names", int: "whole numbers", float: "numbers", NoneType: "nothing"}
+    found = type(rows.labels[0])
+    if found is not list:
+        return kinds.get(found, found.__name__)
+    first = type(next((one for label in rows.labels for one in label), None))
+    return f"lists of {kinds.get(first, first.__name__)}"
 
 
 def _inputs(options: FinetuneOptions, base: Path, data: _Data) -> dict[str, Any]:

@@ -68,13 +68,16 @@ def bootstrapped_drop(
     """How much smaller ``figure`` of the metric called ``name`` is for the variant's predictions, and a 95 % interval.
 
     For figures that are no share of right rows. The interval is the percentile bootstrap's over the rows, both sides drawn
-    alike. Where no row's statistics differ it has no width: :func:`share_interval` of none then says how many rows may.
+    alike. Where no row's statistics differ it would have no width: it then reaches as far as that of :func:`paired_drop`.
 
     Returns:
         Drop (positive where the variant is worse) and its bounds.
     """
     metric = load_metric(name)
     ours, theirs = metric.statistics(variant, references), metric.statistics(original, references)
+    if np.array_equal(ours, theirs):
+        most = share_interval(0, len(ours))[1]
+        return 0.0, (-most, most)
     drop = metric.figures(theirs)[figure] - metric.figures(ours)[figure]
     generator = np.random.default_rng(0)
     drawn = [generator.integers(len(ours), size=len(ours)) for _ in range(RESAMPLES)]

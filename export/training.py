@@ -179,16 +179,15 @@ class _Collator:
 
 
 class _Trainer(Trainer):  # type: ignore[misc]  # the library is untyped
-    """Evaluates rows in their order, and keeps of a batch's outputs what the task reads: the heads of all rows may be more than
-    fits into memory."""
+    """Puts rows of like length together to train on, and judges rows in their order. Keeps of a batch's outputs what the task
+    reads: the heads of all rows may be more than fits into memory."""
 
     def __init__(self, task: Task, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._task = task
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """The library's own would shuffle evaluation rows too where those to learn from are grouped by length, and
-        ``compute_metrics`` is not told their order."""
+        """Else ``group_by_length`` shuffles these too, and no prediction stands beside its reference."""
         return torch.utils.data.SequentialSampler(eval_dataset)
 
     def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:

@@ -170,7 +170,7 @@ def test_bundle_holds_what_it_promises(exported: Callable[[str], Path], review_f
         "SkipLayerNormalization": 4,
     }
     assert manifest["precisions"]["fp16"]["figures"]["fp32_nodes"] == []
-    assert len(read_evaluation(folder)) == 300
+    assert len(read_evaluation(folder, load_bundle(folder).task)) == 300
     assert str(folder.parents[1]) not in json.dumps(manifest), "no paths of this machine"
 
 
@@ -423,10 +423,10 @@ def test_a_length_the_model_does_not_take_is_noticed(architecture: str, make_che
 def test_length_is_tried_with_an_id_that_is_no_padding(padding: set[int | None]) -> None:
     from export.original import require_length
 
-    def run(feed: dict[str, Any]) -> np.ndarray:
+    def run(feed: dict[str, Any]) -> dict[str, Any]:
         assert not set(np.unique(feed["input_ids"])) & padding
         assert set(feed["attention_mask"][0]) == {1} and set(feed["token_type_ids"][0]) == {0}
-        return np.zeros((1, 2), np.float32)
+        return {"logits": np.zeros((1, 2), np.float32)}
 
     require_length(run, ["input_ids", "attention_mask", "token_type_ids"], 8, padding=padding)
 
@@ -506,8 +506,11 @@ def changed(checkpoint: Path, folder: Path, **config: Any) -> Path:
         ({"architectures": None}, "its config names no architecture"),
         ({"model_type": "funnel"}, "Optimum cannot export the architecture 'funnel'"),
         ({"model_type": "trocr"}, "Optimum cannot export the architecture 'trocr' for text-classification, only for"),
-        ({"id2label": {"0": "same", "1": "same"}}, "has the labels same, same: at least two are needed, all different"),
-        ({"id2label": {"0": "score"}}, "has the labels score: at least two"),
+        (
+            {"id2label": {"0": "same", "1": "same"}},
+            "changed cannot be served for text-classification: its labels are not all different: same, same (see its config.json)",
+        ),
+        ({"problem_type": "regression"}, "it predicts 2 numbers a row, negative, positive: rows can be held against one only"),
         ({"hidden_size": 36}, "error: cannot load "),
     ],
 )

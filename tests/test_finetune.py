@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from export import cli
-from export.data import EVALUATION, read_evaluation
+from export import cli, finetune
+from export.data import EVALUATION, LabelledRows, Rows, read_evaluation
 from serving.artifact import is_current, read_manifest
+from serving.errors import DataError
+from serving.runtime.tasks import load_task
 
 from .conftest import review_rows, write_tsv
 
@@ -57,7 +59,8 @@ def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_whole_run(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(command(base_checkpoint, "--json")) == 0
+    every_epoch = ("--early-stopping", "0")
+    assert cli.main(command(base_checkpoint, *every_epoch, "--json")) == 0
     output = capsys.readouterr()
     folder = data / "artifacts" / "tiny" / "checkpoint"
     manifest = read_manifest(folder, "checkpoint")
@@ -82,18 +85,23 @@ def test_whole_run(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixt
     assert f"| test | 50 | {figures['test']['accuracy']:.4f} |" in (folder / "README.md").read_text()
     assert accuracy_of(folder) == pytest.approx(figures["test"]["accuracy"]), "the figure is that of the model written"
 
-    again = run(command(base_checkpoint))
+    again = run(command(base_checkpoint, *every_epoch))
     assert again.returncode == 0
     assert "artifacts/tiny/checkpoint is up to date" in again.stderr
     assert again.stderr.splitlines()[-1] == "False", "nothing heavy is imported to find that out"
     assert not is_current(folder, "checkpoint", manifest["inputs"] | {"options": {}})
 
 
+def evaluation_of(folder: Path) -> LabelledRows:
+    manifest = read_manifest(folder, "checkpoint")
+    return read_evaluation(folder, load_task(manifest["task"], manifest["settings"]))
+
+
 def accuracy_of(folder: Path) -> float:
     """Accuracy of a written checkpoint on its own evaluation rows."""
     from transformers import pipeline
 
-    rows = read_evaluation(folder)
+    rows = evaluation_of(folder)
     answers = pipeline("text-classification", str(folder), device="cpu")(list(rows.texts[0]), truncation=True, max_length=32)
     names = ("negative", "positive")
     return sum(answer["label"] == names[label] for answer, label in zip(answers, rows.labels, strict=True)) / len(rows)
@@ -165,7 +173,7 @@ def test_early_stopping_and_held_out_rows(data: Path, base_checkpoint: Path, cap
     assert manifest["figures"]["best_epoch"] == 1
     assert manifest["figures"]["rows"]["train"] == 32
     assert f"no --validation: {held_out} of the training rows are held out" in capsys.readouterr().err
-    assert len(read_evaluation(data / "artifacts" / "tiny" / "checkpoint")) == held_out
+    assert len(evaluation_of(data / "artifacts" / "tiny" / "checkpoint")) == held_out
     assert "test" not in manifest["figures"]
 
 
@@ -178,7 +186,7 @@ def test_pairs_and_numbered_labels(data: Path, base_checkpoint: Path) -> None:
     folder = data / "artifacts" / "tiny" / "checkpoint"
     manifest = read_manifest(folder, "checkpoint")
     assert (manifest["pair"], manifest["labels"]) == (True, ["0", "1"])
-    assert read_evaluation(folder).texts[1][0] == "the film is good"
+    assert evaluation_of(folder).texts[1][0] == "the film is good"
 
 
 @pytest.mark.parametrize(
@@ -188,6 +196,8 @@ def test_pairs_and_numbered_labels(data: Path, base_checkpoint: Path) -> None:
         (("--train", "absent.tsv"), "no file absent.tsv"),
         (("--test", "other.tsv"), "row 2: unknown label 'neutral', known are negative, positive: ('fine',)"),
         (("--test", "numbers.tsv"), "one has names, the other whole numbers"),
+        (("--validation", "lists.tsv"), "one has names, the other lists of names"),
+        (("--validation", "broken.tsv"), "line 2: the label is no list of names or whole numbers"),
         (("--train", "one.tsv"), "one label only, 'negative'"),
         (("--checkpoint", "."), "it has no config.json"),
     ],
@@ -198,6 +208,8 @@ def test_bad_input_is_told_before_torch_is_imported(
     write_tsv(data / "other.tsv", [("good", "positive"), ("fine", "neutral")])
     write_tsv(data / "numbers.tsv", [("good", "1")])
     write_tsv(data / "one.tsv", [("bad", "negative")])
+    write_tsv(data / "lists.tsv", [("bad", '["negative"]')])
+    write_tsv(data / "broken.tsv", [("bad", "['negative']")])
     done = run(command(base_checkpoint, *change))
     assert done.returncode == 1
     (line, torch_imported) = done.stderr.splitlines()
@@ -205,6 +217,35 @@ def test_bad_input_is_told_before_torch_is_imported(
     assert message in line
     assert torch_imported == "False"
     assert not (data / "artifacts" / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "message"),
+    [
+        (("a",), ("b",), ""),
+        ((0.5,), (1,), ""),
+        (([], ["a"]), (["b"],), ""),
+        ((["a"],), ([],), ""),
+        ((1,), (0.5,), "train has labels such as 1, other such as 0.5: one has whole numbers, the other numbers"),
+        (
+            (["a"],),
+            ([], [0]),
+            "train has labels such as ['a'], other such as []: one has lists of names, the other lists of whole n",
+        ),
+        ((["a"],), ("a",), "train has labels such as ['a'], other such as 'a': one has lists of names, the other names"),
+    ],
+)
+def test_labels_of_two_files_must_be_of_one_kind(train: tuple[Any, ...], other: tuple[Any, ...], message: str) -> None:
+    """Whole numbers where the training rows have names would pass for positions."""
+    ours, theirs = (
+        Rows(location=name, texts=(("",) * len(labels),), labels=labels) for name, labels in (("train", train), ("other", other))
+    )
+    if not message:
+        finetune._require_same_kind(ours, theirs)
+        return
+    with pytest.raises(DataError) as caught:
+        finetune._require_same_kind(ours, theirs)
+    assert caught.value.message.startswith(message)
 
 
 @pytest.mark.usefixtures("full_disk")

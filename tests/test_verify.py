@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +15,17 @@ from export.data import LabelledRows
 from export.rows import EncodedRows
 from serving.errors import ExportError
 from serving.runtime.tasks import load_task
+from serving.runtime.tasks.base import Arrays, Options, Origins, Task
+from serving.runtime.tasks.text_classification import ANY, NUMBER, TextClassification
 
 TASK = load_task("text-classification", {"labels": ["negative", "positive"], "function_to_apply": "softmax", "pair": False})
 LIMITS = verify.Limits()
 LABELS = np.tile([0, 1], 500)
 
 
-def logits_for(predicted: np.ndarray, margin: float = 2.0) -> verify.Logits:
+def logits_for(predicted: np.ndarray, margin: float = 2.0) -> Arrays:
     """Logits ``[rows, 2]`` that predict those labels."""
-    return np.where(np.eye(2, dtype=bool)[predicted], margin, 0).astype(np.float32)
+    return {"logits": np.where(np.eye(2, dtype=bool)[predicted], margin, 0).astype(np.float32)}
 
 
 def flipped(labels: np.ndarray, start: int, count: int) -> np.ndarray:
@@ -30,8 +34,8 @@ def flipped(labels: np.ndarray, start: int, count: int) -> np.ndarray:
     return other
 
 
-def against(original: verify.Logits) -> verify.Reference:
-    return verify.Reference(task=TASK, logits=original, labels=LABELS)
+def against(original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist()), task: Task = TASK) -> verify.Reference:
+    return verify.Reference(task=task, outputs=original, origins=Origins(np.arange(len(original["logits"]))), references=references)
 
 
 def gates(precision: str, variant: np.ndarray, limits: verify.Limits = LIMITS) -> dict[str, verify.Gate]:
@@ -42,6 +46,45 @@ def gates(precision: str, variant: np.ndarray, limits: verify.Limits = LIMITS) -
 def test_metric_module_is_local_and_right() -> None:
     figures = metric.compute("classification", [0, 0, 1, 2], [0, 1, 1, 2])
     assert figures == {"accuracy": pytest.approx(0.75), "f1": pytest.approx((2 / 3 + 2 / 3 + 1) / 3)}
+    figures = metric.compute("classification", [0, 1, 1, 1], [0, 0, 1, 1])
+    assert figures == {"accuracy": 0.75, "f1": pytest.approx((2 / 3 + 4 / 5) / 2), "f1_positive": pytest.approx(4 / 5)}
+
+
+def test_multi_label_figures_are_those_of_sklearn() -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    predictions, references = [[0, 2], [], [1], [0], [2]], [[0], [], [1, 2], [1], [2]]
+    marks = [[[int(label in row) for label in range(3)] for row in rows] for rows in (references, predictions)]
+    found = metric.compute("multi_label", predictions, references)
+    assert found == {
+        "f1": pytest.approx(2 * 3 / (5 + 5)),
+        "f1_macro": pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3),
+        "exact": pytest.approx(2 / 5),
+    }
+    assert found["f1"] == pytest.approx(f1_score(*marks, average="micro"))
+    assert found["f1_macro"] == pytest.approx(f1_score(*marks, average="macro"))
+    assert found["exact"] == pytest.approx(accuracy_score(*marks))
+
+
+def test_multi_label_figures_at_the_ends() -> None:
+    assert metric.compute("multi_label", [[0], [5]], [[0], [5]]) == {"f1": 1, "f1_macro": 1, "exact": 1}, "labels that never occur"
+    assert metric.compute("multi_label", [[0], [0]], [[1], [1]]) == {"f1": 0, "f1_macro": 0, "exact": 0}
+    assert metric.compute("multi_label", [[], []], [[], []]) == {"f1": 0, "f1_macro": 0, "exact": 1}, "nothing to find"
+
+
+def test_correlations_are_those_of_scipy() -> None:
+    from scipy.stats import pearsonr, spearmanr
+
+    predictions, references = [0.1, 2.0, 2.0, 3.5, -1.0, 9.0], [0.0, 1.0, 3.0, 3.0, 2.0, 5.0]
+    found = metric.compute("correlation", predictions, references)
+    assert found == {
+        "pearson": pytest.approx(pearsonr(predictions, references).statistic),
+        "spearman": pytest.approx(spearmanr(predictions, references).statistic),
+    }
+    assert found["pearson"] != pytest.approx(found["spearman"], abs=0.01), "told apart by these rows"
+    assert metric.compute("correlation", [1, 2, 40], [1, 2, 3])["spearman"] == pytest.approx(1)
+    assert metric.compute("correlation", [1, 2, 3], [3, 2, 1]) == {"pearson": pytest.approx(-1), "spearman": pytest.approx(-1)}
+    assert metric.compute("correlation", [0.5, 0.5], [1.0, 2.0]) == {"pearson": 0, "spearman": 0}, "all the same follows nothing"
 
 
 def test_share_interval_is_exact() -> None:
@@ -61,6 +104,52 @@ def test_paired_interval_covers_the_true_drop() -> None:
         assert low <= drop <= high
         missed += not low <= 0.04 <= high
     assert missed <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
+
+
+def drawn_multi_label(draw: np.random.Generator, rows: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """References, and two predictions of them: the first is wrong about 5 % of all decisions, the second about 15 %."""
+    wanted = draw.random((rows, 4)) < 0.4
+    sides = [wanted ^ (draw.random((rows, 4)) < share) for share in (0, 0.05, 0.15)]
+    references, original, variant = ([np.flatnonzero(row).tolist() for row in side] for side in sides)
+    return references, original, variant
+
+
+def test_bootstrapped_interval_covers_the_true_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a figure that is no share of rows: the truth is that of very many rows, the interval is of 200."""
+    module = metric.load_metric("multi_label")
+    monkeypatch.setattr(metric, "load_metric", lambda _: module)
+    draw = np.random.default_rng(0)
+    references, original, variant = drawn_multi_label(draw, 100_000)
+    truth = module.compute(predictions=original, references=references)["f1"]
+    truth -= module.compute(predictions=variant, references=references)["f1"]
+    assert truth > 0.08
+    missed = 0
+    for _ in range(40):
+        references, original, variant = drawn_multi_label(draw, 200)
+        drop, (low, high) = metric.bootstrapped_drop("multi_label", "f1", original, variant, references)
+        assert low < drop < high
+        assert high - low < 0.1, "not so wide that it would hold anything"
+        missed += not low <= truth <= high
+    assert missed <= 40 * 0.05 + 3 * (40 * 0.05 * 0.95) ** 0.5
+
+
+def test_bootstrapped_drop_is_the_figures_difference_and_the_same_every_time() -> None:
+    references = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    better, worse = [1.0, 2.0, 3.0, 4.0, 6.0, 5.0], [2.0, 1.0, 4.0, 3.0, 6.0, 5.0]
+    figures = [metric.compute("correlation", predictions, references)["spearman"] for predictions in (better, worse)]
+    found = metric.bootstrapped_drop("correlation", "spearman", better, worse, references)
+    assert found[0] == pytest.approx(figures[0] - figures[1])
+    assert found[0] > 0, "worse is a drop"
+    assert metric.bootstrapped_drop("correlation", "spearman", better, worse, references) == found
+    assert metric.bootstrapped_drop("correlation", "spearman", worse, better, references)[0] == pytest.approx(-found[0])
+
+
+@pytest.mark.parametrize("rows", [1, 64, 1000])
+def test_equal_predictions_have_no_bootstrapped_drop_but_prove_only_so_much(rows: int) -> None:
+    predictions = [[index % 3] for index in range(rows)]
+    drop, (low, high) = metric.bootstrapped_drop("multi_label", "f1", predictions, predictions, [[0]] * rows)
+    most = 1 - 0.025 ** (1 / rows)
+    assert (drop, low, high) == (0.0, pytest.approx(-most), pytest.approx(most))
 
 
 @pytest.mark.parametrize("rows", [1, 64, 1000])
@@ -120,11 +209,11 @@ def test_min_agreement_moves_the_gate_but_not_that_of_fp32() -> None:
 
 def test_a_tie_in_the_original_is_no_disagreement() -> None:
     tied = logits_for(LABELS)
-    tied[0] = (1.0, 1.0 - 1e-5)
-    tied[1] = (1.0, 1.0 - 1e-2)
-    other = tied.copy()
+    tied["logits"][0] = (1.0, 1.0 - 1e-5)
+    tied["logits"][1] = (1.0, 1.0 - 1e-2)
+    other = tied["logits"].copy()
     other[:2] = other[:2, ::-1]
-    verdict = verify.judge("fp16", against(tied), other, LIMITS)
+    verdict = verify.judge("fp16", against(tied), {"logits": other}, LIMITS)
     assert verdict.figures["ties"] == 1
     assert verdict.figures["label_agreement"] == pytest.approx(0.999)
 
@@ -132,7 +221,7 @@ def test_a_tie_in_the_original_is_no_disagreement() -> None:
 @pytest.mark.parametrize(("wrong", "passed"), [(5e-4, True), (5e-3, False), (float("nan"), False)])
 def test_fp32_logits_must_be_those_of_the_original(wrong: float, passed: bool) -> None:
     variant = logits_for(LABELS, margin=1.0)
-    variant[-1, 0] += wrong
+    variant["logits"][-1, 0] += wrong
     verdict = verify.judge("fp32", against(logits_for(LABELS, margin=1.0)), variant, LIMITS)
     gate = next(gate for gate in verdict.gates if gate.name == "max_logit_difference")
     assert gate.passed is verdict.passed is passed
@@ -143,9 +232,9 @@ def test_fp32_logits_must_be_those_of_the_original(wrong: float, passed: bool) -
 def test_logits_that_are_no_numbers_fail_at_every_precision(precision: str, broken: float) -> None:
     """The label of such a row is the first, by accident: here the right one."""
     right = np.zeros(1000, dtype=np.int64)
-    reference = verify.Reference(task=TASK, logits=logits_for(right), labels=right)
+    reference = against(logits_for(right), right.tolist())
     variant = logits_for(right)
-    variant[:3] = broken
+    variant["logits"][:3] = broken
     verdict = verify.judge(precision, reference, variant, verify.Limits(max_metric_drop=100, min_agreement=0))
     gate = next(gate for gate in verdict.gates if gate.name == "finite")
     assert not verdict.passed and not gate.passed
@@ -157,6 +246,124 @@ def test_logits_that_are_no_numbers_fail_at_every_precision(precision: str, brok
     assert json.loads(record)["figures"]["max_logit_difference"] is None
 
 
+MANY = TextClassification(labels=("a", "b", "c"), function_to_apply="sigmoid", problem_type=ANY)
+NUMBERS = TextClassification(labels=("score",), function_to_apply="none", problem_type=NUMBER)
+
+
+def drawn(rows: int, labels: int) -> Arrays:
+    return {"logits": np.random.default_rng(1).normal(0, 2, (rows, labels)).astype(np.float32)}
+
+
+def changed(outputs: Arrays, rows: slice, values: Any) -> Arrays:
+    other = outputs["logits"].copy()
+    other[rows] = values
+    return {"logits": other}
+
+
+def test_a_row_with_several_labels_agrees_where_all_of_them_do() -> None:
+    original = drawn(400, 3)
+    right = [np.flatnonzero(row > 0).tolist() for row in original["logits"]]
+    reference = against(original, right, MANY)
+    assert verify.task_metrics(reference) == {"f1": 1, "f1_macro": 1, "exact": 1}
+    original["logits"][0] = 4
+    variant = changed(original, slice(0, 1), [4, 4, -4])
+    verdict = verify.judge("int8", reference, variant, LIMITS)
+    assert verdict.figures["label_agreement"] == pytest.approx(399 / 400)
+    assert verdict.passed
+    verdict = verify.judge("int8", reference, changed(original, slice(0, 100), -original["logits"][:100]), LIMITS)
+    gates = {gate.name: gate for gate in verdict.gates}
+    assert not gates["metric_drop"].passed and not gates["label_agreement"].passed
+    assert gates["metric_drop"].message.startswith("f1 drops by ")
+    assert verdict.figures["label_agreement"] == pytest.approx(0.75)
+
+
+def test_a_score_at_the_threshold_is_a_tie() -> None:
+    original = drawn(400, 3)
+    original["logits"][:2] = [[3, -3, 1e-5], [3, -3, 1e-2]]
+    variant = changed(original, slice(0, 2), [[3, -3, -1e-5], [3, -3, -1e-2]])
+    verdict = verify.judge("fp16", against(original, [[0]] * 400, MANY), variant, LIMITS)
+    assert (verdict.figures["ties"], verdict.figures["label_agreement"]) == (1, pytest.approx(399 / 400))
+
+
+def test_numbers_agree_where_they_are_near_by_what_the_original_spans() -> None:
+    original = drawn(400, 1)
+    span = float(np.ptp(original["logits"]))
+    reference = against(original, original["logits"][:, 0].tolist(), NUMBERS)
+    for off, agreeing in ((0.04, 400), (0.06, 390)):
+        verdict = verify.judge("int8", reference, changed(original, slice(0, 10), original["logits"][:10] + off * span), LIMITS)
+        assert (verdict.figures["label_agreement"], verdict.figures["ties"]) == (pytest.approx(agreeing / 400), 0)
+        assert verdict.figures["spearman"] > 0.99
+    verdict = verify.judge("int8", reference, changed(original, slice(0, 200), -original["logits"][:200]), LIMITS)
+    drop = next(gate for gate in verdict.gates if gate.name == "metric_drop")
+    assert not drop.passed
+    assert drop.message.startswith("spearman drops by ")
+
+
+def test_numbers_that_hardly_differ_agree() -> None:
+    """An original that says the same of every row has no span to go by."""
+    original = {"logits": np.full((100, 1), 0.3, dtype=np.float32)}
+    verdict = verify.judge("fp32", against(original, [0.3] * 100, NUMBERS), {"logits": original["logits"] + 5e-5}, LIMITS)
+    assert verdict.figures["label_agreement"] == 1
+
+
+class Windowed(TextClassification):
+    """A request's answer is that of the best of its rows for the model."""
+
+    def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
+        firsts = np.searchsorted(origins.owners, np.arange(origins.count))
+        best = np.maximum.reduceat(outputs["logits"], firsts)
+        return super().answers({"logits": best}, Origins(np.arange(len(best))), options)
+
+
+def test_a_row_of_which_one_window_is_no_number_is_broken_as_a_whole() -> None:
+    task = Windowed(labels=("negative", "positive"), function_to_apply="softmax")
+    original = {"logits": np.array([[1, 0], [3, 2], [0, 1], [2, 0], [0, 5]], dtype=np.float32)}
+    origins = Origins(np.array([0, 0, 1, 2, 2]))
+    reference = verify.Reference(task=task, outputs=original, origins=origins, references=[0, 1, 1])
+    assert verify.task_metrics(reference)["accuracy"] == 1
+    assert verify.judge("fp32", reference, original, LIMITS).passed
+    verdict = verify.judge("int8", reference, changed(original, slice(1, 2), np.nan), LIMITS)
+    assert next(gate.value for gate in verdict.gates if gate.name == "finite") == 1
+    assert verdict.figures["label_agreement"] == pytest.approx(2 / 3)
+    assert verdict.figures["metric_drop"] == pytest.approx(100 / 3)
+
+
+class Twice(TextClassification):
+    """A labelled row takes two requests, and has the label of both or none that counts."""
+
+    def predictions(self, answers: Arrays) -> list[Any]:
+        first, second = answers["SCORES"].argmax(axis=-1).reshape(2, -1)
+        return np.where(first == second, first, 2).tolist()
+
+    def agreement(self, answers: Arrays, original: Arrays) -> np.ndarray:
+        return super().agreement(answers, original).reshape(2, -1).mean(axis=0)
+
+    def ties(self, original: Arrays) -> np.ndarray:
+        return super().ties(original).reshape(2, -1).any(axis=0)
+
+
+def test_a_row_that_takes_two_requests_is_judged_once() -> None:
+    task = Twice(labels=("negative", "positive"), function_to_apply="softmax")
+    original = logits_for(np.array([0, 1, 1, 0, 0, 1, 1, 0]))  # the first requests of four rows, then the second
+    reference = against(original, [0, 1, 1, 0], task)
+    assert verify.task_metrics(reference)["accuracy"] == 1
+    half = verify.judge("int8", reference, changed(original, slice(5, 6), [2, 0]), LIMITS)
+    assert half.figures["label_agreement"] == pytest.approx(3.5 / 4), "rows that agree in part count in part"
+    broken = verify.judge("int8", reference, changed(original, slice(5, 6), np.nan), LIMITS)
+    assert next(gate.message for gate in broken.gates if gate.name == "finite").endswith("for 1 of 4 rows")
+    assert broken.figures["label_agreement"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(("task", "references"), [(MANY, [[0]] * 100), (NUMBERS, [float(row) for row in range(100)])])
+def test_figures_that_are_no_shares_fail_where_outputs_are_no_numbers(task: TextClassification, references: list[Any]) -> None:
+    original = drawn(100, len(task.labels))
+    verdict = verify.judge("int8", against(original, references, task), changed(original, slice(4, 5), np.nan), LIMITS)
+    gates = {gate.name: gate for gate in verdict.gates}
+    assert (gates["finite"].value, gates["finite"].passed) == (1, False)
+    assert verdict.figures["label_agreement"] == pytest.approx(0.99)
+    json.dumps(verdict.record("model.onnx"), allow_nan=False)
+
+
 def test_finite_logits_pass_their_gate() -> None:
     assert gates("int8", LABELS)["finite"].passed
 
@@ -164,7 +371,7 @@ def test_finite_logits_pass_their_gate() -> None:
 def test_an_original_that_gives_no_numbers_is_refused() -> None:
     verify.require_finite(logits_for(LABELS))
     broken = logits_for(LABELS)
-    broken[7, 1] = np.nan
+    broken["logits"][7, 1] = np.nan
     with pytest.raises(ExportError, match=r"the checkpoint itself gives logits .* for 1 of 1000 rows"):
         verify.require_finite(broken)
 
@@ -181,6 +388,7 @@ def test_record_is_what_the_bundle_promises() -> None:
     assert set(record["figures"]) == {
         "accuracy",
         "f1",
+        "f1_positive",
         "metric_drop",
         "label_agreement",
         "ties",
@@ -194,6 +402,39 @@ def test_overflow_gate_names_the_tensors() -> None:
     gate = verify.overflow_gate(["a", "b"])
     assert not gate.passed
     assert gate.message == "2 tensors overflow in fp16: a, b"
+
+
+class Padded:
+    """Five rows of 1 to 3 tokens, as EncodedRows gives them: ids are the row's number, padding is -1."""
+
+    lengths = (2, 1, 3, 1, 2)
+
+    def feed(self, indices: Sequence[int]) -> Arrays:
+        longest = max(self.lengths[index] for index in indices)
+        rows = [[index] * self.lengths[index] + [-1] * (longest - self.lengths[index]) for index in indices]
+        return {"input_ids": np.array(rows, dtype=np.int64)}
+
+
+def test_outputs_of_all_rows_are_put_together() -> None:
+    def run(feed: Arrays) -> Arrays:
+        ids = feed["input_ids"].astype(np.float32)
+        return {"first": ids[:, :1], "longest": np.full((len(ids), 2), ids.shape[1], dtype=np.float32)}
+
+    found = verify.outputs_of(run, Padded(), TASK, batch_size=2, title="")  # type: ignore[arg-type]
+    assert found["first"].tolist() == [[0], [1], [2], [3], [4]]
+    assert found["longest"][:, 0].tolist() == [2, 2, 3, 3, 2], "two at a time, in the order given"
+
+
+def test_outputs_by_position_end_with_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model says of padding depends on its neighbours, so it is not what variants are held to."""
+    monkeypatch.setattr(TextClassification, "token_level", True)
+
+    def ones(feed: Arrays) -> Arrays:
+        return {"logits": np.ones((*feed["input_ids"].shape, 4), dtype=np.float32)}
+
+    found = verify.outputs_of(ones, Padded(), TASK, batch_size=2, title="")["logits"]  # type: ignore[arg-type]
+    assert found.shape == (5, 3, 4)
+    assert found[:, :, 0].tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]]
 
 
 def test_speeds_time_each_run_alike(tiny_checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

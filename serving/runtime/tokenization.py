@@ -84,8 +84,11 @@ class TextEncoder:
             ValueError: the stride, or the first text of a pair, leaves a window no room.
         """
         pairs = bool(texts) and not isinstance(texts[0], str)
+        length = self._max_length if max_length is None else min(max_length, self._max_length)
+        if not 0 <= stride < length - self._tokenizer.num_special_tokens_to_add(pairs):  # the library then makes longer ones
+            raise ValueError(f"a window of {length} tokens has no room for new text beside {stride} tokens of the one before")
         self._tokenizer.enable_truncation(
-            min(max_length or self._max_length, self._max_length),
+            length,
             stride=stride,
             strategy="only_second" if pairs else "longest_first",
             direction=self._direction,
@@ -95,7 +98,8 @@ class TextEncoder:
         except BaseException as error:  # the library raises Exception itself, and panics with a BaseException of its own
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            raise ValueError(f"no window of {max_length or self._max_length} tokens holds this: {error}") from None
+            reason = "the first text leaves the second no room in it" if pairs else error
+            raise ValueError(f"no window of {length} tokens holds this: {reason}") from None
         finally:
             self._cut_at_the_end()
         parts = [[encoding, *encoding.overflowing] for encoding in encodings]

@@ -56,6 +56,46 @@ def test_gives_the_same_structure(server: Server, pipeline: Any, inputs: Any, op
         assert_same(pipe(inputs, **options), pipeline(inputs, **options))
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("function", ["softmax", "sigmoid", "none", None])
+def test_options_of_the_pipeline_reach_the_server(
+    server: Server, pipeline: Any, texts: list[str], function: str | None, protocol: str
+) -> None:
+    with TritonPipeline("ragged", url=server.url(protocol), protocol=protocol) as pipe:
+        for shown in ({}, {"top_k": None}):
+            asked = {"function_to_apply": function, **shown}
+            assert_same(pipe(texts[:20], **asked), pipeline(texts[:20], **asked))
+        assert_same(list(pipe.stream(texts[:3], function_to_apply=function)), pipeline(texts[:3], function_to_apply=function))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"function_to_apply": "relu"}, "option function_to_apply must be one of softmax, sigmoid, none, not 'relu'"),
+        ({"truncation": "yes"}, "option truncation must be true or false, not 'yes'"),
+        ({"topk": 1}, "text-classification has no option topk; it has truncation, function_to_apply, top_k"),
+    ],
+)
+def test_options_that_are_none_are_refused_as_python_does(server: Server, options: dict[str, Any], message: str) -> None:
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
+        with pytest.raises(TypeError) as caught:
+            pipe("a text", **options)
+        assert str(caught.value) == message
+        assert pipe("a text")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_what_is_not_to_be_cut_is_refused(server: Server, protocol: str) -> None:
+    with TritonPipeline("ragged", url=server.url(protocol), protocol=protocol, batch_size=3) as pipe:
+        assert pipe("short", truncation=False) == pipe("short")
+        with pytest.raises(
+            RequestError, match="row 1 is longer than the 96 tokens the model takes, and truncation is off"
+        ) as caught:
+            pipe(["short", "long " * 500, "short"], truncation=False)
+        assert caught.value.status == "INVALID_ARGUMENT"
+        assert len(pipe(["short", "long " * 500, "short"], truncation=True)) == 3
+
+
 def test_strange_texts(server: Server, pipeline: Any) -> None:
     with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
         assert_same(pipe(STRANGE_TEXTS), pipeline(STRANGE_TEXTS))
@@ -367,7 +407,7 @@ def test_a_request_that_was_taken_is_not_sent_again(answer: bytes, message: str)
     async def ask(url: str) -> None:
         connection = Connection(url, protocol="http", concurrency=1, timeout=60, retries=3, ssl=False)
         try:
-            await connection.infer("x", {"TEXT": [b"text"]})
+            await connection.infer("x", {"TEXT": [b"text"]}, {})
         finally:
             await connection.close()
 

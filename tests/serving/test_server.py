@@ -205,6 +205,78 @@ def test_good_requests_among_bad_ones_are_all_answered(server: Server, texts: li
         assert client.is_server_ready()
 
 
+def with_parameters(data: Any, **parameters: Any) -> bytes:
+    return json.dumps(json.loads(json_body(data)) | {"parameters": parameters}).encode()
+
+
+def http_scores(message: str) -> np.ndarray:
+    outputs = {output["name"]: output for output in json.loads(message)["outputs"]}
+    return np.array(outputs["SCORES"]["data"]).reshape(outputs["SCORES"]["shape"])
+
+
+def test_options_are_plain_parameters_over_http(server: Server, texts: list[str]) -> None:
+    logits, softmax, sigmoid = (
+        http_scores(post(server, "ragged", with_parameters(texts[:4], function_to_apply=function))[1])
+        for function in ("none", "softmax", "sigmoid")
+    )
+    np.testing.assert_allclose(softmax, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp(-logits)), atol=1e-5)
+    np.testing.assert_allclose(softmax, scores(server, "ragged", [text.encode() for text in texts[:4]]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"function_to_apply": "relu"}, "option function_to_apply must be one of softmax, sigmoid, none, not 'relu'"),
+        ({"function_to_apply": 3}, "option function_to_apply must be a string, not 3"),
+        ({"truncation": 1}, "option truncation must be true or false, not 1"),
+        ({"truncation": "false"}, "option truncation must be true or false, not 'false'"),
+        ({"colour": "red"}, "text-classification has no option colour; it has truncation, function_to_apply"),
+        ({"truncation": False}, "row 1 is longer than the 96 tokens the model takes, and truncation is off"),
+    ],
+)
+def test_bad_options_are_refused_over_both_protocols(server: Server, parameters: dict[str, Any], message: str) -> None:
+    rows = ["short", "long " * 500]
+    status, said = post(server, "ragged", with_parameters(rows, **parameters))
+    assert (status, message in json.loads(said)["error"]) == (400, True), said
+    with grpcclient.InferenceServerClient(server.url("grpc")) as client:
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("ragged", infer_inputs(rows), parameters=parameters)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert message in caught.value.message()
+        assert not any(leak in caught.value.message() + said for leak in LEAKS)
+
+
+def test_requests_with_and_without_options_share_batches(server: Server, texts: list[str]) -> None:
+    """At once, so that the steps find them in one batch: each gets what it asked for, and a refusal is its own."""
+    sample = [text * (1 + index % 3) for index, text in enumerate(texts[:30])]
+    ways: list[dict[str, Any]] = [{}, {"function_to_apply": "none"}, {"function_to_apply": "sigmoid"}, {"truncation": True}]
+    with grpcclient.InferenceServerClient(server.url("grpc")) as client:
+
+        def asked(text: str, way: dict[str, Any]) -> np.ndarray:
+            found: np.ndarray = client.infer("ragged", infer_inputs([text]), parameters=way or None).as_numpy("SCORES")[0]
+            return found
+
+        alone = [[asked(text, way) for way in ways] for text in sample]
+        before = [counts(client, f"ragged_{step}") for step in ("preprocess", "postprocess")]
+
+        def ask(index: int) -> None:
+            for repeat in range(25):
+                at, way = (index * 7 + repeat * 5) % len(sample), (index + repeat) % (len(ways) + 1)
+                if way < len(ways):
+                    np.testing.assert_allclose(asked(sample[at], ways[way]), alone[at][way], atol=1e-4)
+                    continue
+                with pytest.raises(InferenceServerException, match="row 0 is longer than the 96 tokens") as caught:
+                    asked("long " * 500, {"truncation": False})
+                assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+        together(ask, 24)
+        after = [counts(client, f"ragged_{step}") for step in ("preprocess", "postprocess")]
+    for (inferences, executions), (more_inferences, more_executions) in zip(before, after, strict=True):
+        assert more_inferences - inferences > more_executions - executions, "some were in one batch"
+    assert np.abs(np.array(alone)[:, 0] - np.array(alone)[:, 1]).max() > 0.1, "told apart"
+
+
 def test_ids_that_the_model_has_not_do_not_harm_their_neighbours(server: Server) -> None:
     """Sent past the ensemble, straight to the model: the only way to get such ids into a batch."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Encoding, Tokenizer
 
-    from serving.runtime.tokenization import TextEncoder
+    from ..tokenization import TextEncoder
 
 Text = str | tuple[str, str]
 """One row for the tokenizer: a text, or a pair of texts."""
@@ -176,8 +176,7 @@ class Task(ABC):
         """
 
     def with_tokenizer(self, tokenizer: Any) -> Self:  # noqa: ARG002 - most tasks need nothing of it
-        """The task bound to the checkpoint's tokenizer (``transformers.PreTrainedTokenizerFast``) too, before anything is trained,
-        verified or served.
+        """The task bound to the checkpoint's tokenizer (``transformers.PreTrainedTokenizerFast``) too, before it is put to use.
 
         Raises:
             ValueError: the checkpoint cannot be served for this task with it; the message says why.
@@ -213,15 +212,8 @@ class Task(ABC):
         *,
         training: bool,  # noqa: ARG002
     ) -> tuple[Columns, Sequence[Any]]:
-        """Rows of a data set → those to train or to judge on: here the same. A task that makes labels of plain text does so here.
-
-        Args:
-            texts: by column.
-            references: as :meth:`reference` gave them.
-            training: rows to learn from, not those to be judged on.
-
-        Returns:
-            Texts and references, as many of one as of the other; rows that are of no use are left out.
+        """Rows of a data set, texts by column → those to learn from (``training``) or to be judged on: here the same. A task that
+        makes its labels of plain text does so here, and leaves out rows that are of no use.
 
         Raises:
             ValueError: a row cannot be used; the message shows it.
@@ -312,11 +304,8 @@ class Task(ABC):
         options: Options,
         tokenizer: Tokenizer | None,  # noqa: ARG002 - most answers are complete
     ) -> Arrays:
-        """As :meth:`answers`, with what only the tokenizer can say: this is what is served.
-
-        Args:
-            tokenizer: None where the task does not :attr:`need <needs_tokenizer>` it.
-        """
+        """As :meth:`answers`, with what only the tokenizer can say (None where none is :attr:`needed <needs_tokenizer>`): what is
+        served."""
         return self.answers(outputs, origins, options)
 
     # -- the client ------------------------------------------------------------------------------------------------------------
@@ -379,11 +368,7 @@ class Task(ABC):
         """
 
     def altered(self, batch: Arrays, generator: np.random.Generator) -> Arrays:  # noqa: ARG002 - most learn from rows as they are
-        """Inputs and targets ``[model rows, longest]`` of a batch → those it is shown this time: here as they are.
-
-        Args:
-            generator: of whatever is drawn anew each time.
-        """
+        """Inputs and targets ``[model rows, longest]`` of a batch → those it is shown this time: here as they are."""
         return batch
 
     @abstractmethod

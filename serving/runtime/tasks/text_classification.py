@@ -25,7 +25,7 @@ ONE, ANY, NUMBER = "single_label_classification", "multi_label_classification", 
 CLOSE = 1e-4
 """Scores nearer to each other than this (or to the threshold) are a close call; a number predicted this near is the same."""
 SAME_NUMBER = 0.05
-"""Share of the labels' range by which a number may be off and still agree."""
+"""Share of the range of the original's numbers by which one may be off and still agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,14 @@ class TextClassification(Task):
         id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers assumes where none are given
         labels = tuple(label for _, label in sorted((int(index), str(label)) for index, label in id2label.items()))
         problem = config.get("problem_type")
-        if problem == NUMBER:
-            return cls(labels=labels, function_to_apply="none", pair=pair, problem_type=NUMBER)
         if len(set(labels)) != len(labels):
             raise ValueError(f"its labels are not all different: {', '.join(labels)}")
-        if problem == ANY or len(labels) == 1:
+        if problem == NUMBER or (problem != ANY and len(labels) == 1):
+            if len(labels) > 1:
+                raise ValueError(f"it predicts {len(labels)} numbers a row, {', '.join(labels)}: rows can be held against one only")
+            # trained towards a number even where the config does not say so, but the pipeline squashes it then
+            return cls(labels=labels, function_to_apply="none" if problem == NUMBER else "sigmoid", pair=pair, problem_type=NUMBER)
+        if problem == ANY:
             return cls(labels=labels, function_to_apply="sigmoid", pair=pair, problem_type=ANY)
         return cls(labels=labels, function_to_apply="softmax", pair=pair)
 
@@ -71,10 +74,13 @@ class TextClassification(Task):
             return cls(labels=("score",), function_to_apply="none", pair=pair, problem_type=NUMBER)
         several = any(isinstance(label, list) for label in labels)
         found = {one for label in labels for one in label} if several else set(labels)
-        if len(found) < 2:
-            only = f"one label only, {next(iter(found))!r}" if found else "no label at all"
-            raise ValueError(f"has {only}: there is nothing to tell apart")
-        known = tuple(names) or tuple(map(str, sorted(found)))  # all of one type: whoever read the rows saw to it
+        if len({type(one) for one in found}) > 1:  # single labels are of one type: whoever read the rows saw to it
+            raise ValueError("some of its labels are names, others whole numbers")
+        if len({frozenset(label) if several else label for label in labels}) < 2:
+            only = ", ".join(map(repr, sorted(found))) or "none"
+            same = f"the same labels in every row, {only}" if several else f"one label only, {only}"
+            raise ValueError(f"{same}: there is nothing to tell apart")
+        known = tuple(names) or tuple(map(str, sorted(found)))
         if several:
             return cls(labels=known, function_to_apply="sigmoid", pair=pair, problem_type=ANY)
         return cls(labels=known, function_to_apply="softmax", pair=pair)
@@ -89,14 +95,20 @@ class TextClassification(Task):
             return texts, label
         if isinstance(label, int) or (isinstance(label, str) and label):
             return texts, label
-        found = "is empty" if label in (None, "") else f"holds {type(label).__name__}, not a name, a number or a list of names"
-        raise ValueError(f"the label {found}")
+        if label in (None, ""):
+            raise ValueError("the label is empty")
+        found = str(label) if isinstance(label, float) else f"of type {type(label).__name__}"
+        raise ValueError(f"the label is {found}, not a name, a number or a list of names")
 
     def reference(self, label: Any) -> Any:
         if self.problem_type == NUMBER:
+            if not isinstance(label, int | float):
+                raise ValueError(f"label {label!r:.80} is no number")
             return float(label)
         if self.problem_type == ANY:
-            return [self._position(one) for one in (label if isinstance(label, list) else [label])]
+            return sorted({self._position(one) for one in (label if isinstance(label, list) else [label])})
+        if isinstance(label, list):
+            raise ValueError(f"label {label!r:.80} is a list, and a row has one of {', '.join(self.labels)}")
         return self._position(label)
 
     def is_reference(self, value: Any) -> bool:
@@ -215,7 +227,7 @@ class TextClassification(Task):
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
         ours, theirs = answers["SCORES"], original["SCORES"]
         if self.problem_type == NUMBER:
-            same = np.abs(ours - theirs)[:, 0] <= SAME_NUMBER * max(float(np.ptp(theirs)), CLOSE)
+            same = np.abs(ours - theirs)[:, 0] <= max(SAME_NUMBER * float(np.ptp(theirs)), CLOSE)
         elif self.problem_type == ANY:
             same = ((ours > self.threshold) == (theirs > self.threshold)).all(axis=-1)
         else:
@@ -237,8 +249,8 @@ def _read_list(label: Any) -> list[Any]:
         names = json.loads(label) if isinstance(label, str) else label
     except ValueError:
         names = None
-    if not isinstance(names, list) or not all(type(name) in (str, int) for name in names):
-        raise ValueError("the label is no list of names or whole numbers")
+    if not isinstance(names, list) or not all(type(name) in (str, int) and name != "" for name in names):
+        raise ValueError('the label is no list of names or whole numbers, written as JSON where it is text: ["joy", "fear"]')
     return names
 
 
@@ -249,7 +261,8 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return cast("npt.NDArray[np.float32]", 1.0 / (1.0 + np.exp(-logits)))
+    with np.errstate(over="ignore"):  # of what is far below 0: the score is 0 then
+        return cast("npt.NDArray[np.float32]", 1.0 / (1.0 + np.exp(-logits)))
 
 
 def _none(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

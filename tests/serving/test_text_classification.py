@@ -1,0 +1,133 @@
+"""The other two kinds of text classification through a real server: any number of labels a row, and a number of pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.client import TritonPipeline
+from serving.repository import PackageOptions, package
+from serving.server import ServeOptions
+from serving.supervisor import start_detached, stop
+
+from .conftest import STRANGE_TEXTS, _export, serve_options
+
+pytestmark = pytest.mark.server
+TOLERANCE = 1e-3
+
+
+def many_labels(source: Path, folder: Path) -> Path:
+    """The tiny checkpoint, its labels taken for ones of which a row may have any number, and less sure of them."""
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(source)
+    model.classifier.weight.data *= 0.1
+    model.classifier.bias.data[0] += 1
+    model.config.problem_type = "multi_label_classification"
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def one_number(source: Path, folder: Path) -> Path:
+    """The tiny checkpoint with one logit instead of two: their difference."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(source)
+    weight, bias = model.classifier.weight.data, model.classifier.bias.data
+    model.classifier = torch.nn.Linear(weight.shape[1], 1)
+    model.classifier.weight.data, model.classifier.bias.data = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    model.config.update({"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"})
+    model.num_labels = 1
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("kinds")
+    return {"many": many_labels(tiny_checkpoint, folder / "many"), "number": one_number(tiny_checkpoint, folder / "number")}
+
+
+@pytest.fixture(scope="module")
+def kinds(
+    checkpoints: dict[str, Path], review_rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServeOptions]:
+    """A server with both, exported on the command line on rows with lists of labels and with numbers."""
+    folder = tmp_path_factory.mktemp("kinds")
+    rows = {
+        "many": [{"text": row["text"], "label": [row["label"]][: index % 5]} for index, row in enumerate(review_rows)],
+        "number": [
+            {"text": row["text"], "other": "again", "label": 4.5 if row["label"] == "positive" else 0.5} for row in review_rows
+        ],
+    }
+    more: dict[str, list[str]] = {"many": [], "number": ["--text-pair-column", "other"]}
+    repository = folder / "model_repository"
+    for name, checkpoint in checkpoints.items():
+        file = folder / f"{name}.jsonl"
+        file.write_text("\n".join(map(json.dumps, rows[name])), encoding="utf-8")
+        bundle = _export(folder / name, checkpoint, file, "--precision", "fp32", *more[name])
+        batching = "ragged" if name == "many" else "off"
+        package(PackageOptions(name=name, repository=repository, bundle=bundle, precision="fp32", device="cpu", batching=batching))
+    options = serve_options(repository)
+    start_detached(options)
+    yield options
+    stop(options.http_port)
+
+
+@pytest.fixture(scope="module")
+def pipelines(checkpoints: dict[str, Path]) -> dict[str, Callable[..., Any]]:
+    import transformers
+
+    return {
+        name: transformers.pipeline("text-classification", model=str(folder), device="cpu", truncation=True, max_length=96)
+        for name, folder in checkpoints.items()
+    }
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, list):
+        assert isinstance(ours, list) and len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    else:
+        assert ours == {"label": theirs["label"], "score": pytest.approx(theirs["score"], abs=TOLERANCE)}
+
+
+def client(options: ServeOptions, name: str, protocol: str) -> TritonPipeline:
+    url = options.grpc_url if protocol == "grpc" else options.base_url.removeprefix("http://")
+    return TritonPipeline(name, url=url, protocol=protocol)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_any_number_of_labels(kinds: ServeOptions, pipelines: Any, texts: list[str], protocol: str) -> None:
+    rows = [*texts[:60], *STRANGE_TEXTS]
+    with client(kinds, "many", protocol) as pipe:
+        found = pipe(rows, top_k=None)
+        assert_same(found, pipelines["many"](rows, top_k=None))
+        assert_same(pipe(rows), pipelines["many"](rows))
+        softmax = {"top_k": None, "function_to_apply": "softmax"}
+        assert_same(pipe(rows[:9], **softmax), pipelines["many"](rows[:9], **softmax))
+    sums = np.array([sum(item["score"] for item in row) for row in found])
+    assert np.abs(sums - 1).max() > 0.01, "each label has a score of its own"
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_number_of_pairs(kinds: ServeOptions, pipelines: Any, texts: list[str], protocol: str) -> None:
+    pairs = [{"text": one, "text_pair": other} for one, other in zip(texts[:40], reversed(texts[:40]), strict=True)]
+    with client(kinds, "number", protocol) as pipe:
+        found = pipe(pairs)
+        assert_same(found, pipelines["number"](pairs))
+        assert_same(pipe(pairs[:5], function_to_apply="sigmoid"), pipelines["number"](pairs[:5], function_to_apply="sigmoid"))
+        assert_same(pipe(pairs[0]), pipelines["number"](pairs[0]))
+        assert_same(pipe(pairs[:2], top_k=None), pipelines["number"](pairs[:2], top_k=None))
+    numbers = [item["score"] for item in found]
+    assert min(numbers) < 0 or max(numbers) > 1, "nothing is applied to it"
+    assert len({round(number, 3) for number in numbers}) > 10

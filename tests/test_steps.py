@@ -1,0 +1,275 @@
+"""The two Python steps of an ensemble without a server: what goes around the model, who gets what, and whose request is refused."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from serving.runtime.notes import NOTES, pack, unpack
+from serving.runtime.tasks.base import Arrays, Columns, Features, Options, Origins
+from serving.runtime.tasks.text_classification import TextClassification
+from serving.runtime.tokenization import TextEncoder
+
+INVALID_ARG, INTERNAL = 3, 13
+
+
+# Notes
+
+
+def test_notes_survive_the_way_around_the_model() -> None:
+    first = pack(np.array([0, 0, 1, 2]), [b"a", b"", b"\x00\xff" * 500, "é".encode()])
+    second = pack(np.array([0]), [b"alone"])
+    third = pack(np.array([0, 1, 1]), [b"x", b"y", b"z"])
+    assert (first.shape, first.dtype) == ((4, 1), np.object_)
+    assert all(isinstance(note, bytes) for note in first[:, 0]), "what a BYTES tensor holds"
+    origins, counts = unpack([first, second, third])
+    assert origins.owners.tolist() == [0, 0, 1, 2, 3, 4, 5, 5]
+    assert origins.owners.dtype == np.int64
+    assert list(origins.notes) == [b"a", b"", b"\x00\xff" * 500, "é".encode(), b"alone", b"x", b"y", b"z"]
+    assert counts == [3, 1, 2]
+    assert origins.count == 6
+
+
+def test_as_many_notes_as_rows() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        pack(np.array([0, 1]), [b"one only"])
+
+
+def test_origins_count_requests() -> None:
+    assert Origins(np.array([0, 0, 1, 4])).count == 5
+    assert Origins(np.array([], dtype=np.int64)).count == 0
+
+
+# The steps
+
+
+@dataclass
+class Request:
+    """What Triton hands to a step."""
+
+    tensors: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def parameters(self) -> str:
+        return json.dumps(self.options) if self.options else ""
+
+
+def backend() -> ModuleType:
+    """As much of ``triton_python_backend_utils`` as the steps use."""
+    module = ModuleType("triton_python_backend_utils")
+
+    def tensor(name: str, array: Any) -> Any:
+        return SimpleNamespace(name=name, as_numpy=lambda: array)
+
+    def response(output_tensors: Any = (), error: Any = None) -> Any:
+        return SimpleNamespace(tensors={entry.name: entry.as_numpy() for entry in output_tensors}, error=error)
+
+    def error(message: str, code: int) -> Any:
+        return SimpleNamespace(message=message, code=code)
+
+    error.INVALID_ARG, error.INTERNAL = INVALID_ARG, INTERNAL  # type: ignore[attr-defined]
+    module.Tensor, module.InferenceResponse, module.TritonError = tensor, response, error  # type: ignore[attr-defined]
+    module.get_input_tensor_by_name = lambda request, name: tensor(name, request.tensors[name])  # type: ignore[attr-defined]
+    return module
+
+
+class Windowed(TextClassification):
+    """Long text is several rows for the model, and its answer is the best that one of them gives. "boom" cannot be taken."""
+
+    carries_notes: ClassVar[bool] = True
+    fan_out: ClassVar[int] = 4
+
+    def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:  # noqa: ARG002
+        for row, text in enumerate(columns[0]):
+            if text == "boom":
+                raise ValueError(f"row {row} is boom")
+        windows, owners = encoder.windows(columns[0], stride=0)
+        return Features(windows, Origins(owners, [str(window.offsets[1]).encode() for window in windows]))
+
+    def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
+        assert len(origins.notes) == len(origins.owners) == len(outputs["logits"])
+        firsts = np.searchsorted(origins.owners, np.arange(origins.count))
+        best = np.maximum.reduceat(outputs["logits"], firsts)
+        return super().answers({"logits": best}, Origins(np.arange(len(best))), options)
+
+
+Steps = Callable[..., tuple[Any, Any]]
+
+
+@pytest.fixture
+def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """Task class → both steps, ready; the model takes 8 tokens and 6 rows."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend())
+    folder = tmp_path / "1"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
+    settings = {
+        "task": "text-classification",
+        "settings": TextClassification(labels=("few", "many"), function_to_apply="softmax").settings(),
+        "max_length": 8,
+        "model_inputs": ["input_ids"],
+        "max_model_rows": 6,
+        "parallel": True,
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))
+
+    def make(task: type[TextClassification] = TextClassification) -> tuple[Any, Any]:
+        made = []
+        for name in ("preprocess", "postprocess"):
+            module = importlib.import_module(f"serving.runtime.{name}")
+            monkeypatch.delitem(sys.modules, module.__name__)  # it holds the backend made for this test
+            monkeypatch.setattr(module, "load_task", lambda _, given: task.from_settings(given))
+            step = module.TritonPythonModel()
+            step.initialize({"model_repository": str(tmp_path), "model_version": "1"})
+            made.append(step)
+        return made[0], made[1]
+
+    return make
+
+
+def text_request(*rows: str | bytes, **options: Any) -> Request:
+    encoded = [row if isinstance(row, bytes) else row.encode() for row in rows]
+    return Request({"TEXT": np.array(encoded, dtype=np.object_)[:, None]}, options)
+
+
+def modelled(response: Any, request: Request) -> Request:
+    """A model that counts the words of each row: the second logit is their number, the first is 2.5."""
+    ids = response.tensors["input_ids"]
+    logits = np.stack([np.full(len(ids), 2.5), (ids >= 0).sum(axis=1) - 2], axis=1).astype(np.float32)
+    return Request({"logits": logits} | ({NOTES: response.tensors[NOTES]} if NOTES in response.tensors else {}), request.options)
+
+
+def asked(steps: tuple[Any, Any], requests: list[Request]) -> list[Any]:
+    """Responses of the whole ensemble to a batch of requests."""
+    before, after = steps
+    responses = before.execute(requests)
+    taken = [index for index, response in enumerate(responses) if response.error is None]
+    for index, answer in zip(taken, after.execute([modelled(responses[i], requests[i]) for i in taken]), strict=True):
+        responses[index] = answer
+    return responses
+
+
+def labels(response: Any) -> list[str]:
+    return [label.decode() for label in response.tensors["LABEL"][:, 0]]
+
+
+def test_each_request_gets_its_own_unpadded_ids(steps: Steps) -> None:
+    before, _ = steps()
+    responses = before.execute([text_request("good"), text_request("good film but dull", "cast"), text_request("bad " * 30)])
+    shapes = [response.tensors["input_ids"].shape for response in responses]
+    assert shapes == [(1, 3), (2, 6), (1, 8)]
+    assert (responses[1].tensors["input_ids"] == -1).sum() == 3, "rows of one request are padded to each other"
+    assert all(set(response.tensors) == {"input_ids"} for response in responses), "nothing travels around this model"
+
+
+def test_neighbours_of_bad_requests_are_answered(steps: Steps) -> None:
+    requests = [
+        text_request("good film"),
+        text_request("fine", b"ab\xff"),
+        text_request("good film with every scene again"),
+        text_request("good", function_to_apply="relu"),
+        text_request("good", colour="red"),
+        text_request("bad " * 30, truncation=False),
+        text_request("of course with every scene", "good"),
+    ]
+    responses = asked(steps(), requests)
+    assert [response.error and response.error.message for response in responses] == [
+        None,
+        "TEXT, row 1: byte 2 is not valid UTF-8",
+        None,
+        "option function_to_apply must be one of softmax, sigmoid, none, not 'relu'",
+        "text-classification has no option colour; it has truncation, function_to_apply",
+        "row 0 is longer than the 8 tokens the model takes, and truncation is off",
+        None,
+    ]
+    assert {response.error.code for response in responses if response.error} == {INVALID_ARG}
+    assert [labels(responses[index]) for index in (0, 2, 6)] == [["few"], ["many"], ["many", "few"]]
+
+
+def test_a_row_that_cannot_be_taken_is_counted_within_its_request(steps: Steps) -> None:
+    requests = [
+        text_request("good", "film", truncation=False),
+        text_request("cast", "bad " * 30, truncation=False),
+        text_request("dull", truncation=False),
+    ]
+    responses = asked(steps(), requests)
+    assert [response.error and response.error.message for response in responses] == [
+        None,
+        "row 1 is longer than the 8 tokens the model takes, and truncation is off",
+        None,
+    ]
+    assert [len(labels(responses[index])) for index in (0, 2)] == [2, 1]
+
+
+def test_requests_of_one_batch_may_ask_for_different_things(steps: Steps) -> None:
+    ways = [
+        {},
+        {"function_to_apply": "none"},
+        {"function_to_apply": "sigmoid"},
+        {},
+        {"function_to_apply": "none", "truncation": True},
+    ]
+    texts = ["good", "bad film", "good film but", "dull", "cold cast"]
+    responses = asked(steps(), [text_request(text, **way) for text, way in zip(texts, ways, strict=True)])
+    logits = np.array([[2.5, 1], [2.5, 2], [2.5, 3], [2.5, 1], [2.5, 2]])
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = [softmax[0], logits[1], 1 / (1 + np.exp(-logits[2])), softmax[3], logits[4]]
+    for response, wanted in zip(responses, expected, strict=True):
+        np.testing.assert_allclose(response.tensors["SCORES"][0], wanted, rtol=1e-6)
+
+
+def test_only_the_request_whose_outputs_are_no_numbers_fails(steps: Steps) -> None:
+    _, after = steps()
+    given = [np.array([[1, 2]], np.float32), np.array([[0, 0], [0, np.nan]], np.float32), np.array([[3, 2]], np.float32)]
+    responses = after.execute([Request({"logits": logits}) for logits in given])
+    assert [response.error and (response.error.code, response.error.message) for response in responses] == [
+        None,
+        (INTERNAL, "the model gave values that are not finite for this input"),
+        None,
+    ]
+    assert [labels(responses[index]) for index in (0, 2)] == [["many"], ["few"]]
+
+
+LONG = "good film but dull cast again"
+"""As many words as the model takes."""
+
+
+def test_rows_that_become_several_are_answered_as_one(steps: Steps) -> None:
+    requests = [
+        text_request("good"),
+        text_request(f"{LONG} {LONG} cold", "good film", f"{LONG} bad"),
+        text_request("boom"),
+        text_request("", f"{LONG} {LONG}", function_to_apply="none"),
+        text_request("bad cast", function_to_apply="none"),
+    ]
+    before, after = steps(Windowed)
+    responses = before.execute(requests)
+    rows = [response.tensors["input_ids"].shape[0] if response.error is None else 0 for response in responses]
+    assert rows == [1, 6, 0, 3, 1]
+    origins, counts = unpack([responses[1].tensors[NOTES]])
+    assert (origins.owners.tolist(), counts) == ([0, 0, 0, 1, 2, 2], [3])
+    assert origins.notes[1] == str((len(LONG) + 1, len(LONG) + 5)).encode(), "where the second window begins"
+    answers = asked((before, after), requests)
+    assert [response.error and response.error.message for response in answers] == [None, None, "row 0 is boom", None, None]
+    assert [labels(answers[index]) for index in (0, 1, 3, 4)] == [["few"], ["many", "few", "many"], ["few", "many"], ["few"]]
+    np.testing.assert_allclose(answers[3].tensors["SCORES"], [[2.5, 0], [2.5, 6]])
+    np.testing.assert_allclose(answers[4].tensors["SCORES"], [[2.5, 2]])
+
+
+def test_a_request_that_makes_too_many_rows_is_refused_alone(steps: Steps) -> None:
+    requests = [text_request("good"), text_request(*[f"{LONG} cold"] * 3, "film"), text_request(*[f"{LONG} cold"] * 3)]
+    responses = asked(steps(Windowed), requests)
+    assert responses[1].error.code == INVALID_ARG
+    assert responses[1].error.message == (
+        "this request makes 7 rows for the model, which takes 6 at most: send fewer rows at once, or shorter ones"
+    )
+    assert [labels(responses[index]) for index in (0, 2)] == [["few"], ["many"] * 3], "six rows are not too many"
