@@ -104,7 +104,9 @@ class AsyncTritonPipeline:
         """
         task = await self.connect()
         inputs, options = task.call(arguments, options)
-        answers = await self._all_answers(task.request_rows(inputs), _Options.of(task, options))
+        rows = task.request_rows(inputs)
+        task.check_rows(rows)
+        answers = await self._all_answers(rows, _Options.of(task, options))
         return task.pipeline_result(inputs, answers, options)
 
     async def tensors(self, rows: Sequence[Sequence[str]], **options: Any) -> list[Arrays]:

@@ -72,7 +72,7 @@ def test_bad_recipes_are_wrong_usage(tmp_path: Path, content: str, message: str,
 
 def test_unknown_recipe_names_the_builtin_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["finetune", "--recipe", "nope"]) == 2
-    assert "give a TOML file or one of quickstart, " in capsys.readouterr().err
+    assert f"give a TOML file or one of {', '.join(builtin_recipes())}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", builtin_recipes())

@@ -104,7 +104,7 @@ class TritonPythonModel:
         tensors = [pb_utils.Tensor(name, array) for name, array in self._encoder.arrays(encodings).items()]
         if self._task.carries_notes:
             origins = features.origins
-            tensors.append(pb_utils.Tensor(NOTES, pack(origins.owners[rows], origins.notes[rows])))
+            tensors.append(pb_utils.Tensor(NOTES, pack(origins.owners[rows] - start, origins.notes[rows])))
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 

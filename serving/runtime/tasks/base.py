@@ -203,8 +203,7 @@ class Task(ABC):
         """
 
     def with_tokenizer(self, tokenizer: Any) -> Self:  # noqa: ARG002 - most tasks need nothing of it
-        """The task bound to the checkpoint's tokenizer (``transformers.PreTrainedTokenizerFast``) too, before anything is trained,
-        verified or served.
+        """The task bound to the checkpoint's tokenizer (``transformers.PreTrainedTokenizerFast``) too, before it is put to use.
 
         Raises:
             ValueError: the checkpoint cannot be served for this task with it; the message says why.
@@ -404,11 +403,8 @@ class Task(ABC):
         options: Options,
         tokenizer: Tokenizer | None,  # noqa: ARG002 - most answers are complete
     ) -> Arrays:
-        """As :meth:`answers`, with what only the tokenizer can say: this is what is served.
-
-        Args:
-            tokenizer: None where the task does not :attr:`need <needs_tokenizer>` it.
-        """
+        """As :meth:`answers`, with what only the tokenizer can say (None where none is :attr:`needed <needs_tokenizer>`): what is
+        served."""
         return self.answers(outputs, origins, options)
 
     # -- the client ------------------------------------------------------------------------------------------------------------
@@ -452,6 +448,13 @@ class Task(ABC):
 
         Raises:
             TypeError: an option the pipeline does not have, or of another type.
+        """
+
+    def check_rows(self, rows: Sequence[tuple[str, ...]]) -> None:  # noqa: B027 - most refuse none
+        """Refuse rows that the pipeline refuses, though the ensemble answers them.
+
+        Raises:
+            ValueError: one is such.
         """
 
     pipeline_options: ClassVar[Mapping[str, Any]] = {}
@@ -508,11 +511,7 @@ class Task(ABC):
         """
 
     def altered(self, batch: Arrays, generator: np.random.Generator) -> Arrays:  # noqa: ARG002 - most learn from rows as they are
-        """Inputs and targets ``[model rows, longest]`` of a batch → those it is shown this time: here as they are.
-
-        Args:
-            generator: of whatever is drawn anew each time.
-        """
+        """Inputs and targets ``[model rows, longest]`` of a batch → those it is shown this time: here as they are."""
         return batch
 
     def loss(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> Any:

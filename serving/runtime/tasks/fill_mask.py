@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Encoding, Tokenizer
 
-    from serving.runtime.tokenization import TextEncoder
+    from ..tokenization import TextEncoder
 
 MOST_MASKS = 16
 """Masks in one text."""

@@ -202,10 +202,12 @@ class QuestionAnswering(Task):
             inputs = _rows(options.pop("question"), options.pop("context"))
         else:
             raise TypeError("give question=… and context=…")
-        for row in self.request_rows(inputs):
+        return inputs, options
+
+    def check_rows(self, rows: Sequence[tuple[str, ...]]) -> None:
+        for row in rows:
             if not all(row):
                 raise ValueError(f"`{self.row_keys[row.index('')]}` cannot be empty")
-        return inputs, options
 
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
         if isinstance(inputs, dict) and isinstance(inputs.get("question"), list):
