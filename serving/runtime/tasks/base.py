@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Encoding
 
-    from serving.runtime.tokenization import TextEncoder
+    from ..tokenization import TextEncoder
 
 Text = str | tuple[str, str]
 """One row for the tokenizer: a text, or a pair of texts."""
@@ -212,12 +212,7 @@ class Task(ABC):
         """Whether :meth:`reference` could have given ``value``, which was read from a file."""
 
     @classmethod
-    def checkpoint_settings(
-        cls,
-        config: Mapping[str, Any],  # noqa: ARG003
-        files: Mapping[str, Any],  # noqa: ARG003
-        chosen: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    def checkpoint_settings(cls, config: Mapping[str, Any], files: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
         """Settings that a checkpoint itself says, whether it is to be trained or served, and those that a user chose over it.
 
         Args:
@@ -316,9 +311,7 @@ class Task(ABC):
 
         Args:
             heads: outputs of the model in ``transformers``, ``[model rows, …]``.
-            feed: its inputs, ``[model rows, longest]``.
-
-        A task with :attr:`own_loss` is given torch's tensors here while it is trained, which have numpy's methods.
+            feed: its inputs, ``[model rows, longest]``. Both are torch's tensors where a task with :attr:`own_loss` is trained.
         """
         return heads
 
