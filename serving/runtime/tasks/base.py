@@ -268,12 +268,7 @@ class Task(ABC):
         return texts, references
 
     @classmethod
-    def checkpoint_settings(
-        cls,
-        config: Mapping[str, Any],  # noqa: ARG003
-        files: Mapping[str, Any],  # noqa: ARG003
-        chosen: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    def checkpoint_settings(cls, config: Mapping[str, Any], files: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
         """Settings that a checkpoint itself says, whether it is to be trained or served, and those that a user chose over it.
 
         Args:
@@ -381,9 +376,7 @@ class Task(ABC):
 
         Args:
             heads: outputs of the model in ``transformers``, ``[model rows, …]``.
-            feed: its inputs, ``[model rows, longest]``.
-
-        A task with :attr:`own_loss` is given torch's tensors here while it is trained, which have numpy's methods.
+            feed: its inputs, ``[model rows, longest]``. Both are torch's tensors where a task with :attr:`own_loss` is trained.
         """
         return heads
 

@@ -23,7 +23,7 @@ from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Ten
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
 
-    from serving.runtime.tokenization import TextEncoder
+    from ..tokenization import TextEncoder
 
 POOLED = "sentence_embedding"
 """Output of the served graph, FP32 ``[rows, dims]``: pooled and cut to ``truncate_dim``, never normalised, so that requests may
