@@ -25,7 +25,13 @@ from ..tasks.tagging import LABELS, STRATEGIES, TEXTS, assert_same, tiny_tagger
 from .conftest import _export, serve_options
 
 pytestmark = pytest.mark.server
-WORDS = [*"the film and this story its cast is a delight".split(), "xylophone", "unbelievably", "(good)", "café"]
+WORDS = [
+    *["the", "film", "and", "this", "story", "its", "cast", "is", "a", "delight"],
+    "xylophone",
+    "unbelievably",
+    "(good)",
+    "café",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
