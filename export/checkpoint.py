@@ -174,10 +174,8 @@ def _positions(config: dict[str, Any]) -> int | None:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
-    """Write the tokenizer's files; they cut rows at ``max_length`` on the side the tokenizer does, and pad none. All of them: some
-    of the pipelines of ``transformers`` cut text unasked, at what the tokenizer says it takes."""
+    """Write the tokenizer's files; ``tokenizer.json`` cuts rows at ``max_length`` on the side the tokenizer does, and pads none."""
     backend = tokenizer.backend_tokenizer
-    tokenizer.model_max_length = max_length
     backend.no_padding()
     backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
     tokenizer.save_pretrained(folder)

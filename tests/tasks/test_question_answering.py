@@ -459,4 +459,4 @@ def test_forms_of_calls(arguments: Any, given: Any, rows: Any) -> None:
 )
 def test_calls_that_are_refused(arguments: Any, given: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
-        TASK().call(arguments, given)
+        TASK().check_rows(TASK().request_rows(TASK().call(arguments, given)[0]))
