@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from serving.machine import cores
 
 if TYPE_CHECKING:
     from serving.bundle import Bundle
-    from serving.runtime.tasks.base import Arrays, Features, Options
+    from serving.runtime.tasks.base import Arrays, Options
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 TORCH_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
@@ -104,24 +105,38 @@ class Runner(Protocol):
         """What the loaded model really computes in, for those that know it (``fp32``, ``fp16``, ``bf16``), else empty."""
 
 
-class _Asked:
-    """What a task's requests may ask for, and how it is answered: as the last step of the ensemble does."""
+class _AsServed(ABC):
+    """A model between the first and the last step of the ensemble, without Triton."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, names: list[str]) -> None:
+        """``names``: the model's inputs."""
         from tokenizers import Tokenizer
 
         self._task = bundle.task
+        self._encoder = bundle.encoder(names)
         self._tokenizer = Tokenizer.from_file(str(bundle.tokenizer)) if bundle.task.needs_tokenizer else None
-        self.plainly = bundle.task.request_options({})
-        self.to_judge = bundle.task.request_options(bundle.task.judged_options)
+        self._plainly = bundle.task.request_options({})
+        self._to_judge = bundle.task.request_options(bundle.task.judged_options)
 
-    def answers(self, outputs: Arrays, features: Features, options: Options) -> Arrays:
-        """The tensors of the task's outputs."""
+    @abstractmethod
+    def _run(self, feed: Arrays) -> Arrays:
+        """Model inputs ``[model rows, longest]`` → ``outputs_read`` by name."""
+
+    def __call__(self, rows: Rows) -> Arrays:
+        return self._answered(rows, self._plainly)
+
+    def judged(self, rows: Rows) -> Arrays:
+        return self._answered(rows, self._to_judge)
+
+    def _answered(self, rows: Rows, options: Options) -> Arrays:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        features = self._task.features(columns, self._encoder, options)
+        outputs = self._run(self._encoder.arrays(features.encodings))
         found = self._task.worded_answers(outputs, features.origins, options, self._tokenizer)
         return {tensor.name: found[tensor.name] for tensor in self._task.outputs()}
 
 
-class PyTorch:
+class PyTorch(_AsServed):
     """The original: ``transformers`` eager, tokenized as for every other way of answering."""
 
     def __init__(self, job: Job, bundle: Bundle) -> None:
@@ -130,7 +145,7 @@ class PyTorch:
 
         from serving.runtime.tokenization import FIELDS
 
-        self._torch, self._task = torch, bundle.task
+        self._torch = torch
         self._device = "cuda" if job.device == "gpu" else "cpu"
         # On a GPU the weights themselves become half; on a CPU autocast keeps what bfloat16 cannot hold in fp32.
         weights = torch.float16 if job.half and job.device == "gpu" else torch.float32
@@ -139,29 +154,19 @@ class PyTorch:
         model = auto.from_pretrained(job.source, dtype=weights, use_safetensors=True, trust_remote_code=False)
         self._model = model.eval().to(self._device)
         taken = inspect.signature(model.forward).parameters
-        self._encoder = bundle.encoder([name for name in FIELDS if name in taken])
-        self._asked = _Asked(bundle)
+        super().__init__(bundle, [name for name in FIELDS if name in taken])
         self._dtype = ""
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
-    def __call__(self, rows: Rows) -> Arrays:
-        return self._answered(rows, self._asked.plainly)
-
-    def judged(self, rows: Rows) -> Arrays:
-        return self._answered(rows, self._asked.to_judge)
-
-    def _answered(self, rows: Rows, options: Options) -> Arrays:
-        features = self._task.features(_columns(rows), self._encoder, options)
-        feed = self._encoder.arrays(features.encodings)
+    def _run(self, feed: Arrays) -> Arrays:
         torch = self._torch
         tensors = {name: torch.from_numpy(array).to(self._device) for name, array in feed.items()}
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
             outputs = self._model(**tensors)
         heads = {name: outputs[name] for name in self._task.heads}
         self._dtype = str(next(iter(heads.values())).dtype)
-        reduced = self._task.reduced({name: head.float().cpu().numpy() for name, head in heads.items()}, feed)
-        return self._asked.answers(reduced, features, options)
+        return self._task.reduced({name: head.float().cpu().numpy() for name, head in heads.items()}, feed)
 
     def precision(self) -> str:
         return TORCH_PRECISIONS[self._dtype]
@@ -191,7 +196,7 @@ class TransformersPipeline:
         return TORCH_PRECISIONS[str(self._pipeline.model.dtype)]
 
 
-class OnnxRuntime:
+class OnnxRuntime(_AsServed):
     """An ONNX variant with the tokenizer and the answers that run inside Triton, without Triton."""
 
     def __init__(self, job: Job, bundle: Bundle) -> None:
@@ -205,23 +210,13 @@ class OnnxRuntime:
         self._session = onnxruntime.InferenceSession(job.source, options, providers=[provider])
         if provider not in self._session.get_providers():  # onnxruntime falls back to the CPU with no more than a log line
             raise RuntimeError(f"onnxruntime could not load {provider}")
-        self._task = bundle.task
-        self._asked = _Asked(bundle)
-        self._encoder = bundle.encoder([node.name for node in self._session.get_inputs()])
+        super().__init__(bundle, [node.name for node in self._session.get_inputs()])
         self.file = Path(job.source)
         self.threads = job.threads or cores()
 
-    def __call__(self, rows: Rows) -> Arrays:
-        return self._answered(rows, self._asked.plainly)
-
-    def judged(self, rows: Rows) -> Arrays:
-        return self._answered(rows, self._asked.to_judge)
-
-    def _answered(self, rows: Rows, options: Options) -> Arrays:
-        features = self._task.features(_columns(rows), self._encoder, options)
+    def _run(self, feed: Arrays) -> Arrays:
         names = self._task.outputs_read
-        outputs = self._session.run(list(names), self._encoder.arrays(features.encodings))
-        return self._asked.answers(dict(zip(names, outputs, strict=True)), features, options)
+        return dict(zip(names, self._session.run(list(names), feed), strict=True))
 
     def precision(self) -> str:
         return ""  # the bundle's manifest knows, by the file's checksum
@@ -232,10 +227,6 @@ BACKENDS: dict[str, Callable[[Job, Bundle], Runner]] = {
     "pipeline": TransformersPipeline,
     "onnx": OnnxRuntime,
 }
-
-
-def _columns(rows: Rows) -> list[list[str]]:
-    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _leave_out_unknown(tokenizer: Any, model: Any) -> None:

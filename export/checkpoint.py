@@ -12,8 +12,6 @@ from serving.artifact import sha256
 from serving.errors import ArtifactError
 from serving.runtime.tasks.base import Task
 
-DEFAULT_MAX_LENGTH = 128
-"""Tokens kept of a row in fine-tuning: short rows train fast, and what is served is cut alike."""
 UNKNOWN_LIMIT = 512
 """Tokens kept of a row where neither the tokenizer nor the model says where it ends."""
 UNLIMITED = 10**6
@@ -143,9 +141,7 @@ def first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def chosen_max_length(
-    wanted: int | None, tokenizer: Any, config: dict[str, Any], *, default: int | None = DEFAULT_MAX_LENGTH
-) -> int:
+def chosen_max_length(wanted: int | None, tokenizer: Any, config: dict[str, Any], *, default: int | None) -> int:
     """Tokens kept of a row: ``wanted``; else ``default``, or what the model takes if that is less.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import Encoding
 
 from export.data import LabelledRows, model_rows
@@ -45,6 +46,16 @@ class EncodedRows:
     def feed(self, indices: Sequence[int]) -> Arrays:
         """Model inputs ``[rows, longest]`` of those of the model's rows, padded together."""
         return self._encoder.arrays([self._encodings[i] for i in indices])
+
+    def batches(self, size: int) -> list[range]:
+        """The model's rows, ``size`` at a time."""
+        rows = len(self._encodings)
+        return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def alone(self) -> list[range]:
+        """The model's rows by request row: those that are executed together where nothing else is."""
+        ends = np.cumsum(np.bincount(self.origins.owners)).tolist()
+        return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
     def by_length(self) -> list[int]:
         """Positions of all of the model's rows, longest first."""

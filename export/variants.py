@@ -110,7 +110,7 @@ def _rows(
 
 
 def _reference(run: verify.Run, source: Source, rows: EncodedRows) -> verify.Reference:
-    outputs = verify.outputs_of(run, rows, source.task, batch_size=verify.BATCH, title="PyTorch")
+    outputs = verify.outputs_of(run, rows, source.task, rows.batches(verify.BATCH), title="PyTorch")
     verify.require_finite(outputs)
     return verify.Reference(task=source.task, outputs=outputs, origins=rows.origins, references=rows.references)
 
@@ -166,10 +166,10 @@ def _verdict(precision: str, workshop: _Workshop) -> verify.Verdict:
     click.echo(f"making and verifying {precision}", err=True)
     path = workshop.file(precision)
     made, gates = _MAKERS[precision](path, workshop)
-    # a row's int8 answer depends on its batch mates, so it is judged as it is served: alone
-    batch_size = 1 if precision == "int8" else verify.BATCH
-    run = _run(precision, workshop)
-    outputs = verify.outputs_of(run, workshop.rows, workshop.source.task, batch_size=batch_size, title=precision)
+    rows = workshop.rows
+    # a row's int8 answer depends on its batch mates, so it is judged as it is served: with those of its own request alone
+    batches = rows.alone() if precision == "int8" else rows.batches(verify.BATCH)
+    outputs = verify.outputs_of(_run(precision, workshop), rows, workshop.source.task, batches, title=precision)
     limits = verify.Limits(max_metric_drop=workshop.options.max_metric_drop, min_agreement=workshop.options.min_agreement)
     verdict = verify.judge(precision, workshop.reference, outputs, limits)
     figures = verdict.figures | made | {"bytes": graph.size(path), "operators": optimize.operators(path)}

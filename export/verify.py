@@ -100,8 +100,8 @@ class Verdict:
         return {"file": file, "verdict": verdict, "gates": [asdict(gate) for gate in self.gates], "figures": self.figures}
 
 
-def outputs_of(run: Run, rows: EncodedRows, task: Task, *, batch_size: int, title: str) -> Arrays:
-    """What a model says of all rows, computed ``batch_size`` at a time in the order given, so lengths are mixed as in serving.
+def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range], *, title: str) -> Arrays:
+    """What a model says of all rows, computed batch by batch in the order given, so lengths are mixed as in serving.
 
     Returns:
         The outputs ``[model rows, …]``; where an axis is the position, rows are padded with zeros to the longest of all, and what
@@ -109,10 +109,8 @@ def outputs_of(run: Run, rows: EncodedRows, task: Task, *, batch_size: int, titl
     """
     console = Console(stderr=True)
     lengths = rows.lengths
-    starts = track(range(0, len(lengths), batch_size), title, console=console, transient=True, disable=not console.is_terminal)
     found: dict[str, Any] = {}
-    for start in starts:
-        batch = range(start, min(start + batch_size, len(lengths)))
+    for batch in track(batches, title, console=console, transient=True, disable=not console.is_terminal):
         for name, values in run(rows.feed(batch)).items():
             if task.token_level:
                 shape = (len(lengths), max(lengths), *values.shape[2:])

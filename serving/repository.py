@@ -203,7 +203,7 @@ def _external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
 def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Graph) -> None:
     """The runtime, verbatim, and what it must know about this checkpoint."""
     shutil.copytree(RUNTIME / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    for module in ("candidates.py", "notes.py", "tokenization.py"):
+    for module in ("notes.py", "tokenization.py"):
         shutil.copy(RUNTIME / module, folder)
     shutil.copy(RUNTIME / f"{step}.py", folder / "model.py")
     settings = {

@@ -381,8 +381,8 @@ def test_a_checkpoint_not_fine_tuned_here_is_cut_where_the_model_ends() -> None:
     assert chosen_max_length(None, limited, endless, default=None) == 400
     assert chosen_max_length(None, unlimited, endless, default=None) == 512
     assert chosen_max_length(9, limited, own, default=None) == 9
-    assert chosen_max_length(None, limited, own) == chosen_max_length(None, unlimited, endless) == 128, "fine-tuning"
-    assert chosen_max_length(None, SimpleNamespace(model_max_length=64), own) == 64
+    assert chosen_max_length(None, limited, own, default=128) == chosen_max_length(None, unlimited, endless, default=128) == 128
+    assert chosen_max_length(None, SimpleNamespace(model_max_length=64), own, default=128) == 64
 
 
 def test_the_chosen_length_is_said(

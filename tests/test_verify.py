@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -415,12 +416,28 @@ class Padded:
         return {"input_ids": np.array(rows, dtype=np.int64)}
 
 
+TWO_AT_A_TIME = [range(2), range(2, 4), range(4, 5)]
+
+
+def test_int8_is_judged_with_the_rows_of_its_own_request(tiny_checkpoint: Path) -> None:
+    """Labels of one text are executed together, so their int8 scales are one another's; those of two texts are not."""
+    from serving.runtime.tokenization import TextEncoder
+
+    settings = {"entailment": 1, "contradiction": 0, "labels": ["good", "bad", "dull"]}
+    task = load_task("zero-shot-classification", settings)
+    encoder = TextEncoder(str(tiny_checkpoint / "tokenizer.json"), max_length=16, names=["input_ids"], padding={})
+    rows = EncodedRows(LabelledRows(texts=(("good film", "bad film", "film"),), labels=(0, 1, 2)), task, encoder)
+    assert len(rows.lengths) == 9
+    assert rows.alone() == [range(3), range(3, 6), range(6, 9)]
+    assert rows.batches(4) == [range(4), range(4, 8), range(8, 9)]
+
+
 def test_outputs_of_all_rows_are_put_together() -> None:
     def run(feed: Arrays) -> Arrays:
         ids = feed["input_ids"].astype(np.float32)
         return {"first": ids[:, :1], "longest": np.full((len(ids), 2), ids.shape[1], dtype=np.float32)}
 
-    found = verify.outputs_of(run, Padded(), TASK, batch_size=2, title="")  # type: ignore[arg-type]
+    found = verify.outputs_of(run, Padded(), TASK, TWO_AT_A_TIME, title="")  # type: ignore[arg-type]
     assert found["first"].tolist() == [[0], [1], [2], [3], [4]]
     assert found["longest"][:, 0].tolist() == [2, 2, 3, 3, 2], "two at a time, in the order given"
 
@@ -432,7 +449,7 @@ def test_outputs_by_position_end_with_their_rows(monkeypatch: pytest.MonkeyPatch
     def ones(feed: Arrays) -> Arrays:
         return {"logits": np.ones((*feed["input_ids"].shape, 4), dtype=np.float32)}
 
-    found = verify.outputs_of(ones, Padded(), TASK, batch_size=2, title="")["logits"]  # type: ignore[arg-type]
+    found = verify.outputs_of(ones, Padded(), TASK, TWO_AT_A_TIME, title="")["logits"]  # type: ignore[arg-type]
     assert found.shape == (5, 3, 4)
     assert found[:, :, 0].tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]]
 

@@ -21,22 +21,11 @@ from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.connection import Connection
 from serving.errors import DataError, RequestError
 
+from ..parity import assert_same
 from .conftest import STRANGE_TEXTS, Server, free_port
 
 pytestmark = pytest.mark.server
 TOLERANCE = 1e-3
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """Same structure, keys, labels and order; scores within the tolerance of the contract."""
-    if isinstance(theirs, list):
-        assert isinstance(ours, list) and len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
-    else:
-        assert ours.keys() == theirs.keys()
-        assert ours["label"] == theirs["label"]
-        assert ours["score"] == pytest.approx(theirs["score"], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

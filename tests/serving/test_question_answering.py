@@ -20,6 +20,7 @@ from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
 
 from .. import answering
+from ..parity import assert_same
 from .conftest import serve_options
 
 pytestmark = [
@@ -29,18 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
 ]
 ROW = {"question": answering.QUESTION, "context": "of course the film was superb and moving and every scene was a delight"}
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """Same structure, keys, places and order; scores within the tolerance of the contract."""
-    if isinstance(theirs, list):
-        assert isinstance(ours, list) and len(ours) == len(theirs), (ours, theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
-    else:
-        assert list(ours) == list(theirs)
-        assert ours | {"score": 0} == theirs | {"score": 0}
-        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-3)
 
 
 def url(server: ServeOptions, protocol: str) -> str:

@@ -15,6 +15,7 @@ from serving.repository import PackageOptions, package
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
 
+from ..parity import assert_same
 from .conftest import STRANGE_TEXTS, _export, serve_options
 
 pytestmark = pytest.mark.server
@@ -35,16 +36,14 @@ def many_labels(source: Path, folder: Path) -> Path:
 
 
 def one_number(source: Path, folder: Path) -> Path:
-    """The tiny checkpoint with one logit instead of two: their difference."""
+    """Untrained, as what the tiny checkpoint has learnt by heart gives few numbers, and far apart."""
     import torch
     import transformers
 
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(source)
-    weight, bias = model.classifier.weight.data, model.classifier.bias.data
-    model.classifier = torch.nn.Linear(weight.shape[1], 1)
-    model.classifier.weight.data, model.classifier.bias.data = weight[1:] - weight[:1], bias[1:] - bias[:1]
-    model.config.update({"id2label": {0: "score"}, "label2id": {"score": 0}, "problem_type": "regression"})
-    model.num_labels = 1
+    config = transformers.AutoConfig.from_pretrained(source, num_labels=1, id2label={0: "score"}, problem_type="regression")
+    torch.manual_seed(3)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    model.classifier.weight.data *= 100
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
@@ -90,15 +89,6 @@ def pipelines(checkpoints: dict[str, Path]) -> dict[str, Callable[..., Any]]:
         name: transformers.pipeline("text-classification", model=str(folder), device="cpu", truncation=True, max_length=96)
         for name, folder in checkpoints.items()
     }
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    if isinstance(theirs, list):
-        assert isinstance(ours, list) and len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
-    else:
-        assert ours == {"label": theirs["label"], "score": pytest.approx(theirs["score"], abs=TOLERANCE)}
 
 
 def client(options: ServeOptions, name: str, protocol: str) -> TritonPipeline:

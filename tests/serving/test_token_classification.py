@@ -21,7 +21,8 @@ from serving.repository import PackageOptions, package
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
 
-from ..tasks.tagging import LABELS, STRATEGIES, TEXTS, assert_same, tiny_tagger
+from ..parity import assert_same
+from ..tasks.tagging import LABELS, STRATEGIES, TEXTS, tiny_tagger
 from .conftest import _export, serve_options
 
 pytestmark = pytest.mark.server

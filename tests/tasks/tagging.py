@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from ..conftest import TOKENIZERS, _config, _randomize, _tokenizer
 
 LABELS = ("O", "B-film", "I-film", "B-creative-work", "I-creative-work", "plain", "E-odd")
@@ -55,13 +53,3 @@ def _level(model: Any, tokenizer: Any) -> None:
         real = batch["attention_mask"] == 1
         model.classifier.weight /= model(**batch).logits[real].std(dim=0)[:, None] / 2
         model.classifier.bias -= model(**batch).logits[real].mean(dim=0)
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """The same keys in the same order, the same entities in the same order; scores within the contract's tolerance."""
-    assert len(ours) == len(theirs)
-    for row, wanted in zip(ours, theirs, strict=True):
-        assert [list(one) for one in row] == [list(one) for one in wanted]
-        plain, wanted_plain = ([{**one, "score": None} for one in side] for side in (row, wanted))
-        assert plain == wanted_plain
-        assert [one["score"] for one in row] == pytest.approx([one["score"] for one in wanted], abs=TOLERANCE)

@@ -27,6 +27,7 @@ from serving.runtime.tokenization import FIELDS, TextEncoder
 
 from .. import answering
 from ..conftest import TOKENIZERS, _config, _randomize, _tokenizer
+from ..parity import assert_same
 
 Run = Callable[[Arrays], Arrays]
 Asked = Callable[..., list[Any]]
@@ -45,18 +46,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"max_answer_len": 500, "top_k": 4},
 ]
 BERT_TINY = Path(__file__).parents[3] / "shared" / "checkpoints" / "bert-tiny-splade"
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """Same structure, keys, places and order; scores within the tolerance of the contract."""
-    if isinstance(theirs, list):
-        assert isinstance(ours, list) and len(ours) == len(theirs), (ours, theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
-    else:
-        assert list(ours) == list(theirs)
-        assert ours | {"score": 0} == theirs | {"score": 0}
-        assert ours["score"] == pytest.approx(theirs["score"], abs=TOLERANCE)
 
 
 def asker(encoder: TextEncoder, run: Run) -> Asked:

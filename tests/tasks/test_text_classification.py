@@ -23,6 +23,7 @@ from serving.runtime.tasks.base import Arrays, Features, Origins
 from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
 
 from ..conftest import BAD, FILLING, GOOD
+from ..parity import assert_same
 
 # said by transformers' own modules when they are imported
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
@@ -181,16 +182,6 @@ def test_all_labels_are_ranked_and_the_order_of_equal_ones_is_the_checkpoints() 
 
 
 # Against the pipeline
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """Same nesting, keys, labels and order; scores within the tolerance of the contract."""
-    if isinstance(theirs, list):
-        assert isinstance(ours, list) and len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
-    else:
-        assert ours == {"label": theirs["label"], "score": pytest.approx(theirs["score"], abs=TOLERANCE)}
 
 
 TEXTS = ["good", "", "the film is a mess but every scene is beautiful", "bad and dull again", "café 👩‍👩‍👧 film " * 30]

@@ -22,7 +22,8 @@ from serving.runtime.tasks.token_classification import TASK, TokenClassification
 from serving.runtime.tokenization import TextEncoder
 
 from ..conftest import ARCHITECTURES
-from .tagging import LABELS, STRATEGIES, TEXTS, assert_same, tiny_tagger
+from ..parity import assert_same
+from .tagging import LABELS, STRATEGIES, TEXTS, tiny_tagger
 
 WNUT = Path(__file__).parents[3] / "shared" / "data" / "wnut17"
 

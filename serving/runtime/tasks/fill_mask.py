@@ -367,7 +367,7 @@ class FillMask(Task):
 
     @property
     def metric(self) -> str:
-        return "masked_tokens"
+        return "accuracy"
 
     @property
     def main_metric(self) -> str:

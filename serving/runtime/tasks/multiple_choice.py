@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..candidates import json_column, read_strings, softmax_by_owner, starts_of, write_strings
+from ._candidates import json_column, read_strings, softmax_by_owner, starts_of, write_strings
 from .base import Arrays, Columns, Features, Options, Origins, Task, Tensor, Text
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class MultipleChoice(Task):
 
     @property
     def metric(self) -> str:
-        return "choice"
+        return "accuracy"
 
     @property
     def main_metric(self) -> str:

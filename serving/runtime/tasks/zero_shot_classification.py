@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..candidates import json_column, read_strings, softmax_by_owner, starts_of, write_strings
+from ._candidates import json_column, read_strings, softmax_by_owner, starts_of, write_strings
 from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Tensor, Text
 
 if TYPE_CHECKING:

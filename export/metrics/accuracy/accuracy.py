@@ -1,4 +1,4 @@
-"""Accuracy of choices, as a local `evaluate` module: no hub is needed to load it."""
+"""Accuracy alone, as a local `evaluate` module: no hub is needed to load it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,18 +7,18 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = "Share of rows where the right choice was taken. Which place it stands at means nothing, so there is no F1."
+DESCRIPTION = "Share of rows predicted right, where the numbers mean nothing by themselves, so that there is no F1 of each."
 INPUTS = """
 Args:
-    predictions: positions of the choices taken, one a row.
+    predictions: whole numbers, one a row: the choice taken, or the token filled in.
     references: the right ones.
 Returns:
     accuracy: 0 to 1.
 """
 
 
-class Choice(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
-    """Accuracy."""
+class Accuracy(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
+    """Share of right rows."""
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})

@@ -1,0 +1,25 @@
+"""When an answer is the pipeline's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+TOLERANCE = 1e-3
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Same nesting, same keys in the same order, same values; numbers with a fraction within the tolerance of the contract."""
+    if isinstance(theirs, list | tuple):
+        assert isinstance(ours, list | tuple) and len(ours) == len(theirs), (ours, theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    elif isinstance(theirs, dict):
+        assert list(ours) == list(theirs), (ours, theirs)
+        for key, value in theirs.items():
+            assert_same(ours[key], value)
+    elif isinstance(theirs, str | int) or theirs is None:
+        assert ours == theirs and isinstance(ours, str) == isinstance(theirs, str)
+    else:  # a float, numpy's among them
+        assert float(ours) == pytest.approx(float(theirs), abs=TOLERANCE)
