@@ -12,17 +12,15 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from serving import streams
 from serving.connection import DEFAULT_URLS, Connection, Protocol, closed_error
 from serving.errors import DataError, RequestError
 from serving.runtime.tasks import load_task
 from serving.runtime.tasks.base import Arrays, Task
 
-END: Any = object()
-"""What stands for a row, batch or answer where there are no more."""
 T = TypeVar("T")
 
 
@@ -165,24 +163,24 @@ class AsyncTritonPipeline:
         try:
             await asyncio.gather(*workers)
         finally:
-            await _cancel(workers)
+            await streams.cancel(workers)
         return [answer for batch in answers for answer in batch]
 
     async def _answers(self, rows: AsyncIterator[tuple[str, ...]], options: _Options) -> AsyncGenerator[Any, None]:
-        batches = _batches(rows, self._batch_size)
+        batches = streams.batches(rows, self._batch_size)
         reading: asyncio.Future[Any] | None = None
         flying: deque[asyncio.Future[list[Any]]] = deque()
         try:
             while True:
                 if reading is None and len(flying) < self._concurrency:
-                    reading = asyncio.ensure_future(anext(batches, END))
+                    reading = asyncio.ensure_future(anext(batches, streams.END))
                 # Whichever comes first, so that neither a pause in the rows nor a slow answer holds the other up.
                 either = [future for future in (reading, *islice(flying, 1)) if future is not None]
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if reading is None or not reading.done():
                     for answer in flying.popleft().result():
                         yield answer
-                elif reading.exception() is not None or reading.result() is END:
+                elif reading.exception() is not None or reading.result() is streams.END:
                     break
                 else:
                     flying.append(asyncio.ensure_future(self._ask(reading.result(), options)))
@@ -192,7 +190,7 @@ class AsyncTritonPipeline:
                     yield answer
             reading.result()  # raises what the rows raised
         finally:
-            await _cancel([*flying, *([reading] if reading is not None else [])])
+            await streams.cancel([*flying, *([reading] if reading is not None else [])])
             await batches.aclose()
 
     async def _ask(self, rows: Sequence[tuple[str, ...]], options: _Options) -> list[Any]:
@@ -290,14 +288,14 @@ class TritonPipeline:
 
     def stream(self, inputs: Iterable[Any], **options: Any) -> Iterator[Any]:
         """See :meth:`AsyncTritonPipeline.stream`. Anything but a list or tuple is read in a thread of its own, so it may block."""
-        rows = _each(inputs) if isinstance(inputs, list | tuple) else _each_in_thread(inputs)
+        rows = streams.each(inputs) if isinstance(inputs, list | tuple) else streams.each_in_thread(inputs)
         answers = self._pipeline.stream(rows, **options)
         try:
-            while (answer := self._wait(anext(answers, END))) is not END:
+            while (answer := self._wait(anext(answers, streams.END))) is not streams.END:
                 yield answer
         finally:
             if not self._closed:  # else close() has ended both
-                self._wait(_close(answers, rows))
+                self._wait(streams.close(answers, rows))
 
     def close(self) -> None:
         """Close the connection and end the thread behind it; streams that are still open end."""
@@ -315,7 +313,7 @@ class TritonPipeline:
         self.close()
 
     async def _end(self) -> None:
-        await _cancel(asyncio.all_tasks() - {asyncio.current_task()})
+        await streams.cancel(asyncio.all_tasks() - {asyncio.current_task()})
         await self._loop.shutdown_asyncgens()
         await self._pipeline.close()
 
@@ -346,76 +344,6 @@ class TritonPipeline:
             future.cancel()
             ended.wait()
             raise
-
-
-async def _each(rows: Iterable[T]) -> AsyncGenerator[T, None]:
-    for row in rows:
-        yield row
-
-
-async def _each_in_thread(rows: Iterable[T]) -> AsyncGenerator[T, None]:
-    """Each row of an iterable that may block, read when it is asked for.
-
-    Not in a thread of asyncio's pool: Python waits for those when it exits, and this may wait for a line nobody will type.
-    """
-    loop = asyncio.get_running_loop()
-    wanted: SimpleQueue[asyncio.Future[T] | None] = SimpleQueue()
-    threading.Thread(target=_read, args=(iter(rows), wanted, loop), name="TritonPipeline rows", daemon=True).start()
-    try:
-        while True:
-            future: asyncio.Future[T] = loop.create_future()
-            wanted.put(future)
-            row = await future
-            if row is END:
-                return
-            yield row
-    finally:
-        wanted.put(None)
-
-
-def _read(rows: Iterator[T], wanted: SimpleQueue[asyncio.Future[T] | None], loop: asyncio.AbstractEventLoop) -> None:
-    """The thread of :func:`_each_in_thread`: a row for each future, until there is None."""
-    while (future := wanted.get()) is not None:
-        row, error = END, None
-        try:
-            row = next(rows, END)
-        except Exception as failure:  # whatever it is, it is for whoever asked for the row
-            error = failure
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            loop.call_soon_threadsafe(_settle, future, row, error)
-
-
-def _settle(future: asyncio.Future[T], row: T, error: Exception | None) -> None:
-    if future.done():  # cancelled: the stream was given up
-        return
-    if error is None:
-        future.set_result(row)
-    else:
-        future.set_exception(error)
-
-
-async def _batches(rows: AsyncIterator[T], size: int) -> AsyncGenerator[list[T], None]:
-    batch: list[T] = []
-    async for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-async def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel them and wait until they have ended. What they raise is of no account any more: their caller has its answer."""
-    left = list(futures)
-    for future in left:
-        future.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
-
-
-async def _close(*generators: AsyncGenerator[Any, None]) -> None:
-    for generator in generators:
-        await generator.aclose()
 
 
 def _encoded(text: str) -> bytes:

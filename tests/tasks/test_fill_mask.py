@@ -24,8 +24,10 @@ from export.tails import add_tail
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
+from serving.runtime.tasks._masking import IGNORED
+from serving.runtime.tasks._masks import best_tokens, log_sum, top
 from serving.runtime.tasks.base import Arrays
-from serving.runtime.tasks.fill_mask import IGNORED, MOST_MASKS, FillMask, _best, _log_sum, _top
+from serving.runtime.tasks.fill_mask import MOST_MASKS, FillMask
 from serving.runtime.tokenization import TextEncoder
 from tests.conftest import review_rows
 from tests.tasks.filling import exported, masked_checkpoint, same, text_file
@@ -198,11 +200,11 @@ def test_the_largest_of_a_vocabulary() -> None:
     generator = np.random.default_rng(0)
     for size, top_k in ((30_522, 5), (30_522, 119), (30_522, 120), (1_000, 3), (63, 5), (5, 5), (250_002, 1), (640, 0)):
         logits = generator.normal(size=(3, size)).astype(np.float32)
-        assert np.array_equal(_top(logits, top_k), np.argsort(-logits, axis=1)[:, :top_k])
+        assert np.array_equal(top(logits, top_k), np.argsort(-logits, axis=1)[:, :top_k])
         right = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True)
-        scores, tokens = _best(logits, top_k, np.empty(0, dtype=np.int32))
+        scores, tokens = best_tokens(logits, top_k, np.empty(0, dtype=np.int32))
         assert scores == pytest.approx(np.take_along_axis(right, tokens, axis=1), rel=1e-4)
-    assert _log_sum(np.full((2, 1000), 500, dtype=np.float32)) == pytest.approx(500 + np.log(1000))  # nothing overflows
+    assert log_sum(np.full((2, 1000), 500, dtype=np.float32)) == pytest.approx(500 + np.log(1000))  # nothing overflows
 
 
 def _projecting(bias: list[int], op: str = "MatMul") -> onnx.ModelProto:

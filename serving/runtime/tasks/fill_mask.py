@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from ._masking import IGNORED, Masking
+from ._masks import NUMBERS, Mask, Row, best_tokens, cleaned_up, log_sum, read_note, top, with_notes
 from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Tensor
 
 if TYPE_CHECKING:
@@ -42,19 +43,6 @@ BEST = 5
 """So many best tokens the figures beside accuracy are about."""
 JUDGED_ROWS = 2000
 """Rows to be judged on, at most: the logits of the whole vocabulary are kept for each."""
-ATTEMPTS = 6
-"""Tokens of a text that are tried for a mask: where only a part of a word was masked, the rest may become other tokens."""
-MASKED, KEPT, RANDOM = 0.15, 0.1, 0.1
-"""BERT's recipe: of all tokens this share is to be predicted, and of those, shares stay as they are or become any token."""
-IGNORED = -100
-"""Target of a position that teaches nothing: the losses of ``transformers`` pass over it."""
-BLOCK = 64
-"""Tokens of the vocabulary whose largest logit is found first (see :func:`_top`)."""
-CHUNK = 2**20
-"""Numbers whose exponentials are held at once."""
-
-_NUMBERS = np.dtype("<i4")
-"""Notes are such numbers: how many targets there are, the targets, then the row's token ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +147,10 @@ class FillMask(Task):
             if label is not None:
                 made[index] = text, self._token_of(label, text, encoding, encoder.tokenizer)
             elif training:
-                made[index] = (text, None) if self._maskable(encoding) else None
+                made[index] = (text, None) if self._masking.maskable(encoding) else None
             elif self.mask_token_id not in encoding.ids:
                 plain[index] = (text, encoding)
-        for index, (text, token) in self._masked(plain, encoder).items():
+        for index, (text, token) in self._masking.one_each(plain, encoder).items():
             made[index] = text, token
         kept = [row for row in made if row is not None]
         return ([text for text, _ in kept],), [token for _, token in kept]
@@ -176,36 +164,6 @@ class FillMask(Task):
         if token is None or not self.is_reference(token):
             raise ValueError(f"label {label!r} is no token of the vocabulary: {text!r:.80}")
         return token
-
-    def _maskable(self, encoding: Encoding) -> list[int]:
-        """Positions of the tokens that are text."""
-        return [position for position, token in enumerate(encoding.ids) if token not in self._specials]
-
-    def _masked(self, rows: Mapping[int, tuple[str, Encoding]], encoder: TextEncoder) -> dict[int, tuple[str, int]]:
-        """Plain texts, by any key → each with one of its tokens masked, and that token. Which, only the text decides."""
-        attempts = {key: self._attempts(text, encoding) for key, (text, encoding) in rows.items()}
-        found: dict[int, tuple[str, int]] = {}
-        for turn in range(2 * ATTEMPTS):
-            trying = {key: tries[turn] for key, tries in attempts.items() if key not in found and turn < len(tries)}
-            encodings = encoder.encode([text for text, _ in trying.values()])
-            for (key, (text, position)), encoding in zip(trying.items(), encodings, strict=True):
-                wanted = list(rows[key][1].ids)
-                token, wanted[position] = wanted[position], self.mask_token_id
-                if encoding.ids == wanted:
-                    found[key] = text, token
-        return found
-
-    def _attempts(self, text: str, encoding: Encoding) -> list[tuple[str, int]]:
-        """Texts in which one token is masked, and its position; a space in front may be the token's, so each is tried twice."""
-        positions = self._maskable(encoding)
-        order = np.random.default_rng(zlib.crc32(text.encode())).permutation(len(positions))[:ATTEMPTS]
-        attempts = []
-        for position in (positions[index] for index in order.tolist()):
-            start, end = encoding.offsets[position]
-            before = text[:start]
-            for kept in dict.fromkeys((before, before.rstrip())):
-                attempts.append((kept + self.mask_token + text[end:], position))
-        return attempts
 
     # -- the ensemble ----------------------------------------------------------------------------------------------------------
 
@@ -240,12 +198,12 @@ class FillMask(Task):
                 raise ValueError(f"row {row}: no mask token ({self.mask_token}) found{within}")
             if masks > MOST_MASKS:
                 raise ValueError(f"row {row}: {masks} mask tokens ({self.mask_token}), at most {MOST_MASKS} can be filled at once")
-        return _features(encodings, rows, targets)
+        return with_notes(encodings, rows, targets)
 
     def training_features(self, texts: Columns, encoder: TextEncoder) -> Features:
         """Of plain texts too: their masks come later."""
         encodings = encoder.encode(texts[0])
-        return _features(encodings, [encoding.ids for encoding in encodings], [])
+        return with_notes(encodings, [encoding.ids for encoding in encodings], [])
 
     def _target_ids(self, targets: str, tokenizer: Tokenizer) -> list[int]:
         """In the order in which the pipeline has them."""
@@ -288,19 +246,19 @@ class FillMask(Task):
             ]
         )
 
-    def _filled(self, outputs: Arrays, origins: Origins, options: Options) -> list[_Row]:
+    def _filled(self, outputs: Arrays, origins: Origins, options: Options) -> list[Row]:
         """The best tokens of every mask of every row."""
-        notes = [_read_note(note) for note in origins.notes]
+        notes = [read_note(note) for note in origins.notes]
         positions = [np.flatnonzero(ids == self.mask_token_id).tolist() for _, ids in notes]
         counts = np.array([len(each) for each in positions])
         logits = outputs["logits"]
         picked = logits[:, 0] if (counts == 1).all() else logits[np.arange(logits.shape[1]) < counts[:, None]]
-        targets = notes[0][0] if notes else np.empty(0, dtype=_NUMBERS)
-        scores, tokens = _best(picked, options["top_k"], targets)
-        masks = iter([_Mask(*pair) for pair in zip(scores.tolist(), tokens.tolist(), strict=True)])
-        return [_Row(ids.tolist(), each, [next(masks) for _ in each]) for (_, ids), each in zip(notes, positions, strict=True)]
+        targets = notes[0][0] if notes else np.empty(0, dtype=NUMBERS)
+        scores, tokens = best_tokens(picked, options["top_k"], targets)
+        masks = iter([Mask(*pair) for pair in zip(scores.tolist(), tokens.tolist(), strict=True)])
+        return [Row(ids.tolist(), each, [next(masks) for _ in each]) for (_, ids), each in zip(notes, positions, strict=True)]
 
-    def _sequences(self, rows: Sequence[_Row], tokenizer: Tokenizer) -> Any:
+    def _sequences(self, rows: Sequence[Row], tokenizer: Tokenizer) -> Any:
         """An iterator over the texts with each token in its mask's place: all rows', all masks', all tokens'."""
         ids: dict[bool, list[list[int]]] = {True: [], False: []}
         for row in rows:
@@ -308,13 +266,13 @@ class FillMask(Task):
         texts = {alone: iter(self._decoded(tokenizer, each, skip_special_tokens=alone)) for alone, each in ids.items()}
         return (next(texts[len(row.masks) == 1]) for row in rows for mask in row.masks for _ in mask.tokens)
 
-    def _learn_words(self, rows: Sequence[_Row], tokenizer: Tokenizer) -> None:
+    def _learn_words(self, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
         new = list({token for row in rows for mask in row.masks for token in mask.tokens} - self._words.keys())
         self._words.update(zip(new, self._decoded(tokenizer, [[token] for token in new], skip_special_tokens=False), strict=True))
 
     def _decoded(self, tokenizer: Tokenizer, ids: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
         texts: list[str] = tokenizer.decode_batch(ids, skip_special_tokens=skip_special_tokens) if ids else []
-        return [_cleaned_up(text) for text in texts] if self.clean_up else texts
+        return [cleaned_up(text) for text in texts] if self.clean_up else texts
 
     @cached_property
     def _words(self) -> dict[int, str]:
@@ -322,8 +280,8 @@ class FillMask(Task):
         return {}
 
     @cached_property
-    def _specials(self) -> frozenset[int]:
-        return frozenset(self.special_ids)
+    def _masking(self) -> Masking:
+        return Masking(self.mask_token, self.mask_token_id, frozenset(self.special_ids))
 
     # -- the client ------------------------------------------------------------------------------------------------------------
 
@@ -383,15 +341,7 @@ class FillMask(Task):
         return [reference if token == self.mask_token_id else IGNORED for token in encoding.ids]
 
     def altered(self, batch: Arrays, generator: np.random.Generator) -> Arrays:
-        """Masks :data:`MASKED` of the tokens, one at least, of each row that has no target yet."""
-        ids, labels = batch["input_ids"], batch["labels"]
-        maskable = ~np.isin(ids, self.special_ids) & (labels == IGNORED).all(axis=1, keepdims=True)
-        drawn = np.where(maskable, generator.random(ids.shape), 1.0)
-        chosen = maskable & ((drawn < MASKED) | (drawn == drawn.min(axis=1, keepdims=True)))
-        fate = generator.random(ids.shape)
-        anything = generator.integers(0, self.vocabulary, ids.shape, dtype=ids.dtype)
-        shown = np.where(fate < RANDOM, anything, np.where(fate < RANDOM + KEPT, ids, self.mask_token_id))
-        return {**batch, "input_ids": np.where(chosen, shown, ids), "labels": np.where(chosen, ids, labels)}
+        return self._masking.drawn(batch, generator, vocabulary=self.vocabulary)
 
     def targets(self, features: Features, references: Sequence[Any]) -> dict[str, list[Any]]:
         pairs = zip(features.encodings, references, strict=True)
@@ -411,10 +361,10 @@ class FillMask(Task):
         the best. ``agreement_at_5``: share of the original's best tokens that are among the best here."""
         losses, hits, shared = [], [], []
         for row, theirs, reference in zip(outputs["logits"], original["logits"], references, strict=True):
-            best = _top(row[:1], BEST)[0]
-            losses.append(_log_sum(row[:1])[0] - row[0, reference])
+            best = top(row[:1], BEST)[0]
+            losses.append(log_sum(row[:1])[0] - row[0, reference])
             hits.append(reference in best)
-            shared.append(np.isin(best, _top(theirs[:1], BEST)[0]).mean())
+            shared.append(np.isin(best, top(theirs[:1], BEST)[0]).mean())
         return {
             "perplexity": float(np.exp(np.mean(losses, dtype=np.float64))),
             "accuracy_at_5": float(np.mean(hits)),
@@ -432,48 +382,6 @@ class FillMask(Task):
             [any(mask[1]["score"] >= mask[0]["score"] * close for mask in row if len(mask) > 1) for row in _rows(original)],
             dtype=np.bool_,
         )
-
-
-@dataclass(frozen=True)
-class _Mask:
-    """Scores and tokens, best first."""
-
-    scores: list[float]
-    tokens: list[int]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row's token ids, where its masks stand, and what fills them."""
-
-    ids: list[int]
-    positions: list[int]
-    masks: list[_Mask]
-
-    def sequences(self, pad_token_id: int) -> list[list[int]]:
-        """The ids with each token of each mask in its place; without padding, as the pipeline has it."""
-        sequences = []
-        for position, mask in zip(self.positions, self.masks, strict=True):
-            for token in mask.tokens:
-                sequence = self.ids.copy()
-                sequence[position] = token
-                sequences.append(sequence)
-        if pad_token_id in self.ids or any(pad_token_id in mask.tokens for mask in self.masks):
-            return [[token for token in sequence if token != pad_token_id] for sequence in sequences]
-        return sequences
-
-
-def _features(encodings: Sequence[Encoding], rows: Sequence[Sequence[int]], targets: list[int]) -> Features:
-    head = [len(targets), *targets]
-    notes = [np.array([*head, *ids], dtype=_NUMBERS).tobytes() for ids in rows]
-    return Features(encodings, Origins(np.arange(len(encodings)), notes))
-
-
-def _read_note(note: bytes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Targets and token ids."""
-    numbers = np.frombuffer(note, dtype=_NUMBERS)
-    end = 1 + int(numbers[0])
-    return numbers[1:end], numbers[end:]
 
 
 def _read_targets(targets: str) -> list[str]:
@@ -502,52 +410,7 @@ def _target(target: str, tokenizer: Tokenizer) -> int | None:
     return ids[first] if ids else None
 
 
-def _best(
-    logits: npt.NDArray[np.float32], top_k: int, targets: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """``[masks, vocabulary]`` → scores and tokens ``[masks, top_k]``, best first; of the targets only, where there are any."""
-    if len(targets):
-        values = logits[:, targets]
-        order = np.argsort(-values, axis=1, kind="stable")[:, :top_k]
-        tokens = targets[order].astype(np.int64)
-    else:
-        tokens = _top(logits, top_k)
-    values = np.take_along_axis(logits, tokens, axis=1)
-    return np.exp(values - _log_sum(logits)[:, None]), tokens
-
-
-def _log_sum(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Logarithm of the sum of each row's exponentials: ``[rows]``."""
-    found = np.empty(len(logits), dtype=np.float32)
-    step = max(1, CHUNK // max(1, logits.shape[1]))
-    for start in range(0, len(logits), step):
-        rows = logits[start : start + step]
-        largest = rows.max(axis=1, keepdims=True)
-        found[start : start + step] = largest[:, 0] + np.log(np.exp(rows - largest).sum(axis=1))
-    return found
-
-
-def _top(logits: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.int64]:
-    """Positions of the ``top_k`` largest of each row, largest first: ``[rows, top_k]``.
-
-    The largest lie in the ``top_k`` blocks that have the largest maxima, and those are found at the speed of memory; sorting or
-    partitioning a whole vocabulary takes many times as long as all else that is done with it.
-    """
-    rows, size = logits.shape
-    columns = size // BLOCK
-    if top_k == 0 or top_k * 4 > columns:
-        return np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
-    whole = columns * BLOCK
-    largest = logits[:, :whole].reshape(rows, BLOCK, columns).max(axis=1)
-    blocks = np.argpartition(largest, columns - top_k, axis=1)[:, -top_k:]
-    inside = (blocks[:, :, None] + columns * np.arange(BLOCK)).reshape(rows, -1)
-    behind = np.broadcast_to(np.arange(whole, size), (rows, size - whole))
-    candidates = np.sort(np.concatenate([inside, behind], axis=1), axis=1)
-    order = np.argsort(-np.take_along_axis(logits, candidates, axis=1), axis=1, kind="stable")[:, :top_k]
-    return np.take_along_axis(candidates, order, axis=1)
-
-
-def _plain(mask: _Mask) -> list[dict[str, Any]]:
+def _plain(mask: Mask) -> list[dict[str, Any]]:
     return [{"score": score, "token": token} for score, token in zip(mask.scores, mask.tokens, strict=True)]
 
 
@@ -566,20 +429,6 @@ def _rows(answers: Arrays) -> list[list[list[dict[str, Any]]]]:
 
 def _firsts(row: list[list[dict[str, Any]]]) -> list[int]:
     return [mask[0]["token"] for mask in row]
-
-
-_CLEAN_UP = (
-    *((f" {mark}", mark) for mark in ".?!,"),
-    (" ' ", "'"),
-    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
-)
-"""What ``transformers`` replaces, in its order."""
-
-
-def _cleaned_up(text: str) -> str:
-    for old, new in _CLEAN_UP:
-        text = text.replace(old, new)
-    return text
 
 
 TASK = FillMask

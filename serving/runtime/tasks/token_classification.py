@@ -22,33 +22,27 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
+from ._tagged import OUTSIDE, read_list, tagged_text
+from ._tokens import LABELLED_BY, NUMBERS, Entity, Flags, Integers, Tokens, Vocabulary, first_tokens, without_overlaps
 from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Tensor
 
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
 
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Encoding
 
     from ..tokenization import TextEncoder
 
-Integers = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
-Entity = dict[str, Any]
-"""One item of an answer, as the pipeline gives it."""
 
-OUTSIDE = "O"
-"""The label of what belongs to no entity."""
 STRATEGIES = ("none", "simple", "first", "average", "max")
 CLOSE = 1e-4
 """Where two models label a token differently with scores nearer to each other than this, it is a close call."""
@@ -126,12 +120,12 @@ class TokenClassification(Task):
         Returns:
             The text, and ``{"start", "end", "label"}``: a list each, of words in order.
         """
-        labels = _read_list(label)
+        labels = read_list(label)
         if labels is None:
             raise ValueError("the label is no list of names or whole numbers, and no list of entities with start, end and label")
-        words = _read_list(texts[0])
+        words = read_list(texts[0])
         if words is None:
-            return (texts[0],), _tagged_text(texts[0], labels)
+            return (texts[0],), tagged_text(texts[0], labels)
         if not all(isinstance(word, str) for word in words):
             raise ValueError("the words are not all text")
         if not all(type(one) in (str, int) for one in labels):
@@ -194,13 +188,13 @@ class TokenClassification(Task):
         return Features(encodings, Origins(owners, self._notes([texts[owner] for owner in owners.tolist()], encodings, encoder)))
 
     def _notes(self, texts: Sequence[str], encodings: Sequence[Encoding], encoder: TextEncoder) -> list[bytes]:
-        """Of each of the model's rows: the tokens that are text, not the tokenizer's own, as :class:`_Tokens` reads them."""
-        vocabulary = _Vocabulary.of(encoder)
+        """Of each of the model's rows: the tokens that are text, not the tokenizer's own, as :class:`Tokens` reads them."""
+        vocabulary = Vocabulary.of(encoder)
         lengths = [len(encoding) for encoding in encodings]
         ids = _flat([encoding.ids for encoding in encodings])
         places = np.array([*chain.from_iterable(encoding.offsets for encoding in encodings)], dtype=np.int64).reshape(-1, 2)
         rows = np.repeat(np.arange(len(lengths)), lengths)
-        table = np.empty((len(ids), 4), dtype=_NUMBERS)
+        table = np.empty((len(ids), 4), dtype=NUMBERS)
         table[:, 0] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         table[:, 1:3] = places
         unknown = np.zeros(len(ids), dtype=np.bool_) if self.unknown is None else ids == self.unknown
@@ -211,10 +205,10 @@ class TokenClassification(Task):
         kept = np.flatnonzero(_flat([encoding.special_tokens_mask for encoding in encodings]) == 0)
         bounds = np.searchsorted(rows[kept], np.arange(len(lengths) + 1)).tolist()
         table, spelled = table[kept], words[kept].tolist()
-        return [_Tokens.pack(table[start:end], spelled[start:end]) for start, end in pairwise(bounds)]
+        return [Tokens.pack(table[start:end], spelled[start:end]) for start, end in pairwise(bounds)]
 
     def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
-        tokens = _Tokens.unpack(origins.notes)
+        tokens = Tokens.unpack(origins.notes)
         scores = _softmax(outputs["logits"][tokens.rows, tokens.positions])
         ignored = _label_list(options["ignore_labels"])
         strategy = options["aggregation_strategy"]
@@ -224,13 +218,13 @@ class TokenClassification(Task):
             found[origins.owners[row]].append(entity)
         windows = np.bincount(origins.owners, minlength=origins.count)
         for owner in np.flatnonzero(windows > 1).tolist():
-            found[owner] = _without_overlaps(found[owner])
+            found[owner] = without_overlaps(found[owner])
         entities = np.empty((origins.count, 1), dtype=np.object_)
         entities[:, 0] = [json.dumps(row, ensure_ascii=False).encode() for row in found]
         return {"ENTITIES": entities}
 
     def _single(
-        self, tokens: _Tokens, scores: npt.NDArray[np.float32], _strategy: str, ignored: set[str]
+        self, tokens: Tokens, scores: npt.NDArray[np.float32], _strategy: str, ignored: set[str]
     ) -> Iterator[tuple[int, Entity]]:
         """Each token whose label is not ignored, with the row it is in."""
         best = scores.argmax(axis=-1)
@@ -242,12 +236,12 @@ class TokenClassification(Task):
             yield row, {**named, "start": start, "end": end}
 
     def _grouped(
-        self, tokens: _Tokens, scores: npt.NDArray[np.float32], strategy: str, ignored: set[str]
+        self, tokens: Tokens, scores: npt.NDArray[np.float32], strategy: str, ignored: set[str]
     ) -> Iterator[tuple[int, Entity]]:
         """Each entity whose kind is not ignored, with the row it is in."""
         whole = strategy != "simple"
         firsts = tokens.word_starts() if whole else np.arange(len(tokens.rows))
-        label, score = _APPLY[strategy](scores, firsts)
+        label, score = LABELLED_BY[strategy](scores, firsts)
         rows = tokens.rows[firsts]
         new = np.ones(len(firsts), dtype=np.bool_)
         new[1:] = (self._kinds[label][1:] != self._kinds[label][:-1]) | self._begins[label][1:] | (rows[1:] != rows[:-1])
@@ -406,113 +400,6 @@ class TokenClassification(Task):
         return np.zeros(len(original["ENTITIES"]), dtype=np.bool_)
 
 
-def first_tokens(starts: Integers, ends: Integers, words: Mapping[str, Any]) -> Integers:
-    """``[words]``: which token is the first of each word, -1 where it has none (it was cut off, or the tokenizer drops it).
-
-    Args:
-        starts, ends: ``[tokens]``, places in the text, ascending.
-        words: ``start`` and ``end``, ascending.
-    """
-    begin, stop = (np.array(words[side], dtype=np.int64) for side in ("start", "end"))
-    if not len(starts):
-        return np.full(len(begin), -1, dtype=np.int64)
-    first = np.searchsorted(ends, begin, side="right")  # some tokenizers put the space before a word to its first token
-    inside = np.minimum(first, len(starts) - 1)
-    return np.where((first < len(starts)) & (starts[inside] < stop), inside, -1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tokens:
-    """Tokens of several of the model's rows, those of the tokenizer's own left out.
-
-    Args:
-        rows: ``[tokens]``, which of the rows each is in.
-        positions: where it stands there.
-        starts, ends: where it stands in the text, in characters.
-        continues: whether it continues the word of the token before.
-        words: how the tokenizer spells it.
-    """
-
-    rows: Integers
-    positions: Integers
-    starts: Integers
-    ends: Integers
-    continues: Flags
-    words: list[str]
-
-    @staticmethod
-    def pack(table: npt.NDArray[np.int32], words: list[str]) -> bytes:
-        """The note of one row: how many tokens, four numbers of each, their spellings as JSON."""
-        return _COUNT.pack(len(words)) + table.tobytes() + json.dumps(words, ensure_ascii=False).encode()
-
-    @classmethod
-    def unpack(cls, notes: Sequence[bytes]) -> Self:
-        """The tokens of rows that :meth:`pack` packed."""
-        counts = [_COUNT.unpack_from(note)[0] for note in notes]
-        tables = [np.frombuffer(note, _NUMBERS, 4 * count, _COUNT.size) for note, count in zip(notes, counts, strict=True)]
-        table = np.concatenate(tables).reshape(-1, 4).astype(np.int64)
-        ends = [_COUNT.size + part.nbytes for part in tables]
-        words = list(chain.from_iterable(json.loads(note[end:]) for note, end in zip(notes, ends, strict=True)))
-        positions, starts, stops, continues = table.T
-        rows = np.repeat(np.arange(len(notes)), counts)
-        return cls(rows=rows, positions=positions, starts=starts, ends=stops, continues=continues > 0, words=words)
-
-    def word_starts(self) -> Integers:
-        """Positions of the tokens that begin a word; a row's first does."""
-        begins = ~self.continues
-        begins[0] = True
-        begins[1:] |= self.rows[1:] != self.rows[:-1]
-        return np.flatnonzero(begins)
-
-
-_COUNT = struct.Struct("<i")
-_NUMBERS = np.dtype("<i4")
-
-
-class _Vocabulary:
-    """What of a tokenizer is looked up for every token.
-
-    Args:
-        tokenizer: a copy of what it says is kept: changes do not show.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        ids = tokenizer.get_vocab(with_added_tokens=True).values()
-        self.spelled = np.array([tokenizer.id_to_token(token) or "" for token in range(max(ids) + 1)], dtype=np.object_)
-        self._lengths = np.array([len(token) for token in self.spelled], dtype=np.int64)
-        self._marks = bool(getattr(tokenizer.model, "continuing_subword_prefix", None))
-
-    @staticmethod
-    def of(encoder: TextEncoder) -> _Vocabulary:
-        """That of an encoder, made once."""
-        if encoder not in _VOCABULARIES:
-            _VOCABULARIES[encoder] = _Vocabulary(encoder.tokenizer)
-        return _VOCABULARIES[encoder]
-
-    def continues(self, ids: Integers, places: Integers, rows: Integers, texts: Sequence[str]) -> Flags:
-        """``[tokens]``: whether each continues the word of the token before, by the pipeline's rules.
-
-        Args:
-            ids: ``[tokens]``.
-            places: ``[tokens, 2]``, start and end in the text.
-            rows: ``[tokens]``, whose text.
-            texts: by row.
-        """
-        starts, ends = places.T
-        found: Flags
-        if self._marks:
-            found = self._lengths[ids] != ends - starts
-            return found
-        sizes = np.array([len(text) + 1 for text in texts])  # one beyond the end, where there is no space
-        spaces = np.frombuffer(("\0".join(texts) + "\0").encode("utf-32-le"), dtype="<u4") == ord(" ")
-        here = (np.cumsum(sizes) - sizes)[rows] + starts
-        found = (starts > 0) & ~spaces[here - 1] & ~spaces[here]
-        return found
-
-
-_VOCABULARIES: WeakKeyDictionary[TextEncoder, _Vocabulary] = WeakKeyDictionary()
-
-
 def _flat(lists: Sequence[Sequence[int]]) -> Integers:
     return np.array([*chain.from_iterable(lists)], dtype=np.int64)
 
@@ -521,50 +408,6 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     scores: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     return scores
-
-
-Chosen = tuple[Integers, npt.NDArray[np.float32]]
-"""Label and score of each unit: a token or a word."""
-
-
-def _by_first(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
-    """Each word as its first token; so too each token as itself."""
-    return scores[firsts].argmax(axis=-1), scores[firsts].max(axis=-1)
-
-
-def _by_average(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
-    """Each word by the mean of its tokens' scores."""
-    counts = np.diff(np.append(firsts, len(scores))).astype(scores.dtype)
-    means = np.add.reduceat(scores, firsts, axis=0) / counts[:, None]
-    return means.argmax(axis=-1), means.max(axis=-1)
-
-
-def _by_surest(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
-    """Each word as its surest token, of equally sure ones the first."""
-    each = scores.max(axis=-1)
-    most = np.maximum.reduceat(each, firsts)
-    words = np.repeat(np.arange(len(firsts)), np.diff(np.append(firsts, len(scores))))
-    surest = np.flatnonzero(each == most[words])
-    chosen = surest[np.unique(words[surest], return_index=True)[1]]
-    return scores[chosen].argmax(axis=-1), most
-
-
-_APPLY = {"simple": _by_first, "first": _by_first, "average": _by_average, "max": _by_surest}
-
-
-def _without_overlaps(entities: list[Entity]) -> list[Entity]:
-    """Entities of a text's windows → of those that overlap the longest, then the surest. As the pipeline does it, where one of no
-    length that stands first appears twice."""
-    ranked = sorted(entities, key=lambda entity: entity["start"])
-    kept: list[Entity] = []
-    last = ranked[0] if ranked else {}
-    for entity in ranked:
-        if last["start"] <= entity["start"] < last["end"]:
-            last = max(last, entity, key=lambda one: (one["end"] - one["start"], one["score"]))
-        else:
-            kept.append(last)
-            last = entity
-    return [*kept, last] if ranked else kept
 
 
 def _label_list(text: str) -> set[str]:
@@ -587,44 +430,6 @@ def _label_list(text: str) -> set[str]:
 def _refuse_pairs(pair: bool) -> None:
     if pair:
         raise ValueError("token-classification takes single texts, not pairs")
-
-
-def _read_list(value: Any) -> list[Any] | None:
-    """A list, or the JSON of one; None where it is neither."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
-    return value if isinstance(value, list) else None
-
-
-_WORD = re.compile(r"\w+|[^\w\s]")
-
-
-def _tagged_text(text: Any, entities: list[Any]) -> dict[str, list[Any]]:
-    """A text and its entities → its words, punctuation apart, with ``B-`` and ``I-`` before the entities' labels."""
-    if not isinstance(text, str):
-        raise ValueError(f"the words are {type(text).__name__}, not a list, and no text either")
-    spans = sorted((_span(entity, text) for entity in entities), key=lambda span: span[0])
-    if any(one[1] > other[0] for one, other in pairwise(spans)):
-        raise ValueError("entities overlap")
-    edges = sorted({0, len(text), *(place for start, end, _ in spans for place in (start, end))})
-    parts = pairwise(edges)
-    words = [match.span() for start, end in parts for match in _WORD.finditer(text, start, end)]
-    labels = [OUTSIDE] * len(words)
-    for start, end, label in spans:
-        inside = [index for index, word in enumerate(words) if start <= word[0] < end]
-        for index in inside:
-            labels[index] = f"{'B' if index == inside[0] else 'I'}-{label}"
-    return {"start": [start for start, _ in words], "end": [end for _, end in words], "label": labels}
-
-
-def _span(entity: Any, text: str) -> tuple[int, int, str]:
-    match entity:
-        case {"start": int(start), "end": int(end), "label": str(label)} if 0 <= start < end <= len(text):
-            return start, end, label
-    raise ValueError(f"no entity of this text with start, end and label: {entity!r:.80}")
 
 
 def _label(item: Entity) -> str:
