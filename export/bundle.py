@@ -15,24 +15,30 @@ from export.sources import checkpoint_files, checkpoint_folder, load_rows
 from serving.artifact import MANIFEST, inputs_record, is_current, publish, read_manifest, write_manifest
 from serving.bundle import PRECISIONS
 from serving.errors import ArtifactError, DataError, ExportError, GateError
+from serving.runtime import tasks
 from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
-SHAPING = tuple(
-    Path(__file__).parent / f"{name}.py"
-    for name in (
-        "checkpoint",
-        "convert",
-        "graph",
-        "metric",
-        "optimize",
-        "original",
-        "pooled",
-        "rows",
-        "tails",
-        "variants",
-        "verify",
-    )
+RUNTIME = Path(tasks.__file__).parents[1]
+SHAPING = (
+    *sorted(Path(tasks.__file__).parent.glob("*.py")),
+    RUNTIME / "tokenization.py",
+    *(
+        Path(__file__).parent / f"{name}.py"
+        for name in (
+            "checkpoint",
+            "convert",
+            "graph",
+            "metric",
+            "optimize",
+            "original",
+            "pooled",
+            "rows",
+            "tails",
+            "variants",
+            "verify",
+        )
+    ),
 )
 """The modules that decide what a bundle holds: after an upgrade that changed one, a bundle is not up to date."""
 
@@ -172,7 +178,7 @@ def find_source(options: ExportOptions) -> Source:
     task_type = task_class(options.task)
     checkpoints.require_task(config, task_type, name)
     trained = read_manifest(folder, "checkpoint") if (folder / MANIFEST).is_file() else {}
-    if trained.get("task", options.task) not in (options.task, task_type.optimum_task):
+    if trained.get("task", options.task) not in (options.task, task_type.trained_as):
         known = trained["task"]
         raise ArtifactError(f"{folder} was fine-tuned for {known}, not {options.task}", hint=f"give --task {known}")
     pair = len(options.columns.resolved(task_type).texts) == 2 or bool(trained.get("pair"))

@@ -79,7 +79,7 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
         found = ", ".join(architectures) or "no architecture"
         raise ArtifactError(
             f"{location} is no {task.name} checkpoint: its config names {found}, not one that ends in {suffix}",
-            hint=f"fine-tune it first with: tritonize finetune --task {task.optimum_task or task.name} --checkpoint {location}",
+            hint=f"fine-tune it first with: tritonize finetune --task {task.trained_as or task.name} --checkpoint {location}",
         )
 
 

@@ -120,6 +120,16 @@ def _take_columns(given: dict[str, Any]) -> Columns:
     )
 
 
+def _drop_rows_of_other_data(ctx: click.Context, given: dict[str, Any]) -> None:
+    """Whoever trains on rows of their own over a recipe's does not mean to be judged on the recipe's."""
+    own = ctx.get_parameter_source("train") is click.core.ParameterSource.COMMANDLINE
+    if own and given["train"] != (ctx.default_map or {}).get("train"):
+        left = [name for name in ("validation", "test") if ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT_MAP]
+        given.update(dict.fromkeys(left))
+        if left:
+            click.echo(f"the recipe's {' and '.join(left)} rows are left out: they belong to its own training rows", err=True)
+
+
 @click.command("finetune")
 @_shared
 @click.option("--checkpoint", required=True, help="Folder, name on the Hugging Face Hub, or quickstart:minilm.")
@@ -141,6 +151,7 @@ def finetune_command(as_json: bool, **given: Any) -> None:
 
     from export.finetune import FinetuneOptions, Hyperparameters, finetune
 
+    _drop_rows_of_other_data(click.get_current_context(), given)
     training = Hyperparameters(**{field.name: given.pop(field.name) for field in fields(Hyperparameters)})
     options = FinetuneOptions(columns=_take_columns(given), setting=_take_setting(given), training=training, **given)
     manifest = finetune(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ def require_supported(config: dict[str, Any], task: type[Task]) -> None:
         raise ExportError(f"Optimum cannot export the architecture {model_type!r}", hint=tested) from None
     if (task.optimum_task or task.name) not in tasks:
         known = ", ".join(sorted(tasks))
-        raise ExportError(f"Optimum cannot export the architecture {model_type!r} for {task.name}, only for {known}")
+        name = task.optimum_task or task.name
+        raise ExportError(f"Optimum cannot export the architecture {model_type!r} for {name}, only for {known}")
 
 
 def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> Path:
@@ -107,7 +109,8 @@ def exporter_kept_quiet() -> Iterator[None]:
     """Silence what tracing and quantising say about themselves: whether the graph is right is measured, not read off warnings."""
     loggers = [logging.getLogger(name) for name in (None, "optimum", "onnxruntime", "torch.onnx")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    printed = contextlib.redirect_stdout(io.StringIO())  # standard output is for results
+    with printed, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -120,10 +120,10 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
 
 
 def _require_trainable(task: type[Task]) -> None:
-    if task.optimum_task:
+    if task.trained_as:
         raise DataError(
-            f"checkpoints of {task.name} are fine-tuned as {task.optimum_task}",
-            hint=f"give --task {task.optimum_task}, then export",
+            f"checkpoints of {task.name} are fine-tuned as {task.trained_as}",
+            hint=f"give --task {task.trained_as}, then export",
         )
 
 

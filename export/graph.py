@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-from serving.errors import SetupError
+from serving.errors import ExportError, SetupError
 from serving.runtime.tasks.base import Arrays
 
 EXTERNAL_ABOVE = 2**31 - 2**26
@@ -55,6 +56,7 @@ def session(path: Path, *, providers: Sequence[Any] = ("CPUExecutionProvider",),
 
     Raises:
         SetupError: ONNX Runtime could not load a provider.
+        ExportError: the graph is none that it can run.
     """
     names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
     if "CUDAExecutionProvider" in names:
@@ -64,7 +66,10 @@ def session(path: Path, *, providers: Sequence[Any] = ("CPUExecutionProvider",),
     options.log_severity_level = 3  # errors; they are raised as well
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    running = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    try:
+        running = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    except (errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.Fail, errors.RuntimeException) as error:
+        raise ExportError(f"ONNX Runtime cannot load {path.name}: {type(error).__name__}: {str(error)[:400]}") from error
     loaded = running.get_providers()
     if missing := [name for name in names if name not in loaded]:
         # it falls back to the CPU with no more than a line in its log

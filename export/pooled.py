@@ -13,8 +13,8 @@ from serving.errors import ExportError
 from serving.prologue import MASK
 
 _P = "pooled/"
-LEAST = -1e9
-"""Stands for padding where the largest is looked for."""
+LEAST = -1e4
+"""Stands for padding where the largest is looked for: less than any value of a layer, and still a number in fp16."""
 
 Nodes = list[onnx.NodeProto]
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
 from export.pooled import pooled
+from serving.errors import ExportError
 from serving.runtime.tasks.base import Task
 
 
@@ -20,13 +21,19 @@ def add_tail(path: Path, task: Task) -> str | None:
 
     Returns:
         What the manifest is to say about it, if anything.
+
+    Raises:
+        ExportError: an output that the task reads is not there.
     """
-    if not task.tail:
-        return None
     model = graph.load(path)
-    said = TAILS[task.tail](model, task)
-    onnx.checker.check_model(model)
-    graph.save(model, path)
+    said = None
+    if task.tail:
+        said = TAILS[task.tail](model, task)
+        onnx.checker.check_model(model)
+        graph.save(model, path)
+    found = [output.name for output in model.graph.output]
+    if missing := [name for name in task.outputs_read if name not in found]:
+        raise ExportError(f"the graph gives {', '.join(found)}, not {', '.join(missing)}, which {task.name} reads")
     return said
 
 

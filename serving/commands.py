@@ -206,12 +206,10 @@ def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
 
     lines = argument_lines(texts) if texts else input_lines()
     for answer in pipe.stream(rows()):
-        if as_json:
-            click.echo(json.dumps(answer, ensure_ascii=False))
-        elif isinstance(answer, dict) and set(answer) == {"label", "score"}:
+        if isinstance(answer, dict) and set(answer) == {"label", "score"} and not as_json:
             click.echo(f"{answer['label']}\t{answer['score']:.4f}")
         else:
-            click.echo(answer)
+            click.echo(json.dumps(answer, ensure_ascii=False))
 
 
 def _predict_file(pipe: Any, input_file: Path, output_file: Path, columns: Any) -> None:

@@ -34,6 +34,7 @@ TOKENIZERS = {
     "albert": "unigram",
     "deberta-v2": "unigram",
     "xlm-roberta": "unigram",
+    "camembert": "unigram",
 }
 ARCHITECTURES = tuple(TOKENIZERS)
 LABELS = ("negative", "positive")

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from export import graph, optimize
-from serving.errors import SetupError
+from serving.errors import ExportError, SetupError
 from serving.runtime.tokenization import TextEncoder
 
 from .conftest import review_rows
@@ -134,3 +135,12 @@ def test_nothing_loaded_may_bring_its_own_code() -> None:
         assert keywords.get("trust_remote_code") == "False", name
         if ast.unparse(loader) not in ("AutoConfig", "AutoTokenizer"):
             assert keywords.get("use_safetensors") == "True", name
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    node = helper.make_node("NoSuchOperator", ["x"], ["y"])
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(helper.make_graph([node], "g", tensors[:1], tensors[1:])), path)
+    with pytest.raises(ExportError, match="cannot load model.onnx: .*NoSuchOperator"):
+        graph.session(path)

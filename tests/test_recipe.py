@@ -48,6 +48,34 @@ def test_recipe_gives_defaults_and_flags_win(tmp_path: Path, given: dict[str, An
     assert given["opset"] == 18, "what the recipe does not name keeps its default"
 
 
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ([], ("t.csv", "v.csv", "e.csv")),
+        (["--epochs", "1"], ("t.csv", "v.csv", "e.csv")),
+        (["--train", "t.csv"], ("t.csv", "v.csv", "e.csv")),
+        (["--train", "mine.csv"], ("mine.csv", None, None)),
+        (["--train", "mine.csv", "--test", "own.csv"], ("mine.csv", None, "own.csv")),
+    ],
+)
+def test_other_training_rows_are_not_judged_on_those_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], kept: tuple[str | None]
+) -> None:
+    from export import finetune
+
+    seen: list[finetune.FinetuneOptions] = []
+
+    def record(options: finetune.FinetuneOptions) -> dict[str, Any]:
+        seen.append(options)
+        return {"figures": {}}
+
+    monkeypatch.setattr(finetune, "finetune", record)
+    content = '[finetune]\ncheckpoint = "c"\ntrain = "t.csv"\nvalidation = "v.csv"\ntest = "e.csv"\n'
+    assert cli.main(["finetune", "--recipe", recipe(tmp_path, content), *flags]) == 0
+    assert [(options.train, options.validation, options.test) for options in seen] == [kept]
+    assert ("left out" in capsys.readouterr().err) == (kept[1] is None)
+
+
 def test_precision_takes_commas_and_repetition(given: dict[str, Any]) -> None:
     assert cli.main(["export", "--precision", "fp16,int8", "--precision", "fp32"]) == 0
     assert given["precision"] == (("fp16", "int8"), ("fp32",))
@@ -86,8 +114,10 @@ def test_builtin_recipes_are_complete(name: str, monkeypatch: pytest.MonkeyPatch
         raise click.Abort
 
     monkeypatch.setattr(finetune, "finetune", stop)
-    assert cli.main(["finetune", "--recipe", name]) == 1
     content = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+    if "finetune" not in content:
+        pytest.skip("a recipe for checkpoints that are fine-tuned already")
+    assert cli.main(["finetune", "--recipe", name]) == 1
     assert seen[0].name == content["name"]
     assert seen[0].training.epochs == content["finetune"]["epochs"]
     assert commands.finetune_command.name == "finetune"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+import evaluate
 import pytest
 
 from export.cli import main
@@ -236,3 +238,33 @@ def test_predict(server: ServeOptions, pipeline: Any, tmp_path: Path, capsys: py
     answered = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
     assert [list(line) for line in answered] == [["question", "context", "answer"]] * 5
     assert_same([line["answer"] for line in answered], pipeline(answering.texts(5, seed=3)))
+
+
+class Exact(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
+    """What SQuAD's own, which is on the Hub, calls exact match."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        answers = datasets.Sequence({"text": datasets.Value("string"), "answer_start": datasets.Value("int32")})
+        text = datasets.Value("string")
+        features = {"predictions": {"id": text, "prediction_text": text}, "references": {"id": text, "answers": answers}}
+        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(features))
+
+    def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+        pairs = zip(predictions, references, strict=True)
+        return {"exact": sum(one["prediction_text"] in other["answers"]["text"] for one, other in pairs) / len(predictions)}
+
+
+def test_an_evaluator_finds_the_same_metric_as_with_the_pipeline(pipe: TritonPipeline, pipeline: Any) -> None:
+    texts = answering.texts(20, seed=9)
+    answers = [pipeline(**row)["answer"] for row in texts[:10]] + ["no such words"] * 10
+    data = datasets.Dataset.from_list(
+        [
+            {**row, "id": str(number), "answers": {"text": [answer], "answer_start": [0]}}
+            for number, (row, answer) in enumerate(zip(texts, answers, strict=True))
+        ]
+    )
+    arguments = {"data": data, "metric": Exact(), "squad_v2_format": False}
+    served, original = (
+        evaluate.evaluator("question-answering").compute(model_or_pipeline=each, **arguments) for each in (pipe, pipeline)
+    )
+    assert served["exact"] == original["exact"] == 0.5

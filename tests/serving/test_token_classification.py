@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
+import evaluate
 import numpy as np
 import pytest
 from tritonclient import grpc, http
@@ -171,3 +173,28 @@ def test_calls_that_the_pipeline_refuses(taggers: Taggers) -> None:
                 pipe("the film", **options)
         with pytest.raises(TypeError, match="each row must be a string"):
             pipe([["the", "film"]])
+
+
+class Words(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
+    """The share of right words, in the form in which seqeval, which is on the Hub, takes them."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        row = datasets.Sequence(datasets.Value("string"))
+        features = datasets.Features({"predictions": row, "references": row})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+        found, wanted = ([label for row in side for label in row] for side in (predictions, references))
+        return {"right": sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted)}
+
+
+def test_an_evaluator_finds_the_same_metric_as_with_the_pipeline(taggers: Taggers) -> None:
+    choose = random.Random(5)
+    # without spaces, as the evaluator fails where a tokenizer's words begin with them, whoever answers
+    rows = [[word for _ in range(choose.randint(1, 6)) for word in (choose.choice(WORDS[:10]), ",")] for _ in range(20)]
+    data = datasets.Dataset.from_list([{"tokens": row, "ner_tags": [choose.choice(LABELS) for _ in row]} for row in rows])
+    evaluator = evaluate.evaluator("token-classification")
+    with taggers.open() as pipe:
+        served = evaluator.compute(model_or_pipeline=pipe, data=data, metric=Words(), join_by="")
+    original = evaluator.compute(model_or_pipeline=taggers.pipeline, data=data, metric=Words(), join_by="")
+    assert served["right"] == original["right"] > 0

@@ -145,6 +145,17 @@ def test_a_graph_gives_what_pooling_the_pipeline_gives(
 # -- what a checkpoint says ------------------------------------------------------------------------------------------------------
 
 
+def test_the_largest_of_tokens_is_found_in_fp16_too(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pairs_file(tmp_path / "pairs.tsv", 20, seed=3)
+    given = ["--checkpoint", str(tiny_checkpoint), "--test", str(rows), "--artifacts", str(tmp_path), "--json"]
+    chosen = ["--task", "feature-extraction", "--setting", "pooling=max", "--precision", "fp16"]
+    assert cli.main(["export", *given, *chosen, "--max-metric-drop", "100"]) == 0
+    figures = json.loads(capsys.readouterr().out)["precisions"]["fp16"]["figures"]
+    assert figures["label_agreement"] > 0.99
+
+
 def said(tmp_path: Path, files: dict[str, Any], **chosen: Any) -> dict[str, Any]:
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}), encoding="utf-8")
     write_files(files, tmp_path)

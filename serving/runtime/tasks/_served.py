@@ -6,7 +6,7 @@ Triton runs this, so it imports the standard library and numpy alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -161,9 +161,9 @@ class ServedTask(ABC):
 
     # -- the ensemble ---------------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def inputs(self) -> tuple[Tensor, ...]:
-        """Tensors of a request."""
+        """Tensors of a request: here one text."""
+        return (Tensor("TEXT", "TYPE_STRING"),)
 
     @abstractmethod
     def outputs(self) -> tuple[Tensor, ...]:
@@ -237,13 +237,32 @@ class ServedTask(ABC):
             raise TypeError(f"{self.name} takes its inputs as one argument, not {len(inputs)}")
         return inputs[0], options
 
-    @abstractmethod
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
-        """What a user hands to ``transformers.pipeline`` → one tuple of strings per row, in the order of :meth:`inputs`.
+        """What a user hands to ``transformers.pipeline`` → one tuple of strings per row, in the order of :meth:`inputs`. Here a
+        string, or a list of strings.
 
         Raises:
             TypeError, ValueError: the input is not of a form the pipeline takes; the message says which are.
         """
+        rows = inputs if isinstance(inputs, list | tuple) else [inputs]
+        for row in rows:
+            if not isinstance(row, str):
+                raise TypeError(f"each row must be a string, not {row!r:.80}")
+        return [(row,) for row in rows]
+
+    def refuse_options(self, given: Mapping[str, Any], *shown: str, known: Collection[str] = ()) -> None:
+        """Refuse options of a call that are not the pipeline's.
+
+        Args:
+            given: those that are not the server's, or shape an answer too.
+            shown: names of those the pipeline has.
+            known: those it has too, but nobody is told of.
+
+        Raises:
+            TypeError: there is another one.
+        """
+        if unknown := [name for name in given if name not in {*shown, *known, *self.shaping}]:
+            raise TypeError(f"{self.name} has no option {', '.join(unknown)}; it has {', '.join((*self.options, *shown))}")
 
     def asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Options of a call of the pipeline → those of the request. None leaves the choice to the server, as does silence.

@@ -32,7 +32,9 @@ class Task(ServedTask):
     auto_model: ClassVar[str]
     """Auto class of ``transformers`` that loads a checkpoint of this task (a name: nothing here imports torch)."""
     optimum_task: ClassVar[str] = ""
-    """As Optimum exports it and as its checkpoints are fine-tuned, where that has another :attr:`name`."""
+    """As Optimum exports it, where that has another :attr:`name`."""
+    trained_as: ClassVar[str] = ""
+    """The task that its checkpoints are fine-tuned for, where that is another one."""
     heads: ClassVar[tuple[str, ...]] = ("logits",)
     """The outputs of the model in ``transformers`` that matter, in the order it gives them."""
     tail: ClassVar[str] = ""
@@ -195,9 +197,10 @@ class Task(ServedTask):
 
     # -- training -------------------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def head(self) -> dict[str, Any]:
-        """What ``from_pretrained`` must be told about the head to train: ``num_labels``, ``id2label``, ``problem_type`` …"""
+        """What ``from_pretrained`` must be told about the head to train (``num_labels``, ``id2label``, ``problem_type`` …): here
+        nothing."""
+        return {}
 
     def training_features(self, texts: Columns, encoder: TextEncoder) -> Features:
         """Texts of :meth:`labelled` rows → rows for the model while it is trained: here as requests become them."""

@@ -169,9 +169,6 @@ class FeatureExtraction(Task):
         """The first texts of all pairs, then the second ones."""
         return [[text for column in columns for text in column]]
 
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (Tensor("TEXT", "TYPE_STRING"),)
-
     def outputs(self) -> tuple[Tensor, ...]:
         return (Tensor("EMBEDDING", "TYPE_FP32", (self.dims,)),)
 
@@ -208,13 +205,6 @@ class FeatureExtraction(Task):
             embeddings[:, options["truncate_dim"] :] = 0
         return {"EMBEDDING": _unit(embeddings) if options["normalize"] else embeddings}
 
-    def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
-        rows = inputs if isinstance(inputs, list | tuple) else [inputs]
-        for row in rows:
-            if not isinstance(row, str):
-                raise TypeError(f"each row must be a string, not {row!r:.80}")
-        return [(row,) for row in rows]
-
     has_pipeline: ClassVar[bool] = False
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
@@ -223,9 +213,7 @@ class FeatureExtraction(Task):
         The pipeline gives a tensor of torch there, which no client needs to have: ``torch.from_numpy`` makes one. With
         ``truncate_dim`` only that many numbers.
         """
-        if unknown := set(options) - {"return_tensors", "truncate_dim"}:
-            known = ", ".join((*self.options, "return_tensors"))
-            raise TypeError(f"{self.name} has no option {', '.join(sorted(unknown))}; it has {known}")
+        self.refuse_options(options, "return_tensors")
         as_arrays = options.get("return_tensors", False)
         if not isinstance(as_arrays, bool | None):
             raise TypeError(f"return_tensors must be true (arrays of numpy) or false (lists), not {as_arrays!r:.80}")
@@ -246,9 +234,6 @@ class FeatureExtraction(Task):
     @property
     def main_metric(self) -> str:
         return "spearman"
-
-    def head(self) -> dict[str, Any]:
-        return {}
 
     def targets(self, features: Features, references: Sequence[Any]) -> dict[str, list[Any]]:  # noqa: ARG002 - one per pair
         return {"labels": list(references)}

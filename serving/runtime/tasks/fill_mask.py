@@ -167,9 +167,6 @@ class FillMask(Task):
 
     # -- the ensemble ----------------------------------------------------------------------------------------------------------
 
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (Tensor("TEXT", "TYPE_STRING"),)
-
     def outputs(self) -> tuple[Tensor, ...]:
         return (Tensor("PREDICTIONS", "TYPE_STRING"),)
 
@@ -299,13 +296,6 @@ class FillMask(Task):
             raise TypeError(f"tokenizer_kwargs may hold truncation only, not {', '.join(sorted(set(kwargs) - {'truncation'}))}")
         return inputs, {**kwargs, **options}
 
-    def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
-        rows = inputs if isinstance(inputs, list | tuple) else [inputs]
-        for row in rows:
-            if not isinstance(row, str):
-                raise TypeError(f"each row must be a string, not {row!r:.80}")
-        return [(row,) for row in rows]
-
     def ask_pipeline(self, pipeline: Any, rows: Sequence[Sequence[str]], *, max_length: int) -> list[Any]:
         cut = {"truncation": True, "max_length": max_length}
         found: list[Any] = pipeline([text for (text,) in rows], batch_size=len(rows), tokenizer_kwargs=cut)
@@ -313,8 +303,7 @@ class FillMask(Task):
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """A list of ``{"score", "token", "token_str", "sequence"}`` per row, best first; of several masks a list of such lists."""
-        if options:
-            raise TypeError(f"{self.name} has no option {', '.join(sorted(options))}; it has {', '.join(self.options)}")
+        self.refuse_options(options)
         return [json.loads(row) for row in answers["PREDICTIONS"][:, 0]]
 
     def pipeline_result(self, inputs: Any, answers: list[Any], options: Mapping[str, Any]) -> Any:
@@ -330,9 +319,6 @@ class FillMask(Task):
     @property
     def main_metric(self) -> str:
         return "accuracy"
-
-    def head(self) -> dict[str, Any]:
-        return {}
 
     def targets_of(self, encoding: Encoding, reference: int | None) -> list[int]:
         """Targets of a row: the right token where its mask stands. A row without a reference has none yet."""

@@ -140,8 +140,7 @@ class MultipleChoice(Task):
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """``{"choice", "score", "scores"}`` per row."""
-        if options:
-            raise TypeError(f"{self.name} has no option {', '.join(sorted(options))}; it has {', '.join(self.options)}")
+        self.refuse_options(options)
         rows = zip(answers["CHOICE"][:, 0].tolist(), map(json.loads, answers["SCORES"][:, 0]), strict=True)
         return [{"choice": choice, "score": scores[choice], "scores": scores} for choice, scores in rows]
 
@@ -152,9 +151,6 @@ class MultipleChoice(Task):
     @property
     def main_metric(self) -> str:
         return "accuracy"
-
-    def head(self) -> dict[str, Any]:
-        return {}
 
     def targets(self, features: Features, references: Sequence[Any]) -> dict[str, list[Any]]:
         owners = features.origins.owners

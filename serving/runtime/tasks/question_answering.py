@@ -221,8 +221,7 @@ class QuestionAnswering(Task):
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """``{"score", "start", "end", "answer"}`` per row; a list of them, best first, where it is not one."""
-        if options:
-            raise TypeError(f"{self.name} has no option {', '.join(sorted(options))}; it has {', '.join(self.options)}")
+        self.refuse_options(options)
         rows = [json.loads(row) for row in answers["ANSWERS"][:, 0]]
         return [row[0] if len(row) == 1 else row for row in rows]
 

@@ -180,9 +180,7 @@ class TextClassification(Task):
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """``{"label", "score"}`` per row; where ``top_k`` is given the best ``top_k`` (None: all) as a list, best first."""
-        if unknown := set(options) - {"top_k"}:
-            known = ", ".join((*self.options, "top_k"))
-            raise TypeError(f"text-classification has no option {', '.join(sorted(unknown))}; it has {known}")
+        self.refuse_options(options, "top_k")
         if "top_k" not in options:
             labels, scores = answers["LABEL"][:, 0], answers["SCORE"][:, 0].tolist()
             return [{"label": label.decode(), "score": score} for label, score in zip(labels, scores, strict=True)]

@@ -48,8 +48,8 @@ CLOSE = 1e-4
 """Where two models label a token differently with scores nearer to each other than this, it is a close call."""
 IGNORED = -100
 """Target of a token that teaches nothing."""
-KNOWN_CALLS = {"grouped_entities", "ignore_subwords", "is_split_into_words", "delimiter", "offset_mapping"}
-"""Options of the pipeline that are not the server's."""
+NOT_TAKEN = ("is_split_into_words", "delimiter", "offset_mapping")
+"""Options of the pipeline for texts that are split into words already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +162,6 @@ class TokenClassification(Task):
         return replace(self, decoder=json.dumps(decoder) if decoder else "", unknown=tokenizer.unk_token_id)
 
     # -- the ensemble ----------------------------------------------------------------------------------------------------------
-
-    def inputs(self) -> tuple[Tensor, ...]:
-        return (Tensor("TEXT", "TYPE_STRING"),)
 
     def outputs(self) -> tuple[Tensor, ...]:
         return (Tensor("ENTITIES", "TYPE_STRING"),)
@@ -301,13 +298,9 @@ class TokenClassification(Task):
     # -- the client ------------------------------------------------------------------------------------------------------------
 
     def request_rows(self, inputs: Any) -> list[tuple[str, ...]]:
-        rows = inputs if isinstance(inputs, list | tuple) else [inputs]
-        if not rows:
+        if not inputs and isinstance(inputs, list | tuple):
             raise ValueError("at least one input is required")  # so says the pipeline
-        for row in rows:
-            if not isinstance(row, str):
-                raise TypeError(f"each row must be a string, not {row!r:.80}")
-        return [(row,) for row in rows]
+        return super().request_rows(inputs)
 
     def asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """As the pipeline reads them: ``ignore_labels`` is a list, no strategy is ``none``, and two options that are older than
@@ -333,9 +326,7 @@ class TokenClassification(Task):
         return found
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
-        if unknown := set(options) - KNOWN_CALLS:
-            known = ", ".join((*self.options, "grouped_entities", "ignore_subwords"))
-            raise TypeError(f"token-classification has no option {', '.join(sorted(unknown))}; it has {known}")
+        self.refuse_options(options, "grouped_entities", "ignore_subwords", known=NOT_TAKEN)
         if options.get("is_split_into_words") or options.get("offset_mapping"):
             raise TypeError("texts are split into words by the server: give each as one string, without offset_mapping")
         return [json.loads(row) for row in answers["ENTITIES"][:, 0]]

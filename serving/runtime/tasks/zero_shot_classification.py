@@ -62,6 +62,7 @@ class ZeroShotClassification(Task):
     name: ClassVar[str] = "zero-shot-classification"
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
     optimum_task: ClassVar[str] = "text-classification"
+    trained_as: ClassVar[str] = "text-classification"
     options: ClassVar[Mapping[str, Option]] = {
         **Task.options,
         "hypothesis_template": Option(str),
@@ -226,9 +227,7 @@ class ZeroShotClassification(Task):
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """``{"labels", "scores"}`` per row; :meth:`completed` puts the text before them."""
-        if options:
-            known = ", ".join((*self.options, "candidate_labels"))
-            raise TypeError(f"{self.name} has no option {', '.join(sorted(options))}; it has {known}")
+        self.refuse_options(options)
         rows = zip(answers["LABELS"][:, 0], answers["SCORES"][:, 0], strict=True)
         return [{"labels": json.loads(labels), "scores": json.loads(scores)} for labels, scores in rows]
 

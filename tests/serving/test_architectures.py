@@ -1,0 +1,165 @@
+"""Every architecture with every task it can do: a tiny checkpoint exported, packaged, served, and held against the original.
+
+A tenth of the pairs, in which each architecture and each task occurs, runs always; ``pytest -m matrix`` runs the others.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from export.cli import main
+from serving.client import TritonPipeline
+from serving.repository import PackageOptions, package
+from serving.runtime.tasks import names, task_class
+from serving.supervisor import start_detached, stop
+
+from .. import answering
+from ..conftest import ARCHITECTURES, LABELS, review_rows
+from ..parity import assert_same
+from ..tasks.graphs import MAX_LENGTH, random_checkpoint
+from .conftest import STRANGE_TEXTS, serve_options
+
+NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
+CANDIDATES = ["good", "a dull story", "한국어"]
+TEXTS = [*(text for text in STRANGE_TEXTS if text.strip()), *(text for text, _ in review_rows(12, seed=11))]
+TASKS = tuple(names())
+COVERING = {(architecture, TASKS[place % len(TASKS)]) for place, architecture in enumerate(ARCHITECTURES)}
+PAIRS = [
+    pytest.param(architecture, task, marks=() if (architecture, task) in COVERING else pytest.mark.matrix)
+    for architecture in ARCHITECTURES
+    for task in TASKS
+]
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # the pipelines' own
+    pytest.mark.filterwarnings("ignore:Passing a list of SQuAD examples:FutureWarning"),
+]
+
+
+def labelled_rows(task: str) -> list[dict[str, Any]]:
+    """Rows that a bundle of the task is verified on."""
+    reviews = review_rows(20, seed=12)
+    choose = random.Random(13)
+    match task:
+        case "question-answering":
+            return answering.rows(20, seed=12)
+        case "token-classification":
+            return [{"tokens": text.split(), "ner": [choose.choice(LABELS) for _ in text.split()]} for text, _ in reviews]
+        case "feature-extraction":
+            return [{"sentence1": text, "sentence2": label, "score": choose.random()} for text, label in reviews]
+        case "multiple-choice":
+            return [{"text": text, "choices": [*LABELS], "label": label} for text, label in reviews]
+        case _:
+            return [{"text": text, "label": label} for text, label in reviews]
+
+
+def served(folder: Path, checkpoint: Path, task: str, ask: Callable[[TritonPipeline], Any]) -> Any:
+    """What an ensemble of the checkpoint answers."""
+    rows = labelled_rows(task)
+    if task == "fill-mask":
+        rows = [{"text": row["text"]} for row in rows]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given = ["--checkpoint", checkpoint, "--test", folder / "rows.jsonl", "--task", task, "--max-length", MAX_LENGTH]
+    arguments = ["--name", "tiny", "--artifacts", folder, *given, "--precision", "fp32", "--max-metric-drop", 100]
+    assert main(["export", *map(str, arguments)]) == 0
+    bundle = folder / "tiny" / "bundle"
+    repository = folder / "model_repository"
+    package(PackageOptions(name="tiny", repository=repository, bundle=bundle, precision="fp32", device="cpu", batching="ragged"))
+    options = serve_options(repository)
+    start_detached(options)
+    try:
+        with TritonPipeline("tiny", url=options.grpc_url) as pipe:
+            assert pipe.task == task
+            return ask(pipe)
+    finally:
+        stop(options.http_port)
+
+
+def encoded(checkpoint: Path, texts: list[str], others: list[str] | None = None) -> dict[str, torch.Tensor]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    found = tokenizer(texts, others, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
+    return dict(found)
+
+
+def embeddings(checkpoint: Path) -> Any:
+    """The mean of each text's tokens."""
+    feed = encoded(checkpoint, TEXTS)
+    with torch.inference_mode():
+        hidden = transformers.AutoModel.from_pretrained(checkpoint).eval()(**feed).last_hidden_state
+    mask = feed["attention_mask"][:, :, None]
+    return ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).tolist()
+
+
+def choices(checkpoint: Path) -> Any:
+    """Of each text's choices the scores, and the best."""
+    model = transformers.AutoModelForMultipleChoice.from_pretrained(checkpoint).eval()
+    answers = []
+    for text in TEXTS:
+        feed = encoded(checkpoint, [text] * len(CANDIDATES), CANDIDATES)
+        with torch.inference_mode():
+            scores = model(**{name: values[None] for name, values in feed.items()}).logits.softmax(-1)[0].tolist()
+        answers.append({"choice": int(np.argmax(scores)), "score": max(scores), "scores": scores})
+    return answers
+
+
+def pipeline(task: str, checkpoint: Path) -> Any:
+    found = transformers.pipeline(task, model=str(checkpoint), tokenizer=str(checkpoint), device="cpu")
+    found.tokenizer.model_max_length = MAX_LENGTH
+    return found
+
+
+def compare(folder: Path, checkpoint: Path, task: str) -> None:
+    """What is served, with what the original says."""
+    rows: Any = TEXTS
+    if task == "feature-extraction":
+        assert_same(served(folder, checkpoint, task, lambda pipe: pipe(rows)), embeddings(checkpoint))
+        return
+    if task == "multiple-choice":
+        rows = [{"text": text, "choices": CANDIDATES} for text in TEXTS]
+        assert_same(served(folder, checkpoint, task, lambda pipe: pipe(rows)), choices(checkpoint))
+        return
+    options: dict[str, Any] = {}
+    original = pipeline(task, checkpoint)
+    match task:
+        case "zero-shot-classification":
+            options = {"candidate_labels": CANDIDATES}
+        case "question-answering":
+            rows = [{"question": answering.QUESTION, "context": text} for text in TEXTS]
+        case "token-classification":
+            options = {"aggregation_strategy": "simple"}
+        case "fill-mask":
+            mask = original.tokenizer.mask_token
+            rows = [f"{mask} {text}" for text in TEXTS]
+    found = served(folder, checkpoint, task, lambda pipe: pipe(rows, **options))
+    cut = {"fill-mask": {"tokenizer_kwargs": {"truncation": True}}, "text-classification": {"truncation": True}}
+    asked = {"question-answering": {"max_seq_len": MAX_LENGTH, "doc_stride": 32}}
+    if task in asked:
+        assert_same(found, original(rows, **asked[task]))
+    else:
+        assert_same(found, original(rows, **options, **cut.get(task, {})))
+
+
+@pytest.mark.parametrize(("architecture", "task"), PAIRS)
+def test_a_served_model_answers_as_the_original(tmp_path: Path, architecture: str, task: str) -> None:
+    kind = task_class(task)
+    config = type(transformers.AutoConfig.for_model(architecture))
+    if config not in getattr(transformers, kind.auto_model)._model_mapping:
+        pytest.skip(f"transformers has no {kind.auto_model} of {architecture}")
+    more = NLI if task == "zero-shot-classification" else {}
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", architecture, kind, **more)
+    compare(tmp_path, checkpoint, task)
+
+
+def test_the_pairs_that_always_run_cover_all() -> None:
+    assert {architecture for architecture, _ in COVERING} == set(ARCHITECTURES)
+    assert {task for _, task in COVERING} == set(TASKS)
