@@ -141,6 +141,7 @@ def test_a_graph_that_onnx_runtime_refuses_is_an_error_with_its_reason(tmp_path:
     node = helper.make_node("NoSuchOperator", ["x"], ["y"])
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(helper.make_graph([node], "g", tensors[:1], tensors[1:])), path)
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(helper.make_graph([node], "g", tensors[:1], tensors[1:]), ir_version=10, opset_imports=opset), path)
     with pytest.raises(ExportError, match="cannot load model.onnx: .*NoSuchOperator"):
         graph.session(path)
