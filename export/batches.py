@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.base import Features, Task
 from serving.runtime.tokenization import FIELDS
-
-IGNORED = -100
-"""Target of a position that teaches nothing: the losses of ``transformers`` pass over it."""
 
 
 def training_columns(features: Features, names: Sequence[str], targets: Mapping[str, Sequence[Any]], task: Task) -> dict[str, Any]:

@@ -19,15 +19,18 @@ from serving.runtime import tasks
 from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
+METRICS = Path(__file__).parent / "metrics"
 RUNTIME = Path(tasks.__file__).parents[1]
 SHAPING = (
     *sorted(Path(tasks.__file__).parent.glob("*.py")),
     RUNTIME / "tokenization.py",
+    *sorted(METRICS.glob("*/*.py")),
     *(
         Path(__file__).parent / f"{name}.py"
         for name in (
             "checkpoint",
             "convert",
+            "data",
             "graph",
             "metric",
             "optimize",

@@ -163,11 +163,14 @@ def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColu
         labels.append(label)
     if not labels:
         raise DataError(f"{location} holds no rows")
-    return Rows(location=location, texts=tuple(map(tuple, texts)), labels=_numbers(labels))
+    return Rows(location=location, texts=tuple(map(tuple, texts)), labels=_numbers(labels) if task.reads_digits else tuple(labels))
 
 
 def _numbers(labels: list[Any]) -> tuple[Any, ...]:
-    """Text files know no numbers: what all reads as one becomes one. With a fraction anywhere all are such."""
+    """Text files know no numbers: what all reads as one becomes one, but a code like 007 is none. With a fraction anywhere all are
+    such."""
+    if any(isinstance(label, str) and re.fullmatch(r"-?0[0-9]+", label) for label in labels):
+        return tuple(labels)
     for number, pattern in ((int, r"-?[0-9]+"), (float, r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")):
         if all(isinstance(label, str) and re.fullmatch(pattern, label) for label in labels):
             return tuple(number(label) for label in labels)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from export import graph
+from export.checkpoint import first_line
 from export.convert import exporter_kept_quiet
 from serving.errors import ExportError
 from serving.runtime.tasks.base import Arrays
@@ -47,11 +48,11 @@ def fuse(raw: Path, checkpoint: Path, target: Path) -> str:
             # from_ortmodel: otherwise it deletes the external data of the graph it reads
             optimizer = ORTOptimizer([raw], _config(checkpoint), from_ortmodel=True)
             optimizer.optimize(config, save_dir=folder, file_suffix="")
-        except (NotImplementedError, KeyError) as error:
-            reason = str(error.args[0]).splitlines()[0] if error.args else type(error).__name__
+        except NotImplementedError as error:  # so Optimum says that it does not know the architecture
+            reason = first_line(error)
             graph.save(graph.load(raw), target)
             return f"none: {reason}"
-        except (ValueError, RuntimeError, AttributeError, AssertionError, IndexError, TypeError) as error:
+        except (ValueError, RuntimeError, AttributeError, AssertionError, LookupError, TypeError) as error:
             raise ExportError(f"ONNX Runtime's optimizer failed: {type(error).__name__}: {error}") from error
         graph.save(graph.load(Path(folder) / raw.name), target)
     return "onnxruntime"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
-from export.batches import IGNORED
+from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.base import Arrays, Origins, Task
 
 

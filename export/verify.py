@@ -160,7 +160,8 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
 
     Args:
         reference: its outputs finite.
-        variant: its outputs for the reference's rows. Rows where one is infinite or no number count as wrong and as not agreeing.
+        variant: its outputs for the reference's rows. Rows where one is infinite or no number do not
+            agree, count as wrong in the share of right rows, and as zeros in any other metric; they fail a gate of their own.
     """
     task, rows = reference.task, len(reference.references)
     finite = _finite_rows(variant)

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from serving import streams
 from serving.connection import DEFAULT_URLS, Connection, Protocol, closed_error
@@ -129,7 +129,9 @@ class AsyncTritonPipeline:
 
         async def checked() -> AsyncGenerator[tuple[str, ...], None]:
             async for row in inputs:
-                yield task.request_rows(task.call(([row],), options)[0])[0]
+                (request,) = task.request_rows(task.call(([row],), options)[0])
+                task.check_rows([request])
+                yield request
 
         rows = checked()
         chosen = _Options.of(task, asked)
@@ -254,6 +256,7 @@ class TritonPipeline:
     def __init__(self, name: str, **arguments: Any) -> None:
         self._pipeline = AsyncTritonPipeline(name, **arguments)
         self._closed = False
+        self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"TritonPipeline {name}", daemon=True)
         self._thread.start()
@@ -299,12 +302,15 @@ class TritonPipeline:
 
     def close(self) -> None:
         """Close the connection and end the thread behind it; streams that are still open end."""
-        if not self._closed:
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            self._run(self._end())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+            ended = self._submit(self._end())
+        self._result(ended)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -318,32 +324,60 @@ class TritonPipeline:
         await self._pipeline.close()
 
     def _wait(self, awaitable: Awaitable[T]) -> T:
-        if self._closed:
-            if inspect.iscoroutine(awaitable):
+        with self._lock:  # closing cancels what was submitted before it, and nothing is after it
+            if not self._closed:
+                submitted = self._submit(awaitable)
+            elif inspect.iscoroutine(awaitable):
                 awaitable.close()
+            closed = self._closed
+        if closed:
             raise closed_error(self._pipeline.name)
         try:
-            return self._run(awaitable)
+            return self._result(submitted)
         except concurrent.futures.CancelledError:
             raise closed_error(self._pipeline.name) from None  # nothing else cancels: another thread has closed this
 
-    def _run(self, awaitable: Awaitable[T]) -> T:
-        """Await it on the loop. Whoever is interrupted here goes on when it has ended: nothing it used is in use then."""
-        ended = threading.Event()
+    def _submit(self, awaitable: Awaitable[T]) -> _Submitted[T]:
+        """Have it awaited on the loop."""
+        submitted: _Submitted[T] = _Submitted(awaitable)
+        self._loop.call_soon_threadsafe(submitted.start)
+        return submitted
 
-        async def run() -> T:
-            try:
-                return await awaitable
-            finally:
-                ended.set()
-
-        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+    def _result(self, submitted: _Submitted[T]) -> T:
+        """What came of it. Whoever is interrupted here goes on when it has ended: nothing it used is in use then."""
         try:
-            return future.result()
+            return submitted.result.result()
         except BaseException:  # Ctrl-C above all: it reaches the thread that waits and not the loop, which works on
-            future.cancel()
-            ended.wait()
+            if not submitted.result.done():
+                self._loop.call_soon_threadsafe(submitted.cancel)
+                concurrent.futures.wait([submitted.result])
             raise
+
+
+class _Submitted(Generic[T]):
+    """An awaitable that another thread's loop awaits. All but ``result`` is that thread's."""
+
+    def __init__(self, awaitable: Awaitable[T]) -> None:
+        self.result: concurrent.futures.Future[T] = concurrent.futures.Future()
+        """Done when the awaitable has ended, not when that was asked for."""
+        self._awaitable = awaitable
+        self._task: asyncio.Future[T]
+
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._awaitable)
+        self._task.add_done_callback(self._settle)
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    def _settle(self, task: asyncio.Future[T]) -> None:
+        if task.cancelled():
+            self.result.cancel()
+            self.result.set_running_or_notify_cancel()
+        elif (error := task.exception()) is not None:
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(task.result())
 
 
 def _encoded(text: str) -> bytes:

@@ -36,6 +36,7 @@ from serving.ensemble import Graph, Warmup
 from serving.errors import ArtifactError, ExportError
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
+from serving.probe import probe_body
 from serving.prologue import IDS, add_prologue, travelling_inputs
 from serving.runtime.notes import NOTES, pack
 from serving.runtime.tasks.base import Task, Tensor
@@ -102,6 +103,7 @@ def package(options: PackageOptions) -> Package:
             name=options.name,
             task=bundle.task.name,
             settings=bundle.task.settings(),
+            probe=probe_body(bundle.task),
             **asdict(plan),
             bundle={"manifest": bundle.manifest["inputs"], "figures": bundle.variant(plan.precision).figures},
         )

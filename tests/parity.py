@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 TOLERANCE = 1e-3
@@ -20,6 +21,8 @@ def assert_same(ours: Any, theirs: Any) -> None:
         for key, value in theirs.items():
             assert_same(ours[key], value)
     elif isinstance(theirs, str | int) or theirs is None:
-        assert ours == theirs and isinstance(ours, str) == isinstance(theirs, str)
+        assert type(ours) is type(theirs) and ours == theirs, (ours, theirs)
     else:  # a float, numpy's among them
+        assert isinstance(ours, float | np.floating), ours
         assert float(ours) == pytest.approx(float(theirs), abs=TOLERANCE)
+        assert float(ours) == pytest.approx(float(theirs), rel=0.05, abs=1e-6), "a small score is not just any small number"

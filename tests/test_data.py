@@ -166,7 +166,7 @@ def test_the_labels_say_which_kind_of_classification_it_is() -> None:
 @pytest.mark.parametrize(
     ("written", "labels"),
     [
-        (("1", "-2", "03"), (1, -2, 3)),
+        (("1", "-2", "3"), (1, -2, 3)),
         (("1", "2.5", "-.5"), (1.0, 2.5, -0.5)),
         (("3.", "1e-05", "-2E+1"), (3.0, 1e-05, -20.0)),
         (("1", "2.5", "n/a"), ("1", "2.5", "n/a")),
@@ -203,6 +203,13 @@ def test_labels_become_positions() -> None:
     assert data.encode_labels(rows_of(2, 1), task_of("1", "2")).labels == (1, 0), "names go before positions"
     assert data.encode_labels(rows_of(["b", "a", "b"], [], [1]), task_of("a", "b", problem_type=ANY)).labels == ([0, 1], [], [1])
     assert data.encode_labels(rows_of("b"), task_of("a", "b", problem_type=ANY)).labels == ([1],)
+
+
+@pytest.mark.parametrize("codes", [["007", "1"], ["1", "-01"], ["01110", "1110"]])
+def test_codes_with_leading_zeros_are_no_numbers(tmp_path: Path, codes: list[str]) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "".join(f"some text {code},{code}\n" for code in codes), encoding="utf-8")
+    assert sources.load_rows(str(file), Columns(), TextClassification, split="train", cache=tmp_path).labels == tuple(codes)
 
 
 def test_numbers_stay_numbers() -> None:

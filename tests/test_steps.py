@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,6 +38,14 @@ def test_notes_survive_the_way_around_the_model() -> None:
     assert list(origins.notes) == [b"a", b"", b"\x00\xff" * 500, "é".encode(), b"alone", b"x", b"y", b"z"]
     assert counts == [3, 1, 2]
     assert origins.count == 6
+
+
+@pytest.mark.parametrize("owners", [[1], [0, 2], [0, 2**31 - 1], [-1], [0, 1, 0], []], ids=str)
+def test_notes_that_nobody_packed_are_refused(owners: list[int]) -> None:
+    """The last step may be asked by itself, with any of them."""
+    made = np.array([[struct.pack("<i", owner)] for owner in owners], dtype=np.object_).reshape(-1, 1)
+    with pytest.raises(ValueError, match="owners of rows"):
+        unpack([made])
 
 
 def test_as_many_notes_as_rows() -> None:
@@ -77,13 +86,15 @@ def backend() -> ModuleType:
         return SimpleNamespace(message=message, code=code)
 
     error.INVALID_ARG, error.INTERNAL = INVALID_ARG, INTERNAL  # type: ignore[attr-defined]
+    module.Logger = SimpleNamespace(log_error=len)  # type: ignore[attr-defined]
     module.Tensor, module.InferenceResponse, module.TritonError = tensor, response, error  # type: ignore[attr-defined]
     module.get_input_tensor_by_name = lambda request, name: tensor(name, request.tensors[name])  # type: ignore[attr-defined]
     return module
 
 
 class Windowed(TextClassification):
-    """Long text is several rows for the model, and its answer is the best that one of them gives. "boom" cannot be taken."""
+    """Long text is several rows for the model, and its answer is the best that one of them gives. "boom" cannot be taken, and "bug"
+    breaks what would take it."""
 
     carries_notes: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
@@ -92,6 +103,8 @@ class Windowed(TextClassification):
         for row, text in enumerate(columns[0]):
             if text == "boom":
                 raise ValueError(f"row {row} is boom")
+            if text == "bug":
+                raise RecursionError(f"in {__file__}")
         windows, owners = encoder.windows(columns[0], stride=0)
         return Features(windows, Origins(owners, [str(window.offsets[1]).encode() for window in windows]))
 
@@ -187,7 +200,7 @@ def test_neighbours_of_bad_requests_are_answered(steps: Steps) -> None:
         "TEXT, row 1: byte 2 is not valid UTF-8",
         None,
         "option function_to_apply must be one of softmax, sigmoid, none, not 'relu'",
-        "text-classification has no option colour; it has truncation, function_to_apply",
+        "text-classification has no option colour; it has truncation, function_to_apply, top_k",
         "row 0 is longer than the 8 tokens the model takes, and truncation is off",
         None,
     ]
@@ -273,3 +286,24 @@ def test_a_request_that_makes_too_many_rows_is_refused_alone(steps: Steps) -> No
         "this request makes 7 rows for the model, which takes 6 at most: send fewer rows at once, or shorter ones"
     )
     assert [labels(responses[index]) for index in (0, 2)] == [["few"], ["many"] * 3], "six rows are not too many"
+
+
+def test_whoever_breaks_a_step_is_refused_alone_and_not_told_how(steps: Steps) -> None:
+    texts = ["good", "bug", "boom", "bad cast"]
+    before, after = steps(Windowed)
+    responses = before.execute([text_request(text) for text in texts])
+    assert [response.error and (response.error.code, response.error.message) for response in responses] == [
+        None,
+        (INTERNAL, "this request could not be prepared"),
+        (INVALID_ARG, "row 0 is boom"),
+        None,
+    ]
+    good = [modelled(responses[index], text_request(texts[index])) for index in (0, 3)]
+    logits = good[0].tensors["logits"]
+    forged = [
+        Request({"logits": logits, NOTES: np.array([[note]], dtype=np.object_)})
+        for note in (b"", b"\xff\xff\xff\x7f", struct.pack("<i", 1))
+    ]
+    answers = after.execute([good[0], *forged, good[1]])
+    told = (INTERNAL, "the answer could not be made of what the model gave")
+    assert [answer.error and (answer.error.code, answer.error.message) for answer in answers] == [None, told, told, told, None]

@@ -130,3 +130,18 @@ def test_without_truncation_long_rows_are_refused_by_number(tiny_checkpoint: Pat
     assert whole == [encoding.ids for encoding in strict.encode(rows[:2])]
     exact = encoder(tiny_checkpoint, len(WORDS.split()) + 2)
     assert len(exact.encode([WORDS], truncation=False)[0]) == 14, "as long as the model takes is not too long"
+
+
+def test_a_text_of_too_many_windows_is_refused_before_they_are_made(tiny_checkpoint: Path) -> None:
+    """Windows that hardly advance are as many as the text has tokens, each as long as the model takes."""
+    few = TextEncoder(str(tiny_checkpoint / "tokenizer.json"), max_length=7, names=["input_ids"], padding={}, most_rows=3)
+    made, _ = few.windows([WORDS], stride=0)  # twelve words, five a window
+    assert len(made) == 3
+    assert len(few.windows([f"{WORDS} again bad dull"], stride=0)[0]) == 3, "as many as may be"
+    for text, stride in ((f"{WORDS} again bad dull good", 0), (WORDS, 4), ("good " * 1_000_000, 4)):
+        with pytest.raises(ValueError, match="makes more windows than the 3 the model takes at once"):
+            few.windows(["film", text], stride=stride)
+    assert len(few.windows([("film", "good bad dull")], stride=0)[0]) == 1
+    with pytest.raises(ValueError, match="more windows"):
+        few.windows([("film", WORDS)], stride=1)
+    assert len(few.encode([WORDS])[0]) == 7, "the encoder is as it was"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,20 +33,33 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
-        outputs = [[_array(request, name) for name in self._task.outputs_read] for request in requests]
         groups: dict[tuple[Any, ...], list[int]] = {}
+        outputs = [[_array(request, name) for name in self._task.outputs_read] for request in requests]
         for index, (request, arrays) in enumerate(zip(requests, outputs, strict=True)):
             groups.setdefault((request.parameters(), *(array.shape[1:] for array in arrays)), []).append(index)
-        for (parameters, *_), members in groups.items():
-            notes = [_array(requests[index], NOTES) for index in members] if self._task.carries_notes else None
-            answered = self._answered(self._options(parameters), [outputs[index] for index in members], notes)
+        for members in groups.values():
+            answered = self._isolated([requests[index] for index in members], [outputs[index] for index in members])
             for index, response in zip(members, answered, strict=True):
                 responses[index] = response
         return responses
 
+    def _isolated(self, requests: list[Any], outputs: list[Any]) -> list[Any]:
+        """Responses to requests that ask for the same. The first step has checked them, but anybody may send some to this one: what
+        cannot be answered is refused alone."""
+        try:
+            notes = [_array(request, NOTES) for request in requests] if self._task.carries_notes else None
+            return self._answered(self._options(requests[0].parameters()), outputs, notes)
+        except Exception as error:
+            if len(requests) > 1:
+                pairs = zip(requests, outputs, strict=True)
+                return [response for request, arrays in pairs for response in self._isolated([request], [arrays])]
+            pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+            message = "the answer could not be made of what the model gave"
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))]
+
     def _options(self, parameters: str) -> Options:
         given = json.loads(parameters) if parameters else {}
-        return self._task.request_options(given) if given else self._defaults  # the first step has checked them
+        return self._task.request_options(given) if given else self._defaults
 
     def _answered(self, options: Options, parts: Sequence[Sequence[Any]], notes: Sequence[Any] | None) -> list[Any]:
         """Responses to requests that ask for the same, and of whose model rows the outputs are of one shape.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ class TritonPythonModel:
             max_length=settings["max_length"],
             names=settings["model_inputs"],
             padding=PADDING,
+            most_rows=self._max_model_rows,
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -53,8 +55,8 @@ class TritonPythonModel:
         for index, request in enumerate(requests):
             try:
                 self._sort_in(groups, index, request)
-            except ValueError as error:
-                responses[index] = _refusal(str(error))
+            except Exception as error:
+                responses[index] = _refused(error)
         for group in groups.values():
             for index, response in self._answered(group):
                 responses[index] = response
@@ -79,13 +81,21 @@ class TritonPythonModel:
         group.spans.append((index, start, len(group.columns[0])))
 
     def _answered(self, group: _Group) -> list[tuple[int, Any]]:
-        """Responses to a group's requests, with their positions."""
+        """Responses to a group's requests, with their positions. Where one of them cannot be taken, it alone is refused."""
         try:
-            features = self._task.features(group.columns, self._encoder, group.options)
-        except ValueError as error:
+            return self._responses(group)
+        except Exception as error:
             if len(group.spans) == 1:
-                return [(group.spans[0][0], _refusal(str(error)))]
-            return [response for alone in _one_by_one(group) for response in self._answered(alone)]  # it is one of them that is bad
+                return [(group.spans[0][0], _refused(error))]
+            return [response for alone in _one_by_one(group) for response in self._answered(alone)]
+
+    def _responses(self, group: _Group) -> list[tuple[int, Any]]:
+        """As :meth:`_answered`.
+
+        Raises:
+            ValueError: one of the requests cannot be taken; the message is for its client.
+        """
+        features = self._task.features(group.columns, self._encoder, group.options)
         firsts = np.searchsorted(features.origins.owners, [start for _, start, _ in group.spans]).tolist()
         ends = [*firsts[1:], len(features.encodings)]
         return [
@@ -130,6 +140,16 @@ def _strings(request: Any, name: str) -> Sequence[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}, row {len(strings)}: byte {error.start} is not valid UTF-8") from None
     return strings
+
+
+def _refused(error: Exception) -> Any:
+    """The response to a request that could not be taken: a ValueError says why, and of anything else only the log does."""
+    if isinstance(error, ValueError):
+        return _refusal(str(error))
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError("this request could not be prepared", pb_utils.TritonError.INTERNAL)
+    )
 
 
 def _refusal(message: str) -> Any:

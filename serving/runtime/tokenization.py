@@ -27,11 +27,21 @@ class TextEncoder:
         max_length: tokens kept of a row, special tokens included; longer text is cut, the longer of a pair first.
         names: model inputs wanted, out of :data:`FIELDS`.
         padding: value by model input name for rows shorter than their neighbours; 0 where absent.
+        most_rows: rows for the model that one row of a request may become; None: any number.
     """
 
-    def __init__(self, tokenizer: Tokenizer | str, *, max_length: int, names: Sequence[str], padding: dict[str, int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | str,
+        *,
+        max_length: int,
+        names: Sequence[str],
+        padding: dict[str, int],
+        most_rows: int | None = None,
+    ) -> None:
         self._tokenizer = Tokenizer.from_file(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self._max_length = max_length
+        self.most_rows = most_rows
         self._direction = (self._tokenizer.truncation or {}).get("direction", "right")
         self._cut_at_the_end()
         self._tokenizer.no_padding()
@@ -94,12 +104,14 @@ class TextEncoder:
             The windows of all rows, and which row each is of.
 
         Raises:
-            ValueError: the stride, or the first text of a pair, leaves a window no room.
+            ValueError: the stride, or the first text of a pair, leaves a window no room; or a text becomes too many windows.
         """
         pairs = bool(texts) and not isinstance(texts[0], str)
         length = self._max_length if max_length is None else min(max_length, self._max_length)
         if not 0 <= stride < length - self._tokenizer.num_special_tokens_to_add(pairs):  # the library then makes longer ones
             raise ValueError(f"a window of {length} tokens has no room for new text beside {stride} tokens of the one before")
+        for text in texts:
+            self._require_few_windows(text, length, stride)
         self._tokenizer.enable_truncation(
             length,
             stride=stride,
@@ -118,6 +130,25 @@ class TextEncoder:
         parts = [[encoding, *encoding.overflowing] for encoding in encodings]
         owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         return [window for part in parts for window in part], owners
+
+    def _require_few_windows(self, text: Text, length: int, stride: int) -> None:
+        """Refuse a text of too many windows before they are made: of such that hardly advance, a client could ask for millions.
+
+        Raises:
+            ValueError: there would be more than :attr:`most_rows`.
+        """
+        if self.most_rows is None:
+            return
+        first, cut = ("", text) if isinstance(text, str) else text
+        room = length - self._tokenizer.num_special_tokens_to_add(not isinstance(text, str))
+        advance = room - stride
+        if _most_tokens(cut) <= (self.most_rows - 1) * (advance - _most_tokens(first)):
+            return
+        self._tokenizer.no_truncation()
+        question, tokens = (len(self._tokenizer.encode(part, add_special_tokens=False)) for part in (first, cut))
+        self._cut_at_the_end()
+        if advance > question and tokens - (room - question) > (self.most_rows - 1) * (advance - question):
+            raise ValueError(f"a text of {tokens} tokens makes more windows than the {self.most_rows} the model takes at once")
 
     def _cut_at_the_end(self) -> None:
         self._tokenizer.enable_truncation(self._max_length, direction=self._direction)
@@ -140,3 +171,8 @@ class TextEncoder:
         for row, values in zip(padded, rows, strict=True):
             row[: len(values)] = values
         return padded
+
+
+def _most_tokens(text: str) -> int:
+    """No tokenizer makes more of a text than it has bytes, and at most four of a character; and one perhaps of where it begins."""
+    return (len(text) if text.isascii() else 4 * len(text)) + 1 if text else 0

@@ -1,6 +1,6 @@
 """Every architecture with every task it can do: a tiny checkpoint exported, packaged, served, and held against the original.
 
-A tenth of the pairs, in which each architecture and each task occurs, runs always; ``pytest -m matrix`` runs the others.
+Some of the pairs, in which each architecture and each task occurs, run always; ``pytest -m matrix`` runs the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,18 @@ NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradi
 CANDIDATES = ["good", "a dull story", "한국어"]
 TEXTS = [*(text for text in STRANGE_TEXTS if text.strip()), *(text for text, _ in review_rows(12, seed=11))]
 TASKS = tuple(names())
-COVERING = {(architecture, TASKS[place % len(TASKS)]) for place, architecture in enumerate(ARCHITECTURES)}
+COVERING = {
+    ("albert", "question-answering"),
+    ("bert", "multiple-choice"),
+    ("camembert", "token-classification"),
+    ("deberta-v2", "zero-shot-classification"),
+    ("distilbert", "fill-mask"),
+    ("electra", "text-classification"),
+    ("modernbert", "token-classification"),
+    ("mpnet", "question-answering"),
+    ("roberta", "fill-mask"),
+    ("xlm-roberta", "feature-extraction"),
+}
 PAIRS = [
     pytest.param(architecture, task, marks=() if (architecture, task) in COVERING else pytest.mark.matrix)
     for architecture in ARCHITECTURES
@@ -149,11 +160,15 @@ def compare(folder: Path, checkpoint: Path, task: str) -> None:
         assert_same(found, original(rows, **options, **cut.get(task, {})))
 
 
+def has_head(architecture: str, task: str) -> bool:
+    config = type(transformers.AutoConfig.for_model(architecture))
+    return config in getattr(transformers, task_class(task).auto_model)._model_mapping
+
+
 @pytest.mark.parametrize(("architecture", "task"), PAIRS)
 def test_a_served_model_answers_as_the_original(tmp_path: Path, architecture: str, task: str) -> None:
     kind = task_class(task)
-    config = type(transformers.AutoConfig.for_model(architecture))
-    if config not in getattr(transformers, kind.auto_model)._model_mapping:
+    if not has_head(architecture, task):
         pytest.skip(f"transformers has no {kind.auto_model} of {architecture}")
     more = NLI if task == "zero-shot-classification" else {}
     checkpoint = random_checkpoint(tmp_path / "checkpoint", architecture, kind, **more)
@@ -161,5 +176,6 @@ def test_a_served_model_answers_as_the_original(tmp_path: Path, architecture: st
 
 
 def test_the_pairs_that_always_run_cover_all() -> None:
+    assert all(has_head(architecture, task) for architecture, task in COVERING)
     assert {architecture for architecture, _ in COVERING} == set(ARCHITECTURES)
     assert {task for _, task in COVERING} == set(TASKS)

@@ -242,6 +242,33 @@ def test_closing_ends_what_other_threads_wait_for() -> None:
     assert "is closed" in str(raised[0])
 
 
+def test_closing_while_other_threads_begin_to_ask(server: Server) -> None:
+    """Whoever comes first: each thread gets its answer, or is told that the client is closed; none waits for ever."""
+    ended: list[str] = []
+
+    def ask(pipe: TritonPipeline) -> None:
+        try:
+            while True:
+                pipe("text")
+        except RuntimeError as error:
+            ended.append(str(error))
+
+    for pause in (0, 0.001, 0.05):
+        pipe = TritonPipeline("ragged", url=server.url("grpc"))
+        threads = [threading.Thread(target=ask, args=(pipe,), daemon=True) for _ in range(8)]
+        closing = [threading.Thread(target=pipe.close, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(pause)
+        for thread in closing:
+            thread.start()
+        for thread in (*threads, *closing):
+            thread.join(20)
+            assert not thread.is_alive()
+    assert len(ended) == 24
+    assert all("is closed" in message for message in ended)
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_async_closed_is_closed(server: Server, protocol: str) -> None:
     async def ask() -> None:

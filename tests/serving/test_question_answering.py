@@ -240,6 +240,12 @@ def test_predict(server: ServeOptions, pipeline: Any, tmp_path: Path, capsys: py
     assert_same([line["answer"] for line in answered], pipeline(answering.texts(5, seed=3)))
 
 
+def test_what_the_pipeline_refuses_is_refused_in_a_stream_too(pipe: TritonPipeline) -> None:
+    for ask in (pipe, lambda row: list(pipe.stream([row]))):
+        with pytest.raises(ValueError, match="`question` cannot be empty"):
+            ask({"question": "", "context": "the film"})
+
+
 class Exact(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
     """What SQuAD's own, which is on the Hub, calls exact match."""
 

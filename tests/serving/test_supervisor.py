@@ -28,6 +28,7 @@ from serving.supervisor import RESTARTS, find_running, start_detached, stop
 from .conftest import serve_options
 
 pytestmark = pytest.mark.server
+HEALTHCHECK = PROJECT / "serving" / "docker" / "healthcheck.py"
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,9 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path) -> None:
         assert time.monotonic() - started < 30
         answer = ask(options.base_url, find_probes(repository)[0], timeout=10)
         assert {output["name"] for output in answer["outputs"]} == {"LABEL", "SCORE", "SCORES"}
+        check = [sys.executable, HEALTHCHECK, repository]
+        assert subprocess.run([*check, options.base_url], check=False).returncode == 0
+        assert subprocess.run([*check, "http://127.0.0.1:9"], stderr=subprocess.DEVNULL, check=False).returncode == 1
         listening = {
             connection.laddr.ip
             for child in server_processes(process.pid)
@@ -137,6 +141,9 @@ def test_the_printed_curl_line_works(repository: Path) -> None:
         line = find_probes(repository)[0].curl(options.base_url)
         answer = json.loads(subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout)
         assert {output["name"] for output in answer["outputs"]} == {"LABEL", "SCORE", "SCORES"}
+        check = [sys.executable, HEALTHCHECK, repository]
+        assert subprocess.run([*check, options.base_url], check=False).returncode == 0
+        assert subprocess.run([*check, "http://127.0.0.1:9"], stderr=subprocess.DEVNULL, check=False).returncode == 1
     finally:
         stop(options.http_port)
 

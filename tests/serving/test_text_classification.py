@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers.pipelines.text_classification import ClassificationFunction
 
 from serving.client import TritonPipeline
 from serving.repository import PackageOptions, package
@@ -103,7 +104,7 @@ def test_any_number_of_labels(kinds: ServeOptions, pipelines: Any, texts: list[s
         found = pipe(rows, top_k=None)
         assert_same(found, pipelines["many"](rows, top_k=None))
         assert_same(pipe(rows), pipelines["many"](rows))
-        softmax = {"top_k": None, "function_to_apply": "softmax"}
+        softmax = {"top_k": None, "function_to_apply": "SOFTMAX" if protocol == "grpc" else ClassificationFunction.SOFTMAX}
         assert_same(pipe(rows[:9], **softmax), pipelines["many"](rows[:9], **softmax))
     sums = np.array([sum(item["score"] for item in row) for row in found])
     assert np.abs(sums - 1).max() > 0.01, "each label has a score of its own"

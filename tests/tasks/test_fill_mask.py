@@ -24,6 +24,7 @@ from export.tails import add_tail
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
+from serving.runtime.tasks import fill_mask
 from serving.runtime.tasks._masking import IGNORED
 from serving.runtime.tasks._masks import best_tokens, log_sum, top
 from serving.runtime.tasks.base import Arrays
@@ -158,7 +159,8 @@ def test_targets_as_requests_write_them(fillers: Callable[[str], Filler]) -> Non
         ("[MASK]" + "good " * 100, {"truncation": False}, "truncation is off"),
         ("[MASK] " * (MOST_MASKS + 1), {}, "17 mask tokens"),
         ("[MASK]", {"targets": '["a", 1]'}, "JSON list of strings"),
-        ("[MASK]", {"targets": "[a"}, "no JSON list"),
+        ("[MASK]", {"targets": "[a"}, "targets is not JSON"),
+        ("[MASK]", {"targets": "[" * 100_000}, "targets is not JSON"),
         ("[MASK]", {"targets": '[""]'}, "no token of the vocabulary"),
         ("[MASK]", {"targets": "[]"}, "no token of the vocabulary"),
         ("[MASK]", {"top_k": 117}, "top_k must be 116 or less"),
@@ -281,6 +283,11 @@ def test_labels_that_users_give(fillers: Callable[[str], Filler], tmp_path: Path
     rows = encode_labels(load_rows(str(path), Columns(label="token"), FillMask, split="test", cache=tmp_path), filler.task)
     made = prepare(rows, filler.task, filler.encoder, location="rows", training=False)
     assert made.labels == tuple(map(filler.encoder.tokenizer.token_to_id, ("good", "bad")))
+    digits = tmp_path / "digits.tsv"
+    digits.write_text("text\ttoken\na [MASK] film\t1\n[MASK]\t7\n", encoding="utf-8")
+    rows = encode_labels(load_rows(str(digits), Columns(label="token"), FillMask, split="test", cache=tmp_path), filler.task)
+    made = prepare(rows, filler.task, filler.encoder, location="rows", training=False)
+    assert made.labels == tuple(map(filler.encoder.tokenizer.token_to_id, "17")), "tokens of digits, not their numbers"
     for text, label, message in (
         ("a b", "good", "needs one"),
         ("[MASK] [MASK]", "good", "this has 2"),
@@ -361,3 +368,12 @@ def test_a_real_checkpoint_on_real_rows(tmp_path: Path) -> None:
     filler = Filler.of(bundle.variant("fp32").path, bundle.task, SPLADE, bundle.manifest["tail"])
     texts = list(read_evaluation(folder, bundle.task).texts[0])[:40]
     assert same(filler(texts), [filler.pipe(text) for text in texts])
+
+
+def test_answers_without_number_are_refused(fillers: Callable[[str], Filler], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fill_mask, "MOST_ANSWERS", 20)
+    filler = fillers("bert")
+    assert len(filler("[MASK] [MASK]", top_k=10)) == 2
+    with pytest.raises(ValueError, match="row 0: top_k 11 for 2 masks; 20 answers are given at most"):
+        filler("[MASK] [MASK]", top_k=11)
+    assert len(filler("[MASK] [MASK]", top_k=116, targets=["good", "bad"])[0]) == 2

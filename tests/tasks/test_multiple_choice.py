@@ -90,6 +90,27 @@ def test_choices_of_several_columns_or_one(label: Any, position: int | None) -> 
             assert rows.labels == (position,)
 
 
+@pytest.mark.parametrize(
+    ("choices", "label", "position"),
+    [
+        (["12", "7", "3", "1"], "3", None),
+        (["B", "A"], "A", None),
+        (["0", "1"], "1", 1),
+        (["12", "7"], "12", None),
+        (["12", "7"], 1, 1),
+        (["A", "B"], "B", 1),
+        (["12", "7"], "A", 0),
+    ],
+)
+def test_a_label_that_may_be_a_text_or_a_position_is_refused(choices: list[str], label: Any, position: int | None) -> None:
+    record = {"text": "how many", "choices": choices, "label": label}
+    if position is None:
+        with pytest.raises(DataError, match=r"row 1: the label '\w+' may be the text of choice \d or stand for choice \d"):
+            rows_of([record])
+    else:
+        assert rows_of([record]).labels == (position,)
+
+
 @pytest.mark.parametrize("choices", [["one"], [], [1, 2], "one, two", '{"a": 1}', None])
 def test_choices_that_are_none(choices: Any) -> None:
     with pytest.raises(DataError, match="row 1"):

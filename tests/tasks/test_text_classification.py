@@ -8,6 +8,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,12 @@ def test_all_labels_are_ranked_and_the_order_of_equal_ones_is_the_checkpoints() 
     found = MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=None)
     assert [item["label"] for item in found[0]] == ["b", "a", "c"]
     assert [item["label"] for item in MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=2)[0]] == ["b", "a"]
-    with pytest.raises(TypeError, match=r"top_k must be a whole number above 0, or None for all labels, not 0"):
-        MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=0)
+    default = replace(MANY, top_k=2)
+    assert [item["label"] for item in default.pipeline_answers(scores([0.3, 0.9, 0.3]))[0]] == ["b", "a"]
+    assert len(default.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=None)[0]) == 3
+    for wrong in (0, "2", True, 1.5):
+        with pytest.raises(ValueError, match="option top_k must be"):
+            MANY.request_options({"top_k": wrong})
     with pytest.raises(TypeError, match="no option topk; it has truncation, function_to_apply, top_k"):
         MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), topk=1)
 

@@ -130,7 +130,9 @@ def test_candidate_labels_that_are_none(make: Callable[..., Any], labels: str) -
         exported.answers([("good", '["a"]'), ("a film", labels)])
 
 
-@pytest.mark.parametrize("template", ["no place", "{} and {", "{x}", "{0.__class__}", "{:9999999}", "{}{1}", "{{}}"])
+@pytest.mark.parametrize(
+    "template", ["no place", "{} and {", "{x}", "{0.__class__}", "{:9999999}", "{}{1}", "{{}}", "{0}{0}", "{}{}", "{}" + "a" * 1000]
+)
 def test_templates_that_are_none(template: str) -> None:
     with pytest.raises(ValueError, match="hypothesis_template"):
         Task.from_config(config(*NLI)).request_options({"hypothesis_template": template})

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 
-def read_strings(text: str, name: str) -> list[str]:
-    """A JSON list of strings, at least one of them.
-
-    Args:
-        name: what it is, for messages.
+def require_few(candidates: Sequence[str], name: str, most: int | None) -> None:
+    """Refuse a row that would become more than ``most`` rows for the model, before any work is done for it.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it has more candidates.
     """
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON: {error}: {text[:80]!r}") from None
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise ValueError(f"{name} must be a JSON list of strings, not {text[:80]!r}")
-    if not found:
-        raise ValueError(f"{name} is an empty list: one is needed at least")
-    for one in found:
-        if not one.isascii() and any("\ud800" <= character <= "\udfff" for character in one):
-            raise ValueError(f"{name} holds half of a surrogate pair, which is no text: {one[:80]!r}")
-    return found
-
-
-def write_strings(values: Any) -> str:
-    """Inverse of :func:`read_strings`.
-
-    Raises:
-        TypeError: they are no list of strings.
-    """
-    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"must be a list of strings, not {values!r:.80}")
-    return json.dumps(values, ensure_ascii=False)
+    if most is not None and len(candidates) > most:
+        raise ValueError(f"{name} holds {len(candidates)}, and the model takes {most} at once")
 
 
 def starts_of(owners: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -61,10 +37,3 @@ def softmax_by_owner(values: npt.NDArray[np.float32], owners: npt.NDArray[np.int
     starts = starts_of(owners)
     scores = np.exp(values - np.maximum.reduceat(values, starts)[owners])
     return cast("npt.NDArray[np.float32]", scores / np.add.reduceat(scores, starts)[owners])
-
-
-def json_column(values: list[Any]) -> npt.NDArray[np.object_]:
-    """One JSON-ready value per request row → BYTES ``[request rows, 1]``."""
-    column = np.empty((len(values), 1), dtype=np.object_)
-    column[:, 0] = [json.dumps(value, ensure_ascii=False).encode() for value in values]
-    return column

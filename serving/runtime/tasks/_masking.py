@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ._labels import IGNORED
 from .base import Arrays
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ ATTEMPTS = 6
 """Tokens of a text that are tried for a mask: where only a part of a word was masked, the rest may become other tokens."""
 MASKED, KEPT, RANDOM = 0.15, 0.1, 0.1
 """BERT's recipe: of all tokens this share is to be predicted, and of those, shares stay as they are or become any token."""
-IGNORED = -100
-"""Target of a position that teaches nothing: the losses of ``transformers`` pass over it."""
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ class Vocabulary:
         Args:
             ids: ``[tokens]``.
             places: ``[tokens, 2]``, start and end in the text.
-            rows: ``[tokens]``, whose text.
-            texts: by row.
+            rows: ``[tokens]``, in which text.
+            texts: each once.
         """
         starts, ends = places.T
         found: Flags

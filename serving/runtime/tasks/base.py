@@ -55,6 +55,8 @@ class Task(ServedTask):
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
     """Columns of a data set that hold the texts and the label, where its user names no others; no label: rows need none. With
     ``choices`` among them, several columns of choices may stand instead of the one."""
+    reads_digits: ClassVar[bool] = True
+    """Whether labels that are all digits, in a file that knows text alone, are numbers."""
     default_max_length: ClassVar[int] = 128
     """Tokens kept of a row in fine-tuning, where its user does not say: short rows train fast, and what is served is cut alike."""
 

@@ -9,7 +9,7 @@ As ``transformers.pipeline("fill-mask")``, quirks included:
 
 Unlike the pipeline, which fails on a text longer than the model takes unless told to truncate, such a text is cut here; where no
 mask is left then, it is refused as one without a mask. A text may have :data:`MOST_MASKS` masks at most: every row of a batch costs
-as much as the one with the most.
+as much as the one with the most; and it gets :data:`MOST_ANSWERS` answers at most.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ._masking import IGNORED, Masking
+from ._labels import IGNORED
+from ._masking import Masking
 from ._masks import NUMBERS, Mask, Row, best_tokens, cleaned_up, log_sum, read_note, top, with_notes
+from ._strings import read_option
 from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Tensor
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 MOST_MASKS = 16
 """Masks in one text."""
+MOST_ANSWERS = 10_000
+"""Answers to one text, of all its masks together: each holds the whole text."""
 CLOSE = 1e-3
 """Two tokens whose logits are nearer to each other than this are a close call."""
 BEST = 5
@@ -74,6 +78,7 @@ class FillMask(Task):
     carries_notes: ClassVar[bool] = True
     needs_tokenizer: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": None}
+    reads_digits: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, pair: bool) -> Self:
@@ -195,6 +200,8 @@ class FillMask(Task):
                 raise ValueError(f"row {row}: no mask token ({self.mask_token}) found{within}")
             if masks > MOST_MASKS:
                 raise ValueError(f"row {row}: {masks} mask tokens ({self.mask_token}), at most {MOST_MASKS} can be filled at once")
+            if masks * options["top_k"] > MOST_ANSWERS and not targets:
+                raise ValueError(f"row {row}: top_k {options['top_k']} for {masks} masks; {MOST_ANSWERS} answers are given at most")
         return with_notes(encodings, rows, targets)
 
     def training_features(self, texts: Columns, encoder: TextEncoder) -> Features:
@@ -206,7 +213,11 @@ class FillMask(Task):
         """In the order in which the pipeline has them."""
         if not targets:
             return []
-        found = [token for token in (_target(target, tokenizer) for target in _read_targets(targets)) if token is not None]
+        found = [
+            token
+            for token in (_target(target, tokenizer) for target in read_option(targets, "targets") if target)
+            if token is not None
+        ]
         if not found:
             raise ValueError("option targets names no token of the vocabulary")
         if strange := [token for token in found if token >= self.vocabulary]:
@@ -368,18 +379,6 @@ class FillMask(Task):
             [any(mask[1]["score"] >= mask[0]["score"] * close for mask in row if len(mask) > 1) for row in _rows(original)],
             dtype=np.bool_,
         )
-
-
-def _read_targets(targets: str) -> list[str]:
-    if not targets.startswith("["):
-        return [target.strip() for target in targets.split(",") if target.strip()]
-    try:
-        found = json.loads(targets)
-    except ValueError as error:
-        raise ValueError(f"option targets is no JSON list: {error}") from None
-    if not isinstance(found, list) or not all(isinstance(target, str) for target in found):
-        raise ValueError("option targets must be a JSON list of strings, or strings with commas between")
-    return found
 
 
 def _written_targets(targets: Sequence[str]) -> str:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from ._candidates import json_column, read_strings, softmax_by_owner, starts_of, write_strings
+from ._candidates import require_few, softmax_by_owner, starts_of
+from ._strings import json_column, read_strings, write_strings
 from .base import Arrays, Columns, Features, Options, Origins, Task, Tensor, Text
 
 if TYPE_CHECKING:
@@ -105,14 +106,20 @@ class MultipleChoice(Task):
         return self._pairs(columns)[0]
 
     def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:
-        pairs, owners = self._pairs(columns)
+        pairs, owners = self._pairs(columns, most=encoder.most_rows)
         encodings = encoder.encode(pairs, truncation=options["truncation"])
         return Features(encodings, Origins(owners, [b""] * len(owners)))
 
     @staticmethod
-    def _pairs(columns: Columns) -> tuple[list[Text], npt.NDArray[np.int64]]:
-        """Each text with each of its choices; and which row both are of."""
+    def _pairs(columns: Columns, *, most: int | None = None) -> tuple[list[Text], npt.NDArray[np.int64]]:
+        """Each text with each of its choices; and which row both are of.
+
+        Raises:
+            ValueError: a row has no list of choices, or more than ``most``.
+        """
         choices = [read_strings(given, "CHOICES") for given in columns[1]]
+        for row in choices:
+            require_few(row, "CHOICES", most)
         pairs: list[Text] = [(text, one) for text, row in zip(columns[0], choices, strict=True) for one in row]
         return pairs, np.repeat(np.arange(len(choices)), [len(row) for row in choices])
 
@@ -180,12 +187,11 @@ def _strings(given: Any) -> list[str]:
 def _position(choices: Sequence[str], label: Any) -> int:
     """Which of ``choices`` a data set's cell means."""
     if isinstance(label, str):
-        if label.isdecimal():
-            label = int(label)
-        elif len(label) == 1 and label in LETTERS:
-            label = LETTERS.index(label)
-        elif choices.count(label) == 1:
-            label = choices.index(label)
+        named = choices.index(label) if choices.count(label) == 1 else None
+        counted = int(label) if label.isdecimal() else LETTERS.index(label) if len(label) == 1 and label in LETTERS else None
+        if named is not None and counted not in (None, named):
+            raise ValueError(f"the label {label!r} may be the text of choice {named} or stand for choice {counted}, counted from 0")
+        label = label if named is None and counted is None else named if counted is None else counted
     if type(label) is not int:
         raise ValueError(f"the label must be a position, a letter or the text of one of the choices, not {label!r:.80}")
     if not 0 <= label < len(choices):

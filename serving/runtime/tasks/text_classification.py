@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from ._labels import label_names, softmax
 from .base import Arrays, Features, Option, Options, Origins, Task, Tensor
 
 if TYPE_CHECKING:
@@ -36,26 +37,29 @@ class TextClassification(Task):
     pair: the checkpoint was fine-tuned on two texts; requests then carry ``TEXT_PAIR`` too.
     problem_type: :data:`ONE`, :data:`ANY` or :data:`NUMBER`.
     threshold: multi-label: a label with a higher score is one of the row's.
+    top_k: how many labels of a row the client lists, best first; None: the best one alone. ``SCORES`` has them all either way.
     """
 
     labels: tuple[str, ...]
     function_to_apply: str
     problem_type: str = ONE
     threshold: float = 0.5
+    top_k: int | None = None
 
     name: ClassVar[str] = "text-classification"
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
     options: ClassVar[Mapping[str, Option]] = {
         **Task.options,
         "function_to_apply": Option(str, choices=("softmax", "sigmoid", "none")),
+        "top_k": Option(int, minimum=1),
     }
+    shaping: ClassVar[frozenset[str]] = frozenset({"top_k"})
 
     pipeline_options: ClassVar[Mapping[str, Any]] = {"top_k": None}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, pair: bool = False) -> Self:
-        id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers assumes where none are given
-        labels = tuple(label for _, label in sorted((int(index), str(label)) for index, label in id2label.items()))
+        labels = label_names(config)
         problem = config.get("problem_type")
         if len(set(labels)) != len(labels):
             raise ValueError(f"its labels are not all different: {', '.join(labels)}")
@@ -178,24 +182,33 @@ class TextClassification(Task):
         wanted = "{'text': …, 'text_pair': …}" if self.pair else "a string or {'text': …}"
         raise TypeError(f"each row must be {wanted}, not {row!r:.80}")
 
+    def asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As the pipeline reads it, a function's name may be in capitals, or an enumeration's member."""
+        asked = super().asked(given)
+        if isinstance(function := asked.get("function_to_apply"), str):
+            asked["function_to_apply"] = str(getattr(function, "value", function)).lower()
+        return asked
+
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """``{"label", "score"}`` per row; where ``top_k`` is given the best ``top_k`` (None: all) as a list, best first."""
-        self.refuse_options(options, "top_k")
-        if "top_k" not in options:
+        self.refuse_options(options)
+        if self._best_alone(options):
             labels, scores = answers["LABEL"][:, 0], answers["SCORE"][:, 0].tolist()
             return [{"label": label.decode(), "score": score} for label, score in zip(labels, scores, strict=True)]
-        top_k = options["top_k"]
-        if not (top_k is None or (isinstance(top_k, int) and top_k > 0)):
-            raise TypeError(f"top_k must be a whole number above 0, or None for all labels, not {top_k!r}")
+        top_k = options.get("top_k", self.top_k)
         rows = answers["SCORES"].tolist()
         ranked = [sorted(zip(self.labels, row, strict=True), key=lambda item: -item[1])[:top_k] for row in rows]
         return [[{"label": label, "score": score} for label, score in row] for row in ranked]
 
     def pipeline_result(self, inputs: Any, answers: list[Any], options: Mapping[str, Any]) -> Any:
         """As the pipeline does it: a single string without ``top_k`` gives a list too."""
-        if isinstance(inputs, str) and "top_k" not in options:
+        if isinstance(inputs, str) and self._best_alone(options):
             return answers
         return super().pipeline_result(inputs, answers, options)
+
+    def _best_alone(self, options: Mapping[str, Any]) -> bool:
+        """Whether a row's answer is one label and no list."""
+        return "top_k" not in options and self.top_k is None
 
     @property
     def metric(self) -> str:
@@ -256,12 +269,6 @@ def _read_list(label: Any) -> list[Any]:
     return names
 
 
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    scores: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return scores
-
-
 def _sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):  # of what is far below 0: the score is 0 then
         return cast("npt.NDArray[np.float32]", 1.0 / (1.0 + np.exp(-logits)))
@@ -271,6 +278,6 @@ def _none(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return logits
 
 
-_APPLY = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _none}
+_APPLY = {"softmax": softmax, "sigmoid": _sigmoid, "none": _none}
 
 TASK = TextClassification

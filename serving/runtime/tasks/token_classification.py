@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from ._labels import IGNORED, label_names, softmax
+from ._strings import read_option
 from ._tagged import OUTSIDE, read_list, tagged_text
 from ._tokens import LABELLED_BY, NUMBERS, Entity, Flags, Integers, Tokens, Vocabulary, first_tokens, without_overlaps
 from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Tensor
@@ -46,8 +48,6 @@ if TYPE_CHECKING:
 STRATEGIES = ("none", "simple", "first", "average", "max")
 CLOSE = 1e-4
 """Where two models label a token differently with scores nearer to each other than this, it is a close call."""
-IGNORED = -100
-"""Target of a token that teaches nothing."""
 NOT_TAKEN = ("is_split_into_words", "delimiter", "offset_mapping")
 """Options of the pipeline for texts that are split into words already."""
 
@@ -89,8 +89,7 @@ class TokenClassification(Task):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, pair: bool = False) -> Self:
         _refuse_pairs(pair)
-        id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers assumes where none are given
-        labels = tuple(label for _, label in sorted((int(index), str(label)) for index, label in id2label.items()))
+        labels = label_names(config)
         return cls(labels=labels)
 
     @classmethod
@@ -172,7 +171,7 @@ class TokenClassification(Task):
 
     def request_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         options = super().request_options(given)
-        _label_list(options["ignore_labels"])  # here its client can still be told
+        read_option(options["ignore_labels"], "ignore_labels")  # here its client can still be told
         return options
 
     def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:
@@ -182,10 +181,14 @@ class TokenClassification(Task):
             owners: Integers = np.arange(len(encodings))
         else:
             encodings, owners = encoder.windows(texts, stride=options["stride"])
-        return Features(encodings, Origins(owners, self._notes([texts[owner] for owner in owners.tolist()], encodings, encoder)))
+        return Features(encodings, Origins(owners, self._notes(texts, owners, encodings, encoder)))
 
-    def _notes(self, texts: Sequence[str], encodings: Sequence[Encoding], encoder: TextEncoder) -> list[bytes]:
-        """Of each of the model's rows: the tokens that are text, not the tokenizer's own, as :class:`Tokens` reads them."""
+    def _notes(self, texts: Sequence[str], owners: Integers, encodings: Sequence[Encoding], encoder: TextEncoder) -> list[bytes]:
+        """Of each of the model's rows: the tokens that are text, not the tokenizer's own, as :class:`Tokens` reads them.
+
+        Args:
+            owners: by row of the model, which of ``texts`` it is of.
+        """
         vocabulary = Vocabulary.of(encoder)
         lengths = [len(encoding) for encoding in encodings]
         ids = _flat([encoding.ids for encoding in encodings])
@@ -195,10 +198,10 @@ class TokenClassification(Task):
         table[:, 0] = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         table[:, 1:3] = places
         unknown = np.zeros(len(ids), dtype=np.bool_) if self.unknown is None else ids == self.unknown
-        table[:, 3] = vocabulary.continues(ids, places, rows, texts) & ~unknown
+        table[:, 3] = vocabulary.continues(ids, places, owners[rows], texts) & ~unknown
         words = vocabulary.spelled[ids]
         for token in np.flatnonzero(unknown).tolist():
-            words[token] = texts[rows[token]][places[token, 0] : places[token, 1]]
+            words[token] = texts[owners[rows[token]]][places[token, 0] : places[token, 1]]
         kept = np.flatnonzero(_flat([encoding.special_tokens_mask for encoding in encodings]) == 0)
         bounds = np.searchsorted(rows[kept], np.arange(len(lengths) + 1)).tolist()
         table, spelled = table[kept], words[kept].tolist()
@@ -206,8 +209,8 @@ class TokenClassification(Task):
 
     def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
         tokens = Tokens.unpack(origins.notes)
-        scores = _softmax(outputs["logits"][tokens.rows, tokens.positions])
-        ignored = _label_list(options["ignore_labels"])
+        scores = softmax(outputs["logits"][tokens.rows, tokens.positions])
+        ignored = set(read_option(options["ignore_labels"], "ignore_labels"))
         strategy = options["aggregation_strategy"]
         find = self._single if strategy == "none" else self._grouped
         found: list[list[Entity]] = [[] for _ in range(origins.count)]
@@ -393,29 +396,6 @@ class TokenClassification(Task):
 
 def _flat(lists: Sequence[Sequence[int]]) -> Integers:
     return np.array([*chain.from_iterable(lists)], dtype=np.int64)
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    scores: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return scores
-
-
-def _label_list(text: str) -> set[str]:
-    """``ignore_labels``: a JSON list, or names with commas between.
-
-    Raises:
-        ValueError: it begins like the former and is none.
-    """
-    if not text.lstrip().startswith("["):
-        return {label.strip() for label in text.split(",")}
-    try:
-        labels = json.loads(text)
-    except ValueError:
-        labels = None
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"option ignore_labels must be a JSON list of strings, or names with commas between, not {text!r:.80}")
-    return set(labels)
 
 
 def _refuse_pairs(pair: bool) -> None:

@@ -14,8 +14,8 @@ As in ``transformers``' pipeline, with its quirks:
 * Only the text is cut where a pair is too long, never the hypothesis.
 
 And not as there: an empty text is answered (the pipeline refuses it); a hypothesis that leaves no room for the text is refused
-(the pipeline hands the model more than it takes); labels must be strings; a template may hold ``{}`` or ``{0}`` and nothing
-else in braces (the pipeline formats whatever it is given), and one where the label would not appear is refused.
+(the pipeline hands the model more than it takes); labels must be strings; a template holds ``{}`` or ``{0}`` once and nothing
+else in braces (the pipeline formats whatever it is given), and :data:`LONGEST_TEMPLATE` characters at most.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ._candidates import json_column, read_strings, softmax_by_owner, starts_of, write_strings
+from ._candidates import require_few, softmax_by_owner, starts_of
+from ._strings import json_column, read_strings, write_strings
 from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Tensor, Text
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from ..tokenization import TextEncoder
 
+LONGEST_TEMPLATE = 1000
+"""Characters of a template: every label gets a copy."""
 CLOSE = 1e-4
 """Two best scores nearer to each other than this are a close call."""
 TRAINED_AS = "fine-tune with --task text-classification on pairs of texts, one label starting with 'entail'"
@@ -138,26 +141,32 @@ class ZeroShotClassification(Task):
 
     def request_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         options = super().request_options(given)
-        _hypothesis(options["hypothesis_template"], "")
+        _around_label(options["hypothesis_template"])
         return options
 
     def texts(self, columns: Columns) -> Sequence[Text]:
         return self._pairs(columns, self.hypothesis_template)[0]
 
     def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:
-        pairs, labels, owners = self._pairs(columns, options["hypothesis_template"])
+        pairs, labels, owners = self._pairs(columns, options["hypothesis_template"], most=encoder.most_rows)
         encodings = encoder.encode(pairs, truncation=options["truncation"], strategy="only_first")
         return Features(encodings, Origins(owners, [label.encode() for label in labels]))
 
     @staticmethod
-    def _pairs(columns: Columns, template: str) -> tuple[list[Text], list[str], npt.NDArray[np.int64]]:
-        """Each text with each of its labels as a hypothesis; that label; and which row both are of."""
+    def _pairs(columns: Columns, template: str, *, most: int | None = None) -> tuple[list[Text], list[str], npt.NDArray[np.int64]]:
+        """Each text with each of its labels as a hypothesis; that label; and which row both are of.
+
+        Raises:
+            ValueError: a row has no such list, or more than ``most`` labels.
+        """
         texts, lists = columns
+        before, after = _around_label(template)
         read: dict[str, tuple[list[str], list[str]]] = {}  # rows mostly have the same candidates
         for given in lists:
             if given not in read:
                 labels = read_strings(given, "CANDIDATE_LABELS")
-                read[given] = labels, [_hypothesis(template, label) for label in labels]
+                require_few(labels, "CANDIDATE_LABELS", most)
+                read[given] = labels, [before + label + after for label in labels]
         pairs: list[Text] = [(text, hypothesis) for text, given in zip(texts, lists, strict=True) for hypothesis in read[given][1]]
         owners = np.repeat(np.arange(len(texts)), [len(read[given][0]) for given in lists])
         return pairs, [label for given in lists for label in read[given][0]], owners
@@ -227,7 +236,7 @@ class ZeroShotClassification(Task):
 
     def pipeline_answers(self, answers: Arrays, **options: Any) -> list[Any]:
         """``{"labels", "scores"}`` per row; :meth:`completed` puts the text before them."""
-        self.refuse_options(options)
+        self.refuse_options(options, "candidate_labels")
         rows = zip(answers["LABELS"][:, 0], answers["SCORES"][:, 0], strict=True)
         return [{"labels": json.loads(labels), "scores": json.loads(scores)} for labels, scores in rows]
 
@@ -271,24 +280,27 @@ def _with_labels(row: Any, labels: Any) -> dict[str, Any]:
     return {"text": row, "candidate_labels": labels}
 
 
-def _hypothesis(template: str, label: str) -> str:
-    """The label in its place. Not with ``str.format`` itself: a template comes from a client, and could read attributes or ask for
-    a million spaces.
+def _around_label(template: str) -> tuple[str, str]:
+    """What stands before the label and after it. Not with ``str.format`` itself: a template comes from a client, and could read
+    attributes, or ask for a million spaces or labels.
 
     Raises:
-        ValueError: there is no place for it, or another field.
+        ValueError: there is no place for it or more than one, there is another field, or it is too long.
     """
+    if len(template) > LONGEST_TEMPLATE:
+        raise ValueError(f"hypothesis_template has {len(template)} characters, at most {LONGEST_TEMPLATE} are taken")
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"hypothesis_template {template[:80]!r} cannot be read: {error}") from None
-    fields = [part[1:] for part in parts if part[1] is not None]
-    plain = all(field in (("", "", None), ("0", "", None)) for field in fields)
-    if not fields or not plain or len({field[0] for field in fields}) > 1 or fields.count(("", "", None)) > 1:
+    fields = [(place, part[1:]) for place, part in enumerate(parts) if part[1] is not None]
+    if len(fields) != 1 or fields[0][1] not in (("", "", None), ("0", "", None)):
         raise ValueError(
             f"hypothesis_template must contain {{}} where the label goes, once, and no other braces: {template[:80]!r}"
         )
-    return "".join(literal + (label if name is not None else "") for literal, name, _, _ in parts)
+    literals = [part[0] for part in parts]
+    end = fields[0][0] + 1
+    return "".join(literals[:end]), "".join(literals[end:])
 
 
 TASK = ZeroShotClassification

@@ -1,0 +1,64 @@
+"""Lists of strings that travel as JSON: what clients send in a tensor or an option, and what answers hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def read_strings(text: str, name: str) -> list[str]:
+    """A JSON list of strings, at least one of them.
+
+    Args:
+        name: what it is, for messages.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _read(text, name)
+    if not found:
+        raise ValueError(f"{name} is an empty list: one is needed at least")
+    return found
+
+
+def read_option(text: str, name: str) -> list[str]:
+    """What an option names: a JSON list of strings, or strings with commas between.
+
+    Raises:
+        ValueError: it begins like the former and is none.
+    """
+    return _read(text, f"option {name}") if text.lstrip().startswith("[") else [part.strip() for part in text.split(",")]
+
+
+def _read(text: str, name: str) -> list[str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON: {error}: {text[:80]!r}") from None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ValueError(f"{name} must be a JSON list of strings, not {text[:80]!r}")
+    for one in found:
+        if not one.isascii() and any("\ud800" <= character <= "\udfff" for character in one):
+            raise ValueError(f"{name} holds half of a surrogate pair, which is no text: {one[:80]!r}")
+    return found
+
+
+def write_strings(values: Any) -> str:
+    """Inverse of :func:`read_strings`.
+
+    Raises:
+        TypeError: they are no list of strings.
+    """
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"must be a list of strings, not {values!r:.80}")
+    return json.dumps(values, ensure_ascii=False)
+
+
+def json_column(values: list[Any]) -> npt.NDArray[np.object_]:
+    """One JSON-ready value per request row → BYTES ``[request rows, 1]``."""
+    column = np.empty((len(values), 1), dtype=np.object_)
+    column[:, 0] = [json.dumps(value, ensure_ascii=False).encode() for value in values]
+    return column
