@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.runtime.tasks.base import TooManyRowsError
 from serving.runtime.tokenization import TextEncoder
 
 WORDS = "good warm funny moving bad dull cold ugly and but film cast"
@@ -138,10 +139,10 @@ def test_a_text_of_too_many_windows_is_refused_before_they_are_made(tiny_checkpo
     made, _ = few.windows([WORDS], stride=0)  # twelve words, five a window
     assert len(made) == 3
     assert len(few.windows([f"{WORDS} again bad dull"], stride=0)[0]) == 3, "as many as may be"
-    for text, stride in ((f"{WORDS} again bad dull good", 0), (WORDS, 4), ("good " * 1_000_000, 4)):
-        with pytest.raises(ValueError, match="makes more windows than the 3 the model takes at once"):
+    for text, stride, windows in ((f"{WORDS} again bad dull good", 0, 4), (WORDS, 4, 8), ("good " * 1_000_000, 4, 999_996)):
+        with pytest.raises(TooManyRowsError, match=f"row 1 makes {windows} rows for the model, which takes 3 at most"):
             few.windows(["film", text], stride=stride)
     assert len(few.windows([("film", "good bad dull")], stride=0)[0]) == 1
-    with pytest.raises(ValueError, match="more windows"):
+    with pytest.raises(TooManyRowsError, match="row 0"):
         few.windows([("film", WORDS)], stride=1)
     assert len(few.encode([WORDS])[0]) == 7, "the encoder is as it was"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from .tasks.base import Arrays, Text
+from .tasks.base import Arrays, Text, TooManyRowsError
 
 PADDING = {"input_ids": -1}
 """Values that mark padded positions between the steps of an ensemble; the served graph replaces them (see ``serving.prologue``)."""
@@ -104,14 +104,15 @@ class TextEncoder:
             The windows of all rows, and which row each is of.
 
         Raises:
-            ValueError: the stride, or the first text of a pair, leaves a window no room; or a text becomes too many windows.
+            ValueError: the stride, or the first text of a pair, leaves a window no room.
+            TooManyRowsError: a text becomes more windows than the model takes.
         """
         pairs = bool(texts) and not isinstance(texts[0], str)
         length = self._max_length if max_length is None else min(max_length, self._max_length)
         if not 0 <= stride < length - self._tokenizer.num_special_tokens_to_add(pairs):  # the library then makes longer ones
             raise ValueError(f"a window of {length} tokens has no room for new text beside {stride} tokens of the one before")
-        for text in texts:
-            self._require_few_windows(text, length, stride)
+        for row, text in enumerate(texts):
+            self._require_few_windows(row, text, length, stride)
         self._tokenizer.enable_truncation(
             length,
             stride=stride,
@@ -131,11 +132,11 @@ class TextEncoder:
         owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         return [window for part in parts for window in part], owners
 
-    def _require_few_windows(self, text: Text, length: int, stride: int) -> None:
+    def _require_few_windows(self, row: int, text: Text, length: int, stride: int) -> None:
         """Refuse a text of too many windows before they are made: of such that hardly advance, a client could ask for millions.
 
         Raises:
-            ValueError: there would be more than :attr:`most_rows`.
+            TooManyRowsError: there would be more than :attr:`most_rows`.
         """
         if self.most_rows is None:
             return
@@ -148,7 +149,10 @@ class TextEncoder:
         question, tokens = (len(self._tokenizer.encode(part, add_special_tokens=False)) for part in (first, cut))
         self._cut_at_the_end()
         if advance > question and tokens - (room - question) > (self.most_rows - 1) * (advance - question):
-            raise ValueError(f"a text of {tokens} tokens makes more windows than the {self.most_rows} the model takes at once")
+            windows = 1 - (tokens - (room - question)) // (question - advance)
+            raise TooManyRowsError(
+                f"row {row} makes {windows} rows for the model, which takes {self.most_rows} at most: send shorter text"
+            )
 
     def _cut_at_the_end(self) -> None:
         self._tokenizer.enable_truncation(self._max_length, direction=self._direction)

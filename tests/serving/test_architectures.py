@@ -145,7 +145,8 @@ def compare(folder: Path, checkpoint: Path, task: str) -> None:
         case "zero-shot-classification":
             options = {"candidate_labels": CANDIDATES}
         case "question-answering":
-            rows = [{"question": answering.QUESTION, "context": text} for text in TEXTS]
+            # but for the longest, which are more windows of 64 tokens than the model takes at once
+            rows = [{"question": answering.QUESTION, "context": text} for text in TEXTS if len(text) < 10_000]
         case "token-classification":
             options = {"aggregation_strategy": "simple"}
         case "fill-mask":

@@ -119,6 +119,10 @@ class Features:
     origins: Origins
 
 
+class TooManyRowsError(ValueError):
+    """One row of a request would become more rows for the model than it takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServedTask(ABC):
     """That half of a :class:`~.base.Task` which Triton and its clients use."""

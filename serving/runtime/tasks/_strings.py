@@ -30,7 +30,13 @@ def read_option(text: str, name: str) -> list[str]:
     Raises:
         ValueError: it begins like the former and is none.
     """
-    return _read(text, f"option {name}") if text.lstrip().startswith("[") else [part.strip() for part in text.split(",")]
+    if not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",")]
+    try:
+        return _read(text, name)
+    except ValueError:
+        wanted = "must be a JSON list of strings, or names with commas between"
+        raise ValueError(f"option {name} {wanted}, not {text[:80]!r}") from None
 
 
 def _read(text: str, name: str) -> list[str]:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ._served import Arrays, Columns, Features, Option, Options, Origins, ServedTask, Tensor, Text
+from ._served import Arrays, Columns, Features, Option, Options, Origins, ServedTask, Tensor, Text, TooManyRowsError
 
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
 
     from ..tokenization import TextEncoder
 
-__all__ = ["Arrays", "Columns", "Features", "Option", "Options", "Origins", "Task", "Tensor", "Text"]
+__all__ = ["Arrays", "Columns", "Features", "Option", "Options", "Origins", "Task", "Tensor", "Text", "TooManyRowsError"]
 
 
 @dataclass(frozen=True, kw_only=True)

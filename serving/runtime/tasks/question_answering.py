@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._spans import Windows, best_spans, notes_of, probabilities, text_tokens
-from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Tensor
+from .base import Arrays, Columns, Features, Option, Options, Origins, Task, Tensor, TooManyRowsError
 
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
@@ -161,6 +161,8 @@ class QuestionAnswering(Task):
         rows = list(zip(*columns, strict=True))
         try:
             encodings, owners = encoder.windows(rows, stride=stride, max_length=length)
+        except TooManyRowsError:
+            raise
         except ValueError:
             row = next(row for row, texts in enumerate(rows) if not _fits(texts, encoder, stride, length))
             raise ValueError(
