@@ -59,8 +59,8 @@ def test_options_that_are_not_asked_for_are_the_tasks_own() -> None:
     assert TASK.request_options({}) == {"truncation": True, "function_to_apply": "softmax", "top_k": None}
     assert TASK.request_options({"function_to_apply": "none"}) == {"truncation": True, "function_to_apply": "none", "top_k": None}
     other = TextClassification(labels=("no", "yes"), function_to_apply="sigmoid", truncation=False)
-    assert other.request_options({}) == {"truncation": False, "function_to_apply": "sigmoid"}
-    assert other.request_options({"truncation": True}) == {"truncation": True, "function_to_apply": "sigmoid"}
+    assert other.request_options({}) == {"truncation": False, "function_to_apply": "sigmoid", "top_k": None}
+    assert other.request_options({"truncation": True}) == {"truncation": True, "function_to_apply": "sigmoid", "top_k": None}
 
 
 def test_an_unknown_option_is_refused_with_those_there_are() -> None:
