@@ -25,13 +25,13 @@ def add_tail(path: Path, task: Task) -> str | None:
     Raises:
         ExportError: an output that the task reads is not there.
     """
-    model = graph.load(path)
     said = None
     if task.tail:
+        model = graph.load(path)
         said = TAILS[task.tail](model, task)
         onnx.checker.check_model(model)
         graph.save(model, path)
-    found = [output.name for output in model.graph.output]
+    found = [output.name for output in onnx.load(str(path), load_external_data=False).graph.output]
     if missing := [name for name in task.outputs_read if name not in found]:
         raise ExportError(f"the graph gives {', '.join(found)}, not {', '.join(missing)}, which {task.name} reads")
     return said

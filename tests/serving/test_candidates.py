@@ -27,6 +27,7 @@ from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
 from tests.tasks.graphs import MAX_LENGTH, random_checkpoint
 
+from ..parity import assert_same
 from .conftest import STRANGE_TEXTS, serve_options
 
 pytestmark = pytest.mark.server
@@ -89,24 +90,16 @@ def pipeline(served: Served) -> Any:
     return pipe
 
 
-def require_same(ours: Any, theirs: Any) -> None:
-    assert type(ours) is type(theirs)
-    for one, other in zip(*([each] if isinstance(each, dict) else each for each in (ours, theirs)), strict=True):
-        assert list(one) == list(other)
-        assert (one["sequence"], one["labels"]) == (other["sequence"], other["labels"])
-        assert one["scores"] == pytest.approx(other["scores"], abs=1e-3)
-
-
 @pytest.mark.parametrize("name", ["zero", "alone"])
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_answers_are_the_pipelines(served: Served, pipeline: Any, name: str, protocol: str) -> None:
     texts = [text for text in STRANGE_TEXTS if text]  # the pipeline takes no empty one
     with served.pipe(name, protocol) as pipe:
-        require_same(pipe(texts, LABELS), pipeline(texts, LABELS))
-        require_same(pipe("a mess", "good, bad"), pipeline("a mess", "good, bad"))
-        require_same(pipe(["a mess"], ["good"]), pipeline(["a mess"], ["good"]))
+        assert_same(pipe(texts, LABELS), pipeline(texts, LABELS))
+        assert_same(pipe("a mess", "good, bad"), pipeline("a mess", "good, bad"))
+        assert_same(pipe(["a mess"], ["good"]), pipeline(["a mess"], ["good"]))
         asked = {"multi_label": True, "hypothesis_template": "it is {}"}
-        require_same(pipe(texts, LABELS, **asked), pipeline(texts, LABELS, **asked))
+        assert_same(pipe(texts, LABELS, **asked), pipeline(texts, LABELS, **asked))
         assert [row["labels"] for row in pipe.stream(texts, candidate_labels=LABELS)] == [
             row["labels"] for row in pipeline(texts, LABELS)
         ]
@@ -124,7 +117,7 @@ def test_many_requests_of_unlike_rows_labels_and_options(served: Served, pipelin
             return await asyncio.gather(*(pipe(texts, labels, **options) for texts, labels, options in calls))
 
     for answer, (texts, labels, options) in zip(asyncio.run(ask()), calls, strict=True):
-        require_same(answer, pipeline(texts, labels, **options))
+        assert_same(answer, pipeline(texts, labels, **options))
 
 
 BAD: list[str | bytes] = ["", "[]", '["a"', "{}", '["a", 1]', b"\xff", '["\\ud800"]', json.dumps(["a"] * (4 * MOST + 1))]

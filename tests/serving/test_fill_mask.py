@@ -16,7 +16,8 @@ from serving.errors import RequestError
 from serving.repository import PackageOptions, package
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
-from tests.tasks.filling import exported, masked_checkpoint, same, text_file
+from tests.parity import assert_same
+from tests.tasks.filling import exported, masked_checkpoint, text_file
 
 from .conftest import serve_options
 
@@ -72,12 +73,12 @@ def ask(options: ServeOptions, kind: str, inputs: Any, protocol: Any = "grpc", *
 @pytest.mark.parametrize("kind", KINDS)
 def test_gives_what_the_pipeline_gives(masked_server: ServeOptions, pipeline: Any, kind: str, protocol: str) -> None:
     expected = pipeline(TEXTS)
-    assert same(ask(masked_server, kind, TEXTS, protocol), expected)
-    assert same(ask(masked_server, kind, TEXTS, protocol, batch_size=4), expected)
+    assert_same(ask(masked_server, kind, TEXTS, protocol), expected)
+    assert_same(ask(masked_server, kind, TEXTS, protocol, batch_size=4), expected)
     assert len({tuple(one["token"] for one in expected[place]) for place in (0, 1, 2, 4)}) > 2  # else it would prove little
     for inputs in (TEXTS[0], TEXTS[:1], TEXTS[3], TEXTS[3:4]):
         for options in ({}, {"top_k": 1}, {"top_k": None}, {"targets": "good"}, {"targets": ["good", "bad", "dreadfully"]}):
-            assert same(ask(masked_server, kind, inputs, protocol, **options), pipeline(inputs, **options))
+            assert_same(ask(masked_server, kind, inputs, protocol, **options), pipeline(inputs, **options))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +88,7 @@ def test_requests_of_all_lengths_and_options_at_once(masked_server: ServeOptions
     expected = [pipeline(text, **options) for text, options in asked]
     with TritonPipeline(kind, url=masked_server.grpc_url) as pipe, ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda one: pipe(one[0], **one[1]), asked))
-    assert all(map(same, found, expected))
+    assert_same(list(found), list(expected))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_bad_input_is_refused_alone(masked_server: ServeOptions, text: str, opti
 def test_a_long_document(masked_server: ServeOptions, pipeline: Any) -> None:
     text = "good [MASK] " + "story " * 10_000
     options = {"tokenizer_kwargs": {"truncation": True}}
-    assert same(ask(masked_server, "off", text, **options), pipeline(text, **options))
+    assert_same(ask(masked_server, "off", text, **options), pipeline(text, **options))
 
 
 @pytest.mark.parametrize(

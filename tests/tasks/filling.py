@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from export.cli import main
 from tests.conftest import TOKENIZERS, _config, _randomize, _tokenizer, review_rows
@@ -47,14 +46,3 @@ def exported(folder: Path, checkpoint: Path, rows: Path, *arguments: str) -> Pat
     ]
     assert main(["export", *given, *arguments]) == 0
     return folder / "fill" / "bundle"
-
-
-def same(ours: Any, theirs: Any) -> bool:
-    """Equal but for scores, which may be 1e-3 apart, and all in the same order."""
-    if isinstance(theirs, list):
-        return isinstance(ours, list) and len(ours) == len(theirs) and all(map(same, ours, theirs))
-    if isinstance(theirs, dict):
-        return set(ours) == set(theirs) and all(same(ours[key], theirs[key]) for key in theirs)
-    if isinstance(theirs, float):
-        return isinstance(ours, float) and abs(ours - theirs) < 1e-3
-    return type(ours) is type(theirs) and ours == theirs

@@ -31,7 +31,8 @@ from serving.runtime.tasks.base import Arrays
 from serving.runtime.tasks.fill_mask import MOST_MASKS, FillMask
 from serving.runtime.tokenization import TextEncoder
 from tests.conftest import review_rows
-from tests.tasks.filling import exported, masked_checkpoint, same, text_file
+from tests.parity import assert_same
+from tests.tasks.filling import exported, masked_checkpoint, text_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 FAMILIES = ("bert", "roberta", "distilbert", "albert", "electra", "xlm-roberta", "camembert", "deberta-v2", "modernbert", "mpnet")
@@ -106,10 +107,10 @@ def test_gives_what_the_pipeline_gives(fillers: Callable[[str], Filler], family:
         f"{mask} café cafe\u0301 한국어 这部 فيلم 🎬👩\u200d👩 a\u200db",
         f"good {filler.pipe.tokenizer.pad_token} {mask} and every scene",
     ]
-    assert same(filler(texts), filler.pipe(texts))
+    assert_same(filler(texts), filler.pipe(texts))
     for text in texts:
-        assert same(filler(text, top_k=3), filler.pipe(text, top_k=3))
-        assert same(
+        assert_same(filler(text, top_k=3), filler.pipe(text, top_k=3))
+        assert_same(
             filler(text, targets=["good", "tedious", "dreadfully", "good"]),
             filler.pipe(text, targets=["good", "tedious", "dreadfully", "good"]),
         )
@@ -138,7 +139,7 @@ def test_a_list_of_one_text_gives_what_the_text_gives(fillers: Callable[[str], F
             {"targets": "good"},
             {"targets": ["good", "bad"], "top_k": 1},
         ):
-            assert same(filler(inputs, **options), filler.pipe(inputs, **options)), (inputs, options)
+            assert_same(filler(inputs, **options), filler.pipe(inputs, **options))
 
 
 def test_targets_as_requests_write_them(fillers: Callable[[str], Filler]) -> None:
@@ -183,7 +184,7 @@ def test_options_that_are_no_pipelines(fillers: Callable[[str], Filler], options
 def test_a_long_document(fillers: Callable[[str], Filler]) -> None:
     filler = fillers("bert")
     text = "good [MASK] " + "story " * 10_000
-    assert same(filler(text), filler.pipe(text, tokenizer_kwargs={"truncation": True}))
+    assert_same(filler(text), filler.pipe(text, tokenizer_kwargs={"truncation": True}))
 
 
 def test_warm_up_keeps_one_mask_whichever_side_is_cut(fillers: Callable[[str], Filler]) -> None:
@@ -367,7 +368,7 @@ def test_a_real_checkpoint_on_real_rows(tmp_path: Path) -> None:
     assert isinstance(bundle.task, FillMask)
     filler = Filler.of(bundle.variant("fp32").path, bundle.task, SPLADE, bundle.manifest["tail"])
     texts = list(read_evaluation(folder, bundle.task).texts[0])[:40]
-    assert same(filler(texts), [filler.pipe(text) for text in texts])
+    assert_same(filler(texts), [filler.pipe(text) for text in texts])
 
 
 def test_answers_without_number_are_refused(fillers: Callable[[str], Filler], monkeypatch: pytest.MonkeyPatch) -> None:
