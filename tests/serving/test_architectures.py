@@ -5,9 +5,10 @@ Some of the pairs, in which each architecture and each task occurs, run always; 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from serving.client import TritonPipeline
 from serving.errors import ExportError
 from serving.repository import PackageOptions, package
 from serving.runtime.tasks import names, task_class
+from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
 
 from .. import answering
@@ -72,15 +74,16 @@ def labelled_rows(task: str) -> list[dict[str, Any]]:
             return [{"sentence1": text, "sentence2": label, "score": choose.random()} for text, label in reviews]
         case "multiple-choice":
             return [{"text": text, "choices": [*LABELS], "label": label} for text, label in reviews]
+        case "fill-mask":
+            return [{"text": text} for text, _ in reviews]
         case _:
             return [{"text": text, "label": label} for text, label in reviews]
 
 
-def served(folder: Path, checkpoint: Path, task: str, ask: Callable[[TritonPipeline], Any]) -> Any:
-    """What an ensemble of the checkpoint answers."""
+@contextlib.contextmanager
+def serving(folder: Path, checkpoint: Path, task: str) -> Iterator[ServeOptions]:
+    """A server with the checkpoint exported and packaged as ``tiny``."""
     rows = labelled_rows(task)
-    if task == "fill-mask":
-        rows = [{"text": row["text"]} for row in rows]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     given = ["--checkpoint", checkpoint, "--test", folder / "rows.jsonl", "--task", task, "--max-length", MAX_LENGTH]
     arguments = ["--name", "tiny", "--artifacts", folder, *given, "--precision", "fp32", "--max-metric-drop", 100]
@@ -91,11 +94,16 @@ def served(folder: Path, checkpoint: Path, task: str, ask: Callable[[TritonPipel
     options = serve_options(repository)
     start_detached(options)
     try:
-        with TritonPipeline("tiny", url=options.grpc_url) as pipe:
-            assert pipe.task == task
-            return ask(pipe)
+        yield options
     finally:
         stop(options.http_port)
+
+
+def served(folder: Path, checkpoint: Path, task: str, ask: Callable[[TritonPipeline], Any]) -> Any:
+    """What an ensemble of the checkpoint answers."""
+    with serving(folder, checkpoint, task) as options, TritonPipeline("tiny", url=options.grpc_url) as pipe:
+        assert pipe.task == task
+        return ask(pipe)
 
 
 def encoded(checkpoint: Path, texts: list[str], others: list[str] | None = None) -> dict[str, torch.Tensor]:
@@ -184,6 +192,34 @@ def test_a_served_model_answers_as_the_original(tmp_path: Path, architecture: st
     more = NLI if task == "zero-shot-classification" else {}
     checkpoint = random_checkpoint(tmp_path / "checkpoint", architecture, kind, **more)
     compare(tmp_path, checkpoint, task)
+
+
+@pytest.mark.parametrize(
+    "task", [task if task == "question-answering" else pytest.param(task, marks=pytest.mark.matrix) for task in TASKS]
+)
+def test_every_task_is_benchmarked(tmp_path: Path, task: str) -> None:
+    """Speed and quality of all there is to compare: PyTorch, the pipeline where there is one, ONNX Runtime, the server."""
+    kind = task_class(task)
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", "bert", kind, **(NLI if task == "zero-shot-classification" else {}))
+    with serving(tmp_path, checkpoint, task) as options:
+        ports = ["--http-port", options.http_port, "--grpc-port", options.grpc_port, "--metrics-port", options.metrics_port]
+        where = [
+            "--artifacts",
+            tmp_path,
+            "--repository",
+            options.repository,
+            "--checkpoint",
+            checkpoint,
+            "--output",
+            tmp_path / "report",
+        ]
+        short = ["--rows", 20, "--duration", 0.4, "--rounds", 1, "--concurrency", 2, "--precision", "fp32"]
+        assert main(["benchmark", "tiny", *map(str, [*ports, *where, *short])]) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    figures = report["figures"]
+    assert figures["onnx.fp32.agreement"] == figures["served.fp32.agreement"] == 1
+    assert figures["served.fp32.c2.throughput"] > 0
+    assert (figures.get("pipeline.fp32.agreement") == 1) == kind.has_pipeline
 
 
 def test_the_pairs_that_always_run_cover_all() -> None:

@@ -68,7 +68,28 @@ def server_processes(keeper: int) -> list[psutil.Process]:
 
 
 def stubs(keeper: int) -> list[psutil.Process]:
-    return [process for process in server_processes(keeper) if process.name().startswith(STUB[:15])]
+    return [process for process in server_processes(keeper) if name_of(process).startswith(STUB[:15])]
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:  # it ended since it was listed
+        return ""
+
+
+def wait_ended(processes: list[psutil.Process], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while any(is_alive(process) for process in processes):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.05)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)  # nobody may be there to reap it
+    except psutil.NoSuchProcess:
+        return False
 
 
 def left_behind() -> list[str]:
@@ -157,9 +178,7 @@ def test_a_dead_stub_is_noticed_and_the_server_restarted(repository: Path) -> No
             old = stubs(process.pid)
             assert old
             old[0].kill()
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline and any(stub.is_running() and stub.status() != psutil.STATUS_ZOMBIE for stub in old):
-                time.sleep(0.05)
+            wait_ended(old)
             wait_ready(options, process)
             ask(options.base_url, find_probes(repository)[0], timeout=10)
         stubs(process.pid)[0].kill()
