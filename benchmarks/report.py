@@ -1,20 +1,43 @@
-"""What a benchmark found: one object, written as ``report.json``, ``report.md`` and the raw samples behind both."""
+"""What a benchmark found, as data: what is not measured is not here, and whatever can be derived is derived from it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
+from benchmarks.speed import Speed
 
-from benchmarks.speed import Spans, Speed
-from serving.errors import DataError
+SCHEMA_VERSION = 3
 
-SCHEMA_VERSION = 2
-_NO_REPORT = "give the report.json of an earlier benchmark"
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure of quality and its 95 % interval, bootstrapped over the rows."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """A row whose answer is not the original's.
+
+    Args:
+        row: its number among the labelled rows, from 0.
+        texts: by input tensor.
+        reference: what the row's answer is held against.
+        original, answer: the prediction of the original, and of the variant.
+        difference: largest between any two of their scores; None where answers hold no numbers.
+    """
+
+    row: int
+    texts: dict[str, str]
+    reference: Any
+    original: Any
+    answer: Any
+    difference: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +46,26 @@ class Quality:
 
     Args:
         rows: how many.
-        metrics: the task's metric, every figure of it.
+        metrics: the task's metric, every figure of it; empty where the library that answers tells too little for it.
         agreement: share of rows whose label is the original's.
         max_score_difference: largest difference of any score from the original's; None where answers hold no numbers.
+        max_logit_difference: the same of what the model itself says; None where it was not seen (served, in a pipeline).
+        main: the main metric with its interval.
+        drop: how much lower the main metric is than the original's, on the same rows; None for the original itself.
+        calibration_error: expected calibration error, 0 to 1: how far a label's score is from how often it is right; None where
+            scores are no probabilities.
+        moved: the rows whose answers differ most, the worst first.
     """
 
     rows: int
     metrics: dict[str, float]
     agreement: float
     max_score_difference: float | None
+    max_logit_difference: float | None = None
+    main: Estimate | None = None
+    drop: Estimate | None = None
+    calibration_error: float | None = None
+    moved: list[Moved] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +73,27 @@ class Arrangement:
     """One way of running a model in process.
 
     Args:
-        name: ``b32`` is 32 rows per call, ``p2t1`` two processes of one thread each.
+        name: ``b32`` is 32 rows per call, ``p2t1`` two processes of one thread each, ``l128`` behind it rows of 128 tokens.
         processes, threads, batch: processes side by side, threads of one operator in each, rows per call.
-        load_seconds: from an empty process to the first answer.
+        length: tokens of every row; None for rows as they are.
+        load_seconds: from an empty process to a loaded model.
+        first_answer_seconds: what the first answer took after that.
         peak_rss_mib: resident memory of all processes together, MiB.
         gpu_memory_mib: GPU memory, MiB; None without one.
+        joules_per_row: what the whole machine drew while it answered; None where the machine does not tell.
     """
 
     name: str
     processes: int
     threads: int
     batch: int
+    length: int | None = None
     speed: Speed
     load_seconds: float
+    first_answer_seconds: float
     peak_rss_mib: float
     gpu_memory_mib: float | None
+    joules_per_row: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +101,12 @@ class InProcess:
     """A model run in process.
 
     Args:
-        kind: ``pytorch``, ``pipeline`` (of transformers) or ``onnx``.
+        kind: ``pytorch``, ``compiled`` (by torch.compile), ``pipeline`` (of transformers), ``exported`` (ONNX as Optimum wrote it),
+            ``onnx`` (a variant of the bundle) or ``tensorrt``.
         precision: what really ran, told by the file or the tensors, never by the caller.
         sha256: of the file that ran.
+        size_mib: of all files with its weights.
+        fused_operators: how many operators of ONNX Runtime's own the file has, by type; None where it is no ONNX file.
         arrangements: by name.
     """
 
@@ -72,6 +115,8 @@ class InProcess:
     device: str
     file: str
     sha256: str
+    size_mib: float
+    fused_operators: dict[str, int] | None
     arrangements: dict[str, Arrangement]
     quality: Quality
 
@@ -81,14 +126,19 @@ class InProcess:
         return f"{self.kind}.{self.precision}"
 
     @property
+    def on_real_rows(self) -> dict[str, Arrangement]:
+        """The arrangements that were timed on rows as they are."""
+        return {name: one for name, one in self.arrangements.items() if one.length is None}
+
+    @property
     def best(self) -> str:
-        """The arrangement with the highest throughput over all rounds."""
-        return max(self.arrangements, key=lambda name: self.arrangements[name].speed.throughput)
+        """The arrangement with the highest throughput over all rounds, on rows as they are."""
+        return max(self.on_real_rows, key=lambda name: self.arrangements[name].speed.throughput)
 
     @property
     def quickest(self) -> str:
-        """The arrangement with the lowest median latency over all rounds."""
-        return min(self.arrangements, key=lambda name: self.arrangements[name].speed.p50_ms)
+        """The arrangement with the lowest median latency over all rounds, on rows as they are."""
+        return min(self.on_real_rows, key=lambda name: self.arrangements[name].speed.p50_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,25 +159,61 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """A closed loop of ``concurrency`` clients over ``grpc`` or ``http``, one row per request.
+class Split:
+    """Where the time of a request went, mean, µs. All of it together is the mean latency.
 
     Args:
+        client: the load generator's packing and unpacking.
+        network: between the client and Triton's ensemble, both ways, protocol included.
+        queue: waiting for any of the steps.
+        preprocess, model, postprocess: in the steps.
+        ensemble: what else Triton's ensemble took: its scheduling, and the copies between steps.
+    """
+
+    client: float
+    network: float
+    queue: float
+    preprocess: float
+    model: float
+    postprocess: float
+    ensemble: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Load on the server over ``grpc`` or ``http``, one row per request.
+
+    Args:
+        concurrency: clients of a closed loop, each of which waits for its answer before it asks again; None in an open loop.
+        rate: requests per second of an open loop, sent at random moments (Poisson) whether answers come or not; None in a closed one.
+        share: the rate as a share of what the server answers in the best closed loop; None where the rate was given as a number.
+        length: tokens of every row; None for rows as they are.
         executed_batch: of the model step: rows per execution by Triton's count. A model packaged with batching off may get
             several requests handed over together; it still runs them one by one.
         steps: by step, without the ensemble's name.
+        joules_per_row: what the whole machine drew, the load generator included; None where the machine does not tell.
     """
 
     protocol: str
-    concurrency: int
+    concurrency: int | None
+    rate: float | None = None
+    share: float | None = None
+    length: int | None = None
     speed: Speed
     executed_batch: float
     steps: dict[str, Step]
+    split: Split
+    joules_per_row: float | None = None
 
     @property
     def name(self) -> str:
-        """As gates address it, after the model's name: ``c16`` is gRPC, ``http.c16`` HTTP."""
-        return f"{'' if self.protocol == 'grpc' else f'{self.protocol}.'}c{self.concurrency}"
+        """As gates address it, after the model's name: ``c16`` is 16 clients over gRPC, ``http.c16`` over HTTP, ``r100`` 100 requests
+        per second, ``load80`` 80 % of what the server can do; ``l128`` behind it rows of 128 tokens."""
+        if self.concurrency is not None:
+            how = f"c{self.concurrency}"
+        else:
+            how = f"load{self.share:.0%}".rstrip("%") if self.share is not None else f"r{self.rate:g}".replace(".", "_")
+        return f"{'' if self.protocol == 'grpc' else f'{self.protocol}.'}{how}{f'l{self.length}' if self.length else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +227,7 @@ class Served:
         load_seconds: from starting the server to its first answers; None where it was not started by tritonize on this machine.
         peak_rss_mib, pss_mib: of the server's process tree under load (see ``MemoryMeter``); None where it cannot be seen.
         gpu_memory_mib: in use on the server's GPUs, by whomever; None without one.
+        size_mib: of the ONNX file and the weights beside it.
     """
 
     precision: str
@@ -153,6 +240,7 @@ class Served:
     peak_rss_mib: float | None
     pss_mib: float | None
     gpu_memory_mib: float | None
+    size_mib: float
 
     @property
     def name(self) -> str:
@@ -251,24 +339,28 @@ def _model_figures(model: InProcess) -> dict[str, Any]:
     best, quickest = model.arrangements[model.best], model.arrangements[model.quickest]
     throughputs = {key: value for key, value in asdict(best.speed).items() if key.startswith("throughput")}
     percentiles = {key: value for key, value in asdict(quickest.speed).items() if key.startswith("p")}
-    return by_name | throughputs | percentiles | _costs(best) | _quality_figures(model.quality)
+    return by_name | throughputs | percentiles | _costs(best) | {"size_mib": model.size_mib} | _quality_figures(model.quality)
 
 
 def _costs(arrangement: Arrangement) -> dict[str, Any]:
-    return {key: getattr(arrangement, key) for key in ("load_seconds", "peak_rss_mib", "gpu_memory_mib")}
+    keys = ("load_seconds", "first_answer_seconds", "peak_rss_mib", "gpu_memory_mib", "joules_per_row")
+    return {key: getattr(arrangement, key) for key in keys}
 
 
 def _served_figures(served: Served) -> dict[str, Any]:
     loads: dict[str, Any] = {}
     for load in served.loads:
         steps = {name: asdict(step) for name, step in load.steps.items()}
-        loads[load.name] = asdict(load.speed) | {"executed_batch": load.executed_batch} | steps
-    memory = {key: getattr(served, key) for key in ("load_seconds", "peak_rss_mib", "pss_mib", "gpu_memory_mib")}
+        own = {"executed_batch": load.executed_batch, "joules_per_row": load.joules_per_row, "split": asdict(load.split)}
+        loads[load.name] = asdict(load.speed) | own | steps
+    memory = {key: getattr(served, key) for key in ("load_seconds", "peak_rss_mib", "pss_mib", "gpu_memory_mib", "size_mib")}
     return loads | memory | _quality_figures(served.quality)
 
 
 def _quality_figures(quality: Quality) -> dict[str, float | None]:
-    return quality.metrics | {"agreement": quality.agreement, "max_score_difference": quality.max_score_difference}
+    keys = ("agreement", "max_score_difference", "max_logit_difference", "calibration_error")
+    drop = {} if quality.drop is None else {"metric_drop": quality.drop.value}
+    return quality.metrics | {key: getattr(quality, key) for key in keys} | drop
 
 
 def flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -278,33 +370,3 @@ def flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]]
             yield from flatten(f"{prefix}{key}.", value)
         elif value is not None:
             yield f"{prefix}{key}", float(value)
-
-
-def write_report(folder: Path, report: Report, samples: Mapping[str, Spans], markdown: str) -> None:
-    """Write ``report.json``, ``report.md`` and ``samples.npz`` into ``folder``.
-
-    ``samples.npz`` holds ``[calls, 2]`` INT64, start and end of every call in ns, by the figure's name and the round: ``….r1``,
-    and where it was measured in processes side by side the process: ``….r1.0``.
-    """
-    content = {"schema_version": SCHEMA_VERSION, **asdict(report), "figures": report.figures()}
-    (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(markdown, encoding="utf-8")
-    with (folder / "samples.npz").open("wb") as file:
-        np.savez_compressed(file, **dict(samples))  # type: ignore[arg-type]
-
-
-def read_figures(path: Path) -> dict[str, float]:
-    """The figures of an earlier ``report.json``.
-
-    Raises:
-        DataError: the file is no report, or of another schema version.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no baseline at {path}", hint=_NO_REPORT) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a benchmark report: {error}", hint=_NO_REPORT) from error
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION or "figures" not in content:
-        raise DataError(f"{path} is not a benchmark report of schema version {SCHEMA_VERSION}", hint=_NO_REPORT)
-    return {str(name): float(value) for name, value in content["figures"].items()}
