@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.runtime.tasks.base import Arrays, Task
 
@@ -41,14 +42,20 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
-def largest_difference(answers: Arrays, original: Arrays) -> float | None:
-    """Of any floating-point number in them; None where they hold none, or tell them inside text only."""
-    differences = [
-        float(np.abs(values.astype(np.float64) - original[name]).max(initial=0.0))
+def differences(answers: Arrays, original: Arrays) -> npt.NDArray[np.float64] | None:
+    """``[rows]``: the largest of any floating-point number in each; None where they hold none, or tell them inside text only."""
+    each = [
+        np.abs(values.astype(np.float64) - original[name]).reshape(len(values), -1).max(axis=1, initial=0.0)
         for name, values in answers.items()
         if values.dtype.kind == "f"
     ]
-    return max(differences, default=None)
+    return np.maximum.reduce(each) if each else None
+
+
+def largest_difference(answers: Arrays, original: Arrays) -> float | None:
+    """Of any floating-point number in any row; None as for :func:`differences`."""
+    found = differences(answers, original)
+    return None if found is None else float(found.max(initial=0.0))
 
 
 def same(mine: Any, theirs: Any) -> bool:

@@ -12,6 +12,7 @@ import click
 
 PRECISIONS = ("fp32", "fp16", "int8")
 PROTOCOLS = ("grpc", "http")
+NONE = "none"
 
 
 def _choices(allowed: tuple[str, ...]) -> Any:
@@ -27,11 +28,29 @@ def _choices(allowed: tuple[str, ...]) -> Any:
     return split
 
 
-def _concurrencies(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+def _whole_numbers(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
     parts = [part.strip() for value in values for part in str(value).split(",")]
+    if parts == [NONE] and parameter.name != "concurrency":
+        return ()
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise click.BadParameter("give whole numbers from 1 on, such as 1,4,16", ctx, parameter)
     return tuple(sorted({int(part) for part in parts}))
+
+
+def _open_loops(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
+    from benchmarks.study import OpenLoop
+
+    parts = [part.strip() for value in values for part in str(value).split(",")]
+    found = []
+    for part in [] if parts == [NONE] else parts:
+        try:
+            number = float(part.removesuffix("%"))
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf") or (part.endswith("%") and number != int(number)):
+            raise click.BadParameter(f"{part!r} is neither a rate such as 100 nor a share such as 80%", ctx, parameter)
+        found.append(OpenLoop(share=number / 100) if part.endswith("%") else OpenLoop(rate=number))
+    return tuple(dict.fromkeys(found))
 
 
 def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -88,10 +107,31 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
     "--concurrency",
     multiple=True,
     default=("1", "4", "16", "64"),
-    callback=_concurrencies,
+    callback=_whole_numbers,
     metavar="N[,N…]",
-    help="Requests kept in flight.",
+    help="Clients of a closed loop: requests kept in flight.",
 )
+@click.option(
+    "--rate",
+    multiple=True,
+    default=("50%", "80%"),
+    callback=_open_loops,
+    metavar="N|N%[,…]|none",
+    help="Open loops: requests per second that come at random moments, or a share of the best closed loop's throughput.",
+)
+@click.option(
+    "--length",
+    multiple=True,
+    default=("16", "64", "128", "384"),
+    callback=_whole_numbers,
+    metavar="N[,N…]|none",
+    help="Tokens: real rows brought to one length, beside those as they are.",
+)
+@click.option(
+    "--batch", multiple=True, default=("1", "8", "32"), callback=_whole_numbers, metavar="N[,N…]", help="Rows per call in process."
+)
+@click.option("--exported/--no-exported", default=True, help="Run the ONNX graph as Optimum exports it, before any fusion, too.")
+@click.option("--compile", "compiled", is_flag=True, help="Run the original through torch.compile too.")
 @click.option("--test", metavar="FILE|hub:NAME", help="Labelled rows to measure on.  [default: those in the bundle]")
 @click.option("--text-column", help="Column of the text in --test.")
 @click.option("--text-pair-column", help="Column of the second text in --test.")
@@ -167,6 +207,9 @@ def _options(name: str, values: dict[str, Any]) -> Any:
         output=take("output") or Path("benchmarks/reports") / f"{name}-{stamp}",
         device=resolve_device(take("device")),
         precisions=take("precision"),
+        batches=take("batch"),
+        lengths=take("length"),
+        open_loops=take("rate"),
         protocols=take("protocol"),
         concurrencies=take("concurrency"),
         gates=take("gate"),

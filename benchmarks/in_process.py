@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from benchmarks import logits
 from benchmarks.answers import from_json
+from benchmarks.energy import EnergyMeter
+from benchmarks.machine import MIB
 from benchmarks.quality import judge, judge_pipeline
 from benchmarks.report import Arrangement, InProcess, flatten
-from benchmarks.runners import Job, weights_file
+from benchmarks.runners import TENSORRT, Job, weights_file
 from benchmarks.speed import Spans, Timing, over_rounds, side_by_side
 from benchmarks.study import Study
 from benchmarks.workers import Workers, started
+from export import graph, optimize
+from export.checkpoint import weights_size
 from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError
 from serving.machine import cores
 from serving.runtime.tasks.base import Arrays
 
-TORCH_BATCHES = (1, 32)
-"""Rows per call: alone, as somebody types them, and together, where PyTorch is at its best."""
+Asked = tuple[int, int | None]
+"""Rows per call, and how many tokens each of them has (None: rows as they are)."""
+
+ORIGINAL = "pytorch", "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +51,21 @@ class Findings:
 class _Model:
     """What the processes of one model have told so far."""
 
-    file: str
+    file: Path
     sha256: str
     device: str
     arrangements: dict[str, Arrangement] = field(default_factory=dict)
     answers: Any = None
+    logits: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is to be loaded, in how many processes, and the batches it is asked in."""
+    """What is to be loaded, in how many processes, and how it is asked."""
 
     job: Job
     processes: int
-    batches: tuple[int, ...]
+    asked: tuple[Asked, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +73,25 @@ class Batched:
     """A way of answering: loaded processes, asked ``batch`` rows at a time.
 
     Args:
+        length: tokens of the rows; None: as they are.
         slices: what was measured, by round and by process.
+        watts: what the machine drew meanwhile, by round; empty where it does not tell.
     """
 
     workers: Workers
     batch: int
+    length: int | None
+    energy: EnergyMeter
     slices: list[list[Spans]] = field(default_factory=list)
+    watts: list[float] = field(default_factory=list)
 
     def measure(self, rows: list[list[str]], seconds: float) -> None:
         """Make the next round's slice."""
+        before, begun = self.energy.read(), time.perf_counter()
         self.slices.append(self.workers.measure(rows, self.batch, seconds))
+        after = self.energy.read()
+        if before is not None and after is not None:
+            self.watts.append((after - before) / (time.perf_counter() - begun))
 
     def timings(self) -> list[Timing]:
         """By round."""
@@ -87,7 +108,7 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def loaded(study: Study, say: Callable[[str], None]) -> Iterator[list[Loaded]]:
+def loaded(study: Study, energy: EnergyMeter, say: Callable[[str], None]) -> Iterator[list[Loaded]]:
     """Everything that runs without a server, loaded and asleep as long as the block runs.
 
     Args:
@@ -96,14 +117,16 @@ def loaded(study: Study, say: Callable[[str], None]) -> Iterator[list[Loaded]]:
     Raises:
         SetupError: a worker failed.
     """
-    runs = list(_plan(study))
-    processes = sum(run.processes for run in runs)
-    say(f"loading {processes} processes, one after another; every model answers the {len(study.rows.labelled)} labelled rows")
     with contextlib.ExitStack() as stack:
+        kept = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
+        runs = list(_plan(study, kept))
+        processes = sum(run.processes for run in runs)
+        say(f"loading {processes} processes, one after another; every model answers the {len(study.rows.labelled)} labelled rows")
         found = []
         for run in runs:
             workers = stack.enter_context(started(run.job, run.processes))
-            found.append(Loaded(run=run, workers=workers, ways=[Batched(workers=workers, batch=batch) for batch in run.batches]))
+            ways = [Batched(workers=workers, batch=batch, length=length, energy=energy) for batch, length in run.asked]
+            found.append(Loaded(run=run, workers=workers, ways=ways))
         yield found
 
 
@@ -120,19 +143,20 @@ def findings(study: Study, measured: Sequence[Loaded]) -> Findings:
     for one in measured:
         facts = one.workers.end()
         first, job = facts[0], one.run.job
-        key = job.backend, first["precision"] or bundle_precision(study.bundle, first["sha256"])
-        model = models.setdefault(key, _Model(file=Path(first["file"]).name, sha256=first["sha256"], device=job.device))
+        key = job.backend, _precision(study.bundle, job, first)
+        model = models.setdefault(key, _Model(file=Path(first["file"]), sha256=first["sha256"], device=job.device))
         model.answers = first["answers"] or model.answers
+        model.logits = model.logits or (Path(job.logits) if job.logits else None)
         for way in one.ways:
             timings = way.timings()
-            arrangement = _arrangement(one.run, way.batch, facts, timings)
+            arrangement = _arrangement(one.run, way, facts, timings)
             model.arrangements[arrangement.name] = arrangement
             figure = f"{'.'.join(key)}.{arrangement.name}"
             for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
                 rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
                 samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
-    original = from_json(study.bundle.task, models["pytorch", "fp32"].answers)
-    judged = [_judged(key, model, study, original) for key, model in models.items()]
+    original = from_json(study.bundle.task, models[ORIGINAL].answers)
+    judged = [_judged(key, model, study, original, models[ORIGINAL]) for key, model in models.items()]
     return Findings(
         models=judged, rounds=[found | _short_names(judged, found) for found in rounds], samples=samples, original=original
     )
@@ -151,40 +175,53 @@ def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[s
     return short
 
 
-def _plan(study: Study) -> Iterator[Run]:
+def _plan(study: Study, folder: Path) -> Iterator[Run]:
+    """What is to be loaded. ``folder`` takes what the models say of the labelled rows."""
+    batched: tuple[Asked, ...] = tuple((batch, None) for batch in dict.fromkeys((1, *study.batches)))
+    alone_and_together: tuple[Asked, ...] = tuple(dict.fromkeys([batched[0], batched[-1]]))
+    by_length: tuple[Asked, ...] = tuple((1, length) for length in study.lengths)
+
     def run(
-        backend: str,
-        source: Path,
-        *,
-        batches: tuple[int, ...] = TORCH_BATCHES,
-        labelled: bool = True,
-        processes: int = 1,
-        device: str = study.device,
-        **options: Any,
+        backend: str, source: Path, asked: tuple[Asked, ...], *, labelled: bool = True, processes: int = 1, **options: Any
     ) -> Run:
         job = Job(
             backend=backend,
             source=os.fspath(source),
             bundle=os.fspath(study.bundle.folder),
-            device=device,
-            first=study.rows.timed[0],
+            first=study.rows.timed[None][0],
             labelled=study.rows.labelled if labelled else [],
-            **options,
+            logits=os.fspath(folder / f"{backend}-{source.parent.name}-{options.get('half', False)}.npz") if labelled else None,
+            most_rows=max(batch for batch, _ in asked),
+            **{"device": study.device, **options},
         )
-        return Run(job=job, processes=processes, batches=batches)
+        return Run(job=job, processes=processes, asked=asked)
 
-    yield run("pytorch", study.checkpoint)
-    yield run("pytorch", study.checkpoint, half=True)
+    yield run("pytorch", study.checkpoint, (*batched, *by_length))
+    yield run("pytorch", study.checkpoint, alone_and_together, half=True)
+    if study.compiled:
+        yield run("compiled", study.checkpoint, alone_and_together)
     if study.bundle.task.has_pipeline:
-        yield run("pipeline", study.checkpoint)
+        yield run("pipeline", study.checkpoint, alone_and_together)
+    if study.exported is not None:
+        yield run("exported", study.exported, (batched[0], *by_length), threads=cores() if study.device == "cpu" else 1)
     for precision in study.precisions:
         file = study.bundle.variant(precision).path
         device = "cpu" if precision == "int8" else study.device  # CUDA has no kernels for dynamic int8
         if device == "gpu":
-            yield run("onnx", file, threads=1)
+            yield run("onnx", file, (*batched, *by_length), threads=1)
+            if has_tensorrt():
+                yield run("tensorrt", file, (*batched, *by_length), threads=1, half=precision == "fp16")
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
-            yield run("onnx", file, batches=(1,), labelled=index == 0, device=device, threads=threads, processes=processes)
+            asked = (*batched, *by_length) if index == 0 else batched[:1]
+            yield run("onnx", file, asked, labelled=index == 0, device=device, threads=threads, processes=processes)
+
+
+def has_tensorrt() -> bool:
+    """Whether ONNX Runtime was built with TensorRT, and TensorRT itself is there."""
+    import onnxruntime
+
+    return TENSORRT in onnxruntime.get_available_providers() and importlib.util.find_spec("tensorrt_libs") is not None
 
 
 def require_original(bundle: Bundle, checkpoint: Path) -> None:
@@ -217,34 +254,53 @@ def bundle_precision(bundle: Bundle, sha256: str) -> str:
     )
 
 
-def _arrangement(run: Run, batch: int, facts: list[dict[str, Any]], timings: list[Timing]) -> Arrangement:
+def _precision(bundle: Bundle, job: Job, facts: dict[str, Any]) -> str:
+    """What ran: told by the tensors, by the bundle's checksum of the file, or by the file's weights."""
+    if job.backend == "exported":
+        return graph.precision(Path(facts["file"]))
+    return facts["precision"] or bundle_precision(bundle, facts["sha256"])
+
+
+def _arrangement(run: Run, way: Batched, facts: list[dict[str, Any]], timings: list[Timing]) -> Arrangement:
     threads = facts[0]["threads"]
-    on_its_own = f"p{run.processes}t{threads}" + (f"b{batch}" if batch > 1 else "")
+    on_cores = f"p{run.processes}t{threads}" if run.job.threads else ""
+    rows = f"b{way.batch}" if way.batch > 1 or not on_cores else ""
     gpu_memory = [fact["gpu_memory_mib"] for fact in facts if fact["gpu_memory_mib"] is not None]
+    speed = over_rounds(timings)
     return Arrangement(
-        name=on_its_own if run.job.backend == "onnx" else f"b{batch}",
+        name=f"{on_cores}{rows}{f'l{way.length}' if way.length else ''}",
         processes=run.processes,
         threads=threads,
-        batch=batch,
-        speed=over_rounds(timings),
+        batch=way.batch,
+        length=way.length,
+        speed=speed,
         load_seconds=max(fact["load_seconds"] for fact in facts),
+        first_answer_seconds=max(fact["first_answer_seconds"] for fact in facts),
+        joules_per_row=mean(way.watts) / speed.throughput if way.watts else None,
         peak_rss_mib=sum(fact["peak_rss_mib"] for fact in facts),
         gpu_memory_mib=sum(gpu_memory) if gpu_memory else None,
     )
 
 
-def _judged(key: tuple[str, str], model: _Model, study: Study, original: Arrays) -> InProcess:
-    task, references = study.bundle.task, study.rows.references
+def _judged(key: tuple[str, str], model: _Model, study: Study, original: Arrays, first: _Model) -> InProcess:
+    rows = study.rows
     if isinstance(model.answers, dict):
-        quality = judge(task, references, from_json(task, model.answers), original)
+        difference = None
+        if model is not first and model.logits is not None and first.logits is not None:
+            difference = logits.largest_difference(model.logits, first.logits)
+        answers = from_json(study.bundle.task, model.answers)
+        quality = judge(study.bundle.task, rows, answers, None if model is first else original, logit_difference=difference)
     else:
-        quality = judge_pipeline(task, model.answers, original, study.rows.labelled)
+        quality = judge_pipeline(study.bundle.task, rows, model.answers, original)
+    is_onnx = model.file.suffix == ".onnx"
     return InProcess(
         kind=key[0],
         precision=key[1],
         device=model.device,
-        file=model.file,
+        file=model.file.name,
         sha256=model.sha256,
+        size_mib=(graph.size(model.file) if is_onnx else weights_size(model.file.parent)) / MIB,
+        fused_operators=optimize.operators(model.file) if is_onnx else None,
         arrangements=model.arrangements,
         quality=quality,
     )

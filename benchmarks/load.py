@@ -1,10 +1,12 @@
-"""Load on a running server by ``perf_analyzer``, Triton's own load generator: closed loop, real texts, raw samples."""
+"""Load on a running server by ``perf_analyzer``, Triton's own load generator: closed or open loop, real texts, raw samples."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -25,6 +27,8 @@ LIBRARIES = {"libcudart.so.12": "libcudart-*.so.12*", "libb64.so.0d": "libb64-*.
 WINDOWS = 3
 """perf_analyzer needs three windows that agree before it ends; told that any three do, it measures exactly three."""
 WARM_UP_WINDOWS = 1
+INPUT, EXPORT, SUMMARY = "input.json", "profile.json", "summary.csv"
+_DELAYED = re.compile(r"([\d.]+)% of the requests were delayed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +39,39 @@ class LoadOptions:
         name: the model to ask.
         url: ``host:port`` without a scheme.
         protocol: ``grpc`` or ``http``.
-        concurrency: requests kept in flight.
+        concurrency: requests kept in flight, a closed loop; None where ``rate`` is given.
+        rate: requests per second, sent at random moments (Poisson) whether answers come or not, an open loop.
         duration: seconds measured, after half as much of warm-up.
     """
 
     name: str
     url: str
     protocol: str
-    concurrency: int
+    concurrency: int | None = None
+    rate: float | None = None
     duration: float
+
+    @property
+    def words(self) -> str:
+        """How much load, for messages."""
+        return f"concurrency {self.concurrency}" if self.rate is None else f"{self.rate:g} requests per second"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadFound:
+    """What a run of the load generator saw.
+
+    Args:
+        spans: when each request was sent and answered, those of the warm-up left out.
+        mean_us: mean latency of all, the warm-up included, as Triton's statistics include it, µs.
+        client_us: of that the load generator's packing and unpacking, µs.
+        delayed: share of requests that an open loop sent later than it should have: its latencies are then too low.
+    """
+
+    spans: Spans
+    mean_us: float
+    client_us: float
+    delayed: float
 
 
 def find_perf_analyzer(environment: Path) -> Path:
@@ -87,9 +115,12 @@ def input_data(tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> dict
     return {"data": [{tensor.name: [value] for tensor, value in zip(tensors, row, strict=True)} for row in rows]}
 
 
-def command(binary: Path, options: LoadOptions, data: Path, export: Path) -> list[str]:
-    """The command line of one run."""
+def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
+    """The command line of one run; its files are in ``folder``."""
     window = round(1000 * options.duration / (WINDOWS - WARM_UP_WINDOWS))
+    load = ["--concurrency-range", str(options.concurrency)]
+    if options.rate is not None:
+        load = ["--request-rate-range", f"{options.rate:g}", "--request-distribution", "poisson", "--async"]
     return [
         os.fspath(binary),
         "-m",
@@ -99,15 +130,16 @@ def command(binary: Path, options: LoadOptions, data: Path, export: Path) -> lis
         "-i",
         options.protocol,
         "--input-data",
-        os.fspath(data),
-        "--concurrency-range",
-        str(options.concurrency),
+        os.fspath(folder / INPUT),
+        *load,
         "--measurement-interval",
         str(window),
         "--stability-percentage",
         "999",
         "--profile-export-file",
-        os.fspath(export),
+        os.fspath(folder / EXPORT),
+        "-f",
+        os.fspath(folder / SUMMARY),
     ]
 
 
@@ -119,29 +151,45 @@ def parse_export(content: dict[str, Any]) -> Spans:
     """
     experiment = content["experiments"][0]
     measured_from = experiment["window_boundaries"][WARM_UP_WINDOWS]
-    requests = [request for request in experiment["requests"] if request["timestamp"] >= measured_from]
-    if any(len(request["response_timestamps"]) != 1 for request in requests):
-        raise ServerError(f"{BINARY} recorded a request without an answer")
-    if len(requests) < 2:
-        raise ServerError(f"{BINARY} saw {len(requests)} requests answered: too few to measure", hint=MEASURE_LONGER)
-    pairs = [(request["timestamp"], request["response_timestamps"][0]) for request in requests]
-    spans: Spans = np.array(sorted(pairs), dtype=np.int64)
+    every = _spans(experiment["requests"])
+    spans: Spans = every[every[:, 0] >= measured_from]
+    if len(spans) < 2:
+        raise ServerError(f"{BINARY} saw {len(spans)} requests answered: too few to measure", hint=MEASURE_LONGER)
     return spans
 
 
-def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> Spans:
-    """Keep ``options.concurrency`` requests in flight and return when each was sent and answered.
+def _spans(requests: list[dict[str, Any]]) -> Spans:
+    if any(len(request["response_timestamps"]) != 1 for request in requests):
+        raise ServerError(f"{BINARY} recorded a request without an answer")
+    pairs = [(request["timestamp"], request["response_timestamps"][0]) for request in requests]
+    spans: Spans = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+    return spans
+
+
+def parse_summary(text: str) -> float:
+    """Time the client itself took for a request, by the table ``-f`` writes, mean, µs."""
+    (row,) = csv.DictReader(line for line in text.splitlines() if line.strip())
+    return float(row["Client Send"]) + float(row["Client Recv"])
+
+
+def parse_delayed(printed: str) -> float:
+    """Share of requests that an open loop says it sent too late."""
+    found = _DELAYED.search(printed)
+    return float(found.group(1)) / 100 if found else 0.0
+
+
+def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> LoadFound:
+    """Put the load on the server and return when each request was sent and answered.
 
     Raises:
         ServerError: the load generator failed; the message carries what it said last.
     """
-    with library_path(binary) as environment, tempfile.TemporaryDirectory(prefix="tritonize-") as folder:
-        data, export = Path(folder) / "input.json", Path(folder) / "profile.json"
-        data.write_text(json.dumps(input_data(tensors, rows), ensure_ascii=False), encoding="utf-8")
-        arguments = command(binary, options, data, export)
+    with library_path(binary) as environment, tempfile.TemporaryDirectory(prefix="tritonize-") as name:
+        folder = Path(name)
+        (folder / INPUT).write_text(json.dumps(input_data(tensors, rows), ensure_ascii=False), encoding="utf-8")
         try:
             done = subprocess.run(
-                arguments,
+                command(binary, options, folder),
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -151,13 +199,17 @@ def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows
             )
         except subprocess.TimeoutExpired as error:
             raise ServerError(
-                f"{BINARY} did not end within {error.timeout:.0f} s at concurrency {options.concurrency}",
-                hint="ask for less concurrency",
+                f"{BINARY} did not end within {error.timeout:.0f} s at {options.words}", hint="ask for less load"
             ) from error
-        if done.returncode != 0 or not export.is_file():
+        if done.returncode != 0 or not (folder / EXPORT).is_file():
             said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            raise ServerError(
-                f"{BINARY} failed over {options.protocol} at concurrency {options.concurrency}: "
-                f"{said[-1] if said else f'exit code {done.returncode}'}"
-            )
-        return parse_export(json.loads(export.read_text(encoding="utf-8")))
+            reason = said[-1] if said else f"exit code {done.returncode}"
+            raise ServerError(f"{BINARY} failed over {options.protocol} at {options.words}: {reason}")
+        content = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+        every = _spans(content["experiments"][0]["requests"])
+        return LoadFound(
+            spans=parse_export(content),
+            mean_us=float((every[:, 1] - every[:, 0]).mean()) / 1e3,
+            client_us=parse_summary((folder / SUMMARY).read_text(encoding="utf-8")),
+            delayed=parse_delayed(done.stdout + done.stderr),
+        )

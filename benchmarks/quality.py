@@ -2,38 +2,112 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from benchmarks.answers import largest_difference, same
-from benchmarks.report import Quality
+from benchmarks.answers import differences, largest_difference, same
+from benchmarks.report import Estimate, Moved, Quality
+from benchmarks.study import Rows
 from export import metric
 from serving.runtime.tasks.base import Arrays, Task
 
+BINS = 15
+MOVED = 10
+"""Rows shown of those whose answers differ."""
 
-def judge(task: Task, references: Sequence[Any], answers: Arrays, original: Arrays) -> Quality:
-    """The task's metric over ``answers``, and how far they are from the original's.
+
+def judge(task: Task, rows: Rows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None) -> Quality:
+    """The task's metric over ``answers`` to the labelled rows, and how far they are from the original's.
 
     Args:
-        references: what the task's predictions are held against, one per labelled row.
-        answers, original: to the same rows in the same order.
+        original: the original's answers to the same rows; None where these are they.
+        logit_difference: largest, where it was seen.
     """
+    predictions = task.predictions(answers)
+    value, low, high = metric.bootstrapped(task.metric, task.main_metric, predictions, rows.references)
+    metrics = metric.compute(task.metric, predictions, rows.references)
+    theirs = answers if original is None else original
     return Quality(
-        rows=len(references),
-        metrics=metric.compute(task.metric, task.predictions(answers), references),
-        agreement=float(np.mean(task.agreement(answers, original))),
-        max_score_difference=largest_difference(answers, original),
+        rows=len(rows.references),
+        metrics=metrics,
+        agreement=float(np.mean(task.agreement(answers, theirs))),
+        max_score_difference=largest_difference(answers, theirs),
+        max_logit_difference=logit_difference,
+        main=Estimate(value=value, low=low, high=high),
+        drop=None if original is None else _drop(task, predictions, task.predictions(original), rows.references),
+        calibration_error=calibration_error(task.confidence(answers), predictions, rows.references),
+        moved=[] if original is None else moved(task, rows, answers, original),
     )
 
 
-def judge_pipeline(task: Task, answers: Sequence[Any], original: Arrays, rows: Sequence[Sequence[str]]) -> Quality:
-    """How many answers of ``transformers.pipeline`` are the original's, were those given in the pipeline's own form.
+def judge_pipeline(task: Task, rows: Rows, answers: Sequence[Any], original: Arrays) -> Quality:
+    """How many answers of ``transformers.pipeline`` are the original's, were those given in the pipeline's own form."""
+    wanted = task.completed(task.pipeline_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled])
+    agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
+    return Quality(rows=len(rows.labelled), metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)
+
+
+def _drop(task: Task, mine: Sequence[Any], original: Sequence[Any], references: Sequence[Any]) -> Estimate:
+    drop, (low, high) = metric.bootstrapped_drop(task.metric, task.main_metric, original, mine, references)
+    return Estimate(value=drop, low=low, high=high)
+
+
+def calibration_error(
+    confidence: npt.NDArray[np.float64] | None, predictions: Sequence[Any], references: Sequence[Any]
+) -> float | None:
+    """Expected calibration error over 15 bins of equal width (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
     Args:
-        rows: of requests: what they answer.
+        confidence: ``[rows]``, the probability given to each prediction; None: the task's scores are none.
     """
-    wanted = task.completed(task.pipeline_answers(original, **task.pipeline_options), [tuple(row) for row in rows])
-    agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
-    return Quality(rows=len(rows), metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)
+    if confidence is None:
+        return None
+    right = np.array([mine == wanted for mine, wanted in zip(predictions, references, strict=True)], dtype=np.float64)
+    places = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    gaps = np.bincount(places, weights=confidence - right, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def moved(task: Task, rows: Rows, answers: Arrays, original: Arrays) -> list[Moved]:
+    """The rows whose answers differ most from the original's: other labels first, then other scores."""
+    agreement, apart = task.agreement(answers, original), differences(answers, original)
+    requests = len(rows.labelled) // len(rows.references)  # a labelled row may take several
+    by_row = None if apart is None else apart.reshape(requests, -1).max(axis=0)
+    distance = np.zeros(len(agreement)) if by_row is None else by_row
+    names = [tensor.name for tensor in task.inputs()]
+    mine, theirs = task.predictions(answers), task.predictions(original)
+    found = []
+    for row in np.lexsort((-distance, agreement))[:MOVED].tolist():
+        if agreement[row] == 1 and distance[row] == 0:
+            break
+        asked = rows.labelled[row :: len(rows.references)]
+        texts = {
+            name if requests == 1 else f"{name} {place + 1}": text
+            for place, request in enumerate(asked)
+            for name, text in zip(names, request, strict=True)
+        }
+        found.append(
+            Moved(
+                row=row,
+                texts=texts,
+                reference=_worded(task, rows.references[row]),
+                original=_worded(task, theirs[row]),
+                answer=_worded(task, mine[row]),
+                difference=None if by_row is None else float(by_row[row]),
+            )
+        )
+    return found
+
+
+def _worded(task: Task, value: Any) -> Any:
+    """A prediction as people know it: the label's name rather than its number."""
+    labels = task.settings().get("labels")
+    if labels and isinstance(value, int) and 0 <= value < len(labels):
+        return labels[value]
+    if labels and isinstance(value, list) and all(isinstance(one, int) for one in value):
+        return [labels[one] for one in value]
+    return json.loads(json.dumps(value, default=float))

@@ -179,15 +179,21 @@ class Split:
     ensemble: float
 
 
+def rate_name(*, rate: float | None, share: float | None) -> str:
+    """How gates address an open loop: ``load80``, or ``r100`` where the rate itself was given (``r0_5`` is 0.5)."""
+    return f"load{100 * share:.0f}" if share is not None else f"r{rate:g}".replace(".", "_")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """Load on the server over ``grpc`` or ``http``, one row per request.
 
     Args:
         concurrency: clients of a closed loop, each of which waits for its answer before it asks again; None in an open loop.
-        rate: requests per second of an open loop, sent at random moments (Poisson) whether answers come or not; None in a closed one.
+        rate: requests per second of an open loop, sent at random moments (Poisson); None in a closed one.
         share: the rate as a share of what the server answers in the best closed loop; None where the rate was given as a number.
         length: tokens of every row; None for rows as they are.
+        delayed: share of an open loop's requests that the load generator itself sent too late: latencies are then too low.
         executed_batch: of the model step: rows per execution by Triton's count. A model packaged with batching off may get
             several requests handed over together; it still runs them one by one.
         steps: by step, without the ensemble's name.
@@ -199,6 +205,7 @@ class Load:
     rate: float | None = None
     share: float | None = None
     length: int | None = None
+    delayed: float = 0.0
     speed: Speed
     executed_batch: float
     steps: dict[str, Step]
@@ -207,12 +214,9 @@ class Load:
 
     @property
     def name(self) -> str:
-        """As gates address it, after the model's name: ``c16`` is 16 clients over gRPC, ``http.c16`` over HTTP, ``r100`` 100 requests
-        per second, ``load80`` 80 % of what the server can do; ``l128`` behind it rows of 128 tokens."""
-        if self.concurrency is not None:
-            how = f"c{self.concurrency}"
-        else:
-            how = f"load{self.share:.0%}".rstrip("%") if self.share is not None else f"r{self.rate:g}".replace(".", "_")
+        """As gates address it, after the model's name: ``c16`` is 16 clients over gRPC, ``http.c16`` over HTTP, ``r100`` 100
+        requests per second, ``load80`` 80 % of what the server can do; ``l128`` behind it rows of 128 tokens."""
+        how = rate_name(rate=self.rate, share=self.share) if self.concurrency is None else f"c{self.concurrency}"
         return f"{'' if self.protocol == 'grpc' else f'{self.protocol}.'}{how}{f'l{self.length}' if self.length else ''}"
 
 

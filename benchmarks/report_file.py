@@ -17,8 +17,8 @@ from serving.errors import DataError
 _NO_REPORT = "give the report.json of a benchmark"
 
 Samples = dict[str, dict[str, list[float]]]
-"""Of every speed by its name and the round (``….r1``; of processes side by side the process too: ``….r1.0``): ``start_us``, when each
-call began, µs after the slice's first, and ``took_us``, how long it took, µs."""
+"""Of every speed by its name and the round (``….r1``; of processes side by side the process too: ``….r1.0``): ``start_us``, when
+each call began, µs after the slice's first, and ``took_us``, how long it took, µs."""
 
 
 def to_json(report: Report, samples: Mapping[str, Spans]) -> dict[str, Any]:

@@ -17,6 +17,10 @@ Row = TypeVar("Row")
 class Way(Protocol):
     """A way of answering, ready to be timed."""
 
+    @property
+    def length(self) -> int | None:
+        """Tokens of the rows it is timed on; None: rows as they are."""
+
     def measure(self, rows: list[list[str]], seconds: float) -> None:
         """Answer ``rows``, again and again for ``seconds`` or longer, and keep what was measured as the next round's."""
 
@@ -34,7 +38,8 @@ def measure_rounds(ways: Sequence[Way], study: Study, say: Callable[[str], None]
     Args:
         say: told when a round begins.
     """
-    for index, rows in enumerate(chunks(study.rows.timed, study.rounds)):
+    dealt = {length: chunks(rows, study.rounds) for length, rows in study.rows.timed.items()}
+    for index in range(study.rounds):
         say(f"round {index + 1} of {study.rounds}")
         for way in reversed(ways) if index % 2 else ways:
-            way.measure(list(rows), study.duration / study.rounds)
+            way.measure(list(dealt[way.length][index]), study.duration / study.rounds)

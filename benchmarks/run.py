@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+import tempfile
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import product
@@ -13,16 +16,20 @@ from typing import Any
 
 import psutil
 
+from benchmarks.energy import find_meter
 from benchmarks.gates import check_gate, figures_in, find_regressions, parse_gate
-from benchmarks.in_process import findings, loaded, require_original
+from benchmarks.in_process import findings, has_tensorrt, loaded, require_original
+from benchmarks.lengths import mean_tokens, rows_of_length
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import environment, stolen_percent
 from benchmarks.markdown import render, throughput
-from benchmarks.report import Report, read_figures, write_report
+from benchmarks.report import Report
+from benchmarks.report_file import read_report, write_report
 from benchmarks.rounds import measure_rounds
 from benchmarks.served import Endpoint, Server, Target, UnderLoad, check_process, read_package, require_same_bundle
 from benchmarks.speed import Spans
-from benchmarks.study import Rows, Study
+from benchmarks.study import OpenLoop, Rows, Study
+from export import convert, graph, tails
 from export.data import Columns, LabelledRows, encode_labels, read_evaluation, sample
 from export.sources import checkpoint_folder, load_rows
 from serving.artifact import publish
@@ -44,6 +51,11 @@ class BenchmarkOptions:
         endpoint: the running server; None measures in process only.
         server_environment: folder of the environment that carries ``perf_analyzer``.
         precisions: ONNX variants to run in process; empty for all of the bundle.
+        exported: run the graph as Optimum exports it too.
+        compiled: run the original through ``torch.compile`` too.
+        batches: rows per call in process.
+        lengths: tokens of rows that all have one length, beside those as they are.
+        open_loops: how the server is asked beside that.
         test: other labelled rows than the bundle's own; None for those.
         rows: texts that speed is measured on, drawn at random from the labelled rows.
         duration: seconds of timing per figure, split over the rounds.
@@ -61,9 +73,14 @@ class BenchmarkOptions:
     endpoint: Endpoint | None
     server_environment: Path
     precisions: tuple[str, ...]
+    exported: bool
+    compiled: bool
     device: str
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
     protocols: tuple[str, ...]
     concurrencies: tuple[int, ...]
+    open_loops: tuple[OpenLoop, ...]
     test: str | None
     columns: Columns
     rows: int
@@ -92,10 +109,12 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
         raise DataError(f"{options.output} exists already", hint="give another folder with --output")
     for gate in options.gates:
         parse_gate(gate)
-    baseline = read_figures(options.baseline) if options.baseline else None
-    study = _study(options)
-    target = _target(options)
-    with closing(target.server) if target else nullcontext():
+    baseline = read_report(options.baseline)[0].figures() if options.baseline else None
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
+        study = _study(options, folder, say)
+        target = _target(options)
+        stack.enter_context(closing(target.server) if target else nullcontext())
         _require_measured(options, study, target)
         report, samples = _measure(options, study, target, say)
     try:
@@ -118,21 +137,36 @@ def _require_measured(options: BenchmarkOptions, study: Study, target: Target | 
     Raises:
         DataError: with what will be.
     """
-    half = "fp16" if study.device == "gpu" else "bf16"
-    measured = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in study.precisions)]
-    if study.bundle.task.has_pipeline:
-        measured.append("pipeline.fp32")
+    measured = _measured(study)
     if target is not None:
         served = f"served.{target.package.precision}"
-        measured += [
-            f"{served}.{'' if protocol == 'grpc' else f'{protocol}.'}c{concurrency}"
-            for protocol, concurrency in product(study.protocols, study.concurrencies)
-        ]
+        measured += [f"{served}.{load}" for load in _loads(study)]
     for expression in options.gates:
         for name in figures_in(expression):
             own = target is not None and name.rpartition(".")[0] == served  # accuracy, memory and the like
             if not own and not any(name.startswith(f"{way}.") for way in measured):
                 raise DataError(f"gate {expression!r}: {name} will not be measured", hint=f"these will: {', '.join(measured)}")
+
+
+def _measured(study: Study) -> list[str]:
+    """Names of what runs without a server."""
+    half = "fp16" if study.device == "gpu" else "bf16"
+    names = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in study.precisions)]
+    if study.device == "gpu" and has_tensorrt():
+        names += [f"tensorrt.{precision}" for precision in study.precisions if precision != "int8"]
+    also = {"pipeline": study.bundle.task.has_pipeline, "compiled": study.compiled, "exported": study.exported is not None}
+    return [*names, *(f"{kind}.fp32" for kind, runs in also.items() if runs)]
+
+
+def _loads(study: Study) -> list[str]:
+    """Names of the loads on a server."""
+    closed = [
+        f"{'' if protocol == 'grpc' else f'{protocol}.'}c{concurrency}"
+        for protocol, concurrency in product(study.protocols, study.concurrencies)
+    ]
+    first = "" if study.protocols[0] == "grpc" else f"{study.protocols[0]}."
+    by_length = [f"{first}c{study.concurrencies[0]}l{length}" for length in study.lengths]
+    return [*closed, *by_length, *(f"{first}{loop.name}" for loop in study.open_loops)]
 
 
 def _checked(report: Report, baseline: dict[str, float] | None, options: BenchmarkOptions) -> Report:
@@ -162,7 +196,8 @@ def require_passed(report: Report) -> None:
         raise GateError(". ".join(parts), hint="every figure stands in the report")
 
 
-def _study(options: BenchmarkOptions) -> Study:
+def _study(options: BenchmarkOptions, folder: Path, say: Callable[[str], None]) -> Study:
+    """``folder`` takes what is made for this run alone."""
     bundle = load_bundle(options.bundle)
     precisions = options.precisions or tuple(bundle.variants)
     for precision in precisions:
@@ -172,17 +207,29 @@ def _study(options: BenchmarkOptions) -> Study:
     return Study(
         bundle=bundle,
         checkpoint=checkpoint,
-        rows=_rows(options, bundle),
+        rows=_rows(options, bundle, say),
         precisions=precisions,
+        exported=_exported(bundle, checkpoint, folder, say) if options.exported else None,
+        compiled=options.compiled,
         device=options.device,
+        batches=options.batches,
         protocols=options.protocols,
         concurrencies=options.concurrencies,
+        open_loops=options.open_loops,
         duration=options.duration,
         rounds=options.rounds,
     )
 
 
-def _rows(options: BenchmarkOptions, bundle: Bundle) -> Rows:
+def _exported(bundle: Bundle, checkpoint: Path, folder: Path, say: Callable[[str], None]) -> Path:
+    """The graph before anything was done to it but what the task itself needs at its end: a bundle does not keep it."""
+    say("exporting the graph as it was before it was fused")
+    raw = convert.convert(checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
+    tails.add_tail(raw, bundle.task)
+    return raw
+
+
+def _rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None]) -> Rows:
     labelled = _labelled(options, bundle)
     if len(labelled.texts) != bundle.task.text_columns:
         raise DataError(
@@ -197,7 +244,30 @@ def _rows(options: BenchmarkOptions, bundle: Bundle) -> Rows:
             hint="give fewer --rounds, or more rows to time: --rows",
         )
     random.Random(options.seed).shuffle(timed)  # noqa: S311 - nothing secret; files are often sorted, by label or by length
-    return Rows(timed=timed, labelled=rows, references=list(labelled.labels))
+    return Rows(timed={None: timed, **_by_length(options, bundle, timed, say)}, labelled=rows, references=list(labelled.labels))
+
+
+def _by_length(
+    options: BenchmarkOptions, bundle: Bundle, rows: list[list[str]], say: Callable[[str], None]
+) -> dict[int | None, list[list[str]]]:
+    """Rows of each length asked for; one that cannot be had is told, and left out."""
+    found: dict[int | None, list[list[str]]] = {}
+    names = model_inputs(bundle)
+    for length in options.lengths:
+        if length > bundle.max_length:
+            say(f"length {length} is left out: rows are cut at {bundle.max_length} tokens")
+            continue
+        made = rows_of_length(bundle, names, rows, length)
+        if len(made) < options.rounds:
+            say(f"length {length} is left out: of the rows no more than {len(made)} can be brought to it")
+            continue
+        found[length] = made
+    return found
+
+
+def model_inputs(bundle: Bundle) -> list[str]:
+    """What the bundle's graphs take."""
+    return graph.input_names(next(iter(bundle.variants.values())).path)
 
 
 def _labelled(options: BenchmarkOptions, bundle: Bundle) -> LabelledRows:
@@ -225,8 +295,9 @@ def _measure(
         say(f"the machine is {machine['busy_percent']:.0f} % busy with other work: speeds will come out lower than they are")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     before = psutil.cpu_times()
-    under_load = UnderLoad(target, study) if target is not None else None
-    with loaded(study, say) as in_process:
+    energy = find_meter()
+    under_load = UnderLoad(target, study, energy) if target is not None else None
+    with loaded(study, energy, say) as in_process:
         ways = [way for one in in_process for way in one.ways]
         measure_rounds([*ways, *(under_load.ways if under_load else [])], study, say)
         found = findings(study, in_process)
@@ -256,8 +327,13 @@ def _measure(
 
 def _settings(options: BenchmarkOptions, study: Study) -> dict[str, Any]:
     return {
-        "rows": len(study.rows.timed),
+        "rows": len(study.rows.timed[None]),
+        "tokens": {
+            "as they are" if length is None else str(length): mean_tokens(study.bundle, model_inputs(study.bundle), rows)
+            for length, rows in study.rows.timed.items()
+        },
         "labelled_rows": len(study.rows.labelled),
+        "rows_sha256": _digest([study.rows.labelled, study.rows.references]),
         "duration": options.duration,
         "rounds": options.rounds,
         "seed": options.seed,
@@ -266,3 +342,7 @@ def _settings(options: BenchmarkOptions, study: Study) -> dict[str, Any]:
         "test": options.test,
         "bundle_created": study.bundle.manifest["created"],
     }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from benchmarks.logits import KeptOutputs
 from serving.artifact import sha256
 from serving.errors import ArtifactError
 from serving.machine import cores
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from serving.runtime.tasks.base import Arrays, Options
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
+TENSORRT = "TensorrtExecutionProvider"
 TORCH_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 Rows = Sequence[Sequence[str]]
@@ -51,10 +53,12 @@ class Job:
         source: the checkpoint folder, or the ONNX file.
         bundle: the bundle whose task, tokenizer and ``max_length`` apply.
         device: ``cpu`` or ``gpu``.
-        half: run in the device's best half precision (PyTorch only).
+        half: run in the device's best half precision (PyTorch), or let TensorRT use fp16.
         threads: threads of one operator; None leaves the library's own choice.
-        first: the row whose answer ends the loading: a list of strings in the order of the task's inputs.
+        most_rows: rows of the largest call that will be made.
+        first: the row that is asked when all is loaded: a list of strings in the order of the task's inputs.
         labelled: rows answered one by one before anything is timed: they give the answers to judge, and warm up.
+        logits: file to write what the model says of those rows to (``.npz``); None for none.
     """
 
     backend: str
@@ -63,8 +67,10 @@ class Job:
     device: str
     half: bool = False
     threads: int | None = None
+    most_rows: int
     first: list[str]
     labelled: list[list[str]]
+    logits: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,8 @@ class Runner(Protocol):
     """What was loaded: its checksum tells which variant ran."""
     threads: int
     """Threads of one operator, as the library reports them."""
+    said: Arrays
+    """What the model itself said last, by output; empty where a library keeps that to itself."""
 
     def __call__(self, rows: Rows) -> Any:
         """Answer a batch: the tensors of the task's outputs, or a list where the library has a form of its own."""
@@ -115,6 +123,7 @@ class _AsServed(ABC):
         self._task = bundle.task
         self._encoder = bundle.encoder(names)
         self._tokenizer = Tokenizer.from_file(str(bundle.tokenizer)) if bundle.task.needs_tokenizer else None
+        self.said: Arrays = {}
         self._plainly = bundle.task.request_options({})
         self._to_judge = bundle.task.request_options(bundle.task.judged_options)
 
@@ -132,6 +141,7 @@ class _AsServed(ABC):
         columns = [list(column) for column in zip(*rows, strict=True)]
         features = self._task.features(columns, self._encoder, options)
         outputs = self._run(self._encoder.arrays(features.encodings))
+        self.said = outputs
         found = self._task.worded_answers(outputs, features.origins, options, self._tokenizer)
         return {tensor.name: found[tensor.name] for tensor in self._task.outputs()}
 
@@ -152,16 +162,21 @@ class PyTorch(_AsServed):
         self._autocast = job.half and job.device == "cpu"
         auto = getattr(transformers, bundle.task.auto_model)
         model = auto.from_pretrained(job.source, dtype=weights, use_safetensors=True, trust_remote_code=False)
-        self._model = model.eval().to(self._device)
+        self._model = self._prepared(model.eval().to(self._device))
         taken = inspect.signature(model.forward).parameters
         super().__init__(bundle, [name for name in FIELDS if name in taken])
         self._dtype = ""
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
+    def _prepared(self, model: Any) -> Any:
+        return model
+
     def _run(self, feed: Arrays) -> Arrays:
         torch = self._torch
         tensors = {name: torch.from_numpy(array).to(self._device) for name, array in feed.items()}
+        if self._task.grouped:  # each row in a group of its own, as in the graph
+            tensors = {name: tensor.unsqueeze(1) for name, tensor in tensors.items()}
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
             outputs = self._model(**tensors)
         heads = {name: outputs[name] for name in self._task.heads}
@@ -170,6 +185,19 @@ class PyTorch(_AsServed):
 
     def precision(self) -> str:
         return TORCH_PRECISIONS[self._dtype]
+
+
+class Compiled(PyTorch):
+    """The original through ``torch.compile``, compiled once for rows of any length."""
+
+    def _prepared(self, model: Any) -> Any:
+        return self._torch.compile(model, dynamic=True)
+
+    def _run(self, feed: Arrays) -> Arrays:
+        outputs = super()._run(feed)
+        if not self._torch._dynamo.utils.counters["stats"]["unique_graphs"]:  # torch goes on without, and says nothing
+            raise RuntimeError("torch.compile compiled no graph of this model")
+        return outputs
 
 
 class TransformersPipeline:
@@ -183,6 +211,7 @@ class TransformersPipeline:
         self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
         _leave_out_unknown(self._pipeline.tokenizer, self._pipeline.model)
         self._max_length = bundle.max_length
+        self.said: Arrays = {}
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
@@ -206,13 +235,18 @@ class OnnxRuntime(_AsServed):
             onnxruntime.preload_dlls()  # CUDA's libraries lie in wheels, where the loader does not look
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job.threads or 0
-        provider = PROVIDERS[job.device]
-        self._session = onnxruntime.InferenceSession(job.source, options, providers=[provider])
-        if provider not in self._session.get_providers():  # onnxruntime falls back to the CPU with no more than a log line
-            raise RuntimeError(f"onnxruntime could not load {provider}")
+        providers = self._providers(job, bundle)
+        self._session = onnxruntime.InferenceSession(job.source, options, providers=providers)
+        wanted = providers[0][0]
+        if wanted not in self._session.get_providers():  # onnxruntime falls back to the CPU with no more than a log line
+            raise RuntimeError(f"onnxruntime could not load {wanted}")
         super().__init__(bundle, [node.name for node in self._session.get_inputs()])
         self.file = Path(job.source)
         self.threads = job.threads or cores()
+
+    def _providers(self, job: Job, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:  # noqa: ARG002 - others look at it
+        """Where to run, by preference, each with its options."""
+        return [(PROVIDERS[job.device], {})]
 
     def _run(self, feed: Arrays) -> Arrays:
         names = self._task.outputs_read
@@ -222,10 +256,33 @@ class OnnxRuntime(_AsServed):
         return ""  # the bundle's manifest knows, by the file's checksum
 
 
+class TensorRT(OnnxRuntime):
+    """An ONNX variant compiled by TensorRT, one engine for every batch and length that will be asked."""
+
+    def _providers(self, job: Job, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:
+        from export.graph import input_names
+
+        names = input_names(Path(job.source))
+
+        def shapes(rows: int, tokens: int) -> str:
+            return ",".join(f"{name}:{rows}x{tokens}" for name in names)
+
+        profile = {
+            "trt_profile_min_shapes": shapes(1, 1),
+            "trt_profile_opt_shapes": shapes(job.most_rows * bundle.task.fan_out, bundle.max_length // 2),
+            "trt_profile_max_shapes": shapes(job.most_rows * bundle.task.fan_out, bundle.max_length),
+            "trt_fp16_enable": str(job.half),
+        }
+        return [(TENSORRT, profile), (PROVIDERS["gpu"], {})]
+
+
 BACKENDS: dict[str, Callable[[Job, Bundle], Runner]] = {
     "pytorch": PyTorch,
+    "compiled": Compiled,
     "pipeline": TransformersPipeline,
+    "exported": OnnxRuntime,
     "onnx": OnnxRuntime,
+    "tensorrt": TensorRT,
 }
 
 
@@ -289,9 +346,17 @@ class Worker:
         bundle = load_bundle(Path(job.bundle))
         self._job = job
         self._runner = BACKENDS[job.backend](job, bundle)
+        loaded = time.perf_counter_ns()
+        self._load_seconds = (loaded - started) / 1e9
         self._runner([job.first])
-        self._load_seconds = (time.perf_counter_ns() - started) / 1e9
-        self._answers = [self._runner.judged([row]) for row in job.labelled]
+        self._first_answer_seconds = (time.perf_counter_ns() - loaded) / 1e9
+        said = KeptOutputs()
+        self._answers = []
+        for row in job.labelled:
+            self._answers.append(self._runner.judged([row]))
+            said.add(self._runner.said)
+        if job.logits is not None:
+            said.write(Path(job.logits))
 
     def time(self, wanted: Slice) -> list[Span]:
         """Make one slice: start and end of every call."""
@@ -299,8 +364,8 @@ class Worker:
         return timed_passes(self._runner, wanted.rows, wanted.batch, wanted.seconds)
 
     def facts(self) -> dict[str, Any]:
-        """``file``, ``sha256``, ``precision``, ``threads``, ``load_seconds`` (from an empty process to the first answer),
-        ``peak_rss_mib``, ``gpu_memory_mib`` and ``answers`` to the labelled rows.
+        """``file``, ``sha256``, ``precision``, ``threads``, ``load_seconds`` (from an empty process to a loaded model),
+        ``first_answer_seconds`` (after that), ``peak_rss_mib``, ``gpu_memory_mib`` and ``answers`` to the labelled rows.
         """
         return {
             "file": str(self._runner.file),
@@ -308,6 +373,7 @@ class Worker:
             "precision": self._runner.precision(),
             "threads": self._runner.threads,
             "load_seconds": self._load_seconds,
+            "first_answer_seconds": self._first_answer_seconds,
             "peak_rss_mib": peak_rss_mib(),
             "gpu_memory_mib": _gpu_memory_mib(self._job),
             "answers": _told(self._answers),
@@ -339,7 +405,7 @@ def main() -> int:
     job = Job(**json.loads(sys.stdin.readline()))
 
     def say(message: dict[str, Any]) -> None:
-        channel.write(json.dumps(message) + "\n")
+        channel.write(json.dumps(message, default=float) + "\n")  # a pipeline's scores may be numpy's
         channel.flush()
 
     worker = Worker(job, started)

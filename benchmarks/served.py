@@ -5,24 +5,27 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import psutil
 
 from benchmarks.answers import joined
-from benchmarks.load import LoadOptions, run_load
+from benchmarks.energy import EnergyMeter
+from benchmarks.load import LoadFound, LoadOptions, run_load
 from benchmarks.machine import MIB, MemoryMeter, listening_process
 from benchmarks.quality import judge
 from benchmarks.report import Load, Served, flatten
 from benchmarks.speed import Spans, closed_loop, over_rounds
-from benchmarks.steps import Counts, counts_between, total
+from benchmarks.steps import ENSEMBLE, Counts, counts_between, split, total
 from benchmarks.study import Study
+from export import graph
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ServerError
@@ -33,6 +36,8 @@ _PACKAGE_ANEW = "write it anew with: tritonize package"
 
 IN_FLIGHT = 16
 """Labelled rows asked at once: the answers judged are given under load, as in production."""
+LEAST_OPEN_SECONDS = 0.5
+"""An open loop is told by chance how many requests fall into a slice: it needs some."""
 ANSWERS_PER_CLIENT = 2
 """Many clients of a slow model wait longer for one answer than a slice of time may last: it then lasts as long as two."""
 
@@ -66,7 +71,12 @@ class Package:
     manifest: dict[str, Any]
     sha256: str
 
-    SETTINGS = ("precision", "batching", "instances", "threads", "device", "max_batch_size")
+    SETTINGS = ("precision", "batching", "instances", "threads", "device", "max_batch_size", "queue_delay_us")
+
+    @property
+    def file(self) -> Path:
+        """The ONNX file that is served."""
+        return self.repository / f"{self.name}_model" / "1" / "model.onnx"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -129,15 +139,15 @@ class Server:
         metadata = self._client.get_server_metadata()
         self.version = f"{metadata.name} {metadata.version}"
         steps = self._client.get_model_config(name).config.ensemble_scheduling.step
-        self.steps = [step.model_name for step in steps]
+        self.models = [name, *(step.model_name for step in steps)]
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
     def statistics(self) -> dict[str, Any]:
-        """Triton's counters of every step, by its model's name."""
-        return {step: self._client.get_inference_statistics(step).model_stats[0] for step in self.steps}
+        """Triton's counters of the ensemble and of every step, by the model's name."""
+        return {model: self._client.get_inference_statistics(model).model_stats[0] for model in self.models}
 
     def ask(self, rows: list[list[str]], options: Mapping[str, Any]) -> Arrays:
         """Answers to ``rows``, one request each, :data:`IN_FLIGHT` at a time, in their order.
@@ -196,57 +206,90 @@ class Target:
     load_generator: Path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Clients:
-    """A way of answering: the server, asked by ``concurrency`` clients over ``protocol``.
+    """A way of answering: the server under load over ``protocol``, by ``concurrency`` clients or at a rate.
 
     Args:
+        length: tokens of the rows; None: as they are.
+        rate: requests per second of an open loop; None where ``share`` has yet to become one, and in a closed loop.
+        share: of what the best of ``closed`` answers in the first round.
         least_seconds: what a slice lasts at least, for every client to get answers.
         memory: of the server, where it can be seen.
-        slices, counts: what was measured, and what the server counted of each step, by round.
+        slices, counts, watts: what was measured, what the server counted of each step, and what the machine drew, by round.
     """
 
     target: Target
     inputs: tuple[Tensor, ...]
     protocol: str
-    concurrency: int
+    concurrency: int | None = None
+    rate: float | None = None
+    share: float | None = None
+    length: int | None = None
+    closed: Sequence[Clients] = ()
     least_seconds: float
     memory: MemoryMeter | None
-    slices: list[Spans] = field(default_factory=list)
+    energy: EnergyMeter
+    slices: list[LoadFound] = field(default_factory=list)
     counts: list[dict[str, Counts]] = field(default_factory=list)
+    watts: list[float] = field(default_factory=list)
 
     def measure(self, rows: list[list[str]], seconds: float) -> None:
         """Make the next round's slice."""
+        if self.share is not None and self.rate is None:
+            best = max(closed_loop(found.spans).throughput for way in self.closed for found in way.slices)
+            self.rate = round(self.share * best, 1)
         server, name = self.target.server, self.target.package.name
         options = LoadOptions(
             name=name,
             url=server.endpoint.url(self.protocol),
             protocol=self.protocol,
             concurrency=self.concurrency,
+            rate=self.rate,
             duration=max(seconds, self.least_seconds),
         )
         with self.memory or nullcontext():
-            before = server.statistics()
+            before, drawn, begun = server.statistics(), self.energy.read(), time.perf_counter()
             self.slices.append(run_load(self.target.load_generator, options, self.inputs, rows))
+            took, drawn_after = time.perf_counter() - begun, self.energy.read()
             self.counts.append(counts_between(before, server.statistics(), name))
+        if drawn is not None and drawn_after is not None:
+            self.watts.append((drawn_after - drawn) / took)
 
     def load(self) -> Load:
         """All rounds together."""
-        steps = {step: total(counts[step] for counts in self.counts).step() for step in self.counts[0]}
+        counted = {step: total(counts[step] for counts in self.counts) for step in self.counts[0]}
+        steps = {step: counts.step() for step, counts in counted.items() if step != ENSEMBLE}
+        speed = over_rounds([closed_loop(found.spans) for found in self.slices])
         return Load(
             protocol=self.protocol,
             concurrency=self.concurrency,
-            speed=over_rounds([closed_loop(spans) for spans in self.slices]),
+            rate=self.rate,
+            share=self.share,
+            length=self.length,
+            delayed=mean(found.delayed for found in self.slices),
+            speed=speed,
             executed_batch=steps["model"].executed_batch,
             steps=steps,
+            split=split(
+                counted,
+                mean_us=mean(found.mean_us for found in self.slices),
+                client_us=mean(found.client_us for found in self.slices),
+            ),
+            joules_per_row=mean(self.watts) / speed.throughput if self.watts else None,
         )
 
     def rounds(self) -> Iterator[dict[str, float]]:
         """The figures that each round has of its own."""
-        for spans, counts in zip(self.slices, self.counts, strict=True):
-            steps = {step: asdict(counted.step()) for step, counted in counts.items()}
-            own = asdict(closed_loop(spans).speed()) | {"executed_batch": steps["model"]["executed_batch"]} | steps
-            yield dict(flatten("", own))
+        for found, counts in zip(self.slices, self.counts, strict=True):
+            steps = {step: asdict(counted.step()) for step, counted in counts.items() if step != ENSEMBLE}
+            parts = split(counts, mean_us=found.mean_us, client_us=found.client_us)
+            own = {
+                **asdict(closed_loop(found.spans).speed()),
+                "executed_batch": steps["model"]["executed_batch"],
+                "split": asdict(parts),
+            }
+            yield dict(flatten("", own | steps))
 
 
 class UnderLoad:
@@ -256,25 +299,34 @@ class UnderLoad:
         RequestError: the server refused a row.
     """
 
-    def __init__(self, target: Target, study: Study) -> None:
-        self._target, self._study = target, study
+    def __init__(self, target: Target, study: Study, energy: EnergyMeter) -> None:
+        self._target, self._study, self._energy = target, study, energy
         self._process = check_process(target.server.endpoint, target.package)
         self._memory = MemoryMeter(self._process) if self._process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
             self._answers = target.server.ask(study.rows.labelled, study.bundle.task.judged_options)
-        seconds_per_row = (time.perf_counter() - asked) / len(study.rows.labelled)
-        self.ways = [
-            Clients(
-                target=target,
-                inputs=study.bundle.task.inputs(),
-                protocol=protocol,
-                concurrency=concurrency,
-                least_seconds=ANSWERS_PER_CLIENT * concurrency * seconds_per_row,
-                memory=self._memory,
-            )
-            for protocol, concurrency in product(study.protocols, study.concurrencies)
-        ]
+        self._seconds_per_row = (time.perf_counter() - asked) / len(study.rows.labelled)
+        closed = [self._clients(protocol, concurrency) for protocol, concurrency in product(study.protocols, study.concurrencies)]
+        first = study.protocols[0]
+        by_length = [self._clients(first, study.concurrencies[0], length=length) for length in study.lengths]
+        own = [way for way in closed if way.protocol == first]
+        opened = [self._clients(first, rate=loop.rate, share=loop.share, closed=own) for loop in study.open_loops]
+        self.ways = [*closed, *by_length, *opened]  # open loops last: their rates come from the closed ones of the first round
+
+    def _clients(self, protocol: str, concurrency: int | None = None, **how: Any) -> Clients:
+        return Clients(
+            target=self._target,
+            inputs=self._study.bundle.task.inputs(),
+            protocol=protocol,
+            concurrency=concurrency,
+            least_seconds=max(
+                LEAST_OPEN_SECONDS if concurrency is None else 0, ANSWERS_PER_CLIENT * (concurrency or 1) * self._seconds_per_row
+            ),
+            memory=self._memory,
+            energy=self._energy,
+            **how,
+        )
 
     def found(self, original: Arrays) -> Served:
         """What was measured.
@@ -289,11 +341,12 @@ class UnderLoad:
             sha256=package.sha256,
             server=server.version,
             loads=[way.load() for way in self.ways],
-            quality=judge(self._study.bundle.task, self._study.rows.references, self._answers, original),
+            quality=judge(self._study.bundle.task, self._study.rows, self._answers, original),
             load_seconds=_load_seconds(server.endpoint, self._process),
             peak_rss_mib=self._memory.peak_rss_mib if self._memory else None,
             pss_mib=self._memory.pss_mib if self._memory else None,
             gpu_memory_mib=server.gpu_memory_mib(),
+            size_mib=graph.size(package.file) / MIB,
         )
 
     def rounds(self, served: Served) -> list[dict[str, float]]:
@@ -307,9 +360,9 @@ class UnderLoad:
     def samples(self, served: Served) -> dict[str, Spans]:
         """The samples behind the speeds, by name."""
         return {
-            f"{served.name}.{load.name}.r{index + 1}": spans
+            f"{served.name}.{load.name}.r{index + 1}": found.spans
             for way, load in zip(self.ways, served.loads, strict=True)
-            for index, spans in enumerate(way.slices)
+            for index, found in enumerate(way.slices)
         }
 
 

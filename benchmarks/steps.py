@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from benchmarks.report import Step
+from benchmarks.report import Split, Step
 from serving.errors import ServerError
+
+ENSEMBLE = "ensemble"
+"""Where others are named by their step: the counts of the whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,7 @@ class Counts:
     Args:
         executions, rows, requests: how many.
         queue_ns, compute_ns: time that requests waited, and spent in the step, added up over requests.
+        total_ns: from a request's arrival to its answer, added up over requests.
         busy_ns: time that executions took, added up over executions.
     """
 
@@ -25,6 +29,7 @@ class Counts:
     requests: int
     queue_ns: int
     compute_ns: int
+    total_ns: int
     busy_ns: int
 
     def step(self) -> Step:
@@ -44,12 +49,35 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 def counts_between(before: dict[str, Any], after: dict[str, Any], name: str) -> dict[str, Counts]:
-    """What each step did between two readings of a server's statistics, by step without the ensemble's ``name``.
+    """What each step did between two readings of a server's statistics, by step without the ensemble's ``name``; and the whole.
 
     Raises:
         ServerError: a step executed nothing.
     """
-    return {model.removeprefix(f"{name}_"): _counts(model, before[model], after[model]) for model in before}
+    steps = {model: ENSEMBLE if model == name else model.removeprefix(f"{name}_") for model in before}
+    return {step: _counts(model, before[model], after[model]) for model, step in steps.items()}
+
+
+def split(counts: Mapping[str, Counts], *, mean_us: float, client_us: float) -> Split:
+    """Where the time of a request went.
+
+    Args:
+        counts: of the steps and of the ensemble.
+        mean_us: mean latency that clients saw, µs.
+        client_us: of that the client's own work.
+    """
+    requests = counts[ENSEMBLE].requests
+    steps = {name: counts[name].compute_ns / requests / 1e3 for name in ("preprocess", "model", "postprocess")}
+    queue = sum(counts[name].queue_ns for name in steps) / requests / 1e3
+    inside = counts[ENSEMBLE].total_ns / requests / 1e3
+    # Requests in flight when counting began or ended may make one side a little larger than the other.
+    return Split(
+        client=client_us,
+        network=max(0.0, mean_us - client_us - inside),
+        queue=queue,
+        **steps,
+        ensemble=max(0.0, inside - queue - sum(steps.values())),
+    )
 
 
 def _counts(model: str, before: Any, after: Any) -> Counts:
@@ -60,6 +88,7 @@ def _counts(model: str, before: Any, after: Any) -> Counts:
         requests=later.success.count - earlier.success.count,
         queue_ns=later.queue.ns - earlier.queue.ns,
         compute_ns=_compute_ns(later) - _compute_ns(earlier),
+        total_ns=later.success.ns - earlier.success.ns,
         busy_ns=sum(map(_compute_ns, after.batch_stats)) - sum(map(_compute_ns, before.batch_stats)),
     )
     if not counts.executions or not counts.requests:

@@ -118,3 +118,11 @@ def input_names(path: Path) -> list[str]:
     model = onnx.load(str(path), load_external_data=False)
     weights = {tensor.name for tensor in model.graph.initializer}
     return [tensor.name for tensor in model.graph.input if tensor.name not in weights]
+
+
+def precision(path: Path) -> str:
+    """What a graph's floating-point weights are kept in: ``fp32``, ``fp16``, or both joined by ``+``."""
+    model = onnx.load(str(path), load_external_data=False)
+    names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}
+    found = {names[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in names}
+    return "+".join(sorted(found, reverse=True))

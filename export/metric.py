@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +62,47 @@ def compute(name: str, predictions: Sequence[Any], references: Sequence[Any]) ->
     return figures
 
 
+def bootstrapped(name: str, figure: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[float, float, float]:
+    """``figure`` of the metric called ``name``, and its 95 % interval: the percentile bootstrap's over the rows."""
+    statistics, value = _statistics(name, figure)
+    found = statistics(predictions, references)
+    low, high = _interval([value(found[rows]) for rows in _resamples(len(found))])
+    return value(found), low, high
+
+
 def bootstrapped_drop(
     name: str, figure: str, original: Sequence[Any], variant: Sequence[Any], references: Sequence[Any]
 ) -> tuple[float, tuple[float, float]]:
     """How much smaller ``figure`` of the metric called ``name`` is for the variant's predictions, and a 95 % interval.
 
-    For figures that are no share of right rows. The interval is the percentile bootstrap's over the rows, both sides drawn
-    alike. Where no row's statistics differ it would have no width: it then reaches as far as that of :func:`paired_drop`.
+    The interval is the percentile bootstrap's over the rows, both sides drawn alike. Where no row's statistics differ it would
+    have no width: it then reaches as far as that of :func:`paired_drop`.
 
     Returns:
         Drop (positive where the variant is worse) and its bounds.
     """
-    metric = load_metric(name)
-    ours, theirs = metric.statistics(variant, references), metric.statistics(original, references)
+    statistics, value = _statistics(name, figure)
+    ours, theirs = statistics(variant, references), statistics(original, references)
     if np.array_equal(ours, theirs):
         most = share_interval(0, len(ours))[1]
         return 0.0, (-most, most)
-    drop = metric.figures(theirs)[figure] - metric.figures(ours)[figure]
+    drops = [value(theirs[rows]) - value(ours[rows]) for rows in _resamples(len(ours))]
+    return value(theirs) - value(ours), _interval(drops)
+
+
+def _statistics(name: str, figure: str) -> tuple[Callable[..., Any], Callable[[Any], float]]:
+    """What of each row a figure needs, and the figure of some rows' statistics."""
+    if figure == "accuracy":  # a mean of outcomes: the modules would find every other figure too, hundreds of times
+        return np.equal, lambda outcomes: float(outcomes.mean())
+    metric = load_metric(name)
+    return metric.statistics, lambda statistics: float(metric.figures(statistics)[figure])
+
+
+def _resamples(rows: int) -> Iterator[npt.NDArray[np.int64]]:
     generator = np.random.default_rng(0)
-    drawn = [generator.integers(len(ours), size=len(ours)) for _ in range(RESAMPLES)]
-    drops = [metric.figures(theirs[rows])[figure] - metric.figures(ours[rows])[figure] for rows in drawn]
-    low, high = np.percentile(drops, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return float(drop), (float(low), float(high))
+    return (generator.integers(rows, size=rows) for _ in range(RESAMPLES))
+
+
+def _interval(found: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(found, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return float(low), float(high)

@@ -268,6 +268,10 @@ class Task(ServedTask):
         """Figures by name that take more than the answers: of the model's outputs, against the original's and the references."""
         return {}
 
+    def confidence(self, answers: Arrays) -> npt.NDArray[np.float64] | None:  # noqa: ARG002 - most scores are no probabilities
+        """``[labelled rows]``: the probability given to each prediction, where predictions are one of several choices."""
+        return None
+
     @abstractmethod
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
         """How far a variant's answers are the original's: ``[labelled rows]``, 1 where they are the same, 0 where they are not."""

@@ -167,6 +167,9 @@ class MultipleChoice(Task):
     def predictions(self, answers: Arrays) -> list[Any]:
         return cast(list[Any], answers["CHOICE"][:, 0].tolist())
 
+    def confidence(self, answers: Arrays) -> npt.NDArray[np.float64] | None:
+        return np.array([max(json.loads(scores)) for scores in answers["SCORES"][:, 0]])
+
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
         """1 where the same choice is the best."""
         return cast("npt.NDArray[np.float64]", (answers["CHOICE"] == original["CHOICE"])[:, 0].astype(np.float64))

@@ -239,6 +239,11 @@ class TextClassification(Task):
             return [np.flatnonzero(row).tolist() for row in scores > self.threshold]
         return cast(list[Any], scores.argmax(axis=-1).tolist())
 
+    def confidence(self, answers: Arrays) -> npt.NDArray[np.float64] | None:
+        if self.function_to_apply != "softmax":
+            return None
+        return cast("npt.NDArray[np.float64]", answers["SCORES"].max(axis=-1).astype(np.float64))
+
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
         ours, theirs = answers["SCORES"], original["SCORES"]
         if self.problem_type == NUMBER:

@@ -262,6 +262,9 @@ class ZeroShotClassification(Task):
         places = {label: place for place, label in enumerate(self.labels)}
         return [places.get(json.loads(labels)[0], -1) for labels in answers["LABELS"][:, 0]]
 
+    def confidence(self, answers: Arrays) -> npt.NDArray[np.float64] | None:
+        return None if self.multi_label else np.array([json.loads(scores)[0] for scores in answers["SCORES"][:, 0]])
+
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
         """1 where the best label is the same."""
         pairs = zip(answers["LABELS"][:, 0], original["LABELS"][:, 0], strict=True)
