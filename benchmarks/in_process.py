@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import tempfile
 import time
@@ -15,11 +14,12 @@ from typing import Any
 
 from benchmarks import logits
 from benchmarks.answers import from_json
+from benchmarks.backends import has_tensorrt, weights_file
 from benchmarks.energy import EnergyMeter
+from benchmarks.jobs import Job
 from benchmarks.machine import MIB
 from benchmarks.quality import judge, judge_pipeline
 from benchmarks.report import Arrangement, InProcess, flatten
-from benchmarks.runners import TENSORRT, Job, weights_file
 from benchmarks.speed import Spans, Timing, over_rounds, side_by_side
 from benchmarks.study import Study
 from benchmarks.workers import Workers, started
@@ -215,13 +215,6 @@ def _plan(study: Study, folder: Path) -> Iterator[Run]:
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
             asked = (*batched, *by_length) if index == 0 else batched[:1]
             yield run("onnx", file, asked, labelled=index == 0, device=device, threads=threads, processes=processes)
-
-
-def has_tensorrt() -> bool:
-    """Whether ONNX Runtime was built with TensorRT, and TensorRT itself is there."""
-    import onnxruntime
-
-    return TENSORRT in onnxruntime.get_available_providers() and importlib.util.find_spec("tensorrt_libs") is not None
 
 
 def require_original(bundle: Bundle, checkpoint: Path) -> None:

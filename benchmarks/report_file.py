@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.report import SCHEMA_VERSION, Report
@@ -18,7 +19,8 @@ _NO_REPORT = "give the report.json of a benchmark"
 
 Samples = dict[str, dict[str, list[float]]]
 """Of every speed by its name and the round (``….r1``; of processes side by side the process too: ``….r1.0``): ``start_us``, when
-each call began, µs after the slice's first, and ``took_us``, how long it took, µs."""
+each call began, µs after the first of the whole benchmark, and ``took_us``, how long it took, µs. Loads on the server have a clock of
+their own, the load generator's, and begin at 0 too."""
 
 
 def to_json(report: Report, samples: Mapping[str, Spans]) -> dict[str, Any]:
@@ -27,14 +29,29 @@ def to_json(report: Report, samples: Mapping[str, Spans]) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         **asdict(report),
         "figures": report.figures(),
-        "samples": {name: _told(spans) for name, spans in samples.items()},
+        "samples": _told(samples),
     }
 
 
-def _told(spans: Spans) -> dict[str, list[float]]:
-    start = (spans[:, 0] - spans[0, 0]) / 1e3
-    took = (spans[:, 1] - spans[:, 0]) / 1e3
-    return {"start_us": start.round(1).tolist(), "took_us": took.round(1).tolist()}
+def _told(samples: Mapping[str, Spans]) -> Samples:
+    begun: dict[bool, int] = {}
+    for name, spans in samples.items():
+        clock = name.startswith("served.")
+        begun[clock] = min(int(spans[0, 0]), begun.get(clock, int(spans[0, 0])))
+    return {
+        name: {
+            "start_us": ((spans[:, 0] - begun[name.startswith("served.")]) / 1e3).round(1).tolist(),
+            "took_us": ((spans[:, 1] - spans[:, 0]) / 1e3).round(1).tolist(),
+        }
+        for name, spans in samples.items()
+    }
+
+
+def spans_of(sample: Mapping[str, list[float]]) -> Spans:
+    """A sample as it was measured: start and end of each call, ns."""
+    start, took = (np.array(sample[key]) * 1e3 for key in ("start_us", "took_us"))
+    spans: Spans = np.stack([start, start + took], axis=1).round().astype(np.int64)
+    return spans
 
 
 def write_report(folder: Path, report: Report, samples: Mapping[str, Spans], markdown: str) -> None:

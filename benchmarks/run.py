@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 
+from benchmarks.backends import has_tensorrt
 from benchmarks.energy import find_meter
 from benchmarks.gates import check_gate, figures_in, find_regressions, parse_gate
-from benchmarks.in_process import findings, has_tensorrt, loaded, require_original
+from benchmarks.in_process import findings, loaded, require_original
 from benchmarks.lengths import mean_tokens, rows_of_length
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import environment, stolen_percent

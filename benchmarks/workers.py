@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
-from benchmarks.runners import END, Job, Slice, to_json
+from benchmarks.jobs import END, Job, Slice, to_json
 from benchmarks.speed import Spans, as_spans
 from serving.errors import SetupError
 

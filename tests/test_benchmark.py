@@ -20,15 +20,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks import commands
 from benchmarks.answers import from_json
+from benchmarks.energy import EnergyMeter
 from benchmarks.in_process import Batched, Loaded, bundle_precision, findings, require_original
 from benchmarks.in_process import Run as InProcessRun
-from benchmarks.load import LoadOptions
+from benchmarks.jobs import Job
+from benchmarks.load import LoadFound, LoadOptions
 from benchmarks.machine import MemoryMeter, process_tree, stolen_percent
 from benchmarks.quality import judge_pipeline
 from benchmarks.rounds import measure_rounds
-from benchmarks.runners import Job, timed_passes
+from benchmarks.runners import timed_passes
 from benchmarks.served import Clients, Endpoint, read_package
-from benchmarks.speed import Spans, as_spans, side_by_side
+from benchmarks.speed import as_spans, side_by_side
 from benchmarks.steps import counts_between, total
 from benchmarks.study import Rows, Study
 from benchmarks.workers import Workers, started
@@ -97,7 +99,7 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def job(bundle: Bundle) -> Job:
     return Job(backend="onnx", source=str(bundle.variant("fp32").path), bundle=str(bundle.folder), device="cpu", threads=1,
-               first=ROWS[0], labelled=ROWS[:3])  # fmt: skip
+               most_rows=2, first=ROWS[0], labelled=ROWS[:3])  # fmt: skip
 
 
 def test_a_worker_answers_the_labelled_rows_and_times_slice_after_slice(bundle: Bundle, job: Job) -> None:
@@ -204,10 +206,11 @@ def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
     eager, pipeline = facts
     assert eager["precision"] == pipeline["precision"] == "fp32"
     task = load_bundle(Path(job.bundle)).task
-    quality = judge_pipeline(task, pipeline["answers"], from_json(task, eager["answers"]), ROWS[:3])
+    rows = Rows(timed={}, labelled=ROWS[:3], references=[1, 0, 0])
+    quality = judge_pipeline(task, rows, pipeline["answers"], from_json(task, eager["answers"]))
     assert (quality.agreement, quality.rows) == (1.0, 3)
     other = [pipeline["answers"][0], *pipeline["answers"][:2]]  # one row's answer in another's place
-    assert judge_pipeline(task, other, from_json(task, eager["answers"]), ROWS[:3]).agreement < 1
+    assert judge_pipeline(task, rows, other, from_json(task, eager["answers"])).agreement < 1
 
 
 @pytest.mark.parametrize(
@@ -236,6 +239,7 @@ class Recorder:
     """A way of answering that writes down its turns."""
 
     turns: ClassVar[list[tuple[str, list[list[str]], float]]] = []
+    length = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -246,9 +250,10 @@ class Recorder:
 
 @pytest.fixture
 def study(bundle: Bundle, job: Job) -> Study:
-    rows = Rows(timed=ROWS, labelled=ROWS[:3], references=[1, 0, 0])
-    return Study(bundle=bundle, checkpoint=bundle.folder.parent / "checkpoint", rows=rows, precisions=("fp32",), device="cpu",
-                 protocols=(), concurrencies=(), duration=6.0, rounds=3)  # fmt: skip
+    rows = Rows(timed={None: ROWS}, labelled=ROWS[:3], references=[1, 0, 0])
+    return Study(bundle=bundle, checkpoint=bundle.folder.parent / "checkpoint", rows=rows, precisions=("fp32",), exported=None,
+                 compiled=False, device="cpu", batches=(1,), protocols=(), concurrencies=(), open_loops=(), duration=6.0,
+                 rounds=3)  # fmt: skip
 
 
 def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
@@ -276,23 +281,28 @@ def _measured(job: Job, facts: dict[str, Any], milliseconds: list[int]) -> Loade
 
     workers: Any = Ended()
     slices = [[as_spans([(start, start + step * 10**6) for start in range(0, 10**9, step * 10**6)])] for step in milliseconds]
-    run = InProcessRun(job=job, processes=1, batches=(1,))
-    return Loaded(run=run, workers=workers, ways=[Batched(workers=workers, batch=1, slices=slices)])
+    run = InProcessRun(job=job, processes=1, asked=((1, None),))
+    way = Batched(workers=workers, batch=1, length=None, energy=EnergyMeter([]), slices=slices, watts=[50.0] * 3)
+    return Loaded(run=run, workers=workers, ways=[way])
 
 
 def test_a_models_own_figure_is_of_the_same_arrangement_in_every_round(study: Study, job: Job) -> None:
     answers = {"LABEL": [["positive"]] * 3, "SCORE": [[0.9]] * 3, "SCORES": [[0.1, 0.9]] * 3}
-    facts = {"file": "model.safetensors", "sha256": "0", "precision": "fp32", "load_seconds": 1.0, "peak_rss_mib": 9.0,
-             "gpu_memory_mib": None, "answers": answers}  # fmt: skip
-    torch = replace(job, backend="pytorch")
+    facts = {"file": str(study.checkpoint / "model.safetensors"), "sha256": "0", "precision": "fp32", "load_seconds": 1.0,
+             "first_answer_seconds": 0.1, "peak_rss_mib": 9.0, "gpu_memory_mib": None, "answers": answers}  # fmt: skip
+    torch = replace(job, backend="pytorch", threads=None)
     one = _measured(torch, facts | {"threads": 1}, [10, 20, 20])
-    onnx = facts | {"precision": "", "sha256": sha256(study.bundle.variant("fp32").path)}
+    file = study.bundle.variant("fp32").path
+    onnx = facts | {"precision": "", "file": str(file), "sha256": sha256(file)}
     steady, changing = (
         _measured(job, onnx | {"threads": threads}, calls) for threads, calls in ((1, [10, 10, 10]), (2, [5, 20, 20]))
     )
     found = findings(study, [one, steady, changing])
     original, model = found.models
     assert (original.name, model.name, model.best, model.quickest) == ("pytorch.fp32", "onnx.fp32", "p1t1", "p1t2")
+    assert (original.fused_operators, model.fused_operators) == (None, {})
+    assert model.size_mib == file.stat().st_size / 2**20
+    assert model.arrangements["p1t1"].joules_per_row == pytest.approx(0.5), "50 W at 100 rows/s"
     speed = model.arrangements["p1t2"].speed
     assert (speed.throughput_low, speed.throughput, speed.throughput_high) == pytest.approx((50, 50, 200))
     assert [own["onnx.fp32.p1t2.throughput"] for own in found.rounds] == pytest.approx([200, 50, 50])
@@ -305,16 +315,24 @@ def test_a_models_own_figure_is_of_the_same_arrangement_in_every_round(study: St
 
 
 def _statistics(executions: int, rows: int, queue: int, compute: int, busy: int) -> Any:
-    """As Triton gives them, for requests of one row; times in ns."""
+    """As Triton gives them, for requests of one row that it spent 1 µs more on than their steps; times in ns."""
 
     def spent(**extra: Any) -> SimpleNamespace:
         return SimpleNamespace(compute_input=SimpleNamespace(ns=0), compute_output=SimpleNamespace(ns=0), **extra)
 
     inference = spent(
-        success=SimpleNamespace(count=rows), queue=SimpleNamespace(ns=queue), compute_infer=SimpleNamespace(ns=compute)
+        success=SimpleNamespace(count=rows, ns=queue + compute + 1000 * rows),
+        queue=SimpleNamespace(ns=queue),
+        compute_infer=SimpleNamespace(ns=compute),
     )
     batches = [spent(compute_infer=SimpleNamespace(ns=busy // 2)), spent(compute_infer=SimpleNamespace(ns=busy - busy // 2))]
     return SimpleNamespace(execution_count=executions, inference_count=rows, inference_stats=inference, batch_stats=batches)
+
+
+def _everywhere(*reading: int) -> dict[str, Any]:
+    steps = {f"words_{step}": _statistics(*reading) for step in ("preprocess", "model", "postprocess")}
+    executions, rows, queue, compute, busy = reading
+    return {"words": _statistics(executions, rows, 3 * queue, 3 * compute, busy), **steps}
 
 
 def test_steps_are_those_of_all_slices_and_of_nothing_between_them() -> None:
@@ -336,18 +354,27 @@ def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
 ) -> None:
     asked: list[Any] = []
 
-    def answered_in_time(binary: Path, options: LoadOptions, tensors: object, rows: list[list[str]]) -> Spans:
+    def answered_in_time(binary: Path, options: LoadOptions, tensors: object, rows: list[list[str]]) -> LoadFound:
         asked.append((options.duration, options.concurrency, options.url, rows))
-        return as_spans([(0, 10**8), (10**8, 2 * 10**8), (2 * 10**8, 3 * 10**8)])
+        spans = as_spans([(0, 10**8), (10**8, 2 * 10**8), (2 * 10**8, 3 * 10**8)])
+        return LoadFound(spans=spans, mean_us=100.0, client_us=7.0, delayed=0.0)
 
     readings = iter([(0, 0, 0, 0, 0), (2, 6, 6_000, 12_000, 6_000), (2, 6, 6_000, 12_000, 6_000), (5, 12, 12_000, 24_000, 12_000)])
     server = SimpleNamespace(
         endpoint=Endpoint(host="host", http_port=1, grpc_port=2, metrics_port=3),
-        statistics=lambda: {"words_model": _statistics(*next(readings))},
+        statistics=lambda: _everywhere(*next(readings)),
     )
     target: Any = SimpleNamespace(server=server, package=SimpleNamespace(name="words"), load_generator=Path("perf_analyzer"))
     monkeypatch.setattr("benchmarks.served.run_load", answered_in_time)
-    clients = Clients(target=target, inputs=(), protocol="http", concurrency=64, least_seconds=least, memory=None)
+    clients = Clients(
+        target=target,
+        inputs=(),
+        protocol="http",
+        concurrency=64,
+        least_seconds=least,
+        memory=None,
+        energy=EnergyMeter([]),
+    )
     clients.measure(ROWS[:2], 2.0)
     clients.measure(ROWS[2:], 2.0)
     assert asked == [(lasts, 64, "host:1", ROWS[:2]), (lasts, 64, "host:1", ROWS[2:])]
@@ -355,6 +382,9 @@ def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
     assert (load.name, load.speed.throughput, load.executed_batch) == ("http.c64", pytest.approx(10), pytest.approx(12 / 5))
     assert [own["executed_batch"] for own in clients.rounds()] == [3, 2]
     assert [own["model.executed_batch"] for own in clients.rounds()] == [3, 2]
+    assert load.joules_per_row is None
+    assert (load.split.client, load.split.queue, load.split.model) == pytest.approx((7, 3, 2))
+    assert sum(vars(load.split).values()) == pytest.approx(100)
 
 
 def test_time_that_the_host_took_away_is_a_share_of_all_time() -> None:
@@ -431,6 +461,13 @@ def test_memory_of_a_process_tree_is_metered() -> None:
         (["words", "--gate", "import os"], "cannot be read"),
         (["words", "--concurrency", "0"], "whole numbers"),
         (["words", "--concurrency", "1,x"], "whole numbers"),
+        (["words", "--concurrency", "none"], "whole numbers"),
+        (["words", "--batch", "0"], "whole numbers"),
+        (["words", "--length", "16,none"], "whole numbers"),
+        (["words", "--rate", "0"], "neither a rate"),
+        (["words", "--rate", "fast"], "neither a rate"),
+        (["words", "--rate", "12.5%"], "neither a rate"),
+        (["words", "--rate", "inf"], "neither a rate"),
         (["words", "--precision", "int4"], "is not one of"),
         (["words", "--protocol", "smoke"], "is not one of"),
         (["words", "--max-regression", "ten"], "percentage"),
@@ -480,7 +517,7 @@ def root(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         (lambda root: (root / "report").mkdir(), ["--output", "report"], "report exists already"),
         (_nothing, ["--precision", "fp16"], "holds no fp16 variant"),
-        (_nothing, ["--baseline", "absent.json"], "no baseline at absent.json"),
+        (_nothing, ["--baseline", "absent.json"], "no report at absent.json"),
     ],
 )
 def test_what_can_be_known_beforehand_is_told_in_one_line(

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.answers import from_json, largest_difference, same, to_json
+from benchmarks import logits
+from benchmarks.answers import from_json, largest_difference, same
+from benchmarks.answers import to_json as answers_to_json
 from benchmarks.gates import check_gate
+from benchmarks.logits import KeptOutputs
 from benchmarks.machine import environment
 from benchmarks.markdown import render
-from benchmarks.quality import judge
+from benchmarks.quality import calibration_error, judge
 from benchmarks.report import (
     SCHEMA_VERSION,
     Arrangement,
@@ -25,12 +28,13 @@ from benchmarks.report import (
     Regression,
     Report,
     Served,
+    Split,
     Step,
-    read_figures,
-    write_report,
 )
+from benchmarks.report_file import read_report, spans_of, to_json, write_report
 from benchmarks.run import require_passed
 from benchmarks.speed import Speed, as_spans
+from benchmarks.study import Rows
 from serving.errors import DataError, GateError
 from serving.runtime.tasks.base import Origins
 from serving.runtime.tasks.text_classification import TextClassification
@@ -44,12 +48,40 @@ def test_quality_compares_labels_scores_and_the_metric() -> None:
         return {"LABEL": np.array([[b"yes" if score > 0.5 else b"no"] for score in yes]), "SCORES": scores}
 
     original = tensors(0.9, 0.2, 0.6, 0.4)
-    quality = judge(task, [1, 0, 1, 1], tensors(0.9, 0.25, 0.4, 0.4), original)
+    rows = Rows(timed={}, labelled=[["a"], ["b"], ["c"], ["d"]], references=[1, 0, 1, 1])
+    quality = judge(task, rows, tensors(0.9, 0.25, 0.4, 0.4), original)
     assert quality.rows == 4
     assert quality.agreement == 0.75
     assert quality.max_score_difference == pytest.approx(0.2)
     assert quality.metrics["accuracy"] == 0.5
-    assert judge(task, [1, 0, 1, 1], original, original).metrics["accuracy"] == 0.75
+    assert quality.drop is not None and quality.drop.value == 0.25 and quality.drop.low <= 0.25 <= quality.drop.high
+    assert quality.main is not None and quality.main.value == 0.5 and 0 <= quality.main.low < quality.main.high <= 1
+    worst, next_one = quality.moved
+    assert (worst.row, worst.texts, worst.reference, worst.original, worst.answer) == (2, {"TEXT": "c"}, "yes", "yes", "no")
+    assert (worst.difference, next_one.row) == (pytest.approx(0.2), 1), "another label first, then the other score; equal rows not"
+    itself = judge(task, rows, original, None)
+    assert (itself.metrics["accuracy"], itself.agreement, itself.drop, itself.moved) == (0.75, 1, None, [])
+
+
+def test_calibration_is_how_far_scores_are_from_how_often_they_are_right() -> None:
+    confidence = np.array([0.95] * 20 + [0.6] * 10)
+    right = [1] * 19 + [0] + [1] * 3 + [0] * 7
+    assert calibration_error(confidence, right, [1] * 30) == pytest.approx((20 * 0.0 + 10 * 0.3) / 30)
+    assert calibration_error(np.array([1.0]), [1], [1]) == 0
+    assert calibration_error(None, right, [1] * 30) is None
+
+
+def test_what_models_say_is_compared_row_by_row(tmp_path: Path) -> None:
+    files = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for file, shift in zip(files, (0.0, 0.25), strict=True):
+        kept = KeptOutputs()
+        kept.add({"logits": np.zeros((1, 2), np.float32)})
+        kept.add({"logits": np.array([[1.0, -shift]], np.float32)})
+        kept.write(file)
+    assert logits.largest_difference(files[1], files[0]) == 0.25
+    assert logits.largest_difference(tmp_path / "absent.npz", files[0]) is None
+    KeptOutputs().write(tmp_path / "nothing.npz")
+    assert not (tmp_path / "nothing.npz").exists()
 
 
 def test_the_same_answers_are_the_same_up_to_rounding() -> None:
@@ -66,7 +98,7 @@ def test_answers_survive_their_way_from_process_to_process() -> None:
     task = TextClassification(labels=("no", "oui, déjà vu"), function_to_apply="softmax")
     outputs = {"logits": np.array([[0.1, 2.5], [3.0, -1.0]], dtype=np.float32)}
     answers = task.answers(outputs, Origins(np.arange(2)), task.request_options({}))
-    again = from_json(task, json.loads(json.dumps(to_json(answers))))
+    again = from_json(task, json.loads(json.dumps(answers_to_json(answers))))
     assert answers.keys() == again.keys()
     for name, values in answers.items():
         assert (values == again[name]).all() and values.dtype == again[name].dtype
@@ -84,7 +116,7 @@ def report() -> Report:
 
     def arrangement(name: str, throughput: float, latency: float) -> Arrangement:
         return Arrangement(name=name, processes=1, threads=2, batch=1, speed=_speed(throughput, latency), load_seconds=latency / 10,
-                           peak_rss_mib=throughput * 2, gpu_memory_mib=None)  # fmt: skip
+                           first_answer_seconds=0.1, peak_rss_mib=throughput * 2, gpu_memory_mib=None)  # fmt: skip
 
     quality = Quality(rows=5, metrics={"f1": 0.8, "accuracy": 0.875}, agreement=0.99, max_score_difference=0.01)
     arrangements = {one.name: one for one in (arrangement("b1", 90.0, 11.0), arrangement("b32", 136.0, 230.0))}
@@ -94,14 +126,17 @@ def report() -> Report:
         device="cpu",
         file="model.safetensors",
         sha256="0",
+        size_mib=87.0,
+        fused_operators=None,
         arrangements=arrangements,
         quality=quality,
     )
     step = Step(executed_batch=2.5, queue_us=10, compute_us=20, cost_us=8)
-    loads = [Load(protocol=protocol, concurrency=16, speed=_speed(throughput, 40.0), executed_batch=2.5, steps={"model": step})
+    parts = Split(client=1, network=2, queue=3, preprocess=4, model=5, postprocess=6, ensemble=7)
+    loads = [Load(protocol=protocol, concurrency=16, speed=_speed(throughput, 40.0), executed_batch=2.5, steps={"model": step}, split=parts)
              for protocol, throughput in (("grpc", 400.0), ("http", 380.0))]  # fmt: skip
     served = Served(precision="int8", package={"batching": "off"}, sha256="1", server="triton 2.51.0", loads=loads, quality=quality,
-                    load_seconds=4.5, peak_rss_mib=350.0, pss_mib=None, gpu_memory_mib=None)  # fmt: skip
+                    load_seconds=4.5, peak_rss_mib=350.0, pss_mib=None, gpu_memory_mib=None, size_mib=23.0)  # fmt: skip
     return Report(
         name="reviews",
         task="text-classification",
@@ -147,15 +182,16 @@ def test_every_round_has_all_figures_its_own_where_they_differ(report: Report) -
 
 
 def test_a_report_survives_being_written_and_read(report: Report, tmp_path: Path) -> None:
-    spans = as_spans([(0, 5), (7, 9)])
-    write_report(tmp_path, report, {"served.int8.c16.r1": spans}, render(report))
-    assert read_figures(tmp_path / "report.json") == report.figures()
+    first, second = as_spans([(10_000, 15_000), (17_000, 19_100)]), as_spans([(40_000, 41_000)])
+    write_report(tmp_path, report, {"onnx.fp32.p1t1.r1.0": first, "onnx.fp32.p1t1.r1.1": second}, render(report))
+    again, samples = read_report(tmp_path / "report.json")
+    assert again == report
+    assert samples["onnx.fp32.p1t1.r1.0"] == {"start_us": [0.0, 7.0], "took_us": [5.0, 2.1]}
+    assert spans_of(samples["onnx.fp32.p1t1.r1.1"]).tolist() == [[30_000, 31_000]], "on one clock"
     content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert content["rounds"] == report.rounds
     assert content["in_process"][0]["arrangements"]["b32"]["speed"]["throughput"] == 136.0
     assert content["environment"]["cores"] >= 1 and content["environment"]["cpu"]
-    with np.load(tmp_path / "samples.npz") as samples:
-        assert samples["served.int8.c16.r1"].tolist() == spans.tolist()
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| `pytorch.fp32.b32` (best) | 1 × 2, 1 | 136 (116–166) | 230.00 |" in markdown
     assert "| grpc | 16 | 400 (380–430) | 40.00 | 41.00 | 42.00 | 43.00 | 2.50 |" in markdown
@@ -189,9 +225,17 @@ def test_a_baseline_that_is_no_report_is_refused(tmp_path: Path, content: str) -
     path = tmp_path / "report.json"
     path.write_text(content)
     with pytest.raises(DataError, match="is not a benchmark report"):
-        read_figures(path)
-    with pytest.raises(DataError, match="no baseline"):
-        read_figures(tmp_path / "absent.json")
+        read_report(path)
+    with pytest.raises(DataError, match="no report"):
+        read_report(tmp_path / "absent.json")
+
+
+def test_a_report_with_a_figure_of_another_kind_is_refused(report: Report, tmp_path: Path) -> None:
+    content = to_json(report, {})
+    content["served"]["loads"][0]["speed"]["throughput"] = "fast"
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"not a whole benchmark report: served\.loads\.0\.speed\.throughput: "):
+        read_report(tmp_path / "report.json")
 
 
 def test_failed_gates_and_regressions_are_named_with_their_figures(report: Report) -> None:

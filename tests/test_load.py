@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.load import LoadOptions, command, find_perf_analyzer, input_data, library_path, parse_export
+from benchmarks.load import (
+    LoadOptions,
+    command,
+    find_perf_analyzer,
+    input_data,
+    library_path,
+    parse_delayed,
+    parse_export,
+    parse_summary,
+)
 from benchmarks.speed import as_spans, closed_loop, over_rounds, side_by_side
 from serving.errors import ServerError, SetupError
 from serving.install import triton_environment
@@ -29,13 +39,29 @@ def export() -> dict[str, Any]:
 
 
 def test_the_command_asks_for_a_closed_loop_with_raw_samples() -> None:
-    found = command(Path("/bin/perf_analyzer"), OPTIONS, Path("in.json"), Path("out.json"))
+    found = command(Path("/bin/perf_analyzer"), OPTIONS, Path("work"))
     assert found[0] == "/bin/perf_analyzer"
     pairs = dict(zip(found[1::2], found[2::2], strict=True))
     assert pairs == {
-        "-m": "reviews", "-u": "127.0.0.1:8001", "-i": "grpc", "--input-data": "in.json", "--concurrency-range": "16",
-        "--measurement-interval": "1500", "--stability-percentage": "999", "--profile-export-file": "out.json",
+        "-m": "reviews", "-u": "127.0.0.1:8001", "-i": "grpc", "--input-data": "work/input.json", "--concurrency-range": "16",
+        "--measurement-interval": "1500", "--stability-percentage": "999", "--profile-export-file": "work/profile.json",
+        "-f": "work/summary.csv",
     }  # fmt: skip
+
+
+def test_an_open_loop_sends_at_random_moments_and_waits_for_nobody() -> None:
+    found = command(Path("/bin/perf_analyzer"), replace(OPTIONS, concurrency=None, rate=12.5), Path("work"))
+    assert "--concurrency-range" not in found and "--async" in found
+    place = found.index("--request-rate-range")
+    assert found[place : place + 4] == ["--request-rate-range", "12.5", "--request-distribution", "poisson"]
+
+
+def test_what_the_client_took_and_what_it_sent_late_are_read_from_what_it_says() -> None:
+    head = "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Client Recv,p50 latency"
+    assert parse_summary(f"\n{head}\n4,295.16,195,3223,3,10,10761\n\n") == 205
+    said = "[WARNING] Perf Analyzer was not able to keep up with the desired request rate. 23.51% of the requests were delayed. "
+    assert parse_delayed(said) == pytest.approx(0.2351)
+    assert parse_delayed("Throughput: 12 infer/sec") == 0
 
 
 def test_every_row_is_one_request_under_the_names_of_the_tasks_tensors() -> None:

@@ -16,11 +16,13 @@ import pytest
 
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
 from benchmarks.report import SCHEMA_VERSION
+from benchmarks.report_file import read_report, spans_of
 from benchmarks.served import Endpoint, Server, check_process, read_package, require_same_bundle
 from benchmarks.speed import closed_loop, over_rounds, side_by_side
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError, ServerError
 from serving.install import triton_environment
+from serving.machine import cores
 from serving.runtime.tasks.base import Tensor
 from tests.serving import conftest
 
@@ -67,6 +69,9 @@ def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Ru
         "device": "cpu",
         "rows": 40,
         "duration": 0.6,
+        "batch": "1,32",
+        "length": "8,16,4096",
+        "rate": "50%,20",
         "rounds": ROUNDS,
         "concurrency": "8,1",
         "baseline": folder / "baseline.json",
@@ -118,7 +123,15 @@ def test_everything_is_measured(run: Run) -> None:
         "served.fp32.c8",
         "served.fp32.http.c1",
         "served.fp32.http.c8",
+        f"exported.fp32.p1t{cores()}",
+        "pytorch.fp32.b1l16",
+        f"onnx.fp32.p1t{cores()}l8",
+        f"onnx.fp32.p1t{cores()}b32",
+        "served.fp32.c1l8",
+        "served.fp32.load50",
+        "served.fp32.r20",
     ]
+    assert "length 4096 is left out" in run.done.stderr
     for way in ways:
         percentiles = [figures[f"{way}.{name}_ms"] for name in ("p50", "p90", "p95", "p99")]
         assert percentiles == sorted(percentiles), way
@@ -131,29 +144,34 @@ def test_everything_is_measured(run: Run) -> None:
 
 def test_every_speed_follows_from_the_raw_samples(run: Run) -> None:
     found = {}
-    with np.load(run.folder / "samples.npz") as samples:
-        assert all((np.diff(spans, axis=1) > 0).all() for spans in samples.values())
-        for load in run.report["served"]["loads"]:
-            name = f"served.fp32.{'' if load['protocol'] == 'grpc' else 'http.'}c{load['concurrency']}"
-            found[name] = [closed_loop(samples[f"{name}.r{index}"]) for index in range(1, ROUNDS + 1)]
-            assert vars(over_rounds(found[name])) == pytest.approx(load["speed"])
-        for model in run.report["in_process"]:
-            for arrangement in model["arrangements"].values():
-                name = f"{model['kind']}.{model['precision']}.{arrangement['name']}"
-                workers = [[samples[f"{name}.r{index}.{process}"] for process in range(arrangement["processes"])]
-                           for index in range(1, ROUNDS + 1)]  # fmt: skip
-                found[name] = [side_by_side(spans, arrangement["batch"]) for spans in workers]
-                assert vars(over_rounds(found[name])) == pytest.approx(arrangement["speed"])
+    report, told = read_report(run.folder / "report.json")
+    assert report.served is not None
+    samples = {name: spans_of(sample) for name, sample in told.items()}
+    assert all((np.diff(spans, axis=1) > 0).all() for spans in samples.values())
+    for load in report.served.loads:
+        name = f"served.fp32.{load.name}"
+        found[name] = [closed_loop(samples[f"{name}.r{index}"]) for index in range(1, ROUNDS + 1)]
+        assert vars(over_rounds(found[name])) == pytest.approx(vars(load.speed), rel=1e-3)
+    for model in report.in_process:
+        for arrangement in model.arrangements.values():
+            name = f"{model.name}.{arrangement.name}"
+            workers = [[samples[f"{name}.r{index}.{process}"] for process in range(arrangement.processes)]
+                       for index in range(1, ROUNDS + 1)]  # fmt: skip
+            found[name] = [side_by_side(spans, arrangement.batch) for spans in workers]
+            assert vars(over_rounds(found[name])) == pytest.approx(vars(arrangement.speed), rel=1e-3)
+    assert {name for name, _ in report.speeds()} == set(found)
     for name, timings in found.items():
         for timing, own in zip(timings, run.report["rounds"], strict=True):
-            assert {f"{name}.{key}": value for key, value in vars(timing.speed()).items()}.items() <= own.items(), name
+            assert {key: own[f"{name}.{key}"] for key in vars(timing.speed())} == pytest.approx(vars(timing.speed()), rel=1e-3), (
+                name
+            )
 
 
 def test_the_ways_of_answering_take_turns(run: Run) -> None:
     """Round by round, first to last and then last to first; the samples' clocks tell (the load generator's is another)."""
     ways = ["pytorch.fp32.b1", "pipeline.fp32.b32", "onnx.fp32.p1t1", "onnx.int8.p1t1"]
-    with np.load(run.folder / "samples.npz") as samples:
-        begun = {f"{way}.r{index}": samples[f"{way}.r{index}.0"][0, 0] for way in ways for index in range(1, ROUNDS + 1)}
+    samples = run.report["samples"]
+    begun = {f"{way}.r{index}": samples[f"{way}.r{index}.0"]["start_us"][0] for way in ways for index in range(1, ROUNDS + 1)}
     expected = [f"{way}.r{index}" for index in range(1, ROUNDS + 1) for way in (reversed(ways) if index == 2 else ways)]
     assert sorted(begun, key=lambda name: begun[name]) == expected
 
@@ -163,7 +181,7 @@ def test_rounds_hold_what_each_measured_anew(run: Run) -> None:
     assert len(rounds) == ROUNDS
     for own in rounds:
         assert set(own) == set(rounds[0]) <= set(figures)
-        assert not any(name.endswith((".accuracy", "_mib", "load_seconds", "_low", "_high")) for name in own)
+        assert not any(name.endswith((".accuracy", "_mib", "_seconds", "_low", "_high")) for name in own)
     for name in (
         "served.fp32.c8.throughput",
         "served.fp32.http.c1.throughput",
@@ -221,7 +239,7 @@ def test_the_report_can_be_read_and_says_where_it_came_from(run: Run) -> None:
     markdown = (run.folder / "report.md").read_text(encoding="utf-8")
     for part in ("## In process", "## Served (triton 2.", "## Quality", "## Gates", "## Worse than the baseline", f"`{FAILS}`"):
         assert part in markdown
-    assert sorted(path.name for path in run.folder.iterdir()) == ["report.json", "report.md", "samples.npz"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["report.json", "report.md"]
 
 
 @pytest.fixture
@@ -273,8 +291,23 @@ def test_a_load_generator_that_fails_says_what_it_said(endpoint: Endpoint) -> No
 def test_strange_texts_go_through_the_load_generator(endpoint: Endpoint, protocol: str) -> None:
     options = LoadOptions(name=NAME, url=endpoint.url(protocol), protocol=protocol, concurrency=4, duration=0.4)
     rows = [[text] for text in conftest.STRANGE_TEXTS if "\0" not in text]  # perf_analyzer itself cuts a text at a zero byte
-    spans = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
-    assert closed_loop(spans).throughput > 0
+    found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
+    assert closed_loop(found.spans).throughput > 0
+    assert 0 < found.client_us < found.mean_us
+
+
+def test_an_open_loop_sends_what_it_was_asked_for_and_says_when_it_could_not(endpoint: Endpoint) -> None:
+    rows = [["a fine film"], ["a dull one"]]
+    for rate, keeps_up in ((40.0, True), (200_000.0, False)):
+        options = LoadOptions(name=NAME, url=endpoint.url("grpc"), protocol="grpc", rate=rate, duration=2.0)
+        found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
+        sent = (len(found.spans) - 1) / (np.ptp(found.spans[:, 0]) / 1e9)
+        assert (sent == pytest.approx(rate, rel=0.5)) == keeps_up
+        gaps = np.diff(found.spans[:, 0])
+        if keeps_up:
+            assert gaps.std() > 0.5 * gaps.mean(), "at random moments: a schedule would have no spread"
+        else:
+            assert found.delayed > 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""A benchmark costs nobody else anything: however it ends, no process, no shared memory and no temporary file of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.serving import conftest
+
+pytestmark = pytest.mark.server
+NAME = "ragged"
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("torchinductor_"))
+
+
+@pytest.mark.parametrize(
+    ("after", "number"),
+    [("loading", signal.SIGINT), ("round 1", signal.SIGINT), ("round 2", signal.SIGTERM)],
+)
+def test_nothing_stays_of_an_interrupted_benchmark(
+    server: conftest.Server, tmp_path: Path, after: str, number: signal.Signals
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    options = server.options
+    arguments = {
+        "bundle": server.bundles[NAME],
+        "checkpoint": server.checkpoints[NAME],
+        "repository": options.repository,
+        "http-port": options.http_port,
+        "grpc-port": options.grpc_port,
+        "metrics-port": options.metrics_port,
+        "precision": "fp32",
+        "length": "none",
+        "rows": 40,
+        "duration": 2,
+        "rounds": 2,
+        "concurrency": "4",
+        "output": tmp_path / "report",
+    }
+    flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    shared = set(os.listdir("/dev/shm"))
+    with subprocess.Popen(
+        [sys.executable, "-m", "export.cli", "benchmark", NAME, *flags, "--no-exported"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        said = ""
+        for line in process.stderr:
+            said += line
+            if line.startswith(after):
+                break
+        family = psutil.Process(process.pid).children(recursive=True)
+        # Ctrl-C goes to everybody in the terminal's group, an orchestrator's signal to the one process it started
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        rest = process.stderr.read()
+    assert process.returncode == 1, said + rest
+    assert rest.splitlines()[-1].startswith("interrupted: nothing half-written was left behind")
+    assert family, "it had started something"
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+    assert left_in(temporary) == []
+    assert set(os.listdir("/dev/shm")) <= shared
+    assert not (tmp_path / "report").exists()
