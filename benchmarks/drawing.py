@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,17 +34,19 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = list(COLOURS)[3:]
 SERIES = tuple(zip((INK, GREEN, ORANGE, PURPLE, SKY, GREY, VERMILION, BLUE) * 2, "*^vDPXspo<>dhH8p", strict=True))
 """Colour and marker of each series: either alone tells the first of them apart."""
 
-WIDTH = 5.2
-"""Inches; letters of 9 to 10 points can then still be read on a screen 360 pixels wide."""
+WIDTH = 4.6
+"""Inches; on a screen 360 pixels wide a point of a letter is then a pixel."""
+LINE = 0.17
+"""Of a legend, inches."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
-    "axes.labelsize": 9.5,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 9.5,
     "legend.frameon": False,
     "legend.columnspacing": 1.2,
     "legend.handlelength": 1.8,
@@ -95,20 +98,27 @@ def drawing(name: str) -> Iterator[None]:
 
 
 def axes(height: float) -> tuple[Figure, Axes]:
-    """A figure ``height`` inches high with one pair of axes."""
+    """A figure with one pair of axes, ``height`` inches high with all that is written beside them."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def legend(figure: Figure, *, columns: int = 2, **options: Any) -> None:
-    """A legend below everything, where it hides nothing."""
-    figure.legend(loc="outside lower center", ncols=columns, **options)
+def legend(figure: Figure, *, columns: int = 2) -> None:
+    """A legend below everything, where it hides nothing, in as many of ``columns`` as there is room for."""
+    names = {label for drawn in figure.axes for label in drawn.get_legend_handles_labels()[1]}
+    for count in range(columns, 0, -1):
+        found = figure.legend(loc="outside lower center", ncols=count)
+        if count == 1 or found.get_window_extent().width <= figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + LINE * math.ceil(len(names) / count))
+            return
+        found.remove()
 
 
 def logarithmic(axes: Axes, which: str, values: Sequence[float]) -> None:
     """Make the axis ``which`` (``x``, ``y``) logarithmic, its numbers written out and few enough to be read."""
     axes.set(**{f"{which}scale": "log"})
-    ratio = max(values) / min(values)
+    shown = [value for value in values if value > 0]  # others have no place on it
+    ratio = max(shown) / min(shown) if shown else 1.0
     steps = (1.0,) if ratio > 1000 else (1.0, 2.0, 5.0) if ratio > 4 else (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
     axis = getattr(axes, f"{which}axis")
     axis.set_major_locator(LogLocator(base=10, subs=steps))

@@ -90,7 +90,7 @@ def _latency_against_throughput(report: Report) -> Plot:
     if not loads:
         return Plot(name=name, title=title, missing="nothing was served")
     with drawing(name):
-        figure, ax = axes(4.6)
+        figure, ax = axes(3.7)
         for index, protocol in enumerate(dict.fromkeys(load.protocol for load in loads)):
             _sweep(ax, protocol, [load for load in loads if load.protocol == protocol], above=index % 2 == 1)
         for model in _shown(report):
@@ -136,12 +136,12 @@ def _sweep(ax: Axes, protocol: str, loads: list[Load], *, above: bool) -> None:
 
 
 def _quality_against_speed(report: Report) -> Plot:
-    name, title = "quality-speed", f"{report.main_metric} against throughput"
+    name, title = "quality-speed", f"{report.main_metric[:1].upper()}{report.main_metric[1:]} against throughput"
     judged = list(_judged(report))
     if not judged:
         return Plot(name=name, title=title, missing=f"no answers were judged by {report.main_metric}")
     with drawing(name):
-        figure, ax = axes(3.5 + 0.17 * ((len(judged) + 1) // 2))
+        figure, ax = axes(3.2)
         for label, throughput, quality in judged:
             colour, marker = _looks(report)[label]
             value = quality.metrics[report.main_metric]
@@ -185,7 +185,7 @@ def _latencies(report: Report, samples: Samples) -> Plot:
     if not found:
         return Plot(name=name, title=title, missing="the report came without its samples")
     with drawing(name):
-        figure, ax = axes(3.4 + 0.17 * ((len(found) + 1) // 2))
+        figure, ax = axes(3.1)
         for (label, took), (colour, _), style in zip(found.items(), cycle(SERIES), cycle(("-", "--", "-.", ":")), strict=False):
             shares = np.concatenate([np.linspace(0, 0.99, 100), np.linspace(0.991, 1, 10)])
             ax.plot(np.quantile(took, shares), 100 * shares, color=colour, linestyle=style, label=label)
@@ -234,7 +234,7 @@ def _time_split(report: Report) -> Plot:
     shares = {load.name: _shares(load.split) for load in loads}
     totals = [sum(getattr(load.split, part.name) for part in fields(Split)) / 1e3 for load in loads]
     with drawing(name):
-        figure, ax = axes(1.3 + 0.23 * len(loads))
+        figure, ax = axes(0.8 + 0.23 * len(loads))
         left = np.zeros(len(loads))
         for part, (colour, hatch) in PARTS.items():
             width = np.array([share[part] for share in shares.values()])
@@ -273,7 +273,7 @@ def _growth(axis: str, found: list[Growth], looks: Mapping[str, tuple[str, str]]
     if not found:
         return Plot(name=name, title=title, missing=f"no speed was measured at two or more {label}")
     with drawing(name):
-        figure, ax = axes(3.4 + 0.17 * ((len(found) + 1) // 2))
+        figure, ax = axes(3.1)
         for growth in found:
             alone = sum(other.name == growth.name for other in found) == 1 and not growth.name.startswith("served")
             look = PROTOCOLS[growth.way][1:3] if axis == "concurrency" else looks[growth.name]

@@ -53,7 +53,7 @@ def glance(report: Report) -> Table:
         title="At a glance",
         head=["", "best rows/s", "×", "lowest p50 ms", f"{metric} (95 %)", "lost (95 %)", "peak RSS MiB"],
         rows=rows,
-        notes=[f"Best rows/s and lowest p50 are those of different arrangements, or loads.{against} {_spread(report)}".strip()],
+        notes=[f"Best rows/s and lowest p50 are those of different arrangements, or loads.{against}", _spread(report)],
     )
 
 
