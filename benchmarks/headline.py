@@ -74,13 +74,13 @@ def _served(report: Report, served: Served) -> Iterator[Key]:
         yield Key(
             label="rows/s served",
             value=f"{best.speed.throughput:.0f}",
-            note=f"{served.precision}, {_clients(best)}: {marked(best.speed)}, p99 {best.speed.p99_ms:.1f} ms",
+            note=f"{served.precision}, {_clients(best)}: {marked(best.speed)}, p99 {best.speed.p99_ms:.3g} ms",
         )
         yield from _times(report, best.speed.throughput)
         yield Key(
             label="ms, one answer",
-            value=f"{quickest.speed.p50_ms:.1f}",
-            note=f"p50 with {_clients(quickest)}, p99 {quickest.speed.p99_ms:.1f} ms",
+            value=f"{quickest.speed.p50_ms:.3g}",
+            note=f"p50 with {_clients(quickest)}, p99 {quickest.speed.p99_ms:.3g} ms",
         )
     yield from _quality(report, served)
     memory = served.pss_mib if served.pss_mib is not None else served.peak_rss_mib
@@ -102,10 +102,10 @@ def _in_process(report: Report) -> Iterator[Key]:
     yield Key(
         label="rows/s in process",
         value=f"{best.speed.throughput:.0f}",
-        note=f"{model.name}.{model.best}: {marked(best.speed)}, p99 {best.speed.p99_ms:.1f} ms a call",
+        note=f"{model.name}.{model.best}: {marked(best.speed)}, p99 {best.speed.p99_ms:.3g} ms a call",
     )
     yield from _times(report, best.speed.throughput)
-    yield Key(label="ms a call", value=f"{quickest.speed.p50_ms:.1f}", note=f"p50 of {model.name}.{model.quickest}")
+    yield Key(label="ms a call", value=f"{quickest.speed.p50_ms:.3g}", note=f"p50 of {model.name}.{model.quickest}")
     yield from _quality(report, model)
     yield Key(label="MiB in memory", value=f"{best.peak_rss_mib:.0f}", note=f"peak RSS of {model.name}.{model.best}")
 

@@ -30,6 +30,7 @@ from benchmarks.drawing import (
     logarithmic,
 )
 from benchmarks.growth import Growth, growths
+from benchmarks.headline import original
 from benchmarks.report import InProcess, Load, Quality, Report, Split
 from benchmarks.report_file import Samples
 
@@ -67,13 +68,15 @@ def plots(report: Report, samples: Samples) -> list[Plot]:
 
 
 def _shown(report: Report) -> list[InProcess]:
-    """The models that what is served is held against: the original, the pipeline, and the ONNX file that answers most rows."""
+    """The models that what is served is held against: the original, the ONNX file that answers most rows, and the pipeline."""
+    first = original(report)
     onnx = [model for model in report.in_process if model.kind in ("onnx", "tensorrt")]
     best = [max(onnx, key=lambda model: model.arrangements[model.best].speed.throughput)] if onnx else []
-    return [*report.in_process[:1], *best, *(model for model in report.in_process[1:] if model.kind == "pipeline")]
+    return [*([first] if first else []), *best, *(model for model in report.in_process if model.kind == "pipeline")]
 
 
 def _loads(report: Report) -> list[Load]:
+    """Those on rows as they are."""
     return [load for load in report.served.loads if load.length is None] if report.served is not None else []
 
 
@@ -136,7 +139,7 @@ def _sweep(ax: Axes, protocol: str, loads: list[Load], *, above: bool) -> None:
 
 
 def _quality_against_speed(report: Report) -> Plot:
-    name, title = "quality-speed", f"{report.main_metric[:1].upper()}{report.main_metric[1:]} against throughput"
+    name, title = "quality-speed", "Quality against throughput"
     judged = list(_judged(report))
     if not judged:
         return Plot(name=name, title=title, missing=f"no answers were judged by {report.main_metric}")
@@ -149,7 +152,9 @@ def _quality_against_speed(report: Report) -> Plot:
             interval = None if main is None else np.array([[value - main.low], [main.high - value]]).clip(min=0)
             ax.errorbar([throughput], [value], yerr=interval, linestyle="", color=colour, marker=marker, elinewidth=1.0, capsize=2,
                         label=label, ms=7)  # fmt: skip
-        ax.axhline(judged[0][2].metrics[report.main_metric], color=INK, linewidth=0.8, linestyle=":")
+        first = original(report)
+        if first is not None and report.main_metric in first.quality.metrics:
+            ax.axhline(first.quality.metrics[report.main_metric], color=INK, linewidth=0.8, linestyle=":")
         logarithmic(ax, "x", [throughput for _, throughput, _ in judged])
         ax.margins(x=0.08)
         ax.set_xlabel("rows/s at best")
@@ -164,8 +169,8 @@ def _quality_against_speed(report: Report) -> Plot:
         told="; ".join(
             f"{label}: {quality.metrics[report.main_metric]:.4f} at {rate:.0f} rows/s" for label, rate, quality in judged
         ),
-        caption="Right is faster, up is better; bars are 95 % intervals over the rows, the dotted line is the original. "
-        "Bars overlap more than the variants differ: all answer the same rows: judge by the drop and its own interval."
+        caption="Right is faster, up is better; bars are 95 % intervals over the rows where there are any, the dotted line is the "
+        "original. Bars overlap more than the variants differ: all answer the same rows: judge by the drop and its own interval."
         + (f" Left out, as it tells no {report.main_metric}: {', '.join(without)}." if without else ""),
     )
 

@@ -183,7 +183,7 @@ def _rounds(report: Report) -> list[dict[str, float]]:
     rounds: list[dict[str, float]] = []
     for index in range(ROUNDS):
         at = 2 * index / (ROUNDS - 1) - 1  # −1 in the first round, 1 in the last
-        found = {}
+        found: dict[str, float] = {}
         for name, one in report.speeds():
             spread = one.throughput_high / one.throughput - 1
             own = asdict(one)
