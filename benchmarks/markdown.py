@@ -1,145 +1,106 @@
-"""A report as Markdown tables, for a pull request."""
+"""A report as Markdown, for a pull request or a job's summary: the verdict and the key figures first, the rest folded away."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
 
-from benchmarks.report import InProcess, Report, Served
-from benchmarks.speed import Speed
+from benchmarks import tables
+from benchmarks.conditions import conditions, machine, method
+from benchmarks.headline import verdict
+from benchmarks.report import Moved, Report
+from benchmarks.tables import Table
+from benchmarks.words import answer, clipped, number, throughput
 
-SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
-WIDE = 1.5
-"""Fastest round over slowest, from which on a figure says more about the machine than about what was measured."""
-STOLEN_PERCENT = 1
+__all__ = ["render", "throughput"]
+
+MOST_BYTES = 1_000_000
+"""GitHub shows no summary from 1 MiB on; other steps of the same job may want to say something too."""
+MOST_TEXT = 300
+"""Characters of a row's text: whoever needs all of it has report.json."""
 
 
 def render(report: Report) -> str:
-    """The whole report."""
-    parts = [f"# Benchmark of {report.name}", _machine(report), _in_process(report.in_process)]
-    if report.served is not None:
-        parts += [_served(report.served), _steps(report.served)]
-    parts.append(_quality(report))
-    if report.gates:
-        rows = [["held" if gate.passed else "**failed**", f"`{gate.expression}`", str(gate)] for gate in report.gates]
-        parts.append("## Gates\n\n" + _table(["", "gate", "figures"], rows))
-    if report.regressions:
-        rows = [[f"`{one.figure}`", f"{one.before:.4g}", f"{one.now:.4g}", f"{one.change:+.1%}"] for one in report.regressions]
-        parts.append("## Worse than the baseline\n\n" + _table(["figure", "before", "now", "change"], rows))
+    """The whole report, or as much of it as a summary may hold."""
+    parts = list(_first(report))
+    size, left_out = sum(map(_bytes, parts)), []
+    for title, content in _folded(report):
+        part = f"<details>\n<summary>{_escaped(title)}</summary>\n\n{content}\n\n</details>"
+        if size + _bytes(part) > MOST_BYTES:
+            left_out.append(title)
+            continue
+        size += _bytes(part)
+        parts.append(part)
+    if left_out:
+        parts.append(f"Too long to be shown here, see report.json: {_escaped(', '.join(left_out))}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _machine(report: Report) -> str:
-    found, settings = report.environment, report.settings
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    gpus = "; ".join(found["gpus"]) or "no GPU"
-    return (
-        f"{report.created} · commit {found['commit'] or 'unknown'} · {found['cpu']}, {found['cores']} cores, "
-        f"{found['memory_mib']} MiB, {gpus} · {found['busy_percent']:.0f} % busy with other work when it began{_stolen(found)}\n\n"
-        f"{versions}\n\n"
-        f"All on the same {settings['rows']} texts, tokenization counted, {settings['duration']:g} s or more each, in turns: "
-        f"{settings['rounds']} rounds, each on its own share of the texts. rows/s is the median of the rounds (lowest–highest), "
-        f"latencies are those of all rounds together; quality on {settings['labelled_rows']} labelled rows."
+def _bytes(part: str) -> int:
+    return len(part.encode()) + 2
+
+
+def _first(report: Report) -> Iterator[str]:
+    found = verdict(report)
+    yield f"# Benchmark of {_escaped(report.name)}"
+    yield {True: "✅", False: "❌", None: "ℹ️"}[found.passed] + f" **{_escaped(found.told)}**"
+    failed = [gate for gate in report.gates if not gate.passed]
+    if failed:
+        yield "\n".join(f"* {_code(gate.expression)}: {_escaped(str(gate))}" for gate in failed)
+    if report.regressions:
+        yield _whole(tables.regressions(report))
+    yield _whole(tables.glance(report))
+    commit = report.environment["commit"] or "unknown"
+    yield _escaped(f"{report.created} · commit {commit} · {machine(report)}")
+
+
+def _folded(report: Report) -> Iterator[tuple[str, str]]:
+    if report.gates:
+        yield "Gates", _whole(tables.gates(report))
+    for table in tables.details(report):
+        yield table.title, _whole(table)
+    for name, moved in list(tables.moved(report).items())[:1]:
+        yield f"Rows that moved most: {name}", _whole(_moved(moved))
+    rows = [(name, clipped(value, MOST_TEXT)) for name, value in conditions(report)]
+    yield "Conditions", f"{_escaped(method(report))}\n\n{_table(['', ''], rows)}"
+
+
+def _moved(rows: Sequence[Moved]) -> Table:
+    return Table(
+        name="moved",
+        title="",
+        head=["row", "differs by", "texts", "right", "original", "now"],
+        rows=[
+            [
+                str(one.row),
+                number(one.difference, ".3g"),
+                clipped(" / ".join(one.texts.values()), MOST_TEXT),
+                *(clipped(answer(part), MOST_TEXT) for part in (one.reference, one.original, one.answer)),
+            ]
+            for one in rows
+        ],
     )
 
 
-def _stolen(environment: dict[str, Any]) -> str:
-    percent = environment["stolen_percent"]
-    if percent is None or percent <= STOLEN_PERCENT:
-        return ""
-    return f" · the host took {percent:.0f} % of the processor time away while it ran"
+def _whole(table: Table) -> str:
+    notes = "".join(f"\n\n{_escaped(note)}" for note in table.notes if note)
+    return _table(table.head, table.rows, words=table.words) + notes
 
 
-def _in_process(models: Sequence[InProcess]) -> str:
-    rows = []
-    for model in models:
-        for name, arrangement in model.arrangements.items():
-            mark = " (best)" if name == model.best and len(model.arrangements) > 1 else ""
-            how = f"{arrangement.processes} × {arrangement.threads}, {arrangement.batch}"
-            memory = [f"{arrangement.load_seconds:.1f}", f"{arrangement.peak_rss_mib:.0f}", _number(arrangement.gpu_memory_mib)]
-            rows.append([f"`{model.name}.{name}`{mark}", how, *_speed(arrangement.speed), *memory])
-    head = ["in process", "processes × threads, batch", *SPEED, "load s", "peak RSS MiB", "GPU MiB"]
-    speeds = [arrangement.speed for model in models for arrangement in model.arrangements.values()]
-    return "## In process\n\n" + _table(head, rows) + _spread(speeds)
-
-
-def _served(served: Served) -> str:
-    rows = [[load.protocol, str(load.concurrency), *_speed(load.speed), f"{load.executed_batch:.2f}"] for load in served.loads]
-    package = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in served.package.items())
-    load = "not known" if served.load_seconds is None else f"{served.load_seconds:.1f} s"
-    notes = (
-        f"From start to first answers: {load}. Process tree under load: peak RSS {_number(served.peak_rss_mib)} MiB, "
-        f"PSS {_number(served.pss_mib)} MiB. GPU memory in use there, by whomever: {_number(served.gpu_memory_mib)} MiB."
-    )
-    if served.package.get("batching") == "off":
-        notes += "\n\nBatching is off: an executed batch above 1 was handed over together and run one by one."
-    head = ["protocol", "clients", *SPEED, "executed batch"]
-    return (
-        f"## Served ({served.server}, {package})\n\n{_table(head, rows)}{_spread(load.speed for load in served.loads)}\n\n{notes}"
-    )
-
-
-def _steps(served: Served) -> str:
-    rows = []
-    for load in served.loads:
-        for name, step in load.steps.items():
-            rows.append(
-                [
-                    f"{load.protocol} {load.concurrency}",
-                    name,
-                    f"{step.executed_batch:.2f}",
-                    f"{step.queue_us:.0f}",
-                    f"{step.compute_us:.0f}",
-                    f"{step.cost_us:.0f}",
-                ]
-            )
-    head = ["clients", "step", "executed batch", "queued µs", "in the step µs", "busy µs per row"]
-    return "### Steps, by Triton's statistics\n\n" + _table(head, rows)
-
-
-def _quality(report: Report) -> str:
-    judged = [(model.name, model.quality) for model in report.in_process]
-    if report.served is not None:
-        judged.append((f"served.{report.served.precision}", report.served.quality))
-    metrics = [report.main_metric, *(name for name in judged[0][1].metrics if name != report.main_metric)]
-    rows = [
-        [
-            f"`{name}`",
-            *(f"{quality.metrics[metric]:.4f}" if metric in quality.metrics else "—" for metric in metrics),
-            f"{quality.agreement:.2%}",
-            "—" if quality.max_score_difference is None else f"{quality.max_score_difference:.2g}",
-            str(quality.rows),
-        ]
-        for name, quality in judged
-    ]
-    head = ["", *metrics, "labels as the original", "largest score difference", "rows"]
-    return "## Quality\n\n" + _table(head, rows)
-
-
-def _speed(speed: Speed) -> list[str]:
-    return [throughput(speed), *(f"{value:.2f}" for value in (speed.p50_ms, speed.p90_ms, speed.p95_ms, speed.p99_ms))]
-
-
-def throughput(speed: Speed) -> str:
-    """The median of the rounds and, where they differ, the lowest and the highest."""
-    low, high = f"{speed.throughput_low:.0f}", f"{speed.throughput_high:.0f}"
-    return f"{speed.throughput:.0f}" + (f" ({low}–{high})" if low != high else "")
-
-
-def _spread(speeds: Iterable[Speed]) -> str:
-    widest = max(speed.throughput_high / speed.throughput_low for speed in speeds)
-    if widest <= WIDE:
-        return ""
-    return (
-        f"\n\nThe machine changed speed while measuring: rounds differ by up to ×{widest:.1f}. "
-        "Compare by the gates' rounds, not by single figures."
-    )
-
-
-def _number(value: float | None) -> str:
-    return "—" if value is None else f"{value:.0f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 2) -> str:
+    rule = ["---" if index < words else "---:" for index in range(len(head))]
+    lines = [list(map(_escaped, head)), rule, *([_code(row[0]), *map(_escaped, row[1:])] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """``text`` as itself: no markup, no cell's end, no line's end, no mention of anybody, no link."""
+    text = " ".join(text.split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
+    return text.replace("@", "&#64;").replace("://", "&#58;//")
+
+
+def _code(text: str) -> str:
+    """``text`` as code; where it holds what code cannot in a table, as itself."""
+    return _escaped(text) if re.search(r"[`|\n\\]", text) or not text.strip() else f"`{text}`"

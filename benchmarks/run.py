@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks import html, markdown
 from benchmarks.backends import has_tensorrt
 from benchmarks.energy import find_meter
 from benchmarks.gates import check_gate, figures_in, find_regressions, parse_gate
@@ -23,10 +24,10 @@ from benchmarks.in_process import findings, loaded, require_original
 from benchmarks.lengths import mean_tokens, rows_of_length
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import environment, stolen_percent
-from benchmarks.markdown import render, throughput
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
 from benchmarks.rounds import measure_rounds
+from benchmarks.samples import Samples, told
 from benchmarks.served import Endpoint, Server, Target, UnderLoad, check_process, read_package, require_same_bundle
 from benchmarks.speed import Spans
 from benchmarks.study import OpenLoop, Rows, Study
@@ -124,7 +125,7 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
         raise DataError(error.message, hint=f"{error.hint}; the report is {options.output / 'report.md'}") from error
     finally:  # a gate that names no figure is an error, and no reason to lose what was measured
         with publish(options.output) as folder:
-            write_report(folder, report, samples, render(report))
+            _write(folder, report, told(samples))
     for name in sorted(set(baseline or {}) - set(report.figures())):
         say(f"the baseline has {name}, this run has not: not compared")
     for regression in report.regressions:
@@ -322,7 +323,7 @@ def _measure(
         regressions=[],
     )
     for figure, speed in report.speeds():
-        say(f"{figure}: {throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
+        say(f"{figure}: {markdown.throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
     return report, samples
 
 
@@ -343,6 +344,12 @@ def _settings(options: BenchmarkOptions, study: Study) -> dict[str, Any]:
         "test": options.test,
         "bundle_created": study.bundle.manifest["created"],
     }
+
+
+def _write(folder: Path, report: Report, samples: Samples) -> None:
+    write_report(folder, report, samples)
+    (folder / "report.md").write_text(markdown.render(report), encoding="utf-8")
+    (folder / "report.html").write_text(html.render(report, samples), encoding="utf-8")
 
 
 def _digest(value: Any) -> str:

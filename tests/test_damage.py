@@ -129,7 +129,7 @@ def test_what_overflows_in_fp16_is_named(
     model.save_pretrained(loud)
     transformers.AutoTokenizer.from_pretrained(checkpoint).save_pretrained(loud)
     cast = optimize.to_fp16
-    monkeypatch.setattr(optimize, "to_fp16", lambda fused, target, feeds: cast(fused, target, []))
-    record = export_damaged(monkeypatch, "fp16", lambda path: None, loud, review_file, tmp_path)
+    monkeypatch.setattr(optimize, "to_fp16", lambda fused, target, _: cast(fused, target, []))
+    record = export_damaged(monkeypatch, "fp16", lambda _: None, loud, review_file, tmp_path)
     assert "overflow" in failed(record)
     assert "tensors overflow in fp16: " in capsys.readouterr().err

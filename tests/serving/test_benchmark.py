@@ -16,7 +16,8 @@ import pytest
 
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
 from benchmarks.report import SCHEMA_VERSION
-from benchmarks.report_file import read_report, spans_of
+from benchmarks.report_file import read_report
+from benchmarks.samples import spans_of
 from benchmarks.served import Endpoint, Server, check_process, read_package, require_same_bundle
 from benchmarks.speed import closed_loop, over_rounds, side_by_side
 from serving.artifact import read_manifest
@@ -239,7 +240,7 @@ def test_the_report_can_be_read_and_says_where_it_came_from(run: Run) -> None:
     markdown = (run.folder / "report.md").read_text(encoding="utf-8")
     for part in ("## In process", "## Served (triton 2.", "## Quality", "## Gates", "## Worse than the baseline", f"`{FAILS}`"):
         assert part in markdown
-    assert sorted(path.name for path in run.folder.iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 @pytest.fixture

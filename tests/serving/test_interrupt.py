@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from serving.server import SHARED_MEMORY
 from tests.serving import conftest
 
 pytestmark = pytest.mark.server
@@ -47,7 +48,7 @@ def test_nothing_stays_of_an_interrupted_benchmark(
         "output": tmp_path / "report",
     }
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    shared = set(os.listdir("/dev/shm"))
+    shared = set(SHARED_MEMORY.iterdir())
     with subprocess.Popen(
         [sys.executable, "-m", "export.cli", "benchmark", NAME, *flags, "--no-exported"],
         stdout=subprocess.PIPE,
@@ -72,5 +73,5 @@ def test_nothing_stays_of_an_interrupted_benchmark(
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     assert left_in(temporary) == []
-    assert set(os.listdir("/dev/shm")) <= shared
+    assert set(SHARED_MEMORY.iterdir()) <= shared
     assert not (tmp_path / "report").exists()

@@ -1,0 +1,227 @@
+"""How cost grows with the work: with rows per call, tokens per row, clients. Derived from a report, fitted to known laws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.report import InProcess, Report, Served
+from benchmarks.speed import Speed
+
+LEAST = 3
+"""Points that a fit needs."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One speed. ``x`` is rows per call, tokens per row or clients; throughput in rows per second."""
+
+    x: int
+    throughput: float
+    low: float
+    high: float
+    p50_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A law fitted to points, every point's relative error weighing the same: noise grows with what is measured.
+
+    Args:
+        formula: the law with its coefficients in it.
+        coefficients: by the letter the law is known with.
+        r2: share of the variance that the law explains, of ms per call or of rows per second as the formula gives; None where there
+            are no more points than coefficients, so that any law fits.
+        meaning: what the coefficients say, as a sentence.
+    """
+
+    formula: str
+    coefficients: dict[str, float]
+    r2: float | None
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """Speeds that differ in one thing.
+
+    Args:
+        name: the model's or the server's, as gates address it.
+        axis: what differs: ``batch``, ``length`` or ``concurrency``.
+        way: what they have in common.
+        rows_in_flight: rows that are worked on or waited for at the same time; None where that is what differs.
+        points: by ``x``.
+        fit: None where there is none.
+        why: there is none; empty where there is one.
+    """
+
+    name: str
+    axis: str
+    way: str
+    rows_in_flight: int | None
+    points: list[Point]
+    fit: Fit | None
+    why: str
+
+    def fitted(self, x: Floats) -> Floats:
+        """Rows per second by the fit."""
+        if self.fit is None:
+            raise ValueError(f"{self.name} has no fit")
+        return _fitted(self.axis, list(self.fit.coefficients.values()), self.rows_in_flight or 1, x)
+
+
+def growths(report: Report) -> list[Growth]:
+    """Every axis along which ``report`` has two speeds or more."""
+    found = [growth for model in report.in_process for growth in _in_process(model)]
+    return found + (list(_served(report.served)) if report.served is not None else [])
+
+
+def _in_process(model: InProcess) -> Iterator[Growth]:
+    by_layout: dict[tuple[int, int], list[tuple[int, Speed]]] = {}
+    by_batch: dict[tuple[int, int, int], list[tuple[int, Speed]]] = {}
+    for one in model.arrangements.values():
+        if one.length is None:
+            by_layout.setdefault((one.processes, one.threads), []).append((one.batch, one.speed))
+        else:
+            by_batch.setdefault((one.processes, one.threads, one.batch), []).append((one.length, one.speed))
+    for (processes, threads), found in by_layout.items():
+        yield from _growth(model.name, "batch", _layout(processes, threads), processes, found)
+    for (processes, threads, batch), found in by_batch.items():
+        way = _layout(processes, threads) + (f", {batch} rows per call" if batch > 1 else "")
+        yield from _growth(model.name, "length", way, processes * batch, found)
+
+
+def _served(served: Served) -> Iterator[Growth]:
+    by_protocol: dict[str, list[tuple[int, Speed]]] = {}
+    by_clients: dict[tuple[str, int], list[tuple[int, Speed]]] = {}
+    for load in served.loads:
+        if load.concurrency is None:
+            continue
+        if load.length is None:
+            by_protocol.setdefault(load.protocol, []).append((load.concurrency, load.speed))
+        else:
+            by_clients.setdefault((load.protocol, load.concurrency), []).append((load.length, load.speed))
+    for protocol, found in by_protocol.items():
+        yield from _growth(served.name, "concurrency", protocol, None, found)
+    for (protocol, clients), found in by_clients.items():
+        yield from _growth(served.name, "length", f"{protocol}, {clients} clients", clients, found)
+
+
+def _layout(processes: int, threads: int) -> str:
+    return f"{processes} × {threads} threads"
+
+
+def _growth(name: str, axis: str, way: str, rows: int | None, found: Iterable[tuple[int, Speed]]) -> Iterator[Growth]:
+    points = [
+        Point(x=x, throughput=speed.throughput, low=speed.throughput_low, high=speed.throughput_high, p50_ms=speed.p50_ms)
+        for x, speed in sorted(found, key=lambda one: one[0])
+    ]
+    if len({point.x for point in points}) < 2:
+        return
+    fit, why = fitted_law(axis, points, rows or 1)
+    yield Growth(name=name, axis=axis, way=way, rows_in_flight=rows, points=points, fit=fit, why=why)
+
+
+def fitted_law(axis: str, points: Sequence[Point], rows_in_flight: int = 1) -> tuple[Fit | None, str]:
+    """The law of ``axis`` fitted to ``points``, or None and why.
+
+    Time per call is fitted as ``1000 · rows in flight / throughput`` ms, the mean by Little's law: unlike the median of calls it
+    counts long rows as what they cost. ``batch``: a + b · batch. ``length``: a + b · length + c · length², for attention. None of
+    a, b, c is negative. ``concurrency``: see :func:`_scaling`.
+    """
+    different = len({point.x for point in points})
+    if different < LEAST:
+        return None, f"{different} points, a fit needs {LEAST}"
+    x = np.array([point.x for point in points], dtype=np.float64)
+    throughput = np.array([point.throughput for point in points])
+    if axis == "concurrency":
+        found = _scaling(x, throughput)
+        if found is None:
+            return None, "the law of scaling does not converge on these points"
+        observed, expected = throughput, _fitted(axis, found, 1, x)
+    else:
+        rows = rows_in_flight * x if axis == "batch" else np.full_like(x, rows_in_flight)
+        observed = 1000 * rows / throughput
+        found = _polynomial(x, observed, degree=1 if axis == "batch" else 2)
+        expected = _milliseconds(found, x)
+    letters = ("λ", "σ", "κ") if axis == "concurrency" else ("a", "b", "c")
+    coefficients = dict(zip(letters, found, strict=False))
+    r2 = _explained(observed, expected) if different > len(found) else None
+    formula, meaning = _told(axis, coefficients, points[-1].x, rows_in_flight)
+    return Fit(formula=formula, coefficients=coefficients, r2=r2, meaning=meaning), ""
+
+
+def _polynomial(x: Floats, milliseconds: Floats, *, degree: int) -> list[float]:
+    from scipy.optimize import nnls
+
+    powers = x[:, None] ** np.arange(degree + 1)
+    scale = powers.max(axis=0)  # squares of lengths beside ones: the solver's tolerance is one for all columns
+    found, _ = nnls(powers / scale / milliseconds[:, None], np.ones(len(x)))
+    return [float(value) for value in found / scale]
+
+
+def _scaling(clients: Floats, throughput: Floats) -> list[float] | None:
+    """λ, σ, κ of the universal scalability law, λN / (1 + σ(N − 1) + κN(N − 1)): N. J. Gunther, Guerrilla Capacity Planning, 2007.
+
+    λ is what one client gets, σ the share of the work that waits for its turn, κ what each pair of clients costs the other.
+    """
+    from scipy.optimize import curve_fit
+
+    start = [float((throughput / clients).max()), 0.1, 0.001]
+    try:
+        found, _ = curve_fit(
+            lambda n, *law: _fitted("concurrency", law, 1, n),
+            clients,
+            throughput,
+            p0=start,
+            sigma=throughput,
+            absolute_sigma=True,
+            bounds=([0, 0, 0], [np.inf, 1, np.inf]),
+            x_scale="jac",
+        )
+    except RuntimeError:  # how curve_fit says that it found no minimum
+        return None
+    return [float(value) for value in found]
+
+
+def _fitted(axis: str, law: Sequence[Any], rows_in_flight: int, x: Floats) -> Floats:
+    fitted: Floats
+    if axis == "concurrency":
+        alone, waiting, talking = law
+        fitted = alone * x / (1 + waiting * (x - 1) + talking * x * (x - 1))
+    else:
+        fitted = 1000 * rows_in_flight * (x if axis == "batch" else 1) / _milliseconds(law, x)
+    return fitted
+
+
+def _milliseconds(law: Sequence[float], x: Floats) -> Floats:
+    return np.asarray(np.polynomial.polynomial.polyval(x, np.array(law)), dtype=np.float64)
+
+
+def _explained(observed: Floats, expected: Floats) -> float | None:
+    total = float(((observed - observed.mean()) ** 2).sum())
+    return 1 - float(((observed - expected) ** 2).sum()) / total if total > 0 else None
+
+
+def _told(axis: str, law: dict[str, float], longest: int, rows_in_flight: int) -> tuple[str, str]:
+    if axis == "concurrency":
+        alone, waiting, talking = law.values()
+        formula = f"rows/s = {alone:.3g} N / (1 + {waiting:.3g} (N − 1) + {talking:.3g} N (N − 1))"
+        most = float(np.sqrt((1 - waiting) / talking)) if talking > 0 else None
+        peak = "no number of clients is too many" if most is None else f"the most with {max(most, 1):.0f} clients"
+        return formula, f"one client gets {alone:.0f} rows/s; {waiting:.0%} of the work waits for its turn; {peak}"
+    if axis == "batch":
+        formula = f"ms per call = {law['a']:.3g} + {law['b']:.3g} · batch"
+        most = 1000 * rows_in_flight / law["b"] if law["b"] > 0 else None
+        bound = "a row more costs nothing" if most is None else f"no batch gets more than {most:.0f} rows/s"
+        return formula, f"{law['a']:.3g} ms of every call are spent whatever its rows; {bound}"
+    formula = f"ms per call = {law['a']:.3g} + {law['b']:.3g} · length + {law['c']:.3g} · length²"
+    square = law["c"] * longest**2
+    whole = square + law["b"] * longest + law["a"]
+    return formula, f"at {longest} tokens {square / whole:.0%} of the time grows with the square of the length"

@@ -1,0 +1,308 @@
+"""The plots of a report: one each for what is to be decided by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from itertools import cycle
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+
+from benchmarks.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PAGE,
+    PURPLE,
+    SERIES,
+    SKY,
+    VERMILION,
+    Plot,
+    as_svg,
+    axes,
+    doubling,
+    drawing,
+    legend,
+    logarithmic,
+)
+from benchmarks.growth import Growth, growths
+from benchmarks.headline import original
+from benchmarks.report import InProcess, Load, Quality, Report, Split
+from benchmarks.samples import Samples
+
+PROTOCOLS = {"grpc": ("gRPC", BLUE, "o", "-"), "http": ("HTTP", VERMILION, "s", "--")}
+MANY_CLIENTS = 16
+"""Clients of the busy server whose latencies are drawn beside those of one client, or as near to it as was measured."""
+BUSY_SHARE = 0.8
+PARTS = {
+    "client": (GREY, ""),
+    "network": (SKY, ".."),
+    "queue": (ORANGE, "//"),
+    "preprocess": (GREEN, ""),
+    "model": (BLUE, ""),
+    "postprocess": (PURPLE, "\\\\"),
+    "ensemble": (VERMILION, "xx"),
+}
+AXES = {
+    "batch": ("rows per call", "Rows per call", "Where a line goes flat, larger batches only make callers wait."),
+    "length": ("tokens per row", "Length of rows", "Twice the tokens cost more than twice the time where attention outweighs the "
+               "rest: it grows with the square."),
+    "concurrency": ("clients", "Clients", "Past the top of the curve more clients only wait longer, or even slow each other down."),
+}  # fmt: skip
+
+
+def plots(report: Report, samples: Samples) -> list[Plot]:
+    """Every plot of the page in its order, those that ``report`` has no data for with the reason."""
+    found = growths(report)
+    return [
+        _latency_against_throughput(report),
+        _quality_against_speed(report),
+        _latencies(report, samples),
+        _time_split(report),
+        *(_growth(axis, [growth for growth in found if growth.axis == axis], _looks(report)) for axis in AXES),
+    ]
+
+
+def _shown(report: Report) -> list[InProcess]:
+    """The models that what is served is held against: the original, the ONNX file that answers most rows, and the pipeline."""
+    first = original(report)
+    onnx = [model for model in report.in_process if model.kind in ("onnx", "tensorrt")]
+    best = [max(onnx, key=lambda model: model.arrangements[model.best].speed.throughput)] if onnx else []
+    return [*([first] if first else []), *best, *(model for model in report.in_process if model.kind == "pipeline")]
+
+
+def _loads(report: Report) -> list[Load]:
+    """Those on rows as they are."""
+    return [load for load in report.served.loads if load.length is None] if report.served is not None else []
+
+
+def _looks(report: Report) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every model, the same in all plots."""
+    names = [model.name for model in (*_shown(report), *report.in_process)]
+    looks = dict(zip(dict.fromkeys(names), cycle(SERIES)))
+    return looks | ({report.served.name: PROTOCOLS["grpc"][1:3]} if report.served is not None else {})
+
+
+def _latency_against_throughput(report: Report) -> Plot:
+    name, title = "latency-throughput", "Latency against throughput"
+    loads = _loads(report)
+    if not loads:
+        return Plot(name=name, title=title, missing="nothing was served")
+    with drawing(name):
+        figure, ax = axes(3.7)
+        for index, protocol in enumerate(dict.fromkeys(load.protocol for load in loads)):
+            _sweep(ax, protocol, [load for load in loads if load.protocol == protocol], above=index % 2 == 1)
+        for model in _shown(report):
+            colour, marker = _looks(report)[model.name]
+            speeds = [one.speed for one in model.on_real_rows.values()]
+            ax.scatter([one.throughput for one in speeds], [one.p50_ms for one in speeds], s=26, color=colour, marker=marker,
+                       label=f"{model.name}, in process", zorder=2)  # fmt: skip
+        every = [load.speed for load in loads] + [one.speed for model in _shown(report) for one in model.on_real_rows.values()]
+        logarithmic(ax, "x", [speed.throughput for speed in every])
+        logarithmic(ax, "y", [speed.p50_ms for speed in every])
+        ax.set_xlabel("rows/s")
+        ax.set_ylabel("p50 ms of a call, up to p99")
+        legend(figure)
+        svg = as_svg(figure, name)
+    best = max((load for load in loads if load.concurrency), key=lambda load: load.speed.throughput, default=loads[0])
+    return Plot(
+        name=name,
+        title=title,
+        svg=svg,
+        told=f"The served model answers up to {best.speed.throughput:.0f} rows a second, at a median latency of "
+        f"{best.speed.p50_ms:.1f} ms ({best.name}).",
+        caption="Right is more rows per second, down is quicker. Lines: the server with as many clients as the numbers say, each "
+        "waiting for its answer; thin lines reach to the 99th percentile. Hollow: requests at random moments, as users send them. "
+        "Where a line turns upwards the server is full. In process a call carries up to a whole batch.",
+    )
+
+
+def _sweep(ax: Axes, protocol: str, loads: list[Load], *, above: bool) -> None:
+    label, colour, marker, style = PROTOCOLS[protocol]
+    closed = sorted((load for load in loads if load.concurrency), key=lambda load: load.concurrency or 0)
+    opened = [load for load in loads if not load.concurrency]
+    for some, line, filled, how in ((closed, style, colour, "closed loop"), (opened, "", "none", "open loop")):
+        if not some:
+            continue
+        x, p50 = [load.speed.throughput for load in some], [load.speed.p50_ms for load in some]
+        tail = np.array([[0.0, load.speed.p99_ms - load.speed.p50_ms] for load in some]).T
+        ax.errorbar(x, p50, yerr=tail, linestyle=line, color=colour, marker=marker, mfc=filled, elinewidth=0.7, zorder=3,
+                    label=f"{label}, {how}")  # fmt: skip
+    for load in closed:
+        ax.annotate(f"{load.concurrency}", (load.speed.throughput, load.speed.p50_ms), textcoords="offset points",
+                    xytext=(-6, 4) if above else (6, -4), ha="right" if above else "left", va="bottom" if above else "top",
+                    color=INK, fontsize=8.5)  # fmt: skip
+
+
+def _quality_against_speed(report: Report) -> Plot:
+    name, title = "quality-speed", "Quality against throughput"
+    judged = list(_judged(report))
+    if not judged:
+        return Plot(name=name, title=title, missing=f"no answers were judged by {report.main_metric}")
+    with drawing(name):
+        figure, ax = axes(3.2)
+        for label, throughput, quality in judged:
+            colour, marker = _looks(report)[label]
+            value = quality.metrics[report.main_metric]
+            main = quality.main
+            interval = None if main is None else np.array([[value - main.low], [main.high - value]]).clip(min=0)
+            ax.errorbar([throughput], [value], yerr=interval, linestyle="", color=colour, marker=marker, elinewidth=1.0, capsize=2,
+                        label=label, ms=7)  # fmt: skip
+        first = original(report)
+        if first is not None and report.main_metric in first.quality.metrics:
+            ax.axhline(first.quality.metrics[report.main_metric], color=INK, linewidth=0.8, linestyle=":")
+        logarithmic(ax, "x", [throughput for _, throughput, _ in judged])
+        ax.margins(x=0.08)
+        ax.set_xlabel("rows/s at best")
+        ax.set_ylabel(report.main_metric)
+        legend(figure)
+        svg = as_svg(figure, name)
+    without = [model.name for model in report.in_process if report.main_metric not in model.quality.metrics]
+    return Plot(
+        name=name,
+        title=title,
+        svg=svg,
+        told="; ".join(
+            f"{label}: {quality.metrics[report.main_metric]:.4f} at {rate:.0f} rows/s" for label, rate, quality in judged
+        ),
+        caption="Right is faster, up is better; bars are 95 % intervals over the rows where there are any, the dotted line is the "
+        "original. Bars overlap more than the variants differ: all answer the same rows: judge by the drop and its own interval."
+        + (f" Left out, as it tells no {report.main_metric}: {', '.join(without)}." if without else ""),
+    )
+
+
+def _judged(report: Report) -> Iterator[tuple[str, float, Quality]]:
+    for model in report.in_process:
+        if report.main_metric in model.quality.metrics:
+            yield model.name, model.arrangements[model.best].speed.throughput, model.quality
+    closed = [load.speed.throughput for load in _loads(report) if load.concurrency]
+    if report.served is not None and closed and report.main_metric in report.served.quality.metrics:
+        yield report.served.name, max(closed), report.served.quality
+
+
+def _latencies(report: Report, samples: Samples) -> Plot:
+    name, title = "latencies", "Distribution of latencies"
+    found = {label: took for label, figure in _answering(report).items() if (took := _took(samples, figure)).size}
+    if not found:
+        return Plot(name=name, title=title, missing="the report came without its samples")
+    with drawing(name):
+        figure, ax = axes(3.1)
+        for (label, took), (colour, _), style in zip(found.items(), cycle(SERIES), cycle(("-", "--", "-.", ":")), strict=False):
+            shares = np.concatenate([np.linspace(0, 0.99, 100), np.linspace(0.991, 1, 10)])
+            ax.plot(np.quantile(took, shares), 100 * shares, color=colour, linestyle=style, label=label)
+        ax.set_yticks((0, 25, 50, 75, 90, 99))
+        logarithmic(ax, "x", [float(np.quantile(took, share)) for took in found.values() for share in (0, 1)])
+        ax.set_xlabel("ms per call")
+        ax.set_ylabel("% of calls answered by then")
+        legend(figure)
+        svg = as_svg(figure, name)
+    told = "; ".join(f"{label}: half within {np.median(took):.1f} ms, 99 % within {np.quantile(took, 0.99):.1f} ms"
+                     for label, took in found.items())  # fmt: skip
+    return Plot(name=name, title=title, svg=svg, told=told,
+                caption="The further left and the steeper, the better. A tail that leans to the right is what a few callers wait; "
+                "a step is two kinds of calls, such as those that met another in the queue.")  # fmt: skip
+
+
+def _answering(report: Report) -> dict[str, str]:
+    """The ways of answering whose latencies are worth comparing, and the names of their samples."""
+    found = {f"{model.name}.{model.quickest}": f"{model.name}.{model.quickest}" for model in _shown(report)}
+    if report.served is None:
+        return found
+    loads = [load for load in _loads(report) if load.protocol == _loads(report)[0].protocol]
+    closed = sorted((load for load in loads if load.concurrency), key=lambda load: load.concurrency or 0)
+    if closed:
+        many = min(closed, key=lambda load: abs((load.concurrency or 0) - MANY_CLIENTS))
+        for load in dict.fromkeys((closed[0].name, many.name)):
+            found[f"{report.served.name}.{load}"] = f"{report.served.name}.{load}"
+    opened = [load for load in loads if load.share is not None]
+    if opened:
+        busy = min(opened, key=lambda load: abs((load.share or 0) - BUSY_SHARE))
+        found[f"{report.served.name}.{busy.name}"] = f"{report.served.name}.{busy.name}"
+    return found
+
+
+def _took(samples: Samples, figure: str) -> npt.NDArray[np.float64]:
+    """What the calls of all rounds and processes took, ms."""
+    own = [spans["took_us"] for key, spans in samples.items() if key.startswith(f"{figure}.r")]
+    return np.concatenate(own) / 1e3 if own else np.empty(0)
+
+
+def _time_split(report: Report) -> Plot:
+    name, title = "time-split", "Where the time of a request goes"
+    loads = _loads(report)
+    if not loads:
+        return Plot(name=name, title=title, missing="nothing was served")
+    shares = {load.name: _shares(load.split) for load in loads}
+    totals = [sum(getattr(load.split, part.name) for part in fields(Split)) / 1e3 for load in loads]
+    with drawing(name):
+        figure, ax = axes(0.8 + 0.23 * len(loads))
+        left = np.zeros(len(loads))
+        for part, (colour, hatch) in PARTS.items():
+            width = np.array([share[part] for share in shares.values()])
+            ax.barh(range(len(loads)), width, left=left, height=0.78, color=colour, hatch=hatch, edgecolor=PAGE, linewidth=0.6,
+                    label=part)  # fmt: skip
+            left += width
+        for index, total in enumerate(totals):
+            ax.annotate(f"{total:.1f} ms", (100, index), textcoords="offset points", xytext=(4, 0), va="center", color=INK,
+                        fontsize=8.5, annotation_clip=False)  # fmt: skip
+        ax.set_yticks(range(len(loads)), list(shares))
+        ax.invert_yaxis()
+        ax.set_xlim(0, 100)
+        ax.grid(visible=False)
+        ax.tick_params(axis="y", length=0)
+        ax.set_xlabel("% of the mean latency, which stands at the right")
+        legend(figure, columns=4)
+        svg = as_svg(figure, name)
+    told = "; ".join(
+        f"{load.name}: {share['model']:.0f} % model, {share['queue']:.0f} % queue"
+        for load, share in zip(loads, shares.values(), strict=True)
+    )
+    return Plot(name=name, title=title, svg=svg, told=told,
+                caption="One bar for each load: c16 is 16 clients, load80 is 80 % of what the server can do, at random moments. "
+                "Long queues mean more instances or fewer clients; long pre- and postprocessing that the model is not what to "
+                "make faster.")  # fmt: skip
+
+
+def _shares(split: Split) -> Mapping[str, float]:
+    total = sum(getattr(split, part.name) for part in fields(Split))
+    return {part: 100 * getattr(split, part) / total for part in PARTS}
+
+
+def _growth(axis: str, found: list[Growth], looks: Mapping[str, tuple[str, str]]) -> Plot:
+    label, title, caption = AXES[axis]
+    name = f"growth-{axis}"
+    if not found:
+        return Plot(name=name, title=title, missing=f"no speed was measured at two or more {label}")
+    with drawing(name):
+        figure, ax = axes(3.1)
+        for growth in found:
+            alone = sum(other.name == growth.name for other in found) == 1 and not growth.name.startswith("served")
+            look = PROTOCOLS[growth.way][1:3] if axis == "concurrency" else looks[growth.name]
+            _points(ax, growth, *look, growth.name if alone else f"{growth.name}, {growth.way}")
+        doubling(ax, [point.x for growth in found for point in growth.points])
+        if axis == "concurrency":
+            ax.set_ylim(bottom=0)
+        else:
+            logarithmic(ax, "y", [end for growth in found for point in growth.points for end in (point.low, point.high)])
+        ax.set_xlabel(label)
+        ax.set_ylabel("rows/s")
+        legend(figure)
+        svg = as_svg(figure, name)
+    fits = "; ".join(f"{growth.name}, {growth.way}: {growth.fit.formula}" for growth in found if growth.fit is not None)
+    return Plot(name=name, title=f"{title}: rows per second", svg=svg, told=fits or "No law could be fitted.",
+                caption=f"{caption} Dashed: the fitted law; bars: slowest and fastest round.")  # fmt: skip
+
+
+def _points(ax: Axes, growth: Growth, colour: str, marker: str, label: str) -> None:
+    x = np.array([float(point.x) for point in growth.points])
+    y = np.array([point.throughput for point in growth.points])
+    ends = [y - [point.low for point in growth.points], np.array([point.high for point in growth.points]) - y]
+    ax.errorbar(x, y, yerr=np.clip(ends, 0, None), linestyle="" if growth.fit else ":", color=colour, marker=marker, elinewidth=0.8,
+                label=label)  # fmt: skip
+    if growth.fit is not None:
+        between = np.geomspace(x[0], x[-1], 60)
+        ax.plot(between, growth.fitted(between), linestyle="--", linewidth=1.1, color=colour)

@@ -1,0 +1,243 @@
+"""A report as tables of plain text, for any kind of page: how they look and what must be escaped is the page's to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from benchmarks.growth import growths
+from benchmarks.headline import original, real_loads
+from benchmarks.report import InProcess, Moved, Quality, Report, Served, Split
+from benchmarks.speed import RoundSpeed, Speed
+from benchmarks.words import NONE, WIDE, interval, marked, number, rate, spread
+
+SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Args:
+    name: of its place in the page.
+    rows: the first cell of each names it.
+    words: how many columns, from the first, hold words rather than numbers.
+    notes: said below it.
+    """
+
+    name: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+    notes: Sequence[str] = ()
+
+
+def glance(report: Report) -> Table:
+    """Every variant in one row: at its best throughput, its best latency, and what it loses."""
+    metric = report.main_metric
+    first = original(report)
+    base = first.arrangements[first.best].speed.throughput if first is not None else None
+    rows = []
+    for model in report.in_process:
+        best, quickest = model.arrangements[model.best], model.arrangements[model.quickest]
+        memory = number(best.peak_rss_mib)
+        rows.append([model.name, *_best(best.speed, quickest.speed, base), *_lost(model.quality, metric), memory])
+    if report.served is not None and (loads := real_loads(report.served)):
+        quickest_load = min(loads, key=lambda load: load.speed.p50_ms)
+        lost = _lost(report.served.quality, metric)
+        rows.append(
+            [report.served.name, *_best(loads[0].speed, quickest_load.speed, base), *lost, number(report.served.peak_rss_mib)]
+        )
+    against = f" × is against {first.name}.{first.best}." if first is not None else ""
+    return Table(
+        name="glance",
+        title="At a glance",
+        head=["", "best rows/s", "×", "lowest p50 ms", f"{metric} (95 %)", "lost (95 %)", "peak RSS MiB"],
+        rows=rows,
+        notes=[f"Best rows/s and lowest p50 are those of different arrangements, or loads.{against}", _spread(report)],
+    )
+
+
+def _best(best: Speed, quickest: Speed, base: float | None) -> list[str]:
+    times = NONE if base is None else f"{best.throughput / base:.2f}"
+    return [marked(best), times, f"{quickest.p50_ms:.2f}"]
+
+
+def _lost(quality: Quality, metric: str) -> list[str]:
+    main = number(quality.metrics.get(metric), ".4f") if quality.main is None else interval(quality.main)
+    return [main, interval(quality.drop)]
+
+
+def _spread(report: Report) -> str:
+    speeds = [speed for _, speed in report.speeds()]
+    wide = [speed for speed in speeds if spread(speed) > WIDE]
+    if not wide:
+        return ""
+    return (
+        f"⚠ The machine changed speed while measuring: rounds of {len(wide)} of {len(speeds)} speeds differ by more than "
+        f"×{WIDE:g}, by up to ×{max(map(spread, wide)):.1f}. Compare by the gates' rounds, not by single figures."
+    )
+
+
+def gates(report: Report) -> Table:
+    """Every gate and what its sides came to, the failed first."""
+    order = sorted(report.gates, key=lambda gate: gate.passed)
+    rows = [
+        [gate.expression, "held" if gate.passed else "failed", gate.comparison, f"{gate.held} of {gate.rounds}"] for gate in order
+    ]
+    return Table(name="gates", title="Gates", head=["gate", "", "medians of the rounds", "held in rounds"], rows=rows, words=3)
+
+
+def regressions(report: Report) -> Table:
+    """Every figure that is worse than the baseline allows, the worst first."""
+    worst = sorted(report.regressions, key=lambda one: -abs(one.change))
+    rows = [[one.figure, f"{one.before:.4g}", f"{one.now:.4g}", f"{one.change:+.1%}".replace("-", "−")] for one in worst]
+    return Table(name="regressions", title="Worse than the baseline", head=["figure", "before", "now", "change"], rows=rows)
+
+
+def in_process(report: Report) -> Table:
+    """Every arrangement of every model."""
+    energy = any(one.joules_per_row is not None for model in report.in_process for one in model.arrangements.values())
+    head = ["", "processes × threads, batch", *SPEED, "load s", "first answer s", "peak RSS MiB", "GPU MiB"]
+    rows = []
+    for model in report.in_process:
+        for name, one in model.arrangements.items():
+            mark = " (best)" if name == model.best and len(model.on_real_rows) > 1 else ""
+            how = f"{one.processes} × {one.threads}, {one.batch}" + (f", {one.length} tokens" if one.length else "") + mark
+            costs = [f"{one.load_seconds:.1f}", f"{one.first_answer_seconds:.2f}", f"{one.peak_rss_mib:.0f}"]
+            drawn = [number(one.joules_per_row, ".3g")] if energy else []
+            rows.append([f"{model.name}.{name}", how, *_speed(one.speed), *costs, number(one.gpu_memory_mib), *drawn])
+    return Table(name="in-process", title="In process", head=head + (["J per row"] if energy else []), rows=rows, words=2)
+
+
+def models(report: Report) -> Table:
+    """What was run: files, sizes, fused operators."""
+    rows = [[one.name, one.device, one.file, _fused(one), one.sha256[:12], f"{one.size_mib:.1f}"] for one in report.in_process]
+    if report.served is not None:
+        own = report.served
+        rows.append([own.name, NONE, "as packaged", NONE, own.sha256[:12], f"{own.size_mib:.1f}"])
+    head = ["", "device", "file", "fused operators", "sha256 begins", "MiB"]
+    return Table(name="models", title="What was run", head=head, rows=rows, words=5)
+
+
+def _fused(model: InProcess) -> str:
+    if model.fused_operators is None:
+        return NONE
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(model.fused_operators.items())) or "none"
+
+
+def _speed(speed: RoundSpeed) -> list[str]:
+    first = marked(speed) if isinstance(speed, Speed) else rate(speed.throughput)
+    return [first, *(f"{value:.2f}" for value in (speed.p50_ms, speed.p90_ms, speed.p95_ms, speed.p99_ms))]
+
+
+def served(found: Served) -> Table:
+    """Every load on the server."""
+    energy = any(load.joules_per_row is not None for load in found.loads)
+    rows = []
+    for load in found.loads:
+        how = f"{load.concurrency} clients" if load.concurrency is not None else f"{rate(load.rate or 0)} requests/s at random"
+        how += f", {load.length} tokens" if load.length else ""
+        drawn = [number(load.joules_per_row, ".3g")] if energy else []
+        rows.append([load.name, f"{load.protocol}, {how}", *_speed(load.speed), f"{load.executed_batch:.2f}", *drawn])
+    package = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.package.items())
+    notes = [
+        f"{found.server}; {package}.",
+        f"From start to first answers: {number(found.load_seconds, '.1f')} s. Process tree under load: peak RSS "
+        f"{number(found.peak_rss_mib)} MiB, PSS {number(found.pss_mib)} MiB. GPU memory in use there, by whomever: "
+        f"{number(found.gpu_memory_mib)} MiB.",
+    ]
+    if found.package.get("batching") == "off":
+        notes.append("Batching is off: an executed batch above 1 was handed over together and run one by one.")
+    head = ["", "load", *SPEED, "executed batch", *(["J per row"] if energy else [])]
+    return Table(name="served", title="Served", head=head, rows=rows, words=2, notes=notes)
+
+
+def split(found: Served) -> Table:
+    """Where the time of a request goes."""
+    parts = [part.name for part in fields(Split)]
+    rows = []
+    for load in found.loads:
+        times = [getattr(load.split, part) / 1e3 for part in parts]
+        rows.append([load.name, *(f"{value:.2f}" for value in times), f"{sum(times):.2f}"])
+    note = "Means, ms. Ensemble: Triton's own scheduling and the copies between steps; client: the load generator's packing."
+    return Table(name="split", title="Time split", head=["ms", *parts, "together"], rows=rows, notes=[note])
+
+
+def steps(found: Served) -> Table:
+    """The steps of the ensemble by Triton's statistics."""
+    rows = [
+        [
+            f"{load.name} {name}",
+            f"{step.executed_batch:.2f}",
+            *(f"{value:.0f}" for value in (step.queue_us, step.compute_us, step.cost_us)),
+        ]
+        for load in found.loads
+        for name, step in load.steps.items()
+    ]
+    head = ["", "executed batch", "queued µs", "in the step µs", "busy µs per row"]
+    return Table(name="steps", title="Steps, by Triton's statistics", head=head, rows=rows)
+
+
+def quality(report: Report) -> Table:
+    """Answers to the labelled rows."""
+    judged = [(model.name, model.quality) for model in report.in_process]
+    judged += [(report.served.name, report.served.quality)] if report.served is not None else []
+    main = report.main_metric
+    others = [name for name in dict.fromkeys(name for _, one in judged for name in one.metrics) if name != main]
+    rows = [
+        [
+            name,
+            *_lost(one, main),
+            *(number(one.metrics.get(other), ".4f") for other in others),
+            f"{one.agreement:.2%}",
+            number(one.calibration_error, ".4f"),
+            number(one.max_score_difference, ".2g"),
+            number(one.max_logit_difference, ".2g"),
+            str(one.rows),
+        ]
+        for name, one in judged
+    ]
+    differences = ["largest score difference", "largest logit difference"]
+    head = ["", f"{main} (95 %)", "lost (95 %)", *others, "labels as the original", "calibration error", *differences, "rows"]
+    note = (
+        "Intervals are bootstrapped over the rows; what is lost is counted on the same rows, so its interval decides. An interval "
+        "that holds 0: no loss was shown. Calibration error, 0 to 1: how far a score is from how often its label is right."
+    )
+    return Table(name="quality", title="Quality", head=head, rows=rows, notes=[note])
+
+
+def growth(report: Report) -> Table:
+    """Laws fitted to how cost grows, and where none could be why."""
+    rows = []
+    for one in growths(report):
+        points = ", ".join(str(point.x) for point in one.points)
+        if one.fit is None:
+            rows.append([one.name, f"{one.axis}: {points}", one.way, f"no fit: {one.why}", NONE, NONE])
+        else:
+            rows.append([one.name, f"{one.axis}: {points}", one.way, one.fit.formula, number(one.fit.r2, ".3f"), one.fit.meaning])
+    note = (
+        "Time per call is 1000 · rows in flight / (rows/s), a mean, non-negative least squares. Clients: Gunther's universal "
+        "scalability law, N clients. R² is — where there are no more points than coefficients: any law then fits."
+    )
+    head = ["", "measured at", "with", "law", "R²", "it says"]
+    return Table(name="growth", title="How cost grows", head=head, rows=rows, words=6, notes=[note])
+
+
+def details(report: Report) -> Iterator[Table]:
+    """Everything measured, in the order it is read."""
+    yield quality(report)
+    yield in_process(report)
+    if report.served is not None:
+        yield served(report.served)
+        yield split(report.served)
+        yield steps(report.served)
+    if growths(report):
+        yield growth(report)
+    yield models(report)
+
+
+def moved(report: Report) -> dict[str, list[Moved]]:
+    """The rows whose answers differ most from the original's, of whatever is served first."""
+    judged = [(report.served.name, report.served.quality)] if report.served is not None else []
+    judged += [(model.name, model.quality) for model in reversed(report.in_process)]
+    return {name: quality.moved for name, quality in judged if quality.moved}
