@@ -66,7 +66,7 @@ class Package:
     manifest: dict[str, Any]
     sha256: str
 
-    SETTINGS = ("precision", "batching", "instances", "threads", "device", "max_batch_size")
+    SETTINGS = ("precision", "batching", "instances", "threads", "device", "max_batch_size", "queue_delay_us")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -42,11 +42,19 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
     "--instances", type=click.IntRange(1, 256), help="Copies of the model.  [default: one per core without batching, else 1]"
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads of each copy.  [default: the cores, shared out]")
-@click.option("--max-batch-size", type=click.IntRange(1, 4096), default=64, help="Most rows in one request.")
+@click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Most rows in one request.  [default: 64]")
+@click.option(
+    "--queue-delay-us",
+    type=click.IntRange(0, 10_000_000),
+    help="Microseconds a request may wait for others to share its execution, with ragged batching.  [default: 0]",
+)
 @click.option("--force", is_flag=True, help="Package again though nothing has changed.")
 @AS_JSON
 def package_command(*, name: str, bundle: Path | None, as_json: bool, **options: Any) -> None:
-    """Turn a bundle into a Triton model repository, in one atomic step."""
+    """Turn a bundle into a Triton model repository, in one atomic step.
+
+    What is left open is as tritonize tune found it best, where it was run on such a machine and is still of this bundle.
+    """
     from serving.repository import PackageOptions, package
 
     _check_name(name)
