@@ -22,6 +22,7 @@ COMMANDS = {
     "stop": "serving.commands",
     "predict": "serving.commands",
     "benchmark": "benchmarks.commands",
+    "tune": "benchmarks.tune_commands",
     "doctor": "serving.commands",
 }
 """Command → the module that holds it under the same name. A module is imported when its command runs: ``--help`` stays instant."""
@@ -34,6 +35,7 @@ HELP = {
     "stop": "Stop a server that runs in the background.",
     "predict": "Ask a running server.",
     "benchmark": "Measure speed and quality against the PyTorch original; check gates.",
+    "tune": "Find out how a model is best served on this machine, and serve it so.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
 
@@ -73,7 +75,7 @@ def _debug_option() -> click.Option:
 def tritonize(ctx: click.Context) -> None:
     """Take a Hugging Face checkpoint to production on NVIDIA Triton.
 
-    The stages in order: finetune → export → package → serve → predict, benchmark. Every option can stand in a TOML
+    The stages in order: finetune → export → package → serve → predict, benchmark, tune. Every option can stand in a TOML
     recipe (--recipe); flags win.
     """
 

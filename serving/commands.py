@@ -57,7 +57,7 @@ def package_command(*, name: str, bundle: Path | None, as_json: bool, **options:
     """
     from serving.repository import PackageOptions, package
 
-    _check_name(name)
+    check_name(name)
     packaged = package(PackageOptions(name=name, bundle=bundle or Path("artifacts") / name / "bundle", **options))
     manifest = packaged.manifest
     if as_json:
@@ -115,7 +115,12 @@ def _announce(options: Any) -> None:
     click.echo(f"  {probes[0].curl(options.base_url)}")
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse a name that could not be a model's.
+
+    Raises:
+        click.BadParameter: it is one.
+    """
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise click.BadParameter(
             "letters, digits, '.', '_' and '-' only: it becomes a folder and part of URLs", param_hint="--name"

@@ -55,7 +55,11 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PackageOptions:
-    """What ``tritonize package`` was asked for; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`."""
+    """What ``tritonize package`` was asked for; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
+
+    Args:
+        tuned: whether what ``tritonize tune`` found is to be looked at.
+    """
 
     bundle: Path
     repository: Path
@@ -68,6 +72,7 @@ class PackageOptions:
     max_batch_size: int | None = None
     queue_delay_us: int | None = None
     force: bool = False
+    tuned: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,7 @@ def package(options: PackageOptions) -> Package:
         ExportError: the graph takes inputs that cannot be had from text.
     """
     bundle = load_bundle(options.bundle)
-    tuning = read_tuning(options.bundle)
+    tuning = read_tuning(options.bundle) if options.tuned else None
     plan = _plan(bundle, options, tuning)
     sources = [options.bundle / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME, *SHAPING]
     inputs = inputs_record(asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}, sources)
