@@ -28,7 +28,8 @@ from serving.server import ServeOptions, TritonServer, temporary_prefix
 
 NAME = "tuned"
 WARM_UP_ROWS = 32
-READY_SECONDS = 300.0
+READY_SECONDS = 120.0
+"""A way of serving that takes longer to start has failed: there are others to try."""
 
 
 @dataclass(frozen=True, kw_only=True)

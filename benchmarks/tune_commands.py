@@ -135,9 +135,10 @@ def _apply(ctx: click.Context, name: str, bundle: Path, repository: Path, winner
         click.echo(f"{own}: [package] serves it so", err=True)
         return own
     recipe = bundle.parent / "tuned.toml"
-    places = {"bundle": str(bundle), "repository": str(repository)}
+    usual = {"bundle": Path("artifacts") / name / "bundle", "repository": Path("model_repository")}
+    places = {key: str(path) for key, path in {"bundle": bundle, "repository": repository}.items() if path != usual[key]}
     write_options(recipe, {"name": name}, "package", places | values)
-    click.echo(f"{recipe} serves it so anywhere: tritonize package --recipe {recipe}", err=True)
+    click.echo(f"the same as a recipe: tritonize package --recipe {recipe}", err=True)
     return recipe
 
 

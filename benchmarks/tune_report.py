@@ -93,7 +93,9 @@ def _as_json(measured: Measured | None) -> dict[str, Any] | None:
 def _figures(point: Point) -> Sequence[str]:
     level = point.level
     memory = f"{point.measured.memory_mib:.0f}"
-    return f"{level.throughput:.0f}", f"{level.p99_ms:.1f}", str(level.concurrency), memory, f"{level.executed_batch:.1f}"
+    # without batching Triton counts requests that were handed over together, though each is executed alone
+    batch = "1.0" if point.measured.configuration.batching == "off" else f"{level.executed_batch:.1f}"
+    return f"{level.throughput:.0f}", f"{level.p99_ms:.1f}", str(level.concurrency), memory, batch
 
 
 def _remark(outcome: Outcome, point: Point) -> str:

@@ -202,12 +202,13 @@ class TritonServer:
     def _forward(self) -> None:
         assert self._process.stdout is not None
         gpu = has_gpu()
-        for raw in self._process.stdout:
-            line = raw.rstrip()
-            if LINK_NOISE in line or (not gpu and any(noise in line for noise in NO_GPU_NOISE)):
-                continue
-            self._tail.append(line)
-            self._log(line)
+        with self._process.stdout as output:
+            for raw in output:
+                line = raw.rstrip()
+                if LINK_NOISE in line or (not gpu and any(noise in line for noise in NO_GPU_NOISE)):
+                    continue
+                self._tail.append(line)
+                self._log(line)
 
     def _last_error(self) -> str:
         said = [PREFIX.sub("", line).split("\\n")[0].strip('"') for line in self._tail if line.startswith(("E", "error:"))]

@@ -118,7 +118,7 @@ def test_what_cannot_be_served_is_recorded_and_passed_over(own: Path, monkeypatc
 def test_the_time_allowed_is_kept_and_what_is_left_out_is_said(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     testbed = MadeUp(best_at(1, 2, 3))
     _, said = run(monkeypatch, asked(own, minutes=6), testbed)
-    assert 16 <= len(testbed.made) <= 18, "eighteen trials of 20 s"
+    assert 15 <= len(testbed.made) <= 18, "there is time for eighteen, and the default may be a finalist anyway"
     (line,) = [line for line in said if line.startswith("left out")]
     assert "as 6 minutes are too few: " in line and " more" in line
     _, said = run(monkeypatch, asked(own, minutes=0.1), testbed := MadeUp(best_at(1, 2, 3)))
