@@ -25,6 +25,7 @@ class Schedule:
     journal: holds trials that need not be made again; their time counts as if they were, so that a tuning that was
         interrupted comes to what it would have come to.
     minutes: for all trials together.
+    latency_p99_ms: what is allowed, ms; None for any.
     finalists: how many configurations the final has room for, besides the default.
     say: told a line a trial.
     begin: told the number of the trial that begins, of about how many, and what is tried.
@@ -34,6 +35,7 @@ class Schedule:
     testbed: Testbed
     journal: Journal
     minutes: float
+    latency_p99_ms: float | None
     finalists: int
     say: Callable[[str], None]
     begin: Callable[[int, int, str], None]
@@ -76,7 +78,7 @@ class Schedule:
         if trial is None:
             trial = self.testbed.measure(configuration, number)
             self.journal.add(trial)
-            self.say(f"trial {count} of about {about}: {configuration}: {_found(trial)}")
+            self.say(f"trial {count} of about {about}: {configuration}: {self._found(trial)}")
         self.trials.append(trial)
 
     def _in_time(self, more: int) -> bool:
@@ -89,10 +91,8 @@ class Schedule:
         left = 60 * self.minutes - sum(trial.seconds for trial in self.trials)
         return len(self.trials) + int(left // usual)
 
-
-def _found(trial: Trial) -> str:
-    if trial.failure is not None:
-        return f"failed: {trial.failure}"
-    level = Measured(configuration=trial.configuration, trials=[trial], latency_p99_ms=None).shown
-    clients = f"{level.concurrency} client{'s' if level.concurrency > 1 else ''}"
-    return f"{level.throughput:.0f} rows/s, p99 {level.p99_ms:.3g} ms at {clients}"
+    def _found(self, trial: Trial) -> str:
+        if trial.failure is not None:
+            return f"failed: {trial.failure}"
+        measured = Measured(configuration=trial.configuration, trials=[trial], latency_p99_ms=self.latency_p99_ms)
+        return f"{measured.shown}{'' if measured.best else ', too slow'}"

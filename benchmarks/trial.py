@@ -24,6 +24,10 @@ class LevelSpeed:
     p99_ms: float
     executed_batch: float
 
+    def __str__(self) -> str:
+        clients = f"{self.concurrency} client{'s' if self.concurrency > 1 else ''}"
+        return f"{self.throughput:.0f} rows/s, p99 {self.p99_ms:.3g} ms at {clients}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:

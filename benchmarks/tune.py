@@ -140,7 +140,15 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
     with opened(journal_path, task.terms, _earlier(record, task.terms), fresh=options.fresh) as journal:
         if len(journal):
             say(f"trials made before and taken over: {len(journal)}")
-        schedule = Schedule(testbed=testbed, journal=journal, minutes=options.minutes, finalists=FINALISTS, say=say, begin=begin)
+        schedule = Schedule(
+            testbed=testbed,
+            journal=journal,
+            minutes=options.minutes,
+            latency_p99_ms=options.latency_p99_ms,
+            finalists=FINALISTS,
+            say=say,
+            begin=begin,
+        )
         outcome = _outcome(task, _run(task, schedule))
         if outcome.winner is not None:
             with publish(record) as folder:

@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks.choice import Measured, Point
 from benchmarks.outcome import Outcome
-from benchmarks.trial import LevelSpeed
 from serving.configuration import Configuration
 from serving.errors import GateError
 
@@ -37,15 +36,15 @@ def summary(outcome: Outcome) -> Iterable[str]:
     winner, untuned = outcome.winner, outcome.untuned
     if winner is None:
         return
-    yield f"best: {winner.configuration}: {_speed(winner.shown)}"
+    yield f"best: {winner.configuration}: {winner.shown}"
     if winner == untuned:
         yield "that is how it is served untuned: nothing else is better by more than the rounds differ"
     elif untuned is None:
         yield f"untuned it cannot be served: {outcome.default}"
     elif outcome.ratio is None:
-        yield f"untuned it is too slow: {untuned.configuration}: {_speed(untuned.shown)}"
+        yield f"untuned it is too slow: {untuned.configuration}: {untuned.shown}"
     else:
-        yield f"that is {outcome.ratio:.2f} times what it gives untuned: {untuned.configuration}: {_speed(untuned.shown)}"
+        yield f"that is {outcome.ratio:.2f} times what it gives untuned: {untuned.configuration}: {untuned.shown}"
 
 
 def require_winner(outcome: Outcome) -> Measured:
@@ -56,7 +55,7 @@ def require_winner(outcome: Outcome) -> Measured:
         return outcome.winner
     nearest = max(outcome.measured, key=lambda one: one.rank)
     raise GateError(
-        f"nothing stays within {outcome.latency_p99_ms:g} ms at p99; nearest is {nearest.configuration}: {_speed(nearest.shown)}",
+        f"nothing stays within {outcome.latency_p99_ms:g} ms at p99; nearest is {nearest.configuration}: {nearest.shown}",
         hint="allow more with --latency-p99-ms, or measure fewer clients with --concurrency; nothing was packaged",
     )
 
@@ -105,8 +104,3 @@ def _remark(outcome: Outcome, point: Point) -> str:
         if one is not None and (one.configuration, one.shown) == (point.measured.configuration, point.level)
     ]
     return f"  ← {', '.join(remarks)}" if remarks else ""
-
-
-def _speed(level: LevelSpeed) -> str:
-    clients = f"{level.concurrency} client{'s' if level.concurrency > 1 else ''}"
-    return f"{level.throughput:.0f} rows/s, p99 {level.p99_ms:.3g} ms at {clients}"

@@ -162,10 +162,11 @@ def test_another_goal_takes_over_the_search_but_not_the_final(own: Path, monkeyp
 
 
 def test_where_nothing_is_fast_enough_nothing_is_recorded(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned, _ = run(monkeypatch, asked(own, latency_p99_ms=1.0), MadeUp(best_at(1, 2)))
+    tuned, said = run(monkeypatch, asked(own, latency_p99_ms=1.0), MadeUp(best_at(1, 2, 3)))
+    assert all(line.endswith(", too slow") for line in said if line.startswith("trial "))
     assert tuned.outcome.winner is None
     assert not (own.parent / "tuning").exists()
-    again, _ = run(monkeypatch, asked(own, latency_p99_ms=1.0), testbed := MadeUp(best_at(1, 2)))
+    again, _ = run(monkeypatch, asked(own, latency_p99_ms=1.0), testbed := MadeUp(best_at(1, 2, 3)))
     assert again.outcome.winner is None and not testbed.made
 
 
