@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.choice import Measured, Point
 from benchmarks.outcome import Outcome
 from serving.configuration import Configuration
-from serving.errors import GateError
+from serving.errors import GateError, ServerError
 
 HEADINGS = ("rows/s", "p99 ms", "clients", "MiB", "batch", "served as")
 
@@ -50,9 +50,13 @@ def summary(outcome: Outcome) -> Iterable[str]:
 def require_winner(outcome: Outcome) -> Measured:
     """Raises:
     GateError: nothing stays within the allowed latency; the message has what comes nearest.
+    ServerError: what the search could serve could not be served again.
     """
     if outcome.winner is not None:
         return outcome.winner
+    if not outcome.finalists:
+        reason = next(iter(outcome.failures.values()))
+        raise ServerError(f"every finalist failed in one of its rounds: {reason}", hint="measure again with --fresh")
     nearest = max(outcome.measured, key=lambda one: one.rank)
     raise GateError(
         f"nothing stays within {outcome.latency_p99_ms:g} ms at p99; nearest is {nearest.configuration}: {nearest.shown}",

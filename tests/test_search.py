@@ -13,7 +13,7 @@ from benchmarks.search import Space
 from benchmarks.trial import LevelSpeed, Trial
 from benchmarks.tune_report import recipe_values, require_winner, summary, table, to_json
 from serving.configuration import Configuration
-from serving.errors import GateError
+from serving.errors import GateError, ServerError
 
 OFF = Configuration(precision="int8", device="cpu", batching="off", instances=2, threads=1, max_batch_size=64, queue_delay_us=0)
 RAGGED = replace(OFF, precision="fp32", batching="ragged", instances=1, threads=2)
@@ -196,6 +196,8 @@ def test_a_finalist_that_failed_once_is_none() -> None:
     found = outcome(*rounds(OFF, 100), *spoilt)
     assert found.winner is not None and found.winner.configuration == OFF
     assert [one.configuration for one in found.measured] == [OFF]
+    with pytest.raises(ServerError, match=r"every finalist failed in one of its rounds: a Python backend process \(7\) died"):
+        require_winner(outcome(*spoilt))
     without = outcome(*spoilt[:1], *rounds(OTHER, 150)[1:], trial(OFF, failure="no memory"))
     assert any("untuned it cannot be served" in line for line in summary(without))
 
