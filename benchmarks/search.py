@@ -64,8 +64,7 @@ class Space:
         )
 
     def grid(self) -> list[Configuration]:
-        """Each precision with and without batching; on a CPU with a copy on every core, and with one copy on all of them."""
-        arrangements = [(1, 1)] if self.device == "gpu" else [(self.cores, 1), (1, self.cores)]
+        """Each precision with and without batching; on a CPU with a copy on every core, with one on all of them, and half-way."""
         corners = (
             Configuration(
                 precision=precision,
@@ -77,10 +76,18 @@ class Space:
                 queue_delay_us=0,
             )
             for batching in ("off", "ragged")
-            for instances, threads in dict.fromkeys(arrangements)
+            for instances, threads in self._arrangements()
             for precision in self.precisions
         )
         return [configuration for configuration in corners if configuration in self]
+
+    def _arrangements(self) -> Iterable[tuple[int, int]]:
+        """Instances and threads of each that use every core, or nearly so."""
+        if self.device == "gpu":
+            return [(1, 1)]
+        copies = max(step for step in self.threads if step * step <= self.cores)
+        threads = max(step for step in self.threads if step * copies <= self.cores)
+        return dict.fromkeys([(self.cores, 1), (1, self.cores), (copies, threads)])
 
     def neighbours(self, centre: Configuration) -> list[Configuration]:
         """Configurations that differ in one choice by one step, those first that tend to matter most."""

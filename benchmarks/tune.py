@@ -69,7 +69,7 @@ class Tuned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Subject:
     """What is tuned, read and checked."""
 
     bundle: Bundle
@@ -82,7 +82,7 @@ class Task:
         return list(dict.fromkeys([self.default, *self.space.grid()]))
 
 
-def prepare(options: TuneOptions) -> Task:
+def prepare(options: TuneOptions) -> Subject:
     """Read the bundle; decide what is searched.
 
     Raises:
@@ -107,7 +107,7 @@ def prepare(options: TuneOptions) -> Task:
     }
     goal = {"latency_p99_ms": options.latency_p99_ms, "minutes": options.minutes, "precisions": list(usable), "device": device}
     terms = Terms(conditions=conditions, goal=goal)
-    return Task(bundle=bundle, space=space, default=untuned.configuration, terms=terms)
+    return Subject(bundle=bundle, space=space, default=untuned.configuration, terms=terms)
 
 
 def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int, int, str], None]) -> Tuned:
@@ -123,21 +123,21 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
     Raises:
         TritonizeError: nothing could be measured.
     """
-    task = prepare(options)
+    subject = prepare(options)
     record = tuning_folder(options.bundle)
-    inputs = inputs_record(task.terms.to_json(), [options.bundle / MANIFEST])
+    inputs = inputs_record(subject.terms.to_json(), [options.bundle / MANIFEST])
     if not options.fresh and is_current(record, "tuning", inputs):
         trials = _recorded(read_manifest(record, "tuning"))
-        return Tuned(outcome=_outcome(task, trials), unchanged=True)
+        return Tuned(outcome=_outcome(subject, trials), unchanged=True)
     testbed = make_testbed(
-        task.bundle,
+        subject.bundle,
         rows=options.rows,
         concurrencies=options.concurrencies,
         duration=options.duration,
         seed=options.seed,
     )
     journal_path = record.with_name("tuning.partial.jsonl")
-    with opened(journal_path, task.terms, _earlier(record, task.terms), fresh=options.fresh) as journal:
+    with opened(journal_path, subject.terms, _earlier(record, subject.terms), fresh=options.fresh) as journal:
         if len(journal):
             say(f"trials made before and taken over: {len(journal)}")
         schedule = Schedule(
@@ -149,24 +149,24 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
             say=say,
             begin=begin,
         )
-        outcome = _outcome(task, _run(task, schedule))
+        outcome = _outcome(subject, _run(subject, schedule))
         if outcome.winner is not None:
             with publish(record) as folder:
-                write_manifest(folder, "tuning", inputs, **_fields(task, outcome))
+                write_manifest(folder, "tuning", inputs, **_fields(subject, outcome))
             journal_path.unlink()
     return Tuned(outcome=outcome, unchanged=False)
 
 
-def _run(task: Task, schedule: Schedule) -> list[Trial]:
+def _run(subject: Subject, schedule: Schedule) -> list[Trial]:
     """All trials, in the order they were made.
 
     Raises:
         ServerError: every one failed.
     """
-    schedule.search(task.grid())
-    for start in _outcome(task, schedule.trials).searched[:STARTS]:
-        _climb(task, schedule, start.configuration)
-    searched = _outcome(task, schedule.trials).searched
+    schedule.search(subject.grid())
+    for start in _outcome(subject, schedule.trials).searched[:STARTS]:
+        _climb(subject, schedule, start.configuration)
+    searched = _outcome(subject, schedule.trials).searched
     if not searched:
         raise ServerError(
             f"no configuration could be served: {schedule.trials[0].failure}", hint="tritonize doctor checks the set-up"
@@ -174,34 +174,34 @@ def _run(task: Task, schedule: Schedule) -> list[Trial]:
     schedule.tell_left_out()
     best = [one.configuration for one in searched[:FINALISTS]]
     served = {one.configuration for one in searched}
-    schedule.final(list(dict.fromkeys([*([task.default] if task.default in served else []), *best])))
+    schedule.final(list(dict.fromkeys([*([subject.default] if subject.default in served else []), *best])))
     return schedule.trials
 
 
-def _climb(task: Task, schedule: Schedule, start: Configuration) -> None:
+def _climb(subject: Subject, schedule: Schedule, start: Configuration) -> None:
     """From ``start`` to the best of its neighbours, and on, for as long as that is better."""
     here = start
     while True:
-        schedule.search(task.space.neighbours(here))
-        ranks = {one.configuration: one.rank for one in _outcome(task, schedule.trials).searched}
-        known = [one for one in task.space.neighbours(here) if one in ranks]
+        schedule.search(subject.space.neighbours(here))
+        ranks = {one.configuration: one.rank for one in _outcome(subject, schedule.trials).searched}
+        known = [one for one in subject.space.neighbours(here) if one in ranks]
         best = max(known, key=lambda one: ranks[one], default=here)
         if ranks[best] <= ranks[here]:
             return
         here = best
 
 
-def _outcome(task: Task, trials: list[Trial]) -> Outcome:
-    return Outcome(trials=trials, default=task.default, latency_p99_ms=task.terms.goal["latency_p99_ms"])
+def _outcome(subject: Subject, trials: list[Trial]) -> Outcome:
+    return Outcome(trials=trials, default=subject.default, latency_p99_ms=subject.terms.goal["latency_p99_ms"])
 
 
-def _fields(task: Task, outcome: Outcome) -> dict[str, Any]:
+def _fields(subject: Subject, outcome: Outcome) -> dict[str, Any]:
     winner = outcome.winner
     assert winner is not None
     return {
-        **task.terms.to_json(),
-        "bundle_sha256": task.terms.conditions["bundle"],
-        "hardware": task.terms.conditions["hardware"],
+        **subject.terms.to_json(),
+        "bundle_sha256": subject.terms.conditions["bundle"],
+        "hardware": subject.terms.conditions["hardware"],
         "latency_p99_ms": outcome.latency_p99_ms,
         "winner": asdict(winner.configuration),
         "speed": asdict(winner.shown),

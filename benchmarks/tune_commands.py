@@ -110,12 +110,12 @@ def _print_grid(options: Any, *, as_json: bool) -> None:
 
     from benchmarks.tune import prepare
 
-    task = prepare(options)
+    subject = prepare(options)
     if as_json:
-        click.echo(json.dumps([asdict(configuration) for configuration in task.grid()]))
+        click.echo(json.dumps([asdict(configuration) for configuration in subject.grid()]))
         return
-    for configuration in task.grid():
-        click.echo(f"{configuration}{'  ← untuned' if configuration == task.default else ''}")
+    for configuration in subject.grid():
+        click.echo(f"{configuration}{'  ← untuned' if configuration == subject.default else ''}")
     click.echo("then what lies near the two best, and in the end the three best and the untuned again by turns", err=True)
 
 

@@ -63,7 +63,9 @@ def test_a_grid_on_two_cores() -> None:
         "fp32, 1 × 2 threads, batches to 64",
         "fp16, 1 × 2 threads, batches to 64",
     ]
-    assert len(cpu(1).grid()) == 5, "on one core both arrangements are one"
+    assert len(cpu(1).grid()) == 5, "on one core all arrangements are one"
+    assert [(one.instances, one.threads) for one in cpu(16, ("int8",)).grid()] == [(16, 1), (1, 16), (4, 4)]
+    assert [(one.instances, one.threads) for one in cpu(6, ("int8",)).grid()] == [(6, 1), (1, 6), (2, 2)]
 
 
 def test_neighbours_differ_in_one_choice_by_one_step() -> None:
