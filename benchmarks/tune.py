@@ -95,7 +95,13 @@ def prepare(options: TuneOptions) -> Subject:
     usable = tuple(precision for precision in chosen if device == "cpu" or precision != "int8") or tuple(chosen)
     restricted = replace(bundle, variants={precision: chosen[precision] for precision in usable})
     untuned = make_plan(
-        restricted, precision="auto", device=device, batching="auto", instances=None, threads=None, max_batch_size=None
+        restricted,
+        precision="auto" if len(usable) > 1 else usable[0],
+        device=device,
+        batching="auto",
+        instances=None,
+        threads=None,
+        max_batch_size=None,
     )
     space = Space(device=device, cores=cores(), precisions=usable, most_clients=max(options.concurrencies))
     conditions = {

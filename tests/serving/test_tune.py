@@ -190,6 +190,8 @@ def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
     assert {one.precision for one in prepare(asked(own)).grid()} == {"fp32", "fp16", "int8"} & set(load_bundle(own).variants)
     assert {one.precision for one in prepare(asked(own, precisions=("int8",))).grid()} == {"int8"}
     assert "int8" not in {one.precision for one in prepare(asked(own, device="gpu")).grid()}
+    only = prepare(asked(own, device="gpu", precisions=("int8",)))
+    assert {(one.precision, one.batching) for one in only.grid()} == {("int8", "off")}
     manifest = json.loads((own / "manifest.json").read_text())
     manifest["precisions"]["int8"] |= {"verdict": "failed", "gates": [{"passed": False, "message": "accuracy drops"}]}
     (own / "manifest.json").write_text(json.dumps(manifest))
