@@ -116,8 +116,8 @@ def _powers(most: int) -> tuple[int, ...]:
 
 
 def _beside(steps: tuple[Step, ...], step: Step) -> Iterable[Step]:
-    """The one before and the one after; those of a value that is no step are unknown."""
+    """The one after and the one before; those of a value that is no step are unknown."""
     if step not in steps:
         return ()
     place = steps.index(step)
-    return (*steps[max(0, place - 1) : place], *steps[place + 1 : place + 2])
+    return (*steps[place + 1 : place + 2], *steps[max(0, place - 1) : place])

@@ -70,8 +70,8 @@ def test_a_grid_on_two_cores() -> None:
 
 def test_neighbours_differ_in_one_choice_by_one_step() -> None:
     assert list(map(str, cpu().neighbours(OFF))) == [
-        "int8, 1 × 1 thread, no batching",
         "int8, 3 × 1 thread, no batching",
+        "int8, 1 × 1 thread, no batching",
         "fp16, 2 × 1 thread, no batching",
     ]
     assert list(map(str, cpu().neighbours(RAGGED))) == [
