@@ -26,18 +26,19 @@ DATA       := $(call flag,train,TRAIN) $(call flag,validation,VALIDATION) $(call
               $(call flag,text-column,TEXT_COLUMN) $(call flag,text-pair-column,TEXT_PAIR_COLUMN) $(call flag,label-column,LABEL_COLUMN)
 TRAINING   := $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed,SEED) $(call flag,max-length,MAX_LENGTH)
 PACKAGING  := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,batching,BATCHING) $(call flag,instances,INSTANCES) \
-              $(call flag,threads,THREADS) $(call flag,max-batch-size,MAX_BATCH_SIZE)
+              $(call flag,threads,THREADS) $(call flag,max-batch-size,MAX_BATCH_SIZE) $(call flag,queue-delay-us,QUEUE_DELAY_US)
+TUNING     := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,latency-p99-ms,LATENCY_P99_MS) $(call flag,minutes,MINUTES)
 PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) $(call flag,metrics-port,METRICS_PORT)
 
 .DEFAULT_GOAL := all
-.PHONY: all help setup finetune export package serve stop predict benchmark test lint check clean
+.PHONY: all help setup finetune export package serve stop predict benchmark tune test lint check clean
 .NOTPARALLEL:
 
 all: setup help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  variables: RECIPE NAME TASK CHECKPOINT TRAIN PRECISION DEVICE BATCHING REPOSITORY HOST HTTP_PORT GRPC_PORT METRICS_PORT …'
+	@echo '  variables: RECIPE NAME TASK CHECKPOINT TRAIN PRECISION DEVICE BATCHING REPOSITORY HOST HTTP_PORT GRPC_PORT METRICS_PORT LATENCY_P99_MS …'
 
 setup: .venv/ready-$(PLATFORM) .triton/ready-$(PLATFORM) ## both environments: .venv (toolchain) and .triton (embedded server)
 
@@ -62,6 +63,9 @@ predict: setup ## ask the running server: make predict TEXT="…"
 
 benchmark: setup ## speed and quality of what is served, against PyTorch
 	@$(TRITONIZE) benchmark "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(call flag,device,DEVICE) $(PORTS)
+
+tune: export ## find out how it is best served here, under LATENCY_P99_MS
+	@$(TRITONIZE) tune "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(TUNING)
 
 test: setup .venv/ready-dev ## the whole test suite
 	@.venv/bin/python -m pytest $(PYTEST)

@@ -15,7 +15,7 @@ PROTOCOLS = ("grpc", "http")
 NONE = "none"
 
 
-def _choices(allowed: tuple[str, ...]) -> Any:
+def choices(allowed: tuple[str, ...]) -> Any:
     """Callback: values given one by one or with commas, each one of ``allowed``."""
 
     def split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def _choices(allowed: tuple[str, ...]) -> Any:
     return split
 
 
-def _whole_numbers(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+def whole_numbers(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
     parts = [part.strip() for value in values for part in str(value).split(",")]
     if parts == [NONE] and parameter.name != "concurrency":
         return ()
@@ -98,16 +98,16 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
 @click.option(
     "--precision",
     multiple=True,
-    callback=_choices(PRECISIONS),
+    callback=choices(PRECISIONS),
     help="ONNX variants to run in process.  [default: all of the bundle]",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where to run in process.")
-@click.option("--protocol", multiple=True, default=PROTOCOLS, callback=_choices(PROTOCOLS), help="How to ask the server.")
+@click.option("--protocol", multiple=True, default=PROTOCOLS, callback=choices(PROTOCOLS), help="How to ask the server.")
 @click.option(
     "--concurrency",
     multiple=True,
     default=("1", "4", "16", "64"),
-    callback=_whole_numbers,
+    callback=whole_numbers,
     metavar="N[,N…]",
     help="Clients of a closed loop: requests kept in flight.",
 )
@@ -123,12 +123,12 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
     "--length",
     multiple=True,
     default=("16", "64", "128", "384"),
-    callback=_whole_numbers,
+    callback=whole_numbers,
     metavar="N[,N…]|none",
     help="Tokens: real rows brought to one length, beside those as they are.",
 )
 @click.option(
-    "--batch", multiple=True, default=("1", "8", "32"), callback=_whole_numbers, metavar="N[,N…]", help="Rows per call in process."
+    "--batch", multiple=True, default=("1", "8", "32"), callback=whole_numbers, metavar="N[,N…]", help="Rows per call in process."
 )
 @click.option("--exported/--no-exported", default=True, help="Run the ONNX graph as Optimum exports it, before any fusion, too.")
 @click.option("--compile", "compiled", is_flag=True, help="Run the original through torch.compile too.")

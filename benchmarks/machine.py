@@ -14,7 +14,7 @@ from typing import Any, Self
 import psutil
 
 from serving.artifact import versions
-from serving.machine import cores
+from serving.machine import cores, cpu_model, nvidia_smi
 
 MIB = 2**20
 
@@ -22,10 +22,10 @@ MIB = 2**20
 def environment() -> dict[str, Any]:
     """CPU, cores, memory, GPUs, versions, commit and how busy others keep the machine (looked at for a second), JSON-ready."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": cores(),
         "memory_mib": round(psutil.virtual_memory().total / MIB),
-        "gpus": _nvidia_smi("--query-gpu=name,memory.total,driver_version"),
+        "gpus": nvidia_smi("--query-gpu=name,memory.total,driver_version"),
         "system": platform.platform(),
         "busy_percent": psutil.cpu_percent(interval=1),
         "versions": versions(),
@@ -49,7 +49,7 @@ def stolen_percent(before: Any, after: Any) -> float | None:
 def gpu_memory_mib(processes: Iterable[int]) -> float | None:
     """GPU memory these processes hold, MiB; None where the driver does not list them (no GPU, or a container's own numbering)."""
     wanted = set(processes)
-    rows = [line.split(",") for line in _nvidia_smi("--query-compute-apps=pid,used_memory")]
+    rows = [line.split(",") for line in nvidia_smi("--query-compute-apps=pid,used_memory")]
     held = [float(used) for pid, used in rows if int(pid) in wanted and used.strip().isdigit()]
     return sum(held) if held else None
 
@@ -110,20 +110,6 @@ def _field(process: psutil.Process, field: str) -> int:
         return 0
     value: int = getattr(memory, field)
     return value
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _nvidia_smi(query: str) -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    answer = subprocess.run(["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=False)
-    return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
 def _commit() -> str | None:

@@ -13,6 +13,7 @@ import click
 
 from export.recipe import recipe_option
 from serving.errors import TritonizeError
+from serving.install import QUIET
 
 COMMANDS = {
     "finetune": "export.commands",
@@ -22,6 +23,7 @@ COMMANDS = {
     "stop": "serving.commands",
     "predict": "serving.commands",
     "benchmark": "benchmarks.commands",
+    "tune": "benchmarks.tune_commands",
     "doctor": "serving.commands",
 }
 """Command → the module that holds it under the same name. A module is imported when its command runs: ``--help`` stays instant."""
@@ -34,6 +36,7 @@ HELP = {
     "stop": "Stop a server that runs in the background.",
     "predict": "Ask a running server.",
     "benchmark": "Measure speed and quality against the PyTorch original; check gates.",
+    "tune": "Find out how a model is best served on this machine, and serve it so.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
 
@@ -73,7 +76,7 @@ def _debug_option() -> click.Option:
 def tritonize(ctx: click.Context) -> None:
     """Take a Hugging Face checkpoint to production on NVIDIA Triton.
 
-    The stages in order: finetune → export → package → serve → predict, benchmark. Every option can stand in a TOML
+    The stages in order: finetune → export → package → serve → predict, benchmark, tune. Every option can stand in a TOML
     recipe (--recipe); flags win.
     """
 
@@ -85,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 done, 1 a stage failed or a gate did not hold, 2 wrong usage.
     """
     meta: dict[str, Any] = {}
+    os.environ |= QUIET
     if arguments is None:  # a program of its own: told to end, it tidies up as for Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+RECIPE = "tritonize.recipe"
+"""Where a context remembers the recipe it was given."""
 RECIPES = Path(__file__).parent / "recipes"
 SHARED = {"name", "task", "artifacts", "bundle", "repository", "precision", "device", "seed"}
 """Options that may stand at the top of a recipe, before any section: each command takes those it has."""
@@ -45,9 +50,45 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         raise click.UsageError(f"recipe {path}: {error}") from None
 
 
+def recipe_file(ctx: click.Context) -> Path | None:
+    """The user's own recipe that a command was given; None where it was given none, or one of those that come along."""
+    recipe = ctx.meta.get(RECIPE)
+    return None if recipe is None or recipe in builtin_recipes() else Path(recipe)
+
+
+def write_options(path: Path, shared: Mapping[str, Any], section: str, options: Mapping[str, Any]) -> None:
+    """Set options in a recipe, which is made where there is none. All else in it stays as it is, comments too.
+
+    Args:
+        shared: outside any section.
+        options: in ``section``, by name with dashes; one that stands there with underscores keeps them.
+
+    Raises:
+        OSError: it cannot be written; it is as it was.
+    """
+    import tomlkit
+
+    path = path.resolve()
+    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    document.update(shared)
+    if section not in document:
+        document.add(section, tomlkit.table())
+    table: Any = document[section]
+    for name, value in options.items():
+        underscored = name.replace("-", "_")
+        table[underscored if underscored in table else name] = value
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        written.write_text(tomlkit.dumps(document), encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, written)
+        written.replace(path)
+
+
 def _apply(ctx: click.Context, _: click.Parameter, recipe: str | None) -> None:
     if recipe is None:
         return
+    ctx.meta[RECIPE] = recipe
     content = read_recipe(recipe)
     assert ctx.parent is not None and isinstance(ctx.parent.command, click.Group)
     group = ctx.parent.command

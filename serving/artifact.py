@@ -158,7 +158,7 @@ def write_manifest(folder: Path, kind: str, inputs: Mapping[str, Any], **fields:
     """Write ``folder/manifest.json`` over everything already in ``folder`` and return it.
 
     Args:
-        kind: ``checkpoint``, ``bundle`` or ``repository``; readers refuse another kind.
+        kind: ``checkpoint``, ``bundle``, ``repository`` or ``tuning``; readers refuse another kind.
         inputs: from :func:`inputs_record`.
         fields: what this kind adds (figures, labels, gates …), JSON-ready.
 
@@ -187,7 +187,7 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         ArtifactError: it is absent, not JSON, of another kind, or of a newer schema.
     """
     path = folder / MANIFEST
-    stage = {"checkpoint": "finetune", "bundle": "export", "repository": "package"}[kind]
+    stage = {"checkpoint": "finetune", "bundle": "export", "repository": "package", "tuning": "tune"}[kind]
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -42,14 +42,22 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
     "--instances", type=click.IntRange(1, 256), help="Copies of the model.  [default: one per core without batching, else 1]"
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads of each copy.  [default: the cores, shared out]")
-@click.option("--max-batch-size", type=click.IntRange(1, 4096), default=64, help="Most rows in one request.")
+@click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Most rows in one request.  [default: 64]")
+@click.option(
+    "--queue-delay-us",
+    type=click.IntRange(0, 10_000_000),
+    help="Microseconds a request may wait for others to share its execution, with ragged batching.  [default: 0]",
+)
 @click.option("--force", is_flag=True, help="Package again though nothing has changed.")
 @AS_JSON
 def package_command(*, name: str, bundle: Path | None, as_json: bool, **options: Any) -> None:
-    """Turn a bundle into a Triton model repository, in one atomic step."""
+    """Turn a bundle into a Triton model repository, in one atomic step.
+
+    What is left open is as tritonize tune found it best, where it was run on such a machine and is still of this bundle.
+    """
     from serving.repository import PackageOptions, package
 
-    _check_name(name)
+    check_name(name)
     packaged = package(PackageOptions(name=name, bundle=bundle or Path("artifacts") / name / "bundle", **options))
     manifest = packaged.manifest
     if as_json:
@@ -107,7 +115,12 @@ def _announce(options: Any) -> None:
     click.echo(f"  {probes[0].curl(options.base_url)}")
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse a name that could not be a model's.
+
+    Raises:
+        click.BadParameter: it is one.
+    """
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise click.BadParameter(
             "letters, digits, '.', '_' and '-' only: it becomes a folder and part of URLs", param_hint="--name"

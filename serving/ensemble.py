@@ -73,7 +73,7 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
         threads = {"intra_op_thread_count": plan.threads, "inter_op_thread_count": 1}
         config["parameters"] = {key: {"string_value": str(value)} for key, value in threads.items()}
     if ragged:
-        config["dynamic_batching"] = {}
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": plan.queue_delay_us} if plan.queue_delay_us else {}
         config["batch_input"] = [
             {
                 "kind": "BATCH_ITEM_SHAPE",

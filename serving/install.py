@@ -29,6 +29,10 @@ class Install:
     wheel: Path | None = None
 
 
+QUIET = {"ORT_DISABLE_TELEMETRY": "1"}
+"""Recent releases of ONNX Runtime report their use to its makers unless they are told not to."""
+
+
 def triton_environment() -> Path:
     """The embedded server's virtual environment: ``.triton`` beside this package, or where ``TRITONIZE_TRITON_ENV`` points."""
     return Path(os.environ.get(ENVIRONMENT_VARIABLE, PROJECT / ".triton"))
@@ -121,7 +125,7 @@ def prepare_backends(install: Install, folder: Path) -> Path | None:
 
 def server_environment(install: Install) -> dict[str, str]:
     """Environment variables tritonserver is started with."""
-    variables = dict(os.environ)
+    variables = dict(os.environ) | QUIET
     if install.environment is not None and install.wheel is not None:
         variables["PATH"] = f"{install.environment / 'bin'}{os.pathsep}{variables.get('PATH', '')}"
         libraries = site_packages(install.environment) / "nvidia_pytriton.libs"

@@ -1,64 +1,113 @@
-"""How a bundle is served: what the user asked for, and for the rest what was measured when the bundle was made."""
+"""How a bundle is served: what the user asked for, for the rest what tuning found, or else what was measured when the bundle was
+made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from serving.bundle import Bundle, Variant
+from serving.configuration import Configuration
 from serving.machine import cores, resolve_device
+from serving.tuning import Tuning
 
 INT8_SCALES = "dynamic int8 scales span the whole batch, so answers would depend on who else is asking"
 
 
+MAX_BATCH_SIZE = 64
+
+
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a model is to be served, every choice made.
+class Plan(Configuration):
+    """How a model is to be served, and why.
 
     Args:
-        precision: the variant served.
-        device: ``cpu`` or ``gpu``.
-        batching: ``ragged`` (requests of mixed length share an execution) or ``off`` (every request is executed alone).
-        instances: copies of the model that run side by side.
-        threads: threads of each copy on a CPU; 1 on a GPU, where they have no effect.
-        max_batch_size: most rows in a request, and in an execution.
-        reasons: why each automatic choice fell as it did, and what to know about some that were asked for, by option name.
+        reasons: why each automatic choice fell as it did, and what to know about some that were asked for, by option name;
+            what tuning says to it under ``configuration``.
     """
 
-    precision: str
-    device: str
-    batching: str
-    instances: int
-    threads: int
-    max_batch_size: int
     reasons: dict[str, str]
+
+    @property
+    def configuration(self) -> Configuration:
+        """The choices without the reasons."""
+        return Configuration(**{choice.name: getattr(self, choice.name) for choice in fields(Configuration)})
 
 
 def make_plan(
-    bundle: Bundle, *, precision: str, device: str, batching: str, instances: int | None, threads: int | None, max_batch_size: int
+    bundle: Bundle,
+    *,
+    precision: str,
+    device: str,
+    batching: str,
+    instances: int | None,
+    threads: int | None,
+    max_batch_size: int | None,
+    queue_delay_us: int | None = None,
+    tuning: Tuning | None = None,
 ) -> Plan:
     """Decide what ``auto`` and None leave open.
+
+    Args:
+        tuning: what was found for a bundle at that place; whether it applies is looked at here.
 
     Raises:
         ArtifactError: the bundle does not hold the precision asked for.
     """
     reasons: dict[str, str] = {}
     chosen_device = resolve_device(device)
+    tuned = _applicable(tuning, bundle, precision, chosen_device, reasons)
+    if tuned is not None:
+        precision = tuned.precision
+        batching = tuned.batching if batching == "auto" else batching
+        instances = tuned.instances if instances is None else instances
+        threads = tuned.threads if threads is None and chosen_device == "cpu" else threads
+        max_batch_size = tuned.max_batch_size if max_batch_size is None else max_batch_size
     variant = _choose_variant(bundle, chosen_device, reasons) if precision == "auto" else bundle.variant(precision)
     chosen_batching = _choose_batching(variant, chosen_device, batching, reasons)
     chosen_instances, chosen_threads = _choose_instances(chosen_device, chosen_batching, instances, threads, reasons)
-    if chosen_device == "cpu" and chosen_instances * chosen_threads > cores():
-        reasons["threads"] = (
-            f"{chosen_instances} × {chosen_threads}: more than the {cores()} cores of this machine; right only for a larger one"
-        )
-    return Plan(
+    plan = Plan(
         precision=variant.precision,
         device=chosen_device,
         batching=chosen_batching,
         instances=chosen_instances,
         threads=chosen_threads,
-        max_batch_size=max_batch_size,
+        max_batch_size=max_batch_size or MAX_BATCH_SIZE,
+        queue_delay_us=_choose_delay(chosen_batching, queue_delay_us, tuned, reasons),
         reasons=reasons,
     )
+    if tuned is None or (plan.instances, plan.threads) != (tuned.instances, tuned.threads):
+        _warn_of_crowding(plan)
+    if tuning is not None and tuned is not None:
+        own = tuning.differences(plan)
+        reasons["configuration"] = f"tuned: {tuning}" + (f"; but {', '.join(own)} as asked" if own else "")
+    return plan
+
+
+def _applicable(
+    tuning: Tuning | None, bundle: Bundle, precision: str, device: str, reasons: dict[str, str]
+) -> Configuration | None:
+    if tuning is None:
+        return None
+    objection = tuning.objection(bundle.folder, precision=precision, device=device)
+    if objection is None:
+        return tuning.winner
+    reasons["configuration"] = f"not as tuned: {objection}"
+    return None
+
+
+def _choose_delay(batching: str, asked: int | None, tuned: Configuration | None, reasons: dict[str, str]) -> int:
+    if batching == "ragged":
+        return asked if asked is not None else tuned.queue_delay_us if tuned is not None else 0
+    if asked:
+        reasons["queue_delay_us"] = f"{asked} has no effect with batching off: no request waits for another"
+    return 0
+
+
+def _warn_of_crowding(plan: Plan) -> None:
+    if plan.device == "cpu" and plan.instances * plan.threads > cores():
+        plan.reasons["threads"] = (
+            f"{plan.instances} × {plan.threads}: more than the {cores()} cores of this machine; right only for a larger one"
+        )
 
 
 def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Variant:

@@ -40,6 +40,7 @@ from serving.probe import probe_body
 from serving.prologue import IDS, add_prologue, travelling_inputs
 from serving.runtime.notes import NOTES, pack
 from serving.runtime.tasks.base import Task, Tensor
+from serving.tuning import Tuning, read_tuning
 
 RUNTIME = Path(__file__).parent / "runtime"
 SHAPING = tuple(Path(__file__).parent / f"{name}.py" for name in ("ensemble", "pbtxt", "plan", "prologue", "repository"))
@@ -54,7 +55,11 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PackageOptions:
-    """What ``tritonize package`` was asked for; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`."""
+    """What ``tritonize package`` was asked for; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
+
+    Args:
+        tuned: whether what ``tritonize tune`` found is to be looked at.
+    """
 
     bundle: Path
     repository: Path
@@ -64,8 +69,10 @@ class PackageOptions:
     batching: str = "auto"
     instances: int | None = None
     threads: int | None = None
-    max_batch_size: int = 64
+    max_batch_size: int | None = None
+    queue_delay_us: int | None = None
     force: bool = False
+    tuned: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +87,19 @@ def package(options: PackageOptions) -> Package:
     """Write or replace the four models of ``options.name``.
 
     Raises:
-        ArtifactError: no usable bundle, one that refers to files outside it, or something else stands under one of the four names.
+        ArtifactError: no usable bundle or record of its tuning, one that refers to files outside it, or something else stands
+            under one of the four names.
         ExportError: the graph takes inputs that cannot be had from text.
     """
     bundle = load_bundle(options.bundle)
-    plan = _plan(bundle, options)
+    tuning = read_tuning(options.bundle) if options.tuned else None
+    plan = _plan(bundle, options, tuning)
     sources = [options.bundle / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME, *SHAPING]
-    inputs = inputs_record(asdict(plan) | {"name": options.name}, sources)
+    inputs = inputs_record(asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}, sources)
     home = options.repository / f"{options.name}_model"
     if not options.force and is_current(home / "current", "repository", inputs) and _linked(options.repository, options.name):
         return Package(manifest=read_manifest(home / "current", "repository"), unchanged=True)
-    _refuse_foreign(options.repository, options.name)
+    refuse_foreign(options.repository, options.name)
     options.repository.mkdir(parents=True, exist_ok=True)
     with staging_folder(_staging_root(options.repository), f"{options.repository.name}-{options.name}") as folder:
         generation = folder / "generation"
@@ -112,7 +121,7 @@ def package(options: PackageOptions) -> Package:
     return Package(manifest=manifest, unchanged=False)
 
 
-def _plan(bundle: Bundle, options: PackageOptions) -> Plan:
+def _plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Plan:
     return make_plan(
         bundle,
         precision=options.precision,
@@ -121,6 +130,8 @@ def _plan(bundle: Bundle, options: PackageOptions) -> Plan:
         instances=options.instances,
         threads=options.threads,
         max_batch_size=options.max_batch_size,
+        queue_delay_us=options.queue_delay_us,
+        tuning=tuning,
     )
 
 
@@ -266,8 +277,12 @@ def _linked(repository: Path, name: str) -> bool:
     )
 
 
-def _refuse_foreign(repository: Path, name: str) -> None:
-    """Whatever stands under one of the four names and was not written here is somebody's own model."""
+def refuse_foreign(repository: Path, name: str) -> None:
+    """Whatever stands under one of the four names and was not written here is somebody's own model.
+
+    Raises:
+        ArtifactError: there is such a one.
+    """
     home = repository / f"{name}_model"
     foreign = [
         repository / link

@@ -99,8 +99,7 @@ class TritonServer:
         self._install = find_install()
         self._log = log
         self._tail: deque[str] = deque(maxlen=40)
-        self._trace = f"{TRACE}{os.getpid()}_{_namespace()}_"
-        self._shm_prefix = f"{self._trace}{secrets.token_hex(4)}_"
+        self._shm_prefix = f"{temporary_prefix()}{secrets.token_hex(4)}_"
         self._cleanup = contextlib.ExitStack()
         self._stubs: list[psutil.Process] = []
 
@@ -108,7 +107,7 @@ class TritonServer:
         check_ports(self.options)
         _sweep()
         with contextlib.ExitStack() as cleanup:  # where starting fails, at whatever line, what was done so far is undone
-            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=self._trace)))
+            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             cleanup.callback(self._remove_shared_memory)
             command = server_command(self._install, self.options, prepare_backends(self._install, folder), self._shm_prefix)
             self._process = subprocess.Popen(
@@ -203,12 +202,13 @@ class TritonServer:
     def _forward(self) -> None:
         assert self._process.stdout is not None
         gpu = has_gpu()
-        for raw in self._process.stdout:
-            line = raw.rstrip()
-            if LINK_NOISE in line or (not gpu and any(noise in line for noise in NO_GPU_NOISE)):
-                continue
-            self._tail.append(line)
-            self._log(line)
+        with self._process.stdout as output:
+            for raw in output:
+                line = raw.rstrip()
+                if LINK_NOISE in line or (not gpu and any(noise in line for noise in NO_GPU_NOISE)):
+                    continue
+                self._tail.append(line)
+                self._log(line)
 
     def _last_error(self) -> str:
         said = [PREFIX.sub("", line).split("\\n")[0].strip('"') for line in self._tail if line.startswith(("E", "error:"))]
@@ -280,6 +280,11 @@ def check_ports(options: ServeOptions) -> None:
                     f"cannot listen on {options.host}:{port}: {error.strerror}",
                     hint=f"choose another with {flag}, or end what listens there (a server of yours: tritonize stop --http-port …)",
                 ) from error
+
+
+def temporary_prefix() -> str:
+    """Begins the names of everything temporary that this process is the keeper of: see :data:`TRACE`."""
+    return f"{TRACE}{os.getpid()}_{_namespace()}_"
 
 
 def _sweep() -> None:

@@ -18,7 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # before any library reads them: nothing is downloaded, and nobody's own cache is written
 _HOME = tempfile.TemporaryDirectory(prefix="tritonize-tests-")
-os.environ |= {"HF_HOME": _HOME.name, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "HF_HOME": _HOME.name, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 GOOD = ("good", "warm", "funny", "engaging", "a delight", "moving", "beautiful", "superb")
 BAD = ("bad", "dull", "tedious", "a mess", "cold", "lifeless", "ugly", "dreadful")

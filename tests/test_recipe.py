@@ -12,7 +12,7 @@ import click
 import pytest
 
 from export import cli
-from export.recipe import RECIPES, builtin_recipes
+from export.recipe import RECIPES, builtin_recipes, write_options
 
 
 @pytest.fixture
@@ -131,3 +131,37 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            '# mine\nname = "x"\n\n[package]  # of ours\nthreads = 4  # all\n\n[serve]\nhttp-port = 1\n',
+            '# mine\nname = "x"\n\n[package]  # of ours\nthreads = 2  # all\nqueue-delay-us = 500\n\n[serve]\nhttp-port = 1\n',
+        ),
+        ("[package]\nqueue_delay_us = 0 # none\n", "[package]\nqueue_delay_us = 500 # none\nthreads = 2\n"),
+        ('package = { precision = "int8" }\n', 'package = { precision = "int8" , threads = 2, queue-delay-us = 500}\n'),
+        ('package.precision = "int8"\n', 'package.precision = "int8"\npackage.threads = 2\npackage.queue-delay-us = 500\n'),
+    ],
+)
+def test_options_are_written_into_a_recipe_and_all_else_stays(tmp_path: Path, before: str, after: str) -> None:
+    path = Path(recipe(tmp_path, before))
+    path.chmod(0o640)
+    link = tmp_path / "link.toml"
+    link.symlink_to(path)
+    write_options(link, {}, "package", {"threads": 2, "queue-delay-us": 500})
+    content = path.read_text(encoding="utf-8")
+    assert tomllib.loads(content) == tomllib.loads(after)
+    if "#" in before:
+        assert content == after
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o640
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link.toml", "r.toml"]
+
+
+def test_a_recipe_is_made_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tuned.toml"
+    write_options(path, {"name": "x"}, "package", {"bundle": "/no/such", "threads": 2})
+    assert tomllib.loads(path.read_text(encoding="utf-8")) == {"name": "x", "package": {"bundle": "/no/such", "threads": 2}}
+    assert cli.main(["package", "--recipe", str(path)]) == 1
+    assert "no bundle at /no/such" in capsys.readouterr().err

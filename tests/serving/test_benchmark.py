@@ -297,18 +297,12 @@ def test_strange_texts_go_through_the_load_generator(endpoint: Endpoint, protoco
     assert 0 < found.client_us < found.mean_us
 
 
-def test_an_open_loop_sends_what_it_was_asked_for_and_says_when_it_could_not(endpoint: Endpoint) -> None:
-    rows = [["a fine film"], ["a dull one"]]
-    for rate, keeps_up in ((40.0, True), (200_000.0, False)):
-        options = LoadOptions(name=NAME, url=endpoint.url("grpc"), protocol="grpc", rate=rate, duration=2.0)
-        found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
-        sent = (len(found.spans) - 1) / (np.ptp(found.spans[:, 0]) / 1e9)
-        assert (sent == pytest.approx(rate, rel=0.5)) == keeps_up
-        gaps = np.diff(found.spans[:, 0])
-        if keeps_up:
-            assert gaps.std() > 0.5 * gaps.mean(), "at random moments: a schedule would have no spread"
-        else:
-            assert found.delayed > 0
+def test_an_open_loop_sends_what_it_was_asked_for_at_random_moments(endpoint: Endpoint) -> None:
+    options = LoadOptions(name=NAME, url=endpoint.url("grpc"), protocol="grpc", rate=40.0, duration=3.0)
+    found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], [["fine"], ["dull"]])
+    gaps = np.diff(found.spans[:, 0]) / 1e9
+    assert 1 / gaps.mean() == pytest.approx(40, rel=0.4)
+    assert gaps.std() > 0.5 * gaps.mean(), "a schedule would have no spread"
 
 
 @pytest.mark.parametrize(

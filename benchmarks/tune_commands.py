@@ -1,0 +1,165 @@
+"""The ``tune`` command: options → :func:`benchmarks.tune.tune`, and its winner → repository and recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.commands import PRECISIONS, choices, whole_numbers
+from export.recipe import recipe_file
+
+Say = Callable[[str], None]
+Begin = Callable[[int, int, str], None]
+
+
+@click.command("tune")
+@click.argument("model", metavar="NAME", required=False)
+@click.option("--name", metavar="NAME", help="The model's name, in place of the argument.")
+@click.option("--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"), help="Folder of what the stages made.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="The exported bundle.  [default: ARTIFACTS/NAME/bundle]")
+@click.option(
+    "--repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("model_repository"),
+    help="Folder of Triton models, into which the best is packaged.",
+)
+@click.option(
+    "--latency-p99-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Milliseconds within which 99 of 100 requests must be answered.  [default: any; throughput alone counts]",
+)
+@click.option(
+    "--precision",
+    multiple=True,
+    callback=choices(PRECISIONS),
+    help="Variants that may be served.  [default: all of the bundle, on a GPU without int8]",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where the model runs.")
+@click.option(
+    "--concurrency",
+    multiple=True,
+    default=("1", "4", "16"),
+    callback=whole_numbers,
+    metavar="N[,N…]",
+    help="Requests kept in flight: the loads that are measured.",
+)
+@click.option("--rows", type=click.IntRange(min=1), default=256, help="Texts that are asked, of those the bundle was verified on.")
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4.0,
+    help="Seconds that each load is measured in each trial, after half as much of warm-up.",
+)
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=15.0, help="How long all trials may take.")
+@click.option("--fresh", is_flag=True, help="Make every trial anew, whatever was measured before.")
+@click.option("--seed", type=int, default=0, help="Draws the texts.")
+@click.option("--dry-run", is_flag=True, help="Print what would be tried first, and try nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+@click.pass_context
+def tune_command(
+    ctx: click.Context, /, *, model: str | None, name: str | None, repository: Path, dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Find out how a model is best served on this machine, by trying it on a real server with real texts.
+
+    Tries a coarse grid of precision, instances, threads, batching, batch size and queue delay, then what lies near the best,
+    then the best and the untuned default again by turns. The winner has the highest throughput within --latency-p99-ms; it
+    must beat the default by more than the rounds differ. It is packaged, written into the recipe, and taken by every later
+    tritonize package of this bundle. Goes on where it was interrupted.
+    """
+    from serving.commands import check_name
+
+    chosen = model or name
+    if chosen is None:
+        raise click.UsageError("say which model: tritonize tune NAME")
+    check_name(chosen)
+    from benchmarks.tune import TuneOptions, tune
+    from benchmarks.tune_report import require_winner, summary, table, to_json
+    from serving.repository import refuse_foreign
+
+    artifacts, bundle, concurrencies = options.pop("artifacts"), options.pop("bundle"), options.pop("concurrency")
+    typed = TuneOptions(
+        bundle=bundle or artifacts / chosen / "bundle",
+        precisions=options.pop("precision"),
+        concurrencies=concurrencies,
+        **options,
+    )
+    if dry_run:
+        _print_grid(typed, as_json=as_json)
+        return
+    refuse_foreign(repository, chosen)  # now rather than after a quarter of an hour
+    with _progress() as (say, begin):
+        tuned = tune(typed, say, begin)
+    if tuned.unchanged:
+        click.echo("nothing has changed since this was found; --fresh measures again", err=True)
+    click.echo("\n".join(table(tuned.outcome)), err=as_json)
+    for line in summary(tuned.outcome):
+        click.echo(line, err=True)
+    winner = require_winner(tuned.outcome)
+    recipe = _apply(ctx, chosen, typed.bundle, repository, winner.configuration)
+    if as_json:
+        click.echo(json.dumps(to_json(tuned.outcome) | {"recipe": str(recipe)}, ensure_ascii=False))
+
+
+def _print_grid(options: Any, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from benchmarks.tune import prepare
+
+    subject = prepare(options)
+    if as_json:
+        click.echo(json.dumps([asdict(configuration) for configuration in subject.grid()]))
+        return
+    for configuration in subject.grid():
+        click.echo(f"{configuration}{'  ← untuned' if configuration == subject.default else ''}")
+    click.echo("then what lies near the two best, and in the end the three best and the untuned again by turns", err=True)
+
+
+def _apply(ctx: click.Context, name: str, bundle: Path, repository: Path, winner: Any) -> Path:
+    """Package the winner and write it into the recipe: the user's own, else one beside the bundle. Returns its file."""
+    from benchmarks.tune_report import recipe_values
+    from export.recipe import write_options
+    from serving.repository import PackageOptions, package
+
+    packaged = package(PackageOptions(bundle=bundle, repository=repository, name=name, device=winner.device))
+    state = "is up to date" if packaged.unchanged else "is packaged; a server that runs takes it up when it is restarted"
+    click.echo(f"{repository / name} {state}", err=True)
+    values = recipe_values(winner)
+    own = recipe_file(ctx)
+    if own is not None:
+        write_options(own, {}, "package", values)
+        click.echo(f"{own}: [package] serves it so", err=True)
+        return own
+    recipe = bundle.parent / "tuned.toml"
+    usual = {"bundle": Path("artifacts") / name / "bundle", "repository": Path("model_repository")}
+    places = {key: str(path) for key, path in {"bundle": bundle, "repository": repository}.items() if path != usual[key]}
+    write_options(recipe, {"name": name}, "package", places | values)
+    click.echo(f"the same as a recipe: tritonize package --recipe {recipe}", err=True)
+    return recipe
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[tuple[Say, Begin]]:
+    """A bar on a terminal; in a log the lines alone."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda line: click.echo(line, err=True), lambda _number, _about, _what: None
+        return
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def say(line: str) -> None:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        def begin(number: int, about: int, what: str) -> None:
+            bar.update(task, description=what, completed=number - 1, total=about)
+
+        yield say, begin

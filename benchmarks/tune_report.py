@@ -1,0 +1,110 @@
+"""What a tuning found, in words and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.choice import Measured, Point
+from benchmarks.outcome import Outcome
+from serving.configuration import Configuration
+from serving.errors import GateError, ServerError
+
+HEADINGS = ("rows/s", "p99 ms", "clients", "MiB", "batch", "served as")
+
+
+def table(outcome: Outcome) -> Iterable[str]:
+    """Lines of the frontier, and of the default and the winner where they are not on it."""
+    points = outcome.frontier
+    known = {(point.measured.configuration, point.level.concurrency) for point in points}
+    for one in (outcome.winner, outcome.untuned):
+        if one is not None and (one.configuration, one.shown.concurrency) not in known:
+            points.append(Point(measured=one, level=one.shown))
+            known.add((one.configuration, one.shown.concurrency))
+    points.sort(key=lambda point: -point.level.throughput)
+    rows = [HEADINGS, *((*_figures(point), f"{point.measured.configuration}{_remark(outcome, point)}") for point in points)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS) - 1)]
+    for row in rows:
+        yield "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+
+
+def summary(outcome: Outcome) -> Iterable[str]:
+    """What failed, and how the winner compares with the default."""
+    for configuration, reason in outcome.failures.items():
+        yield f"could not be served: {configuration}: {reason}"
+    winner, untuned = outcome.winner, outcome.untuned
+    if winner is None:
+        return
+    yield f"best: {winner.configuration}: {winner.shown}"
+    if winner == untuned:
+        yield "that is how it is served untuned: nothing else is better by more than the rounds differ"
+    elif untuned is None:
+        yield f"untuned it cannot be served: {outcome.default}"
+    elif outcome.ratio is None:
+        yield f"untuned it is too slow: {untuned.configuration}: {untuned.shown}"
+    else:
+        yield f"that is {outcome.ratio:.2f} times what it gives untuned: {untuned.configuration}: {untuned.shown}"
+
+
+def require_winner(outcome: Outcome) -> Measured:
+    """Raises:
+    GateError: nothing stays within the allowed latency; the message has what comes nearest.
+    ServerError: what the search could serve could not be served again.
+    """
+    if outcome.winner is not None:
+        return outcome.winner
+    if not outcome.finalists:
+        reason = next(iter(outcome.failures.values()))
+        raise ServerError(f"every finalist failed in one of its rounds: {reason}", hint="measure again with --fresh")
+    nearest = max(outcome.measured, key=lambda one: one.rank)
+    raise GateError(
+        f"nothing stays within {outcome.latency_p99_ms:g} ms at p99; nearest is {nearest.configuration}: {nearest.shown}",
+        hint="allow more with --latency-p99-ms, or measure fewer clients with --concurrency; nothing was packaged",
+    )
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+    """JSON-ready: ``winner``, ``untuned``, ``ratio``, ``latency_p99_ms``, ``frontier``, ``trials``."""
+    return {
+        "winner": _as_json(outcome.winner),
+        "untuned": _as_json(outcome.untuned),
+        "ratio": outcome.ratio,
+        "latency_p99_ms": outcome.latency_p99_ms,
+        "frontier": [
+            {**asdict(point.measured.configuration), **asdict(point.level), "memory_mib": point.measured.memory_mib}
+            for point in outcome.frontier
+        ],
+        "trials": [trial.to_json() for trial in outcome.trials],
+    }
+
+
+def recipe_values(configuration: Configuration) -> dict[str, str | int]:
+    """Options of ``tritonize package`` that serve a model so."""
+    values = {name.replace("_", "-"): value for name, value in asdict(configuration).items()}
+    if configuration.device == "gpu":
+        del values["threads"]  # without effect there
+    return values
+
+
+def _as_json(measured: Measured | None) -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    return {**asdict(measured.configuration), **asdict(measured.shown), "memory_mib": measured.memory_mib}
+
+
+def _figures(point: Point) -> Sequence[str]:
+    level = point.level
+    memory = f"{point.measured.memory_mib:.0f}"
+    # without batching Triton counts requests that were handed over together, though each is executed alone
+    batch = "1.0" if point.measured.configuration.batching == "off" else f"{level.executed_batch:.1f}"
+    return f"{level.throughput:.0f}", f"{level.p99_ms:.1f}", str(level.concurrency), memory, batch
+
+
+def _remark(outcome: Outcome, point: Point) -> str:
+    remarks = [
+        word
+        for word, one in (("best", outcome.winner), ("untuned", outcome.untuned))
+        if one is not None and (one.configuration, one.shown) == (point.measured.configuration, point.level)
+    ]
+    return f"  ← {', '.join(remarks)}" if remarks else ""

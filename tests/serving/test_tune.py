@@ -1,0 +1,341 @@
+"""``tritonize tune``: the search on a made-up machine, and all of it on a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks import tune as stage
+from benchmarks.journal import Terms, opened
+from benchmarks.testbed import make_testbed
+from benchmarks.trial import LevelSpeed, Trial
+from benchmarks.tune import Tuned, TuneOptions, prepare, tune
+from export.cli import main
+from serving.artifact import read_manifest
+from serving.bundle import load_bundle
+from serving.configuration import Configuration
+from serving.errors import ArtifactError, ServerError
+from serving.server import SHARED_MEMORY, TRACE
+
+Speed = Callable[[Configuration], float | None]
+
+
+@pytest.fixture
+def own(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle, beside which nothing is recorded yet."""
+    return Path(shutil.copytree(bundle, tmp_path / "artifacts" / "tiny" / "bundle"))
+
+
+@dataclass
+class MadeUp:
+    """A testbed that measures nothing: a trial takes 20 s of nobody's time, and only so many may be made."""
+
+    speed: Speed
+    limit: int = 1000
+    made: list[tuple[Configuration, int]] = field(default_factory=list)
+
+    def expected_seconds(self) -> float:
+        return 20
+
+    def measure(self, configuration: Configuration, number: int) -> Trial:
+        if len(self.made) == self.limit:
+            raise KeyboardInterrupt
+        self.made.append((configuration, number))
+        throughput = self.speed(configuration)
+        if throughput is None:
+            return Trial(configuration=configuration, round=number, seconds=20, failure="out of memory")
+        levels = (LevelSpeed(concurrency=16, throughput=throughput, p50_ms=20, p99_ms=4000 / throughput, executed_batch=1),)
+        return Trial(configuration=configuration, round=number, seconds=20, levels=levels, pss_mib=300, peak_rss_mib=400)
+
+
+def best_at(*instances: int) -> Speed:
+    """fp32 with batching is best, with the more delay the better; so many instances are served at all."""
+
+    def speed(one: Configuration) -> float | None:
+        if one.instances not in instances:
+            return None
+        return 100.0 + 50 * (one.precision == "fp32") + 30 * (one.batching == "ragged") + one.queue_delay_us / 100 + one.instances
+
+    return speed
+
+
+def asked(bundle: Path, **changes: Any) -> TuneOptions:
+    options = TuneOptions(
+        bundle=bundle, precisions=(), device="cpu", latency_p99_ms=None, concurrencies=(16,), rows=8, duration=4, minutes=15, seed=0
+    )
+    return replace(options, **changes)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, options: TuneOptions, testbed: MadeUp) -> tuple[Tuned, list[str]]:
+    monkeypatch.setattr(stage, "make_testbed", lambda *_, **__: testbed)
+    monkeypatch.setattr(stage, "cores", lambda: 2)
+    said: list[str] = []
+    return tune(options, said.append, lambda *_: None), said
+
+
+def test_the_search_climbs_from_the_grid_to_the_best(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    testbed = MadeUp(best_at(1, 2, 3))
+    tuned, said = run(monkeypatch, asked(own, minutes=60), testbed)
+    winner = tuned.outcome.winner
+    assert winner is not None
+    assert str(winner.configuration) == "fp32, 3 × 1 thread, batches to 64, 2000 µs delay", "no corner of the grid"
+    assert len(set(testbed.made)) == len(testbed.made), "no trial is made twice"
+    final = [configuration for configuration, number in testbed.made if number]
+    assert final[:4] == list(reversed(final[4:8])) == final[8:], "three rounds, every other one in reverse"
+    assert final[0] == tuned.outcome.default == testbed.made[0][0]
+    assert winner.configuration in final[:4]
+    assert said[0].startswith("trial 1 of about ")
+    assert len(said) == len(testbed.made)
+    assert said[-1].startswith(f"trial {len(said)} of about {len(said)}: ")
+    recorded = read_manifest(own.parent / "tuning", "tuning")
+    assert len(recorded["trials"]) == len(testbed.made)
+    assert recorded["winner"]["queue_delay_us"] == 2000
+    assert [entry.name for entry in own.parent.iterdir() if entry.name.startswith((".", "tuning"))] == ["tuning"]
+
+
+def test_what_cannot_be_served_is_recorded_and_passed_over(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned, said = run(monkeypatch, asked(own), MadeUp(best_at(1)))
+    assert tuned.outcome.winner is not None and tuned.outcome.winner.configuration.instances == 1
+    assert any(line.endswith(": failed: out of memory") for line in said)
+    assert set(tuned.outcome.failures.values()) == {"out of memory"}
+    with pytest.raises(ServerError, match="no configuration could be served: out of memory"):
+        run(monkeypatch, asked(own, fresh=True), MadeUp(best_at()))
+
+
+def test_the_time_allowed_is_kept_and_what_is_left_out_is_said(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    testbed = MadeUp(best_at(1, 2, 3))
+    _, said = run(monkeypatch, asked(own, minutes=6), testbed)
+    assert 15 <= len(testbed.made) <= 18, "there is time for eighteen, and the default may be a finalist anyway"
+    (line,) = [line for line in said if line.startswith("left out")]
+    assert "as 6 minutes are too few: " in line and " more" in line
+    _, said = run(monkeypatch, asked(own, minutes=0.1), testbed := MadeUp(best_at(1, 2, 3)))
+    assert [number for _, number in testbed.made] == [1, 2], "the first was taken over"
+    assert any("2 rounds in the final instead of 3" in line for line in said)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 14, 18])
+def test_interrupted_it_goes_on_to_the_same_end(own: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    straight = MadeUp(best_at(1, 2, 3))
+    expected, _ = run(monkeypatch, asked(own, fresh=True), straight)
+    assert len(straight.made) > limit
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, asked(own, fresh=True), first := MadeUp(best_at(1, 2, 3), limit=limit))
+    with (own.parent / "tuning.partial.jsonl").open("a") as journal:
+        journal.write('{"half a li')
+    shutil.rmtree(own.parent / "tuning")
+    tuned, said = run(monkeypatch, asked(own), second := MadeUp(best_at(1, 2, 3)))
+    assert first.made + second.made == straight.made
+    assert tuned.outcome == expected.outcome
+    assert (f"trials made before and taken over: {limit}" in said) == (limit > 0)
+
+
+def test_finished_it_is_not_done_again_unless_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = run(monkeypatch, asked(own), MadeUp(best_at(1, 2)))
+    again, said = run(monkeypatch, asked(own), testbed := MadeUp(best_at(1, 2)))
+    assert again.unchanged and not first.unchanged and not testbed.made and not said
+    assert again.outcome == first.outcome
+    fresh, _ = run(monkeypatch, asked(own, fresh=True), testbed := MadeUp(best_at(1, 2)))
+    assert not fresh.unchanged and len(testbed.made) == len(first.outcome.trials)
+
+
+def test_another_goal_takes_over_the_search_but_not_the_final(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = run(monkeypatch, asked(own), MadeUp(best_at(1, 2)))
+    run(monkeypatch, asked(own, latency_p99_ms=30.0), testbed := MadeUp(best_at(1, 2)))
+    searched = {trial.configuration for trial in first.outcome.trials if trial.round == 0}
+    assert not {configuration for configuration, number in testbed.made if number == 0} & searched
+    assert [number for _, number in testbed.made if number] == [1] * 4 + [2] * 4 + [3] * 4
+    run(monkeypatch, asked(own, latency_p99_ms=30.0, rows=7), testbed := MadeUp(best_at(1, 2)))
+    assert testbed.made[0][1] == 0, "on other rows nothing holds"
+
+
+def test_where_nothing_is_fast_enough_nothing_is_recorded(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned, said = run(monkeypatch, asked(own, latency_p99_ms=1.0), MadeUp(best_at(1, 2, 3)))
+    assert all(line.endswith(", too slow") for line in said if line.startswith("trial "))
+    assert tuned.outcome.winner is None
+    assert not (own.parent / "tuning").exists()
+    again, _ = run(monkeypatch, asked(own, latency_p99_ms=1.0), testbed := MadeUp(best_at(1, 2, 3)))
+    assert again.outcome.winner is None and not testbed.made
+
+
+def test_a_journal_is_one_process_at_a_time_and_readable_or_an_error(tmp_path: Path) -> None:
+    path, terms = tmp_path / "tuning.partial.jsonl", Terms(conditions={"rows": 8}, goal={})
+    with (
+        opened(path, terms, [], fresh=False),
+        pytest.raises(ServerError, match="is being tuned already"),
+        opened(path, terms, [], fresh=False),
+    ):
+        pass
+    path.write_text("no journal\n")
+    with pytest.raises(ArtifactError, match="cannot be read") as raised, opened(path, terms, [], fresh=False):
+        pass
+    assert "--fresh" in raised.value.hint
+    with opened(path, terms, [], fresh=True) as journal:
+        assert len(journal) == 0
+
+
+def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
+    assert {one.precision for one in prepare(asked(own)).grid()} == {"fp32", "fp16", "int8"} & set(load_bundle(own).variants)
+    assert {one.precision for one in prepare(asked(own, precisions=("int8",))).grid()} == {"int8"}
+    assert "int8" not in {one.precision for one in prepare(asked(own, device="gpu")).grid()}
+    only = prepare(asked(own, device="gpu", precisions=("int8",)))
+    assert {(one.precision, one.batching) for one in only.grid()} == {("int8", "off")}
+    manifest = json.loads((own / "manifest.json").read_text())
+    manifest["precisions"]["int8"] |= {"verdict": "failed", "gates": [{"passed": False, "message": "accuracy drops"}]}
+    (own / "manifest.json").write_text(json.dumps(manifest))
+    assert "int8" not in {one.precision for one in prepare(asked(own)).grid()}
+    with pytest.raises(ArtifactError, match="it failed its gates: accuracy drops"):
+        prepare(asked(own, precisions=("int8",)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say which model"),
+        (["../x"], "letters, digits"),
+        (["x", "--latency-p99-ms", "0"], "--latency-p99-ms"),
+        (["x", "--precision", "fp8"], "'fp8' is not one of"),
+        (["x", "--device", "tpu"], "tpu"),
+        (["x", "--concurrency", "0"], "whole numbers"),
+        (["x", "--concurrency", "many"], "whole numbers"),
+        (["x", "--rows", "0"], "--rows"),
+        (["x", "--duration", "0"], "--duration"),
+        (["x", "--minutes", "-1"], "--minutes"),
+        (["x", "--seed", "a"], "--seed"),
+        (["x", "--repository", __file__], "--repository"),
+        (["x", "--recipe", "no-such-recipe"], "no recipe"),
+    ],
+)
+def test_wrong_usage_is_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_failures_are_1_and_one_line(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "x", "--artifacts", "/no/such"]) == 1
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    assert main(["tune", "tiny", "--bundle", str(own), "--repository", str(tmp_path / "models")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" at ")[0] for line in lines[:1]] == ["error: no bundle"]
+    assert "was not packaged by tritonize" in lines[1] and len(lines) == 2
+    assert not (own.parent / "tuning.partial.jsonl").exists()
+
+
+def test_a_dry_run_prints_the_grid_and_tries_nothing(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "tiny", "--bundle", str(own), "--device", "cpu", "--dry-run"]) == 0
+    words = capsys.readouterr().out.splitlines()
+    assert words[0].endswith("← untuned")
+    assert main(["tune", "tiny", "--bundle", str(own), "--device", "cpu", "--dry-run", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(words)
+    assert [entry.name for entry in own.parent.iterdir()] == ["bundle"]
+
+
+def left_behind() -> list[str]:
+    """Temporary things whose keeper is gone."""
+    named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
+    return [entry.name for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]
+
+
+def running(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return []
+
+
+@pytest.mark.server
+def test_a_trial_is_made_on_a_real_server(own: Path) -> None:
+    bed = make_testbed(load_bundle(own), rows=16, concurrencies=(1, 8), duration=0.4, seed=0)
+    configuration = Configuration(
+        precision="fp32", device="cpu", batching="ragged", instances=1, threads=1, max_batch_size=16, queue_delay_us=3000
+    )
+    trial = bed.measure(configuration, 0)
+    assert trial.failure is None and trial.configuration == configuration
+    one, eight = trial.levels
+    assert (one.concurrency, eight.concurrency) == (1, 8)
+    assert 0 < one.p50_ms <= one.p99_ms and one.throughput > 0
+    assert one.p50_ms > 3, "one client's request waits for company in vain"
+    assert one.executed_batch == 1 and eight.executed_batch > 2
+    assert 50 < trial.memory_mib <= (trial.peak_rss_mib or 0)
+    assert 0 < (trial.load_seconds or 0) < trial.seconds
+    failed = replace(bed, load_generator=Path("/bin/false")).measure(configuration, 1)
+    assert failed.failure is not None and "perf_analyzer failed over grpc" in failed.failure and not failed.levels
+    assert not left_behind()
+
+
+@pytest.fixture
+def command(own: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the shortest tuning there is, as a program."""
+    flags = ["--artifacts", tmp_path / "artifacts", "--repository", tmp_path / "models", "--device", "cpu", "--rows", 8]
+    flags += ["--concurrency", "2", "--duration", "0.3", "--minutes", "0.01", "--precision", "int8"]
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        line = [sys.executable, "-m", "export.cli", "tune", "tiny", *map(str, [*flags, *arguments])]
+        started.append(subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.mark.server
+def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen[str]], own: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'name = "tiny"  # what clients call it\n\n[package]\nqueue_delay_us = 9  # no more\n\n[serve]\nhttp-port = 8000\n'
+    )
+    process = command("--recipe", recipe)
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    assert first.startswith("trial 1 of about ") and " rows/s, p99 " in first
+    second = process.stderr.readline()  # on to the final
+    assert "2 rounds in the final instead of 3" in second or second.startswith("left out")
+    family = running(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "interrupted" in err.splitlines()[-1], err
+    assert not [member for member in family if member.is_running()]
+    assert not left_behind()
+    assert not (own.parent / "tuning").exists() and not (tmp_path / "models").exists()
+
+    process = command("--recipe", recipe)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "trials made before and taken over: 1" in err
+    assert err.count("trial ") == 2, "two rounds of the final"
+    assert "rows/s" in out.splitlines()[0] and "← best, untuned" in out
+    manifest = read_manifest(tmp_path / "models" / "tiny", "repository")
+    assert manifest["precision"] == "int8" and manifest["reasons"]["configuration"].startswith("tuned: ")
+    written = recipe.read_text()
+    assert "# what clients call it" in written and "# no more" in written and "[serve]" in written
+    assert tomllib.loads(written)["package"] | {"queue_delay_us": 0, "precision": "int8"} == tomllib.loads(written)["package"]
+    package = ["package", "--recipe", str(recipe), "--bundle", str(own), "--repository", str(tmp_path / "models"), "--json"]
+    assert main(package) == 0
+    assert read_manifest(tmp_path / "models" / "tiny", "repository") == manifest, "the recipe serves it so"
+
+    process = command("--json")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "nothing has changed since this was found" in err
+    found = json.loads(out)
+    assert found["winner"]["precision"] == "int8" and len(found["trials"]) == 3
+    assert tomllib.loads((own.parent / "tuned.toml").read_text())["name"] == "tiny"
+    assert found["recipe"] == str(own.parent / "tuned.toml")
+
+    process = command("--latency-p99-ms", "0.001")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("error: nothing stays within 0.001 ms at p99; nearest is int8")
+    assert read_manifest(tmp_path / "models" / "tiny", "repository") == manifest
