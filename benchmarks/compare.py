@@ -9,8 +9,8 @@ Of the same build, two runs minutes apart differ by half where others use the ma
 * **Noise is measured**, in the rounds of both reports (:mod:`benchmarks.noise`). A change counts only if it is larger than what is
   allowed *and* larger than what noise explains. A few seconds on a shared machine tell 40 % from nothing, not 10 %; more
   ``--duration`` and ``--rounds`` tell more, up to the difference between runs, which no round shows.
-* **A model as a whole** is steadier than any of its figures: ``served.int8.*.throughput`` is the geometric mean over its arrangements
-  or closed loops, the steady ones weighing more. Half the chance of a false alarm is left to these few, half to all single figures.
+* **A model as a whole** is steadier than any of its figures: ``served.int8.*.throughput`` is the geometric mean over its
+  arrangements or closed loops, the steady ones weighing more. Half the chance of a false alarm is left to these few.
 * **Open loops** are shown and not judged: near what the server can do, latency follows the machine's speed by multiples.
 * **Quality** is the same on the same labelled rows each time: allowed is a drop in points, noise there is none.
 * **Energy, memory and loading** are measured once, or with whatever else the machine does: their tolerances are wide, and fixed.

@@ -29,8 +29,8 @@ PRIOR = 4
 ONE_ROUND = 0.15
 """Noise of a round, relative, where no figure has two rounds to show it."""
 TRIES = 10
-CHANCE = 0.002
-"""That any figure of any of the tries is too far off for no reason. Aimed low: real tails are heavier than Student's."""
+CHANCE = 0.01
+"""That any figure of any of the tries is out of reach for no reason."""
 STEADY = 0.3
 """Figures that hardly move, beside the middle one, do not say which round was rough."""
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "stop": "serving.commands",
     "predict": "serving.commands",
     "benchmark": "benchmarks.commands",
+    "compare": "benchmarks.compare_commands",
     "doctor": "serving.commands",
 }
 """Command → the module that holds it under the same name. A module is imported when its command runs: ``--help`` stays instant."""
@@ -34,6 +35,7 @@ HELP = {
     "stop": "Stop a server that runs in the background.",
     "predict": "Ask a running server.",
     "benchmark": "Measure speed and quality against the PyTorch original; check gates.",
+    "compare": "Compare two reports of benchmarks; name what became worse.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
 
