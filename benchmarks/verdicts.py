@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, log1p
 
 
 def percent(share: float) -> str:
@@ -82,6 +83,11 @@ class Comparison:
         return self.change if self.against_yardstick is None else self.against_yardstick
 
     @property
+    def size(self) -> float:
+        """How large that is: half as much is as large as twice as much."""
+        return abs(log1p(self.counted)) if self.counted > -1 else inf
+
+    @property
     def told(self) -> str:
         """The change, in words."""
         plainly = f"{100 * self.change:+.2f} points" if self.points else f"{self.change:+.1%}"
@@ -121,5 +127,6 @@ class Compared:
     only_now: list[str]
 
     def of(self, verdict: str) -> list[Comparison]:
-        """The figures with this verdict, those that changed most first."""
-        return sorted((one for one in self.figures if one.verdict == verdict), key=lambda one: -abs(one.counted))
+        """The figures with this verdict: of models as a whole, then those that changed most."""
+        found = [one for one in self.figures if one.verdict == verdict]
+        return sorted(found, key=lambda one: (".*." not in one.figure, -one.size))
