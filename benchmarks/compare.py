@@ -2,10 +2,13 @@
 
 Of the same build, two runs minutes apart differ by half where others use the machine too. So:
 
-* **Speeds are held against a yardstick that was timed in the same rounds**: the PyTorch original and ``transformers.pipeline``
-  (geometric mean of their throughputs on real rows), which no change of a bundle or of the server touches. A machine that is slower
-  today is slower for all. Models of the yardstick are held against the rest of it. A figure is worse if it is by this measure, even
-  where a faster machine hides it; if the yardstick runs on other versions of its libraries, only if it is plainly worse as well.
+* **Speeds are held against a yardstick timed in the same rounds**: the PyTorch original and ``transformers.pipeline`` (geometric mean
+  of their throughputs on real rows), which no change of a bundle or of the server touches. A machine that is slower today is slower
+  for all. What is served is held against the models in process as well whose files and runtimes are the same in both reports. The
+  originals themselves are shown and not judged.
+* **Worse is what is worse beside the yardstick**, beyond noise and allowance, **and plainly**, beyond the allowance: a figure that did
+  not move is not worse because the yardstick recovered. Rounds in which the originals are much slower than at their best do not
+  count. Where most rounds of a run are like that, or the originals run on other versions, it must be beyond noise plainly too.
 * **Noise is measured**, in the rounds of both reports (:mod:`benchmarks.noise`). A change counts only if it is larger than what is
   allowed *and* larger than what noise explains. A few seconds on a shared machine tell 40 % from nothing, not 10 %; more
   ``--duration`` and ``--rounds`` tell more, up to the difference between runs, which no round shows.

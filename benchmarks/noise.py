@@ -87,7 +87,7 @@ def shifts(levels: Levels, weights: Levels, *, kinds: Sequence[str], between_run
     runs = [(levels.before, weights.before), (levels.now, weights.now)]
     means = [np.average(level, axis=1, weights=weight) for level, weight in runs]
     squares = sum((weight * (level - mean[:, None]) ** 2).sum(axis=1) for (level, weight), mean in zip(runs, means, strict=True))
-    freedom = sum(level.shape[1] - 1 for level, _ in runs)
+    freedom = sum(int(np.count_nonzero(weight)) - 1 for _, weight in runs)  # a round of no weight is none
     variance = _shared(np.asarray(squares), freedom, kinds)
     within = variance * sum(1 / weight.sum() for _, weight in runs)
     whole = within + between_runs

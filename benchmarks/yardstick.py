@@ -16,7 +16,13 @@ SPEEDS = {"throughput": 1, "p50_ms": -1, "p90_ms": -1, "p95_ms": -1, "p99_ms": -
 """Figures that the rounds repeat: 1 where higher is better, −1 where lower is."""
 YARDSTICK = ("pytorch", "pipeline")
 """Kinds of models that no change of a bundle or of the server touches."""
+SLOW = 2.5
+"""Times as slow as at their best in either report, from which on the originals measure what keeps them, not the machine."""
+BOTH = "worse is what is so beside it and plainly, beyond noise; measure again on a machine that is less busy"
+WORTH_SAYING = 0.05
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 OPEN_LOOP = "an open loop: its latency follows the machine's speed by multiples"
+MEMBER = "of the yardstick itself"
 NOT_REPEATED = "not measured in every round"
 
 
@@ -49,6 +55,12 @@ class Beside:
     levels: Levels
     yardsticks: list[int]
 
+    def only(self, figures: list[Figure]) -> Beside:
+        """Those of ``figures``."""
+        at = [index for index, one in enumerate(self.figures) if one in figures]
+        levels = Levels(before=self.levels.before[at], now=self.levels.now[at])
+        return Beside(figures=[self.figures[one] for one in at], levels=levels, yardsticks=[self.yardsticks[one] for one in at])
+
     def shift(self, weights: Levels) -> Shift:
         """By how much they changed."""
         # no round shows how a model settled in its run, nor how those of the yardstick did
@@ -62,22 +74,55 @@ def compare_speeds(before: Report, now: Report, *, allowed: float, plainly_too: 
 
     Args:
         allowed: how much worse a figure may be in any case, relative.
-        plainly_too: worse is only what is worse without the yardstick as well.
+        plainly_too: worse is only what is so without the yardstick as well.
     """
     found = list(_shared(before, now))
-    judged = [figure for figure in found if not figure.unjudged]
-    compared, notes = [], []
-    if judged:
-        singles = _beside(before, now, judged)
-        weights = weigh_rounds(singles.levels)
-        shift = singles.shift(weights)
-        wholes = _wholes(singles, shift)
-        for some, by in ((wholes, wholes.shift(weights)), (singles, shift)):
-            compared += [_verdict(some, by, index, allowed, plainly_too) for index in range(len(some.figures))]
-        alone = sorted({figure.model for figure, count in zip(judged, singles.yardsticks, strict=True) if not count})
-        if alone:
-            notes = [f"no yardstick beside {', '.join(alone)}: compared plainly, so a slower machine looks like a slower build"]
-    return compared + [_not_compared(figure) for figure in found if figure.unjudged], notes
+    members = _originals(before)
+    judged = [one for one in found if not one.unjudged and one.model not in members]
+    shown = [_not_compared(one) for one in found if one not in judged]
+    if not judged:
+        return shown, []
+    machine, notes = _machine(before, now, [one for one in found if not one.unjudged and one.model in members])
+    singles = _beside(before, now, [one for one in found if not one.unjudged])
+    weights = weigh_rounds(singles.levels)
+    if machine is not None and (steady := _without_slow(weights, machine)) is not None:
+        weights = steady
+    elif machine is not None:
+        plainly_too = True
+        notes.append(
+            f"PyTorch was over {SLOW:g} times slower in most rounds of a run than at its best: worse is what is so beside it and plainly"
+        )
+    singles = singles.only(judged)
+    shift = singles.shift(weights)
+    wholes = _wholes(singles, shift)
+    compared = [
+        _verdict(some, by, at, allowed, plainly_too)
+        for some, by in ((wholes, wholes.shift(weights)), (singles, shift))
+        for at in range(len(some.figures))
+    ]
+    return compared + shown, notes
+
+
+def _machine(before: Report, now: Report, members: list[Figure]) -> tuple[Levels | None, list[str]]:
+    """Round by round the mean level of the originals' throughputs, and what to say about it."""
+    own = [one for one in members if one.kind == "throughput"]
+    if not own:
+        return None, ["no yardstick: compared plainly, so a slower machine looks like a slower build"]
+    sides = [np.mean([_levels(report, one) for one in own], axis=0) for report in (before, now)]
+    change = expm1(float(np.median(sides[1]) - np.median(sides[0])))
+    said = [f"PyTorch, which is the yardstick: {change:+.0%}"] if abs(change) >= WORTH_SAYING else []
+    return Levels(before=sides[0], now=sides[1]), said
+
+
+def _without_slow(weights: Levels, machine: Levels) -> Levels | None:
+    """``weights`` without the rounds in which the originals were so slow that they say nothing about others: processes of several
+    threads that wait for each other suffer far more from a busy core than those of one. None where hardly a round would be left."""
+    best = max(machine.before.max(), machine.now.max())
+    kept = [np.where(best - level <= log(SLOW), weight, 0.0) for level, weight in
+            ((machine.before, weights.before), (machine.now, weights.now))]  # fmt: skip
+    if any((2 * np.count_nonzero(weight) <= len(weight)) for weight in kept):
+        return None
+    return Levels(before=kept[0], now=kept[1])
 
 
 def _shared(before: Report, now: Report) -> Iterator[Figure]:
@@ -116,15 +161,32 @@ def _beside(before: Report, now: Report, figures: list[Figure]) -> Beside:
 
 def _yardstick(before: Report, now: Report, figures: list[Figure], without: str) -> list[tuple[Numbers, Numbers]]:
     """Round by round, before and now, the mean level of every model of the yardstick but the one that is held against it."""
+    served = before.served is not None and before.served.name == without
+    members = _originals(before) | (_unchanged(before, now) if served else set())
     found = []
     for model in before.in_process:
         real = {f"{model.name}.{name}.throughput" for name in model.on_real_rows}
         shared = [figure for figure in figures if figure.name in real]
-        if model.kind in YARDSTICK and model.name != without and shared:
+        if model.name in members - {without} and shared:
             found.append(
                 (np.mean([_levels(before, one) for one in shared], axis=0), np.mean([_levels(now, one) for one in shared], axis=0))
             )
     return found
+
+
+def _originals(report: Report) -> set[str]:
+    return {model.name for model in report.in_process if model.kind in YARDSTICK}
+
+
+def _unchanged(before: Report, now: Report) -> set[str]:
+    """Models in process, on the originals' device, whose file and runtime are the same in both reports: what is served got slower
+    without them."""
+    versions = [report.environment.get("versions", {}) for report in (before, now)]
+    if any(versions[0].get(runtime) != versions[1].get(runtime) for runtime in RUNTIMES):
+        return set()
+    devices = {model.device for model in before.in_process if model.kind in YARDSTICK}
+    files = {model.name: model.sha256 for model in now.in_process}
+    return {model.name for model in before.in_process if model.device in devices and files.get(model.name) == model.sha256}
 
 
 def _levels(report: Report, figure: Figure) -> Numbers:
@@ -156,8 +218,9 @@ def _verdict(some: Beside, shift: Shift, at: int, allowed: float, plainly_too: b
     by, error = float(shift.by[at]), float(shift.error[at])
     spared = inf if sign > 0 and allowed >= 1 else -log1p(-allowed) if sign > 0 else log1p(allowed)
     reach = max(float(shift.reach[at]), spared)
-    low, high = (min(by, figure.plainly), max(by, figure.plainly)) if plainly_too else (by, by)
-    verdict = "worse" if high < -reach else "better" if low > reach else "same"
+    # a figure that did not move is no worse for a yardstick that recovered, and no better for one that suffered
+    plainly = reach if plainly_too else spared
+    worse, better = by < -reach and figure.plainly < -plainly, by > reach and figure.plainly > plainly
     return Comparison(
         figure=figure.name,
         before=figure.before,
@@ -166,12 +229,17 @@ def _verdict(some: Beside, shift: Shift, at: int, allowed: float, plainly_too: b
         against_yardstick=expm1(sign * by) if some.yardsticks[at] else None,
         tolerance=abs(expm1(-sign * reach)),
         noise=expm1(error),
-        verdict=verdict,
+        verdict="worse" if worse else "better" if better else "same",
     )
 
 
 def _not_compared(figure: Figure) -> Comparison:
     change = figure.now / figure.before - 1
     return Comparison(
-        figure=figure.name, before=figure.before, now=figure.now, change=change, verdict="not compared", why=figure.unjudged
+        figure=figure.name,
+        before=figure.before,
+        now=figure.now,
+        change=change,
+        verdict="not compared",
+        why=figure.unjudged or MEMBER,
     )
