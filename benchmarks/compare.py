@@ -2,9 +2,9 @@
 
 Of the same build, two runs minutes apart differ by half where others use the machine too. So:
 
-* **Speeds are held against a yardstick timed in the same rounds**: the PyTorch original and ``transformers.pipeline`` (geometric mean
-  of their throughputs on real rows), which no change of a bundle or of the server touches. A machine that is slower today is slower
-  for all. What is served is held against the models in process as well whose files and runtimes are the same in both reports. The
+* **Speeds are held against a yardstick timed in the same rounds**: the PyTorch original and ``transformers.pipeline`` (the mean of
+  their throughputs on real rows, geometric), which no change of a bundle or of the server touches. A machine that is slower today is
+  slower for all. What is served is also held against the models in process whose files and runtimes are the same in both. The
   originals themselves are shown and not judged.
 * **Worse is what is worse beside the yardstick**, beyond noise and allowance, **and plainly**, beyond the allowance: a figure that did
   not move is not worse because the yardstick recovered. Rounds in which the originals are much slower than at their best do not

@@ -85,18 +85,15 @@ def compare_speeds(before: Report, now: Report, *, allowed: float, plainly_too: 
     machine, notes = _machine(before, now, [one for one in found if not one.unjudged and one.model in members])
     singles = _beside(before, now, [one for one in found if not one.unjudged])
     weights = weigh_rounds(singles.levels)
-    if machine is not None and (steady := _without_slow(weights, machine)) is not None:
-        weights = steady
-    elif machine is not None:
-        plainly_too = True
-        notes.append(
-            f"PyTorch was over {SLOW:g} times slower in most rounds of a run than at its best: worse is what is so beside it and plainly"
-        )
+    steady = weights if machine is None else _without_slow(weights, machine)
+    if steady is None:
+        notes.append(f"in most rounds of a run PyTorch was {SLOW:g} times slower than at its best, or more: {BOTH}")
+    weights, both = steady or weights, plainly_too or steady is None
     singles = singles.only(judged)
     shift = singles.shift(weights)
     wholes = _wholes(singles, shift)
     compared = [
-        _verdict(some, by, at, allowed, plainly_too)
+        _verdict(some, by, at, allowed, both)
         for some, by in ((wholes, wholes.shift(weights)), (singles, shift))
         for at in range(len(some.figures))
     ]

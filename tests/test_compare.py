@@ -147,8 +147,11 @@ def test_a_figure_that_did_not_move_is_no_worse_for_a_yardstick_that_recovered(r
 
 def slowed(report: Report, rounds: int) -> Report:
     """The originals' throughput a thirtieth in the first so many rounds, as where others hold the cores their threads wait for."""
-    own = [{name: value / (30 if index < rounds and name.startswith(("pytorch", "pipeline")) else 1) for name, value in found.items()}
-           for index, found in enumerate(report.rounds)]  # fmt: skip
+
+    def stalled(name: str, index: int) -> float:
+        return 1 / 30 if index < rounds and name.startswith(("pytorch", "pipeline")) else 1
+
+    own = [{name: value * stalled(name, index) for name, value in found.items()} for index, found in enumerate(report.rounds)]
     return drifting.with_rounds(report, own)
 
 
