@@ -480,7 +480,7 @@ def root(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         (lambda root: (root / "report").mkdir(), ["--output", "report"], "report exists already"),
         (_nothing, ["--precision", "fp16"], "holds no fp16 variant"),
-        (_nothing, ["--baseline", "absent.json"], "no baseline at absent.json"),
+        (_nothing, ["--baseline", "absent.json"], "no report at absent.json"),
     ],
 )
 def test_what_can_be_known_beforehand_is_told_in_one_line(

@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 
 from export.cli import tritonize
-
-yaml = pytest.importorskip("yaml")
 
 PROJECT = Path(__file__).parents[1]
 FILES = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
