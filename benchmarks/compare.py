@@ -2,21 +2,23 @@
 
 Of the same build, two runs minutes apart differ by half where others use the machine too. So:
 
-* **Speeds are held against a yardstick timed in the same rounds**: the PyTorch original and ``transformers.pipeline`` (the mean of
-  their throughputs on real rows, geometric), which no change of a bundle or of the server touches. A machine that is slower today is
-  slower for all. What is served is also held against the models in process whose files and runtimes are the same in both. The
-  originals themselves are shown and not judged.
-* **Worse is what is worse beside the yardstick**, beyond noise and allowance, **and plainly**, beyond the allowance: a figure that did
-  not move is not worse because the yardstick recovered. Rounds in which the originals are much slower than at their best do not
-  count. Where most rounds of a run are like that, or the originals run on other versions, it must be beyond noise plainly too.
-* **Noise is measured**, in the rounds of both reports (:mod:`benchmarks.noise`). A change counts only if it is larger than what is
-  allowed *and* larger than what noise explains. A few seconds on a shared machine tell 40 % from nothing, not 10 %; more
-  ``--duration`` and ``--rounds`` tell more, up to the difference between runs, which no round shows.
+* **Speeds are held against a yardstick timed in the same rounds**: the PyTorch original and ``transformers.pipeline`` (the
+  mean of their throughputs on real rows, geometric), which no change of a bundle or of the server touches. A machine that is
+  slower today is slower for all. What is served is also held against the models in process whose files and runtimes are the
+  same in both. The originals themselves are shown and not judged.
+* **Worse is what is worse beside the yardstick**, beyond noise and allowance, **and plainly**, beyond the allowance: a figure
+  that did not move is not worse because the yardstick recovered. Rounds in which the originals are much slower than at their
+  best do not count. Where most rounds of a run are like that, or the originals run on other versions, it must be beyond noise
+  plainly too.
+* **Noise is measured**, in the rounds of both reports (:mod:`benchmarks.noise`). A change counts only if it is larger than
+  what is allowed *and* larger than what noise explains. A few seconds on a shared machine tell 40 % from nothing, not 10 %;
+  more ``--duration`` and ``--rounds`` tell more, up to the difference between runs, which no round shows.
 * **A model as a whole** is steadier than any of its figures: ``served.int8.*.throughput`` is the geometric mean over its
   arrangements or closed loops, the steady ones weighing more. Half the chance of a false alarm is left to these few.
 * **Open loops** are shown and not judged: near what the server can do, latency follows the machine's speed by multiples.
 * **Quality** is the same on the same labelled rows each time: allowed is a drop in points, noise there is none.
-* **Energy, memory and loading** are measured once, or with whatever else the machine does: their tolerances are wide, and fixed.
+* **Energy, memory and loading** are measured once, or with whatever else the machine does: their tolerances are wide, and
+  fixed.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import asdict, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def _model(kind: str, precision: str, judged: Quality, size_mib: float, *, lengt
     file = {"onnx": f"model-{precision}.onnx", "exported": "exported/model.onnx"}.get(kind, "model.safetensors")
     fused = {"onnx": {"SkipLayerNormalization": 13, "Gelu": 6, "Attention": 6}, "exported": {}}.get(kind)
     arrangements = {one.name: one for one in found}
-    return InProcess(kind=kind, precision=precision, device="cpu", file=file, sha256=f"{zlib.crc32(name.encode()):064x}",
+    return InProcess(kind=kind, precision=precision, device="cpu", file=file, sha256=sha256(name.encode()).hexdigest(),
                      size_mib=size_mib, fused_operators=fused, arrangements=arrangements, quality=judged)  # fmt: skip
 
 
@@ -182,7 +183,7 @@ def _rounds(report: Report) -> list[dict[str, float]]:
     rounds: list[dict[str, float]] = []
     for index in range(ROUNDS):
         at = 2 * index / (ROUNDS - 1) - 1  # −1 in the first round, 1 in the last
-        found = {}
+        found: dict[str, float] = {}
         for name, one in report.speeds():
             spread = one.throughput_high / one.throughput - 1
             own = asdict(one)

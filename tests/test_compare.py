@@ -47,10 +47,10 @@ def faster(report: Report, factors: dict[str, float]) -> Report:
     return drifting.with_rounds(report, [{name: changed(name, value) for name, value in own.items()} for own in report.rounds])
 
 
-# Rates over 300 pairs of runs each, a hundred figures a pair. Machine() drifts by 1.5 between runs and 12 % between rounds, with 5 %
-# between runs that no round shows, 5 to 20 % a figure, tails of t4, every tenth round rough, 3 % of the slices halved:
-#   no false alarm; builds whose model runs twice per request found: 99.7 %. Noisier (6 to 25 %, every fifth round rough): none; 94.7 %.
-#   Without rough rounds and halved slices: none; 100 %. Quiet (3 %, 2 % between runs): none; 100 %.
+# Rates over 300 pairs of runs each, a hundred figures a pair. Machine() drifts by 1.5 between runs and 12 % between rounds,
+# with 5 % between runs that no round shows, 5 to 20 % a figure, tails of t4, every tenth round rough, 3 % of the slices halved:
+# no false alarm, and of builds whose model runs twice per request 99.7 % were found. Noisier (6 to 25 % a figure, every fifth
+# round rough): none, 94.7 %. Without rough rounds and halved slices: none, 100 %. Quiet (3 %, 2 % between runs): none, 100 %.
 @pytest.mark.slow
 @pytest.mark.parametrize(("machine", "found"), [(Machine(), 18), (Machine(rough=0, hit=0), 19)])
 def test_a_build_does_not_fail_itself_and_one_that_is_twice_as_slow_fails(report: Report, machine: Machine, found: int) -> None:
