@@ -28,6 +28,8 @@ TRAINING   := $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed
 PACKAGING  := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,batching,BATCHING) $(call flag,instances,INSTANCES) \
               $(call flag,threads,THREADS) $(call flag,max-batch-size,MAX_BATCH_SIZE) $(call flag,queue-delay-us,QUEUE_DELAY_US)
 TUNING     := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,latency-p99-ms,LATENCY_P99_MS) $(call flag,minutes,MINUTES)
+JUDGING    := $(call flag,baseline,BASELINE) $(call flag,max-regression,MAX_REGRESSION) $(call flag,max-quality-drop,MAX_QUALITY_DROP) \
+              $(call flag,junit,JUNIT) $(call flag,output,OUTPUT)
 PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) $(call flag,metrics-port,METRICS_PORT)
 
 .DEFAULT_GOAL := all
@@ -61,8 +63,9 @@ predict: override export TEXT := $(value TEXT)
 predict: setup ## ask the running server: make predict TEXT="…"
 	@printf '%s\n' "$$TEXT" | $(TRITONIZE) predict "$(NAME)" $(if $(GRPC_PORT),--url "127.0.0.1:$(GRPC_PORT)")
 
+benchmark: override export GATE := $(value GATE)
 benchmark: setup ## speed and quality of what is served, against PyTorch
-	@$(TRITONIZE) benchmark "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(call flag,device,DEVICE) $(PORTS)
+	@$(TRITONIZE) benchmark "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(call flag,device,DEVICE) $(PORTS) $(JUDGING) $(if $(GATE),--gate "$$GATE")
 
 tune: export ## find out how it is best served here, under LATENCY_P99_MS
 	@$(TRITONIZE) tune "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(TUNING)

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from benchmarks.options import tolerances
+
 PRECISIONS = ("fp32", "fp16", "int8")
 PROTOCOLS = ("grpc", "http")
 NONE = "none"
@@ -65,17 +67,6 @@ def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
             except DataError as error:
                 raise click.BadParameter(f"{error.message} ({error.hint})", ctx, parameter) from None
     return values
-
-
-def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> float:
-    number = value.strip().removesuffix("%")
-    try:
-        share = float(number) / 100
-    except ValueError:
-        share = -1.0
-    if not value.strip().endswith("%") or not 0 <= share < 10:
-        raise click.BadParameter(f"{value!r} is not a percentage such as 10%", ctx, parameter)
-    return share
 
 
 @click.command("benchmark")
@@ -151,8 +142,9 @@ def _percent(ctx: click.Context, parameter: click.Parameter, value: str) -> floa
     metavar="EXPRESSION",
     help="A comparison that must hold, such as 'served.int8.c16.throughput >= 2 * pytorch.fp32.throughput'.",
 )
-@click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="report.json of an earlier run to compare with.")
-@click.option("--max-regression", default="10%", callback=_percent, help="How much worse than the baseline a figure may be.")
+@click.option("--baseline", type=click.Path(path_type=Path), metavar="FILE", help="Report of an earlier run to compare with.")
+@tolerances
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write gates and the comparison as JUnit XML too.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for the report.  [default: benchmarks/reports/NAME-TIME]")
 @click.option("--seed", type=int, default=0, help="Draws and orders the texts.")
 @click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON on standard output, by the name gates use.")

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from benchmarks.report import Gate, Regression
+from benchmarks.verdicts import Gate, Miss
 from serving.errors import DataError
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
@@ -76,9 +76,27 @@ def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Gate:
         raise DataError(f"gate {expression!r} divides by zero") from None
     symbols, holds = zip(*(_COMPARISONS[type(comparison)] for comparison in parsed.ops), strict=True)
     held = sum(all(hold(left, right) for hold, left, right in zip(holds, sides, sides[1:], strict=False)) for sides in values)
-    medians = [f"{median(side):.6g}" for side in zip(*values, strict=True)]
-    comparison = " ".join([medians[0], *(f"{symbol} {side}" for symbol, side in zip(symbols, medians[1:], strict=True))])
-    return Gate(expression=expression, comparison=comparison, held=held, rounds=len(rounds), passed=2 * held > len(rounds))
+    medians = [median(side) for side in zip(*values, strict=True)]
+    sides = " ".join([f"{medians[0]:.6g}", *(f"{symbol} {side:.6g}" for symbol, side in zip(symbols, medians[1:], strict=True))])
+    passed = 2 * held > len(rounds)
+    missed = None if passed else _miss(parsed, medians)
+    return Gate(expression=expression, comparison=sides, held=held, rounds=len(rounds), passed=passed, missed=missed)
+
+
+def _miss(gate: ast.Compare, medians: Sequence[float]) -> Miss | None:
+    """Where in the chain ``medians`` miss it most, None where they hold."""
+    nodes, misses = [gate.left, *gate.comparators], []
+    for index, comparison in enumerate(gate.ops):
+        left, right = medians[index], medians[index + 1]
+        if not _COMPARISONS[type(comparison)][1](left, right):
+            turned = _is_limit(nodes[index]) and not _is_limit(nodes[index + 1])  # 500 <= throughput: the limit stands on the left
+            misses.append(Miss(value=right, limit=left) if turned else Miss(value=left, limit=right))
+    return max(misses, key=lambda miss: abs(miss.value - miss.limit) / abs(miss.limit or 1), default=None)
+
+
+def _is_limit(node: ast.expr) -> bool:
+    """Whether a side names no figure."""
+    return not any(isinstance(part, ast.Name) for part in ast.walk(node))
 
 
 def _check(node: ast.expr, expression: str) -> None:
@@ -117,39 +135,3 @@ def _figure(name: str, figures: Mapping[str, float]) -> float:
         f"no figure is called {name}",
         hint=f"close to it: {', '.join(close)}" if close else 'all names stand under "figures" in report.json',
     )
-
-
-def find_regressions(
-    figures: Mapping[str, float], baseline: Mapping[str, float], *, allowed: float, metrics: frozenset[str]
-) -> list[Regression]:
-    """Figures that are worse than in ``baseline`` by more than ``allowed`` (relative: 0.1 is 10 %).
-
-    Throughput, agreement and the task's metrics must not fall, latency must not rise; other figures are not compared.
-
-    Args:
-        metrics: names of the task's figures of quality; higher is better.
-
-    Raises:
-        DataError: the two have no such figure in common.
-    """
-    shared = [name for name in figures if name in baseline and _direction(name, metrics)]
-    if not shared:
-        raise DataError(
-            "the baseline has no figure in common with this run",
-            hint="compare runs of the same precisions, protocols and concurrencies",
-        )
-    found = []
-    for name in shared:
-        before, now = baseline[name], figures[name]
-        if _direction(name, metrics) * (before - now) > allowed * abs(before):
-            change = (now - before) / abs(before) if before else float("inf")
-            found.append(Regression(figure=name, before=before, now=now, change=change))
-    return found
-
-
-def _direction(name: str, metrics: frozenset[str]) -> int:
-    """1 where higher is better, −1 where lower is, 0 where the figure is not compared."""
-    last = name.rpartition(".")[2]
-    if last in ("throughput", "agreement") or last in metrics:
-        return 1
-    return -1 if last.endswith("_ms") else 0

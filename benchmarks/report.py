@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.speed import Speed
+from benchmarks.verdicts import Compared, Comparison, Gate
 
 SCHEMA_VERSION = 3
 
@@ -253,39 +254,6 @@ class Served:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
-    """A gate that was checked in every round.
-
-    Args:
-        comparison: what its sides came to, each the median of the rounds.
-        held: in how many of the ``rounds`` it held.
-        passed: whether these are more than half. The comparison of the medians need not say the same.
-    """
-
-    expression: str
-    comparison: str
-    held: int
-    rounds: int
-    passed: bool
-
-    def __str__(self) -> str:
-        return f"{self.comparison}, in {self.held} of {self.rounds} rounds"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Regression:
-    """A figure that is worse than in the baseline by more than allowed. ``change`` is relative: −0.2 is 20 % less."""
-
-    figure: str
-    before: float
-    now: float
-    change: float
-
-    def __str__(self) -> str:
-        return f"{self.figure} went from {self.before:.4g} to {self.now:.4g} ({self.change:+.1%})"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything one run of ``tritonize benchmark`` found.
 
@@ -295,6 +263,8 @@ class Report:
         main_metric: the figure of the task's metric that stands for its quality.
         rounds: for every round the figures that each round has of its own (throughput, percentiles, Triton's statistics), by the
             names of :meth:`figures`.
+        regressions: the figures that are worse than the baseline allows, the worst first.
+        baseline: every figure held against the baseline; None without one.
     """
 
     name: str
@@ -307,7 +277,8 @@ class Report:
     served: Served | None
     rounds: list[dict[str, float]]
     gates: list[Gate]
-    regressions: list[Regression]
+    regressions: list[Comparison]
+    baseline: Compared | None = None
 
     def figures(self) -> dict[str, float]:
         """Every figure by the dotted name that gates and baselines use.

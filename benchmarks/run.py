@@ -18,9 +18,12 @@ import psutil
 
 from benchmarks import html, markdown
 from benchmarks.backends import has_tensorrt
+from benchmarks.compare import Allowed, compare
+from benchmarks.comparison import worse
 from benchmarks.energy import find_meter
-from benchmarks.gates import check_gate, figures_in, find_regressions, parse_gate
+from benchmarks.gates import check_gate, figures_in, parse_gate
 from benchmarks.in_process import findings, loaded, require_original
+from benchmarks.junit import write_junit
 from benchmarks.lengths import mean_tokens, rows_of_length
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import environment, stolen_percent
@@ -40,7 +43,6 @@ from serving.errors import DataError, GateError
 
 QUICKSTART_CACHE = "quickstart"
 BUSY_PERCENT = 10
-LISTED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,10 @@ class BenchmarkOptions:
         duration: seconds of timing per figure, split over the rounds.
         rounds: how often every way of answering gets its turn, on rows of its own each time.
         gates: expressions, see :mod:`benchmarks.gates`.
-        max_regression: how much worse than ``baseline`` a figure may be, relative.
+        baseline: ``report.json`` of an earlier run, or its folder.
+        max_regression: how much worse than ``baseline`` a speed may be, relative.
+        max_quality_drop: points that a metric may be below the baseline's.
+        junit: file to write gates and the comparison to as well, as JUnit XML.
         output: folder to write.
     """
 
@@ -91,6 +96,8 @@ class BenchmarkOptions:
     gates: tuple[str, ...]
     baseline: Path | None
     max_regression: float
+    max_quality_drop: float
+    junit: Path | None
     output: Path
     seed: int
 
@@ -111,7 +118,7 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
         raise DataError(f"{options.output} exists already", hint="give another folder with --output")
     for gate in options.gates:
         parse_gate(gate)
-    baseline = read_report(options.baseline)[0].figures() if options.baseline else None
+    baseline = _baseline(options.baseline) if options.baseline else None
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
         study = _study(options, folder, say)
@@ -126,11 +133,20 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
     finally:  # a gate that names no figure is an error, and no reason to lose what was measured
         with publish(options.output) as folder:
             _write(folder, report, told(samples))
-    for name in sorted(set(baseline or {}) - set(report.figures())):
-        say(f"the baseline has {name}, this run has not: not compared")
+        if options.junit is not None:
+            write_junit(options.junit, report)
+    if report.baseline is not None:
+        for name in report.baseline.only_before:
+            say(f"the baseline has {name}, this run has not: not compared")
+        for note in report.baseline.notes:
+            say(f"the baseline: {note}")
     for regression in report.regressions:
         say(f"worse than the baseline: {regression}")
     return report
+
+
+def _baseline(path: Path) -> Report:
+    return read_report(path / "report.json" if path.is_dir() else path)[0]
 
 
 def _require_measured(options: BenchmarkOptions, study: Study, target: Target | None) -> None:
@@ -171,29 +187,26 @@ def _loads(study: Study) -> list[str]:
     return [*closed, *by_length, *(f"{first}{loop.name}" for loop in study.open_loops)]
 
 
-def _checked(report: Report, baseline: dict[str, float] | None, options: BenchmarkOptions) -> Report:
+def _checked(report: Report, baseline: Report | None, options: BenchmarkOptions) -> Report:
     by_round = report.figures_by_round()
-    gates = [check_gate(expression, by_round) for expression in options.gates]
+    report = replace(report, gates=[check_gate(expression, by_round) for expression in options.gates])
     if baseline is None:
-        return replace(report, gates=gates)
-    metrics = frozenset(name for model in report.in_process for name in model.quality.metrics)
-    regressions = find_regressions(report.figures(), baseline, allowed=options.max_regression, metrics=metrics)
-    return replace(report, gates=gates, regressions=regressions)
+        return report
+    compared = compare(baseline, report, Allowed(regression=options.max_regression, quality_drop=options.max_quality_drop))
+    return replace(report, baseline=compared, regressions=compared.of("worse"))
 
 
 def require_passed(report: Report) -> None:
     """Raises:
     GateError: a gate failed or a figure is worse than the baseline allows; the message names the gates with both sides' values and
-        the figures that changed most.
+        by how much they were missed, and the figures that changed most.
     """
     parts = []
-    failed = [f"{gate.expression} ({gate})" for gate in report.gates if not gate.passed]
+    failed = [f"{gate.expression}: {gate}" for gate in report.gates if not gate.passed]
     if failed:
         parts.append(f"{len(failed)} of {len(report.gates)} gates failed: {'; '.join(failed)}")
     if report.regressions:
-        worst = sorted(report.regressions, key=lambda found: -abs(found.change))[:LISTED]
-        more = f" and {len(report.regressions) - LISTED} more" if len(report.regressions) > LISTED else ""
-        parts.append(f"{len(report.regressions)} figures are worse than the baseline allows: {'; '.join(map(str, worst))}{more}")
+        parts.append(worse(report.regressions))
     if parts:
         raise GateError(". ".join(parts), hint="every figure stands in the report")
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "serving.commands",
     "benchmark": "benchmarks.commands",
     "tune": "benchmarks.tune_commands",
+    "compare": "benchmarks.compare_commands",
     "doctor": "serving.commands",
 }
 """Command → the module that holds it under the same name. A module is imported when its command runs: ``--help`` stays instant."""
@@ -37,6 +38,7 @@ HELP = {
     "predict": "Ask a running server.",
     "benchmark": "Measure speed and quality against the PyTorch original; check gates.",
     "tune": "Find out how a model is best served on this machine, and serve it so.",
+    "compare": "Compare two reports of benchmarks; name what became worse.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
 

@@ -1,4 +1,4 @@
-"""Gates are read strictly, evaluated right, and say what they saw; baselines find what got worse and nothing else."""
+"""Gates are read strictly, evaluated right, and say what they saw and by how much they were missed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.gates import check_gate, figures_in, find_regressions, parse_gate
-from serving.errors import DataError
+from benchmarks.gates import check_gate, figures_in, parse_gate
+from benchmarks.run import require_passed
+from benchmarks.verdicts import Comparison
+from serving.errors import DataError, GateError
+from tests import made_up
 
 FIGURES = {
     "served.int8.c16.throughput": 400.0,
@@ -17,7 +20,6 @@ FIGURES = {
     "served.int8.accuracy": 0.89,
     "served.int8.c16.executed_batch": 6.0,
 }
-METRICS = frozenset({"accuracy"})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_a_gate_passes_that_holds_in_most_rounds(
     rounds = [{"served": float(mine), "original": float(theirs)} for mine, theirs in zip(served, original, strict=True)]
     gate = check_gate("served >= 2 * original", rounds)
     assert (gate.comparison, gate.held, gate.rounds, gate.passed) == (comparison, held, len(rounds), passed)
-    assert str(gate) == f"{comparison}, in {held} of {len(rounds)} rounds"
+    assert str(gate).startswith(f"{comparison}, in {held} of {len(rounds)} rounds")
 
 
 def test_a_chain_holds_in_a_round_where_all_of_it_does() -> None:
@@ -115,39 +117,58 @@ def test_a_chain_holds_in_a_round_where_all_of_it_does() -> None:
     assert (gate.held, gate.passed, gate.comparison) == (1, False, "1 < 2 < 3")
 
 
-def test_regressions_know_which_way_is_worse() -> None:
-    now = FIGURES | {"served.int8.c16.throughput": 350.0, "served.int8.c16.p99_ms": 60.0, "served.int8.accuracy": 0.7}
-    found = {regression.figure: regression.change for regression in find_regressions(now, FIGURES, allowed=0.1, metrics=METRICS)}
-    assert found == pytest.approx(
-        {"served.int8.c16.throughput": -0.125, "served.int8.c16.p99_ms": 1 / 3, "served.int8.accuracy": -0.19 / 0.89}
+@pytest.mark.parametrize(
+    ("expression", "missed"),
+    [
+        ("served.int8.c16.throughput >= 5 * pytorch.fp32.throughput", "20 % short"),
+        ("served.int8.c16.p99_ms <= 40", "12 % over"),
+        ("500 <= served.int8.c16.throughput", "20 % short"),  # the limit may stand on the left
+        ("pytorch.fp32.throughput > served.int8.c16.throughput", "75 % short"),
+        ("served.int8.accuracy >= pytorch.fp32.accuracy", "1.1 % short"),
+        ("served.int8.c16.throughput > 400", "no more than equal"),
+        ("served.int8.accuracy - pytorch.fp32.accuracy >= 0", "0.01 short"),  # of nothing there is no share
+        ("pytorch.fp32.accuracy - served.int8.accuracy <= -1", "101 % over"),
+        ("1 < served.int8.c16.executed_batch < 4", "50 % over"),
+        ("8 < served.int8.c16.executed_batch < 5", "25 % short"),  # of two misses the worse one
+        ("1 < served.int8.c16.executed_batch < 6", "no more than equal"),
+    ],
+)
+def test_a_gate_that_failed_says_by_how_much(expression: str, missed: str) -> None:
+    gate = check_gate(expression, [FIGURES])
+    assert not gate.passed and str(gate.missed) == missed
+    assert str(gate) == f"{gate.comparison}, in 0 of 1 rounds, {missed}"
+
+
+def test_a_gate_that_passed_or_whose_medians_hold_was_missed_by_nothing() -> None:
+    assert check_gate("a > 1", [{"a": 2.0}]).missed is None
+    gate = check_gate("served >= 2 * original", [{"served": 10.0, "original": 1.0}, {"served": 1.0, "original": 2.0},
+                                                 {"served": 90.0, "original": 60.0}])  # fmt: skip
+    assert (gate.passed, gate.missed) == (False, None)
+    assert str(gate) == "10 >= 4, in 1 of 3 rounds, though the medians hold"
+
+
+def test_every_failed_gate_is_named_with_how_much_it_lacks() -> None:
+    expressions = ["served.int8.c16.throughput >= 500", "served.int8.c16.p99_ms < 50", "pytorch.fp32.accuracy > 0.95"]
+    report = made_up.report(gates=[check_gate(expression, [FIGURES]) for expression in expressions])
+    with pytest.raises(GateError) as raised:
+        require_passed(report)
+    assert raised.value.message == (
+        "2 of 3 gates failed: served.int8.c16.throughput >= 500: 400 >= 500, in 0 of 1 rounds, 20 % short; "
+        "pytorch.fp32.accuracy > 0.95: 0.9 > 0.95, in 0 of 1 rounds, 5.3 % short"
     )
+    require_passed(made_up.report(gates=report.gates[1:2]))
 
 
-def test_what_got_better_or_stayed_within_the_allowance_is_no_regression() -> None:
-    better = FIGURES | {"served.int8.c16.throughput": 900.0, "served.int8.c16.p99_ms": 1.0, "served.int8.accuracy": 0.99}
-    within = FIGURES | {"served.int8.c16.throughput": 361.0, "served.int8.c16.p99_ms": 49.0}
-    other = FIGURES | {"served.int8.c16.executed_batch": 1.0}  # neither better nor worse by itself
-    for figures in (FIGURES, better, within, other):
-        assert find_regressions(figures, FIGURES, allowed=0.1, metrics=METRICS) == []
-
-
-def test_figures_that_only_one_run_has_are_not_compared() -> None:
-    assert (
-        find_regressions(
-            {"a.throughput": 1.0, "b.throughput": 1.0}, {"a.throughput": 1.0, "c.throughput": 9.0}, allowed=0.0, metrics=METRICS
-        )
-        == []
+def test_regressions_are_named_after_the_gates() -> None:
+    one = Comparison(figure="served.int8.c1.p50_ms", before=5.0, now=10.0, change=1.0, against_yardstick=0.9, tolerance=0.5,
+                     noise=0.08, verdict="worse")  # fmt: skip
+    with pytest.raises(GateError) as raised:
+        require_passed(made_up.report(gates=[check_gate("1 > 2", [FIGURES])], regressions=[one] * 7))
+    assert raised.value.message.startswith(
+        "1 of 1 gates failed: 1 > 2: 1 > 2, in 0 of 1 rounds, 50 % short. 7 figures are worse than"
     )
-
-
-def test_a_baseline_without_a_common_figure_is_an_error() -> None:
-    with pytest.raises(DataError, match="no figure in common"):
-        find_regressions({"a.throughput": 1.0}, {"b.throughput": 1.0}, allowed=0.1, metrics=METRICS)
-
-
-def test_a_figure_that_was_zero_regresses_by_any_rise() -> None:
-    (found,) = find_regressions({"a.p50_ms": 1.0}, {"a.p50_ms": 0.0}, allowed=0.1, metrics=METRICS)
-    assert found.change == float("inf")
+    told = "served.int8.c1.p50_ms went from 5 to 10 (+100.0%, +90.0% beside the yardstick; 50 % allowed, noise ±8 %)"
+    assert told in raised.value.message and raised.value.message.endswith("and 2 more")
 
 
 def test_the_figures_a_gate_names() -> None:

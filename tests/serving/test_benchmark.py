@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
-from benchmarks.report import SCHEMA_VERSION
-from benchmarks.report_file import read_report
+from benchmarks.machine import environment
+from benchmarks.report import Report
+from benchmarks.report_file import read_report, write_report
 from benchmarks.samples import spans_of
 from benchmarks.served import Endpoint, Server, check_process, read_package, require_same_bundle
 from benchmarks.speed import closed_loop, over_rounds, side_by_side
@@ -25,6 +26,7 @@ from serving.errors import ArtifactError, ServerError
 from serving.install import triton_environment
 from serving.machine import cores
 from serving.runtime.tasks.base import Tensor
+from tests import made_up
 from tests.serving import conftest
 
 pytestmark = pytest.mark.server
@@ -53,12 +55,24 @@ class Run:
         return found
 
 
+def nobody_reaches() -> Report:
+    """A baseline with 1e9 rows/s for one client, each after 1e9 ms."""
+    whole = made_up.report()
+    assert whole.served is not None
+    figures = {"throughput": 1e9} | dict.fromkeys(("p50_ms", "p90_ms", "p95_ms", "p99_ms"), 1e9)
+    load = next(load for load in whole.served.loads if load.name == "c1")
+    loads = [replace(load, speed=replace(load.speed, **figures), joules_per_row=None)]
+    served = replace(whole.served, precision="fp32", loads=loads, load_seconds=None, peak_rss_mib=None, pss_mib=None)
+    rounds = [{f"served.fp32.c1.{key}": value for key, value in figures.items()}] * ROUNDS
+    return replace(whole, environment=environment(), in_process=[], served=served, rounds=rounds)
+
+
 @pytest.fixture(scope="module")
 def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One short run: a gate that holds, one that fails, and a baseline that nobody reaches."""
     folder = tmp_path_factory.mktemp("benchmark")
-    baseline = {"schema_version": SCHEMA_VERSION, "figures": {"served.fp32.c1.throughput": 1e9, "served.fp32.accuracy": 0.0}}
-    (folder / "baseline.json").write_text(json.dumps(baseline))
+    (folder / "baseline").mkdir()
+    write_report(folder / "baseline", nobody_reaches(), {}, "")
     options = server.options
     arguments = {
         "bundle": server.bundles[NAME],
@@ -75,7 +89,7 @@ def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Ru
         "rate": "50%,20",
         "rounds": ROUNDS,
         "concurrency": "8,1",
-        "baseline": folder / "baseline.json",
+        "baseline": folder / "baseline",
         "output": folder / "report",
     }
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
@@ -87,7 +101,10 @@ def test_a_failed_gate_exits_with_one_and_is_named_with_both_sides(run: Run) -> 
     assert run.done.returncode == 1, run.done.stderr
     last = run.done.stderr.splitlines()[-1]
     throughput, original = (median(found[name] for found in run.report["rounds"]) for name in FIGURES_OF_FAILS)
-    assert last.startswith(f"error: 1 of 2 gates failed: {FAILS} ({throughput:.6g} >= {1000 * original:.6g}, in 0 of 3 rounds)")
+    short = f"{100 * (1 - throughput / original / 1000):.0f} % short"
+    assert last.startswith(
+        f"error: 1 of 2 gates failed: {FAILS}: {throughput:.6g} >= {1000 * original:.6g}, in 0 of 3 rounds, {short}"
+    )
     assert HOLDS not in last
     assert [(gate["held"], gate["rounds"], gate["passed"]) for gate in run.report["gates"]] == [(3, 3, True), (0, 3, False)]
 
@@ -103,6 +120,7 @@ def test_progress_is_a_line_a_round_and_a_line_a_speed(run: Run) -> None:
 
 def test_figures_worse_than_the_baseline_are_listed(run: Run) -> None:
     (found,) = run.report["regressions"]
+    assert "no yardstick" in run.report["baseline"]["notes"][0]
     assert found["figure"] == "served.fp32.c1.throughput"
     assert "worse than the baseline: served.fp32.c1.throughput went from 1e+09 to" in run.done.stderr
 

@@ -1,0 +1,81 @@
+"""A comparison of two reports in words: a table for the terminal, one for a pull request, an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.verdicts import Compared, Comparison
+from serving.errors import GateError
+
+LISTED = 5
+HEAD = ("", "figure", "before", "now", "change", "beside PyTorch", "allowed")
+
+
+def to_text(compared: Compared, *, everything: bool = False) -> str:
+    """For the terminal: which reports, notes, the figures that changed (``everything``: all), and how many there are of each."""
+    rows = [HEAD, *_rows(compared, everything)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    table = [_aligned(row, widths) for row in rows] if len(rows) > 1 else []
+    heading = [f"before: {compared.before}", f"now:    {compared.now}", *(f"note: {note}" for note in _notes(compared))]
+    return "\n".join([*heading, "", *table, *([""] if table else []), summary(compared)])
+
+
+def to_markdown(compared: Compared, *, everything: bool = False) -> str:
+    """For a pull request."""
+    notes = "".join(f"\n* {note}" for note in _notes(compared))
+    rows = _rows(compared, everything)
+    lines = [
+        HEAD,
+        ["---"] * len(HEAD),
+        *([f"**{row[0]}**" if row[0] == "worse" else row[0], f"`{row[1]}`", *row[2:]] for row in rows),
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    parts = ["# Comparison", f"* before: {compared.before}\n* now: {compared.now}{notes}", summary(compared)]
+    return "\n\n".join([*parts, *([table] if rows else [])]) + "\n"
+
+
+def summary(compared: Compared) -> str:
+    """How many figures have which verdict."""
+    counts = [(len(compared.of(verdict)), verdict) for verdict in ("worse", "better", "same", "not compared")]
+    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
+
+
+def worse(found: Sequence[Comparison]) -> str:
+    """Names the worst of the figures that are worse."""
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    listed = "; ".join(map(str, found[:LISTED]))
+    verb = "figure is" if len(found) == 1 else "figures are"
+    return f"{len(found)} {verb} worse than the baseline allows: {listed}{more}"
+
+
+def require_no_worse(compared: Compared) -> None:
+    """Raises:
+    GateError: a figure is worse; the message names those that changed most.
+    """
+    if found := compared.of("worse"):
+        raise GateError(worse(found), hint="every figure: --all")
+
+
+def _notes(compared: Compared) -> list[str]:
+    lacking = [("before", compared.only_before), ("now", compared.only_now)]
+    return [*compared.notes, *(f"only {when}: {', '.join(names)}" for when, names in lacking if names)]
+
+
+def _rows(compared: Compared, everything: bool) -> list[Sequence[str]]:
+    verdicts = ("worse", "better", "same", "not compared") if everything else ("worse", "better")
+    return [_row(one) for verdict in verdicts for one in compared.of(verdict)]
+
+
+def _row(one: Comparison) -> Sequence[str]:
+    change = f"{100 * one.change:+.2f} points" if one.points else f"{one.change:+.1%}"
+    beside = "" if one.against_yardstick is None else f"{one.against_yardstick:+.1%}"
+    return one.verdict, one.figure, f"{one.before:.4g}", f"{one.now:.4g}", change, beside, one.limits or one.why
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Words to the left, numbers to the right."""
+    cells = [
+        text.rjust(width) if 2 <= column <= 5 else text.ljust(width)
+        for column, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
