@@ -153,8 +153,8 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
 
     Measures PyTorch, transformers' pipeline and every ONNX variant in process, and the running server over gRPC and HTTP, by
     turns: a drift of the machine's speed meets all of them alike. A gate holds if it does in most rounds. All models stay
-    loaded until the end, so a big one needs memory for many copies; fewer --precision need less. Writes report.json,
-    report.md and the raw samples; exits with 1 when a gate fails.
+    loaded until the end, so a big one needs memory for many copies; fewer --precision need less. Writes report.html,
+    report.md and report.json, which holds every raw sample; exits with 1 when a gate fails.
     """
     chosen = model or name
     if chosen is None:
@@ -169,10 +169,12 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
     if as_json:
         click.echo(json.dumps(report.figures(), indent=2))
     else:
-        from benchmarks.markdown import render
+        from benchmarks.terminal import render
 
         click.echo(render(report))
-    click.echo(f"report: {typed.output / 'report.md'}", err=True)
+    click.echo(
+        f"report: {typed.output / 'report.html'}   for a pull request: report.md   all figures and samples: report.json", err=True
+    )
     sys.stdout.flush()
     require_passed(report)
 

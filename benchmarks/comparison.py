@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.verdicts import Compared, Comparison
+from benchmarks.words import aligned
 from serving.errors import GateError
 
 LISTED = 5
@@ -14,8 +15,7 @@ HEAD = ("", "figure", "before", "now", "change", "beside PyTorch", "allowed")
 def to_text(compared: Compared, *, everything: bool = False) -> str:
     """For the terminal: which reports, notes, the figures that changed (``everything``: all), and how many there are of each."""
     rows = [HEAD, *_rows(compared, everything)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    table = [_aligned(row, widths) for row in rows] if len(rows) > 1 else []
+    table = aligned(rows, left=(0, 1, 6)) if len(rows) > 1 else []
     heading = [f"before: {compared.before}", f"now:    {compared.now}", *(f"note: {note}" for note in _notes(compared))]
     return "\n".join([*heading, "", *table, *([""] if table else []), summary(compared)])
 
@@ -70,12 +70,3 @@ def _row(one: Comparison) -> Sequence[str]:
     change = f"{100 * one.change:+.2f} points" if one.points else f"{one.change:+.1%}"
     beside = "" if one.against_yardstick is None else f"{one.against_yardstick:+.1%}"
     return one.verdict, one.figure, f"{one.before:.4g}", f"{one.now:.4g}", change, beside, one.limits or one.why
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Words to the left, numbers to the right."""
-    cells = [
-        text.rjust(width) if 2 <= column <= 5 else text.ljust(width)
-        for column, (text, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "  ".join(cells).rstrip()

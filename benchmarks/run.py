@@ -121,10 +121,12 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
     baseline = _baseline(options.baseline) if options.baseline else None
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
-        study = _study(options, folder, say)
+        study = _study(options, say)
         target = _target(options)
         stack.enter_context(closing(target.server) if target else nullcontext())
         _require_measured(options, study, target)
+        if options.exported:
+            study = replace(study, exported=_exported(study, folder, say))
         report, samples = _measure(options, study, target, say)
     try:
         report = _checked(report, baseline, options)
@@ -155,7 +157,7 @@ def _require_measured(options: BenchmarkOptions, study: Study, target: Target | 
     Raises:
         DataError: with what will be.
     """
-    measured = _measured(study)
+    measured = _measured(study, exported=options.exported)
     if target is not None:
         served = f"served.{target.package.precision}"
         measured += [f"{served}.{load}" for load in _loads(study)]
@@ -166,13 +168,13 @@ def _require_measured(options: BenchmarkOptions, study: Study, target: Target | 
                 raise DataError(f"gate {expression!r}: {name} will not be measured", hint=f"these will: {', '.join(measured)}")
 
 
-def _measured(study: Study) -> list[str]:
+def _measured(study: Study, *, exported: bool) -> list[str]:
     """Names of what runs without a server."""
     half = "fp16" if study.device == "gpu" else "bf16"
     names = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in study.precisions)]
     if study.device == "gpu" and has_tensorrt():
         names += [f"tensorrt.{precision}" for precision in study.precisions if precision != "int8"]
-    also = {"pipeline": study.bundle.task.has_pipeline, "compiled": study.compiled, "exported": study.exported is not None}
+    also = {"pipeline": study.bundle.task.has_pipeline, "compiled": study.compiled, "exported": exported}
     return [*names, *(f"{kind}.fp32" for kind, runs in also.items() if runs)]
 
 
@@ -211,8 +213,7 @@ def require_passed(report: Report) -> None:
         raise GateError(". ".join(parts), hint="every figure stands in the report")
 
 
-def _study(options: BenchmarkOptions, folder: Path, say: Callable[[str], None]) -> Study:
-    """``folder`` takes what is made for this run alone."""
+def _study(options: BenchmarkOptions, say: Callable[[str], None]) -> Study:
     bundle = load_bundle(options.bundle)
     precisions = options.precisions or tuple(bundle.variants)
     for precision in precisions:
@@ -224,7 +225,7 @@ def _study(options: BenchmarkOptions, folder: Path, say: Callable[[str], None]) 
         checkpoint=checkpoint,
         rows=_rows(options, bundle, say),
         precisions=precisions,
-        exported=_exported(bundle, checkpoint, folder, say) if options.exported else None,
+        exported=None,
         compiled=options.compiled,
         device=options.device,
         batches=options.batches,
@@ -236,10 +237,11 @@ def _study(options: BenchmarkOptions, folder: Path, say: Callable[[str], None]) 
     )
 
 
-def _exported(bundle: Bundle, checkpoint: Path, folder: Path, say: Callable[[str], None]) -> Path:
+def _exported(study: Study, folder: Path, say: Callable[[str], None]) -> Path:
     """The graph before anything was done to it but what the task itself needs at its end: a bundle does not keep it."""
     say("exporting the graph as it was before it was fused")
-    raw = convert.convert(checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
+    bundle = study.bundle
+    raw = convert.convert(study.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
     tails.add_tail(raw, bundle.task)
     return raw
 

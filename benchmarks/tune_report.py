@@ -24,9 +24,7 @@ def table(outcome: Outcome) -> Iterable[str]:
             known.add((one.configuration, one.shown.concurrency))
     points.sort(key=lambda point: -point.level.throughput)
     rows = [HEADINGS, *((*_figures(point), f"{point.measured.configuration}{_remark(outcome, point)}") for point in points)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS) - 1)]
-    for row in rows:
-        yield "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+    yield from aligned(rows, left=(len(HEADINGS) - 1,))
 
 
 def summary(outcome: Outcome) -> Iterable[str]:

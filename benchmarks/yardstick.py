@@ -91,12 +91,11 @@ def compare_speeds(before: Report, now: Report, *, allowed: float, plainly_too: 
     weights, both = steady or weights, plainly_too or steady is None
     singles = singles.only(judged)
     shift = singles.shift(weights)
+    sides = [(singles, shift)]
     wholes = _wholes(singles, shift)
-    compared = [
-        _verdict(some, by, at, allowed, both)
-        for some, by in ((wholes, wholes.shift(weights)), (singles, shift))
-        for at in range(len(some.figures))
-    ]
+    if wholes.figures:  # a model with one figure of throughput is as a whole what that is
+        sides.insert(0, (wholes, wholes.shift(weights)))
+    compared = [_verdict(some, by, at, allowed, both) for some, by in sides for at in range(len(some.figures))]
     return compared + shown, notes
 
 

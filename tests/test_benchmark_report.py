@@ -13,9 +13,9 @@ from benchmarks import logits
 from benchmarks.answers import from_json, largest_difference, same, to_json
 from benchmarks.logits import KeptOutputs
 from benchmarks.quality import calibration_error, judge
-from benchmarks.report import Gate, Regression
 from benchmarks.run import require_passed
 from benchmarks.study import Rows
+from benchmarks.verdicts import Comparison, Gate, Miss
 from serving.errors import GateError
 from serving.runtime.tasks.base import Origins
 from serving.runtime.tasks.text_classification import TextClassification
@@ -91,14 +91,15 @@ def test_failed_gates_and_regressions_are_named_with_their_figures() -> None:
     require_passed(made_up.report(gates=[Gate(expression="a > 1", comparison="2 > 1", held=3, rounds=5, passed=True)]))
     gates = [
         Gate(expression="a > 1", comparison="2 > 1", held=3, rounds=5, passed=True),
-        Gate(expression="b > 1", comparison="0.5 > 1", held=2, rounds=5, passed=False),
+        Gate(expression="b > 1", comparison="0.5 > 1", held=2, rounds=5, passed=False, missed=Miss(value=0.5, limit=1)),
     ]
     regressions = [
-        Regression(figure=f"m{index}.throughput", before=100.0, now=80.0 - index, change=-0.2 - index / 100) for index in range(7)
+        Comparison(figure=f"m{9 - index}.throughput", before=100.0, now=71.0 + index, change=-0.29 + index / 100, verdict="worse")
+        for index in range(7)
     ]
     with pytest.raises(GateError) as raised:
         require_passed(made_up.report(gates=gates, regressions=regressions))
     message = raised.value.message
-    assert "1 of 2 gates failed: b > 1 (0.5 > 1, in 2 of 5 rounds)" in message
-    assert "7 figures are worse than the baseline allows: m6.throughput went from 100 to 74 (-26.0%)" in message
+    assert "1 of 2 gates failed: b > 1: 0.5 > 1, in 2 of 5 rounds, 50 % short" in message
+    assert "7 figures are worse than the baseline allows: m9.throughput went from 100 to 71 (-29.0%)" in message
     assert message.endswith("and 2 more")

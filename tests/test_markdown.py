@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.markdown import MOST_BYTES, render, throughput
-from benchmarks.report import Gate, Moved, Regression, Report
+from benchmarks.report import Moved, Report
+from benchmarks.verdicts import Comparison, Gate
 from tests import made_up
 
 HOSTILE = "a | b\nc `d` <script>alert(1)</script> **e** [f](g) @h | https://i.example"
@@ -27,7 +28,7 @@ def test_the_verdict_stands_first_with_what_failed(report: Report) -> None:
     lines = render(report).splitlines()
     assert lines[0] == "# Benchmark of reviews"
     assert lines[2] == "❌ **1 of 3 gates failed, 2 held.**"
-    assert lines[4] == "* `served.int8.c16.p99_ms <= 50`: 56.8305 &lt;= 50, in 0 of 5 rounds"
+    assert lines[4] == "* `served.int8.c16.p99_ms <= 50`: 56.8305 &lt;= 50, in 0 of 5 rounds, 14 % over"
     held = [gate for gate in report.gates if gate.passed]
     assert "✅ **All 2 gates held.**" in render(replace(report, gates=held))
     assert "✅ **The one gate held.**" in render(replace(report, gates=held[:1]))
@@ -35,10 +36,10 @@ def test_the_verdict_stands_first_with_what_failed(report: Report) -> None:
 
 
 def test_regressions_stand_before_everything_else(report: Report) -> None:
-    worse = [Regression(figure="served.int8.c16.throughput", before=500.0, now=400.0, change=-0.2)]
+    worse = [Comparison(figure="served.int8.c16.throughput", before=500.0, now=400.0, change=-0.2, tolerance=0.1, verdict="worse")]
     markdown = render(replace(report, gates=[], regressions=worse))
     assert "❌ **1 figure is worse than the baseline allows.**" in markdown
-    assert "| `served.int8.c16.throughput` | 500 | 400 | −20.0% |" in markdown.partition("<details>")[0]
+    assert "| `served.int8.c16.throughput` | 500 | 400 | −20.0% | 10 % allowed |" in markdown.partition("<details>")[0]
 
 
 def test_the_key_table_and_every_part_are_there(report: Report) -> None:

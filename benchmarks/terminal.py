@@ -1,0 +1,23 @@
+"""A report for the terminal: what is read first. The pages in the report's folder have the rest."""
+
+from __future__ import annotations
+
+from benchmarks import tables
+from benchmarks.headline import verdict
+from benchmarks.report import Report
+from benchmarks.tables import Table
+from benchmarks.words import aligned
+
+
+def render(report: Report) -> str:
+    """Every model at a glance, the loads on the server, the verdict."""
+    parts = [_told(tables.glance(report))]
+    if report.served is not None:
+        parts.append(_told(tables.served(report.served)))
+    parts += [f"{'held' if gate.passed else 'FAILED'}: {gate.expression}: {gate}" for gate in report.gates]
+    return "\n\n".join([*parts, verdict(report).told])
+
+
+def _told(table: Table) -> str:
+    lines = [table.title, *aligned([list(table.head), *map(list, table.rows)], left=range(table.words)), *table.notes]
+    return "\n".join(line for line in lines if line)
