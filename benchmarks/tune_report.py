@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.choice import Measured, Point
 from benchmarks.outcome import Outcome
+from benchmarks.words import aligned
 from serving.configuration import Configuration
 from serving.errors import GateError, ServerError
 
