@@ -169,7 +169,7 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
     if as_json:
         click.echo(json.dumps(report.figures(), indent=2))
     else:
-        from benchmarks.terminal import render
+        from benchmarks.pages.terminal import render
 
         click.echo(render(report))
     click.echo(

@@ -42,8 +42,8 @@ def compare_command(
     Speeds are compared beside PyTorch's in the same rounds, so that a machine that is slower today fails nothing, and count as
     changed only beyond what the rounds of both reports differ among themselves. Exits with 1 when something is worse.
     """
-    from benchmarks.compare import Allowed, compare
-    from benchmarks.comparison import require_no_worse, to_markdown, to_text
+    from benchmarks.comparing.compare import Allowed, compare
+    from benchmarks.comparing.words import require_no_worse, to_markdown, to_text
     from benchmarks.junit import write_comparison
 
     reports = _read("BEFORE", before), _read("NOW", now)

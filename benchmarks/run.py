@@ -16,10 +16,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks import html, markdown
 from benchmarks.backends import has_tensorrt
-from benchmarks.compare import Allowed, compare
-from benchmarks.comparison import worse
+from benchmarks.comparing.compare import Allowed, compare
+from benchmarks.comparing.words import worse
 from benchmarks.energy import find_meter
 from benchmarks.gates import check_gate, figures_in, parse_gate
 from benchmarks.in_process import findings, loaded, require_original
@@ -27,6 +26,7 @@ from benchmarks.junit import write_junit
 from benchmarks.lengths import mean_tokens, rows_of_length
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import environment, stolen_percent
+from benchmarks.pages import html, markdown
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
 from benchmarks.rounds import measure_rounds

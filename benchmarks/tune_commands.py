@@ -1,4 +1,4 @@
-"""The ``tune`` command: options → :func:`benchmarks.tune.tune`, and its winner → repository and recipe."""
+"""The ``tune`` command: options → :func:`benchmarks.tuning.stage.tune`, and its winner → repository and recipe."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def tune_command(
     if chosen is None:
         raise click.UsageError("say which model: tritonize tune NAME")
     check_name(chosen)
-    from benchmarks.tune import TuneOptions, tune
-    from benchmarks.tune_report import require_winner, summary, table, to_json
+    from benchmarks.tuning.stage import TuneOptions, tune
+    from benchmarks.tuning.summary import require_winner, summary, table, to_json
     from serving.repository import refuse_foreign
 
     artifacts, bundle, concurrencies = options.pop("artifacts"), options.pop("bundle"), options.pop("concurrency")
@@ -108,7 +108,7 @@ def tune_command(
 def _print_grid(options: Any, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from benchmarks.tune import prepare
+    from benchmarks.tuning.stage import prepare
 
     subject = prepare(options)
     if as_json:
@@ -121,7 +121,7 @@ def _print_grid(options: Any, *, as_json: bool) -> None:
 
 def _apply(ctx: click.Context, name: str, bundle: Path, repository: Path, winner: Any) -> Path:
     """Package the winner and write it into the recipe: the user's own, else one beside the bundle. Returns its file."""
-    from benchmarks.tune_report import recipe_values
+    from benchmarks.tuning.summary import recipe_values
     from export.recipe import write_options
     from serving.repository import PackageOptions, package
 

@@ -110,7 +110,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A report held against an earlier one, see :mod:`benchmarks.compare`.
+    """A report held against an earlier one, see :mod:`benchmarks.comparing.compare`.
 
     Args:
         before, now: which report: its model, when and at which commit it was made.

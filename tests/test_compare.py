@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.alike import title
-from benchmarks.compare import Allowed, compare
-from benchmarks.noise import Levels, shifts, weigh_rounds
+from benchmarks.comparing.alike import title
+from benchmarks.comparing.compare import Allowed, compare
+from benchmarks.comparing.noise import Levels, shifts, weigh_rounds
+from benchmarks.comparing.yardstick import SPEEDS
 from benchmarks.report import Report
 from benchmarks.verdicts import Compared, Comparison
-from benchmarks.yardstick import SPEEDS
 from serving.errors import DataError
 from tests import drifting, made_up
 from tests.drifting import Machine

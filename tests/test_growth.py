@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.growth import Growth, Point, fitted_law, growths
+from benchmarks.pages.growth import Growth, Point, fitted_law, growths
 from tests import made_up
 
 

@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.html import render
-from benchmarks.plots import plots
+from benchmarks.pages.html import render
+from benchmarks.pages.plots import plots
 from benchmarks.report import Moved, Report
 from tests import made_up
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.compare import Allowed, compare
+from benchmarks.comparing.compare import Allowed, compare
 from benchmarks.gates import check_gate
 from benchmarks.junit import write_comparison, write_junit
 from benchmarks.report import Report

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.markdown import MOST_BYTES, render, throughput
+from benchmarks.pages.markdown import MOST_BYTES, render, throughput
 from benchmarks.report import Moved, Report
 from benchmarks.verdicts import Comparison, Gate
 from tests import made_up

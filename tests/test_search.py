@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.choice import Measured, beats, choose, frontier, gain
-from benchmarks.outcome import Outcome
-from benchmarks.search import Space
-from benchmarks.trial import LevelSpeed, Trial
-from benchmarks.tune_report import recipe_values, require_winner, summary, table, to_json
+from benchmarks.tuning.choice import Measured, beats, choose, frontier, gain
+from benchmarks.tuning.outcome import Outcome
+from benchmarks.tuning.search import Space
+from benchmarks.tuning.summary import recipe_values, require_winner, summary, table, to_json
+from benchmarks.tuning.trial import LevelSpeed, Trial
 from serving.configuration import Configuration
 from serving.errors import GateError, ServerError
 

@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import tune as stage
-from benchmarks.journal import Terms, opened
-from benchmarks.testbed import make_testbed
-from benchmarks.trial import LevelSpeed, Trial
-from benchmarks.tune import Tuned, TuneOptions, prepare, tune
+from benchmarks.tuning import stage
+from benchmarks.tuning.journal import Terms, opened
+from benchmarks.tuning.stage import Tuned, TuneOptions, prepare, tune
+from benchmarks.tuning.testbed import make_testbed
+from benchmarks.tuning.trial import LevelSpeed, Trial
 from export.cli import main
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from benchmarks.growth import growths
-from benchmarks.headline import original, real_loads
+from benchmarks.pages.growth import growths
+from benchmarks.pages.headline import original, real_loads
+from benchmarks.pages.words import NONE, WIDE, interval, marked, number, rate, spread
 from benchmarks.report import InProcess, Moved, Quality, Report, Served, Split
 from benchmarks.speed import RoundSpeed, Speed
 from benchmarks.verdicts import Gate
-from benchmarks.words import NONE, WIDE, interval, marked, number, rate, spread
 
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
 LATE = 0.01

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.journal import Terms, opened
-from benchmarks.outcome import Outcome
-from benchmarks.schedule import Schedule
-from benchmarks.search import Space
-from benchmarks.testbed import make_testbed
-from benchmarks.trial import Trial
+from benchmarks.tuning.journal import Terms, opened
+from benchmarks.tuning.outcome import Outcome
+from benchmarks.tuning.schedule import Schedule
+from benchmarks.tuning.search import Space
+from benchmarks.tuning.testbed import make_testbed
+from benchmarks.tuning.trial import Trial
 from serving.artifact import MANIFEST, inputs_record, is_current, publish, read_manifest, sha256, versions, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration

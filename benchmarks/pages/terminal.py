@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks import tables
-from benchmarks.headline import verdict
+from benchmarks.pages import tables
+from benchmarks.pages.headline import verdict
+from benchmarks.pages.tables import Table
+from benchmarks.pages.words import aligned
 from benchmarks.report import Report
-from benchmarks.tables import Table
-from benchmarks.words import aligned
 
 
 def render(report: Report) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.pages.words import answer
 from benchmarks.report import Report
-from benchmarks.words import answer
 
 STOLEN_PERCENT = 1
 """Share of the processor time given to others by the host, from which on it is told with the machine."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from benchmarks.drawing import (
+from benchmarks.pages.drawing import (
     BLUE,
     GREEN,
     GREY,
@@ -29,8 +29,8 @@ from benchmarks.drawing import (
     legend,
     logarithmic,
 )
-from benchmarks.growth import Growth, growths
-from benchmarks.headline import original
+from benchmarks.pages.growth import Growth, growths
+from benchmarks.pages.headline import original
 from benchmarks.report import InProcess, Load, Quality, Report, Split
 from benchmarks.samples import Samples
 

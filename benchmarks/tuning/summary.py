@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.choice import Measured, Point
-from benchmarks.outcome import Outcome
-from benchmarks.words import aligned
+from benchmarks.pages.words import aligned
+from benchmarks.tuning.choice import Measured, Point
+from benchmarks.tuning.outcome import Outcome
 from serving.configuration import Configuration
 from serving.errors import GateError, ServerError
 

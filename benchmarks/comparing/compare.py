@@ -10,8 +10,8 @@ Of the same build, two runs minutes apart differ by half where others use the ma
   that did not move is not worse because the yardstick recovered. Rounds in which the originals are much slower than at their
   best do not count. Where most rounds of a run are like that, or the originals run on other versions, it must be beyond noise
   plainly too.
-* **Noise is measured**, in the rounds of both reports (:mod:`benchmarks.noise`). A change counts only if it is larger than
-  what is allowed *and* larger than what noise explains. A few seconds on a shared machine tell 40 % from nothing, not 10 %;
+* **Noise is measured**, in the rounds of both reports (:mod:`benchmarks.comparing.noise`). A change counts only if it is larger
+  than what is allowed *and* larger than what noise explains. A few seconds on a shared machine tell 40 % from nothing, not 10 %;
   more ``--duration`` and ``--rounds`` tell more, up to the difference between runs, which no round shows.
 * **A model as a whole** is steadier than any of its figures: ``served.int8.*.throughput`` is the geometric mean over its
   arrangements or closed loops, the steady ones weighing more. Half the chance of a false alarm is left to these few.
@@ -26,10 +26,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.alike import differences, other_machine, other_yardstick, same_labelled_rows, title
+from benchmarks.comparing.alike import differences, other_machine, other_yardstick, same_labelled_rows, title
+from benchmarks.comparing.yardstick import SPEEDS, compare_speeds, ways
 from benchmarks.report import Quality, Report
 from benchmarks.verdicts import Compared, Comparison
-from benchmarks.yardstick import SPEEDS, compare_speeds, ways
 from serving.errors import DataError
 
 COSTS = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.trial import Trial
+from benchmarks.tuning.trial import Trial
 from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
 

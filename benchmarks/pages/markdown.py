@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from benchmarks import tables
-from benchmarks.conditions import conditions, machine, method
-from benchmarks.headline import verdict
+from benchmarks.pages import tables
+from benchmarks.pages.conditions import conditions, machine, method
+from benchmarks.pages.headline import verdict
+from benchmarks.pages.tables import Table
+from benchmarks.pages.words import answer, clipped, number, throughput
 from benchmarks.report import Moved, Report
-from benchmarks.tables import Table
-from benchmarks.words import answer, clipped, number, throughput
 
 __all__ = ["render", "throughput"]
 

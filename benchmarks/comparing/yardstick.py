@@ -1,4 +1,7 @@
-"""Speeds of two reports, each beside the PyTorch original that was timed in the same rounds. Why: see :mod:`benchmarks.compare`."""
+"""Speeds of two reports, each beside the PyTorch original that was timed in the same rounds.
+
+Why: see :mod:`benchmarks.comparing.compare`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from math import exp, expm1, inf, isfinite, log, log1p
 
 import numpy as np
 
-from benchmarks.noise import BETWEEN_RUNS, CHANCE, Levels, Numbers, Shift, shifts, weigh_rounds
+from benchmarks.comparing.noise import BETWEEN_RUNS, CHANCE, Levels, Numbers, Shift, shifts, weigh_rounds
 from benchmarks.report import Report
 from benchmarks.verdicts import Comparison
 

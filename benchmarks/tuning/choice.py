@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.trial import LevelSpeed, Trial
+from benchmarks.tuning.trial import LevelSpeed, Trial
 from serving.configuration import Configuration
 
 LEANER = 0.95

@@ -18,7 +18,7 @@ from benchmarks.energy import EnergyMeter
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import MemoryMeter
 from benchmarks.served import ANSWERS_PER_CLIENT, Clients, Endpoint, Server, Target, read_package
-from benchmarks.trial import LevelSpeed, Trial
+from benchmarks.tuning.trial import LevelSpeed, Trial
 from export.data import read_evaluation, sample
 from serving.bundle import Bundle
 from serving.configuration import Configuration

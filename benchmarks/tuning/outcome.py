@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.choice import Measured, Point, choose, frontier, gain
-from benchmarks.trial import Trial
+from benchmarks.tuning.choice import Measured, Point, choose, frontier, gain
+from benchmarks.tuning.trial import Trial
 from serving.configuration import Configuration
 
 
@@ -54,7 +54,7 @@ class Outcome:
 
     @property
     def winner(self) -> Measured | None:
-        """See :func:`benchmarks.choice.choose`."""
+        """See :func:`benchmarks.tuning.choice.choose`."""
         return choose(self.finalists, self.default)
 
     @property
@@ -71,7 +71,7 @@ class Outcome:
 
     @property
     def frontier(self) -> list[Point]:
-        """See :func:`benchmarks.choice.frontier`."""
+        """See :func:`benchmarks.tuning.choice.frontier`."""
         return frontier(self.measured)
 
     def _measured(self, trials: Sequence[Trial]) -> Measured:

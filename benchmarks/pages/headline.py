@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks.pages.words import interval, marked, number
 from benchmarks.report import InProcess, Load, Report, Served
-from benchmarks.words import interval, marked, number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
-from benchmarks.choice import Measured
-from benchmarks.journal import Journal
-from benchmarks.testbed import Testbed
-from benchmarks.trial import Trial
+from benchmarks.tuning.choice import Measured
+from benchmarks.tuning.journal import Journal
+from benchmarks.tuning.testbed import Testbed
+from benchmarks.tuning.trial import Trial
 from serving.configuration import Configuration
 
 ROUNDS = 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.pages.words import aligned
 from benchmarks.verdicts import Compared, Comparison
-from benchmarks.words import aligned
 from serving.errors import GateError
 
 LISTED = 5

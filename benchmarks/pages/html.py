@@ -7,15 +7,15 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from benchmarks import tables
-from benchmarks.conditions import conditions, machine, method
-from benchmarks.drawing import Plot
-from benchmarks.headline import keys, verdict
-from benchmarks.plots import plots
+from benchmarks.pages import tables
+from benchmarks.pages.conditions import conditions, machine, method
+from benchmarks.pages.drawing import Plot
+from benchmarks.pages.headline import keys, verdict
+from benchmarks.pages.plots import plots
+from benchmarks.pages.tables import Table
+from benchmarks.pages.words import answer, clipped, number
 from benchmarks.report import Report
 from benchmarks.samples import Samples
-from benchmarks.tables import Table
-from benchmarks.words import answer, clipped, number
 
 TEMPLATE = "report.html.jinja"
 MOST_SHOWN, MOST_TEXT = 160, 4000

@@ -1,0 +1,1 @@
+"""A report to be read: HTML, Markdown, the terminal."""

@@ -1,0 +1,1 @@
+"""``tritonize tune``: which way of serving a model is the best here."""
