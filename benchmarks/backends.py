@@ -113,7 +113,8 @@ class PyTorch(_AsServed):
         return self._task.reduced({name: head.float().cpu().numpy() for name, head in heads.items()}, feed)
 
     def precision(self) -> str:
-        return TORCH_PRECISIONS[self._dtype]
+        # under autocast an output may be fp32 again, where the last operator is a normalisation
+        return "bf16" if self._autocast else TORCH_PRECISIONS[self._dtype]
 
 
 class Compiled(PyTorch):
@@ -186,23 +187,36 @@ class OnnxRuntime(_AsServed):
 
 
 class TensorRT(OnnxRuntime):
-    """An ONNX variant compiled by TensorRT, one engine for every batch and length that will be asked."""
+    """The graph as exported, compiled by TensorRT: one engine for every batch and length that will be asked.
+
+    Not a variant of the bundle: operators of ONNX Runtime's own are none that TensorRT knows.
+    """
 
     def _providers(self, job: Job, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:
+        import tensorrt_libs  # noqa: F401 - loads the libraries, which lie where the loader does not look
+
         from export.graph import input_names
 
         names = input_names(Path(job.source))
+        encoder, options = bundle.encoder(names), bundle.task.request_options({})
+        asked = [*job.labelled, job.first]
+        widest = max(len(bundle.task.features([[text] for text in row], encoder, options).encodings) for row in asked)
+        rows = job.most_rows * widest
 
         def shapes(rows: int, tokens: int) -> str:
             return ",".join(f"{name}:{rows}x{tokens}" for name in names)
 
         profile = {
             "trt_profile_min_shapes": shapes(1, 1),
-            "trt_profile_opt_shapes": shapes(job.most_rows * bundle.task.fan_out, bundle.max_length // 2),
-            "trt_profile_max_shapes": shapes(job.most_rows * bundle.task.fan_out, bundle.max_length),
+            "trt_profile_opt_shapes": shapes(rows, max(1, bundle.max_length // 2)),
+            "trt_profile_max_shapes": shapes(rows, bundle.max_length),
             "trt_fp16_enable": str(job.half),
         }
+        self._half = job.half
         return [(TENSORRT, profile), (PROVIDERS["gpu"], {})]
+
+    def precision(self) -> str:
+        return "fp16" if self._half else "fp32"
 
 
 BACKENDS: dict[str, Callable[[Job, Bundle], Runner]] = {

@@ -19,8 +19,13 @@ class EnergyMeter:
         self._counters = counters
 
     def read(self) -> float | None:
-        """Energy drawn since some moment, J; None where the machine does not tell."""
-        return sum(counter() for counter in self._counters) if self._counters else None
+        """Energy drawn since some moment, J; None where the machine does not tell, or not this time."""
+        if not self._counters:
+            return None
+        try:
+            return sum(counter() for counter in self._counters)
+        except OSError:  # a figure that few machines have at all is no reason to end a benchmark
+            return None
 
 
 def find_meter(powercap: Path = POWERCAP) -> EnergyMeter:
@@ -73,10 +78,13 @@ def _gpus() -> list[Counter]:
         counters: list[Counter] = [partial(_joules, pynvml, handle) for handle in handles]
         for counter in counters:
             counter()
-    except pynvml.NVMLError:  # no driver, or GPUs that do not count
+    except (pynvml.NVMLError, OSError):  # no driver, or GPUs that do not count
         return []
     return counters
 
 
 def _joules(pynvml: Any, handle: Any) -> float:
-    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+    try:
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+    except pynvml.NVMLError as error:
+        raise OSError(f"the driver does not tell: {error}") from error

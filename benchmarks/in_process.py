@@ -27,7 +27,7 @@ from export import graph, optimize
 from export.checkpoint import weights_size
 from serving.artifact import sha256
 from serving.bundle import Bundle
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, SetupError
 from serving.machine import cores
 from serving.runtime.tasks.base import Arrays
 
@@ -35,6 +35,8 @@ Asked = tuple[int, int | None]
 """Rows per call, and how many tokens each of them has (None: rows as they are)."""
 
 ORIGINAL = "pytorch", "fp32"
+OPTIONAL = "tensorrt"
+"""What is there may still not take this model: then the others are measured all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class Batched:
         before, begun = self.energy.read(), time.perf_counter()
         self.slices.append(self.workers.measure(rows, self.batch, seconds))
         after = self.energy.read()
-        if before is not None and after is not None:
+        if before is not None and after is not None:  # it answered all the time, the untimed calls at first included
             self.watts.append((after - before) / (time.perf_counter() - begun))
 
     def timings(self) -> list[Timing]:
@@ -124,7 +126,13 @@ def loaded(study: Study, energy: EnergyMeter, say: Callable[[str], None]) -> Ite
         say(f"loading {processes} processes, one after another; every model answers the {len(study.rows.labelled)} labelled rows")
         found = []
         for run in runs:
-            workers = stack.enter_context(started(run.job, run.processes))
+            try:
+                workers = stack.enter_context(started(run.job, run.processes))
+            except SetupError as error:
+                if run.job.backend != OPTIONAL:
+                    raise
+                say(f"{run.job.backend} is left out: {error.message}")
+                continue
             ways = [Batched(workers=workers, batch=batch, length=length, energy=energy) for batch, length in run.asked]
             found.append(Loaded(run=run, workers=workers, ways=ways))
         yield found
@@ -145,6 +153,10 @@ def findings(study: Study, measured: Sequence[Loaded]) -> Findings:
         first, job = facts[0], one.run.job
         key = job.backend, _precision(study.bundle, job, first)
         model = models.setdefault(key, _Model(file=Path(first["file"]), sha256=first["sha256"], device=job.device))
+        if clash := [name for name in (_name(one.run, way, first["threads"]) for way in one.ways) if name in model.arrangements]:
+            raise ArtifactError(
+                f"two ways of answering are both {'.'.join(key)}.{clash[0]}", hint="this is a bug: please report it"
+            )
         model.answers = first["answers"] or model.answers
         model.logits = model.logits or (Path(job.logits) if job.logits else None)
         for way in one.ways:
@@ -209,12 +221,19 @@ def _plan(study: Study, folder: Path) -> Iterator[Run]:
         device = "cpu" if precision == "int8" else study.device  # CUDA has no kernels for dynamic int8
         if device == "gpu":
             yield run("onnx", file, (*batched, *by_length), threads=1)
-            if has_tensorrt():
-                yield run("tensorrt", file, (*batched, *by_length), threads=1, half=precision == "fp16")
+            if precision in tensorrt_precisions(study):
+                assert study.exported is not None
+                yield run(OPTIONAL, study.exported, (*batched, *by_length), threads=1, half=precision == "fp16")
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
             asked = (*batched, *by_length) if index == 0 else batched[:1]
             yield run("onnx", file, asked, labelled=index == 0, device=device, threads=threads, processes=processes)
+
+
+def tensorrt_precisions(study: Study) -> list[str]:
+    """Precisions in which TensorRT runs the exported graph, where there is TensorRT."""
+    usable = study.device == "gpu" and study.exported is not None and has_tensorrt()
+    return [precision for precision in study.precisions if precision != "int8"] if usable else []
 
 
 def require_original(bundle: Bundle, checkpoint: Path) -> None:
@@ -251,17 +270,23 @@ def _precision(bundle: Bundle, job: Job, facts: dict[str, Any]) -> str:
     """What ran: told by the tensors, by the bundle's checksum of the file, or by the file's weights."""
     if job.backend == "exported":
         return graph.precision(Path(facts["file"]))
-    return facts["precision"] or bundle_precision(bundle, facts["sha256"])
+    told: str = facts["precision"]
+    return told or bundle_precision(bundle, facts["sha256"])
+
+
+def _name(run: Run, way: Batched, threads: int) -> str:
+    """Of an arrangement, see :class:`benchmarks.report.Arrangement`."""
+    on_cores = f"p{run.processes}t{threads}" if run.job.threads else ""
+    rows = f"b{way.batch}" if way.batch > 1 or not on_cores else ""
+    return f"{on_cores}{rows}{f'l{way.length}' if way.length else ''}"
 
 
 def _arrangement(run: Run, way: Batched, facts: list[dict[str, Any]], timings: list[Timing]) -> Arrangement:
     threads = facts[0]["threads"]
-    on_cores = f"p{run.processes}t{threads}" if run.job.threads else ""
-    rows = f"b{way.batch}" if way.batch > 1 or not on_cores else ""
     gpu_memory = [fact["gpu_memory_mib"] for fact in facts if fact["gpu_memory_mib"] is not None]
     speed = over_rounds(timings)
     return Arrangement(
-        name=f"{on_cores}{rows}{f'l{way.length}' if way.length else ''}",
+        name=_name(run, way, threads),
         processes=run.processes,
         threads=threads,
         batch=way.batch,

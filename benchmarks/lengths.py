@@ -89,13 +89,15 @@ def _cut(row: list[str], column: int, text: str, length: int, tokens: Callable[[
         return [*row[:column], text[:characters], *row[column + 1 :]]
 
     low, high = 0, len(text)
-    while low < high:  # the most characters with no more tokens than asked for
-        middle = (low + high + 1) // 2
+    while low < high:  # the fewest characters that make so many tokens: where rows are cut, more would make no more
+        middle = (low + high) // 2
         found = _or_none(tokens, with_text(middle))
-        if found is None or found <= length:
-            low = middle
+        if found is None or found < length:
+            low = middle + 1
         else:
-            high = middle - 1
-    made = with_text(low)
-    found = _or_none(tokens, made)
-    return [made] if found is not None and length - found <= max(2, length // 10) else []
+            high = middle
+    for made in (with_text(low), with_text(low - 1)):  # one character may make two tokens
+        found = _or_none(tokens, made)
+        if found is not None and length - max(2, length // 10) <= found <= length:
+            return [made]
+    return []

@@ -63,12 +63,14 @@ class LoadFound:
 
     Args:
         spans: when each request was sent and answered, those of the warm-up left out.
+        requests: how many there were, the warm-up included.
         mean_us: mean latency of all, the warm-up included, as Triton's statistics include it, µs.
         client_us: of that the load generator's packing and unpacking, µs.
         delayed: share of requests that an open loop sent later than it should have: its latencies are then too low.
     """
 
     spans: Spans
+    requests: int
     mean_us: float
     client_us: float
     delayed: float
@@ -143,8 +145,8 @@ def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
     ]
 
 
-def parse_export(content: dict[str, Any]) -> Spans:
-    """Samples of a ``--profile-export-file``: requests sent after the warm-up, in the order they were sent.
+def parse_export(content: dict[str, Any]) -> tuple[Spans, Spans]:
+    """Samples of a ``--profile-export-file``: all requests in the order they were sent, and of those the ones after the warm-up.
 
     Raises:
         ServerError: the file holds no requests, or one without an answer.
@@ -152,10 +154,10 @@ def parse_export(content: dict[str, Any]) -> Spans:
     experiment = content["experiments"][0]
     measured_from = experiment["window_boundaries"][WARM_UP_WINDOWS]
     every = _spans(experiment["requests"])
-    spans: Spans = every[every[:, 0] >= measured_from]
-    if len(spans) < 2:
-        raise ServerError(f"{BINARY} saw {len(spans)} requests answered: too few to measure", hint=MEASURE_LONGER)
-    return spans
+    measured: Spans = every[every[:, 0] >= measured_from]
+    if len(measured) < 2:
+        raise ServerError(f"{BINARY} saw {len(measured)} requests answered: too few to measure", hint=MEASURE_LONGER)
+    return every, measured
 
 
 def _spans(requests: list[dict[str, Any]]) -> Spans:
@@ -205,10 +207,10 @@ def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows
             said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             reason = said[-1] if said else f"exit code {done.returncode}"
             raise ServerError(f"{BINARY} failed over {options.protocol} at {options.words}: {reason}")
-        content = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
-        every = _spans(content["experiments"][0]["requests"])
+        every, measured = parse_export(json.loads((folder / EXPORT).read_text(encoding="utf-8")))
         return LoadFound(
-            spans=parse_export(content),
+            spans=measured,
+            requests=len(every),
             mean_us=float((every[:, 1] - every[:, 0]).mean()) / 1e3,
             client_us=parse_summary((folder / SUMMARY).read_text(encoding="utf-8")),
             delayed=parse_delayed(done.stdout + done.stderr),

@@ -1,8 +1,12 @@
-"""What models say of labelled rows before it becomes an answer: kept on disk by each worker, compared row by row."""
+"""What models say of labelled rows before it becomes an answer: written down row by row by each worker, compared row by row."""
 
 from __future__ import annotations
 
+import math
+import zipfile
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -12,32 +16,44 @@ MOST_BYTES = 2**28
 """Of what one model says; more is not kept, and not compared."""
 
 
-class KeptOutputs:
-    """The model's outputs for one row after another."""
+class OutputsFile:
+    """A ``.npz`` file of the model's outputs for one row after another. None of them stays in memory, which is measured."""
 
-    def __init__(self) -> None:
-        self._rows: list[Arrays] = []
-        self._bytes = 0
+    def __init__(self, file: Path | None) -> None:
+        """``file``: None keeps nothing."""
+        self._file, self._rows, self._bytes = file, 0, 0
+
+    def __enter__(self) -> Self:
+        self._archive = zipfile.ZipFile(self._file, "w") if self._file is not None else None
+        return self
 
     def add(self, outputs: Arrays) -> None:
-        """Keep those of the next row, ``[model rows, …]`` by name."""
-        self._bytes += sum(values.nbytes for values in outputs.values())
-        if self._bytes > MOST_BYTES:
-            self._rows.clear()
-        else:
-            self._rows.append(outputs)
-
-    def write(self, file: Path) -> None:
-        """Write what was kept, nothing where it was too much or a library does not show it."""
-        if self._bytes > MOST_BYTES or not self._bytes:
+        """Keep those of the next row, ``[model rows, …]`` by name; nothing where a library does not show it."""
+        if self._archive is None or self._bytes > MOST_BYTES:
             return
-        named = {f"{row}.{name}": values for row, outputs in enumerate(self._rows) for name, values in outputs.items()}
-        np.savez(file, **named)  # type: ignore[arg-type]
+        for name, values in outputs.items():
+            with self._archive.open(f"{self._rows}.{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.ascontiguousarray(values), allow_pickle=False)
+            self._bytes += values.nbytes
+        self._rows += 1
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._archive is None or self._file is None:
+            return
+        self._archive.close()
+        if not 0 < self._bytes <= MOST_BYTES:
+            self._file.unlink()
 
 
 def largest_difference(file: Path, original: Path) -> float | None:
-    """Of any output for any row; None where one of the two was not kept. NaN where one is no number."""
+    """Of any output for any row; None where one of the two was not kept, or one of their numbers is none."""
     if not file.is_file() or not original.is_file():
         return None
     with np.load(file) as mine, np.load(original) as theirs:
-        return max(float(np.abs(mine[name].astype(np.float64) - theirs[name]).max(initial=0.0)) for name in theirs.files)
+        largest = 0.0
+        for name in theirs.files:
+            difference = float(np.abs(mine[name].astype(np.float64) - theirs[name]).max(initial=0.0))
+            if not math.isfinite(difference):
+                return None
+            largest = max(largest, difference)
+        return largest

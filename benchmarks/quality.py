@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,18 +29,18 @@ def judge(task: Task, rows: Rows, answers: Arrays, original: Arrays | None, *, l
         logit_difference: largest, where it was seen.
     """
     predictions = task.predictions(answers)
-    value, low, high = metric.bootstrapped(task.metric, task.main_metric, predictions, rows.references)
     metrics = metric.compute(task.metric, predictions, rows.references)
     theirs = answers if original is None else original
     return Quality(
         rows=len(rows.references),
-        metrics=metrics,
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         agreement=float(np.mean(task.agreement(answers, theirs))),
-        max_score_difference=largest_difference(answers, theirs),
+        max_score_difference=_finite(largest_difference(answers, theirs)),
         max_logit_difference=logit_difference,
-        main=Estimate(value=value, low=low, high=high),
+        main=_estimate(*metric.bootstrapped(task.metric, task.main_metric, predictions, rows.references)),
         drop=None if original is None else _drop(task, predictions, task.predictions(original), rows.references),
         calibration_error=calibration_error(task.confidence(answers), predictions, rows.references),
+        not_finite=not_finite(answers),
         moved=[] if original is None else moved(task, rows, answers, original),
     )
 
@@ -51,9 +52,24 @@ def judge_pipeline(task: Task, rows: Rows, answers: Sequence[Any], original: Arr
     return Quality(rows=len(rows.labelled), metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)
 
 
-def _drop(task: Task, mine: Sequence[Any], original: Sequence[Any], references: Sequence[Any]) -> Estimate:
+def _drop(task: Task, mine: Sequence[Any], original: Sequence[Any], references: Sequence[Any]) -> Estimate | None:
     drop, (low, high) = metric.bootstrapped_drop(task.metric, task.main_metric, original, mine, references)
-    return Estimate(value=drop, low=low, high=high)
+    return _estimate(drop, low, high)
+
+
+def _estimate(value: float, low: float, high: float) -> Estimate | None:
+    """None where one of them is no number, as a correlation of equal numbers."""
+    return Estimate(value=value, low=low, high=high) if all(map(math.isfinite, (value, low, high))) else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def not_finite(answers: Arrays) -> int:
+    """How many rows hold a number that is infinite or none."""
+    broken = [~np.isfinite(values).reshape(len(values), -1).all(axis=1) for values in answers.values() if values.dtype.kind == "f"]
+    return int(np.logical_or.reduce(broken).sum()) if broken else 0
 
 
 def calibration_error(
@@ -63,8 +79,11 @@ def calibration_error(
 
     Args:
         confidence: ``[rows]``, the probability given to each prediction; None: the task's scores are none.
+
+    Returns:
+        None without probabilities, and where one of them is no number.
     """
-    if confidence is None:
+    if confidence is None or not np.isfinite(confidence).all():
         return None
     right = np.array([mine == wanted for mine, wanted in zip(predictions, references, strict=True)], dtype=np.float64)
     places = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
@@ -76,7 +95,7 @@ def moved(task: Task, rows: Rows, answers: Arrays, original: Arrays) -> list[Mov
     """The rows whose answers differ most from the original's: other labels first, then other scores."""
     agreement, apart = task.agreement(answers, original), differences(answers, original)
     requests = len(rows.labelled) // len(rows.references)  # a labelled row may take several
-    by_row = None if apart is None else apart.reshape(requests, -1).max(axis=0)
+    by_row = None if apart is None else np.nan_to_num(apart, nan=np.inf).reshape(requests, -1).max(axis=0)
     distance = np.zeros(len(agreement)) if by_row is None else by_row
     names = [tensor.name for tensor in task.inputs()]
     mine, theirs = task.predictions(answers), task.predictions(original)
@@ -97,7 +116,7 @@ def moved(task: Task, rows: Rows, answers: Arrays, original: Arrays) -> list[Mov
                 reference=_worded(task, rows.references[row]),
                 original=_worded(task, theirs[row]),
                 answer=_worded(task, mine[row]),
-                difference=None if by_row is None else float(by_row[row]),
+                difference=None if by_row is None else _finite(float(by_row[row])),
             )
         )
     return found
@@ -110,4 +129,4 @@ def _worded(task: Task, value: Any) -> Any:
         return labels[value]
     if labels and isinstance(value, list) and all(isinstance(one, int) for one in value):
         return [labels[one] for one in value]
-    return json.loads(json.dumps(value, default=float))
+    return json.loads(json.dumps(value, default=float), parse_constant=str)  # JSON has no NaN

@@ -55,6 +55,7 @@ class Quality:
         drop: how much lower the main metric is than the original's, on the same rows; None for the original itself.
         calibration_error: expected calibration error, 0 to 1: how far a label's score is from how often it is right; None where
             scores are no probabilities.
+        not_finite: rows whose answers hold what is no number; figures that this leaves no number either are None, or left out.
         moved: the rows whose answers differ most, the worst first.
     """
 
@@ -66,6 +67,7 @@ class Quality:
     main: Estimate | None = None
     drop: Estimate | None = None
     calibration_error: float | None = None
+    not_finite: int = 0
     moved: list[Moved] = field(default_factory=list)
 
 
@@ -333,7 +335,7 @@ def _served_figures(served: Served) -> dict[str, Any]:
 
 
 def _quality_figures(quality: Quality) -> dict[str, float | None]:
-    keys = ("agreement", "max_score_difference", "max_logit_difference", "calibration_error")
+    keys = ("agreement", "max_score_difference", "max_logit_difference", "calibration_error", "not_finite")
     drop = {} if quality.drop is None else {"metric_drop": quality.drop.value}
     return quality.metrics | {key: getattr(quality, key) for key in keys} | drop
 

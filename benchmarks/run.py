@@ -16,12 +16,11 @@ from typing import Any
 
 import psutil
 
-from benchmarks.backends import has_tensorrt
 from benchmarks.comparing.compare import Allowed, compare
 from benchmarks.comparing.words import worse
 from benchmarks.energy import find_meter
 from benchmarks.gates import check_gate, figures_in, parse_gate
-from benchmarks.in_process import findings, loaded, require_original
+from benchmarks.in_process import findings, loaded, require_original, tensorrt_precisions
 from benchmarks.junit import write_junit
 from benchmarks.lengths import mean_tokens, rows_of_length
 from benchmarks.load import find_perf_analyzer
@@ -172,8 +171,7 @@ def _measured(study: Study, *, exported: bool) -> list[str]:
     """Names of what runs without a server."""
     half = "fp16" if study.device == "gpu" else "bf16"
     names = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in study.precisions)]
-    if study.device == "gpu" and has_tensorrt():
-        names += [f"tensorrt.{precision}" for precision in study.precisions if precision != "int8"]
+    names += [f"tensorrt.{precision}" for precision in tensorrt_precisions(study)]
     also = {"pipeline": study.bundle.task.has_pipeline, "compiled": study.compiled, "exported": exported}
     return [*names, *(f"{kind}.fp32" for kind, runs in also.items() if runs)]
 

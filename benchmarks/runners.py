@@ -62,7 +62,7 @@ class Worker:
     """
 
     def __init__(self, job: Job, started: int) -> None:
-        from benchmarks.logits import KeptOutputs
+        from benchmarks.logits import OutputsFile
         from serving.bundle import load_bundle
 
         bundle = load_bundle(Path(job.bundle))
@@ -72,13 +72,11 @@ class Worker:
         self._load_seconds = (loaded - started) / 1e9
         self._runner([job.first])
         self._first_answer_seconds = (time.perf_counter_ns() - loaded) / 1e9
-        said = KeptOutputs()
         self._answers = []
-        for row in job.labelled:
-            self._answers.append(self._runner.judged([row]))
-            said.add(self._runner.said)
-        if job.logits is not None:
-            said.write(Path(job.logits))
+        with OutputsFile(Path(job.logits) if job.logits is not None else None) as said:
+            for row in job.labelled:
+                self._answers.append(self._runner.judged([row]))
+                said.add(self._runner.said)
 
     def time(self, wanted: Slice) -> list[Span]:
         """Make one slice: start and end of every call."""

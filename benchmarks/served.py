@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import product
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -36,8 +36,8 @@ _PACKAGE_ANEW = "write it anew with: tritonize package"
 
 IN_FLIGHT = 16
 """Labelled rows asked at once: the answers judged are given under load, as in production."""
-LEAST_OPEN_SECONDS = 0.5
-"""An open loop is told by chance how many requests fall into a slice: it needs some."""
+OPEN_REQUESTS = 20
+"""Chance decides how many requests of an open loop fall into a slice: so many are to be expected at least."""
 ANSWERS_PER_CLIENT = 2
 """Many clients of a slow model wait longer for one answer than a slice of time may last: it then lasts as long as two."""
 
@@ -216,7 +216,8 @@ class Clients:
         share: of what the best of ``closed`` answers in the first round.
         least_seconds: what a slice lasts at least, for every client to get answers.
         memory: of the server, where it can be seen.
-        slices, counts, watts: what was measured, what the server counted of each step, and what the machine drew, by round.
+        slices, counts: what was measured, and what the server counted of each step, by round.
+        joules: what the machine drew meanwhile, by round; empty where it does not tell.
     """
 
     target: Target
@@ -232,13 +233,15 @@ class Clients:
     energy: EnergyMeter
     slices: list[LoadFound] = field(default_factory=list)
     counts: list[dict[str, Counts]] = field(default_factory=list)
-    watts: list[float] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
 
     def measure(self, rows: list[list[str]], seconds: float) -> None:
         """Make the next round's slice."""
         if self.share is not None and self.rate is None:
             best = max(closed_loop(found.spans).throughput for way in self.closed for found in way.slices)
-            self.rate = round(self.share * best, 1)
+            self.rate = float(f"{self.share * best:.3g}")
+        if self.rate is not None:
+            seconds = max(seconds, OPEN_REQUESTS / self.rate)
         server, name = self.target.server, self.target.package.name
         options = LoadOptions(
             name=name,
@@ -249,34 +252,35 @@ class Clients:
             duration=max(seconds, self.least_seconds),
         )
         with self.memory or nullcontext():
-            before, drawn, begun = server.statistics(), self.energy.read(), time.perf_counter()
+            before, drawn = server.statistics(), self.energy.read()
             self.slices.append(run_load(self.target.load_generator, options, self.inputs, rows))
-            took, drawn_after = time.perf_counter() - begun, self.energy.read()
+            drawn_after = self.energy.read()
             self.counts.append(counts_between(before, server.statistics(), name))
         if drawn is not None and drawn_after is not None:
-            self.watts.append((drawn_after - drawn) / took)
+            self.joules.append(drawn_after - drawn)
 
     def load(self) -> Load:
         """All rounds together."""
         counted = {step: total(counts[step] for counts in self.counts) for step in self.counts[0]}
         steps = {step: counts.step() for step, counts in counted.items() if step != ENSEMBLE}
         speed = over_rounds([closed_loop(found.spans) for found in self.slices])
+        requests = [found.requests for found in self.slices]
         return Load(
             protocol=self.protocol,
             concurrency=self.concurrency,
             rate=self.rate,
             share=self.share,
             length=self.length,
-            delayed=mean(found.delayed for found in self.slices),
+            delayed=fmean((found.delayed for found in self.slices), requests),
             speed=speed,
             executed_batch=steps["model"].executed_batch,
             steps=steps,
             split=split(
                 counted,
-                mean_us=mean(found.mean_us for found in self.slices),
-                client_us=mean(found.client_us for found in self.slices),
+                mean_us=fmean((found.mean_us for found in self.slices), requests),
+                client_us=fmean((found.client_us for found in self.slices), requests),
             ),
-            joules_per_row=mean(self.watts) / speed.throughput if self.watts else None,
+            joules_per_row=sum(self.joules) / counted[ENSEMBLE].rows if len(self.joules) == len(self.slices) else None,
         )
 
     def rounds(self) -> Iterator[dict[str, float]]:
@@ -320,9 +324,7 @@ class UnderLoad:
             inputs=self._study.bundle.task.inputs(),
             protocol=protocol,
             concurrency=concurrency,
-            least_seconds=max(
-                LEAST_OPEN_SECONDS if concurrency is None else 0, ANSWERS_PER_CLIENT * (concurrency or 1) * self._seconds_per_row
-            ),
+            least_seconds=ANSWERS_PER_CLIENT * (concurrency or 1) * self._seconds_per_row,
             memory=self._memory,
             energy=self._energy,
             **how,

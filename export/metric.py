@@ -12,6 +12,7 @@ import numpy.typing as npt
 METRICS = Path(__file__).parent / "metrics"
 CONFIDENCE = 0.95
 RESAMPLES = 500
+ROUNDING = 1e-6
 
 Outcomes = npt.NDArray[np.bool_]
 """One right or wrong per row."""
@@ -63,11 +64,18 @@ def compute(name: str, predictions: Sequence[Any], references: Sequence[Any]) ->
 
 
 def bootstrapped(name: str, figure: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[float, float, float]:
-    """``figure`` of the metric called ``name``, and its 95 % interval: the percentile bootstrap's over the rows."""
+    """``figure`` of the metric called ``name``, and its 95 % interval: the percentile bootstrap's over the rows.
+
+    Where that would have no width, since every row is right, it reaches as far as :func:`share_interval` says.
+    """
     statistics, value = _statistics(name, figure)
     found = statistics(predictions, references)
+    whole = value(found)
     low, high = _interval([value(found[rows]) for rows in _resamples(len(found))])
-    return value(found), low, high
+    if high - low < ROUNDING:  # all rows alike: others may still be otherwise, as many as none of these rows lets expect
+        most = share_interval(0, len(found))[1]
+        low, high = whole - most if whole < 0 else max(0.0, whole - most), min(1.0, whole + most)
+    return whole, low, high
 
 
 def bootstrapped_drop(
@@ -75,19 +83,20 @@ def bootstrapped_drop(
 ) -> tuple[float, tuple[float, float]]:
     """How much smaller ``figure`` of the metric called ``name`` is for the variant's predictions, and a 95 % interval.
 
-    The interval is the percentile bootstrap's over the rows, both sides drawn alike. Where no row's statistics differ it would
-    have no width: it then reaches as far as that of :func:`paired_drop`.
+    The interval is the percentile bootstrap's over the rows, both sides drawn alike. Where no row's statistics differ, or by no
+    more than rounding, it would have no width: it then reaches as far as that of :func:`paired_drop`.
 
     Returns:
         Drop (positive where the variant is worse) and its bounds.
     """
     statistics, value = _statistics(name, figure)
     ours, theirs = statistics(variant, references), statistics(original, references)
+    drop = value(theirs) - value(ours)
+    most = share_interval(0, len(ours))[1]
     if np.array_equal(ours, theirs):
-        most = share_interval(0, len(ours))[1]
         return 0.0, (-most, most)
-    drops = [value(theirs[rows]) - value(ours[rows]) for rows in _resamples(len(ours))]
-    return value(theirs) - value(ours), _interval(drops)
+    low, high = _interval([value(theirs[rows]) - value(ours[rows]) for rows in _resamples(len(ours))])
+    return drop, ((low, high) if high - low >= ROUNDING else (drop - most, drop + most))
 
 
 def _statistics(name: str, figure: str) -> tuple[Callable[..., Any], Callable[[Any], float]]:

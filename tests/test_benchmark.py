@@ -357,7 +357,7 @@ def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
     def answered_in_time(binary: Path, options: LoadOptions, tensors: object, rows: list[list[str]]) -> LoadFound:
         asked.append((options.duration, options.concurrency, options.url, rows))
         spans = as_spans([(0, 10**8), (10**8, 2 * 10**8), (2 * 10**8, 3 * 10**8)])
-        return LoadFound(spans=spans, mean_us=100.0, client_us=7.0, delayed=0.0)
+        return LoadFound(spans=spans, requests=3, mean_us=100.0, client_us=7.0, delayed=0.0)
 
     readings = iter([(0, 0, 0, 0, 0), (2, 6, 6_000, 12_000, 6_000), (2, 6, 6_000, 12_000, 6_000), (5, 12, 12_000, 24_000, 12_000)])
     server = SimpleNamespace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 
 from benchmarks import logits
 from benchmarks.answers import from_json, largest_difference, same, to_json
-from benchmarks.logits import KeptOutputs
+from benchmarks.logits import OutputsFile
 from benchmarks.quality import calibration_error, judge
 from benchmarks.run import require_passed
 from benchmarks.study import Rows
 from benchmarks.verdicts import Comparison, Gate, Miss
+from export import metric
 from serving.errors import GateError
 from serving.runtime.tasks.base import Origins
 from serving.runtime.tasks.text_classification import TextClassification
@@ -45,6 +47,15 @@ def test_quality_compares_labels_scores_and_the_metric() -> None:
     assert (itself.metrics["accuracy"], itself.agreement, itself.drop, itself.moved) == (0.75, 1, None, [])
 
 
+def test_an_interval_of_rows_that_are_all_right_has_a_width() -> None:
+    value, low, high = metric.bootstrapped("accuracy", "accuracy", [1] * 20, [1] * 20)
+    assert (value, high) == (1, 1) and 0.8 < low < 0.9, "of 20 rows none was wrong: up to one in six may be"
+    assert metric.bootstrapped("accuracy", "accuracy", [0] * 20, [1] * 20)[:2] == (0, 0)
+    numbers = np.linspace(0, 1, 20)
+    drop, (least, most) = metric.bootstrapped_drop("correlation", "spearman", numbers, numbers + 1e-9, numbers)
+    assert drop == pytest.approx(0, abs=1e-6) and least < -0.1 and most > 0.1, "rounding is no certainty"
+
+
 def test_calibration_is_how_far_scores_are_from_how_often_they_are_right() -> None:
     confidence = np.array([0.95] * 20 + [0.6] * 10)
     right = [1] * 19 + [0] + [1] * 3 + [0] * 7
@@ -56,14 +67,30 @@ def test_calibration_is_how_far_scores_are_from_how_often_they_are_right() -> No
 def test_what_models_say_is_compared_row_by_row(tmp_path: Path) -> None:
     files = [tmp_path / "a.npz", tmp_path / "b.npz"]
     for file, shift in zip(files, (0.0, 0.25), strict=True):
-        kept = KeptOutputs()
-        kept.add({"logits": np.zeros((1, 2), np.float32)})
-        kept.add({"logits": np.array([[1.0, -shift]], np.float32)})
-        kept.write(file)
+        with OutputsFile(file) as kept:
+            kept.add({"logits": np.zeros((1, 2), np.float32)})
+            kept.add({"logits": np.array([[1.0, -shift]], np.float32)})
     assert logits.largest_difference(files[1], files[0]) == 0.25
     assert logits.largest_difference(tmp_path / "absent.npz", files[0]) is None
-    KeptOutputs().write(tmp_path / "nothing.npz")
-    assert not (tmp_path / "nothing.npz").exists()
+    for outputs in ({}, {"logits": np.zeros((1, 1 + logits.MOST_BYTES // 4), np.float32)}):
+        with OutputsFile(tmp_path / "nothing.npz") as kept:
+            kept.add(outputs)
+        assert not (tmp_path / "nothing.npz").exists()
+    with OutputsFile(tmp_path / "broken.npz") as kept:
+        kept.add({"logits": np.array([[np.nan, 0]], np.float32)})
+        kept.add({"logits": np.zeros((1, 2), np.float32)})
+    assert logits.largest_difference(tmp_path / "broken.npz", files[0]) is None
+
+
+def test_what_is_no_number_is_counted_and_loses_nothing_else() -> None:
+    task = TextClassification(labels=("no", "yes"), function_to_apply="softmax")
+    scores = np.array([[np.nan, np.nan], [0.2, 0.8]], dtype=np.float32)
+    original = {"LABEL": np.array([[b"no"], [b"yes"]], dtype=object), "SCORES": np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)}
+    rows = Rows(timed={}, labelled=[["a"], ["b"]], references=[0, 1])
+    quality = judge(task, rows, original | {"SCORES": scores}, original)
+    assert quality.not_finite == 1 and quality.moved[0].row == 0
+    assert (quality.max_score_difference, quality.calibration_error, quality.moved[0].difference) == (None, None, None)
+    json.dumps(asdict(quality), allow_nan=False)
 
 
 def test_the_same_answers_are_the_same_up_to_rounding() -> None:

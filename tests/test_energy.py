@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import energy
 from benchmarks.energy import find_meter
 
 
@@ -18,6 +19,11 @@ def _zone(powercap: Path, name: str, kind: str, microjoules: int) -> Path:
     return zone
 
 
+@pytest.fixture(autouse=True)
+def _no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "_gpus", list)
+
+
 def test_packages_are_added_up_and_their_parts_are_not_counted_twice(tmp_path: Path) -> None:
     first = _zone(tmp_path, "intel-rapl:0", "package-0", 9_000_000)
     _zone(tmp_path, "intel-rapl:1", "package-1", 1_000_000)
@@ -28,6 +34,14 @@ def test_packages_are_added_up_and_their_parts_are_not_counted_twice(tmp_path: P
     after = meter.read()
     assert before is not None and after is not None
     assert after - before == pytest.approx(3.0)
+
+
+def test_a_counter_that_fails_once_ends_nothing(tmp_path: Path) -> None:
+    zone = _zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    meter = find_meter(tmp_path)
+    assert meter.read() == 1.0
+    (zone / "energy_uj").unlink()
+    assert meter.read() is None
 
 
 def test_a_machine_that_does_not_tell_is_not_guessed_at(tmp_path: Path) -> None:

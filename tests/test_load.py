@@ -73,7 +73,7 @@ def test_every_row_is_one_request_under_the_names_of_the_tasks_tensors() -> None
 
 def test_samples_are_those_after_the_warm_up(export: dict[str, Any]) -> None:
     experiment = export["experiments"][0]
-    spans = parse_export(export)
+    spans = parse_export(export)[1]
     second_window = experiment["window_boundaries"][1]
     assert 0 < len(spans) < len(experiment["requests"])
     assert spans[:, 0].min() >= second_window
@@ -87,7 +87,7 @@ def test_samples_are_those_after_the_warm_up(export: dict[str, Any]) -> None:
 
 def test_real_samples_obey_littles_law(export: dict[str, Any]) -> None:
     """Two clients without pause: throughput times mean latency is two."""
-    spans = parse_export(export)
+    spans = parse_export(export)[1]
     mean_seconds = float((spans[:, 1] - spans[:, 0]).mean()) / 1e9
     assert closed_loop(spans).throughput * mean_seconds == pytest.approx(2, rel=0.1)
 
@@ -96,14 +96,14 @@ def test_too_few_answers_are_told(export: dict[str, Any]) -> None:
     requests = export["experiments"][0]["requests"]
     export["experiments"][0]["requests"] = sorted(requests, key=lambda request: request["timestamp"])[:3]
     with pytest.raises(ServerError, match="saw 0 requests answered") as raised:
-        parse_export(export)
+        parse_export(export)[1]
     assert "--duration" in raised.value.hint and "--rounds" in raised.value.hint
 
 
 def test_a_request_without_an_answer_is_an_error(export: dict[str, Any]) -> None:
     max(export["experiments"][0]["requests"], key=lambda request: request["timestamp"])["response_timestamps"] = []
     with pytest.raises(ServerError, match="without an answer"):
-        parse_export(export)
+        parse_export(export)[1]
 
 
 def test_a_closed_loop_counts_answers_between_the_first_and_the_last() -> None:

@@ -22,13 +22,14 @@ def loaded(bundle: Path) -> Bundle:
     return load_bundle(bundle)
 
 
-@pytest.mark.parametrize("length", [4, 9, 16])
+@pytest.mark.parametrize("length", [4, 9, 16, 96])
 def test_rows_have_the_length_asked_for(loaded: Bundle, length: int) -> None:
     names = input_names(loaded.variant("fp32").path)
     made = rows_of_length(loaded, names, _rows(loaded), length, count=12)
     assert len(made) == 12
     assert length - 1 <= mean_tokens(loaded, names, made) <= length
     assert all(row[0] for row in made)
+    assert max(len(row[0]) for row in made) < 16 * length, "at the length where rows are cut too, there is no text beyond it"
 
 
 def test_short_rows_are_continued_and_long_ones_cut(loaded: Bundle) -> None:
