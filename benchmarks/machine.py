@@ -46,6 +46,39 @@ def stolen_percent(before: Any, after: Any) -> float | None:
     return 100 * spent["steal"] / passed if passed > 0 else None
 
 
+class ForeignWork:
+    """How much of the machine's processor time other processes take, from now on.
+
+    Args:
+        server: root of the server's processes, None where it is not seen: then its work, on this machine, is that of others too.
+    """
+
+    def __init__(self, server: psutil.Process | None) -> None:
+        self._roots = [psutil.Process(), *([server] if server is not None else [])]
+        self._before = self._read()
+
+    def percent(self) -> float:
+        """Of all processor time since, what neither this process and those it started nor the server took."""
+        passed, busy, own = (after - before for after, before in zip(self._read(), self._before, strict=True))
+        return max(0.0, 100 * (busy - own) / passed) if passed > 0 else 0.0
+
+    def _read(self) -> tuple[float, float, float]:
+        """Seconds: of all cores, those of work, and those of our own."""
+        times = psutil.cpu_times()
+        counted = {name: getattr(times, name) for name in times._fields if not name.startswith("guest")}
+        idle = counted["idle"] + counted.get("iowait", 0.0) + counted.get("steal", 0.0)
+        passed = sum(counted.values())
+        return passed, passed - idle, sum(_cpu_seconds(process) for root in self._roots for process in process_tree(root))
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    """Of a process and of those it started that have ended."""
+    try:
+        return float(sum(process.cpu_times()[:4]))
+    except psutil.NoSuchProcess:  # ended between listing and reading: its parent counts it from now on
+        return 0.0
+
+
 def gpu_memory_mib(processes: Iterable[int]) -> float | None:
     """GPU memory these processes hold, MiB; None where the driver does not list them (no GPU, or a container's own numbering)."""
     wanted = set(processes)

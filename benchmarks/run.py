@@ -24,7 +24,7 @@ from benchmarks.in_process import findings, loaded, require_original, tensorrt_p
 from benchmarks.junit import write_junit
 from benchmarks.lengths import mean_tokens, rows_of_length
 from benchmarks.load import find_perf_analyzer
-from benchmarks.machine import environment, stolen_percent
+from benchmarks.machine import ForeignWork, environment, stolen_percent
 from benchmarks.pages import html, markdown
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
@@ -312,9 +312,13 @@ def _measure(
     before = psutil.cpu_times()
     energy = find_meter()
     under_load = UnderLoad(target, study, energy) if target is not None else None
+    others = ForeignWork(under_load.process if under_load is not None else None)
     with loaded(study, energy, say) as in_process:
         ways = [way for one in in_process for way in one.ways]
         measure_rounds([*ways, *(under_load.ways if under_load else [])], study, say)
+        foreign = others.percent()
+        if foreign > BUSY_PERCENT:
+            say(f"other processes took {foreign:.0f} % of the processor time meanwhile: speeds are lower than they are alone")
         found = findings(study, in_process)
     served, samples, rounds = None, found.samples, found.rounds
     if under_load is not None:
@@ -327,7 +331,7 @@ def _measure(
         task=task.name,
         created=created,
         main_metric=task.main_metric,
-        environment=machine | {"stolen_percent": stolen_percent(before, psutil.cpu_times())},
+        environment=machine | {"others_percent": foreign, "stolen_percent": stolen_percent(before, psutil.cpu_times())},
         settings=_settings(options, study),
         in_process=found.models,
         served=served,

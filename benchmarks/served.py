@@ -305,8 +305,9 @@ class UnderLoad:
 
     def __init__(self, target: Target, study: Study, energy: EnergyMeter) -> None:
         self._target, self._study, self._energy = target, study, energy
-        self._process = check_process(target.server.endpoint, target.package)
-        self._memory = MemoryMeter(self._process) if self._process is not None else None
+        self.process = check_process(target.server.endpoint, target.package)
+        """The server's, None where it cannot be seen from here."""
+        self._memory = MemoryMeter(self.process) if self.process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
             self._answers = target.server.ask(study.rows.labelled, study.bundle.task.judged_options)
@@ -344,7 +345,7 @@ class UnderLoad:
             server=server.version,
             loads=[way.load() for way in self.ways],
             quality=judge(self._study.bundle.task, self._study.rows, self._answers, original),
-            load_seconds=_load_seconds(server.endpoint, self._process),
+            load_seconds=_load_seconds(server.endpoint, self.process),
             peak_rss_mib=self._memory.peak_rss_mib if self._memory else None,
             pss_mib=self._memory.pss_mib if self._memory else None,
             gpu_memory_mib=server.gpu_memory_mib(),
