@@ -180,7 +180,7 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
 
 
 def _options(name: str, values: dict[str, Any]) -> Any:
-    from benchmarks.run import BenchmarkOptions
+    from benchmarks.preparation import BenchmarkOptions
     from benchmarks.served import Endpoint
     from export.data import Columns
     from serving.install import triton_environment

@@ -221,8 +221,7 @@ def _plan(study: Study, folder: Path) -> Iterator[Run]:
         device = "cpu" if precision == "int8" else study.device  # CUDA has no kernels for dynamic int8
         if device == "gpu":
             yield run("onnx", file, (*batched, *by_length), threads=1)
-            if precision in tensorrt_precisions(study):
-                assert study.exported is not None
+            if study.exported is not None and precision in tensorrt_precisions(study):
                 yield run(OPTIONAL, study.exported, (*batched, *by_length), threads=1, half=precision == "fp16")
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
@@ -231,8 +230,8 @@ def _plan(study: Study, folder: Path) -> Iterator[Run]:
 
 
 def tensorrt_precisions(study: Study) -> list[str]:
-    """Precisions in which TensorRT runs the exported graph, where there is TensorRT."""
-    usable = study.device == "gpu" and study.exported is not None and has_tensorrt()
+    """Precisions in which TensorRT can run the exported graph."""
+    usable = study.device == "gpu" and has_tensorrt()
     return [precision for precision in study.precisions if precision != "int8"] if usable else []
 
 

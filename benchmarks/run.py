@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -20,85 +19,24 @@ from benchmarks.comparing.compare import Allowed, compare
 from benchmarks.comparing.words import worse
 from benchmarks.energy import find_meter
 from benchmarks.gates import check_gate, figures_in, parse_gate
-from benchmarks.in_process import findings, loaded, require_original, tensorrt_precisions
+from benchmarks.in_process import findings, loaded, tensorrt_precisions
 from benchmarks.junit import write_junit
-from benchmarks.lengths import mean_tokens, rows_of_length
+from benchmarks.lengths import mean_tokens
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import ForeignWork, environment, stolen_percent
 from benchmarks.pages import html, markdown
+from benchmarks.preparation import BenchmarkOptions, exported_graph, make_study, model_inputs
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
 from benchmarks.rounds import measure_rounds
 from benchmarks.samples import Samples, told
-from benchmarks.served import Endpoint, Server, Target, UnderLoad, check_process, read_package, require_same_bundle
+from benchmarks.served import Server, Target, UnderLoad, check_process, read_package, require_same_bundle
 from benchmarks.speed import Spans
-from benchmarks.study import OpenLoop, Rows, Study
-from export import convert, graph, tails
-from export.data import Columns, LabelledRows, encode_labels, read_evaluation, sample
-from export.sources import checkpoint_folder, load_rows
+from benchmarks.study import Study
 from serving.artifact import publish
-from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError, GateError
 
-QUICKSTART_CACHE = "quickstart"
 BUSY_PERCENT = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
-    """What to measure.
-
-    Args:
-        checkpoint: the original: a folder, or a name on the Hub.
-        repository: model repository that the running server was started on.
-        endpoint: the running server; None measures in process only.
-        server_environment: folder of the environment that carries ``perf_analyzer``.
-        precisions: ONNX variants to run in process; empty for all of the bundle.
-        exported: run the graph as Optimum exports it too.
-        compiled: run the original through ``torch.compile`` too.
-        batches: rows per call in process.
-        lengths: tokens of rows that all have one length, beside those as they are.
-        open_loops: how the server is asked beside that.
-        test: other labelled rows than the bundle's own; None for those.
-        rows: texts that speed is measured on, drawn at random from the labelled rows.
-        duration: seconds of timing per figure, split over the rounds.
-        rounds: how often every way of answering gets its turn, on rows of its own each time.
-        gates: expressions, see :mod:`benchmarks.gates`.
-        baseline: ``report.json`` of an earlier run, or its folder.
-        max_regression: how much worse than ``baseline`` a speed may be, relative.
-        max_quality_drop: points that a metric may be below the baseline's.
-        junit: file to write gates and the comparison to as well, as JUnit XML.
-        output: folder to write.
-    """
-
-    name: str
-    bundle: Path
-    checkpoint: str
-    repository: Path
-    artifacts: Path
-    endpoint: Endpoint | None
-    server_environment: Path
-    precisions: tuple[str, ...]
-    exported: bool
-    compiled: bool
-    device: str
-    batches: tuple[int, ...]
-    lengths: tuple[int, ...]
-    protocols: tuple[str, ...]
-    concurrencies: tuple[int, ...]
-    open_loops: tuple[OpenLoop, ...]
-    test: str | None
-    columns: Columns
-    rows: int
-    duration: float
-    rounds: int
-    gates: tuple[str, ...]
-    baseline: Path | None
-    max_regression: float
-    max_quality_drop: float
-    junit: Path | None
-    output: Path
-    seed: int
 
 
 def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Report:
@@ -120,12 +58,12 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
     baseline = _baseline(options.baseline) if options.baseline else None
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
-        study = _study(options, say)
+        study = make_study(options, say)
         target = _target(options)
         stack.enter_context(closing(target.server) if target else nullcontext())
         _require_measured(options, study, target)
         if options.exported:
-            study = replace(study, exported=_exported(study, folder, say))
+            study = replace(study, exported=exported_graph(study, folder, say))
         report, samples = _measure(options, study, target, say)
     try:
         report = _checked(report, baseline, options)
@@ -171,7 +109,7 @@ def _measured(study: Study, *, exported: bool) -> list[str]:
     """Names of what runs without a server."""
     half = "fp16" if study.device == "gpu" else "bf16"
     names = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in study.precisions)]
-    names += [f"tensorrt.{precision}" for precision in tensorrt_precisions(study)]
+    names += [f"tensorrt.{precision}" for precision in tensorrt_precisions(study) if exported]
     also = {"pipeline": study.bundle.task.has_pipeline, "compiled": study.compiled, "exported": exported}
     return [*names, *(f"{kind}.fp32" for kind, runs in also.items() if runs)]
 
@@ -209,87 +147,6 @@ def require_passed(report: Report) -> None:
         parts.append(worse(report.regressions))
     if parts:
         raise GateError(". ".join(parts), hint="every figure stands in the report")
-
-
-def _study(options: BenchmarkOptions, say: Callable[[str], None]) -> Study:
-    bundle = load_bundle(options.bundle)
-    precisions = options.precisions or tuple(bundle.variants)
-    for precision in precisions:
-        bundle.variant(precision)  # an error now rather than minutes later
-    checkpoint = checkpoint_folder(options.checkpoint, options.artifacts / QUICKSTART_CACHE)
-    require_original(bundle, checkpoint)
-    return Study(
-        bundle=bundle,
-        checkpoint=checkpoint,
-        rows=_rows(options, bundle, say),
-        precisions=precisions,
-        exported=None,
-        compiled=options.compiled,
-        device=options.device,
-        batches=options.batches,
-        protocols=options.protocols,
-        concurrencies=options.concurrencies,
-        open_loops=options.open_loops,
-        duration=options.duration,
-        rounds=options.rounds,
-    )
-
-
-def _exported(study: Study, folder: Path, say: Callable[[str], None]) -> Path:
-    """The graph before anything was done to it but what the task itself needs at its end: a bundle does not keep it."""
-    say("exporting the graph as it was before it was fused")
-    bundle = study.bundle
-    raw = convert.convert(study.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
-    tails.add_tail(raw, bundle.task)
-    return raw
-
-
-def _rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None]) -> Rows:
-    labelled = _labelled(options, bundle)
-    if len(labelled.texts) != bundle.task.text_columns:
-        raise DataError(
-            f"the model takes {bundle.task.text_columns} texts a row, the rows have {len(labelled.texts)}",
-            hint="name the columns with --text-column and --text-pair-column",
-        )
-    rows = [list(row) for row in zip(*bundle.task.requests(labelled.texts), strict=True)]
-    timed = [rows[index] for index in sample(len(rows), options.rows, options.seed)]
-    if len(timed) < options.rounds:
-        raise DataError(
-            f"{len(timed)} rows cannot be dealt out to {options.rounds} rounds",
-            hint="give fewer --rounds, or more rows to time: --rows",
-        )
-    random.Random(options.seed).shuffle(timed)  # noqa: S311 - nothing secret; files are often sorted, by label or by length
-    return Rows(timed={None: timed, **_by_length(options, bundle, timed, say)}, labelled=rows, references=list(labelled.labels))
-
-
-def _by_length(
-    options: BenchmarkOptions, bundle: Bundle, rows: list[list[str]], say: Callable[[str], None]
-) -> dict[int | None, list[list[str]]]:
-    """Rows of each length asked for; one that cannot be had is told, and left out."""
-    found: dict[int | None, list[list[str]]] = {}
-    names = model_inputs(bundle)
-    for length in options.lengths:
-        if length > bundle.max_length:
-            say(f"length {length} is left out: rows are cut at {bundle.max_length} tokens")
-            continue
-        made = rows_of_length(bundle, names, rows, length)
-        if len(made) < options.rounds:
-            say(f"length {length} is left out: of the rows no more than {len(made)} can be brought to it")
-            continue
-        found[length] = made
-    return found
-
-
-def model_inputs(bundle: Bundle) -> list[str]:
-    """What the bundle's graphs take."""
-    return graph.input_names(next(iter(bundle.variants.values())).path)
-
-
-def _labelled(options: BenchmarkOptions, bundle: Bundle) -> LabelledRows:
-    if options.test is None:
-        return read_evaluation(bundle.folder, bundle.task)
-    found = load_rows(options.test, options.columns, type(bundle.task), split="test", cache=options.artifacts / QUICKSTART_CACHE)
-    return encode_labels(found, bundle.task)
 
 
 def _target(options: BenchmarkOptions) -> Target | None:
