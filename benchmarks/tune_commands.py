@@ -15,6 +15,7 @@ from export.recipe import recipe_file
 
 Say = Callable[[str], None]
 Begin = Callable[[int, int, str], None]
+SERVES = "serves it so"
 
 
 @click.command("tune")
@@ -68,8 +69,8 @@ def tune_command(
 
     Tries a coarse grid of precision, instances, threads, batching, batch size and queue delay, then what lies near the best,
     then the best and the untuned default again by turns. The winner has the highest throughput within --latency-p99-ms; it
-    must beat the default by more than the rounds differ. It is packaged, written into the recipe, and taken by every later
-    tritonize package of this bundle. Goes on where it was interrupted.
+    must beat the default by more than the rounds differ. It is packaged, written into the recipe beside your own choices, and
+    taken by every later tritonize package of this bundle. A search that was interrupted goes on where it was.
     """
     from serving.commands import check_name
 
@@ -92,10 +93,12 @@ def tune_command(
         _print_grid(typed, as_json=as_json)
         return
     refuse_foreign(repository, chosen)  # now rather than after a quarter of an hour
+    _require_writable(recipe_file(ctx))
     with _progress() as (say, begin):
         tuned = tune(typed, say, begin)
     if tuned.unchanged:
-        click.echo("nothing has changed since this was found; --fresh measures again", err=True)
+        again = ", also what could not be served" if tuned.outcome.failures else ""
+        click.echo(f"nothing has changed since this was found; --fresh measures again{again}", err=True)
     click.echo("\n".join(table(tuned.outcome)), err=as_json)
     for line in summary(tuned.outcome):
         click.echo(line, err=True)
@@ -121,25 +124,60 @@ def _print_grid(options: Any, *, as_json: bool) -> None:
 
 def _apply(ctx: click.Context, name: str, bundle: Path, repository: Path, winner: Any) -> Path:
     """Package the winner and write it into the recipe: the user's own, else one beside the bundle. Returns its file."""
-    from benchmarks.tuning.summary import recipe_values
     from export.recipe import write_options
+    from serving.machine import resolve_device
     from serving.repository import PackageOptions, package
 
     packaged = package(PackageOptions(bundle=bundle, repository=repository, name=name, device=winner.device))
     state = "is up to date" if packaged.unchanged else "is packaged; a server that runs takes it up when it is restarted"
     click.echo(f"{repository / name} {state}", err=True)
-    values = recipe_values(winner)
+    device = "" if winner.device == resolve_device("auto") else f" --device {winner.device}"
     own = recipe_file(ctx)
     if own is not None:
-        write_options(own, {}, "package", values)
-        click.echo(f"{own}: [package] serves it so", err=True)
+        outcome = _write(own, bundle)
+        click.echo(f"{own}: [package] {outcome}{device and f', with{device}'}", err=True)
         return own
     recipe = bundle.parent / "tuned.toml"
     usual = {"bundle": Path("artifacts") / name / "bundle", "repository": Path("model_repository")}
     places = {key: str(path) for key, path in {"bundle": bundle, "repository": repository}.items() if path != usual[key]}
-    write_options(recipe, {"name": name}, "package", places | values)
-    click.echo(f"the same as a recipe: tritonize package --recipe {recipe}", err=True)
+    write_options(recipe, {"name": name}, "package", places)
+    outcome = _write(recipe, bundle)
+    same = "the same as a recipe" if outcome == SERVES else f"as a recipe, whose [package] {outcome}"
+    click.echo(f"{same}: tritonize package --recipe {recipe}{device}", err=True)
     return recipe
+
+
+def _require_writable(recipe: Path | None) -> None:
+    """Raises:
+    ArtifactError: there is no adding to the user's own recipe.
+    """
+    from benchmarks.tuning.applied import with_winner
+
+    if recipe is not None:
+        with_winner(_read(recipe), "", {})
+
+
+def _write(recipe: Path, bundle: Path) -> str:
+    """Write the winner into a recipe, but for what the user has pinned there. Returns what the recipe does then."""
+    from benchmarks.tuning.applied import TOGETHER, pins, recipe_values, remark, with_winner
+    from export.recipe import write_recipe
+    from serving.tuning import read_tuning
+
+    tuning, content = read_tuning(bundle), _read(recipe)
+    assert tuning is not None
+    values = recipe_values(tuning.winner)
+    write_recipe(recipe, with_winner(content, remark(tuning), values))
+    kept = pins(content, values)
+    for name in kept:
+        with_it = f", and no {''.join(TOGETHER - {name})} written" if TOGETHER & set(kept) == {name} else ""
+        click.echo(f"your recipe pins {name}: kept{with_it}", err=True)
+    if "precision" in kept:
+        return "stays without a winner: nothing else was measured for that precision"
+    return f"{SERVES}, but for that" if kept else SERVES
+
+
+def _read(recipe: Path) -> str:
+    return recipe.read_bytes().decode()  # with its own line ends
 
 
 @contextlib.contextmanager

@@ -77,9 +77,19 @@ def write_options(path: Path, shared: Mapping[str, Any], section: str, options: 
     for name, value in options.items():
         underscored = name.replace("-", "_")
         table[underscored if underscored in table else name] = value
+    write_recipe(path, tomlkit.dumps(document))
+
+
+def write_recipe(path: Path, content: str) -> None:
+    """Replace a recipe, or make it, in one step.
+
+    Raises:
+        OSError: it cannot be written; it is as it was.
+    """
+    path = path.resolve()
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder) / path.name
-        written.write_text(tomlkit.dumps(document), encoding="utf-8")
+        written.write_bytes(content.encode())
         if path.exists():
             shutil.copymode(path, written)
         written.replace(path)

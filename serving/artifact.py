@@ -215,5 +215,5 @@ def is_current(folder: Path, kind: str, inputs: Mapping[str, Any]) -> bool:
         manifest = read_manifest(folder, kind)
     except ArtifactError:
         return False
-    recorded = (manifest["inputs"], manifest["versions"], manifest["files"])
-    return recorded == (dict(inputs), versions(), checksums(folder))
+    recorded = [manifest.get(name) for name in ("inputs", "versions", "files")]
+    return recorded == [dict(inputs), versions(), checksums(folder)]

@@ -7,11 +7,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.artifact import sha256
 from serving.errors import SetupError
 
 PROJECT = Path(__file__).parents[1]
 STAND_IN = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
 ENVIRONMENT_VARIABLE = "TRITONIZE_TRITON_ENV"
+IMAGE_VERSION = "NVIDIA_TRITON_SERVER_VERSION"
+"""Variable in which the NGC image has its version."""
+RECORDED = ("nvidia_pytriton", "onnxruntime", "onnxruntime_gpu", "numpy")
+"""In the embedded server's environment: the wheel that carries the server, what runs the models, what the stubs load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +81,25 @@ def stub_version(install: Install) -> str:
 def numpy_version(install: Install) -> str | None:
     """Version of the numpy the stubs will load, read from its metadata; None where there is none."""
     assert install.environment is not None
-    found = sorted(site_packages(install.environment).glob("numpy-*.dist-info"))
-    return found[0].name.removeprefix("numpy-").removesuffix(".dist-info") if found else None
+    return _installed(install.environment).get("numpy")
+
+
+def server_versions() -> dict[str, str]:
+    """What answers depend on at the server's side, and their speed, by name: versions, of a system-wide server its checksum.
+
+    Nothing is imported or started for it. Empty where there is no server.
+    """
+    on_path = shutil.which("tritonserver")
+    if on_path:
+        image = {"image": os.environ[IMAGE_VERSION]} if IMAGE_VERSION in os.environ else {}
+        return image | {"tritonserver": sha256(Path(on_path))}
+    return {name: version for name, version in _installed(triton_environment()).items() if name in RECORDED}
+
+
+def _installed(environment: Path) -> dict[str, str]:
+    """Versions of what is installed in a virtual environment, by name with underscores, read from the names of its metadata."""
+    found = sorted(environment.glob("lib/python3*/site-packages/*.dist-info"))
+    return dict(metadata.name.removesuffix(".dist-info").split("-", 1) for metadata in found)
 
 
 def check_numpy(install: Install) -> None:

@@ -59,8 +59,9 @@ def make_plan(
     if tuned is not None:
         precision = tuned.precision
         batching = tuned.batching if batching == "auto" else batching
-        instances = tuned.instances if instances is None else instances
-        threads = tuned.threads if threads is None and chosen_device == "cpu" else threads
+        if instances is None and (threads is None or chosen_device == "gpu"):  # one without the other was never measured
+            instances = tuned.instances
+            threads = tuned.threads if chosen_device == "cpu" else threads
         max_batch_size = tuned.max_batch_size if max_batch_size is None else max_batch_size
     variant = _choose_variant(bundle, chosen_device, reasons) if precision == "auto" else bundle.variant(precision)
     chosen_batching = _choose_batching(variant, chosen_device, batching, reasons)
@@ -79,7 +80,7 @@ def make_plan(
         _warn_of_crowding(plan)
     if tuning is not None and tuned is not None:
         own = tuning.differences(plan)
-        reasons["configuration"] = f"tuned: {tuning}" + (f"; but {', '.join(own)} as asked" if own else "")
+        reasons["configuration"] = f"tuned: {tuning}" + (f"; but not in {', '.join(own)}, by what was asked" if own else "")
     return plan
 
 

@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,6 +34,7 @@ from serving.artifact import MANIFEST, inputs_record, is_current, read_manifest,
 from serving.bundle import Bundle, file_inside, load_bundle
 from serving.ensemble import Graph, Warmup
 from serving.errors import ArtifactError, ExportError
+from serving.install import STAND_IN
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
 from serving.probe import probe_body
@@ -45,6 +46,8 @@ from serving.tuning import Tuning, read_tuning
 RUNTIME = Path(__file__).parent / "runtime"
 SHAPING = tuple(Path(__file__).parent / f"{name}.py" for name in ("ensemble", "pbtxt", "plan", "prologue", "repository"))
 """The modules that decide what is written: after an upgrade that changed one, a repository is not up to date."""
+STARTING = (STAND_IN, Path(__file__).parent / "server.py")
+"""What else decides how a model runs, though not what is written: the stand-in for a backend, and how the server is started."""
 DTYPES = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.INT32: "TYPE_INT32",
@@ -87,13 +90,14 @@ def package(options: PackageOptions) -> Package:
     """Write or replace the four models of ``options.name``.
 
     Raises:
-        ArtifactError: no usable bundle or record of its tuning, one that refers to files outside it, or something else stands
-            under one of the four names.
+        ArtifactError: no usable bundle, one that refers to files outside it, or something else stands under one of the four names.
         ExportError: the graph takes inputs that cannot be had from text.
     """
     bundle = load_bundle(options.bundle)
-    tuning = read_tuning(options.bundle) if options.tuned else None
+    tuning, objection = _tuning(options)
     plan = _plan(bundle, options, tuning)
+    if objection is not None:
+        plan = replace(plan, reasons=plan.reasons | {"configuration": f"not as tuned: {objection}"})
     sources = [options.bundle / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME, *SHAPING]
     inputs = inputs_record(asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}, sources)
     home = options.repository / f"{options.name}_model"
@@ -119,6 +123,22 @@ def package(options: PackageOptions) -> Package:
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
         _switch(options.repository, options.name, generation)
     return Package(manifest=manifest, unchanged=False)
+
+
+def serving_code() -> dict[str, str]:
+    """Checksums of the code that decides what is served and how, by file."""
+    files: dict[str, str] = inputs_record({}, [RUNTIME, *SHAPING, *STARTING])["files"]
+    return files
+
+
+def _tuning(options: PackageOptions) -> tuple[Tuning | None, str | None]:
+    """What tuning found, and why that cannot be read where it cannot: a model is packaged without it."""
+    if not options.tuned:
+        return None, None
+    try:
+        return read_tuning(options.bundle), None
+    except ArtifactError as error:
+        return None, error.message
 
 
 def _plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Plan:

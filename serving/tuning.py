@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.configuration import Configuration
+from serving.errors import ArtifactError
 from serving.machine import hardware
+
+_ANEW = "measure anew with: tritonize tune NAME --fresh, or remove {}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +87,26 @@ def read_tuning(bundle: Path) -> Tuning | None:
     folder = tuning_folder(bundle)
     if not folder.exists():
         return None
-    manifest = read_manifest(folder, "tuning")
-    found = {name: manifest[name] for name in ("latency_p99_ms", "bundle_sha256", "hardware", "created")}
-    speed = {name: manifest["speed"][name] for name in ("throughput", "p99_ms", "concurrency")}
-    winner = Configuration(**manifest["winner"])
-    return Tuning(folder=folder, winner=winner, sha256=sha256(folder / MANIFEST), **speed, **found)
+    with record_explained(folder):
+        manifest = read_manifest(folder, "tuning")
+        found = {name: manifest[name] for name in ("latency_p99_ms", "bundle_sha256", "created")}
+        speed = {name: manifest["speed"][name] for name in ("throughput", "p99_ms", "concurrency")}
+        machine = {name: manifest["hardware"][name] for name in ("cpu", "cores", "gpus")}
+        winner = Configuration(**manifest["winner"])
+    return Tuning(folder=folder, winner=winner, hardware=machine, sha256=sha256(folder / MANIFEST), **speed, **found)
+
+
+@contextlib.contextmanager
+def record_explained(folder: Path) -> Iterator[None]:
+    """Where the block cannot read the record in ``folder``, say so, and how to be rid of it.
+
+    Raises:
+        ArtifactError: it lacks something, or has what is unknown here.
+    """
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"the record cannot be read: {error.message}", hint=_ANEW.format(folder)) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ArtifactError(f"the record cannot be read: {folder / MANIFEST}: {reason}", hint=_ANEW.format(folder)) from error

@@ -51,7 +51,7 @@ class Measured:
 
     @property
     def memory_mib(self) -> float:
-        """GPU memory where there is a GPU, otherwise the server's share of the machine's, median, MiB."""
+        """GPU memory where the model runs on one, otherwise the server's share of the machine's, median, MiB."""
         return median(trial.memory_mib for trial in self.trials)
 
     def throughputs(self) -> list[float]:

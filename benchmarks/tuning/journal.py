@@ -1,4 +1,8 @@
-"""Trials that a tuning has made so far, on disk as soon as they are made: one that was interrupted goes on from them."""
+"""Trials that a tuning has made so far, on disk as soon as they are made: a search that was interrupted goes on from them.
+
+Taken over is what the search could measure. A trial that failed is made again, as its cause may be repaired; so is all of a final,
+as only rounds of one run stand side by side.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,15 @@ class Terms:
 
     Args:
         conditions: everything that decides what a trial finds. Trials made under others say nothing.
-        goal: everything that decides which configurations reach the final. Its trials are made by turns, so those of other
-            finalists are not to be mixed in; those of the search hold for any goal.
+        goal: everything else that decides what a tuning comes to. Trials hold for any.
     """
 
     conditions: Mapping[str, Any]
     goal: Mapping[str, Any]
 
     def valid(self, recorded: Mapping[str, Any], trials: Sequence[Trial]) -> list[Trial]:
-        """Those of ``trials`` that hold here too, where ``recorded`` has the terms they were made under."""
-        if recorded.get("conditions") != self.conditions:
-            return []
-        return [trial for trial in trials if trial.round == 0 or recorded.get("goal") == self.goal]
+        """Those of ``trials`` that were made under the same conditions, where ``recorded`` has the terms they were made under."""
+        return list(trials) if recorded.get("conditions") == self.conditions else []
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -40,27 +41,34 @@ class Terms:
 
 
 class Journal:
-    """Trials by configuration and round. Open it with :func:`opened`.
+    """Where trials are written down, and those made earlier. Open it with :func:`opened`.
 
     Args:
         file: open for writing at its end.
-        trials: made earlier, and in the file.
+        earlier: trials made under the same conditions.
     """
 
-    def __init__(self, file: IO[str], trials: Sequence[Trial]) -> None:
+    def __init__(self, file: IO[str], earlier: Sequence[Trial]) -> None:
         self._file = file
-        self._trials = {(trial.configuration, trial.round): trial for trial in trials}
+        self._taken = {trial.configuration: trial for trial in _taken(earlier)}
+        self._failed = sum(trial.round == 0 and trial.failure is not None for trial in earlier)
+        self._final = sum(trial.round > 0 for trial in earlier)
 
-    def __len__(self) -> int:
-        return len(self._trials)
+    def taken(self, configuration: Configuration) -> Trial | None:
+        """The trial of the search that need not be made again."""
+        return self._taken.get(configuration)
 
-    def find(self, configuration: Configuration, number: int) -> Trial | None:
-        """The trial of that configuration in that round."""
-        return self._trials.get((configuration, number))
+    def told(self) -> Iterator[str]:
+        """What becomes of the trials made earlier, a line for each kind there is."""
+        counts = {
+            "trials made before and taken over": len(self._taken),
+            "trials that failed before, made again": self._failed,
+            "trials of an earlier final, which is measured anew as a whole": self._final,
+        }
+        yield from (f"{kind}: {count}" for kind, count in counts.items() if count)
 
     def add(self, trial: Trial) -> None:
         """Write a trial down."""
-        self._trials[trial.configuration, trial.round] = trial
         self._file.write(_line(trial.to_json()))
         self._file.flush()
 
@@ -85,15 +93,20 @@ def opened(path: Path, terms: Terms, earlier: Sequence[Trial], *, fresh: bool) -
             raise ServerError("this bundle is being tuned already", hint="wait for that, or end it with Ctrl-C") from None
         trials = [] if fresh else _read(file, path, terms) or list(earlier)
         fresh_path = path.with_suffix(".new")
-        fresh_path.write_text(_line(terms.to_json()) + "".join(_line(trial.to_json()) for trial in trials), encoding="utf-8")
+        lines = [terms.to_json(), *(trial.to_json() for trial in _taken(trials))]
+        fresh_path.write_text("".join(map(_line, lines)), encoding="utf-8")
         with fresh_path.open("a", encoding="utf-8") as rewritten:
             fcntl.flock(rewritten, fcntl.LOCK_EX)  # before it takes the place of the one that others find locked
             fresh_path.rename(path)
             yield Journal(rewritten, trials)
 
 
+def _taken(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.round == 0 and trial.failure is None]
+
+
 def _read(file: IO[str], path: Path, terms: Terms) -> list[Trial]:
-    """Trials that are valid under ``terms``. A last line without an end was never finished."""
+    """Trials made under the same conditions. A last line without an end was never finished."""
     file.seek(0)
     try:
         lines = [json.loads(line) for line in file if line.endswith("\n")]

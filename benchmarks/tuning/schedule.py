@@ -22,8 +22,8 @@ LISTED = 3
 @dataclass(kw_only=True)
 class Schedule:
     """Args:
-    journal: holds trials that need not be made again; their time counts as if they were, so that a tuning that was
-        interrupted comes to what it would have come to.
+    journal: holds trials of the search that need not be made again; their time counts as if they were, so that a tuning that
+        was interrupted comes to what it would have come to.
     minutes: for all trials together.
     latency_p99_ms: what is allowed, ms; None for any.
     finalists: how many configurations the final has room for, besides the default.
@@ -74,7 +74,7 @@ class Schedule:
     def _try(self, configuration: Configuration, number: int, about: int) -> None:
         count = len(self.trials) + 1
         self.begin(count, about, str(configuration))
-        trial = self.journal.find(configuration, number)
+        trial = self.journal.taken(configuration) if number == 0 else None
         if trial is None:
             trial = self.testbed.measure(configuration, number)
             self.journal.add(trial)

@@ -6,7 +6,6 @@ that others use too changes its speed from minute to minute, and only what stand
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,10 +20,12 @@ from benchmarks.tuning.trial import Trial
 from serving.artifact import MANIFEST, inputs_record, is_current, publish, read_manifest, sha256, versions, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
-from serving.errors import ArtifactError, ServerError
+from serving.errors import ServerError
+from serving.install import server_versions
 from serving.machine import cores, hardware, resolve_device
 from serving.plan import make_plan
-from serving.tuning import tuning_folder
+from serving.repository import serving_code
+from serving.tuning import record_explained, tuning_folder
 
 STARTS = 2
 FINALISTS = 3
@@ -108,6 +109,8 @@ def prepare(options: TuneOptions) -> Subject:
         "bundle": sha256(options.bundle / MANIFEST),
         "hardware": hardware(),
         "versions": versions(),
+        "server": server_versions(),
+        "code": serving_code(),
         **{name: getattr(options, name) for name in ("rows", "seed", "duration")},
         "concurrencies": list(options.concurrencies),
     }
@@ -133,8 +136,7 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
     record = tuning_folder(options.bundle)
     inputs = inputs_record(subject.terms.to_json(), [options.bundle / MANIFEST])
     if not options.fresh and is_current(record, "tuning", inputs):
-        trials = _recorded(read_manifest(record, "tuning"))
-        return Tuned(outcome=_outcome(subject, trials), unchanged=True)
+        return Tuned(outcome=_outcome(subject, _recorded(record)[1]), unchanged=True)
     testbed = make_testbed(
         subject.bundle,
         rows=options.rows,
@@ -143,9 +145,10 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
         seed=options.seed,
     )
     journal_path = record.with_name("tuning.partial.jsonl")
-    with opened(journal_path, subject.terms, _earlier(record, subject.terms), fresh=options.fresh) as journal:
-        if len(journal):
-            say(f"trials made before and taken over: {len(journal)}")
+    earlier = [] if options.fresh else _earlier(record, subject.terms)
+    with opened(journal_path, subject.terms, earlier, fresh=options.fresh) as journal:
+        for line in journal.told():
+            say(line)
         schedule = Schedule(
             testbed=testbed,
             journal=journal,
@@ -218,12 +221,20 @@ def _fields(subject: Subject, outcome: Outcome) -> dict[str, Any]:
 
 
 def _earlier(record: Path, terms: Terms) -> list[Trial]:
-    """Trials of a finished tuning that hold here too."""
-    with contextlib.suppress(ArtifactError):  # none, or one that cannot be read: it will be written anew
+    """Trials of a finished tuning that were made under the same conditions.
+
+    Raises:
+        ArtifactError: its record cannot be read.
+    """
+    return terms.valid(*_recorded(record)) if record.exists() else []
+
+
+def _recorded(record: Path) -> tuple[dict[str, Any], list[Trial]]:
+    """A finished tuning: its manifest, and the trials in it.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    with record_explained(record):
         manifest = read_manifest(record, "tuning")
-        return terms.valid(manifest, _recorded(manifest))
-    return []
-
-
-def _recorded(manifest: dict[str, Any]) -> list[Trial]:
-    return [Trial.from_json(trial) for trial in manifest["trials"]]
+        return manifest, [Trial.from_json(trial) for trial in manifest["trials"]]

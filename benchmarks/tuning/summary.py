@@ -9,7 +9,6 @@ from typing import Any
 from benchmarks.pages.words import aligned
 from benchmarks.tuning.choice import Measured, Point
 from benchmarks.tuning.outcome import Outcome
-from serving.configuration import Configuration
 from serving.errors import GateError, ServerError
 
 HEADINGS = ("rows/s", "p99 ms", "clients", "MiB", "batch", "served as")
@@ -76,14 +75,6 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         ],
         "trials": [trial.to_json() for trial in outcome.trials],
     }
-
-
-def recipe_values(configuration: Configuration) -> dict[str, str | int]:
-    """Options of ``tritonize package`` that serve a model so."""
-    values = {name.replace("_", "-"): value for name, value in asdict(configuration).items()}
-    if configuration.device == "gpu":
-        del values["threads"]  # without effect there
-    return values
 
 
 def _as_json(measured: Measured | None) -> dict[str, Any] | None:

@@ -55,12 +55,13 @@ class Trial:
 
     @property
     def memory_mib(self) -> float:
-        """What the configuration costs of the scarcer memory, MiB.
+        """What the configuration costs of the memory the model is in, MiB.
 
         Raises:
             ValueError: the trial failed.
         """
-        memory = self.pss_mib if self.gpu_memory_mib is None else self.gpu_memory_mib
+        on_gpu = self.configuration.device == "gpu" and self.gpu_memory_mib is not None
+        memory = self.gpu_memory_mib if on_gpu else self.pss_mib
         if memory is None:
             raise ValueError("a trial that failed has no figures")
         return memory

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,11 @@ def test_what_cannot_be_served_is_recorded_and_passed_over(own: Path, monkeypatc
     assert any(line.endswith(": failed: out of memory") for line in said)
     assert set(tuned.outcome.failures.values()) == {"out of memory"}
     with pytest.raises(ServerError, match="no configuration could be served: out of memory"):
-        run(monkeypatch, asked(own, fresh=True), MadeUp(best_at()))
+        run(monkeypatch, asked(own, fresh=True), failed := MadeUp(best_at()))
+    shutil.rmtree(own.parent / "tuning")
+    tuned, said = run(monkeypatch, asked(own), repaired := MadeUp(best_at(1, 2, 3)))
+    assert said[0] == f"trials that failed before, made again: {len(failed.made)}"
+    assert repaired.made[: len(failed.made)] == failed.made and not tuned.outcome.failures
 
 
 def test_the_time_allowed_is_kept_and_what_is_left_out_is_said(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,20 +130,24 @@ def test_the_time_allowed_is_kept_and_what_is_left_out_is_said(own: Path, monkey
     assert any("2 rounds in the final instead of 3" in line for line in said)
 
 
-@pytest.mark.parametrize("limit", [0, 1, 7, 14, 18])
+@pytest.mark.parametrize("limit", [0, 1, 7, 14, -11, -1])
 def test_interrupted_it_goes_on_to_the_same_end(own: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     straight = MadeUp(best_at(1, 2, 3))
     expected, _ = run(monkeypatch, asked(own, fresh=True), straight)
     assert len(straight.made) > limit
+    limit %= len(straight.made)
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, asked(own, fresh=True), first := MadeUp(best_at(1, 2, 3), limit=limit))
     with (own.parent / "tuning.partial.jsonl").open("a") as journal:
         journal.write('{"half a li')
     shutil.rmtree(own.parent / "tuning")
     tuned, said = run(monkeypatch, asked(own), second := MadeUp(best_at(1, 2, 3)))
-    assert first.made + second.made == straight.made
+    searched = [trial for trial in first.made if trial[1] == 0]
+    assert searched + second.made == straight.made, "of a final, only rounds of one run stand side by side"
     assert tuned.outcome == expected.outcome
-    assert (f"trials made before and taken over: {limit}" in said) == (limit > 0)
+    assert (f"trials made before and taken over: {len(searched)}" in said) == (limit > 0)
+    again = f"trials of an earlier final, which is measured anew as a whole: {limit - len(searched)}"
+    assert (again in said) == (limit > len(searched))
 
 
 def test_finished_it_is_not_done_again_unless_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +162,7 @@ def test_finished_it_is_not_done_again_unless_told(own: Path, monkeypatch: pytes
 def test_another_goal_takes_over_the_search_but_not_the_final(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = run(monkeypatch, asked(own), MadeUp(best_at(1, 2)))
     run(monkeypatch, asked(own, latency_p99_ms=30.0), testbed := MadeUp(best_at(1, 2)))
-    searched = {trial.configuration for trial in first.outcome.trials if trial.round == 0}
+    searched = {trial.configuration for trial in first.outcome.trials if trial.round == 0 and trial.failure is None}
     assert not {configuration for configuration, number in testbed.made if number == 0} & searched
     assert [number for _, number in testbed.made if number] == [1] * 4 + [2] * 4 + [3] * 4
     run(monkeypatch, asked(own, latency_p99_ms=30.0, rows=7), testbed := MadeUp(best_at(1, 2)))
@@ -167,7 +175,32 @@ def test_where_nothing_is_fast_enough_nothing_is_recorded(own: Path, monkeypatch
     assert tuned.outcome.winner is None
     assert not (own.parent / "tuning").exists()
     again, _ = run(monkeypatch, asked(own, latency_p99_ms=1.0), testbed := MadeUp(best_at(1, 2, 3)))
-    assert again.outcome.winner is None and not testbed.made
+    assert again.outcome.winner is None and all(number for _, number in testbed.made), "the final alone is measured anew"
+
+
+@pytest.mark.parametrize("change", [{"trials": [{}]}, {"trials": [{"round": 0}]}, {"kind": "bundle"}, {"trials": None}])
+def test_a_record_that_cannot_be_read_is_an_error_but_to_fresh(
+    own: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    run(monkeypatch, asked(own), MadeUp(best_at(1, 2)))
+    record = own.parent / "tuning" / "manifest.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    for options in (asked(own), asked(own, latency_p99_ms=30.0)):
+        with pytest.raises(ArtifactError, match="the record cannot be read") as raised:
+            run(monkeypatch, options, testbed := MadeUp(best_at(1, 2)))
+        assert raised.value.hint == f"measure anew with: tritonize tune NAME --fresh, or remove {record.parent}"
+        assert not testbed.made
+    tuned, _ = run(monkeypatch, asked(own, fresh=True), MadeUp(best_at(1, 2)))
+    assert not tuned.unchanged and run(monkeypatch, asked(own), MadeUp(best_at(1, 2)))[0].unchanged
+
+
+@pytest.mark.parametrize("changed", ["server_versions", "serving_code"])
+def test_another_server_or_other_code_serves_at_another_speed(own: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    run(monkeypatch, asked(own), first := MadeUp(best_at(1, 2)))
+    monkeypatch.setattr(stage, changed, lambda: {"onnxruntime": "0"})
+    tuned, said = run(monkeypatch, asked(own), second := MadeUp(best_at(1, 2)))
+    assert not tuned.unchanged and second.made == first.made
+    assert said[0].startswith("trial 1 ")
 
 
 def test_a_journal_is_one_process_at_a_time_and_readable_or_an_error(tmp_path: Path) -> None:
@@ -183,7 +216,7 @@ def test_a_journal_is_one_process_at_a_time_and_readable_or_an_error(tmp_path: P
         pass
     assert "--fresh" in raised.value.hint
     with opened(path, terms, [], fresh=True) as journal:
-        assert len(journal) == 0
+        assert not list(journal.told())
 
 
 def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
@@ -242,6 +275,37 @@ def test_a_dry_run_prints_the_grid_and_tries_nothing(own: Path, capsys: pytest.C
     assert [entry.name for entry in own.parent.iterdir()] == ["bundle"]
 
 
+def test_the_winner_goes_into_a_recipe_beside_the_users_own_choices(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stage, "make_testbed", lambda *_, **__: testbed)
+    monkeypatch.setattr(stage, "cores", lambda: 2)
+    recipe = tmp_path / "mine.toml"
+    line = ["tune", "tiny", "--bundle", str(own), "--repository", str(tmp_path / "models"), "--device", "cpu", "--minutes", "60"]
+    recipe.write_text('package = { precision = "int8" }\n')
+    testbed = MadeUp(best_at(1, 2, 3))
+    assert main([*line, "--recipe", str(recipe)]) == 1
+    assert "cannot be added to" in capsys.readouterr().err and not testbed.made, "before anything is measured"
+    recipe.write_text("[package]\nthreads = 2  # mine\n")
+    assert main([*line, "--recipe", str(recipe)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == "your recipe pins threads: kept, and no instances written"
+    assert said[-1].startswith(f"{recipe}: [package] serves it so, but for that")
+    choices = tomllib.loads(recipe.read_text())["package"]
+    assert choices == {"precision": "fp32", "threads": 2, "batching": "ragged", "max-batch-size": 64, "queue-delay-us": 2000}
+    recipe.write_text('[package]\nprecision = "int8"\n')
+    assert main([*line, "--recipe", str(recipe)]) == 0
+    assert "stays without a winner" in capsys.readouterr().err and recipe.read_text() == '[package]\nprecision = "int8"\n'
+    assert main(line) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "nothing has changed since this was found; --fresh measures again"
+    tuned = own.parent / "tuned.toml"
+    assert f"the same as a recipe: tritonize package --recipe {tuned}" in said[-1]
+    assert (choices := tomllib.loads(tuned.read_text())["package"]) and "device" not in choices and choices["instances"] == 3
+    before = tuned.read_text()
+    assert main(line) == 0 and tuned.read_text() == before
+
+
 def left_behind() -> list[str]:
     """Temporary things whose keeper is gone."""
     named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
@@ -294,9 +358,8 @@ def command(own: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
 @pytest.mark.server
 def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen[str]], own: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
-    recipe.write_text(
-        'name = "tiny"  # what clients call it\n\n[package]\nqueue_delay_us = 9  # no more\n\n[serve]\nhttp-port = 8000\n'
-    )
+    mine = 'name = "tiny"  # what clients call it\n\n[package]\nqueue_delay_us = 9  # mine\n\n[serve]\nhttp-port = 8000\n'
+    recipe.write_text(mine)
     process = command("--recipe", recipe)
     assert process.stderr is not None
     first = process.stderr.readline()
@@ -320,11 +383,14 @@ def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen
     manifest = read_manifest(tmp_path / "models" / "tiny", "repository")
     assert manifest["precision"] == "int8" and manifest["reasons"]["configuration"].startswith("tuned: ")
     written = recipe.read_text()
-    assert "# what clients call it" in written and "# no more" in written and "[serve]" in written
-    assert tomllib.loads(written)["package"] | {"queue_delay_us": 0, "precision": "int8"} == tomllib.loads(written)["package"]
+    assert set(mine.splitlines()) <= set(written.splitlines()) and "your recipe pins queue-delay-us: kept" in err
+    assert "# tuned on cpu, bundle " in written
+    assert tomllib.loads(written)["package"] | {"queue_delay_us": 9, "precision": "int8"} == tomllib.loads(written)["package"]
     package = ["package", "--recipe", str(recipe), "--bundle", str(own), "--repository", str(tmp_path / "models"), "--json"]
     assert main(package) == 0
-    assert read_manifest(tmp_path / "models" / "tiny", "repository") == manifest, "the recipe serves it so"
+    packaged = read_manifest(tmp_path / "models" / "tiny", "repository")
+    choices = [choice.name for choice in fields(Configuration)]
+    assert {name: packaged[name] for name in choices} == {name: manifest[name] for name in choices}, "the recipe serves it so"
 
     process = command("--json")
     out, err = process.communicate(timeout=60)
@@ -334,6 +400,7 @@ def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen
     assert tomllib.loads((own.parent / "tuned.toml").read_text())["name"] == "tiny"
     assert found["recipe"] == str(own.parent / "tuned.toml")
 
+    manifest = read_manifest(tmp_path / "models" / "tiny", "repository")
     process = command("--latency-p99-ms", "0.001")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
