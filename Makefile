@@ -1,9 +1,18 @@
 # tritonize: checkpoint → fine-tune → export → package → serve → benchmark.
 # `make export serve` on a fresh clone does all of it with the quickstart recipe. Every stage skips what has not changed.
 
+# What is set from outside is a text: neither make nor the shell reads anything in it. PYTHON and PYTEST alone are the shell's words.
+GIVEN      := RECIPE NAME ARTIFACTS REPOSITORY TEXT CHECKPOINT TASK TRAIN VALIDATION TEST_ROWS TEXT_COLUMN TEXT_PAIR_COLUMN LABEL_COLUMN \
+              MAX_TRAIN_ROWS SEED MAX_LENGTH PRECISION DEVICE BATCHING INSTANCES THREADS MAX_BATCH_SIZE QUEUE_DELAY_US LATENCY_P99_MS \
+              MINUTES GATE BASELINE MAX_REGRESSION MAX_QUALITY_DROP JUNIT OUTPUT HOST HTTP_PORT GRPC_PORT METRICS_PORT PYTHON PYTEST
+$(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
+quoted      = '$(subst ','\'',$(1))'
+
 PYTHON     ?= python3
 RECIPE     ?= quickstart
-NAME       ?= $(shell sed -n 's/^name *= *"\([^"]*\)".*/\1/p' $(firstword $(wildcard $(RECIPE) export/recipes/$(RECIPE).toml)))
+RECIPE_AT  := $(firstword $(wildcard $(RECIPE) export/recipes/$(RECIPE).toml))
+NAME       ?= $(if $(RECIPE_AT),$(shell sed -n 's/^name *= *"\([^"]*\)".*/\1/p' $(call quoted,$(RECIPE_AT))))
+override NAME := $(NAME)
 ARTIFACTS  ?= artifacts
 REPOSITORY ?= model_repository
 TEXT       ?= A warm, funny and thoroughly engaging film.
@@ -20,8 +29,9 @@ drop_other = for other in $(filter-out $(2),cpu gpu); do if [ "$(2)" != dev ] &&
   rm $(1)/ready-$$other; $(1)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes onnxruntime onnxruntime-gpu; fi; done
 
 # A variable becomes an option only where it is set, so that recipes and defaults keep their say.
-flag = $(if $($(2)),--$(1) "$($(2))")
-SHARED     := --recipe "$(RECIPE)" $(if $(NAME),--name "$(NAME)")
+flag = $(if $($(2)),--$(1) $(call quoted,$($(2))))
+STORED     := --recipe $(call quoted,$(RECIPE)) --artifacts $(call quoted,$(ARTIFACTS)) --repository $(call quoted,$(REPOSITORY))
+SHARED     := --recipe $(call quoted,$(RECIPE)) $(call flag,name,NAME)
 DATA       := $(call flag,train,TRAIN) $(call flag,validation,VALIDATION) $(call flag,test,TEST_ROWS) \
               $(call flag,text-column,TEXT_COLUMN) $(call flag,text-pair-column,TEXT_PAIR_COLUMN) $(call flag,label-column,LABEL_COLUMN)
 TRAINING   := $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed,SEED) $(call flag,max-length,MAX_LENGTH)
@@ -29,7 +39,7 @@ PACKAGING  := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call
               $(call flag,threads,THREADS) $(call flag,max-batch-size,MAX_BATCH_SIZE) $(call flag,queue-delay-us,QUEUE_DELAY_US)
 TUNING     := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,latency-p99-ms,LATENCY_P99_MS) $(call flag,minutes,MINUTES)
 JUDGING    := $(call flag,baseline,BASELINE) $(call flag,max-regression,MAX_REGRESSION) $(call flag,max-quality-drop,MAX_QUALITY_DROP) \
-              $(call flag,junit,JUNIT) $(call flag,output,OUTPUT)
+              $(call flag,junit,JUNIT) $(call flag,output,OUTPUT) $(call flag,gate,GATE)
 PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) $(call flag,metrics-port,METRICS_PORT)
 
 .DEFAULT_GOAL := all
@@ -45,30 +55,29 @@ help: ## this list
 setup: .venv/ready-$(PLATFORM) .triton/ready-$(PLATFORM) ## both environments: .venv (toolchain) and .triton (embedded server)
 
 finetune: setup ## train on labelled rows, keep the best epoch
-	@$(TRITONIZE) finetune $(SHARED) --artifacts "$(ARTIFACTS)" $(call flag,checkpoint,CHECKPOINT) $(DATA) $(TRAINING) $(call flag,max-train-rows,MAX_TRAIN_ROWS)
+	@$(TRITONIZE) finetune $(SHARED) --artifacts $(call quoted,$(ARTIFACTS)) $(call flag,checkpoint,CHECKPOINT) $(DATA) $(TRAINING) $(call flag,max-train-rows,MAX_TRAIN_ROWS)
 
 export: finetune ## ONNX fp32, fp16, int8, each verified on real rows
-	@$(TRITONIZE) export $(SHARED) --artifacts "$(ARTIFACTS)" $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed,SEED) $(if $(filter-out auto,$(PRECISION)),--precision "$(PRECISION)")
+	@$(TRITONIZE) export $(SHARED) --artifacts $(call quoted,$(ARTIFACTS)) $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed,SEED) $(if $(filter-out auto,$(PRECISION)),$(call flag,precision,PRECISION))
 
 package: export ## the Triton model repository
-	@$(TRITONIZE) package $(SHARED) --bundle "$(ARTIFACTS)/$(NAME)/bundle" --repository "$(REPOSITORY)" $(PACKAGING)
+	@$(TRITONIZE) package $(SHARED) --bundle $(call quoted,$(ARTIFACTS)/$(NAME)/bundle) --repository $(call quoted,$(REPOSITORY)) $(PACKAGING)
 
 serve: package ## Triton in the foreground, until Ctrl-C
-	@$(TRITONIZE) serve --repository "$(REPOSITORY)" $(call flag,host,HOST) $(PORTS)
+	@$(TRITONIZE) serve --repository $(call quoted,$(REPOSITORY)) $(call flag,host,HOST) $(PORTS)
 
 stop: setup ## end a server started with `tritonize serve --detach`
 	@$(TRITONIZE) stop $(call flag,http-port,HTTP_PORT)
 
 predict: override export TEXT := $(value TEXT)
 predict: setup ## ask the running server: make predict TEXT="…"
-	@printf '%s\n' "$$TEXT" | $(TRITONIZE) predict "$(NAME)" $(if $(GRPC_PORT),--url "127.0.0.1:$(GRPC_PORT)")
+	@printf '%s\n' "$$TEXT" | $(TRITONIZE) predict $(call quoted,$(NAME)) $(if $(GRPC_PORT),--url $(call quoted,127.0.0.1:$(GRPC_PORT)))
 
-benchmark: override export GATE := $(value GATE)
 benchmark: setup ## speed and quality of what is served, against PyTorch
-	@$(TRITONIZE) benchmark "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(call flag,device,DEVICE) $(PORTS) $(JUDGING) $(if $(GATE),--gate "$$GATE")
+	@$(TRITONIZE) benchmark $(call quoted,$(NAME)) $(STORED) $(call flag,device,DEVICE) $(PORTS) $(JUDGING)
 
 tune: export ## find out how it is best served here, under LATENCY_P99_MS
-	@$(TRITONIZE) tune "$(NAME)" --recipe "$(RECIPE)" --artifacts "$(ARTIFACTS)" --repository "$(REPOSITORY)" $(TUNING)
+	@$(TRITONIZE) tune $(call quoted,$(NAME)) $(STORED) $(TUNING)
 
 test: setup .venv/ready-dev ## the whole test suite
 	@.venv/bin/python -m pytest $(PYTEST)
@@ -81,8 +90,8 @@ lint: setup .venv/ready-dev ## ruff and mypy
 check: lint test ## lint and every test
 
 clean: ## remove what the stages made; environments and other people's models stay
-	@rm -rf "$(ARTIFACTS)" benchmarks/reports .mypy_cache .ruff_cache .pytest_cache
-	@for home in "$(REPOSITORY)"/*_model; do if [ -L "$$home/current" ]; then \
+	@rm -rf $(call quoted,$(ARTIFACTS)) benchmarks/reports .mypy_cache .ruff_cache .pytest_cache
+	@for home in $(call quoted,$(REPOSITORY))/*_model; do if [ -L "$$home/current" ]; then \
 	  name="$${home%_model}"; rm -rf "$$home" "$$name" "$${name}_preprocess" "$${name}_postprocess"; fi; done
 
 .venv/ready-%: pyproject.toml .constraints/toolchain.txt

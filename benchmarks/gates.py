@@ -8,7 +8,8 @@ from __future__ import annotations
 import ast
 import difflib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from statistics import median
 
 from benchmarks.verdicts import Gate, Miss
@@ -66,14 +67,25 @@ def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Gate:
     Args:
         rounds: the figures by their dotted names as each round found them; those that are the same in all rounds stand in each.
 
+    Returns:
+        The gate; one that names a figure that was not measured, divides by zero or comes to no number did not pass, and says so.
+
     Raises:
-        DataError: it is not a gate, names a figure that was not measured, or divides by zero.
+        DataError: it is not a gate.
     """
     parsed = parse_gate(expression)
+    unknown = [name for name in figures_in(expression) if any(name not in figures for figures in rounds)]
+    if unknown:
+        near = closest(unknown[0], set(rounds[0]).intersection(*rounds))
+        return _unchecked(expression, rounds, f"no figure is called {unknown[0]}{f'; close to it: {near}' if near else ''}")
     try:
         values = [[_value(side, figures) for side in (parsed.left, *parsed.comparators)] for figures in rounds]
     except ZeroDivisionError:
-        raise DataError(f"gate {expression!r} divides by zero") from None
+        return _unchecked(expression, rounds, "it divides by zero")
+    except OverflowError:
+        return _unchecked(expression, rounds, "it comes to no finite number")
+    if not all(isfinite(side) for sides in values for side in sides):
+        return _unchecked(expression, rounds, "it comes to no finite number")
     symbols, holds = zip(*(_COMPARISONS[type(comparison)] for comparison in parsed.ops), strict=True)
     held = sum(all(hold(left, right) for hold, left, right in zip(holds, sides, sides[1:], strict=False)) for sides in values)
     medians = [median(side) for side in zip(*values, strict=True)]
@@ -81,6 +93,15 @@ def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Gate:
     passed = 2 * held > len(rounds)
     missed = None if passed else _miss(parsed, medians)
     return Gate(expression=expression, comparison=sides, held=held, rounds=len(rounds), passed=passed, missed=missed)
+
+
+def _unchecked(expression: str, rounds: Sequence[Mapping[str, float]], why: str) -> Gate:
+    return Gate(expression=expression, comparison="", held=0, rounds=len(rounds), passed=False, why=why)
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """Those of ``names`` that may have been meant by ``name``, empty where none may."""
+    return ", ".join(difflib.get_close_matches(name, list(names), n=3, cutoff=0.5))
 
 
 def _miss(gate: ast.Compare, medians: Sequence[float]) -> Miss | None:
@@ -124,14 +145,4 @@ def _value(node: ast.expr, figures: Mapping[str, float]) -> float:
             return -_value(operand, figures)
         case ast.BinOp(left=left, op=reckon, right=right):
             return _ARITHMETIC[type(reckon)](_value(left, figures), _value(right, figures))
-    return _figure(ast.unparse(node), figures)
-
-
-def _figure(name: str, figures: Mapping[str, float]) -> float:
-    if name in figures:
-        return figures[name]
-    close = difflib.get_close_matches(name, figures, n=3, cutoff=0.5)
-    raise DataError(
-        f"no figure is called {name}",
-        hint=f"close to it: {', '.join(close)}" if close else 'all names stand under "figures" in report.json',
-    )
+    return figures[ast.unparse(node)]

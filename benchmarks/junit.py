@@ -50,7 +50,7 @@ def _figures(root: ElementTree.Element, name: str, compared: Compared) -> None:
     for one in compared.figures:
         case = ElementTree.SubElement(suite, "testcase", classname=_clean(f"{name}.baseline"), name=_clean(one.figure))
         if one.verdict == "worse":
-            _tell(case, "failure", f"{one.told}; {one.limits}", str(one))
+            _tell(case, "failure", "; ".join(filter(None, [one.told, one.limits])), str(one))
         elif one.verdict == "not compared":
             ElementTree.SubElement(case, "skipped", message=_clean(one.why))
     _count(suite)

@@ -20,12 +20,14 @@ MIB = 2**20
 
 
 def environment() -> dict[str, Any]:
-    """CPU, cores, memory, GPUs, versions, commit and how busy others keep the machine (looked at for a second), JSON-ready."""
+    """CPU, cores, memory, GPUs and their driver, versions, commit and how busy others keep the machine (looked at for a second),
+    JSON-ready. A driver is none of the machine's: another one does not make it another machine."""
     return {
         "cpu": cpu_model(),
         "cores": cores(),
         "memory_mib": round(psutil.virtual_memory().total / MIB),
-        "gpus": nvidia_smi("--query-gpu=name,memory.total,driver_version"),
+        "gpus": nvidia_smi("--query-gpu=name,memory.total"),
+        "driver": next(iter(nvidia_smi("--query-gpu=driver_version")), None),
         "system": platform.platform(),
         "busy_percent": psutil.cpu_percent(interval=1),
         "versions": versions(),

@@ -11,6 +11,12 @@ from benchmarks.verdicts import Compared, Comparison, Gate
 
 SCHEMA_VERSION = 3
 
+ARRANGEMENT_COSTS = ("load_seconds", "first_answer_seconds", "peak_rss_mib", "gpu_memory_mib", "joules_per_row")
+SERVED_COSTS = ("load_seconds", "peak_rss_mib", "pss_mib", "gpu_memory_mib", "size_mib")
+LOAD_COSTS = ("executed_batch", "joules_per_row")
+QUALITIES = ("agreement", "max_score_difference", "max_logit_difference", "calibration_error", "not_finite")
+"""Figures by the names of their fields; of quality beside the metrics and ``metric_drop``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -182,6 +188,11 @@ class Split:
     ensemble: float
 
 
+def length_key(length: int | None) -> str:
+    """Rows of ``length`` tokens, in a report's settings."""
+    return "as they are" if length is None else str(length)
+
+
 def rate_name(*, rate: float | None, share: float | None) -> str:
     """How gates address an open loop: ``load80``, or ``r100`` where the rate itself was given (``r0_5`` is 0.5)."""
     return f"load{100 * share:.0f}" if share is not None else f"r{rate:g}".replace(".", "_")
@@ -265,7 +276,6 @@ class Report:
         main_metric: the figure of the task's metric that stands for its quality.
         rounds: for every round the figures that each round has of its own (throughput, percentiles, Triton's statistics), by the
             names of :meth:`figures`.
-        regressions: the figures that are worse than the baseline allows, the worst first.
         baseline: every figure held against the baseline; None without one.
     """
 
@@ -279,8 +289,12 @@ class Report:
     served: Served | None
     rounds: list[dict[str, float]]
     gates: list[Gate]
-    regressions: list[Comparison]
     baseline: Compared | None = None
+
+    @property
+    def regressions(self) -> list[Comparison]:
+        """The figures that are worse than the baseline allows, the worst first."""
+        return self.baseline.of("worse") if self.baseline is not None else []
 
     def figures(self) -> dict[str, float]:
         """Every figure by the dotted name that gates and baselines use.
@@ -320,24 +334,22 @@ def _model_figures(model: InProcess) -> dict[str, Any]:
 
 
 def _costs(arrangement: Arrangement) -> dict[str, Any]:
-    keys = ("load_seconds", "first_answer_seconds", "peak_rss_mib", "gpu_memory_mib", "joules_per_row")
-    return {key: getattr(arrangement, key) for key in keys}
+    return {key: getattr(arrangement, key) for key in ARRANGEMENT_COSTS}
 
 
 def _served_figures(served: Served) -> dict[str, Any]:
     loads: dict[str, Any] = {}
     for load in served.loads:
         steps = {name: asdict(step) for name, step in load.steps.items()}
-        own = {"executed_batch": load.executed_batch, "joules_per_row": load.joules_per_row, "split": asdict(load.split)}
+        own = {key: getattr(load, key) for key in LOAD_COSTS} | {"split": asdict(load.split)}
         loads[load.name] = asdict(load.speed) | own | steps
-    memory = {key: getattr(served, key) for key in ("load_seconds", "peak_rss_mib", "pss_mib", "gpu_memory_mib", "size_mib")}
-    return loads | memory | _quality_figures(served.quality)
+    costs = {key: getattr(served, key) for key in SERVED_COSTS}
+    return loads | costs | _quality_figures(served.quality)
 
 
 def _quality_figures(quality: Quality) -> dict[str, float | None]:
-    keys = ("agreement", "max_score_difference", "max_logit_difference", "calibration_error", "not_finite")
     drop = {} if quality.drop is None else {"metric_drop": quality.drop.value}
-    return quality.metrics | {key: getattr(quality, key) for key in keys} | drop
+    return quality.metrics | {key: getattr(quality, key) for key in QUALITIES} | drop
 
 
 def flatten(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

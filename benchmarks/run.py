@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,16 @@ import psutil
 from benchmarks.comparing.compare import Allowed, compare
 from benchmarks.comparing.words import worse
 from benchmarks.energy import find_meter
-from benchmarks.gates import check_gate, figures_in, parse_gate
-from benchmarks.in_process import findings, loaded, tensorrt_precisions
+from benchmarks.expected import expected, require_expected
+from benchmarks.gates import check_gate, parse_gate
+from benchmarks.in_process import findings, loaded
 from benchmarks.junit import write_junit
 from benchmarks.lengths import mean_tokens
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import ForeignWork, environment, stolen_percent
 from benchmarks.pages import html, markdown
 from benchmarks.preparation import BenchmarkOptions, exported_graph, make_study, model_inputs
-from benchmarks.report import Report
+from benchmarks.report import Report, length_key
 from benchmarks.report_file import read_report, write_report
 from benchmarks.rounds import measure_rounds
 from benchmarks.samples import Samples, told
@@ -61,24 +61,22 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
         study = make_study(options, say)
         target = _target(options)
         stack.enter_context(closing(target.server) if target else nullcontext())
-        _require_measured(options, study, target)
+        served = target.package.precision if target is not None else None
+        found = expected(study, exported=options.exported, served=served, own_rows=options.test is None)
+        require_expected(options.gates, found)
         if options.exported:
             study = replace(study, exported=exported_graph(study, folder, say))
         report, samples = _measure(options, study, target, say)
+    report = _with_gates(report, options.gates)
     try:
-        report = _checked(report, baseline, options)
+        report = report if baseline is None else _with_baseline(report, baseline, options)
     except DataError as error:
         raise DataError(error.message, hint=f"{error.hint}; the report is {options.output / 'report.md'}") from error
-    finally:  # a gate that names no figure is an error, and no reason to lose what was measured
+    finally:  # a baseline that nothing can be held against is an error, and no reason to lose what was measured
         with publish(options.output) as folder:
             _write(folder, report, told(samples))
         if options.junit is not None:
             write_junit(options.junit, report)
-    if report.baseline is not None:
-        for name in report.baseline.only_before:
-            say(f"the baseline has {name}, this run has not: not compared")
-        for note in report.baseline.notes:
-            say(f"the baseline: {note}")
     for regression in report.regressions:
         say(f"worse than the baseline: {regression}")
     return report
@@ -88,50 +86,14 @@ def _baseline(path: Path) -> Report:
     return read_report(path / "report.json" if path.is_dir() else path)[0]
 
 
-def _require_measured(options: BenchmarkOptions, study: Study, target: Target | None) -> None:
-    """Tell now, rather than after minutes, that a gate names what will not be measured.
-
-    Raises:
-        DataError: with what will be.
-    """
-    measured = _measured(study, exported=options.exported)
-    if target is not None:
-        served = f"served.{target.package.precision}"
-        measured += [f"{served}.{load}" for load in _loads(study)]
-    for expression in options.gates:
-        for name in figures_in(expression):
-            own = target is not None and name.rpartition(".")[0] == served  # accuracy, memory and the like
-            if not own and not any(name.startswith(f"{way}.") for way in measured):
-                raise DataError(f"gate {expression!r}: {name} will not be measured", hint=f"these will: {', '.join(measured)}")
-
-
-def _measured(study: Study, *, exported: bool) -> list[str]:
-    """Names of what runs without a server."""
-    half = "fp16" if study.device == "gpu" else "bf16"
-    names = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in study.precisions)]
-    names += [f"tensorrt.{precision}" for precision in tensorrt_precisions(study) if exported]
-    also = {"pipeline": study.bundle.task.has_pipeline, "compiled": study.compiled, "exported": exported}
-    return [*names, *(f"{kind}.fp32" for kind, runs in also.items() if runs)]
-
-
-def _loads(study: Study) -> list[str]:
-    """Names of the loads on a server."""
-    closed = [
-        f"{'' if protocol == 'grpc' else f'{protocol}.'}c{concurrency}"
-        for protocol, concurrency in product(study.protocols, study.concurrencies)
-    ]
-    first = "" if study.protocols[0] == "grpc" else f"{study.protocols[0]}."
-    by_length = [f"{first}c{study.concurrencies[0]}l{length}" for length in study.lengths]
-    return [*closed, *by_length, *(f"{first}{loop.name}" for loop in study.open_loops)]
-
-
-def _checked(report: Report, baseline: Report | None, options: BenchmarkOptions) -> Report:
+def _with_gates(report: Report, gates: tuple[str, ...]) -> Report:
     by_round = report.figures_by_round()
-    report = replace(report, gates=[check_gate(expression, by_round) for expression in options.gates])
-    if baseline is None:
-        return report
-    compared = compare(baseline, report, Allowed(regression=options.max_regression, quality_drop=options.max_quality_drop))
-    return replace(report, baseline=compared, regressions=compared.of("worse"))
+    return replace(report, gates=[check_gate(expression, by_round) for expression in gates])
+
+
+def _with_baseline(report: Report, baseline: Report, options: BenchmarkOptions) -> Report:
+    allowed = Allowed(regression=options.max_regression, quality_drop=options.max_quality_drop)
+    return replace(report, baseline=compare(baseline, report, allowed))
 
 
 def require_passed(report: Report) -> None:
@@ -194,7 +156,6 @@ def _measure(
         served=served,
         rounds=rounds,
         gates=[],
-        regressions=[],
     )
     for figure, speed in report.speeds():
         say(f"{figure}: {markdown.throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
@@ -205,11 +166,12 @@ def _settings(options: BenchmarkOptions, study: Study) -> dict[str, Any]:
     return {
         "rows": len(study.rows.timed[None]),
         "tokens": {
-            "as they are" if length is None else str(length): mean_tokens(study.bundle, model_inputs(study.bundle), rows)
+            length_key(length): mean_tokens(study.bundle, model_inputs(study.bundle), rows)
             for length, rows in study.rows.timed.items()
         },
         "labelled_rows": len(study.rows.labelled),
         "rows_sha256": _digest([study.rows.labelled, study.rows.references]),
+        "timed_sha256": timed_checksums(study.rows),
         "duration": options.duration,
         "rounds": options.rounds,
         "seed": options.seed,
@@ -218,6 +180,11 @@ def _settings(options: BenchmarkOptions, study: Study) -> dict[str, Any]:
         "test": options.test,
         "bundle_created": study.bundle.manifest["created"],
     }
+
+
+def timed_checksums(rows: Rows) -> dict[str, str]:
+    """What tells the rows that speed is measured on from others, by length: reports of the same length can be compared by it."""
+    return {length_key(length): _digest(timed) for length, timed in rows.timed.items()}
 
 
 def _write(folder: Path, report: Report, samples: Samples) -> None:

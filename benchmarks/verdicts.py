@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from math import inf, log1p
 
 
+def relative(before: float, now: float) -> float | None:
+    """The change as a share of ``before``; None where that is zero."""
+    return now / before - 1 if before else None
+
+
 def percent(share: float) -> str:
     """``26 %``, and two digits of what is less than ten."""
     return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.2g} %"
@@ -36,6 +41,7 @@ class Gate:
         held: in how many of the ``rounds`` it held.
         passed: whether these are more than half. The comparison of the medians need not say the same.
         missed: by how much the medians miss it, in a chain where they do most; None where they hold, or the gate passed.
+        why: it could not be checked and so did not pass; empty where it was. There is no comparison then.
     """
 
     expression: str
@@ -44,12 +50,18 @@ class Gate:
     rounds: int
     passed: bool
     missed: Miss | None = None
+    why: str = ""
 
     def __str__(self) -> str:
+        if self.why:
+            return self.why
         told = f"{self.comparison}, in {self.held} of {self.rounds} rounds"
         if self.passed:
             return told
         return f"{told}, {'though the medians hold' if self.missed is None else self.missed}"
+
+
+VERDICTS = ("worse", "better", "same", "not compared")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +69,20 @@ class Comparison:
     """A figure held against the baseline's.
 
     Args:
-        change: relative, −0.2 is 20 % less; with ``points`` the difference itself, −0.002 is 0.2 points less.
+        change: relative, −0.2 is 20 % less; with ``points`` the difference itself, −0.002 is 0.2 points less; None where there
+            was nothing before that it could be a share of.
         against_yardstick: change of a speed beside the yardstick's, which is what the machine's own speed leaves of it; None for
             other figures, and where there was no yardstick. Where it is there, the verdict is about it.
-        tolerance: how much worse it may be, as the change is told; None where it was not compared.
+        tolerance: how much worse it may be, as the change is told; None where it was not compared, or there is no such change.
         noise: standard error of the change; None where nothing repeats it.
-        verdict: ``same``, ``better``, ``worse`` or ``not compared``.
+        verdict: one of :data:`VERDICTS`.
         why: it was not compared.
     """
 
     figure: str
     before: float
     now: float
-    change: float
+    change: float | None
     points: bool = False
     against_yardstick: float | None = None
     tolerance: float | None = None
@@ -78,20 +91,26 @@ class Comparison:
     why: str = ""
 
     @property
-    def counted(self) -> float:
+    def counted(self) -> float | None:
         """The change that the verdict is about."""
         return self.change if self.against_yardstick is None else self.against_yardstick
 
     @property
     def size(self) -> float:
         """How large that is: half as much is as large as twice as much."""
-        return abs(log1p(self.counted)) if self.counted > -1 else inf
+        return abs(log1p(self.counted)) if self.counted is not None and self.counted > -1 else inf
+
+    @property
+    def plainly(self) -> str:
+        """The change itself, in words."""
+        if self.change is None:
+            return "from nothing"
+        return f"{100 * self.change:+.2f} points" if self.points else f"{self.change:+.1%}"
 
     @property
     def told(self) -> str:
-        """The change, in words."""
-        plainly = f"{100 * self.change:+.2f} points" if self.points else f"{self.change:+.1%}"
-        return plainly + ("" if self.against_yardstick is None else f", {self.against_yardstick:+.1%} beside the yardstick")
+        """The change, in words, and what it is beside the yardstick."""
+        return self.plainly + ("" if self.against_yardstick is None else f", {self.against_yardstick:+.1%} beside the yardstick")
 
     @property
     def limits(self) -> str:
@@ -130,3 +149,15 @@ class Compared:
         """The figures with this verdict: of models as a whole, then those that changed most."""
         found = [one for one in self.figures if one.verdict == verdict]
         return sorted(found, key=lambda one: (".*." not in one.figure, -one.size))
+
+    @property
+    def summary(self) -> str:
+        """How many figures have which verdict."""
+        counts = [(len(self.of(verdict)), verdict) for verdict in VERDICTS]
+        return ", ".join(f"{count} {verdict}" for count, verdict in counts if count) or "no figure in common"
+
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, and what only one of the reports has."""
+        lacking = [("before", self.only_before), ("now", self.only_now)]
+        return [*self.notes, *(f"only {when}: {', '.join(names)}" for when, names in lacking if names)]

@@ -23,7 +23,7 @@ from benchmarks.report import (
 )
 from benchmarks.samples import Samples
 from benchmarks.speed import Speed
-from benchmarks.verdicts import Gate, Miss
+from benchmarks.verdicts import Compared, Comparison, Gate, Miss
 
 ROUNDS = 5
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -228,6 +228,7 @@ def report(**changes: Any) -> Report:
             "cores": 2,
             "memory_mib": 8192,
             "gpus": [],
+            "driver": None,
             "system": "Linux-6.8-x86_64",
             "busy_percent": 3.0,
             "stolen_percent": 0.4,
@@ -255,9 +256,21 @@ def report(**changes: Any) -> Report:
                  missed=Miss(value=56.8305, limit=50)),
             Gate(expression="served.int8.metric_drop <= 0.02", comparison="0.007 <= 0.02", held=5, rounds=ROUNDS, passed=True),
         ],
-        regressions=[],
     )  # fmt: skip
     return replace(found, **({"rounds": _rounds(found)} | changes))
+
+
+def compared(*figures: Comparison, **changes: Any) -> Compared:
+    """What holding a report against a baseline came to."""
+    found = Compared(before="reviews of 2031-01-01", now="reviews of 2031-02-03", figures=list(figures), notes=[], only_before=[],
+                     only_now=[])  # fmt: skip
+    return replace(found, **changes)
+
+
+def comparison(figure: str, verdict: str = "same") -> Comparison:
+    """A figure that fell from 500 to 400, whatever is made of it."""
+    why = "another machine" if verdict == "not compared" else ""
+    return Comparison(figure=figure, before=500.0, now=400.0, change=-0.2, tolerance=0.1, verdict=verdict, why=why)
 
 
 def samples(report: Report) -> Samples:

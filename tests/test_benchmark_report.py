@@ -125,7 +125,7 @@ def test_failed_gates_and_regressions_are_named_with_their_figures() -> None:
         for index in range(7)
     ]
     with pytest.raises(GateError) as raised:
-        require_passed(made_up.report(gates=gates, regressions=regressions))
+        require_passed(made_up.report(gates=gates, baseline=made_up.compared(*regressions)))
     message = raised.value.message
     assert "1 of 2 gates failed: b > 1: 0.5 > 1, in 2 of 5 rounds, 50 % short" in message
     assert "7 figures are worse than the baseline allows: m9.throughput went from 100 to 71 (-29.0%)" in message

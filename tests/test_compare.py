@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from benchmarks.comparing.alike import title
 from benchmarks.comparing.compare import Allowed, compare
 from benchmarks.comparing.noise import Levels, shifts, weigh_rounds
+from benchmarks.comparing.words import to_text
 from benchmarks.comparing.yardstick import SPEEDS
 from benchmarks.report import Report
 from benchmarks.verdicts import Compared, Comparison
@@ -263,6 +265,32 @@ def test_memory_and_loading_have_wide_tolerances(report: Report, figure: str, no
     assert by_name(compare_10(report, changed))[f"{SERVED}.{figure}"].verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "verdict", "told"),
+    [(0.0, 0.0, "same", "from nothing"), (0.0, 4.0, "same", "from nothing"), (0.0, 6.0, "worse", "from nothing"),
+     (4.0, 0.0, "same", "-100.0%"), (6.0, 0.0, "better", "-100.0%")],
+)  # fmt: skip
+def test_costs_of_nothing_are_compared_by_how_much_they_differ(
+    report: Report, was: float, now: float, verdict: str, told: str
+) -> None:
+    assert report.served is not None
+    before, after = (replace(report, served=replace(report.served, load_seconds=seconds)) for seconds in (was, now))
+    compared = compare_10(before, after)
+    one = by_name(compared)[f"{SERVED}.load_seconds"]
+    assert (one.verdict, one.told) == (verdict, told)
+    assert one.figure in to_text(compared, everything=True) and str(one)
+    assert json.loads(json.dumps(asdict(compared), allow_nan=False))
+
+
+def test_a_speed_of_zero_is_shown(report: Report) -> None:
+    assert report.served is not None
+    loads = [replace(load, speed=replace(load.speed, throughput=0.0)) for load in report.served.loads]
+    stopped = replace(report, served=replace(report.served, loads=loads))
+    for before, now in ((report, stopped), (stopped, report)):
+        one = by_name(compare_10(before, now))[f"{SERVED}.c16.throughput"]
+        assert (one.verdict, one.why) == ("not compared", "not measured in every round")
+
+
 def test_another_machine_is_named_and_only_quality_judged(report: Report) -> None:
     elsewhere = replace(faster(report, {SERVED: 0.2}), environment=report.environment | {"cpu": "Another CPU", "gpus": ["H200"]})
     compared = compare_10(report, elsewhere)
@@ -277,20 +305,54 @@ def test_another_machine_is_named_and_only_quality_judged(report: Report) -> Non
 
 
 def test_what_else_differs_is_noted(report: Report) -> None:
-    settings = report.settings | {"duration": 9.0, "max_length": 64}
+    settings = report.settings | {"duration": 9.0, "tokens": {"as they are": 21.5}}
     models = [replace(model, sha256="0") if model.name == "onnx.int8" else model for model in report.in_process]
     versions = report.environment["versions"] | {"onnxruntime": "9"}
-    now = replace(
-        report, settings=settings, in_process=models, environment=report.environment | {"versions": versions}, task="fill-mask"
-    )
+    environment = report.environment | {"versions": versions, "driver": "570.86"}
+    now = replace(report, settings=settings, in_process=models, environment=environment, task="fill-mask")
     assert compare_10(report, now).notes == [
         "another task: text-classification → fill-mask",
-        "measured otherwise: duration 5.0 → 9.0; max_length 128 → 64",
+        "measured otherwise: duration 5.0 → 9.0; tokens none → as they are 21.5",
         "other files ran: onnx.int8",
-        "other versions: onnxruntime 1.31.1 → 9",
+        "other versions: NVIDIA driver none → 570.86; onnxruntime 1.31.1 → 9",
     ]
     assert compare_10(report, report).notes == []
     assert title(report) == "reviews of 2031-02-03T04:05:06+00:00, commit 01234567"
+    for commit in (7, ["0123456789"], None):
+        assert title(replace(report, environment=report.environment | {"commit": commit})).startswith("reviews of 2031-02-03")
+
+
+ROWS = {"as they are": "0a", "16": "0b", "64": "0c"}
+
+
+def with_rows(report: Report, checksums: Any, max_length: int = 128) -> Report:
+    return replace(report, settings=report.settings | {"timed_sha256": checksums, "max_length": max_length})
+
+
+@pytest.mark.parametrize("settings", [(ROWS | {"as they are": "0d"}, 128), (ROWS, 64), ("0e", 128), (None, 128)])
+def test_speed_on_other_rows_is_not_compared(report: Report, settings: tuple[Any, int]) -> None:
+    before, now = with_rows(report, ROWS), with_rows(faster(report, {SERVED: 0.2}), *settings)
+    assert compare_10(before, with_rows(now, ROWS)).of("worse")
+    compared = compare_10(before, now)
+    speeds = [one for one in compared.figures if one.figure.rpartition(".")[2] in (*SPEEDS, "joules_per_row")]
+    assert {(one.verdict, one.why, one.tolerance) for one in speeds} == {("not compared", "on other rows", None)}
+    assert f"{len(speeds)} figures of speed and energy are not compared: on other rows" in compared.notes
+    assert by_name(compared)[f"{SERVED}.accuracy"].verdict == "same" == by_name(compared)[f"{SERVED}.peak_rss_mib"].verdict
+
+
+def test_rows_of_one_length_that_differ_keep_no_others_from_being_compared() -> None:
+    whole = made_up.report()
+    now = with_rows(faster(whole, {SERVED: 0.2}), {"as they are": "0a", "64": "0d"})
+    figures = by_name(compare_10(with_rows(whole, ROWS), now))
+    assert figures[f"{SERVED}.c16.throughput"].verdict == "worse"
+    assert figures[f"{SERVED}.c16l64.throughput"].why == "on other rows"
+
+
+def test_another_driver_is_no_other_machine(report: Report) -> None:
+    drivers = [report.environment | {"gpus": ["NVIDIA L4, 23034"], "driver": driver} for driver in ("550.54", "570.86")]
+    compared = compare_10(*(replace(report, environment=environment) for environment in drivers))
+    assert compared.notes == ["other versions: NVIDIA driver 550.54 → 570.86"]
+    assert by_name(compared)[f"{SERVED}.c16.throughput"].verdict == "same"
 
 
 def test_what_only_one_report_has_is_listed(report: Report) -> None:

@@ -25,7 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         rounds = [{key: value * factor if key.startswith("served") and key.endswith("throughput") else value
                    for key, value in own.items()} for own in report.rounds]  # fmt: skip
-        write_report(folder / name, drifting.with_rounds(report, rounds), {}, "")
+        write_report(folder / name, drifting.with_rounds(report, rounds), {})
     return folder
 
 
@@ -61,6 +61,28 @@ def test_it_is_written_as_json_markdown_and_junit(folders: Path, tmp_path: Path,
     markdown = (tmp_path / "compare.md").read_text(encoding="utf-8")
     assert "| **worse** | `served.int8.*.throughput` |" in markdown and "9 worse" in markdown
     assert suites(tmp_path / "compare.xml")["baseline"].attrib["failures"] == "9"
+
+
+HOSTILE = "a | b\n# c `d` <script>alert(1)</script> @e [f](https://g.example)"
+
+
+def test_whatever_a_report_holds_is_text_in_markdown(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((folders / "slow" / "report.json").read_text(encoding="utf-8"))
+    environment = content["environment"] | {"commit": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
+    served = content["served"] | {"precision": HOSTILE}
+    rounds = [{key.replace("served.int8", f"served.{HOSTILE}"): value for key, value in own.items()} for own in content["rounds"]]
+    for name in ("one", "two"):
+        changes = {"name": HOSTILE, "created": HOSTILE, "environment": environment | {"cpu": name}, "served": served}
+        (tmp_path / name).write_text(json.dumps(content | changes | {"rounds": rounds}), encoding="utf-8")
+    files = [str(tmp_path / "one"), str(tmp_path / "two"), "--all", "--markdown", str(tmp_path / "compare.md")]
+    assert main(["compare", *files]) == 0
+    capsys.readouterr()
+    markdown = (tmp_path / "compare.md").read_text(encoding="utf-8")
+    lines = markdown.splitlines()
+    assert [line for line in lines if line.startswith("#")] == ["# Comparison"]
+    assert not [part for part in ("<script", "https://", "@e", "[f]") if part in markdown.replace("\\[", "")]
+    columns = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
+    assert columns == {8}
 
 
 def test_what_is_no_report_is_wrong_usage(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

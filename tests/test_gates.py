@@ -74,22 +74,37 @@ def test_what_is_no_gate_is_refused_before_anything_is_measured(expression: str)
         parse_gate(expression)
 
 
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("zzz > 1", "no figure is called zzz"),
+        ("pytorch.fp32.throughput / 0 > 1", "it divides by zero"),
+        ("pytorch.fp32.throughput / (served.int8.c16.p99_ms - 45) > 1", "it divides by zero"),
+        ("1e400 > pytorch.fp32.throughput", "it comes to no finite number"),
+        ("1e300 * 1e300 - 1e300 * 1e300 < pytorch.fp32.throughput", "it comes to no finite number"),
+        (f"1{'0' * 400} > pytorch.fp32.throughput", "it comes to no finite number"),
+    ],
+)
+def test_what_cannot_be_checked_has_failed_and_says_why(expression: str, why: str) -> None:
+    gate = check_gate(expression, [FIGURES] * 3)
+    assert (gate.passed, gate.held, gate.rounds, gate.comparison, gate.missed) == (False, 0, 3, "", None)
+    assert str(gate) == gate.why == why
+
+
 def test_an_unknown_figure_lists_the_close_ones() -> None:
-    with pytest.raises(DataError) as raised:
-        check_gate("served.int8.c16.throughputs > 1", [FIGURES])
-    assert raised.value.message == "no figure is called served.int8.c16.throughputs"
-    assert raised.value.hint.startswith("close to it: served.int8.c16.throughput, ")
+    gate = check_gate("served.int8.c16.throughputs > 1", [FIGURES])
+    assert gate.why.startswith("no figure is called served.int8.c16.throughputs; close to it: served.int8.c16.throughput, ")
 
 
-def test_a_figure_like_nothing_measured_points_to_the_report() -> None:
-    with pytest.raises(DataError) as raised:
-        check_gate("zzz > 1", [FIGURES])
-    assert "report.json" in raised.value.hint
+def test_a_figure_that_one_round_lacks_is_none() -> None:
+    assert check_gate("a > 1", [{"a": 2.0}, {}]).why == "no figure is called a"
 
 
-def test_dividing_by_zero_is_an_error_and_not_a_pass() -> None:
-    with pytest.raises(DataError, match="divides by zero"):
-        check_gate("pytorch.fp32.throughput / 0 > 1", [FIGURES])
+def test_a_gate_that_cannot_be_checked_keeps_no_other_from_it() -> None:
+    gates = [check_gate(expression, [FIGURES]) for expression in ("zzz > 1", "served.int8.c16.throughput >= 400")]
+    with pytest.raises(GateError) as raised:
+        require_passed(made_up.report(gates=gates))
+    assert raised.value.message == "1 of 2 gates failed: zzz > 1: no figure is called zzz"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +178,7 @@ def test_regressions_are_named_after_the_gates() -> None:
     one = Comparison(figure="served.int8.c1.p50_ms", before=5.0, now=10.0, change=1.0, against_yardstick=0.9, tolerance=0.5,
                      noise=0.08, verdict="worse")  # fmt: skip
     with pytest.raises(GateError) as raised:
-        require_passed(made_up.report(gates=[check_gate("1 > 2", [FIGURES])], regressions=[one] * 7))
+        require_passed(made_up.report(gates=[check_gate("1 > 2", [FIGURES])], baseline=made_up.compared(*[one] * 7)))
     assert raised.value.message.startswith(
         "1 of 1 gates failed: 1 > 2: 1 > 2, in 0 of 1 rounds, 50 % short. 7 figures are worse than"
     )

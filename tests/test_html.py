@@ -16,6 +16,7 @@ import pytest
 from benchmarks.pages.html import render
 from benchmarks.pages.plots import plots
 from benchmarks.report import Moved, Report
+from benchmarks.verdicts import Gate
 from tests import made_up
 
 PLOTS = ("latency-throughput", "quality-speed", "latencies", "time-split", "growth-batch", "growth-length", "growth-concurrency")
@@ -129,7 +130,26 @@ def test_hostile_texts_stay_texts(report: Report) -> None:
     found = Page(written)
     assert "<script" not in written and "<img" not in written
     assert not [name for _, name, _ in found.attributes if name.startswith("on")]
-    assert found.text.count("<script>alert(1)</script>") > 10 and "49" not in re.findall(r"\{\{ .*? \}\}", found.text)
+    assert found.text.count("<script>alert(1)</script>") > 10
+    assert found.text.count("{{ 7 * 7 }}") > 10, "a text is no template"
+
+
+def test_failed_gates_are_red_and_nothing_else_is(report: Report) -> None:
+    gates = [*report.gates, replace(report.gates[0], passed=False, missed=None), Gate(
+        expression="a > 1", comparison="", held=0, rounds=5, passed=False, why="no figure is called a")]  # fmt: skip
+    model = replace(report.in_process[0], file="failed-model.onnx")
+    page = render(replace(report, gates=gates, in_process=[model]), {})
+    assert re.findall(r'<td class="words bad">([^<]*)</td>', page) == ["failed, 14 % over", "failed", "failed"]
+    assert "no figure is called a" in Page(page).text
+
+
+def test_a_baseline_and_what_keeps_it_from_being_compared_are_told(report: Report) -> None:
+    skipped = made_up.comparison("a", "not compared")
+    baseline = made_up.compared(skipped, notes=["another machine: <b>"], only_before=["onnx.fp32.*"])
+    page = render(replace(report, gates=[], baseline=baseline), {})
+    assert "No gates were set. Against the baseline: 1 not compared." in Page(page).text
+    assert "The baseline: another machine: <b>" in Page(page).text and "The baseline: only before: onnx.fp32.*" in page
+    assert 'class="verdict unjudged"' in page
 
 
 def test_long_texts_are_folded(report: Report, page: str) -> None:
@@ -144,7 +164,7 @@ def test_long_texts_are_folded(report: Report, page: str) -> None:
 def test_what_was_not_measured_is_said(report: Report) -> None:
     model = report.in_process[0]
     alone = replace(model, arrangements={"b1": model.arrangements["b1"]}, quality=replace(model.quality, metrics={}, main=None))
-    found = Page(render(replace(report, in_process=[alone], served=None, gates=[], regressions=[]), {}))
+    found = Page(render(replace(report, in_process=[alone], served=None, gates=[]), {}))
     assert "svg" not in found.tags
     for reason in ("as nothing was served", "as no answers were judged by accuracy", "as the report came without its samples",
                    "as no speed was measured at two or more rows per call", "No gates were set"):  # fmt: skip

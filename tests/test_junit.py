@@ -62,6 +62,15 @@ def test_a_failure_says_by_how_much(report: Report, tmp_path: Path) -> None:
     assert failures["served.int8.c16.p50_ms"] is None
 
 
+def test_a_gate_that_could_not_be_checked_is_a_failure_that_says_why(report: Report, tmp_path: Path) -> None:
+    gates = [check_gate(expression, report.figures_by_round()) for expression in ("zzz > 1", "served.int8.accuracy > 0")]
+    write_junit(tmp_path / "junit.xml", replace(report, gates=gates))
+    found = suites(tmp_path / "junit.xml")
+    assert (found["gates"].attrib["failures"], found["gates"].attrib["tests"]) == ("1", "2") and "baseline" in found
+    failure = found["gates"].find("testcase/failure")
+    assert failure is not None and failure.attrib["message"] == "no figure is called zzz"
+
+
 def test_what_was_not_compared_is_skipped_and_says_why(report: Report, tmp_path: Path) -> None:
     elsewhere = replace(report, environment=report.environment | {"cores": 4})
     write_comparison(tmp_path / "junit.xml", compare(report, elsewhere, Allowed()))

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.gates import check_gate
+from benchmarks.pages import terminal
 from benchmarks.pages.markdown import MOST_BYTES, render, throughput
 from benchmarks.report import Moved, Report
-from benchmarks.verdicts import Comparison, Gate
+from benchmarks.verdicts import Gate
 from tests import made_up
 
 HOSTILE = "a | b\nc `d` <script>alert(1)</script> **e** [f](g) @h | https://i.example"
@@ -36,10 +38,38 @@ def test_the_verdict_stands_first_with_what_failed(report: Report) -> None:
 
 
 def test_regressions_stand_before_everything_else(report: Report) -> None:
-    worse = [Comparison(figure="served.int8.c16.throughput", before=500.0, now=400.0, change=-0.2, tolerance=0.1, verdict="worse")]
-    markdown = render(replace(report, gates=[], regressions=worse))
-    assert "❌ **1 figure is worse than the baseline allows.**" in markdown
+    found = made_up.compared(made_up.comparison("served.int8.c16.throughput", "worse"), made_up.comparison("a", "same"))
+    markdown = render(replace(report, gates=[], baseline=found))
+    assert "❌ **No gates were set. Against the baseline: 1 worse, 1 same.**" in markdown
     assert "| `served.int8.c16.throughput` | 500 | 400 | −20.0% | 10 % allowed |" in markdown.partition("<details>")[0]
+
+
+@pytest.mark.parametrize(("verdict", "mark"), [("better", "✅"), ("same", "✅"), ("not compared", "ℹ️"), ("worse", "❌")])
+def test_a_baseline_is_told_with_what_keeps_it_from_being_compared(report: Report, verdict: str, mark: str) -> None:
+    notes = ["another machine: cpu a → <b>; only quality is judged"]
+    baseline = made_up.compared(made_up.comparison("a", verdict), notes=notes, only_now=["onnx.int8.*"])
+    first = render(replace(report, gates=[], baseline=baseline)).partition("| |")[0]
+    assert f"{mark} **No gates were set. Against the baseline: 1 {verdict}.**" in first
+    assert "* the baseline: another machine: cpu a → &lt;b&gt;; only quality is judged\n" in first
+    assert "* the baseline: only now: onnx.int8.\\*\n" in first
+    held = [gate for gate in report.gates if gate.passed]
+    assert f"**All 2 gates held. Against the baseline: 1 {verdict}.**" in render(replace(report, gates=held, baseline=baseline))
+    told = terminal.render(replace(report, gates=[], baseline=baseline))
+    assert told.endswith(f"Against the baseline: 1 {verdict}.\nthe baseline: {notes[0]}\nthe baseline: only now: onnx.int8.*")
+
+
+def test_a_gate_that_could_not_be_checked_says_why(report: Report) -> None:
+    gate = check_gate("served.int8.c16.troughput > 1", report.figures_by_round())
+    markdown = render(replace(report, gates=[gate]))
+    assert "❌ **1 of 1 gates failed, 0 held.**" in markdown
+    assert "* `served.int8.c16.troughput > 1`: no figure is called served.int8.c16.troughput; close to it: " in markdown
+    assert "| `served.int8.c16.troughput > 1` | failed | no figure is called" in markdown
+
+
+def test_the_driver_is_told_beside_the_versions(report: Report) -> None:
+    assert "NVIDIA driver" not in render(report) and "| `driver`" not in render(report)
+    driven = replace(report, environment=report.environment | {"driver": "570.86"})
+    assert "onnxruntime 1.31.1, NVIDIA driver 570.86" in render(driven)
 
 
 def test_the_key_table_and_every_part_are_there(report: Report) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.report import Report
+from benchmarks.pages.words import answer
+from benchmarks.report import Report, length_key
 
 MACHINE = ("cpu", "cores", "gpus")
-ASKED = ("rows", "duration", "rounds", "seed", "max_length", "test", "lengths")
+ASKED = ("rows", "duration", "rounds", "seed", "max_length", "test", "tokens")
 YARDSTICK_LIBRARIES = ("torch", "transformers")
 COMMIT = 8
 
 
 def title(report: Report) -> str:
     """Which report it is, on one line."""
-    commit = report.environment.get("commit") or "unknown"
+    commit = str(report.environment.get("commit") or "unknown")
     changed = "+changes" if commit.endswith("+changes") else ""
     return f"{report.name} of {report.created}, commit {commit[:COMMIT]}{changed}"
 
@@ -35,6 +36,17 @@ def same_labelled_rows(before: Report, now: Report) -> bool | None:
     """Whether quality was measured on the same rows; None where a report does not say on which."""
     checksums = [report.settings.get("rows_sha256") for report in (before, now)]
     return None if None in checksums else checksums[0] == checksums[1]
+
+
+def same_timed_rows(before: Report, now: Report, length: int | None) -> bool:
+    """Whether speed was measured on the same rows of ``length`` tokens (None: on the same rows as they are), cut at the same."""
+    return _timed_rows(before, length) == _timed_rows(now, length)
+
+
+def _timed_rows(report: Report, length: int | None) -> tuple[Any, Any]:
+    checksums = report.settings.get("timed_sha256")
+    own = checksums.get(length_key(length)) if isinstance(checksums, dict) else checksums
+    return own, report.settings.get("max_length")
 
 
 def differences(before: Report, now: Report) -> list[str]:
@@ -59,8 +71,9 @@ def _files(report: Report) -> dict[str, str]:
 
 
 def _versions(report: Report) -> Mapping[str, Any]:
-    versions: Mapping[str, Any] = report.environment.get("versions", {})
-    return versions
+    versions: dict[str, Any] = report.environment.get("versions", {})
+    driver = report.environment.get("driver")
+    return versions | ({"NVIDIA driver": driver} if driver else {})
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any], keys: Any) -> list[str]:
@@ -68,4 +81,4 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any], keys: Any) -> 
 
 
 def _told(value: Any) -> str:
-    return "none" if value in (None, []) else str(value)
+    return "none" if value in (None, []) else answer(value) if isinstance(value, dict) else str(value)

@@ -15,6 +15,7 @@ Of the same build, two runs minutes apart differ by half where others use the ma
   more ``--duration`` and ``--rounds`` tell more, up to the difference between runs, which no round shows.
 * **A model as a whole** is steadier than any of its figures: ``served.int8.*.throughput`` is the geometric mean over its
   arrangements or closed loops, the steady ones weighing more. Half the chance of a false alarm is left to these few.
+* **On other rows**, or on rows cut at another length, speeds and energy are shown and not judged.
 * **Open loops** are shown and not judged: near what the server can do, latency follows the machine's speed by multiples.
 * **Quality** is the same on the same labelled rows each time: allowed is a drop in points, noise there is none.
 * **Energy, memory and loading** are measured once, or with whatever else the machine does: their tolerances are wide, and
@@ -26,10 +27,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.comparing.alike import differences, other_machine, other_yardstick, same_labelled_rows, title
-from benchmarks.comparing.yardstick import SPEEDS, compare_speeds, ways
+from benchmarks.comparing.alike import differences, other_machine, other_yardstick, same_labelled_rows, same_timed_rows, title
+from benchmarks.comparing.yardstick import OTHER_ROWS, SPEEDS, compare_speeds, lengths_of, ways
 from benchmarks.report import Quality, Report
-from benchmarks.verdicts import Compared, Comparison
+from benchmarks.verdicts import Compared, Comparison, relative
 from serving.errors import DataError
 
 COSTS = {
@@ -70,6 +71,8 @@ def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
     elsewhere, versions = other_machine(before, now), other_yardstick(before, now)
     speeds, notes = compare_speeds(before, now, allowed=allowed.regression, plainly_too=bool(versions))
     found = [*speeds, *_costs(before, now)]
+    if others := sum(one.why == OTHER_ROWS for one in found):
+        notes.append(f"{others} figures of speed and energy are not compared: {OTHER_ROWS}")
     if versions:
         notes.insert(0, f"the yardstick runs on other versions ({versions}): worse is what is worse beside it and plainly")
     if elsewhere and not allowed.any_machine:
@@ -95,17 +98,25 @@ def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
 
 
 def _costs(before: Report, now: Report) -> Iterator[Comparison]:
-    ours, theirs = before.figures(), now.figures()
+    ours, theirs, lengths = before.figures(), now.figures(), lengths_of(before)
     for name in _names(before):
-        kind = name.rpartition(".")[2]
+        way, _, kind = name.rpartition(".")
         if kind not in COSTS or name not in ours or name not in theirs:
             continue
-        relative, least = COSTS[kind]
+        share, least = COSTS[kind]
         was, is_now = ours[name], theirs[name]
-        tolerance = max(relative, least / was)
-        change = is_now / was - 1
-        verdict = "worse" if change > tolerance else "better" if was / is_now - 1 > tolerance else "same"
-        yield Comparison(figure=name, before=was, now=is_now, change=change, tolerance=tolerance, verdict=verdict)
+        more, less = is_now - was > max(share * was, least), was - is_now > max(share * is_now, least)
+        one = Comparison(
+            figure=name,
+            before=was,
+            now=is_now,
+            change=relative(was, is_now),
+            tolerance=max(share, least / was) if was else None,
+            verdict="worse" if more else "better" if less else "same",
+        )
+        if kind == "joules_per_row" and not same_timed_rows(before, now, lengths[way]):
+            one = replace(one, verdict="not compared", tolerance=None, why=OTHER_ROWS)
+        yield one
 
 
 def _qualities(before: Report, now: Report, allowed: float) -> tuple[list[Comparison], list[str]]:

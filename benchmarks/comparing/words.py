@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.pages.escaping import code, escaped
 from benchmarks.pages.words import aligned
-from benchmarks.verdicts import Compared, Comparison
+from benchmarks.verdicts import VERDICTS, Compared, Comparison
 from serving.errors import GateError
 
 LISTED = 5
@@ -16,28 +17,22 @@ def to_text(compared: Compared, *, everything: bool = False) -> str:
     """For the terminal: which reports, notes, the figures that changed (``everything``: all), and how many there are of each."""
     rows = [HEAD, *_rows(compared, everything)]
     table = aligned(rows, left=(0, 1, 6)) if len(rows) > 1 else []
-    heading = [f"before: {compared.before}", f"now:    {compared.now}", *(f"note: {note}" for note in _notes(compared))]
-    return "\n".join([*heading, "", *table, *([""] if table else []), summary(compared)])
+    heading = [f"before: {compared.before}", f"now:    {compared.now}", *(f"note: {note}" for note in compared.remarks)]
+    return "\n".join([*heading, "", *table, *([""] if table else []), compared.summary])
 
 
 def to_markdown(compared: Compared, *, everything: bool = False) -> str:
     """For a pull request."""
-    notes = "".join(f"\n* {note}" for note in _notes(compared))
+    told = [("before", compared.before), ("now", compared.now), *(("note", note) for note in compared.remarks)]
+    heading = "\n".join(f"* {name}: {escaped(text)}" for name, text in told)
     rows = _rows(compared, everything)
     lines = [
         HEAD,
         ["---"] * len(HEAD),
-        *([f"**{row[0]}**" if row[0] == "worse" else row[0], f"`{row[1]}`", *row[2:]] for row in rows),
+        *([f"**{row[0]}**" if row[0] == "worse" else row[0], code(row[1]), *map(escaped, row[2:])] for row in rows),
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    parts = ["# Comparison", f"* before: {compared.before}\n* now: {compared.now}{notes}", summary(compared)]
-    return "\n\n".join([*parts, *([table] if rows else [])]) + "\n"
-
-
-def summary(compared: Compared) -> str:
-    """How many figures have which verdict."""
-    counts = [(len(compared.of(verdict)), verdict) for verdict in ("worse", "better", "same", "not compared")]
-    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
+    return "\n\n".join(["# Comparison", heading, compared.summary, *([table] if rows else [])]) + "\n"
 
 
 def worse(found: Sequence[Comparison]) -> str:
@@ -56,17 +51,11 @@ def require_no_worse(compared: Compared) -> None:
         raise GateError(worse(found), hint="every figure: --all")
 
 
-def _notes(compared: Compared) -> list[str]:
-    lacking = [("before", compared.only_before), ("now", compared.only_now)]
-    return [*compared.notes, *(f"only {when}: {', '.join(names)}" for when, names in lacking if names)]
-
-
 def _rows(compared: Compared, everything: bool) -> list[Sequence[str]]:
-    verdicts = ("worse", "better", "same", "not compared") if everything else ("worse", "better")
+    verdicts = VERDICTS if everything else ("worse", "better")
     return [_row(one) for verdict in verdicts for one in compared.of(verdict)]
 
 
 def _row(one: Comparison) -> Sequence[str]:
-    change = f"{100 * one.change:+.2f} points" if one.points else f"{one.change:+.1%}"
     beside = "" if one.against_yardstick is None else f"{one.against_yardstick:+.1%}"
-    return one.verdict, one.figure, f"{one.before:.4g}", f"{one.now:.4g}", change, beside, one.limits or one.why
+    return one.verdict, one.figure, f"{one.before:.4g}", f"{one.now:.4g}", one.plainly, beside, one.limits or one.why

@@ -11,9 +11,10 @@ from math import exp, expm1, inf, isfinite, log, log1p
 
 import numpy as np
 
+from benchmarks.comparing.alike import same_timed_rows
 from benchmarks.comparing.noise import BETWEEN_RUNS, CHANCE, Levels, Numbers, Shift, shifts, weigh_rounds
 from benchmarks.report import Report
-from benchmarks.verdicts import Comparison
+from benchmarks.verdicts import Comparison, relative
 
 SPEEDS = {"throughput": 1, "p50_ms": -1, "p90_ms": -1, "p95_ms": -1, "p99_ms": -1}
 """Figures that the rounds repeat: 1 where higher is better, −1 where lower is."""
@@ -27,6 +28,7 @@ RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 OPEN_LOOP = "an open loop: its latency follows the machine's speed by multiples"
 MEMBER = "of the yardstick itself"
 NOT_REPEATED = "not measured in every round"
+OTHER_ROWS = "on other rows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +130,17 @@ def _shared(before: Report, now: Report) -> Iterator[Figure]:
     ours, theirs = before.figures(), now.figures()
     loads = [load for report in (before, now) if report.served for load in report.served.loads]
     opened = {load.name for load in loads if load.concurrency is None}
+    lengths = lengths_of(before)
     for way, model in ways(before).items():
+        same_rows = same_timed_rows(before, now, lengths[way])
         for kind in SPEEDS:
             name = f"{way}.{kind}"
             if name not in theirs:
                 continue
-            repeated = all(own.get(name, 0.0) > 0 and isfinite(own[name]) for report in (before, now) for own in report.rounds)
+            found = [ours, theirs, *before.rounds, *now.rounds]
+            repeated = all(own.get(name, 0.0) > 0 and isfinite(own[name]) for own in found) and before.rounds and now.rounds
             is_open = way.removeprefix(f"{model}.") in opened
-            unjudged = OPEN_LOOP if is_open else "" if repeated and before.rounds and now.rounds else NOT_REPEATED
+            unjudged = OPEN_LOOP if is_open else OTHER_ROWS if not same_rows else "" if repeated else NOT_REPEATED
             yield Figure(name=name, model=model, kind=kind, before=ours[name], now=theirs[name], unjudged=unjudged)
 
 
@@ -144,6 +149,14 @@ def ways(report: Report) -> dict[str, str]:
     found = {f"{model.name}.{name}": model.name for model in report.in_process for name in model.arrangements}
     if report.served is not None:
         found |= {f"{report.served.name}.{load.name}": report.served.name for load in report.served.loads}
+    return found
+
+
+def lengths_of(report: Report) -> dict[str, int | None]:
+    """Every arrangement and load → the tokens of its rows, None where they are as they are."""
+    found = {f"{model.name}.{name}": one.length for model in report.in_process for name, one in model.arrangements.items()}
+    if report.served is not None:
+        found |= {f"{report.served.name}.{load.name}": load.length for load in report.served.loads}
     return found
 
 
@@ -233,12 +246,11 @@ def _verdict(some: Beside, shift: Shift, at: int, allowed: float, plainly_too: b
 
 
 def _not_compared(figure: Figure) -> Comparison:
-    change = figure.now / figure.before - 1
     return Comparison(
         figure=figure.name,
         before=figure.before,
         now=figure.now,
-        change=change,
+        change=relative(figure.before, figure.now),
         verdict="not compared",
         why=figure.unjudged or MEMBER,
     )

@@ -9,7 +9,7 @@ from benchmarks.report import Report
 
 STOLEN_PERCENT = 1
 """Share of the processor time given to others by the host, from which on it is told with the machine."""
-_MACHINE = ("cpu", "cores", "memory_mib", "gpus", "busy_percent", "stolen_percent", "versions", "commit")
+_MACHINE = ("cpu", "cores", "memory_mib", "gpus", "driver", "busy_percent", "stolen_percent", "versions", "commit")
 
 
 def machine(report: Report) -> str:
@@ -42,7 +42,8 @@ def method(report: Report) -> str:
 def conditions(report: Report) -> list[tuple[str, str]]:
     """Everything that was noted about machine and run, each with its name."""
     found = report.environment
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    drivers = {"NVIDIA driver": driver} if (driver := found.get("driver")) else {}
+    versions = ", ".join(f"{name} {version}" for name, version in (found["versions"] | drivers).items())
     others = [(name, value) for name, value in (found | report.settings).items() if name not in _MACHINE]
     return [
         ("measured", report.created),

@@ -15,11 +15,13 @@ class Verdict:
 
     Args:
         passed: None where nothing had to.
-        told: as a sentence.
+        told: as sentences.
+        notes: what must be known about the comparison with the baseline.
     """
 
     passed: bool | None
     told: str
+    notes: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +36,19 @@ class Key:
 def verdict(report: Report) -> Verdict:
     """Of the gates and of the comparison with the baseline."""
     failed = [gate for gate in report.gates if not gate.passed]
-    parts = []
-    if report.gates:
-        held = len(report.gates) - len(failed)
-        parts.append(f"{len(failed)} of {len(report.gates)} gates failed, {held} held" if failed else _all(len(report.gates)))
-    if report.regressions:
-        figures = "figure is" if len(report.regressions) == 1 else "figures are"
-        parts.append(f"{len(report.regressions)} {figures} worse than the baseline allows")
-    if not parts:
-        return Verdict(passed=None, told="No gates were set, nothing was judged.")
-    return Verdict(passed=not failed and not report.regressions, told="; ".join(parts) + ".")
+    compared = report.baseline
+    if not report.gates:
+        told = "No gates were set" if compared is not None else "No gates were set, nothing was judged"
+    elif failed:
+        told = f"{len(failed)} of {len(report.gates)} gates failed, {len(report.gates) - len(failed)} held"
+    else:
+        told = _all(len(report.gates))
+    judged = bool(report.gates)
+    if compared is not None:
+        told += f". Against the baseline: {compared.summary}"
+        judged = judged or any(one.verdict != "not compared" for one in compared.figures)
+    passed = not failed and not report.regressions if judged else None
+    return Verdict(passed=passed, told=f"{told}.", notes=compared.remarks if compared is not None else [])
 
 
 def _all(gates: int) -> str:

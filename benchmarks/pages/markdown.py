@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from benchmarks.pages import tables
 from benchmarks.pages.conditions import conditions, machine, method
+from benchmarks.pages.escaping import code, escaped
 from benchmarks.pages.headline import verdict
 from benchmarks.pages.tables import Table
 from benchmarks.pages.words import answer, clipped, number, throughput
@@ -25,14 +25,14 @@ def render(report: Report) -> str:
     parts = list(_first(report))
     size, left_out = sum(map(_bytes, parts)), []
     for title, content in _folded(report):
-        part = f"<details>\n<summary>{_escaped(title)}</summary>\n\n{content}\n\n</details>"
+        part = f"<details>\n<summary>{escaped(title)}</summary>\n\n{content}\n\n</details>"
         if size + _bytes(part) > MOST_BYTES:
             left_out.append(title)
             continue
         size += _bytes(part)
         parts.append(part)
     if left_out:
-        parts.append(f"Too long to be shown here, see report.json: {_escaped(', '.join(left_out))}.")
+        parts.append(f"Too long to be shown here, see report.json: {escaped(', '.join(left_out))}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -42,16 +42,18 @@ def _bytes(part: str) -> int:
 
 def _first(report: Report) -> Iterator[str]:
     found = verdict(report)
-    yield f"# Benchmark of {_escaped(report.name)}"
-    yield {True: "✅", False: "❌", None: "ℹ️"}[found.passed] + f" **{_escaped(found.told)}**"
+    yield f"# Benchmark of {escaped(report.name)}"
+    yield {True: "✅", False: "❌", None: "ℹ️"}[found.passed] + f" **{escaped(found.told)}**"
     failed = [gate for gate in report.gates if not gate.passed]
     if failed:
-        yield "\n".join(f"* {_code(gate.expression)}: {_escaped(str(gate))}" for gate in failed)
+        yield "\n".join(f"* {code(gate.expression)}: {escaped(str(gate))}" for gate in failed)
+    if found.notes:
+        yield "\n".join(f"* the baseline: {escaped(note)}" for note in found.notes)
     if report.regressions:
         yield _whole(tables.regressions(report))
     yield _whole(tables.glance(report))
     commit = report.environment["commit"] or "unknown"
-    yield _escaped(f"{report.created} · commit {commit} · {machine(report)}")
+    yield escaped(f"{report.created} · commit {commit} · {machine(report)}")
 
 
 def _folded(report: Report) -> Iterator[tuple[str, str]]:
@@ -62,7 +64,7 @@ def _folded(report: Report) -> Iterator[tuple[str, str]]:
     for name, moved in list(tables.moved(report).items())[:1]:
         yield f"Rows that moved most: {name}", _whole(_moved(moved))
     rows = [(name, clipped(value, MOST_TEXT)) for name, value in conditions(report)]
-    yield "Conditions", f"{_escaped(method(report))}\n\n{_table(['', ''], rows)}"
+    yield "Conditions", f"{escaped(method(report))}\n\n{_table(['', ''], rows)}"
 
 
 def _moved(rows: Sequence[Moved]) -> Table:
@@ -83,24 +85,11 @@ def _moved(rows: Sequence[Moved]) -> Table:
 
 
 def _whole(table: Table) -> str:
-    notes = "".join(f"\n\n{_escaped(note)}" for note in table.notes if note)
+    notes = "".join(f"\n\n{escaped(note)}" for note in table.notes if note)
     return _table(table.head, table.rows, words=table.words) + notes
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 2) -> str:
     rule = ["---" if index < words else "---:" for index in range(len(head))]
-    lines = [list(map(_escaped, head)), rule, *([_code(row[0]), *map(_escaped, row[1:])] for row in rows)]
+    lines = [list(map(escaped, head)), rule, *([code(row[0]), *map(escaped, row[1:])] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """``text`` as itself: no markup, no cell's end, no line's end, no mention of anybody, no link."""
-    text = " ".join(text.split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
-    return text.replace("@", "&#64;").replace("://", "&#58;//")
-
-
-def _code(text: str) -> str:
-    """``text`` as code; where it holds what code cannot in a table, as itself."""
-    return _escaped(text) if re.search(r"[`|\n\\]", text) or not text.strip() else f"`{text}`"

@@ -84,7 +84,7 @@ def _spread(report: Report) -> str:
 def gates(report: Report) -> Table:
     """Every gate and what its sides came to, the failed first."""
     order = sorted(report.gates, key=lambda gate: gate.passed)
-    rows = [[gate.expression, _gate_words(gate), gate.comparison, f"{gate.held} of {gate.rounds}"] for gate in order]
+    rows = [[gate.expression, _gate_words(gate), gate.why or gate.comparison, f"{gate.held} of {gate.rounds}"] for gate in order]
     return Table(name="gates", title="Gates", head=["gate", "", "medians of the rounds", "held in rounds"], rows=rows, words=3)
 
 

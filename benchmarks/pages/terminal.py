@@ -10,12 +10,13 @@ from benchmarks.report import Report
 
 
 def render(report: Report) -> str:
-    """Every model at a glance, the loads on the server, the verdict."""
+    """Every model at a glance, the loads on the server, the verdict and what must be known about it."""
     parts = [_told(tables.glance(report))]
     if report.served is not None:
         parts.append(_told(tables.served(report.served)))
     parts += [f"{'held' if gate.passed else 'FAILED'}: {gate.expression}: {gate}" for gate in report.gates]
-    return "\n\n".join([*parts, verdict(report).told])
+    found = verdict(report)
+    return "\n\n".join([*parts, "\n".join([found.told, *(f"the baseline: {note}" for note in found.notes)])])
 
 
 def _told(table: Table) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
 from benchmarks.machine import environment
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
+from benchmarks.run import _rows, timed_checksums
 from benchmarks.samples import spans_of
 from benchmarks.served import Endpoint, Server, check_process, read_package, require_same_bundle
 from benchmarks.speed import closed_loop, over_rounds, side_by_side
 from serving.artifact import read_manifest
+from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError
 from serving.install import triton_environment
 from serving.machine import cores
@@ -32,7 +35,7 @@ from tests.serving import conftest
 pytestmark = pytest.mark.server
 NAME = "ragged"
 HOLDS = "served.fp32.accuracy >= pytorch.fp32.accuracy - 0.01"
-ROUNDS = 3
+ROUNDS, ROWS = 3, 40
 FAILS = "served.fp32.c8.throughput >= 1000 * pytorch.fp32.throughput"
 FIGURES_OF_FAILS = ("served.fp32.c8.throughput", "pytorch.fp32.throughput")
 
@@ -55,8 +58,10 @@ class Run:
         return found
 
 
-def nobody_reaches() -> Report:
-    """A baseline with 1e9 rows/s for one client, each after 1e9 ms."""
+def nobody_reaches(bundle: Bundle) -> Report:
+    """A baseline with 1e9 rows/s for one client, each after 1e9 ms, on the rows of ``bundle`` that the run draws."""
+    draw = SimpleNamespace(test=None, rows=ROWS, seed=0, rounds=ROUNDS, lengths=())
+    timed = timed_checksums(_rows(draw, bundle, print))  # type: ignore[arg-type]
     whole = made_up.report()
     assert whole.served is not None
     figures = {"throughput": 1e9} | dict.fromkeys(("p50_ms", "p90_ms", "p95_ms", "p99_ms"), 1e9)
@@ -64,7 +69,8 @@ def nobody_reaches() -> Report:
     loads = [replace(load, speed=replace(load.speed, **figures), joules_per_row=None)]
     served = replace(whole.served, precision="fp32", loads=loads, load_seconds=None, peak_rss_mib=None, pss_mib=None)
     rounds = [{f"served.fp32.c1.{key}": value for key, value in figures.items()}] * ROUNDS
-    return replace(whole, environment=environment(), in_process=[], served=served, rounds=rounds)
+    settings = whole.settings | {"timed_sha256": timed, "max_length": bundle.max_length}
+    return replace(whole, environment=environment(), settings=settings, in_process=[], served=served, rounds=rounds)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Ru
     """One short run: a gate that holds, one that fails, and a baseline that nobody reaches."""
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "baseline").mkdir()
-    write_report(folder / "baseline", nobody_reaches(), {})
+    write_report(folder / "baseline", nobody_reaches(load_bundle(server.bundles[NAME])), {})
     options = server.options
     arguments = {
         "bundle": server.bundles[NAME],
@@ -82,7 +88,7 @@ def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Ru
         "grpc-port": options.grpc_port,
         "metrics-port": options.metrics_port,
         "device": "cpu",
-        "rows": 40,
+        "rows": ROWS,
         "duration": 0.6,
         "batch": "1,32",
         "length": "8,16,4096",
@@ -119,7 +125,7 @@ def test_progress_is_a_line_a_round_and_a_line_a_speed(run: Run) -> None:
 
 
 def test_figures_worse_than_the_baseline_are_listed(run: Run) -> None:
-    (found,) = run.report["regressions"]
+    (found,) = (one for one in run.report["baseline"]["figures"] if one["verdict"] == "worse")
     assert "no yardstick" in run.report["baseline"]["notes"][0]
     assert found["figure"] == "served.fp32.c1.throughput"
     assert "worse than the baseline: served.fp32.c1.throughput went from 1e+09 to" in run.done.stderr
@@ -256,7 +262,7 @@ def test_the_report_can_be_read_and_says_where_it_came_from(run: Run) -> None:
     assert environment["cores"] >= 1 and environment["memory_mib"] > 0 and environment["versions"]["torch"]
     assert run.report["served"]["server"].startswith("triton 2.")
     markdown = (run.folder / "report.md").read_text(encoding="utf-8")
-    for part in ("In process", "triton 2.", "Quality", "Gates", "Time split", "figures are worse than the baseline", f"`{FAILS}`"):
+    for part in ("In process", "triton 2.", "Quality", "Gates", "Time split", "Against the baseline: 1 worse", f"`{FAILS}`"):
         assert part in markdown
     assert sorted(path.name for path in run.folder.iterdir()) == ["report.html", "report.json", "report.md"]
 
