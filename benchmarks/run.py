@@ -32,7 +32,7 @@ from benchmarks.rounds import measure_rounds
 from benchmarks.samples import Samples, told
 from benchmarks.served import Server, Target, UnderLoad, check_process, read_package, require_same_bundle
 from benchmarks.speed import Spans
-from benchmarks.study import Study
+from benchmarks.study import Rows, Study
 from serving.artifact import publish
 from serving.errors import DataError, GateError
 

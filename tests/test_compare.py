@@ -370,3 +370,14 @@ def test_what_only_one_report_has_is_listed(report: Report) -> None:
 def test_reports_without_a_common_figure_are_an_error(report: Report) -> None:
     with pytest.raises(DataError, match="no figure in common"):
         compare_10(replace(report, in_process=[]), replace(report, served=None))
+
+
+@pytest.mark.parametrize("key", ["stolen_percent", "others_percent"])
+def test_a_run_that_others_took_the_processor_from_is_shown_and_not_judged(report: Report, key: str) -> None:
+    before, slow = report, faster(report, {"served": 0.4})
+    now = replace(slow, environment=report.environment | {key: 31.0})
+    found = compare(before, now, Allowed())
+    speeds = [one for one in found.figures if one.figure.endswith((".throughput", "p50_ms", "load_seconds"))]
+    assert speeds and {one.verdict for one in speeds} == {"not compared"}
+    assert "31 % of it in the run now: speeds are not judged" in found.notes[0]
+    assert compare(before, now, Allowed(any_machine=True)).of("worse"), "unless it is asked for"

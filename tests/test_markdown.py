@@ -126,7 +126,7 @@ def test_throughput_has_no_spread_where_rounds_agree() -> None:
 @pytest.mark.parametrize(("percent", "told"), [(None, False), (0.9, False), (12.4, True)])
 def test_time_that_the_host_took_away_is_told_with_the_machine(report: Report, percent: float | None, told: bool) -> None:
     markdown = render(replace(report, environment=report.environment | {"stolen_percent": percent}))
-    assert ("the host took 12 % of the processor time away" in markdown) is told
+    assert ("while it ran, the host took 12 % of it away" in markdown) is told
     assert ("the host took" in markdown) is told
 
 

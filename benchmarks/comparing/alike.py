@@ -11,6 +11,8 @@ from benchmarks.report import Report, length_key
 MACHINE = ("cpu", "cores", "gpus")
 ASKED = ("rows", "duration", "rounds", "seed", "max_length", "test", "tokens")
 YARDSTICK_LIBRARIES = ("torch", "transformers")
+TAKEN_PERCENT = 10
+"""Of the processor time: one that is told by processes of several threads far more than by those of one."""
 COMMIT = 8
 
 
@@ -25,6 +27,17 @@ def other_machine(before: Report, now: Report) -> str:
     """What differs of the machine or the device, empty where nothing does."""
     keys = [*_differing(before.environment, now.environment, MACHINE), *_differing(before.settings, now.settings, ("device",))]
     return "; ".join(keys)
+
+
+def taken_away(before: Report, now: Report) -> str:
+    """Whether others, on this machine or its host's other guests, took so much of the processor time of a run that its speeds say
+    more about them: which run, and how much; empty where they did not."""
+    told = []
+    for which, report in (("before", before), ("now", now)):
+        percent = sum(report.environment.get(key) or 0.0 for key in ("others_percent", "stolen_percent"))
+        if percent > TAKEN_PERCENT:
+            told.append(f"{percent:.0f} % of it in the run {which}")
+    return " and ".join(told)
 
 
 def other_yardstick(before: Report, now: Report) -> str:

@@ -17,6 +17,8 @@ Of the same build, two runs minutes apart differ by half where others use the ma
   arrangements or closed loops, the steady ones weighing more. Half the chance of a false alarm is left to these few.
 * **On other rows**, or on rows cut at another length, speeds and energy are shown and not judged.
 * **Open loops** are shown and not judged: near what the server can do, latency follows the machine's speed by multiples.
+* **A run that others took the processor from** (more than 10 % of its time: other processes, or the host) is shown and not judged:
+  processes that wait for each other, as a server's do, suffer far more from that than the yardstick.
 * **Quality** is the same on the same labelled rows each time: allowed is a drop in points, noise there is none.
 * **Energy, memory and loading** are measured once, or with whatever else the machine does: their tolerances are wide, and
   fixed.
@@ -27,7 +29,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.comparing.alike import differences, other_machine, other_yardstick, same_labelled_rows, same_timed_rows, title
+from benchmarks.comparing.alike import (
+    differences,
+    other_machine,
+    other_yardstick,
+    same_labelled_rows,
+    same_timed_rows,
+    taken_away,
+    title,
+)
 from benchmarks.comparing.yardstick import OTHER_ROWS, SPEEDS, compare_speeds, lengths_of, ways
 from benchmarks.report import Quality, Report
 from benchmarks.verdicts import Compared, Comparison, relative
@@ -43,6 +53,8 @@ COSTS = {
 """How much more is allowed, relative, and how much in any case, in the figure's unit."""
 
 
+TIMED = (*SPEEDS, "joules_per_row", "load_seconds")
+TAKEN = "others took the processor's time"
 ROUNDING = 1e-9
 """A metric that dropped by just what is allowed has not dropped by more."""
 
@@ -54,7 +66,7 @@ class Allowed:
     Args:
         regression: relative, for speeds.
         quality_drop: points, hundredths of a metric or of agreement.
-        any_machine: judge speeds, memory and loading of another machine too.
+        any_machine: judge speeds, memory and loading of another machine too, and of one that others used.
     """
 
     regression: float = 0.1
@@ -73,11 +85,14 @@ def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
     found = [*speeds, *_costs(before, now)]
     if others := sum(one.why == OTHER_ROWS for one in found):
         notes.append(f"{others} figures of speed and energy are not compared: {OTHER_ROWS}")
+    if (taken := taken_away(before, now)) and not allowed.any_machine:
+        notes.insert(0, f"others took the processor's time, {taken}: speeds are not judged, measure again on a machine left alone")
+        found = [_unjudged(one, TAKEN) if one.figure.rpartition(".")[2] in TIMED else one for one in found]
     if versions:
         notes.insert(0, f"the yardstick runs on other versions ({versions}): worse is what is worse beside it and plainly")
     if elsewhere and not allowed.any_machine:
         notes.insert(0, f"another machine: {elsewhere}; only quality is judged, --any-machine judges all")
-        found = [replace(one, verdict="not compared", tolerance=None, noise=None, why="another machine") for one in found]
+        found = [_unjudged(one, "another machine") for one in found]
     elif elsewhere:
         notes.insert(0, f"another machine: {elsewhere}")
     quality, said = _qualities(before, now, allowed.quality_drop / 100)
@@ -95,6 +110,10 @@ def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
         only_before=_lacking(ours, theirs),
         only_now=_lacking(theirs, ours),
     )
+
+
+def _unjudged(one: Comparison, why: str) -> Comparison:
+    return replace(one, verdict="not compared", tolerance=None, noise=None, why=why)
 
 
 def _costs(before: Report, now: Report) -> Iterator[Comparison]:

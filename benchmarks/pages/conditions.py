@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.pages.words import answer
 from benchmarks.report import Report
 
-STOLEN_PERCENT = 1
-"""Share of the processor time given to others by the host, from which on it is told with the machine."""
-_MACHINE = ("cpu", "cores", "memory_mib", "gpus", "driver", "busy_percent", "stolen_percent", "versions", "commit")
+TOLD_PERCENT = 1
+"""Share of the processor time that others took, from which on it is told with the machine."""
+_MACHINE = (
+    "cpu",
+    "cores",
+    "memory_mib",
+    "gpus",
+    "driver",
+    "busy_percent",
+    "others_percent",
+    "stolen_percent",
+    "versions",
+    "commit",
+)
 
 
 def machine(report: Report) -> str:
@@ -18,15 +30,16 @@ def machine(report: Report) -> str:
     gpus = "; ".join(found["gpus"]) or "no GPU"
     return (
         f"{found['cpu']}, {found['cores']} cores, {found['memory_mib']} MiB, {gpus} · {found['busy_percent']:.0f} % busy with "
-        f"other work when it began{_stolen(found)}"
+        f"other work when it began{''.join(_taken(found))}"
     )
 
 
-def _stolen(environment: dict[str, Any]) -> str:
-    percent = environment["stolen_percent"]
-    if percent is None or percent <= STOLEN_PERCENT:
-        return ""
-    return f" · the host took {percent:.0f} % of the processor time away while it ran"
+def _taken(environment: dict[str, Any]) -> Iterator[str]:
+    takers = {"other processes took {} of the processor time": "others_percent", "the host took {} of it away": "stolen_percent"}
+    for told, key in takers.items():
+        percent = environment.get(key)
+        if percent is not None and percent > TOLD_PERCENT:
+            yield f" · while it ran, {told.format(f'{percent:.0f} %')}"
 
 
 def method(report: Report) -> str:

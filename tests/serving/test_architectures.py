@@ -213,7 +213,8 @@ def test_every_task_is_benchmarked(tmp_path: Path, task: str) -> None:
             "--output",
             tmp_path / "report",
         ]
-        short = ["--rows", 20, "--duration", 0.4, "--rounds", 1, "--concurrency", 2, "--precision", "fp32"]
+        short = ["--rows", 20, "--duration", 0.4, "--rounds", 1, "--concurrency", 2, "--precision", "fp32", "--batch", 1]
+        short += ["--length", 16, "--rate", "50%"]
         assert main(["benchmark", "tiny", *map(str, [*ports, *where, *short])]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     figures = report["figures"]
