@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.comparing.alike import TAKEN_PERCENT
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
 from benchmarks.machine import environment
+from benchmarks.preparation import _rows
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
-from benchmarks.run import _rows, timed_checksums
+from benchmarks.run import timed_checksums
 from benchmarks.samples import spans_of
 from benchmarks.served import Endpoint, Server, check_process, read_package, require_same_bundle
 from benchmarks.speed import closed_loop, over_rounds, side_by_side
@@ -125,9 +127,13 @@ def test_progress_is_a_line_a_round_and_a_line_a_speed(run: Run) -> None:
 
 
 def test_figures_worse_than_the_baseline_are_listed(run: Run) -> None:
-    (found,) = (one for one in run.report["baseline"]["figures"] if one["verdict"] == "worse")
-    assert "no yardstick" in run.report["baseline"]["notes"][0]
-    assert found["figure"] == "served.fp32.c1.throughput"
+    baseline, environment = run.report["baseline"], run.report["environment"]
+    worse = [one["figure"] for one in baseline["figures"] if one["verdict"] == "worse"]
+    if (environment["stolen_percent"] or 0) + environment["others_percent"] > TAKEN_PERCENT:
+        assert not worse and "speeds are not judged" in baseline["notes"][0]
+        return
+    assert "no yardstick" in baseline["notes"][0]
+    assert worse == ["served.fp32.c1.throughput"]
     assert "worse than the baseline: served.fp32.c1.throughput went from 1e+09 to" in run.done.stderr
 
 
