@@ -19,17 +19,17 @@ def test_a_recipe_of_ones_own_names_the_artifact(tmp_path: Path) -> None:
     recipe = tmp_path / "tickets.toml"
     recipe.write_text('name = "tickets"   # artifacts/tickets, and the "name" of the ensemble\n')
     commands = make("-n", "package", f"RECIPE={recipe}")
-    assert '--name "tickets"' in commands
-    assert '--bundle "artifacts/tickets/bundle"' in commands
+    assert "--name 'tickets'" in commands
+    assert "--bundle 'artifacts/tickets/bundle'" in commands
 
 
 def test_variables_become_options() -> None:
     commands = make("-n", "serve", "PRECISION=fp32", "HTTP_PORT=9000", "BATCHING=ragged", "REPOSITORY=/srv/models")
-    for option in ('--precision "fp32"', '--http-port "9000"', '--batching "ragged"', '--repository "/srv/models"'):
+    for option in ("--precision 'fp32'", "--http-port '9000'", "--batching 'ragged'", "--repository '/srv/models'"):
         assert option in commands
     commands = make("-n", "tune", "NAME=reviews", "LATENCY_P99_MS=50", "MINUTES=5", "QUEUE_DELAY_US=9")
-    assert '.venv/bin/tritonize tune "reviews"' in commands and '--latency-p99-ms "50" --minutes "5"' in commands
-    assert '--queue-delay-us "500"' in make("-n", "package", "QUEUE_DELAY_US=500")
+    assert ".venv/bin/tritonize tune 'reviews'" in commands and "--latency-p99-ms '50' --minutes '5'" in commands
+    assert "--queue-delay-us '500'" in make("-n", "package", "QUEUE_DELAY_US=500")
 
 
 def test_the_text_asked_is_the_text_given(tmp_path: Path) -> None:

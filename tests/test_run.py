@@ -25,7 +25,7 @@ GATES = ("served.int8.c16.nothing > 1", "served.int8.c16.throughput / (1 - 1) > 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Report], Any]:
     """Options of a run that is compared with a report, and measures :data:`REPORT`."""
-    stubs = dict.fromkeys(("_study", "_target", "expected", "require_expected")) | {"_measure": (REPORT, {})}
+    stubs = dict.fromkeys(("make_study", "_target", "expected", "require_expected")) | {"_measure": (REPORT, {})}
     for name, value in stubs.items():
         monkeypatch.setattr(run, name, lambda *_, value=value, **__: value)
 

@@ -214,7 +214,7 @@ def test_every_task_is_benchmarked(tmp_path: Path, task: str) -> None:
             tmp_path / "report",
         ]
         short = ["--rows", 20, "--duration", 0.4, "--rounds", 1, "--concurrency", 2, "--precision", "fp32", "--batch", 1]
-        short += ["--length", 16, "--rate", "50%"]
+        short += ["--length", 16, "--rate", "none", "--protocol", "grpc"]
         assert main(["benchmark", "tiny", *map(str, [*ports, *where, *short])]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     figures = report["figures"]

@@ -24,7 +24,7 @@ def left_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("after", "number"),
-    [("loading", signal.SIGINT), ("round 1", signal.SIGINT), ("round 2", signal.SIGTERM)],
+    [("loading", signal.SIGINT), ("round 1", signal.SIGTERM)],
 )
 def test_nothing_stays_of_an_interrupted_benchmark(
     server: conftest.Server, tmp_path: Path, after: str, number: signal.Signals
