@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -63,7 +64,9 @@ def test_nothing_stays_of_an_interrupted_benchmark(
             said += line
             if line.startswith(after):
                 break
-        family = psutil.Process(process.pid).children(recursive=True)
+        deadline = time.monotonic() + 30
+        while not (family := psutil.Process(process.pid).children(recursive=True)) and time.monotonic() < deadline:
+            time.sleep(0.01)
         # Ctrl-C goes to everybody in the terminal's group, an orchestrator's signal to the one process it started
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         rest = process.stderr.read()
