@@ -31,7 +31,7 @@ from serving.install import STAND_IN
 from serving.runtime.tasks import load_task
 from serving.runtime.tokenization import TextEncoder
 
-from .conftest import ARCHITECTURES, review_rows, write_tsv
+from .conftest import ARCHITECTURES, full_disk, review_rows, write_tsv
 
 # said by transformers' own modules when they are imported
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
@@ -561,11 +561,11 @@ def test_rows_without_the_texts_that_the_checkpoint_takes_are_refused(
     assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_full_disk_is_one_line_and_leaves_nothing(
     tiny_checkpoint: Path, review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(arguments(tiny_checkpoint, review_file)) == 1
+    with full_disk():
+        assert cli.main(arguments(tiny_checkpoint, review_file)) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "error: File too large"
     assert not list((in_folder / "artifacts" / "tiny").iterdir())
 

@@ -18,7 +18,7 @@ from serving.artifact import is_current, read_manifest
 from serving.errors import DataError
 from serving.runtime.tasks import load_task
 
-from .conftest import review_rows, write_tsv
+from .conftest import full_disk, review_rows, write_tsv
 
 TRAINING = (
     "--epochs",
@@ -248,9 +248,9 @@ def test_labels_of_two_files_must_be_of_one_kind(train: tuple[Any, ...], other: 
     assert caught.value.message.startswith(message)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_full_disk_is_one_line_and_leaves_nothing(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(command(base_checkpoint)) == 1
+    with full_disk():
+        assert cli.main(command(base_checkpoint)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: cannot write an epoch into ")
     assert not (data / "artifacts" / "tiny" / "checkpoint").exists()
