@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from export import cli, finetune
+from export import cli, splits
 from export.data import EVALUATION, LabelledRows, Rows, read_evaluation
 from serving.artifact import is_current, read_manifest
 from serving.errors import DataError
@@ -110,9 +110,9 @@ def accuracy_of(folder: Path) -> float:
 def test_interrupted_run_resumes_from_its_last_epoch(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from export import training
+    from export.training.progress import PlainProgress
 
-    said = training.PlainProgress.on_evaluate
+    said = PlainProgress.on_evaluate
 
     def say_and_press_ctrl_c(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         said(self, args, state, control, **more)
@@ -120,7 +120,7 @@ def test_interrupted_run_resumes_from_its_last_epoch(
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.PlainProgress, "on_evaluate", say_and_press_ctrl_c)
+        patch.setattr(PlainProgress, "on_evaluate", say_and_press_ctrl_c)
         assert cli.main(command(base_checkpoint)) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: nothing half-written was left behind")
     folder = data / "artifacts" / "tiny"
@@ -241,10 +241,10 @@ def test_labels_of_two_files_must_be_of_one_kind(train: tuple[Any, ...], other: 
         Rows(location=name, texts=(("",) * len(labels),), labels=labels) for name, labels in (("train", train), ("other", other))
     )
     if not message:
-        finetune._require_same_kind(ours, theirs)
+        splits._require_same_kind(ours, theirs)
         return
     with pytest.raises(DataError) as caught:
-        finetune._require_same_kind(ours, theirs)
+        splits._require_same_kind(ours, theirs)
     assert caught.value.message.startswith(message)
 
 
@@ -260,17 +260,19 @@ def test_several_gpus_are_one_device(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The trainer wraps the model in nn.DataParallel where its arguments count two GPUs."""
-    from export import training
+    from transformers import TrainingArguments
+
+    from export.training import train
 
     seen: list[Any] = []
-    count, build = training.TrainingArguments.__post_init__, training._arguments
+    count, build = TrainingArguments.__post_init__, train.training_arguments
 
     def count_two(self: Any) -> None:
         count(self)
         self._n_gpu = 2
 
-    monkeypatch.setattr(training.TrainingArguments, "__post_init__", count_two)
-    monkeypatch.setattr(training, "_arguments", lambda job: seen.append(build(job)) or seen[-1])
+    monkeypatch.setattr(TrainingArguments, "__post_init__", count_two)
+    monkeypatch.setattr(train, "training_arguments", lambda job: seen.append(build(job)) or seen[-1])
     assert cli.main(command(base_checkpoint, "--epochs", "1")) == 0
     assert [(arguments.n_gpu, arguments.train_batch_size) for arguments in seen] == [(1, 16)]
 
