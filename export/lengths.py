@@ -30,4 +30,4 @@ def tokens(rows: LabelledRows, task: Task, tokenizer: Any, *, seed: int) -> list
 
 def usual_length(lengths: list[int], *, least: int) -> int:
     """Where to cut so that all but 1 % of the rows stay whole, and never below ``least``."""
-    return max(least, int(-(-np.quantile(lengths, WHOLE, method="higher") // STEP) * STEP))
+    return max(least, int(-(-np.quantile(lengths, WHOLE, method="inverted_cdf") // STEP) * STEP))

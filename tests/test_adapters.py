@@ -35,17 +35,28 @@ def command(checkpoint: Path, *more: str) -> list[str]:
     return ["finetune", "--checkpoint", str(checkpoint), "--train", "train.tsv", "--test", "test.tsv", *SMALL, *more]
 
 
+@pytest.fixture
+def taught(data: Path, base_checkpoint: Path) -> Path:
+    """A checkpoint that has learnt the opposite of what the rows say: few weights are enough to learn better."""
+    swapped = {"positive": "negative", "negative": "positive"}
+    write_tsv(data / "opposite.tsv", [(text, swapped[label]) for text, label in review_rows(240, seed=22)])
+    full = ("--train", "opposite.tsv", "--test", "opposite.tsv", "--keep-leaks", "--name", "taught", "--epochs", "6")
+    assert cli.main(command(base_checkpoint, *full, "--learning-rate", "5e-3")) == 0
+    return data / "artifacts" / "taught" / "checkpoint"
+
+
 def logits(model: Any, ids: Any) -> Any:
     with torch.no_grad():
         return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
-def test_an_adapter_is_trained_merged_and_kept(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_is_trained_merged_and_kept(data: Path, taught: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
+    capsys.readouterr()
     lora = ("--adapter", "LoRA", "--adapter-option", "r=4", "--learning-rate", "2e-2")
-    assert cli.main(command(base_checkpoint, *lora, "--json")) == 0
+    assert cli.main(command(taught, *lora, "--json")) == 0
     folder = data / "artifacts" / "tiny" / "checkpoint"
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert figures["test"]["accuracy"] > 0.8, "the words give the label away"
@@ -55,12 +66,12 @@ def test_an_adapter_is_trained_merged_and_kept(data: Path, base_checkpoint: Path
     assert figures["peak_rss_mib"] > 100
 
     whole = AutoModelForSequenceClassification.from_pretrained(folder)
-    base = AutoModelForSequenceClassification.from_pretrained(base_checkpoint)
+    base = AutoModelForSequenceClassification.from_pretrained(taught)
     ids = torch.randint(5, 50, (4, 12), generator=torch.Generator().manual_seed(0))
     alone = logits(PeftModel.from_pretrained(base, str(folder / "adapter")), ids)
     assert torch.allclose(logits(whole, ids), alone, atol=1e-5), "the adapter on the base is the checkpoint"
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    assert (config["r"], config["base_model_name_or_path"]) == (4, str(base_checkpoint))
+    assert (config["r"], config["base_model_name_or_path"]) == (4, str(taught))
     manifest = read_manifest(folder, "checkpoint")
     assert manifest["adapter"] == {"method": "lora", "options": {"r": 4}, "load_in": None}
     assert "adapter/adapter_model.safetensors" in manifest["files"]
@@ -76,13 +87,14 @@ def test_every_linear_layer_is_adapted_and_the_head_is_trained_whole(
     linear = {name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)}
     ids = torch.randint(5, 50, (4, 12), generator=torch.Generator().manual_seed(0))
     before = logits(model, ids)
-    adapted = adapters.adapted(model, Adapter(method="lora"), new=set(), base="x")
+    adapted = adapters.adapted(model, Adapter(method="lora"), new=set(), base=str(model.name_or_path))
     assert torch.allclose(logits(adapted, ids), before, atol=1e-5), "nothing is learnt yet"
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert len([name for name in trained if "lora_A" in name]) == len(linear)
-    assert any(".modules_to_save." in name for name in trained) and not any("embed" in name for name in trained)
+    assert any(".modules_to_save." in name for name in trained) and not any("word_embeddings" in name for name in trained)
 
 
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")  # of ln_tuning, peft's own
 @pytest.mark.parametrize("method", ["ia3", "loha", "lokr", "oft", "vera", "fourierft", "ln_tuning", "hra"])
 def test_other_methods_are_trained_and_merged_too(make_checkpoint: Callable[[str], Path], method: str, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
@@ -90,7 +102,7 @@ def test_other_methods_are_trained_and_merged_too(make_checkpoint: Callable[[str
     assert method in adapters.methods()
     options = {"n_frequency": 10} if method == "fourierft" else {}
     model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint("bert"))
-    adapted = adapters.adapted(model, Adapter(method=method, options=options), new=set(), base="x")
+    adapted = adapters.adapted(model, Adapter(method=method, options=options), new=set(), base=str(model.name_or_path))
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 50, (4, 12), generator=generator)
     before = logits(adapted, ids)
@@ -111,7 +123,7 @@ def test_tied_weights_stay_frozen(make_checkpoint: Callable[[str], Path]) -> Non
     from transformers import AutoModelForMaskedLM
 
     model = AutoModelForMaskedLM.from_pretrained(make_checkpoint("distilbert"))
-    adapted = adapters.adapted(model, Adapter(method="lora"), new={"vocab_transform.weight"}, base="x")
+    adapted = adapters.adapted(model, Adapter(method="lora"), new={"vocab_transform.weight"}, base=str(model.name_or_path))
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert not any("vocab_projector" in name for name in trained)
     assert "base_model.model.vocab_transform.modules_to_save.default.weight" in trained, "new weights have nothing to adapt"
@@ -141,7 +153,7 @@ def test_merging_that_changes_the_model_is_refused(
         (("--adapter", "lara"), "no adapter 'lara': peft has no such method"),
         (("--adapter", "prompt_tuning"), "no adapter 'prompt_tuning': its weights cannot be merged into the model's"),
         (("--adapter", "lora", "--adapter-option", "rank=8"), "lora has no option rank (see LoraConfig in peft's documentation)"),
-        (("--adapter", "lora", "--adapter-option", "target_modules=nope"), "lora cannot be used with this model: Target modules"),
+        (("--adapter", "lora", "--adapter-option", "target_modules=nope"), "lora cannot be used with this model: "),
         (("--adapter", "lora", "--adapter-option", "r=0"), "lora cannot be used with this model: "),
         (("--adapter-option", "r=8"), "--adapter-option goes with --adapter"),
         (("--load-in", "4bit"), "--load-in goes with --adapter"),
@@ -192,4 +204,4 @@ def test_what_peft_refuses_is_an_error_of_ours(make_checkpoint: Callable[[str], 
 
     model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint("bert"))
     with pytest.raises(ArtifactError, match="adalora cannot be used with this model: "):
-        adapters.adapted(model, Adapter(method="adalora"), new=set(), base="x")
+        adapters.adapted(model, Adapter(method="adalora"), new=set(), base=str(model.name_or_path))

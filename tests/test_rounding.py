@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from export import cli
 from export.training.rounding import rounded
@@ -25,7 +27,14 @@ def test_a_model_rounds_as_its_int8_graph_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(16, 8)
     inputs = torch.randn(4, 16)
-    torch.onnx.export(layer, (inputs,), tmp_path / "fp32.onnx", input_names=["x"], dynamo=False)
+    weights = [
+        numpy_helper.from_array(layer.weight.detach().numpy().T.copy(), "w"),
+        numpy_helper.from_array(layer.bias.detach().numpy(), "b"),
+    ]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Add", ["y", "b"], ["z"])]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, size]) for name, size in (("x", 16), ("z", 8))]
+    graph = helper.make_graph(nodes, "linear", tensors[:1], tensors[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "fp32.onnx")
     quantize_dynamic(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", per_channel=True, weight_type=QuantType.QInt8)
     session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
     (served,) = session.run(None, {"x": inputs.numpy()})
@@ -54,7 +63,7 @@ def test_gradients_pass_the_rounding(make_checkpoint: Callable[[str], Path]) -> 
 def test_whole_run(in_folder: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tsv(in_folder / "train.tsv", review_rows(240, seed=70))
     command = ["finetune", "--name", "tiny", "--checkpoint", str(base_checkpoint), "--train", "train.tsv", "--device", "cpu"]
-    command += ["--epochs", "3", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--quantisation-aware"]
+    command += ["--epochs", "6", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--quantisation-aware"]
     assert cli.main(command) == 0
     folder = in_folder / "artifacts" / "tiny" / "checkpoint"
     assert read_manifest(folder, "checkpoint")["figures"]["validation"]["accuracy"] > 0.8, "the words give the label away"

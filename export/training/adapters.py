@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from export.training.hyperparameters import Adapter
 from serving.errors import ArtifactError, DataError, SetupError
 
-OWN_TARGETS = {"IA3", "LN_TUNING"}
+NOT_FOR_ALL = {"IA3"}
 """Methods that are not for every linear layer: ``peft`` knows for each architecture which layers they are for."""
 TOLERANCE = 1e-5
 """How far logits may move when an adapter is merged, relative to the largest of them, or absolute below 1."""
@@ -96,7 +96,9 @@ def adapted(model: Any, adapter: Adapter, *, new: Collection[str], base: str) ->
         model = peft.prepare_model_for_kbit_training(model)
     whole = list(_trained_whole(model, new))
     chosen: dict[str, Any] = {"modules_to_save": whole or None}
-    if adapter.method.upper() not in OWN_TARGETS:
+    if adapter.method == "ln_tuning":
+        chosen["target_modules"] = [name for name, module in model.named_modules() if "Norm" in type(module).__name__]
+    elif adapter.method.upper() not in NOT_FOR_ALL:
         chosen["target_modules"] = sorted(_linear(model, whole))
     chosen |= {name: _listed(value) if name in chosen else value for name, value in adapter.options.items()}
     try:

@@ -53,7 +53,7 @@ def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> F
         raise DataError(f"there is nothing to search: {', '.join(SEARCHED)} are all given", hint="leave some out, or --search")
     if processes() > 1:
         raise DataError("several processes cannot search", hint="search in one, then train in several with what was found")
-    optuna.logging.set_verbosity(logging.WARNING)
+    optuna.logging.set_verbosity(logging.ERROR)
     job = with_learning_rate(job)
     study = _study(job, names, journal)
     if not study.trials:
@@ -64,7 +64,8 @@ def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> F
         say(f"trial {trial.number + 1} of {trials}: {_told(options, names)}")
         return _value(trial, replace(job, options=options, scratch=journal / f"trial-{trial.number}"))
 
-    left = trials - sum(trial.state.is_finished() for trial in study.trials)
+    ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    left = trials - sum(trial.state in ended for trial in study.trials)
     study.optimize(value, n_trials=max(left, 0))
     done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not done:

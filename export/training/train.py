@@ -142,12 +142,14 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
         folder = job.scratch / "adapter"
         model, figures["merged_difference"] = _merged(trainer, folder, job)
         trainer.model = trainer.model_wrapped = model
+    trainer.compute_metrics = None  # from here on it is asked for predictions, of other rows too
     settings = _fitted(trainer, encoded["validation"], job, figures["validation"])
     job = replace(job, task=replace(job.task, **settings))
     judged = encoded.get("test", encoded["validation"])
-    predictions = trainer.predict(judged.dataset).predictions
+    found = trainer.predict(judged.dataset)
+    predictions = found.predictions
     if "test" in encoded:
-        figures["test"] = _judge(judged, job.task)(predictions)
+        figures["test"] = {"loss": found.metrics["test_loss"], **_judge(judged, job.task)(predictions)}
     answers = _answers(predictions, judged, job.task)
     _, *figures["interval"] = bootstrapped(job.task.metric, job.task.main_metric, job.task.predictions(answers), judged.references)
     return Trained(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)

@@ -17,6 +17,7 @@ import transformers
 from export.cli import main
 from export.data import Columns, checked_rows
 from export.training.batches import IGNORED, Collator
+from export.training.losses import loss_of_groups
 from export.training.trainer import predicted
 from serving.errors import DataError
 from serving.runtime.tasks.base import Origins
