@@ -10,41 +10,16 @@ from typing import Any
 
 import click
 
-from benchmarks.options import tolerances
+from benchmarks.options import PRECISIONS, choices, chosen_name, counts, exported_model, listed, tolerances
 
-PRECISIONS = ("fp32", "fp16", "int8")
 PROTOCOLS = ("grpc", "http")
-NONE = "none"
-
-
-def choices(allowed: tuple[str, ...]) -> Any:
-    """Callback: values given one by one or with commas, each one of ``allowed``."""
-
-    def split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-        found = [part.strip() for value in values for part in value.split(",")]
-        for part in found:
-            if part not in allowed:
-                raise click.BadParameter(f"{part!r} is not one of {', '.join(allowed)}", ctx, parameter)
-        return tuple(dict.fromkeys(found))
-
-    return split
-
-
-def whole_numbers(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
-    parts = [part.strip() for value in values for part in str(value).split(",")]
-    if parts == [NONE] and parameter.name != "concurrency":
-        return ()
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter("give whole numbers from 1 on, such as 1,4,16", ctx, parameter)
-    return tuple(sorted({int(part) for part in parts}))
 
 
 def _open_loops(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
     from benchmarks.study import OpenLoop
 
-    parts = [part.strip() for value in values for part in str(value).split(",")]
     found = []
-    for part in [] if parts == [NONE] else parts:
+    for part in listed(values, may_be_none=True):
         try:
             number = float(part.removesuffix("%"))
         except ValueError:
@@ -70,10 +45,7 @@ def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
 
 
 @click.command("benchmark")
-@click.argument("model", metavar="NAME", required=False)
-@click.option("--name", metavar="NAME", help="The model's name, in place of the argument.")
-@click.option("--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"), help="Folder of what the stages made.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="The exported bundle.  [default: ARTIFACTS/NAME/bundle]")
+@exported_model
 @click.option("--checkpoint", help="The PyTorch original: a folder, or a name on the Hub.  [default: ARTIFACTS/NAME/checkpoint]")
 @click.option(
     "--repository",
@@ -98,7 +70,7 @@ def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     "--concurrency",
     multiple=True,
     default=("1", "4", "16", "64"),
-    callback=whole_numbers,
+    callback=counts(),
     metavar="N[,N…]",
     help="Clients of a closed loop: requests kept in flight.",
 )
@@ -114,12 +86,12 @@ def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     "--length",
     multiple=True,
     default=("16", "64", "128", "384"),
-    callback=whole_numbers,
+    callback=counts(may_be_none=True),
     metavar="N[,N…]|none",
     help="Tokens: real rows brought to one length, beside those as they are.",
 )
 @click.option(
-    "--batch", multiple=True, default=("1", "8", "32"), callback=whole_numbers, metavar="N[,N…]", help="Rows per call in process."
+    "--batch", multiple=True, default=("1", "8", "32"), callback=counts(), metavar="N[,N…]", help="Rows per call in process."
 )
 @click.option("--exported/--no-exported", default=True, help="Run the ONNX graph as Optimum exports it, before any fusion, too.")
 @click.option("--compile", "compiled", is_flag=True, help="Run the original through torch.compile too.")
@@ -148,7 +120,8 @@ def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for the report.  [default: benchmarks/reports/NAME-TIME]")
 @click.option("--seed", type=int, default=0, help="Draws and orders the texts.")
 @click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON on standard output, by the name gates use.")
-def benchmark_command(model: str | None, name: str | None, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def benchmark_command(ctx: click.Context, /, *, model: str | None, name: str | None, as_json: bool, **options: Any) -> None:
     """Measure speed and quality of a served model against its PyTorch original, all on the same real texts.
 
     Measures PyTorch, transformers' pipeline and every ONNX variant in process, and the running server over gRPC and HTTP, by
@@ -156,9 +129,7 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
     loaded until the end, so a big one needs memory for many copies; fewer --precision need less. Writes report.html,
     report.md and report.json, which holds every raw sample; exits with 1 when a gate fails.
     """
-    chosen = model or name
-    if chosen is None:
-        raise click.UsageError("say which model: tritonize benchmark NAME")
+    chosen = chosen_name(ctx, model, name)
     from benchmarks.run import require_passed, run_benchmark
 
     def say(line: str) -> None:
@@ -180,6 +151,7 @@ def benchmark_command(model: str | None, name: str | None, as_json: bool, **opti
 
 
 def _options(name: str, values: dict[str, Any]) -> Any:
+    from benchmarks.comparing.compare import Allowed
     from benchmarks.preparation import BenchmarkOptions
     from benchmarks.served import Endpoint
     from export.data import Columns
@@ -207,5 +179,6 @@ def _options(name: str, values: dict[str, Any]) -> Any:
         protocols=take("protocol"),
         concurrencies=take("concurrency"),
         gates=take("gate"),
+        allowed=Allowed(regression=take("max_regression"), quality_drop=take("max_quality_drop"), any_machine=take("any_machine")),
         **values,
     )

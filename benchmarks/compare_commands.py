@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 @click.argument("before", type=click.Path(path_type=Path, exists=True), metavar="BEFORE")
 @click.argument("now", type=click.Path(path_type=Path, exists=True), metavar="NOW")
 @tolerances
-@click.option("--any-machine", is_flag=True, help="Judge speeds of different machines too.")
 @click.option("--all", "everything", is_flag=True, help="List the figures that stayed the same too.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on standard output.")
 @click.option(

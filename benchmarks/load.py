@@ -28,6 +28,9 @@ WINDOWS = 3
 """perf_analyzer needs three windows that agree before it ends; told that any three do, it measures exactly three."""
 WARM_UP_WINDOWS = 1
 INPUT, EXPORT, SUMMARY = "input.json", "profile.json", "summary.csv"
+UNSTABLE = "Failed to obtain stable measurement"
+"""What it says where a window saw no answer at all, as when the machine stood still for that long."""
+ATTEMPTS = 3
 _DELAYED = re.compile(r"([\d.]+)% of the requests were delayed")
 
 
@@ -183,30 +186,23 @@ def parse_delayed(printed: str) -> float:
 def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> LoadFound:
     """Put the load on the server and return when each request was sent and answered.
 
+    A machine that stood still meanwhile gets another try: one bad moment is no reason to lose all that was measured before.
+
     Raises:
         ServerError: the load generator failed; the message carries what it said last.
     """
     with library_path(binary) as environment, tempfile.TemporaryDirectory(prefix="tritonize-") as name:
         folder = Path(name)
         (folder / INPUT).write_text(json.dumps(input_data(tensors, rows), ensure_ascii=False), encoding="utf-8")
-        try:
-            done = subprocess.run(
-                command(binary, options, folder),
-                env=environment,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                timeout=60 + 20 * options.duration,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ServerError(
-                f"{BINARY} did not end within {error.timeout:.0f} s at {options.words}", hint="ask for less load"
-            ) from error
-        if done.returncode != 0 or not (folder / EXPORT).is_file():
+        for attempt in range(1, ATTEMPTS + 1):
+            done = _run(command(binary, options, folder), environment, options)
+            if done.returncode == 0 and (folder / EXPORT).is_file():
+                break
             said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             reason = said[-1] if said else f"exit code {done.returncode}"
-            raise ServerError(f"{BINARY} failed over {options.protocol} at {options.words}: {reason}")
+            if UNSTABLE not in reason or attempt == ATTEMPTS:
+                hint = MEASURE_LONGER if UNSTABLE in reason else ""
+                raise ServerError(f"{BINARY} failed over {options.protocol} at {options.words}: {reason}", hint=hint)
         every, measured = parse_export(json.loads((folder / EXPORT).read_text(encoding="utf-8")))
         return LoadFound(
             spans=measured,
@@ -215,3 +211,20 @@ def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows
             client_us=parse_summary((folder / SUMMARY).read_text(encoding="utf-8")),
             delayed=parse_delayed(done.stdout + done.stderr),
         )
+
+
+def _run(arguments: list[str], environment: dict[str, str], options: LoadOptions) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            arguments,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=60 + 20 * options.duration,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ServerError(
+            f"{BINARY} did not end within {error.timeout:.0f} s at {options.words}", hint="ask for less load"
+        ) from error

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+PRECISIONS = ("fp32", "fp16", "int8")
+NONE = "none"
+
+Callback = Callable[[click.Context, click.Parameter, Any], Any]
+Command = Callable[..., Any]
 
 
 def percent(ctx: click.Context, parameter: click.Parameter, value: str) -> float:
@@ -20,9 +27,68 @@ def percent(ctx: click.Context, parameter: click.Parameter, value: str) -> float
     return share
 
 
-def tolerances(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--max-regression`` and ``--max-quality-drop``."""
-    for option in (
+def listed(values: tuple[str, ...], *, may_be_none: bool = False) -> list[str]:
+    """The parts of an option that is given several times, or once with commas; ``none`` alone is no part, where it may be given."""
+    parts = [part.strip() for value in values for part in value.split(",")]
+    return [] if may_be_none and parts == [NONE] else parts
+
+
+def choices(allowed: tuple[str, ...]) -> Callback:
+    """Callback: each of the listed values is one of ``allowed``."""
+
+    def split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+        found = listed(values)
+        for part in found:
+            if part not in allowed:
+                raise click.BadParameter(f"{part!r} is not one of {', '.join(allowed)}", ctx, parameter)
+        return tuple(dict.fromkeys(found))
+
+    return split
+
+
+def counts(*, may_be_none: bool = False) -> Callback:
+    """Callback: the listed values are whole numbers from 1 on; they come in ascending order, each once."""
+
+    def split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+        parts = listed(values, may_be_none=may_be_none)
+        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            raise click.BadParameter("give whole numbers from 1 on, such as 1,4,16", ctx, parameter)
+        return tuple(sorted({int(part) for part in parts}))
+
+    return split
+
+
+def exported_model(command: Command) -> Command:
+    """``NAME``, ``--name``, ``--artifacts`` and ``--bundle``: which model, and where it was exported to."""
+    return _with(
+        command,
+        click.argument("model", metavar="NAME", required=False),
+        click.option("--name", metavar="NAME", help="The model's name, in place of the argument."),
+        click.option(
+            "--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"), help="Folder of what the stages made."
+        ),
+        click.option("--bundle", type=click.Path(path_type=Path), help="The exported bundle.  [default: ARTIFACTS/NAME/bundle]"),
+    )
+
+
+def chosen_name(ctx: click.Context, model: str | None, name: str | None) -> str:
+    """The argument wins over the option, which a recipe may have given."""
+    chosen = model or name
+    if chosen is None:
+        raise click.UsageError(f"say which model: {ctx.command_path} NAME", ctx)
+    return chosen
+
+
+def tolerances(command: Command) -> Command:
+    """``--max-regression``, ``--max-quality-drop`` and ``--any-machine``: how two reports are compared."""
+    return _with(
+        command,
+        click.option(
+            "--max-regression",
+            default="10%",
+            callback=percent,
+            help="How much worse than the baseline a speed may be; where noise explains more, that much.",
+        ),
         click.option(
             "--max-quality-drop",
             type=click.FloatRange(min=0),
@@ -30,11 +96,14 @@ def tolerances(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Points a metric or the agreement with the original may be below the baseline's.",
         ),
         click.option(
-            "--max-regression",
-            default="10%",
-            callback=percent,
-            help="How much worse than the baseline a speed may be; where noise explains more, that much.",
+            "--any-machine",
+            is_flag=True,
+            help="Judge speeds of different machines too, and those of runs that others took the processor from.",
         ),
-    ):
-        command = option(command)
+    )
+
+
+def _with(command: Command, *parameters: Callable[[Command], Command]) -> Command:
+    for parameter in reversed(parameters):  # as decorators: the lowest comes first
+        command = parameter(command)
     return command

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.comparing.compare import Allowed
 from benchmarks.in_process import require_original
 from benchmarks.lengths import rows_of_length
 from benchmarks.served import Endpoint
@@ -41,8 +42,7 @@ class BenchmarkOptions:
         rounds: how often every way of answering gets its turn, on rows of its own each time.
         gates: expressions, see :mod:`benchmarks.gates`.
         baseline: ``report.json`` of an earlier run, or its folder.
-        max_regression: how much worse than ``baseline`` a speed may be, relative.
-        max_quality_drop: points that a metric may be below the baseline's.
+        allowed: how much worse than ``baseline`` a figure may be.
         junit: file to write gates and the comparison to as well, as JUnit XML.
         output: folder to write.
     """
@@ -70,8 +70,7 @@ class BenchmarkOptions:
     rounds: int
     gates: tuple[str, ...]
     baseline: Path | None
-    max_regression: float
-    max_quality_drop: float
+    allowed: Allowed
     junit: Path | None
     output: Path
     seed: int

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.comparing.compare import Allowed, compare
+from benchmarks.comparing.compare import compare
 from benchmarks.comparing.words import worse
 from benchmarks.energy import find_meter
 from benchmarks.expected import expected, require_expected
@@ -69,7 +69,7 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
         report, samples = _measure(options, study, target, say)
     report = _with_gates(report, options.gates)
     try:
-        report = report if baseline is None else _with_baseline(report, baseline, options)
+        report = report if baseline is None else replace(report, baseline=compare(baseline, report, options.allowed))
     except DataError as error:
         raise DataError(error.message, hint=f"{error.hint}; the report is {options.output / 'report.md'}") from error
     finally:  # a baseline that nothing can be held against is an error, and no reason to lose what was measured
@@ -89,11 +89,6 @@ def _baseline(path: Path) -> Report:
 def _with_gates(report: Report, gates: tuple[str, ...]) -> Report:
     by_round = report.figures_by_round()
     return replace(report, gates=[check_gate(expression, by_round) for expression in gates])
-
-
-def _with_baseline(report: Report, baseline: Report, options: BenchmarkOptions) -> Report:
-    allowed = Allowed(regression=options.max_regression, quality_drop=options.max_quality_drop)
-    return replace(report, baseline=compare(baseline, report, allowed))
 
 
 def require_passed(report: Report) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from benchmarks.commands import PRECISIONS, choices, whole_numbers
+from benchmarks.options import PRECISIONS, choices, chosen_name, counts, exported_model
 from export.recipe import recipe_file
 
 Say = Callable[[str], None]
@@ -19,10 +19,7 @@ SERVES = "serves it so"
 
 
 @click.command("tune")
-@click.argument("model", metavar="NAME", required=False)
-@click.option("--name", metavar="NAME", help="The model's name, in place of the argument.")
-@click.option("--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"), help="Folder of what the stages made.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="The exported bundle.  [default: ARTIFACTS/NAME/bundle]")
+@exported_model
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
@@ -45,7 +42,7 @@ SERVES = "serves it so"
     "--concurrency",
     multiple=True,
     default=("1", "4", "16"),
-    callback=whole_numbers,
+    callback=counts(),
     metavar="N[,N…]",
     help="Requests kept in flight: the loads that are measured.",
 )
@@ -74,9 +71,7 @@ def tune_command(
     """
     from serving.commands import check_name
 
-    chosen = model or name
-    if chosen is None:
-        raise click.UsageError("say which model: tritonize tune NAME")
+    chosen = chosen_name(ctx, model, name)
     check_name(chosen)
     from benchmarks.tuning.stage import TuneOptions, tune
     from benchmarks.tuning.summary import require_winner, summary, table, to_json

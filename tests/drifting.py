@@ -29,7 +29,7 @@ class Machine:
 
     drift: float = 1.5
     round_drift: float = 0.12
-    between_runs: float = 0.05
+    between_runs: float = 0.03
     noise: float = 0.1
     rough: float = 0.1
     hit: float = 0.03

@@ -49,10 +49,12 @@ def faster(report: Report, factors: dict[str, float]) -> Report:
     return drifting.with_rounds(report, [{name: changed(name, value) for name, value in own.items()} for own in report.rounds])
 
 
-# Rates over 300 pairs of runs each, a hundred figures a pair. Machine() drifts by 1.5 between runs and 12 % between rounds,
-# with 5 % between runs that no round shows, 5 to 20 % a figure, tails of t4, every tenth round rough, 3 % of the slices halved:
-# no false alarm, and of builds whose model runs twice per request 99.7 % were found. Noisier (6 to 25 % a figure, every fifth
-# round rough): none, 94.7 %. Without rough rounds and halved slices: none, 100 %. Quiet (3 %, 2 % between runs): none, 100 %.
+# Rates over 200 pairs of runs each, a hundred figures a pair. Machine() drifts by 1.5 between runs and 12 % between rounds,
+# with 3 % between runs that no round shows, 5 to 20 % a figure, tails of t4, every tenth round rough, 3 % of the slices halved:
+# no false alarm, and of builds whose model runs twice per request all were found. Noisier (6 to 25 % a figure, every fifth
+# round rough): one, 96.5 %. Without rough rounds and halved slices: none, 100 %. Quiet (3 %, 2 % between runs): none, 100 %. With
+# 5 % between runs: 2.5 %, 100 %. Of eleven real runs on two cores, each against all others: none; real builds that run twice:
+# 89 % in runs of two and a half seconds a figure.
 @pytest.mark.slow
 @pytest.mark.parametrize(("machine", "found"), [(Machine(), 18), (Machine(rough=0, hit=0), 19)])
 def test_a_build_does_not_fail_itself_and_one_that_is_twice_as_slow_fails(report: Report, machine: Machine, found: int) -> None:
@@ -192,7 +194,7 @@ def test_unchanged_models_in_process_are_part_of_what_the_served_one_is_held_aga
 def test_beside_a_yardstick_of_other_versions_worse_is_what_is_plainly_so_beyond_noise(report: Report) -> None:
     draw = np.random.default_rng(4)
     before, now = drifting.run(report, STILL, draw), drifting.run(report, STILL, draw)
-    now = faster(now, {"pytorch": 2, "pipeline": 2, "served": 0.8})
+    now = faster(now, {"pytorch": 2, "pipeline": 2, "served": 0.86})
     name = f"{SERVED}.*.throughput"
     assert by_name(compare_10(before, now))[name].verdict == "worse"
     versions = {"versions": report.environment["versions"] | {"torch": "9.0"}}

@@ -21,6 +21,7 @@ from benchmarks.load import (
     parse_delayed,
     parse_export,
     parse_summary,
+    run_load,
 )
 from benchmarks.speed import as_spans, closed_loop, over_rounds, side_by_side
 from serving.errors import ServerError, SetupError
@@ -174,3 +175,38 @@ def test_no_load_generator_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(SetupError, match="no perf_analyzer on PATH") as raised:
         find_perf_analyzer(tmp_path)
     assert "make setup" in raised.value.hint
+
+
+FLAKY = """#!/bin/sh
+for last; do :; done
+folder=$(dirname "$last")
+echo x >> {count}
+if [ "$(wc -l < {count})" -le {failures} ]; then echo "{said}"; exit 99; fi
+cp {export} "$folder/profile.json"
+printf 'Concurrency,Client Send,Client Recv\\n1,10,5\\n' > "$folder/summary.csv"
+"""
+
+
+@pytest.mark.parametrize(
+    ("failures", "said", "runs", "message"),
+    [
+        (2, "Failed to obtain stable measurement.", 3, ""),
+        (9, "Failed to obtain stable measurement.", 3, "Failed to obtain stable measurement"),
+        (1, "failed to connect", 1, "failed to connect"),
+    ],
+)
+def test_a_machine_that_stood_still_gets_another_try(
+    tmp_path: Path, export: dict[str, Any], failures: int, said: str, runs: int, message: str
+) -> None:
+    count, samples, binary = tmp_path / "count", tmp_path / "export.json", tmp_path / "bin" / "perf_analyzer"
+    samples.write_text(json.dumps(export))
+    binary.parent.mkdir()
+    binary.write_text(FLAKY.format(count=count, failures=failures, said=said, export=samples))
+    binary.chmod(0o755)
+    options = LoadOptions(name="x", url="127.0.0.1:1", protocol="grpc", concurrency=1, duration=0.5)
+    if message:
+        with pytest.raises(ServerError, match=message):
+            run_load(binary, options, [Tensor("TEXT", "TYPE_STRING")], [["a"]])
+    else:
+        assert run_load(binary, options, [Tensor("TEXT", "TYPE_STRING")], [["a"]]).client_us == 15
+    assert len(count.read_text().splitlines()) == runs

@@ -66,6 +66,14 @@ def test_a_gate_that_could_not_be_checked_says_why(report: Report) -> None:
     assert "| `served.int8.c16.troughput > 1` | failed | no figure is called" in markdown
 
 
+def test_answers_that_are_no_numbers_are_told(report: Report) -> None:
+    assert "NaN" not in render(report)
+    model = report.in_process[-1]
+    broken = replace(model, quality=replace(model.quality, not_finite=3))
+    told = f"⚠ {model.name}: the answers to 3 of {model.quality.rows} rows hold NaN or infinity."
+    assert told in render(replace(report, in_process=[*report.in_process[:-1], broken]))
+
+
 def test_the_driver_is_told_beside_the_versions(report: Report) -> None:
     assert "NVIDIA driver" not in render(report) and "| `driver`" not in render(report)
     driven = replace(report, environment=report.environment | {"driver": "570.86"})

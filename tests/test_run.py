@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import run
+from benchmarks.comparing.compare import Allowed
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
 from benchmarks.study import Rows
@@ -33,7 +34,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Repor
         (tmp_path / "baseline").mkdir()
         write_report(tmp_path / "baseline", baseline, {})
         return SimpleNamespace(output=tmp_path / "report", junit=tmp_path / "junit.xml", baseline=tmp_path / "baseline",
-                               gates=GATES, exported=False, test=None, max_regression=0.1, max_quality_drop=0.5)  # fmt: skip
+                               gates=GATES, exported=False, test=None, allowed=Allowed())  # fmt: skip
 
     return options
 

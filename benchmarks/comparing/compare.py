@@ -85,9 +85,13 @@ def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
     found = [*speeds, *_costs(before, now)]
     if others := sum(one.why == OTHER_ROWS for one in found):
         notes.append(f"{others} figures of speed and energy are not compared: {OTHER_ROWS}")
-    if (taken := taken_away(before, now)) and not allowed.any_machine:
-        notes.insert(0, f"others took the processor's time, {taken}: speeds are not judged, measure again on a machine left alone")
+    taken = taken_away(before, now)
+    if taken and not allowed.any_machine:
+        way_out = "measure again on a machine left alone, or judge them with --any-machine"
+        notes.insert(0, f"others took the processor's time, {taken}: speeds are not judged; {way_out}")
         found = [_unjudged(one, TAKEN) if one.figure.rpartition(".")[2] in TIMED else one for one in found]
+    elif taken:
+        notes.insert(0, f"others took the processor's time, {taken}")
     if versions:
         notes.insert(0, f"the yardstick runs on other versions ({versions}): worse is what is worse beside it and plainly")
     if elsewhere and not allowed.any_machine:

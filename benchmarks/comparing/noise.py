@@ -23,13 +23,13 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
 
-BETWEEN_RUNS = 0.05
+BETWEEN_RUNS = 0.03
 """Standard deviation of a model's level between runs, relative."""
 PRIOR = 4
 ONE_ROUND = 0.15
 """Noise of a round, relative, where no figure has two rounds to show it."""
 TRIES = 10
-CHANCE = 0.01
+CHANCE = 0.02
 """That any figure of any of the tries is out of reach for no reason."""
 STEADY = 0.3
 """Figures that hardly move, beside the middle one, do not say which round was rough."""

@@ -213,7 +213,12 @@ def quality(report: Report) -> Table:
         "Intervals are bootstrapped over the rows; what is lost is counted on the same rows, so its interval decides. An interval "
         "that holds 0: no loss was shown. Calibration error, 0 to 1: how far a score is from how often its label is right."
     )
-    return Table(name="quality", title="Quality", head=head, rows=rows, notes=[note])
+    broken = [
+        f"⚠ {name}: the answers to {one.not_finite} of {one.rows} rows hold NaN or infinity."
+        for name, one in judged
+        if one.not_finite
+    ]
+    return Table(name="quality", title="Quality", head=head, rows=rows, notes=[*broken, note])
 
 
 def growth(report: Report) -> Table:

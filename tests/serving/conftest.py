@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,20 @@ class Server:
 
     def url(self, protocol: str) -> str:
         return self.options.grpc_url if protocol == "grpc" else self.options.base_url.removeprefix("http://")
+
+    def benchmark(self, name: str, **more: object) -> list[str]:
+        """The command that benchmarks one of its models, ``length=8`` as ``--length 8``."""
+        given = {
+            "bundle": self.bundles[name],
+            "checkpoint": self.checkpoints[name],
+            "repository": self.options.repository,
+            "http_port": self.options.http_port,
+            "grpc_port": self.options.grpc_port,
+            "metrics_port": self.options.metrics_port,
+            **more,
+        }
+        flags = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+        return [sys.executable, "-m", "export.cli", "benchmark", name, *flags]
 
 
 def free_port() -> int:

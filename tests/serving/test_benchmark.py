@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.comparing.alike import TAKEN_PERCENT
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
 from benchmarks.machine import environment
 from benchmarks.preparation import _rows
@@ -81,27 +79,20 @@ def run(server: conftest.Server, tmp_path_factory: pytest.TempPathFactory) -> Ru
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "baseline").mkdir()
     write_report(folder / "baseline", nobody_reaches(load_bundle(server.bundles[NAME])), {})
-    options = server.options
-    arguments = {
-        "bundle": server.bundles[NAME],
-        "checkpoint": server.checkpoints[NAME],
-        "repository": options.repository,
-        "http-port": options.http_port,
-        "grpc-port": options.grpc_port,
-        "metrics-port": options.metrics_port,
-        "device": "cpu",
-        "rows": ROWS,
-        "duration": 0.6,
-        "batch": "1,32",
-        "length": "8,4096",
-        "rate": "50%,200",
-        "rounds": ROUNDS,
-        "concurrency": "8,1",
-        "baseline": folder / "baseline",
-        "output": folder / "report",
-    }
-    flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "export.cli", "benchmark", NAME, *flags, "--gate", HOLDS, "--gate", FAILS, "--json"]
+    command = server.benchmark(
+        NAME,
+        device="cpu",
+        rows=ROWS,
+        duration=0.6,
+        batch="1,32",
+        length="8,4096",
+        rate="50%,200",
+        rounds=ROUNDS,
+        concurrency="8,1",
+        baseline=folder / "baseline",
+        output=folder / "report",
+    )
+    command += ["--gate", HOLDS, "--gate", FAILS, "--json", "--any-machine"]
     return Run(subprocess.run(command, capture_output=True, text=True, check=False, timeout=280), folder / "report")
 
 
@@ -127,13 +118,9 @@ def test_progress_is_a_line_a_round_and_a_line_a_speed(run: Run) -> None:
 
 
 def test_figures_worse_than_the_baseline_are_listed(run: Run) -> None:
-    baseline, environment = run.report["baseline"], run.report["environment"]
-    worse = [one["figure"] for one in baseline["figures"] if one["verdict"] == "worse"]
-    if (environment["stolen_percent"] or 0) + environment["others_percent"] > TAKEN_PERCENT:
-        assert not worse and "speeds are not judged" in baseline["notes"][0]
-        return
-    assert "no yardstick" in baseline["notes"][0]
-    assert worse == ["served.fp32.c1.throughput"]
+    baseline = run.report["baseline"]
+    assert any("no yardstick" in note for note in baseline["notes"])
+    assert [one["figure"] for one in baseline["figures"] if one["verdict"] == "worse"] == ["served.fp32.c1.throughput"]
     assert "worse than the baseline: served.fp32.c1.throughput went from 1e+09 to" in run.done.stderr
 
 
@@ -342,11 +329,9 @@ def test_an_open_loop_sends_what_it_was_asked_for_at_random_moments(endpoint: En
 def test_a_gate_on_what_will_not_be_measured_is_told_at_once(
     server: conftest.Server, tmp_path: Path, figure: str, way: str
 ) -> None:
-    ports = {"http": server.options.http_port, "grpc": server.options.grpc_port, "metrics": server.options.metrics_port}
-    arguments = ["benchmark", NAME, "--bundle", str(server.bundles[NAME]), "--checkpoint", str(server.checkpoints[NAME])]
-    arguments += ["--repository", str(server.options.repository), "--concurrency", "1", "--precision", "fp32", "--device", "cpu"]
-    arguments += [part for name, port in ports.items() for part in (f"--{name}-port", str(port))]
-    command = [sys.executable, "-m", "export.cli", *arguments, "--output", str(tmp_path / "report"), "--gate", f"{figure} > 0"]
+    command = server.benchmark(
+        NAME, concurrency=1, precision="fp32", device="cpu", output=tmp_path / "report", gate=f"{figure} > 0"
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -32,26 +31,12 @@ def test_nothing_stays_of_an_interrupted_benchmark(
 ) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    options = server.options
-    arguments = {
-        "bundle": server.bundles[NAME],
-        "checkpoint": server.checkpoints[NAME],
-        "repository": options.repository,
-        "http-port": options.http_port,
-        "grpc-port": options.grpc_port,
-        "metrics-port": options.metrics_port,
-        "precision": "fp32",
-        "length": "none",
-        "rows": 40,
-        "duration": 2,
-        "rounds": 2,
-        "concurrency": "4",
-        "output": tmp_path / "report",
-    }
-    flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    command = server.benchmark(
+        NAME, precision="fp32", length="none", rows=40, duration=2, rounds=2, concurrency=4, output=tmp_path / "report"
+    )
     shared = set(SHARED_MEMORY.iterdir())
     with subprocess.Popen(
-        [sys.executable, "-m", "export.cli", "benchmark", NAME, *flags, "--no-exported"],
+        [*command, "--no-exported"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
