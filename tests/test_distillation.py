@@ -22,7 +22,8 @@ from serving.runtime.tasks.token_classification import TokenClassification
 
 from .conftest import LABELS, review_rows, write_tsv
 
-TINY = ("--epochs", "3", "--batch-size", "16", "--max-length", "32", "--device", "cpu", "--learning-rate", "5e-3")
+TINY = ("--epochs", "8", "--early-stopping", "0", "--batch-size", "16", "--max-length", "32", "--device", "cpu")
+TINY += ("--learning-rate", "5e-3")
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def test_the_weight_is_the_teachers() -> None:
     for weight, wanted in ((1.0, apart), (0.0, 5.0), (0.25, 0.75 * 5 + 0.25 * apart)):
         loss = teacher_of(task, logits, weight=weight).loss(torch.tensor(5.0), ours, {"labels": torch.tensor([0])})
         assert float(loss) == pytest.approx(wanted, rel=1e-5)
-    hot = teacher_of(task, logits, temperature=1000.0).loss(torch.tensor(5.0), ours, {"labels": torch.tensor([0])})
-    assert float(hot) == pytest.approx(float(logits.var(unbiased=False)) / 2, rel=1e-2), "logits' squared distance, in the limit"
+    hot = teacher_of(task, logits, temperature=100.0).loss(torch.tensor(5.0), ours, {"labels": torch.tensor([0])})
+    assert float(hot) == pytest.approx(float(logits.var(unbiased=False)) / 2, rel=2e-2), "logits' squared distance, in the limit"
 
 
 def test_several_labels_are_each_learnt_by_themselves() -> None:
@@ -91,32 +92,37 @@ def test_tokens_and_rows_without_a_label_teach_nothing() -> None:
     )
 
 
-def test_a_student_learns_from_a_teacher(
-    data: Path, base_checkpoint: Path, make_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With the teacher alone to go by: its labels are swapped, so the student's come out swapped too."""
+def test_a_student_learns_from_a_teacher(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the teacher alone to go by. One has its labels swapped: so has its student, by their names, not their positions."""
     assert cli.main(command(base_checkpoint, "teacher")) == 0
     teacher = Path("artifacts") / "teacher" / "checkpoint"
     swapped = Path(shutil.copytree(teacher, "swapped"))
     config = json.loads((swapped / "config.json").read_text())
     config |= {"id2label": {"0": "positive", "1": "negative"}, "label2id": {"positive": 0, "negative": 1}}
     (swapped / "config.json").write_text(json.dumps(config))
-    accuracies = {}
-    for name, folder, student in (
-        ("same", teacher, base_checkpoint),
-        ("wrong", swapped, base_checkpoint),
-        ("other", teacher, make_checkpoint("roberta")),  # reads through another tokenizer than its teacher
+    opposite = {"positive": "negative", "negative": "positive"}
+    for split, seed, count in (("dev", 52, 40), ("opposite", 52, 40)):
+        rows = review_rows(count, seed=seed)
+        write_tsv(data / f"{split}.tsv", rows if split == "dev" else [(text, opposite[label]) for text, label in rows])
+    reader = Path(shutil.copytree(base_checkpoint, "reader"))
+    rules = json.loads((reader / "tokenizer.json").read_text())
+    rules["normalizer"]["lowercase"] = not rules["normalizer"]["lowercase"]
+    (reader / "tokenizer.json").write_text(json.dumps(rules))
+    for name, folder, student, judge in (
+        ("same", teacher, base_checkpoint, "dev"),
+        ("swap", swapped, base_checkpoint, "opposite"),
+        ("other", teacher, reader, "dev"),  # reads through another tokenizer than its teacher
     ):
-        assert cli.main(command(student, name, "--teacher", str(folder), "--teacher-weight", "1")) == 0
-        accuracies[name] = read_manifest(Path("artifacts") / name / "checkpoint", "checkpoint")["figures"]["test"]["accuracy"]
-    assert accuracies["same"] > 0.8 and accuracies["other"] > 0.8, accuracies
-    assert accuracies["wrong"] < 0.2, "labels are learnt by name, not by position"
+        rows_of = ("--validation", f"{judge}.tsv", "--test", f"{judge}.tsv", "--keep-leaks")
+        assert cli.main(command(student, name, "--teacher", str(folder), "--teacher-weight", "1", *rows_of)) == 0
+        figures = read_manifest(Path("artifacts") / name / "checkpoint", "checkpoint")["figures"]
+        assert figures["test"]["accuracy"] > 0.8, name
     manifest = read_manifest(Path("artifacts") / "same" / "checkpoint", "checkpoint")
     assert manifest["distillation"] == {"teacher": str(teacher), "temperature": 2.0, "weight": 1.0}
     capsys.readouterr()
-    assert cli.main(command(base_checkpoint, "same", "--teacher", str(teacher), "--teacher-weight", "1")) == 0
+    again = ("--teacher-weight", "1", "--validation", "dev.tsv", "--test", "dev.tsv", "--keep-leaks")
+    assert cli.main(command(base_checkpoint, "same", "--teacher", str(teacher), *again)) == 0
     assert "is up to date" in capsys.readouterr().err
-    assert cli.main(command(base_checkpoint, "same", "--teacher", str(swapped), "--teacher-weight", "1", "--epochs", "1")) == 0
 
 
 def test_teachers_that_cannot_teach_are_refused(

@@ -30,7 +30,8 @@ def data(in_folder: Path) -> Path:
 
 def run(checkpoint: Path, name: str, *launcher: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     splits = [part for split in ("train", "validation", "test") for part in (f"--{split}", f"{split}.tsv")]
-    size = ["--epochs", "3", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--device", "cpu"]
+    size = ["--epochs", "8", "--early-stopping", "0", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3"]
+    size += ["--device", "cpu", "--keep-leaks"]
     arguments = ["finetune", "--name", name, "--checkpoint", str(checkpoint), *splits, *size, *more]
     command = [sys.executable, *(("-m", *launcher) if launcher else ()), "-m", "export.cli", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -48,12 +49,12 @@ def test_two_processes_train_as_one_does(data: Path, base_checkpoint: Path, laun
     together = run(base_checkpoint, "together", *launcher, more=("--json",))
     assert together.returncode == 0, together.stderr
     one, two = manifest_of(data, "alone")["figures"], manifest_of(data, "together")["figures"]
-    assert one["steps"] == two["steps"] == 3 * 16
+    assert one["steps"] == two["steps"] == 8 * 16
     assert two["rows"] == one["rows"]
     for split in ("validation", "test"):
         assert two[split]["accuracy"] == pytest.approx(one[split]["accuracy"], abs=0.08)
     assert together.stdout.count('"artifact"') == 1 and together.stderr.count("fine-tuning ") == 1
-    assert together.stderr.count("step 48 of 48") == 1
+    assert together.stderr.count("step 128 of 128") == 1
     assert together.stderr.splitlines()[-1] == "checkpoint: artifacts/together/checkpoint"
     assert not list((data / "artifacts" / "together").glob(".*")), "nothing is left over"
 

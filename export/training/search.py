@@ -60,7 +60,8 @@ def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> F
         study.enqueue_trial({name: getattr(job.options, name) for name in names})
 
     def value(trial: optuna.Trial) -> float:
-        options = replace(job.options, **{name: _suggested(trial, name, job.options) for name in names})
+        chosen: dict[str, Any] = {name: _suggested(trial, name, job.options) for name in names}
+        options = replace(job.options, **chosen)
         say(f"trial {trial.number + 1} of {trials}: {_told(options, names)}")
         return _value(trial, replace(job, options=options, scratch=journal / f"trial-{trial.number}"))
 
@@ -83,7 +84,7 @@ def _study(job: Job, names: list[str], journal: Path) -> optuna.Study:
     from optuna.storages.journal import JournalFileBackend
 
     journal.mkdir(parents=True, exist_ok=True)
-    described = [asdict(job.options), names, str(job.base), {split: rows.digest() for split, rows in job.splits.items()}]
+    described: list[Any] = [asdict(job.options), names, str(job.base), {split: rows.digest() for split, rows in job.splits.items()}]
     described += [job.max_length, job.task.settings(), None if job.adapter is None else asdict(job.adapter)]
     name = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
     return optuna.create_study(
