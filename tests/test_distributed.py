@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from export import cli
 from export.training.hyperparameters import Hyperparameters
 from serving.artifact import read_manifest
 from serving.errors import DataError
@@ -28,12 +29,15 @@ def data(in_folder: Path) -> Path:
     return in_folder
 
 
-def run(checkpoint: Path, name: str, *launcher: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def arguments(checkpoint: Path, name: str, *more: str) -> list[str]:
     splits = [part for split in ("train", "validation", "test") for part in (f"--{split}", f"{split}.tsv")]
     size = ["--epochs", "8", "--early-stopping", "0", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3"]
     size += ["--device", "cpu", "--keep-leaks"]
-    arguments = ["finetune", "--name", name, "--checkpoint", str(checkpoint), *splits, *size, *more]
-    command = [sys.executable, *(("-m", *launcher) if launcher else ()), "-m", "export.cli", *arguments]
+    return ["finetune", "--name", name, "--checkpoint", str(checkpoint), *splits, *size, *more]
+
+
+def run(launcher: tuple[str, ...], given: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *launcher, "-m", "export.cli", *given]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
 
@@ -44,9 +48,8 @@ def manifest_of(data: Path, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_train_as_one_does(data: Path, base_checkpoint: Path, launcher: tuple[str, ...]) -> None:
-    alone = run(base_checkpoint, "alone")
-    assert alone.returncode == 0, alone.stderr
-    together = run(base_checkpoint, "together", *launcher, more=("--json",))
+    assert cli.main(arguments(base_checkpoint, "alone")) == 0
+    together = run(launcher, arguments(base_checkpoint, "together", "--json"))
     assert together.returncode == 0, together.stderr
     one, two = manifest_of(data, "alone")["figures"], manifest_of(data, "together")["figures"]
     assert one["steps"] == two["steps"] == 8 * 16
@@ -60,7 +63,7 @@ def test_two_processes_train_as_one_does(data: Path, base_checkpoint: Path, laun
 
 
 def test_what_fails_in_all_processes_ends_all(data: Path, base_checkpoint: Path) -> None:
-    done = run(base_checkpoint, "odd", *TORCHRUN, more=("--batch-size", "15"))
+    done = run(TORCHRUN, arguments(base_checkpoint, "odd", "--batch-size", "15"))
     assert done.returncode == 1
     assert "error: a step of 15 rows cannot be shared out evenly over 2 processes × 1 parts each" in done.stderr
     assert not (data / "artifacts" / "odd" / "checkpoint").exists()
