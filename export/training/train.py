@@ -199,7 +199,8 @@ def _memory() -> dict[str, int]:
 
 
 def _run(trainer: Any, job: Job) -> None:
-    last = _last_whole_epoch(job.scratch)
+    with main_first(job.device):  # it clears up what was not written to its end
+        last = _last_whole_epoch(job.scratch)
     if last is not None:
         say(f"resuming after {last.name}")
     with warnings.catch_warnings():
