@@ -103,12 +103,12 @@ def _without(rows: LabelledRows, leaks: Leaks) -> LabelledRows:
 def _tell(leaks: Leaks, *, kept: bool) -> None:
     for split, rows in leaks.shared.items():
         if rows:
-            say(f"{rows} of the {split} rows are training rows too, but for case, spaces and punctuation")
+            say(f"{split} rows that are training rows too, but for case, spaces and punctuation: {rows}")
     if leaks.training:
-        told = "are learnt from nevertheless" if kept else "are not learnt from (--keep-leaks would)"
-        say(f"the {len(leaks.training)} training rows that they are {told}")
+        told = "learnt from nevertheless" if kept else "not learnt from (--keep-leaks would)"
+        say(f"training rows that those are, {told}: {len(leaks.training)}")
     if leaks.contradicting:
-        say(f"{leaks.contradicting} texts stand among the training rows with more than one label")
+        say(f"texts that stand among the training rows with more than one label: {leaks.contradicting}")
 
 
 def _require_same_kind(train: Rows, other: Rows) -> None:

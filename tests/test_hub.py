@@ -107,4 +107,4 @@ def test_the_card_says_what_a_colleague_needs(data: Path, base_checkpoint: Path,
     assert 'pipeline("text-classification"' in card and "tritonize export --name tiny" in card
     assert "## Intended use and limits" in card
     assert "base_model" not in card, "a folder of somebody's disk says nothing to others"
-    assert "of the test rows are training rows too" in output.err
+    assert "test rows that are training rows too" in output.err

@@ -102,11 +102,13 @@ def adapted(model: Any, adapter: Adapter, *, new: Collection[str], base: str) ->
         chosen["target_modules"] = sorted(_linear(model, whole))
     chosen |= {name: _listed(value) if name in chosen else value for name, value in adapter.options.items()}
     try:
-        config = peft.get_peft_config({"peft_type": adapter.method.upper(), "base_model_name_or_path": base, **chosen})
-        return peft.get_peft_model(model, config)
+        config = peft.get_peft_config({"peft_type": adapter.method.upper(), **chosen})
+        found = peft.get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError, KeyError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ArtifactError(f"{adapter.method} cannot be used with this model: {reason}", hint="see --adapter-option") from error
+    config.base_model_name_or_path = base  # not the folder it happened to be loaded from
+    return found
 
 
 def _trained_whole(model: Any, new: Collection[str]) -> Iterator[str]:
