@@ -298,3 +298,25 @@ def test_too_long_rows_and_missing_fast_tokenizer_are_refused(
     assert cli.main(command(bare)) == 1
     assert "error: cannot load the tokenizer of" in capsys.readouterr().err
     assert not (data / "artifacts" / "tiny" / "checkpoint").exists()
+
+
+def test_a_threshold_is_chosen_by_the_validation_rows(
+    data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = review_rows(300, seed=6)
+    lines = [f"{text},{int(label == 'positive')},{int('the film' in text)}" for text, label in rows]
+    (data / "rows.csv").write_text("text,nice,film\n" + "\n".join(lines))
+    arguments = ["finetune", "--checkpoint", str(base_checkpoint), "--train", "rows.csv", *TRAINING, "--epochs", "2"]
+    arguments += ["--label-column", "nice", "--label-column", "film"]
+    assert cli.main(arguments) == 0
+    folder = data / "artifacts" / "tiny" / "checkpoint"
+    manifest = read_manifest(folder, "checkpoint")
+    threshold = manifest["fitted_settings"]["threshold"]
+    assert f"threshold {threshold:g} does best on the validation rows: f1 " in capsys.readouterr().err
+    assert manifest["labels"] == ["nice", "film"] and manifest["settings"]["threshold"] == threshold
+    assert manifest["chosen_settings"] == {"threshold": threshold}, "what export goes on with"
+    assert f"The threshold that does best on the validation rows is {threshold:g}." in (folder / "README.md").read_text()
+
+    assert cli.main([*arguments, "--setting", "threshold=0.7"]) == 0
+    manifest = read_manifest(folder, "checkpoint")
+    assert (manifest["fitted_settings"], manifest["settings"]["threshold"]) == ({}, 0.7)
