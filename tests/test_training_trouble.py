@@ -112,6 +112,7 @@ def test_other_errors_of_torch_are_not_taken_for_those(data: Path, base_checkpoi
         ("--gradient-checkpointing",),
         ("--gradient-checkpointing", "--adapter", "lora", "--learning-rate", "2e-2"),
         ("--mixed-precision", "bf16"),
+        ("--mixed-precision", "bf16", "--adapter", "lora", "--learning-rate", "2e-2"),
         ("--layer-decay", "0.8"),
         ("--label-smoothing", "0.1"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ def training_arguments(job: Job) -> TrainingArguments:
     options = job.options
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
     at_once = options.rows_at_once(processes())
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # else what an earlier run in this process chose is taken for a launcher's wish
     arguments = TrainingArguments(
         output_dir=str(job.scratch),
         num_train_epochs=options.epochs,

@@ -184,10 +184,12 @@ def _merged(trainer: Any, folder: Path, job: Job) -> tuple[Any, float]:
     with main_first(job.device):
         if is_main():
             trainer.model.save_pretrained(folder, safe_serialization=True)
+    # not as accelerate has wrapped it, which may compute in half precision
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     base = _loaded(job)[0] if job.adapter.load_in else None
     rows = trainer.eval_dataset
     batch = trainer.data_collator([rows[row] for row in range(min(MERGE_ROWS, len(rows)))])
-    return adapters.merged(trainer.model, base, folder, {name: values for name, values in batch.items() if name in FIELDS})
+    return adapters.merged(model, base, folder, {name: values for name, values in batch.items() if name in FIELDS})
 
 
 def _memory() -> dict[str, int]:
