@@ -10,14 +10,15 @@ from export.training.distributed import say
 
 
 class PlainProgress(TrainerCallback):  # type: ignore[misc]  # the library is untyped
-    """One line a tenth of the way and one for every evaluation, for logs."""
+    """One line for the first step, one a tenth of the way, and one for every evaluation, for logs."""
 
     def __init__(self, main_metric: str) -> None:
         self._main_metric = main_metric
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Say how far training is."""
-        if state.global_step * 10 // state.max_steps > (state.global_step - 1) * 10 // state.max_steps:
+        step = state.global_step
+        if step == 1 or step * 10 // state.max_steps > (step - 1) * 10 // state.max_steps:
             say(f"step {state.global_step} of {state.max_steps}, epoch {state.epoch:.2f}")
 
     def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: dict[str, float], **_: Any) -> None:
