@@ -124,6 +124,11 @@ def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
     Raises:
         ArtifactError: the architecture cannot do that task, or the weights do not fit the config.
     """
+    return load_for_training(folder, task, **options)[0]
+
+
+def load_for_training(folder: Path, task: type[Task], **options: Any) -> tuple[Any, set[str]]:
+    """As :func:`load_model`, and beside it the names of the parameters that the checkpoint has no weights for: they are new."""
     import torch
     import transformers
     from safetensors import SafetensorError
@@ -131,9 +136,12 @@ def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
     transformers.logging.set_verbosity_error()  # a new head is no news
     auto = getattr(transformers, task.auto_model)
     try:
-        return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options).eval()
+        model, info = auto.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"cannot load {folder} for {task.name}: {first_line(error)}") from error
+    return model.eval(), {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
 
 
 def first_line(error: Exception) -> str:

@@ -3,40 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from export.data import Columns
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def apply(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return apply
-
-
-def _plain_name(_ctx: click.Context, _parameter: click.Parameter, name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise click.BadParameter(f"{name!r}: letters, digits, '_', '-' and '.' only, and neither of the last two first")
-    return name
-
-
-def _known_task(_ctx: click.Context, _parameter: click.Parameter, task: str) -> str:
-    from serving.runtime.tasks import names
-
-    if task not in names():
-        raise click.BadParameter(f"{task!r} is not one of {', '.join(names())}")
-    return task
+from export.options import column_options, max_length_option, shared_options, sharing_options, take_columns, take_setting
+from export.training.options import take_adapter, take_distillation, training_options
 
 
 class Precisions(click.ParamType[tuple[str, ...]]):
@@ -53,73 +26,6 @@ class Precisions(click.ParamType[tuple[str, ...]]):
         return found
 
 
-class Setting(click.ParamType[dict[str, Any]]):
-    """``"pooling=cls"`` → ``{"pooling": "cls"}``; a recipe may give a table."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        key, equals, chosen = str(value).partition("=")
-        if not equals:
-            self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
-        return {key.strip().replace("-", "_"): chosen.strip()}
-
-
-def _take_setting(given: dict[str, Any]) -> dict[str, Any]:
-    """The task's settings that were chosen, checked."""
-    from serving.runtime.tasks import task_class
-
-    chosen = {key: value for one in given.pop("setting") for key, value in one.items()}
-    try:
-        return task_class(given["task"]).chosen_settings(chosen)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--setting") from None
-
-
-_shared = _options(
-    click.option("--name", default="model", callback=_plain_name, help="Name of the model: its folder's, and its own in Triton."),
-    click.option("--task", default="text-classification", callback=_known_task, help="What the model does."),
-    click.option(
-        "--setting", type=Setting(), multiple=True, metavar="KEY=VALUE", help="What the task leaves to choose, such as pooling=cls."
-    ),
-    click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), default="artifacts", help="Of all artifacts."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where to compute."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, help="Of every random choice."),
-    click.option("--force", is_flag=True, help="Run even where nothing has changed since the last run."),
-    click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on standard output."),
-)
-_columns = _options(
-    click.option("--text-column", default=None, show_default="as the task has it", help="Column of the text, or the first of two."),
-    click.option("--text-pair-column", default=None, help="Column of the second text."),
-    click.option(
-        "--choice-column",
-        multiple=True,
-        show_default="as the task has it",
-        help="Column of the choices; several: of one choice each.",
-    ),
-    click.option("--label-column", default=None, show_default="as the task has it", help="Column of what is right."),
-)
-
-
-def _max_length(default: str) -> Callable[[Command], Command]:
-    return click.option(
-        "--max-length", type=click.IntRange(min=4), default=None, show_default=default, help="Tokens kept of a row."
-    )
-
-
-def _take_columns(given: dict[str, Any]) -> Columns:
-    from export.data import Columns
-
-    return Columns(
-        text=given.pop("text_column"),
-        text_pair=given.pop("text_pair_column"),
-        choices=tuple(given.pop("choice_column")),
-        label=given.pop("label_column"),
-    )
-
-
 def _drop_rows_of_other_data(ctx: click.Context, given: dict[str, Any]) -> None:
     """Whoever trains on rows of their own over a recipe's does not mean to be judged on the recipe's."""
     own = ctx.get_parameter_source("train") is click.core.ParameterSource.COMMANDLINE
@@ -130,46 +36,63 @@ def _drop_rows_of_other_data(ctx: click.Context, given: dict[str, Any]) -> None:
             click.echo(f"the recipe's {' and '.join(left)} rows are left out: they belong to its own training rows", err=True)
 
 
+def _share(folder: Path, repository: str | None, private: bool, *, within: str = "") -> None:
+    if repository is not None:
+        from export.hub import push
+
+        click.echo(f"on the Hub: {push(folder, repository, private=private, within=within)}", err=True)
+
+
 @click.command("finetune")
-@_shared
+@shared_options
 @click.option("--checkpoint", required=True, help="Folder, name on the Hugging Face Hub, or quickstart:minilm.")
-@click.option("--train", required=True, help="csv, tsv, jsonl or parquet file, hub:NAME[/CONFIG][:SPLIT], or quickstart:reviews.")
+@click.option(
+    "--train",
+    required=True,
+    help="csv, tsv, jsonl or parquet file, pattern or folder of such, hub:NAME[/CONFIG][:SPLIT], or quickstart:reviews.",
+)
 @click.option("--validation", default=None, show_default="a tenth of --train", help="Rows to choose the best epoch by.")
 @click.option("--test", default=None, help="Rows that no choice depends on; export measures on them.")
-@_columns
-@_max_length("as the task has it, or the model's limit if that is less")
+@column_options
+@max_length_option("as the task has it, more where rows are longer, at most what the model takes")
 @click.option("--max-train-rows", type=click.IntRange(min=2), default=None, show_default="all", help="Draw so many training rows.")
-@click.option("--epochs", type=click.IntRange(min=1), default=3, help="At most.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, help="Rows a step.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=5e-5, help="The highest.")
-@click.option("--warmup-ratio", type=click.FloatRange(0, 1), default=0.1, help="Share of the steps before the highest is reached.")
-@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.01, help="Of AdamW.")
-@click.option("--early-stopping", type=click.IntRange(min=0), default=2, help="Stop after so many epochs without gain; 0: never.")
+@click.option("--keep-leaks", is_flag=True, help="Learn from training rows too that are validation or test rows.")
+@training_options
+@sharing_options
 def finetune_command(as_json: bool, **given: Any) -> None:
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
-    from dataclasses import fields
+    from dataclasses import asdict, fields
 
-    from export.finetune import FinetuneOptions, Hyperparameters, finetune
+    from export.finetune import FinetuneOptions, finetune
+    from export.training import distributed
+    from export.training.hyperparameters import Hyperparameters
 
     _drop_rows_of_other_data(click.get_current_context(), given)
     training = Hyperparameters(**{field.name: given.pop(field.name) for field in fields(Hyperparameters)})
-    options = FinetuneOptions(columns=_take_columns(given), setting=_take_setting(given), training=training, **given)
+    place = given.pop("push_to_hub"), given.pop("private")
+    taken: dict[str, Any] = {"adapter": take_adapter(given), "distillation": take_distillation(given)}
+    source = click.get_current_context().get_parameter_source
+    taken["fixed"] = tuple(name for name in asdict(training) if source(name) is not click.core.ParameterSource.DEFAULT)
+    options = FinetuneOptions(columns=take_columns(given), setting=take_setting(given), training=training, **taken, **given)
     manifest = finetune(options)
-    if as_json:
+    if as_json and distributed.is_main():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest["figures"]}, indent=2))
     for split in ("validation", "test"):
         if split in manifest["figures"]:
             shown = ", ".join(f"{key} {value:.4f}" for key, value in manifest["figures"][split].items())
-            click.echo(f"{split}: {shown}", err=True)
-    click.echo(f"checkpoint: {options.target}", err=True)
+            distributed.say(f"{split}: {shown}")
+    distributed.say(f"checkpoint: {options.target}")
+    if distributed.is_main():
+        _share(options.target, *place)
+    distributed.leave()
 
 
 @click.command("export")
-@_shared
+@shared_options
 @click.option("--checkpoint", default=None, show_default="artifacts/NAME/checkpoint", help="Folder, or name on the Hub.")
 @click.option("--test", default=None, show_default="those that finetune kept", help="Labelled rows to verify on, as for finetune.")
-@_columns
-@_max_length("as fine-tuned, else the model's limit")
+@column_options
+@max_length_option("as fine-tuned, else the model's limit")
 @click.option(
     "--precision",
     type=Precisions(),
@@ -188,6 +111,7 @@ def finetune_command(as_json: bool, **given: Any) -> None:
 )
 @click.option("--verify-rows", type=click.IntRange(min=1), default=1000, help="Verify on at most so many rows, 64 or more.")
 @click.option("--opset", type=click.IntRange(17, 18), default=18, help="ONNX operator set.")
+@sharing_options
 def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **given: Any) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
     from export.bundle import ExportOptions, export, require_passed
@@ -196,8 +120,9 @@ def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **give
     if given["verify_rows"] < MIN_ROWS:
         wanted = f"{given['verify_rows']} is too few, at least {MIN_ROWS} are needed: fewer prove little"
         raise click.BadParameter(wanted, param_hint="--verify-rows")
+    place = given.pop("push_to_hub"), given.pop("private")
     asked = tuple(dict.fromkeys(one for several in precision for one in several))
-    options = ExportOptions(columns=_take_columns(given), setting=_take_setting(given), precision=asked, **given)
+    options = ExportOptions(columns=take_columns(given), setting=take_setting(given), precision=asked, **given)
     manifest = export(options)
     if as_json:
         figures = {key: manifest[key] for key in ("original", "precisions")}
@@ -206,6 +131,7 @@ def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **give
         click.echo(line, err=True)
     require_passed(manifest["precisions"], asked)
     click.echo(f"bundle: {options.target}", err=True)
+    _share(options.target, *place, within="onnx")
 
 
 def _speed_devices(variants: dict[str, dict[str, Any]]) -> str:

@@ -34,12 +34,14 @@ class Columns:
         text_pair: the second text.
         choices: what is to be chosen from: one column of lists, or several columns of one choice each.
         label: what is right.
+        labels: in its place one column for each label, true (``1``, ``true``) in the rows that have it.
     """
 
     text: str | None = None
     text_pair: str | None = None
     choices: tuple[str, ...] = ()
     label: str | None = None
+    labels: tuple[str, ...] = ()
 
     def resolved(self, task: type[Task]) -> ResolvedColumns:
         """With the task's own names for what is left open.
@@ -54,17 +56,19 @@ class Columns:
         return ResolvedColumns(
             texts=tuple(name for name in texts if name is not None),
             choices=self.choices or ((own,) if own is not None else ()),
-            label=self.label or task.columns["label"],
+            label=None if self.labels else self.label or task.columns["label"],
+            labels=self.labels,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedColumns:
-    """Columns by name: one or two of texts, any of choices, and the label's; None: rows have no label."""
+    """Columns by name: one or two of texts, any of choices, and the label's, or one for each label; neither: rows have no label."""
 
     texts: tuple[str, ...]
     choices: tuple[str, ...] = ()
     label: str | None
+    labels: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,6 +81,23 @@ class ResolvedColumns:
         if not self.choices:
             return texts
         return (*texts, value(self.choices[0]) if len(self.choices) == 1 else list(map(value, self.choices)))
+
+    def label_of(self, value: Callable[[str], Any]) -> Any:
+        """The label of a row, whose columns ``value`` gives; with a column for each label the list of those it has.
+
+        Raises:
+            ValueError: one of those columns says neither yes nor no.
+        """
+        if self.labels:
+            return [name for name in self.labels if _yes(name, value(name))]
+        return None if self.label is None else value(self.label)
+
+
+def _yes(column: str, value: Any) -> bool:
+    said = str(value).strip().lower()
+    if said not in {"1", "0", "true", "false", "1.0", "0.0"}:
+        raise ValueError(f"column {column!r} says {value!r:.40}, not whether the row has that label: 1 or 0, true or false")
+    return said in {"1", "true", "1.0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +171,9 @@ def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColu
         place = f"{location}, {where}"
         cells = columns.cells(partial(_value, location, where, row))
         try:
-            label = None if columns.label is None else _value(location, where, row, columns.label)
-            found, label = task.read_row(cells, label)
+            found, label = task.read_row(cells, columns.label_of(partial(_value, location, where, row)))
         except ValueError as error:
-            read = f"it is read from the columns {', '.join(columns.names)} and {columns.label}"
+            read = f"it is read from the columns {', '.join(columns.names)} and {', '.join(columns.labels) or columns.label}"
             raise DataError(f"{place}: {error}: {shown(dict(row))}", hint=read) from None
         for column, text, name in zip(texts, found, columns.names, strict=True):
             column.append(checked_text(text, name, place, row))
@@ -163,7 +183,8 @@ def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColu
         labels.append(label)
     if not labels:
         raise DataError(f"{location} holds no rows")
-    return Rows(location=location, texts=tuple(map(tuple, texts)), labels=_numbers(labels) if task.reads_digits else tuple(labels))
+    read_labels = _numbers(labels) if task.reads_digits else tuple(labels)
+    return Rows(location=location, texts=tuple(map(tuple, texts)), labels=read_labels, names=columns.labels)
 
 
 def _numbers(labels: list[Any]) -> tuple[Any, ...]:
@@ -275,18 +296,35 @@ def hold_out(
 ) -> tuple[Rows, Rows]:
     """Split ``rows`` into those kept and about ``fraction`` held out. Texts of equal ``key`` stay on one side.
 
+    Where labels are names or whole numbers, each has about its share on both sides.
+
     Raises:
         DataError: there are too few different texts to hold any out.
     """
     keys = [key(texts) for texts in zip(*rows.texts, strict=True)]
-    distinct = sorted(set(keys))
-    wanted = round(len(distinct) * fraction)
-    if wanted == 0:
-        raise DataError(f"{rows.location} has {len(distinct)} different texts, too few to hold some out", hint="give --validation")
-    chosen = set(random.Random(seed).sample(distinct, wanted))  # noqa: S311 - nothing secret
+    strata = _strata(keys, rows.labels)
+    distinct = sum(map(len, strata))
+    if round(distinct * fraction) == 0:
+        raise DataError(f"{rows.location} has {distinct} different texts, too few to hold some out", hint="give --validation")
+    generator = random.Random(seed)  # noqa: S311 - nothing secret
+    chosen: set[Any] = set()
+    seen = 0
+    for stratum in strata:
+        seen += len(stratum)
+        chosen.update(generator.sample(stratum, min(round(seen * fraction) - len(chosen), len(stratum))))
     kept = [i for i, found in enumerate(keys) if found not in chosen]
     held = [i for i, found in enumerate(keys) if found in chosen]
     return rows.take(kept), replace(rows.take(held), location=f"{rows.location} (held out)")
+
+
+def _strata(keys: Sequence[Any], labels: Sequence[Any]) -> list[list[Any]]:
+    """The different keys, in order, by the label of their first row."""
+    first = dict(zip(reversed(keys), reversed(labels), strict=True))
+    by_label: dict[Any, list[Any]] = {}
+    for key in sorted(first):
+        label = first[key]
+        by_label.setdefault(label if isinstance(label, str | int) else None, []).append(key)
+    return [by_label[label] for label in sorted(by_label, key=str)]
 
 
 def write_evaluation(rows: LabelledRows, folder: Path) -> None:

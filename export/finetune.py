@@ -8,44 +8,27 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any
-
-import click
+from typing import TYPE_CHECKING, Any
 
 from export import checkpoint as checkpoints
-from export.data import Columns, LabelledRows, Rows, bind, encode_labels, hold_out, prepare, sample, write_evaluation
+from export.data import Columns, prepare, write_evaluation
+from export.lengths import WHOLE, tokens, usual_length
 from export.model_card import model_card
-from export.sources import checkpoint_files, checkpoint_folder, load_rows
+from export.sources import checkpoint_files, checkpoint_folder
+from export.splits import HELD_OUT, Splits, load_splits
+from export.training.distributed import is_main, main_first, processes, say
+from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
 from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
 from serving.errors import ArtifactError, DataError
 from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
-HELD_OUT = 0.1
-"""Share of the training rows held out for validation where no validation rows are given."""
+if TYPE_CHECKING:
+    from export.training.search import Found
+    from export.training.train import Job, Trained
 
-
-@dataclass(frozen=True, kw_only=True)
-class Hyperparameters:
-    """What shapes the training itself.
-
-    Args:
-        epochs: at most; fewer where ``early_stopping`` sets in.
-        batch_size: rows a step, on one device.
-        learning_rate: the highest, reached after ``warmup_ratio`` of all steps, falling to 0 at the end.
-        weight_decay: of AdamW.
-        early_stopping: epochs without a better main metric after which training stops; 0: never.
-        seed: of the new head, dropout, row order and every random choice of rows.
-    """
-
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    warmup_ratio: float = 0.1
-    weight_decay: float = 0.01
-    early_stopping: int = 2
-    seed: int = 0
+ADAPTER = "adapter"
+"""Folder in the artifact for the adapter alone, whose weights are merged into those of the artifact itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +42,13 @@ class FinetuneOptions:
             training rows is held out.
         setting: the task's settings chosen, by name, over those that the checkpoint says.
         max_train_rows: draw that many of the training rows; None: all.
+        keep_leaks: learn from rows too that are validation or test rows.
         max_length: tokens kept of a row; None: as many as the task has it, or what the model takes if that is less.
+        adapter: what is trained in place of all weights.
+        distillation: whom to learn from besides the labels.
+        search: trials of other hyper-parameters than those of ``training``, the best of which are trained with; 0: none.
+        fixed: names of those that the search leaves as they are.
+        report_to: trackers that are told how training goes.
         device: ``auto``, ``cpu`` or ``gpu``.
         force: train even where the artifact is up to date.
     """
@@ -74,7 +63,13 @@ class FinetuneOptions:
     setting: Mapping[str, Any] = field(default_factory=dict)
     max_train_rows: int | None = None
     max_length: int | None = None
+    keep_leaks: bool = False
     training: Hyperparameters = field(default_factory=Hyperparameters)
+    adapter: Adapter | None = None
+    distillation: Distillation | None = None
+    search: int = 0
+    fixed: tuple[str, ...] = ()
+    report_to: tuple[str, ...] = ()
     device: str = "auto"
     artifacts: Path = Path("artifacts")
     force: bool = False
@@ -83,15 +78,6 @@ class FinetuneOptions:
     def target(self) -> Path:
         """The artifact's folder."""
         return self.artifacts / self.name / "checkpoint"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Data:
-    """Encoded rows by split, and the task bound to their labels."""
-
-    task: Task
-    splits: dict[str, LabelledRows]
-    inputs: dict[str, Any]
 
 
 def finetune(options: FinetuneOptions) -> dict[str, Any]:
@@ -107,16 +93,26 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     """
     cache = options.artifacts / "quickstart"
     _require_trainable(task_class(options.task))
-    data = _load(options, cache)
-    base = checkpoint_folder(options.checkpoint, cache)
+    with main_first(options.device):
+        data = load_splits(
+            {"train": options.train, "validation": options.validation, "test": options.test},
+            options.columns,
+            task_class(options.task),
+            cache=cache,
+            most=options.max_train_rows,
+            seed=options.training.seed,
+            keep_leaks=options.keep_leaks,
+        )
+        base = checkpoint_folder(options.checkpoint, cache)
+        teacher = checkpoint_folder(options.distillation.teacher, cache) if options.distillation is not None else None
     data = replace(data, task=_configured(data.task, options, base))
-    inputs = _inputs(options, base, data)
+    inputs = _inputs(options, base, teacher, data)
     if not options.force and is_current(options.target, "checkpoint", inputs):
-        click.echo(f"{options.target} is up to date", err=True)
+        say(f"{options.target} is up to date")
         return read_manifest(options.target, "checkpoint")
-    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
-    click.echo(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}", err=True)
-    return _train_and_write(options, base, data, inputs)
+    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.rows.items())
+    say(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}")
+    return _train_and_write(options, base, teacher, data, inputs)
 
 
 def _require_trainable(task: type[Task]) -> None:
@@ -125,26 +121,6 @@ def _require_trainable(task: type[Task]) -> None:
             f"checkpoints of {task.name} are fine-tuned as {task.trained_as}",
             hint=f"give --task {task.trained_as}, then export",
         )
-
-
-def _load(options: FinetuneOptions, cache: Path) -> _Data:
-    task_type = task_class(options.task)
-    found: dict[str, Rows] = {}
-    for split, location in (("train", options.train), ("validation", options.validation), ("test", options.test)):
-        if location is not None:
-            found[split] = load_rows(location, options.columns, task_type, split=split, cache=cache)
-            _require_same_kind(found["train"], found[split])
-    task = bind(task_type, found["train"], pair=len(found["train"].texts) == 2)
-    seed = options.training.seed
-    if "validation" not in found:
-        found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed, key=task_type.kept_together)
-        click.echo(f"no --validation: {len(found['validation'])} of the training rows are held out for it", err=True)
-    found["train"] = found["train"].take(sample(len(found["train"]), options.max_train_rows, seed))
-    return _Data(
-        task=task,
-        splits={split: encode_labels(rows, task) for split, rows in found.items()},
-        inputs={split: {"rows": len(rows), "sha256": rows.digest()} for split, rows in found.items()},
-    )
 
 
 def _configured(task: Task, options: FinetuneOptions, base: Path) -> Task:
@@ -164,111 +140,153 @@ def _said_labels(task: Task) -> str:
     return f", labels {', '.join(labels)}" if labels else ""
 
 
-def _require_same_kind(train: Rows, other: Rows) -> None:
-    """Refuse rows whose labels would only seem to be those of the training rows: positions where those have names."""
-    ours, theirs = _kind(train), _kind(other)
-    if theirs not in (ours, "lists of nothing") and (ours, theirs) != ("numbers", "whole numbers"):  # none of these has a fraction
-        raise DataError(
-            f"{train.location} has labels such as {train.labels[0]!r}, {other.location} such as {other.labels[0]!r}: "
-            f"one has {ours}, the other {theirs}"
-        )
-
-
-def _kind(rows: Rows) -> str:
-    kinds = {str: "names", int: "whole numbers", float: "numbers", NoneType: "nothing"}
-    found = type(rows.labels[0])
-    if found is not list:
-        return kinds.get(found, found.__name__)
-    first = type(next((one for label in rows.labels for one in label), None))
-    return f"lists of {kinds.get(first, first.__name__)}"
-
-
-def _inputs(options: FinetuneOptions, base: Path, data: _Data) -> dict[str, Any]:
+def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits) -> dict[str, Any]:
     record = {
         "task": options.task,
         "settings": data.task.settings(),
         "max_length": options.max_length,
+        "keep_leaks": options.keep_leaks,
         "device": options.device,
         "training": asdict(options.training),
+        "adapter": None if options.adapter is None else asdict(options.adapter),
+        "distillation": None if options.distillation is None else asdict(options.distillation),
+        "search": [options.search, *options.fixed] if options.search else None,
+        "teacher_sha256": None if teacher is None else checkpoints.weights_sha256(teacher),
         "rows": data.inputs,
     }
     return inputs_record(record, checkpoint_files(base))
 
 
-def _train_and_write(options: FinetuneOptions, base: Path, data: _Data, inputs: dict[str, Any]) -> dict[str, Any]:
-    from safetensors import SafetensorError
+def _train_and_write(
+    options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits, inputs: dict[str, Any]
+) -> dict[str, Any]:
+    from export.training import distillation, tracking
+    from export.training.train import Job, train
 
-    from export import training
-
+    tracking.check(options.report_to)
     tokenizer = checkpoints.load_tokenizer(base)
     config = checkpoints.read_config(base)
-    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, config, default=data.task.default_max_length)
+    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.cut else []
+    usual = usual_length(lengths, least=data.task.default_max_length) if lengths else data.task.default_max_length
+    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, config, default=usual)
+    _tell_cut(lengths, max_length, chosen=options.max_length is not None)
     data = _with_tokenizer(data, tokenizer, max_length, options)
     scratch = options.target.parent.absolute() / ".training"
-    _prepare_scratch(scratch, {"inputs": inputs, "versions": versions(), "folder": str(scratch)})
+    with main_first(options.device):
+        if is_main():
+            _prepare_scratch(scratch, {"inputs": inputs, "versions": versions(), "folder": str(scratch), "processes": processes()})
     started = time.monotonic()
-    trained = training.train(
-        training.Job(
-            base=base,
-            task=data.task,
-            tokenizer=tokenizer,
-            splits=data.splits,
-            max_length=max_length,
-            options=options.training,
-            device=options.device,
-            scratch=scratch,
-        )
+    job = Job(
+        base=base,
+        named=options.checkpoint,
+        task=data.task,
+        chosen=options.setting.keys(),
+        tokenizer=tokenizer,
+        splits=data.rows,
+        max_length=max_length,
+        options=options.training,
+        adapter=options.adapter,
+        teacher=None
+        if teacher is None or options.distillation is None
+        else distillation.load_teacher(teacher, data.task, tokenizer, options.distillation),
+        device=options.device,
+        scratch=scratch,
+        report_to=options.report_to if is_main() else (),
     )
-    rows = {split: len(rows) for split, rows in data.splits.items()}
+    found = _searched(options, job)
+    trained = train(job if found is None else replace(job, options=found.options))
+    rows = {split: len(rows) for split, rows in data.rows.items()}
     figures = trained.figures | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
-    fields = _fields(options, data.task) | {"max_length": max_length, "figures": figures}
+    if found is not None:
+        figures["search"] = {"trials": found.trials, job.task.main_metric: found.value}
+    trained = replace(trained, figures=figures)
+    with main_first(options.device):
+        return _write(options, job, trained, data, inputs) if is_main() else read_manifest(options.target, "checkpoint")
+
+
+def _tell_cut(lengths: list[int], max_length: int, *, chosen: bool) -> None:
+    cut = sum(length > max_length for length in lengths)
+    if cut and (chosen or cut > len(lengths) * (1 - WHOLE)):
+        more = "" if chosen else ", the most that the model takes"
+        say(f"{cut / len(lengths):.1%} of the training rows are cut at {max_length} tokens{more}; the longest has {lengths[-1]}")
+
+
+def _searched(options: FinetuneOptions, job: Job) -> Found | None:
+    if not options.search:
+        return None
+    from export.training.search import search
+
+    return search(job, options.search, fixed=options.fixed, journal=job.scratch.with_name(".search"))
+
+
+def _write(options: FinetuneOptions, job: Job, trained: Trained, data: Splits, inputs: dict[str, Any]) -> dict[str, Any]:
+    from safetensors import SafetensorError
+
+    fields = _fields(options, trained, data) | {"max_length": job.max_length}
     with publish(options.target) as staging:
         try:
             trained.model.save_pretrained(staging, safe_serialization=True)
         except SafetensorError as error:  # a full disk among others
             raise ArtifactError(f"cannot write the weights into {options.target}: {error}", hint="is the disk full?") from error
-        checkpoints.save_tokenizer(tokenizer, staging, max_length)
-        checkpoints.write_files(data.task.files_written(max_length), staging)
-        write_evaluation(data.splits[fields["evaluation_split"]], staging)
+        if trained.adapter is not None:
+            shutil.copytree(trained.adapter, staging / ADAPTER)
+        checkpoints.save_tokenizer(job.tokenizer, staging, job.max_length)
+        checkpoints.write_files(job.task.files_written(job.max_length), staging)
+        write_evaluation(job.splits[fields["evaluation_split"]], staging)
         (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
         manifest = write_manifest(staging, "checkpoint", inputs, **fields)
-    shutil.rmtree(scratch)
+    for scratch in (job.scratch, job.scratch.with_name(".search")):
+        if scratch.exists():
+            shutil.rmtree(scratch)
     return manifest
 
 
-def _with_tokenizer(data: _Data, tokenizer: Any, max_length: int, options: FinetuneOptions) -> _Data:
+def _with_tokenizer(data: Splits, tokenizer: Any, max_length: int, options: FinetuneOptions) -> Splits:
     """The task bound to the checkpoint's tokenizer as well, and the rows as the two make them."""
     from serving.runtime.tokenization import TextEncoder
 
     task = checkpoints.bind_tokenizer(data.task, tokenizer, options.checkpoint)
     encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=max_length, names=(), padding={})
-    splits = {
+    rows = {
         split: prepare(rows, task, encoder, location=f"the {split} rows", training=split == "train")
-        for split, rows in data.splits.items()
+        for split, rows in data.rows.items()
     }
-    return replace(data, task=task, splits=splits)
+    return replace(data, task=task, rows=rows)
 
 
-def _fields(options: FinetuneOptions, task: Task) -> dict[str, Any]:
-    columns = options.columns.resolved(type(task))
+def _fields(options: FinetuneOptions, trained: Trained, data: Splits) -> dict[str, Any]:
+    task = replace(data.task, **trained.settings)
     return {
         "name": options.name,
         "task": options.task,
         "labels": list(task.settings().get("labels", ())),
         "settings": task.settings(),
-        "chosen_settings": dict(options.setting),
+        "chosen_settings": trained.settings | dict(options.setting),
+        "fitted_settings": trained.settings,
         "pair": task.pair,
         "main_metric": task.main_metric,
         "evaluation_split": "test" if options.test else "validation",
         "base_checkpoint": options.checkpoint,
-        "data": {
-            "train": options.train,
-            "validation": options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
-            "test": options.test,
-            "text_columns": [*columns.texts, *columns.choices],
-            "label_column": columns.label,
-        },
-        "training": asdict(options.training),
+        "data": _described(options, data),
+        "training": asdict(trained.options),
+        "adapter": None if options.adapter is None else asdict(options.adapter),
+        "distillation": None if options.distillation is None else asdict(options.distillation),
+        "figures": trained.figures,
+    }
+
+
+def _described(options: FinetuneOptions, data: Splits) -> dict[str, Any]:
+    columns = options.columns.resolved(type(data.task))
+    return {
+        "train": options.train,
+        "validation": options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
+        "test": options.test,
+        "text_columns": [*columns.texts, *columns.choices],
+        "label_column": list(columns.labels) or columns.label,
+        "label_shares": data.label_shares(),
+        "shared_rows": dict(data.leaks.shared),
+        "leaks_kept": options.keep_leaks,
+        "contradicting_texts": data.leaks.contradicting,
     }
 
 

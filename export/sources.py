@@ -10,13 +10,18 @@ from typing import Any
 from export import quickstart
 from export.checkpoint import first_line
 from export.data import Columns, ResolvedColumns, Rows, checked_rows
+from export.files import read_rows
 from serving.errors import ArtifactError, DataError
-from serving.records import Record, read_file
+from serving.records import Record
 from serving.runtime.tasks.base import Task
 
 HUB = "hub:"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What is read of a checkpoint folder. Pickled weights (``*.bin``) are not: loading them can run code."""
+LARGE = 2**30
+"""Bytes from which on a split of a Hub data set is streamed, where not all of its rows are wanted."""
+WINDOW = 10_000
+"""Rows of a stream that are drawn from at a time, or twice as many as are wanted."""
 MODULES = "[0-9]*_*"
 """Folders in it that say what is done with what the model gives, as sentence-transformers lays them out: ``1_Pooling`` …"""
 
@@ -71,13 +76,19 @@ def _hub_checkpoint(name: str) -> Path:
         ) from error
 
 
-def load_rows(location: str, columns: Columns, task: type[Task], *, split: str, cache: Path) -> Rows:
+def load_rows(
+    location: str, columns: Columns, task: type[Task], *, split: str, cache: Path, most: int | None = None, seed: int = 0
+) -> Rows:
     """Rows of a data location, every one of them checked.
 
     Args:
-        location: a csv, tsv, jsonl or parquet file; ``hub:NAME[/CONFIG]``, a data set of the Hub or a folder of its form; or
-            ``quickstart:reviews``. The latter two may end in ``:SPLIT``.
+        location: a csv, tsv, jsonl or parquet file, a pattern of such, or a folder (see :func:`export.files.read_rows`);
+            ``hub:NAME[/CONFIG]``, a data set of the Hub or a folder of its form; or ``quickstart:reviews``. The latter two may end
+            in ``:SPLIT``.
         split: the split to take where ``location`` names none.
+        most: rows that are wanted at most. A large data set of the Hub is then streamed, and drawn from as far as it was read;
+            of any other all rows are read.
+        seed: of that draw.
 
     Raises:
         DataError: it cannot be read or a row is not as it must be.
@@ -89,16 +100,16 @@ def load_rows(location: str, columns: Columns, task: type[Task], *, split: str, 
         path, _, own_split = location.removeprefix(HUB).partition(":")
         if not path:
             raise DataError(f"{location!r} names no data set", hint="such as hub:glue/sst2, or hub:owner/set:train")
-        return _hub_rows(path, own_split or split, columns.resolved(task), task)
-    return checked_rows(location, read_file(Path(location)), columns.resolved(task), task)
+        return _hub_rows(
+            _dataset(path, own_split or split, most, seed), f"{HUB}{path}:{own_split or split}", columns.resolved(task), task
+        )
+    return checked_rows(location, read_rows(location, split), columns.resolved(task), task)
 
 
-def _hub_rows(path: str, split: str, columns: ResolvedColumns, task: type[Task]) -> Rows:
-    dataset = _load_dataset(path, split)
-    location = f"{HUB}{path}:{split}"
-    names = _label_names(dataset.features.get(columns.label))
+def _hub_rows(dataset: Any, location: str, columns: ResolvedColumns, task: type[Task]) -> Rows:
+    names = _label_names((dataset.features or {}).get(columns.label))
     rows = checked_rows(location, _records(dataset, location, columns.label, names), columns, task)
-    return replace(rows, names=tuple(names or ()))
+    return replace(rows, names=tuple(names or rows.names))
 
 
 def _records(dataset: Any, location: str, label: str | None, names: list[str] | None) -> Iterator[Record]:
@@ -124,19 +135,26 @@ def _named(label: Any, names: list[str], place: str) -> Any:
     return names[label]
 
 
-def _load_dataset(path: str, split: str) -> Any:
+def _dataset(path: str, split: str, most: int | None, seed: int) -> Any:
+    """The data set; where it is large, and ``most`` rows are wanted, those, drawn from a window that moves through it."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
         try:
-            return datasets.load_dataset(path, split=split)
+            builder = datasets.load_dataset_builder(path)
+            place: tuple[str, ...] = (path,)
         except datasets.exceptions.DatasetNotFoundError:
             # "glue/sst2" reads as owner/name; where there is none, as name/config
             name, _, config = path.rpartition("/")
             if not name or Path(path).is_absolute():
                 raise
-            return datasets.load_dataset(name, config, split=split)
+            builder, place = datasets.load_dataset_builder(name, config), (name, config)
+        size = getattr((builder.info.splits or {}).get(split), "num_bytes", 0) or 0
+        if most is None or size < LARGE:
+            return datasets.load_dataset(*place, split=split)
+        stream = datasets.load_dataset(*place, split=split, streaming=True)
+        return stream.shuffle(seed=seed, buffer_size=max(WINDOW, 2 * most)).take(most)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"cannot load {split!r} of data set {path!r}: {first_line(error)}",

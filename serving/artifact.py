@@ -40,6 +40,7 @@ RECORDED_LIBRARIES = (
     "onnxruntime-gpu",
     "datasets",
     "tokenizers",
+    "peft",
 )
 
 

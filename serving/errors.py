@@ -6,6 +6,7 @@
     ├── SetupError              the machine or an environment lacks something
     ├── DataError               rows, columns or labels are not what the task needs
     ├── ArtifactError           a checkpoint, bundle or repository is missing, damaged or of another kind
+    │   └── DivergedError       a training came to numbers that are none
     ├── ExportError             a checkpoint could not be converted, optimised or quantised
     ├── GateError               everything ran, and a figure is outside its gate
     ├── ServerError             Triton did not start, stopped, or cannot be found
@@ -41,6 +42,10 @@ class DataError(TritonizeError):
 
 class ArtifactError(TritonizeError):
     """A checkpoint, bundle or repository is missing, damaged or of another kind."""
+
+
+class DivergedError(ArtifactError):
+    """A training came to numbers that are none."""
 
 
 class ExportError(TritonizeError):

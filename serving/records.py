@@ -20,11 +20,10 @@ def read_file(path: Path) -> Iterator[Record]:
     Raises:
         DataError: the file is absent, of another format, damaged, or not UTF-8.
     """
-    readers = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: rows must be in a {', '.join(readers)} file")
+    if path.suffix not in FORMATS:
+        raise DataError(f"{path}: rows must be in a {', '.join(FORMATS)} file")
     try:
-        yield from readers[path.suffix](path)
+        yield from FORMATS[path.suffix](path)
     except FileNotFoundError:
         raise DataError(f"no file {path}") from None
     except UnicodeDecodeError as error:
@@ -80,6 +79,10 @@ def _read_parquet(path: Path) -> Iterator[Record]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"row {number}", row
+
+
+FORMATS = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+"""What can be read, by how names of files end."""
 
 
 def shown(value: Any) -> str:

@@ -82,7 +82,19 @@ def trained() -> Path:
     folder = Path(_FOLDER.name)
     files = {split: write(folder / f"{split}.jsonl", rows(count, seed)) for split, count, seed in _SPLITS}
     named = [word for split, path in files.items() for word in (f"--{split}", str(path))]
-    training = ["--epochs", "4", "--batch-size", "16", "--learning-rate", "5e-3", "--max-length", "48", "--device", "cpu"]
+    training = [
+        "--epochs",
+        "4",
+        "--batch-size",
+        "16",
+        "--learning-rate",
+        "5e-3",
+        "--max-length",
+        "48",
+        "--device",
+        "cpu",
+        "--keep-leaks",
+    ]
     assert main(["finetune", *_shared(), "--checkpoint", str(base()), *named, *training]) == 0
     return folder / "tiny" / "checkpoint"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from export import cli, finetune
+from export import cli, splits
 from export.data import EVALUATION, LabelledRows, Rows, read_evaluation
 from serving.artifact import is_current, read_manifest
 from serving.errors import DataError
@@ -33,6 +33,7 @@ TRAINING = (
     "cpu",
     "--name",
     "tiny",
+    "--keep-leaks",  # made-up rows of one word are often the same
 )
 
 
@@ -110,9 +111,9 @@ def accuracy_of(folder: Path) -> float:
 def test_interrupted_run_resumes_from_its_last_epoch(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from export import training
+    from export.training.progress import PlainProgress
 
-    said = training.PlainProgress.on_evaluate
+    said = PlainProgress.on_evaluate
 
     def say_and_press_ctrl_c(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         said(self, args, state, control, **more)
@@ -120,7 +121,7 @@ def test_interrupted_run_resumes_from_its_last_epoch(
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.PlainProgress, "on_evaluate", say_and_press_ctrl_c)
+        patch.setattr(PlainProgress, "on_evaluate", say_and_press_ctrl_c)
         assert cli.main(command(base_checkpoint)) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: nothing half-written was left behind")
     folder = data / "artifacts" / "tiny"
@@ -212,7 +213,7 @@ def test_bad_input_is_told_before_torch_is_imported(
     write_tsv(data / "broken.tsv", [("bad", "['negative']")])
     done = run(command(base_checkpoint, *change))
     assert done.returncode == 1
-    (line, torch_imported) = done.stderr.splitlines()
+    *_, line, torch_imported = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert message in line
     assert torch_imported == "False"
@@ -241,10 +242,10 @@ def test_labels_of_two_files_must_be_of_one_kind(train: tuple[Any, ...], other: 
         Rows(location=name, texts=(("",) * len(labels),), labels=labels) for name, labels in (("train", train), ("other", other))
     )
     if not message:
-        finetune._require_same_kind(ours, theirs)
+        splits._require_same_kind(ours, theirs)
         return
     with pytest.raises(DataError) as caught:
-        finetune._require_same_kind(ours, theirs)
+        splits._require_same_kind(ours, theirs)
     assert caught.value.message.startswith(message)
 
 
@@ -260,17 +261,19 @@ def test_several_gpus_are_one_device(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The trainer wraps the model in nn.DataParallel where its arguments count two GPUs."""
-    from export import training
+    from transformers import TrainingArguments
+
+    from export.training import train
 
     seen: list[Any] = []
-    count, build = training.TrainingArguments.__post_init__, training._arguments
+    count, build = TrainingArguments.__post_init__, train.training_arguments
 
     def count_two(self: Any) -> None:
         count(self)
         self._n_gpu = 2
 
-    monkeypatch.setattr(training.TrainingArguments, "__post_init__", count_two)
-    monkeypatch.setattr(training, "_arguments", lambda job: seen.append(build(job)) or seen[-1])
+    monkeypatch.setattr(TrainingArguments, "__post_init__", count_two)
+    monkeypatch.setattr(train, "training_arguments", lambda job: seen.append(build(job)) or seen[-1])
     assert cli.main(command(base_checkpoint, "--epochs", "1")) == 0
     assert [(arguments.n_gpu, arguments.train_batch_size) for arguments in seen] == [(1, 16)]
 
@@ -295,3 +298,25 @@ def test_too_long_rows_and_missing_fast_tokenizer_are_refused(
     assert cli.main(command(bare)) == 1
     assert "error: cannot load the tokenizer of" in capsys.readouterr().err
     assert not (data / "artifacts" / "tiny" / "checkpoint").exists()
+
+
+def test_a_threshold_is_chosen_by_the_validation_rows(
+    data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = review_rows(300, seed=6)
+    lines = [f"{text},{int(label == 'positive')},{int('the film' in text)}" for text, label in rows]
+    (data / "rows.csv").write_text("text,nice,film\n" + "\n".join(lines))
+    arguments = ["finetune", "--checkpoint", str(base_checkpoint), "--train", "rows.csv", *TRAINING, "--epochs", "2"]
+    arguments += ["--label-column", "nice", "--label-column", "film"]
+    assert cli.main(arguments) == 0
+    folder = data / "artifacts" / "tiny" / "checkpoint"
+    manifest = read_manifest(folder, "checkpoint")
+    threshold = manifest["fitted_settings"]["threshold"]
+    assert f"threshold {threshold:g} does best on the validation rows: f1 " in capsys.readouterr().err
+    assert manifest["labels"] == ["nice", "film"] and manifest["settings"]["threshold"] == threshold
+    assert manifest["chosen_settings"] == {"threshold": threshold}, "what export goes on with"
+    assert f"The threshold that does best on the validation rows is {threshold:g}." in (folder / "README.md").read_text()
+
+    assert cli.main([*arguments, "--setting", "threshold=0.7"]) == 0
+    manifest = read_manifest(folder, "checkpoint")
+    assert (manifest["fitted_settings"], manifest["settings"]["threshold"]) == ({}, 0.7)

@@ -57,6 +57,8 @@ class Task(ServedTask):
     ``choices`` among them, several columns of choices may stand instead of the one."""
     reads_digits: ClassVar[bool] = True
     """Whether labels that are all digits, in a file that knows text alone, are numbers."""
+    cut: ClassVar[bool] = False
+    """Whether what a text has beyond that length is lost to the model: a length is then chosen that most rows have."""
     default_max_length: ClassVar[int] = 128
     """Tokens kept of a row in fine-tuning, where its user does not say: short rows train fast, and what is served is cut alike."""
 
@@ -241,6 +243,11 @@ class Task(ServedTask):
             feed: its inputs, ``[model rows, longest]``. Both are torch's tensors where a task with :attr:`own_loss` is trained.
         """
         return heads
+
+    def candidates(self) -> Mapping[str, Sequence[Any]]:
+        """Settings that are chosen after training, by the main metric on rows that were not learnt from: values to try, the usual
+        one first. Here none."""
+        return {}
 
     # -- judging --------------------------------------------------------------------------------------------------------------
 

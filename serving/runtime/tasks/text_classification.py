@@ -48,11 +48,13 @@ class TextClassification(Task):
 
     name: ClassVar[str] = "text-classification"
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
+    cut: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Option]] = {
         **Task.options,
         "function_to_apply": Option(str, choices=("softmax", "sigmoid", "none")),
         "top_k": Option(int, minimum=1),
     }
+    setup: ClassVar[Mapping[str, Option]] = {"threshold": Option(float, minimum=0)}
     shaping: ClassVar[frozenset[str]] = frozenset({"top_k"})
 
     pipeline_options: ClassVar[Mapping[str, Any]] = {"top_k": None}
@@ -230,6 +232,10 @@ class TextClassification(Task):
         if self.problem_type != ANY:
             return {"labels": list(references)}
         return {"labels": [[float(index in row) for index in range(len(self.labels))] for row in references]}
+
+    def candidates(self) -> Mapping[str, Sequence[Any]]:
+        others = sorted((step / 20 for step in range(1, 20)), key=lambda threshold: abs(threshold - self.threshold))
+        return {"threshold": (self.threshold, *others)} if self.problem_type == ANY else {}
 
     def predictions(self, answers: Arrays) -> list[Any]:
         scores = answers["SCORES"]

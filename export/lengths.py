@@ -1,0 +1,33 @@
+"""How long rows are → where they are cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from export.data import LabelledRows, sample
+from serving.runtime.tasks.base import Task
+
+COUNTED = 10_000
+"""Rows that are counted at most, drawn at random."""
+WHOLE = 0.99
+"""Share of the rows that shall stay whole."""
+STEP = 8
+"""Lengths are multiples of this, as matrix units like them."""
+
+
+def tokens(rows: LabelledRows, task: Task, tokenizer: Any, *, seed: int) -> list[int]:
+    """Tokens of rows, uncut, special ones among them, in rising order."""
+    from tokenizers import Tokenizer
+
+    uncut = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    uncut.no_truncation()
+    uncut.no_padding()
+    texts = task.texts(rows.take(sample(len(rows), COUNTED, seed)).texts)
+    return sorted(len(encoding) for encoding in uncut.encode_batch_fast(list(texts)))
+
+
+def usual_length(lengths: list[int], *, least: int) -> int:
+    """Where to cut so that all but 1 % of the rows stay whole, and never below ``least``."""
+    return max(least, int(-(-np.quantile(lengths, WHOLE, method="inverted_cdf") // STEP) * STEP))

@@ -1,0 +1,77 @@
+"""What ``transformers.Trainer`` is told of a job. Imports torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import TrainingArguments
+
+from export.training.distributed import processes
+from serving.errors import SetupError
+
+if TYPE_CHECKING:
+    from export.training.train import Job
+
+
+def training_arguments(job: Job) -> TrainingArguments:
+    """The trainer's own settings.
+
+    Raises:
+        DataError: a step's rows cannot be shared out over the processes.
+        SetupError: the device cannot compute in the precision asked for.
+    """
+    options = job.options
+    on_gpu = job.device != "cpu" and torch.cuda.is_available()
+    at_once = options.rows_at_once(processes())
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # else what an earlier run in this process chose is taken for a launcher's wish
+    arguments = TrainingArguments(
+        output_dir=str(job.scratch),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=at_once,
+        per_device_eval_batch_size=2 * at_once,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        gradient_checkpointing=options.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # frozen embeddings give no gradient that would start it otherwise
+        learning_rate=options.learning_rate,
+        warmup_ratio=options.warmup_ratio,
+        weight_decay=options.weight_decay,
+        **_mixed_precision(options.mixed_precision, on_gpu=on_gpu),
+        torch_compile=options.compiled,
+        group_by_length=not job.task.own_loss,  # which compares the rows of a batch with each other: chance brings them together
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{job.task.main_metric}",
+        greater_is_better=True,
+        logging_strategy="steps" if job.report_to else "epoch",
+        logging_steps=0.01,
+        logging_nan_inf_filter=False,  # which would go on with a loss that is none
+        report_to=list(job.report_to) or "none",
+        run_name=job.named,
+        logging_dir=str(job.scratch.parent / "runs"),
+        seed=options.seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=not sys.stderr.isatty(),
+        restore_callback_states_from_checkpoint=True,
+    )
+    # with several GPUs the trainer would wrap the model in nn.DataParallel unasked, and a step would take that many times the rows
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _mixed_precision(chosen: str, *, on_gpu: bool) -> dict[str, bool]:
+    """For ``TrainingArguments``.
+
+    Raises:
+        SetupError: the device cannot compute in it.
+    """
+    if chosen == "auto":
+        return {"bf16": on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)}
+    if chosen == "fp16" and not on_gpu:
+        raise SetupError("fp16 is trained in on a GPU only: losses are scaled there", hint="give --mixed-precision bf16")
+    return {} if chosen == "no" else {chosen: True}

@@ -1,0 +1,89 @@
+"""Losses that the models in ``transformers`` have not themselves. Imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from export.training.hyperparameters import Hyperparameters
+from serving.errors import DataError
+from serving.runtime.tasks._labels import IGNORED
+from serving.runtime.tasks.base import Task
+
+Loss = Callable[[Any, Any], Any]
+"""Logits and labels of a batch → a tensor of one number."""
+
+
+def chosen_loss(task: Task, options: Hyperparameters, targets: Sequence[Any]) -> Loss | None:
+    """What takes the place of the model's own loss; None: nothing needs to.
+
+    Args:
+        targets: of the training rows, one per model row: a label, a list of them, or as many numbers as there are labels.
+
+    Raises:
+        DataError: the task's labels cannot be weighed or smoothed.
+    """
+    if not (options.class_weights or options.label_smoothing):
+        return loss_of_groups if task.grouped else None
+    asked = "--class-weights" if options.class_weights else "--label-smoothing"
+    labels = task.settings().get("labels", ())
+    if len(labels) < 2:
+        raise DataError(f"{asked} is for labels of which there are several", hint=f"leave it out for {task.name}")
+    several = bool(targets) and isinstance(targets[0], list) and any(isinstance(one, float) for one in targets[0])
+    if several and options.label_smoothing:
+        raise DataError("--label-smoothing is for rows with one label each", hint="leave it out")
+    if several:
+        return _each_label(_shares(targets) if options.class_weights else None)
+    weights = _balanced(targets, len(labels)) if options.class_weights else None
+    return _one_label(weights, options.label_smoothing)
+
+
+def loss_of_groups(logits: Any, labels: Any) -> Any:
+    """Cross entropy of each group's right row among its rows. The models' own cannot take groups of unlike sizes.
+
+    Args:
+        logits: ``[groups, rows]``.
+        labels: ``[groups, rows]``, 1 for the right row, 0 for others, :data:`IGNORED` where a group has no such row.
+    """
+    return functional.cross_entropy(logits.masked_fill(labels == IGNORED, -math.inf), labels.argmax(dim=-1))
+
+
+def _one_label(weights: Any | None, smoothing: float) -> Loss:
+    def loss(logits: Any, labels: Any) -> Any:
+        weight = None if weights is None else weights.to(logits)
+        flat = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+        return functional.cross_entropy(*flat, weight=weight, ignore_index=IGNORED, label_smoothing=smoothing)
+
+    return loss
+
+
+def _each_label(weights: Any | None) -> Loss:
+    def loss(logits: Any, labels: Any) -> Any:
+        return functional.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=None if weights is None else weights.to(logits)
+        )
+
+    return loss
+
+
+def label_counts(targets: Iterable[Any]) -> Counter[int]:
+    """How often each label stands in ``targets``, those of tokens without one left out."""
+    return Counter(label for target in targets for label in (target if isinstance(target, list) else [target]) if label != IGNORED)
+
+
+def _balanced(targets: Sequence[Any], labels: int) -> Any:
+    """So that all labels weigh alike together, and one of average frequency weighs 1; one that no row has weighs nothing."""
+    counts = label_counts(targets)
+    total = sum(counts.values())
+    return torch.tensor([total / (len(counts) * counts[label]) if counts[label] else 0.0 for label in range(labels)])
+
+
+def _shares(targets: Sequence[Any]) -> Any:
+    """For each label how many rows lack it for one that has it."""
+    had = torch.tensor(targets).sum(dim=0).clamp(min=1)
+    return (len(targets) - had).clamp(min=1) / had

@@ -1,0 +1,150 @@
+"""Hyper-parameter search: the training again and again on other hyper-parameters, by ``optuna``. Imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from transformers import TrainerCallback
+
+from export.training.distributed import processes, say
+from export.training.hyperparameters import Hyperparameters
+from export.training.train import Job, train, with_learning_rate
+from serving.errors import ArtifactError, DataError, DivergedError
+
+SEARCHED = ("learning_rate", "batch_size", "warmup_ratio", "weight_decay", "layer_decay")
+"""What is searched unless its user chose it."""
+JOURNAL = "trials.log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The best hyper-parameters, and the validation rows' main metric of the best epoch with them.
+
+    Args:
+        trials: how many were made; some of them ended early, since they were worse than most.
+    """
+
+    options: Hyperparameters
+    value: float
+    trials: int
+
+
+def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> Found:
+    """The best of ``trials`` trainings by the validation rows. The first has the options as they are; the test rows play no part.
+
+    Args:
+        fixed: names of the hyper-parameters that their user chose.
+        journal: folder that every trial is written down in: a search that was interrupted goes on from it.
+
+    Raises:
+        ArtifactError: no trial could be trained.
+        DataError: there is nothing to search, or several processes would search.
+    """
+    names = [name for name in SEARCHED if name not in fixed]
+    if not names:
+        raise DataError(f"there is nothing to search: {', '.join(SEARCHED)} are all given", hint="leave some out, or --search")
+    if processes() > 1:
+        raise DataError("several processes cannot search", hint="search in one, then train in several with what was found")
+    optuna.logging.set_verbosity(logging.ERROR)
+    job = with_learning_rate(job)
+    study = _study(job, names, journal)
+    if not study.trials:
+        study.enqueue_trial({name: getattr(job.options, name) for name in names})
+
+    def value(trial: optuna.Trial) -> float:
+        chosen: dict[str, Any] = {name: _suggested(trial, name, job.options) for name in names}
+        options = replace(job.options, **chosen)
+        say(f"trial {trial.number + 1} of {trials}: {_told(options, names)}")
+        return _value(trial, replace(job, options=options, scratch=journal / f"trial-{trial.number}"))
+
+    ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    left = trials - sum(trial.state in ended for trial in study.trials)
+    study.optimize(value, n_trials=max(left, 0))
+    done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    if not done:
+        raise ArtifactError("every trial diverged", hint="look at the rows, or give a smaller --learning-rate")
+    best = study.best_trial
+    options = replace(job.options, **best.params)
+    say(f"best of {len(study.trials)} trials: {_told(options, names)}: {job.task.main_metric} {best.value:.4f}")
+    assert best.value is not None
+    return Found(options=options, value=best.value, trials=len(study.trials))
+
+
+def _study(job: Job, names: list[str], journal: Path) -> optuna.Study:
+    """A study of its own for every job: trials of another one say nothing here."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    journal.mkdir(parents=True, exist_ok=True)
+    described: list[Any] = [asdict(job.options), names, str(job.base), {split: rows.digest() for split, rows in job.splits.items()}]
+    described += [job.max_length, job.task.settings(), None if job.adapter is None else asdict(job.adapter)]
+    name = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
+    return optuna.create_study(
+        study_name=name,
+        storage=JournalStorage(JournalFileBackend(str(journal / JOURNAL))),
+        sampler=optuna.samplers.TPESampler(seed=job.options.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def _suggested(trial: optuna.Trial, name: str, options: Hyperparameters) -> float | int:
+    """Around what is usual: for the rate and the decay it is magnitudes that count."""
+    match name:
+        case "learning_rate":
+            assert options.learning_rate is not None
+            return trial.suggest_float(name, options.learning_rate / 8, options.learning_rate * 8, log=True)
+        case "batch_size":
+            least = options.gradient_accumulation
+            sizes = sorted({max(options.batch_size // 2, least), options.batch_size, options.batch_size * 2})
+            return int(trial.suggest_categorical(name, sizes))
+        case "warmup_ratio":
+            return trial.suggest_float(name, 0.0, 0.3)
+        case "weight_decay":
+            return trial.suggest_float(name, 1e-4, 0.3, log=True)
+        case _:
+            return trial.suggest_float(name, 0.7, 1.0)
+
+
+def _value(trial: optuna.Trial, job: Job) -> float:
+    """The main metric of the validation rows in the best epoch.
+
+    Raises:
+        optuna.TrialPruned: it is worse than most were by then, or diverged.
+    """
+    validated = replace(job, splits={split: rows for split, rows in job.splits.items() if split != "test"})
+    try:
+        return float(train(validated, [_Report(trial, job.task.main_metric)]).figures["validation"][job.task.main_metric])
+    except DivergedError as error:
+        say(f"  diverged: {error.message}")
+        raise optuna.TrialPruned from error
+    finally:
+        shutil.rmtree(job.scratch, ignore_errors=True)  # the weights of a trial are of no further use
+
+
+def _told(options: Hyperparameters, names: list[str]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {getattr(options, name):.3g}" for name in names)
+
+
+class _Report(TrainerCallback):  # type: ignore[misc]  # the library is untyped
+    """Tells each epoch's figure, and ends a trial that is worse than most."""
+
+    def __init__(self, trial: optuna.Trial, main_metric: str) -> None:
+        self._trial, self._main_metric = trial, main_metric
+
+    def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: dict[str, float], **_: Any) -> None:
+        figure = metrics.get(f"eval_{self._main_metric}")
+        if figure is not None and state.epoch is not None:
+            self._trial.report(figure, round(state.epoch))
+            if self._trial.should_prune():
+                say("  worse than most: ended")
+                raise optuna.TrialPruned

@@ -1,0 +1,337 @@
+"""The training loop: ``transformers.Trainer`` around a task. Imports torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import EarlyStoppingCallback
+
+from export import checkpoint as checkpoints
+from export.data import LabelledRows, model_rows
+from export.metric import bootstrapped, compute
+from export.training import adapters
+from export.training.arguments import training_arguments
+from export.training.batches import TEACHER, Collator, training_columns
+from export.training.distillation import Teacher
+from export.training.distributed import is_main, main_first, processes, say
+from export.training.hyperparameters import Adapter, Hyperparameters, usual_learning_rate
+from export.training.losses import chosen_loss
+from export.training.progress import PlainProgress
+from export.training.rounding import rounded
+from export.training.trainer import TaskTrainer, predicted
+from export.training.trouble import explained
+from serving.errors import DataError, DivergedError, SetupError
+from serving.runtime.tasks.base import Arrays, Features, Task
+from serving.runtime.tokenization import FIELDS, TextEncoder
+
+MERGE_ROWS = 8
+"""Rows that a merged model is held against its adapter on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to train.
+
+    Args:
+        base: checkpoint folder to start from.
+        named: what the user calls it.
+        tokenizer: its tokenizer.
+        task: bound to the labels of the training rows.
+        chosen: names of its settings that its user chose.
+        splits: rows by ``train``, ``validation`` and perhaps ``test``.
+        max_length: tokens kept of a row.
+        device: ``auto``, ``cpu`` or ``gpu``.
+        adapter: what is trained in place of all weights.
+        teacher: whom to learn from besides the labels.
+        report_to: trackers that are told how training goes, by the names ``transformers`` has for them.
+        scratch: folder for the trainer's own checkpoints; a whole epoch found there is resumed from.
+    """
+
+    base: Path
+    named: str
+    task: Task
+    chosen: Collection[str]
+    tokenizer: Any
+    splits: Mapping[str, LabelledRows]
+    max_length: int
+    options: Hyperparameters
+    adapter: Adapter | None
+    teacher: Teacher | None
+    device: str
+    scratch: Path
+    report_to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came of a training.
+
+    Args:
+        model: the best epoch's, on the CPU; an adapter is merged into it.
+        adapter: folder of the adapter alone.
+        settings: of the task, found best on the validation rows.
+        options: with what the job left open.
+        figures: metrics by split, the ``interval`` of the main metric (95 %, of the test rows if there are any), ``best_epoch``,
+            ``epochs``, ``steps``, ``parameters``, ``trained_parameters``, peak memory in MiB.
+    """
+
+    model: Any
+    adapter: Path | None
+    settings: dict[str, Any]
+    options: Hyperparameters
+    figures: dict[str, Any]
+
+
+def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
+    """Train, evaluate each epoch on the validation rows, measure the best epoch on the test rows.
+
+    Args:
+        callbacks: of ``transformers.Trainer``, beside its own.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be loaded for the task, an epoch cannot be written, or memory ran out.
+        DataError: a step's rows cannot be shared out over the processes, or there is no such adapter.
+        DivergedError: a loss is no number.
+        SetupError: the device is ``gpu`` and there is none.
+    """
+    import datasets
+
+    if job.device == "gpu" and not torch.cuda.is_available():
+        raise SetupError("torch sees no GPU", hint="give --device cpu, or see: tritonize doctor")
+    if job.adapter is not None:
+        adapters.check(job.adapter)
+    job.options.rows_at_once(processes())
+    if job.adapter is not None and job.options.quantisation_aware:
+        raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantisation-aware")
+    datasets.disable_progress_bars()
+    transformers.set_seed(job.options.seed)
+    model, new = _model(job)
+    parameters = model.num_parameters()
+    job = with_learning_rate(job, parameters)
+    if job.adapter is not None:
+        model = adapters.adapted(model, job.adapter, new=new, base=job.named)
+    encoded = {split: _encoded(rows, job, training=split == "train") for split, rows in job.splits.items()}
+    trainer = _trainer(model, encoded, job)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    figures: dict[str, Any] = {
+        "parameters": parameters,
+        "trained_parameters": sum(one.numel() for one in model.parameters() if one.requires_grad),
+    }
+    with rounded(model, on=job.options.quantisation_aware):
+        _run(trainer, job)
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    best = next(entry for entry in evaluations if entry["step"] == trainer.state.best_global_step)
+    _require_finite_loss(best["eval_loss"])
+    figures |= {"best_epoch": round(best["epoch"]), "epochs": len(evaluations), "steps": trainer.state.global_step, **_memory()}
+    figures["validation"] = _figures(best if not job.options.quantisation_aware else trainer.evaluate(), "eval_")
+    folder = None
+    if job.adapter is not None:
+        folder = job.scratch / "adapter"
+        model, figures["merged_difference"] = _merged(trainer, folder, job)
+        trainer.model = trainer.model_wrapped = model
+    trainer.compute_metrics = None  # from here on it is asked for predictions, of other rows too
+    settings = _fitted(trainer, encoded["validation"], job, figures["validation"])
+    job = replace(job, task=replace(job.task, **settings))
+    judged = encoded.get("test", encoded["validation"])
+    found = trainer.predict(judged.dataset)
+    predictions = found.predictions
+    if "test" in encoded:
+        figures["test"] = {"loss": found.metrics["test_loss"], **_judge(judged, job.task)(predictions)}
+    answers = _answers(predictions, judged, job.task)
+    _, *figures["interval"] = bootstrapped(job.task.metric, job.task.main_metric, job.task.predictions(answers), judged.references)
+    return Trained(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)
+
+
+def _fitted(trainer: Any, encoded: _Encoded, job: Job, figures: dict[str, float]) -> dict[str, Any]:
+    """The task's settings that were left open, as they do best on the validation rows; ``figures`` become those found with them."""
+    found: dict[str, Any] = {}
+    for name, values in job.task.candidates().items():
+        if name in job.chosen:
+            continue
+        outputs = trainer.predict(encoded.dataset).predictions
+        tried = {value: _judge(encoded, replace(job.task, **found, **{name: value}))(outputs) for value in values}
+        found[name] = max(tried, key=lambda value: tried[value][job.task.main_metric])  # the first of equals
+        figures |= tried[found[name]]
+        say(f"{name} {found[name]:g} does best on the validation rows: {job.task.main_metric} {figures[job.task.main_metric]:.4f}")
+    return found
+
+
+def with_learning_rate(job: Job, parameters: int | None = None) -> Job:
+    """The job with a learning rate: where none was given, one that goes with the model's ``parameters`` (None: not yet counted)."""
+    if job.options.learning_rate is not None:
+        return job
+    counted = parameters or _loaded(job)[0].num_parameters()
+    usual = usual_learning_rate(counted, adapter=job.adapter is not None)
+    return replace(job, options=replace(job.options, learning_rate=usual))
+
+
+def _merged(trainer: Any, folder: Path, job: Job) -> tuple[Any, float]:
+    """The best epoch with its adapter merged, which is left alone in ``folder``, and by how much that moved its outputs."""
+    assert job.adapter is not None
+    with main_first(job.device):
+        if is_main():
+            trainer.model.save_pretrained(folder, safe_serialization=True)
+    # not as accelerate has wrapped it, which may compute in half precision
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    base = _loaded(job)[0] if job.adapter.load_in else None
+    rows = trainer.eval_dataset
+    batch = trainer.data_collator([rows[row] for row in range(min(MERGE_ROWS, len(rows)))])
+    return adapters.merged(model, base, folder, {name: values for name, values in batch.items() if name in FIELDS})
+
+
+def _memory() -> dict[str, int]:
+    """The most memory that this process took until now, MiB."""
+    found = {"peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # Linux says KiB
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() // 2**20
+    return found
+
+
+def _run(trainer: Any, job: Job) -> None:
+    with main_first(job.device):  # it clears up what was not written to its end
+        last = _last_whole_epoch(job.scratch)
+    if last is not None:
+        say(f"resuming after {last.name}")
+    with warnings.catch_warnings():
+        # of epochs that take less than a second; the trainer then goes by their numbers, which are right
+        warnings.filterwarnings("ignore", message="mtime may not be reliable")
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except (SafetensorError, RuntimeError) as error:
+            known = explained(error, job)
+            if known is None:
+                raise
+            raise known from error
+
+
+def _require_finite_loss(loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(f"training diverged: the best epoch's validation loss is {loss}", hint="give a smaller --learning-rate")
+
+
+def _model(job: Job) -> tuple[Any, set[str]]:
+    """The model to train, with the task's head, and the names of the parameters that the checkpoint lacks."""
+    return _loaded(job, **adapters.loading_options(job.adapter))
+
+
+def _loaded(job: Job, **options: Any) -> tuple[Any, set[str]]:
+    head = job.task.head()
+    model, new = checkpoints.load_for_training(job.base, type(job.task), **head, ignore_mismatched_sizes=True, **options)
+    for name, value in head.items():  # not what a former head was for
+        setattr(model.config, name, value)
+    return model, new
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """Rows as the model takes them, and what to hold its answers against."""
+
+    dataset: Any
+    targets: tuple[str, ...]
+    labels: Sequence[Any]
+    features: Features
+    references: Sequence[Any]
+
+
+def _encoded(rows: LabelledRows, job: Job, *, training: bool) -> _Encoded:
+    """Tokens exactly as the served ensemble makes them, and the targets; to learn from, those that a teacher reads too."""
+    from datasets import Dataset
+
+    features, names = _features(rows, job, job.tokenizer)
+    targets = job.task.targets(features, rows.labels)
+    columns = training_columns(features, names, targets, job.task)
+    if training and job.teacher is not None and job.teacher.own_tokens:
+        theirs = training_columns(*_features(rows, job, job.teacher.tokenizer), {}, job.task)
+        columns |= {f"{TEACHER}{name}": values for name, values in theirs.items()}
+    return _Encoded(
+        dataset=Dataset.from_dict(columns),
+        targets=tuple(targets),
+        labels=targets.get("labels", ()),
+        features=features,
+        references=rows.labels,
+    )
+
+
+def _features(rows: LabelledRows, job: Job, tokenizer: Any) -> tuple[Features, list[str]]:
+    """The rows as ``tokenizer`` makes them, and the names of the inputs it makes."""
+    names = [name for name in tokenizer.model_input_names if name in FIELDS]
+    encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
+    return model_rows(rows, job.task, encoder, training=True), names
+
+
+def _told(judge: Callable[[Any], dict[str, float]]) -> Callable[[Any], dict[str, float]]:
+    """What the trainer calls with an ``EvalPrediction``."""
+    return lambda evaluated: judge(evaluated.predictions)
+
+
+def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
+    """The model's outputs for the rows, in their order → figures."""
+
+    def compute_metrics(predictions: Any) -> dict[str, float]:
+        origins = encoded.features.origins
+        outputs = predicted(predictions, task, origins)
+        answers = _answers(predictions, encoded, task)
+        figures = compute(task.metric, task.predictions(answers), encoded.references)
+        return figures | task.figures(outputs, outputs, origins, encoded.references)
+
+    return compute_metrics
+
+
+def _answers(predictions: Any, encoded: _Encoded, task: Task) -> Arrays:
+    origins = encoded.features.origins
+    return task.answers(predicted(predictions, task, origins), origins, task.request_options(task.judged_options))
+
+
+def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
+    patience = job.options.early_stopping
+    arguments = training_arguments(job)
+    if job.task.own_loss:  # the model's forward does not name them
+        arguments.label_names = list(encoded["train"].targets)
+    trainer = TaskTrainer(
+        job.task,
+        job.tokenizer,
+        loss=chosen_loss(job.task, job.options, encoded["train"].labels),
+        teacher=job.teacher,
+        layer_decay=job.options.layer_decay,
+        model=model,
+        args=arguments,
+        train_dataset=encoded["train"].dataset,
+        eval_dataset=encoded["validation"].dataset,
+        compute_metrics=_told(_judge(encoded["validation"], job.task)),
+        data_collator=Collator(job.tokenizer, job.task, job.teacher.tokenizer if job.teacher is not None else None),
+        callbacks=[EarlyStoppingCallback(patience)] if patience else [],
+    )
+    if not sys.stderr.isatty():
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.add_callback(PlainProgress(job.task.main_metric))
+    return trainer
+
+
+def _figures(logged: Mapping[str, float], prefix: str) -> dict[str, float]:
+    timing = ("runtime", "samples_per_second", "steps_per_second")
+    plain = {key.removeprefix(prefix): value for key, value in logged.items() if key.startswith(prefix)}
+    return {key: value for key, value in plain.items() if key not in timing}
+
+
+def _last_whole_epoch(scratch: Path) -> Path | None:
+    """The newest of the trainer's checkpoints that was written to its end, if any. One that was not is removed."""
+    whole = []
+    for folder in scratch.glob("checkpoint-*"):
+        try:  # the state file is written last
+            whole.append((json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"], folder))
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+    return max(whole)[1] if whole else None
