@@ -78,20 +78,25 @@ def test_an_adapter_is_trained_merged_and_kept(data: Path, taught: Path, capsys:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_linear_layer_is_adapted_and_the_head_is_trained_whole(
-    make_checkpoint: Callable[[str], Path], architecture: str
-) -> None:
+def test_layers_are_adapted_and_the_head_is_trained_whole(make_checkpoint: Callable[[str], Path], architecture: str) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint(architecture)).eval()
-    linear = {name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)}
+    def trained_by(adapter: Adapter) -> set[str]:
+        model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint(architecture)).eval()
+        linear.update(name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear))
+        before = logits(model, ids)
+        adapted = adapters.adapted(model, adapter, new=set())
+        assert torch.allclose(logits(adapted, ids), before, atol=1e-5), "nothing is learnt yet"
+        trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+        assert any(".modules_to_save." in name for name in trained) and not any("word_embeddings" in name for name in trained)
+        return {name for name in trained if "lora_A" in name}
+
+    linear: set[str] = set()
     ids = torch.randint(5, 50, (4, 12), generator=torch.Generator().manual_seed(0))
-    before = logits(model, ids)
-    adapted = adapters.adapted(model, Adapter(method="lora"), new=set(), base="x")
-    assert torch.allclose(logits(adapted, ids), before, atol=1e-5), "nothing is learnt yet"
-    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    assert len([name for name in trained if "lora_A" in name]) == len(linear)
-    assert any(".modules_to_save." in name for name in trained) and not any("word_embeddings" in name for name in trained)
+    usual = trained_by(Adapter(method="lora"))
+    layers = 1 if architecture == "albert" else 2  # which shares one
+    assert len(usual) == layers * (1 if architecture == "modernbert" else 2), "queries and values"
+    assert len(trained_by(Adapter(method="lora", options={"target_modules": "all-linear"}))) == len(linear)
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type")  # of ln_tuning, peft's own
@@ -102,7 +107,7 @@ def test_other_methods_are_trained_and_merged_too(make_checkpoint: Callable[[str
     assert method in adapters.methods()
     options = {"n_frequency": 10} if method == "fourierft" else {}
     model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint("bert"))
-    adapted = adapters.adapted(model, Adapter(method=method, options=options), new=set(), base="x")
+    adapted = adapters.adapted(model, Adapter(method=method, options=options), new=set())
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 50, (4, 12), generator=generator)
     before = logits(adapted, ids)
@@ -123,7 +128,7 @@ def test_tied_weights_stay_frozen(make_checkpoint: Callable[[str], Path]) -> Non
     from transformers import AutoModelForMaskedLM
 
     model = AutoModelForMaskedLM.from_pretrained(make_checkpoint("distilbert"))
-    adapted = adapters.adapted(model, Adapter(method="lora"), new={"vocab_transform.weight"}, base="x")
+    adapted = adapters.adapted(model, Adapter(method="lora"), new={"vocab_transform.weight"})
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert not any("vocab_projector" in name for name in trained)
     assert "base_model.model.vocab_transform.modules_to_save.default.weight" in trained, "new weights have nothing to adapt"
@@ -204,4 +209,4 @@ def test_what_peft_refuses_is_an_error_of_ours(make_checkpoint: Callable[[str], 
 
     model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint("bert"))
     with pytest.raises(ArtifactError, match="adalora cannot be used with this model: "):
-        adapters.adapted(model, Adapter(method="adalora"), new=set(), base="x")
+        adapters.adapted(model, Adapter(method="adalora"), new=set())

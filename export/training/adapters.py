@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,23 @@ from serving.errors import ArtifactError, DataError, SetupError
 
 NOT_FOR_ALL = {"IA3"}
 """Methods that are not for every linear layer: ``peft`` knows for each architecture which layers they are for."""
+ATTENTION = {
+    "query",
+    "value",
+    "query_proj",
+    "value_proj",
+    "q_proj",
+    "v_proj",
+    "q_lin",
+    "v_lin",
+    "q",
+    "v",
+    "Wqkv",
+    "query_key_value",
+}
+ATTENTION |= {"qkv_proj", "c_attn"}
+"""What architectures call the layers that make queries and values, or those and keys in one."""
+ALL = "all-linear"
 TOLERANCE = 1e-5
 """How far logits may move when an adapter is merged, relative to the largest of them, or absolute below 1."""
 
@@ -80,12 +98,12 @@ def loading_options(adapter: Adapter | None) -> dict[str, Any]:
     return {"quantization_config": four}
 
 
-def adapted(model: Any, adapter: Adapter, *, new: Collection[str], base: str) -> Any:
-    """``model`` with an adapter in every linear layer (or where the method has it); its head and its new weights are trained whole.
+def adapted(model: Any, adapter: Adapter, *, new: Collection[str]) -> Any:
+    """``model`` with an adapter where it makes queries and values, as LoRA's authors found enough; in every linear layer where
+    that is asked for, or those are unknown; or where the method has it. Its head and its new weights are trained whole.
 
     Args:
         new: names of the parameters that the checkpoint lacks.
-        base: where the frozen weights come from, for whoever loads the adapter alone.
 
     Raises:
         ArtifactError: the method cannot be used with this model.
@@ -99,16 +117,17 @@ def adapted(model: Any, adapter: Adapter, *, new: Collection[str], base: str) ->
     if adapter.method == "ln_tuning":
         chosen["target_modules"] = [name for name, module in model.named_modules() if "Norm" in type(module).__name__]
     elif adapter.method.upper() not in NOT_FOR_ALL:
-        chosen["target_modules"] = sorted(_linear(model, whole))
-    chosen |= {name: _listed(value) if name in chosen else value for name, value in adapter.options.items()}
+        linear = sorted(_linear(model, whole))
+        attention = [name for name in linear if name.rpartition(".")[2] in ATTENTION]
+        chosen["target_modules"] = linear if adapter.options.get("target_modules") == ALL or not attention else attention
+    own = {name: value for name, value in adapter.options.items() if value != ALL}
+    chosen |= {name: _listed(value) if name in chosen else value for name, value in own.items()}
     try:
         config = peft.get_peft_config({"peft_type": adapter.method.upper(), **chosen})
-        found = peft.get_peft_model(model, config)
+        return peft.get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError, KeyError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ArtifactError(f"{adapter.method} cannot be used with this model: {reason}", hint="see --adapter-option") from error
-    config.base_model_name_or_path = base  # not the folder it happened to be loaded from
-    return found
 
 
 def _trained_whole(model: Any, new: Collection[str]) -> Iterator[str]:
@@ -139,6 +158,18 @@ def _linear(model: Any, whole: Collection[str]) -> Iterator[str]:
 def _listed(value: Any) -> Any:
     """``"query,value"`` as a list of names: ``peft`` reads a single string as a pattern."""
     return re.split(r"\s*,\s*", value) if isinstance(value, str) and re.fullmatch(r"[\w.\s,-]+", value) else value
+
+
+def save(model: Any, folder: Path, *, base: str) -> None:
+    """Write the adapter alone, as ``peft`` loads it.
+
+    Args:
+        base: where the frozen weights come from, as the user calls it; the folder they happened to be read from says nothing.
+    """
+    model.save_pretrained(folder, safe_serialization=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def merged(model: Any, base: Any | None, folder: Path, batch: Mapping[str, Any]) -> tuple[Any, float]:

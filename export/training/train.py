@@ -121,7 +121,7 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
     parameters = model.num_parameters()
     job = with_learning_rate(job, parameters)
     if job.adapter is not None:
-        model = adapters.adapted(model, job.adapter, new=new, base=job.named)
+        model = adapters.adapted(model, job.adapter, new=new)
     encoded = {split: _encoded(rows, job, training=split == "train") for split, rows in job.splits.items()}
     trainer = _trainer(model, encoded, job)
     for callback in callbacks:
@@ -183,7 +183,7 @@ def _merged(trainer: Any, folder: Path, job: Job) -> tuple[Any, float]:
     assert job.adapter is not None
     with main_first(job.device):
         if is_main():
-            trainer.model.save_pretrained(folder, safe_serialization=True)
+            adapters.save(trainer.model, folder, base=job.named)
     # not as accelerate has wrapped it, which may compute in half precision
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     base = _loaded(job)[0] if job.adapter.load_in else None
