@@ -208,7 +208,7 @@ def _tell_cut(lengths: list[int], max_length: int, *, chosen: bool) -> None:
     cut = sum(length > max_length for length in lengths)
     if cut and (chosen or cut > len(lengths) * (1 - WHOLE)):
         more = "" if chosen else ", the most that the model takes"
-        say(f"{cut / len(lengths):.1%} of the training rows are cut at {max_length} tokens{more}; the longest has {lengths[-1]}")
+        say(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
 
 
 def _searched(options: FinetuneOptions, job: Job) -> Found | None:
