@@ -30,7 +30,8 @@ class Running:
     """A server that this user has running, as its keeper wrote it down.
 
     Args:
-        pid: the keeper's process id; ``started`` its start time, so that a recycled id is not mistaken for it.
+        pid: the keeper's process id; ``started`` when it began, seconds after the machine did, so that a recycled id is not
+            mistaken for it, whatever becomes of the clock.
         ready: whether every ensemble has answered.
         ready_seconds: how long that took from starting tritonserver; None before.
     """
@@ -46,10 +47,15 @@ class Running:
         """Whether that very process still runs."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1
+            same = abs(_started(process) - self.started) < 1
             return bool(same and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
+
+
+def _started(process: psutil.Process) -> float:
+    """Seconds from the machine's start to the process's. Clocks are set, as after a machine was suspended; this stays."""
+    return float(process.create_time() - psutil.boot_time())
 
 
 def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Callable[[TritonServer], None]) -> None:
@@ -196,7 +202,7 @@ def _recorded(options: ServeOptions) -> Iterator[Callable[..., None]]:
     """Write down that this process keeps a server, for as long as the block runs."""
     running = Running(
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
+        started=_started(psutil.Process()),
         http_port=options.http_port,
         repository=str(options.repository),
         ready=False,

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
 from serving.probe import ask, find_probes, read_traffic
 from serving.repository import PackageOptions, package
 from serving.server import SHARED_MEMORY, STUB, TRACE, ServeOptions
-from serving.supervisor import RESTARTS, find_running, start_detached, stop
+from serving.supervisor import RESTARTS, Running, _started, find_running, start_detached, stop
 
 from .conftest import serve_options
 
@@ -297,3 +298,13 @@ def start_and_fail(repository: Path) -> None:
 
     with TritonServer(serve_options(repository), log=print):
         raise AssertionError("it started")
+
+
+def test_a_clock_that_is_set_makes_no_stranger_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a virtual machine was suspended: the time of its start moves along with the clock."""
+    running = Running(pid=os.getpid(), started=_started(psutil.Process()), http_port=1, repository="x", ready=True)
+    booted, begun = psutil.boot_time(), psutil.Process().create_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 28)
+    assert psutil.Process().create_time() == pytest.approx(begun + 28)
+    assert running.is_alive()
+    assert not replace(running, started=running.started + 5).is_alive(), "another process of that id"
