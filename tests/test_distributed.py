@@ -38,7 +38,7 @@ def arguments(checkpoint: Path, name: str, *more: str) -> list[str]:
 
 def run(launcher: tuple[str, ...], given: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *launcher, "-m", "export.cli", *given]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(Path.cwd())}  # where torchrun leaves folders
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
 
 
