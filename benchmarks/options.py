@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from export.options import options_of
+
 PRECISIONS = ("fp32", "fp16", "int8")
 NONE = "none"
 
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
-Command = Callable[..., Any]
 
 
 def percent(ctx: click.Context, parameter: click.Parameter, value: str) -> float:
@@ -58,17 +59,13 @@ def counts(*, may_be_none: bool = False) -> Callback:
     return split
 
 
-def exported_model(command: Command) -> Command:
-    """``NAME``, ``--name``, ``--artifacts`` and ``--bundle``: which model, and where it was exported to."""
-    return _with(
-        command,
-        click.argument("model", metavar="NAME", required=False),
-        click.option("--name", metavar="NAME", help="The model's name, in place of the argument."),
-        click.option(
-            "--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"), help="Folder of what the stages made."
-        ),
-        click.option("--bundle", type=click.Path(path_type=Path), help="The exported bundle.  [default: ARTIFACTS/NAME/bundle]"),
-    )
+exported_model = options_of(
+    click.argument("model", metavar="NAME", required=False),
+    click.option("--name", metavar="NAME", help="The model's name, in place of the argument."),
+    click.option("--artifacts", type=click.Path(path_type=Path), default=Path("artifacts"), help="Folder of what the stages made."),
+    click.option("--bundle", type=click.Path(path_type=Path), help="The exported bundle.  [default: ARTIFACTS/NAME/bundle]"),
+)
+"""Which model, and where it was exported to."""
 
 
 def chosen_name(ctx: click.Context, model: str | None, name: str | None) -> str:
@@ -79,31 +76,23 @@ def chosen_name(ctx: click.Context, model: str | None, name: str | None) -> str:
     return chosen
 
 
-def tolerances(command: Command) -> Command:
-    """``--max-regression``, ``--max-quality-drop`` and ``--any-machine``: how two reports are compared."""
-    return _with(
-        command,
-        click.option(
-            "--max-regression",
-            default="10%",
-            callback=percent,
-            help="How much worse than the baseline a speed may be; where noise explains more, that much.",
-        ),
-        click.option(
-            "--max-quality-drop",
-            type=click.FloatRange(min=0),
-            default=0.5,
-            help="Points a metric or the agreement with the original may be below the baseline's.",
-        ),
-        click.option(
-            "--any-machine",
-            is_flag=True,
-            help="Judge speeds of different machines too, and those of runs that others took the processor from.",
-        ),
-    )
-
-
-def _with(command: Command, *parameters: Callable[[Command], Command]) -> Command:
-    for parameter in reversed(parameters):  # as decorators: the lowest comes first
-        command = parameter(command)
-    return command
+tolerances = options_of(
+    click.option(
+        "--max-regression",
+        default="10%",
+        callback=percent,
+        help="How much worse than the baseline a speed may be; where noise explains more, that much.",
+    ),
+    click.option(
+        "--max-quality-drop",
+        type=click.FloatRange(min=0),
+        default=0.5,
+        help="Points a metric or the agreement with the original may be below the baseline's.",
+    ),
+    click.option(
+        "--any-machine",
+        is_flag=True,
+        help="Judge speeds of different machines too, and those of runs that others took the processor from.",
+    ),
+)
+"""How two reports are compared."""

@@ -43,7 +43,8 @@ class FinetuneOptions:
         setting: the task's settings chosen, by name, over those that the checkpoint says.
         max_train_rows: draw that many of the training rows; None: all.
         keep_leaks: learn from rows too that are validation or test rows.
-        max_length: tokens kept of a row; None: as many as the task has it, or what the model takes if that is less.
+        max_length: tokens kept of a row; None: as many as the task has it, more where what is cut is lost and rows are longer, at
+            most what the model takes.
         adapter: what is trained in place of all weights.
         distillation: whom to learn from besides the labels.
         search: trials of other hyper-parameters than those of ``training``, the best of which are trained with; 0: none.
@@ -216,7 +217,7 @@ def _searched(options: FinetuneOptions, job: Job) -> Found | None:
         return None
     from export.training.search import search
 
-    return search(job, options.search, fixed=options.fixed, journal=job.scratch.with_name(".search"))
+    return search(job, options.search, fixed=options.fixed, journal=job.scratch / "search")
 
 
 def _write(options: FinetuneOptions, job: Job, trained: Trained, data: Splits, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -235,9 +236,7 @@ def _write(options: FinetuneOptions, job: Job, trained: Trained, data: Splits, i
         write_evaluation(job.splits[fields["evaluation_split"]], staging)
         (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
         manifest = write_manifest(staging, "checkpoint", inputs, **fields)
-    for scratch in (job.scratch, job.scratch.with_name(".search")):
-        if scratch.exists():
-            shutil.rmtree(scratch)
+    shutil.rmtree(job.scratch)
     return manifest
 
 

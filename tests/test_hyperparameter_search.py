@@ -11,6 +11,7 @@ import pytest
 
 from export import cli
 from export.training import search
+from export.training.hyperparameters import Hyperparameters
 from serving.artifact import read_manifest
 from serving.errors import DivergedError
 
@@ -89,3 +90,9 @@ def test_nothing_to_search_is_an_error(data: Path, base_checkpoint: Path, capsys
     given = [f"--{name.replace('_', '-')}={value}" for name, value in zip(search.SEARCHED, (1e-3, 16, 0.1, 0.1, 0.9), strict=True)]
     assert cli.main(command(base_checkpoint, "--search", "2", *given)) == 1
     assert "error: there is nothing to search: learning_rate, batch_size" in capsys.readouterr().err
+
+
+def test_steps_that_are_tried_can_be_shared_out() -> None:
+    trial = search.optuna.create_study().ask()
+    search._suggested(trial, "batch_size", Hyperparameters(batch_size=24, gradient_accumulation=8))
+    assert trial.distributions["batch_size"].choices == (24, 48), "12 rows have no 8 equal parts"

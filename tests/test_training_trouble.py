@@ -130,6 +130,15 @@ def test_fp16_is_refused_on_a_cpu(data: Path, base_checkpoint: Path, capsys: pyt
     assert "error: fp16 is trained in on a GPU only" in capsys.readouterr().err
 
 
+def test_what_the_launcher_was_told_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from export.training import arguments
+
+    assert arguments._mixed_precision("auto", on_gpu=False) == {"bf16": False}
+    monkeypatch.setattr(arguments, "LAUNCHED", "bf16")
+    assert arguments._mixed_precision("auto", on_gpu=False) == {"bf16": True}
+    assert arguments._mixed_precision("no", on_gpu=False) == {}, "what is said to the command itself wins"
+
+
 def test_layers_below_learn_more_slowly(make_checkpoint: Callable[[str], Path]) -> None:
     from transformers import AutoModelForSequenceClassification
 

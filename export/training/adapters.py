@@ -17,21 +17,8 @@ from serving.errors import ArtifactError, DataError, SetupError
 
 NOT_FOR_ALL = {"IA3"}
 """Methods that are not for every linear layer: ``peft`` knows for each architecture which layers they are for."""
-ATTENTION = {
-    "query",
-    "value",
-    "query_proj",
-    "value_proj",
-    "q_proj",
-    "v_proj",
-    "q_lin",
-    "v_lin",
-    "q",
-    "v",
-    "Wqkv",
-    "query_key_value",
-}
-ATTENTION |= {"qkv_proj", "c_attn"}
+ATTENTION = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v",
+             "Wqkv", "query_key_value", "qkv_proj", "c_attn")  # fmt: skip
 """What architectures call the layers that make queries and values, or those and keys in one."""
 ALL = "all-linear"
 TOLERANCE = 1e-5

@@ -15,6 +15,9 @@ from serving.errors import SetupError
 if TYPE_CHECKING:
     from export.training.train import Job
 
+LAUNCHED = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+"""What ``accelerate launch --mixed_precision`` asked for."""
+
 
 def training_arguments(job: Job) -> TrainingArguments:
     """The trainer's own settings.
@@ -26,7 +29,7 @@ def training_arguments(job: Job) -> TrainingArguments:
     options = job.options
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
     at_once = options.rows_at_once(processes())
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # else what an earlier run in this process chose is taken for a launcher's wish
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # else what an earlier run in this process chose would count
     arguments = TrainingArguments(
         output_dir=str(job.scratch),
         num_train_epochs=options.epochs,
@@ -70,6 +73,8 @@ def _mixed_precision(chosen: str, *, on_gpu: bool) -> dict[str, bool]:
     Raises:
         SetupError: the device cannot compute in it.
     """
+    if chosen == "auto" and LAUNCHED != "no":
+        chosen = LAUNCHED
     if chosen == "auto":
         return {"bf16": on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)}
     if chosen == "fp16" and not on_gpu:

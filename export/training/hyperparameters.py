@@ -24,8 +24,8 @@ class Hyperparameters:
         class_weights: let rare labels weigh as much, all rows together, as frequent ones.
         label_smoothing: probability taken from the right label and spread over all (Szegedy et al. 2016).
         early_stopping: epochs without a better main metric after which training stops; 0: never.
-        mixed_precision: what is computed in while weights stay float32: ``no``, ``bf16`` or ``fp16``; ``auto``: bf16 on a GPU that
-            has it, else no.
+        mixed_precision: what is computed in while weights stay float32: ``no``, ``bf16`` or ``fp16``; ``auto``: what
+            ``accelerate launch`` was told, else bf16 on a GPU that has it.
         gradient_checkpointing: compute activations twice rather than keep them.
         quantisation_aware: train with the rounding of int8, so that it does less harm later.
         compiled: run the model through ``torch.compile``.

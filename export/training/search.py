@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,7 @@ def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> F
 
     Args:
         fixed: names of the hyper-parameters that their user chose.
-        journal: folder that every trial is written down in: a search that was interrupted goes on from it.
+        journal: folder, of this job alone, in which every trial is written down: a search that was interrupted goes on from it.
 
     Raises:
         ArtifactError: no trial could be trained.
@@ -55,42 +53,41 @@ def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> F
         raise DataError("several processes cannot search", hint="search in one, then train in several with what was found")
     optuna.logging.set_verbosity(logging.ERROR)
     job = with_learning_rate(job)
-    study = _study(job, names, journal)
+    study = _study(journal, seed=job.options.seed)
     if not study.trials:
         study.enqueue_trial({name: getattr(job.options, name) for name in names})
 
     def value(trial: optuna.Trial) -> float:
         chosen: dict[str, Any] = {name: _suggested(trial, name, job.options) for name in names}
         options = replace(job.options, **chosen)
-        say(f"trial {trial.number + 1} of {trials}: {_told(options, names)}")
-        return _value(trial, replace(job, options=options, scratch=journal / f"trial-{trial.number}"))
+        say(f"trial {_ended(study) + 1} of {trials}: {_told(options, names)}")
+        return _value(trial, replace(job, options=options, scratch=journal / f"trial-{trial.number}", report_to=()))
 
-    ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
-    left = trials - sum(trial.state in ended for trial in study.trials)
-    study.optimize(value, n_trials=max(left, 0))
+    study.optimize(value, n_trials=max(trials - _ended(study), 0))
     done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not done:
         raise ArtifactError("every trial diverged", hint="look at the rows, or give a smaller --learning-rate")
     best = study.best_trial
     options = replace(job.options, **best.params)
-    say(f"best of {len(study.trials)} trials: {_told(options, names)}: {job.task.main_metric} {best.value:.4f}")
+    say(f"best of {_ended(study)} trials: {_told(options, names)}: {job.task.main_metric} {best.value:.4f}")
     assert best.value is not None
-    return Found(options=options, value=best.value, trials=len(study.trials))
+    return Found(options=options, value=best.value, trials=_ended(study))
 
 
-def _study(job: Job, names: list[str], journal: Path) -> optuna.Study:
-    """A study of its own for every job: trials of another one say nothing here."""
+def _ended(study: optuna.Study) -> int:
+    """How many trials were made; those that were interrupted are made again."""
+    return len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)))
+
+
+def _study(journal: Path, *, seed: int) -> optuna.Study:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    journal.mkdir(parents=True, exist_ok=True)
-    described: list[Any] = [asdict(job.options), names, str(job.base), {split: rows.digest() for split, rows in job.splits.items()}]
-    described += [job.max_length, job.task.settings(), None if job.adapter is None else asdict(job.adapter)]
-    name = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()
+    journal.mkdir(exist_ok=True)
     return optuna.create_study(
-        study_name=name,
+        study_name="search",
         storage=JournalStorage(JournalFileBackend(str(journal / JOURNAL))),
-        sampler=optuna.samplers.TPESampler(seed=job.options.seed),
+        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
         direction="maximize",
         load_if_exists=True,
@@ -104,8 +101,9 @@ def _suggested(trial: optuna.Trial, name: str, options: Hyperparameters) -> floa
             assert options.learning_rate is not None
             return trial.suggest_float(name, options.learning_rate / 8, options.learning_rate * 8, log=True)
         case "batch_size":
-            least = options.gradient_accumulation
-            sizes = sorted({max(options.batch_size // 2, least), options.batch_size, options.batch_size * 2})
+            halved = options.batch_size // 2
+            parted = halved and halved % options.gradient_accumulation == 0
+            sizes = [*([halved] if parted else []), options.batch_size, 2 * options.batch_size]
             return int(trial.suggest_categorical(name, sizes))
         case "warmup_ratio":
             return trial.suggest_float(name, 0.0, 0.3)

@@ -8,7 +8,7 @@ import resource
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from export.training.rounding import rounded
 from export.training.trainer import TaskTrainer, predicted
 from export.training.trouble import explained
 from serving.errors import DataError, DivergedError, SetupError
-from serving.runtime.tasks.base import Arrays, Features, Task
+from serving.runtime.tasks.base import Features, Task
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
 MERGE_ROWS = 8
@@ -108,13 +108,7 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
     """
     import datasets
 
-    if job.device == "gpu" and not torch.cuda.is_available():
-        raise SetupError("torch sees no GPU", hint="give --device cpu, or see: tritonize doctor")
-    if job.adapter is not None:
-        adapters.check(job.adapter)
-    job.options.rows_at_once(processes())
-    if job.adapter is not None and job.options.quantisation_aware:
-        raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantisation-aware")
+    _check(job)
     datasets.disable_progress_bars()
     transformers.set_seed(job.options.seed)
     model, new = _model(job)
@@ -144,15 +138,29 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
         trainer.model = trainer.model_wrapped = model
     trainer.compute_metrics = None  # from here on it is asked for predictions, of other rows too
     settings = _fitted(trainer, encoded["validation"], job, figures["validation"])
-    job = replace(job, task=replace(job.task, **settings))
+    figures |= _last_figures(trainer, encoded, replace(job.task, **settings))
+    return Trained(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)
+
+
+def _check(job: Job) -> None:
+    """Refuse what cannot be trained, before anything is loaded."""
+    if job.device == "gpu" and not torch.cuda.is_available():
+        raise SetupError("torch sees no GPU", hint="give --device cpu, or see: tritonize doctor")
+    if job.adapter is not None:
+        adapters.check(job.adapter)
+    if job.adapter is not None and job.options.quantisation_aware:
+        raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantisation-aware")
+    job.options.rows_at_once(processes())
+
+
+def _last_figures(trainer: Any, encoded: Mapping[str, _Encoded], task: Task) -> dict[str, Any]:
+    """Figures of the test rows, if there are any, and the interval of the main metric on them, else on the validation rows."""
     judged = encoded.get("test", encoded["validation"])
     found = trainer.predict(judged.dataset)
-    predictions = found.predictions
-    if "test" in encoded:
-        figures["test"] = {"loss": found.metrics["test_loss"], **_judge(judged, job.task)(predictions)}
-    answers = _answers(predictions, judged, job.task)
-    _, *figures["interval"] = bootstrapped(job.task.metric, job.task.main_metric, job.task.predictions(answers), judged.references)
-    return Trained(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)
+    figures, predictions = _judged(found.predictions, judged, task)
+    _, *interval = bootstrapped(task.metric, task.main_metric, predictions, judged.references)
+    test = {"test": {"loss": found.metrics["test_loss"], **figures}} if "test" in encoded else {}
+    return test | {"interval": interval}
 
 
 def _fitted(trainer: Any, encoded: _Encoded, job: Job, figures: dict[str, float]) -> dict[str, Any]:
@@ -162,7 +170,7 @@ def _fitted(trainer: Any, encoded: _Encoded, job: Job, figures: dict[str, float]
         if name in job.chosen:
             continue
         outputs = trainer.predict(encoded.dataset).predictions
-        tried = {value: _judge(encoded, replace(job.task, **found, **{name: value}))(outputs) for value in values}
+        tried = {value: _judged(outputs, encoded, replace(job.task, **found, **{name: value}))[0] for value in values}
         found[name] = max(tried, key=lambda value: tried[value][job.task.main_metric])  # the first of equals
         figures |= tried[found[name]]
         say(f"{name} {found[name]:g} does best on the validation rows: {job.task.main_metric} {figures[job.task.main_metric]:.4f}")
@@ -272,27 +280,13 @@ def _features(rows: LabelledRows, job: Job, tokenizer: Any) -> tuple[Features, l
     return model_rows(rows, job.task, encoder, training=True), names
 
 
-def _told(judge: Callable[[Any], dict[str, float]]) -> Callable[[Any], dict[str, float]]:
-    """What the trainer calls with an ``EvalPrediction``."""
-    return lambda evaluated: judge(evaluated.predictions)
-
-
-def _judge(encoded: _Encoded, task: Task) -> Callable[[Any], dict[str, float]]:
-    """The model's outputs for the rows, in their order → figures."""
-
-    def compute_metrics(predictions: Any) -> dict[str, float]:
-        origins = encoded.features.origins
-        outputs = predicted(predictions, task, origins)
-        answers = _answers(predictions, encoded, task)
-        figures = compute(task.metric, task.predictions(answers), encoded.references)
-        return figures | task.figures(outputs, outputs, origins, encoded.references)
-
-    return compute_metrics
-
-
-def _answers(predictions: Any, encoded: _Encoded, task: Task) -> Arrays:
+def _judged(collected: Any, encoded: _Encoded, task: Task) -> tuple[dict[str, float], list[Any]]:
+    """What the trainer collected of the model's outputs for the rows, in their order → figures, and a prediction for each."""
     origins = encoded.features.origins
-    return task.answers(predicted(predictions, task, origins), origins, task.request_options(task.judged_options))
+    outputs = predicted(collected, task, origins)
+    predictions = task.predictions(task.answers(outputs, origins, task.request_options(task.judged_options)))
+    figures = compute(task.metric, predictions, encoded.references)
+    return figures | task.figures(outputs, outputs, origins, encoded.references), predictions
 
 
 def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
@@ -310,7 +304,7 @@ def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
         args=arguments,
         train_dataset=encoded["train"].dataset,
         eval_dataset=encoded["validation"].dataset,
-        compute_metrics=_told(_judge(encoded["validation"], job.task)),
+        compute_metrics=lambda evaluated: _judged(evaluated.predictions, encoded["validation"], job.task)[0],
         data_collator=Collator(job.tokenizer, job.task, job.teacher.tokenizer if job.teacher is not None else None),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )
