@@ -174,11 +174,16 @@ def find_source(options: ExportOptions) -> Source:
     Raises:
         ArtifactError: the checkpoint is missing, or of another task.
         DataError: there are no rows, or their labels are not the checkpoint's.
-        ExportError: the task cannot be verified for this checkpoint.
+        ExportError: the task is not exported, or cannot be verified for this checkpoint.
     """
+    task_type = task_class(options.task)
+    if not task_type.exported:
+        raise ExportError(
+            f"checkpoints of {task_type.name} are fine-tuned here, not exported yet: the model answers one token at a time",
+            hint="use the checkpoint itself, with transformers.pipeline",
+        )
     name, folder = _located(options)
     config = checkpoints.read_config(folder)
-    task_type = task_class(options.task)
     checkpoints.require_task(config, task_type, name)
     trained = read_manifest(folder, "checkpoint") if (folder / MANIFEST).is_file() else {}
     if trained.get("task", options.task) not in (options.task, task_type.trained_as):

@@ -73,18 +73,21 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
     Raises:
         ArtifactError: its architecture is one of another task.
     """
-    suffix = task.auto_model.removeprefix("AutoModel")
+    endings = task.architectures or (task.auto_model.removeprefix("AutoModel"),)
     architectures = config.get("architectures") or []
-    if suffix and not any(name.endswith(suffix) for name in architectures):
+    if not any(name.endswith(endings) for name in architectures) and all(endings):
         found = ", ".join(architectures) or "no architecture"
         raise ArtifactError(
-            f"{location} is no {task.name} checkpoint: its config names {found}, not one that ends in {suffix}",
+            f"{location} is no {task.name} checkpoint: its config names {found}, not one that ends in {' or '.join(endings)}",
             hint=f"fine-tune it first with: tritonize finetune --task {task.trained_as or task.name} --checkpoint {location}",
         )
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> Any:
     """The checkpoint's fast tokenizer (``transformers.PreTrainedTokenizerFast``): only such a one gives a ``tokenizer.json``.
+
+    Args:
+        pads_with_end: one without a padding token pads with the one that ends a text.
 
     Raises:
         ArtifactError: there is none, or it has no padding token.
@@ -98,6 +101,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise ArtifactError(f"cannot load the tokenizer of {folder}: {first_line(error)}", hint=needed) from error
     if not tokenizer.is_fast:
         raise ArtifactError(f"the tokenizer of {folder} has no fast form, so it cannot be served: a tokenizer.json is needed")
+    if tokenizer.pad_token_id is None and pads_with_end:
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ArtifactError(f"the tokenizer of {folder} has no padding token", hint="set pad_token in its tokenizer_config.json")
     return tokenizer

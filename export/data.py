@@ -204,12 +204,16 @@ def _kind(label: Any) -> str:
 
 
 def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> Any:
-    if column not in row:
-        raise DataError(
-            f"{location} has no column {column!r}; {where} has {', '.join(map(str, row))}: {shown(dict(row))}",
-            hint="name the columns with --text-column, --text-pair-column, --choice-column and --label-column",
-        )
-    return row[column]
+    """What a column holds; of one that holds objects, ``column.key`` is what those hold."""
+    value: Any = row
+    for key in [column] if column in row else column.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise DataError(
+                f"{location} has no column {column!r}; {where} has {', '.join(map(str, row))}: {shown(dict(row))}",
+                hint="name the columns with --text-column, --text-pair-column, --choice-column and --label-column",
+            )
+        value = value[key]
+    return value
 
 
 def bind(task: type[Task], rows: Rows, *, pair: bool) -> Task:

@@ -165,12 +165,12 @@ def _train_and_write(
     from export.training.train import Job, train
 
     tracking.check(options.report_to)
-    tokenizer = checkpoints.load_tokenizer(base)
+    tokenizer = checkpoints.load_tokenizer(base, pads_with_end=data.task.causal)
     config = checkpoints.read_config(base)
     lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.cut else []
     usual = usual_length(lengths, least=data.task.default_max_length) if lengths else data.task.default_max_length
     max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, config, default=usual)
-    _tell_cut(lengths, max_length, chosen=options.max_length is not None)
+    _tell_cut(lengths, max_length, options, most=usual)
     data = _with_tokenizer(data, tokenizer, max_length, options)
     scratch = options.target.parent.absolute() / ".training"
     with main_first(options.device):
@@ -205,10 +205,11 @@ def _train_and_write(
         return _write(options, job, trained, data, inputs) if is_main() else read_manifest(options.target, "checkpoint")
 
 
-def _tell_cut(lengths: list[int], max_length: int, *, chosen: bool) -> None:
+def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, most: int) -> None:
     cut = sum(length > max_length for length in lengths)
-    if cut and (chosen or cut > len(lengths) * (1 - WHOLE)):
-        more = "" if chosen else ", the most that the model takes"
+    if cut and (options.max_length or cut > len(lengths) * (1 - WHOLE)):
+        why = ", the most that the model takes" if max_length < most else " (--max-length says where)"
+        more = "" if options.max_length else why
         say(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
 
 

@@ -13,6 +13,8 @@ COUNTED = 10_000
 """Rows that are counted at most, drawn at random."""
 WHOLE = 0.99
 """Share of the rows that shall stay whole."""
+MOST = 1024
+"""Tokens that a row is never given unasked, however long rows are: what they cost grows with the square."""
 STEP = 8
 """Lengths are multiples of this, as matrix units like them."""
 
@@ -29,5 +31,5 @@ def tokens(rows: LabelledRows, task: Task, tokenizer: Any, *, seed: int) -> list
 
 
 def usual_length(lengths: list[int], *, least: int) -> int:
-    """Where to cut so that all but 1 % of the rows stay whole, and never below ``least``."""
-    return max(least, int(-(-np.quantile(lengths, WHOLE, method="inverted_cdf") // STEP) * STEP))
+    """Where to cut so that all but 1 % of the rows stay whole, never below ``least``, nor above :data:`MOST`."""
+    return max(least, min(MOST, int(-(-np.quantile(lengths, WHOLE, method="inverted_cdf") // STEP) * STEP)))

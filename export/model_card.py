@@ -28,29 +28,44 @@ def _header(fields: Fields) -> Iterator[str]:
 
 def _description(fields: Fields) -> Iterator[str]:
     labels = f"Labels: {', '.join(fields['labels'])}. " if fields["labels"] else ""
-    yield f"# {fields['name']}"
-    yield ""
-    yield (
-        f"`{fields['base_checkpoint']}` fine-tuned for {fields['task']}. {labels}"
-        f"Takes {'pairs of texts' if fields['pair'] else 'single texts'}, cut at {fields['max_length']} tokens."
+    yield from (
+        f"# {fields['name']}",
+        "",
+        f"`{fields['base_checkpoint']}` fine-tuned for {fields['task']}. {labels}{_taken(fields)}",
     )
+
+
+def _taken(fields: Fields) -> str:
+    length = fields["max_length"]
+    if task_class(fields["task"]).causal:
+        return f"Learnt from texts {length} tokens at a time."
+    written = f"; writes up to {fields['settings']['max_new_tokens']}" if task_class(fields["task"]).generates else ""
+    return f"Takes {'pairs of texts' if fields['pair'] else 'single texts'}, cut at {length} tokens{written}."
 
 
 def _use(fields: Fields) -> Iterator[str]:
     name = fields["name"]
     example = task_class(fields["task"])
+    source, target = (fields["settings"].get(f"{side}_language") for side in ("source", "target"))
+    languages = f', src_lang="{source}", tgt_lang="{target}"' if source else ""
     yield from ("## How to use", "")
     if example.has_pipeline:
         yield from (
             "```python",
             "from transformers import pipeline",
             "",
-            f'model = pipeline("{fields["task"]}", "FOLDER or OWNER/NAME")',
+            f'model = pipeline("{fields["task"]}", "FOLDER or OWNER/NAME"{languages})',
             "```",
-            "",
         )
-    yield "Served by NVIDIA Triton as ONNX, text in and answers out:"
-    yield from ("", "```console", f"$ tritonize export --name {name} --task {fields['task']} --checkpoint FOLDER-or-OWNER/NAME")
+    if not example.exported:
+        return
+    yield from (
+        *([""] if example.has_pipeline else []),
+        "Served by NVIDIA Triton as ONNX, text in and answers out:",
+        "",
+        "```console",
+        f"$ tritonize export --name {name} --task {fields['task']} --checkpoint FOLDER-or-OWNER/NAME",
+    )
     yield from (f"$ tritonize package --name {name}", "$ tritonize serve --detach", f"$ echo '…' | tritonize predict {name}", "```")
 
 
@@ -80,7 +95,7 @@ def _figures(fields: Fields) -> Iterator[str]:
 def _data(fields: Fields) -> Iterator[str]:
     figures, data = fields["figures"], fields["data"]
     yield from ("## Data", "")
-    yield f"{figures['rows']['train']} rows of `{data['train']}`; validation: {data['validation']}; test: {data['test']}."
+    yield f"{figures['rows']['train']} rows of `{data['train']}`; validation: {data['validation']}; test: {data['test'] or 'none'}."
     told = [f"{count} of the {split} rows" for split, count in data["shared_rows"].items() if count]
     if told:
         kept = "were learnt from" if data["leaks_kept"] else "were not learnt from"
@@ -109,9 +124,14 @@ def _training(fields: Fields) -> Iterator[str]:
 
 def _limits(fields: Fields) -> Iterator[str]:
     yield from ("## Intended use and limits", "")
+    task = task_class(fields["task"])
+    cut = "" if task.causal else f"; what follows {fields['max_length']} tokens of a text is not read"
+    last = (
+        "Scores are no promise of how often it is right: `tritonize benchmark` measures how far they are from that."
+        if task.exported
+        else "It writes what is likely, true or not."
+    )
     yield (
         "For texts like those it was trained and measured on. On texts of another kind, language or length its figures are not "
-        f"known; what follows {fields['max_length']} tokens of a text is not read. What the base checkpoint and the data got "
-        "wrong, it may have kept. Scores are no promise of how often it is right: `tritonize benchmark` measures how far they are "
-        "from that."
+        f"known{cut}. What the base checkpoint and the data got wrong, it may have kept. {last}"
     )

@@ -21,6 +21,8 @@ ATTENTION = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "
              "Wqkv", "query_key_value", "qkv_proj", "c_attn")  # fmt: skip
 """What architectures call the layers that make queries and values, or those and keys in one."""
 ALL = "all-linear"
+RANK = 16
+"""Of LoRA, where its user names none."""
 TOLERANCE = 1e-5
 """How far logits may move when an adapter is merged, relative to the largest of them, or absolute below 1."""
 
@@ -89,6 +91,9 @@ def adapted(model: Any, adapter: Adapter, *, new: Collection[str]) -> Any:
     """``model`` with an adapter where it makes queries and values, as LoRA's authors found enough; in every linear layer where
     that is asked for, or those are unknown; or where the method has it. Its head and its new weights are trained whole.
 
+    LoRA's updates count double (``lora_alpha`` is twice the rank): MiniLM lost 2.1 points of SST-2's dev rows to full fine-tuning
+    where they counted half, and 1.3 so.
+
     Args:
         new: names of the parameters that the checkpoint lacks.
 
@@ -107,6 +112,9 @@ def adapted(model: Any, adapter: Adapter, *, new: Collection[str]) -> Any:
         linear = sorted(_linear(model, whole))
         attention = [name for name in linear if name.rpartition(".")[2] in ATTENTION]
         chosen["target_modules"] = linear if adapter.options.get("target_modules") == ALL or not attention else attention
+    if adapter.method == "lora":
+        rank = adapter.options.get("r", RANK)
+        chosen |= {"r": rank, "lora_alpha": 2 * rank}
     own = {name: value for name, value in adapter.options.items() if value != ALL}
     chosen |= {name: _listed(value) if name in chosen else value for name, value in own.items()}
     try:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 from export.training.distributed import processes
 from serving.errors import SetupError
@@ -19,7 +19,7 @@ LAUNCHED = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 """What ``accelerate launch --mixed_precision`` asked for."""
 
 
-def training_arguments(job: Job) -> TrainingArguments:
+def training_arguments(job: Job) -> Seq2SeqTrainingArguments:
     """The trainer's own settings.
 
     Raises:
@@ -30,7 +30,8 @@ def training_arguments(job: Job) -> TrainingArguments:
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
     at_once = options.rows_at_once(processes())
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # else what an earlier run in this process chose would count
-    arguments = TrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
+        predict_with_generate=job.task.generates,
         output_dir=str(job.scratch),
         num_train_epochs=options.epochs,
         per_device_train_batch_size=at_once,
@@ -68,7 +69,7 @@ def training_arguments(job: Job) -> TrainingArguments:
 
 
 def _mixed_precision(chosen: str, *, on_gpu: bool) -> dict[str, bool]:
-    """For ``TrainingArguments``.
+    """For the trainer's arguments.
 
     Raises:
         SetupError: the device cannot compute in it.

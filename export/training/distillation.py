@@ -77,7 +77,7 @@ def load_teacher(folder: Path, task: Task, student: Any, options: Distillation) 
     if task.own_loss:
         raise DataError(f"a teacher shows logits, and {task.name} has none", hint="leave out --teacher")
     checkpoints.require_task(checkpoints.read_config(folder), type(task), options.teacher)
-    tokenizer = checkpoints.load_tokenizer(folder)
+    tokenizer = checkpoints.load_tokenizer(folder, pads_with_end=task.causal)
     own_tokens = _rules(tokenizer) != _rules(student)
     if own_tokens and (task.token_level or task.grouped):
         raise DataError(
@@ -91,7 +91,7 @@ def load_teacher(folder: Path, task: Task, student: Any, options: Distillation) 
         task=task,
         options=options,
         order=_order(task, model.config.to_dict(), options.teacher),
-        inputs=FIELDS.keys() & inspect.signature(model.forward).parameters.keys(),
+        inputs={*FIELDS, *(("labels",) if task.generates else ())} & inspect.signature(model.forward).parameters.keys(),
         own_tokens=own_tokens,
     )
 

@@ -138,7 +138,7 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
         trainer.model = trainer.model_wrapped = model
     trainer.compute_metrics = None  # from here on it is asked for predictions, of other rows too
     settings = _fitted(trainer, encoded["validation"], job, figures["validation"])
-    figures |= _last_figures(trainer, encoded, replace(job.task, **settings))
+    figures |= _last_figures(trainer, encoded, replace(job.task, **settings), job.tokenizer)
     return Trained(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)
 
 
@@ -153,11 +153,11 @@ def _check(job: Job) -> None:
     job.options.rows_at_once(processes())
 
 
-def _last_figures(trainer: Any, encoded: Mapping[str, _Encoded], task: Task) -> dict[str, Any]:
+def _last_figures(trainer: Any, encoded: Mapping[str, _Encoded], task: Task, tokenizer: Any) -> dict[str, Any]:
     """Figures of the test rows, if there are any, and the interval of the main metric on them, else on the validation rows."""
     judged = encoded.get("test", encoded["validation"])
     found = trainer.predict(judged.dataset)
-    figures, predictions = _judged(found.predictions, judged, task)
+    figures, predictions = _judged(found.predictions, judged, task, tokenizer)
     _, *interval = bootstrapped(task.metric, task.main_metric, predictions, judged.references)
     test = {"test": {"loss": found.metrics["test_loss"], **figures}} if "test" in encoded else {}
     return test | {"interval": interval}
@@ -170,7 +170,8 @@ def _fitted(trainer: Any, encoded: _Encoded, job: Job, figures: dict[str, float]
         if name in job.chosen:
             continue
         outputs = trainer.predict(encoded.dataset).predictions
-        tried = {value: _judged(outputs, encoded, replace(job.task, **found, **{name: value}))[0] for value in values}
+        tasks = {value: replace(job.task, **found, **{name: value}) for value in values}
+        tried = {value: _judged(outputs, encoded, task, job.tokenizer)[0] for value, task in tasks.items()}
         found[name] = max(tried, key=lambda value: tried[value][job.task.main_metric])  # the first of equals
         figures |= tried[found[name]]
         say(f"{name} {found[name]:g} does best on the validation rows: {job.task.main_metric} {figures[job.task.main_metric]:.4f}")
@@ -197,7 +198,8 @@ def _merged(trainer: Any, folder: Path, job: Job) -> tuple[Any, float]:
     base = _loaded(job)[0] if job.adapter.load_in else None
     rows = trainer.eval_dataset
     batch = trainer.data_collator([rows[row] for row in range(min(MERGE_ROWS, len(rows)))])
-    return adapters.merged(model, base, folder, {name: values for name, values in batch.items() if name in FIELDS})
+    read = {*FIELDS, "labels"} if job.task.generates else FIELDS.keys()  # what is written follows from what was to be
+    return adapters.merged(model, base, folder, {name: values for name, values in batch.items() if name in read})
 
 
 def _memory() -> dict[str, int]:
@@ -240,6 +242,8 @@ def _loaded(job: Job, **options: Any) -> tuple[Any, set[str]]:
     model, new = checkpoints.load_for_training(job.base, type(job.task), **head, ignore_mismatched_sizes=True, **options)
     for name, value in head.items():  # not what a former head was for
         setattr(model.config, name, value)
+    if job.task.generates:
+        model.generation_config.update(**job.task.generation())
     return model, new
 
 
@@ -259,7 +263,7 @@ def _encoded(rows: LabelledRows, job: Job, *, training: bool) -> _Encoded:
     from datasets import Dataset
 
     features, names = _features(rows, job, job.tokenizer)
-    targets = job.task.targets(features, rows.labels)
+    targets = job.task.targets(features, job.task.learnt(rows.labels, _encoder(job, job.tokenizer)))
     columns = training_columns(features, names, targets, job.task)
     if training and job.teacher is not None and job.teacher.own_tokens:
         theirs = training_columns(*_features(rows, job, job.teacher.tokenizer), {}, job.task)
@@ -276,15 +280,18 @@ def _encoded(rows: LabelledRows, job: Job, *, training: bool) -> _Encoded:
 def _features(rows: LabelledRows, job: Job, tokenizer: Any) -> tuple[Features, list[str]]:
     """The rows as ``tokenizer`` makes them, and the names of the inputs it makes."""
     names = [name for name in tokenizer.model_input_names if name in FIELDS]
-    encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=job.max_length, names=names, padding={})
-    return model_rows(rows, job.task, encoder, training=True), names
+    return model_rows(rows, job.task, _encoder(job, tokenizer), training=True), names
 
 
-def _judged(collected: Any, encoded: _Encoded, task: Task) -> tuple[dict[str, float], list[Any]]:
+def _encoder(job: Job, tokenizer: Any) -> TextEncoder:
+    return TextEncoder(tokenizer.backend_tokenizer, max_length=job.max_length, names=(), padding={})
+
+
+def _judged(collected: Any, encoded: _Encoded, task: Task, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
     """What the trainer collected of the model's outputs for the rows, in their order → figures, and a prediction for each."""
     origins = encoded.features.origins
     outputs = predicted(collected, task, origins)
-    predictions = task.predictions(task.answers(outputs, origins, task.request_options(task.judged_options)))
+    predictions = task.judged(outputs, origins, tokenizer.backend_tokenizer)
     figures = compute(task.metric, predictions, encoded.references)
     return figures | task.figures(outputs, outputs, origins, encoded.references), predictions
 
@@ -304,7 +311,8 @@ def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
         args=arguments,
         train_dataset=encoded["train"].dataset,
         eval_dataset=encoded["validation"].dataset,
-        compute_metrics=lambda evaluated: _judged(evaluated.predictions, encoded["validation"], job.task)[0],
+        compute_metrics=lambda evaluated: _judged(evaluated.predictions, encoded["validation"], job.task, job.tokenizer)[0],
+        preprocess_logits_for_metrics=job.task.kept,
         data_collator=Collator(job.tokenizer, job.task, job.teacher.tokenizer if job.teacher is not None else None),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )

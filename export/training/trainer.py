@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer
+from transformers import Seq2SeqTrainer
 
 from export.training.batches import TEACHER
 from export.training.distillation import Teacher
@@ -23,7 +23,7 @@ LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 """Where the name of a parameter says which layer it is of."""
 
 
-class TaskTrainer(Trainer):  # type: ignore[misc]  # the library is untyped
+class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyped
     """Evaluates rows in their order, with the loss that the task brings where its model has none.
 
     What the model says of a batch is reduced to what the task reads of it before it is kept for the metric: what it says of every

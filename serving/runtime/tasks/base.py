@@ -20,6 +20,8 @@ from ._served import Arrays, Columns, Features, Option, Options, Origins, Served
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
 
+    from tokenizers import Tokenizer
+
     from ..tokenization import TextEncoder
 
 __all__ = ["Arrays", "Columns", "Features", "Option", "Options", "Origins", "Task", "Tensor", "Text", "TooManyRowsError"]
@@ -31,10 +33,18 @@ class Task(ServedTask):
 
     auto_model: ClassVar[str]
     """Auto class of ``transformers`` that loads a checkpoint of this task (a name: nothing here imports torch)."""
+    architectures: ClassVar[tuple[str, ...]] = ()
+    """What the names of its models end in, where that is not what :attr:`auto_model` does."""
     optimum_task: ClassVar[str] = ""
     """As Optimum exports it, where that has another :attr:`name`."""
     trained_as: ClassVar[str] = ""
     """The task that its checkpoints are fine-tuned for, where that is another one."""
+    exported: ClassVar[bool] = True
+    """Whether its checkpoints are exported and served; those of the others are trained, for now, and no more."""
+    generates: ClassVar[bool] = False
+    """Whether the model in ``transformers`` reads a row whole and then writes its answer token by token (an encoder-decoder)."""
+    causal: ClassVar[bool] = False
+    """Whether the model reads a text from its beginning on and is taught what comes next, where each text ends too."""
     heads: ClassVar[tuple[str, ...]] = ("logits",)
     """The outputs of the model in ``transformers`` that matter, in the order it gives them."""
     tail: ClassVar[str] = ""
@@ -210,6 +220,10 @@ class Task(ServedTask):
         """Texts of :meth:`labelled` rows → rows for the model while it is trained: here as requests become them."""
         return self.features(self.requests(texts), encoder, self.request_options(self.judged_options))
 
+    def learnt(self, references: Sequence[Any], encoder: TextEncoder) -> Sequence[Any]:  # noqa: ARG002 - most are numbers already
+        """References of :meth:`labelled` rows → as :meth:`targets` takes them: here as they are."""
+        return references
+
     @abstractmethod
     def targets(self, features: Features, references: Sequence[Any]) -> dict[str, list[Any]]:
         """What the model is trained towards, by the name its ``forward`` has for it, one per model row: a value, or a list as long
@@ -217,8 +231,12 @@ class Task(ServedTask):
 
         Args:
             features: of the training rows, in order.
-            references: of the same rows.
+            references: of the same rows, as :meth:`learnt` gives them.
         """
+
+    def generation(self) -> dict[str, Any]:
+        """Settings of ``generate`` for a model that :attr:`generates <generates>`, by the names ``transformers`` has for them."""
+        return {}
 
     def altered(self, batch: Arrays, generator: np.random.Generator) -> Arrays:  # noqa: ARG002 - most learn from rows as they are
         """Inputs and targets ``[model rows, longest]`` of a batch → those it is shown this time: here as they are."""
@@ -244,6 +262,15 @@ class Task(ServedTask):
         """
         return heads
 
+    def kept(self, outputs: Any, targets: Any) -> Any:  # noqa: ARG002 - what most models say of a row is small
+        """What is kept of a batch to be judged by, here all: torch's tensors, used through their methods alone.
+
+        Args:
+            outputs: the model's heads, a tensor or several, ``[model rows, …]``.
+            targets: ``labels`` of the same rows.
+        """
+        return outputs
+
     def candidates(self) -> Mapping[str, Sequence[Any]]:
         """Settings that are chosen after training, by the main metric on rows that were not learnt from: values to try, the usual
         one first. Here none."""
@@ -264,6 +291,14 @@ class Task(ServedTask):
     @abstractmethod
     def predictions(self, answers: Arrays) -> list[Any]:
         """Tensors of :meth:`outputs` → what the metric takes, one per labelled row, as :meth:`reference` gives them."""
+
+    def judged(self, outputs: Arrays, origins: Origins, tokenizer: Tokenizer) -> list[Any]:  # noqa: ARG002 - most answers need none
+        """What the model said of rows while it was trained → what :meth:`predictions` gives.
+
+        Args:
+            outputs: :attr:`outputs_read`, as they were :meth:`kept`.
+        """
+        return self.predictions(self.answers(outputs, origins, self.request_options(self.judged_options)))
 
     def figures(
         self,
