@@ -125,6 +125,29 @@ def test_every_way_of_training_learns(data: Path, base_checkpoint: Path, more: t
     assert "lora" in more or figures["validation"]["accuracy"] > 0.8, "the words give the label away"
 
 
+def test_a_compiled_model_learns_the_same(data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through all of torch.compile but the generation of machine code, which takes minutes for the many shapes of tiny batches."""
+    from transformers import Seq2SeqTrainingArguments
+
+    from export.training import arguments
+
+    compiled: list[str] = []
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *given, **named: compiled.append(named["backend"]) or compile_(*given, **named))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # the trainer's arguments set it, for all that comes after
+    plain = functools.partial(Seq2SeqTrainingArguments, torch_compile_backend="aot_eager")
+    figures = {}
+    for name, more in (("whole", ()), ("compiled", ("--compile",))):
+        with monkeypatch.context() as patch:
+            if more:
+                patch.setattr(arguments, "Seq2SeqTrainingArguments", plain)
+            assert cli.main(command(base_checkpoint, "--epochs", "2", *more, name=name)) == 0
+        figures[name] = read_manifest(data / "artifacts" / name / "checkpoint", "checkpoint")["figures"]["validation"]
+    assert compiled == ["aot_eager"]
+    assert figures["compiled"] == pytest.approx(figures["whole"], abs=1e-2)
+    torch._dynamo.reset()
+
+
 def test_fp16_is_refused_on_a_cpu(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(command(base_checkpoint, "--mixed-precision", "fp16")) == 1
     assert "error: fp16 is trained in on a GPU only" in capsys.readouterr().err
