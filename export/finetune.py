@@ -192,6 +192,7 @@ def _train_and_write(
         else distillation.load_teacher(teacher, data.task, tokenizer, options.distillation),
         device=options.device,
         scratch=scratch,
+        tokens=scratch / "tokens",
         report_to=options.report_to if is_main() else (),
     )
     found = _searched(options, job)

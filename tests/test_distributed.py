@@ -16,6 +16,7 @@ from serving.artifact import read_manifest
 from serving.errors import DataError
 
 from .conftest import review_rows, write_tsv
+from .generating import write_checkpoint
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", "--num_cpu_threads_per_process", "1")
@@ -60,6 +61,21 @@ def test_two_processes_train_as_one_does(data: Path, base_checkpoint: Path, laun
     assert together.stderr.count("step 128 of 128") == 1
     assert together.stderr.splitlines()[-1] == "checkpoint: artifacts/together/checkpoint"
     assert not list((data / "artifacts" / "together").glob(".*")), "nothing is left over"
+
+
+def test_two_processes_write_as_one_does(in_folder: Path) -> None:
+    """Their answers are of unlike lengths, and one row is written twice: it is judged once."""
+    checkpoint = write_checkpoint("t5", in_folder / "t5")
+    for split, count in {"train": 64, "validation": 21, "test": 21}.items():
+        rows = [(text, text) for text, _ in review_rows(count, seed=count + len(split))]
+        write_tsv(in_folder / f"{split}.tsv", rows, "source\ttarget")
+    more = ("--task", "translation", "--setting", "max_new_tokens=8", "--epochs", "1")
+    assert cli.main(arguments(checkpoint, "alone", *more)) == 0
+    together = run(TORCHRUN, arguments(checkpoint, "together", *more))
+    assert together.returncode == 0, together.stderr
+    one, two = manifest_of(in_folder, "alone")["figures"], manifest_of(in_folder, "together")["figures"]
+    assert one["rows"] == two["rows"]
+    assert two["test"] == pytest.approx(one["test"], abs=1e-2)
 
 
 def test_what_fails_in_all_processes_ends_all(data: Path, base_checkpoint: Path) -> None:

@@ -111,6 +111,7 @@ def accuracy_of(folder: Path) -> float:
 def test_interrupted_run_resumes_from_its_last_epoch(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from export.training import encoding
     from export.training.progress import PlainProgress
 
     said = PlainProgress.on_evaluate
@@ -127,10 +128,16 @@ def test_interrupted_run_resumes_from_its_last_epoch(
     folder = data / "artifacts" / "tiny"
     assert not (folder / "checkpoint").exists()
 
+    (folder / ".training" / "tokens" / "validation").rename(folder / ".training" / "tokens" / "validation.torn")
     torn = folder / ".training" / "checkpoint-9999"
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"global_st')
-    assert cli.main(command(base_checkpoint)) == 0
+    written: list[Path] = []
+    write = encoding._write
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "_write", lambda *given, **named: written.append(given[2]) or write(*given, **named))
+        assert cli.main(command(base_checkpoint)) == 0
+    assert [folder.name for folder in written] == ["validation"], "tokens that are there are taken, if they are whole"
     output = capsys.readouterr().err
     assert "resuming after checkpoint-30" in output
     assert "epoch 2:" not in output
@@ -249,11 +256,18 @@ def test_labels_of_two_files_must_be_of_one_kind(train: tuple[Any, ...], other: 
     assert caught.value.message.startswith(message)
 
 
-def test_full_disk_is_one_line_and_leaves_nothing(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with full_disk():
+@pytest.mark.parametrize(
+    ("size", "message"), [(20_000, "cannot write the rows' tokens into "), (100_000, "cannot write an epoch into ")]
+)
+def test_full_disk_is_one_line_and_leaves_nothing(
+    data: Path, base_checkpoint: Path, size: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with full_disk(size):
         assert cli.main(command(base_checkpoint)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: cannot write an epoch into ")
+    assert last.startswith(f"error: {message}")
+    assert last.endswith("(is the disk full?)")
+    assert not list((data / "artifacts" / "tiny" / ".training" / "tokens").glob("*.torn"))
     assert not (data / "artifacts" / "tiny" / "checkpoint").exists()
 
 

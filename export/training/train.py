@@ -19,13 +19,14 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 
 from export import checkpoint as checkpoints
-from export.data import LabelledRows, model_rows
+from export.data import LabelledRows
 from export.metric import bootstrapped, compute
 from export.training import adapters
 from export.training.arguments import training_arguments
-from export.training.batches import TEACHER, Collator, training_columns
+from export.training.batches import Collator
 from export.training.distillation import Teacher
 from export.training.distributed import is_main, main_first, processes, say
+from export.training.encoding import Encoded, encoded
 from export.training.hyperparameters import Adapter, Hyperparameters, usual_learning_rate
 from export.training.losses import chosen_loss
 from export.training.progress import PlainProgress
@@ -33,8 +34,8 @@ from export.training.rounding import rounded
 from export.training.trainer import TaskTrainer, predicted
 from export.training.trouble import explained
 from serving.errors import DataError, DivergedError, SetupError
-from serving.runtime.tasks.base import Features, Task
-from serving.runtime.tokenization import FIELDS, TextEncoder
+from serving.runtime.tasks.base import Task
+from serving.runtime.tokenization import FIELDS
 
 MERGE_ROWS = 8
 """Rows that a merged model is held against its adapter on."""
@@ -57,6 +58,7 @@ class Job:
         teacher: whom to learn from besides the labels.
         report_to: trackers that are told how training goes, by the names ``transformers`` has for them.
         scratch: folder for the trainer's own checkpoints; a whole epoch found there is resumed from.
+        tokens: folder for the rows as tokens; those found there are taken.
     """
 
     base: Path
@@ -71,6 +73,7 @@ class Job:
     teacher: Teacher | None
     device: str
     scratch: Path
+    tokens: Path
     report_to: tuple[str, ...] = ()
 
 
@@ -116,8 +119,9 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
     job = with_learning_rate(job, parameters)
     if job.adapter is not None:
         model = adapters.adapted(model, job.adapter, new=new)
-    encoded = {split: _encoded(rows, job, training=split == "train") for split, rows in job.splits.items()}
-    trainer = _trainer(model, encoded, job)
+    with main_first(job.device):
+        rows = {split: encoded(rows, job, split) for split, rows in job.splits.items()}
+    trainer = _trainer(model, rows, job)
     for callback in callbacks:
         trainer.add_callback(callback)
     figures: dict[str, Any] = {
@@ -137,8 +141,8 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
         model, figures["merged_difference"] = _merged(trainer, folder, job)
         trainer.model = trainer.model_wrapped = model
     trainer.compute_metrics = None  # from here on it is asked for predictions, of other rows too
-    settings = _fitted(trainer, encoded["validation"], job, figures["validation"])
-    figures |= _last_figures(trainer, encoded, replace(job.task, **settings), job.tokenizer)
+    settings = _fitted(trainer, rows["validation"], job, figures["validation"])
+    figures |= _last_figures(trainer, rows, replace(job.task, **settings), job.tokenizer)
     return Trained(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)
 
 
@@ -153,25 +157,25 @@ def _check(job: Job) -> None:
     job.options.rows_at_once(processes())
 
 
-def _last_figures(trainer: Any, encoded: Mapping[str, _Encoded], task: Task, tokenizer: Any) -> dict[str, Any]:
+def _last_figures(trainer: Any, rows: Mapping[str, Encoded], task: Task, tokenizer: Any) -> dict[str, Any]:
     """Figures of the test rows, if there are any, and the interval of the main metric on them, else on the validation rows."""
-    judged = encoded.get("test", encoded["validation"])
+    judged = rows.get("test", rows["validation"])
     found = trainer.predict(judged.dataset)
     figures, predictions = _judged(found.predictions, judged, task, tokenizer)
     _, *interval = bootstrapped(task.metric, task.main_metric, predictions, judged.references)
-    test = {"test": {"loss": found.metrics["test_loss"], **figures}} if "test" in encoded else {}
+    test = {"test": {"loss": found.metrics["test_loss"], **figures}} if "test" in rows else {}
     return test | {"interval": interval}
 
 
-def _fitted(trainer: Any, encoded: _Encoded, job: Job, figures: dict[str, float]) -> dict[str, Any]:
+def _fitted(trainer: Any, rows: Encoded, job: Job, figures: dict[str, float]) -> dict[str, Any]:
     """The task's settings that were left open, as they do best on the validation rows; ``figures`` become those found with them."""
     found: dict[str, Any] = {}
     for name, values in job.task.candidates().items():
         if name in job.chosen:
             continue
-        outputs = trainer.predict(encoded.dataset).predictions
+        outputs = trainer.predict(rows.dataset).predictions
         tasks = {value: replace(job.task, **found, **{name: value}) for value in values}
-        tried = {value: _judged(outputs, encoded, task, job.tokenizer)[0] for value, task in tasks.items()}
+        tried = {value: _judged(outputs, rows, task, job.tokenizer)[0] for value, task in tasks.items()}
         found[name] = max(tried, key=lambda value: tried[value][job.task.main_metric])  # the first of equals
         figures |= tried[found[name]]
         say(f"{name} {found[name]:g} does best on the validation rows: {job.task.main_metric} {figures[job.task.main_metric]:.4f}")
@@ -247,71 +251,30 @@ def _loaded(job: Job, **options: Any) -> tuple[Any, set[str]]:
     return model, new
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Encoded:
-    """Rows as the model takes them, and what to hold its answers against."""
-
-    dataset: Any
-    targets: tuple[str, ...]
-    labels: Sequence[Any]
-    features: Features
-    references: Sequence[Any]
-
-
-def _encoded(rows: LabelledRows, job: Job, *, training: bool) -> _Encoded:
-    """Tokens exactly as the served ensemble makes them, and the targets; to learn from, those that a teacher reads too."""
-    from datasets import Dataset
-
-    features, names = _features(rows, job, job.tokenizer)
-    targets = job.task.targets(features, job.task.learnt(rows.labels, _encoder(job, job.tokenizer)))
-    columns = training_columns(features, names, targets, job.task)
-    if training and job.teacher is not None and job.teacher.own_tokens:
-        theirs = training_columns(*_features(rows, job, job.teacher.tokenizer), {}, job.task)
-        columns |= {f"{TEACHER}{name}": values for name, values in theirs.items()}
-    return _Encoded(
-        dataset=Dataset.from_dict(columns),
-        targets=tuple(targets),
-        labels=targets.get("labels", ()),
-        features=features,
-        references=rows.labels,
-    )
-
-
-def _features(rows: LabelledRows, job: Job, tokenizer: Any) -> tuple[Features, list[str]]:
-    """The rows as ``tokenizer`` makes them, and the names of the inputs it makes."""
-    names = [name for name in tokenizer.model_input_names if name in FIELDS]
-    return model_rows(rows, job.task, _encoder(job, tokenizer), training=True), names
-
-
-def _encoder(job: Job, tokenizer: Any) -> TextEncoder:
-    return TextEncoder(tokenizer.backend_tokenizer, max_length=job.max_length, names=(), padding={})
-
-
-def _judged(collected: Any, encoded: _Encoded, task: Task, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
+def _judged(collected: Any, rows: Encoded, task: Task, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
     """What the trainer collected of the model's outputs for the rows, in their order → figures, and a prediction for each."""
-    origins = encoded.features.origins
-    outputs = predicted(collected, task, origins)
-    predictions = task.judged(outputs, origins, tokenizer.backend_tokenizer)
-    figures = compute(task.metric, predictions, encoded.references)
-    return figures | task.figures(outputs, outputs, origins, encoded.references), predictions
+    outputs = predicted(collected, task, rows.origins)
+    predictions = task.judged(outputs, rows.origins, tokenizer.backend_tokenizer)
+    figures = compute(task.metric, predictions, rows.references)
+    return figures | task.figures(outputs, outputs, rows.origins, rows.references), predictions
 
 
-def _trainer(model: Any, encoded: Mapping[str, _Encoded], job: Job) -> Any:
+def _trainer(model: Any, rows: Mapping[str, Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
     arguments = training_arguments(job)
     if job.task.own_loss:  # the model's forward does not name them
-        arguments.label_names = list(encoded["train"].targets)
+        arguments.label_names = rows["train"].targets
     trainer = TaskTrainer(
         job.task,
         job.tokenizer,
-        loss=chosen_loss(job.task, job.options, encoded["train"].labels),
+        loss=chosen_loss(job.task, job.options, rows["train"].labels),
         teacher=job.teacher,
         layer_decay=job.options.layer_decay,
         model=model,
         args=arguments,
-        train_dataset=encoded["train"].dataset,
-        eval_dataset=encoded["validation"].dataset,
-        compute_metrics=lambda evaluated: _judged(evaluated.predictions, encoded["validation"], job.task, job.tokenizer)[0],
+        train_dataset=rows["train"].dataset,
+        eval_dataset=rows["validation"].dataset,
+        compute_metrics=lambda evaluated: _judged(evaluated.predictions, rows["validation"], job.task, job.tokenizer)[0],
         preprocess_logits_for_metrics=job.task.kept,
         data_collator=Collator(job.tokenizer, job.task, job.teacher.tokenizer if job.teacher is not None else None),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],

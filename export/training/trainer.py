@@ -112,6 +112,12 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
             _decay_by_layer(optimizer, self.model, self._layer_decay)
         return optimizer
 
+    def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
+        """What the model says of all rows. With several processes, which take equal shares, some rows are taken twice: the library's
+        trainer for encoder-decoders would count them twice."""
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*arguments, **named)
+
     def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
         """Loss, outputs and targets of a batch."""
         loss, outputs, targets = super().prediction_step(model, inputs, *arguments, **named)

@@ -1,0 +1,106 @@
+"""Labelled rows → tokens and targets, made once: a run that goes on after an interruption, the trials of a search and the other
+processes of a run read them from the disk, and so does training itself, a batch at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.data import LabelledRows, model_rows
+from export.training.batches import TEACHER, training_columns
+from serving.errors import ArtifactError
+from serving.runtime.tasks.base import Features, Origins
+from serving.runtime.tokenization import FIELDS, TextEncoder
+
+if TYPE_CHECKING:
+    from export.training.train import Job
+
+ROWS, ORIGINS = "rows", "origins"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Rows as the model takes them, and what to hold its answers against.
+
+    Args:
+        dataset: of ``datasets``: a column for each input and each target.
+        origins: where the rows of the model come from.
+        references: as the task holds predictions against them, one for each of the rows that they come from.
+    """
+
+    dataset: Any
+    origins: Origins
+    references: Sequence[Any]
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of what the model is trained towards."""
+        names: list[str] = self.dataset.column_names
+        return [name for name in names if name not in (*FIELDS, "length") and not name.startswith(TEACHER)]
+
+    @property
+    def labels(self) -> Sequence[Any]:
+        """The target of that name; empty where the task has others."""
+        return self.dataset["labels"][:] if "labels" in self.targets else ()
+
+
+def encoded(rows: LabelledRows, job: Job, split: str) -> Encoded:
+    """Tokens exactly as the served ensemble makes them, and the targets; to learn from, those that a teacher reads too.
+
+    Raises:
+        ArtifactError: they cannot be written.
+        DataError: a row that the served model would refuse.
+    """
+    from datasets import Dataset
+
+    folder = job.tokens / split
+    if not folder.exists():
+        _write(rows, job, folder, training=split == "train")
+    origins = Dataset.load_from_disk(str(folder / ORIGINS)).to_dict()
+    owners = np.array(origins["owner"], dtype=np.int64)
+    return Encoded(
+        dataset=Dataset.load_from_disk(str(folder / ROWS)),
+        origins=Origins(owners, origins.get("note", ())),
+        references=rows.labels,
+    )
+
+
+def _write(rows: LabelledRows, job: Job, folder: Path, *, training: bool) -> None:
+    from datasets import Dataset
+
+    columns, origins = _columns(rows, job, training=training)
+    torn = folder.with_name(f"{folder.name}.torn")  # what an interruption leaves is not taken for all of it
+    shutil.rmtree(torn, ignore_errors=True)
+    try:
+        Dataset.from_dict(columns).save_to_disk(str(torn / ROWS))
+        notes = {"note": list(origins.notes)} if origins.notes else {}
+        Dataset.from_dict({"owner": origins.owners} | notes).save_to_disk(str(torn / ORIGINS))
+        torn.rename(folder)
+    except OSError as error:
+        shutil.rmtree(torn, ignore_errors=True)
+        raise ArtifactError(f"cannot write the rows' tokens into {folder}: {error}", hint="is the disk full?") from error
+
+
+def _columns(rows: LabelledRows, job: Job, *, training: bool) -> tuple[Mapping[str, Any], Origins]:
+    features, names = _features(rows, job, job.tokenizer)
+    targets = job.task.targets(features, job.task.learnt(rows.labels, _encoder(job, job.tokenizer)))
+    columns = training_columns(features, names, targets, job.task)
+    if training and job.teacher is not None and job.teacher.own_tokens:
+        theirs = training_columns(*_features(rows, job, job.teacher.tokenizer), {}, job.task)
+        columns |= {f"{TEACHER}{name}": values for name, values in theirs.items()}
+    return columns, features.origins
+
+
+def _features(rows: LabelledRows, job: Job, tokenizer: Any) -> tuple[Features, list[str]]:
+    """The rows as ``tokenizer`` makes them, and the names of the inputs it makes."""
+    names = [name for name in tokenizer.model_input_names if name in FIELDS]
+    return model_rows(rows, job.task, _encoder(job, tokenizer), training=True), names
+
+
+def _encoder(job: Job, tokenizer: Any) -> TextEncoder:
+    return TextEncoder(tokenizer.backend_tokenizer, max_length=job.max_length, names=(), padding={})
