@@ -108,6 +108,20 @@ def accuracy_of(folder: Path) -> float:
     return sum(answer["label"] == names[label] for answer, label in zip(answers, rows.labels, strict=True)) / len(rows)
 
 
+def test_tokens_are_the_same_however_many_rows_are_made_at_a_time(
+    data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export.training import encoding
+
+    figures = []
+    for at_once in (20_000, 7):
+        monkeypatch.setattr(encoding, "AT_ONCE", at_once)
+        assert cli.main(command(base_checkpoint, "--epochs", "2", "--force")) == 0
+        manifest = read_manifest(data / "artifacts" / "tiny" / "checkpoint", "checkpoint")
+        figures.append((manifest["figures"]["validation"], manifest["files"]["model.safetensors"]))
+    assert figures[0] == figures[1]
+
+
 def test_interrupted_run_resumes_from_its_last_epoch(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from export import cli
 from export.metric import bootstrapped, load_metric
+from export.training import encoding
 from serving.artifact import read_manifest
 from serving.runtime.tasks import names, task_class
 from serving.runtime.tasks.translation import Translation
@@ -67,10 +68,13 @@ def checkpoint_of(data: Path) -> tuple[Path, dict[str, Any]]:
     return folder, read_manifest(folder, "checkpoint")["figures"]
 
 
-def test_a_language_model_is_judged_by_every_token_of_long_texts_too(data: Path, made: Callable[[str], Path]) -> None:
+def test_a_language_model_is_judged_by_every_token_of_long_texts_too(
+    data: Path, made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [json.loads(line)["text"] for line in (data / "test.jsonl").read_text().splitlines()]
     long = " ".join(FILLING * 5)
     (data / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*rows, long]))
+    monkeypatch.setattr(encoding, "AT_ONCE", 10)  # texts of several rows, in several parts
     assert cli.main(command("text-generation", made("gpt2"))) == 0
     folder, figures = checkpoint_of(data)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -113,8 +113,8 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         return optimizer
 
     def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
-        """What the model says of all rows. With several processes, which take equal shares, some rows are taken twice: the library's
-        trainer for encoder-decoders would count them twice."""
+        """What the model says of all rows. The last batch is filled up with rows that were there already, and so are the shares of
+        several processes: the library's trainer for encoder-decoders would count those twice."""
         self.gather_function = self.accelerator.gather_for_metrics
         return super().evaluation_loop(*arguments, **named)
 
