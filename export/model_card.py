@@ -115,7 +115,8 @@ def _training(fields: Fields) -> Iterator[str]:
         chosen = "".join(f", {key} {value}" for key, value in adapter["options"].items())
         yield f"Adapter: {adapter['method']}{chosen}, merged into the weights; alone it is in `adapter/`."
     if teacher := fields["distillation"]:
-        yield f"Teacher: `{teacher['teacher']}`, weight {teacher['weight']:g}, temperature {teacher['temperature']:g}."
+        parts = f", {teacher['parts']} parts of each text besides" if teacher["parts"] else ""
+        yield f"Teacher: `{teacher['teacher']}`, weight {teacher['weight']:g}, temperature {teacher['temperature']:g}{parts}."
     if search := figures.get("search"):
         yield f"Hyper-parameters are the best of {search['trials']} trials by the validation rows."
     memory = f"{figures['peak_rss_mib']} MiB" + (f", on the GPU {figures['peak_gpu_mib']} MiB" if "peak_gpu_mib" in figures else "")

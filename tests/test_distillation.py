@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from export import cli
 from export.training.distillation import Teacher, load_teacher
-from export.training.hyperparameters import Distillation
+from export.training.hyperparameters import Distillation, Hyperparameters
+from export.training.losses import chosen_loss
+from export.training.parts import parts_of
 from serving.artifact import read_manifest
 from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.multiple_choice import MultipleChoice
 from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
 from serving.runtime.tasks.token_classification import TokenClassification
+from serving.runtime.tokenization import TextEncoder
 
 from .conftest import LABELS, review_rows, write_tsv
 
@@ -42,7 +46,7 @@ def teacher_of(task: Any, logits: Any, **options: Any) -> Teacher:
     """A teacher that always says ``logits``."""
     said = type("Said", (), {"to": lambda *_: None, "__call__": lambda *_, **__: dict.fromkeys(task.heads, logits)})()
     given = Distillation(**({"teacher": "x", "temperature": 1.0, "weight": 1.0} | options))
-    return Teacher(model=said, tokenizer=None, task=task, options=given, order=None, inputs={"input_ids"}, own_tokens=False)
+    return Teacher(model=said, tokenizer=None, task=task, options=given, order=None, inputs={"input_ids"})
 
 
 def classification(kind: str, labels: tuple[str, ...] = ("a", "b", "c")) -> TextClassification:
@@ -118,11 +122,75 @@ def test_a_student_learns_from_a_teacher(data: Path, base_checkpoint: Path, caps
         figures = read_manifest(Path("artifacts") / name / "checkpoint", "checkpoint")["figures"]
         assert figures["test"]["accuracy"] > 0.8, name
     manifest = read_manifest(Path("artifacts") / "same" / "checkpoint", "checkpoint")
-    assert manifest["distillation"] == {"teacher": str(teacher), "temperature": 2.0, "weight": 1.0}
+    assert manifest["distillation"] == {"teacher": str(teacher), "temperature": 2.0, "weight": 1.0, "parts": 0}
     capsys.readouterr()
     again = ("--teacher-weight", "1", "--validation", "dev.tsv", "--test", "dev.tsv", "--keep-leaks")
     assert cli.main(command(base_checkpoint, "same", "--teacher", str(teacher), *again)) == 0
     assert "is up to date" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [ONE, ANY, NUMBER])
+def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
+    data: Path, base_checkpoint: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind != ONE:
+        for split in ("train", "test"):
+            lines = [line.split("\t") for line in (data / f"{split}.tsv").read_text().splitlines()[1:]]
+            told = {ANY: ('["nice"]', '["poor", "sad"]'), NUMBER: ("0.5", "-1.5")}[kind]
+            write_tsv(data / f"{split}.tsv", [(text, told[label == "negative"]) for text, label in lines])
+    assert cli.main(command(base_checkpoint, "teacher", "--keep-leaks")) == 0
+    asked: list[int] = []
+    said = Teacher.said
+
+    def once(self: Teacher, rows: Any, **named: Any) -> Any:
+        asked.append(len(rows))
+        return said(self, rows, **named)
+
+    monkeypatch.setattr(Teacher, "said", once)
+    teacher = ("--teacher", "artifacts/teacher/checkpoint", "--teacher-parts", "2", "--keep-leaks", "--epochs", "3")
+    assert cli.main(command(base_checkpoint, "pupil", *teacher)) == 0
+    folder = Path("artifacts") / "pupil" / "checkpoint"
+    manifest = read_manifest(folder, "checkpoint")
+    figures = manifest["figures"]
+    rows = figures["rows"]["train"]
+    assert asked == [3 * rows], "each row and each part once, in all three epochs"
+    assert figures["steps"] == 3 * -(-3 * rows // 16)
+    assert figures["test"][manifest["main_metric"]] > 0.8
+    assert "temperature 2, 2 parts of each text besides." in (folder / "README.md").read_text()
+
+
+def test_rows_without_a_label_are_learnt_from_the_teacher_alone() -> None:
+    plain = Hyperparameters()
+    for kind, labels in (
+        (ONE, torch.tensor([1, IGNORED])),
+        (ANY, torch.tensor([[0.0, 1.0, 1.0], [IGNORED] * 3])),
+        (NUMBER, torch.tensor([0.5, IGNORED])),
+    ):
+        task = classification(kind)
+        logits = torch.randn(2, 1 if kind == NUMBER else 3)
+        loss = chosen_loss(task, plain, labels.tolist(), unlabelled=True)
+        assert loss is not None
+        alone = loss(logits[:1], labels[:1])
+        assert float(loss(logits, labels)) == pytest.approx(float(alone)) and float(alone) > 0
+        assert float(loss(logits[1:], labels[1:])) == 0
+    weighed = chosen_loss(classification(ONE), Hyperparameters(class_weights=True), [0, 0, 1, IGNORED], unlabelled=True)
+    assert weighed is not None
+
+
+def test_parts_are_words_in_a_row() -> None:
+    words = ["[UNK]", "the", "film", "is", "good", "##ly", ".", "字", "符"]
+    tokenizer = Tokenizer(models.WordPiece({word: at for at, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    encoder = TextEncoder(tokenizer, max_length=16, names=(), padding={})
+    texts = ["The film  is goodly.", "the film", "", "字符字"]
+    drawn = parts_of(texts, 30, encoder, seed=1)
+    assert drawn == parts_of(texts, 30, encoder, seed=1) != parts_of(texts, 30, encoder, seed=2)
+    starts, ends = {"The", "film", "is", "goodly."}, {"film", "is", "goodly", "goodly."}
+    assert {part.split()[0] for part in drawn[0]} == starts and {part.split()[-1] for part in drawn[0]} == ends
+    assert all(part in texts[0] and part != texts[0] for part in drawn[0])
+    assert set(drawn[1]) == {"the film"} and set(drawn[2]) == {""}
+    assert set(drawn[3]) == {"字符", "符字"}
 
 
 def test_teachers_that_cannot_teach_are_refused(
@@ -150,6 +218,8 @@ def test_a_teacher_of_tokens_needs_the_students_tokenizer(make_checkpoint: Calla
     AutoModelForTokenClassification.from_pretrained(folder).save_pretrained(tmp_path / "tagger")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "tagger")
     task, options = TokenClassification(labels=LABELS), Distillation(teacher="x")
-    assert not load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), options).own_tokens
+    assert not load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), options).once
+    with pytest.raises(DataError, match="parts of texts teach no token-classification"):
+        load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), Distillation(teacher="x", parts=1))
     with pytest.raises(DataError, match="x has another tokenizer than the student"):
         load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(make_checkpoint("roberta")), options)

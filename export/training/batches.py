@@ -12,8 +12,8 @@ from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.base import Features, Task
 from serving.runtime.tokenization import FIELDS
 
-TEACHER = "teacher_"
-"""What names of columns begin with that hold the tokens as a teacher's own tokenizer makes them."""
+SAID = "teacher_logits"
+"""Column of what a teacher says of the rows, where it is asked once."""
 
 
 def training_columns(features: Features, names: Sequence[str], targets: Mapping[str, Sequence[Any]], task: Task) -> dict[str, Any]:
@@ -47,26 +47,17 @@ def _by_row(columns: Mapping[str, Sequence[Any]], rows: int) -> dict[str, list[A
 class Collator:
     """Rows of a data set → a batch, padded on the right as when serving. Targets that are as long as their rows are padded too.
 
-    Args:
-        teacher: tokenizer of the tokens in columns that begin with :data:`TEACHER`.
-
     What the task draws anew each time it draws by numpy's own state, which the trainer keeps with its checkpoints.
     """
 
-    def __init__(self, tokenizer: Any, task: Task, teacher: Any = None) -> None:
+    def __init__(self, tokenizer: Any, task: Task) -> None:
         self._tokenizer = tokenizer
         self._task = task
-        self._teacher = teacher
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         inputs = [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
         batch = self._padded(inputs)
-        other = {name for name in rows[0] if name.startswith(TEACHER)}
-        if other:
-            tokens = [{name.removeprefix(TEACHER): row[name] for name in other} for row in rows]
-            padded = self._teacher.pad(tokens, padding_side="right", return_tensors="pt")
-            batch |= {f"{TEACHER}{name}": values for name, values in padded.items()}
-        for name in rows[0].keys() - FIELDS.keys() - other - {"length"}:
+        for name in rows[0].keys() - FIELDS.keys() - {"length"}:
             values = [row[name] for row in rows]
             if isinstance(values[0], list):
                 longest = max(map(len, values))

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch.nn import functional
 
 from export import checkpoint as checkpoints
-from export.training.batches import TEACHER
+from export.data import LabelledRows, model_rows
+from export.training.batches import SAID
 from export.training.hyperparameters import Distillation
 from serving.errors import ArtifactError, DataError
 from serving.runtime.tasks._labels import IGNORED, label_names
 from serving.runtime.tasks.base import Task
-from serving.runtime.tokenization import FIELDS
+from serving.runtime.tokenization import FIELDS, TextEncoder
+
+AT_ONCE = 64
+"""Rows that a teacher reads at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +34,6 @@ class Teacher:
     Args:
         order: where each of the student's labels stands among the teacher's.
         inputs: names of what its model takes.
-        own_tokens: it reads the texts through a tokenizer of its own, in columns that begin with ``TEACHER``.
     """
 
     model: Any
@@ -36,18 +42,48 @@ class Teacher:
     options: Distillation
     order: Sequence[int] | None
     inputs: Collection[str]
-    own_tokens: bool
+
+    @property
+    def once(self) -> bool:
+        """Whether it says of a row the same few numbers each time, so that it need be asked only once."""
+        return _once(self.task)
+
+    def said(self, rows: LabelledRows, *, max_length: int, device: str) -> list[list[float]]:
+        """Its logits of each row, in the order of the student's labels, as it reads the texts through its own tokenizer.
+
+        Args:
+            device: ``auto``, ``cpu`` or ``gpu``.
+
+        Raises:
+            DataError: a row that it cannot take.
+        """
+        place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        model = self.model.to(place)
+        names = [name for name in self.tokenizer.model_input_names if name in FIELDS and name in self.inputs]
+        padding = {"input_ids": self.tokenizer.pad_token_id}
+        encoder = TextEncoder(self.tokenizer.backend_tokenizer, max_length=max_length, names=names, padding=padding)
+        encodings = model_rows(rows, self.task, encoder, training=True).encodings
+        found: list[list[float]] = [[]] * len(encodings)
+        for places in _shown(sorted(range(len(encodings)), key=lambda at: len(encodings[at]))):
+            arrays = encoder.arrays([encodings[at] for at in places])
+            with torch.no_grad():
+                wanted = model(**{name: torch.from_numpy(values).to(place) for name, values in arrays.items()})
+            for at, logits in zip(places, self._ordered(wanted[self.task.heads[0]]).float().tolist(), strict=True):
+                found[at] = logits
+        return found
 
     def loss(self, hard: Any, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
         """The loss by the labels, ``hard``, and how far ``outputs`` are from what the teacher says of the ``batch``, weighed."""
-        self.model.to(hard.device)
-        prefix = TEACHER if self.own_tokens else ""
-        feed = {name.removeprefix(prefix): values for name, values in batch.items() if name.startswith(prefix)}
-        with torch.no_grad():
-            wanted = self.model(**{name: values for name, values in feed.items() if name in self.inputs})
-        parts = [self._apart(outputs[head], self._ordered(wanted[head]), batch.get("labels")) for head in self.task.heads]
+        if SAID in batch:
+            wanted = {self.task.heads[0]: batch[SAID]}
+        else:
+            self.model.to(hard.device)
+            with torch.no_grad():
+                told = self.model(**{name: values for name, values in batch.items() if name in self.inputs})
+            wanted = {head: self._ordered(told[head]) for head in self.task.heads}
+        apart = [self._apart(outputs[head], wanted[head], batch.get("labels")) for head in self.task.heads]
         weight = self.options.weight
-        return (1 - weight) * hard + weight * sum(parts) / len(parts)
+        return (1 - weight) * hard + weight * sum(apart) / len(apart)
 
     def _ordered(self, logits: Any) -> Any:
         return logits if self.order is None else logits[..., self.order]
@@ -78,8 +114,9 @@ def load_teacher(folder: Path, task: Task, student: Any, options: Distillation) 
         raise DataError(f"a teacher shows logits, and {task.name} has none", hint="leave out --teacher")
     checkpoints.require_task(checkpoints.read_config(folder), type(task), options.teacher)
     tokenizer = checkpoints.load_tokenizer(folder, pads_with_end=task.causal)
-    own_tokens = _rules(tokenizer) != _rules(student)
-    if own_tokens and (task.token_level or task.grouped):
+    if options.parts and not _once(task):
+        raise DataError(f"parts of texts teach no {task.name}", hint="leave out --teacher-parts")
+    if not _once(task) and _rules(tokenizer) != _rules(student):
         raise DataError(
             f"{options.teacher} has another tokenizer than the student: what it says of its tokens is of no use to the student",
             hint=f"a teacher for {task.name} must have the same tokenizer",
@@ -92,8 +129,19 @@ def load_teacher(folder: Path, task: Task, student: Any, options: Distillation) 
         options=options,
         order=_order(task, model.config.to_dict(), options.teacher),
         inputs={*FIELDS, *(("labels",) if task.generates else ())} & inspect.signature(model.forward).parameters.keys(),
-        own_tokens=own_tokens,
     )
+
+
+def _once(task: Task) -> bool:
+    return not (task.token_level or task.grouped) and type(task).altered is Task.altered
+
+
+def _shown(places: Sequence[int]) -> Iterator[Sequence[int]]:
+    """``places`` in batches, and on a terminal how far it is."""
+    console = Console(file=sys.stderr)
+    batches = range(0, len(places), AT_ONCE)
+    told = track(batches, "the teacher reads", console=console, transient=True, disable=not sys.stderr.isatty())
+    yield from (places[start : start + AT_ONCE] for start in told)
 
 
 def _rules(tokenizer: Any) -> tuple[Any, ...]:

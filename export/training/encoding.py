@@ -6,14 +6,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from export.data import LabelledRows, model_rows
-from export.training.batches import TEACHER, training_columns
+from export.training.batches import SAID, training_columns
+from export.training.parts import parts_of
 from serving.errors import ArtifactError
+from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.base import Features, Origins
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
@@ -43,7 +46,7 @@ class Encoded:
     def targets(self) -> list[str]:
         """Names of what the model is trained towards."""
         names: list[str] = self.dataset.column_names
-        return [name for name in names if name not in (*FIELDS, "length") and not name.startswith(TEACHER)]
+        return [name for name in names if name not in (*FIELDS, "length", SAID)]
 
     @property
     def labels(self) -> Sequence[Any]:
@@ -52,7 +55,7 @@ class Encoded:
 
 
 def encoded(rows: LabelledRows, job: Job, split: str) -> Encoded:
-    """Tokens exactly as the served ensemble makes them, and the targets; to learn from, those that a teacher reads too.
+    """Tokens exactly as the served ensemble makes them, and the targets; to learn from, what a teacher says of them too.
 
     Raises:
         ArtifactError: they cannot be written.
@@ -78,7 +81,7 @@ def _write(rows: LabelledRows, job: Job, folder: Path, *, training: bool) -> Non
     datasets, origins = [], []
     for start in range(0, len(rows), AT_ONCE):
         part = rows.take(range(start, min(start + AT_ONCE, len(rows))))
-        columns, found = _columns(part, job, training=training)
+        columns, found = _taught(part, job, seed=start) if training and _asked_once(job) else _columns(part, job)
         datasets.append(Dataset.from_dict(columns))
         notes = {"note": list(found.notes)} if found.notes else {}
         origins.append(Dataset.from_dict({"owner": found.owners + start} | notes))
@@ -93,14 +96,36 @@ def _write(rows: LabelledRows, job: Job, folder: Path, *, training: bool) -> Non
         raise ArtifactError(f"cannot write the rows' tokens into {folder}: {error}", hint="is the disk full?") from error
 
 
-def _columns(rows: LabelledRows, job: Job, *, training: bool) -> tuple[Mapping[str, Any], Origins]:
+def _asked_once(job: Job) -> bool:
+    return job.teacher is not None and job.teacher.once
+
+
+def _taught(rows: LabelledRows, job: Job, *, seed: int) -> tuple[Mapping[str, Any], Origins]:
+    """With what the teacher says of the rows, and of their parts, which have no label."""
+    assert job.teacher is not None
+    columns, _ = _columns(rows, job)
+    count = job.teacher.options.parts
+    if count:
+        encoder = _encoder(job, job.tokenizer)
+        drawn = [parts_of(column, count, encoder, seed=seed + job.options.seed) for column in rows.texts]
+        texts = tuple((*column, *chain.from_iterable(parts)) for column, parts in zip(rows.texts, drawn, strict=True))
+        more = count * len(rows)
+        targets = {name: [*columns[name], *[_no(columns[name][0])] * more] for name in columns if name not in (*FIELDS, "length")}
+        rows = LabelledRows(texts=texts, labels=(*rows.labels, *[None] * more))
+        columns = training_columns(*_features(rows, job, job.tokenizer), targets, job.task)
+    said = job.teacher.said(rows, max_length=job.max_length, device=job.device)
+    return {**columns, SAID: said}, Origins(np.arange(len(rows)))
+
+
+def _no(target: Any) -> Any:
+    """In place of such a target: none."""
+    return [_no(one) for one in target] if isinstance(target, list) else type(target)(IGNORED)
+
+
+def _columns(rows: LabelledRows, job: Job) -> tuple[Mapping[str, Any], Origins]:
     features, names = _features(rows, job, job.tokenizer)
     targets = job.task.targets(features, job.task.learnt(rows.labels, _encoder(job, job.tokenizer)))
-    columns = training_columns(features, names, targets, job.task)
-    if training and job.teacher is not None and job.teacher.own_tokens:
-        theirs = training_columns(*_features(rows, job, job.teacher.tokenizer), {}, job.task)
-        columns |= {f"{TEACHER}{name}": values for name, values in theirs.items()}
-    return columns, features.origins
+    return training_columns(features, names, targets, job.task), features.origins
 
 
 def _features(rows: LabelledRows, job: Job, tokenizer: Any) -> tuple[Features, list[str]]:

@@ -87,11 +87,13 @@ class Distillation:
         teacher: a folder, or a name on the Hub: a larger checkpoint, fine-tuned for the same task and labels.
         temperature: what both models' logits are divided by before they are compared: the higher, the more the lesser labels count.
         weight: of the teacher against the labels, 0 to 1.
+        parts: of each text, that are learnt from besides: they have no label, only what the teacher says of them.
     """
 
     teacher: str
     temperature: float = 2.0
     weight: float = 0.5
+    parts: int = 0
 
 
 def usual_learning_rate(parameters: int, *, adapter: bool) -> float:

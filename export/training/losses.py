@@ -19,15 +19,44 @@ Loss = Callable[[Any, Any], Any]
 """Logits and labels of a batch → a tensor of one number."""
 
 
-def chosen_loss(task: Task, options: Hyperparameters, targets: Sequence[Any]) -> Loss | None:
+def chosen_loss(task: Task, options: Hyperparameters, targets: Sequence[Any], *, unlabelled: bool = False) -> Loss | None:
     """What takes the place of the model's own loss; None: nothing needs to.
 
     Args:
         targets: of the training rows, one per model row: a label, a list of them, or as many numbers as there are labels.
+        unlabelled: some of them are :data:`IGNORED`, or as many of that as there are labels.
 
     Raises:
         DataError: the task's labels cannot be weighed or smoothed.
     """
+    if not unlabelled:
+        return _loss(task, options, targets)
+    known = [target for target in targets if (target[0] if isinstance(target, list) else target) != IGNORED]
+    return _of_labelled(_loss(task, options, known) or _usual(task))
+
+
+def _usual(task: Task) -> Loss:
+    """What the models in ``transformers`` have for texts."""
+    match task.head().get("problem_type"):
+        case "regression":
+            return lambda logits, labels: functional.mse_loss(logits.squeeze(-1), labels)
+        case "multi_label_classification":
+            return _each_label(None)
+        case _:
+            return _one_label(None, 0.0)
+
+
+def _of_labelled(loss: Loss) -> Loss:
+    """``loss`` over those rows that have a label, 0 where none has."""
+
+    def labelled(logits: Any, labels: Any) -> Any:
+        rows = (labels if labels.ndim == 1 else labels[:, 0]) != IGNORED
+        return loss(logits[rows], labels[rows]) if rows.any() else logits.sum() * 0
+
+    return labelled
+
+
+def _loss(task: Task, options: Hyperparameters, targets: Sequence[Any]) -> Loss | None:
     if not (options.class_weights or options.label_smoothing):
         return loss_of_groups if task.grouped else None
     asked = "--class-weights" if options.class_weights else "--label-smoothing"

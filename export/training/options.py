@@ -76,6 +76,12 @@ training_options = options_of(
     ),
     click.option("--teacher-weight", type=click.FloatRange(0, 1), default=0.5, help="Of a teacher against the labels."),
     click.option(
+        "--teacher-parts",
+        type=click.IntRange(min=0),
+        default=0,
+        help="Parts of each text to learn from besides, by what the teacher says of them.",
+    ),
+    click.option(
         "--report-to",
         multiple=True,
         metavar="TRACKER",
@@ -98,8 +104,9 @@ def take_adapter(given: dict[str, Any]) -> Adapter | None:
 def take_distillation(given: dict[str, Any]) -> Distillation | None:
     from export.training.hyperparameters import Distillation
 
-    teacher, temperature, weight = given.pop("teacher"), given.pop("temperature"), given.pop("teacher_weight")
-    return None if teacher is None else Distillation(teacher=teacher, temperature=temperature, weight=weight)
+    teacher, temperature = given.pop("teacher"), given.pop("temperature")
+    weight, parts = given.pop("teacher_weight"), given.pop("teacher_parts")
+    return None if teacher is None else Distillation(teacher=teacher, temperature=temperature, weight=weight, parts=parts)
 
 
 def _read(value: Any) -> Any:

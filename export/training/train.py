@@ -267,7 +267,7 @@ def _trainer(model: Any, rows: Mapping[str, Encoded], job: Job) -> Any:
     trainer = TaskTrainer(
         job.task,
         job.tokenizer,
-        loss=chosen_loss(job.task, job.options, rows["train"].labels),
+        loss=chosen_loss(job.task, job.options, rows["train"].labels, unlabelled=bool(job.teacher and job.teacher.options.parts)),
         teacher=job.teacher,
         layer_decay=job.options.layer_decay,
         model=model,
@@ -276,7 +276,7 @@ def _trainer(model: Any, rows: Mapping[str, Encoded], job: Job) -> Any:
         eval_dataset=rows["validation"].dataset,
         compute_metrics=lambda evaluated: _judged(evaluated.predictions, rows["validation"], job.task, job.tokenizer)[0],
         preprocess_logits_for_metrics=job.task.kept,
-        data_collator=Collator(job.tokenizer, job.task, job.teacher.tokenizer if job.teacher is not None else None),
+        data_collator=Collator(job.tokenizer, job.task),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )
     if not sys.stderr.isatty():

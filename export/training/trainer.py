@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Seq2SeqTrainer
 
-from export.training.batches import TEACHER
+from export.training.batches import SAID
 from export.training.distillation import Teacher
 from export.training.losses import Loss
 from serving.errors import DivergedError
@@ -75,7 +75,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         return loss, {"loss": loss, **by_row}
 
     def _replaced_loss(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        own = {name: values for name, values in inputs.items() if not name.startswith(TEACHER)}
+        own = {name: values for name, values in inputs.items() if name != SAID}
         if self._loss is None:
             hard, outputs = super().compute_loss(model, own, return_outputs=True)
         else:
@@ -88,7 +88,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in self.train_dataset.column_names if name.startswith(TEACHER)]
+        self._signature_columns.append(SAID)
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
         """A step's loss, its gradients added to those there are.
