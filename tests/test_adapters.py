@@ -71,7 +71,7 @@ def test_an_adapter_is_trained_merged_and_kept(data: Path, taught: Path, capsys:
     alone = logits(PeftModel.from_pretrained(base, str(folder / "adapter")), ids)
     assert torch.allclose(logits(whole, ids), alone, atol=1e-5), "the adapter on the base is the checkpoint"
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    assert (config["r"], config["base_model_name_or_path"]) == (4, str(taught))
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, str(taught))
     manifest = read_manifest(folder, "checkpoint")
     assert manifest["adapter"] == {"method": "lora", "options": {"r": 4}, "load_in": None}
     assert "adapter/adapter_model.safetensors" in manifest["files"]
