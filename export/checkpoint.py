@@ -174,6 +174,8 @@ def chosen_max_length(wanted: int | None, tokenizer: Any, config: dict[str, Any]
 
 def _positions(config: dict[str, Any]) -> int | None:
     positions = config.get("max_position_embeddings")
+    if positions is None and not config.get("is_encoder_decoder"):  # T5 has that too, and takes rows of any length
+        positions = config.get("n_positions")
     if positions is None or positions <= 0:
         return None
     # these count positions from behind the padding token's id, 1 where the config does not say

@@ -20,6 +20,7 @@ from export.training.distributed import is_main, main_first, processes, say
 from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
 from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
 from serving.errors import ArtifactError, DataError
+from serving.runtime import tasks
 from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from export.training.search import Found
     from export.training.train import Job, Trained
 
+TASKS = Path(tasks.__file__).parent
+SHAPING = (TASKS, TASKS.parent / "tokenization.py", *(Path(__file__).parent / name for name in ("data.py", "training")))
+"""The code that decides what an epoch is made of: what an interrupted run left is of no use to other code."""
 ADAPTER = "adapter"
 """Folder in the artifact for the adapter alone, whose weights are merged into those of the artifact itself."""
 
@@ -152,7 +156,7 @@ def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Sp
         "adapter": None if options.adapter is None else asdict(options.adapter),
         "distillation": None if options.distillation is None else asdict(options.distillation),
         "search": [options.search, *options.fixed] if options.search else None,
-        "teacher_sha256": None if teacher is None else checkpoints.weights_sha256(teacher),
+        "teacher": None if teacher is None else inputs_record({}, checkpoint_files(teacher))["files"],
         "rows": data.inputs,
     }
     return inputs_record(record, checkpoint_files(base))
@@ -175,7 +179,9 @@ def _train_and_write(
     scratch = options.target.parent.absolute() / ".training"
     with main_first(options.device):
         if is_main():
-            _prepare_scratch(scratch, {"inputs": inputs, "versions": versions(), "folder": str(scratch), "processes": processes()})
+            made_by = inputs_record({}, SHAPING)["files"]
+            made_from = {"inputs": inputs, "code": made_by, "versions": versions(), "processes": processes()}
+            _prepare_scratch(scratch, made_from | {"folder": str(scratch)})
     started = time.monotonic()
     job = Job(
         base=base,

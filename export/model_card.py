@@ -47,14 +47,15 @@ def _use(fields: Fields) -> Iterator[str]:
     name = fields["name"]
     example = task_class(fields["task"])
     source, target = (fields["settings"].get(f"{side}_language") for side in ("source", "target"))
-    languages = f', src_lang="{source}", tgt_lang="{target}"' if source else ""
+    more = f', src_lang="{source}", tgt_lang="{target}"' if source else ""
+    more += f", num_beams={fields['settings']['num_beams']}" if example.generates else ""  # as it was measured with
     yield from ("## How to use", "")
     if example.has_pipeline:
         yield from (
             "```python",
             "from transformers import pipeline",
             "",
-            f'model = pipeline("{fields["task"]}", "FOLDER or OWNER/NAME"{languages})',
+            f'model = pipeline("{fields["task"]}", "FOLDER or OWNER/NAME"{more})',
             "```",
         )
     if not example.exported:

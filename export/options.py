@@ -58,7 +58,7 @@ class Setting(click.ParamType[dict[str, Any]]):
         key, equals, chosen = str(value).partition("=")
         if not equals:
             self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
-        return {key.strip().replace("-", "_"): chosen.strip()}
+        return {key.strip().replace("-", "_"): chosen.lstrip()}  # a prefix of texts may end in a space
 
 
 def take_setting(given: dict[str, Any]) -> dict[str, Any]:

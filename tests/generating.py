@@ -11,7 +11,7 @@ LANGUAGES = ("eng_Latn", "deu_Latn")
 
 
 def _tokenizer(kind: str, template: str, **special: str) -> Any:
-    """One that knows the reviews' words and takes 48 tokens."""
+    """One that knows the reviews' words; but for GPT-2's, whose config says it, it takes 48 tokens."""
     from tokenizers import Tokenizer, decoders, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +24,8 @@ def _tokenizer(kind: str, template: str, **special: str) -> Any:
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
     names = {f"{role}_token": token for role, token in special.items()}
     read = ["input_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, model_input_names=read, **names)
+    length = {} if template == "$A" else {"model_max_length": 48}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=read, **length, **names)
 
 
 def _gpt2() -> tuple[Any, Any]:
@@ -50,7 +51,9 @@ def _t5() -> tuple[Any, Any]:
 
     tokenizer = _tokenizer("unigram", "$A </s>", pad="<pad>", unk="<unk>", eos="</s>")
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
-    asked = {"task_specific_params": {"summarization": {"prefix": "again: "}}}
+    prefixes = {"summarization": "again: ", "translation_en_to_de": "to German: "}
+    own = {task: {"prefix": prefix, "num_beams": 4} for task, prefix in prefixes.items()}
+    asked = {"task_specific_params": own}
     return tokenizer, T5Config(
         vocab_size=len(tokenizer), dropout_rate=0, decoder_start_token_id=0, eos_token_id=2, **sizes, **asked
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from export import cli
 from export.training.distillation import Teacher, load_teacher
 from export.training.hyperparameters import Distillation, Hyperparameters
-from export.training.losses import chosen_loss
+from export.training.losses import chosen_loss, no_label
 from export.training.parts import parts_of
 from serving.artifact import read_manifest
 from serving.runtime.tasks._labels import IGNORED
@@ -131,7 +132,7 @@ def test_a_student_learns_from_a_teacher(data: Path, base_checkpoint: Path, caps
 
 @pytest.mark.parametrize("kind", [ONE, ANY, NUMBER])
 def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
-    data: Path, base_checkpoint: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    data: Path, base_checkpoint: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if kind != ONE:
         for split in ("train", "test"):
@@ -147,34 +148,43 @@ def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
         return said(self, rows, **named)
 
     monkeypatch.setattr(Teacher, "said", once)
-    teacher = ("--teacher", "artifacts/teacher/checkpoint", "--teacher-parts", "2", "--keep-leaks", "--epochs", "3")
+    teacher = ("--teacher", "artifacts/teacher/checkpoint", "--teacher-parts", "2", "--keep-leaks", "--epochs", "6")
+    teacher += ("--teacher-weight", "1")
+    capsys.readouterr()
     assert cli.main(command(base_checkpoint, "pupil", *teacher)) == 0
     folder = Path("artifacts") / "pupil" / "checkpoint"
     manifest = read_manifest(folder, "checkpoint")
     figures = manifest["figures"]
     rows = figures["rows"]["train"]
-    assert asked == [3 * rows], "each row and each part once, in all three epochs"
-    assert figures["steps"] == 3 * -(-3 * rows // 16)
-    assert figures["test"][manifest["main_metric"]] > 0.8
+    assert f"the teacher reads: 0 of {3 * rows} texts" in capsys.readouterr().err
+    assert asked == [3 * rows], "each row and each part once, in all six epochs"
+    assert figures["steps"] == 6 * -(-3 * rows // 16)
+    assert figures["test"][manifest["main_metric"]] > 0.6, "by the teacher alone"
     assert "temperature 2, 2 parts of each text besides." in (folder / "README.md").read_text()
 
 
 def test_rows_without_a_label_are_learnt_from_the_teacher_alone() -> None:
     plain = Hyperparameters()
-    for kind, labels in (
-        (ONE, torch.tensor([1, IGNORED])),
-        (ANY, torch.tensor([[0.0, 1.0, 1.0], [IGNORED] * 3])),
-        (NUMBER, torch.tensor([0.5, IGNORED])),
-    ):
-        task = classification(kind)
-        logits = torch.randn(2, 1 if kind == NUMBER else 3)
-        loss = chosen_loss(task, plain, labels.tolist(), unlabelled=True)
+    for kind, known in ((ONE, [1, 0]), (ANY, [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), (NUMBER, [0.5, -100.0])):
+        labels = torch.tensor([known[0], no_label(known[0]), known[1], no_label(known[1])])
+        logits = torch.randn(4, 1 if kind == NUMBER else 3)
+        loss = chosen_loss(classification(kind), plain, (), unlabelled=True)
         assert loss is not None
-        alone = loss(logits[:1], labels[:1])
-        assert float(loss(logits, labels)) == pytest.approx(float(alone)) and float(alone) > 0
-        assert float(loss(logits[1:], labels[1:])) == 0
-    weighed = chosen_loss(classification(ONE), Hyperparameters(class_weights=True), [0, 0, 1, IGNORED], unlabelled=True)
-    assert weighed is not None
+        whole, alone = float(loss(logits, labels)), float(loss(logits[::2], labels[::2]))
+        assert whole == pytest.approx(alone / 2) and alone > 0, "shared out over all rows"
+        parts = [float(loss(logits[part], labels[part])) for part in (slice(0, 2), slice(2, 4))]
+        assert whole == pytest.approx(sum(parts) / 2), "in whatever parts the step is taken"
+        assert float(loss(logits[1::2], labels[1::2])) == 0
+
+
+@pytest.mark.parametrize(("kind", "targets"), [(ONE, [0, 0, 1]), (ANY, [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])])
+def test_rows_without_a_label_are_not_weighed(kind: str, targets: list[Any]) -> None:
+    weighing = Hyperparameters(class_weights=True)
+    logits, labels = torch.randn(3, 3), torch.tensor(targets)
+    alone = chosen_loss(classification(kind), weighing, targets)
+    among = chosen_loss(classification(kind), weighing, [*targets, *map(no_label, targets)], unlabelled=True)
+    assert alone is not None and among is not None
+    assert float(among(logits, labels)) == pytest.approx(float(alone(logits, labels)))
 
 
 def test_parts_are_words_in_a_row() -> None:
@@ -184,13 +194,36 @@ def test_parts_are_words_in_a_row() -> None:
     tokenizer.normalizer = normalizers.BertNormalizer()
     encoder = TextEncoder(tokenizer, max_length=16, names=(), padding={})
     texts = ["The film  is goodly.", "the film", "", "字符字"]
-    drawn = parts_of(texts, 30, encoder, seed=1)
-    assert drawn == parts_of(texts, 30, encoder, seed=1) != parts_of(texts, 30, encoder, seed=2)
+    drawn = parts_of(texts, 30, encoder, random.Random(1))
+    assert drawn == parts_of(texts, 30, encoder, random.Random(1)) != parts_of(texts, 30, encoder, random.Random(2))
     starts, ends = {"The", "film", "is", "goodly."}, {"film", "is", "goodly", "goodly."}
     assert {part.split()[0] for part in drawn[0]} == starts and {part.split()[-1] for part in drawn[0]} == ends
     assert all(part in texts[0] and part != texts[0] for part in drawn[0])
     assert set(drawn[1]) == {"the film"} and set(drawn[2]) == {""}
     assert set(drawn[3]) == {"字符", "符字"}
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)  # to which a text is one word
+    assert all(len(part.split()) in (2, 3) for part in parts_of(texts[:1], 30, encoder, random.Random(1))[0])
+
+
+def test_what_is_for_teachers_alone_needs_one(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--temperature", "--teacher-weight", "--teacher-parts"):
+        assert cli.main(command(base_checkpoint, "tiny", option, "1")) == 2
+        assert f"{option} goes with --teacher" in capsys.readouterr().err
+
+
+def test_a_teacher_reads_no_more_than_it_takes(make_checkpoint: Callable[[str], Path], base_checkpoint: Path) -> None:
+    """Nor does it matter how many rows it reads at a time, nor in what order."""
+    from transformers import AutoTokenizer
+
+    from export.data import LabelledRows
+
+    folder = make_checkpoint("bert")  # takes 64 tokens
+    task = classification(ONE, LABELS)
+    teacher = load_teacher(folder, task, AutoTokenizer.from_pretrained(base_checkpoint), Distillation(teacher="x"))
+    rows = LabelledRows(texts=(("good", "a dull story " * 60, "the film was moving"),), labels=(0, 1, 0))
+    said = {at_once: teacher.said(rows, at_once=at_once, max_length=500, device="cpu") for at_once in (1, 2, 64)}
+    for one in (said[1], said[2]):
+        assert torch.allclose(torch.tensor(one), torch.tensor(said[64]), atol=1e-5)
 
 
 def test_teachers_that_cannot_teach_are_refused(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +110,18 @@ def test_a_text_whose_tokenizer_ends_it_is_ended_once(made: Callable[[str], Path
 
 
 def written(folder: Path, task: str, texts: list[str]) -> list[str]:
-    """What ``transformers.pipeline`` writes, as greedy as the checkpoint was judged."""
-    [key] = {"translation": ["translation_text"], "summarization": ["summary_text"]}[task]
-    answers = pipeline(task, str(folder), device="cpu")(texts, num_beams=1)
-    return [answer[key] for answer in answers]
+    """What ``transformers.pipeline`` writes, called as the model card says."""
+    snippet = re.search(r"^model = (.*)$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert snippet is not None
+    model = eval(snippet[1].replace("FOLDER or OWNER/NAME", str(folder)), {"pipeline": pipeline})  # noqa: S307 - our own
+    key = {"translation": "translation_text", "summarization": "summary_text"}[task]
+    return [answer[key] for answer in model(texts)]
 
 
 def test_a_translation_is_judged_by_what_the_pipeline_writes(data: Path, made: Callable[[str], Path]) -> None:
     from sacrebleu import corpus_bleu, corpus_chrf
 
-    longer = ("--epochs", "14", "--early-stopping", "0", "--setting", "max_new_tokens=12")
+    longer = ("--epochs", "14", "--early-stopping", "0", "--setting", "max_new_tokens=12", "--setting", "prefix=to other: ")
     assert cli.main(command("translation", made("t5"), *longer)) == 0
     folder, figures = checkpoint_of(data)
     rows = [line.split("\t") for line in (data / "test.tsv").read_text().splitlines()[1:]]
@@ -124,10 +129,11 @@ def test_a_translation_is_judged_by_what_the_pipeline_writes(data: Path, made: C
     right = [[target for _, target in rows]]
     assert 100 * figures["test"]["bleu"] == pytest.approx(corpus_bleu(texts, right).score)
     assert 100 * figures["test"]["chrf"] == pytest.approx(corpus_chrf(texts, right).score)
-    assert figures["test"]["chrf"] > 0.5, "it has learnt words"
+    assert figures["test"]["chrf"] > 0.25, "it has learnt words"
     low, high = figures["interval"]
     assert low <= figures["test"]["chrf"] <= high
     assert json.loads((folder / "generation_config.json").read_text())["max_length"] == 13
+    assert json.loads((folder / "config.json").read_text())["prefix"] == "to other: "
     card = (folder / "README.md").read_text()
     assert "tritonize serve" not in card and 'pipeline("translation"' in card
 
@@ -189,22 +195,69 @@ def test_targets_are_cut_and_still_end(made: Callable[[str], Path]) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(made("bart"))
     task = task_class("summarization")(max_new_tokens=5).with_tokenizer(tokenizer)
-    encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=4, names=(), padding={})
     whole = tokenizer("a dull story")["input_ids"]
+    encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=4, names=(), padding={})  # of the texts that are read
     short, long = task.learnt([["a"], ["a dull story", "another"]], encoder)
-    assert short == tokenizer("a")["input_ids"]
+    assert short == [0, *encoder.plain_ids(["a"])[0], 2]
     assert long == [*whole[:4], tokenizer.eos_token_id]
+    assert [len(encoding.ids) for encoding in encoder.encode(["a dull story"])] == [4], "those are cut as before"
+    assert replace(task, max_new_tokens=50).learnt([["a dull story"]], encoder) == [whole]
+
+
+def test_windows_of_a_text_that_goes_on_do_not_end(made: Callable[[str], Path]) -> None:
+    from serving.runtime.tokenization import TextEncoder
+
+    tokenizer = AutoTokenizer.from_pretrained(made("t5"))  # ends whatever it reads
+    task = task_class("text-generation")().with_tokenizer(tokenizer)
+    encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=8, names=(), padding={})
+    features = task.training_features((["the film was dull and cold but moving again", "good"],), encoder)
+    ends = [encoding.ids[-1] == tokenizer.eos_token_id for encoding in features.encodings]
+    assert features.origins.owners.tolist() == [0, 0, 1] and ends == [False, True, True]
+    assert encoder.plain_ids(["the film was dull and cold but moving again"])[0] == [
+        *features.encodings[0].ids, *features.encodings[1].ids[:-1]
+    ]  # fmt: skip
+
+
+def test_settings_of_several_beams_do_not_stay_with_one(data: Path, made: Callable[[str], Path], tmp_path: Path) -> None:
+    """As bart-large-cnn has them: the library would not write them with a single beam."""
+    folder = Path(shutil.copytree(made("bart"), tmp_path / "cnn"))
+    path = folder / "generation_config.json"
+    several = {"early_stopping": True, "length_penalty": 2.0, "num_beams": 4, "min_length": 56, "max_length": 142}
+    path.write_text(json.dumps(json.loads(path.read_text()) | several))
+    short = ("--setting", "max_new_tokens=4", "--epochs", "1")
+    assert cli.main(command("translation", folder, *short)) == 0
+    assert cli.main(command("translation", folder, *short, "--setting", "num_beams=2")) == 0
+    written = json.loads((checkpoint_of(data)[0] / "generation_config.json").read_text())
+    assert (written["num_beams"], written["length_penalty"], written["max_length"]) == (2, 2.0, 5)
+
+
+def test_a_generation_config_that_could_not_be_written_is_told_at_once(
+    data: Path, made: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(made("llama"), tmp_path / "warm"))
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.6, "do_sample": False}))
+    assert cli.main(command("text-generation", folder)) == 1
+    error = capsys.readouterr().err
+    assert "temperature" in error and "mend its generation_config.json" in error and "step" not in error
 
 
 @pytest.mark.parametrize(("task", "architecture"), [("text-generation", "llama"), ("translation", "t5")])
 def test_adapters_and_teachers_are_for_models_that_write_too(
     data: Path, made: Callable[[str], Path], task: str, architecture: str
 ) -> None:
-    teacher = ("--teacher", str(made(architecture)), "--teacher-weight", "0.5")
     short = ("--setting", "max_new_tokens=4") if task == "translation" else ()
-    assert cli.main(command(task, made(architecture), "--adapter", "lora", *teacher, *short, "--epochs", "1")) == 0
+    assert cli.main(command(task, made(architecture), *short)) == 0
+    folder, taught = checkpoint_of(data)
+    teacher = ("--teacher", str(folder.rename(data / "teacher")), "--teacher-weight", "1")
+    assert cli.main(command(task, made(architecture), *short, *teacher)) == 0
+    _, figures = checkpoint_of(data)
+    nothing = math.log(len(AutoTokenizer.from_pretrained(data / "teacher")))
+    assert figures["test"]["loss"] < (taught["test"]["loss"] + nothing) / 2, "by the teacher alone, which is no fresh one"
+    assert cli.main(command(task, made(architecture), "--adapter", "lora", "--adapter-option", "r=2", *short, "--epochs", "1")) == 0
     _, figures = checkpoint_of(data)
     assert 0 < figures["merged_difference"] < 1e-5
+    assert figures["trained_parameters"] < figures["parameters"] / 4, "no head of a whole vocabulary among them"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +271,14 @@ def test_adapters_and_teachers_are_for_models_that_write_too(
         ("summarization", "t5", ("--class-weights", "--label-column", "target", "--text-column", "source"), "leave it out for"),
         ("text-generation", "gpt2", ("--label-column", "text"), "rows of plain text have no label"),
         ("text-generation", "gpt2", ("--text-pair-column", "text"), "learns from single texts, not from pairs"),
-        ("text-generation", "t5", (), "Unrecognized configuration class"),
+        (
+            "text-generation",
+            "t5",
+            (),
+            "T5ForConditionalGeneration, not one that ends in ForCausalLM or LMHeadModel",
+        ),
+        ("translation", "t5", ("--quantisation-aware",), "checkpoints of translation are not exported to int8"),
+        ("text-generation", "gpt2", ("--max-length", "49"), "the model takes at most 48 tokens, not 49"),
     ],
 )
 def test_what_cannot_be_trained_is_told(

@@ -53,17 +53,20 @@ def test_an_interrupted_search_goes_on(
 ) -> None:
     train, trained = search.train, []
 
-    def press_ctrl_c_in_the_third(*arguments: Any) -> Any:
-        trained.append(1)
-        if len(trained) == 3:
+    def press_ctrl_c(*arguments: Any) -> Any:
+        trained.append(arguments[0].options)
+        if len(trained) in (1, 4):
             signal.raise_signal(signal.SIGINT)
         return train(*arguments)
 
-    monkeypatch.setattr(search, "train", press_ctrl_c_in_the_third)
-    assert cli.main(command(base_checkpoint, "--search", "3")) == 1
-    assert "interrupted" in capsys.readouterr().err
-    assert cli.main(command(base_checkpoint, "--search", "3")) == 0
-    assert len(trained) == 4, "two before, one that was interrupted, one after"
+    monkeypatch.setattr(search, "train", press_ctrl_c)
+    for _ in range(2):
+        assert cli.main(command(base_checkpoint, "--search", "4")) == 1
+        assert "interrupted" in capsys.readouterr().err
+    assert cli.main(command(base_checkpoint, "--search", "4")) == 0
+    assert trained[0] == trained[1], "what was being tried is tried again, the usual options first"
+    assert trained[3] == trained[4]
+    assert len({repr(options) for options in trained}) == 4 and len(trained) == 6, "two interrupted, and four others"
     assert read_manifest(data / "artifacts" / "tiny" / "checkpoint", "checkpoint")["figures"]["search"]["trials"] >= 3
 
 

@@ -87,7 +87,7 @@ def loading_options(adapter: Adapter | None) -> dict[str, Any]:
     return {"quantization_config": four}
 
 
-def adapted(model: Any, adapter: Adapter, *, new: Collection[str]) -> Any:
+def adapted(model: Any, adapter: Adapter, *, new: Collection[str], keeps_head: bool = False) -> Any:
     """``model`` with an adapter where it makes queries and values, as LoRA's authors found enough; in every linear layer where
     that is asked for, or those are unknown; or where the method has it. Its head and its new weights are trained whole.
 
@@ -96,6 +96,7 @@ def adapted(model: Any, adapter: Adapter, *, new: Collection[str]) -> Any:
 
     Args:
         new: names of the parameters that the checkpoint lacks.
+        keeps_head: the head is the checkpoint's own, for the same task, and stays as it is: a whole vocabulary in language models.
 
     Raises:
         ArtifactError: the method cannot be used with this model.
@@ -104,12 +105,13 @@ def adapted(model: Any, adapter: Adapter, *, new: Collection[str]) -> Any:
 
     if adapter.load_in is not None:
         model = peft.prepare_model_for_kbit_training(model)
-    whole = list(_trained_whole(model, new))
+    whole = list(_trained_whole(model, new, keeps_head=keeps_head))
     chosen: dict[str, Any] = {"modules_to_save": whole or None}
     if adapter.method == "ln_tuning":
         chosen["target_modules"] = [name for name, module in model.named_modules() if "Norm" in type(module).__name__]
     elif adapter.method.upper() not in NOT_FOR_ALL:
-        linear = sorted(_linear(model, whole))
+        head = model.get_output_embeddings() if keeps_head else None
+        linear = sorted(name for name, module in _linear(model, whole) if module is not head)
         attention = [name for name in linear if name.rpartition(".")[2] in ATTENTION]
         chosen["target_modules"] = linear if adapter.options.get("target_modules") == ALL or not attention else attention
     if adapter.method == "lora":
@@ -125,11 +127,11 @@ def adapted(model: Any, adapter: Adapter, *, new: Collection[str]) -> Any:
         raise ArtifactError(f"{adapter.method} cannot be used with this model: {reason}", hint="see --adapter-option") from error
 
 
-def _trained_whole(model: Any, new: Collection[str]) -> Iterator[str]:
+def _trained_whole(model: Any, new: Collection[str], *, keeps_head: bool) -> Iterator[str]:
     """The outermost modules that have no trained weights to adapt: the head, and what else the checkpoint lacks."""
     encoder = model.base_model
     shared = {id(parameter) for parameter in encoder.parameters()}
-    heads = [] if encoder is model else [
+    heads = [] if encoder is model or keeps_head else [
         name
         for name, module in model.named_children()
         if module is not encoder and (own := list(module.parameters())) and not any(id(one) in shared for one in own)
@@ -141,13 +143,13 @@ def _trained_whole(model: Any, new: Collection[str]) -> Iterator[str]:
     )
 
 
-def _linear(model: Any, whole: Collection[str]) -> Iterator[str]:
+def _linear(model: Any, whole: Collection[str]) -> Iterator[tuple[str, Any]]:
     """Linear layers that are not trained whole, and not tied to the embeddings."""
     embeddings = model.get_input_embeddings()
     for name, module in model.named_modules():
         inside = any(name == one or name.startswith(f"{one}.") for one in whole)
         if isinstance(module, torch.nn.Linear | Conv1D) and not inside and module.weight is not embeddings.weight:
-            yield name
+            yield name, module
 
 
 def _listed(value: Any) -> Any:

@@ -76,6 +76,8 @@ def _mixed_precision(chosen: str, *, on_gpu: bool) -> dict[str, bool]:
     """
     if chosen == "auto" and LAUNCHED != "no":
         chosen = LAUNCHED
+    if chosen not in ("auto", "no", "bf16", "fp16"):
+        raise SetupError(f"nothing is trained in {chosen} here", hint="launch with --mixed_precision bf16")
     if chosen == "auto":
         return {"bf16": on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)}
     if chosen == "fp16" and not on_gpu:

@@ -17,14 +17,15 @@ from torch.nn import functional
 from export import checkpoint as checkpoints
 from export.data import LabelledRows, model_rows
 from export.training.batches import SAID
+from export.training.distributed import say
 from export.training.hyperparameters import Distillation
 from serving.errors import ArtifactError, DataError
 from serving.runtime.tasks._labels import IGNORED, label_names
 from serving.runtime.tasks.base import Task
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
-AT_ONCE = 64
-"""Rows that a teacher reads at a time."""
+PART = 10
+"""So often it is told how far the teacher has read, where there is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +49,18 @@ class Teacher:
         """Whether it says of a row the same few numbers each time, so that it need be asked only once."""
         return _once(self.task)
 
-    def said(self, rows: LabelledRows, *, max_length: int, device: str) -> list[list[float]]:
+    def said(self, rows: LabelledRows, *, at_once: int, max_length: int, device: str) -> list[list[float]]:
         """Its logits of each row, in the order of the student's labels, as it reads the texts through its own tokenizer.
 
         Args:
+            at_once: rows that it reads at a time.
+            max_length: tokens kept of a row, unless it takes fewer.
             device: ``auto``, ``cpu`` or ``gpu``.
 
         Raises:
             DataError: a row that it cannot take.
         """
+        max_length = checkpoints.chosen_max_length(None, self.tokenizer, self.model.config.to_dict(), default=max_length)
         place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         model = self.model.to(place)
         names = [name for name in self.tokenizer.model_input_names if name in FIELDS and name in self.inputs]
@@ -64,12 +68,13 @@ class Teacher:
         encoder = TextEncoder(self.tokenizer.backend_tokenizer, max_length=max_length, names=names, padding=padding)
         encodings = model_rows(rows, self.task, encoder, training=True).encodings
         found: list[list[float]] = [[]] * len(encodings)
-        for places in _shown(sorted(range(len(encodings)), key=lambda at: len(encodings[at]))):
+        for places in _shown(sorted(range(len(encodings)), key=lambda at: len(encodings[at])), at_once):
             arrays = encoder.arrays([encodings[at] for at in places])
             with torch.no_grad():
                 wanted = model(**{name: torch.from_numpy(values).to(place) for name, values in arrays.items()})
             for at, logits in zip(places, self._ordered(wanted[self.task.heads[0]]).float().tolist(), strict=True):
                 found[at] = logits
+        self.model.to("cpu")  # it is not asked again
         return found
 
     def loss(self, hard: Any, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
@@ -98,6 +103,8 @@ class Teacher:
             ours, theirs = ours[labels != IGNORED], theirs[labels != IGNORED]
         elif labels is not None and labels.shape == ours.shape:  # groups; some have fewer rows than others
             ours, theirs = (logits.masked_fill(labels == IGNORED, torch.finfo(logits.dtype).min) for logits in (ours, theirs))
+        width = min(ours.shape[-1], theirs.shape[-1])  # vocabularies are filled up to unlike sizes with what is no token
+        ours, theirs = ours[..., :width], theirs[..., :width]
         heat = self.options.temperature
         soft = functional.log_softmax(ours / heat, dim=-1), functional.log_softmax(theirs / heat, dim=-1)
         return functional.kl_div(*soft, reduction="batchmean", log_target=True) * heat**2
@@ -136,12 +143,15 @@ def _once(task: Task) -> bool:
     return not (task.token_level or task.grouped) and type(task).altered is Task.altered
 
 
-def _shown(places: Sequence[int]) -> Iterator[Sequence[int]]:
-    """``places`` in batches, and on a terminal how far it is."""
-    console = Console(file=sys.stderr)
-    batches = range(0, len(places), AT_ONCE)
-    told = track(batches, "the teacher reads", console=console, transient=True, disable=not sys.stderr.isatty())
-    yield from (places[start : start + AT_ONCE] for start in told)
+def _shown(places: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
+    """``places`` in batches, and how far it is."""
+    terminal = sys.stderr.isatty()
+    starts = range(0, len(places), at_once)
+    said = {starts[len(starts) * part // PART] for part in range(PART)} if not terminal else set()
+    for start in track(starts, "the teacher reads", console=Console(file=sys.stderr), transient=True, disable=not terminal):
+        if start in said:
+            say(f"the teacher reads: {start} of {len(places)} texts")
+        yield places[start : start + at_once]
 
 
 def _rules(tokenizer: Any) -> tuple[Any, ...]:

@@ -8,8 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 
 import click
+
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for each other: what the main one does alone may take long (fetching, tokenizing, asking a teacher). One
+that died is noticed by the launcher, at once."""
 
 
 def processes() -> int:
@@ -42,7 +47,7 @@ def main_first(device: str) -> Iterator[None]:
     from accelerate import PartialState
 
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    with PartialState(cpu=not on_gpu).main_process_first():
+    with PartialState(cpu=not on_gpu, timeout=PATIENCE).main_process_first():
         yield
 
 

@@ -3,6 +3,7 @@ processes of a run read them from the disk, and so does training itself, a batch
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +15,20 @@ import numpy as np
 
 from export.data import LabelledRows, model_rows
 from export.training.batches import SAID, training_columns
+from export.training.distributed import processes
+from export.training.losses import no_label
 from export.training.parts import parts_of
 from serving.errors import ArtifactError
-from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.base import Features, Origins
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
 if TYPE_CHECKING:
+    from export.training.distillation import Teacher
     from export.training.train import Job
 
 ROWS, ORIGINS = "rows", "origins"
 AT_ONCE = 20_000
-"""Rows that are made tokens at a time: as Python's numbers they take thirty times the memory that they need later."""
+"""Texts that are made tokens at a time: as Python's numbers they take thirty times the memory that they need later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Encoded:
 
     Args:
         dataset: of ``datasets``: a column for each input and each target.
-        origins: where the rows of the model come from.
+        origins: where the rows of the model come from; nothing of rows to learn from.
         references: as the task holds predictions against them, one for each of the rows that they come from.
     """
 
@@ -66,11 +69,10 @@ def encoded(rows: LabelledRows, job: Job, split: str) -> Encoded:
     folder = job.tokens / split
     if not folder.exists():
         _write(rows, job, folder, training=split == "train")
-    origins = Dataset.load_from_disk(str(folder / ORIGINS)).to_dict()
-    owners = np.array(origins["owner"], dtype=np.int64)
+    origins = Dataset.load_from_disk(str(folder / ORIGINS)).to_dict() if split != "train" else {"owner": ()}
     return Encoded(
         dataset=Dataset.load_from_disk(str(folder / ROWS)),
-        origins=Origins(owners, origins.get("note", ())),
+        origins=Origins(np.array(origins["owner"], dtype=np.int64), origins.get("note", ())),
         references=rows.labels,
     )
 
@@ -78,10 +80,16 @@ def encoded(rows: LabelledRows, job: Job, split: str) -> Encoded:
 def _write(rows: LabelledRows, job: Job, folder: Path, *, training: bool) -> None:
     from datasets import Dataset, concatenate_datasets
 
+    teacher = job.teacher if training and job.teacher is not None and job.teacher.once else None
+    texts_of_a_row = 1 + (teacher.options.parts if teacher else 0)
+    at_once = len(rows) if job.task.own_loss else max(1, AT_ONCE // texts_of_a_row)  # there the rows of one belong together
     datasets, origins = [], []
-    for start in range(0, len(rows), AT_ONCE):
-        part = rows.take(range(start, min(start + AT_ONCE, len(rows))))
-        columns, found = _taught(part, job, seed=start) if training and _asked_once(job) else _columns(part, job)
+    for start in range(0, len(rows), at_once):
+        part = rows.take(range(start, min(start + at_once, len(rows))))
+        if teacher is not None:
+            datasets.append(Dataset.from_dict(_taught(part, job, teacher, seed=start)))
+            continue
+        columns, found = _columns(part, job)
         datasets.append(Dataset.from_dict(columns))
         notes = {"note": list(found.notes)} if found.notes else {}
         origins.append(Dataset.from_dict({"owner": found.owners + start} | notes))
@@ -89,37 +97,27 @@ def _write(rows: LabelledRows, job: Job, folder: Path, *, training: bool) -> Non
     shutil.rmtree(torn, ignore_errors=True)
     try:
         concatenate_datasets(datasets).save_to_disk(str(torn / ROWS))
-        concatenate_datasets(origins).save_to_disk(str(torn / ORIGINS))
+        if not training:
+            concatenate_datasets(origins).save_to_disk(str(torn / ORIGINS))
         torn.rename(folder)
     except OSError as error:
         shutil.rmtree(torn, ignore_errors=True)
         raise ArtifactError(f"cannot write the rows' tokens into {folder}: {error}", hint="is the disk full?") from error
 
 
-def _asked_once(job: Job) -> bool:
-    return job.teacher is not None and job.teacher.once
-
-
-def _taught(rows: LabelledRows, job: Job, *, seed: int) -> tuple[Mapping[str, Any], Origins]:
+def _taught(rows: LabelledRows, job: Job, teacher: Teacher, *, seed: int) -> dict[str, Any]:
     """With what the teacher says of the rows, and of their parts, which have no label."""
-    assert job.teacher is not None
-    columns, _ = _columns(rows, job)
-    count = job.teacher.options.parts
-    if count:
-        encoder = _encoder(job, job.tokenizer)
-        drawn = [parts_of(column, count, encoder, seed=seed + job.options.seed) for column in rows.texts]
-        texts = tuple((*column, *chain.from_iterable(parts)) for column, parts in zip(rows.texts, drawn, strict=True))
-        more = count * len(rows)
-        targets = {name: [*columns[name], *[_no(columns[name][0])] * more] for name in columns if name not in (*FIELDS, "length")}
-        rows = LabelledRows(texts=texts, labels=(*rows.labels, *[None] * more))
-        columns = training_columns(*_features(rows, job, job.tokenizer), targets, job.task)
-    said = job.teacher.said(rows, max_length=job.max_length, device=job.device)
-    return {**columns, SAID: said}, Origins(np.arange(len(rows)))
-
-
-def _no(target: Any) -> Any:
-    """In place of such a target: none."""
-    return [_no(one) for one in target] if isinstance(target, list) else type(target)(IGNORED)
+    draw = random.Random(seed + job.options.seed)  # noqa: S311 - nothing secret
+    encoder, count = _encoder(job, job.tokenizer), teacher.options.parts
+    drawn = [chain.from_iterable(parts_of(column, count, encoder, draw)) for column in rows.texts]
+    both = tuple((*column, *parts) for column, parts in zip(rows.texts, drawn, strict=True))
+    whole = LabelledRows(texts=both, labels=(*rows.labels, *[None] * count * len(rows)))
+    features, names = _features(whole, job, job.tokenizer)
+    targets = job.task.targets(features, rows.labels)
+    targets = {name: [*known, *[no_label(known[0])] * count * len(rows)] for name, known in targets.items()}
+    at_once = 2 * job.options.rows_at_once(processes())  # as many as are judged at a time
+    said = teacher.said(whole, at_once=at_once, max_length=job.max_length, device=job.device)
+    return {**training_columns(features, names, targets, job.task), SAID: said}
 
 
 def _columns(rows: LabelledRows, job: Job) -> tuple[Mapping[str, Any], Origins]:

@@ -24,14 +24,14 @@ def chosen_loss(task: Task, options: Hyperparameters, targets: Sequence[Any], *,
 
     Args:
         targets: of the training rows, one per model row: a label, a list of them, or as many numbers as there are labels.
-        unlabelled: some of them are :data:`IGNORED`, or as many of that as there are labels.
+        unlabelled: some rows have none (see :func:`no_label`).
 
     Raises:
         DataError: the task's labels cannot be weighed or smoothed.
     """
     if not unlabelled:
         return _loss(task, options, targets)
-    known = [target for target in targets if (target[0] if isinstance(target, list) else target) != IGNORED]
+    known = [target for target in targets if not _is_none(target)]
     return _of_labelled(_loss(task, options, known) or _usual(task))
 
 
@@ -46,12 +46,25 @@ def _usual(task: Task) -> Loss:
             return _one_label(None, 0.0)
 
 
+def no_label(target: Any) -> Any:
+    """What stands in the place of such a target for a row that has none: :data:`IGNORED`, or no number."""
+    if isinstance(target, list):
+        return [no_label(one) for one in target]
+    return math.nan if isinstance(target, float) else IGNORED
+
+
+def _is_none(target: Any) -> bool:
+    first = target[0] if isinstance(target, list) else target
+    return first == IGNORED if isinstance(first, int) else math.isnan(first)
+
+
 def _of_labelled(loss: Loss) -> Loss:
-    """``loss`` over those rows that have a label, 0 where none has."""
+    """``loss`` of the rows that have a label, shared out over all: then it is the same in whatever parts a step is taken."""
 
     def labelled(logits: Any, labels: Any) -> Any:
-        rows = (labels if labels.ndim == 1 else labels[:, 0]) != IGNORED
-        return loss(logits[rows], labels[rows]) if rows.any() else logits.sum() * 0
+        first = labels if labels.ndim == 1 else labels[:, 0]
+        rows = ~first.isnan() if first.is_floating_point() else first != IGNORED
+        return loss(logits[rows], labels[rows]) * rows.float().mean() if rows.any() else logits.sum() * 0
 
     return labelled
 

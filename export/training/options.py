@@ -106,6 +106,14 @@ def take_distillation(given: dict[str, Any]) -> Distillation | None:
 
     teacher, temperature = given.pop("teacher"), given.pop("temperature")
     weight, parts = given.pop("teacher_weight"), given.pop("teacher_parts")
+    source = click.get_current_context().get_parameter_source
+    alone = [
+        name
+        for name in ("temperature", "teacher_weight", "teacher_parts")
+        if source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if teacher is None and alone:
+        raise click.UsageError(f"--{alone[0].replace('_', '-')} goes with --teacher")
     return None if teacher is None else Distillation(teacher=teacher, temperature=temperature, weight=weight, parts=parts)
 
 

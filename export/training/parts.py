@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 from serving.runtime.tokenization import TextEncoder
@@ -11,13 +12,14 @@ LEAST = 2
 """Words of a part."""
 
 
-def parts_of(texts: Sequence[str], count: int, encoder: TextEncoder, *, seed: int) -> list[list[str]]:
-    """``count`` parts of each text: words in a row, as the tokenizer tells words apart, any number of them but all. A text that is
-    too short stands for its own parts."""
-    draw = random.Random(seed)  # noqa: S311 - nothing secret
+def parts_of(texts: Sequence[str], count: int, encoder: TextEncoder, draw: random.Random) -> list[list[str]]:
+    """``count`` parts of each text: words in a row, any number of them but all. Words are what the tokenizer finds to be such, or,
+    where those are fewer, what stands between spaces. A text that is too short stands for its own parts."""
     found = []
     for text, encoding in zip(texts, encoder.encode(texts, offsets=True), strict=True):
         words = [encoding.word_to_chars(word) for word in sorted({word for word in encoding.word_ids if word is not None})]
+        spaced = [match.span() for match in re.finditer(r"\S+", text)]
+        words = words if len(words) >= len(spaced) or encoding.overflowing else spaced
         found.append([_part(text, words, draw) for _ in range(count)])
     return found
 

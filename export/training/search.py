@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Found:
 def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> Found:
     """The best of ``trials`` trainings by the validation rows. The first has the options as they are; the test rows play no part.
 
+    One that is interrupted goes on after its last whole trial, and is as good; what it tries then is not what it would have tried.
+
     Args:
         fixed: names of the hyper-parameters that their user chose.
         journal: folder, of this job alone, in which every trial is written down: a search that was interrupted goes on from it.
@@ -54,8 +56,7 @@ def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> F
     optuna.logging.set_verbosity(logging.ERROR)
     job = with_learning_rate(job)
     study = _study(journal, seed=job.options.seed)
-    if not study.trials:
-        study.enqueue_trial({name: getattr(job.options, name) for name in names})
+    _begin_again(study, {name: getattr(job.options, name) for name in names})
 
     def value(trial: optuna.Trial) -> float:
         chosen: dict[str, Any] = {name: _suggested(trial, name, job.options) for name in names}
@@ -74,6 +75,19 @@ def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> F
     return Found(options=options, value=best.value, trials=_ended(study))
 
 
+def _begin_again(study: optuna.Study, usual: Mapping[str, Any]) -> None:
+    """Try the ``usual`` options first; in a search that was interrupted, what was being tried."""
+    states = optuna.trial.TrialState
+    for trial in study.get_trials(states=(states.RUNNING,)):  # when it was killed
+        study.tell(trial.number, state=states.FAIL)
+    known = study.get_trials(states=(states.COMPLETE, states.PRUNED, states.WAITING))
+    settled = [trial.system_attrs.get("fixed_params", trial.params) for trial in known]
+    for params in [dict(usual), *(trial.params for trial in study.get_trials(states=(states.FAIL,)))]:
+        if params and params not in settled:
+            study.enqueue_trial(params)
+            settled.append(params)
+
+
 def _ended(study: optuna.Study) -> int:
     """How many trials were made; those that were interrupted are made again."""
     return len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)))
@@ -84,14 +98,15 @@ def _study(journal: Path, *, seed: int) -> optuna.Study:
     from optuna.storages.journal import JournalFileBackend
 
     journal.mkdir(exist_ok=True)
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name="search",
         storage=JournalStorage(JournalFileBackend(str(journal / JOURNAL))),
-        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
         direction="maximize",
         load_if_exists=True,
     )
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))  # with that of before it would try the same once more
+    return study
 
 
 def _suggested(trial: optuna.Trial, name: str, options: Hyperparameters) -> float | int:

@@ -33,7 +33,7 @@ from export.training.progress import PlainProgress
 from export.training.rounding import rounded
 from export.training.trainer import TaskTrainer, predicted
 from export.training.trouble import explained
-from serving.errors import DataError, DivergedError, SetupError
+from serving.errors import ArtifactError, DataError, DivergedError, SetupError
 from serving.runtime.tasks.base import Task
 from serving.runtime.tokenization import FIELDS
 
@@ -118,9 +118,8 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
     parameters = model.num_parameters()
     job = with_learning_rate(job, parameters)
     if job.adapter is not None:
-        model = adapters.adapted(model, job.adapter, new=new)
-    with main_first(job.device):
-        rows = {split: encoded(rows, job, split) for split, rows in job.splits.items()}
+        model = adapters.adapted(model, job.adapter, new=new, keeps_head=job.task.causal or job.task.generates)
+    rows = _rows(job)
     trainer = _trainer(model, rows, job)
     for callback in callbacks:
         trainer.add_callback(callback)
@@ -146,6 +145,14 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
     return Trained(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)
 
 
+def _rows(job: Job) -> dict[str, Encoded]:
+    with main_first(job.device):
+        try:
+            return {split: encoded(rows, job, split) for split, rows in job.splits.items()}
+        except RuntimeError as error:  # of the teacher
+            raise explained(error, job) or error from error
+
+
 def _check(job: Job) -> None:
     """Refuse what cannot be trained, before anything is loaded."""
     if job.device == "gpu" and not torch.cuda.is_available():
@@ -154,6 +161,8 @@ def _check(job: Job) -> None:
         adapters.check(job.adapter)
     if job.adapter is not None and job.options.quantisation_aware:
         raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantisation-aware")
+    if job.options.quantisation_aware and not job.task.exported:
+        raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantisation-aware")
     job.options.rows_at_once(processes())
 
 
@@ -248,7 +257,18 @@ def _loaded(job: Job, **options: Any) -> tuple[Any, set[str]]:
         setattr(model.config, name, value)
     if job.task.generates:
         model.generation_config.update(**job.task.generation())
+    if job.task.generates or job.task.causal:
+        _require_saveable(model.generation_config, job.named)
     return model, new
+
+
+def _require_saveable(generation: Any, checkpoint: str) -> None:
+    """What the library loads of a generation config, it need not write."""
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{checkpoint}: {reason}", hint="mend its generation_config.json") from error
 
 
 def _judged(collected: Any, rows: Encoded, task: Task, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
@@ -261,13 +281,19 @@ def _judged(collected: Any, rows: Encoded, task: Task, tokenizer: Any) -> tuple[
 
 def _trainer(model: Any, rows: Mapping[str, Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
+    weighed = job.options.class_weights or job.options.label_smoothing  # else they need not be read, all of them at once
     arguments = training_arguments(job)
     if job.task.own_loss:  # the model's forward does not name them
         arguments.label_names = rows["train"].targets
     trainer = TaskTrainer(
         job.task,
         job.tokenizer,
-        loss=chosen_loss(job.task, job.options, rows["train"].labels, unlabelled=bool(job.teacher and job.teacher.options.parts)),
+        loss=chosen_loss(
+            job.task,
+            job.options,
+            rows["train"].labels if weighed else (),
+            unlabelled=bool(job.teacher and job.teacher.options.parts),
+        ),
         teacher=job.teacher,
         layer_decay=job.options.layer_decay,
         model=model,

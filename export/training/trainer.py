@@ -88,7 +88,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns.append(SAID)
+        self._signature_columns += [name for name in (SAID, "length") if name not in self._signature_columns]
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
         """A step's loss, its gradients added to those there are.

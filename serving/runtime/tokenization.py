@@ -90,6 +90,13 @@ class TextEncoder:
                     )
         return encodings
 
+    def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts alone: none around them, and nothing cut."""
+        self._tokenizer.no_truncation()
+        found = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        self._cut_at_the_end()
+        return found
+
     def windows(
         self, texts: Sequence[Text], *, stride: int, max_length: int | None = None
     ) -> tuple[list[Encoding], npt.NDArray[np.int64]]:

@@ -43,7 +43,7 @@ class RewritingTask(TrainedTask):
     target_end: tuple[int, ...] = ()
 
     auto_model: ClassVar[str] = "AutoModelForSeq2SeqLM"
-    architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration", "MTModel")
+    architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration",)
     outputs_read: ClassVar[tuple[str, ...]] = ("sequences",)
     generates: ClassVar[bool] = True
     cut: ClassVar[bool] = True
@@ -107,19 +107,26 @@ class RewritingTask(TrainedTask):
     # -- training ----------------------------------------------------------------------------------------------------------------
 
     def head(self) -> dict[str, Any]:
-        """The prefix, which ``transformers.pipeline`` reads there."""
-        return {"prefix": self.prefix or None}
+        """The prefix, where ``transformers.pipeline`` reads it, which heeds what a checkpoint says of single tasks first, as T5's
+        do: that goes."""
+        return {"prefix": self.prefix or None, "task_specific_params": None}
 
     def generation(self) -> dict[str, Any]:
         """As long as the model finds right, up to what the task allows. That is said as ``max_length``, which counts the token that
         an answer starts from: ``transformers.pipeline`` has a ``max_new_tokens`` of its own, and heeds no model's."""
-        return {"min_length": 0, "max_length": self.max_new_tokens + 1, "max_new_tokens": None, "num_beams": self.num_beams}
+        greedy = {"early_stopping": False, "length_penalty": 1.0} if self.num_beams == 1 else {}  # these are of several beams
+        return {
+            "min_length": 0,
+            "max_length": self.max_new_tokens + 1,
+            "max_new_tokens": None,
+            "num_beams": self.num_beams,
+        } | greedy
 
     def learnt(self, references: Sequence[Any], encoder: TextEncoder) -> Sequence[Any]:
         """The first text of each reference as tokens."""
         room = self.max_new_tokens - len(self.target_start) - len(self.target_end)
-        found = encoder.tokenizer.encode_batch_fast([first for first, *_ in references], add_special_tokens=False)
-        return [[*self.target_start, *encoding.ids[: max(room, 0)], *self.target_end] for encoding in found]
+        found = encoder.plain_ids([first for first, *_ in references])
+        return [[*self.target_start, *ids[: max(room, 0)], *self.target_end] for ids in found]
 
     def targets(self, features: Features, references: Sequence[Any]) -> dict[str, list[Any]]:  # noqa: ARG002 - of another length
         return {"labels": list(references)}

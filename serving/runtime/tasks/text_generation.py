@@ -41,6 +41,19 @@ class TextGeneration(TrainedTask):
     token_level: ClassVar[bool] = True
     default_max_length: ClassVar[int] = 256
 
+    @classmethod
+    def checkpoint_settings(cls, config: Mapping[str, Any], files: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Refuses an encoder, which ``transformers`` would load: it sees each token that it is to foresee.
+
+        Raises:
+            ValueError: it is no language model.
+        """
+        known = config.get("architectures") or []
+        if not any(name.endswith(cls.architectures) for name in known):
+            wanted = " or ".join(cls.architectures)
+            raise ValueError(f"its config names {', '.join(known) or 'no architecture'}, not one that ends in {wanted}")
+        return super().checkpoint_settings(config, files, chosen)
+
     def with_tokenizer(self, tokenizer: Any) -> Self:
         if tokenizer.eos_token is None:
             raise ValueError("its tokenizer has no token for the end of a text")
@@ -71,6 +84,9 @@ class TextGeneration(TrainedTask):
     def training_features(self, texts: Columns, encoder: TextEncoder) -> Features:
         """Rows side by side, as many as a text needs. One of a single token teaches nothing: nothing comes next in it."""
         windows, owners = encoder.windows([text + self.end for text in texts[0]], stride=0)
+        if not self.end:  # the tokenizer ends every window, though its text goes on
+            for window, ends in zip(windows, [*(owners[1:] != owners[:-1]), True], strict=True):
+                window.truncate(len(window) - (not ends))
         long = [len(window) > 1 for window in windows]
         return Features([window for window, kept in zip(windows, long, strict=True) if kept], Origins(owners[long]))
 
