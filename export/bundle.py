@@ -184,11 +184,11 @@ def find_source(options: ExportOptions) -> Source:
         )
     name, folder = _located(options)
     config = checkpoints.read_config(folder)
-    checkpoints.require_task(config, task_type, name)
     trained = read_manifest(folder, "checkpoint") if (folder / MANIFEST).is_file() else {}
     if trained.get("task", options.task) not in (options.task, task_type.trained_as):
         known = trained["task"]
         raise ArtifactError(f"{folder} was fine-tuned for {known}, not {options.task}", hint=f"give --task {known}")
+    checkpoints.require_task(config, task_type, name)
     pair = len(options.columns.resolved(task_type).texts) == 2 or bool(trained.get("pair"))
     chosen = trained.get("chosen_settings", {}) | dict(options.setting)
     try:

@@ -96,7 +96,7 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         needed = "a tokenizer.json is needed"
         raise ArtifactError(f"cannot load the tokenizer of {folder}: {first_line(error)}", hint=needed) from error
     if not tokenizer.is_fast:

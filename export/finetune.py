@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from export import checkpoint as checkpoints
 from export.data import Columns, prepare, write_evaluation
-from export.lengths import WHOLE, tokens, usual_length
+from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
@@ -176,6 +176,7 @@ def _train_and_write(
     max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, config, default=usual)
     _tell_cut(lengths, max_length, options, most=usual)
     data = _with_tokenizer(data, tokenizer, max_length, options)
+    _tell_cut_targets(data, tokenizer, options.training.seed)
     scratch = options.target.parent.absolute() / ".training"
     with main_first(options.device):
         if is_main():
@@ -220,6 +221,16 @@ def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, 
         say(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
 
 
+def _tell_cut_targets(data: Splits, tokenizer: Any, seed: int) -> None:
+    if not data.task.generates:
+        return
+    most = data.task.generation()["max_length"] - 1
+    lengths = target_tokens(data.rows["train"], tokenizer, seed=seed)
+    cut = sum(length > most for length in lengths)
+    if cut:
+        say(f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}")
+
+
 def _searched(options: FinetuneOptions, job: Job) -> Found | None:
     if not options.search:
         return None
@@ -243,6 +254,8 @@ def _write(options: FinetuneOptions, job: Job, trained: Trained, data: Splits, i
         checkpoints.write_files(job.task.files_written(job.max_length), staging)
         write_evaluation(job.splits[fields["evaluation_split"]], staging)
         (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
+        for path in staging.rglob("*.safetensors"):  # which their library lets nobody else read
+            shutil.copymode(staging / "README.md", path)
         manifest = write_manifest(staging, "checkpoint", inputs, **fields)
     shutil.rmtree(job.scratch)
     return manifest

@@ -21,12 +21,20 @@ STEP = 8
 
 def tokens(rows: LabelledRows, task: Task, tokenizer: Any, *, seed: int) -> list[int]:
     """Tokens of rows, uncut, special ones among them, in rising order."""
+    return _lengths(task.texts(rows.take(sample(len(rows), COUNTED, seed)).texts), tokenizer)
+
+
+def target_tokens(rows: LabelledRows, tokenizer: Any, *, seed: int) -> list[int]:
+    """As :func:`tokens`, of the texts that are learnt to be written."""
+    return _lengths([first for first, *_ in rows.take(sample(len(rows), COUNTED, seed)).labels], tokenizer)
+
+
+def _lengths(texts: Any, tokenizer: Any) -> list[int]:
     from tokenizers import Tokenizer
 
     uncut = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     uncut.no_truncation()
     uncut.no_padding()
-    texts = task.texts(rows.take(sample(len(rows), COUNTED, seed)).texts)
     return sorted(len(encoding) for encoding in uncut.encode_batch_fast(list(texts)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,16 @@ def _known_task(_ctx: click.Context, _parameter: click.Parameter, task: str) -> 
     return task
 
 
+class Number(click.FloatRange):
+    """A number in a range, which what is none (nan) and what is endless are not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number to train with", param, ctx)
+        return number
+
+
 class Setting(click.ParamType[dict[str, Any]]):
     """``"pooling=cls"`` → ``{"pooling": "cls"}``; a recipe may give a table."""
 
@@ -80,7 +91,7 @@ shared_options = options_of(
     ),
     click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), default="artifacts", help="Of all artifacts."),
     click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where to compute."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, help="Of every random choice."),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of every random choice."),
     click.option("--force", is_flag=True, help="Run even where nothing has changed since the last run."),
     click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on standard output."),
 )

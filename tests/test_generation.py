@@ -204,6 +204,37 @@ def test_targets_are_cut_and_still_end(made: Callable[[str], Path]) -> None:
     assert replace(task, max_new_tokens=50).learnt([["a dull story"]], encoder) == [whole]
 
 
+def test_weights_that_do_not_fit_are_no_checkpoint(
+    data: Path, made: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(made("t5"), tmp_path / "misshapen"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"d_model": 64}))
+    assert cli.main(command("translation", folder)) == 1
+    assert "of the model's weights, or has them in another shape: " in capsys.readouterr().err
+
+
+def test_what_is_cut_of_targets_is_told(
+    data: Path, made: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a tokenizer that makes more than the model takes does no harm, nor is a single step a step for nothing."""
+    folder = Path(shutil.copytree(made("t5"), tmp_path / "more"))
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    told["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    once = ("--setting", "max_new_tokens=2", "--epochs", "1", "--max-train-rows", "16", "--adapter", "lora")
+    assert cli.main(command("translation", folder, *once)) == 0
+    assert re.search(
+        r"targets cut at 2 tokens \(--setting max_new_tokens=…\): \d+ of 16; the longest has \d", capsys.readouterr().err
+    )
+    written, figures = checkpoint_of(data)
+    assert figures["steps"] == 1
+    before, after = ((path / "model.safetensors").read_bytes() for path in (folder, written))
+    assert before != after
+    modes = {path.stat().st_mode & 0o777 for path in written.rglob("*") if path.is_file()}
+    assert len(modes) == 1, "whoever may read the card may read the weights"
+
+
 def test_windows_of_a_text_that_goes_on_do_not_end(made: Callable[[str], Path]) -> None:
     from serving.runtime.tokenization import TextEncoder
 
@@ -323,7 +354,7 @@ def test_metrics_of_texts() -> None:
     rouge = load_metric("rouge").compute(predictions=["the cats sat", "x"], references=[["the cat sat"], ["y"]])
     assert rouge == {"rouge_1": 0.5, "rouge_2": 0.5, "rouge_l": 0.5}, "stems are compared"
     tokens = load_metric("next_token").compute(predictions=[[1, 2, 2.0], [1, 6, 6.0]], references=[None, None])
-    assert tokens == {"token_accuracy": 0.25, "perplexity": pytest.approx(math.e)}
+    assert tokens == {"token_accuracy": 0.25, "perplexity": pytest.approx(math.e), "likelihood": pytest.approx(1 / math.e)}
     whole, low, high = bootstrapped("translation", "chrf", said * 20, right * 20)
     assert low < whole < high
     assert whole == pytest.approx(found["chrf"])

@@ -148,6 +148,14 @@ def test_a_compiled_model_learns_the_same(data: Path, base_checkpoint: Path, mon
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("option", ["--learning-rate", "--weight-decay", "--warmup-ratio", "--layer-decay"])
+def test_no_number_is_none_to_train_with(
+    data: Path, base_checkpoint: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command(base_checkpoint, option, "nan")) == 2
+    assert "nan is no number to train with" in capsys.readouterr().err
+
+
 def test_fp16_is_refused_on_a_cpu(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(command(base_checkpoint, "--mixed-precision", "fp16")) == 1
     assert "error: fp16 is trained in on a GPU only" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from export.options import Setting, options_of
+from export.options import Number, Setting, options_of
 
 if TYPE_CHECKING:
     from export.training.hyperparameters import Adapter, Distillation
@@ -20,27 +20,23 @@ training_options = options_of(
     ),
     click.option(
         "--learning-rate",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         default=None,
         show_default="by the model's size",
         help="The highest.",
     ),
-    click.option(
-        "--warmup-ratio", type=click.FloatRange(0, 1), default=0.1, help="Share of the steps before the highest is reached."
-    ),
+    click.option("--warmup-ratio", type=Number(0, 1), default=0.1, help="Share of the steps before the highest is reached."),
     click.option(
         "--layer-decay",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         default=1.0,
         help="Share of the learning rate that each layer has of that above it.",
     ),
-    click.option(
-        "--weight-decay", type=click.FloatRange(min=0), default=0.01, help="Of AdamW, for all weights but biases and norms."
-    ),
+    click.option("--weight-decay", type=Number(min=0), default=0.01, help="Of AdamW, for all weights but biases and norms."),
     click.option("--class-weights", is_flag=True, help="Let rare labels weigh as much, all rows together, as frequent ones."),
     click.option(
         "--label-smoothing",
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         default=0.0,
         help="Probability taken from the right label and spread over all.",
     ),
@@ -71,10 +67,8 @@ training_options = options_of(
     click.option(
         "--teacher", help="Larger checkpoint, fine-tuned for the same labels, to learn from as well: folder, or name on the Hub."
     ),
-    click.option(
-        "--temperature", type=click.FloatRange(min=0, min_open=True), default=2.0, help="How much a teacher's lesser labels count."
-    ),
-    click.option("--teacher-weight", type=click.FloatRange(0, 1), default=0.5, help="Of a teacher against the labels."),
+    click.option("--temperature", type=Number(min=0, min_open=True), default=2.0, help="How much a teacher's lesser labels count."),
+    click.option("--teacher-weight", type=Number(0, 1), default=0.5, help="Of a teacher against the labels."),
     click.option(
         "--teacher-parts",
         type=click.IntRange(min=0),

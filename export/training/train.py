@@ -212,7 +212,8 @@ def _merged(trainer: Any, folder: Path, job: Job) -> tuple[Any, float]:
     rows = trainer.eval_dataset
     batch = trainer.data_collator([rows[row] for row in range(min(MERGE_ROWS, len(rows)))])
     read = {*FIELDS, "labels"} if job.task.generates else FIELDS.keys()  # what is written follows from what was to be
-    return adapters.merged(model, base, folder, {name: values for name, values in batch.items() if name in read})
+    taken = read & set(trainer._signature_columns)  # a tokenizer may make more than the model takes
+    return adapters.merged(model, base, folder, {name: values for name, values in batch.items() if name in taken})
 
 
 def _memory() -> dict[str, int]:
@@ -253,6 +254,7 @@ def _model(job: Job) -> tuple[Any, set[str]]:
 def _loaded(job: Job, **options: Any) -> tuple[Any, set[str]]:
     head = job.task.head()
     model, new = checkpoints.load_for_training(job.base, type(job.task), **head, ignore_mismatched_sizes=True, **options)
+    _require_weights(model, new, job)
     for name, value in head.items():  # not what a former head was for
         setattr(model.config, name, value)
     if job.task.generates:
@@ -260,6 +262,17 @@ def _loaded(job: Job, **options: Any) -> tuple[Any, set[str]]:
     if job.task.generates or job.task.causal:
         _require_saveable(model.generation_config, job.named)
     return model, new
+
+
+def _require_weights(model: Any, new: set[str], job: Job) -> None:
+    """Only a head may be new, and what pools for it, which models that fill masks have not."""
+    whole = job.task.causal or job.task.generates
+    lost = sorted(name for name in new if whole or (name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name))
+    if lost:
+        raise ArtifactError(
+            f"{job.named} lacks {len(lost)} of the model's weights, or has them in another shape: {', '.join(lost[:3])} …",
+            hint="is its config.json that of its weights?",
+        )
 
 
 def _require_saveable(generation: Any, checkpoint: str) -> None:

@@ -105,6 +105,12 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
             )
         return loss
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The library rounds the steps of warm-up up, and the first of them learns nothing: in a short run that may be all."""
+        if num_training_steps * self.args.warmup_ratio < 1:
+            self.args.warmup_ratio = 0.0
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def create_optimizer(self) -> Any:
         """AdamW; with a layer decay each layer's weights get a rate of their own."""
         optimizer = super().create_optimizer()

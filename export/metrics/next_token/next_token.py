@@ -12,6 +12,7 @@ INPUTS = """
 Args:
     predictions: three numbers a text: tokens foreseen, tokens that could be, and the sum of the surprise at them (nats).
 Returns:
+    likelihood: the probability given to a token, as a geometric mean: 1 / perplexity, 0 to 1.
     token_accuracy: share of the tokens that were the likeliest ones, 0 to 1.
     perplexity: e to the mean surprise at a token, 1 or more; less is better.
 """
@@ -36,4 +37,5 @@ class NextToken(evaluate.Metric):  # type: ignore[misc]  # the library is untype
     def figures(statistics: Any) -> dict[str, float]:
         """The figures of some texts' statistics."""
         hits, counted, surprise = statistics.sum(axis=0)
-        return {"token_accuracy": float(hits / counted), "perplexity": float(np.exp(surprise / counted))}
+        mean = surprise / counted
+        return {"likelihood": float(np.exp(-mean)), "token_accuracy": float(hits / counted), "perplexity": float(np.exp(mean))}

@@ -108,7 +108,7 @@ class TextGeneration(TrainedTask):
 
     @property
     def main_metric(self) -> str:
-        return "token_accuracy"
+        return "likelihood"
 
     def judged(self, outputs: Arrays, origins: Origins, tokenizer: Tokenizer) -> list[Any]:  # noqa: ARG002 - nothing is written
         """Of each text what :meth:`kept` says of its rows, together."""
