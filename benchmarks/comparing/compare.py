@@ -10,8 +10,8 @@ Of the same build, two runs minutes apart differ by half where others use the ma
   that did not move is not worse because the yardstick recovered. Rounds in which the originals are much slower than at their
   best do not count. Where most rounds of a run are like that, or the originals run on other versions, it must be beyond noise
   plainly too.
-* **Noise is measured**, in the rounds of both reports (:mod:`benchmarks.comparing.noise`). A change counts only if it is larger
-  than what is allowed *and* larger than what noise explains. A few seconds on a shared machine tell 40 % from nothing, not 10 %;
+* **Noise is measured** in the rounds of both reports (:mod:`benchmarks.comparing.measurement_noise`). A change counts only if it
+  is larger than what is allowed *and* larger than what noise explains. A few seconds on a shared machine tell 40 % from nothing, not 10 %;
   more ``--duration`` and ``--rounds`` tell more, up to the difference between runs, which no round shows.
 * **A model as a whole** is steadier than any of its figures: ``served.int8.*.throughput`` is the geometric mean over its
   arrangements or closed loops, the steady ones weighing more. Half the chance of a false alarm is left to these few.
@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.comparing.alike import (
+from benchmarks.comparing.comparability import (
     differences,
     other_machine,
     other_yardstick,
@@ -38,9 +38,9 @@ from benchmarks.comparing.alike import (
     taken_away,
     title,
 )
-from benchmarks.comparing.yardstick import OTHER_ROWS, SPEEDS, compare_speeds, lengths_of, ways
+from benchmarks.comparing.reference import OTHER_ROWS, SPEEDS, compare_speeds, lengths_of, ways
 from benchmarks.report import Quality, Report
-from benchmarks.verdicts import Compared, Comparison, relative
+from benchmarks.verdicts import FigureComparison, ReportComparison, relative
 from serving.errors import DataError
 
 COSTS = {
@@ -74,7 +74,7 @@ class Allowed:
     any_machine: bool = False
 
 
-def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
+def compare(before: Report, now: Report, allowed: Allowed) -> ReportComparison:
     """Hold ``now`` against ``before``.
 
     Raises:
@@ -106,7 +106,7 @@ def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
             hint="compare runs of the same precisions, protocols and concurrencies",
         )
     ours, theirs = _names(before), _names(now)
-    return Compared(
+    return ReportComparison(
         before=title(before),
         now=title(now),
         figures=found + quality,
@@ -116,11 +116,11 @@ def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
     )
 
 
-def _unjudged(one: Comparison, why: str) -> Comparison:
+def _unjudged(one: FigureComparison, why: str) -> FigureComparison:
     return replace(one, verdict="not compared", tolerance=None, noise=None, why=why)
 
 
-def _costs(before: Report, now: Report) -> Iterator[Comparison]:
+def _costs(before: Report, now: Report) -> Iterator[FigureComparison]:
     ours, theirs, lengths = before.figures(), now.figures(), lengths_of(before)
     for name in _names(before):
         way, _, kind = name.rpartition(".")
@@ -129,7 +129,7 @@ def _costs(before: Report, now: Report) -> Iterator[Comparison]:
         share, least = COSTS[kind]
         was, is_now = ours[name], theirs[name]
         more, less = is_now - was > max(share * was, least), was - is_now > max(share * is_now, least)
-        one = Comparison(
+        one = FigureComparison(
             figure=name,
             before=was,
             now=is_now,
@@ -142,7 +142,7 @@ def _costs(before: Report, now: Report) -> Iterator[Comparison]:
         yield one
 
 
-def _qualities(before: Report, now: Report, allowed: float) -> tuple[list[Comparison], list[str]]:
+def _qualities(before: Report, now: Report, allowed: float) -> tuple[list[FigureComparison], list[str]]:
     """Metrics and agreement of every model, and what to say about them."""
     same = same_labelled_rows(before, now)
     why = {None: "the reports do not say on which rows", False: "on other labelled rows", True: ""}[same]
@@ -151,7 +151,7 @@ def _qualities(before: Report, now: Report, allowed: float) -> tuple[list[Compar
     for name in (name for name in ours if name in theirs):
         change = theirs[name] - ours[name]
         verdict = "worse" if change < -allowed - ROUNDING else "better" if change > allowed + ROUNDING else "same"
-        one = Comparison(figure=name, before=ours[name], now=theirs[name], change=change, points=True, verdict=verdict)
+        one = FigureComparison(figure=name, before=ours[name], now=theirs[name], change=change, points=True, verdict=verdict)
         found.append(replace(one, verdict="not compared", why=why) if why else replace(one, tolerance=allowed))
     return found, [f"quality is not compared: {why}"] if why and found else []
 
