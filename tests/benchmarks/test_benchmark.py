@@ -21,7 +21,7 @@ from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
 from benchmarks.run import timed_checksums
 from benchmarks.samples import spans_of
-from benchmarks.served import Endpoint, Server, check_process, read_package, require_same_bundle
+from benchmarks.served import Endpoint, ServerConnection, check_process, read_package, require_same_bundle
 from benchmarks.speed import closed_loop, over_rounds, side_by_side
 from serving.artifact import read_manifest
 from serving.bundle import Bundle, load_bundle
@@ -267,13 +267,13 @@ def endpoint(server: servers.Server) -> Endpoint:
 
 def test_a_server_that_is_not_there_is_told_with_what_to_do(endpoint: Endpoint) -> None:
     with pytest.raises(ServerError, match=r"no server answers at 127\.0\.0\.1:") as raised:
-        Server(replace(endpoint, grpc_port=servers.free_port()), NAME)
+        ServerConnection(replace(endpoint, grpc_port=servers.free_port()), NAME)
     assert "tritonize serve" in raised.value.hint and "--in-process" in raised.value.hint
 
 
 def test_a_model_that_is_not_served_is_told(endpoint: Endpoint) -> None:
     with pytest.raises(ServerError, match="does not serve absent"):
-        Server(endpoint, "absent")
+        ServerConnection(endpoint, "absent")
 
 
 def test_a_package_of_another_export_is_refused(server: servers.Server) -> None:

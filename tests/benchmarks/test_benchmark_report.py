@@ -12,11 +12,11 @@ import pytest
 
 from benchmarks import logits
 from benchmarks.answers import from_json, largest_difference, same, to_json
+from benchmarks.inputs import BenchmarkRows
 from benchmarks.logits import OutputsFile
-from benchmarks.quality import calibration_error, judge
+from benchmarks.quality import calibration_error, evaluate
 from benchmarks.run import require_passed
-from benchmarks.study import Rows
-from benchmarks.verdicts import Comparison, Gate, Miss
+from benchmarks.verdicts import BenchmarkGate, FigureComparison, Miss
 from export import metric
 from serving.errors import GateError
 from serving.runtime.tasks.base import Origins
@@ -32,8 +32,8 @@ def test_quality_compares_labels_scores_and_the_metric() -> None:
         return {"LABEL": np.array([[b"yes" if score > 0.5 else b"no"] for score in yes]), "SCORES": scores}
 
     original = tensors(0.9, 0.2, 0.6, 0.4)
-    rows = Rows(timed={}, labelled=[["a"], ["b"], ["c"], ["d"]], references=[1, 0, 1, 1])
-    quality = judge(task, rows, tensors(0.9, 0.25, 0.4, 0.4), original)
+    rows = BenchmarkRows(timed={}, labelled=[["a"], ["b"], ["c"], ["d"]], references=[1, 0, 1, 1])
+    quality = evaluate(task, rows, tensors(0.9, 0.25, 0.4, 0.4), original)
     assert quality.rows == 4
     assert quality.agreement == 0.75
     assert quality.max_score_difference == pytest.approx(0.2)
@@ -43,7 +43,7 @@ def test_quality_compares_labels_scores_and_the_metric() -> None:
     worst, next_one = quality.moved
     assert (worst.row, worst.texts, worst.reference, worst.original, worst.answer) == (2, {"TEXT": "c"}, "yes", "yes", "no")
     assert (worst.difference, next_one.row) == (pytest.approx(0.2), 1), "another label first, then the other score; equal rows not"
-    itself = judge(task, rows, original, None)
+    itself = evaluate(task, rows, original, None)
     assert (itself.metrics["accuracy"], itself.agreement, itself.drop, itself.moved) == (0.75, 1, None, [])
 
 
@@ -86,8 +86,8 @@ def test_what_is_no_number_is_counted_and_loses_nothing_else() -> None:
     task = TextClassification(labels=("no", "yes"), function_to_apply="softmax")
     scores = np.array([[np.nan, np.nan], [0.2, 0.8]], dtype=np.float32)
     original = {"LABEL": np.array([[b"no"], [b"yes"]], dtype=object), "SCORES": np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)}
-    rows = Rows(timed={}, labelled=[["a"], ["b"]], references=[0, 1])
-    quality = judge(task, rows, original | {"SCORES": scores}, original)
+    rows = BenchmarkRows(timed={}, labelled=[["a"], ["b"]], references=[0, 1])
+    quality = evaluate(task, rows, original | {"SCORES": scores}, original)
     assert quality.not_finite == 1 and quality.moved[0].row == 0
     assert (quality.max_score_difference, quality.calibration_error, quality.moved[0].difference) == (None, None, None)
     json.dumps(asdict(quality), allow_nan=False)
@@ -115,13 +115,15 @@ def test_answers_survive_their_way_from_process_to_process() -> None:
 
 
 def test_failed_gates_and_regressions_are_named_with_their_figures() -> None:
-    require_passed(made_up.report(gates=[Gate(expression="a > 1", comparison="2 > 1", held=3, rounds=5, passed=True)]))
+    require_passed(made_up.report(gates=[BenchmarkGate(expression="a > 1", comparison="2 > 1", held=3, rounds=5, passed=True)]))
     gates = [
-        Gate(expression="a > 1", comparison="2 > 1", held=3, rounds=5, passed=True),
-        Gate(expression="b > 1", comparison="0.5 > 1", held=2, rounds=5, passed=False, missed=Miss(value=0.5, limit=1)),
+        BenchmarkGate(expression="a > 1", comparison="2 > 1", held=3, rounds=5, passed=True),
+        BenchmarkGate(expression="b > 1", comparison="0.5 > 1", held=2, rounds=5, passed=False, missed=Miss(value=0.5, limit=1)),
     ]
     regressions = [
-        Comparison(figure=f"m{9 - index}.throughput", before=100.0, now=71.0 + index, change=-0.29 + index / 100, verdict="worse")
+        FigureComparison(
+            figure=f"m{9 - index}.throughput", before=100.0, now=71.0 + index, change=-0.29 + index / 100, verdict="worse"
+        )
         for index in range(7)
     ]
     with pytest.raises(GateError) as raised:

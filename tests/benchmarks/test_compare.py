@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.comparing.alike import title
+from benchmarks.comparing.comparability import title
 from benchmarks.comparing.compare import Allowed, compare
-from benchmarks.comparing.noise import Levels, shifts, weigh_rounds
-from benchmarks.comparing.words import to_text
-from benchmarks.comparing.yardstick import SPEEDS
+from benchmarks.comparing.measurement_noise import Levels, shifts, weigh_rounds
+from benchmarks.comparing.reference import SPEEDS
+from benchmarks.comparing.rendering import to_text
 from benchmarks.report import Report
-from benchmarks.verdicts import Compared, Comparison
+from benchmarks.verdicts import FigureComparison, ReportComparison
 from serving.errors import DataError
 from tests.helpers import drifting, made_up
 from tests.helpers.drifting import Machine
@@ -34,7 +34,7 @@ def report() -> Report:
     return replace(whole, settings=whole.settings | {"rows_sha256": "of the rows"})
 
 
-def by_name(compared: Compared) -> dict[str, Comparison]:
+def by_name(compared: ReportComparison) -> dict[str, FigureComparison]:
     return {one.figure: one for one in compared.figures}
 
 
@@ -102,7 +102,7 @@ def test_few_rounds_allow_more(report: Report, rounds: int) -> None:
 
 def test_without_any_noise_the_allowance_and_the_difference_between_runs_remain(report: Report) -> None:
     one = by_name(compare_10(report, report))[f"{SERVED}.c16.throughput"]
-    assert (one.verdict, one.change, one.against_yardstick) == ("same", 0, 0)
+    assert (one.verdict, one.change, one.against_reference) == ("same", 0, 0)
     wide = by_name(compare(report, report, Allowed(regression=0.9)))[f"{SERVED}.c16.throughput"]
     assert wide.tolerance == pytest.approx(0.9)
 
@@ -111,7 +111,7 @@ def test_a_machine_that_is_slower_today_is_no_regression(report: Report) -> None
     compared = compare_10(report, faster(report, {"": 0.4}))
     assert not compared.of("worse") and not compared.of("better")
     one = by_name(compared)[f"{SERVED}.c16.throughput"]
-    assert (one.change, one.against_yardstick) == (pytest.approx(-0.6), pytest.approx(0))
+    assert (one.change, one.against_reference) == (pytest.approx(-0.6), pytest.approx(0))
 
 
 def test_a_faster_machine_hides_no_regression(report: Report) -> None:
@@ -120,7 +120,7 @@ def test_a_faster_machine_hides_no_regression(report: Report) -> None:
     compared = compare_10(before, faster(now, {"": 1.5}))
     first = compared.of("worse")[0]
     assert first.figure == f"{SERVED}.*.throughput", "the model as a whole comes first"
-    assert first.change == pytest.approx(-0.17, abs=0.03) and first.against_yardstick == pytest.approx(-0.45, abs=0.03)
+    assert first.change == pytest.approx(-0.17, abs=0.03) and first.against_reference == pytest.approx(-0.45, abs=0.03)
     assert {one.figure.rpartition(".")[2] for one in compared.of("worse")} == set(SPEEDS)
 
 
@@ -147,8 +147,8 @@ def test_a_figure_that_did_not_move_is_no_worse_for_a_yardstick_that_recovered(r
     before, now = drifting.run(report, STILL, draw), drifting.run(report, STILL, draw)
     recovered = faster(now, {"pytorch": 2.2, "pipeline": 2.2})
     one = by_name(compare_10(before, recovered))["onnx.int8.*.throughput"]
-    assert one.against_yardstick is not None and one.tolerance is not None
-    assert (one.verdict, one.against_yardstick < -one.tolerance) == ("same", True)
+    assert one.against_reference is not None and one.tolerance is not None
+    assert (one.verdict, one.against_reference < -one.tolerance) == ("same", True)
     assert compare_10(recovered, before).of("better") == []
 
 
@@ -166,7 +166,7 @@ def test_a_round_in_which_the_originals_stall_does_not_count(report: Report) -> 
     draw = np.random.default_rng(4)
     before, now = drifting.run(report, STILL, draw), drifting.run(report, STILL, draw, slower={SERVED: TWICE})
     found = by_name(compare_10(before, slowed(now, 2)))[f"{SERVED}.*.throughput"]
-    assert found.verdict == "worse" and found.against_yardstick == pytest.approx(-0.45, abs=0.03)
+    assert found.verdict == "worse" and found.against_reference == pytest.approx(-0.45, abs=0.03)
 
 
 @pytest.mark.parametrize("rounds", [3, 5])
@@ -183,7 +183,7 @@ def test_unchanged_models_in_process_are_part_of_what_the_served_one_is_held_aga
     name = f"{SERVED}.c16.throughput"
     unlike = [replace(model, sha256="0") if model.kind == "onnx" else model for model in quick.in_process]
     versions = report.environment["versions"] | {"onnxruntime": "9"}
-    changes = {now: by_name(compare_10(report, one))[name].against_yardstick for now, one in {
+    changes = {now: by_name(compare_10(report, one))[name].against_reference for now, one in {
         "same": quick, "files": replace(quick, in_process=unlike),
         "runtime": replace(quick, environment=report.environment | {"versions": versions}),
     }.items()}  # fmt: skip
@@ -210,7 +210,7 @@ def test_without_a_yardstick_speeds_are_compared_plainly_and_that_is_said(report
     compared = compare_10(alone, faster(alone, {"": 0.4}))
     assert compared.notes[0].startswith("no yardstick: compared plainly")
     one = by_name(compared)[f"{SERVED}.c16.throughput"]
-    assert (one.verdict, one.against_yardstick) == ("worse", None)
+    assert (one.verdict, one.against_reference) == ("worse", None)
 
 
 def test_open_loops_are_shown_and_not_judged() -> None:

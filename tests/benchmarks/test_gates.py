@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.gates import check_gate, figures_in, parse_gate
 from benchmarks.run import require_passed
-from benchmarks.verdicts import Comparison
+from benchmarks.verdicts import FigureComparison
 from serving.errors import DataError, GateError
 from tests.helpers import made_up
 
@@ -175,7 +175,7 @@ def test_every_failed_gate_is_named_with_how_much_it_lacks() -> None:
 
 
 def test_regressions_are_named_after_the_gates() -> None:
-    one = Comparison(figure="served.int8.c1.p50_ms", before=5.0, now=10.0, change=1.0, against_yardstick=0.9, tolerance=0.5,
+    one = FigureComparison(figure="served.int8.c1.p50_ms", before=5.0, now=10.0, change=1.0, against_reference=0.9, tolerance=0.5,
                      noise=0.08, verdict="worse")  # fmt: skip
     with pytest.raises(GateError) as raised:
         require_passed(made_up.report(gates=[check_gate("1 > 2", [FIGURES])], baseline=made_up.compared(*[one] * 7)))

@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks.pages.html import render
 from benchmarks.pages.plots import plots
-from benchmarks.report import Moved, Report
-from benchmarks.verdicts import Gate
+from benchmarks.report import ChangedAnswer, Report
+from benchmarks.verdicts import BenchmarkGate
 from tests.helpers import made_up
 
 PLOTS = ("latency-throughput", "quality-speed", "latencies", "time-split", "growth-batch", "growth-length", "growth-concurrency")
@@ -111,7 +111,7 @@ def test_the_page_is_the_same_each_time(report: Report, page: str) -> None:
 
 def test_hostile_texts_stay_texts(report: Report) -> None:
     moved = [
-        Moved(
+        ChangedAnswer(
             row=1, texts={HOSTILE: HOSTILE * 100}, reference=HOSTILE, original={HOSTILE: HOSTILE}, answer=[HOSTILE], difference=None
         )
     ]
@@ -135,7 +135,7 @@ def test_hostile_texts_stay_texts(report: Report) -> None:
 
 
 def test_failed_gates_are_red_and_nothing_else_is(report: Report) -> None:
-    gates = [*report.gates, replace(report.gates[0], passed=False, missed=None), Gate(
+    gates = [*report.gates, replace(report.gates[0], passed=False, missed=None), BenchmarkGate(
         expression="a > 1", comparison="", held=0, rounds=5, passed=False, why="no figure is called a")]  # fmt: skip
     model = replace(report.in_process[0], file="failed-model.onnx")
     page = render(replace(report, gates=gates, in_process=[model]), {})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.lengths import mean_tokens, rows_of_length
+from benchmarks.row_lengths import mean_tokens, rows_of_length
 from export.data import read_evaluation
 from export.graph import input_names
 from serving.bundle import Bundle, load_bundle

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.gates import check_gate
 from benchmarks.pages import terminal
 from benchmarks.pages.markdown import MOST_BYTES, render, throughput
-from benchmarks.report import Moved, Report
-from benchmarks.verdicts import Gate
+from benchmarks.report import ChangedAnswer, Report
+from benchmarks.verdicts import BenchmarkGate
 from tests.helpers import made_up
 
 HOSTILE = "a | b\nc `d` <script>alert(1)</script> **e** [f](g) @h | https://i.example"
@@ -21,7 +21,7 @@ def report() -> Report:
     return made_up.report()
 
 
-def _with_moved(report: Report, moved: list[Moved]) -> Report:
+def _with_moved(report: Report, moved: list[ChangedAnswer]) -> Report:
     assert report.served is not None
     return replace(report, served=replace(report.served, quality=replace(report.served.quality, moved=moved)))
 
@@ -101,8 +101,10 @@ def test_the_key_table_and_every_part_are_there(report: Report) -> None:
 
 
 def test_every_row_of_a_table_has_its_columns(report: Report) -> None:
-    hostile = Moved(row=0, texts={"TEXT": HOSTILE}, reference=HOSTILE, original={HOSTILE: 1.0}, answer=[HOSTILE], difference=None)
-    gates = [Gate(expression="a | b", comparison="1 | 2", held=1, rounds=1, passed=True)]
+    hostile = ChangedAnswer(
+        row=0, texts={"TEXT": HOSTILE}, reference=HOSTILE, original={HOSTILE: 1.0}, answer=[HOSTILE], difference=None
+    )
+    gates = [BenchmarkGate(expression="a | b", comparison="1 | 2", held=1, rounds=1, passed=True)]
     markdown = render(_with_moved(replace(report, gates=gates, name=HOSTILE), [hostile]))
     columns = 0
     for line in markdown.splitlines():
@@ -139,7 +141,7 @@ def test_time_that_the_host_took_away_is_told_with_the_machine(report: Report, p
 
 
 def test_a_summary_stays_below_what_github_shows(report: Report) -> None:
-    endless = [Moved(row=row, texts={"TEXT": "é|" * 10**5}, reference="x" * 10**5, original="y", answer="z", difference=1.0)
+    endless = [ChangedAnswer(row=row, texts={"TEXT": "é|" * 10**5}, reference="x" * 10**5, original="y", answer="z", difference=1.0)
                for row in range(10)]  # fmt: skip
     assert len(render(_with_moved(report, endless)).encode()) < 60_000, "texts are clipped"
     assert report.served is not None

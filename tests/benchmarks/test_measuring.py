@@ -21,18 +21,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from benchmarks import commands
 from benchmarks.answers import from_json
 from benchmarks.energy import EnergyMeter
-from benchmarks.in_process import Batched, Loaded, bundle_precision, findings, require_original
-from benchmarks.in_process import Run as InProcessRun
-from benchmarks.jobs import Job
+from benchmarks.in_process import Batched, Loaded, ModelRun, bundle_precision, findings, require_original
+from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
+from benchmarks.jobs import WorkerJob
 from benchmarks.load import LoadFound, LoadOptions
 from benchmarks.machine import MemoryMeter, process_tree, stolen_percent
-from benchmarks.quality import judge_pipeline
+from benchmarks.quality import evaluate_pipeline
 from benchmarks.rounds import measure_rounds
 from benchmarks.runners import timed_passes
 from benchmarks.served import Clients, Endpoint, read_package
 from benchmarks.speed import as_spans, side_by_side
 from benchmarks.steps import counts_between, total
-from benchmarks.study import Rows, Study
 from benchmarks.workers import Workers, started
 from export.cli import main
 from serving.artifact import inputs_record, sha256, write_manifest
@@ -97,12 +96,12 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def job(bundle: Bundle) -> Job:
-    return Job(backend="onnx", source=str(bundle.variant("fp32").path), bundle=str(bundle.folder), device="cpu", threads=1,
+def job(bundle: Bundle) -> WorkerJob:
+    return WorkerJob(backend="onnx", source=str(bundle.variant("fp32").path), bundle=str(bundle.folder), device="cpu", threads=1,
                most_rows=2, first=ROWS[0], labelled=ROWS[:3])  # fmt: skip
 
 
-def test_a_worker_answers_the_labelled_rows_and_times_slice_after_slice(bundle: Bundle, job: Job) -> None:
+def test_a_worker_answers_the_labelled_rows_and_times_slice_after_slice(bundle: Bundle, job: WorkerJob) -> None:
     with started(job) as workers:
         (alone,), (pairs,), (again,) = (workers.measure(rows, batch, 0.1) for rows, batch in ((ROWS, 1), (ROWS, 2), (ROWS[:2], 1)))
         (facts,) = workers.end()
@@ -121,7 +120,7 @@ def test_a_worker_answers_the_labelled_rows_and_times_slice_after_slice(bundle: 
     assert 10 < facts["peak_rss_mib"] < 2000
 
 
-def test_workers_are_timed_at_the_same_time_and_only_the_first_answers(job: Job) -> None:
+def test_workers_are_timed_at_the_same_time_and_only_the_first_answers(job: WorkerJob) -> None:
     with started(job, processes=2) as workers:
         slices = [workers.measure(ROWS, 1, 0.2) for _ in range(2)]
         first, second = workers.end()
@@ -148,21 +147,21 @@ def test_workers_begin_at_different_rows_of_the_same(monkeypatch: pytest.MonkeyP
     assert told == [{"rows": rows, "batch": 2, "seconds": 0.5} for rows in (ROWS, ROWS[2:] + ROWS[:2])]
 
 
-def test_a_worker_that_fails_says_why(job: Job) -> None:
+def test_a_worker_that_fails_says_why(job: WorkerJob) -> None:
     absent = replace(job, source="nowhere.onnx")
     with pytest.raises(SetupError, match=r"a benchmark worker failed: .*nowhere\.onnx") as raised, started(absent, processes=2):
         pass
     assert "Traceback" in str(raised.value.__cause__)
 
 
-def test_a_worker_that_fails_at_its_slice_says_why(job: Job) -> None:
+def test_a_worker_that_fails_at_its_slice_says_why(job: WorkerJob) -> None:
     with started(job) as workers:
         workers.measure(ROWS, 1, 0.01)
         with pytest.raises(SetupError, match=r"a benchmark worker failed: \w*Error"):
             workers.measure([[]], 1, 0.01)  # a row without a text
 
 
-def test_a_worker_that_dies_between_rounds_says_so(job: Job) -> None:
+def test_a_worker_that_dies_between_rounds_says_so(job: WorkerJob) -> None:
     with started(job, processes=2) as workers:
         workers.measure(ROWS, 1, 0.01)
         victim = workers.processes[1].process
@@ -172,7 +171,7 @@ def test_a_worker_that_dies_between_rounds_says_so(job: Job) -> None:
             workers.measure(ROWS, 1, 0.01)
 
 
-def test_no_worker_outlives_an_interrupted_benchmark(job: Job) -> None:
+def test_no_worker_outlives_an_interrupted_benchmark(job: WorkerJob) -> None:
     with pytest.raises(KeyboardInterrupt), started(job, processes=2) as workers:
         processes = [worker.process for worker in workers.processes]
         assert [process.poll() for process in processes] == [None, None]
@@ -180,7 +179,9 @@ def test_no_worker_outlives_an_interrupted_benchmark(job: Job) -> None:
     assert [process.poll() for process in processes] == [-9, -9]
 
 
-def test_a_worker_that_dies_before_it_reads_its_job_says_so(job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_worker_that_dies_before_it_reads_its_job_says_so(
+    job: WorkerJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nkill -9 $$\n")
     script.chmod(0o755)
@@ -192,7 +193,7 @@ def test_a_worker_that_dies_before_it_reads_its_job_says_so(job: Job, monkeypatc
 
 
 def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
-    job: Job, make_checkpoint: Callable[[str], Path]
+    job: WorkerJob, make_checkpoint: Callable[[str], Path]
 ) -> None:
     """This one's tokenizer makes ``token_type_ids``, which DistilBERT does not take."""
     facts = []
@@ -206,11 +207,11 @@ def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
     eager, pipeline = facts
     assert eager["precision"] == pipeline["precision"] == "fp32"
     task = load_bundle(Path(job.bundle)).task
-    rows = Rows(timed={}, labelled=ROWS[:3], references=[1, 0, 0])
-    quality = judge_pipeline(task, rows, pipeline["answers"], from_json(task, eager["answers"]))
+    rows = BenchmarkRows(timed={}, labelled=ROWS[:3], references=[1, 0, 0])
+    quality = evaluate_pipeline(task, rows, pipeline["answers"], from_json(task, eager["answers"]))
     assert (quality.agreement, quality.rows) == (1.0, 3)
     other = [pipeline["answers"][0], *pipeline["answers"][:2]]  # one row's answer in another's place
-    assert judge_pipeline(task, rows, other, from_json(task, eager["answers"])).agreement < 1
+    assert evaluate_pipeline(task, rows, other, from_json(task, eager["answers"])).agreement < 1
 
 
 @pytest.mark.parametrize(
@@ -249,19 +250,31 @@ class Recorder:
 
 
 @pytest.fixture
-def study(bundle: Bundle, job: Job) -> Study:
-    rows = Rows(timed={None: ROWS}, labelled=ROWS[:3], references=[1, 0, 0])
-    return Study(bundle=bundle, checkpoint=bundle.folder.parent / "checkpoint", rows=rows, precisions=("fp32",), exported=None,
-                 compiled=False, device="cpu", batches=(1,), protocols=(), concurrencies=(), open_loops=(), duration=6.0,
-                 rounds=3)  # fmt: skip
+def inputs(bundle: Bundle, job: WorkerJob) -> BenchmarkInputs:
+    rows = BenchmarkRows(timed={None: ROWS}, labelled=ROWS[:3], references=[1, 0, 0])
+    return BenchmarkInputs(
+        bundle=bundle,
+        checkpoint=bundle.folder.parent / "checkpoint",
+        rows=rows,
+        precisions=("fp32",),
+        exported=None,
+        compiled=False,
+        device="cpu",
+        batches=(1,),
+        protocols=(),
+        concurrencies=(),
+        open_loops=(),
+        duration=6.0,
+        rounds=3,
+    )
 
 
 def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    inputs: BenchmarkInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Recorder, "turns", [])
     said: list[str] = []
-    measure_rounds([Recorder("a"), Recorder("b"), Recorder("c")], study, said.append)
+    measure_rounds([Recorder("a"), Recorder("b"), Recorder("c")], inputs, said.append)
     assert [name for name, _, _ in Recorder.turns] == [*"abc", *"cba", *"abc"]
     shares = [rows for _, rows, _ in Recorder.turns]
     for first in (0, 3, 6):
@@ -272,7 +285,7 @@ def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
     assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
 
 
-def _measured(job: Job, facts: dict[str, Any], milliseconds: list[int]) -> Loaded:
+def _measured(job: WorkerJob, facts: dict[str, Any], milliseconds: list[int]) -> Loaded:
     """Processes that took so long for each call, by round, and are what ``facts`` says."""
 
     class Ended:
@@ -281,23 +294,23 @@ def _measured(job: Job, facts: dict[str, Any], milliseconds: list[int]) -> Loade
 
     workers: Any = Ended()
     slices = [[as_spans([(start, start + step * 10**6) for start in range(0, 10**9, step * 10**6)])] for step in milliseconds]
-    run = InProcessRun(job=job, processes=1, asked=((1, None),))
+    run = ModelRun(job=job, processes=1, asked=((1, None),))
     way = Batched(workers=workers, batch=1, length=None, energy=EnergyMeter([]), slices=slices, watts=[50.0] * 3)
     return Loaded(run=run, workers=workers, ways=[way])
 
 
-def test_a_models_own_figure_is_of_the_same_arrangement_in_every_round(study: Study, job: Job) -> None:
+def test_a_models_own_figure_is_of_the_same_arrangement_in_every_round(inputs: BenchmarkInputs, job: WorkerJob) -> None:
     answers = {"LABEL": [["positive"]] * 3, "SCORE": [[0.9]] * 3, "SCORES": [[0.1, 0.9]] * 3}
-    facts = {"file": str(study.checkpoint / "model.safetensors"), "sha256": "0", "precision": "fp32", "load_seconds": 1.0,
+    facts = {"file": str(inputs.checkpoint / "model.safetensors"), "sha256": "0", "precision": "fp32", "load_seconds": 1.0,
              "first_answer_seconds": 0.1, "peak_rss_mib": 9.0, "gpu_memory_mib": None, "answers": answers}  # fmt: skip
     torch = replace(job, backend="pytorch", threads=None)
     one = _measured(torch, facts | {"threads": 1}, [10, 20, 20])
-    file = study.bundle.variant("fp32").path
+    file = inputs.bundle.variant("fp32").path
     onnx = facts | {"precision": "", "file": str(file), "sha256": sha256(file)}
     steady, changing = (
         _measured(job, onnx | {"threads": threads}, calls) for threads, calls in ((1, [10, 10, 10]), (2, [5, 20, 20]))
     )
-    found = findings(study, [one, steady, changing])
+    found = findings(inputs, [one, steady, changing])
     original, model = found.models
     assert (original.name, model.name, model.best, model.quickest) == ("pytorch.fp32", "onnx.fp32", "p1t1", "p1t2")
     assert (original.fused_operators, model.fused_operators) == (None, {})

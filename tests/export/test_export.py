@@ -20,9 +20,11 @@ import pytest
 
 from export import bundle as bundles
 from export import cli, graph, optimize
-from export.bundle import ExportOptions, export
+from export.bundle import export
 from export.checkpoint import chosen_max_length, load_model, read_config, save_tokenizer
 from export.data import EVALUATION, Columns, LabelledRows, read_evaluation, write_evaluation
+from export.export_options import ExportOptions
+from export.export_source import find_source
 from export.rows import EncodedRows
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
@@ -334,7 +336,7 @@ def test_where_what_decides_on_a_bundle_changed_it_is_not_up_to_date(
     module.write_text("gates = 1")
     monkeypatch.setattr(bundles, "SHAPING", (module,))
     chosen = options(tiny_checkpoint, review_file, tmp_path, precision=("fp32",))
-    source = bundles.find_source(chosen)
+    source = find_source(chosen)
     before = bundles._inputs(chosen, source)
     assert bundles._inputs(chosen, source) == before
     module.write_text("gates = 2")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparing.yardstick import SPEEDS
+from benchmarks.comparing.reference import SPEEDS
 from benchmarks.report import InProcess, Report
 from tests.helpers import made_up
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from benchmarks.report import (
     Arrangement,
+    ChangedAnswer,
     Estimate,
     InProcess,
     Load,
-    Moved,
     Quality,
     Report,
     Served,
@@ -23,7 +23,7 @@ from benchmarks.report import (
 )
 from benchmarks.samples import Samples
 from benchmarks.speed import Speed
-from benchmarks.verdicts import Compared, Comparison, Gate, Miss
+from benchmarks.verdicts import BenchmarkGate, FigureComparison, Miss, ReportComparison
 
 ROUNDS = 5
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -99,7 +99,7 @@ def quality(correct: float, agreement: float, *, judged: bool = True, logit: flo
     )
 
 
-def _moved(index: int) -> Moved:
+def _moved(index: int) -> ChangedAnswer:
     texts = (
         "A film that is neither good nor bad | but long.",
         "Unflinchingly <b>bleak</b> and `desperate`,\nand worth every minute of it.",
@@ -108,9 +108,14 @@ def _moved(index: int) -> Moved:
     )
     score = 0.5 + 0.04 * (10 - index)
     original, answer = ("negative", "positive") if index % 2 else ("positive", "negative")
-    return Moved(row=17 + 31 * index, texts={"TEXT": texts[index % len(texts)]}, reference=original if index % 3 else answer,
-                 original=[{"label": original, "score": score}], answer=[{"label": answer, "score": 1 - score / 1.8}],
-                 difference=round(0.44 / (index + 1), 3))  # fmt: skip
+    return ChangedAnswer(
+        row=17 + 31 * index,
+        texts={"TEXT": texts[index % len(texts)]},
+        reference=original if index % 3 else answer,
+        original=[{"label": original, "score": score}],
+        answer=[{"label": answer, "score": 1 - score / 1.8}],
+        difference=round(0.44 / (index + 1), 3),
+    )
 
 
 def _arrangement(model: str, name: str, *, processes: int = 1, threads: int = 2, batch: int = 1, length: int | None = None,
@@ -250,27 +255,41 @@ def report(**changes: Any) -> Report:
         served=served,
         rounds=[],
         gates=[
-            Gate(expression="served.int8.c16.throughput >= 2 * pytorch.fp32.throughput", comparison="503.632 >= 326.531", held=5,
-                 rounds=ROUNDS, passed=True),
-            Gate(expression="served.int8.c16.p99_ms <= 50", comparison="56.8305 <= 50", held=0, rounds=ROUNDS, passed=False,
-                 missed=Miss(value=56.8305, limit=50)),
-            Gate(expression="served.int8.metric_drop <= 0.02", comparison="0.007 <= 0.02", held=5, rounds=ROUNDS, passed=True),
+            BenchmarkGate(
+                expression="served.int8.c16.throughput >= 2 * pytorch.fp32.throughput",
+                comparison="503.632 >= 326.531",
+                held=5,
+                rounds=ROUNDS,
+                passed=True,
+            ),
+            BenchmarkGate(
+                expression="served.int8.c16.p99_ms <= 50",
+                comparison="56.8305 <= 50",
+                held=0,
+                rounds=ROUNDS,
+                passed=False,
+                missed=Miss(value=56.8305, limit=50),
+            ),
+            BenchmarkGate(
+                expression="served.int8.metric_drop <= 0.02", comparison="0.007 <= 0.02", held=5, rounds=ROUNDS, passed=True
+            ),
         ],
-    )  # fmt: skip
+    )
     return replace(found, **({"rounds": _rounds(found)} | changes))
 
 
-def compared(*figures: Comparison, **changes: Any) -> Compared:
+def compared(*figures: FigureComparison, **changes: Any) -> ReportComparison:
     """What holding a report against a baseline came to."""
-    found = Compared(before="reviews of 2031-01-01", now="reviews of 2031-02-03", figures=list(figures), notes=[], only_before=[],
-                     only_now=[])  # fmt: skip
+    found = ReportComparison(
+        before="reviews of 2031-01-01", now="reviews of 2031-02-03", figures=list(figures), notes=[], only_before=[], only_now=[]
+    )
     return replace(found, **changes)
 
 
-def comparison(figure: str, verdict: str = "same") -> Comparison:
+def comparison(figure: str, verdict: str = "same") -> FigureComparison:
     """A figure that fell from 500 to 400, whatever is made of it."""
     why = "another machine" if verdict == "not compared" else ""
-    return Comparison(figure=figure, before=500.0, now=400.0, change=-0.2, tolerance=0.1, verdict=verdict, why=why)
+    return FigureComparison(figure=figure, before=500.0, now=400.0, change=-0.2, tolerance=0.1, verdict=verdict, why=why)
 
 
 def samples(report: Report) -> Samples:

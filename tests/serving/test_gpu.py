@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from export.bundle import ExportOptions, export
+from export.bundle import export
+from export.export_options import ExportOptions
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.client import TritonPipeline

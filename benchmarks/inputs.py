@@ -11,7 +11,7 @@ from serving.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class BenchmarkRows:
     """Real rows, each a list of strings in the order of the task's inputs.
 
     Args:
@@ -40,7 +40,7 @@ class OpenLoop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class BenchmarkInputs:
     """Args:
     checkpoint: folder of the original.
     precisions: ONNX variants to run in process.
@@ -56,7 +56,7 @@ class Study:
 
     bundle: Bundle
     checkpoint: Path
-    rows: Rows
+    rows: BenchmarkRows
     precisions: tuple[str, ...]
     exported: Path | None
     compiled: bool

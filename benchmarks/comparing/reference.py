@@ -11,10 +11,10 @@ from math import exp, expm1, inf, isfinite, log, log1p
 
 import numpy as np
 
-from benchmarks.comparing.alike import same_timed_rows
-from benchmarks.comparing.noise import BETWEEN_RUNS, CHANCE, Levels, Numbers, Shift, shifts, weigh_rounds
+from benchmarks.comparing.comparability import same_timed_rows
+from benchmarks.comparing.measurement_noise import BETWEEN_RUNS, CHANCE, Levels, Numbers, Shift, shifts, weigh_rounds
 from benchmarks.report import Report
-from benchmarks.verdicts import Comparison, relative
+from benchmarks.verdicts import FigureComparison, relative
 
 SPEEDS = {"throughput": 1, "p50_ms": -1, "p90_ms": -1, "p95_ms": -1, "p99_ms": -1}
 """Figures that the rounds repeat: 1 where higher is better, −1 where lower is."""
@@ -74,7 +74,7 @@ class Beside:
         return shifts(self.levels, weights, kinds=kinds, between_runs=np.array(unseen), chance=CHANCE / 2)
 
 
-def compare_speeds(before: Report, now: Report, *, allowed: float, plainly_too: bool) -> tuple[list[Comparison], list[str]]:
+def compare_speeds(before: Report, now: Report, *, allowed: float, plainly_too: bool) -> tuple[list[FigureComparison], list[str]]:
     """Throughputs and percentiles of every model as a whole and of each arrangement and load that both reports have, and notes.
 
     Args:
@@ -225,7 +225,7 @@ def _wholes(singles: Beside, shift: Shift) -> Beside:
     return Beside(figures=figures, levels=Levels(before=np.array(before), now=np.array(now)), yardsticks=counts)
 
 
-def _verdict(some: Beside, shift: Shift, at: int, allowed: float, plainly_too: bool) -> Comparison:
+def _verdict(some: Beside, shift: Shift, at: int, allowed: float, plainly_too: bool) -> FigureComparison:
     figure, sign = some.figures[at], SPEEDS[some.figures[at].kind]
     by, error = float(shift.by[at]), float(shift.error[at])
     spared = inf if sign > 0 and allowed >= 1 else -log1p(-allowed) if sign > 0 else log1p(allowed)
@@ -233,20 +233,20 @@ def _verdict(some: Beside, shift: Shift, at: int, allowed: float, plainly_too: b
     # a figure that did not move is no worse for a yardstick that recovered, and no better for one that suffered
     plainly = reach if plainly_too else spared
     worse, better = by < -reach and figure.plainly < -plainly, by > reach and figure.plainly > plainly
-    return Comparison(
+    return FigureComparison(
         figure=figure.name,
         before=figure.before,
         now=figure.now,
         change=figure.now / figure.before - 1,
-        against_yardstick=expm1(sign * by) if some.yardsticks[at] else None,
+        against_reference=expm1(sign * by) if some.yardsticks[at] else None,
         tolerance=abs(expm1(-sign * reach)),
         noise=expm1(error),
         verdict="worse" if worse else "better" if better else "same",
     )
 
 
-def _not_compared(figure: Figure) -> Comparison:
-    return Comparison(
+def _not_compared(figure: Figure) -> FigureComparison:
+    return FigureComparison(
         figure=figure.name,
         before=figure.before,
         now=figure.now,
