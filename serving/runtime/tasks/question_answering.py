@@ -132,7 +132,10 @@ class QuestionAnswering(ServedTask):
 
     def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:
         """Find the best answers of each row."""
-        found = self.find_answers(outputs, origins)
+        return self.tensors(self.find_answers(outputs, origins))
+
+    def tensors(self, found: Sequence[Sequence[Answer]]) -> Arrays:
+        """Write the answers of each row, best first and at least one, as the tensors of :meth:`outputs`."""
         best = [row[0] for row in found]
         shown = [json.dumps(row[: self.top_k], ensure_ascii=False).encode() for row in found]
         return {

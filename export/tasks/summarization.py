@@ -1,0 +1,31 @@
+"""Summarization: a text → a shorter text with its content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from export.tasks._rewriting import RewritingTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummarizationTask(RewritingTask):
+    """Trains summarization. See :class:`RewritingTask` for the fields."""
+
+    name: ClassVar[str] = "summarization"
+    columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "summary"}
+    default_max_length: ClassVar[int] = 512
+
+    @property
+    def metric(self) -> str:
+        """Return ROUGE."""
+        return "rouge"
+
+    @property
+    def main_metric(self) -> str:
+        """Return ROUGE-L."""
+        return "rouge_l"
+
+
+TASK = SummarizationTask
