@@ -91,7 +91,7 @@ def expected(inputs: BenchmarkInputs, *, exported: bool, served: str | None, own
         own_rows: quality is measured on the bundle's own rows, of which the bundle says what the metric finds.
     """
     found = {name: value for name, value in inputs.bundle.manifest.get("original", {}).items() if isinstance(value, float)}
-    known = own_rows and inputs.bundle.task.main_metric in found
+    known = own_rows and inputs.task.main_metric in found
     return Expected(
         models=_models(inputs, exported=exported),
         served=None if served is None else f"served.{served}",
@@ -116,7 +116,7 @@ def _models(inputs: BenchmarkInputs, *, exported: bool) -> list[str]:
     half = "fp16" if inputs.device == "gpu" else "bf16"
     names = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in inputs.precisions)]
     names += [f"tensorrt.{precision}" for precision in tensorrt_precisions(inputs) if exported]
-    also = {"pipeline": inputs.bundle.task.has_pipeline, "compiled": inputs.compiled, "exported": exported}
+    also = {"pipeline": inputs.task.has_pipeline, "compiled": inputs.compiled, "exported": exported}
     return [*names, *(f"{kind}.fp32" for kind, runs in also.items() if runs)]
 
 

@@ -29,7 +29,7 @@ from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, SetupError
 from serving.machine import cores
-from serving.runtime.tasks.base import Arrays
+from serving.runtime.types import Arrays
 
 Asked = tuple[int, int | None]
 """Rows per call, and how many tokens each of them has (None: rows as they are)."""
@@ -212,7 +212,7 @@ def _plan(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
     yield run("pytorch", inputs.checkpoint, alone_and_together, half=True)
     if inputs.compiled:
         yield run("compiled", inputs.checkpoint, alone_and_together)
-    if inputs.bundle.task.has_pipeline:
+    if inputs.task.has_pipeline:
         yield run("pipeline", inputs.checkpoint, alone_and_together)
     if inputs.exported is not None:
         yield run("exported", inputs.exported, (batched[0], *by_length), threads=cores() if inputs.device == "cpu" else 1)
@@ -306,9 +306,9 @@ def _judged(key: tuple[str, str], model: _Model, inputs: BenchmarkInputs, origin
         if model is not first and model.logits is not None and first.logits is not None:
             difference = logits.largest_difference(model.logits, first.logits)
         answers = from_json(inputs.bundle.task, model.answers)
-        quality = evaluate(inputs.bundle.task, rows, answers, None if model is first else original, logit_difference=difference)
+        quality = evaluate(inputs.task, rows, answers, None if model is first else original, logit_difference=difference)
     else:
-        quality = evaluate_pipeline(inputs.bundle.task, rows, model.answers, original)
+        quality = evaluate_pipeline(inputs.task, rows, model.answers, original)
     is_onnx = model.file.suffix == ".onnx"
     return InProcess(
         kind=key[0],

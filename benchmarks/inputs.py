@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import rate_name
+from export.tasks import bundle_task
+from export.tasks.base import ExportedTask
 from serving.bundle import Bundle
 
 
@@ -67,6 +70,11 @@ class BenchmarkInputs:
     open_loops: tuple[OpenLoop, ...]
     duration: float
     rounds: int
+
+    @cached_property
+    def task(self) -> ExportedTask:
+        """Return the bundle's task, ready for evaluation."""
+        return bundle_task(self.bundle)
 
     @property
     def lengths(self) -> tuple[int, ...]:

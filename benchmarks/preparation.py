@@ -12,9 +12,12 @@ from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows, OpenLoop
 from benchmarks.row_lengths import rows_of_length
 from benchmarks.served import Endpoint
-from export import convert, graph, tails
+from export import convert, graph
 from export.data import Columns, LabelledRows, encode_labels, read_evaluation, sample
+from export.output_head import add_output_head
 from export.sources import checkpoint_folder, load_rows
+from export.tasks import bundle_task
+from export.tasks.base import ExportedTask
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
 
@@ -112,20 +115,21 @@ def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> Benchm
 def exported_graph(inputs: BenchmarkInputs, folder: Path, say: Callable[[str], None]) -> Path:
     """The graph before anything was done to it but what the task itself needs at its end: a bundle does not keep it."""
     say("exporting the graph as it was before it was fused")
-    bundle = inputs.bundle
-    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
-    tails.add_tail(raw, bundle.task)
+    bundle, task = inputs.bundle, inputs.task
+    raw = convert.convert(inputs.checkpoint, type(task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
+    add_output_head(raw, task)
     return raw
 
 
 def _rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None]) -> BenchmarkRows:
-    labelled = _labelled(options, bundle)
-    if len(labelled.texts) != bundle.task.text_columns:
+    task = bundle_task(bundle)
+    labelled = _labelled(options, bundle.folder, task)
+    if len(labelled.texts) != task.text_columns:
         raise DataError(
-            f"the model takes {bundle.task.text_columns} texts a row, the rows have {len(labelled.texts)}",
+            f"the model takes {task.text_columns} texts a row, the rows have {len(labelled.texts)}",
             hint="name the columns with --text-column and --text-pair-column",
         )
-    rows = [list(row) for row in zip(*bundle.task.requests(labelled.texts), strict=True)]
+    rows = [list(row) for row in zip(*task.requests(labelled.texts), strict=True)]
     timed = [rows[index] for index in sample(len(rows), options.rows, options.seed)]
     if len(timed) < options.rounds:
         raise DataError(
@@ -161,8 +165,8 @@ def model_inputs(bundle: Bundle) -> list[str]:
     return graph.input_names(next(iter(bundle.variants.values())).path)
 
 
-def _labelled(options: BenchmarkOptions, bundle: Bundle) -> LabelledRows:
+def _labelled(options: BenchmarkOptions, folder: Path, task: ExportedTask) -> LabelledRows:
     if options.test is None:
-        return read_evaluation(bundle.folder, bundle.task)
-    found = load_rows(options.test, options.columns, type(bundle.task), split="test", cache=options.artifacts / QUICKSTART_CACHE)
-    return encode_labels(found, bundle.task)
+        return read_evaluation(folder, task)
+    found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / QUICKSTART_CACHE)
+    return encode_labels(found, task)

@@ -14,7 +14,8 @@ from benchmarks.answers import differences, largest_difference, same
 from benchmarks.inputs import BenchmarkRows
 from benchmarks.report import ChangedAnswer, Estimate, Quality
 from export import metric
-from serving.runtime.tasks.base import Arrays, Task
+from export.tasks.base import ExportedTask
+from serving.runtime.types import Arrays
 
 BINS = 15
 MOVED = 10
@@ -22,7 +23,7 @@ MOVED = 10
 
 
 def evaluate(
-    task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
+    task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
 ) -> Quality:
     """The task's metric over ``answers`` to the labelled rows, and how far they are from the original's.
 
@@ -47,14 +48,16 @@ def evaluate(
     )
 
 
-def evaluate_pipeline(task: Task, rows: BenchmarkRows, answers: Sequence[Any], original: Arrays) -> Quality:
+def evaluate_pipeline(task: ExportedTask, rows: BenchmarkRows, answers: Sequence[Any], original: Arrays) -> Quality:
     """How many answers of ``transformers.pipeline`` are the original's, were those given in the pipeline's own form."""
-    wanted = task.completed(task.pipeline_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled])
+    wanted = task.served.add_inputs(
+        task.served.format_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled]
+    )
     agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
     return Quality(rows=len(rows.labelled), metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)
 
 
-def _drop(task: Task, mine: Sequence[Any], original: Sequence[Any], references: Sequence[Any]) -> Estimate | None:
+def _drop(task: ExportedTask, mine: Sequence[Any], original: Sequence[Any], references: Sequence[Any]) -> Estimate | None:
     drop, (low, high) = metric.bootstrapped_drop(task.metric, task.main_metric, original, mine, references)
     return _estimate(drop, low, high)
 
@@ -93,13 +96,13 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(right))
 
 
-def moved(task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
+def moved(task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
     """The rows whose answers differ most from the original's: other labels first, then other scores."""
     agreement, apart = task.agreement(answers, original), differences(answers, original)
     requests = len(rows.labelled) // len(rows.references)  # a labelled row may take several
     by_row = None if apart is None else np.nan_to_num(apart, nan=np.inf).reshape(requests, -1).max(axis=0)
     distance = np.zeros(len(agreement)) if by_row is None else by_row
-    names = [tensor.name for tensor in task.inputs()]
+    names = [tensor.name for tensor in task.served.inputs()]
     mine, theirs = task.predictions(answers), task.predictions(original)
     found = []
     for row in np.lexsort((-distance, agreement))[:MOVED].tolist():
@@ -124,9 +127,9 @@ def moved(task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays) ->
     return found
 
 
-def _worded(task: Task, value: Any) -> Any:
+def _worded(task: ExportedTask, value: Any) -> Any:
     """A prediction as people know it: the label's name rather than its number."""
-    labels = task.settings().get("labels")
+    labels = task.labels
     if labels and isinstance(value, int) and 0 <= value < len(labels):
         return labels[value]
     if labels and isinstance(value, list) and all(isinstance(one, int) for one in value):

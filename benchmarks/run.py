@@ -139,7 +139,7 @@ def _measure(
         served = under_load.found(found.original)
         samples = samples | under_load.samples(served)
         rounds = [one | other for one, other in zip(rounds, under_load.rounds(served), strict=True)]
-    task = inputs.bundle.task
+    task = inputs.task
     report = Report(
         name=options.name,
         task=task.name,

@@ -29,7 +29,7 @@ from export import graph
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ServerError
-from serving.runtime.tasks.base import Arrays, Tensor
+from serving.runtime.types import Arrays, Tensor
 from serving.supervisor import find_running
 
 _PACKAGE_ANEW = "write it anew with: tritonize package"
@@ -310,7 +310,7 @@ class UnderLoad:
         self._memory = MemoryMeter(self.process) if self.process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
-            self._answers = target.server.ask(inputs.rows.labelled, inputs.bundle.task.judged_options)
+            self._answers = target.server.ask(inputs.rows.labelled, inputs.task.evaluation_options)
         self._seconds_per_row = (time.perf_counter() - asked) / len(inputs.rows.labelled)
         closed = [self._clients(protocol, concurrency) for protocol, concurrency in product(inputs.protocols, inputs.concurrencies)]
         first = inputs.protocols[0]
@@ -344,7 +344,7 @@ class UnderLoad:
             sha256=package.sha256,
             server=server.version,
             loads=[way.load() for way in self.ways],
-            quality=evaluate(self._study.bundle.task, self._study.rows, self._answers, original),
+            quality=evaluate(self._study.task, self._study.rows, self._answers, original),
             load_seconds=_load_seconds(server.endpoint, self.process),
             peak_rss_mib=self._memory.peak_rss_mib if self._memory else None,
             pss_mib=self._memory.pss_mib if self._memory else None,

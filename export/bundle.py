@@ -19,7 +19,7 @@ from serving.runtime import tasks
 METRICS = Path(__file__).parent / "metrics"
 RUNTIME = Path(tasks.__file__).parents[1]
 SHAPING = (
-    *sorted(Path(tasks.__file__).parent.glob("*.py")),
+    *sorted((Path(__file__).parent / "tasks").glob("*.py")),
     RUNTIME / "tokenization.py",
     *sorted(METRICS.glob("*/*.py")),
     *(
@@ -30,12 +30,13 @@ SHAPING = (
             "data",
             "export_source",
             "graph",
+            "mask_head",
             "metric",
             "optimize",
             "original",
-            "pooled",
+            "output_head",
+            "pooling_head",
             "rows",
-            "tails",
             "variants",
             "verify",
         )
@@ -97,8 +98,8 @@ def require_passed(records: Mapping[str, Any], precisions: Sequence[str]) -> Non
 
 
 def _inputs(options: ExportOptions, source: ExportSource) -> dict[str, Any]:
-    record = {
-        "task": source.task.settings(),
+    record: dict[str, object] = {
+        "task": source.task.to_settings(),
         "max_length": source.max_length or source.usual_length,
         "max_metric_drop": options.max_metric_drop,
         "min_agreement": options.min_agreement,

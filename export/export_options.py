@@ -17,7 +17,7 @@ class ExportOptions:
 
     Args:
         name: of the artifact.
-        task: as in ``serving.runtime.tasks.names()``.
+        task: as in ``export.tasks.task_names()``.
         checkpoint: location as ``export.sources`` reads it; None: what ``finetune`` left under ``name``.
         test: labelled rows to verify on; None: those that ``finetune`` left in the checkpoint.
         setting: the task's settings chosen, by name, over those that the checkpoint says and those chosen in fine-tuning.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from export import checkpoint as checkpoints
 from export.data import Columns, prepare, write_evaluation
@@ -16,13 +16,13 @@ from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
+from export.tasks import trained_class
+from export.tasks.base import TrainedTask
 from export.training.distributed import is_main, main_first, processes, say
 from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
 from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
-from serving.errors import ArtifactError, DataError
+from serving.errors import ArtifactError
 from serving.runtime import tasks
-from serving.runtime.tasks import task_class
-from serving.runtime.tasks.base import Task
 
 if TYPE_CHECKING:
     from export.training.search import Found
@@ -41,7 +41,7 @@ class FinetuneOptions:
 
     Args:
         name: of the artifact.
-        task: as in ``serving.runtime.tasks.names()``.
+        task: as in ``export.tasks.task_names()``.
         checkpoint, train, validation, test: locations as ``export.sources`` reads them. Without ``validation`` a tenth of the
             training rows is held out.
         setting: the task's settings chosen, by name, over those that the checkpoint says.
@@ -97,12 +97,12 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         SetupError: the quickstart could not be fetched, or there is no such device.
     """
     cache = options.artifacts / "quickstart"
-    _require_trainable(task_class(options.task))
+    task = trained_class(options.task)
     with main_first(options.device):
         data = load_splits(
             {"train": options.train, "validation": options.validation, "test": options.test},
             options.columns,
-            task_class(options.task),
+            task,
             cache=cache,
             most=options.max_train_rows,
             seed=options.training.seed,
@@ -120,35 +120,27 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     return _train_and_write(options, base, teacher, data, inputs)
 
 
-def _require_trainable(task: type[Task]) -> None:
-    if task.trained_as:
-        raise DataError(
-            f"checkpoints of {task.name} are fine-tuned as {task.trained_as}",
-            hint=f"give --task {task.trained_as}, then export",
-        )
-
-
-def _configured(task: Task, options: FinetuneOptions, base: Path) -> Task:
+def _configured(task: TrainedTask, options: FinetuneOptions, base: Path) -> TrainedTask:
     """The task with what the checkpoint says of it, and what was chosen.
 
     Raises:
         ArtifactError: the checkpoint cannot be used for it.
     """
     try:
-        return replace(task, **checkpoints.settings(base, type(task), options.setting))
+        return task.with_settings(checkpoints.settings(base, type(task), options.setting))
     except ValueError as error:
         raise ArtifactError(f"{options.checkpoint} cannot be used for {task.name}: {error}", hint="see --setting") from None
 
 
-def _said_labels(task: Task) -> str:
-    labels = task.settings().get("labels", ())
+def _said_labels(task: TrainedTask) -> str:
+    labels = task.labels
     return f", labels {', '.join(labels)}" if labels else ""
 
 
 def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits) -> dict[str, Any]:
     record = {
         "task": options.task,
-        "settings": data.task.settings(),
+        "settings": data.task.to_settings(),
         "max_length": options.max_length,
         "keep_leaks": options.keep_leaks,
         "device": options.device,
@@ -171,7 +163,7 @@ def _train_and_write(
     tracking.check(options.report_to)
     tokenizer = checkpoints.load_tokenizer(base, pads_with_end=data.task.causal)
     config = checkpoints.read_config(base)
-    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.cut else []
+    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.fits_length else []
     usual = usual_length(lengths, least=data.task.default_max_length) if lengths else data.task.default_max_length
     max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, config, default=usual)
     _tell_cut(lengths, max_length, options, most=usual)
@@ -224,7 +216,7 @@ def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, 
 def _tell_cut_targets(data: Splits, tokenizer: Any, seed: int) -> None:
     if not data.task.generates:
         return
-    most = data.task.generation()["max_length"] - 1
+    most = cast(int, data.task.generation_settings()["max_length"]) - 1
     lengths = target_tokens(data.rows["train"], tokenizer, seed=seed)
     cut = sum(length > most for length in lengths)
     if cut:
@@ -275,12 +267,12 @@ def _with_tokenizer(data: Splits, tokenizer: Any, max_length: int, options: Fine
 
 
 def _fields(options: FinetuneOptions, trained: Trained, data: Splits) -> dict[str, Any]:
-    task = replace(data.task, **trained.settings)
+    task = data.task.with_settings(trained.settings)
     return {
         "name": options.name,
         "task": options.task,
-        "labels": list(task.settings().get("labels", ())),
-        "settings": task.settings(),
+        "labels": list(task.labels),
+        "settings": task.to_settings(),
         "chosen_settings": trained.settings | dict(options.setting),
         "fitted_settings": trained.settings,
         "pair": task.pair,

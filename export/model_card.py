@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from serving.runtime.tasks import task_class
+from export.tasks import is_exported, trained_class
 
 Fields = Mapping[str, Any]
 """Of the checkpoint's manifest."""
@@ -37,15 +37,15 @@ def _description(fields: Fields) -> Iterator[str]:
 
 def _taken(fields: Fields) -> str:
     length = fields["max_length"]
-    if task_class(fields["task"]).causal:
+    if trained_class(fields["task"]).causal:
         return f"Learnt from texts {length} tokens at a time."
-    written = f"; writes up to {fields['settings']['max_new_tokens']}" if task_class(fields["task"]).generates else ""
+    written = f"; writes up to {fields['settings']['max_new_tokens']}" if trained_class(fields["task"]).generates else ""
     return f"Takes {'pairs of texts' if fields['pair'] else 'single texts'}, cut at {length} tokens{written}."
 
 
 def _use(fields: Fields) -> Iterator[str]:
     name = fields["name"]
-    example = task_class(fields["task"])
+    example = trained_class(fields["task"])
     source, target = (fields["settings"].get(f"{side}_language") for side in ("source", "target"))
     more = f', src_lang="{source}", tgt_lang="{target}"' if source else ""
     more += f", num_beams={fields['settings']['num_beams']}" if example.generates else ""  # as it was measured with
@@ -58,7 +58,7 @@ def _use(fields: Fields) -> Iterator[str]:
             f'model = pipeline("{fields["task"]}", "FOLDER or OWNER/NAME"{more})',
             "```",
         )
-    if not example.exported:
+    if not is_exported(example):
         return
     yield from (
         *([""] if example.has_pipeline else []),
@@ -126,11 +126,11 @@ def _training(fields: Fields) -> Iterator[str]:
 
 def _limits(fields: Fields) -> Iterator[str]:
     yield from ("## Intended use and limits", "")
-    task = task_class(fields["task"])
+    task = trained_class(fields["task"])
     cut = "" if task.causal else f"; what follows {fields['max_length']} tokens of a text is not read"
     last = (
         "Scores are no promise of how often it is right: `tritonize benchmark` measures how far they are from that."
-        if task.exported
+        if is_exported(task)
         else "It writes what is likely, true or not."
     )
     yield (

@@ -41,10 +41,10 @@ def _repository_name(_ctx: click.Context, _parameter: click.Parameter, name: str
 
 
 def _known_task(_ctx: click.Context, _parameter: click.Parameter, task: str) -> str:
-    from serving.runtime.tasks import names
+    from export.tasks import task_names
 
-    if task not in names():
-        raise click.BadParameter(f"{task!r} is not one of {', '.join(names())}")
+    if task not in task_names():
+        raise click.BadParameter(f"{task!r} is not one of {', '.join(task_names())}")
     return task
 
 
@@ -74,11 +74,11 @@ class Setting(click.ParamType[dict[str, Any]]):
 
 def take_setting(given: dict[str, Any]) -> dict[str, Any]:
     """The task's settings that were chosen, checked."""
-    from serving.runtime.tasks import task_class
+    from export.tasks import task_class
 
     chosen = {key: value for one in given.pop("setting") for key, value in one.items()}
     try:
-        return task_class(given["task"]).chosen_settings(chosen)
+        return task_class(given["task"]).check_settings(chosen)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--setting") from None
 

@@ -12,15 +12,16 @@ from typing import Any
 import click
 
 from export import checkpoint as checkpoints
-from export import convert, graph, optimize, tails, verify
+from export import convert, graph, optimize, verify
 from export.data import prepare, sample, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
 from export.original import one_thread, original_run, require_length, usable_device
+from export.output_head import add_output_head
 from export.rows import EncodedRows
 from serving.errors import ExportError
-from serving.runtime.tasks.base import Arrays
 from serving.runtime.tokenization import FIELDS, TextEncoder
+from serving.runtime.types import Arrays
 
 PROBED = 32
 """So many of the longest rows are run with everything visible to find what overflows in fp16, each padded together with one of
@@ -67,7 +68,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path) -> dict[s
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         click.echo(f"converting {source.name} to ONNX", err=True)
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
-        tail = tails.add_tail(raw, source.task)
+        head = add_output_head(raw, source.task)
         names = _input_names(raw)
         require_length(run, names, max_length, padding={tokenizer.pad_token_id, source.config.get("pad_token_id")})
         encoder = TextEncoder(str(staging / "tokenizer.json"), max_length=max_length, names=names, padding=padding)
@@ -82,7 +83,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path) -> dict[s
     original = _original(workshop)
     _measure_speed(run, original, verdicts, workshop)
     _remove_failed(verdicts, workshop)
-    return _fields(workshop, original, verdicts) | {"max_length": max_length, "padding": padding, "tail": tail}
+    return _fields(workshop, original, verdicts) | {"max_length": max_length, "padding": padding, "output_head": head}
 
 
 def _max_length(source: ExportSource, options: ExportOptions, tokenizer: Any) -> int:
@@ -132,8 +133,9 @@ def _fields(workshop: _Workshop, original: dict[str, Any], verdicts: dict[str, v
     warning = verify.few_rows_warning(len(workshop.rows))
     return {
         "task": workshop.options.task,
-        "labels": list(task.settings().get("labels", ())),
-        "settings": task.settings(),
+        "labels": list(task.labels),
+        "settings": task.served.to_settings(),
+        "evaluation_settings": task.evaluation_settings,
         "main_metric": task.main_metric,
         "device": workshop.device,
         "warnings": [warning] if warning else [],
@@ -186,7 +188,7 @@ def _run(precision: str, workshop: _Workshop, *, threads: int = 0) -> verify.Run
     on_cpu = _device(precision, workshop) == "cpu"
     providers = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
     session = graph.session(workshop.file(precision), providers=providers, threads=threads)
-    return graph.runner(session, workshop.source.task.outputs_read)
+    return graph.runner(session, workshop.source.task.model_outputs)
 
 
 def _measure_speed(run: verify.Run, original: dict[str, Any], verdicts: dict[str, verify.Verdict], workshop: _Workshop) -> None:

@@ -16,8 +16,9 @@ from rich.progress import track
 from export import metric
 from export.data import sample
 from export.rows import EncodedRows
+from export.tasks.base import ExportedTask
 from serving.errors import ExportError
-from serving.runtime.tasks.base import Arrays, Origins, Task
+from serving.runtime.types import Arrays, Origins
 
 Run = Callable[[Arrays], Arrays]
 """Model inputs of some rows → the outputs that the task reads, the first axis of each is the row."""
@@ -54,14 +55,14 @@ class Reference:
         references: what predictions are held against, one per labelled row.
     """
 
-    task: Task
+    task: ExportedTask
     outputs: Arrays
     origins: Origins
     references: Sequence[Any]
 
     def answers(self, outputs: Arrays) -> Arrays:
         """As the served task gives them where a request asks for what judges them."""
-        return self.task.answers(outputs, self.origins, self.task.request_options(self.task.judged_options))
+        return self.task.answers(outputs, self.origins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class Verdict:
         return {"file": file, "verdict": verdict, "gates": [asdict(gate) for gate in self.gates], "figures": self.figures}
 
 
-def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range], *, title: str) -> Arrays:
+def outputs_of(run: Run, rows: EncodedRows, task: ExportedTask, batches: Sequence[range], *, title: str) -> Arrays:
     """What a model says of all rows, computed batch by batch in the order given, so lengths are mixed as in serving.
 
     Returns:
@@ -112,21 +113,21 @@ def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range]
     found: dict[str, Any] = {}
     for batch in track(batches, title, console=console, transient=True, disable=not console.is_terminal):
         for name, values in run(rows.feed(batch)).items():
-            if task.token_level:
+            if task.served.token_level:
                 shape = (len(lengths), max(lengths), *values.shape[2:])
                 target = found.setdefault(name, np.zeros(shape, dtype=np.float32))
                 for index, row in zip(batch, values, strict=True):
                     target[index, : lengths[index]] = row[: lengths[index]]
             else:
                 found.setdefault(name, []).append(values)
-    return found if task.token_level else {name: np.concatenate(parts) for name, parts in found.items()}
+    return found if task.served.token_level else {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def task_metrics(reference: Reference) -> dict[str, float]:
     """Figures of the task's metric module for the original."""
     task, outputs = reference.task, reference.outputs
     found = metric.compute(task.metric, task.predictions(reference.answers(outputs)), reference.references)
-    return found | task.figures(outputs, outputs, reference.origins, reference.references)
+    return found | task.extra_figures(outputs, outputs, reference.origins, reference.references)
 
 
 def require_finite(outputs: Arrays) -> None:
@@ -169,7 +170,7 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
     if not finite.all():
         shown = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
     asked = np.ones(reference.origins.count, dtype=np.bool_)
-    asked[reference.origins.owners[~finite]] = False
+    asked[reference.origins.sample_mapping[~finite]] = False
     whole = np.logical_and.reduce(asked.reshape(-1, rows))  # a labelled row may take several requests
     ours, theirs = reference.answers(shown), reference.answers(reference.outputs)
     drop, interval = _drop(reference, task.predictions(theirs), task.predictions(ours), whole)
@@ -178,7 +179,7 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
     agreeing = float(np.where(whole, np.where(ties, 1, agreement), 0).sum())
     largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
     figures: dict[str, Any] = {**metric.compute(task.metric, task.predictions(ours), reference.references)}
-    figures |= task.figures(shown, reference.outputs, reference.origins, reference.references)
+    figures |= task.extra_figures(shown, reference.outputs, reference.origins, reference.references)
     figures |= {
         "metric_drop": 100 * drop,
         "label_agreement": agreeing / rows,

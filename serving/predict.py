@@ -168,7 +168,7 @@ def require_taken(pipe: TritonPipeline, row: Any) -> None:
         DataError: it does not.
     """
     try:
-        pipe.served_task.request_rows([row if not isinstance(row, dict) or len(row) > 1 else next(iter(row.values()))])
+        pipe.served_task.parse_inputs([row if not isinstance(row, dict) or len(row) > 1 else next(iter(row.values()))])
     except (TypeError, ValueError) as error:
         raise DataError(f"{error}: {shown(row)}") from None
 

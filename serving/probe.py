@@ -13,7 +13,7 @@ from typing import Any
 
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError
-from serving.runtime.tasks.base import Task
+from serving.runtime.tasks.base import ServedTask
 
 PENDING = re.compile(r'^nv_inference_pending_request_count\{model="([^"]+)"[^}]*\} (\d+)', re.MULTILINE)
 
@@ -30,7 +30,7 @@ class Probe:
         return f"curl -s {base_url}/v2/models/{self.ensemble}/infer -d {shlex.quote(json.dumps(self.body, ensure_ascii=False))}"
 
 
-def probe_body(task: Task) -> dict[str, Any]:
+def probe_body(task: ServedTask) -> dict[str, Any]:
     """The task's example, as packaging writes it into the manifest."""
     return {"inputs": [{"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [text]} for name, text in task.example.items()]}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.runtime.tasks import names
+from export.tasks import task_names
 
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("export", "serving", "benchmarks")
@@ -68,7 +68,7 @@ def test_the_tasks_import_in_the_python_of_the_official_image() -> None:
     python = shutil.which("python3.10")
     if python is None or subprocess.run([python, "-c", "import numpy"], capture_output=True, check=False).returncode:
         pytest.skip("no Python 3.10 with numpy here")
-    script = "from runtime import notes; from runtime.tasks import *; print(*(task_class(name).name for name in names()))"
+    script = "from runtime import notes; from runtime.tasks import *; print(*(task_class(name).name for name in task_names()))"
     run = subprocess.run(
         [python, "-c", script],
         capture_output=True,
@@ -76,7 +76,7 @@ def test_the_tasks_import_in_the_python_of_the_official_image() -> None:
         check=True,
         env=os.environ | {"PYTHONPATH": str(PROJECT / "serving")},
     )
-    assert run.stdout.split() == names()
+    assert run.stdout.split() == task_names()
 
 
 def test_the_distribution_owns_its_import_names() -> None:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeGuard
 
 from export.tasks.base import ExportedTask, Task, TrainedTask
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, DataError
 from serving.runtime.types import JsonValue
 
 if TYPE_CHECKING:
@@ -36,6 +36,21 @@ def task_class(name: str) -> type[Task]:
     return found
 
 
+def trained_class(name: str) -> type[TrainedTask]:
+    """Return the class of the trained task called ``name``.
+
+    Raises:
+        DataError: Checkpoints are not fine-tuned for this task.
+    """
+    task = task_class(name)
+    if not issubclass(task, TrainedTask):
+        raise DataError(
+            f"checkpoints of {task.name} are fine-tuned as {task.trained_as}",
+            hint=f"give --task {task.trained_as}, then export",
+        )
+    return task
+
+
 def load_task(name: str, settings: Mapping[str, JsonValue]) -> Task:
     """Rebuild a task from its name and what :meth:`Task.to_settings` gave.
 
@@ -45,11 +60,6 @@ def load_task(name: str, settings: Mapping[str, JsonValue]) -> Task:
         ValueError: A setting of the served half is unknown or missing.
     """
     return task_class(name).from_settings(settings)
-
-
-def is_trained(task: type[Task]) -> TypeGuard[type[TrainedTask]]:
-    """Tell whether checkpoints are fine-tuned for a task."""
-    return issubclass(task, TrainedTask)
 
 
 def is_exported(task: type[Task]) -> TypeGuard[type[ExportedTask]]:
@@ -63,7 +73,7 @@ def bundle_task(bundle: Bundle) -> ExportedTask:
     Raises:
         ArtifactError: The bundle's settings are not those of its task.
     """
-    settings = bundle.task.to_settings() | bundle.manifest.evaluation_settings
+    settings = bundle.task.to_settings() | bundle.manifest["evaluation_settings"]
     try:
         task = load_task(bundle.task.name, settings)
     except (KeyError, TypeError, ValueError) as error:

@@ -481,7 +481,7 @@ class ExportedTask(Task, Generic[Served_co]):
         """
         own = {name: value for name, value in settings.items() if name in _own_fields(type(self))}
         served = {name: value for name, value in settings.items() if name not in own}
-        changed = replace(self.served, **_as_fields(served))
+        changed = replace(self.served, **_as_fields(served))  # type: ignore[arg-type]
         changed.check_options()
         return replace(self, served=changed, **_as_fields(own))
 

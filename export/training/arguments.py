@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import Seq2SeqTrainingArguments
 
+from export.tasks.base import OwnLossTask
 from export.training.distributed import processes
 from serving.errors import SetupError
 
@@ -44,7 +45,9 @@ def training_arguments(job: Job) -> Seq2SeqTrainingArguments:
         weight_decay=options.weight_decay,
         **_mixed_precision(options.mixed_precision, on_gpu=on_gpu),
         torch_compile=options.compiled,
-        group_by_length=not job.task.own_loss,  # which compares the rows of a batch with each other: chance brings them together
+        group_by_length=not isinstance(
+            job.task, OwnLossTask
+        ),  # which compares the rows of a batch with each other: chance brings them together
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,

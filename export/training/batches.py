@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.runtime.tasks._labels import IGNORED
-from serving.runtime.tasks.base import Features, Task
+from export.tasks.base import IGNORED, AugmentedTask, OwnLossTask, TrainedTask
 from serving.runtime.tokenization import FIELDS
+from serving.runtime.types import Features
 
 SAID = "teacher_logits"
 """Column of what a teacher says of the rows, where it is asked once."""
 
 
-def training_columns(features: Features, names: Sequence[str], targets: Mapping[str, Sequence[Any]], task: Task) -> dict[str, Any]:
+def training_columns(
+    features: Features, names: Sequence[str], targets: Mapping[str, Sequence[Any]], task: TrainedTask
+) -> dict[str, Any]:
     """Inputs called ``names`` and targets as columns of a data set, whose rows are those that must stand in one batch.
 
     Mostly that is one row of the model. Where the model takes all rows of a request row along an axis of their own, or the loss is
@@ -24,8 +26,8 @@ def training_columns(features: Features, names: Sequence[str], targets: Mapping[
     """
     inputs: dict[str, Any] = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
     if task.grouped:
-        inputs, targets = _by_owner(inputs, features.origins.owners), _by_owner(targets, features.origins.owners)
-    elif task.own_loss:
+        inputs, targets = _by_owner(inputs, features.origins.sample_mapping), _by_owner(targets, features.origins.sample_mapping)
+    elif isinstance(task, OwnLossTask):
         inputs = _by_row(inputs, len(next(iter(targets.values()))))
     else:
         return {**inputs, **targets}
@@ -50,7 +52,7 @@ class Collator:
     What the task draws anew each time it draws by numpy's own state, which the trainer keeps with its checkpoints.
     """
 
-    def __init__(self, tokenizer: Any, task: Task) -> None:
+    def __init__(self, tokenizer: Any, task: TrainedTask) -> None:
         self._tokenizer = tokenizer
         self._task = task
 
@@ -63,14 +65,16 @@ class Collator:
                 longest = max(map(len, values))
                 values = [[*value, *[IGNORED] * (longest - len(value))] for value in values]
             batch[name] = torch.tensor(values)
+        if not isinstance(self._task, AugmentedTask):
+            return batch
         generator = np.random.default_rng(np.random.randint(2**31))
-        altered = self._task.altered({name: values.numpy() for name, values in batch.items()}, generator)
-        return {name: torch.from_numpy(values) for name, values in altered.items()}
+        augmented = self._task.augment_batch({name: values.numpy() for name, values in batch.items()}, generator)
+        return {name: torch.from_numpy(values) for name, values in augmented.items()}
 
     def _padded(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
         if self._task.grouped:
             return self._padded_groups(inputs)
-        if self._task.own_loss:  # all rows' first requests, then all rows' second …
+        if isinstance(self._task, OwnLossTask):  # all rows' first requests, then all rows' second …
             requests = len(inputs[0]["input_ids"])
             inputs = [{name: values[place] for name, values in row.items()} for place in range(requests) for row in inputs]
         return self._pad(inputs)

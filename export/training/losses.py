@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from export.tasks.base import IGNORED, TrainedTask
 from export.training.hyperparameters import Hyperparameters
 from serving.errors import DataError
-from serving.runtime.tasks._labels import IGNORED
-from serving.runtime.tasks.base import Task
 
 Loss = Callable[[Any, Any], Any]
 """Logits and labels of a batch → a tensor of one number."""
 
 
-def chosen_loss(task: Task, options: Hyperparameters, targets: Sequence[Any], *, unlabelled: bool = False) -> Loss | None:
+def chosen_loss(task: TrainedTask, options: Hyperparameters, targets: Sequence[Any], *, unlabelled: bool = False) -> Loss | None:
     """What takes the place of the model's own loss; None: nothing needs to.
 
     Args:
@@ -35,7 +34,7 @@ def chosen_loss(task: Task, options: Hyperparameters, targets: Sequence[Any], *,
     return _of_labelled(_loss(task, options, known) or _usual(task))
 
 
-def _usual(task: Task) -> Loss:
+def _usual(task: TrainedTask) -> Loss:
     """What the models in ``transformers`` have for texts."""
     match task.head().get("problem_type"):
         case "regression":
@@ -69,11 +68,11 @@ def _of_labelled(loss: Loss) -> Loss:
     return labelled
 
 
-def _loss(task: Task, options: Hyperparameters, targets: Sequence[Any]) -> Loss | None:
+def _loss(task: TrainedTask, options: Hyperparameters, targets: Sequence[Any]) -> Loss | None:
     if not (options.class_weights or options.label_smoothing):
         return loss_of_groups if task.grouped else None
     asked = "--class-weights" if options.class_weights else "--label-smoothing"
-    labels = task.settings().get("labels", ())
+    labels = task.labels
     if len(labels) < 2:
         raise DataError(f"{asked} is for labels of which there are several", hint=f"leave it out for {task.name}")
     several = bool(targets) and isinstance(targets[0], list) and any(isinstance(one, float) for one in targets[0])

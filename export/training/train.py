@@ -21,6 +21,7 @@ from transformers import EarlyStoppingCallback
 from export import checkpoint as checkpoints
 from export.data import LabelledRows
 from export.metric import bootstrapped, compute
+from export.tasks.base import ExportedTask, OwnLossTask, TrainedTask
 from export.training import adapters
 from export.training.arguments import training_arguments
 from export.training.batches import Collator
@@ -34,7 +35,6 @@ from export.training.rounding import rounded
 from export.training.trainer import TaskTrainer, predicted
 from export.training.trouble import explained
 from serving.errors import ArtifactError, DataError, DivergedError, SetupError
-from serving.runtime.tasks.base import Task
 from serving.runtime.tokenization import FIELDS
 
 MERGE_ROWS = 8
@@ -63,7 +63,7 @@ class Job:
 
     base: Path
     named: str
-    task: Task
+    task: TrainedTask
     chosen: Collection[str]
     tokenizer: Any
     splits: Mapping[str, LabelledRows]
@@ -141,7 +141,7 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
         trainer.model = trainer.model_wrapped = model
     trainer.compute_metrics = None  # from here on it is asked for predictions, of other rows too
     settings = _fitted(trainer, rows["validation"], job, figures["validation"])
-    figures |= _last_figures(trainer, rows, replace(job.task, **settings), job.tokenizer)
+    figures |= _last_figures(trainer, rows, job.task.with_settings(settings), job.tokenizer)
     return Trained(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)
 
 
@@ -161,12 +161,12 @@ def _check(job: Job) -> None:
         adapters.check(job.adapter)
     if job.adapter is not None and job.options.quantisation_aware:
         raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantisation-aware")
-    if job.options.quantisation_aware and not job.task.exported:
+    if job.options.quantisation_aware and not isinstance(job.task, ExportedTask):
         raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantisation-aware")
     job.options.rows_at_once(processes())
 
 
-def _last_figures(trainer: Any, rows: Mapping[str, Encoded], task: Task, tokenizer: Any) -> dict[str, Any]:
+def _last_figures(trainer: Any, rows: Mapping[str, Encoded], task: TrainedTask, tokenizer: Any) -> dict[str, Any]:
     """Figures of the test rows, if there are any, and the interval of the main metric on them, else on the validation rows."""
     judged = rows.get("test", rows["validation"])
     found = trainer.predict(judged.dataset)
@@ -179,11 +179,11 @@ def _last_figures(trainer: Any, rows: Mapping[str, Encoded], task: Task, tokeniz
 def _fitted(trainer: Any, rows: Encoded, job: Job, figures: dict[str, float]) -> dict[str, Any]:
     """The task's settings that were left open, as they do best on the validation rows; ``figures`` become those found with them."""
     found: dict[str, Any] = {}
-    for name, values in job.task.candidates().items():
+    for name, values in job.task.fitted_settings().items():
         if name in job.chosen:
             continue
         outputs = trainer.predict(rows.dataset).predictions
-        tasks = {value: replace(job.task, **found, **{name: value}) for value in values}
+        tasks = {value: job.task.with_settings({**found, name: value}) for value in values}
         tried = {value: _judged(outputs, rows, task, job.tokenizer)[0] for value, task in tasks.items()}
         found[name] = max(tried, key=lambda value: tried[value][job.task.main_metric])  # the first of equals
         figures |= tried[found[name]]
@@ -258,7 +258,7 @@ def _loaded(job: Job, **options: Any) -> tuple[Any, set[str]]:
     for name, value in head.items():  # not what a former head was for
         setattr(model.config, name, value)
     if job.task.generates:
-        model.generation_config.update(**job.task.generation())
+        model.generation_config.update(**job.task.generation_settings())
     if job.task.generates or job.task.causal:
         _require_saveable(model.generation_config, job.named)
     return model, new
@@ -284,19 +284,19 @@ def _require_saveable(generation: Any, checkpoint: str) -> None:
         raise ArtifactError(f"{checkpoint}: {reason}", hint="mend its generation_config.json") from error
 
 
-def _judged(collected: Any, rows: Encoded, task: Task, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
+def _judged(collected: Any, rows: Encoded, task: TrainedTask, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
     """What the trainer collected of the model's outputs for the rows, in their order → figures, and a prediction for each."""
     outputs = predicted(collected, task, rows.origins)
-    predictions = task.judged(outputs, rows.origins, tokenizer.backend_tokenizer)
+    predictions = task.evaluate(outputs, rows.origins, tokenizer.backend_tokenizer)
     figures = compute(task.metric, predictions, rows.references)
-    return figures | task.figures(outputs, outputs, rows.origins, rows.references), predictions
+    return figures | task.extra_figures(outputs, outputs, rows.origins, rows.references), predictions
 
 
 def _trainer(model: Any, rows: Mapping[str, Encoded], job: Job) -> Any:
     patience = job.options.early_stopping
     weighed = job.options.class_weights or job.options.label_smoothing  # else they need not be read, all of them at once
     arguments = training_arguments(job)
-    if job.task.own_loss:  # the model's forward does not name them
+    if isinstance(job.task, OwnLossTask):  # the model's forward does not name them
         arguments.label_names = rows["train"].targets
     trainer = TaskTrainer(
         job.task,
@@ -314,7 +314,7 @@ def _trainer(model: Any, rows: Mapping[str, Encoded], job: Job) -> Any:
         train_dataset=rows["train"].dataset,
         eval_dataset=rows["validation"].dataset,
         compute_metrics=lambda evaluated: _judged(evaluated.predictions, rows["validation"], job.task, job.tokenizer)[0],
-        preprocess_logits_for_metrics=job.task.kept,
+        preprocess_logits_for_metrics=job.task.preprocess_logits_for_metrics,
         data_collator=Collator(job.tokenizer, job.task),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )

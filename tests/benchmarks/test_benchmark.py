@@ -28,7 +28,7 @@ from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError
 from serving.install import triton_environment
 from serving.machine import cores
-from serving.runtime.tasks.base import Tensor
+from serving.runtime.types import Tensor
 from tests.helpers import made_up, servers
 
 pytestmark = pytest.mark.server

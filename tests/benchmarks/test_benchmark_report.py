@@ -19,8 +19,8 @@ from benchmarks.run import require_passed
 from benchmarks.verdicts import BenchmarkGate, FigureComparison, Miss
 from export import metric
 from serving.errors import GateError
-from serving.runtime.tasks.base import Origins
 from serving.runtime.tasks.text_classification import TextClassification
+from serving.runtime.types import Origins
 from tests.helpers import made_up
 
 

@@ -14,12 +14,12 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from export import cli
+from export.tasks.base import IGNORED
 from export.training.distillation import Teacher, load_teacher
 from export.training.hyperparameters import Distillation, Hyperparameters
 from export.training.losses import chosen_loss, no_label
 from export.training.parts import parts_of
 from serving.artifact import read_manifest
-from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.multiple_choice import MultipleChoice
 from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
 from serving.runtime.tasks.token_classification import TokenClassification

@@ -26,11 +26,11 @@ from export.data import EVALUATION, Columns, LabelledRows, read_evaluation, writ
 from export.export_options import ExportOptions
 from export.export_source import find_source
 from export.rows import EncodedRows
+from export.tasks import load_task
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import ArtifactError, ExportError, GateError, SetupError
 from serving.install import STAND_IN
-from serving.runtime.tasks import load_task
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.disk import full_disk

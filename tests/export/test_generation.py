@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from serving.runtime.tasks.translation import Translation
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from export import cli
 from export.metric import bootstrapped, load_metric
+from export.tasks import task_class, task_names
 from export.training import encoding
 from serving.artifact import read_manifest
-from serving.runtime.tasks import names, task_class
-from serving.runtime.tasks.translation import Translation
 from tests.helpers.generating import LANGUAGES, write_checkpoint
 from tests.helpers.reviews import BAD, FILLING, GOOD, review_rows, write_tsv
 
@@ -242,7 +242,7 @@ def test_windows_of_a_text_that_goes_on_do_not_end(made: Callable[[str], Path]) 
     encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=8, names=(), padding={})
     features = task.training_features((["the film was dull and cold but moving again", "good"],), encoder)
     ends = [encoding.ids[-1] == tokenizer.eos_token_id for encoding in features.encodings]
-    assert features.origins.owners.tolist() == [0, 0, 1] and ends == [False, True, True]
+    assert features.origins.sample_mapping.tolist() == [0, 0, 1] and ends == [False, True, True]
     assert encoder.plain_ids(["the film was dull and cold but moving again"])[0] == [
         *features.encodings[0].ids, *features.encodings[1].ids[:-1]
     ]  # fmt: skip
@@ -333,7 +333,7 @@ def test_a_tokenizer_without_an_end_cannot_teach_one(
     assert "its tokenizer has no token for the end of a text" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", [name for name in names() if not task_class(name).exported])
+@pytest.mark.parametrize("task", [name for name in task_names() if not task_class(name).exported])
 def test_what_is_not_served_yet_is_not_exported(task: str, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "--task", task, "--checkpoint", "."]) == 1
     error = capsys.readouterr().err

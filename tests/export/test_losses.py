@@ -9,12 +9,11 @@ import torch
 from torch.nn import functional
 
 from export import cli
+from export.tasks.base import IGNORED, Task
 from export.training.hyperparameters import Hyperparameters
 from export.training.losses import chosen_loss, loss_of_groups
 from serving.artifact import read_manifest
 from serving.errors import DataError
-from serving.runtime.tasks._labels import IGNORED
-from serving.runtime.tasks.base import Task
 from serving.runtime.tasks.multiple_choice import MultipleChoice
 from serving.runtime.tasks.question_answering import QuestionAnswering
 from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification

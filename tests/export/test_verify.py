@@ -14,10 +14,11 @@ import pytest
 from export import metric, verify
 from export.data import LabelledRows
 from export.rows import EncodedRows
+from export.tasks import load_task
+from export.tasks.base import Task
 from serving.errors import ExportError
-from serving.runtime.tasks import load_task
-from serving.runtime.tasks.base import Arrays, Options, Origins, Task
 from serving.runtime.tasks.text_classification import ANY, NUMBER, TextClassification
+from serving.runtime.types import Arrays, Origins
 
 TASK = load_task("text-classification", {"labels": ["negative", "positive"], "function_to_apply": "softmax", "pair": False})
 LIMITS = verify.Limits()
@@ -311,7 +312,7 @@ class Windowed(TextClassification):
     """A request's answer is that of the best of its rows for the model."""
 
     def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
-        firsts = np.searchsorted(origins.owners, np.arange(origins.count))
+        firsts = np.searchsorted(origins.sample_mapping, np.arange(origins.count))
         best = np.maximum.reduceat(outputs["logits"], firsts)
         return super().answers({"logits": best}, Origins(np.arange(len(best))), options)
 

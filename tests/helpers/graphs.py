@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 
 from export import convert, graph
-from serving.runtime.tasks.base import Task
+from export.tasks.base import Task
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize
 

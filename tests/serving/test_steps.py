@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from serving.runtime.notes import NOTES, pack, unpack
-from serving.runtime.tasks.base import Arrays, Columns, Features, Options, Origins
+from serving.runtime.metadata import METADATA, pack, unpack
 from serving.runtime.tasks.text_classification import TextClassification
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Arrays, Features, Origins, TextColumns
 
 INVALID_ARG, INTERNAL = 3, 13
 
@@ -33,9 +33,9 @@ def test_notes_survive_the_way_around_the_model() -> None:
     assert (first.shape, first.dtype) == ((4, 1), np.object_)
     assert all(isinstance(note, bytes) for note in first[:, 0]), "what a BYTES tensor holds"
     origins, counts = unpack([first, second, third])
-    assert origins.owners.tolist() == [0, 0, 1, 2, 3, 4, 5, 5]
-    assert origins.owners.dtype == np.int64
-    assert list(origins.notes) == [b"a", b"", b"\x00\xff" * 500, "é".encode(), b"alone", b"x", b"y", b"z"]
+    assert origins.sample_mapping.tolist() == [0, 0, 1, 2, 3, 4, 5, 5]
+    assert origins.sample_mapping.dtype == np.int64
+    assert list(origins.metadata) == [b"a", b"", b"\x00\xff" * 500, "é".encode(), b"alone", b"x", b"y", b"z"]
     assert counts == [3, 1, 2]
     assert origins.count == 6
 
@@ -96,7 +96,7 @@ class Windowed(TextClassification):
     """Long text is several rows for the model, and its answer is the best that one of them gives. "boom" cannot be taken, and "bug"
     breaks what would take it."""
 
-    carries_notes: ClassVar[bool] = True
+    carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
 
     def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:  # noqa: ARG002
@@ -109,8 +109,8 @@ class Windowed(TextClassification):
         return Features(windows, Origins(owners, [str(window.offsets[1]).encode() for window in windows]))
 
     def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
-        assert len(origins.notes) == len(origins.owners) == len(outputs["logits"])
-        firsts = np.searchsorted(origins.owners, np.arange(origins.count))
+        assert len(origins.metadata) == len(origins.sample_mapping) == len(outputs["logits"])
+        firsts = np.searchsorted(origins.sample_mapping, np.arange(origins.count))
         best = np.maximum.reduceat(outputs["logits"], firsts)
         return super().answers({"logits": best}, Origins(np.arange(len(best))), options)
 
@@ -158,7 +158,7 @@ def modelled(response: Any, request: Request) -> Request:
     """A model that counts the words of each row: the second logit is their number, the first is 2.5."""
     ids = response.tensors["input_ids"]
     logits = np.stack([np.full(len(ids), 2.5), (ids >= 0).sum(axis=1) - 2], axis=1).astype(np.float32)
-    return Request({"logits": logits} | ({NOTES: response.tensors[NOTES]} if NOTES in response.tensors else {}), request.options)
+    return Request({"logits": logits} | ({METADATA: response.tensors[METADATA]} if METADATA in response.tensors else {}), request.options)
 
 
 def asked(steps: tuple[Any, Any], requests: list[Request]) -> list[Any]:
@@ -268,9 +268,9 @@ def test_rows_that_become_several_are_answered_as_one(steps: Steps) -> None:
     responses = before.execute(requests)
     rows = [response.tensors["input_ids"].shape[0] if response.error is None else 0 for response in responses]
     assert rows == [1, 6, 0, 3, 1]
-    origins, counts = unpack([responses[1].tensors[NOTES]])
-    assert (origins.owners.tolist(), counts) == ([0, 0, 0, 1, 2, 2], [3])
-    assert origins.notes[1] == str((len(LONG) + 1, len(LONG) + 5)).encode(), "where the second window begins"
+    origins, counts = unpack([responses[1].tensors[METADATA]])
+    assert (origins.sample_mapping.tolist(), counts) == ([0, 0, 0, 1, 2, 2], [3])
+    assert origins.metadata[1] == str((len(LONG) + 1, len(LONG) + 5)).encode(), "where the second window begins"
     answers = asked((before, after), requests)
     assert [response.error and response.error.message for response in answers] == [None, None, "row 0 is boom", None, None]
     assert [labels(answers[index]) for index in (0, 1, 3, 4)] == [["few"], ["many", "few", "many"], ["few", "many"], ["few"]]
@@ -301,7 +301,7 @@ def test_whoever_breaks_a_step_is_refused_alone_and_not_told_how(steps: Steps) -
     good = [modelled(responses[index], text_request(texts[index])) for index in (0, 3)]
     logits = good[0].tensors["logits"]
     forged = [
-        Request({"logits": logits, NOTES: np.array([[note]], dtype=np.object_)})
+        Request({"logits": logits, METADATA: np.array([[note]], dtype=np.object_)})
         for note in (b"", b"\xff\xff\xff\x7f", struct.pack("<i", 1))
     ]
     answers = after.execute([good[0], *forged, good[1]])

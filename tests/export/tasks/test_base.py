@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serving.runtime.tasks.base import Option
 from serving.runtime.tasks.text_classification import TextClassification
+from serving.runtime.types import Option
 
 TASK = TextClassification(labels=("no", "yes"), function_to_apply="softmax")
 

@@ -23,9 +23,9 @@ from export.finetune import FinetuneOptions, Hyperparameters, finetune
 from export.original import original_run
 from export.training.batches import Collator, training_columns
 from serving.errors import ArtifactError
-from serving.runtime.tasks.base import Features, Origins
 from serving.runtime.tasks.feature_extraction import POOLINGS, FeatureExtraction
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Features, Origins
 from tests.helpers.reviews import BAD, FILLING, GOOD
 
 TEXTS = [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from export.tails import add_tail
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
@@ -20,16 +21,15 @@ from export.cli import main
 from export.convert import convert
 from export.data import Columns, LabelledRows, encode_labels, prepare, read_evaluation
 from export.sources import load_rows
-from export.tails import add_tail
+from export.tasks.base import IGNORED
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
 from serving.runtime.tasks import fill_mask
-from serving.runtime.tasks._masking import IGNORED
 from serving.runtime.tasks._masks import best_tokens, log_sum, top
-from serving.runtime.tasks.base import Arrays
 from serving.runtime.tasks.fill_mask import MOST_MASKS, FillMask
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Arrays
 from tests.helpers.filling import exported, masked_checkpoint, text_file
 from tests.helpers.parity import assert_same
 from tests.helpers.reviews import review_rows

@@ -20,9 +20,9 @@ from export.training.batches import IGNORED, Collator
 from export.training.losses import loss_of_groups
 from export.training.trainer import predicted
 from serving.errors import DataError
-from serving.runtime.tasks.base import Origins
 from serving.runtime.tasks.multiple_choice import MultipleChoice as Task
 from serving.runtime.tasks.text_classification import TextClassification
+from serving.runtime.types import Origins
 from tests.helpers.graphs import MAX_LENGTH, Exported, random_checkpoint
 from tests.helpers.reviews import BAD, FILLING, GOOD
 

@@ -15,15 +15,15 @@ import pytest
 from export.data import LabelledRows, Rows, encode_labels, hold_out, model_rows, read_evaluation, write_evaluation
 from export.metric import compute
 from export.sources import Columns, load_rows
+from export.tasks import load_task, task_names
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
-from serving.runtime.notes import pack, unpack
-from serving.runtime.tasks import load_task, names
+from serving.runtime.metadata import pack, unpack
 from serving.runtime.tasks._spans import best_spans
-from serving.runtime.tasks.base import Arrays, Features
 from serving.runtime.tasks.question_answering import MARGIN, TASK
 from serving.runtime.tokenization import FIELDS, TextEncoder
+from serving.runtime.types import Arrays, Features
 from tests.helpers import answering
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize
 from tests.helpers.parity import assert_same
@@ -55,7 +55,7 @@ def asker(encoder: TextEncoder, run: Run) -> Asked:
         options = task.request_options(given)
         columns = [[row["question"] for row in rows], [row["context"] for row in rows]]
         features = task.features(columns, encoder, options)
-        origins, counts = unpack([pack(features.origins.owners, features.origins.notes)])
+        origins, counts = unpack([pack(features.origins.sample_mapping, features.origins.metadata)])
         assert counts == [len(rows)]
         answers = task.answers(outputs(features, encoder, run), origins, options)
         assert answers["ANSWER"].shape == answers["START"].shape == (len(rows), 1)
@@ -231,8 +231,8 @@ def features(encoder: TextEncoder, rows: list[dict[str, Any]], **given: Any) -> 
 def test_notes_are_small_and_hold_the_text_once(encoder: TextEncoder) -> None:
     context = "the film was superb " * 40
     found = features(encoder, [{"question": "is it", "context": context}] * 2)
-    assert len(found.origins.notes) > 4
-    first, *others = found.origins.notes[: len(found.origins.notes) // 2]
+    assert len(found.origins.metadata) > 4
+    first, *others = found.origins.metadata[: len(found.origins.metadata) // 2]
     assert first.endswith(context.encode())
     assert max(map(len, others)) < 10 * 64
 
@@ -275,7 +275,7 @@ def test_targets_are_the_answers_tokens(encoder: TextEncoder) -> None:
     targets = TASK().targets(made, [*references[:-1], []])
     held = [False] * len(rows)
     for window, owner, start, end in zip(
-        made.encodings, made.origins.owners.tolist(), targets["start_positions"], targets["end_positions"], strict=True
+        made.encodings, made.origins.sample_mapping.tolist(), targets["start_positions"], targets["end_positions"], strict=True
     ):
         if (start, end) != (0, 0):
             text = rows[owner]["context"][window.offsets[start][0] : window.offsets[end][1]]
@@ -404,8 +404,8 @@ def test_it_is_learnt(trained: Path) -> None:
 
 
 def test_its_name_and_no_other_of_its_modules() -> None:
-    assert "question-answering" in names()
-    assert not any("spans" in name for name in names())
+    assert "question-answering" in task_names()
+    assert not any("spans" in name for name in task_names())
 
 
 # -- calls ---------------------------------------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ import pytest
 
 from export import cli, graph
 from export.data import read_evaluation
+from export.tasks import load_task
 from serving.artifact import read_manifest
 from serving.bundle import Bundle, load_bundle
-from serving.runtime.tasks import load_task
-from serving.runtime.tasks.base import Arrays, Features, Origins
 from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
+from serving.runtime.types import Arrays, Features, Origins
 from tests.helpers.parity import assert_same
 from tests.helpers.reviews import BAD, FILLING, GOOD
 

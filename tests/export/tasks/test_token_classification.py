@@ -17,9 +17,9 @@ from export.data import Columns, LabelledRows, bind, encode_labels, read_evaluat
 from export.metric import bootstrapped_drop, compute
 from export.sources import load_rows
 from serving.errors import DataError
-from serving.runtime.tasks.base import Arrays
 from serving.runtime.tasks.token_classification import TASK, TokenClassification
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Arrays
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.parity import assert_same
 from tests.helpers.tagging import LABELS, STRATEGIES, TEXTS, tiny_tagger
