@@ -37,7 +37,7 @@ from export.cli import main
 from serving.artifact import inputs_record, sha256, write_manifest
 from serving.bundle import PRECISIONS, Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
-from serving.runtime.tasks.text_classification import TextClassification
+from tests.helpers.tasks import classification
 
 WORDS = ("bad", "good", "film", "the")
 SCORES = np.array([[3.0, -3.0], [-3.0, 3.0], [0.5, 0.0], [0.0, 0.0]], dtype=np.float32)
@@ -78,7 +78,7 @@ def bundle(tmp_path: Path) -> Bundle:
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
     (checkpoint / "model.safetensors").write_bytes(b"weights")
-    task = TextClassification(labels=("negative", "positive"), function_to_apply="softmax")
+    task = classification(("negative", "positive"))
     record = {"verdict": "passed", "gates": [], "figures": {}}
     write_manifest(
         folder,
@@ -87,7 +87,7 @@ def bundle(tmp_path: Path) -> Bundle:
         task=task.name,
         labels=list(task.labels),
         max_length=8,
-        settings=task.settings(),
+        settings=task.to_settings(),
         padding={"input_ids": 3},
         original={},
         precisions={precision: record | {"file": f"{precision}/model.onnx"} for precision in ("fp32", "int8")},

@@ -154,7 +154,7 @@ def test_bundle_holds_what_it_promises(exported: Callable[[str], Path], review_f
     }
     assert (manifest["task"], manifest["labels"], manifest["max_length"]) == ("text-classification", ["negative", "positive"], 64)
     assert manifest["padding"] == {"input_ids": 0, "token_type_ids": 0}
-    assert json.loads(json.dumps(load_bundle(folder).task.settings())) == manifest["settings"]
+    assert json.loads(json.dumps(load_bundle(folder).task.to_settings())) == manifest["settings"]
     original = manifest["original"]
     assert original["rows"] == 300
     assert original["checkpoint"]["name"] == "bert"

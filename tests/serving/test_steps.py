@@ -44,7 +44,7 @@ def test_notes_survive_the_way_around_the_model() -> None:
 def test_notes_that_nobody_packed_are_refused(owners: list[int]) -> None:
     """The last step may be asked by itself, with any of them."""
     made = np.array([[struct.pack("<i", owner)] for owner in owners], dtype=np.object_).reshape(-1, 1)
-    with pytest.raises(ValueError, match="owners of rows"):
+    with pytest.raises(ValueError, match="the sample mapping"):
         unpack([made])
 
 
@@ -99,7 +99,7 @@ class Windowed(TextClassification):
     carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
 
-    def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:  # noqa: ARG002
+    def preprocess(self, columns: TextColumns, encoder: TextEncoder) -> Features:
         for row, text in enumerate(columns[0]):
             if text == "boom":
                 raise ValueError(f"row {row} is boom")
@@ -108,11 +108,11 @@ class Windowed(TextClassification):
         windows, owners = encoder.windows(columns[0], stride=0)
         return Features(windows, Origins(owners, [str(window.offsets[1]).encode() for window in windows]))
 
-    def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
+    def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:
         assert len(origins.metadata) == len(origins.sample_mapping) == len(outputs["logits"])
         firsts = np.searchsorted(origins.sample_mapping, np.arange(origins.count))
         best = np.maximum.reduceat(outputs["logits"], firsts)
-        return super().answers({"logits": best}, Origins(np.arange(len(best))), options)
+        return super().postprocess({"logits": best}, Origins(np.arange(len(best))))
 
 
 Steps = Callable[..., tuple[Any, Any]]
@@ -127,7 +127,7 @@ def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (folder / "tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
     settings = {
         "task": "text-classification",
-        "settings": TextClassification(labels=("few", "many"), function_to_apply="softmax").settings(),
+        "settings": TextClassification(labels=("few", "many"), function_to_apply="softmax").to_settings(),
         "max_length": 8,
         "model_inputs": ["input_ids"],
         "max_model_rows": 6,
@@ -140,7 +140,7 @@ def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for name in ("preprocess", "postprocess"):
             module = importlib.import_module(f"serving.runtime.{name}")
             monkeypatch.delitem(sys.modules, module.__name__)  # it holds the backend made for this test
-            monkeypatch.setattr(module, "load_task", lambda _, given: task.from_settings(given))
+            monkeypatch.setattr(module, "load_served", lambda _, given: task.from_settings(given))
             step = module.TritonPythonModel()
             step.initialize({"model_repository": str(tmp_path), "model_version": "1"})
             made.append(step)
@@ -158,7 +158,9 @@ def modelled(response: Any, request: Request) -> Request:
     """A model that counts the words of each row: the second logit is their number, the first is 2.5."""
     ids = response.tensors["input_ids"]
     logits = np.stack([np.full(len(ids), 2.5), (ids >= 0).sum(axis=1) - 2], axis=1).astype(np.float32)
-    return Request({"logits": logits} | ({METADATA: response.tensors[METADATA]} if METADATA in response.tensors else {}), request.options)
+    return Request(
+        {"logits": logits} | ({METADATA: response.tensors[METADATA]} if METADATA in response.tensors else {}), request.options
+    )
 
 
 def asked(steps: tuple[Any, Any], requests: list[Request]) -> list[Any]:
