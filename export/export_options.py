@@ -1,0 +1,66 @@
+"""Options of the export stage. Light, so that ``--help`` is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from export.options import StageOptions
+from serving.option_fields import Option
+from serving.options import PRECISIONS, Force, Precision, Seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(StageOptions):
+    """Options of ``tritonize export``."""
+
+    checkpoint: Annotated[
+        str | None,
+        Option("Checkpoint to export: a folder, or a name on the Hugging Face Hub.", default_text="ARTIFACTS/NAME/checkpoint"),
+    ] = None
+    test: Annotated[
+        str | None, Option("Labelled rows to verify on, as for finetune.", default_text="the rows that finetune kept")
+    ] = None
+    max_length: Annotated[
+        int | None,
+        Option(
+            "Maximum number of tokens per row; longer rows are truncated.",
+            minimum=4,
+            default_text="as fine-tuned, otherwise the model's limit, at most 512 if it has none",
+        ),
+    ] = None
+    precision: Annotated[
+        tuple[Precision, ...],
+        Option(
+            "Variants to export; fp32 is always exported. The exit code is 1 if a variant named here fails its gates.",
+            metavar="fp32|fp16|int8[,…]",
+            commas=True,
+            default_text="fp32,fp16,int8",
+            shared=True,
+        ),
+    ] = ()
+    max_metric_drop: Annotated[float, Option("Percentage points of the main metric that a variant may lose.", minimum=0)] = 0.5
+    min_agreement: Annotated[
+        float | None,
+        Option(
+            "Minimum share of labels equal to the original's; for fp32 it is always 1.",
+            minimum=0,
+            maximum=1,
+            default_text="fp16 0.995, int8 0.97",
+        ),
+    ] = None
+    verify_rows: Annotated[int, Option("Maximum number of rows to verify on, drawn at random.", minimum=64)] = 1000
+    opset: Annotated[int, Option("ONNX operator set.", minimum=17, maximum=18)] = 18
+    seed: Seed = 0
+    force: Force = False
+
+    @property
+    def target(self) -> Path:
+        """The folder of the artifact."""
+        return self.artifacts / self.name / "bundle"
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The variants to export, fp32 first."""
+        return tuple(precision for precision in PRECISIONS if precision in {"fp32", *(self.precision or PRECISIONS)})

