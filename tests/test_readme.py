@@ -15,7 +15,6 @@ import click
 import pytest
 
 from export.cli import COMMANDS, tritonize
-from export.recipe import SHARED
 
 PROJECT = Path(__file__).parents[1]
 TOP = PROJECT / "README.md"
@@ -24,7 +23,7 @@ TOP_BYTES = 12_000
 PICTURE_COLUMNS = 80
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)) - {"all"}
-VARIABLES = set(re.findall(r"\b[A-Z][A-Z_]+\b", MAKEFILE.partition("GIVEN      :=")[2].partition("$(foreach")[0]))
+VARIABLES = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", MAKEFILE.partition("GIVEN      :=")[2].partition("$(foreach")[0]))
 FOREIGN_OPTIONS = {"--shm-size", "--profile", "--nproc-per-node"}
 """Options of docker and torchrun."""
 FIGURES = re.compile(r"\b(rows/s|accuracy|minutes|test rows)\b")
@@ -96,15 +95,16 @@ def test_make_lines(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", TRITONIZE_LINES)
-def test_tritonize_lines(line: str) -> None:
-    """Click takes the options and their values. Nothing is run, and files need not exist."""
+def test_tritonize_lines(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Click accepts the options and their values, those of a recipe included. The command itself does not run."""
     words = shlex.split(re.split(r"\.venv/bin/tritonize |-m export\.cli ", line)[1], comments=True)
-    called = command(words[0])
-    context = click.Context(called)
-    values, _, order = called.make_parser(context).parse_args(words[1:])
-    for parameter in order:
-        if not isinstance(parameter.type, click.Path) and parameter.name != "recipe":
-            parameter.type_cast_value(context, values[parameter.name])
+    monkeypatch.chdir(tmp_path)
+    for word in words:
+        if re.fullmatch(r"\w[\w.-]*", word):  # it may be a file that must exist
+            Path(word).touch()
+    (recipe,) = blocks("toml")
+    Path("tickets.toml").write_text(recipe.text, encoding="utf-8")
+    command(words[0]).make_context(words[0], words[1:], parent=click.Context(tritonize))
 
 
 @pytest.mark.parametrize("line", DOCKER_LINES)
@@ -142,19 +142,14 @@ def test_every_target_and_command_is_named() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("toml"), ids=lambda block: block.file.parent.name)
-def test_recipes(block: Block) -> None:
-    for section, content in tomllib.loads(block.text).items():
-        if not isinstance(content, dict):
-            assert section in SHARED
-            continue
-        parameters = {parameter.name: parameter for parameter in command(section).params}
-        for key, value in content.items():
-            parameter = parameters[key.replace("-", "_")]
-            parameter.type_cast_value(click.Context(command(section)), value)
-
-
-def test_there_is_a_recipe() -> None:
-    assert blocks("toml")
+def test_recipes(block: Block, tmp_path: Path) -> None:
+    """Each command that a recipe has a section for accepts the recipe."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(block.text, encoding="utf-8")
+    sections = [key for key, value in tomllib.loads(block.text).items() if isinstance(value, dict)]
+    assert sections
+    for section in sections:
+        command(section).make_context(section, ["--recipe", str(recipe)], parent=click.Context(tritonize))
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.file.parent.name)
