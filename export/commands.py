@@ -75,16 +75,16 @@ def finetune_command(as_json: bool, **given: Any) -> None:
     taken["fixed"] = tuple(name for name in asdict(training) if source(name) is not click.core.ParameterSource.DEFAULT)
     options = FinetuneOptions(columns=take_columns(given), setting=take_setting(given), training=training, **taken, **given)
     manifest = finetune(options)
-    if as_json and distributed.is_main():
+    if as_json and distributed.is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest["figures"]}, indent=2))
     for split in ("validation", "test"):
         if split in manifest["figures"]:
             shown = ", ".join(f"{key} {value:.4f}" for key, value in manifest["figures"][split].items())
             distributed.say(f"{split}: {shown}")
     distributed.say(f"checkpoint: {options.target}")
-    if distributed.is_main():
+    if distributed.is_main_process():
         _share(options.target, *place)
-    distributed.leave()
+    distributed.destroy_process_group()
 
 
 @click.command("export")

@@ -18,7 +18,7 @@ class Hyperparameters:
         batch_size: rows a step of the optimizer, on all devices together.
         gradient_accumulation: parts that a device takes its rows of a step in: less memory, the same step.
         learning_rate: the highest, reached after ``warmup_ratio`` of all steps, falling to 0 at the end; None: by the size of
-            what is trained (see :func:`usual_learning_rate`).
+            what is trained (see :func:`default_learning_rate`).
         layer_decay: each layer learns at this share of the rate of the one above it (Howard and Ruder 2018); 1: all alike.
         weight_decay: of AdamW, for all weights but biases and those of norms.
         class_weights: let rare labels weigh as much, all rows together, as frequent ones.
@@ -27,7 +27,7 @@ class Hyperparameters:
         mixed_precision: what is computed in while weights stay float32: ``no``, ``bf16`` or ``fp16``; ``auto``: what
             ``accelerate launch`` was told, else bf16 on a GPU that has it.
         gradient_checkpointing: compute activations twice rather than keep them.
-        quantisation_aware: train with the rounding of int8, so that it does less harm later.
+        quantization_aware: train with the rounding of int8, so that it does less harm later.
         compiled: run the model through ``torch.compile``.
         seed: of the new head, dropout, row order and every random choice of rows.
     """
@@ -44,11 +44,11 @@ class Hyperparameters:
     early_stopping: int = 2
     mixed_precision: str = "auto"
     gradient_checkpointing: bool = False
-    quantisation_aware: bool = False
+    quantization_aware: bool = False
     compiled: bool = False
     seed: int = 0
 
-    def rows_at_once(self, processes: int) -> int:
+    def per_device_batch_size(self, processes: int) -> int:
         """Rows that one of ``processes`` holds at a time.
 
         Raises:
@@ -96,7 +96,7 @@ class Distillation:
     parts: int = 0
 
 
-def usual_learning_rate(parameters: int, *, adapter: bool) -> float:
+def default_learning_rate(parameters: int, *, adapter: bool) -> float:
     """Where good rates for AdamW lie for an encoder with so many parameters: the smaller the model, the higher.
 
     BERT (Devlin et al. 2019) tried 2e-5 to 5e-5 for base and large; MiniLM (Wang et al. 2020) took up to 1e-4 for its small ones.

@@ -50,7 +50,12 @@ training_options = options_of(
         help="What is computed in; auto: bf16 on a GPU that has it.",
     ),
     click.option("--gradient-checkpointing", is_flag=True, help="Compute activations twice: less memory."),
-    click.option("--quantisation-aware", is_flag=True, help="Train with the rounding of int8, where that fails its gate."),
+    click.option(
+        "--quantization-aware",
+        "--quantisation-aware",
+        is_flag=True,
+        help="Train with the rounding of int8, where that fails its gate.",
+    ),
     click.option("--compile", "compiled", is_flag=True, help="Run the model through torch.compile."),
     click.option(
         "--search",
