@@ -114,7 +114,8 @@ def finetune_command(as_json: bool, **given: Any) -> None:
 @sharing_options
 def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **given: Any) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
-    from export.bundle import ExportOptions, export, require_passed
+    from export.bundle import export, require_passed
+    from export.export_options import ExportOptions
     from export.verify import MIN_ROWS
 
     if given["verify_rows"] < MIN_ROWS:

@@ -13,8 +13,9 @@ import click
 
 from export import checkpoint as checkpoints
 from export import convert, graph, optimize, tails, verify
-from export.bundle import ExportOptions, Source
 from export.data import prepare, sample, write_evaluation
+from export.export_options import ExportOptions
+from export.export_source import ExportSource
 from export.original import one_thread, original_run, require_length, usable_device
 from export.rows import EncodedRows
 from serving.errors import ExportError
@@ -30,7 +31,7 @@ the others, from the shortest up: attention masks overflow too, and show only wh
 class _Workshop:
     """What making and verifying any variant needs: the raw graph, the rows as model inputs, what the original says of them."""
 
-    source: Source
+    source: ExportSource
     options: ExportOptions
     device: str
     raw: Path
@@ -43,7 +44,7 @@ class _Workshop:
         return self.staging / precision / "model.onnx"
 
 
-def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, Any]:
+def build(source: ExportSource, options: ExportOptions, staging: Path) -> dict[str, Any]:
     """Fill ``staging`` with the bundle's files.
 
     Returns:
@@ -84,7 +85,7 @@ def build(source: Source, options: ExportOptions, staging: Path) -> dict[str, An
     return _fields(workshop, original, verdicts) | {"max_length": max_length, "padding": padding, "tail": tail}
 
 
-def _max_length(source: Source, options: ExportOptions, tokenizer: Any) -> int:
+def _max_length(source: ExportSource, options: ExportOptions, tokenizer: Any) -> int:
     """Tokens kept of a row, said aloud: a row that is cut unnoticed is answered wrongly unnoticed."""
     chosen = checkpoints.chosen_max_length(source.max_length, tokenizer, source.config, default=source.usual_length)
     if options.max_length is not None:
@@ -100,7 +101,7 @@ def _max_length(source: Source, options: ExportOptions, tokenizer: Any) -> int:
 
 
 def _rows(
-    source: Source, options: ExportOptions, encoder: TextEncoder, tokenizer: Any, names: list[str], max_length: int
+    source: ExportSource, options: ExportOptions, encoder: TextEncoder, tokenizer: Any, names: list[str], max_length: int
 ) -> EncodedRows:
     """The rows to verify on, as model inputs that the served tokenizer and graph give too."""
     rows = EncodedRows(source.rows.take(sample(len(source.rows), options.verify_rows, options.seed)), source.task, encoder)
@@ -109,7 +110,7 @@ def _rows(
     return rows
 
 
-def _reference(run: verify.Run, source: Source, rows: EncodedRows) -> verify.Reference:
+def _reference(run: verify.Run, source: ExportSource, rows: EncodedRows) -> verify.Reference:
     outputs = verify.outputs_of(run, rows, source.task, rows.batches(verify.BATCH), title="PyTorch")
     verify.require_finite(outputs)
     return verify.Reference(task=source.task, outputs=outputs, origins=rows.origins, references=rows.references)
@@ -141,7 +142,7 @@ def _fields(workshop: _Workshop, original: dict[str, Any], verdicts: dict[str, v
     }
 
 
-def _copy_files(source: Source, tokenizer: Any, max_length: int, staging: Path) -> None:
+def _copy_files(source: ExportSource, tokenizer: Any, max_length: int, staging: Path) -> None:
     shutil.copyfile(source.folder / "config.json", staging / "config.json")
     with tempfile.TemporaryDirectory() as folder:
         checkpoints.save_tokenizer(tokenizer, Path(folder), max_length)

@@ -34,8 +34,6 @@ TOP_LEVEL = {
 
 
 CYCLIC_IMPORTS = {
-    ("export.bundle", "export.variants"),
-    ("export.variants", "export.bundle"),
     ("serving.runtime.tasks._served", "serving.runtime.tokenization"),
     ("serving.runtime.tasks.base", "serving.runtime.tasks._served"),
     ("serving.runtime.tasks.base", "serving.runtime.tokenization"),
