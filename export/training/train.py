@@ -103,9 +103,9 @@ def _check(job: TrainingJob) -> None:
     if job.adapter is not None:
         adapters.check_adapter(job.adapter)
     if job.adapter is not None and job.options.quantization_aware:
-        raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantisation-aware")
+        raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantization-aware")
     if job.options.quantization_aware and not job.task.exported:
-        raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantisation-aware")
+        raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantization-aware")
     job.options.per_device_batch_size(world_size())
 
 
