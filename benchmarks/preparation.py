@@ -13,7 +13,8 @@ from benchmarks.inputs import BenchmarkInputs, BenchmarkRows, OpenLoop
 from benchmarks.row_lengths import rows_of_length
 from benchmarks.served import Endpoint
 from export import convert, graph
-from export.data import Columns, LabelledRows, encode_labels, read_evaluation, sample
+from export.columns import Columns
+from export.data import LabelledRows, encode_labels, read_evaluation, sample
 from export.output_head import add_output_head
 from export.sources import checkpoint_folder, load_rows
 from export.tasks import bundle_task

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, cast
 
@@ -97,6 +97,11 @@ class Task(ABC):
     def known_settings(cls) -> Mapping[str, Option]:
         """Return every setting that a user may choose for a checkpoint."""
         return cls.settings
+
+    @classmethod
+    def setting_defaults(cls) -> dict[str, JsonValue]:
+        """Return the default of each setting that has one."""
+        return {one.name: one.default for one in fields(cls) if one.default is not MISSING}
 
     @classmethod
     def check_settings(cls, given: Mapping[str, object]) -> dict[str, JsonValue]:
@@ -450,6 +455,12 @@ class ExportedTask(Task, Generic[Served_co]):
     def known_settings(cls) -> Mapping[str, Option]:
         """Return the defaults of request parameters, and the task's own settings."""
         return {**cls.served_class.options, **cls.settings}
+
+    @classmethod
+    def setting_defaults(cls) -> dict[str, JsonValue]:
+        """Return the default of each setting of either half that has one."""
+        served = {one.name: one.default for one in fields(cls.served_class) if one.default is not MISSING}
+        return served | super().setting_defaults()
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, JsonValue]) -> Self:

@@ -12,7 +12,7 @@ from export.tasks.base import IGNORED, AugmentedTask, OwnLossTask, TrainedTask
 from serving.runtime.tokenization import FIELDS
 from serving.runtime.types import Features
 
-SAID = "teacher_logits"
+TEACHER_LOGITS = "teacher_logits"
 """Column of what a teacher says of the rows, where it is asked once."""
 
 

@@ -23,8 +23,8 @@ from export.convert import require_supported
 from export.tasks import is_exported, task_class, task_names
 from serving.client import TritonPipeline
 from serving.errors import ExportError
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers import answering
 from tests.helpers.checkpoints import ARCHITECTURES

@@ -22,8 +22,8 @@ from export.tasks.multiple_choice import MultipleChoiceTask
 from export.tasks.zero_shot_classification import ZeroShotClassificationTask
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import RequestError
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
 from tests.helpers.parity import assert_same

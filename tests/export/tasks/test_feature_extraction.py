@@ -18,12 +18,14 @@ from transformers import AutoTokenizer
 
 from export import cli, convert, graph
 from export.checkpoint import read_files, settings, write_files
-from export.finetune import FinetuneOptions, Hyperparameters, finetune
+from export.finetune import finetune
+from export.finetune_options import FinetuneOptions
 from export.original import original_run
 from export.output_head import add_output_head
 from export.pooling_head import POOLINGS
 from export.tasks.feature_extraction import FeatureExtractionTask
 from export.training.batches import Collator, training_columns
+from export.training.hyperparameters import Hyperparameters
 from serving.errors import ArtifactError
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Features, Origins
