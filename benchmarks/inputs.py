@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.report import rate_name
 from export.tasks import bundle_task
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from serving.bundle import Bundle
 
 

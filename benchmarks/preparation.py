@@ -18,7 +18,7 @@ from export.data import LabelledRows, encode_labels, read_evaluation, sample
 from export.output_head import add_output_head
 from export.sources import checkpoint_folder, load_rows
 from export.tasks import bundle_task
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
 

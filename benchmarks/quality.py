@@ -14,7 +14,7 @@ from benchmarks.answers import differences, largest_difference, same
 from benchmarks.inputs import BenchmarkRows
 from benchmarks.report import ChangedAnswer, Estimate, Quality
 from export import metric
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from serving.runtime.types import Arrays
 
 BINS = 15

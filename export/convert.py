@@ -15,7 +15,7 @@ import onnx
 
 from export import graph
 from export.checkpoint import first_line
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from serving.errors import ExportError
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from export.columns import ResolvedColumns
-from export.tasks.base import ExportedTask, Task, TrainedTask
+from export.tasks.base import Task
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import TrainedTask
 from serving.errors import DataError
 from serving.records import Record, checked_text, read_file, shown
 from serving.runtime.tokenization import TextEncoder

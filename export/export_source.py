@@ -11,7 +11,7 @@ from export.data import EVALUATION, LabelledRows, encode_labels, judged_by, read
 from export.export_options import ExportOptions
 from export.sources import checkpoint_folder, load_rows
 from export.tasks import is_exported, task_class
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
 

@@ -18,7 +18,7 @@ from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
 from export.tasks import trained_class
-from export.tasks.base import TrainedTask
+from export.tasks.trained import TrainedTask
 from export.training.distributed import is_main_process, main_first, say, world_size
 from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
 from serving.errors import ArtifactError

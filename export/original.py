@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from export.verify import Run
 from serving.errors import ArtifactError, SetupError
 from serving.machine import resolve_device

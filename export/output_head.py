@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from export import graph
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from serving.errors import ExportError
 
 

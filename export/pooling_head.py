@@ -8,11 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.tasks._pooling import CLS, LAST, MAX, MEAN
 from serving.errors import ExportError
 from serving.prologue import MASK
-
-MEAN, CLS, MAX, LAST = "mean", "cls", "max", "last"
-POOLINGS = (MEAN, CLS, MAX, LAST)
 
 _P = "pooled/"
 LEAST = -1e4
@@ -28,7 +26,7 @@ def add_pooling_head(model: onnx.ModelProto, head: str, output: str, *, pooling:
         model: A raw fp32 graph, changed in place.
         head: Name of its output.
         output: Name of the new output.
-        pooling: One of :data:`POOLINGS`.
+        pooling: One of :data:`~export.tasks._pooling.POOLINGS`.
         dims: Numbers of the vector to keep.
 
     Raises:

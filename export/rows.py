@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from export.data import LabelledRows, model_rows
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from serving.errors import ExportError
 from serving.runtime.tokenization import FIELDS, TextEncoder
 from serving.runtime.types import Arrays

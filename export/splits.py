@@ -13,7 +13,7 @@ from export.columns import Columns
 from export.data import LabelledRows, Rows, bind, encode_labels, hold_out, sample
 from export.leaks import Leaks, find_leaks
 from export.sources import load_rows
-from export.tasks.base import TrainedTask
+from export.tasks.trained import TrainedTask
 from export.training.distributed import say
 from serving.errors import DataError
 

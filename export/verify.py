@@ -16,7 +16,7 @@ from rich.progress import track
 from export import metric
 from export.data import sample
 from export.rows import EncodedRows
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from serving.errors import ExportError
 from serving.runtime.types import Arrays, Origins
 

@@ -213,12 +213,25 @@ def _external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
     return [file_inside(folder, name) for name in sorted(names)]
 
 
+def step_modules(step: str, task: str) -> list[Path]:
+    """Return the files that a step of an ensemble runs: of the tasks only its own, with what all tasks share.
+
+    Args:
+        step: ``preprocess`` or ``postprocess``.
+        task: Name of the task.
+    """
+    shared = [RUNTIME / f"{name}.py" for name in (step, "metadata", "tokenization", "types")]
+    tasks = RUNTIME / "tasks"
+    helpers = sorted(tasks.glob("_*.py"))  # __init__.py too
+    return [*shared, *helpers, tasks / "base.py", tasks / f"{task.replace('-', '_')}.py"]
+
+
 def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Graph) -> None:
-    """The runtime, verbatim, and what it must know about this checkpoint."""
-    shutil.copytree(RUNTIME / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    for module in ("metadata.py", "tokenization.py", "types.py"):
-        shutil.copy(RUNTIME / module, folder)
-    shutil.copy(RUNTIME / f"{step}.py", folder / "model.py")
+    """Write the step's Python, copied verbatim, and its settings."""
+    (folder / "tasks").mkdir()
+    for path in step_modules(step, bundle.task.name):
+        name = "model.py" if path.stem == step else path.relative_to(RUNTIME)
+        shutil.copy(path, folder / name)
     settings = {
         "task": bundle.task.name,
         "settings": bundle.task.to_settings(),

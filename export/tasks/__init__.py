@@ -1,6 +1,6 @@
 """Finds tasks by name: ``text-classification`` is ``text_classification.TASK``.
 
-There is one module per task. A module whose name begins with an underscore is part of a task.
+There is one module per task, except :data:`BASES`. A module whose name begins with an underscore is part of a task.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeGuard
 
-from export.tasks.base import ExportedTask, Task, TrainedTask
+from export.tasks.base import Task
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import TrainedTask
 from serving.errors import ArtifactError, DataError
 from serving.runtime.types import JsonValue
 
@@ -18,10 +20,14 @@ if TYPE_CHECKING:
     from serving.bundle import Bundle
 
 
+BASES = ("base", "exported", "trained")
+"""Modules of base classes."""
+
+
 def task_names() -> list[str]:
     """Return the names of all tasks, as users write them."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name.replace("_", "-") for name in modules if name != "base" and not name.startswith("_"))
+    return sorted(name.replace("_", "-") for name in modules if name not in BASES and not name.startswith("_"))
 
 
 def task_class(name: str) -> type[Task]:

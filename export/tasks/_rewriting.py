@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from export.tasks.base import IGNORED, Label, Prediction, Reference, TrainedTask
+from export.tasks.base import IGNORED, Label, Prediction, Reference
+from export.tasks.trained import TrainedTask
 from serving.runtime.types import Arrays, Features, JsonValue, Option, Origins, Text, TextColumns
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-from export.pooling_head import CLS, LAST, MAX, MEAN, POOLINGS
+from export.tasks._pooling import CLS, LAST, MAX, MEAN, POOLINGS
 from serving.runtime.types import JsonValue
 
 MODULES, LIBRARY_FILE = "modules.json", "config_sentence_transformers.json"

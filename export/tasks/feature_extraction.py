@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from export.pooling_head import CLS, LAST, MAX, MEAN, POOLINGS, add_pooling_head
 from export.tasks import _sentence_transformers as library
-from export.tasks.base import ExportedTask, Label, OwnLossTask, Prediction, Reference
+from export.tasks._pooling import FAR, MEAN, POOLINGS, cosines, halves, pooled
+from export.tasks.base import Label, Prediction, Reference
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import OwnLossTask
 from serving.runtime.tasks.feature_extraction import POOLED, TINY, FeatureExtraction, unit
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Option, TextColumns
 
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-FAR = 1e9
-"""Subtracted from the values of padding, so that none of them is a maximum."""
 SCALE = 20.0
 """Factor of cosines in the loss, as in CoSENT."""
 SAME = 1e-4
@@ -39,7 +39,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
 
     Attributes:
         hidden: Length of a token's vector.
-        pooling: One of :data:`~export.pooling_head.POOLINGS`: the mean of the row's tokens, the first token, the maximum of each
+        pooling: One of :data:`~export.tasks._pooling.POOLINGS`: the mean of the row's tokens, the first token, the maximum of each
             number, or the last token.
     """
 
@@ -145,6 +145,8 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
 
     def add_output_head(self, model: onnx.ModelProto) -> str | None:
         """Pool the vectors of a row's tokens."""
+        from export.pooling_head import add_pooling_head
+
         (head,), (output,) = self.heads, self.model_outputs
         add_pooling_head(model, head, output, pooling=self.pooling, dims=self.served.dims)
         return None
@@ -152,7 +154,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
     def apply_output_head(self, heads: Arrays, feed: Arrays) -> Arrays:
         """Pool the vectors of a row's tokens."""
         mask = feed["attention_mask"].astype(heads["last_hidden_state"].dtype)
-        return {POOLED: _pooled(heads["last_hidden_state"], mask, self.pooling)[:, : self.served.dims]}
+        return {POOLED: pooled(heads["last_hidden_state"], mask, self.pooling)[:, : self.served.dims]}
 
     # -- training and evaluation ----------------------------------------------------------------------------------------------
 
@@ -173,23 +175,23 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
     def head_outputs(self, heads: Mapping[str, torch.Tensor], feed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Pool the vectors of a row's tokens."""
         hidden = heads["last_hidden_state"]
-        return {POOLED: _pooled(hidden, feed["attention_mask"].to(hidden.dtype), self.pooling)[:, : self.served.dims]}
+        return {POOLED: pooled(hidden, feed["attention_mask"].to(hidden.dtype), self.pooling)[:, : self.served.dims]}
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Compute the CoSENT loss (Su 2022): of any two pairs in the batch, the more similar one should have the larger cosine.
 
         The loss depends on the order alone, which is what Spearman's correlation measures, so scores may be on any scale.
         """
-        first, second = _halves(outputs[POOLED])
-        cosines = SCALE * _cosines(first, second)
+        first, second = halves(outputs[POOLED])
+        similar = SCALE * cosines(first, second)
         labels = targets["labels"]
-        wrong = (cosines[None, :] - cosines[:, None]).masked_fill(labels[:, None] <= labels[None, :], -FAR)
+        wrong = (similar[None, :] - similar[:, None]).masked_fill(labels[:, None] <= labels[None, :], -FAR)
         worst = wrong.flatten().logsumexp(0)
         return cast("torch.Tensor", worst.clamp(min=0) + (-worst.abs()).exp().log1p())  # log(1 + Σ exp(wrong))
 
     def predictions(self, answers: Arrays) -> list[Prediction]:
         """Return the cosine of each pair."""
-        return cast("list[Prediction]", _cosines(*_halves(answers["EMBEDDING"])).tolist())
+        return cast("list[Prediction]", cosines(*halves(answers["EMBEDDING"])).tolist())
 
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
         """Compare embeddings by degrees: 1 minus their distance (1 - cosine), as a share of the usual distance of two texts.
@@ -206,34 +208,6 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
     def ties(self, original: Arrays) -> Flags:
         """Return none: nothing is decided here, so nothing is close."""
         return np.zeros(len(original["EMBEDDING"]) // 2, dtype=np.bool_)
-
-
-Vectors = TypeVar("Vectors", "npt.NDArray[np.float32]", "torch.Tensor")
-"""Arrays of numpy or tensors of torch, used through what both have."""
-
-
-def _pooled(hidden: Vectors, mask: Vectors, pooling: str) -> Vectors:
-    """Pool ``[rows, longest, hidden]`` by a mask ``[rows, longest]`` of the same data type; padding is on the right."""
-    if pooling == CLS:
-        return hidden[:, 0]
-    if pooling == MAX:
-        kept = hidden - FAR * (1 - mask)[:, :, None]
-        return cast("Vectors", getattr(kept, "amax", kept.max)(1))  # torch's max gives positions too
-    weights = mask
-    if pooling == LAST:
-        weights = mask * (mask.cumsum(1) == mask.sum(1)[:, None])
-    return cast("Vectors", ((weights / weights.sum(1)[:, None])[:, None] @ hidden)[:, 0])
-
-
-def _halves(rows: Vectors) -> tuple[Vectors, Vectors]:
-    """Split rows into the first and the second texts of all pairs."""
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
-
-
-def _cosines(first: Vectors, second: Vectors) -> Vectors:
-    """Compute the cosine of each row of one with the same row of the other: ``[rows]``."""
-    squares = (first * first).sum(-1) * (second * second).sum(-1)
-    return cast("Vectors", (first * second).sum(-1) / (squares + TINY**2) ** 0.5)
 
 
 TASK = FeatureExtractionTask

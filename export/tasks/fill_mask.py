@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from export.mask_head import add_mask_head
 from export.tasks._masking import Masking
-from export.tasks.base import IGNORED, AugmentedTask, ExportedTask, Label, Prediction, Reference
+from export.tasks.base import IGNORED, Label, Prediction, Reference
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import AugmentedTask
 from serving.runtime.tasks._masks import log_sum, top, with_metadata
 from serving.runtime.tasks.fill_mask import FillMask, MaskAnswer, read_predictions, target_id
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Origins, TextColumns
@@ -143,6 +144,8 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
 
     def add_output_head(self, model: onnx.ModelProto) -> str | None:
         """Keep only the logits at masked positions."""
+        from export.mask_head import add_mask_head
+
         return add_mask_head(model, self.heads, self.served.mask_token_id)
 
     def apply_output_head(self, heads: Arrays, feed: Arrays) -> Arrays:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from export.tasks.base import ExportedTask, Label, Prediction, Reference, TrainedTask
+from export.tasks.base import Label, Prediction, Reference
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import TrainedTask
 from serving.runtime.tasks._candidates import first_rows
 from serving.runtime.tasks._strings import read_strings, write_strings
 from serving.runtime.tasks.multiple_choice import MultipleChoice

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Self, TypedDict, cast
 
 import numpy as np
 
-from export.tasks.base import ExportedTask, Label, Prediction, Reference, TrainedTask
+from export.tasks.base import Label, Prediction, Reference
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import TrainedTask
 from serving.runtime.tasks._spans import text_tokens
 from serving.runtime.tasks.question_answering import WINDOW, QuestionAnswering
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Origins

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from export.tasks.base import ExportedTask, Label, Prediction, Reference, TrainedTask, label_head, label_names
+from export.tasks.base import Label, Prediction, Reference, label_head, label_names
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import TrainedTask
 from serving.runtime.tasks.text_classification import TextClassification
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Option
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 import numpy as np
 
 from export.tasks._tagging import TaggedWords, first_tokens, read_list, tagged_text
-from export.tasks.base import IGNORED, ExportedTask, Label, Prediction, Reference, TrainedTask, label_head, label_names
+from export.tasks.base import IGNORED, Label, Prediction, Reference, label_head, label_names
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import TrainedTask
 from serving.runtime.tasks._labels import OUTSIDE
 from serving.runtime.tasks._tokens import Entity
 from serving.runtime.tasks.token_classification import TokenClassification

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from export.tasks.base import ExportedTask, Label, Prediction, Reference
+from export.tasks.base import Label, Prediction, Reference
+from export.tasks.exported import ExportedTask
 from serving.runtime.tasks._strings import write_strings
 from serving.runtime.tasks.zero_shot_classification import ZeroShotClassification
 from serving.runtime.types import Arrays, Flags, TextColumns

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.tasks.base import IGNORED, AugmentedTask, OwnLossTask, TrainedTask
+from export.tasks.base import IGNORED
+from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from serving.runtime.tokenization import FIELDS
 from serving.runtime.types import Features
 

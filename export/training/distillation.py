@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from export import checkpoint as checkpoints
 from export.data import LabelledRows, model_rows
-from export.tasks.base import IGNORED, AugmentedTask, OwnLossTask, TrainedTask, label_names
+from export.tasks.base import IGNORED, label_names
+from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from export.training.batches import TEACHER_LOGITS
 from export.training.distributed import say
 from export.training.hyperparameters import Distillation

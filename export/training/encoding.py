@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.data import LabelledRows, model_rows
-from export.tasks.base import OwnLossTask
+from export.tasks.trained import OwnLossTask
 from export.training.batches import TEACHER_LOGITS, training_columns
 from export.training.distributed import world_size
 from export.training.losses import missing_label

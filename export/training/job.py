@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.data import LabelledRows
-from export.tasks.base import TrainedTask
+from export.tasks.trained import TrainedTask
 from export.training.hyperparameters import Adapter, Hyperparameters
 
 if TYPE_CHECKING:

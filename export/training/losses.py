@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from export.tasks.base import IGNORED, TrainedTask
+from export.tasks.base import IGNORED
+from export.tasks.trained import TrainedTask
 from export.training.hyperparameters import Hyperparameters
 from serving.errors import DataError
 

@@ -20,7 +20,8 @@ from transformers import EarlyStoppingCallback
 
 from export import checkpoint as checkpoints
 from export.metric import bootstrapped, compute
-from export.tasks.base import ExportedTask, OwnLossTask, TrainedTask
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training import adapters
 from export.training.batches import Collator
 from export.training.distributed import is_main_process, main_first, say, world_size

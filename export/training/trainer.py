@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import Seq2SeqTrainer
 
-from export.tasks.base import ExportedTask, OwnLossTask, TrainedTask
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training.batches import TEACHER_LOGITS
 from export.training.distillation import Teacher
 from export.training.losses import Loss

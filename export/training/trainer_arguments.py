@@ -8,7 +8,7 @@ import sys
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from export.tasks.base import OwnLossTask
+from export.tasks.trained import OwnLossTask
 from export.training.distributed import world_size
 from export.training.job import TrainingJob
 from serving.errors import SetupError

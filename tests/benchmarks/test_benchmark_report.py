@@ -107,7 +107,7 @@ def test_answers_survive_their_way_from_process_to_process() -> None:
     task = classification(("no", "oui, déjà vu"))
     outputs = {"logits": np.array([[0.1, 2.5], [3.0, -1.0]], dtype=np.float32)}
     answers = task.answers(outputs, Origins(np.arange(2)))
-    again = from_json(task, json.loads(json.dumps(to_json(answers))))
+    again = from_json(task.served, json.loads(json.dumps(to_json(answers))))
     assert answers.keys() == again.keys()
     for name, values in answers.items():
         assert (values == again[name]).all() and values.dtype == again[name].dtype

@@ -33,6 +33,7 @@ from benchmarks.speed import as_spans, side_by_side
 from benchmarks.steps import counts_between, total
 from benchmarks.workers import Workers, started
 from export.cli import main
+from export.tasks import bundle_task
 from serving.artifact import inputs_record, sha256, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
@@ -86,7 +87,8 @@ def bundle(tmp_path: Path) -> Bundle:
         task=task.name,
         labels=list(task.labels),
         max_length=8,
-        settings=task.to_settings(),
+        settings=task.served.to_settings(),
+        evaluation_settings=task.evaluation_settings,
         padding={"input_ids": 3},
         original={},
         precisions={precision: record | {"file": f"{precision}/model.onnx"} for precision in ("fp32", "int8")},
@@ -205,12 +207,12 @@ def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
             facts += workers.end()
     eager, pipeline = facts
     assert eager["precision"] == pipeline["precision"] == "fp32"
-    task = load_bundle(Path(job.bundle)).task
+    task = bundle_task(load_bundle(Path(job.bundle)))
     rows = BenchmarkRows(timed={}, labelled=ROWS[:3], references=[1, 0, 0])
-    quality = evaluate_pipeline(task, rows, pipeline["answers"], from_json(task, eager["answers"]))
+    quality = evaluate_pipeline(task, rows, pipeline["answers"], from_json(task.served, eager["answers"]))
     assert (quality.agreement, quality.rows) == (1.0, 3)
     other = [pipeline["answers"][0], *pipeline["answers"][:2]]  # one row's answer in another's place
-    assert evaluate_pipeline(task, rows, other, from_json(task, eager["answers"])).agreement < 1
+    assert evaluate_pipeline(task, rows, other, from_json(task.served, eager["answers"])).agreement < 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import io
 import json
 import tarfile
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +273,7 @@ def test_evaluation_rows_survive_the_file(
 ) -> None:
     rows = data.LabelledRows(texts=texts, labels=labels)
     data.write_evaluation(rows, tmp_path)
-    assert data.read_evaluation(tmp_path, replace(task, pair=len(texts) == 2)) == rows
+    assert data.read_evaluation(tmp_path, task.with_settings({"pair": len(texts) == 2})) == rows
     assert parquet.read_schema(tmp_path / data.EVALUATION).names == [*("text", "text_pair")[: len(texts)], "label"]
 
 

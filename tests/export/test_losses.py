@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional
 
 from export import cli
-from export.tasks.base import IGNORED, TrainedTask
+from export.tasks.base import IGNORED
 from export.tasks.text_classification import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TextClassificationTask
+from export.tasks.trained import TrainedTask
 from export.training.hyperparameters import Hyperparameters
 from export.training.losses import grouped_cross_entropy, loss_function
 from serving.artifact import read_manifest

@@ -15,7 +15,7 @@ from export import metric, verify
 from export.data import LabelledRows
 from export.rows import EncodedRows
 from export.tasks import load_task
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from export.tasks.text_classification import MULTI_LABEL, REGRESSION, TextClassificationTask
 from serving.errors import ExportError
 from serving.runtime.types import Arrays, Origins

@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 
 from export import convert, graph
-from export.tasks.base import ExportedTask
+from export.tasks.exported import ExportedTask
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize
 

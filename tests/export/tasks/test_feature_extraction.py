@@ -22,7 +22,7 @@ from export.finetune import finetune
 from export.finetune_options import FinetuneOptions
 from export.original import original_run
 from export.output_head import add_output_head
-from export.pooling_head import POOLINGS
+from export.tasks._pooling import POOLINGS
 from export.tasks.feature_extraction import FeatureExtractionTask
 from export.training.batches import Collator, training_columns
 from export.training.hyperparameters import Hyperparameters
