@@ -210,11 +210,11 @@ def doctor_command(*, as_json: bool, **ports: Any) -> None:
 
 
 def _predict_lines(pipe: Any, texts: tuple[str, ...], *, as_json: bool) -> None:
-    from serving.predict import argument_lines, input_lines, line_rows, require_taken
+    from serving.predict import argument_lines, check_row, input_lines, line_rows
 
     def rows() -> Iterator[Any]:
         for row in line_rows(lines, keys=pipe.served_task.row_keys):
-            require_taken(pipe, row)
+            check_row(pipe, row)
             yield row
 
     lines = argument_lines(texts) if texts else input_lines()
