@@ -81,6 +81,15 @@ def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:
         raise RequestError(f"{probe.ensemble}: {message}", status="UNAVAILABLE" if error.code == 503 else "INTERNAL") from error
 
 
+def is_ready(base_url: str) -> bool:
+    """Return whether Triton reports that it is ready."""
+    try:
+        with urllib.request.urlopen(f"{base_url}/v2/health/ready", timeout=5) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
     """Request counts from Triton's statistics, summed over all ensembles.
