@@ -22,8 +22,8 @@ PipelineRow = dict[str, str | list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """The options of ``tritonize predict --input``.
+class PredictFile:
+    """The files of ``tritonize predict --input``.
 
     Attributes:
         input: The file with the rows.
@@ -42,7 +42,7 @@ class PredictOptions:
 
 
 def predict_file(
-    pipe: TritonPipeline, options: PredictOptions, *, progress: Callable[[Iterable[Any], int], Iterable[Any]]
+    pipe: TritonPipeline, options: PredictFile, *, progress: Callable[[Iterable[Any], int], Iterable[Any]]
 ) -> tuple[int, int]:
     """Append one JSON line per row to ``options.output``, with the row and its ``answer``.
 
@@ -212,7 +212,7 @@ def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None,
     return columns
 
 
-def _resume(options: PredictOptions, identity: EnsembleIdentity) -> int:
+def _resume(options: PredictFile, identity: EnsembleIdentity) -> int:
     """Prepare the output for appending, and return how many of the input's rows it already answers."""
     data = options.output.read_bytes() if options.output.exists() else b""
     complete = data[: data.rfind(b"\n") + 1]
@@ -228,7 +228,7 @@ def _resume(options: PredictOptions, identity: EnsembleIdentity) -> int:
     return done
 
 
-def _check_lines(options: PredictOptions, lines: list[bytes]) -> int:
+def _check_lines(options: PredictFile, lines: list[bytes]) -> int:
     """Check that the lines answer the first rows of the input in order, and return their number."""
     rows = read_rows(options.input, options.columns)
     for number, line in enumerate(lines, 1):
@@ -245,7 +245,7 @@ def _check_lines(options: PredictOptions, lines: list[bytes]) -> int:
     return len(lines)
 
 
-def _check_source(options: PredictOptions, identity: EnsembleIdentity) -> None:
+def _check_source(options: PredictFile, identity: EnsembleIdentity) -> None:
     """Check that this ensemble, as it is served now, wrote the existing answers."""
     try:
         found = json.loads(options.source.read_text(encoding="utf-8"))

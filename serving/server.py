@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +24,7 @@ import psutil
 from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
 from serving.machine import has_gpu
+from serving.options import ServeOptions, ServerAddress
 from serving.probe import ask, find_probes, is_ready, read_traffic
 
 POLL_SECONDS = 0.1
@@ -60,42 +60,6 @@ LINK_NOISE = "which fails to convert to integral number"
 """Part of the error that it logs for ``current`` and ``generations`` (see ``serving.repository``)."""
 LOG_PREFIX = re.compile(r"^E\d+ [\d:.]+ \d+ \S+\] ")
 """The time, thread and source line in front of an error in the server's log."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions:
-    """The options of ``tritonize serve``.
-
-    Attributes:
-        repository: The model repository to serve.
-        host: The address to listen on.
-        http_port: Port of the HTTP endpoint.
-        grpc_port: Port of the gRPC endpoint.
-        metrics_port: Port of the Prometheus metrics.
-        ready_timeout: How long the server may take to become ready, in seconds.
-    """
-
-    repository: Path
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
-    ready_timeout: float = 300.0
-
-    @property
-    def base_url(self) -> str:
-        """The HTTP address for a client on this machine."""
-        return f"http://{_local(self.host)}:{self.http_port}"
-
-    @property
-    def metrics_url(self) -> str:
-        """The address of Triton's metrics for a client on this machine."""
-        return f"http://{_local(self.host)}:{self.metrics_port}/metrics"
-
-    @property
-    def grpc_url(self) -> str:
-        """The gRPC address for a client on this machine."""
-        return f"{_local(self.host)}:{self.grpc_port}"
 
 
 class TritonServer:
@@ -304,7 +268,7 @@ def server_command(install: Install, options: ServeOptions, backends: Path | Non
     return command
 
 
-def check_ports(options: ServeOptions) -> None:
+def check_ports(options: ServerAddress) -> None:
     """Check that all ports are free. Triton would report an occupied one only after it has loaded the models.
 
     Raises:
@@ -345,13 +309,6 @@ def _remove_abandoned_files() -> None:
 def _namespace() -> int:
     """Return the number of the process namespace. Process ids of different containers differ by it."""
     return Path("/proc/self/ns/pid").stat().st_ino
-
-
-def _local(host: str) -> str:
-    """Return the address at which a client on this machine reaches a server that listens on ``host``."""
-    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _die_with_parent() -> None:

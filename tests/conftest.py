@@ -18,6 +18,8 @@ from tests.helpers.exporting import export_bundle
 from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
 from tests.helpers.servers import Server, serve_options
 
+TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle"}
+"""Tests that use one of these fixtures train or export a model, or wait for one that is exported: they are marked slow."""
 Once = Callable[[str, Callable[[Path], Path]], Path]
 SHARED_SST2 = Path(__file__).parents[2] / "shared" / "data" / "sst2" / "dev.tsv"
 
@@ -42,9 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marker = item.get_closest_marker("xdist_group")
         name = marker.args[0] if marker else item.nodeid.partition("::")[0]
-        if "packaged" in getattr(item, "fixturenames", ()):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "packaged" in fixtures:
             name = "server"
             item.add_marker(pytest.mark.server)
+        if fixtures & TRAINED_OR_EXPORTED:
+            item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.xdist_group(name))
         groups.setdefault(name, []).append(item)
     slow = [any(item.get_closest_marker(name) for item in group for name in ("server", "slow")) for group in groups.values()]
@@ -175,7 +180,8 @@ def pair_bundle(once: Once, trained_checkpoint: Path, sample_rows: list[dict[str
 @pytest.fixture(scope="session")
 def packaged(tmp_path_factory: pytest.TempPathFactory, bundle: Path, pair_bundle: Path) -> Path:
     """One repository with every way of packaging that the tests ask."""
-    from serving.repository import PackageOptions, package
+    from serving.options import PackageOptions
+    from serving.repository import package
 
     repository = tmp_path_factory.mktemp("models") / "model_repository"
     ways: dict[str, dict[str, Any]] = {

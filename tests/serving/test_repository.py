@@ -20,9 +20,10 @@ from serving import repository
 from serving.artifact import sha256
 from serving.bundle import Bundle, Variant, load_bundle
 from serving.errors import ArtifactError
+from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
 from serving.plan import Plan, make_plan
-from serving.repository import PackageOptions, package
+from serving.repository import package
 
 STEPS = ("tiny", "tiny_preprocess", "tiny_model", "tiny_postprocess")
 
@@ -237,7 +238,8 @@ def test_figures_of_a_gpu_decide_nothing_on_a_cpu(bundle: Path) -> None:
     assert (plan.precision, plan.batching) == ("fp32", "off"), "batches were fast on the GPU only"
     assert plan.reasons["batching"].startswith("off: fp32 was not timed on a CPU")
     plan = plan_of(timed(bundle, fp32=(3.0, "cpu"), int8=None))
-    assert plan.reasons["precision"].startswith("int8: speeds were not compared, because int8 was not timed on a CPU"), "of an older export"
+    reason = plan.reasons["precision"]
+    assert reason.startswith("int8: speeds were not compared, because int8 was not timed on a CPU"), "of an older export"
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
