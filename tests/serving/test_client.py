@@ -203,6 +203,24 @@ def test_ctrl_c_ends_a_stream(server: Server) -> None:
     never.set()
 
 
+def test_ctrl_c_right_after_a_call_was_submitted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
+        answers = pipe.stream(["one"] * 1000)
+        next(answers)
+        submit = pipe._submit
+
+        def interrupted(coroutine: Any) -> None:
+            monkeypatch.setattr(pipe, "_submit", submit)
+            submit(coroutine)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipe, "_submit", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            next(answers)
+        assert caught.value.__context__ is None  # the call was cancelled, so closing the stream went well
+        assert pipe("the same client goes on")
+
+
 def test_ctrl_c_while_a_request_is_in_flight() -> None:
     with silent_server() as url, TritonPipeline("x", url=url, timeout=60) as pipe:
         answers = pipe.stream(iter(["never answered"]))
