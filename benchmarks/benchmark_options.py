@@ -112,7 +112,7 @@ class BenchmarkOptions:
     exported: bool = True
     compiled: bool = False
     test: str | None = None
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
     rows: int = 512
     duration: float = 5.0
     rounds: int = 5

@@ -13,7 +13,7 @@ from benchmarks.gates import closest, figures_in
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.measurements import Arrangement, Estimate, InProcess, Load, LoadMode, Quality, Served, Split, Step
 from benchmarks.plan import planned_loads, planned_runs
-from benchmarks.report import ARRANGEMENT_COSTS, QUALITIES, SERVED_COSTS, figures_of
+from benchmarks.report import ARRANGEMENT_COSTS, SERVED_COSTS, figures_of
 from benchmarks.speed import Speed
 from benchmarks.steps import STEPS
 from serving.errors import DataError
@@ -98,7 +98,8 @@ def require_expected(gates: Sequence[str], found: Expected) -> None:
 
 def _quality(metrics: Iterable[str]) -> Quality:
     zero = Estimate(value=0, low=0, high=0)
-    return Quality(rows=0, metrics=dict.fromkeys(metrics, 0.0), drop=zero, **dict.fromkeys(QUALITIES, 0))
+    return Quality(rows=0, metrics=dict.fromkeys(metrics, 0.0), agreement=0, max_score_difference=0, max_logit_difference=0,
+                   drop=zero, calibration_error=0)  # fmt: skip
 
 
 def _models(inputs: BenchmarkInputs, quality: Quality) -> list[InProcess]:

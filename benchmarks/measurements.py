@@ -108,8 +108,8 @@ class InProcess:
     """A model that ran in process.
 
     Attributes:
-        kind: ``pytorch``, ``compiled`` (torch.compile), ``pipeline`` (transformers), ``exported`` (ONNX as Optimum wrote it), ``onnx``
-            (a variant of the bundle) or ``tensorrt``.
+        kind: ``pytorch``, ``compiled`` (torch.compile), ``pipeline`` (transformers), ``exported`` (ONNX as Optimum wrote it),
+            ``onnx`` (a variant of the bundle) or ``tensorrt``.
         precision: Precision that really ran, as read from the file or the tensors.
         device: ``cpu`` or ``gpu``.
         file: Name of the file that ran.
@@ -193,7 +193,8 @@ class Split:
     @property
     def total(self) -> float:
         """The mean latency, µs."""
-        return sum(asdict(self).values())
+        total: float = sum(asdict(self).values())
+        return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +221,8 @@ class LoadMode:
     def name(self) -> str:
         """The name that gates use after the model's name.
 
-        ``c16`` is 16 clients over gRPC, ``http.c16`` over HTTP, ``r100`` 100 requests per second (``r0_5`` is 0.5), ``load80`` 80 % of
-        the best throughput; a suffix ``l128`` means rows of 128 tokens.
+        ``c16`` is 16 clients over gRPC, ``http.c16`` over HTTP, ``r100`` 100 requests per second (``r0_5`` is 0.5), ``load80``
+        80 % of the best throughput; a suffix ``l128`` means rows of 128 tokens.
         """
         if self.concurrency is not None:
             how = f"c{self.concurrency}"

@@ -13,7 +13,7 @@ from serving.machine import has_gpu
 def missing_package() -> str:
     """State why the GPUs of this machine cannot be read; empty if they can be, or if there are none."""
     if has_gpu() and importlib.util.find_spec("pynvml") is None:
-        return "the NVIDIA driver is loaded, but nvidia-ml-py is not installed: names, memory and energy of the GPUs are not recorded"
+        return "the NVIDIA driver is loaded, but nvidia-ml-py is not installed: GPUs are not recorded; install it with: make setup"
     return ""
 
 

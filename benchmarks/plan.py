@@ -66,7 +66,14 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
     everything = (*batches, *by_length)
 
     def run(
-        backend: str, source: Path, precision: str, calls: tuple[Call, ...], *, labelled: bool = True, processes: int = 1, **job: Any
+        backend: str,
+        source: Path,
+        precision: str,
+        calls: tuple[Call, ...],
+        *,
+        labelled: bool = True,
+        processes: int = 1,
+        **job: Any,
     ) -> ModelRun:
         outputs = folder / f"{backend}-{source.parent.name}-{job.get('half', False)}.npz"
         common: dict[str, Any] = {
@@ -99,9 +106,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
             calls = everything if index == 0 else batches[:1]
-            yield run(
-                "onnx", file, precision, calls, labelled=index == 0, device="cpu", threads=threads, processes=processes
-            )
+            yield run("onnx", file, precision, calls, labelled=index == 0, device="cpu", threads=threads, processes=processes)
 
 
 def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:
@@ -117,7 +122,9 @@ def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:
     """
     options = inputs.options
     first, fewest = options.protocols[0], options.concurrencies[0]
-    closed = [LoadMode(protocol=protocol, concurrency=clients) for protocol in options.protocols for clients in options.concurrencies]
+    closed = [
+        LoadMode(protocol=protocol, concurrency=clients) for protocol in options.protocols for clients in options.concurrencies
+    ]
     by_length = [LoadMode(protocol=first, concurrency=fewest, length=length) for length in inputs.lengths]
     opened = [LoadMode(protocol=first, rate=loop.rate, share=loop.share) for loop in options.open_loops]
     return [*closed, *by_length, *opened]

@@ -28,7 +28,7 @@ LOAD_COSTS = ("executed_batch", "joules_per_row")
 QUALITIES = ("agreement", "max_score_difference", "max_logit_difference", "calibration_error", "not_finite")
 """Figures by the names of their fields; of quality beside the metrics and ``metric_drop``."""
 
-Figures = Mapping[str, "float | int | None | Figures"]
+Figures = Mapping[str, "float | int | Figures | None"]
 """A tree of figures by name; None stands for a figure that was not measured."""
 
 

@@ -288,7 +288,7 @@ class UnderLoad:
 
     def rounds(self, served: Served) -> list[dict[str, float]]:
         """The figures that each round has of its own, by name."""
-        rounds: list[dict[str, float]] = [{} for _ in range(self._inputs.rounds)]
+        rounds: list[dict[str, float]] = [{} for _ in range(self._inputs.options.rounds)]
         for way, load in zip(self.ways, served.loads, strict=True):
             for found, own in zip(rounds, way.rounds(), strict=True):
                 found |= {f"{served.name}.{load.name}.{key}": value for key, value in own.items()}
