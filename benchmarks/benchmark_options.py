@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from export.data import Columns
+from export.columns import Columns
 from serving.install import triton_environment
 
 PROTOCOLS = ("grpc", "http")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.options import PRECISIONS, choices, chosen_name, counts, exported_model, listed, tolerances
+from benchmarks.options import choices, chosen_name, counts, exported_model, listed, tolerances
+from serving.options import PRECISIONS
 
 if TYPE_CHECKING:
     from benchmarks.benchmark_options import BenchmarkOptions
@@ -155,13 +156,14 @@ def benchmark_command(ctx: click.Context, /, *, model: str | None, name: str | N
 
 def _options(name: str, values: dict[str, Any]) -> BenchmarkOptions:
     from benchmarks.benchmark_options import BenchmarkOptions, Endpoint, Tolerances
-    from export.data import Columns
+    from export.columns import Columns
 
     take = values.pop
+    label = take("label_column")
     return BenchmarkOptions(
         name=name,
         endpoint=Endpoint(**{key: take(key) for key in ("host", "http_port", "grpc_port", "metrics_port")}),
-        columns=Columns(text=take("text_column"), text_pair=take("text_pair_column"), label=take("label_column")),
+        columns=Columns(text=take("text_column"), text_pair=take("text_pair_column"), labels=() if label is None else (label,)),
         precisions=take("precision"),
         batches=take("batch"),
         lengths=take("length"),

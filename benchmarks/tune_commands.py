@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from benchmarks.options import PRECISIONS, choices, chosen_name, counts, exported_model
+from benchmarks.options import choices, chosen_name, counts, exported_model
 from export.recipe import recipe_file
+from serving.options import PRECISIONS
 
 Say = Callable[[str], None]
 Begin = Callable[[int, int, str], None]

@@ -6,18 +6,18 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import checkpoint as checkpoints
-from export.data import Columns, prepare, write_evaluation
+from export.data import prepare, write_evaluation
+from export.finetune_options import FinetuneOptions
 from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
 from export.training.distributed import is_main, main_first, processes, say
-from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
 from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
 from serving.errors import ArtifactError, DataError
 from serving.runtime import tasks
@@ -29,60 +29,14 @@ if TYPE_CHECKING:
     from export.training.train import Job, Trained
 
 TASKS = Path(tasks.__file__).parent
-SHAPING = (TASKS, TASKS.parent / "tokenization.py", *(Path(__file__).parent / name for name in ("data.py", "training")))
+SHAPING = (
+    TASKS,
+    TASKS.parent / "tokenization.py",
+    *(Path(__file__).parent / name for name in ("columns.py", "data.py", "training")),
+)
 """The code that decides what an epoch is made of: what an interrupted run left is of no use to other code."""
 ADAPTER = "adapter"
 """Folder in the artifact for the adapter alone, whose weights are merged into those of the artifact itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneOptions:
-    """Options of the stage.
-
-    Args:
-        name: of the artifact.
-        task: as in ``serving.runtime.tasks.names()``.
-        checkpoint, train, validation, test: locations as ``export.sources`` reads them. Without ``validation`` a tenth of the
-            training rows is held out.
-        setting: the task's settings chosen, by name, over those that the checkpoint says.
-        max_train_rows: draw that many of the training rows; None: all.
-        keep_leaks: learn from rows too that are validation or test rows.
-        max_length: tokens kept of a row; None: as many as the task has it, more where what is cut is lost and rows are longer, at
-            most what the model takes.
-        adapter: what is trained in place of all weights.
-        distillation: whom to learn from besides the labels.
-        search: trials of other hyper-parameters than those of ``training``, the best of which are trained with; 0: none.
-        fixed: names of those that the search leaves as they are.
-        report_to: trackers that are told how training goes.
-        device: ``auto``, ``cpu`` or ``gpu``.
-        force: train even where the artifact is up to date.
-    """
-
-    name: str
-    task: str
-    checkpoint: str
-    train: str
-    validation: str | None = None
-    test: str | None = None
-    columns: Columns = field(default_factory=Columns)
-    setting: Mapping[str, Any] = field(default_factory=dict)
-    max_train_rows: int | None = None
-    max_length: int | None = None
-    keep_leaks: bool = False
-    training: Hyperparameters = field(default_factory=Hyperparameters)
-    adapter: Adapter | None = None
-    distillation: Distillation | None = None
-    search: int = 0
-    fixed: tuple[str, ...] = ()
-    report_to: tuple[str, ...] = ()
-    device: str = "auto"
-    artifacts: Path = Path("artifacts")
-    force: bool = False
-
-    @property
-    def target(self) -> Path:
-        """The artifact's folder."""
-        return self.artifacts / self.name / "checkpoint"
 
 
 def finetune(options: FinetuneOptions) -> dict[str, Any]:

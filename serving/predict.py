@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from serving.async_client import EnsembleIdentity
 from serving.client import TritonPipeline
 from serving.errors import DataError
 from serving.records import checked_text, read_file, shown
@@ -195,7 +196,7 @@ def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None,
     return columns
 
 
-def _resume(options: PredictOptions, identity: dict[str, Any]) -> int:
+def _resume(options: PredictOptions, identity: EnsembleIdentity) -> int:
     """Make the output ready to be appended to, and count the lines that answer this input's rows."""
     data = options.output.read_bytes() if options.output.exists() else b""
     complete = data[: data.rfind(b"\n") + 1]
@@ -228,7 +229,7 @@ def _check_lines(options: PredictOptions, lines: list[bytes]) -> int:
     return len(lines)
 
 
-def _check_source(options: PredictOptions, identity: dict[str, Any]) -> None:
+def _check_source(options: PredictOptions, identity: EnsembleIdentity) -> None:
     """Refuse to go on where others answered: nobody could tell afterwards whose answer is whose."""
     try:
         found = json.loads(options.source.read_text(encoding="utf-8"))

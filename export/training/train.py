@@ -127,13 +127,13 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
         "parameters": parameters,
         "trained_parameters": sum(one.numel() for one in model.parameters() if one.requires_grad),
     }
-    with rounded(model, on=job.options.quantisation_aware):
+    with rounded(model, on=job.options.quantization_aware):
         _run(trainer, job)
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     best = next(entry for entry in evaluations if entry["step"] == trainer.state.best_global_step)
     _require_finite_loss(best["eval_loss"])
     figures |= {"best_epoch": round(best["epoch"]), "epochs": len(evaluations), "steps": trainer.state.global_step, **_memory()}
-    figures["validation"] = _figures(best if not job.options.quantisation_aware else trainer.evaluate(), "eval_")
+    figures["validation"] = _figures(best if not job.options.quantization_aware else trainer.evaluate(), "eval_")
     folder = None
     if job.adapter is not None:
         folder = job.scratch / "adapter"
@@ -159,10 +159,10 @@ def _check(job: Job) -> None:
         raise SetupError("torch sees no GPU", hint="give --device cpu, or see: tritonize doctor")
     if job.adapter is not None:
         adapters.check(job.adapter)
-    if job.adapter is not None and job.options.quantisation_aware:
-        raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantisation-aware")
-    if job.options.quantisation_aware and not job.task.exported:
-        raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantisation-aware")
+    if job.adapter is not None and job.options.quantization_aware:
+        raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantization-aware")
+    if job.options.quantization_aware and not job.task.exported:
+        raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantization-aware")
     job.options.rows_at_once(processes())
 
 

@@ -100,8 +100,8 @@ def test_what_is_no_report_is_wrong_usage(folders: Path, tmp_path: Path, capsys:
         (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "empty").mkdir()
     for name, message in {
-        "absent": "does not exist", "text": "is not a benchmark report", "list": "of schema version", "old": "of schema version", "newer": f"this tritonize reads up to {SCHEMA_VERSION}",
-       
+        "absent": "does not exist", "text": "is not a benchmark report", "list": "of schema version", "old": "of schema version",
+        "newer": f"this tritonize reads up to {SCHEMA_VERSION}",
         "types": "is not a whole benchmark report: rounds", "half": "in_process", "empty": "no report at",
     }.items():  # fmt: skip
         for arguments, which in (([good, str(tmp_path / name)], "NOW"), ([str(tmp_path / name), good], "BEFORE")):

@@ -18,7 +18,6 @@ import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks import commands
 from benchmarks.answers import from_json
 from benchmarks.benchmark_options import BenchmarkOptions, Endpoint
 from benchmarks.energy import EnergyMeter
@@ -40,7 +39,7 @@ from benchmarks.steps import counts_between, total
 from benchmarks.workers import Workers, started
 from export.cli import main
 from serving.artifact import inputs_record, sha256, write_manifest
-from serving.bundle import PRECISIONS, Bundle, load_bundle
+from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
 from serving.runtime.tasks.text_classification import TextClassification
 
@@ -555,7 +554,3 @@ def test_a_recipes_single_value_of_a_repeatable_option_is_taken_as_one(
     monkeypatch.chdir(tmp_path)
     assert main(["benchmark", "--recipe", "recipe.toml"]) == 1
     assert "no bundle at artifacts/words/bundle" in capsys.readouterr().err
-
-
-def test_the_command_knows_the_bundles_precisions() -> None:
-    assert commands.PRECISIONS == PRECISIONS

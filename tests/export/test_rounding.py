@@ -62,7 +62,7 @@ def test_gradients_pass_the_rounding(make_checkpoint: Callable[[str], Path]) -> 
 def test_whole_run(in_folder: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tsv(in_folder / "train.tsv", review_rows(240, seed=70))
     command = ["finetune", "--name", "tiny", "--checkpoint", str(base_checkpoint), "--train", "train.tsv", "--device", "cpu"]
-    command += ["--epochs", "6", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--quantisation-aware"]
+    command += ["--epochs", "6", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--quantization-aware"]
     assert cli.main(command) == 0
     folder = in_folder / "artifacts" / "tiny" / "checkpoint"
     assert read_manifest(folder, "checkpoint")["figures"]["validation"]["accuracy"] > 0.8, "the words give the label away"

@@ -15,7 +15,8 @@ import torch
 import transformers
 
 from export.cli import main
-from export.data import Columns, checked_rows
+from export.columns import Columns
+from export.data import checked_rows
 from export.training.batches import IGNORED, Collator
 from export.training.losses import loss_of_groups
 from export.training.trainer import predicted
