@@ -13,8 +13,9 @@ from itertools import islice
 from typing import Any, Self, TypedDict, TypeVar
 
 from serving import streams
-from serving.connection import DEFAULT_URLS, Connection, WireProtocol, closed_error
+from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import DataError, RequestError
+from serving.options import RequestOptions, WireProtocol
 from serving.runtime.tasks import load_task
 from serving.runtime.tasks.base import Arrays, Task
 
@@ -52,11 +53,11 @@ class AsyncTritonPipeline:
         self,
         name: str,
         *,
-        url: str | None = None,
-        protocol: WireProtocol = "grpc",
-        batch_size: int = 1,
-        concurrency: int = 16,
-        timeout: float = 60.0,
+        url: str | None = RequestOptions.url,
+        protocol: WireProtocol = RequestOptions.protocol,
+        batch_size: int = RequestOptions.batch_size,
+        concurrency: int = RequestOptions.concurrency,
+        timeout: float = RequestOptions.timeout,
         retries: int = 3,
         ssl: bool = False,
     ) -> None:

@@ -180,7 +180,8 @@ def pair_bundle(once: Once, trained_checkpoint: Path, sample_rows: list[dict[str
 @pytest.fixture(scope="session")
 def packaged(tmp_path_factory: pytest.TempPathFactory, bundle: Path, pair_bundle: Path) -> Path:
     """One repository with every way of packaging that the tests ask."""
-    from serving.repository import PackageOptions, package
+    from serving.options import PackageOptions
+    from serving.repository import package
 
     repository = tmp_path_factory.mktemp("models") / "model_repository"
     ways: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ import pytest
 
 from export import cli
 from export.export_options import ExportOptions
+from export.finetune_options import FinetuneOptions
 from export.recipe import RECIPES, builtin_recipes, write_options
 
 
@@ -67,9 +68,9 @@ def test_other_training_rows_are_not_judged_on_those_of_the_recipe(
 ) -> None:
     from export import finetune
 
-    seen: list[finetune.FinetuneOptions] = []
+    seen: list[FinetuneOptions] = []
 
-    def record(options: finetune.FinetuneOptions) -> dict[str, Any]:
+    def record(options: FinetuneOptions) -> dict[str, Any]:
         seen.append(options)
         return {"figures": {}}
 
@@ -111,9 +112,9 @@ def test_unknown_recipe_names_the_builtin_ones(capsys: pytest.CaptureFixture[str
 def test_builtin_recipes_are_complete(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from export import commands, finetune
 
-    seen: list[finetune.FinetuneOptions] = []
+    seen: list[FinetuneOptions] = []
 
-    def stop(options: finetune.FinetuneOptions) -> dict[str, Any]:
+    def stop(options: FinetuneOptions) -> dict[str, Any]:
         seen.append(options)
         raise click.Abort
 

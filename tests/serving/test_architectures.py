@@ -22,9 +22,9 @@ from export.cli import main
 from export.convert import require_supported
 from serving.client import TritonPipeline
 from serving.errors import ExportError
-from serving.repository import PackageOptions, package
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.runtime.tasks import names, task_class
-from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
 from tests.helpers import answering
 from tests.helpers.checkpoints import ARCHITECTURES

@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 
 from export import cli, convert, graph, tails
 from export.checkpoint import read_files, settings, write_files
-from export.finetune import FinetuneOptions, finetune
+from export.finetune import finetune
+from export.finetune_options import FinetuneOptions
 from export.original import original_run
 from export.training.batches import Collator, training_columns
 from export.training.hyperparameters import Hyperparameters
