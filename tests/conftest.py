@@ -18,8 +18,8 @@ from tests.helpers.exporting import export_bundle
 from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
 from tests.helpers.servers import Server, serve_options
 
-TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle"}
-"""Tests that use one of these fixtures train or export a model, or wait for one that is exported: they are marked slow."""
+TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle", "in_folder"}
+"""Tests that use one of these fixtures train, export or package a model, or wait for one: they are marked slow."""
 Once = Callable[[str, Callable[[Path], Path]], Path]
 SHARED_SST2 = Path(__file__).parents[2] / "shared" / "data" / "sst2" / "dev.tsv"
 

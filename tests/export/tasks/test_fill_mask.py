@@ -333,6 +333,7 @@ def test_figures(fillers: Callable[[str], Filler]) -> None:
     assert found["agreement_at_5"] == 0.0
 
 
+@pytest.mark.slow
 def test_finetune_learns_and_export_keeps_its_rows(tmp_path: Path) -> None:
     """Plain text in; masks drawn anew each step, perplexity well below that of guessing; the bundle judges on the same rows."""
     checkpoint = masked_checkpoint(tmp_path / "checkpoint", "bert", random=False)
@@ -361,6 +362,7 @@ def _columns(rows: LabelledRows) -> tuple[tuple[str, ...], tuple[Any, ...]]:
 
 
 @pytest.mark.skipif(not (SPLADE.is_dir() and SST2.is_file()), reason="needs the shared data sets and checkpoints")
+@pytest.mark.slow
 def test_a_real_checkpoint_on_real_rows(tmp_path: Path) -> None:
     lines = SST2.read_text(encoding="utf-8").splitlines()[:101]
     (tmp_path / "rows.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
