@@ -14,6 +14,7 @@ from export.export_source import ExportSource, find_source
 from export.sources import checkpoint_files
 from serving.artifact import inputs_record, is_current, publish, read_manifest, write_manifest
 from serving.errors import GateError
+from serving.options import PRECISIONS
 from serving.runtime import tasks
 
 METRICS = Path(__file__).parent / "metrics"
@@ -26,6 +27,7 @@ SHAPING = (
         Path(__file__).parent / f"{name}.py"
         for name in (
             "checkpoint",
+            "columns",
             "convert",
             "data",
             "export_source",
@@ -63,7 +65,8 @@ def export(options: ExportOptions) -> dict[str, Any]:
         if set(options.precisions) <= set(manifest["precisions"]):
             click.echo(f"{options.target} is up to date", err=True)
             return manifest
-        options = replace(options, precision=(*options.precisions, *manifest["precisions"]))  # what is there stays there
+        there = {*options.precisions, *manifest["precisions"]}
+        options = replace(options, precision=tuple(one for one in PRECISIONS if one in there))  # what is there stays there
 
     from export import variants
 

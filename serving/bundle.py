@@ -12,8 +12,6 @@ from serving.runtime.tasks import load_task
 from serving.runtime.tasks.base import Task
 from serving.runtime.tokenization import TextEncoder
 
-PRECISIONS = ("fp32", "fp16", "int8")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:

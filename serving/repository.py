@@ -35,6 +35,7 @@ from serving.bundle import Bundle, file_inside, load_bundle
 from serving.ensemble import Graph, Warmup
 from serving.errors import ArtifactError, ExportError
 from serving.install import STAND_IN
+from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
 from serving.probe import probe_body
@@ -57,28 +58,6 @@ DTYPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageOptions:
-    """What ``tritonize package`` was asked for; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
-
-    Args:
-        tuned: whether what ``tritonize tune`` found is to be looked at.
-    """
-
-    bundle: Path
-    repository: Path
-    name: str
-    precision: str = "auto"
-    device: str = "auto"
-    batching: str = "auto"
-    instances: int | None = None
-    threads: int | None = None
-    max_batch_size: int | None = None
-    queue_delay_us: int | None = None
-    force: bool = False
-    tuned: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
 class Package:
     """A packaged ensemble: its manifest, and whether it was already there."""
 
@@ -93,12 +72,12 @@ def package(options: PackageOptions) -> Package:
         ArtifactError: no usable bundle, one that refers to files outside it, or something else stands under one of the four names.
         ExportError: the graph takes inputs that cannot be had from text.
     """
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle_folder)
     tuning, objection = _tuning(options)
     plan = _plan(bundle, options, tuning)
     if objection is not None:
         plan = replace(plan, reasons=plan.reasons | {"configuration": f"not as tuned: {objection}"})
-    sources = [options.bundle / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME, *SHAPING]
+    sources = [options.bundle_folder / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME, *SHAPING]
     inputs = inputs_record(asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}, sources)
     home = options.repository / f"{options.name}_model"
     if not options.force and is_current(home / "current", "repository", inputs) and _linked(options.repository, options.name):
@@ -136,7 +115,7 @@ def _tuning(options: PackageOptions) -> tuple[Tuning | None, str | None]:
     if not options.tuned:
         return None, None
     try:
-        return read_tuning(options.bundle), None
+        return read_tuning(options.bundle_folder), None
     except ArtifactError as error:
         return None, error.message
 

@@ -13,18 +13,22 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.benchmark_options import Endpoint
 from benchmarks.energy import EnergyMeter
 from benchmarks.load import find_perf_analyzer
-from benchmarks.machine import MemoryMeter
-from benchmarks.served import ANSWERS_PER_CLIENT, Clients, Endpoint, ServerConnection, Target, read_package
+from benchmarks.measurements import LoadMode
+from benchmarks.processes import MemoryMeter
+from benchmarks.served import ANSWERS_PER_CLIENT, Clients, ServerConnection, Target
+from benchmarks.served_package import read_package
 from benchmarks.tuning.trial import LevelSpeed, Trial
 from export.data import read_evaluation, sample
 from serving.bundle import Bundle
 from serving.configuration import Configuration
 from serving.errors import ExportError, RequestError, ServerError
 from serving.install import find_install, triton_environment
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions, TritonServer, temporary_prefix
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
+from serving.server import TritonServer, temporary_prefix
 
 NAME = "tuned"
 WARM_UP_ROWS = 32
@@ -104,8 +108,7 @@ class Testbed:
         clients = Clients(
             target=target,
             inputs=self.bundle.task.inputs(),
-            protocol="grpc",
-            concurrency=concurrency,
+            mode=LoadMode(protocol="grpc", concurrency=concurrency),
             least_seconds=ANSWERS_PER_CLIENT * concurrency * seconds_per_row,
             memory=memory,
             energy=EnergyMeter([]),

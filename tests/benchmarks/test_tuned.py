@@ -165,7 +165,7 @@ def test_instances_and_threads_are_taken_together_or_not_at_all(tmp_path: Path) 
     assert plan.configuration == RAGGED and set(plan.reasons) == {"configuration"}
     plan = plan_of(bundle, instances=1)
     assert (plan.instances, plan.threads, plan.max_batch_size) == (1, cores(), 16)
-    assert plan.reasons["configuration"].endswith("; but not in instances, threads, by what was asked")
+    assert plan.reasons["configuration"].endswith("; except instances, threads, as asked")
     plan = plan_of(bundle, threads=1)
     assert (plan.instances, plan.threads) == (cores(), 1)
     plan = plan_of(bundle, instances=2, threads=5)

@@ -13,8 +13,8 @@ import tritonclient.grpc as triton
 
 from serving.client import TritonPipeline
 from serving.errors import RequestError
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers.filling import exported, masked_checkpoint, text_file
 from tests.helpers.parity import assert_same
@@ -32,7 +32,7 @@ TEXTS = [
 KINDS = ("ragged", "off")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def masked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and a bundle of it."""
     folder = tmp_path_factory.mktemp("masked")
@@ -41,7 +41,7 @@ def masked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def masked_server(masked_folder: Path) -> Iterator[ServeOptions]:
     repository = masked_folder / "model_repository"
     for kind in KINDS:
@@ -53,7 +53,7 @@ def masked_server(masked_folder: Path) -> Iterator[ServeOptions]:
     stop(options.http_port)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pipeline(masked_folder: Path) -> Any:
     import torch
     import transformers

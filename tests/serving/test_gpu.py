@@ -16,7 +16,8 @@ from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.client import TritonPipeline
 from serving.machine import has_gpu
-from serving.repository import PackageOptions, package
+from serving.options import PackageOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers.reviews import SAMPLE
 from tests.helpers.servers import serve_options
