@@ -11,7 +11,7 @@ import click
 import pytest
 
 from export.cli import COMMANDS, tritonize
-from export.recipe import SHARED
+from export.recipe import shared_options
 
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def test_its_recipe_is_one() -> None:
     context = click.Context(tritonize)
     for section, options in recipe.items():
         if not isinstance(options, dict):
-            assert section in SHARED
+            assert section in shared_options(tritonize)
             continue
         command = tritonize.get_command(context, section)
         assert command is not None
