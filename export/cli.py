@@ -15,7 +15,7 @@ import click
 from export.recipe import apply_recipe, builtin_recipes
 from serving.click_options import FieldOption
 from serving.errors import TritonizeError
-from serving.install import QUIET
+from serving.install import NO_TELEMETRY
 from serving.option_fields import Option, option_fields
 
 COMMANDS = {
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 done, 1 a stage failed or a gate did not hold, 2 wrong usage.
     """
     meta: dict[str, object] = {}
-    os.environ |= QUIET
+    os.environ |= NO_TELEMETRY
     if arguments is None:  # a process of its own: SIGTERM cleans up as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -29,16 +29,16 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
     options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
     options = _without_rows_of_other_data(ctx, options)
     manifest = finetune(options)
-    if output.json and distributed.is_main():
+    if output.json and distributed.is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest["figures"]}, indent=2))
     for split in ("validation", "test"):
         if split in manifest["figures"]:
             shown = ", ".join(f"{key} {value:.4f}" for key, value in manifest["figures"][split].items())
             distributed.say(f"{split}: {shown}")
     distributed.say(f"checkpoint: {options.target}")
-    if distributed.is_main():
+    if distributed.is_main_process():
         _share(options.target, sharing)
-    distributed.leave()
+    distributed.destroy_process_group()
 
 
 @click.command("export")

@@ -17,7 +17,7 @@ from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
-from export.training.distributed import is_main, main_first, processes, say
+from export.training.distributed import is_main_process, main_first, say, world_size
 from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
 from serving.errors import ArtifactError, DataError
 from serving.runtime import tasks
@@ -25,8 +25,8 @@ from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
 if TYPE_CHECKING:
-    from export.training.search import Found
-    from export.training.train import Job, Trained
+    from export.training.job import TrainingJob, TrainingResult
+    from export.training.search import SearchResult
 
 TASKS = Path(tasks.__file__).parent
 SHAPING = (
@@ -120,9 +120,10 @@ def _train_and_write(
     options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits, inputs: dict[str, Any]
 ) -> dict[str, Any]:
     from export.training import distillation, tracking
-    from export.training.train import Job, train
+    from export.training.job import TrainingJob
+    from export.training.train import train
 
-    tracking.check(options.report_to)
+    tracking.check_trackers(options.report_to)
     tokenizer = checkpoints.load_tokenizer(base, pads_with_end=data.task.causal)
     config = checkpoints.read_config(base)
     lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.cut else []
@@ -133,16 +134,16 @@ def _train_and_write(
     _tell_cut_targets(data, tokenizer, options.training.seed)
     scratch = options.target.parent.absolute() / ".training"
     with main_first(options.device):
-        if is_main():
+        if is_main_process():
             made_by = inputs_record({}, SHAPING)["files"]
-            made_from = {"inputs": inputs, "code": made_by, "versions": versions(), "processes": processes()}
+            made_from = {"inputs": inputs, "code": made_by, "versions": versions(), "processes": world_size()}
             _prepare_scratch(scratch, made_from | {"folder": str(scratch)})
     started = time.monotonic()
-    job = Job(
+    job = TrainingJob(
         base=base,
-        named=options.checkpoint,
+        checkpoint_name=options.checkpoint,
         task=data.task,
-        chosen=options.setting.keys(),
+        chosen_settings=options.setting.keys(),
         tokenizer=tokenizer,
         splits=data.rows,
         max_length=max_length,
@@ -154,7 +155,7 @@ def _train_and_write(
         device=options.device,
         scratch=scratch,
         tokens=scratch / "tokens",
-        report_to=options.report_to if is_main() else (),
+        report_to=options.report_to if is_main_process() else (),
     )
     found = _searched(options, job)
     trained = train(job if found is None else replace(job, options=found.options))
@@ -164,7 +165,7 @@ def _train_and_write(
         figures["search"] = {"trials": found.trials, job.task.main_metric: found.value}
     trained = replace(trained, figures=figures)
     with main_first(options.device):
-        return _write(options, job, trained, data, inputs) if is_main() else read_manifest(options.target, "checkpoint")
+        return _write(options, job, trained, data, inputs) if is_main_process() else read_manifest(options.target, "checkpoint")
 
 
 def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, most: int) -> None:
@@ -185,7 +186,7 @@ def _tell_cut_targets(data: Splits, tokenizer: Any, seed: int) -> None:
         say(f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}")
 
 
-def _searched(options: FinetuneOptions, job: Job) -> Found | None:
+def _searched(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None:
     if not options.search:
         return None
     from export.training.search import search
@@ -193,7 +194,9 @@ def _searched(options: FinetuneOptions, job: Job) -> Found | None:
     return search(job, options.search, fixed=options.fixed, journal=job.scratch / "search")
 
 
-def _write(options: FinetuneOptions, job: Job, trained: Trained, data: Splits, inputs: dict[str, Any]) -> dict[str, Any]:
+def _write(
+    options: FinetuneOptions, job: TrainingJob, trained: TrainingResult, data: Splits, inputs: dict[str, Any]
+) -> dict[str, Any]:
     from safetensors import SafetensorError
 
     fields = _fields(options, trained, data) | {"max_length": job.max_length}
@@ -228,7 +231,7 @@ def _with_tokenizer(data: Splits, tokenizer: Any, max_length: int, options: Fine
     return replace(data, task=task, rows=rows)
 
 
-def _fields(options: FinetuneOptions, trained: Trained, data: Splits) -> dict[str, Any]:
+def _fields(options: FinetuneOptions, trained: TrainingResult, data: Splits) -> dict[str, Any]:
     task = replace(data.task, **trained.settings)
     return {
         "name": options.name,

@@ -66,7 +66,7 @@ class Hyperparameters:
     compiled: Annotated[bool, Option("Compile the model with torch.compile.", flag="--compile", former=("--compiled",))] = False
     seed: Seed = 0
 
-    def rows_at_once(self, processes: int) -> int:
+    def per_device_batch_size(self, processes: int) -> int:
         """Compute how many rows a process holds at a time.
 
         Args:
@@ -151,7 +151,7 @@ class Distillation:
     ] = 0
 
 
-def usual_learning_rate(parameters: int, *, adapter: bool) -> float:
+def default_learning_rate(parameters: int, *, adapter: bool) -> float:
     """Choose a peak learning rate for AdamW by the size of the model: the smaller the model, the higher the rate.
 
     BERT (Devlin et al. 2019) tried 2e-5 to 5e-5 for base and large; MiniLM (Wang et al. 2020) took up to 1e-4 for its small ones.

@@ -128,7 +128,7 @@ def test_a_compiled_model_learns_the_same(data: Path, base_checkpoint: Path, mon
     """Through all of torch.compile but the generation of machine code, which takes minutes for the many shapes of tiny batches."""
     from transformers import Seq2SeqTrainingArguments
 
-    from export.training import arguments
+    from export.training import trainer_arguments
 
     compiled: list[str] = []
     compile_ = torch.compile
@@ -139,7 +139,7 @@ def test_a_compiled_model_learns_the_same(data: Path, base_checkpoint: Path, mon
     for name, more in (("whole", ()), ("compiled", ("--compile",))):
         with monkeypatch.context() as patch:
             if more:
-                patch.setattr(arguments, "Seq2SeqTrainingArguments", plain)
+                patch.setattr(trainer_arguments, "Seq2SeqTrainingArguments", plain)
             assert cli.main(command(base_checkpoint, "--epochs", "2", *more, name=name)) == 0
         figures[name] = read_manifest(data / "artifacts" / name / "checkpoint", "checkpoint")["figures"]["validation"]
     assert compiled == ["aot_eager"]
@@ -152,7 +152,7 @@ def test_no_number_is_none_to_train_with(
     data: Path, base_checkpoint: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(command(base_checkpoint, option, "nan")) == 2
-    assert "nan is no number to train with" in capsys.readouterr().err
+    assert "nan is not a finite number" in capsys.readouterr().err
 
 
 def test_fp16_is_refused_on_a_cpu(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,12 +161,12 @@ def test_fp16_is_refused_on_a_cpu(data: Path, base_checkpoint: Path, capsys: pyt
 
 
 def test_what_the_launcher_was_told_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.training import arguments
+    from export.training import trainer_arguments
 
-    assert arguments._mixed_precision("auto", on_gpu=False) == {"bf16": False}
-    monkeypatch.setattr(arguments, "LAUNCHED", "bf16")
-    assert arguments._mixed_precision("auto", on_gpu=False) == {"bf16": True}
-    assert arguments._mixed_precision("no", on_gpu=False) == {}, "what is said to the command itself wins"
+    assert trainer_arguments._mixed_precision("auto", on_gpu=False) == {"bf16": False}
+    monkeypatch.setattr(trainer_arguments, "LAUNCHED_PRECISION", "bf16")
+    assert trainer_arguments._mixed_precision("auto", on_gpu=False) == {"bf16": True}
+    assert trainer_arguments._mixed_precision("no", on_gpu=False) == {}, "what is said to the command itself wins"
 
 
 def test_layers_below_learn_more_slowly(make_checkpoint: Callable[[str], Path]) -> None:
