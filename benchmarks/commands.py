@@ -12,6 +12,7 @@ import click
 
 from benchmarks.options import choices, chosen_name, counts, exported_model, listed, tolerances
 from serving.options import PRECISIONS
+from serving.reporting import logger
 
 PROTOCOLS = ("grpc", "http")
 
@@ -133,20 +134,15 @@ def benchmark_command(ctx: click.Context, /, *, model: str | None, name: str | N
     chosen = chosen_name(ctx, model, name)
     from benchmarks.run import require_passed, run_benchmark
 
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
     typed = _options(chosen, options)
-    report = run_benchmark(typed, say)
+    report = run_benchmark(typed)
     if as_json:
         click.echo(json.dumps(report.figures(), indent=2))
     else:
         from benchmarks.pages.terminal import render
 
         click.echo(render(report))
-    click.echo(
-        f"report: {typed.output / 'report.html'}   for a pull request: report.md   all figures and samples: report.json", err=True
-    )
+    logger.info(f"report: {typed.output / 'report.html'}   for a pull request: report.md   all figures and samples: report.json")
     sys.stdout.flush()
     require_passed(report)
 

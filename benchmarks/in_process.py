@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -29,6 +29,7 @@ from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, SetupError
 from serving.machine import cores
+from serving.reporting import logger
 from serving.runtime.tasks.base import Arrays
 
 Asked = tuple[int, int | None]
@@ -110,11 +111,8 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], None]) -> Iterator[list[Loaded]]:
+def loaded(inputs: BenchmarkInputs, energy: EnergyMeter) -> Iterator[list[Loaded]]:
     """Everything that runs without a server, loaded and asleep as long as the block runs.
-
-    Args:
-        say: told what is about to be loaded.
 
     Raises:
         SetupError: a worker failed.
@@ -123,7 +121,9 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], No
         kept = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
         runs = list(_plan(inputs, kept))
         processes = sum(run.processes for run in runs)
-        say(f"loading {processes} processes, one after another; every model answers the {len(inputs.rows.labelled)} labelled rows")
+        logger.info(
+            f"loading {processes} processes, one after another; every model answers the {len(inputs.rows.labelled)} labelled rows"
+        )
         found = []
         for run in runs:
             try:
@@ -131,7 +131,7 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], No
             except SetupError as error:
                 if run.job.backend != OPTIONAL:
                     raise
-                say(f"{run.job.backend} is left out: {error.message}")
+                logger.warning(f"{run.job.backend} is left out: {error.message}")
                 continue
             ways = [Batched(workers=workers, batch=batch, length=length, energy=energy) for batch, length in run.asked]
             found.append(Loaded(run=run, workers=workers, ways=ways))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from export.data import LabelledRows, encode_labels, read_evaluation, sample
 from export.sources import checkpoint_folder, load_rows
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
+from serving.reporting import logger
 
 QUICKSTART_CACHE = "quickstart"
 
@@ -77,11 +77,8 @@ class BenchmarkOptions:
     seed: int
 
 
-def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> BenchmarkInputs:
+def read_inputs(options: BenchmarkOptions) -> BenchmarkInputs:
     """Read and check what is measured; the graph as exported is not made yet.
-
-    Args:
-        say: told which lengths are left out, and why.
 
     Raises:
         ArtifactError: no usable bundle, it lacks a precision asked for, or the checkpoint is not its original.
@@ -96,7 +93,7 @@ def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> Benchm
     return BenchmarkInputs(
         bundle=bundle,
         checkpoint=checkpoint,
-        rows=_rows(options, bundle, say),
+        rows=_rows(options, bundle),
         precisions=precisions,
         exported=None,
         compiled=options.compiled,
@@ -110,16 +107,16 @@ def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> Benchm
     )
 
 
-def exported_graph(inputs: BenchmarkInputs, folder: Path, say: Callable[[str], None]) -> Path:
+def exported_graph(inputs: BenchmarkInputs, folder: Path) -> Path:
     """The graph before anything was done to it but what the task itself needs at its end: a bundle does not keep it."""
-    say("exporting the graph as it was before it was fused")
+    logger.info("exporting the graph as it was before it was fused")
     bundle = inputs.bundle
     raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
     tails.add_tail(raw, bundle.task)
     return raw
 
 
-def _rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None]) -> BenchmarkRows:
+def _rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
     labelled = _labelled(options, bundle)
     if len(labelled.texts) != bundle.task.text_columns:
         raise DataError(
@@ -134,24 +131,20 @@ def _rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None])
             hint="give fewer --rounds, or more rows to time: --rows",
         )
     random.Random(options.seed).shuffle(timed)  # noqa: S311 - nothing secret; files are often sorted, by label or by length
-    return BenchmarkRows(
-        timed={None: timed, **_by_length(options, bundle, timed, say)}, labelled=rows, references=list(labelled.labels)
-    )
+    return BenchmarkRows(timed={None: timed, **_by_length(options, bundle, timed)}, labelled=rows, references=list(labelled.labels))
 
 
-def _by_length(
-    options: BenchmarkOptions, bundle: Bundle, rows: list[list[str]], say: Callable[[str], None]
-) -> dict[int | None, list[list[str]]]:
+def _by_length(options: BenchmarkOptions, bundle: Bundle, rows: list[list[str]]) -> dict[int | None, list[list[str]]]:
     """Rows of each length asked for; one that cannot be had is told, and left out."""
     found: dict[int | None, list[list[str]]] = {}
     names = model_inputs(bundle)
     for length in options.lengths:
         if length > bundle.max_length:
-            say(f"length {length} is left out: rows are cut at {bundle.max_length} tokens")
+            logger.warning(f"length {length} is left out: rows are cut at {bundle.max_length} tokens")
             continue
         made = rows_of_length(bundle, names, rows, length)
         if len(made) < options.rounds:
-            say(f"length {length} is left out: of the rows no more than {len(made)} can be brought to it")
+            logger.warning(f"length {length} is left out: of the rows no more than {len(made)} can be brought to it")
             continue
         found[length] = made
     return found

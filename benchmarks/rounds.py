@@ -6,10 +6,11 @@ would carry that in their ratio; here they stand side by side in every round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from benchmarks.inputs import BenchmarkInputs
+from serving.reporting import logger
 
 Row = TypeVar("Row")
 
@@ -30,16 +31,13 @@ def chunks(rows: Sequence[Row], rounds: int) -> list[Sequence[Row]]:
     return [rows[first::rounds] for first in range(rounds)]
 
 
-def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs, say: Callable[[str], None]) -> None:
+def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs) -> None:
     """Time every way on the rows of one round, then of the next.
 
     Every other round runs in reverse, so that nobody always comes after the same neighbour, or always last.
-
-    Args:
-        say: told when a round begins.
     """
     dealt = {length: chunks(rows, inputs.rounds) for length, rows in inputs.rows.timed.items()}
     for index in range(inputs.rounds):
-        say(f"round {index + 1} of {inputs.rounds}")
+        logger.info(f"round {index + 1} of {inputs.rounds}")
         for way in reversed(ways) if index % 2 else ways:
             way.measure(list(dealt[way.length][index]), inputs.duration / inputs.rounds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,15 +34,13 @@ from benchmarks.served import ServerConnection, Target, UnderLoad, check_process
 from benchmarks.speed import Spans
 from serving.artifact import publish
 from serving.errors import DataError, GateError
+from serving.reporting import logger
 
 BUSY_PERCENT = 10
 
 
-def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Report:
+def run_benchmark(options: BenchmarkOptions) -> Report:
     """Measure, write the report, check the gates (in this order: a failed gate's report is there to read).
-
-    Args:
-        say: told one line per round, and in the end one per speed found.
 
     Returns:
         The report, gates and regressions in it; :func:`require_passed` turns those into an error.
@@ -58,15 +55,15 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
     baseline = _baseline(options.baseline) if options.baseline else None
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
-        inputs = read_inputs(options, say)
+        inputs = read_inputs(options)
         target = _target(options)
         stack.enter_context(closing(target.server) if target else nullcontext())
         served = target.package.precision if target is not None else None
         found = expected(inputs, exported=options.exported, served=served, own_rows=options.test is None)
         require_expected(options.gates, found)
         if options.exported:
-            inputs = replace(inputs, exported=exported_graph(inputs, folder, say))
-        report, samples = _measure(options, inputs, target, say)
+            inputs = replace(inputs, exported=exported_graph(inputs, folder))
+        report, samples = _measure(options, inputs, target)
     report = _with_gates(report, options.gates)
     try:
         report = report if baseline is None else replace(report, baseline=compare(baseline, report, options.allowed))
@@ -78,7 +75,7 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
         if options.junit is not None:
             write_junit(options.junit, report)
     for regression in report.regressions:
-        say(f"worse than the baseline: {regression}")
+        logger.warning(f"worse than the baseline: {regression}")
     return report
 
 
@@ -116,23 +113,25 @@ def _target(options: BenchmarkOptions) -> Target | None:
     return Target(server=ServerConnection(options.endpoint, options.name), package=package, load_generator=load_generator)
 
 
-def _measure(
-    options: BenchmarkOptions, inputs: BenchmarkInputs, target: Target | None, say: Callable[[str], None]
-) -> tuple[Report, dict[str, Spans]]:
+def _measure(options: BenchmarkOptions, inputs: BenchmarkInputs, target: Target | None) -> tuple[Report, dict[str, Spans]]:
     machine = environment()
     if machine["busy_percent"] > BUSY_PERCENT:
-        say(f"the machine is {machine['busy_percent']:.0f} % busy with other work: speeds will come out lower than they are")
+        logger.warning(
+            f"the machine is {machine['busy_percent']:.0f} % busy with other work: speeds will come out lower than they are"
+        )
     created = datetime.now(UTC).isoformat(timespec="seconds")
     before = psutil.cpu_times()
     energy = find_meter()
     under_load = UnderLoad(target, inputs, energy) if target is not None else None
     others = ForeignWork(under_load.process if under_load is not None else None)
-    with loaded(inputs, energy, say) as in_process:
+    with loaded(inputs, energy) as in_process:
         ways = [way for one in in_process for way in one.ways]
-        measure_rounds([*ways, *(under_load.ways if under_load else [])], inputs, say)
+        measure_rounds([*ways, *(under_load.ways if under_load else [])], inputs)
         foreign = others.percent()
         if foreign > BUSY_PERCENT:
-            say(f"other processes took {foreign:.0f} % of the processor time meanwhile: speeds are lower than they are alone")
+            logger.warning(
+                f"other processes took {foreign:.0f} % of the processor time meanwhile: speeds are lower than they are alone"
+            )
         found = findings(inputs, in_process)
     served, samples, rounds = None, found.samples, found.rounds
     if under_load is not None:
@@ -153,7 +152,7 @@ def _measure(
         gates=[],
     )
     for figure, speed in report.speeds():
-        say(f"{figure}: {markdown.throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
+        logger.info(f"{figure}: {markdown.throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
     return report, samples
 
 

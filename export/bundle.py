@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
 from export.sources import checkpoint_files
 from serving.artifact import inputs_record, is_current, publish, read_manifest, write_manifest
 from serving.errors import GateError
 from serving.options import PRECISIONS
+from serving.reporting import logger
 from serving.runtime import tasks
 
 METRICS = Path(__file__).parent / "metrics"
@@ -63,7 +62,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     if not options.force and is_current(options.target, "bundle", inputs):
         manifest = read_manifest(options.target, "bundle")
         if set(options.precisions) <= set(manifest["precisions"]):
-            click.echo(f"{options.target} is up to date", err=True)
+            logger.info(f"{options.target} is up to date")
             return manifest
         there = {*options.precisions, *manifest["precisions"]}
         options = replace(options, precision=tuple(one for one in PRECISIONS if one in there))  # what is there stays there

@@ -16,6 +16,7 @@ from export.options import SharingOptions, with_checked_setting
 from export.training.hyperparameters import Hyperparameters
 from serving.click_options import given_fields, with_options
 from serving.options import OutputOptions
+from serving.reporting import is_main_process, logger
 
 
 @click.command("finetune")
@@ -29,14 +30,14 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
     options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
     options = _without_rows_of_other_data(ctx, options)
     manifest = finetune(options)
-    if output.json and distributed.is_main_process():
+    if output.json and is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest["figures"]}, indent=2))
     for split in ("validation", "test"):
         if split in manifest["figures"]:
             shown = ", ".join(f"{key} {value:.4f}" for key, value in manifest["figures"][split].items())
-            distributed.say(f"{split}: {shown}")
-    distributed.say(f"checkpoint: {options.target}")
-    if distributed.is_main_process():
+            logger.info(f"{split}: {shown}")
+    logger.info(f"checkpoint: {options.target}")
+    if is_main_process():
         _share(options.target, sharing)
     distributed.destroy_process_group()
 
@@ -53,9 +54,11 @@ def export_command(options: ExportOptions, sharing: SharingOptions, output: Outp
         figures = {key: manifest[key] for key in ("original", "precisions")}
         click.echo(json.dumps({"artifact": str(options.target)} | figures, indent=2))
     for line in _table(manifest):
-        click.echo(line, err=True)
+        logger.info(line)
+    for warning in [*manifest["warnings"], *_failed_gates(manifest)]:
+        logger.warning(warning)
     require_passed(manifest["precisions"], options.precision)
-    click.echo(f"bundle: {options.target}", err=True)
+    logger.info(f"bundle: {options.target}")
     _share(options.target, sharing, within="onnx")
 
 
@@ -65,7 +68,7 @@ def _without_rows_of_other_data(ctx: click.Context, options: FinetuneOptions) ->
     ignored = [name for name in ("validation", "test") if ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP]
     if not own or not ignored or options.train == (ctx.default_map or {}).get("train"):
         return options
-    click.echo(f"--train is given: the recipe's {' and '.join(ignored)} rows are ignored", err=True)
+    logger.info(f"--train is given: the recipe's {' and '.join(ignored)} rows are ignored")
     return replace(
         options,
         validation=None if "validation" in ignored else options.validation,
@@ -77,7 +80,7 @@ def _share(folder: Path, sharing: SharingOptions, *, within: str = "") -> None:
     if sharing.push_to_hub is not None:
         from export.hub import push
 
-        click.echo(f"on the Hub: {push(folder, sharing.push_to_hub, private=sharing.private, within=within)}", err=True)
+        logger.info(f"on the Hub: {push(folder, sharing.push_to_hub, private=sharing.private, within=within)}")
 
 
 def _speed_devices(variants: dict[str, dict[str, Any]]) -> str:
@@ -91,7 +94,7 @@ def _speed_devices(variants: dict[str, dict[str, Any]]) -> str:
 
 
 def _table(manifest: dict[str, Any]) -> list[str]:
-    """Format one line for the original and for each variant, then the reasons why variants were left out."""
+    """Format one line for the original and for each variant."""
     metric = manifest["main_metric"]
     original = {"label_agreement": 1.0, "max_logit_difference": 0.0} | manifest["original"]
     variants = {precision: record["figures"] for precision, record in manifest["precisions"].items()}
@@ -104,11 +107,14 @@ def _table(manifest: dict[str, Any]) -> list[str]:
             f"{figures['bytes'] / 1e6:7.1f} {figures['latency_ms']:7.2f} {figures['throughput']['1']:7.0f}"
         )
     lines.append(f"on {original['rows']} rows; speed of the model alone, one row at a time, {_speed_devices(variants)}")
-    lines += [f"warning: {warning}" for warning in manifest["warnings"]]
-    lines += [
+    return lines
+
+
+def _failed_gates(manifest: dict[str, Any]) -> list[str]:
+    """Say of each variant that was left out which gate it failed."""
+    return [
         f"{precision} is left out: {gate['message']}"
         for precision, record in manifest["precisions"].items()
         for gate in record["gates"]
         if not gate["passed"]
     ]
-    return lines

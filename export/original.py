@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import click
 import numpy as np
 import onnxruntime
 import torch
@@ -15,6 +14,7 @@ import torch
 from export.verify import Run
 from serving.errors import ArtifactError, SetupError
 from serving.machine import resolve_device
+from serving.reporting import logger
 from serving.runtime.tasks.base import Arrays, Task
 
 
@@ -77,5 +77,5 @@ def usable_device(device: str) -> str:
         return "gpu"
     if device == "gpu":
         raise SetupError("torch and ONNX Runtime do not both see a GPU", hint="give --device cpu, or see: tritonize doctor")
-    click.echo("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without", err=True)
+    logger.warning("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without")
     return "cpu"

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from export import checkpoint as checkpoints
 from export import convert, graph, optimize, tails, verify
 from export.data import prepare, sample, write_evaluation
@@ -19,6 +17,7 @@ from export.export_source import ExportSource
 from export.original import one_thread, original_run, require_length, usable_device
 from export.rows import EncodedRows
 from serving.errors import ExportError
+from serving.reporting import logger
 from serving.runtime.tasks.base import Arrays
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
@@ -65,7 +64,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path) -> dict[s
     model = checkpoints.load_model(source.folder, type(source.task))
     run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
-        click.echo(f"converting {source.name} to ONNX", err=True)
+        logger.info(f"converting {source.name} to ONNX")
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
         tail = tails.add_tail(raw, source.task)
         names = _input_names(raw)
@@ -96,7 +95,7 @@ def _max_length(source: ExportSource, options: ExportOptions, tokenizer: Any) ->
         reason = "as the checkpoint says; --max-length cuts them elsewhere"
     else:
         reason = "what the model takes; --max-length cuts them shorter"
-    click.echo(f"rows are cut at {chosen} tokens: {reason}", err=True)
+    logger.info(f"rows are cut at {chosen} tokens: {reason}")
     return chosen
 
 
@@ -164,7 +163,7 @@ def _input_names(raw: Path) -> list[str]:
 
 
 def _verdict(precision: str, workshop: _Workshop) -> verify.Verdict:
-    click.echo(f"making and verifying {precision}", err=True)
+    logger.info(f"making and verifying {precision}")
     path = workshop.file(precision)
     made, gates = _MAKERS[precision](path, workshop)
     rows = workshop.rows
@@ -191,7 +190,7 @@ def _run(precision: str, workshop: _Workshop, *, threads: int = 0) -> verify.Run
 
 def _measure_speed(run: verify.Run, original: dict[str, Any], verdicts: dict[str, verify.Verdict], workshop: _Workshop) -> None:
     """Add speed figures to the original's and every variant's, and where they were measured: unlike ones must not be compared."""
-    click.echo("measuring speed", err=True)
+    logger.info("measuring speed")
     runs = {"original": run} | {precision: _run(precision, workshop, threads=1) for precision in verdicts}
     with one_thread():
         measured = verify.speeds(runs, workshop.rows, seed=workshop.options.seed)

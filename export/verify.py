@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.progress import track
 
 from export import metric
 from export.data import sample
 from export.rows import EncodedRows
 from serving.errors import ExportError
+from serving.reporting import console
 from serving.runtime.tasks.base import Arrays, Origins, Task
 
 Run = Callable[[Arrays], Arrays]
@@ -107,10 +107,9 @@ def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range]
         The outputs ``[model rows, …]``; where an axis is the position, rows are padded with zeros to the longest of all, and what
         the model says of padding is zero too.
     """
-    console = Console(stderr=True)
     lengths = rows.lengths
     found: dict[str, Any] = {}
-    for batch in track(batches, title, console=console, transient=True, disable=not console.is_terminal):
+    for batch in track(batches, title, console=console(), transient=True, disable=not console().is_terminal):
         for name, values in run(rows.feed(batch)).items():
             if task.token_level:
                 shape = (len(lengths), max(lengths), *values.shape[2:])

@@ -18,6 +18,7 @@ import psutil
 
 from serving.errors import ServerError, TritonizeError
 from serving.options import ServeOptions
+from serving.reporting import logger, report_to_stderr
 from serving.server import DRAIN_SECONDS, TritonServer
 
 RESTARTS = 3
@@ -59,11 +60,10 @@ def _started(process: psutil.Process) -> float:
     return float(process.create_time() - psutil.boot_time())
 
 
-def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Callable[[TritonServer], None]) -> None:
+def supervise(options: ServeOptions, *, on_ready: Callable[[TritonServer], None]) -> None:
     """Serve until SIGTERM or SIGINT; then drain and return.
 
     Args:
-        log: gets the server's lines and what happens to it.
         on_ready: called once, when every ensemble answers for the first time.
 
     Raises:
@@ -73,7 +73,7 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
         restarts, announced = 0, False
         while True:
             begun = time.monotonic()
-            with TritonServer(options, log=log) as server:
+            with TritonServer(options, log=logger.info) as server:
                 server.wait_until_ready(stopped)
                 since = time.monotonic()
                 if not stopped():
@@ -94,7 +94,7 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
             restarts += 1
             if restarts > RESTARTS:
                 raise ServerError(f"{failure}; restarted {RESTARTS} times already", hint="its log says why")
-            log(f"tritonize: {failure}; restarting ({restarts} of {RESTARTS})")
+            logger.warning(f"{failure}; restarting ({restarts} of {RESTARTS})")
 
 
 def start_detached(options: ServeOptions) -> Path:
@@ -238,15 +238,12 @@ def main() -> int:
     """Entry of a keeper in the background: its options come as JSON, its words go to the log."""
     values = json.loads(sys.argv[1])
     options = ServeOptions(**values | {"repository": Path(values["repository"])})
-
-    def log(line: str) -> None:
-        print(line, flush=True)  # noqa: T201 - this process's output is the log
-
-    try:
-        supervise(options, log=log, on_ready=lambda _: log("ready"))
-    except TritonizeError as error:
-        log(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
-        return 1
+    with report_to_stderr():
+        try:
+            supervise(options, on_ready=lambda _: logger.info("ready"))
+        except TritonizeError as error:
+            logger.error(f"{error.message}" + (f" ({error.hint})" if error.hint else ""))
+            return 1
     return 0
 
 

@@ -10,8 +10,6 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 
-import click
-
 PATIENCE = timedelta(hours=24)
 """How long processes wait for each other: what the main one does alone may take long (fetching, tokenizing, asking a teacher). One
 that died is noticed by the launcher, at once."""
@@ -20,17 +18,6 @@ that died is noticed by the launcher, at once."""
 def world_size() -> int:
     """How many of them there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this is the one that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def say(line: str) -> None:
-    """Print ``line`` on standard error, once."""
-    if is_main_process():
-        click.echo(line, err=True)
 
 
 @contextlib.contextmanager

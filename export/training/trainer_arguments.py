@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -57,7 +56,7 @@ def training_arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
         seed=options.seed,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,  # export.training.progress reports instead
         restore_callback_states_from_checkpoint=True,
     )
     # with several GPUs the trainer would wrap the model in nn.DataParallel unasked, and a step would take that many times the rows
