@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from export.options import column_options, max_length_option, shared_options, sharing_options, take_columns, take_setting
 from export.training.options import take_adapter, take_distillation, training_options
+
+if TYPE_CHECKING:
+    from serving.manifests import BundleManifest, Precision, SpeedFigures, VariantRecord
 
 
 class Precisions(click.ParamType[tuple[str, ...]]):
@@ -76,11 +80,10 @@ def finetune_command(as_json: bool, **given: Any) -> None:
     options = FinetuneOptions(columns=take_columns(given), setting=take_setting(given), training=training, **taken, **given)
     manifest = finetune(options)
     if as_json and distributed.is_main():
-        click.echo(json.dumps({"artifact": str(options.target), "figures": manifest["figures"]}, indent=2))
-    for split in ("validation", "test"):
-        if split in manifest["figures"]:
-            shown = ", ".join(f"{key} {value:.4f}" for key, value in manifest["figures"][split].items())
-            distributed.say(f"{split}: {shown}")
+        click.echo(json.dumps({"artifact": str(options.target), "figures": manifest.figures.model_dump(mode="json")}, indent=2))
+    for split, measured in manifest.figures.splits.items():
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in measured.items())
+        distributed.say(f"{split}: {shown}")
     distributed.say(f"checkpoint: {options.target}")
     if distributed.is_main():
         _share(options.target, *place)
@@ -126,44 +129,51 @@ def export_command(as_json: bool, precision: tuple[tuple[str, ...], ...], **give
     options = ExportOptions(columns=take_columns(given), setting=take_setting(given), precision=asked, **given)
     manifest = export(options)
     if as_json:
-        figures = {key: manifest[key] for key in ("original", "precisions")}
+        figures = manifest.model_dump(mode="json", include={"original", "precisions"})
         click.echo(json.dumps({"artifact": str(options.target)} | figures, indent=2))
     for line in _table(manifest):
         click.echo(line, err=True)
-    require_passed(manifest["precisions"], asked)
+    require_passed(manifest.precisions, asked)
     click.echo(f"bundle: {options.target}", err=True)
     _share(options.target, *place, within="onnx")
 
 
-def _speed_devices(variants: dict[str, dict[str, Any]]) -> str:
-    """Where the speeds were measured: those of unlike devices, side by side, invite a comparison that says nothing."""
-    on_gpu = [precision for precision, figures in variants.items() if figures["speed_device"] == "gpu"]
-    others = [precision for precision in variants if precision not in on_gpu]
+def _speed_devices(records: Mapping[Precision, VariantRecord]) -> str:
+    """Say where the speeds were measured: those of different devices must not be compared."""
+    on_gpu = [precision for precision, record in records.items() if record.figures.speed_device == "gpu"]
+    others = [precision for precision in records if precision not in on_gpu]
     if not on_gpu:
         return "one thread"
     on_cpu = f"; {', '.join(others)} on one thread of a CPU: not to be compared" if others else ""
     return f"PyTorch, {', '.join(on_gpu)} on the GPU{on_cpu}"
 
 
-def _table(manifest: dict[str, Any]) -> list[str]:
-    """The variants and the original, one a line, and why any was left out."""
-    metric = manifest["main_metric"]
-    original = {"label_agreement": 1.0, "max_logit_difference": 0.0} | manifest["original"]
-    variants = {precision: record["figures"] for precision, record in manifest["precisions"].items()}
-    lines = [f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}"]
-    for title, figures in {"PyTorch": original, **variants}.items():
-        difference = figures["max_logit_difference"]
-        lines.append(
-            f"{title:8} {figures[metric]:9.4f} {figures['label_agreement']:10.2%} "
-            f"{'none' if difference is None else format(difference, '.2g'):>9} "
-            f"{figures['bytes'] / 1e6:7.1f} {figures['latency_ms']:7.2f} {figures['throughput']['1']:7.0f}"
-        )
-    lines.append(f"on {original['rows']} rows; speed of the model alone, one row at a time, {_speed_devices(variants)}")
-    lines += [f"warning: {warning}" for warning in manifest["warnings"]]
+def _table(manifest: BundleManifest) -> list[str]:
+    """Return the variants and the original, one a line, and why any was left out."""
+    metric, original = manifest.main_metric, manifest.original
+    lines = [
+        f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}",
+        _line("PyTorch", metric, original, original.bytes, agreement=1.0, difference=0.0),
+    ]
+    for precision, record in manifest.precisions.items():
+        found = record.figures
+        agreement, difference = found.label_agreement, found.max_logit_difference
+        lines.append(_line(precision, metric, found, found.bytes, agreement=agreement, difference=difference))
+    speed = _speed_devices(manifest.precisions)
+    lines.append(f"on {original.rows} rows; speed of the model alone, one row at a time, {speed}")
+    lines += [f"warning: {warning}" for warning in manifest.warnings]
     lines += [
-        f"{precision} is left out: {gate['message']}"
-        for precision, record in manifest["precisions"].items()
-        for gate in record["gates"]
-        if not gate["passed"]
+        f"{precision} is left out: {gate.message}"
+        for precision, record in manifest.precisions.items()
+        for gate in record.gates
+        if not gate.passed
     ]
     return lines
+
+
+def _line(title: str, metric: str, figures: SpeedFigures, size: int, *, agreement: float, difference: float | None) -> str:
+    shown = "none" if difference is None else format(difference, ".2g")
+    return (
+        f"{title:8} {figures.metrics[metric]:9.4f} {agreement:10.2%} {shown:>9} {size / 1e6:7.1f} {figures.latency_ms:7.2f} "
+        f"{figures.throughput.one_by_one:7.0f}"
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 from export.data import Columns
 from serving.bundle import PRECISIONS
+from serving.manifests import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class ExportOptions:
         return self.artifacts / self.name / "bundle"
 
     @property
-    def precisions(self) -> tuple[str, ...]:
+    def precisions(self) -> tuple[Precision, ...]:
         """Variants to make, fp32 first."""
         wanted = {"fp32", *(self.precision or PRECISIONS)}
         return tuple(precision for precision in PRECISIONS if precision in wanted)

@@ -61,13 +61,13 @@ def package_command(*, name: str, bundle: Path | None, as_json: bool, **options:
     packaged = package(PackageOptions(name=name, bundle=bundle or Path("artifacts") / name / "bundle", **options))
     manifest = packaged.manifest
     if as_json:
-        click.echo(json.dumps(manifest, ensure_ascii=False))
+        click.echo(json.dumps(manifest.model_dump(mode="json"), ensure_ascii=False))
         return
-    for option, reason in manifest["reasons"].items():
+    for option, reason in manifest.reasons.items():
         click.echo(f"  {option} {reason}", err=True)
     state = "is up to date" if packaged.unchanged else "is packaged"
-    shape = f"{manifest['instances']} instance(s) of {manifest['threads']} thread(s)"
-    kind = f"{manifest['precision']} on {manifest['device']}, batching {manifest['batching']}"
+    shape = f"{manifest.instances} instance(s) of {manifest.threads} thread(s)"
+    kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}"
     click.echo(f"{options['repository'] / name} {state}: {kind}, {shape}")
 
 

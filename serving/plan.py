@@ -126,7 +126,7 @@ def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Var
             "not timed on a CPU (tritonize export --device cpu does that)"
         )
         return chosen
-    latency = {name: variant.figures["latency_ms"] for name, variant in bundle.variants.items()}
+    latency = {name: variant.figures.latency_ms for name, variant in bundle.variants.items()}
     fastest = min(latency, key=lambda name: latency[name])
     reasons["precision"] = f"{fastest}: the fastest that passed its gates ({_listed(latency, 'ms')})"
     return bundle.variants[fastest]
@@ -134,7 +134,7 @@ def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Var
 
 def _timed_on_cpu(variant: Variant) -> bool:
     """Whether its speed figures say anything about a CPU: where the bundle was exported on a GPU, most do not."""
-    return variant.figures.get("speed_device") == "cpu"
+    return variant.figures.speed_device == "cpu"
 
 
 def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[str, str]) -> str:
@@ -151,7 +151,7 @@ def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[st
     if not _timed_on_cpu(variant):
         reasons["batching"] = f"off: {variant.precision} was not timed on a CPU, where batches of mixed length mostly add padding"
         return "off"
-    alone, together = variant.figures["throughput"]["1"], variant.figures["throughput"]["16"]
+    alone, together = variant.figures.throughput.one_by_one, variant.figures.throughput.batched
     chosen = "ragged" if together > alone else "off"
     reasons["batching"] = f"{chosen}: measured {alone:.0f} rows/s one by one, {together:.0f} in batches of 16"
     return chosen

@@ -13,7 +13,7 @@ from typing import Any
 
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError
-from serving.runtime.tasks.base import Task
+from serving.manifests import RepositoryManifest
 
 PENDING = re.compile(r'^nv_inference_pending_request_count\{model="([^"]+)"[^}]*\} (\d+)', re.MULTILINE)
 
@@ -30,25 +30,18 @@ class Probe:
         return f"curl -s {base_url}/v2/models/{self.ensemble}/infer -d {shlex.quote(json.dumps(self.body, ensure_ascii=False))}"
 
 
-def probe_body(task: Task) -> dict[str, Any]:
-    """The task's example, as packaging writes it into the manifest."""
-    return {"inputs": [{"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [text]} for name, text in task.example.items()]}
-
-
 def find_probes(repository: Path) -> list[Probe]:
     """One probe for each ensemble packaged into ``repository``.
 
     Raises:
-        ArtifactError: there is none, or one of an older version.
+        ArtifactError: there is none, or the manifest of one cannot be read.
     """
     probes = []
     for manifest_path in sorted(repository.glob(f"*/{MANIFEST}")):
         if not (repository / f"{manifest_path.parent.name}_model" / "current").is_symlink():
             continue  # somebody else's model, with a manifest of its own
-        manifest = read_manifest(manifest_path.parent, "repository")
-        if "probe" not in manifest:
-            raise ArtifactError(f"{manifest['name']} was packaged by an older version", hint="package it again: tritonize package")
-        probes.append(Probe(ensemble=manifest["name"], body=manifest["probe"]))
+        manifest = read_manifest(manifest_path.parent, RepositoryManifest)
+        probes.append(Probe(ensemble=manifest.name, body=manifest.probe.model_dump(mode="json")))
     if not probes:
         raise ArtifactError(f"{repository} holds no packaged ensemble", hint="make one with: tritonize package")
     return probes
