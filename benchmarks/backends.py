@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from benchmarks.jobs import Job, Rows
+from benchmarks.jobs import RequestRows, WorkerJob
 from serving.errors import ArtifactError
 from serving.machine import cores
 
@@ -32,10 +32,10 @@ class Runner(Protocol):
     said: Arrays
     """What the model itself said last, by output; empty where a library keeps that to itself."""
 
-    def __call__(self, rows: Rows) -> Any:
+    def __call__(self, rows: RequestRows) -> Any:
         """Answer a batch: the tensors of the task's outputs, or a list where the library has a form of its own."""
 
-    def judged(self, rows: Rows) -> Any:
+    def judged(self, rows: RequestRows) -> Any:
         """Answer a batch as the task is judged by."""
 
     def precision(self) -> str:
@@ -60,13 +60,13 @@ class _AsServed(ABC):
     def _run(self, feed: Arrays) -> Arrays:
         """Model inputs ``[model rows, longest]`` → ``outputs_read`` by name."""
 
-    def __call__(self, rows: Rows) -> Arrays:
+    def __call__(self, rows: RequestRows) -> Arrays:
         return self._answered(rows, self._plainly)
 
-    def judged(self, rows: Rows) -> Arrays:
+    def judged(self, rows: RequestRows) -> Arrays:
         return self._answered(rows, self._to_judge)
 
-    def _answered(self, rows: Rows, options: Options) -> Arrays:
+    def _answered(self, rows: RequestRows, options: Options) -> Arrays:
         columns = [list(column) for column in zip(*rows, strict=True)]
         features = self._task.features(columns, self._encoder, options)
         outputs = self._run(self._encoder.arrays(features.encodings))
@@ -78,7 +78,7 @@ class _AsServed(ABC):
 class PyTorch(_AsServed):
     """The original: ``transformers`` eager, tokenized as for every other way of answering."""
 
-    def __init__(self, job: Job, bundle: Bundle) -> None:
+    def __init__(self, job: WorkerJob, bundle: Bundle) -> None:
         import torch
         import transformers
 
@@ -133,7 +133,7 @@ class Compiled(PyTorch):
 class TransformersPipeline:
     """``transformers.pipeline``, as most people run a checkpoint."""
 
-    def __init__(self, job: Job, bundle: Bundle) -> None:
+    def __init__(self, job: WorkerJob, bundle: Bundle) -> None:
         import torch
         import transformers
 
@@ -145,10 +145,10 @@ class TransformersPipeline:
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
-    def __call__(self, rows: Rows) -> list[Any]:
+    def __call__(self, rows: RequestRows) -> list[Any]:
         return self._task.ask_pipeline(self._pipeline, rows, max_length=self._max_length)
 
-    def judged(self, rows: Rows) -> list[Any]:
+    def judged(self, rows: RequestRows) -> list[Any]:
         return self(rows)
 
     def precision(self) -> str:
@@ -158,7 +158,7 @@ class TransformersPipeline:
 class OnnxRuntime(_AsServed):
     """An ONNX variant with the tokenizer and the answers that run inside Triton, without Triton."""
 
-    def __init__(self, job: Job, bundle: Bundle) -> None:
+    def __init__(self, job: WorkerJob, bundle: Bundle) -> None:
         import onnxruntime
 
         if job.device == "gpu":
@@ -174,7 +174,7 @@ class OnnxRuntime(_AsServed):
         self.file = Path(job.source)
         self.threads = job.threads or cores()
 
-    def _providers(self, job: Job, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:  # noqa: ARG002 - others look at it
+    def _providers(self, job: WorkerJob, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:  # noqa: ARG002 - others look at it
         """Where to run, by preference, each with its options."""
         return [(PROVIDERS[job.device], {})]
 
@@ -192,7 +192,7 @@ class TensorRT(OnnxRuntime):
     Not a variant of the bundle: operators of ONNX Runtime's own are none that TensorRT knows.
     """
 
-    def _providers(self, job: Job, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:
+    def _providers(self, job: WorkerJob, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:
         import tensorrt_libs  # noqa: F401 - loads the libraries, which lie where the loader does not look
 
         from export.graph import input_names
@@ -219,7 +219,7 @@ class TensorRT(OnnxRuntime):
         return "fp16" if self._half else "fp32"
 
 
-BACKENDS: dict[str, Callable[[Job, Bundle], Runner]] = {
+BACKENDS: dict[str, Callable[[WorkerJob, Bundle], Runner]] = {
     "pytorch": PyTorch,
     "compiled": Compiled,
     "pipeline": TransformersPipeline,

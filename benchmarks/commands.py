@@ -16,7 +16,7 @@ PROTOCOLS = ("grpc", "http")
 
 
 def _open_loops(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
-    from benchmarks.study import OpenLoop
+    from benchmarks.inputs import OpenLoop
 
     found = []
     for part in listed(values, may_be_none=True):

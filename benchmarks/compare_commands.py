@@ -42,7 +42,7 @@ def compare_command(
     changed only beyond what the rounds of both reports differ among themselves. Exits with 1 when something is worse.
     """
     from benchmarks.comparing.compare import Allowed, compare
-    from benchmarks.comparing.words import require_no_worse, to_markdown, to_text
+    from benchmarks.comparing.rendering import require_no_worse, to_markdown, to_text
     from benchmarks.junit import write_comparison
 
     reports = _read("BEFORE", before), _read("NOW", now)

@@ -1,4 +1,4 @@
-"""Which figures a study will find, as far as that is known before anything is measured: a gate on others is told at once."""
+"""Which figures a benchmark will find, as far as that is known before anything is measured: a gate on others is told at once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import product
 
 from benchmarks.gates import closest, figures_in
 from benchmarks.in_process import tensorrt_precisions
+from benchmarks.inputs import BenchmarkInputs
 from benchmarks.report import ARRANGEMENT_COSTS, LOAD_COSTS, QUALITIES, SERVED_COSTS, Split, Step
 from benchmarks.speed import RoundSpeed, Speed
-from benchmarks.study import Study
 from serving.errors import DataError
 
 _SPEED = tuple(field.name for field in fields(Speed))
@@ -82,20 +82,20 @@ class Expected:
             yield self.served, None if self.metrics is None else (*SERVED, *self.metrics)
 
 
-def expected(study: Study, *, exported: bool, served: str | None, own_rows: bool) -> Expected:
-    """What ``study`` will find.
+def expected(inputs: BenchmarkInputs, *, exported: bool, served: str | None, own_rows: bool) -> Expected:
+    """What ``inputs`` will find.
 
     Args:
         exported: the graph as Optimum exports it runs too.
         served: the precision that is served, None where nothing is.
         own_rows: quality is measured on the bundle's own rows, of which the bundle says what the metric finds.
     """
-    found = {name: value for name, value in study.bundle.manifest.get("original", {}).items() if isinstance(value, float)}
-    known = own_rows and study.bundle.task.main_metric in found
+    found = {name: value for name, value in inputs.bundle.manifest.get("original", {}).items() if isinstance(value, float)}
+    known = own_rows and inputs.bundle.task.main_metric in found
     return Expected(
-        models=_models(study, exported=exported),
+        models=_models(inputs, exported=exported),
         served=None if served is None else f"served.{served}",
-        loads=[] if served is None else _loads(study),
+        loads=[] if served is None else _loads(inputs),
         metrics=list(found) if known else None,
     )
 
@@ -112,19 +112,19 @@ def require_expected(gates: Sequence[str], found: Expected) -> None:
                 raise DataError(f"gate {expression!r}: {name} will not be measured", hint=reason)
 
 
-def _models(study: Study, *, exported: bool) -> list[str]:
-    half = "fp16" if study.device == "gpu" else "bf16"
-    names = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in study.precisions)]
-    names += [f"tensorrt.{precision}" for precision in tensorrt_precisions(study) if exported]
-    also = {"pipeline": study.bundle.task.has_pipeline, "compiled": study.compiled, "exported": exported}
+def _models(inputs: BenchmarkInputs, *, exported: bool) -> list[str]:
+    half = "fp16" if inputs.device == "gpu" else "bf16"
+    names = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in inputs.precisions)]
+    names += [f"tensorrt.{precision}" for precision in tensorrt_precisions(inputs) if exported]
+    also = {"pipeline": inputs.bundle.task.has_pipeline, "compiled": inputs.compiled, "exported": exported}
     return [*names, *(f"{kind}.fp32" for kind, runs in also.items() if runs)]
 
 
-def _loads(study: Study) -> list[str]:
+def _loads(inputs: BenchmarkInputs) -> list[str]:
     closed = [
         f"{'' if protocol == 'grpc' else f'{protocol}.'}c{concurrency}"
-        for protocol, concurrency in product(study.protocols, study.concurrencies)
+        for protocol, concurrency in product(inputs.protocols, inputs.concurrencies)
     ]
-    first = "" if study.protocols[0] == "grpc" else f"{study.protocols[0]}."
-    by_length = [f"{first}c{study.concurrencies[0]}l{length}" for length in study.lengths]
-    return [*closed, *by_length, *(f"{first}{loop.name}" for loop in study.open_loops)]
+    first = "" if inputs.protocols[0] == "grpc" else f"{inputs.protocols[0]}."
+    by_length = [f"{first}c{inputs.concurrencies[0]}l{length}" for length in inputs.lengths]
+    return [*closed, *by_length, *(f"{first}{loop.name}" for loop in inputs.open_loops)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from statistics import median
 
-from benchmarks.verdicts import Gate, Miss
+from benchmarks.verdicts import BenchmarkGate, Miss
 from serving.errors import DataError
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
@@ -61,7 +61,7 @@ def figures_in(expression: str) -> list[str]:
     return [ast.unparse(node) for node in nodes if id(node) not in parts]
 
 
-def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Gate:
+def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> BenchmarkGate:
     """Evaluate a gate in every round; it passes if it holds in more than half of them.
 
     Args:
@@ -92,11 +92,11 @@ def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Gate:
     sides = " ".join([f"{medians[0]:.6g}", *(f"{symbol} {side:.6g}" for symbol, side in zip(symbols, medians[1:], strict=True))])
     passed = 2 * held > len(rounds)
     missed = None if passed else _miss(parsed, medians)
-    return Gate(expression=expression, comparison=sides, held=held, rounds=len(rounds), passed=passed, missed=missed)
+    return BenchmarkGate(expression=expression, comparison=sides, held=held, rounds=len(rounds), passed=passed, missed=missed)
 
 
-def _unchecked(expression: str, rounds: Sequence[Mapping[str, float]], why: str) -> Gate:
-    return Gate(expression=expression, comparison="", held=0, rounds=len(rounds), passed=False, why=why)
+def _unchecked(expression: str, rounds: Sequence[Mapping[str, float]], why: str) -> BenchmarkGate:
+    return BenchmarkGate(expression=expression, comparison="", held=0, rounds=len(rounds), passed=False, why=why)
 
 
 def closest(name: str, names: Iterable[str]) -> str:

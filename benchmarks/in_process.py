@@ -16,12 +16,12 @@ from benchmarks import logits
 from benchmarks.answers import from_json
 from benchmarks.backends import has_tensorrt, weights_file
 from benchmarks.energy import EnergyMeter
-from benchmarks.jobs import Job
+from benchmarks.inputs import BenchmarkInputs
+from benchmarks.jobs import WorkerJob
 from benchmarks.machine import MIB
-from benchmarks.quality import judge, judge_pipeline
+from benchmarks.quality import evaluate, evaluate_pipeline
 from benchmarks.report import Arrangement, InProcess, flatten
 from benchmarks.speed import Spans, Timing, over_rounds, side_by_side
-from benchmarks.study import Study
 from benchmarks.workers import Workers, started
 from export import graph, optimize
 from export.checkpoint import weights_size
@@ -62,10 +62,10 @@ class _Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ModelRun:
     """What is to be loaded, in how many processes, and how it is asked."""
 
-    job: Job
+    job: WorkerJob
     processes: int
     asked: tuple[Asked, ...]
 
@@ -104,13 +104,13 @@ class Batched:
 class Loaded:
     """Processes of one job, and the ways of asking them."""
 
-    run: Run
+    run: ModelRun
     workers: Workers
     ways: list[Batched]
 
 
 @contextlib.contextmanager
-def loaded(study: Study, energy: EnergyMeter, say: Callable[[str], None]) -> Iterator[list[Loaded]]:
+def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], None]) -> Iterator[list[Loaded]]:
     """Everything that runs without a server, loaded and asleep as long as the block runs.
 
     Args:
@@ -121,9 +121,9 @@ def loaded(study: Study, energy: EnergyMeter, say: Callable[[str], None]) -> Ite
     """
     with contextlib.ExitStack() as stack:
         kept = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
-        runs = list(_plan(study, kept))
+        runs = list(_plan(inputs, kept))
         processes = sum(run.processes for run in runs)
-        say(f"loading {processes} processes, one after another; every model answers the {len(study.rows.labelled)} labelled rows")
+        say(f"loading {processes} processes, one after another; every model answers the {len(inputs.rows.labelled)} labelled rows")
         found = []
         for run in runs:
             try:
@@ -138,7 +138,7 @@ def loaded(study: Study, energy: EnergyMeter, say: Callable[[str], None]) -> Ite
         yield found
 
 
-def findings(study: Study, measured: Sequence[Loaded]) -> Findings:
+def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
     """End the processes and put together what was measured.
 
     Raises:
@@ -146,12 +146,12 @@ def findings(study: Study, measured: Sequence[Loaded]) -> Findings:
         ArtifactError: a file that ran is not the one its bundle describes.
     """
     models: dict[tuple[str, str], _Model] = {}
-    rounds: list[dict[str, float]] = [{} for _ in range(study.rounds)]
+    rounds: list[dict[str, float]] = [{} for _ in range(inputs.rounds)]
     samples: dict[str, Spans] = {}
     for one in measured:
         facts = one.workers.end()
         first, job = facts[0], one.run.job
-        key = job.backend, _precision(study.bundle, job, first)
+        key = job.backend, _precision(inputs.bundle, job, first)
         model = models.setdefault(key, _Model(file=Path(first["file"]), sha256=first["sha256"], device=job.device))
         if clash := [name for name in (_name(one.run, way, first["threads"]) for way in one.ways) if name in model.arrangements]:
             raise ArtifactError(
@@ -167,8 +167,8 @@ def findings(study: Study, measured: Sequence[Loaded]) -> Findings:
             for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
                 rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
                 samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
-    original = from_json(study.bundle.task, models[ORIGINAL].answers)
-    judged = [_judged(key, model, study, original, models[ORIGINAL]) for key, model in models.items()]
+    original = from_json(inputs.bundle.task, models[ORIGINAL].answers)
+    judged = [_judged(key, model, inputs, original, models[ORIGINAL]) for key, model in models.items()]
     return Findings(
         models=judged, rounds=[found | _short_names(judged, found) for found in rounds], samples=samples, original=original
     )
@@ -187,52 +187,52 @@ def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[s
     return short
 
 
-def _plan(study: Study, folder: Path) -> Iterator[Run]:
+def _plan(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
     """What is to be loaded. ``folder`` takes what the models say of the labelled rows."""
-    batched: tuple[Asked, ...] = tuple((batch, None) for batch in dict.fromkeys((1, *study.batches)))
+    batched: tuple[Asked, ...] = tuple((batch, None) for batch in dict.fromkeys((1, *inputs.batches)))
     alone_and_together: tuple[Asked, ...] = tuple(dict.fromkeys([batched[0], batched[-1]]))
-    by_length: tuple[Asked, ...] = tuple((1, length) for length in study.lengths)
+    by_length: tuple[Asked, ...] = tuple((1, length) for length in inputs.lengths)
 
     def run(
         backend: str, source: Path, asked: tuple[Asked, ...], *, labelled: bool = True, processes: int = 1, **options: Any
-    ) -> Run:
-        job = Job(
+    ) -> ModelRun:
+        job = WorkerJob(
             backend=backend,
             source=os.fspath(source),
-            bundle=os.fspath(study.bundle.folder),
-            first=study.rows.timed[None][0],
-            labelled=study.rows.labelled if labelled else [],
+            bundle=os.fspath(inputs.bundle.folder),
+            first=inputs.rows.timed[None][0],
+            labelled=inputs.rows.labelled if labelled else [],
             logits=os.fspath(folder / f"{backend}-{source.parent.name}-{options.get('half', False)}.npz") if labelled else None,
             most_rows=max(batch for batch, _ in asked),
-            **{"device": study.device, **options},
+            **{"device": inputs.device, **options},
         )
-        return Run(job=job, processes=processes, asked=asked)
+        return ModelRun(job=job, processes=processes, asked=asked)
 
-    yield run("pytorch", study.checkpoint, (*batched, *by_length))
-    yield run("pytorch", study.checkpoint, alone_and_together, half=True)
-    if study.compiled:
-        yield run("compiled", study.checkpoint, alone_and_together)
-    if study.bundle.task.has_pipeline:
-        yield run("pipeline", study.checkpoint, alone_and_together)
-    if study.exported is not None:
-        yield run("exported", study.exported, (batched[0], *by_length), threads=cores() if study.device == "cpu" else 1)
-    for precision in study.precisions:
-        file = study.bundle.variant(precision).path
-        device = "cpu" if precision == "int8" else study.device  # CUDA has no kernels for dynamic int8
+    yield run("pytorch", inputs.checkpoint, (*batched, *by_length))
+    yield run("pytorch", inputs.checkpoint, alone_and_together, half=True)
+    if inputs.compiled:
+        yield run("compiled", inputs.checkpoint, alone_and_together)
+    if inputs.bundle.task.has_pipeline:
+        yield run("pipeline", inputs.checkpoint, alone_and_together)
+    if inputs.exported is not None:
+        yield run("exported", inputs.exported, (batched[0], *by_length), threads=cores() if inputs.device == "cpu" else 1)
+    for precision in inputs.precisions:
+        file = inputs.bundle.variant(precision).path
+        device = "cpu" if precision == "int8" else inputs.device  # CUDA has no kernels for dynamic int8
         if device == "gpu":
             yield run("onnx", file, (*batched, *by_length), threads=1)
-            if study.exported is not None and precision in tensorrt_precisions(study):
-                yield run(OPTIONAL, study.exported, (*batched, *by_length), threads=1, half=precision == "fp16")
+            if inputs.exported is not None and precision in tensorrt_precisions(inputs):
+                yield run(OPTIONAL, inputs.exported, (*batched, *by_length), threads=1, half=precision == "fp16")
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
             asked = (*batched, *by_length) if index == 0 else batched[:1]
             yield run("onnx", file, asked, labelled=index == 0, device=device, threads=threads, processes=processes)
 
 
-def tensorrt_precisions(study: Study) -> list[str]:
+def tensorrt_precisions(inputs: BenchmarkInputs) -> list[str]:
     """Precisions in which TensorRT can run the exported graph."""
-    usable = study.device == "gpu" and has_tensorrt()
-    return [precision for precision in study.precisions if precision != "int8"] if usable else []
+    usable = inputs.device == "gpu" and has_tensorrt()
+    return [precision for precision in inputs.precisions if precision != "int8"] if usable else []
 
 
 def require_original(bundle: Bundle, checkpoint: Path) -> None:
@@ -265,7 +265,7 @@ def bundle_precision(bundle: Bundle, sha256: str) -> str:
     )
 
 
-def _precision(bundle: Bundle, job: Job, facts: dict[str, Any]) -> str:
+def _precision(bundle: Bundle, job: WorkerJob, facts: dict[str, Any]) -> str:
     """What ran: told by the tensors, by the bundle's checksum of the file, or by the file's weights."""
     if job.backend == "exported":
         return graph.precision(Path(facts["file"]))
@@ -273,14 +273,14 @@ def _precision(bundle: Bundle, job: Job, facts: dict[str, Any]) -> str:
     return told or bundle_precision(bundle, facts["sha256"])
 
 
-def _name(run: Run, way: Batched, threads: int) -> str:
+def _name(run: ModelRun, way: Batched, threads: int) -> str:
     """Of an arrangement, see :class:`benchmarks.report.Arrangement`."""
     on_cores = f"p{run.processes}t{threads}" if run.job.threads else ""
     rows = f"b{way.batch}" if way.batch > 1 or not on_cores else ""
     return f"{on_cores}{rows}{f'l{way.length}' if way.length else ''}"
 
 
-def _arrangement(run: Run, way: Batched, facts: list[dict[str, Any]], timings: list[Timing]) -> Arrangement:
+def _arrangement(run: ModelRun, way: Batched, facts: list[dict[str, Any]], timings: list[Timing]) -> Arrangement:
     threads = facts[0]["threads"]
     gpu_memory = [fact["gpu_memory_mib"] for fact in facts if fact["gpu_memory_mib"] is not None]
     speed = over_rounds(timings)
@@ -299,16 +299,16 @@ def _arrangement(run: Run, way: Batched, facts: list[dict[str, Any]], timings: l
     )
 
 
-def _judged(key: tuple[str, str], model: _Model, study: Study, original: Arrays, first: _Model) -> InProcess:
-    rows = study.rows
+def _judged(key: tuple[str, str], model: _Model, inputs: BenchmarkInputs, original: Arrays, first: _Model) -> InProcess:
+    rows = inputs.rows
     if isinstance(model.answers, dict):
         difference = None
         if model is not first and model.logits is not None and first.logits is not None:
             difference = logits.largest_difference(model.logits, first.logits)
-        answers = from_json(study.bundle.task, model.answers)
-        quality = judge(study.bundle.task, rows, answers, None if model is first else original, logit_difference=difference)
+        answers = from_json(inputs.bundle.task, model.answers)
+        quality = evaluate(inputs.bundle.task, rows, answers, None if model is first else original, logit_difference=difference)
     else:
-        quality = judge_pipeline(study.bundle.task, rows, model.answers, original)
+        quality = evaluate_pipeline(inputs.bundle.task, rows, model.answers, original)
     is_onnx = model.file.suffix == ".onnx"
     return InProcess(
         kind=key[0],

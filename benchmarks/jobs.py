@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-Rows = Sequence[Sequence[str]]
+RequestRows = Sequence[Sequence[str]]
 """Rows of requests, each the strings of the task's inputs in order."""
 
 Span = tuple[int, int]
@@ -16,7 +16,7 @@ END = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class WorkerJob:
     """What one worker process is to load.
 
     Args:
@@ -59,6 +59,6 @@ class Slice:
     seconds: float
 
 
-def to_json(line: Job | Slice) -> str:
+def to_json(line: WorkerJob | Slice) -> str:
     """As the worker reads it."""
     return json.dumps(asdict(line))

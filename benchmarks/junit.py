@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.report import Report
-from benchmarks.verdicts import Compared, Gate
+from benchmarks.verdicts import BenchmarkGate, ReportComparison
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""
@@ -24,14 +24,14 @@ def write_junit(path: Path, report: Report) -> None:
     _write(path, root)
 
 
-def write_comparison(path: Path, compared: Compared) -> None:
+def write_comparison(path: Path, compared: ReportComparison) -> None:
     """Write the figures of two reports that were compared."""
     root = ElementTree.Element("testsuites", name="comparison of benchmarks")
     _figures(root, "compare", compared)
     _write(path, root)
 
 
-def _gates(root: ElementTree.Element, name: str, created: str, gates: Sequence[Gate]) -> None:
+def _gates(root: ElementTree.Element, name: str, created: str, gates: Sequence[BenchmarkGate]) -> None:
     suite = ElementTree.SubElement(root, "testsuite", name="gates", timestamp=created.partition("+")[0])
     for gate in gates:
         case = ElementTree.SubElement(suite, "testcase", classname=_clean(f"{name}.gates"), name=_clean(gate.expression))
@@ -42,7 +42,7 @@ def _gates(root: ElementTree.Element, name: str, created: str, gates: Sequence[G
     _count(suite)
 
 
-def _figures(root: ElementTree.Element, name: str, compared: Compared) -> None:
+def _figures(root: ElementTree.Element, name: str, compared: ReportComparison) -> None:
     suite = ElementTree.SubElement(root, "testsuite", name="baseline")
     properties = ElementTree.SubElement(suite, "properties")
     for key, value in [("before", compared.before), ("now", compared.now), *(("note", note) for note in compared.notes)]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from benchmarks.comparing.compare import Allowed
 from benchmarks.in_process import require_original
-from benchmarks.lengths import rows_of_length
+from benchmarks.inputs import BenchmarkInputs, BenchmarkRows, OpenLoop
+from benchmarks.row_lengths import rows_of_length
 from benchmarks.served import Endpoint
-from benchmarks.study import OpenLoop, Rows, Study
 from export import convert, graph, tails
 from export.data import Columns, LabelledRows, encode_labels, read_evaluation, sample
 from export.sources import checkpoint_folder, load_rows
@@ -76,7 +76,7 @@ class BenchmarkOptions:
     seed: int
 
 
-def make_study(options: BenchmarkOptions, say: Callable[[str], None]) -> Study:
+def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> BenchmarkInputs:
     """Read and check what is measured; the graph as exported is not made yet.
 
     Args:
@@ -92,7 +92,7 @@ def make_study(options: BenchmarkOptions, say: Callable[[str], None]) -> Study:
         bundle.variant(precision)  # an error now rather than minutes later
     checkpoint = checkpoint_folder(options.checkpoint, options.artifacts / QUICKSTART_CACHE)
     require_original(bundle, checkpoint)
-    return Study(
+    return BenchmarkInputs(
         bundle=bundle,
         checkpoint=checkpoint,
         rows=_rows(options, bundle, say),
@@ -109,16 +109,16 @@ def make_study(options: BenchmarkOptions, say: Callable[[str], None]) -> Study:
     )
 
 
-def exported_graph(study: Study, folder: Path, say: Callable[[str], None]) -> Path:
+def exported_graph(inputs: BenchmarkInputs, folder: Path, say: Callable[[str], None]) -> Path:
     """The graph before anything was done to it but what the task itself needs at its end: a bundle does not keep it."""
     say("exporting the graph as it was before it was fused")
-    bundle = study.bundle
-    raw = convert.convert(study.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
+    bundle = inputs.bundle
+    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
     tails.add_tail(raw, bundle.task)
     return raw
 
 
-def _rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None]) -> Rows:
+def _rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None]) -> BenchmarkRows:
     labelled = _labelled(options, bundle)
     if len(labelled.texts) != bundle.task.text_columns:
         raise DataError(
@@ -133,7 +133,9 @@ def _rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None])
             hint="give fewer --rounds, or more rows to time: --rows",
         )
     random.Random(options.seed).shuffle(timed)  # noqa: S311 - nothing secret; files are often sorted, by label or by length
-    return Rows(timed={None: timed, **_by_length(options, bundle, timed, say)}, labelled=rows, references=list(labelled.labels))
+    return BenchmarkRows(
+        timed={None: timed, **_by_length(options, bundle, timed, say)}, labelled=rows, references=list(labelled.labels)
+    )
 
 
 def _by_length(

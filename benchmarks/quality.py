@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.answers import differences, largest_difference, same
-from benchmarks.report import Estimate, Moved, Quality
-from benchmarks.study import Rows
+from benchmarks.inputs import BenchmarkRows
+from benchmarks.report import ChangedAnswer, Estimate, Quality
 from export import metric
 from serving.runtime.tasks.base import Arrays, Task
 
@@ -21,7 +21,9 @@ MOVED = 10
 """Rows shown of those whose answers differ."""
 
 
-def judge(task: Task, rows: Rows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None) -> Quality:
+def evaluate(
+    task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
+) -> Quality:
     """The task's metric over ``answers`` to the labelled rows, and how far they are from the original's.
 
     Args:
@@ -45,7 +47,7 @@ def judge(task: Task, rows: Rows, answers: Arrays, original: Arrays | None, *, l
     )
 
 
-def judge_pipeline(task: Task, rows: Rows, answers: Sequence[Any], original: Arrays) -> Quality:
+def evaluate_pipeline(task: Task, rows: BenchmarkRows, answers: Sequence[Any], original: Arrays) -> Quality:
     """How many answers of ``transformers.pipeline`` are the original's, were those given in the pipeline's own form."""
     wanted = task.completed(task.pipeline_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled])
     agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
@@ -91,7 +93,7 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(right))
 
 
-def moved(task: Task, rows: Rows, answers: Arrays, original: Arrays) -> list[Moved]:
+def moved(task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
     """The rows whose answers differ most from the original's: other labels first, then other scores."""
     agreement, apart = task.agreement(answers, original), differences(answers, original)
     requests = len(rows.labelled) // len(rows.references)  # a labelled row may take several
@@ -110,7 +112,7 @@ def moved(task: Task, rows: Rows, answers: Arrays, original: Arrays) -> list[Mov
             for name, text in zip(names, request, strict=True)
         }
         found.append(
-            Moved(
+            ChangedAnswer(
                 row=row,
                 texts=texts,
                 reference=_worded(task, rows.references[row]),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.speed import Speed
-from benchmarks.verdicts import Compared, Comparison, Gate
+from benchmarks.verdicts import BenchmarkGate, FigureComparison, ReportComparison
 
 SCHEMA_VERSION = 3
 
@@ -28,7 +28,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
+class ChangedAnswer:
     """A row whose answer is not the original's.
 
     Args:
@@ -74,7 +74,7 @@ class Quality:
     drop: Estimate | None = None
     calibration_error: float | None = None
     not_finite: int = 0
-    moved: list[Moved] = field(default_factory=list)
+    moved: list[ChangedAnswer] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,11 +288,11 @@ class Report:
     in_process: list[InProcess]
     served: Served | None
     rounds: list[dict[str, float]]
-    gates: list[Gate]
-    baseline: Compared | None = None
+    gates: list[BenchmarkGate]
+    baseline: ReportComparison | None = None
 
     @property
-    def regressions(self) -> list[Comparison]:
+    def regressions(self) -> list[FigureComparison]:
         """The figures that are worse than the baseline allows, the worst first."""
         return self.baseline.of("worse") if self.baseline is not None else []
 

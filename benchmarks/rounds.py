@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from benchmarks.study import Study
+from benchmarks.inputs import BenchmarkInputs
 
 Row = TypeVar("Row")
 
@@ -30,7 +30,7 @@ def chunks(rows: Sequence[Row], rounds: int) -> list[Sequence[Row]]:
     return [rows[first::rounds] for first in range(rounds)]
 
 
-def measure_rounds(ways: Sequence[Way], study: Study, say: Callable[[str], None]) -> None:
+def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs, say: Callable[[str], None]) -> None:
     """Time every way on the rows of one round, then of the next.
 
     Every other round runs in reverse, so that nobody always comes after the same neighbour, or always last.
@@ -38,8 +38,8 @@ def measure_rounds(ways: Sequence[Way], study: Study, say: Callable[[str], None]
     Args:
         say: told when a round begins.
     """
-    dealt = {length: chunks(rows, study.rounds) for length, rows in study.rows.timed.items()}
-    for index in range(study.rounds):
-        say(f"round {index + 1} of {study.rounds}")
+    dealt = {length: chunks(rows, inputs.rounds) for length, rows in inputs.rows.timed.items()}
+    for index in range(inputs.rounds):
+        say(f"round {index + 1} of {inputs.rounds}")
         for way in reversed(ways) if index % 2 else ways:
-            way.measure(list(dealt[way.length][index]), study.duration / study.rounds)
+            way.measure(list(dealt[way.length][index]), inputs.duration / inputs.rounds)

@@ -15,24 +15,24 @@ from typing import Any
 import psutil
 
 from benchmarks.comparing.compare import compare
-from benchmarks.comparing.words import worse
+from benchmarks.comparing.rendering import worse
 from benchmarks.energy import find_meter
 from benchmarks.expected import expected, require_expected
 from benchmarks.gates import check_gate, parse_gate
 from benchmarks.in_process import findings, loaded
+from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
 from benchmarks.junit import write_junit
-from benchmarks.lengths import mean_tokens
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import ForeignWork, environment, stolen_percent
 from benchmarks.pages import html, markdown
-from benchmarks.preparation import BenchmarkOptions, exported_graph, make_study, model_inputs
+from benchmarks.preparation import BenchmarkOptions, exported_graph, model_inputs, read_inputs
 from benchmarks.report import Report, length_key
 from benchmarks.report_file import read_report, write_report
 from benchmarks.rounds import measure_rounds
+from benchmarks.row_lengths import mean_tokens
 from benchmarks.samples import Samples, told
-from benchmarks.served import Server, Target, UnderLoad, check_process, read_package, require_same_bundle
+from benchmarks.served import ServerConnection, Target, UnderLoad, check_process, read_package, require_same_bundle
 from benchmarks.speed import Spans
-from benchmarks.study import Rows, Study
 from serving.artifact import publish
 from serving.errors import DataError, GateError
 
@@ -58,15 +58,15 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
     baseline = _baseline(options.baseline) if options.baseline else None
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
-        study = make_study(options, say)
+        inputs = read_inputs(options, say)
         target = _target(options)
         stack.enter_context(closing(target.server) if target else nullcontext())
         served = target.package.precision if target is not None else None
-        found = expected(study, exported=options.exported, served=served, own_rows=options.test is None)
+        found = expected(inputs, exported=options.exported, served=served, own_rows=options.test is None)
         require_expected(options.gates, found)
         if options.exported:
-            study = replace(study, exported=exported_graph(study, folder, say))
-        report, samples = _measure(options, study, target, say)
+            inputs = replace(inputs, exported=exported_graph(inputs, folder, say))
+        report, samples = _measure(options, inputs, target, say)
     report = _with_gates(report, options.gates)
     try:
         report = report if baseline is None else replace(report, baseline=compare(baseline, report, options.allowed))
@@ -113,11 +113,11 @@ def _target(options: BenchmarkOptions) -> Target | None:
     load_generator = find_perf_analyzer(options.server_environment)
     require_same_bundle(package, options.bundle)
     check_process(options.endpoint, package)
-    return Target(server=Server(options.endpoint, options.name), package=package, load_generator=load_generator)
+    return Target(server=ServerConnection(options.endpoint, options.name), package=package, load_generator=load_generator)
 
 
 def _measure(
-    options: BenchmarkOptions, study: Study, target: Target | None, say: Callable[[str], None]
+    options: BenchmarkOptions, inputs: BenchmarkInputs, target: Target | None, say: Callable[[str], None]
 ) -> tuple[Report, dict[str, Spans]]:
     machine = environment()
     if machine["busy_percent"] > BUSY_PERCENT:
@@ -125,28 +125,28 @@ def _measure(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     before = psutil.cpu_times()
     energy = find_meter()
-    under_load = UnderLoad(target, study, energy) if target is not None else None
+    under_load = UnderLoad(target, inputs, energy) if target is not None else None
     others = ForeignWork(under_load.process if under_load is not None else None)
-    with loaded(study, energy, say) as in_process:
+    with loaded(inputs, energy, say) as in_process:
         ways = [way for one in in_process for way in one.ways]
-        measure_rounds([*ways, *(under_load.ways if under_load else [])], study, say)
+        measure_rounds([*ways, *(under_load.ways if under_load else [])], inputs, say)
         foreign = others.percent()
         if foreign > BUSY_PERCENT:
             say(f"other processes took {foreign:.0f} % of the processor time meanwhile: speeds are lower than they are alone")
-        found = findings(study, in_process)
+        found = findings(inputs, in_process)
     served, samples, rounds = None, found.samples, found.rounds
     if under_load is not None:
         served = under_load.found(found.original)
         samples = samples | under_load.samples(served)
         rounds = [one | other for one, other in zip(rounds, under_load.rounds(served), strict=True)]
-    task = study.bundle.task
+    task = inputs.bundle.task
     report = Report(
         name=options.name,
         task=task.name,
         created=created,
         main_metric=task.main_metric,
         environment=machine | {"others_percent": foreign, "stolen_percent": stolen_percent(before, psutil.cpu_times())},
-        settings=_settings(options, study),
+        settings=_settings(options, inputs),
         in_process=found.models,
         served=served,
         rounds=rounds,
@@ -157,27 +157,27 @@ def _measure(
     return report, samples
 
 
-def _settings(options: BenchmarkOptions, study: Study) -> dict[str, Any]:
+def _settings(options: BenchmarkOptions, inputs: BenchmarkInputs) -> dict[str, Any]:
     return {
-        "rows": len(study.rows.timed[None]),
+        "rows": len(inputs.rows.timed[None]),
         "tokens": {
-            length_key(length): mean_tokens(study.bundle, model_inputs(study.bundle), rows)
-            for length, rows in study.rows.timed.items()
+            length_key(length): mean_tokens(inputs.bundle, model_inputs(inputs.bundle), rows)
+            for length, rows in inputs.rows.timed.items()
         },
-        "labelled_rows": len(study.rows.labelled),
-        "rows_sha256": _digest([study.rows.labelled, study.rows.references]),
-        "timed_sha256": timed_checksums(study.rows),
+        "labelled_rows": len(inputs.rows.labelled),
+        "rows_sha256": _digest([inputs.rows.labelled, inputs.rows.references]),
+        "timed_sha256": timed_checksums(inputs.rows),
         "duration": options.duration,
         "rounds": options.rounds,
         "seed": options.seed,
         "device": options.device,
-        "max_length": study.bundle.max_length,
+        "max_length": inputs.bundle.max_length,
         "test": options.test,
-        "bundle_created": study.bundle.manifest["created"],
+        "bundle_created": inputs.bundle.manifest["created"],
     }
 
 
-def timed_checksums(rows: Rows) -> dict[str, str]:
+def timed_checksums(rows: BenchmarkRows) -> dict[str, str]:
     """What tells the rows that speed is measured on from others, by length: reports of the same length can be compared by it."""
     return {length_key(length): _digest(timed) for length, timed in rows.timed.items()}
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.backends import BACKENDS
-from benchmarks.jobs import END, Job, Rows, Slice, Span
+from benchmarks.jobs import END, RequestRows, Slice, Span, WorkerJob
 from serving.artifact import sha256
 
 WARM_UP = 0.1
 """Share of a slice that is spent on calls before it, untimed: the process slept while others had their turn."""
 
 
-def timed_passes(runner: Callable[[Rows], object], rows: Rows, batch: int, seconds: float) -> list[Span]:
+def timed_passes(runner: Callable[[RequestRows], object], rows: RequestRows, batch: int, seconds: float) -> list[Span]:
     """Call ``runner`` over ``rows``, ``batch`` at a time, again and again until ``seconds`` are over and a pass is whole.
 
     Every call carries ``batch`` rows: one that reaches the end goes on from the beginning. Passes are always whole (to within such
@@ -61,7 +61,7 @@ class Worker:
         started: when this process began, ns of ``time.perf_counter_ns``.
     """
 
-    def __init__(self, job: Job, started: int) -> None:
+    def __init__(self, job: WorkerJob, started: int) -> None:
         from benchmarks.logits import OutputsFile
         from serving.bundle import load_bundle
 
@@ -109,7 +109,7 @@ def _told(answers: list[Any]) -> Any:
     return [item for row in answers for item in row]
 
 
-def _gpu_memory_mib(job: Job) -> float | None:
+def _gpu_memory_mib(job: WorkerJob) -> float | None:
     if job.device != "gpu":
         return None
     from benchmarks.machine import gpu_memory_mib
@@ -122,7 +122,7 @@ def main() -> int:
     started = time.perf_counter_ns()
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    job = Job(**json.loads(sys.stdin.readline()))
+    job = WorkerJob(**json.loads(sys.stdin.readline()))
 
     def say(message: dict[str, Any]) -> None:
         channel.write(json.dumps(message, default=float) + "\n")  # a pipeline's scores may be numpy's

@@ -18,13 +18,13 @@ import psutil
 
 from benchmarks.answers import joined
 from benchmarks.energy import EnergyMeter
+from benchmarks.inputs import BenchmarkInputs
 from benchmarks.load import LoadFound, LoadOptions, run_load
 from benchmarks.machine import MIB, MemoryMeter, listening_process
-from benchmarks.quality import judge
+from benchmarks.quality import evaluate
 from benchmarks.report import Load, Served, flatten
 from benchmarks.speed import Spans, closed_loop, over_rounds
 from benchmarks.steps import ENSEMBLE, Counts, counts_between, split, total
-from benchmarks.study import Study
 from export import graph
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.client import TritonPipeline
@@ -62,7 +62,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
+class ServedPackage:
     """What was packaged: the repository's manifest and the checksum of its ONNX file, which still is the packaged one."""
 
     name: str
@@ -84,7 +84,7 @@ class Package:
         return {key: self.manifest[key] for key in self.SETTINGS if key in self.manifest}
 
 
-def read_package(repository: Path, name: str) -> Package:
+def read_package(repository: Path, name: str) -> ServedPackage:
     """Read what ``package`` recorded about ``name``.
 
     Raises:
@@ -98,10 +98,10 @@ def read_package(repository: Path, name: str) -> Package:
     found = sha256(repository / file)
     if found != packaged:
         raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_ANEW)
-    return Package(name=name, repository=repository, precision=manifest["precision"], manifest=manifest, sha256=found)
+    return ServedPackage(name=name, repository=repository, precision=manifest["precision"], manifest=manifest, sha256=found)
 
 
-def require_same_bundle(package: Package, bundle: Path) -> None:
+def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
     """Check that ``package`` was made from ``bundle`` as it is now.
 
     Raises:
@@ -111,7 +111,7 @@ def require_same_bundle(package: Package, bundle: Path) -> None:
         raise ArtifactError(f"{package.repository / package.name} was not packaged from {bundle} as it is now", hint=_PACKAGE_ANEW)
 
 
-class Server:
+class ServerConnection:
     """A connection to a running server, for everything but load.
 
     Raises:
@@ -170,7 +170,7 @@ class Server:
         return sum(used) / MIB if used else None
 
 
-def check_process(endpoint: Endpoint, package: Package) -> psutil.Process | None:
+def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process | None:
     """The process that serves, None where it cannot be seen from here (another machine, or a container).
 
     Raises:
@@ -201,8 +201,8 @@ def check_process(endpoint: Endpoint, package: Package) -> psutil.Process | None
 class Target:
     """The server to measure, connected and checked, and the load generator."""
 
-    server: Server
-    package: Package
+    server: ServerConnection
+    package: ServedPackage
     load_generator: Path
 
 
@@ -303,20 +303,20 @@ class UnderLoad:
         RequestError: the server refused a row.
     """
 
-    def __init__(self, target: Target, study: Study, energy: EnergyMeter) -> None:
-        self._target, self._study, self._energy = target, study, energy
+    def __init__(self, target: Target, inputs: BenchmarkInputs, energy: EnergyMeter) -> None:
+        self._target, self._study, self._energy = target, inputs, energy
         self.process = check_process(target.server.endpoint, target.package)
         """The server's, None where it cannot be seen from here."""
         self._memory = MemoryMeter(self.process) if self.process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
-            self._answers = target.server.ask(study.rows.labelled, study.bundle.task.judged_options)
-        self._seconds_per_row = (time.perf_counter() - asked) / len(study.rows.labelled)
-        closed = [self._clients(protocol, concurrency) for protocol, concurrency in product(study.protocols, study.concurrencies)]
-        first = study.protocols[0]
-        by_length = [self._clients(first, study.concurrencies[0], length=length) for length in study.lengths]
+            self._answers = target.server.ask(inputs.rows.labelled, inputs.bundle.task.judged_options)
+        self._seconds_per_row = (time.perf_counter() - asked) / len(inputs.rows.labelled)
+        closed = [self._clients(protocol, concurrency) for protocol, concurrency in product(inputs.protocols, inputs.concurrencies)]
+        first = inputs.protocols[0]
+        by_length = [self._clients(first, inputs.concurrencies[0], length=length) for length in inputs.lengths]
         own = [way for way in closed if way.protocol == first]
-        opened = [self._clients(first, rate=loop.rate, share=loop.share, closed=own) for loop in study.open_loops]
+        opened = [self._clients(first, rate=loop.rate, share=loop.share, closed=own) for loop in inputs.open_loops]
         self.ways = [*closed, *by_length, *opened]  # open loops last: their rates come from the closed ones of the first round
 
     def _clients(self, protocol: str, concurrency: int | None = None, **how: Any) -> Clients:
@@ -344,7 +344,7 @@ class UnderLoad:
             sha256=package.sha256,
             server=server.version,
             loads=[way.load() for way in self.ways],
-            quality=judge(self._study.bundle.task, self._study.rows, self._answers, original),
+            quality=evaluate(self._study.bundle.task, self._study.rows, self._answers, original),
             load_seconds=_load_seconds(server.endpoint, self.process),
             peak_rss_mib=self._memory.peak_rss_mib if self._memory else None,
             pss_mib=self._memory.pss_mib if self._memory else None,

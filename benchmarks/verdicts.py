@@ -33,7 +33,7 @@ class Miss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class BenchmarkGate:
     """A gate that was checked in every round.
 
     Args:
@@ -65,13 +65,13 @@ VERDICTS = ("worse", "better", "same", "not compared")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class FigureComparison:
     """A figure held against the baseline's.
 
     Args:
         change: relative, −0.2 is 20 % less; with ``points`` the difference itself, −0.002 is 0.2 points less; None where there
             was nothing before that it could be a share of.
-        against_yardstick: change of a speed beside the yardstick's, which is what the machine's own speed leaves of it; None for
+        against_reference: change of a speed beside the yardstick's, which is what the machine's own speed leaves of it; None for
             other figures, and where there was no yardstick. Where it is there, the verdict is about it.
         tolerance: how much worse it may be, as the change is told; None where it was not compared, or there is no such change.
         noise: standard error of the change; None where nothing repeats it.
@@ -84,7 +84,7 @@ class Comparison:
     now: float
     change: float | None
     points: bool = False
-    against_yardstick: float | None = None
+    against_reference: float | None = None
     tolerance: float | None = None
     noise: float | None = None
     verdict: str
@@ -93,7 +93,7 @@ class Comparison:
     @property
     def counted(self) -> float | None:
         """The change that the verdict is about."""
-        return self.change if self.against_yardstick is None else self.against_yardstick
+        return self.change if self.against_reference is None else self.against_reference
 
     @property
     def size(self) -> float:
@@ -110,7 +110,7 @@ class Comparison:
     @property
     def told(self) -> str:
         """The change, in words, and what it is beside the yardstick."""
-        return self.plainly + ("" if self.against_yardstick is None else f", {self.against_yardstick:+.1%} beside the yardstick")
+        return self.plainly + ("" if self.against_reference is None else f", {self.against_reference:+.1%} beside the yardstick")
 
     @property
     def limits(self) -> str:
@@ -128,7 +128,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
+class ReportComparison:
     """A report held against an earlier one, see :mod:`benchmarks.comparing.compare`.
 
     Args:
@@ -140,12 +140,12 @@ class Compared:
 
     before: str
     now: str
-    figures: list[Comparison]
+    figures: list[FigureComparison]
     notes: list[str]
     only_before: list[str]
     only_now: list[str]
 
-    def of(self, verdict: str) -> list[Comparison]:
+    def of(self, verdict: str) -> list[FigureComparison]:
         """The figures with this verdict: of models as a whole, then those that changed most."""
         found = [one for one in self.figures if one.verdict == verdict]
         return sorted(found, key=lambda one: (".*." not in one.figure, -one.size))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
-from benchmarks.jobs import END, Job, Slice, to_json
+from benchmarks.jobs import END, Slice, WorkerJob, to_json
 from benchmarks.speed import Spans, as_spans
 from serving.errors import SetupError
 
@@ -76,7 +76,7 @@ class Workers:
 
 
 @contextlib.contextmanager
-def started(job: Job, processes: int = 1) -> Iterator[Workers]:
+def started(job: WorkerJob, processes: int = 1) -> Iterator[Workers]:
     """Load ``job`` in ``processes`` fresh processes that live as long as the block.
 
     They load one after another, as nobody's loading is to slow another's down. Only the first answers the labelled rows.

@@ -1,11 +1,9 @@
-"""Tiny random checkpoints, made offline, and rows to go with them."""
+"""Fixtures that tests of several packages share: tiny checkpoints made offline, their rows and bundles, one running server."""
 
 from __future__ import annotations
 
-import contextlib
+import csv
 import os
-import random
-import resource
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize, train_bert
+from tests.helpers.exporting import export_bundle
+from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
+from tests.helpers.servers import Server, serve_options
+
+SHARED_SST2 = Path(__file__).parents[2] / "shared" / "data" / "sst2" / "dev.tsv"
+
 # a run in the background of a shell script inherits that Ctrl-C is ignored; the tests press it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -21,150 +26,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _HOME = tempfile.TemporaryDirectory(prefix="tritonize-tests-")
 os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "HF_HOME": _HOME.name, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-GOOD = ("good", "warm", "funny", "engaging", "a delight", "moving", "beautiful", "superb")
-BAD = ("bad", "dull", "tedious", "a mess", "cold", "lifeless", "ugly", "dreadful")
-FILLING = ("the film", "this story", "its cast", "and", "but", "of course", "with", "every scene", "is", "was", "again", "café")
-
-TOKENIZERS = {
-    "bert": "wordpiece",
-    "distilbert": "wordpiece",
-    "electra": "wordpiece",
-    "roberta": "bpe",
-    "mpnet": "bpe",
-    "modernbert": "bpe",
-    "albert": "unigram",
-    "deberta-v2": "unigram",
-    "xlm-roberta": "unigram",
-    "camembert": "unigram",
-}
-ARCHITECTURES = tuple(TOKENIZERS)
-LABELS = ("negative", "positive")
-
 
 def pytest_unconfigure() -> None:
     """Remove the libraries' cache."""
     _HOME.cleanup()
-
-
-def review_rows(count: int, seed: int) -> list[tuple[str, str]]:
-    """Made-up reviews of 1 to 40 words and their labels, told apart by their words."""
-    choose = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        label = choose.choice(LABELS)
-        words = [choose.choice(FILLING) for _ in range(choose.choice((0, 1, 3, 6, 12, 20)))]
-        words.insert(choose.randint(0, len(words)), choose.choice(GOOD if label == "positive" else BAD))
-        rows.append((" ".join(words), label))
-    return rows
-
-
-def write_tsv(path: Path, rows: list[tuple[str, str]], header: str = "text\tlabel") -> Path:
-    """Write rows as a tsv file."""
-    path.write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n", encoding="utf-8")
-    return path
-
-
-def _vocabulary(kind: str, specials: list[str]) -> tuple[Any, Any]:
-    """Model and pre-tokenizer of a tokenizer that knows the reviews' words; spelled out, as training one is not repeatable."""
-    from tokenizers import models, pre_tokenizers
-
-    words = sorted({word for phrase in (*GOOD, *BAD, *FILLING) for word in phrase.split()})
-    letters = sorted(set("".join(words)) | set(",.abcdefghijklmnopqrstuvwxyz0123456789"))
-    if kind == "wordpiece":
-        known = [*specials, *letters, *(f"##{letter}" for letter in letters), *(word for word in words if len(word) > 1)]
-        pieces = {piece: index for index, piece in enumerate(known)}
-        return models.WordPiece(pieces, unk_token=specials[1]), pre_tokenizers.BertPreTokenizer()
-    if kind == "unigram":
-        scores = [(piece, 0.0) for piece in specials] + [(letter, -9.0) for letter in ("▁", *letters)]
-        return models.Unigram([*scores, *((f"▁{word}", -3.0) for word in words)], unk_id=1), pre_tokenizers.Metaspace()
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    spelled = [split.pre_tokenize_str(f" {word}")[0][0] for word in words]  # as bytes are written in such a vocabulary
-    merges = list(dict.fromkeys((word[:end], word[end]) for word in spelled for end in range(1, len(word))))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    known = list(dict.fromkeys([*specials, *alphabet, *(head + tail for head, tail in merges)]))
-    return models.BPE({piece: index for index, piece in enumerate(known)}, merges), split
-
-
-def _tokenizer(kind: str) -> Any:
-    """A tokenizer of the given family (wordpiece, bpe, unigram) that takes 64 tokens."""
-    from tokenizers import Tokenizer, decoders, normalizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    bert = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-    roberta = {"cls": "<s>", "unk": "<unk>", "pad": "<pad>", "sep": "</s>", "mask": "<mask>"}  # padding is not always 0
-    special = bert if kind == "wordpiece" else roberta
-    model, split = _vocabulary(kind, list(special.values()))
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = split
-    if kind == "wordpiece":
-        tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.decoder = {"wordpiece": decoders.WordPiece, "bpe": decoders.ByteLevel, "unigram": decoders.Metaspace}[kind]()
-    cls, sep = special["cls"], special["sep"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(cls, tokenizer.token_to_id(cls)), (sep, tokenizer.token_to_id(sep))],
-    )
-    names = {f"{role}_token": token for role, token in special.items()}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
-
-
-def _config(architecture: str, tokenizer: Any) -> Any:
-    from transformers import AutoConfig
-
-    common = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "num_labels": 2,
-        "id2label": dict(enumerate(LABELS)),
-        "label2id": {label: index for index, label in enumerate(LABELS)},
-    }
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 80,
-    }
-    own: dict[str, Any] = {
-        "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 80},
-        "albert": sizes | {"embedding_size": 16},
-        "electra": sizes | {"embedding_size": 16},
-        "deberta-v2": sizes
-        | {
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "position_buckets": 16,
-            "type_vocab_size": 0,
-            "norm_rel_ebd": "layer_norm",
-            "share_att_key": True,
-            "position_biased_input": False,
-        },
-        "modernbert": sizes
-        | {
-            "global_attn_every_n_layers": 2,
-            "local_attention": 8,
-            "reference_compile": False,
-            "cls_token_id": tokenizer.cls_token_id,
-            "sep_token_id": tokenizer.sep_token_id,
-            "bos_token_id": tokenizer.cls_token_id,
-            "eos_token_id": tokenizer.sep_token_id,
-        },
-    }.get(architecture, sizes)
-    return AutoConfig.for_model(architecture, **common, **own)
-
-
-def _randomize(model: Any) -> None:
-    """Weights that make every part of the network matter: a fresh model's biases are 0, its normalisations do nothing."""
-    import torch
-
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.6 if "embed" in name else 1.2 / parameter.shape[-1] ** 0.5)
-            else:
-                parameter.normal_(float("norm" in name.lower() and name.endswith("weight")), 0.2)
 
 
 @pytest.fixture(scope="session")
@@ -176,9 +41,9 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         if architecture not in made:
             from transformers import AutoModelForSequenceClassification
 
-            tokenizer = _tokenizer(TOKENIZERS[architecture])
-            model = AutoModelForSequenceClassification.from_config(_config(architecture, tokenizer))
-            _randomize(model)
+            tokenizer = make_tokenizer(TOKENIZERS[architecture])
+            model = AutoModelForSequenceClassification.from_config(make_config(architecture, tokenizer))
+            randomize(model)
             made[architecture] = tmp_path_factory.mktemp("checkpoints") / architecture
             model.save_pretrained(made[architecture])
             tokenizer.save_pretrained(made[architecture])
@@ -200,9 +65,9 @@ def base_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoModel
 
     torch.manual_seed(0)
-    tokenizer = _tokenizer("wordpiece")
+    tokenizer = make_tokenizer("wordpiece")
     folder = tmp_path_factory.mktemp("checkpoints") / "base"
-    AutoModel.from_config(_config("bert", tokenizer)).save_pretrained(folder)
+    AutoModel.from_config(make_config("bert", tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -214,20 +79,6 @@ def review_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tsv(tmp_path_factory.mktemp("rows") / "reviews.tsv", [("", "negative"), *rows])
 
 
-@contextlib.contextmanager
-def full_disk(size: int = 20_000) -> Iterator[None]:
-    """No file can grow beyond ``size`` bytes, which is what a library sees of a disk that is full: a failing write.
-
-    Not a fixture: pytest's own output, which may go to a file that is longer by now, comes before fixtures end.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.fixture
 def in_folder(tmp_path: Path) -> Iterator[Path]:
     """Run the test in an empty folder of its own, so that artifacts/ lands there."""
@@ -235,3 +86,90 @@ def in_folder(tmp_path: Path) -> Iterator[Path]:
     os.chdir(tmp_path)
     yield tmp_path
     os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def sample_rows() -> list[dict[str, str]]:
+    """The 40 reviews that come with the tests: columns text, label."""
+    with SAMPLE.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+@pytest.fixture(scope="session")
+def texts(sample_rows: list[dict[str, str]]) -> list[str]:
+    """All 872 SST-2 dev sentences where they are at hand, else the sample that comes with the tests."""
+    if SHARED_SST2.is_file():
+        return [line.split("\t")[0] for line in SHARED_SST2.read_text(encoding="utf-8").splitlines()[1:]]
+    return [row["text"] for row in sample_rows]
+
+
+@pytest.fixture(scope="session")
+def trained_checkpoint(tmp_path_factory: pytest.TempPathFactory, sample_rows: list[dict[str, str]]) -> Path:
+    """Folder of a small BERT that knows the sample rows by heart; takes 96 tokens."""
+    return train_bert(tmp_path_factory.mktemp("tiny"), sample_rows)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, trained_checkpoint: Path) -> Path:
+    """fp32 and int8 of the tiny checkpoint, verified on the sample rows."""
+    return export_bundle(tmp_path_factory.mktemp("artifacts"), trained_checkpoint, SAMPLE)
+
+
+@pytest.fixture(scope="session")
+def pair_bundle(tmp_path_factory: pytest.TempPathFactory, trained_checkpoint: Path, sample_rows: list[dict[str, str]]) -> Path:
+    """The same checkpoint taken for one of pairs."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rows = folder / "pairs.tsv"
+    lines = [
+        f"{one['text']}\t{other['text']}\t{one['label']}" for one, other in zip(sample_rows, reversed(sample_rows), strict=True)
+    ]
+    rows.write_text("\n".join(["text\tsecond\tlabel", *lines]) + "\n", encoding="utf-8")
+    return export_bundle(folder, trained_checkpoint, rows, "--text-pair-column", "second")
+
+
+@pytest.fixture(scope="session")
+def packaged(tmp_path_factory: pytest.TempPathFactory, bundle: Path, pair_bundle: Path) -> Path:
+    """One repository with every way of packaging that the tests ask."""
+    from serving.repository import PackageOptions, package
+
+    repository = tmp_path_factory.mktemp("models") / "model_repository"
+    ways: dict[str, dict[str, Any]] = {
+        "ragged": {"bundle": bundle, "precision": "fp32", "batching": "ragged"},
+        "alone": {"bundle": bundle, "precision": "fp32", "batching": "off"},
+        "int8": {"bundle": bundle, "precision": "int8"},
+        "pairs": {"bundle": pair_bundle, "precision": "fp32", "batching": "ragged", "max_batch_size": 8},
+    }
+    for name, way in ways.items():
+        package(PackageOptions(name=name, repository=repository, device="cpu", **way))
+    return repository
+
+
+@pytest.fixture(scope="session")
+def server(packaged: Path, bundle: Path, pair_bundle: Path, trained_checkpoint: Path) -> Iterator[Server]:
+    """One real server of all that is packaged, started once a run."""
+    from serving.supervisor import start_detached, stop
+
+    options = serve_options(packaged)
+    start_detached(options)
+    names = {"ragged": bundle, "alone": bundle, "int8": bundle, "pairs": pair_bundle}
+    yield Server(options=options, bundles=names, checkpoints=dict.fromkeys(names, trained_checkpoint))
+    stop(options.http_port)
+
+
+@pytest.fixture(scope="session")
+def pipeline(trained_checkpoint: Path) -> Callable[..., Any]:
+    """``transformers.pipeline`` on the original checkpoint: what every answer is held against."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)  # the server wants the other core
+    return transformers.pipeline(
+        "text-classification", model=str(trained_checkpoint), tokenizer=str(trained_checkpoint), truncation=True, max_length=96
+    )
+
+
+@pytest.fixture(scope="session")
+def expected(pipeline: Callable[..., Any], texts: list[str]) -> list[dict[str, Any]]:
+    """The pipeline's answer to each of ``texts``."""
+    answers: list[dict[str, Any]] = pipeline(texts)
+    return answers

@@ -1,27 +1,26 @@
-"""Two reports held against each other: what became better, what worse, by more than the machine's own moods.
+"""Compare two reports: list which figures became better or worse by more than measurement noise.
 
-Of the same build, two runs minutes apart differ by half where others use the machine too. So:
+On a machine that other programs use too, two runs of the same build can differ by half. The comparison therefore works as follows:
 
-* **Speeds are held against a yardstick timed in the same rounds**: the PyTorch original and ``transformers.pipeline`` (the
-  mean of their throughputs on real rows, geometric), which no change of a bundle or of the server touches. A machine that is
-  slower today is slower for all. What is served is also held against the models in process whose files and runtimes are the
-  same in both. The originals themselves are shown and not judged.
-* **Worse is what is worse beside the yardstick**, beyond noise and allowance, **and plainly**, beyond the allowance: a figure
-  that did not move is not worse because the yardstick recovered. Rounds in which the originals are much slower than at their
-  best do not count. Where most rounds of a run are like that, or the originals run on other versions, it must be beyond noise
-  plainly too.
-* **Noise is measured**, in the rounds of both reports (:mod:`benchmarks.comparing.noise`). A change counts only if it is larger
-  than what is allowed *and* larger than what noise explains. A few seconds on a shared machine tell 40 % from nothing, not 10 %;
-  more ``--duration`` and ``--rounds`` tell more, up to the difference between runs, which no round shows.
-* **A model as a whole** is steadier than any of its figures: ``served.int8.*.throughput`` is the geometric mean over its
-  arrangements or closed loops, the steady ones weighing more. Half the chance of a false alarm is left to these few.
-* **On other rows**, or on rows cut at another length, speeds and energy are shown and not judged.
-* **Open loops** are shown and not judged: near what the server can do, latency follows the machine's speed by multiples.
-* **A run that others took the processor from** (more than 10 % of its time: other processes, or the host) is shown and not judged:
-  processes that wait for each other, as a server's do, suffer far more from that than the yardstick.
-* **Quality** is the same on the same labelled rows each time: allowed is a drop in points, noise there is none.
-* **Energy, memory and loading** are measured once, or with whatever else the machine does: their tolerances are wide, and
-  fixed.
+* **Reference.** Speeds are compared relative to a reference that is timed in the same rounds: the PyTorch original and
+  ``transformers.pipeline`` (geometric mean of their throughputs on real rows). No change of a bundle or of the server affects
+  them, and a machine that is slower today slows all models. The served model is also compared with the in-process models whose
+  files and runtimes are the same in both reports. The originals themselves are listed but not evaluated.
+* **Worse** means worse relative to the reference by more than noise and tolerance, **and** worse in absolute terms by more than
+  the tolerance: a figure that did not move is not worse because the reference recovered. Rounds in which the originals are much
+  slower than at their best are ignored. If most rounds of a run are like that, or the originals run on other versions, the
+  absolute change must exceed the noise too.
+* **Noise** is estimated from the rounds of both reports (:mod:`benchmarks.comparing.measurement_noise`). A change counts only if
+  it exceeds both the tolerance and the noise. A few seconds on a shared machine detect a change of 40 %, not of 10 %; longer
+  ``--duration`` and more ``--rounds`` detect smaller ones, down to the variation between runs, which no round shows.
+* **A model as a whole** has less noise than its single figures: ``served.int8.*.throughput`` is the geometric mean over its
+  arrangements or closed loops, weighted by the inverse of their variance. It gets half of the accepted false alarm rate.
+* **Speed and energy on other rows**, or on rows truncated at another length, are listed but not evaluated.
+* **Open loops** are listed but not evaluated: near saturation, latency changes by multiples of the machine's speed.
+* **Speeds of a run in which other processes or the host took more than 10 % of the processor time** are listed but not evaluated:
+  processes that wait for each other, such as a server's, slow down far more than the reference.
+* **Quality** is deterministic on the same labelled rows: it has a tolerance in percentage points and no noise.
+* **Energy, memory and load time** are measured once, or together with whatever else runs: their tolerances are wide and fixed.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.comparing.alike import (
+from benchmarks.comparing.comparability import (
     differences,
     other_machine,
     other_yardstick,
@@ -38,9 +37,9 @@ from benchmarks.comparing.alike import (
     taken_away,
     title,
 )
-from benchmarks.comparing.yardstick import OTHER_ROWS, SPEEDS, compare_speeds, lengths_of, ways
+from benchmarks.comparing.reference import OTHER_ROWS, SPEEDS, compare_speeds, lengths_of, ways
 from benchmarks.report import Quality, Report
-from benchmarks.verdicts import Compared, Comparison, relative
+from benchmarks.verdicts import FigureComparison, ReportComparison, relative
 from serving.errors import DataError
 
 COSTS = {
@@ -74,7 +73,7 @@ class Allowed:
     any_machine: bool = False
 
 
-def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
+def compare(before: Report, now: Report, allowed: Allowed) -> ReportComparison:
     """Hold ``now`` against ``before``.
 
     Raises:
@@ -106,7 +105,7 @@ def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
             hint="compare runs of the same precisions, protocols and concurrencies",
         )
     ours, theirs = _names(before), _names(now)
-    return Compared(
+    return ReportComparison(
         before=title(before),
         now=title(now),
         figures=found + quality,
@@ -116,11 +115,11 @@ def compare(before: Report, now: Report, allowed: Allowed) -> Compared:
     )
 
 
-def _unjudged(one: Comparison, why: str) -> Comparison:
+def _unjudged(one: FigureComparison, why: str) -> FigureComparison:
     return replace(one, verdict="not compared", tolerance=None, noise=None, why=why)
 
 
-def _costs(before: Report, now: Report) -> Iterator[Comparison]:
+def _costs(before: Report, now: Report) -> Iterator[FigureComparison]:
     ours, theirs, lengths = before.figures(), now.figures(), lengths_of(before)
     for name in _names(before):
         way, _, kind = name.rpartition(".")
@@ -129,7 +128,7 @@ def _costs(before: Report, now: Report) -> Iterator[Comparison]:
         share, least = COSTS[kind]
         was, is_now = ours[name], theirs[name]
         more, less = is_now - was > max(share * was, least), was - is_now > max(share * is_now, least)
-        one = Comparison(
+        one = FigureComparison(
             figure=name,
             before=was,
             now=is_now,
@@ -142,7 +141,7 @@ def _costs(before: Report, now: Report) -> Iterator[Comparison]:
         yield one
 
 
-def _qualities(before: Report, now: Report, allowed: float) -> tuple[list[Comparison], list[str]]:
+def _qualities(before: Report, now: Report, allowed: float) -> tuple[list[FigureComparison], list[str]]:
     """Metrics and agreement of every model, and what to say about them."""
     same = same_labelled_rows(before, now)
     why = {None: "the reports do not say on which rows", False: "on other labelled rows", True: ""}[same]
@@ -151,7 +150,7 @@ def _qualities(before: Report, now: Report, allowed: float) -> tuple[list[Compar
     for name in (name for name in ours if name in theirs):
         change = theirs[name] - ours[name]
         verdict = "worse" if change < -allowed - ROUNDING else "better" if change > allowed + ROUNDING else "same"
-        one = Comparison(figure=name, before=ours[name], now=theirs[name], change=change, points=True, verdict=verdict)
+        one = FigureComparison(figure=name, before=ours[name], now=theirs[name], change=change, points=True, verdict=verdict)
         found.append(replace(one, verdict="not compared", why=why) if why else replace(one, tolerance=allowed))
     return found, [f"quality is not compared: {why}"] if why and found else []
 

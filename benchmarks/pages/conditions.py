@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.pages.words import answer
+from benchmarks.pages.formatting import answer
 from benchmarks.report import Report
 
 TOLD_PERCENT = 1

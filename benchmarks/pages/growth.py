@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class GrowthPoint:
     """One speed. ``x`` is rows per call, tokens per row or clients; throughput in rows per second."""
 
     x: int
@@ -65,7 +65,7 @@ class Growth:
     axis: str
     way: str
     rows_in_flight: int | None
-    points: list[Point]
+    points: list[GrowthPoint]
     fit: Fit | None
     why: str
 
@@ -119,7 +119,7 @@ def _layout(processes: int, threads: int) -> str:
 
 def _growth(name: str, axis: str, way: str, rows: int | None, found: Iterable[tuple[int, Speed]]) -> Iterator[Growth]:
     points = [
-        Point(x=x, throughput=speed.throughput, low=speed.throughput_low, high=speed.throughput_high, p50_ms=speed.p50_ms)
+        GrowthPoint(x=x, throughput=speed.throughput, low=speed.throughput_low, high=speed.throughput_high, p50_ms=speed.p50_ms)
         for x, speed in sorted(found, key=lambda one: one[0])
     ]
     if len({point.x for point in points}) < 2:
@@ -128,7 +128,7 @@ def _growth(name: str, axis: str, way: str, rows: int | None, found: Iterable[tu
     yield Growth(name=name, axis=axis, way=way, rows_in_flight=rows, points=points, fit=fit, why=why)
 
 
-def fitted_law(axis: str, points: Sequence[Point], rows_in_flight: int = 1) -> tuple[Fit | None, str]:
+def fitted_law(axis: str, points: Sequence[GrowthPoint], rows_in_flight: int = 1) -> tuple[Fit | None, str]:
     """The law of ``axis`` fitted to ``points``, or None and why.
 
     Time per call is fitted as ``1000 · rows in flight / throughput`` ms, the mean by Little's law: unlike the median of calls it

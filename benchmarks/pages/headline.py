@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.pages.words import interval, marked, number
+from benchmarks.pages.formatting import interval, marked, number
 from benchmarks.report import InProcess, Load, Report, Served
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Conclusion:
     """Whether what had to hold held.
 
     Args:
@@ -33,7 +33,7 @@ class Key:
     note: str
 
 
-def verdict(report: Report) -> Verdict:
+def verdict(report: Report) -> Conclusion:
     """Of the gates and of the comparison with the baseline."""
     failed = [gate for gate in report.gates if not gate.passed]
     compared = report.baseline
@@ -48,7 +48,7 @@ def verdict(report: Report) -> Verdict:
         told += f". Against the baseline: {compared.summary}"
         judged = judged or any(one.verdict != "not compared" for one in compared.figures)
     passed = not failed and not report.regressions if judged else None
-    return Verdict(passed=passed, told=f"{told}.", notes=compared.remarks if compared is not None else [])
+    return Conclusion(passed=passed, told=f"{told}.", notes=compared.remarks if compared is not None else [])
 
 
 def _all(gates: int) -> str:

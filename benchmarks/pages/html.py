@@ -10,10 +10,10 @@ from markupsafe import Markup
 from benchmarks.pages import tables
 from benchmarks.pages.conditions import conditions, machine, method
 from benchmarks.pages.drawing import Plot
+from benchmarks.pages.formatting import answer, clipped, number
 from benchmarks.pages.headline import keys, verdict
 from benchmarks.pages.plots import plots
 from benchmarks.pages.tables import Table
-from benchmarks.pages.words import answer, clipped, number
 from benchmarks.report import Report
 from benchmarks.samples import Samples
 

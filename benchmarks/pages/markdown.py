@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from benchmarks.pages import tables
 from benchmarks.pages.conditions import conditions, machine, method
 from benchmarks.pages.escaping import code, escaped
+from benchmarks.pages.formatting import answer, clipped, number, throughput
 from benchmarks.pages.headline import verdict
 from benchmarks.pages.tables import Table
-from benchmarks.pages.words import answer, clipped, number, throughput
-from benchmarks.report import Moved, Report
+from benchmarks.report import ChangedAnswer, Report
 
 __all__ = ["render", "throughput"]
 
@@ -67,7 +67,7 @@ def _folded(report: Report) -> Iterator[tuple[str, str]]:
     yield "Conditions", f"{escaped(method(report))}\n\n{_table(['', ''], rows)}"
 
 
-def _moved(rows: Sequence[Moved]) -> Table:
+def _moved(rows: Sequence[ChangedAnswer]) -> Table:
     return Table(
         name="moved",
         title="",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
+from benchmarks.pages.formatting import NONE, WIDE, interval, marked, number, rate, spread
 from benchmarks.pages.growth import growths
 from benchmarks.pages.headline import original, real_loads
-from benchmarks.pages.words import NONE, WIDE, interval, marked, number, rate, spread
-from benchmarks.report import InProcess, Moved, Quality, Report, Served, Split
+from benchmarks.report import ChangedAnswer, InProcess, Quality, Report, Served, Split
 from benchmarks.speed import RoundSpeed, Speed
-from benchmarks.verdicts import Gate
+from benchmarks.verdicts import BenchmarkGate
 
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
 LATE = 0.01
@@ -88,7 +88,7 @@ def gates(report: Report) -> Table:
     return Table(name="gates", title="Gates", head=["gate", "", "medians of the rounds", "held in rounds"], rows=rows, words=3)
 
 
-def _gate_words(gate: Gate) -> str:
+def _gate_words(gate: BenchmarkGate) -> str:
     if gate.passed:
         return "held"
     return "failed" if gate.missed is None else f"failed, {gate.missed}"
@@ -251,7 +251,7 @@ def details(report: Report) -> Iterator[Table]:
     yield models(report)
 
 
-def moved(report: Report) -> dict[str, list[Moved]]:
+def moved(report: Report) -> dict[str, list[ChangedAnswer]]:
     """The rows whose answers differ most from the original's, of whatever is served first."""
     judged = [(report.served.name, report.served.quality)] if report.served is not None else []
     judged += [(model.name, model.quality) for model in reversed(report.in_process)]

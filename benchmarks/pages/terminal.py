@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.pages import tables
+from benchmarks.pages.formatting import aligned
 from benchmarks.pages.headline import verdict
 from benchmarks.pages.tables import Table
-from benchmarks.pages.words import aligned
 from benchmarks.report import Report
 
 

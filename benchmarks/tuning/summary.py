@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.pages.words import aligned
+from benchmarks.pages.formatting import aligned
 from benchmarks.tuning.choice import Measured, Point
 from benchmarks.tuning.outcome import Outcome
 from serving.errors import GateError, ServerError

@@ -17,7 +17,7 @@ import psutil
 from benchmarks.energy import EnergyMeter
 from benchmarks.load import find_perf_analyzer
 from benchmarks.machine import MemoryMeter
-from benchmarks.served import ANSWERS_PER_CLIENT, Clients, Endpoint, Server, Target, read_package
+from benchmarks.served import ANSWERS_PER_CLIENT, Clients, Endpoint, ServerConnection, Target, read_package
 from benchmarks.tuning.trial import LevelSpeed, Trial
 from export.data import read_evaluation, sample
 from serving.bundle import Bundle
@@ -89,7 +89,7 @@ class Testbed:
             host=options.host, http_port=options.http_port, grpc_port=options.grpc_port, metrics_port=options.metrics_port
         )
         memory = MemoryMeter(psutil.Process(server.pid))
-        with contextlib.closing(Server(endpoint, NAME)) as connection:
+        with contextlib.closing(ServerConnection(endpoint, NAME)) as connection:
             target = Target(server=connection, package=read_package(options.repository, NAME), load_generator=self.load_generator)
             asked = time.perf_counter()
             connection.ask(self.rows[:WARM_UP_ROWS], {})

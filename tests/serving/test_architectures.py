@@ -25,12 +25,12 @@ from serving.repository import PackageOptions, package
 from serving.runtime.tasks import names, task_class
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
-
-from .. import answering
-from ..conftest import ARCHITECTURES, LABELS, review_rows
-from ..parity import assert_same
-from ..tasks.graphs import MAX_LENGTH, random_checkpoint
-from .conftest import STRANGE_TEXTS, serve_options
+from tests.helpers import answering
+from tests.helpers.checkpoints import ARCHITECTURES
+from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
+from tests.helpers.parity import assert_same
+from tests.helpers.reviews import LABELS, review_rows
+from tests.helpers.servers import STRANGE_TEXTS, serve_options
 
 NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
 CANDIDATES = ["good", "a dull story", "한국어"]

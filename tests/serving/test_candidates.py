@@ -25,10 +25,9 @@ from serving.runtime.tasks.multiple_choice import MultipleChoice
 from serving.runtime.tasks.zero_shot_classification import ZeroShotClassification
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
-from tests.tasks.graphs import MAX_LENGTH, random_checkpoint
-
-from ..parity import assert_same
-from .conftest import STRANGE_TEXTS, serve_options
+from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
+from tests.helpers.parity import assert_same
+from tests.helpers.servers import STRANGE_TEXTS, serve_options
 
 pytestmark = pytest.mark.server
 NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}

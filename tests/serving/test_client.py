@@ -20,9 +20,8 @@ import pytest
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.connection import Connection
 from serving.errors import DataError, RequestError
-
-from ..parity import assert_same
-from .conftest import STRANGE_TEXTS, Server, free_port
+from tests.helpers.parity import assert_same
+from tests.helpers.servers import STRANGE_TEXTS, Server, free_port
 
 pytestmark = pytest.mark.server
 TOLERANCE = 1e-3

@@ -11,14 +11,14 @@ import pytest
 
 from export.metric import METRICS
 from serving.client import TritonPipeline
-from tests.serving.conftest import Server
+from tests.helpers.servers import Server
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_an_evaluator_finds_the_same_metric_as_with_the_pipeline(
-    server: Server, pipeline: Callable[..., Any], review_rows: list[dict[str, str]], protocol: Any
+    server: Server, pipeline: Callable[..., Any], sample_rows: list[dict[str, str]], protocol: Any
 ) -> None:
-    rows = datasets.Dataset.from_list([{"text": row["text"], "label": int(row["label"] == "positive")} for row in review_rows])
+    rows = datasets.Dataset.from_list([{"text": row["text"], "label": int(row["label"] == "positive")} for row in sample_rows])
     evaluator = evaluate.evaluator("text-classification")
     arguments = {
         "data": rows,

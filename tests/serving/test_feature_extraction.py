@@ -21,7 +21,7 @@ from serving.errors import RequestError
 from serving.repository import PackageOptions, package
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
-from tests.serving.conftest import STRANGE_TEXTS, serve_options
+from tests.helpers.servers import STRANGE_TEXTS, serve_options
 
 pytestmark = pytest.mark.server
 MAX_LENGTH = 96
@@ -29,12 +29,12 @@ NAMES = ("ragged", "alone")
 
 
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, texts: list[str]) -> Iterator[ServeOptions]:
+def embedder(tmp_path_factory: pytest.TempPathFactory, trained_checkpoint: Path, texts: list[str]) -> Iterator[ServeOptions]:
     """Mean of the tokens, not normalised; verified on made-up pairs."""
     folder = tmp_path_factory.mktemp("embedder")
     lines = [f"{one}\t{other}\t{place % 6}.5" for place, (one, other) in enumerate(pairwise(texts[:71]))]
     (folder / "pairs.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *lines]) + "\n", encoding="utf-8")
-    arguments = ["--checkpoint", str(tiny_checkpoint), "--test", str(folder / "pairs.tsv"), "--max-length", str(MAX_LENGTH)]
+    arguments = ["--checkpoint", str(trained_checkpoint), "--test", str(folder / "pairs.tsv"), "--max-length", str(MAX_LENGTH)]
     shared = ["--name", "e", "--task", "feature-extraction", "--artifacts", str(folder), "--precision", "fp32"]
     assert main(["export", *shared, *arguments]) == 0
     repository = folder / "model_repository"
@@ -52,12 +52,12 @@ def embedder(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, te
 
 
 @pytest.fixture(scope="module")
-def pooled(tiny_checkpoint: Path) -> Callable[[str], Any]:
+def pooled(trained_checkpoint: Path) -> Callable[[str], Any]:
     """The mean over what the pipeline gives for a text."""
     import transformers
 
     torch.set_num_threads(1)
-    pipe = transformers.pipeline("feature-extraction", model=str(tiny_checkpoint), device="cpu")
+    pipe = transformers.pipeline("feature-extraction", model=str(trained_checkpoint), device="cpu")
     return lambda text: np.array(pipe(text, truncation=True, max_length=MAX_LENGTH)[0]).mean(axis=0)
 
 

@@ -16,10 +16,9 @@ from serving.errors import RequestError
 from serving.repository import PackageOptions, package
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
-from tests.parity import assert_same
-from tests.tasks.filling import exported, masked_checkpoint, text_file
-
-from .conftest import serve_options
+from tests.helpers.filling import exported, masked_checkpoint, text_file
+from tests.helpers.parity import assert_same
+from tests.helpers.servers import serve_options
 
 pytestmark = pytest.mark.server
 TEXTS = [

@@ -18,8 +18,8 @@ from serving.client import TritonPipeline
 from serving.machine import has_gpu
 from serving.repository import PackageOptions, package
 from serving.supervisor import start_detached, stop
-
-from .conftest import DATA, serve_options
+from tests.helpers.reviews import SAMPLE
+from tests.helpers.servers import serve_options
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,12 +32,12 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def gpu_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gpu_bundle(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ExportOptions(
         name="tiny",
         task="text-classification",
-        checkpoint=str(tiny_checkpoint),
-        test=str(DATA / "reviews.tsv"),
+        checkpoint=str(trained_checkpoint),
+        test=str(SAMPLE),
         device="gpu",
         precision=("fp32", "fp16"),
         artifacts=tmp_path_factory.mktemp("artifacts"),

@@ -16,8 +16,7 @@ import pytest
 
 from export.cli import main
 from serving.predict import read_rows
-
-from .conftest import Server
+from tests.helpers.servers import Server
 
 pytestmark = pytest.mark.server
 

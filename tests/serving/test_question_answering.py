@@ -20,10 +20,9 @@ from serving.errors import RequestError
 from serving.repository import PackageOptions, package
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
-
-from .. import answering
-from ..parity import assert_same
-from .conftest import serve_options
+from tests.helpers import answering
+from tests.helpers.parity import assert_same
+from tests.helpers.servers import serve_options
 
 pytestmark = [
     pytest.mark.server,

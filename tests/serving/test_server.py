@@ -15,8 +15,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from serving.probe import PENDING
-
-from .conftest import Server
+from tests.helpers.servers import Server
 
 pytestmark = pytest.mark.server
 LEAKS = ("Traceback", "/tmp", "/home", "/root", ".py", "model_repository", "site-packages")  # noqa: S108

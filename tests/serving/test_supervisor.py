@@ -25,8 +25,7 @@ from serving.probe import ask, find_probes, read_traffic
 from serving.repository import PackageOptions, package
 from serving.server import SHARED_MEMORY, STUB, TRACE, ServeOptions
 from serving.supervisor import RESTARTS, Running, _started, find_running, start_detached, stop
-
-from .conftest import serve_options
+from tests.helpers.servers import serve_options
 
 pytestmark = pytest.mark.server
 HEALTHCHECK = PROJECT / "serving" / "docker" / "healthcheck.py"

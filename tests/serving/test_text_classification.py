@@ -15,9 +15,9 @@ from serving.client import TritonPipeline
 from serving.repository import PackageOptions, package
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
-
-from ..parity import assert_same
-from .conftest import STRANGE_TEXTS, _export, serve_options
+from tests.helpers.exporting import export_bundle
+from tests.helpers.parity import assert_same
+from tests.helpers.servers import STRANGE_TEXTS, serve_options
 
 pytestmark = pytest.mark.server
 TOLERANCE = 1e-3
@@ -51,21 +51,21 @@ def one_number(source: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def checkpoints(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("kinds")
-    return {"many": many_labels(tiny_checkpoint, folder / "many"), "number": one_number(tiny_checkpoint, folder / "number")}
+    return {"many": many_labels(trained_checkpoint, folder / "many"), "number": one_number(trained_checkpoint, folder / "number")}
 
 
 @pytest.fixture(scope="module")
 def kinds(
-    checkpoints: dict[str, Path], review_rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+    checkpoints: dict[str, Path], sample_rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServeOptions]:
     """A server with both, exported on the command line on rows with lists of labels and with numbers."""
     folder = tmp_path_factory.mktemp("kinds")
     rows = {
-        "many": [{"text": row["text"], "label": [row["label"]][: index % 5]} for index, row in enumerate(review_rows)],
+        "many": [{"text": row["text"], "label": [row["label"]][: index % 5]} for index, row in enumerate(sample_rows)],
         "number": [
-            {"text": row["text"], "other": "again", "label": 4.5 if row["label"] == "positive" else 0.5} for row in review_rows
+            {"text": row["text"], "other": "again", "label": 4.5 if row["label"] == "positive" else 0.5} for row in sample_rows
         ],
     }
     more: dict[str, list[str]] = {"many": [], "number": ["--text-pair-column", "other"]}
@@ -73,7 +73,7 @@ def kinds(
     for name, checkpoint in checkpoints.items():
         file = folder / f"{name}.jsonl"
         file.write_text("\n".join(map(json.dumps, rows[name])), encoding="utf-8")
-        bundle = _export(folder / name, checkpoint, file, "--precision", "fp32", *more[name])
+        bundle = export_bundle(folder / name, checkpoint, file, "--precision", "fp32", *more[name])
         batching = "ragged" if name == "many" else "off"
         package(PackageOptions(name=name, repository=repository, bundle=bundle, precision="fp32", device="cpu", batching=batching))
     options = serve_options(repository)

@@ -22,10 +22,10 @@ from serving.errors import RequestError
 from serving.repository import PackageOptions, package
 from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
-
-from ..parity import assert_same
-from ..tasks.tagging import LABELS, STRATEGIES, TEXTS, tiny_tagger
-from .conftest import _export, serve_options
+from tests.helpers.exporting import export_bundle
+from tests.helpers.parity import assert_same
+from tests.helpers.servers import serve_options
+from tests.helpers.tagging import LABELS, STRATEGIES, TEXTS, tiny_tagger
 
 pytestmark = pytest.mark.server
 WORDS = [
@@ -68,7 +68,7 @@ def taggers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taggers]:
     lines = [json.dumps({"tokens": row, "ner": [choose.choice(LABELS) for _ in row]}) for row in rows]
     (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     only = ("--task", "token-classification", "--precision", "fp32", "--max-length", "64")
-    bundle = _export(folder, checkpoint, folder / "rows.jsonl", *only)
+    bundle = export_bundle(folder, checkpoint, folder / "rows.jsonl", *only)
     repository = folder / "model_repository"
     for batching in ("ragged", "off"):
         plan = {"device": "cpu", "batching": batching, "precision": "fp32"}

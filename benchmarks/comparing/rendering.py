@@ -1,0 +1,61 @@
+"""A comparison of two reports in words: a table for the terminal, one for a pull request, an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.pages.escaping import code, escaped
+from benchmarks.pages.formatting import aligned
+from benchmarks.verdicts import VERDICTS, FigureComparison, ReportComparison
+from serving.errors import GateError
+
+LISTED = 5
+HEAD = ("", "figure", "before", "now", "change", "beside PyTorch", "allowed")
+
+
+def to_text(compared: ReportComparison, *, everything: bool = False) -> str:
+    """For the terminal: which reports, notes, the figures that changed (``everything``: all), and how many there are of each."""
+    rows = [HEAD, *_rows(compared, everything)]
+    table = aligned(rows, left=(0, 1, 6)) if len(rows) > 1 else []
+    heading = [f"before: {compared.before}", f"now:    {compared.now}", *(f"note: {note}" for note in compared.remarks)]
+    return "\n".join([*heading, "", *table, *([""] if table else []), compared.summary])
+
+
+def to_markdown(compared: ReportComparison, *, everything: bool = False) -> str:
+    """For a pull request."""
+    told = [("before", compared.before), ("now", compared.now), *(("note", note) for note in compared.remarks)]
+    heading = "\n".join(f"* {name}: {escaped(text)}" for name, text in told)
+    rows = _rows(compared, everything)
+    lines = [
+        HEAD,
+        ["---"] * len(HEAD),
+        *([f"**{row[0]}**" if row[0] == "worse" else row[0], code(row[1]), *map(escaped, row[2:])] for row in rows),
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join(["# Comparison", heading, compared.summary, *([table] if rows else [])]) + "\n"
+
+
+def worse(found: Sequence[FigureComparison]) -> str:
+    """Names the worst of the figures that are worse."""
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    listed = "; ".join(map(str, found[:LISTED]))
+    verb = "figure is" if len(found) == 1 else "figures are"
+    return f"{len(found)} {verb} worse than the baseline allows: {listed}{more}"
+
+
+def require_no_worse(compared: ReportComparison) -> None:
+    """Raises:
+    GateError: a figure is worse; the message names those that changed most.
+    """
+    if found := compared.of("worse"):
+        raise GateError(worse(found), hint="every figure: --all")
+
+
+def _rows(compared: ReportComparison, everything: bool) -> list[Sequence[str]]:
+    verdicts = VERDICTS if everything else ("worse", "better")
+    return [_row(one) for verdict in verdicts for one in compared.of(verdict)]
+
+
+def _row(one: FigureComparison) -> Sequence[str]:
+    beside = "" if one.against_reference is None else f"{one.against_reference:+.1%}"
+    return one.verdict, one.figure, f"{one.before:.4g}", f"{one.now:.4g}", one.plainly, beside, one.limits or one.why

@@ -1,0 +1,341 @@
+"""Text classification of all three kinds: one label a row, any number of labels, a number. Against ``transformers.pipeline``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export import cli, graph
+from export.data import read_evaluation
+from serving.artifact import read_manifest
+from serving.bundle import Bundle, load_bundle
+from serving.runtime.tasks import load_task
+from serving.runtime.tasks.base import Arrays, Features, Origins
+from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
+from tests.helpers.parity import assert_same
+from tests.helpers.reviews import BAD, FILLING, GOOD
+
+# said by transformers' own modules when they are imported
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+
+MANY = TextClassification(labels=("a", "b", "c"), function_to_apply="sigmoid", problem_type=ANY)
+NUMBERS = TextClassification(labels=("score",), function_to_apply="none", problem_type=NUMBER)
+TOLERANCE = 1e-3
+
+
+def answers(task: TextClassification, logits: list[list[float]], **options: Any) -> Arrays:
+    outputs = {"logits": np.array(logits, dtype=np.float32)}
+    return task.answers(outputs, Origins(np.arange(len(logits))), task.request_options(options))
+
+
+def scores(*rows: list[float]) -> Arrays:
+    return {"SCORES": np.array(rows, dtype=np.float32)}
+
+
+# Bound to a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, (ONE, "softmax", ("LABEL_0", "LABEL_1"))),
+        ({"id2label": {"1": "b", "0": "a", "10": "z", "2": "c"}}, (ONE, "softmax", ("a", "b", "c", "z"))),
+        ({"id2label": {"0": "a", "1": "b"}, "problem_type": ONE}, (ONE, "softmax", ("a", "b"))),
+        ({"id2label": {"0": "a", "1": "b"}, "problem_type": ANY}, (ANY, "sigmoid", ("a", "b"))),
+        ({"id2label": {"0": "a"}, "problem_type": ANY}, (ANY, "sigmoid", ("a",))),
+        ({"id2label": {"0": "score"}, "problem_type": NUMBER}, (NUMBER, "none", ("score",))),
+        ({"id2label": {"0": "LABEL_0"}}, (NUMBER, "sigmoid", ("LABEL_0",))),
+        ({"id2label": {"0": "LABEL_0"}, "problem_type": ONE}, (NUMBER, "sigmoid", ("LABEL_0",))),
+    ],
+)
+def test_the_config_says_which_kind_it_is(config: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    task = TextClassification.from_config(config)
+    assert (task.problem_type, task.function_to_apply, task.labels) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"id2label": {"0": "same", "1": "same"}}, "its labels are not all different: same, same"),
+        ({"id2label": {"0": "same", "1": "same"}, "problem_type": ANY}, "its labels are not all different: same, same"),
+        ({"id2label": {"0": "x", "1": "y"}, "problem_type": NUMBER}, "it predicts 2 numbers a row, x, y: rows can be held against"),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextClassification.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("task", "figures"),
+    [
+        (TextClassification(labels=("a", "b"), function_to_apply="softmax"), ("classification", "accuracy", ONE)),
+        (MANY, ("multi_label", "f1", ANY)),
+        (NUMBERS, ("correlation", "spearman", NUMBER)),
+    ],
+)
+def test_the_kind_survives_settings_and_training(task: TextClassification, figures: tuple[str, str, str]) -> None:
+    assert load_task(task.name, json.loads(json.dumps(task.settings()))) == task
+    assert (task.metric, task.main_metric, task.head()["problem_type"]) == figures
+    head = task.head()
+    assert (head["num_labels"], head["id2label"][0], head["label2id"]) == (
+        len(task.labels),
+        task.labels[0],
+        {label: index for index, label in enumerate(task.labels)},
+    )
+    config = {"id2label": {str(index): label for index, label in head["id2label"].items()}, "problem_type": head["problem_type"]}
+    assert TextClassification.from_config(config) == task
+
+
+# Answers, and what is made of them
+
+
+def test_every_label_of_a_row_has_a_score_of_its_own() -> None:
+    found = answers(MANY, [[2.0, -1.0, 0.5], [-3.0, -2.0, -4.0]])
+    np.testing.assert_allclose(found["SCORES"], 1 / (1 + np.exp(-np.array([[2.0, -1.0, 0.5], [-3.0, -2.0, -4.0]]))), rtol=1e-6)
+    assert found["LABEL"].tolist() == [[b"a"], [b"b"]]
+    np.testing.assert_array_equal(found["SCORE"], found["SCORES"].max(axis=1, keepdims=True))
+    assert {name: values.dtype for name, values in found.items()} == {
+        "LABEL": np.object_,
+        "SCORE": np.float32,
+        "SCORES": np.float32,
+    }
+
+
+def test_logits_far_from_zero_are_scores_of_0_and_1() -> None:
+    """Warnings are errors here: nothing may overflow."""
+    np.testing.assert_array_equal(answers(MANY, [[1000.0, -1000.0, 0.0]])["SCORES"], [[1.0, 0.0, 0.5]])
+    found = answers(MANY, [[1000.0, -1000.0, 0.0]], function_to_apply="softmax")["SCORES"]
+    np.testing.assert_array_equal(found, [[1.0, 0.0, 0.0]])
+
+
+def test_a_number_is_given_as_it_is() -> None:
+    found = answers(NUMBERS, [[3.7], [-12.5]])
+    np.testing.assert_array_equal(found["SCORES"], np.array([[3.7], [-12.5]], dtype=np.float32))
+    np.testing.assert_array_equal(found["SCORE"], found["SCORES"])
+    assert found["LABEL"].tolist() == [[b"score"], [b"score"]]
+    assert NUMBERS.pipeline_answers(found) == [
+        {"label": "score", "score": pytest.approx(3.7)},
+        {"label": "score", "score": pytest.approx(-12.5)},
+    ]
+
+
+def test_predictions_are_labels_above_the_threshold() -> None:
+    rows = scores([0.9, 0.1, 0.6], [0.5, 0.49, 0.2], [0.1, 0.7, 0.2])
+    assert MANY.predictions(rows) == [[0, 2], [], [1]], "at the threshold is not above it"
+    careful = TextClassification(labels=MANY.labels, function_to_apply="sigmoid", problem_type=ANY, threshold=0.8)
+    assert careful.predictions(rows) == [[0], [], []]
+    assert NUMBERS.predictions(scores([0.5], [-2.0])) == [0.5, -2.0]
+    assert TextClassification(labels=("a", "b"), function_to_apply="softmax").predictions(scores([0.5, 0.5], [0.1, 0.9])) == [0, 1]
+
+
+def test_agreement_of_several_labels_is_of_all_of_them() -> None:
+    original = scores([0.9, 0.1, 0.6], [0.9, 0.1, 0.6], [0.9, 0.1, 0.6], [0.1, 0.2, 0.3])
+    variant = scores([0.6, 0.4, 0.9], [0.9, 0.1, 0.4], [0.1, 0.9, 0.1], [0.3, 0.2, 0.1])
+    assert MANY.agreement(variant, original).tolist() == [1, 0, 0, 1], "the order of the scores does not matter"
+
+
+def test_agreement_of_numbers_goes_by_the_originals_range() -> None:
+    original = scores([0.0], [10.0], [5.0], [5.0])
+    assert NUMBERS.agreement(scores([0.4], [9.6], [5.6], [4.4]), original).tolist() == [1, 1, 0, 0]
+    assert NUMBERS.agreement(scores([0.30005], [0.302]), scores([0.3], [0.3])).tolist() == [1, 0], "where that is nothing, 0.0001"
+
+
+def test_ties_are_scores_on_the_edge() -> None:
+    assert MANY.ties(scores([0.9, 0.50005, 0.1], [0.9, 0.49995, 0.1], [0.501, 0.499, 0.9], [0.6, 0.6, 0.6])).tolist() == [
+        1,
+        1,
+        0,
+        0,
+    ]
+    one = TextClassification(labels=("a", "b", "c"), function_to_apply="softmax")
+    assert one.ties(scores([0.4, 0.39995, 0.2], [0.4, 0.2, 0.39995], [0.4, 0.3, 0.3], [0.2, 0.2, 0.6])).tolist() == [1, 1, 0, 0]
+    assert not NUMBERS.ties(scores([0.5], [0.5])).any(), "numbers are near or not"
+
+
+def test_targets_are_what_the_losses_take() -> None:
+    nothing = Features([], Origins(np.arange(0)))
+    assert MANY.targets(nothing, [[0, 2], [], [1]]) == {"labels": [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]}
+    assert NUMBERS.targets(nothing, [0.5, 4.0]) == {"labels": [0.5, 4.0]}
+    one = TextClassification(labels=("a", "b"), function_to_apply="softmax")
+    assert one.targets(nothing, [1, 0]) == {"labels": [1, 0]}
+
+
+def test_all_labels_are_ranked_and_the_order_of_equal_ones_is_the_checkpoints() -> None:
+    found = MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=None)
+    assert [item["label"] for item in found[0]] == ["b", "a", "c"]
+    assert [item["label"] for item in MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=2)[0]] == ["b", "a"]
+    default = replace(MANY, top_k=2)
+    assert [item["label"] for item in default.pipeline_answers(scores([0.3, 0.9, 0.3]))[0]] == ["b", "a"]
+    assert len(default.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=None)[0]) == 3
+    for wrong in (0, "2", True, 1.5):
+        with pytest.raises(ValueError, match="option top_k must be"):
+            MANY.request_options({"top_k": wrong})
+    with pytest.raises(TypeError, match="no option topk; it has truncation, function_to_apply, top_k"):
+        MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), topk=1)
+
+
+# Against the pipeline
+
+
+TEXTS = ["good", "", "the film is a mess but every scene is beautiful", "bad and dull again", "café 👩‍👩‍👧 film " * 30]
+
+
+@pytest.mark.parametrize(("problem", "count"), [(None, 3), (ONE, 3), (ANY, 3), (ANY, 1), (NUMBER, 1), (None, 1), (ONE, 1)])
+def test_scores_are_those_of_the_pipeline(problem: str | None, count: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever a config may say of the kind of problem, and whatever function is asked for."""
+    import torch
+    import transformers
+
+    torch.manual_seed(count)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tiny_checkpoint,
+        num_labels=count,
+        id2label={index: f"label {index}" for index in range(count)},
+        label2id={f"label {index}": index for index in range(count)},
+        ignore_mismatched_sizes=True,
+    ).eval()
+    model.config.problem_type = problem
+    model.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_checkpoint)
+    pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+    task = TextClassification.from_config(json.loads((tmp_path / "config.json").read_text()))
+    batch = tokenizer(TEXTS, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**batch).logits.tolist()
+    for asked in ({}, {"function_to_apply": "softmax"}, {"function_to_apply": "sigmoid"}, {"function_to_apply": "none"}):
+        for shown in ({}, {"top_k": None}, {"top_k": 2}):
+            ours = task.pipeline_answers(answers(task, logits, **asked), **shown)
+            assert_same(ours, pipe(TEXTS, truncation=True, max_length=64, **asked, **shown))
+
+
+def words(choose: random.Random, good: int, bad: int) -> str:
+    """A text with that many good and bad words among others."""
+    found = [*choose.choices(GOOD, k=good), *choose.choices(BAD, k=bad), *choose.choices(FILLING, k=choose.choice((0, 2, 5)))]
+    choose.shuffle(found)
+    return " ".join(found)
+
+
+def labelled(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows that can be learnt: which kinds of words a text holds, or how many more good ones than bad."""
+    choose = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        good, bad = choose.choice((0, 0, 1, 2)), choose.choice((0, 0, 1, 2))
+        held = [label for label, number in (("praise", good), ("blame", bad)) if number]
+        rows.append({"text": words(choose, good, bad), "label": held if kind == ANY else good - bad + 0.5})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def trained(base_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Kind of problem → folder of artifacts of a checkpoint fine-tuned on it and exported (fp32), through the command line."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("trained")
+            files = {}
+            for seed, (split, count) in enumerate({"train": 320, "validation": 64, "test": 80}.items()):
+                files[split] = folder / f"{split}.jsonl"
+                files[split].write_text("\n".join(map(json.dumps, labelled(kind, count, seed))))
+            data = [argument for split, path in files.items() for argument in (f"--{split}", str(path))]
+            common = ["--name", "tiny", "--artifacts", str(folder), "--device", "cpu"]
+            training = [
+                "--epochs",
+                "6",
+                "--batch-size",
+                "16",
+                "--learning-rate",
+                "5e-3",
+                "--max-length",
+                "32",
+                "--early-stopping",
+                "0",
+                "--keep-leaks",  # made-up rows of one word are often the same
+            ]
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                assert cli.main(["finetune", "--checkpoint", str(base_checkpoint), *data, *common, *training]) == 0, said.getvalue()
+                assert cli.main(["export", *common, "--precision", "fp32"]) == 0, said.getvalue()
+            made[kind] = folder / "tiny"
+        return made[kind]
+
+    return make
+
+
+def exported_answers(bundle: Bundle, texts: list[str], **options: Any) -> Arrays:
+    """What the exported graph and the task make of texts, each alone."""
+    path = bundle.variant("fp32").path
+    session, encoder = graph.session(path), bundle.encoder(graph.input_names(path))
+    features = bundle.task.features([texts], encoder, bundle.task.request_options({}))
+    logits = [session.run(["logits"], encoder.arrays([encoding]))[0] for encoding in features.encodings]
+    return bundle.task.answers({"logits": np.concatenate(logits)}, features.origins, bundle.task.request_options(options))
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "figure"), [(ANY, ["blame", "praise"], "f1"), (NUMBER, ["score"], "spearman")], ids=["labels", "number"]
+)
+def test_from_rows_to_answers(kind: str, labels: list[str], figure: str, trained: Callable[[str], Path]) -> None:
+    """Fine-tuned, exported, and asked: the same as the pipeline says of the checkpoint that was written."""
+    import transformers
+
+    folder = trained(kind)
+    checkpoint, manifest = read_manifest(folder / "checkpoint", "checkpoint"), read_manifest(folder / "bundle", "bundle")
+    config = json.loads((folder / "checkpoint" / "config.json").read_text())
+    assert (config["problem_type"], list(config["id2label"].values()), checkpoint["labels"]) == (kind, labels, labels)
+    assert checkpoint["main_metric"] == manifest["main_metric"] == figure
+    assert checkpoint["figures"]["test"][figure] > 0.9, "the words give it away"
+    assert manifest["original"][figure] == pytest.approx(checkpoint["figures"]["test"][figure], abs=1e-3)
+    record = manifest["precisions"]["fp32"]
+    assert (record["verdict"], record["figures"]["label_agreement"]) == ("passed", 1)
+    # rounding puts rows whose numbers are nearly the same in another order
+    assert record["figures"][figure] == pytest.approx(manifest["original"][figure], abs=5e-3)
+
+    bundle = load_bundle(folder / "bundle")
+    rows = read_evaluation(folder / "bundle", bundle.task)
+    assert len(rows) == 80
+    texts = [*rows.texts[0], *TEXTS]
+    pipe = transformers.pipeline("text-classification", str(folder / "checkpoint"), device="cpu", truncation=True, max_length=32)
+    found = exported_answers(bundle, texts)
+    assert_same(bundle.task.pipeline_answers(found, top_k=None), pipe(texts, top_k=None))
+    assert_same(bundle.task.pipeline_answers(found), pipe(texts))
+    assert_same(
+        bundle.task.pipeline_answers(exported_answers(bundle, texts, function_to_apply="sigmoid"), top_k=None),
+        pipe(texts, top_k=None, function_to_apply="sigmoid"),
+    )
+
+
+def test_the_model_card_says_what_was_measured(trained: Callable[[str], Path]) -> None:
+    for kind, figure in ((ANY, "f1"), (NUMBER, "spearman")):
+        folder = trained(kind) / "checkpoint"
+        measured = read_manifest(folder, "checkpoint")["figures"]["test"]
+        card = (folder / "README.md").read_text()
+        assert f"{measured[figure]:.4f}" in card
+        assert math.isfinite(measured["loss"])
+
+
+def test_rows_of_another_kind_than_the_checkpoints_are_refused(
+    trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(kind: str, label: Any) -> str:
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text("\n".join(json.dumps({"text": f"good {index}", "label": label}) for index in range(64)))
+        folder = trained(kind)
+        asked = ["export", "--name", "tiny", "--artifacts", str(folder.parent), "--device", "cpu", "--test", str(rows)]
+        assert cli.main([*asked, "--precision", "fp32"]) == 1
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "row 1: unknown label 'joy', known are blame, praise: ('good 0',)" in said(ANY, ["joy"])
+    assert "row 1: unknown label 0.5, known are blame, praise: ('good 0',)" in said(ANY, 0.5)
+    assert "row 1: label 'praise' is no number: ('good 0',)" in said(NUMBER, "praise")
+    assert "row 1: label ['praise'] is no number: ('good 0',)" in said(NUMBER, ["praise"])

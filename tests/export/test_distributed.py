@@ -1,0 +1,95 @@
+"""The same command in several processes: the same steps, one writer, one voice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export import cli
+from export.training.hyperparameters import Hyperparameters
+from serving.artifact import read_manifest
+from serving.errors import DataError
+from tests.helpers.generating import write_checkpoint
+from tests.helpers.reviews import review_rows, write_tsv
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", "--num_cpu_threads_per_process", "1")
+
+
+@pytest.fixture
+def data(in_folder: Path) -> Path:
+    """Folder with train.tsv, validation.tsv and test.tsv; also the working directory."""
+    for seed, (split, count) in enumerate({"train": 250, "validation": 61, "test": 50}.items()):
+        write_tsv(in_folder / f"{split}.tsv", review_rows(count, seed=30 + seed))
+    return in_folder
+
+
+def arguments(checkpoint: Path, name: str, *more: str) -> list[str]:
+    splits = [part for split in ("train", "validation", "test") for part in (f"--{split}", f"{split}.tsv")]
+    size = ["--epochs", "8", "--early-stopping", "0", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3"]
+    size += ["--device", "cpu", "--keep-leaks"]
+    return ["finetune", "--name", name, "--checkpoint", str(checkpoint), *splits, *size, *more]
+
+
+def run(launcher: tuple[str, ...], given: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *launcher, "-m", "export.cli", *given]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(Path.cwd())}  # where torchrun leaves folders
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
+
+
+def manifest_of(data: Path, name: str) -> dict[str, Any]:
+    return read_manifest(data / "artifacts" / name / "checkpoint", "checkpoint")
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_train_as_one_does(data: Path, base_checkpoint: Path, launcher: tuple[str, ...]) -> None:
+    assert cli.main(arguments(base_checkpoint, "alone")) == 0
+    together = run(launcher, arguments(base_checkpoint, "together", "--json"))
+    assert together.returncode == 0, together.stderr
+    one, two = manifest_of(data, "alone")["figures"], manifest_of(data, "together")["figures"]
+    assert one["steps"] == two["steps"] == 8 * 16
+    assert two["rows"] == one["rows"]
+    for split in ("validation", "test"):
+        assert two[split]["accuracy"] == pytest.approx(one[split]["accuracy"], abs=0.08)
+    assert together.stdout.count('"artifact"') == 1 and together.stderr.count("fine-tuning ") == 1
+    assert together.stderr.count("step 128 of 128") == 1
+    assert together.stderr.splitlines()[-1] == "checkpoint: artifacts/together/checkpoint"
+    assert not list((data / "artifacts" / "together").glob(".*")), "nothing is left over"
+
+
+def test_two_processes_write_as_one_does(in_folder: Path) -> None:
+    """Their answers are of unlike lengths, and one row is written twice: it is judged once."""
+    checkpoint = write_checkpoint("t5", in_folder / "t5")
+    for split, count in {"train": 64, "validation": 21, "test": 21}.items():
+        rows = [(text, text) for text, _ in review_rows(count, seed=count + len(split))]
+        write_tsv(in_folder / f"{split}.tsv", rows, "source\ttarget")
+    more = ("--task", "translation", "--setting", "max_new_tokens=8", "--epochs", "1")
+    assert cli.main(arguments(checkpoint, "alone", *more)) == 0
+    together = run(TORCHRUN, arguments(checkpoint, "together", *more))
+    assert together.returncode == 0, together.stderr
+    one, two = manifest_of(in_folder, "alone")["figures"], manifest_of(in_folder, "together")["figures"]
+    assert one["rows"] == two["rows"]
+    assert two["test"] == pytest.approx(one["test"], abs=1e-2)
+
+
+def test_what_fails_in_all_processes_ends_all(data: Path, base_checkpoint: Path) -> None:
+    done = run(TORCHRUN, arguments(base_checkpoint, "odd", "--batch-size", "15"))
+    assert done.returncode == 1
+    assert "error: a step of 15 rows cannot be shared out evenly over 2 processes × 1 parts each" in done.stderr
+    assert not (data / "artifacts" / "odd" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(("processes", "parts", "rows"), [(1, 1, 32), (2, 1, 16), (2, 4, 4), (32, 1, 1)])
+def test_a_step_has_the_same_rows_however_it_is_shared_out(processes: int, parts: int, rows: int) -> None:
+    assert Hyperparameters(batch_size=32, gradient_accumulation=parts).rows_at_once(processes) == rows
+
+
+def test_steps_that_cannot_be_shared_out_are_refused() -> None:
+    with pytest.raises(DataError) as raised:
+        Hyperparameters(batch_size=32, gradient_accumulation=3).rows_at_once(2)
+    assert raised.value.hint == "give a --batch-size that 6 divides"

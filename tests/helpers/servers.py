@@ -1,0 +1,61 @@
+"""What tests of a running server share."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.server import ServeOptions
+
+STRANGE_TEXTS = [
+    "",
+    " ",
+    "a",
+    "한국어 문장입니다.",
+    "这部电影很好看。",
+    "فيلم رائع",
+    "🎬👍🏽👩‍👩‍👧",
+    "cafe\u0301 ole\u0301",
+    "a\u200db\u200cc",
+    "nul\x00inside",
+    "[PAD] [CLS] [SEP] [MASK]",
+    "word " * 10_000,
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """The running server, and what the tests compare it with."""
+
+    options: ServeOptions
+    bundles: dict[str, Path]
+    checkpoints: dict[str, Path]
+
+    def url(self, protocol: str) -> str:
+        return self.options.grpc_url if protocol == "grpc" else self.options.base_url.removeprefix("http://")
+
+    def benchmark(self, name: str, **more: object) -> list[str]:
+        """The command that benchmarks one of its models, ``length=8`` as ``--length 8``."""
+        given = {
+            "bundle": self.bundles[name],
+            "checkpoint": self.checkpoints[name],
+            "repository": self.options.repository,
+            "http_port": self.options.http_port,
+            "grpc_port": self.options.grpc_port,
+            "metrics_port": self.options.metrics_port,
+            **more,
+        }
+        flags = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+        return [sys.executable, "-m", "export.cli", "benchmark", name, *flags]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def serve_options(repository: Path) -> ServeOptions:
+    return ServeOptions(repository=repository, http_port=free_port(), grpc_port=free_port(), metrics_port=free_port())
