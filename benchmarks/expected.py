@@ -90,7 +90,7 @@ def expected(inputs: BenchmarkInputs, *, exported: bool, served: str | None, own
         served: the precision that is served, None where nothing is.
         own_rows: quality is measured on the bundle's own rows, of which the bundle says what the metric finds.
     """
-    found = {name: value for name, value in inputs.bundle.manifest.get("original", {}).items() if isinstance(value, float)}
+    found = inputs.bundle.manifest.original.metrics
     known = own_rows and inputs.bundle.task.main_metric in found
     return Expected(
         models=_models(inputs, exported=exported),

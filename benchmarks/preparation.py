@@ -113,7 +113,7 @@ def exported_graph(inputs: BenchmarkInputs, folder: Path, say: Callable[[str], N
     """The graph before anything was done to it but what the task itself needs at its end: a bundle does not keep it."""
     say("exporting the graph as it was before it was fused")
     bundle = inputs.bundle
-    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
+    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest.opset)
     tails.add_tail(raw, bundle.task)
     return raw
 

@@ -8,7 +8,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +28,7 @@ from export import graph
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ServerError
+from serving.manifests import RepositoryManifest
 from serving.runtime.tasks.base import Arrays, Tensor
 from serving.supervisor import find_running
 
@@ -68,10 +68,8 @@ class ServedPackage:
     name: str
     repository: Path
     precision: str
-    manifest: dict[str, Any]
+    manifest: RepositoryManifest
     sha256: str
-
-    SETTINGS = ("precision", "batching", "instances", "threads", "device", "max_batch_size", "queue_delay_us")
 
     @property
     def file(self) -> Path:
@@ -81,7 +79,7 @@ class ServedPackage:
     @property
     def settings(self) -> dict[str, Any]:
         """How the model is served."""
-        return {key: self.manifest[key] for key in self.SETTINGS if key in self.manifest}
+        return asdict(self.manifest.configuration)
 
 
 def read_package(repository: Path, name: str) -> ServedPackage:
@@ -90,15 +88,15 @@ def read_package(repository: Path, name: str) -> ServedPackage:
     Raises:
         ArtifactError: it is not there, or its ONNX file is not the one that was packaged.
     """
-    manifest = read_manifest(repository / name, "repository")
+    manifest = read_manifest(repository / name, RepositoryManifest)
     file = f"{name}_model/1/model.onnx"
-    packaged = manifest["files"].get(file)
+    packaged = manifest.files.get(file)
     if packaged is None:
         raise ArtifactError(f"the manifest of {repository / name} does not list {file}", hint=_PACKAGE_ANEW)
     found = sha256(repository / file)
     if found != packaged:
         raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_ANEW)
-    return ServedPackage(name=name, repository=repository, precision=manifest["precision"], manifest=manifest, sha256=found)
+    return ServedPackage(name=name, repository=repository, precision=manifest.precision, manifest=manifest, sha256=found)
 
 
 def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
@@ -107,7 +105,7 @@ def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
     Raises:
         ArtifactError: it was made from another, so its answers would be held against another original.
     """
-    if package.manifest["inputs"]["files"].get(MANIFEST) != sha256(bundle / MANIFEST):
+    if package.manifest.inputs.files.get(MANIFEST) != sha256(bundle / MANIFEST):
         raise ArtifactError(f"{package.repository / package.name} was not packaged from {bundle} as it is now", hint=_PACKAGE_ANEW)
 
 
@@ -187,7 +185,7 @@ def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process 
             f"the server on port {endpoint.grpc_port} serves {found}, not {package.repository}",
             hint="name the right one with --repository, or the right server with --grpc-port",
         )
-    packaged = datetime.fromisoformat(package.manifest["created"]).timestamp()
+    packaged = package.manifest.created.timestamp()
     if process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
         raise ArtifactError(
             f"the server on port {endpoint.grpc_port} was started before {package.name} was packaged, "

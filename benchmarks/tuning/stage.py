@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.tuning.journal import Terms, opened
 from benchmarks.tuning.outcome import Outcome
@@ -17,15 +16,28 @@ from benchmarks.tuning.schedule import Schedule
 from benchmarks.tuning.search import Space
 from benchmarks.tuning.testbed import make_testbed
 from benchmarks.tuning.trial import Trial
-from serving.artifact import MANIFEST, inputs_record, is_current, publish, read_manifest, sha256, versions, write_manifest
+from serving.artifact import (
+    MANIFEST,
+    fingerprint,
+    inputs_record,
+    is_current,
+    json_ready,
+    provenance,
+    publish,
+    read_manifest,
+    sha256,
+    versions,
+    write_manifest,
+)
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
 from serving.errors import ServerError
 from serving.install import server_versions
 from serving.machine import cores, hardware, resolve_device
+from serving.manifests import HardwareRecord, LoadRecord, StageInputs, TrialRecord, TuningManifest
 from serving.plan import make_plan
 from serving.repository import serving_code
-from serving.tuning import record_explained, tuning_folder
+from serving.tuning import tuning_folder
 
 STARTS = 2
 FINALISTS = 3
@@ -134,9 +146,9 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
     """
     subject = prepare(options)
     record = tuning_folder(options.bundle)
-    inputs = inputs_record(subject.terms.to_json(), [options.bundle / MANIFEST])
-    if not options.fresh and is_current(record, "tuning", inputs):
-        return Tuned(outcome=_outcome(subject, _recorded(record)[1]), unchanged=True)
+    inputs = inputs_record(subject.terms.to_json(), fingerprint([options.bundle / MANIFEST], root=options.bundle))
+    if not options.fresh and is_current(record, TuningManifest, inputs):
+        return Tuned(outcome=_outcome(subject, _trials(read_manifest(record, TuningManifest))), unchanged=True)
     testbed = make_testbed(
         subject.bundle,
         rows=options.rows,
@@ -161,7 +173,7 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
         outcome = _outcome(subject, _run(subject, schedule))
         if outcome.winner is not None:
             with publish(record) as folder:
-                write_manifest(folder, "tuning", inputs, **_fields(subject, outcome))
+                write_manifest(folder, _manifest(subject, outcome, inputs))
             journal_path.unlink()
     return Tuned(outcome=outcome, unchanged=False)
 
@@ -204,37 +216,35 @@ def _outcome(subject: Subject, trials: list[Trial]) -> Outcome:
     return Outcome(trials=trials, default=subject.default, latency_p99_ms=subject.terms.goal["latency_p99_ms"])
 
 
-def _fields(subject: Subject, outcome: Outcome) -> dict[str, Any]:
+def _manifest(subject: Subject, outcome: Outcome, inputs: StageInputs) -> TuningManifest:
     winner = outcome.winner
     assert winner is not None
-    return {
-        **subject.terms.to_json(),
-        "bundle_sha256": subject.terms.conditions["bundle"],
-        "hardware": subject.terms.conditions["hardware"],
-        "latency_p99_ms": outcome.latency_p99_ms,
-        "winner": asdict(winner.configuration),
-        "speed": asdict(winner.shown),
-        "default": asdict(outcome.default),
-        "ratio": outcome.ratio,
-        "trials": [trial.to_json() for trial in outcome.trials],
-    }
+    return TuningManifest(
+        **provenance(inputs),
+        conditions=json_ready(subject.terms.conditions),
+        goal=json_ready(subject.terms.goal),
+        bundle_sha256=subject.terms.conditions["bundle"],
+        hardware=HardwareRecord.model_validate(subject.terms.conditions["hardware"]),
+        latency_p99_ms=outcome.latency_p99_ms,
+        winner=winner.configuration,
+        speed=LoadRecord.model_validate(asdict(winner.shown)),
+        default=outcome.default,
+        ratio=outcome.ratio,
+        trials=tuple(TrialRecord.model_validate(trial.to_json()) for trial in outcome.trials),
+    )
 
 
 def _earlier(record: Path, terms: Terms) -> list[Trial]:
-    """Trials of a finished tuning that were made under the same conditions.
+    """Return the trials of a finished tuning that were made under the same conditions.
 
     Raises:
-        ArtifactError: its record cannot be read.
+        ArtifactError: The record cannot be read.
     """
-    return terms.valid(*_recorded(record)) if record.exists() else []
+    if not record.exists():
+        return []
+    manifest = read_manifest(record, TuningManifest)
+    return terms.valid({"conditions": manifest.conditions}, _trials(manifest))
 
 
-def _recorded(record: Path) -> tuple[dict[str, Any], list[Trial]]:
-    """A finished tuning: its manifest, and the trials in it.
-
-    Raises:
-        ArtifactError: it cannot be read.
-    """
-    with record_explained(record):
-        manifest = read_manifest(record, "tuning")
-        return manifest, [Trial.from_json(trial) for trial in manifest["trials"]]
+def _trials(manifest: TuningManifest) -> list[Trial]:
+    return [Trial.from_json(trial.model_dump()) for trial in manifest.trials]
