@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +20,12 @@ from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
 from serving.errors import ArtifactError
 from serving.install import server_versions
-from serving.machine import cores, hardware
+from serving.machine import cores
+from serving.manifests import Precision
 from serving.plan import Plan, make_plan
 from serving.repository import serving_code
 from serving.tuning import Tuning, read_tuning, tuning_folder
+from tests.helpers.manifests import bundle_manifest, tuning_manifest, variant_figures
 
 RAGGED = Configuration(
     precision="fp32", device="cpu", batching="ragged", instances=3, threads=5, max_batch_size=16, queue_delay_us=500
@@ -58,22 +61,19 @@ def test_a_journal_takes_over_what_the_search_could_measure(tmp_path: Path) -> N
 def made_up_bundle(folder: Path) -> Bundle:
     folder.mkdir(parents=True)
     (folder / MANIFEST).write_text("{}")
-    figures = {"latency_ms": 3.0, "speed_device": "cpu", "throughput": {"1": 9.0, "16": 1.0}}
-    variants = {name: Variant(precision=name, path=folder / name, figures=figures) for name in ("fp32", "fp16")}
-    return Bundle(folder=folder, task=cast(Any, None), max_length=8, padding={}, variants=variants, manifest={})
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    variants: dict[str, Variant] = {
+        name: Variant(precision=name, path=folder / name, figures=variant_figures()) for name in precisions
+    }
+    return Bundle(
+        folder=folder, task=cast(Any, None), max_length=8, padding={}, variants=variants, manifest=bundle_manifest(precisions={})
+    )
 
 
 def record(bundle: Path, winner: Configuration = RAGGED, **changes: Any) -> Path:
     folder = tuning_folder(bundle)
     folder.mkdir(exist_ok=True)
-    fields = {
-        "bundle_sha256": sha256(bundle / MANIFEST),
-        "hardware": hardware(),
-        "latency_p99_ms": 50.0,
-        "winner": asdict(winner),
-        "speed": {"concurrency": 16, "throughput": 412.3, "p99_ms": 38.12},
-    }
-    write_manifest(folder, "tuning", {}, **fields | changes)
+    write_manifest(folder, tuning_manifest(**{"bundle_sha256": sha256(bundle / MANIFEST), "winner": winner} | changes))
     return folder
 
 
@@ -145,20 +145,18 @@ def test_versions_of_the_server_are_read_without_starting_it(tmp_path: Path, mon
 
 
 def test_the_code_that_serves_has_checksums() -> None:
-    assert {"plan.py", "server.py", "model.py", "runtime/preprocess.py", "runtime/tasks/base.py"} <= serving_code().keys()
+    assert {
+        "serving/plan.py",
+        "serving/server.py",
+        "serving/runtime/preprocess.py",
+        "serving/runtime/tasks/base.py",
+    } <= serving_code().keys()
     assert not any("__pycache__" in name for name in serving_code())
 
 
 TUNED = Tuning(
     folder=Path("tuning"),
-    winner=RAGGED,
-    throughput=412.3,
-    p99_ms=38.1,
-    concurrency=16,
-    latency_p99_ms=None,
-    bundle_sha256="0123456789abcdef",
-    hardware={},
-    created="2026-11-22T12:00:00+00:00",
+    manifest=tuning_manifest(winner=RAGGED, latency_p99_ms=None, created=datetime(2026, 11, 22, 12, tzinfo=UTC)),
     sha256="",
 )
 SAID = "# tuned on cpu, bundle 0123456789ab, 2026-11-22: remove these lines to go back"
