@@ -107,12 +107,12 @@ def test_on_a_gpu_threads_are_nobodys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"winner": {"precision": "fp32"}}, "missing"),
-        ({"winner": asdict(RAGGED) | {"speculation": 4}}, "speculation"),
-        ({"winner": None}, "None"),
-        ({"speed": {"throughput": 1.0, "p99_ms": 1.0}}, "it has no 'concurrency'"),
-        ({"hardware": {"cpu": "x"}}, "it has no 'cores'"),
-        ({"schema_version": 99}, "has schema version 99"),
+        ({"winner": {"precision": "fp32"}}, "winner.device: Field required"),
+        ({"winner": asdict(RAGGED) | {"speculation": 4}}, "winner.speculation: Unexpected keyword argument"),
+        ({"winner": None}, "winner: Input should be"),
+        ({"speed": {"throughput": 1.0, "p99_ms": 1.0}}, "speed.concurrency: Field required"),
+        ({"hardware": {"cpu": "x"}}, "hardware.cores: Field required"),
+        ({"schema_version": 99}, "schema_version is 99"),
         ({"kind": "bundle"}, "does not describe a tuning"),
     ],
 )
@@ -121,10 +121,10 @@ def test_a_record_that_cannot_be_read_is_an_error_with_a_way_out(tmp_path: Path,
     assert read_tuning(bundle) is None
     path = record(bundle) / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ArtifactError, match="the record cannot be read: ") as raised:
+    with pytest.raises(ArtifactError, match=reason) as raised:
         read_tuning(bundle)
-    assert str(path) in raised.value.message and reason in raised.value.message
-    assert raised.value.hint == f"measure anew with: tritonize tune NAME --fresh, or remove {path.parent}"
+    assert raised.value.message.startswith(f"{path}")
+    assert raised.value.hint.endswith("with: tritonize tune NAME --fresh")
 
 
 def test_versions_of_the_server_are_read_without_starting_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

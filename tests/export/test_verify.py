@@ -452,4 +452,5 @@ def test_speeds_time_each_run_alike(tiny_checkpoint, monkeypatch: pytest.MonkeyP
     runs = {name: (lambda feed, name=name: seen[name].append(feed["input_ids"].shape)) for name in seen}
     measured = verify.speeds(runs, rows, seed=0)
     assert seen["a"] == seen["b"], "the same rows in the same order"
-    assert measured["a"] == {"latency_ms": 1000.0, "throughput": {"1": 1.0, "16": pytest.approx(40 / 3)}}
+    assert measured["a"].latency_ms == 1000.0
+    assert (measured["a"].throughput.one_by_one, measured["a"].throughput.batched) == (1.0, pytest.approx(40 / 3))
