@@ -42,8 +42,11 @@ JUDGING    := $(call flag,baseline,BASELINE) $(call flag,max-regression,MAX_REGR
               $(call flag,junit,JUNIT) $(call flag,output,OUTPUT) $(call flag,gate,GATE)
 PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) $(call flag,metrics-port,METRICS_PORT)
 
+# Two tests at a time; those that share a server or a module's fixtures run in one process, the long groups first.
+IN_TWO     := .venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := all
-.PHONY: all help setup finetune export package serve stop predict benchmark tune test lint check clean
+.PHONY: all help setup finetune export package serve stop predict benchmark tune quick test lint check clean
 .NOTPARALLEL:
 
 all: setup help
@@ -79,8 +82,11 @@ benchmark: setup ## speed and quality of what is served, against PyTorch
 tune: export ## find out how it is best served here, under LATENCY_P99_MS
 	@$(TRITONIZE) tune $(call quoted,$(NAME)) $(STORED) $(TUNING)
 
+quick: setup .venv/ready-dev ## tests without a server and without training, about a minute
+	@$(IN_TWO) -m 'not server and not slow' $(PYTEST)
+
 test: setup .venv/ready-dev ## the whole test suite
-	@.venv/bin/python -m pytest $(PYTEST)
+	@$(IN_TWO) $(PYTEST)
 
 lint: setup .venv/ready-dev ## ruff and mypy
 	@.venv/bin/ruff check .

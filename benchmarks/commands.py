@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from benchmarks.options import PRECISIONS, choices, chosen_name, counts, exported_model, listed, tolerances
+from benchmarks.options import choices, chosen_name, counts, exported_model, listed, tolerances
+from serving.options import PRECISIONS
 
 PROTOCOLS = ("grpc", "http")
 
@@ -154,13 +155,14 @@ def _options(name: str, values: dict[str, Any]) -> Any:
     from benchmarks.comparing.compare import Allowed
     from benchmarks.preparation import BenchmarkOptions
     from benchmarks.served import Endpoint
-    from export.data import Columns
+    from export.columns import Columns
     from serving.install import triton_environment
     from serving.machine import resolve_device
 
     take = values.pop
     endpoint = Endpoint(**{key: take(key) for key in ("host", "http_port", "grpc_port", "metrics_port")})
-    columns = Columns(text=take("text_column"), text_pair=take("text_pair_column"), label=take("label_column"))
+    label = take("label_column")
+    columns = Columns(text=take("text_column"), text_pair=take("text_pair_column"), labels=() if label is None else (label,))
     own = values["artifacts"] / name
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     return BenchmarkOptions(

@@ -8,12 +8,21 @@ from typing import Any
 
 import click
 
-from export.options import options_of
-
-PRECISIONS = ("fp32", "fp16", "int8")
+Command = Callable[..., Any]
 NONE = "none"
 
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
+
+
+def options_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def apply(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
 
 
 def percent(ctx: click.Context, parameter: click.Parameter, value: str) -> float:

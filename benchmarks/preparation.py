@@ -13,7 +13,8 @@ from benchmarks.inputs import BenchmarkInputs, BenchmarkRows, OpenLoop
 from benchmarks.row_lengths import rows_of_length
 from benchmarks.served import Endpoint
 from export import convert, graph, tails
-from export.data import Columns, LabelledRows, encode_labels, read_evaluation, sample
+from export.columns import Columns
+from export.data import LabelledRows, encode_labels, read_evaluation, sample
 from export.sources import checkpoint_folder, load_rows
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from benchmarks.options import PRECISIONS, choices, chosen_name, counts, exported_model
+from benchmarks.options import choices, chosen_name, counts, exported_model
 from export.recipe import recipe_file
+from serving.options import PRECISIONS, parse_model_name
 
 Say = Callable[[str], None]
 Begin = Callable[[int, int, str], None]
@@ -69,10 +70,12 @@ def tune_command(
     must beat the default by more than the rounds differ. It is packaged, written into the recipe beside your own choices, and
     taken by every later tritonize package of this bundle. A search that was interrupted goes on where it was.
     """
-    from serving.commands import check_name
 
     chosen = chosen_name(ctx, model, name)
-    check_name(chosen)
+    try:
+        parse_model_name(chosen)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--name") from None
     from benchmarks.tuning.stage import TuneOptions, tune
     from benchmarks.tuning.summary import require_winner, summary, table, to_json
     from serving.repository import refuse_foreign
@@ -121,7 +124,8 @@ def _apply(ctx: click.Context, name: str, bundle: Path, repository: Path, winner
     """Package the winner and write it into the recipe: the user's own, else one beside the bundle. Returns its file."""
     from export.recipe import write_options
     from serving.machine import resolve_device
-    from serving.repository import PackageOptions, package
+    from serving.options import PackageOptions
+    from serving.repository import package
 
     packaged = package(PackageOptions(bundle=bundle, repository=repository, name=name, device=winner.device))
     state = "is up to date" if packaged.unchanged else "is packaged; a server that runs takes it up when it is restarted"

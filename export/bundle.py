@@ -12,11 +12,13 @@ from export.export_source import ExportSource, find_source
 from export.sources import checkpoint_files
 from serving.artifact import code_fingerprint, fingerprint, inputs_record, is_current, publish, read_manifest, write_manifest
 from serving.errors import GateError
-from serving.manifests import BundleManifest, Precision, StageInputs, VariantRecord
+from serving.manifests import BundleManifest, StageInputs, VariantRecord
+from serving.options import PRECISIONS, Precision
 
 SHAPING = (
     "export/bundle.py",
     "export/checkpoint.py",
+    "export/columns.py",
     "export/convert.py",
     "export/data.py",
     "export/export_source.py",
@@ -58,7 +60,8 @@ def export(options: ExportOptions) -> BundleManifest:
         if set(options.precisions) <= set(manifest.precisions):
             click.echo(f"{options.target} is up to date", err=True)
             return manifest
-        options = replace(options, precision=(*options.precisions, *manifest.precisions))  # the others stay in the bundle
+        there = {*options.precisions, *manifest.precisions}
+        options = replace(options, precision=tuple(one for one in PRECISIONS if one in there))  # the others stay in the bundle
 
     from export import variants
 

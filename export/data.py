@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from export.columns import ResolvedColumns
 from serving.errors import DataError
 from serving.records import Record, checked_text, read_file, shown
 from serving.runtime.tasks.base import Features, Task
@@ -23,81 +24,6 @@ and ``label`` as ``Task.reference`` gives it."""
 
 Texts = tuple[tuple[str, ...], ...]
 """One sequence of strings per text column (one, or two for pairs), all of the same length."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Which columns hold what, where not those that the task says itself.
-
-    Args:
-        text: the text, or the first of two.
-        text_pair: the second text.
-        choices: what is to be chosen from: one column of lists, or several columns of one choice each.
-        label: what is right.
-        labels: in its place one column for each label, true (``1``, ``true``) in the rows that have it.
-    """
-
-    text: str | None = None
-    text_pair: str | None = None
-    choices: tuple[str, ...] = ()
-    label: str | None = None
-    labels: tuple[str, ...] = ()
-
-    def resolved(self, task: type[Task]) -> ResolvedColumns:
-        """With the task's own names for what is left open.
-
-        Raises:
-            DataError: choices are named, and the task has none.
-        """
-        texts = (self.text or task.columns["text"], self.text_pair or task.columns["text_pair"])
-        own = task.columns.get("choices")
-        if self.choices and own is None:
-            raise DataError(f"rows of {task.name} have no choices", hint="leave out --choice-column")
-        return ResolvedColumns(
-            texts=tuple(name for name in texts if name is not None),
-            choices=self.choices or ((own,) if own is not None else ()),
-            label=None if self.labels else self.label or task.columns["label"],
-            labels=self.labels,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedColumns:
-    """Columns by name: one or two of texts, any of choices, and the label's, or one for each label; neither: rows have no label."""
-
-    texts: tuple[str, ...]
-    choices: tuple[str, ...] = ()
-    label: str | None
-    labels: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What each of the cells is read from that :meth:`cells` gives."""
-        return (*self.texts, *((", ".join(self.choices),) if self.choices else ()))
-
-    def cells(self, value: Callable[[str], Any]) -> tuple[Any, ...]:
-        """Of a row, whose columns ``value`` gives: those of texts, then that of choices, several columns of which make a list."""
-        texts = tuple(map(value, self.texts))
-        if not self.choices:
-            return texts
-        return (*texts, value(self.choices[0]) if len(self.choices) == 1 else list(map(value, self.choices)))
-
-    def label_of(self, value: Callable[[str], Any]) -> Any:
-        """The label of a row, whose columns ``value`` gives; with a column for each label the list of those it has.
-
-        Raises:
-            ValueError: one of those columns says neither yes nor no.
-        """
-        if self.labels:
-            return [name for name in self.labels if _yes(name, value(name))]
-        return None if self.label is None else value(self.label)
-
-
-def _yes(column: str, value: Any) -> bool:
-    said = str(value).strip().lower()
-    if said not in {"1", "0", "true", "false", "1.0", "0.0"}:
-        raise ValueError(f"column {column!r} says {value!r:.40}, not whether the row has that label: 1 or 0, true or false")
-    return said in {"1", "true", "1.0"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,62 +1,66 @@
-"""Options of the export stage."""
+"""Options of the export stage. Light, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from export.data import Columns
-from serving.bundle import PRECISIONS
-from serving.manifests import Precision
+from export.options import StageOptions
+from serving.option_fields import Option
+from serving.options import PRECISIONS, Force, Precision, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """Options of the stage.
+class ExportOptions(StageOptions):
+    """Options of ``tritonize export``."""
 
-    Args:
-        name: of the artifact.
-        task: as in ``serving.runtime.tasks.names()``.
-        checkpoint: location as ``export.sources`` reads it; None: what ``finetune`` left under ``name``.
-        test: labelled rows to verify on; None: those that ``finetune`` left in the checkpoint.
-        setting: the task's settings chosen, by name, over those that the checkpoint says and those chosen in fine-tuning.
-        precision: variants asked for, of ``serving.bundle.PRECISIONS``; empty: all. fp32 is always made, and what an up-to-date
-            bundle holds already is kept.
-        max_length: tokens kept of a row; None: as fine-tuned, else what the model takes (512 where it takes any number).
-        max_metric_drop: points (hundredths) of the main metric that a variant may lose.
-        min_agreement: share of labels that must equal the original's; None: 0.995 for fp16, 0.97 for int8. fp32: always 1.
-        verify_rows: at most so many rows are verified on, drawn at random; fewer than ``verify.MIN_ROWS`` prove little.
-        opset: of the ONNX graphs.
-        device: ``auto``, ``cpu`` or ``gpu``: where variants are verified.
-        force: export even where the artifact is up to date.
-    """
-
-    name: str
-    task: str
-    checkpoint: str | None = None
-    test: str | None = None
-    columns: Columns = field(default_factory=Columns)
-    setting: Mapping[str, Any] = field(default_factory=dict)
-    precision: tuple[str, ...] = ()
-    max_length: int | None = None
-    max_metric_drop: float = 0.5
-    min_agreement: float | None = None
-    verify_rows: int = 1000
-    opset: int = 18
-    device: str = "auto"
-    seed: int = 0
-    artifacts: Path = Path("artifacts")
-    force: bool = False
+    checkpoint: Annotated[
+        str | None,
+        Option("Checkpoint to export: a folder, or a name on the Hugging Face Hub.", default_text="ARTIFACTS/NAME/checkpoint"),
+    ] = None
+    test: Annotated[
+        str | None, Option("Labelled rows to verify on, as for finetune.", default_text="the rows that finetune kept")
+    ] = None
+    max_length: Annotated[
+        int | None,
+        Option(
+            "Maximum number of tokens per row; longer rows are truncated.",
+            minimum=4,
+            default_text="as fine-tuned, otherwise the model's limit, at most 512 if it has none",
+        ),
+    ] = None
+    precision: Annotated[
+        tuple[Precision, ...],
+        Option(
+            "Variants to export; fp32 is always exported. The exit code is 1 if a variant named here fails its gates.",
+            metavar="fp32|fp16|int8[,…]",
+            commas=True,
+            default_text="fp32,fp16,int8",
+            shared=True,
+        ),
+    ] = ()
+    max_metric_drop: Annotated[float, Option("Percentage points of the main metric that a variant may lose.", minimum=0)] = 0.5
+    min_agreement: Annotated[
+        float | None,
+        Option(
+            "Minimum share of labels equal to the original's; for fp32 it is always 1.",
+            minimum=0,
+            maximum=1,
+            default_text="fp16 0.995, int8 0.97",
+        ),
+    ] = None
+    verify_rows: Annotated[int, Option("Maximum number of rows to verify on, drawn at random.", minimum=64)] = 1000
+    opset: Annotated[int, Option("ONNX operator set.", minimum=17, maximum=18)] = 18
+    seed: Seed = 0
+    force: Force = False
 
     @property
     def target(self) -> Path:
-        """The artifact's folder."""
+        """The folder of the artifact."""
         return self.artifacts / self.name / "bundle"
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Variants to make, fp32 first."""
-        wanted = {"fp32", *(self.precision or PRECISIONS)}
-        return tuple(precision for precision in PRECISIONS if precision in wanted)
+        """The variants to export, fp32 first."""
+        return tuple(precision for precision in PRECISIONS if precision in {"fp32", *(self.precision or PRECISIONS)})

@@ -6,18 +6,18 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import checkpoint as checkpoints
-from export.data import Columns, prepare, write_evaluation
+from export.data import prepare, write_evaluation
+from export.finetune_options import FinetuneOptions
 from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
-from export.training.distributed import is_main, main_first, processes, say
-from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
+from export.training.distributed import is_main_process, main_first, say, world_size
 from serving.artifact import (
     code_fingerprint,
     fingerprint,
@@ -44,11 +44,12 @@ from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
 if TYPE_CHECKING:
-    from export.training.search import Found
-    from export.training.train import Job, Trained
+    from export.training.job import TrainingJob, TrainingResult
+    from export.training.search import SearchResult
 
 SHAPING = (
     "export/checkpoint.py",
+    "export/columns.py",
     "export/data.py",
     "export/finetune.py",
     "export/leaks.py",
@@ -65,56 +66,6 @@ SHAPING = (
 A finished checkpoint stays up to date whatever code made it, because training is expensive."""
 ADAPTER = "adapter"
 """Folder in the artifact for the adapter alone, whose weights are merged into those of the artifact itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneOptions:
-    """Options of the stage.
-
-    Args:
-        name: of the artifact.
-        task: as in ``serving.runtime.tasks.names()``.
-        checkpoint, train, validation, test: locations as ``export.sources`` reads them. Without ``validation`` a tenth of the
-            training rows is held out.
-        setting: the task's settings chosen, by name, over those that the checkpoint says.
-        max_train_rows: draw that many of the training rows; None: all.
-        keep_leaks: learn from rows too that are validation or test rows.
-        max_length: tokens kept of a row; None: as many as the task has it, more where what is cut is lost and rows are longer, at
-            most what the model takes.
-        adapter: what is trained in place of all weights.
-        distillation: whom to learn from besides the labels.
-        search: trials of other hyper-parameters than those of ``training``, the best of which are trained with; 0: none.
-        fixed: names of those that the search leaves as they are.
-        report_to: trackers that are told how training goes.
-        device: ``auto``, ``cpu`` or ``gpu``.
-        force: train even where the artifact is up to date.
-    """
-
-    name: str
-    task: str
-    checkpoint: str
-    train: str
-    validation: str | None = None
-    test: str | None = None
-    columns: Columns = field(default_factory=Columns)
-    setting: Mapping[str, Any] = field(default_factory=dict)
-    max_train_rows: int | None = None
-    max_length: int | None = None
-    keep_leaks: bool = False
-    training: Hyperparameters = field(default_factory=Hyperparameters)
-    adapter: Adapter | None = None
-    distillation: Distillation | None = None
-    search: int = 0
-    fixed: tuple[str, ...] = ()
-    report_to: tuple[str, ...] = ()
-    device: str = "auto"
-    artifacts: Path = Path("artifacts")
-    force: bool = False
-
-    @property
-    def target(self) -> Path:
-        """The artifact's folder."""
-        return self.artifacts / self.name / "checkpoint"
 
 
 def finetune(options: FinetuneOptions) -> CheckpointManifest:
@@ -198,9 +149,10 @@ def _train_and_write(
     options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits, inputs: StageInputs
 ) -> CheckpointManifest:
     from export.training import distillation, tracking
-    from export.training.train import Job, train
+    from export.training.job import TrainingJob
+    from export.training.train import train
 
-    tracking.check(options.report_to)
+    tracking.check_trackers(options.report_to)
     tokenizer = checkpoints.load_tokenizer(base, pads_with_end=data.task.causal)
     config = checkpoints.read_config(base)
     lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.cut else []
@@ -211,16 +163,16 @@ def _train_and_write(
     _tell_cut_targets(data, tokenizer, options.training.seed)
     scratch = options.target.parent.absolute() / ".training"
     with main_first(options.device):
-        if is_main():
+        if is_main_process():
             recorded = inputs.model_dump(mode="json")
-            made_from = {"inputs": recorded, "code": code_fingerprint(SHAPING), "versions": versions(), "processes": processes()}
+            made_from = {"inputs": recorded, "code": code_fingerprint(SHAPING), "versions": versions(), "processes": world_size()}
             _prepare_scratch(scratch, made_from | {"folder": str(scratch)})
     started = time.monotonic()
-    job = Job(
+    job = TrainingJob(
         base=base,
-        named=options.checkpoint,
+        checkpoint_name=options.checkpoint,
         task=data.task,
-        chosen=options.setting.keys(),
+        chosen_settings=options.setting.keys(),
         tokenizer=tokenizer,
         splits=data.rows,
         max_length=max_length,
@@ -232,7 +184,7 @@ def _train_and_write(
         device=options.device,
         scratch=scratch,
         tokens=scratch / "tokens",
-        report_to=options.report_to if is_main() else (),
+        report_to=options.report_to if is_main_process() else (),
     )
     found = _searched(options, job)
     trained = train(job if found is None else replace(job, options=found.options))
@@ -244,7 +196,9 @@ def _train_and_write(
         figures["search"] = SearchFigures(**{job.task.main_metric: found.value}, trials=found.trials)
     trained = replace(trained, figures=figures)
     with main_first(options.device):
-        return _write(options, job, trained, data, inputs) if is_main() else read_manifest(options.target, CheckpointManifest)
+        return (
+            _write(options, job, trained, data, inputs) if is_main_process() else read_manifest(options.target, CheckpointManifest)
+        )
 
 
 def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, most: int) -> None:
@@ -265,7 +219,7 @@ def _tell_cut_targets(data: Splits, tokenizer: Any, seed: int) -> None:
         say(f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}")
 
 
-def _searched(options: FinetuneOptions, job: Job) -> Found | None:
+def _searched(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None:
     if not options.search:
         return None
     from export.training.search import search
@@ -273,7 +227,9 @@ def _searched(options: FinetuneOptions, job: Job) -> Found | None:
     return search(job, options.search, fixed=options.fixed, journal=job.scratch / "search")
 
 
-def _write(options: FinetuneOptions, job: Job, trained: Trained, data: Splits, inputs: StageInputs) -> CheckpointManifest:
+def _write(
+    options: FinetuneOptions, job: TrainingJob, trained: TrainingResult, data: Splits, inputs: StageInputs
+) -> CheckpointManifest:
     from safetensors import SafetensorError
 
     manifest = _manifest(options, trained, data, inputs, max_length=job.max_length)
@@ -309,7 +265,7 @@ def _with_tokenizer(data: Splits, tokenizer: Any, max_length: int, options: Fine
 
 
 def _manifest(
-    options: FinetuneOptions, trained: Trained, data: Splits, inputs: StageInputs, *, max_length: int
+    options: FinetuneOptions, trained: TrainingResult, data: Splits, inputs: StageInputs, *, max_length: int
 ) -> CheckpointManifest:
     """Describe the checkpoint, without the checksums of its files."""
     task = replace(data.task, **trained.settings)

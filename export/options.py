@@ -1,138 +1,131 @@
-"""Options that ``finetune`` and ``export`` have in common."""
+"""Options that fine-tuning and export have in common."""
 
 from __future__ import annotations
 
-import math
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import click
 
+from export.columns import Columns
+from serving.option_fields import Option
+from serving.options import Device, ModelName
+
 if TYPE_CHECKING:
-    from export.data import Columns
+    from serving.runtime.tasks.base import Task
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def options_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator."""
-
-    def apply(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return apply
+Stage = TypeVar("Stage", bound="StageOptions")
 
 
-def _plain_name(_ctx: click.Context, _parameter: click.Parameter, name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise click.BadParameter(f"{name!r}: letters, digits, '_', '-' and '.' only, and neither of the last two first")
-    return name
+def parse_task(text: str) -> str:
+    """Check that there is a task of this name.
+
+    Args:
+        text: The name.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: There is no such task; the message lists all.
+    """
+    known = [task.name for task in _tasks()]
+    if text not in known:
+        raise ValueError(f"{text!r} is not one of {', '.join(known)}")
+    return text
 
 
-def _repository_name(_ctx: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
-    """Callback: refuse what is no ``OWNER/NAME`` (or ``NAME``) before anything is made that could not be shared."""
-    if name is not None and not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}", name):
-        raise click.BadParameter(f"{name!r} is no repository of the Hub: OWNER/NAME")
-    return name
+def parse_hub_repository(text: str) -> str:
+    """Check the name of a repository on the Hugging Face Hub before anything is computed.
+
+    Args:
+        text: ``OWNER/NAME``, or ``NAME`` for one's own.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: It cannot be one.
+    """
+    if not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}", text):
+        raise ValueError(f"{text!r} is not the name of a repository on the Hub: give OWNER/NAME")
+    return text
 
 
-def _known_task(_ctx: click.Context, _parameter: click.Parameter, task: str) -> str:
-    from serving.runtime.tasks import names
+def _tasks() -> list[type[Task]]:
+    """All tasks. The one place where options look at task classes."""
+    from serving.runtime.tasks import names, task_class
 
-    if task not in names():
-        raise click.BadParameter(f"{task!r} is not one of {', '.join(names())}")
-    return task
-
-
-class Number(click.FloatRange):
-    """A number in a range, which what is none (nan) and what is endless are not."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is no number to train with", param, ctx)
-        return number
+    return [task_class(name) for name in names()]
 
 
-class Setting(click.ParamType[dict[str, Any]]):
-    """``"pooling=cls"`` → ``{"pooling": "cls"}``; a recipe may give a table."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        key, equals, chosen = str(value).partition("=")
-        if not equals:
-            self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
-        return {key.strip().replace("-", "_"): chosen.lstrip()}  # a prefix of texts may end in a space
+def _task_settings(task: type[Task]) -> Iterator[str]:
+    """Describe the settings of a task: name, choices or kind, and default."""
+    defaults = {each.name: each.default for each in fields(task)}
+    kinds = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}
+    for name, setting in sorted({**task.options, **task.setup}.items()):
+        default = defaults.get(name)
+        text = "unset" if default in {None, "", MISSING} else json.dumps(default)
+        yield f"{name}={'|'.join(setting.choices) or kinds[setting.kind]} [{text}]"
 
 
-def take_setting(given: dict[str, Any]) -> dict[str, Any]:
-    """The task's settings that were chosen, checked."""
-    from serving.runtime.tasks import task_class
+def _task_help() -> str:
+    return f"Task of the model: {', '.join(task.name for task in _tasks())}."
 
-    chosen = {key: value for one in given.pop("setting") for key, value in one.items()}
+
+def _setting_help() -> str:
+    described = (f"{task.name}: {', '.join(_task_settings(task))}." for task in _tasks())
+    meaning = "Setting of the task. The default in brackets holds unless the checkpoint has a value of its own. Repeatable."
+    return "\n\n".join([meaning, *described])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """Options that fine-tuning and export have in common."""
+
+    name: ModelName = "model"
+    task: Annotated[str, Option(_task_help, parse=parse_task, metavar="TASK", shared=True)] = "text-classification"
+    setting: Annotated[Mapping[str, Any], Option(_setting_help, metavar="KEY=VALUE", default_text="the checkpoint's")] = field(
+        default_factory=dict
+    )
+    artifacts: Annotated[Path, Option("Folder for checkpoints and bundles.", path="folder", shared=True)] = Path("artifacts")
+    device: Device = "auto"
+    columns: Columns = field(default_factory=Columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingOptions:
+    """Whether an artifact is uploaded to the Hugging Face Hub."""
+
+    push_to_hub: Annotated[
+        str | None,
+        Option(
+            "Upload the artifact to this repository on the Hugging Face Hub.",
+            metavar="OWNER/NAME",
+            parse=parse_hub_repository,
+        ),
+    ] = None
+    private: Annotated[bool, Option("Create that repository as a private one, if it does not exist.")] = False
+
+
+def with_checked_setting(options: Stage) -> Stage:
+    """Check the chosen settings against the task, and convert them to their types.
+
+    Args:
+        options: With settings as given: strings from the command line, or values of a recipe.
+
+    Returns:
+        The options with typed settings.
+
+    Raises:
+        click.BadParameter: The task has no such setting, or does not allow the value.
+    """
+    (task,) = (task for task in _tasks() if task.name == options.task)
     try:
-        return task_class(given["task"]).chosen_settings(chosen)
+        return replace(options, setting=task.chosen_settings(options.setting))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--setting") from None
-
-
-shared_options = options_of(
-    click.option("--name", default="model", callback=_plain_name, help="Name of the model: its folder's, and its own in Triton."),
-    click.option("--task", default="text-classification", callback=_known_task, help="What the model does."),
-    click.option(
-        "--setting", type=Setting(), multiple=True, metavar="KEY=VALUE", help="What the task leaves to choose, such as pooling=cls."
-    ),
-    click.option("--artifacts", type=click.Path(path_type=Path, file_okay=False), default="artifacts", help="Of all artifacts."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", help="Where to compute."),
-    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of every random choice."),
-    click.option("--force", is_flag=True, help="Run even where nothing has changed since the last run."),
-    click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on standard output."),
-)
-sharing_options = options_of(
-    click.option(
-        "--push-to-hub", callback=_repository_name, metavar="OWNER/NAME", help="Upload the artifact to the Hugging Face Hub."
-    ),
-    click.option("--private", is_flag=True, help="Make that repository a private one, if it is not there yet."),
-)
-column_options = options_of(
-    click.option("--text-column", default=None, show_default="as the task has it", help="Column of the text, or the first of two."),
-    click.option("--text-pair-column", default=None, help="Column of the second text."),
-    click.option(
-        "--choice-column",
-        multiple=True,
-        show_default="as the task has it",
-        help="Column of the choices; several: of one choice each.",
-    ),
-    click.option(
-        "--label-column",
-        multiple=True,
-        show_default="as the task has it",
-        help="Column of what is right; several: one for each label, 1 in the rows that have it.",
-    ),
-)
-
-
-def max_length_option(default: str) -> Callable[[Command], Command]:
-    return click.option(
-        "--max-length", type=click.IntRange(min=4), default=None, show_default=default, help="Tokens kept of a row."
-    )
-
-
-def take_columns(given: dict[str, Any]) -> Columns:
-    from export.data import Columns
-
-    label = tuple(given.pop("label_column"))
-    return Columns(
-        text=given.pop("text_column"),
-        text_pair=given.pop("text_pair_column"),
-        choices=tuple(given.pop("choice_column")),
-        label=label[0] if len(label) == 1 else None,
-        labels=label if len(label) > 1 else (),
-    )

@@ -9,7 +9,8 @@ from typing import Any
 
 from export import quickstart
 from export.checkpoint import first_line
-from export.data import Columns, ResolvedColumns, Rows, checked_rows
+from export.columns import Columns, ResolvedColumns
+from export.data import Rows, checked_rows
 from export.files import read_rows
 from serving.errors import ArtifactError, DataError
 from serving.records import Record

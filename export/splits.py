@@ -9,7 +9,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from export.data import Columns, LabelledRows, Rows, bind, encode_labels, hold_out, sample
+from export.columns import Columns
+from export.data import LabelledRows, Rows, bind, encode_labels, hold_out, sample
 from export.leaks import Leaks, find_leaks
 from export.sources import load_rows
 from export.training.distributed import say

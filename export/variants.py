@@ -22,15 +22,15 @@ from serving.artifact import json_ready, provenance
 from serving.errors import ExportError
 from serving.manifests import (
     BundleManifest,
-    Device,
+    ComputeDevice,
     OriginalCheckpoint,
     OriginalFigures,
-    Precision,
     StageInputs,
     VariantFigures,
     VariantGate,
     VariantRecord,
 )
+from serving.options import Precision
 from serving.runtime.tasks.base import Arrays
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
@@ -58,7 +58,7 @@ class _Workshop:
 
     source: ExportSource
     options: ExportOptions
-    device: Device
+    device: ComputeDevice
     raw: Path
     rows: EncodedRows
     reference: verify.Reference
@@ -233,7 +233,7 @@ def _original(workshop: _Workshop, timing: verify.Timing) -> OriginalFigures:
     )
 
 
-def _figures(variant: _Variant, timing: verify.Timing, device: Device) -> VariantFigures:
+def _figures(variant: _Variant, timing: verify.Timing, device: ComputeDevice) -> VariantFigures:
     verdict = variant.verdict
     return VariantFigures(
         **verdict.metrics,
@@ -288,7 +288,7 @@ def _variant(precision: Precision, workshop: _Workshop) -> _Variant:
     return _Variant(graph=made, verdict=verdict, bytes=graph.size(path), operators=optimize.operators(path))
 
 
-def _device(precision: Precision, workshop: _Workshop) -> Device:
+def _device(precision: Precision, workshop: _Workshop) -> ComputeDevice:
     """Return the device that the variant is verified and timed on: the GPU has no kernels for dynamic int8."""
     return "cpu" if precision == "int8" else workshop.device
 

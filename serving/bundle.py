@@ -7,12 +7,11 @@ from pathlib import Path
 
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError
-from serving.manifests import BundleManifest, Precision, VariantFigures
+from serving.manifests import BundleManifest, VariantFigures
+from serving.options import Precision
 from serving.runtime.tasks import load_task
 from serving.runtime.tasks.base import Task
 from serving.runtime.tokenization import TextEncoder
-
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)

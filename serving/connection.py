@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl as tls
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -14,9 +14,9 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from serving.errors import RequestError
+from serving.options import ServerAddress, WireProtocol
 
-Protocol = Literal["grpc", "http"]
-DEFAULT_URLS = {"grpc": "127.0.0.1:8001", "http": "127.0.0.1:8000"}
+DEFAULT_URLS = {"grpc": ServerAddress().grpc_url, "http": ServerAddress().base_url.removeprefix("http://")}
 HTTP_STATUSES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "503": "UNAVAILABLE", "504": "DEADLINE_EXCEEDED"}
 FIRST_PAUSE = 0.1
 
@@ -33,7 +33,9 @@ class Connection:
         ssl: with TLS; the server's certificate is verified.
     """
 
-    def __init__(self, url: str | None, *, protocol: Protocol, concurrency: int, timeout: float, retries: int, ssl: bool) -> None:
+    def __init__(
+        self, url: str | None, *, protocol: WireProtocol, concurrency: int, timeout: float, retries: int, ssl: bool
+    ) -> None:
         self._url = url or DEFAULT_URLS[protocol]
         self._protocol = protocol
         self._concurrency = concurrency

@@ -15,7 +15,8 @@ from pathlib import Path
 from serving.errors import TritonizeError
 from serving.install import Install, check_numpy, find_install, numpy_version, prepare_backends, server_environment, stub_version
 from serving.machine import cores, has_gpu
-from serving.server import SHARED_MEMORY, ServeOptions, check_ports
+from serving.options import ServerAddress
+from serving.server import SHARED_MEMORY, check_ports
 
 MINIMUM_PYTHON = (3, 11)
 DISK_GIB = 5
@@ -34,7 +35,7 @@ class Finding:
     hint: str = ""
 
 
-def examine(options: ServeOptions) -> Iterator[Finding]:
+def examine(options: ServerAddress) -> Iterator[Finding]:
     """Run every check, cheapest first. One that cannot even run is a finding too, never an exception."""
     yield _python()
     yield from _toolchain()
@@ -142,7 +143,7 @@ def _starts(install: Install) -> str:
     return "its libraries are all there"
 
 
-def _ports(options: ServeOptions) -> str:
+def _ports(options: ServerAddress) -> str:
     check_ports(options)
     return f"{options.http_port}, {options.grpc_port}, {options.metrics_port} on {options.host} are free"
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass, fields
 from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
 from serving.machine import cores, resolve_device
+from serving.options import MAX_BATCH_SIZE
 from serving.tuning import Tuning
 
 INT8_SCALES = "dynamic int8 scales span the whole batch, so answers would depend on who else is asking"
-
-
-MAX_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from serving.async_client import EnsembleIdentity
 from serving.client import TritonPipeline
 from serving.errors import DataError
 from serving.records import checked_text, read_file, shown
@@ -19,8 +20,8 @@ Row = dict[str, str | list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """What ``tritonize predict --input`` was asked for.
+class PredictFile:
+    """Files of ``tritonize predict --input``.
 
     Args:
         columns: file column by pipeline key: ``{"text": "sentence"}``; several where each holds one of a list of texts.
@@ -37,7 +38,7 @@ class PredictOptions:
 
 
 def predict_file(
-    pipe: TritonPipeline, options: PredictOptions, *, progress: Callable[[Iterable[Any], int], Iterable[Any]]
+    pipe: TritonPipeline, options: PredictFile, *, progress: Callable[[Iterable[Any], int], Iterable[Any]]
 ) -> tuple[int, int]:
     """Append one JSON line per row to ``options.output``: the row, and ``answer``.
 
@@ -195,7 +196,7 @@ def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None,
     return columns
 
 
-def _resume(options: PredictOptions, identity: dict[str, Any]) -> int:
+def _resume(options: PredictFile, identity: EnsembleIdentity) -> int:
     """Make the output ready to be appended to, and count the lines that answer this input's rows."""
     data = options.output.read_bytes() if options.output.exists() else b""
     complete = data[: data.rfind(b"\n") + 1]
@@ -211,7 +212,7 @@ def _resume(options: PredictOptions, identity: dict[str, Any]) -> int:
     return done
 
 
-def _check_lines(options: PredictOptions, lines: list[bytes]) -> int:
+def _check_lines(options: PredictFile, lines: list[bytes]) -> int:
     """Refuse lines that do not answer the input's rows one by one; return how many there are."""
     rows = read_rows(options.input, options.columns)
     for number, line in enumerate(lines, 1):
@@ -228,7 +229,7 @@ def _check_lines(options: PredictOptions, lines: list[bytes]) -> int:
     return len(lines)
 
 
-def _check_source(options: PredictOptions, identity: dict[str, Any]) -> None:
+def _check_source(options: PredictFile, identity: EnsembleIdentity) -> None:
     """Refuse to go on where others answered: nobody could tell afterwards whose answer is whose."""
     try:
         found = json.loads(options.source.read_text(encoding="utf-8"))

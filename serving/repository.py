@@ -46,6 +46,7 @@ from serving.bundle import Bundle, file_inside, load_bundle
 from serving.ensemble import Graph, Warmup
 from serving.errors import ArtifactError, ExportError
 from serving.manifests import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest, StageInputs
+from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
 from serving.prologue import IDS, add_prologue, travelling_inputs
@@ -74,39 +75,6 @@ DTYPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageOptions:
-    """Options of the stage; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
-
-    Attributes:
-        bundle: Folder of the bundle.
-        repository: Folder of the model repository.
-        name: Name of the ensemble.
-        precision: The variant to serve.
-        device: ``auto``, ``cpu`` or ``gpu``.
-        batching: ``auto``, ``ragged`` or ``off``.
-        instances: Copies of the model.
-        threads: CPU threads of each copy.
-        max_batch_size: Maximum number of rows in a request.
-        queue_delay_us: Time that a request may wait for others, µs.
-        force: Package even if nothing has changed.
-        tuned: Whether to use the result of ``tritonize tune``.
-    """
-
-    bundle: Path
-    repository: Path
-    name: str
-    precision: str = "auto"
-    device: str = "auto"
-    batching: str = "auto"
-    instances: int | None = None
-    threads: int | None = None
-    max_batch_size: int | None = None
-    queue_delay_us: int | None = None
-    force: bool = False
-    tuned: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
 class PackagedEnsemble:
     """A packaged ensemble.
 
@@ -127,7 +95,7 @@ def package(options: PackageOptions) -> PackagedEnsemble:
             tritonize did not write.
         ExportError: The graph takes inputs that cannot be made from text.
     """
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle_folder)
     tuning, objection = _tuning(options)
     plan = _plan(bundle, options, tuning)
     if objection is not None:
@@ -190,7 +158,7 @@ def _tuning(options: PackageOptions) -> tuple[Tuning | None, str | None]:
     if not options.tuned:
         return None, None
     try:
-        return read_tuning(options.bundle), None
+        return read_tuning(options.bundle_folder), None
     except ArtifactError as error:
         return None, error.message
 

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ import psutil
 from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
 from serving.machine import has_gpu
+from serving.options import ServeOptions, ServerAddress
 from serving.probe import ask, find_probes, read_traffic
 
 POLL_SECONDS = 0.1
@@ -57,33 +57,6 @@ LINK_NOISE = "which fails to convert to integral number"
 """What it says of ``current`` and ``generations`` (see ``serving.repository``)."""
 PREFIX = re.compile(r"^E\d+ [\d:.]+ \d+ \S+\] ")
 """Time, thread and source line in front of an error in its log."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions:
-    """What ``tritonize serve`` was asked for."""
-
-    repository: Path
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
-    ready_timeout: float = 300.0
-
-    @property
-    def base_url(self) -> str:
-        """HTTP address for a client on this machine."""
-        return f"http://{_local(self.host)}:{self.http_port}"
-
-    @property
-    def metrics_url(self) -> str:
-        """Where Triton's metrics are, for a client on this machine."""
-        return f"http://{_local(self.host)}:{self.metrics_port}/metrics"
-
-    @property
-    def grpc_url(self) -> str:
-        """gRPC address for a client on this machine."""
-        return f"{_local(self.host)}:{self.grpc_port}"
 
 
 class TritonServer:
@@ -259,7 +232,7 @@ def server_command(install: Install, options: ServeOptions, backends: Path | Non
     return command
 
 
-def check_ports(options: ServeOptions) -> None:
+def check_ports(options: ServerAddress) -> None:
     """Find an occupied port before Triton does, half a minute later and in other words.
 
     Raises:
@@ -300,13 +273,6 @@ def _sweep() -> None:
 def _namespace() -> int:
     """Tells the process ids of one container from those of another."""
     return Path("/proc/self/ns/pid").stat().st_ino
-
-
-def _local(host: str) -> str:
-    """Where a client on this machine finds a server that listens on ``host``."""
-    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _is_ready(base_url: str) -> bool:

@@ -1,68 +1,65 @@
-"""Rows on their way to requests: from a list or from whatever blocks, one by one or in batches."""
+"""Rows on their way to requests, from an iterable that may block, one at a time or in batches.
+
+anyio's worker threads do not serve here: Python waits for them when it exits, and a thread that reads rows may wait for a
+line of standard input that never comes.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from concurrent.futures import Future
+from enum import Enum
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-END: Any = object()
-"""What stands for a row, batch or answer where there are no more."""
+
+class End(Enum):
+    """The type of :data:`END`."""
+
+    END = "end"
+
+
+END: Final = End.END
+"""Stands for a row, batch or answer when there are no more."""
 T = TypeVar("T")
 
 
 async def each(rows: Iterable[T]) -> AsyncGenerator[T, None]:
-    """Each of rows that are at hand."""
+    """Yield each row of an iterable that does not block."""
     for row in rows:
         yield row
 
 
 async def each_in_thread(rows: Iterable[T]) -> AsyncGenerator[T, None]:
-    """Each row of an iterable that may block, read when it is asked for.
-
-    Not in a thread of asyncio's pool: Python waits for those when it exits, and this may wait for a line nobody will type.
-    """
-    loop = asyncio.get_running_loop()
-    wanted: SimpleQueue[asyncio.Future[T] | None] = SimpleQueue()
-    threading.Thread(target=_read, args=(iter(rows), wanted, loop), name="TritonPipeline rows", daemon=True).start()
+    """Yield each row of an iterable that may block. A thread reads a row only when it is asked for."""
+    requested: SimpleQueue[Future[T | End] | None] = SimpleQueue()
+    threading.Thread(target=_read, args=(iter(rows), requested), name="TritonPipeline rows", daemon=True).start()
     try:
         while True:
-            future: asyncio.Future[T] = loop.create_future()
-            wanted.put(future)
-            row = await future
+            future: Future[T | End] = Future()
+            requested.put(future)
+            row = await asyncio.wrap_future(future)
             if row is END:
                 return
             yield row
     finally:
-        wanted.put(None)
+        requested.put(None)
 
 
-def _read(rows: Iterator[T], wanted: SimpleQueue[asyncio.Future[T] | None], loop: asyncio.AbstractEventLoop) -> None:
-    """The thread of :func:`each_in_thread`: a row for each future, until there is None."""
-    while (future := wanted.get()) is not None:
-        row, error = END, None
-        try:
-            row = next(rows, END)
-        except Exception as failure:  # whatever it is, it is for whoever asked for the row
-            error = failure
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            loop.call_soon_threadsafe(_settle, future, row, error)
-
-
-def _settle(future: asyncio.Future[T], row: T, error: Exception | None) -> None:
-    if future.done():  # cancelled: the stream was given up
-        return
-    if error is None:
-        future.set_result(row)
-    else:
-        future.set_exception(error)
+def _read(rows: Iterator[T], requested: SimpleQueue[Future[T | End] | None]) -> None:
+    """Read a row for each future until None comes instead of one; this is the thread of :func:`each_in_thread`."""
+    while (future := requested.get()) is not None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(next(rows, END))
+            except Exception as error:  # any error of the iterable belongs to the reader of the row
+                future.set_exception(error)
 
 
 async def batches(rows: AsyncIterator[T], size: int) -> AsyncGenerator[list[T], None]:
-    """``size`` rows at a time; the last may be fewer."""
+    """Yield ``size`` rows at a time; the last batch may be smaller."""
     batch: list[T] = []
     async for row in rows:
         batch.append(row)
@@ -74,14 +71,8 @@ async def batches(rows: AsyncIterator[T], size: int) -> AsyncGenerator[list[T], 
 
 
 async def cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel them and wait until they have ended. What they raise is of no account any more: their caller has its answer."""
-    left = list(futures)
-    for future in left:
+    """Cancel the futures and wait until all have ended. Their exceptions are dropped: nobody awaits them any more."""
+    remaining = list(futures)
+    for future in remaining:
         future.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
-
-
-async def close(*generators: AsyncGenerator[Any, None]) -> None:
-    """Close them, the first one first."""
-    for generator in generators:
-        await generator.aclose()
+    await asyncio.gather(*remaining, return_exceptions=True)

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 
 from serving.errors import ServerError, TritonizeError
-from serving.server import DRAIN_SECONDS, ServeOptions, TritonServer
+from serving.options import ServeOptions
+from serving.server import DRAIN_SECONDS, TritonServer
 
 RESTARTS = 3
 HEALTHY_SECONDS = 600

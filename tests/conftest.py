@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import signal
 import tempfile
@@ -17,19 +18,66 @@ from tests.helpers.exporting import export_bundle
 from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
 from tests.helpers.servers import Server, serve_options
 
+TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle"}
+"""Tests that use one of these fixtures train or export a model, or wait for one that is exported: they are marked slow."""
+Once = Callable[[str, Callable[[Path], Path]], Path]
 SHARED_SST2 = Path(__file__).parents[2] / "shared" / "data" / "sst2" / "dev.tsv"
 
 # a run in the background of a shell script inherits that Ctrl-C is ignored; the tests press it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# before any library reads them: nothing is downloaded, and nobody's own cache is written
+# before any library reads them: nothing is downloaded, nobody's own cache is written, and tiny models get one thread each
+# (in several threads they wait for each other, all the more where pytest-xdist runs two tests at a time)
 _HOME = tempfile.TemporaryDirectory(prefix="tritonize-tests-")
-os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "HF_HOME": _HOME.name, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HOME": _HOME.name,
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests for pytest-xdist: a worker runs a whole module, or all tests of the shared server; long groups come first."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        marker = item.get_closest_marker("xdist_group")
+        name = marker.args[0] if marker else item.nodeid.partition("::")[0]
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "packaged" in fixtures:
+            name = "server"
+            item.add_marker(pytest.mark.server)
+        if fixtures & TRAINED_OR_EXPORTED:
+            item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.xdist_group(name))
+        groups.setdefault(name, []).append(item)
+    slow = [any(item.get_closest_marker(name) for item in group for name in ("server", "slow")) for group in groups.values()]
+    ordered = sorted(zip(slow, groups.values(), strict=True), key=lambda pair: not pair[0])
+    items[:] = [item for _, group in ordered for item in group]
 
 
 def pytest_unconfigure() -> None:
     """Remove the libraries' cache."""
     _HOME.cleanup()
+
+
+@pytest.fixture(scope="session")
+def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Call ``make(empty folder)`` in one pytest-xdist worker only, and return the path it returned in all of them."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if hasattr(request.config, "workerinput") else base) / "once"
+
+    def made(name: str, make: Callable[[Path], Path]) -> Path:
+        shared.mkdir(exist_ok=True)
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = shared / f"{name}.path"
+            if not done.exists():
+                done.write_text(str(make(Path(tempfile.mkdtemp(prefix=f"{name}-", dir=shared)))), encoding="utf-8")
+            return Path(done.read_text(encoding="utf-8"))
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -104,33 +152,36 @@ def texts(sample_rows: list[dict[str, str]]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def trained_checkpoint(tmp_path_factory: pytest.TempPathFactory, sample_rows: list[dict[str, str]]) -> Path:
+def trained_checkpoint(once: Once, sample_rows: list[dict[str, str]]) -> Path:
     """Folder of a small BERT that knows the sample rows by heart; takes 96 tokens."""
-    return train_bert(tmp_path_factory.mktemp("tiny"), sample_rows)
+    return once("trained_checkpoint", lambda folder: train_bert(folder, sample_rows))
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory, trained_checkpoint: Path) -> Path:
-    """fp32 and int8 of the tiny checkpoint, verified on the sample rows."""
-    return export_bundle(tmp_path_factory.mktemp("artifacts"), trained_checkpoint, SAMPLE)
+def bundle(once: Once, trained_checkpoint: Path) -> Path:
+    """fp32, fp16 and int8 of the trained checkpoint, verified on the sample rows."""
+    return once("bundle", lambda folder: export_bundle(folder, trained_checkpoint, SAMPLE))
 
 
 @pytest.fixture(scope="session")
-def pair_bundle(tmp_path_factory: pytest.TempPathFactory, trained_checkpoint: Path, sample_rows: list[dict[str, str]]) -> Path:
-    """The same checkpoint taken for one of pairs."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rows = folder / "pairs.tsv"
-    lines = [
-        f"{one['text']}\t{other['text']}\t{one['label']}" for one, other in zip(sample_rows, reversed(sample_rows), strict=True)
-    ]
-    rows.write_text("\n".join(["text\tsecond\tlabel", *lines]) + "\n", encoding="utf-8")
-    return export_bundle(folder, trained_checkpoint, rows, "--text-pair-column", "second")
+def pair_bundle(once: Once, trained_checkpoint: Path, sample_rows: list[dict[str, str]]) -> Path:
+    """The same checkpoint as one of pairs of texts."""
+
+    def make(folder: Path) -> Path:
+        pairs = zip(sample_rows, reversed(sample_rows), strict=True)
+        lines = [f"{one['text']}\t{other['text']}\t{one['label']}" for one, other in pairs]
+        rows = folder / "pairs.tsv"
+        rows.write_text("\n".join(["text\tsecond\tlabel", *lines]) + "\n", encoding="utf-8")
+        return export_bundle(folder, trained_checkpoint, rows, "--text-pair-column", "second", "--precision", "fp32")
+
+    return once("pair_bundle", make)
 
 
 @pytest.fixture(scope="session")
 def packaged(tmp_path_factory: pytest.TempPathFactory, bundle: Path, pair_bundle: Path) -> Path:
     """One repository with every way of packaging that the tests ask."""
-    from serving.repository import PackageOptions, package
+    from serving.options import PackageOptions
+    from serving.repository import package
 
     repository = tmp_path_factory.mktemp("models") / "model_repository"
     ways: dict[str, dict[str, Any]] = {

@@ -1,67 +1,198 @@
-"""The README's commands exist, with the options it names."""
+"""The README files: their commands, options, recipes, links and code are real, and the first one stays short."""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import re
 import shlex
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
 
 from export.cli import COMMANDS, tritonize
-from export.recipe import SHARED
 
 PROJECT = Path(__file__).parents[1]
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-CONSOLE = [line.removeprefix("$ ") for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-           for line in block.splitlines() if line.startswith("$ ")]  # fmt: skip
-TARGETS = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+TOP = PROJECT / "README.md"
+FILES = (TOP, *(PROJECT / folder / "README.md" for folder in ("export", "serving", "benchmarks", "model_repository")))
+TOP_BYTES = 12_000
+PICTURE_COLUMNS = 80
+MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)) - {"all"}
+VARIABLES = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", MAKEFILE.partition("GIVEN      :=")[2].partition("$(foreach")[0]))
+FOREIGN_OPTIONS = {"--shm-size", "--profile", "--nproc-per-node"}
+"""Options of docker and torchrun."""
+FIGURES = re.compile(r"\b(rows/s|accuracy|minutes|test rows)\b")
+"""A table with one of these in its first line holds measurements."""
 
 
-@pytest.mark.parametrize("line", [line for line in CONSOLE if line.startswith("make ")])
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A fenced block of a README file."""
+
+    file: Path
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[str]:
+        """The lines a reader types, without prompt and comment."""
+        return [line.removeprefix("$ ") for line in self.text.splitlines() if line.startswith("$ ")]
+
+
+def blocks(language: str) -> list[Block]:
+    found = []
+    for file in FILES:
+        fences = re.findall(r"^```(\w+)\n(.*?)^```$", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        found += [Block(file=file, language=name, text=text) for name, text in fences if name == language]
+    return found
+
+
+LINES = sorted({line for block in blocks("console") for line in block.commands})
+MAKE_LINES = [line for line in LINES if line.startswith("make ")]
+TRITONIZE_LINES = [line for line in LINES if re.search(r"\.venv/bin/tritonize |-m export\.cli ", line)]
+DOCKER_LINES = [line for line in LINES if line.startswith("docker ")]
+CURL_LINES = [line for line in LINES if line.startswith("curl ")]
+
+
+def prose(file: Path) -> str:
+    """A README file without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", file.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def command(name: str) -> click.Command:
+    found = tritonize.get_command(click.Context(tritonize), name)
+    assert found is not None, name
+    return found
+
+
+def options() -> set[str]:
+    parameters = [parameter for name in COMMANDS for parameter in command(name).params]
+    return {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+
+
+def anchors(file: Path) -> list[str]:
+    """What GitHub calls the headings of a file in links."""
+    headings = re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_every_line_is_of_a_known_kind() -> None:
+    assert set(LINES) == {*MAKE_LINES, *TRITONIZE_LINES, *DOCKER_LINES, *CURL_LINES}
+    assert {"make export serve", "make test"} <= set(MAKE_LINES)
+    assert DOCKER_LINES and CURL_LINES
+
+
+@pytest.mark.parametrize("line", MAKE_LINES)
 def test_make_lines(line: str) -> None:
-    words = [word for word in shlex.split(line)[1:] if "=" not in word]
-    assert words and set(words) <= TARGETS
-
-
-@pytest.mark.parametrize("line", [line for line in CONSOLE if "tritonize " in line.split("#")[0] and "docker" not in line])
-def test_tritonize_lines(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
-    context = click.Context(tritonize)
-    command = tritonize.get_command(context, words[0])
-    assert command is not None, words[0]
-    known = {flag for parameter in command.params for flag in parameter.opts}
-    assert {word for word in words[1:] if word.startswith("--")} <= known
+    assert {word for word in words if "=" not in word} <= TARGETS
+    assert {word.partition("=")[0] for word in words if "=" in word} <= VARIABLES
 
 
-def test_there_are_lines_to_test() -> None:
-    assert any(line.startswith("make export serve") for line in CONSOLE)
-    assert any(line.startswith("make test") for line in CONSOLE)
+@pytest.mark.parametrize("line", TRITONIZE_LINES)
+def test_tritonize_lines(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Click accepts the options and their values, those of a recipe included. The command itself does not run."""
+    words = shlex.split(re.split(r"\.venv/bin/tritonize |-m export\.cli ", line)[1], comments=True)
+    monkeypatch.chdir(tmp_path)
+    for word in words:
+        if re.fullmatch(r"\w[\w.-]*", word):  # it may be a file that must exist
+            Path(word).touch()
+    (recipe,) = blocks("toml")
+    Path("tickets.toml").write_text(recipe.text, encoding="utf-8")
+    command(words[0]).make_context(words[0], words[1:], parent=click.Context(tritonize))
+
+
+@pytest.mark.parametrize("line", DOCKER_LINES)
+def test_docker_lines(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    file = PROJECT / words[words.index("-f") + 1]
+    assert file.is_file()
+    if words[1] == "compose":
+        services = set(words[words.index("up") + 1 :])
+        assert all(f"\n  {service}:" in file.read_text(encoding="utf-8") for service in services)
+
+
+@pytest.mark.parametrize("line", CURL_LINES)
+def test_curl_lines(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    (tensor,) = json.loads(words[words.index("-d") + 1])["inputs"]
+    assert (tensor["name"], tensor["datatype"]) == ("TEXT", "BYTES")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_options_in_the_text(file: Path) -> None:
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*\b", prose(file))) - FOREIGN_OPTIONS <= options()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_make_calls_in_the_text(file: Path) -> None:
+    for call in re.findall(r"`make ([^`]+)`", prose(file)):
+        test_make_lines(f"make {call}")
 
 
 def test_every_target_and_command_is_named() -> None:
-    for name in [*COMMANDS, *(TARGETS - {"all"})]:
-        assert name in README, name
+    text = TOP.read_text(encoding="utf-8")
+    missing = [name for name in (*COMMANDS, *TARGETS) if not re.search(rf"\b{name}\b", text)]
+    assert not missing
 
 
-def test_its_recipe_is_one() -> None:
-    recipe = tomllib.loads(re.findall(r"```toml\n(.*?)```", README, re.DOTALL)[0])
-    context = click.Context(tritonize)
-    for section, options in recipe.items():
-        if not isinstance(options, dict):
-            assert section in SHARED
+@pytest.mark.parametrize("block", blocks("toml"), ids=lambda block: block.file.parent.name)
+def test_recipes(block: Block, tmp_path: Path) -> None:
+    """Each command that a recipe has a section for accepts the recipe."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(block.text, encoding="utf-8")
+    sections = [key for key, value in tomllib.loads(block.text).items() if isinstance(value, dict)]
+    assert sections
+    for section in sections:
+        command(section).make_context(section, ["--recipe", str(recipe)], parent=click.Context(tritonize))
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.file.parent.name)
+def test_imports_of_python_blocks(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_links_lead_somewhere(file: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", prose(file)):
+        if target.startswith("https://"):
             continue
-        command = tritonize.get_command(context, section)
-        assert command is not None
-        assert {key.replace("-", "_") for key in options} <= {parameter.name for parameter in command.params}
+        path, _, anchor = target.partition("#")
+        linked = (file.parent / path).resolve() if path else file
+        assert linked.exists(), target
+        assert not anchor or anchors(linked).count(anchor) == 1, target
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (PROJECT / target).exists(), target
+def test_the_first_file_is_short() -> None:
+    assert len(TOP.read_bytes()) <= TOP_BYTES
 
 
-def test_nothing_is_left_to_fill_in() -> None:
-    assert "@@" not in README
+def test_the_picture_fits_a_terminal() -> None:
+    picture = blocks("text")[0]
+    assert picture.file == TOP and "preprocess" in picture.text
+    assert picture.text.isascii() and max(map(len, picture.text.splitlines())) <= PICTURE_COLUMNS
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_measured_tables_have_their_command(file: Path) -> None:
+    """In its section, a table with measurements follows the command that made it."""
+    for section in re.split(r"^#+ ", file.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        searched = 0
+        for table in re.finditer(r"^\|.*\n(?:^\|.*\n)+", section, re.MULTILINE):
+            head, _, *rows = table.group().splitlines()
+            if FIGURES.search(head) and any(re.search(r"\| [^|]*\d", row) for row in rows):
+                assert "\n$ .venv/bin/tritonize" in section[searched : table.start()], head
+                searched = table.end()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_nothing_is_left_to_fill_in(file: Path) -> None:
+    assert "@@" not in file.read_text(encoding="utf-8")

@@ -14,7 +14,10 @@ from serving.artifact import PROJECT
 STAGES = {"export.bundle": bundle.SHAPING, "export.finetune": finetune.SHAPING, "serving.repository": repository.SHAPING}
 WITHOUT_EFFECT = {
     "export.bundle": {
-        "export.export_options": "options are recorded as such",
+        "export.export_options": "the options that decide are recorded",
+        "export.options": "as export.export_options",
+        "serving.options": "as export.export_options",
+        "serving.option_fields": "as export.export_options",
         "export.sources": "rows and checkpoint are recorded by their checksums",
         "export.files": "as export.sources",
         "export.quickstart": "as export.sources",
@@ -28,6 +31,10 @@ WITHOUT_EFFECT = {
     },
     "export.finetune": {
         "export.model_card": "only words",
+        "export.finetune_options": "the options that decide are recorded",
+        "export.options": "as export.finetune_options",
+        "serving.options": "as export.finetune_options",
+        "serving.option_fields": "as export.finetune_options",
         "export.sources": "rows and checkpoint are recorded by their checksums",
         "export.files": "as export.sources",
         "export.quickstart": "as export.sources",
@@ -43,6 +50,8 @@ WITHOUT_EFFECT = {
         "serving.bundle": "how bundles are read: what is taken of one is recorded by its checksum",
         "serving.configuration": "the plan is recorded with all of its choices",
         "serving.machine": "as serving.configuration",
+        "serving.options": "as serving.configuration",
+        "serving.option_fields": "as serving.configuration",
         "serving.tuning": "as serving.configuration",
         "serving.errors": "only words",
     },

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from serving.configuration import Configuration
-from serving.plan import MAX_BATCH_SIZE
+from serving.options import MAX_BATCH_SIZE
 
 QUEUE_DELAYS_US = (0, 500, 2000)
 MAX_BATCH_SIZES = (16, 64, 256)

@@ -24,8 +24,9 @@ from serving.bundle import Bundle
 from serving.configuration import Configuration
 from serving.errors import ExportError, RequestError, ServerError
 from serving.install import find_install, triton_environment
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions, TritonServer, temporary_prefix
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
+from serving.server import TritonServer, temporary_prefix
 
 NAME = "tuned"
 WARM_UP_ROWS = 32

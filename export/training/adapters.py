@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 """How far logits may move when an adapter is merged, relative to the largest of them, or absolute below 1."""
 
 
-def methods() -> list[str]:
+def adapter_methods() -> list[str]:
     """Names of the methods whose weights can be merged into the model's, without which nothing could be exported."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
@@ -38,7 +38,7 @@ def methods() -> list[str]:
     )
 
 
-def check(adapter: Adapter) -> None:
+def check_adapter(adapter: Adapter) -> None:
     """Refuse what cannot be meant, before anything is loaded.
 
     Raises:
@@ -48,10 +48,10 @@ def check(adapter: Adapter) -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import PeftType
 
-    if adapter.method not in methods():
+    if adapter.method not in adapter_methods():
         known = adapter.method.upper() in PEFT_TYPE_TO_CONFIG_MAPPING
         why = "its weights cannot be merged into the model's, so it could not be exported" if known else "peft has no such method"
-        raise DataError(f"no adapter {adapter.method!r}: {why}", hint=f"one of {', '.join(methods())}")
+        raise DataError(f"no adapter {adapter.method!r}: {why}", hint=f"one of {', '.join(adapter_methods())}")
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[adapter.method.upper()]]
     strange = adapter.options.keys() - inspect.signature(kind).parameters.keys()
     if strange:
@@ -87,7 +87,7 @@ def loading_options(adapter: Adapter | None) -> dict[str, Any]:
     return {"quantization_config": four}
 
 
-def adapted(model: Any, adapter: Adapter, *, new: Collection[str], keeps_head: bool = False) -> Any:
+def add_adapter(model: Any, adapter: Adapter, *, new: Collection[str], keeps_head: bool = False) -> Any:
     """``model`` with an adapter where it makes queries and values, as LoRA's authors found enough; in every linear layer where
     that is asked for, or those are unknown; or where the method has it. Its head and its new weights are trained whole.
 
@@ -157,7 +157,7 @@ def _listed(value: Any) -> Any:
     return re.split(r"\s*,\s*", value) if isinstance(value, str) and re.fullmatch(r"[\w.\s,-]+", value) else value
 
 
-def save(model: Any, folder: Path, *, base: str) -> None:
+def save_adapter(model: Any, folder: Path, *, base: str) -> None:
     """Write the adapter alone, as ``peft`` loads it.
 
     Args:
@@ -169,7 +169,7 @@ def save(model: Any, folder: Path, *, base: str) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def merged(model: Any, base: Any | None, folder: Path, batch: Mapping[str, Any]) -> tuple[Any, float]:
+def merge_adapter(model: Any, base: Any | None, folder: Path, batch: Mapping[str, Any]) -> tuple[Any, float]:
     """The adapter's weights added to the model's own, so that it is like any other.
 
     Args:

@@ -12,7 +12,7 @@ from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.base import Features, Task
 from serving.runtime.tokenization import FIELDS
 
-SAID = "teacher_logits"
+TEACHER_LOGITS = "teacher_logits"
 """Column of what a teacher says of the rows, where it is asked once."""
 
 

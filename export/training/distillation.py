@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from export import checkpoint as checkpoints
 from export.data import LabelledRows, model_rows
-from export.training.batches import SAID
+from export.training.batches import TEACHER_LOGITS
 from export.training.distributed import say
 from export.training.hyperparameters import Distillation
 from serving.errors import ArtifactError, DataError
@@ -45,11 +45,11 @@ class Teacher:
     inputs: Collection[str]
 
     @property
-    def once(self) -> bool:
+    def cacheable(self) -> bool:
         """Whether it says of a row the same few numbers each time, so that it need be asked only once."""
-        return _once(self.task)
+        return _cacheable(self.task)
 
-    def said(self, rows: LabelledRows, *, at_once: int, max_length: int, device: str) -> list[list[float]]:
+    def logits(self, rows: LabelledRows, *, at_once: int, max_length: int, device: str) -> list[list[float]]:
         """Its logits of each row, in the order of the student's labels, as it reads the texts through its own tokenizer.
 
         Args:
@@ -79,8 +79,8 @@ class Teacher:
 
     def loss(self, hard: Any, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
         """The loss by the labels, ``hard``, and how far ``outputs`` are from what the teacher says of the ``batch``, weighed."""
-        if SAID in batch:
-            wanted = {self.task.heads[0]: batch[SAID]}
+        if TEACHER_LOGITS in batch:
+            wanted = {self.task.heads[0]: batch[TEACHER_LOGITS]}
         else:
             self.model.to(hard.device)
             with torch.no_grad():
@@ -121,9 +121,9 @@ def load_teacher(folder: Path, task: Task, student: Any, options: Distillation) 
         raise DataError(f"a teacher shows logits, and {task.name} has none", hint="leave out --teacher")
     checkpoints.require_task(checkpoints.read_config(folder), type(task), options.teacher)
     tokenizer = checkpoints.load_tokenizer(folder, pads_with_end=task.causal)
-    if options.parts and not _once(task):
+    if options.parts and not _cacheable(task):
         raise DataError(f"parts of texts teach no {task.name}", hint="leave out --teacher-parts")
-    if not _once(task) and _rules(tokenizer) != _rules(student):
+    if not _cacheable(task) and _rules(tokenizer) != _rules(student):
         raise DataError(
             f"{options.teacher} has another tokenizer than the student: what it says of its tokens is of no use to the student",
             hint=f"a teacher for {task.name} must have the same tokenizer",
@@ -139,7 +139,7 @@ def load_teacher(folder: Path, task: Task, student: Any, options: Distillation) 
     )
 
 
-def _once(task: Task) -> bool:
+def _cacheable(task: Task) -> bool:
     return not (task.token_level or task.grouped) and type(task).altered is Task.altered
 
 

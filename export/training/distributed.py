@@ -17,19 +17,19 @@ PATIENCE = timedelta(hours=24)
 that died is noticed by the launcher, at once."""
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many of them there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this is the one that writes and speaks."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(line: str) -> None:
     """Print ``line`` on standard error, once."""
-    if is_main():
+    if is_main_process():
         click.echo(line, err=True)
 
 
@@ -40,7 +40,7 @@ def main_first(device: str) -> Iterator[None]:
     Args:
         device: ``auto``, ``cpu`` or ``gpu``, on which they will train.
     """
-    if processes() == 1:
+    if world_size() == 1:
         yield
         return
     import torch
@@ -51,9 +51,9 @@ def main_first(device: str) -> Iterator[None]:
         yield
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """End the group in an orderly way: torch warns of those that just go."""
-    if processes() > 1:
+    if world_size() > 1:
         from accelerate import PartialState
 
         PartialState().destroy_process_group()

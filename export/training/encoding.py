@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.data import LabelledRows, model_rows
-from export.training.batches import SAID, training_columns
-from export.training.distributed import processes
-from export.training.losses import no_label
-from export.training.parts import parts_of
+from export.training.batches import TEACHER_LOGITS, training_columns
+from export.training.distributed import world_size
+from export.training.losses import missing_label
+from export.training.ngram_augmentation import random_spans
 from serving.errors import ArtifactError
 from serving.runtime.tasks.base import Features, Origins
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
 if TYPE_CHECKING:
     from export.training.distillation import Teacher
-    from export.training.train import Job
+    from export.training.job import TrainingJob
 
 ROWS, ORIGINS = "rows", "origins"
 AT_ONCE = 20_000
@@ -32,7 +32,7 @@ AT_ONCE = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class EncodedSplit:
     """Rows as the model takes them, and what to hold its answers against.
 
     Args:
@@ -49,7 +49,7 @@ class Encoded:
     def targets(self) -> list[str]:
         """Names of what the model is trained towards."""
         names: list[str] = self.dataset.column_names
-        return [name for name in names if name not in (*FIELDS, "length", SAID)]
+        return [name for name in names if name not in (*FIELDS, "length", TEACHER_LOGITS)]
 
     @property
     def labels(self) -> Sequence[Any]:
@@ -57,7 +57,7 @@ class Encoded:
         return self.dataset["labels"][:] if "labels" in self.targets else ()
 
 
-def encoded(rows: LabelledRows, job: Job, split: str) -> Encoded:
+def encode_split(rows: LabelledRows, job: TrainingJob, split: str) -> EncodedSplit:
     """Tokens exactly as the served ensemble makes them, and the targets; to learn from, what a teacher says of them too.
 
     Raises:
@@ -70,24 +70,24 @@ def encoded(rows: LabelledRows, job: Job, split: str) -> Encoded:
     if not folder.exists():
         _write(rows, job, folder, training=split == "train")
     origins = Dataset.load_from_disk(str(folder / ORIGINS)).to_dict() if split != "train" else {"owner": ()}
-    return Encoded(
+    return EncodedSplit(
         dataset=Dataset.load_from_disk(str(folder / ROWS)),
         origins=Origins(np.array(origins["owner"], dtype=np.int64), origins.get("note", ())),
         references=rows.labels,
     )
 
 
-def _write(rows: LabelledRows, job: Job, folder: Path, *, training: bool) -> None:
+def _write(rows: LabelledRows, job: TrainingJob, folder: Path, *, training: bool) -> None:
     from datasets import Dataset, concatenate_datasets
 
-    teacher = job.teacher if training and job.teacher is not None and job.teacher.once else None
+    teacher = job.teacher if training and job.teacher is not None and job.teacher.cacheable else None
     texts_of_a_row = 1 + (teacher.options.parts if teacher else 0)
     at_once = len(rows) if job.task.own_loss else max(1, AT_ONCE // texts_of_a_row)  # there the rows of one belong together
     datasets, origins = [], []
     for start in range(0, len(rows), at_once):
         part = rows.take(range(start, min(start + at_once, len(rows))))
         if teacher is not None:
-            datasets.append(Dataset.from_dict(_taught(part, job, teacher, seed=start)))
+            datasets.append(Dataset.from_dict(_with_teacher_logits(part, job, teacher, seed=start)))
             continue
         columns, found = _columns(part, job)
         datasets.append(Dataset.from_dict(columns))
@@ -105,32 +105,32 @@ def _write(rows: LabelledRows, job: Job, folder: Path, *, training: bool) -> Non
         raise ArtifactError(f"cannot write the rows' tokens into {folder}: {error}", hint="is the disk full?") from error
 
 
-def _taught(rows: LabelledRows, job: Job, teacher: Teacher, *, seed: int) -> dict[str, Any]:
+def _with_teacher_logits(rows: LabelledRows, job: TrainingJob, teacher: Teacher, *, seed: int) -> dict[str, Any]:
     """With what the teacher says of the rows, and of their parts, which have no label."""
     draw = random.Random(seed + job.options.seed)  # noqa: S311 - nothing secret
     encoder, count = _encoder(job, job.tokenizer), teacher.options.parts
-    drawn = [chain.from_iterable(parts_of(column, count, encoder, draw)) for column in rows.texts]
+    drawn = [chain.from_iterable(random_spans(column, count, encoder, draw)) for column in rows.texts]
     both = tuple((*column, *parts) for column, parts in zip(rows.texts, drawn, strict=True))
     whole = LabelledRows(texts=both, labels=(*rows.labels, *[None] * count * len(rows)))
     features, names = _features(whole, job, job.tokenizer)
     targets = job.task.targets(features, rows.labels)
-    targets = {name: [*known, *[no_label(known[0])] * count * len(rows)] for name, known in targets.items()}
-    at_once = 2 * job.options.rows_at_once(processes())  # as many as are judged at a time
-    said = teacher.said(whole, at_once=at_once, max_length=job.max_length, device=job.device)
-    return {**training_columns(features, names, targets, job.task), SAID: said}
+    targets = {name: [*known, *[missing_label(known[0])] * count * len(rows)] for name, known in targets.items()}
+    at_once = 2 * job.options.per_device_batch_size(world_size())  # as many as are judged at a time
+    logits = teacher.logits(whole, at_once=at_once, max_length=job.max_length, device=job.device)
+    return {**training_columns(features, names, targets, job.task), TEACHER_LOGITS: logits}
 
 
-def _columns(rows: LabelledRows, job: Job) -> tuple[Mapping[str, Any], Origins]:
+def _columns(rows: LabelledRows, job: TrainingJob) -> tuple[Mapping[str, Any], Origins]:
     features, names = _features(rows, job, job.tokenizer)
     targets = job.task.targets(features, job.task.learnt(rows.labels, _encoder(job, job.tokenizer)))
     return training_columns(features, names, targets, job.task), features.origins
 
 
-def _features(rows: LabelledRows, job: Job, tokenizer: Any) -> tuple[Features, list[str]]:
+def _features(rows: LabelledRows, job: TrainingJob, tokenizer: Any) -> tuple[Features, list[str]]:
     """The rows as ``tokenizer`` makes them, and the names of the inputs it makes."""
     names = [name for name in tokenizer.model_input_names if name in FIELDS]
     return model_rows(rows, job.task, _encoder(job, tokenizer), training=True), names
 
 
-def _encoder(job: Job, tokenizer: Any) -> TextEncoder:
+def _encoder(job: TrainingJob, tokenizer: Any) -> TextEncoder:
     return TextEncoder(tokenizer.backend_tokenizer, max_length=job.max_length, names=(), padding={})

@@ -19,12 +19,12 @@ Loss = Callable[[Any, Any], Any]
 """Logits and labels of a batch → a tensor of one number."""
 
 
-def chosen_loss(task: Task, options: Hyperparameters, targets: Sequence[Any], *, unlabelled: bool = False) -> Loss | None:
+def loss_function(task: Task, options: Hyperparameters, targets: Sequence[Any], *, unlabelled: bool = False) -> Loss | None:
     """What takes the place of the model's own loss; None: nothing needs to.
 
     Args:
         targets: of the training rows, one per model row: a label, a list of them, or as many numbers as there are labels.
-        unlabelled: some rows have none (see :func:`no_label`).
+        unlabelled: some rows have none (see :func:`missing_label`).
 
     Raises:
         DataError: the task's labels cannot be weighed or smoothed.
@@ -46,10 +46,10 @@ def _usual(task: Task) -> Loss:
             return _one_label(None, 0.0)
 
 
-def no_label(target: Any) -> Any:
+def missing_label(target: Any) -> Any:
     """What stands in the place of such a target for a row that has none: :data:`IGNORED`, or no number."""
     if isinstance(target, list):
-        return [no_label(one) for one in target]
+        return [missing_label(one) for one in target]
     return math.nan if isinstance(target, float) else IGNORED
 
 
@@ -71,7 +71,7 @@ def _of_labelled(loss: Loss) -> Loss:
 
 def _loss(task: Task, options: Hyperparameters, targets: Sequence[Any]) -> Loss | None:
     if not (options.class_weights or options.label_smoothing):
-        return loss_of_groups if task.grouped else None
+        return grouped_cross_entropy if task.grouped else None
     asked = "--class-weights" if options.class_weights else "--label-smoothing"
     labels = task.settings().get("labels", ())
     if len(labels) < 2:
@@ -85,7 +85,7 @@ def _loss(task: Task, options: Hyperparameters, targets: Sequence[Any]) -> Loss 
     return _one_label(weights, options.label_smoothing)
 
 
-def loss_of_groups(logits: Any, labels: Any) -> Any:
+def grouped_cross_entropy(logits: Any, labels: Any) -> Any:
     """Cross entropy of each group's right row among its rows. The models' own cannot take groups of unlike sizes.
 
     Args:

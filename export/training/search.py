@@ -12,9 +12,10 @@ from typing import Any
 import optuna
 from transformers import TrainerCallback
 
-from export.training.distributed import processes, say
+from export.training.distributed import say, world_size
 from export.training.hyperparameters import Hyperparameters
-from export.training.train import Job, train, with_learning_rate
+from export.training.job import TrainingJob
+from export.training.train import train, with_learning_rate
 from serving.errors import ArtifactError, DataError, DivergedError
 
 SEARCHED = ("learning_rate", "batch_size", "warmup_ratio", "weight_decay", "layer_decay")
@@ -23,7 +24,7 @@ JOURNAL = "trials.log"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """The best hyper-parameters, and the validation rows' main metric of the best epoch with them.
 
     Args:
@@ -35,7 +36,7 @@ class Found:
     trials: int
 
 
-def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> Found:
+def search(job: TrainingJob, trials: int, *, fixed: Collection[str], journal: Path) -> SearchResult:
     """The best of ``trials`` trainings by the validation rows. The first has the options as they are; the test rows play no part.
 
     One that is interrupted goes on after its last whole trial, and is as good; what it tries then is not what it would have tried.
@@ -51,7 +52,7 @@ def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> F
     names = [name for name in SEARCHED if name not in fixed]
     if not names:
         raise DataError(f"there is nothing to search: {', '.join(SEARCHED)} are all given", hint="leave some out, or --search")
-    if processes() > 1:
+    if world_size() > 1:
         raise DataError("several processes cannot search", hint="search in one, then train in several with what was found")
     optuna.logging.set_verbosity(logging.ERROR)
     job = with_learning_rate(job)
@@ -72,7 +73,7 @@ def search(job: Job, trials: int, *, fixed: Collection[str], journal: Path) -> F
     options = replace(job.options, **best.params)
     say(f"best of {_ended(study)} trials: {_told(options, names)}: {job.task.main_metric} {best.value:.4f}")
     assert best.value is not None
-    return Found(options=options, value=best.value, trials=_ended(study))
+    return SearchResult(options=options, value=best.value, trials=_ended(study))
 
 
 def _begin_again(study: optuna.Study, usual: Mapping[str, Any]) -> None:
@@ -128,7 +129,7 @@ def _suggested(trial: optuna.Trial, name: str, options: Hyperparameters) -> floa
             return trial.suggest_float(name, 0.7, 1.0)
 
 
-def _value(trial: optuna.Trial, job: Job) -> float:
+def _value(trial: optuna.Trial, job: TrainingJob) -> float:
     """The main metric of the validation rows in the best epoch.
 
     Raises:

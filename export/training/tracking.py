@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from serving.errors import SetupError
 
 
-def check(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that are unknown or not installed before anything is trained.
 
     Raises:

@@ -8,8 +8,8 @@ import resource
 import shutil
 import sys
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,19 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 
 from export import checkpoint as checkpoints
-from export.data import LabelledRows
 from export.metric import bootstrapped, compute
 from export.training import adapters
-from export.training.arguments import training_arguments
 from export.training.batches import Collator
-from export.training.distillation import Teacher
-from export.training.distributed import is_main, main_first, processes, say
-from export.training.encoding import Encoded, encoded
-from export.training.hyperparameters import Adapter, Hyperparameters, usual_learning_rate
-from export.training.losses import chosen_loss
+from export.training.distributed import is_main_process, main_first, say, world_size
+from export.training.encoding import EncodedSplit, encode_split
+from export.training.errors import translate_error
+from export.training.hyperparameters import default_learning_rate
+from export.training.job import TrainingJob, TrainingResult
+from export.training.losses import loss_function
 from export.training.progress import PlainProgress
-from export.training.rounding import rounded
-from export.training.trainer import TaskTrainer, predicted
-from export.training.trouble import explained
+from export.training.quantization_aware import fake_quantized
+from export.training.trainer import TaskTrainer, outputs_by_name
+from export.training.trainer_arguments import training_arguments
 from serving.errors import ArtifactError, DataError, DivergedError, SetupError
 from serving.runtime.tasks.base import Task
 from serving.runtime.tokenization import FIELDS
@@ -41,63 +40,7 @@ MERGE_ROWS = 8
 """Rows that a merged model is held against its adapter on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What to train.
-
-    Args:
-        base: checkpoint folder to start from.
-        named: what the user calls it.
-        tokenizer: its tokenizer.
-        task: bound to the labels of the training rows.
-        chosen: names of its settings that its user chose.
-        splits: rows by ``train``, ``validation`` and perhaps ``test``.
-        max_length: tokens kept of a row.
-        device: ``auto``, ``cpu`` or ``gpu``.
-        adapter: what is trained in place of all weights.
-        teacher: whom to learn from besides the labels.
-        report_to: trackers that are told how training goes, by the names ``transformers`` has for them.
-        scratch: folder for the trainer's own checkpoints; a whole epoch found there is resumed from.
-        tokens: folder for the rows as tokens; those found there are taken.
-    """
-
-    base: Path
-    named: str
-    task: Task
-    chosen: Collection[str]
-    tokenizer: Any
-    splits: Mapping[str, LabelledRows]
-    max_length: int
-    options: Hyperparameters
-    adapter: Adapter | None
-    teacher: Teacher | None
-    device: str
-    scratch: Path
-    tokens: Path
-    report_to: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What came of a training.
-
-    Args:
-        model: the best epoch's, on the CPU; an adapter is merged into it.
-        adapter: folder of the adapter alone.
-        settings: of the task, found best on the validation rows.
-        options: with what the job left open.
-        figures: metrics by split, the ``interval`` of the main metric (95 %, of the test rows if there are any), ``best_epoch``,
-            ``epochs``, ``steps``, ``parameters``, ``trained_parameters``, peak memory in MiB.
-    """
-
-    model: Any
-    adapter: Path | None
-    settings: dict[str, Any]
-    options: Hyperparameters
-    figures: dict[str, Any]
-
-
-def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
+def train(job: TrainingJob, callbacks: Sequence[Any] = ()) -> TrainingResult:
     """Train, evaluate each epoch on the validation rows, measure the best epoch on the test rows.
 
     Args:
@@ -118,7 +61,7 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
     parameters = model.num_parameters()
     job = with_learning_rate(job, parameters)
     if job.adapter is not None:
-        model = adapters.adapted(model, job.adapter, new=new, keeps_head=job.task.causal or job.task.generates)
+        model = adapters.add_adapter(model, job.adapter, new=new, keeps_head=job.task.causal or job.task.generates)
     rows = _rows(job)
     trainer = _trainer(model, rows, job)
     for callback in callbacks:
@@ -127,13 +70,13 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
         "parameters": parameters,
         "trained_parameters": sum(one.numel() for one in model.parameters() if one.requires_grad),
     }
-    with rounded(model, on=job.options.quantisation_aware):
+    with fake_quantized(model, enabled=job.options.quantization_aware):
         _run(trainer, job)
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     best = next(entry for entry in evaluations if entry["step"] == trainer.state.best_global_step)
     _require_finite_loss(best["eval_loss"])
     figures |= {"best_epoch": round(best["epoch"]), "epochs": len(evaluations), "steps": trainer.state.global_step, **_memory()}
-    figures["validation"] = _figures(best if not job.options.quantisation_aware else trainer.evaluate(), "eval_")
+    figures["validation"] = _figures(best if not job.options.quantization_aware else trainer.evaluate(), "eval_")
     folder = None
     if job.adapter is not None:
         folder = job.scratch / "adapter"
@@ -142,31 +85,31 @@ def train(job: Job, callbacks: Sequence[Any] = ()) -> Trained:
     trainer.compute_metrics = None  # from here on it is asked for predictions, of other rows too
     settings = _fitted(trainer, rows["validation"], job, figures["validation"])
     figures |= _last_figures(trainer, rows, replace(job.task, **settings), job.tokenizer)
-    return Trained(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)
+    return TrainingResult(model=trainer.model.cpu(), adapter=folder, settings=settings, options=job.options, figures=figures)
 
 
-def _rows(job: Job) -> dict[str, Encoded]:
+def _rows(job: TrainingJob) -> dict[str, EncodedSplit]:
     with main_first(job.device):
         try:
-            return {split: encoded(rows, job, split) for split, rows in job.splits.items()}
+            return {split: encode_split(rows, job, split) for split, rows in job.splits.items()}
         except RuntimeError as error:  # of the teacher
-            raise explained(error, job) or error from error
+            raise translate_error(error, job) or error from error
 
 
-def _check(job: Job) -> None:
+def _check(job: TrainingJob) -> None:
     """Refuse what cannot be trained, before anything is loaded."""
     if job.device == "gpu" and not torch.cuda.is_available():
         raise SetupError("torch sees no GPU", hint="give --device cpu, or see: tritonize doctor")
     if job.adapter is not None:
-        adapters.check(job.adapter)
-    if job.adapter is not None and job.options.quantisation_aware:
-        raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantisation-aware")
-    if job.options.quantisation_aware and not job.task.exported:
-        raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantisation-aware")
-    job.options.rows_at_once(processes())
+        adapters.check_adapter(job.adapter)
+    if job.adapter is not None and job.options.quantization_aware:
+        raise DataError("an adapter's weights are not those that are rounded", hint="leave out --adapter or --quantization-aware")
+    if job.options.quantization_aware and not job.task.exported:
+        raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantization-aware")
+    job.options.per_device_batch_size(world_size())
 
 
-def _last_figures(trainer: Any, rows: Mapping[str, Encoded], task: Task, tokenizer: Any) -> dict[str, Any]:
+def _last_figures(trainer: Any, rows: Mapping[str, EncodedSplit], task: Task, tokenizer: Any) -> dict[str, Any]:
     """Figures of the test rows, if there are any, and the interval of the main metric on them, else on the validation rows."""
     judged = rows.get("test", rows["validation"])
     found = trainer.predict(judged.dataset)
@@ -176,11 +119,11 @@ def _last_figures(trainer: Any, rows: Mapping[str, Encoded], task: Task, tokeniz
     return test | {"interval": interval}
 
 
-def _fitted(trainer: Any, rows: Encoded, job: Job, figures: dict[str, float]) -> dict[str, Any]:
+def _fitted(trainer: Any, rows: EncodedSplit, job: TrainingJob, figures: dict[str, float]) -> dict[str, Any]:
     """The task's settings that were left open, as they do best on the validation rows; ``figures`` become those found with them."""
     found: dict[str, Any] = {}
     for name, values in job.task.candidates().items():
-        if name in job.chosen:
+        if name in job.chosen_settings:
             continue
         outputs = trainer.predict(rows.dataset).predictions
         tasks = {value: replace(job.task, **found, **{name: value}) for value in values}
@@ -191,21 +134,21 @@ def _fitted(trainer: Any, rows: Encoded, job: Job, figures: dict[str, float]) ->
     return found
 
 
-def with_learning_rate(job: Job, parameters: int | None = None) -> Job:
+def with_learning_rate(job: TrainingJob, parameters: int | None = None) -> TrainingJob:
     """The job with a learning rate: where none was given, one that goes with the model's ``parameters`` (None: not yet counted)."""
     if job.options.learning_rate is not None:
         return job
     counted = parameters or _loaded(job)[0].num_parameters()
-    usual = usual_learning_rate(counted, adapter=job.adapter is not None)
+    usual = default_learning_rate(counted, adapter=job.adapter is not None)
     return replace(job, options=replace(job.options, learning_rate=usual))
 
 
-def _merged(trainer: Any, folder: Path, job: Job) -> tuple[Any, float]:
+def _merged(trainer: Any, folder: Path, job: TrainingJob) -> tuple[Any, float]:
     """The best epoch with its adapter merged, which is left alone in ``folder``, and by how much that moved its outputs."""
     assert job.adapter is not None
     with main_first(job.device):
-        if is_main():
-            adapters.save(trainer.model, folder, base=job.named)
+        if is_main_process():
+            adapters.save_adapter(trainer.model, folder, base=job.checkpoint_name)
     # not as accelerate has wrapped it, which may compute in half precision
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     base = _loaded(job)[0] if job.adapter.load_in else None
@@ -213,7 +156,7 @@ def _merged(trainer: Any, folder: Path, job: Job) -> tuple[Any, float]:
     batch = trainer.data_collator([rows[row] for row in range(min(MERGE_ROWS, len(rows)))])
     read = {*FIELDS, "labels"} if job.task.generates else FIELDS.keys()  # what is written follows from what was to be
     taken = read & set(trainer._signature_columns)  # a tokenizer may make more than the model takes
-    return adapters.merged(model, base, folder, {name: values for name, values in batch.items() if name in taken})
+    return adapters.merge_adapter(model, base, folder, {name: values for name, values in batch.items() if name in taken})
 
 
 def _memory() -> dict[str, int]:
@@ -224,7 +167,7 @@ def _memory() -> dict[str, int]:
     return found
 
 
-def _run(trainer: Any, job: Job) -> None:
+def _run(trainer: Any, job: TrainingJob) -> None:
     with main_first(job.device):  # it clears up what was not written to its end
         last = _last_whole_epoch(job.scratch)
     if last is not None:
@@ -235,7 +178,7 @@ def _run(trainer: Any, job: Job) -> None:
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         except (SafetensorError, RuntimeError) as error:
-            known = explained(error, job)
+            known = translate_error(error, job)
             if known is None:
                 raise
             raise known from error
@@ -246,12 +189,12 @@ def _require_finite_loss(loss: float) -> None:
         raise DivergedError(f"training diverged: the best epoch's validation loss is {loss}", hint="give a smaller --learning-rate")
 
 
-def _model(job: Job) -> tuple[Any, set[str]]:
+def _model(job: TrainingJob) -> tuple[Any, set[str]]:
     """The model to train, with the task's head, and the names of the parameters that the checkpoint lacks."""
     return _loaded(job, **adapters.loading_options(job.adapter))
 
 
-def _loaded(job: Job, **options: Any) -> tuple[Any, set[str]]:
+def _loaded(job: TrainingJob, **options: Any) -> tuple[Any, set[str]]:
     head = job.task.head()
     model, new = checkpoints.load_for_training(job.base, type(job.task), **head, ignore_mismatched_sizes=True, **options)
     _require_weights(model, new, job)
@@ -260,17 +203,18 @@ def _loaded(job: Job, **options: Any) -> tuple[Any, set[str]]:
     if job.task.generates:
         model.generation_config.update(**job.task.generation())
     if job.task.generates or job.task.causal:
-        _require_saveable(model.generation_config, job.named)
+        _require_saveable(model.generation_config, job.checkpoint_name)
     return model, new
 
 
-def _require_weights(model: Any, new: set[str], job: Job) -> None:
+def _require_weights(model: Any, new: set[str], job: TrainingJob) -> None:
     """Only a head may be new, and what pools for it, which models that fill masks have not."""
     whole = job.task.causal or job.task.generates
     lost = sorted(name for name in new if whole or (name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name))
     if lost:
         raise ArtifactError(
-            f"{job.named} lacks {len(lost)} of the model's weights, or has them in another shape: {', '.join(lost[:3])} …",
+            f"{job.checkpoint_name} lacks {len(lost)} of the model's weights, or has them in another shape: "
+            f"{', '.join(lost[:3])} …",
             hint="is its config.json that of its weights?",
         )
 
@@ -284,15 +228,15 @@ def _require_saveable(generation: Any, checkpoint: str) -> None:
         raise ArtifactError(f"{checkpoint}: {reason}", hint="mend its generation_config.json") from error
 
 
-def _judged(collected: Any, rows: Encoded, task: Task, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
+def _judged(collected: Any, rows: EncodedSplit, task: Task, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
     """What the trainer collected of the model's outputs for the rows, in their order → figures, and a prediction for each."""
-    outputs = predicted(collected, task, rows.origins)
+    outputs = outputs_by_name(collected, task, rows.origins)
     predictions = task.judged(outputs, rows.origins, tokenizer.backend_tokenizer)
     figures = compute(task.metric, predictions, rows.references)
     return figures | task.figures(outputs, outputs, rows.origins, rows.references), predictions
 
 
-def _trainer(model: Any, rows: Mapping[str, Encoded], job: Job) -> Any:
+def _trainer(model: Any, rows: Mapping[str, EncodedSplit], job: TrainingJob) -> Any:
     patience = job.options.early_stopping
     weighed = job.options.class_weights or job.options.label_smoothing  # else they need not be read, all of them at once
     arguments = training_arguments(job)
@@ -301,7 +245,7 @@ def _trainer(model: Any, rows: Mapping[str, Encoded], job: Job) -> Any:
     trainer = TaskTrainer(
         job.task,
         job.tokenizer,
-        loss=chosen_loss(
+        loss=loss_function(
             job.task,
             job.options,
             rows["train"].labels if weighed else (),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Seq2SeqTrainer
 
-from export.training.batches import SAID
+from export.training.batches import TEACHER_LOGITS
 from export.training.distillation import Teacher
 from export.training.losses import Loss
 from serving.errors import DivergedError
@@ -75,7 +75,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         return loss, {"loss": loss, **by_row}
 
     def _replaced_loss(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        own = {name: values for name, values in inputs.items() if name != SAID}
+        own = {name: values for name, values in inputs.items() if name != TEACHER_LOGITS}
         if self._loss is None:
             hard, outputs = super().compute_loss(model, own, return_outputs=True)
         else:
@@ -88,7 +88,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in (SAID, "length") if name not in self._signature_columns]
+        self._signature_columns += [name for name in (TEACHER_LOGITS, "length") if name not in self._signature_columns]
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
         """A step's loss, its gradients added to those there are.
@@ -167,7 +167,7 @@ def _depth(name: str, top: int) -> int:
     return 0 if "embed" in name else top
 
 
-def predicted(predictions: Any, task: Task, origins: Origins) -> Arrays:
+def outputs_by_name(predictions: Any, task: Task, origins: Origins) -> Arrays:
     """What the trainer collected of the model's outputs → ``outputs_read`` by name, ``[model rows, …]``."""
     outputs = predictions if isinstance(predictions, tuple) else (predictions,)
     if task.grouped:  # [groups, most rows of one]

@@ -22,7 +22,7 @@ from serving.manifests.checkpoint_manifest import (
     TrainingData,
     TrainingFigures,
 )
-from serving.manifests.manifest import SCHEMA_VERSION, Device, Manifest, Precision, StageInputs
+from serving.manifests.manifest import SCHEMA_VERSION, ComputeDevice, Manifest, StageInputs
 from serving.manifests.repository_manifest import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest
 from serving.manifests.tuning_manifest import HardwareRecord, LoadRecord, TrialRecord, TuningManifest
 
@@ -32,14 +32,13 @@ __all__ = [
     "BundleManifest",
     "BundleProvenance",
     "CheckpointManifest",
-    "Device",
+    "ComputeDevice",
     "DistillationRecord",
     "HardwareRecord",
     "LoadRecord",
     "Manifest",
     "OriginalCheckpoint",
     "OriginalFigures",
-    "Precision",
     "ProbeBody",
     "ProbeInput",
     "RepositoryManifest",

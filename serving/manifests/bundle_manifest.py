@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from serving.manifests.manifest import Device, Manifest, MetricRecord, Precision, Record
+from serving.manifests.manifest import ComputeDevice, Manifest, MetricRecord, Record
+from serving.options import Precision
 
 
 class Throughput(Record):
@@ -34,7 +35,7 @@ class SpeedFigures(MetricRecord):
 
     latency_ms: float
     throughput: Throughput
-    speed_device: Device
+    speed_device: ComputeDevice
 
 
 class OriginalCheckpoint(Record):
@@ -160,7 +161,7 @@ class BundleManifest(Manifest):
     settings: dict[str, JsonValue]
     evaluation_settings: dict[str, JsonValue] = Field(default_factory=dict)
     main_metric: str
-    device: Device
+    device: ComputeDevice
     warnings: tuple[str, ...]
     original: OriginalFigures
     precisions: dict[Precision, VariantRecord]

@@ -8,7 +8,8 @@ from pydantic import JsonValue
 
 from serving.configuration import Configuration
 from serving.manifests.bundle_manifest import VariantFigures
-from serving.manifests.manifest import Device, Manifest, Precision, Record, StageInputs
+from serving.manifests.manifest import ComputeDevice, Manifest, Record, StageInputs
+from serving.options import Precision
 
 
 class ProbeInput(Record):
@@ -61,7 +62,7 @@ class RepositoryManifest(Manifest):
     settings: dict[str, JsonValue]
     probe: ProbeBody
     precision: Precision
-    device: Device
+    device: ComputeDevice
     batching: Literal["ragged", "off"]
     instances: int
     threads: int

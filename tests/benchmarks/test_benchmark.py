@@ -83,7 +83,7 @@ def run(server: servers.Server, tmp_path_factory: pytest.TempPathFactory) -> Run
         NAME,
         device="cpu",
         rows=ROWS,
-        duration=0.6,
+        duration=0.3,
         batch="1,32",
         length="8,4096",
         rate="50%,200",

@@ -18,7 +18,6 @@ import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks import commands
 from benchmarks.answers import from_json
 from benchmarks.energy import EnergyMeter
 from benchmarks.in_process import Batched, Loaded, ModelRun, bundle_precision, findings, require_original
@@ -35,7 +34,7 @@ from benchmarks.steps import counts_between, total
 from benchmarks.workers import Workers, started
 from export.cli import main
 from serving.artifact import fingerprint, inputs_record, json_ready, sha256, write_manifest
-from serving.bundle import PRECISIONS, Bundle, load_bundle
+from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
 from serving.runtime.tasks.text_classification import TextClassification
 from tests.helpers.manifests import bundle_manifest, repository_manifest, variant_figures
@@ -550,7 +549,3 @@ def test_a_recipes_single_value_of_a_repeatable_option_is_taken_as_one(
     monkeypatch.chdir(tmp_path)
     assert main(["benchmark", "--recipe", "recipe.toml"]) == 1
     assert "no bundle at artifacts/words/bundle" in capsys.readouterr().err
-
-
-def test_the_command_knows_the_bundles_precisions() -> None:
-    assert commands.PRECISIONS == PRECISIONS

@@ -21,7 +21,7 @@ from serving.configuration import Configuration
 from serving.errors import ArtifactError
 from serving.install import server_versions
 from serving.machine import cores
-from serving.manifests import Precision
+from serving.options import Precision
 from serving.plan import Plan, make_plan
 from serving.repository import serving_code
 from serving.tuning import Tuning, read_tuning, tuning_folder

@@ -13,7 +13,7 @@ import torch
 
 from export import cli
 from export.training import adapters
-from export.training.hyperparameters import Adapter, usual_learning_rate
+from export.training.hyperparameters import Adapter, default_learning_rate
 from export.training.progress import PlainProgress
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError
@@ -86,7 +86,7 @@ def test_layers_are_adapted_and_the_head_is_trained_whole(make_checkpoint: Calla
         model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint(architecture)).eval()
         linear.update(name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear))
         before = logits(model, ids)
-        adapted = adapters.adapted(model, adapter, new=set())
+        adapted = adapters.add_adapter(model, adapter, new=set())
         assert torch.allclose(logits(adapted, ids), before, atol=1e-5), "nothing is learnt yet"
         trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
         assert any(".modules_to_save." in name for name in trained) and not any("word_embeddings" in name for name in trained)
@@ -105,10 +105,10 @@ def test_layers_are_adapted_and_the_head_is_trained_whole(make_checkpoint: Calla
 def test_other_methods_are_trained_and_merged_too(make_checkpoint: Callable[[str], Path], method: str, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    assert method in adapters.methods()
+    assert method in adapters.adapter_methods()
     options = {"n_frequency": 10} if method == "fourierft" else {}
     model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint("bert"))
-    adapted = adapters.adapted(model, Adapter(method=method, options=options), new=set())
+    adapted = adapters.add_adapter(model, Adapter(method=method, options=options), new=set())
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 50, (4, 12), generator=generator)
     before = logits(adapted, ids)
@@ -119,7 +119,7 @@ def test_other_methods_are_trained_and_merged_too(make_checkpoint: Callable[[str
     trained = logits(adapted, ids)
     assert not torch.allclose(before, trained)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    whole, apart = adapters.merged(adapted, None, tmp_path, batch)
+    whole, apart = adapters.merge_adapter(adapted, None, tmp_path, batch)
     assert apart <= 1e-4 and torch.allclose(logits(whole, ids), trained, atol=1e-4)
     assert not any(method in name or "lora" in name for name, _ in whole.named_parameters())
 
@@ -129,7 +129,7 @@ def test_tied_weights_stay_frozen(make_checkpoint: Callable[[str], Path]) -> Non
     from transformers import AutoModelForMaskedLM
 
     model = AutoModelForMaskedLM.from_pretrained(make_checkpoint("distilbert"))
-    adapted = adapters.adapted(model, Adapter(method="lora"), new={"vocab_transform.weight"})
+    adapted = adapters.add_adapter(model, Adapter(method="lora"), new={"vocab_transform.weight"})
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert not any("vocab_projector" in name for name in trained)
     assert "base_model.model.vocab_transform.modules_to_save.default.weight" in trained, "new weights have nothing to adapt"
@@ -200,9 +200,9 @@ def test_an_interrupted_adapter_goes_on_as_if_never_interrupted(
 
 def test_the_usual_learning_rate_falls_with_size() -> None:
     sizes = [1e6, 6.6e7, 3.4e8, 7e9]
-    rates = [usual_learning_rate(int(size), adapter=False) for size in sizes]
+    rates = [default_learning_rate(int(size), adapter=False) for size in sizes]
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == len(rates)
-    assert usual_learning_rate(10**6, adapter=True) == 10 * rates[0]
+    assert default_learning_rate(10**6, adapter=True) == 10 * rates[0]
 
 
 def test_what_peft_refuses_is_an_error_of_ours(make_checkpoint: Callable[[str], Path]) -> None:
@@ -210,4 +210,4 @@ def test_what_peft_refuses_is_an_error_of_ours(make_checkpoint: Callable[[str], 
 
     model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint("bert"))
     with pytest.raises(ArtifactError, match="adalora cannot be used with this model: "):
-        adapters.adapted(model, Adapter(method="adalora"), new=set())
+        adapters.add_adapter(model, Adapter(method="adalora"), new=set())

@@ -15,7 +15,8 @@ import pytest
 from pyarrow import parquet
 
 from export import data, quickstart, sources
-from export.data import Columns, Rows
+from export.columns import Columns
+from export.data import Rows
 from serving.errors import ArtifactError, DataError, SetupError
 from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
 
@@ -41,7 +42,7 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
     rows = [{"premise": "a", "hypothesis": "", "gold": 2}, {"premise": "é", "hypothesis": "c", "gold": 0}]
     jsonl = write(tmp_path / "a.jsonl", "\n\n".join(json.dumps(row) for row in rows))
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    columns = Columns(text="premise", text_pair="hypothesis", label="gold")
+    columns = Columns(text="premise", text_pair="hypothesis", labels=("gold",))
     found = load(jsonl, columns)
     assert found.texts == (("a", "é"), ("", "c"))
     assert found.labels == (2, 0)
@@ -103,7 +104,7 @@ def test_bad_files_are_refused_with_the_row(tmp_path: Path, name: str, content: 
 def test_where_texts_and_label_were_looked_for_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "one,two,gold\nfine,,\n")
     with pytest.raises(DataError, match=r"line 2: the label is empty: \{'one': 'fine', 'two': '', 'gold': ''\}") as caught:
-        load(path, Columns(text="one", text_pair="two", label="gold"))
+        load(path, Columns(text="one", text_pair="two", labels=("gold",)))
     assert caught.value.hint == "it is read from the columns one, two and gold"
 
 

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from export import cli
 from export.training.distillation import Teacher, load_teacher
 from export.training.hyperparameters import Distillation, Hyperparameters
-from export.training.losses import chosen_loss, no_label
-from export.training.parts import parts_of
+from export.training.losses import loss_function, missing_label
+from export.training.ngram_augmentation import random_spans
 from serving.artifact import read_manifest
 from serving.manifests import CheckpointManifest, DistillationRecord
 from serving.runtime.tasks._labels import IGNORED
@@ -141,13 +141,13 @@ def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
             write_tsv(data / f"{split}.tsv", [(text, told[label == "negative"]) for text, label in lines])
     assert cli.main(command(base_checkpoint, "teacher", "--keep-leaks")) == 0
     asked: list[int] = []
-    said = Teacher.said
+    said = Teacher.logits
 
     def once(self: Teacher, rows: Any, **named: Any) -> Any:
         asked.append(len(rows))
         return said(self, rows, **named)
 
-    monkeypatch.setattr(Teacher, "said", once)
+    monkeypatch.setattr(Teacher, "logits", once)
     teacher = ("--teacher", "artifacts/teacher/checkpoint", "--teacher-parts", "2", "--keep-leaks", "--epochs", "6")
     teacher += ("--teacher-weight", "1")
     capsys.readouterr()
@@ -166,9 +166,9 @@ def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
 def test_rows_without_a_label_are_learnt_from_the_teacher_alone() -> None:
     plain = Hyperparameters()
     for kind, known in ((ONE, [1, 0]), (ANY, [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), (NUMBER, [0.5, -100.0])):
-        labels = torch.tensor([known[0], no_label(known[0]), known[1], no_label(known[1])])
+        labels = torch.tensor([known[0], missing_label(known[0]), known[1], missing_label(known[1])])
         logits = torch.randn(4, 1 if kind == NUMBER else 3)
-        loss = chosen_loss(classification(kind), plain, (), unlabelled=True)
+        loss = loss_function(classification(kind), plain, (), unlabelled=True)
         assert loss is not None
         whole, alone = float(loss(logits, labels)), float(loss(logits[::2], labels[::2]))
         assert whole == pytest.approx(alone / 2) and alone > 0, "shared out over all rows"
@@ -181,8 +181,8 @@ def test_rows_without_a_label_are_learnt_from_the_teacher_alone() -> None:
 def test_rows_without_a_label_are_not_weighed(kind: str, targets: list[Any]) -> None:
     weighing = Hyperparameters(class_weights=True)
     logits, labels = torch.randn(3, 3), torch.tensor(targets)
-    alone = chosen_loss(classification(kind), weighing, targets)
-    among = chosen_loss(classification(kind), weighing, [*targets, *map(no_label, targets)], unlabelled=True)
+    alone = loss_function(classification(kind), weighing, targets)
+    among = loss_function(classification(kind), weighing, [*targets, *map(missing_label, targets)], unlabelled=True)
     assert alone is not None and among is not None
     assert float(among(logits, labels)) == pytest.approx(float(alone(logits, labels)))
 
@@ -194,15 +194,15 @@ def test_parts_are_words_in_a_row() -> None:
     tokenizer.normalizer = normalizers.BertNormalizer()
     encoder = TextEncoder(tokenizer, max_length=16, names=(), padding={})
     texts = ["The film  is goodly.", "the film", "", "字符字"]
-    drawn = parts_of(texts, 30, encoder, random.Random(1))
-    assert drawn == parts_of(texts, 30, encoder, random.Random(1)) != parts_of(texts, 30, encoder, random.Random(2))
+    drawn = random_spans(texts, 30, encoder, random.Random(1))
+    assert drawn == random_spans(texts, 30, encoder, random.Random(1)) != random_spans(texts, 30, encoder, random.Random(2))
     starts, ends = {"The", "film", "is", "goodly."}, {"film", "is", "goodly", "goodly."}
     assert {part.split()[0] for part in drawn[0]} == starts and {part.split()[-1] for part in drawn[0]} == ends
     assert all(part in texts[0] and part != texts[0] for part in drawn[0])
     assert set(drawn[1]) == {"the film"} and set(drawn[2]) == {""}
     assert set(drawn[3]) == {"字符", "符字"}
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)  # to which a text is one word
-    assert all(len(part.split()) in (2, 3) for part in parts_of(texts[:1], 30, encoder, random.Random(1))[0])
+    assert all(len(part.split()) in (2, 3) for part in random_spans(texts[:1], 30, encoder, random.Random(1))[0])
 
 
 def test_what_is_for_teachers_alone_needs_one(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +221,7 @@ def test_a_teacher_reads_no_more_than_it_takes(make_checkpoint: Callable[[str], 
     task = classification(ONE, LABELS)
     teacher = load_teacher(folder, task, AutoTokenizer.from_pretrained(base_checkpoint), Distillation(teacher="x"))
     rows = LabelledRows(texts=(("good", "a dull story " * 60, "the film was moving"),), labels=(0, 1, 0))
-    said = {at_once: teacher.said(rows, at_once=at_once, max_length=500, device="cpu") for at_once in (1, 2, 64)}
+    said = {at_once: teacher.logits(rows, at_once=at_once, max_length=500, device="cpu") for at_once in (1, 2, 64)}
     for one in (said[1], said[2]):
         assert torch.allclose(torch.tensor(one), torch.tensor(said[64]), atol=1e-5)
 
@@ -251,7 +251,7 @@ def test_a_teacher_of_tokens_needs_the_students_tokenizer(make_checkpoint: Calla
     AutoModelForTokenClassification.from_pretrained(folder).save_pretrained(tmp_path / "tagger")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "tagger")
     task, options = TokenClassification(labels=LABELS), Distillation(teacher="x")
-    assert not load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), options).once
+    assert not load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), options).cacheable
     with pytest.raises(DataError, match="parts of texts teach no token-classification"):
         load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), Distillation(teacher="x", parts=1))
     with pytest.raises(DataError, match="x has another tokenizer than the student"):

@@ -80,16 +80,16 @@ def test_two_processes_write_as_one_does(in_folder: Path) -> None:
 def test_what_fails_in_all_processes_ends_all(data: Path, base_checkpoint: Path) -> None:
     done = run(TORCHRUN, arguments(base_checkpoint, "odd", "--batch-size", "15"))
     assert done.returncode == 1
-    assert "error: a step of 15 rows cannot be shared out evenly over 2 processes × 1 parts each" in done.stderr
+    assert "error: a step of 15 rows cannot be divided evenly over 2 processes × 1 parts each" in done.stderr
     assert not (data / "artifacts" / "odd" / "checkpoint").exists()
 
 
 @pytest.mark.parametrize(("processes", "parts", "rows"), [(1, 1, 32), (2, 1, 16), (2, 4, 4), (32, 1, 1)])
 def test_a_step_has_the_same_rows_however_it_is_shared_out(processes: int, parts: int, rows: int) -> None:
-    assert Hyperparameters(batch_size=32, gradient_accumulation=parts).rows_at_once(processes) == rows
+    assert Hyperparameters(batch_size=32, gradient_accumulation=parts).per_device_batch_size(processes) == rows
 
 
 def test_steps_that_cannot_be_shared_out_are_refused() -> None:
     with pytest.raises(DataError) as raised:
-        Hyperparameters(batch_size=32, gradient_accumulation=3).rows_at_once(2)
-    assert raised.value.hint == "give a --batch-size that 6 divides"
+        Hyperparameters(batch_size=32, gradient_accumulation=3).per_device_batch_size(2)
+    assert raised.value.hint == "give a --batch-size that is a multiple of 6"

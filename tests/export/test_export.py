@@ -22,7 +22,8 @@ from export import bundle as bundles
 from export import cli, graph, optimize
 from export.bundle import export
 from export.checkpoint import chosen_max_length, load_model, read_config, save_tokenizer
-from export.data import EVALUATION, Columns, LabelledRows, read_evaluation, write_evaluation
+from export.columns import Columns
+from export.data import EVALUATION, LabelledRows, read_evaluation, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import find_source
 from export.rows import EncodedRows

@@ -307,7 +307,7 @@ def test_adapters_and_teachers_are_for_models_that_write_too(
             (),
             "T5ForConditionalGeneration, not one that ends in ForCausalLM or LMHeadModel",
         ),
-        ("translation", "t5", ("--quantisation-aware",), "checkpoints of translation are not exported to int8"),
+        ("translation", "t5", ("--quantization-aware",), "checkpoints of translation are not exported to int8"),
         ("text-generation", "gpt2", ("--max-length", "49"), "the model takes at most 48 tokens, not 49"),
     ],
 )

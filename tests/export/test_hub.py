@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +14,33 @@ from export import cli
 from serving.artifact import read_manifest
 from serving.manifests import BundleManifest, CheckpointManifest
 from tests.helpers import hub
+from tests.helpers.command_line import CommandLine, command_line
 from tests.helpers.reviews import review_rows, write_tsv
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ("--name", "tiny", "--epochs", "1", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--device", "cpu")
 
 
-@pytest.fixture
-def stand_in() -> Iterator[hub.Hub]:
+@pytest.fixture(scope="module")
+def listening() -> Iterator[tuple[hub.Hub, CommandLine]]:
+    """A stand-in and a command line that takes it for the Hub."""
     with hub.serving() as serving:
-        yield serving
+        own = {"HF_ENDPOINT": serving.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        with command_line(**own) as commands:
+            yield serving, commands
+
+
+@pytest.fixture
+def stand_in(listening: tuple[hub.Hub, CommandLine]) -> hub.Hub:
+    """The stand-in, empty."""
+    listening[0].clear()
+    return listening[0]
+
+
+@pytest.fixture
+def run(listening: tuple[hub.Hub, CommandLine]) -> Run:
+    """Run a command that talks to the stand-in."""
+    return lambda *arguments, token=hub.TOKEN: listening[1].run(*arguments, HF_TOKEN=token)
 
 
 @pytest.fixture
@@ -35,18 +51,12 @@ def data(in_folder: Path) -> Path:
     return in_folder
 
 
-def run(stand_in: hub.Hub, *arguments: str, token: str = hub.TOKEN) -> subprocess.CompletedProcess[str]:
-    own = {"HF_ENDPOINT": stand_in.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-m", "export.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=os.environ | own)
-
-
 def finetune(checkpoint: Path, *more: str) -> list[str]:
     return ["finetune", "--checkpoint", str(checkpoint), "--train", "train.tsv", "--test", "test.tsv", *TINY, *more]
 
 
-def test_checkpoint_and_bundle_go_to_the_hub_and_come_back(data: Path, base_checkpoint: Path, stand_in: hub.Hub) -> None:
-    done = run(stand_in, *finetune(base_checkpoint, "--push-to-hub", "me/tiny", "--private"))
+def test_checkpoint_and_bundle_go_to_the_hub_and_come_back(data: Path, base_checkpoint: Path, stand_in: hub.Hub, run: Run) -> None:
+    done = run(*finetune(base_checkpoint, "--push-to-hub", "me/tiny", "--private"))
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == f"on the Hub: {stand_in.url}/me/tiny/commit/{hub.COMMIT}"
     artifact = data / "artifacts" / "tiny"
@@ -58,24 +68,24 @@ def test_checkpoint_and_bundle_go_to_the_hub_and_come_back(data: Path, base_chec
     assert stand_in.private == {"me/tiny"}
     assert files["README.md"].startswith(b"---\nlibrary_name: transformers\npipeline_tag: text-classification\nmetrics:\n")
 
-    done = run(stand_in, "export", "--name", "tiny", "--device", "cpu", "--precision", "fp32", "--push-to-hub", "me/tiny")
+    done = run("export", "--name", "tiny", "--device", "cpu", "--precision", "fp32", "--push-to-hub", "me/tiny")
     assert done.returncode == 0, done.stderr
     assert {name for name in files if name.startswith("onnx/") and name.endswith(".onnx")} == {"onnx/fp32/model.onnx"}
     assert stand_in.commits == ["Add the model", "Add onnx"]
 
-    done = run(stand_in, "export", "--name", "again", "--checkpoint", "me/tiny", "--test", "test.tsv", "--precision", "fp32")
+    done = run("export", "--name", "again", "--checkpoint", "me/tiny", "--test", "test.tsv", "--precision", "fp32")
     assert done.returncode == 0, done.stderr
     ours, theirs = (read_manifest(data / "artifacts" / name / "bundle", BundleManifest) for name in ("tiny", "again"))
     assert ours.original.metrics["accuracy"] == theirs.original.metrics["accuracy"], "what came back is what went"
 
 
-def test_what_the_hub_refuses_stays_here(data: Path, base_checkpoint: Path, stand_in: hub.Hub) -> None:
-    done = run(stand_in, *finetune(base_checkpoint, "--push-to-hub", "me/tiny"), token="wrong")  # noqa: S106 - of nothing
+def test_what_the_hub_refuses_stays_here(data: Path, base_checkpoint: Path, stand_in: hub.Hub, run: Run) -> None:
+    done = run(*finetune(base_checkpoint, "--push-to-hub", "me/tiny"), token="wrong")  # noqa: S106 - of nothing
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the Hub did not take artifacts/tiny/checkpoint: 401 Client Error") and "HF_TOKEN" in last
     assert read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest)
-    done = run(stand_in, *finetune(base_checkpoint, "--push-to-hub", "me/tiny"))
+    done = run(*finetune(base_checkpoint, "--push-to-hub", "me/tiny"))
     assert done.returncode == 0 and "is up to date" in done.stderr, "given again it is only uploaded"
 
 

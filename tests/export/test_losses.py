@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from export import cli
 from export.training.hyperparameters import Hyperparameters
-from export.training.losses import chosen_loss, loss_of_groups
+from export.training.losses import grouped_cross_entropy, loss_function
 from serving.artifact import read_manifest
 from serving.errors import DataError
 from serving.manifests import CheckpointManifest
@@ -30,12 +30,12 @@ def classification(kind: str, *labels: str) -> TextClassification:
 
 
 def test_models_keep_their_own_loss_where_nothing_is_asked() -> None:
-    assert chosen_loss(classification(ONE, "a", "b"), Hyperparameters(), [0, 1]) is None
-    assert chosen_loss(MultipleChoice(), Hyperparameters(), []) is loss_of_groups
+    assert loss_function(classification(ONE, "a", "b"), Hyperparameters(), [0, 1]) is None
+    assert loss_function(MultipleChoice(), Hyperparameters(), []) is grouped_cross_entropy
 
 
 def test_rare_labels_weigh_as_much_as_frequent_ones() -> None:
-    loss = chosen_loss(classification(ONE, "often", "rare", "never"), WEIGHTS, [0, 0, 0, 1])
+    loss = loss_function(classification(ONE, "often", "rare", "never"), WEIGHTS, [0, 0, 0, 1])
     assert loss is not None
     logits = torch.zeros(4, 3)
     assert float(loss(logits, torch.tensor([0, 0, 0, 1]))) == pytest.approx(float(torch.tensor(3.0).log()))
@@ -46,7 +46,7 @@ def test_rare_labels_weigh_as_much_as_frequent_ones() -> None:
 
 def test_tokens_without_a_label_count_for_nothing() -> None:
     tagger = TokenClassification(labels=("O", "B-x"))
-    loss = chosen_loss(tagger, WEIGHTS, [[IGNORED, 0, 0, 0], [IGNORED, 1]])
+    loss = loss_function(tagger, WEIGHTS, [[IGNORED, 0, 0, 0], [IGNORED, 1]])
     assert loss is not None
     logits, labels = torch.randn(1, 4, 2), torch.tensor([[IGNORED, 0, 0, 1]])
     weights = torch.tensor([4 / 6, 4 / 2])
@@ -56,14 +56,14 @@ def test_tokens_without_a_label_count_for_nothing() -> None:
 
 
 def test_each_of_several_labels_is_weighed_by_itself() -> None:
-    loss = chosen_loss(classification(ANY, "a", "b"), WEIGHTS, [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    loss = loss_function(classification(ANY, "a", "b"), WEIGHTS, [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     assert loss is not None
     logits, labels = torch.zeros(1, 2), torch.ones(1, 2)
     assert float(loss(logits, labels)) == pytest.approx((1 / 3 + 3) / 2 * 0.6931, rel=1e-3)
 
 
 def test_smoothing_is_that_of_torch() -> None:
-    loss = chosen_loss(classification(ONE, "a", "b", "c"), SMOOTHING, [0, 1, 2])
+    loss = loss_function(classification(ONE, "a", "b", "c"), SMOOTHING, [0, 1, 2])
     assert loss is not None
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     assert float(loss(logits, labels)) == pytest.approx(float(functional.cross_entropy(logits, labels, label_smoothing=0.1)))
@@ -79,7 +79,7 @@ def test_smoothing_is_that_of_torch() -> None:
 )
 def test_labels_that_cannot_be_weighed_are_told(task: Task, options: Hyperparameters, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        chosen_loss(task, options, [[1.0, 0.0]])
+        loss_function(task, options, [[1.0, 0.0]])
 
 
 def test_training_and_its_evaluation_take_the_loss_that_was_asked_for(in_folder: Path, base_checkpoint: Path) -> None:

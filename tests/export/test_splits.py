@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from export import cli, leaks, lengths, sources
-from export.data import Columns, LabelledRows, Rows, hold_out
+from export.columns import Columns
+from export.data import LabelledRows, Rows, hold_out
 from export.files import read_rows
 from export.splits import load_splits
 from serving.artifact import read_manifest

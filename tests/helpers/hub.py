@@ -35,6 +35,11 @@ class Hub:
     commits: list[str] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Forget all that was uploaded."""
+        for held in (self.repositories, self.private, self.commits, self.objects):
+            held.clear()
+
 
 class _Handler(BaseHTTPRequestHandler):
     hub: ClassVar[Hub]

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.server import ServeOptions
+from serving.options import ServeOptions
 
 STRANGE_TEXTS = [
     "",

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from export.cli import main
 from export.convert import require_supported
 from serving.client import TritonPipeline
 from serving.errors import ExportError
-from serving.repository import PackageOptions, package
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.runtime.tasks import names, task_class
-from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
 from tests.helpers import answering
 from tests.helpers.checkpoints import ARCHITECTURES
@@ -80,30 +81,61 @@ def labelled_rows(task: str) -> list[dict[str, Any]]:
             return [{"text": text, "label": label} for text, label in reviews]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A server of one or more models, each packaged under its architecture and task."""
+
+    options: ServeOptions
+    artifacts: Path
+    checkpoints: dict[tuple[str, str], Path]
+
+    def ask(self, architecture: str, task: str, question: Callable[[TritonPipeline], Any]) -> Any:
+        """What one of the ensembles answers."""
+        with TritonPipeline(f"{architecture}_{task}", url=self.options.grpc_url) as pipe:
+            assert pipe.task == task
+            return question(pipe)
+
+
 @contextlib.contextmanager
-def serving(folder: Path, checkpoint: Path, task: str) -> Iterator[ServeOptions]:
-    """A server with the checkpoint exported and packaged as ``tiny``."""
-    rows = labelled_rows(task)
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    given = ["--checkpoint", checkpoint, "--test", folder / "rows.jsonl", "--task", task, "--max-length", MAX_LENGTH]
-    arguments = ["--name", "tiny", "--artifacts", folder, *given, "--precision", "fp32", "--max-metric-drop", 100]
-    assert main(["export", *map(str, arguments)]) == 0
-    bundle = folder / "tiny" / "bundle"
-    repository = folder / "model_repository"
-    package(PackageOptions(name="tiny", repository=repository, bundle=bundle, precision="fp32", device="cpu", batching="ragged"))
-    options = serve_options(repository)
-    start_detached(options)
+def serving(folder: Path, pairs: Collection[tuple[str, str]]) -> Iterator[Served]:
+    """One server of random checkpoints of all these pairs of architecture and task."""
+    served = Served(options=serve_options(folder / "model_repository"), artifacts=folder / "artifacts", checkpoints={})
+    for architecture, task in pairs:
+        name = f"{architecture}_{task}"
+        more = NLI if task == "zero-shot-classification" else {}
+        checkpoint = random_checkpoint(folder / "checkpoints" / name, architecture, task_class(task), **more)
+        rows = folder / f"{name}.jsonl"
+        rows.write_text("\n".join(map(json.dumps, labelled_rows(task))), encoding="utf-8")
+        given = ["--checkpoint", checkpoint, "--test", rows, "--task", task, "--max-length", MAX_LENGTH]
+        arguments = ["--name", name, "--artifacts", served.artifacts, *given, "--precision", "fp32", "--max-metric-drop", 100]
+        assert main(["export", *map(str, arguments)]) == 0
+        bundle, repository = served.artifacts / name / "bundle", served.options.repository
+        package(PackageOptions(name=name, repository=repository, bundle=bundle, precision="fp32", device="cpu", batching="ragged"))
+        served.checkpoints[architecture, task] = checkpoint
+    start_detached(served.options)
     try:
-        yield options
+        yield served
     finally:
-        stop(options.http_port)
+        stop(served.options.http_port)
 
 
-def served(folder: Path, checkpoint: Path, task: str, ask: Callable[[TritonPipeline], Any]) -> Any:
-    """What an ensemble of the checkpoint answers."""
-    with serving(folder, checkpoint, task) as options, TritonPipeline("tiny", url=options.grpc_url) as pipe:
-        assert pipe.task == task
-        return ask(pipe)
+@pytest.fixture(scope="module")
+def covering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server of the pairs that always run."""
+    with serving(tmp_path_factory.mktemp("covering"), sorted(COVERING)) as served:
+        yield served
+
+
+@pytest.fixture
+def served(request: pytest.FixtureRequest, tmp_path: Path, architecture: str, task: str) -> Iterator[Served]:
+    """A server of this pair."""
+    if reason := why_not(architecture, task):
+        pytest.skip(reason)
+    if (architecture, task) in COVERING:
+        yield request.getfixturevalue("covering")
+    else:
+        with serving(tmp_path, [(architecture, task)]) as alone:
+            yield alone
 
 
 def encoded(checkpoint: Path, texts: list[str], others: list[str] | None = None) -> dict[str, torch.Tensor]:
@@ -139,15 +171,16 @@ def pipeline(task: str, checkpoint: Path) -> Any:
     return found
 
 
-def compare(folder: Path, checkpoint: Path, task: str) -> None:
+def compare(served: Served, architecture: str, task: str) -> None:
     """What is served, with what the original says."""
     rows: Any = TEXTS
+    checkpoint = served.checkpoints[architecture, task]
     if task == "feature-extraction":
-        assert_same(served(folder, checkpoint, task, lambda pipe: pipe(rows)), embeddings(checkpoint))
+        assert_same(served.ask(architecture, task, lambda pipe: pipe(rows)), embeddings(checkpoint))
         return
     if task == "multiple-choice":
         rows = [{"text": text, "choices": CANDIDATES} for text in TEXTS]
-        assert_same(served(folder, checkpoint, task, lambda pipe: pipe(rows)), choices(checkpoint))
+        assert_same(served.ask(architecture, task, lambda pipe: pipe(rows)), choices(checkpoint))
         return
     options: dict[str, Any] = {}
     original = pipeline(task, checkpoint)
@@ -162,7 +195,7 @@ def compare(folder: Path, checkpoint: Path, task: str) -> None:
         case "fill-mask":
             mask = original.tokenizer.mask_token
             rows = [f"{mask} {text}" for text in TEXTS]
-    found = served(folder, checkpoint, task, lambda pipe: pipe(rows, **options))
+    found = served.ask(architecture, task, lambda pipe: pipe(rows, **options))
     cut = {"fill-mask": {"tokenizer_kwargs": {"truncation": True}}, "text-classification": {"truncation": True}}
     asked = {"question-answering": {"max_seq_len": MAX_LENGTH, "doc_stride": 32}}
     if task in asked:
@@ -185,42 +218,27 @@ def why_not(architecture: str, task: str) -> str:
 
 
 @pytest.mark.parametrize(("architecture", "task"), PAIRS)
-def test_a_served_model_answers_as_the_original(tmp_path: Path, architecture: str, task: str) -> None:
-    kind = task_class(task)
-    if reason := why_not(architecture, task):
-        pytest.skip(reason)
-    more = NLI if task == "zero-shot-classification" else {}
-    checkpoint = random_checkpoint(tmp_path / "checkpoint", architecture, kind, **more)
-    compare(tmp_path, checkpoint, task)
+def test_a_served_model_answers_as_the_original(served: Served, architecture: str, task: str) -> None:
+    compare(served, architecture, task)
 
 
 @pytest.mark.parametrize(
     "task", [task if task == "question-answering" else pytest.param(task, marks=pytest.mark.matrix) for task in TASKS]
 )
-def test_every_task_is_benchmarked(tmp_path: Path, task: str) -> None:
+def test_every_task_is_benchmarked(covering: Served, tmp_path: Path, task: str) -> None:
     """Speed and quality of all there is to compare: PyTorch, the pipeline where there is one, ONNX Runtime, the server."""
-    kind = task_class(task)
-    checkpoint = random_checkpoint(tmp_path / "checkpoint", "bert", kind, **(NLI if task == "zero-shot-classification" else {}))
-    with serving(tmp_path, checkpoint, task) as options:
-        ports = ["--http-port", options.http_port, "--grpc-port", options.grpc_port, "--metrics-port", options.metrics_port]
-        where = [
-            "--artifacts",
-            tmp_path,
-            "--repository",
-            options.repository,
-            "--checkpoint",
-            checkpoint,
-            "--output",
-            tmp_path / "report",
-        ]
-        short = ["--rows", 20, "--duration", 0.4, "--rounds", 1, "--concurrency", 2, "--precision", "fp32", "--batch", 1]
-        short += ["--length", 16, "--rate", "none", "--protocol", "grpc"]
-        assert main(["benchmark", "tiny", *map(str, [*ports, *where, *short])]) == 0
+    pair = next(pair for pair in sorted(COVERING) if pair[1] == task)
+    options = covering.options
+    ports = ["--http-port", options.http_port, "--grpc-port", options.grpc_port, "--metrics-port", options.metrics_port]
+    where = ["--artifacts", covering.artifacts, "--repository", options.repository, "--checkpoint", covering.checkpoints[pair]]
+    short = ["--rows", 20, "--duration", 0.4, "--rounds", 1, "--concurrency", 2, "--precision", "fp32", "--batch", 1]
+    short += ["--length", 16, "--rate", "none", "--protocol", "grpc", "--output", tmp_path / "report"]
+    assert main(["benchmark", "_".join(pair), *map(str, [*ports, *where, *short])]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     figures = report["figures"]
     assert figures["onnx.fp32.agreement"] == figures["served.fp32.agreement"] == 1
     assert figures["served.fp32.c2.throughput"] > 0
-    assert (figures.get("pipeline.fp32.agreement") == 1) == kind.has_pipeline
+    assert (figures.get("pipeline.fp32.agreement") == 1) == task_class(task).has_pipeline
 
 
 def test_the_pairs_that_always_run_cover_all() -> None:

@@ -20,10 +20,10 @@ from tritonclient.utils import InferenceServerException
 from export.cli import main
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import RequestError
-from serving.repository import PackageOptions, package
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.runtime.tasks.multiple_choice import MultipleChoice
 from serving.runtime.tasks.zero_shot_classification import ZeroShotClassification
-from serving.server import ServeOptions
 from serving.supervisor import start_detached, stop
 from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
 from tests.helpers.parity import assert_same

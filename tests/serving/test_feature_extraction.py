@@ -18,8 +18,8 @@ import torch
 from export.cli import main
 from serving.client import TritonPipeline
 from serving.errors import RequestError
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers.servers import STRANGE_TEXTS, serve_options
 

@@ -13,8 +13,8 @@ import tritonclient.grpc as triton
 
 from serving.client import TritonPipeline
 from serving.errors import RequestError
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers.filling import exported, masked_checkpoint, text_file
 from tests.helpers.parity import assert_same

@@ -17,7 +17,8 @@ from serving.bundle import load_bundle
 from serving.client import TritonPipeline
 from serving.machine import has_gpu
 from serving.manifests import BundleManifest, RepositoryManifest
-from serving.repository import PackageOptions, package
+from serving.options import PackageOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers.reviews import SAMPLE
 from tests.helpers.servers import serve_options

@@ -17,8 +17,8 @@ from export.cli import main
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.connection import Connection
 from serving.errors import RequestError
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers import answering
 from tests.helpers.parity import assert_same

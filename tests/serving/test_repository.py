@@ -20,9 +20,10 @@ from serving import artifact, repository
 from serving.artifact import sha256
 from serving.bundle import Bundle, Variant, load_bundle
 from serving.errors import ArtifactError
+from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
 from serving.plan import Plan, make_plan
-from serving.repository import PackageOptions, package
+from serving.repository import package
 from tests.helpers.manifests import variant_figures
 
 STEPS = ("tiny", "tiny_preprocess", "tiny_model", "tiny_postprocess")

@@ -21,9 +21,10 @@ import pytest
 from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ServerError, SetupError
 from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
+from serving.options import PackageOptions, ServeOptions
 from serving.probe import ask, find_probes, read_traffic
-from serving.repository import PackageOptions, package
-from serving.server import SHARED_MEMORY, STUB, TRACE, ServeOptions
+from serving.repository import package
+from serving.server import SHARED_MEMORY, STUB, TRACE
 from serving.supervisor import RESTARTS, Running, _started, find_running, start_detached, stop
 from tests.helpers.servers import serve_options
 

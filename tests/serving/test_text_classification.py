@@ -12,8 +12,8 @@ import pytest
 from transformers.pipelines.text_classification import ClassificationFunction
 
 from serving.client import TritonPipeline
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers.exporting import export_bundle
 from tests.helpers.parity import assert_same

@@ -19,8 +19,8 @@ from tritonclient import grpc, http
 
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import RequestError
-from serving.repository import PackageOptions, package
-from serving.server import ServeOptions
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers.exporting import export_bundle
 from tests.helpers.parity import assert_same

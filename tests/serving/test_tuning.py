@@ -17,9 +17,10 @@ from serving.bundle import load_bundle
 from serving.configuration import Configuration
 from serving.machine import cores, hardware
 from serving.manifests import RepositoryManifest
+from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
 from serving.plan import make_plan
-from serving.repository import PackageOptions, package
+from serving.repository import package
 from serving.tuning import read_tuning, tuning_folder
 from tests.helpers.manifests import tuning_manifest
 

@@ -19,9 +19,11 @@ from transformers import AutoTokenizer
 
 from export import cli, convert, graph, tails
 from export.checkpoint import read_files, settings, write_files
-from export.finetune import FinetuneOptions, Hyperparameters, finetune
+from export.finetune import finetune
+from export.finetune_options import FinetuneOptions
 from export.original import original_run
 from export.training.batches import Collator, training_columns
+from export.training.hyperparameters import Hyperparameters
 from serving.errors import ArtifactError
 from serving.runtime.tasks.base import Features, Origins
 from serving.runtime.tasks.feature_extraction import POOLINGS, FeatureExtraction

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 from export import graph
 from export.checkpoint import load_tokenizer
 from export.cli import main
+from export.columns import Columns
 from export.convert import convert
-from export.data import Columns, LabelledRows, encode_labels, prepare, read_evaluation
+from export.data import LabelledRows, encode_labels, prepare, read_evaluation
 from export.sources import load_rows
 from export.tails import add_tail
 from serving.artifact import read_manifest
@@ -282,12 +283,12 @@ def test_labels_that_users_give(fillers: Callable[[str], Filler], tmp_path: Path
     filler = fillers("bert")
     path = tmp_path / "rows.tsv"
     path.write_text("text\ttoken\na [MASK] film\tgood\n[MASK]\tbad\n", encoding="utf-8")
-    rows = encode_labels(load_rows(str(path), Columns(label="token"), FillMask, split="test", cache=tmp_path), filler.task)
+    rows = encode_labels(load_rows(str(path), Columns(labels=("token",)), FillMask, split="test", cache=tmp_path), filler.task)
     made = prepare(rows, filler.task, filler.encoder, location="rows", training=False)
     assert made.labels == tuple(map(filler.encoder.tokenizer.token_to_id, ("good", "bad")))
     digits = tmp_path / "digits.tsv"
     digits.write_text("text\ttoken\na [MASK] film\t1\n[MASK]\t7\n", encoding="utf-8")
-    rows = encode_labels(load_rows(str(digits), Columns(label="token"), FillMask, split="test", cache=tmp_path), filler.task)
+    rows = encode_labels(load_rows(str(digits), Columns(labels=("token",)), FillMask, split="test", cache=tmp_path), filler.task)
     made = prepare(rows, filler.task, filler.encoder, location="rows", training=False)
     assert made.labels == tuple(map(filler.encoder.tokenizer.token_to_id, "17")), "tokens of digits, not their numbers"
     for text, label, message in (

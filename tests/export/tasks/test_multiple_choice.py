@@ -15,10 +15,11 @@ import torch
 import transformers
 
 from export.cli import main
-from export.data import Columns, checked_rows
+from export.columns import Columns
+from export.data import checked_rows
 from export.training.batches import IGNORED, Collator
-from export.training.losses import loss_of_groups
-from export.training.trainer import predicted
+from export.training.losses import grouped_cross_entropy
+from export.training.trainer import outputs_by_name
 from serving.errors import DataError
 from serving.runtime.tasks.base import Origins
 from serving.runtime.tasks.multiple_choice import MultipleChoice as Task
@@ -163,13 +164,13 @@ def test_groups_of_unlike_sizes_are_trained_on_together(tiny_checkpoint: Path) -
     assert batch["attention_mask"].sum(-1).tolist() == [[2, 1, 2], [1, 3, 1]]
     assert batch["labels"].tolist() == [[0, 1, IGNORED], [1, 0, 0]]
     logits = torch.tensor([[0.5, 1.5, 99.0], [1.0, 2.0, 3.0]], requires_grad=True)
-    loss = loss_of_groups(logits, batch["labels"])
+    loss = grouped_cross_entropy(logits, batch["labels"])
     wanted = -(torch.log_softmax(logits[0, :2], -1)[1] + torch.log_softmax(logits[1], -1)[0]) / 2
     assert loss.item() == pytest.approx(wanted.item())
     loss.backward()
     assert logits.grad is not None
     assert logits.grad[0, 2] == 0
-    outputs = predicted(logits.detach().numpy(), Task(), Origins(np.array([0, 0, 1, 1, 1])))
+    outputs = outputs_by_name(logits.detach().numpy(), Task(), Origins(np.array([0, 0, 1, 1, 1])))
     assert outputs["logits"].tolist() == [[0.5], [1.5], [1.0], [2.0], [3.0]]
 
 

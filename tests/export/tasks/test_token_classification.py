@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from export import convert, graph
-from export.data import Columns, LabelledRows, bind, encode_labels, read_evaluation, write_evaluation
+from export.columns import Columns
+from export.data import LabelledRows, bind, encode_labels, read_evaluation, write_evaluation
 from export.metric import bootstrapped_drop, compute
 from export.sources import load_rows
 from serving.errors import DataError
@@ -260,7 +261,7 @@ def test_names_of_the_hub_are_taken(tmp_path: Path) -> None:
     features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": datasets.Sequence(names)})
     rows = {"tokens": [["an", "x"], ["y"]], "ner_tags": [[2, 0], [2]]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
-    read = load_rows(f"hub:{tmp_path}", Columns(label="ner_tags"), TASK, split="train", cache=tmp_path)
+    read = load_rows(f"hub:{tmp_path}", Columns(labels=("ner_tags",)), TASK, split="train", cache=tmp_path)
     task = bind(TASK, read, pair=False)
     assert task.settings()["labels"] == ("B-x", "I-x", "O")
     assert encode_labels(read, task).labels[0]["label"] == ["O", "B-x"]

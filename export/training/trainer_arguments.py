@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from export.training.distributed import processes
+from export.training.distributed import world_size
+from export.training.job import TrainingJob
 from serving.errors import SetupError
 
-if TYPE_CHECKING:
-    from export.training.train import Job
-
-LAUNCHED = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 """What ``accelerate launch --mixed_precision`` asked for."""
 
 
-def training_arguments(job: Job) -> Seq2SeqTrainingArguments:
+def training_arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
     """The trainer's own settings.
 
     Raises:
@@ -28,7 +25,7 @@ def training_arguments(job: Job) -> Seq2SeqTrainingArguments:
     """
     options = job.options
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
-    at_once = options.rows_at_once(processes())
+    at_once = options.per_device_batch_size(world_size())
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # else what an earlier run in this process chose would count
     arguments = Seq2SeqTrainingArguments(
         predict_with_generate=job.task.generates,
@@ -55,7 +52,7 @@ def training_arguments(job: Job) -> Seq2SeqTrainingArguments:
         logging_steps=0.01,
         logging_nan_inf_filter=False,  # which would go on with a loss that is none
         report_to=list(job.report_to) or "none",
-        run_name=job.named,
+        run_name=job.checkpoint_name,
         logging_dir=str(job.scratch.parent / "runs"),
         seed=options.seed,
         use_cpu=not on_gpu,
@@ -74,8 +71,8 @@ def _mixed_precision(chosen: str, *, on_gpu: bool) -> dict[str, bool]:
     Raises:
         SetupError: the device cannot compute in it.
     """
-    if chosen == "auto" and LAUNCHED != "no":
-        chosen = LAUNCHED
+    if chosen == "auto" and LAUNCHED_PRECISION != "no":
+        chosen = LAUNCHED_PRECISION
     if chosen not in ("auto", "no", "bf16", "fp16"):
         raise SetupError(f"nothing is trained in {chosen} here", hint="launch with --mixed_precision bf16")
     if chosen == "auto":

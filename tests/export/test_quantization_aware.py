@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from export import cli
-from export.training.rounding import rounded
+from export.training.quantization_aware import fake_quantized
 from serving.artifact import read_manifest
 from serving.manifests import CheckpointManifest
 from tests.helpers.reviews import review_rows, write_tsv
@@ -39,7 +39,7 @@ def test_a_model_rounds_as_its_int8_graph_does(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
     (served,) = session.run(None, {"x": inputs.numpy()})
     plain = layer(inputs).detach().numpy()
-    with rounded(layer, on=True):
+    with fake_quantized(layer, enabled=True):
         found = layer(inputs).detach().numpy()
     assert np.abs(found - plain).max() > 1e-3, "it does round"
     assert np.abs(found - served).max() < np.abs(found - plain).max() / 20
@@ -52,18 +52,18 @@ def test_gradients_pass_the_rounding(make_checkpoint: Callable[[str], Path]) -> 
     model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint("bert"))
     ids = torch.randint(5, 50, (4, 12), generator=torch.Generator().manual_seed(0))
     names = set(model.state_dict())
-    with rounded(model, on=True):
+    with fake_quantized(model, enabled=True):
         model(input_ids=ids, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
         assert set(model.state_dict()) == names, "checkpoints are as ever"
     assert all(parameter.grad is not None for name, parameter in model.named_parameters())
-    with rounded(model, on=False):
+    with fake_quantized(model, enabled=False):
         assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_whole_run(in_folder: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tsv(in_folder / "train.tsv", review_rows(240, seed=70))
     command = ["finetune", "--name", "tiny", "--checkpoint", str(base_checkpoint), "--train", "train.tsv", "--device", "cpu"]
-    command += ["--epochs", "6", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--quantisation-aware"]
+    command += ["--epochs", "6", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--quantization-aware"]
     assert cli.main(command) == 0
     folder = in_folder / "artifacts" / "tiny" / "checkpoint"
     assert read_manifest(folder, CheckpointManifest).figures.validation["accuracy"] > 0.8, "the words give the label away"

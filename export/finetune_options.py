@@ -1,0 +1,64 @@
+"""Options of the fine-tuning stage. Light, so that ``--help`` is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from export.options import StageOptions
+from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
+from serving.option_fields import Option
+from serving.options import Force
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(StageOptions):
+    """Options of ``tritonize finetune``. Fields without a help text are no options themselves.
+
+    Attributes:
+        fixed: Names of the hyper-parameters that the user has set; the search leaves them as they are.
+    """
+
+    checkpoint: Annotated[str, Option("Checkpoint to train: a folder, a name on the Hugging Face Hub, or quickstart:minilm.")]
+    train: Annotated[
+        str,
+        Option(
+            "Training rows: a csv, tsv, jsonl or parquet file, a pattern or folder of such files, hub:NAME[/CONFIG][:SPLIT], or "
+            "quickstart:reviews."
+        ),
+    ]
+    validation: Annotated[
+        str | None, Option("Validation rows; the best epoch is chosen by them.", default_text="a tenth of --train")
+    ] = None
+    test: Annotated[str | None, Option("Held-out test rows; used only for reporting.", default_text="none")] = None
+    max_train_rows: Annotated[
+        int | None, Option("Train on a random sample of this many rows.", minimum=2, default_text="all rows")
+    ] = None
+    max_length: Annotated[
+        int | None,
+        Option(
+            "Maximum number of tokens per row; longer rows are truncated.",
+            minimum=4,
+            default_text="the task's; more if rows are longer, up to the model's limit",
+        ),
+    ] = None
+    keep_leaks: Annotated[bool, Option("Keep training rows that also occur in the validation or test rows.")] = False
+    training: Hyperparameters = field(default_factory=Hyperparameters)
+    search: Annotated[int, Option("Number of hyper-parameter search trials before training; 0: no search.", minimum=0)] = 0
+    fixed: tuple[str, ...] = ()
+    adapter: Adapter | None = None
+    distillation: Distillation | None = None
+    report_to: Annotated[
+        tuple[str, ...],
+        Option(
+            "Experiment tracker to report to, as in transformers: tensorboard, mlflow, wandb … Repeatable.",
+            metavar="TRACKER",
+        ),
+    ] = ()
+    force: Force = False
+
+    @property
+    def target(self) -> Path:
+        """The folder of the artifact."""
+        return self.artifacts / self.name / "checkpoint"

@@ -1,0 +1,293 @@
+"""Click options made from the fields of dataclasses that :mod:`serving.option_fields` describes.
+
+A command names its options as typed parameters::
+
+    @click.command("serve")
+    @with_options
+    def serve_command(options: ServeOptions) -> None: ...
+
+Only given values are passed to the dataclass: a default exists on the field alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+import click
+from click.core import ParameterSource
+from click.types import OptionHelpExtra
+
+from serving.option_fields import NONE, Option, OptionField, OptionGroup, option_fields, option_members, parameter_name
+
+T = TypeVar("T")
+
+
+class FieldOption(click.Option):
+    """A Click option that is made from a dataclass field.
+
+    Attributes:
+        source: The field.
+        former: Whether this is a former spelling: hidden, and told when it is used.
+    """
+
+    def __init__(self, declarations: list[str], *, source: OptionField, required: bool, former: bool = False) -> None:
+        """Make the option.
+
+        Args:
+            declarations: Flag, and the name of the parameter.
+            source: The field.
+            required: Whether the command fails without it.
+            former: Whether the flag is a former spelling.
+        """
+        self.source = source
+        self.former = former
+        option = source.option
+        kind: dict[str, Any] = {"is_flag": True} if source.kind is bool else {"type": _click_type(source.kind, option)}
+        super().__init__(
+            declarations,
+            default=source.default if option.parse is None and not required else None,
+            show_default=False,
+            required=required,
+            multiple=source.repeatable,
+            metavar=option.metavar,
+            help=option.help if isinstance(option.help, str) else option.help(),
+            hidden=former,
+            **kind,
+        )
+
+    def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
+        """Show the default of the field as :attr:`OptionField.default_text` describes it.
+
+        Args:
+            ctx: Context of the command.
+
+        Returns:
+            What stands in brackets behind the help text.
+        """
+        extra = super().get_help_extra(ctx)
+        if not self.required and self.source.default_text is not None:
+            extra["default"] = self.source.default_text
+        return extra
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command function: every parameter that is annotated with a dataclass is built from command-line options.
+
+    Other parameters are left to further Click decorators.
+
+    Args:
+        function: The command, with annotations that can be resolved at run time.
+
+    Returns:
+        The function for :func:`click.command`.
+    """
+    hints = get_type_hints(function)
+    classes = {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+
+    @functools.wraps(function)
+    def run(*arguments: object, **values: object) -> None:
+        ctx = click.get_current_context()
+        own = {parameter.name for parameter in ctx.command.params if isinstance(parameter, FieldOption)}
+        others = {name: value for name, value in values.items() if name not in own}
+        function(*arguments, **others, **{name: build(cls, ctx, values) for name, cls in classes.items()})
+
+    options = [option for cls in classes.values() for option in _click_options(cls, optional=False)]
+    for declarations, settings in reversed(options):
+        run = click.option(*declarations, cls=FieldOption, **settings)(run)
+    return run
+
+
+def build(cls: type[T], ctx: click.Context, values: Mapping[str, object]) -> T:
+    """Build a dataclass from the values of a command's options; what was not given keeps its default.
+
+    Args:
+        cls: The dataclass.
+        ctx: Context of the command.
+        values: Values by parameter name.
+
+    Returns:
+        The dataclass.
+
+    Raises:
+        click.UsageError: An option of an optional group is given without the one that the group requires.
+    """
+    found: dict[str, Any] = {}
+    for member in option_members(cast(type, cls)):
+        if isinstance(member, OptionField):
+            given = _given_as(member, ctx)
+            if given is None:
+                continue
+            if given != member.parameter:
+                click.echo(f"warning: --{given.replace('_', '-')} is now {member.flag}; the old name will be removed", err=True)
+            found[member.field.name] = _collected(member, values[given])
+        elif not member.optional or _given_as(member.key, ctx) is not None:
+            found[member.name] = build(member.cls, ctx, values)
+        else:
+            _refuse_incomplete(member, ctx)
+    return cls(**found)
+
+
+def given_fields(cls: type, ctx: click.Context) -> tuple[str, ...]:
+    """Name the fields of a dataclass that the user has set, on the command line or in a recipe.
+
+    Args:
+        cls: The dataclass, whose options the command has.
+        ctx: Context of the command.
+
+    Returns:
+        Names of the fields.
+    """
+    return tuple(option.field.name for option in option_fields(cls) if _given_as(option, ctx) is not None)
+
+
+def parse_key_value(text: str) -> tuple[str, str]:
+    """Read ``KEY=VALUE``.
+
+    Args:
+        text: Such as ``pooling=cls``; spaces at the end of the value are kept.
+
+    Returns:
+        Key, with underscores, and value.
+
+    Raises:
+        ValueError: It has no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} is not of the form KEY=VALUE")
+    return key.strip().replace("-", "_"), value.lstrip()
+
+
+class _Finite(click.FloatRange):
+    """A number within a range that is neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+class _Parsed(click.ParamType[object]):
+    """A value that :attr:`Option.parse` reads. Recipes may give numbers in place of strings."""
+
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], object]) -> None:
+        self.parse = parse
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        try:
+            return self.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Pairs(click.ParamType[dict[str, object]]):
+    """One entry of a mapping as ``KEY=VALUE``; a recipe may give a table."""
+
+    name = "key=value"
+
+    def __init__(self, parse: Callable[[str], object]) -> None:
+        self.parse = parse
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, object]:
+        if isinstance(value, dict):
+            return value
+        try:
+            key, text = parse_key_value(str(value))
+            return {key: self.parse(text)}
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Listed(click.ParamType[tuple[object, ...]]):
+    """Several elements, separated by commas."""
+
+    name = "list"
+
+    def __init__(self, element: click.ParamType[object], *, may_be_none: bool) -> None:
+        self.element = element
+        self.may_be_none = may_be_none
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[object, ...]:
+        if self.may_be_none and value == NONE:
+            return ()
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
+        return tuple(self.element.convert(part, param, ctx) for part in parts)
+
+
+def _click_options(cls: type, *, optional: bool) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Arguments of :func:`click.option` for every option of a dataclass and, hidden, its former spellings."""
+    for member in option_members(cls):
+        if isinstance(member, OptionGroup):
+            yield from _click_options(member.cls, optional=optional or member.optional)
+            continue
+        option = member.option
+        flags = f"{member.flag}/--no-{member.flag[2:]}" if member.default is True else member.flag
+        former = [([flag, parameter_name(flag)], True) for flag in option.former]
+        required = member.required and not optional and not former
+        for declarations, hidden in [([flags, member.parameter], False), *former]:
+            yield declarations, {"source": member, "required": required, "former": hidden}
+
+
+def _click_type(kind: object, option: Option) -> click.ParamType[Any]:
+    if kind is Mapping:
+        return _Pairs(option.parse or str)
+    if option.parse is not None:
+        element: click.ParamType[Any] = _Parsed(option.parse)
+    elif get_origin(kind) is Literal:
+        element = click.Choice(get_args(kind))
+    elif kind is Path:
+        exists, is_file = option.path.startswith("existing"), option.path.endswith("file")
+        element = click.Path(exists=exists, file_okay=option.path != "folder", dir_okay=not is_file, path_type=Path)
+    elif kind in {int, float}:
+        low, high = _either(option.minimum, option.above), _either(option.maximum, option.below)
+        bounds = {"min_open": option.above is not None, "max_open": option.below is not None}
+        element = click.IntRange(low, high, **bounds) if kind is int else _Finite(low, high, **bounds)  # type: ignore[arg-type]
+        if low is None and high is None:
+            element = click.INT if kind is int else _Finite()
+    elif kind is str:
+        element = click.STRING
+    else:
+        raise TypeError(f"no command-line type for {kind}: give the option a parse function")
+    return _Listed(element, may_be_none=option.may_be_none) if option.commas else element
+
+
+def _either(closed: float | None, opened: float | None) -> float | None:
+    return opened if closed is None else closed
+
+
+def _given_as(option: OptionField, ctx: click.Context) -> str | None:
+    """The parameter that holds the value the user gave: the flag, or a former spelling of it; None if the default holds."""
+    names = [option.parameter, *map(parameter_name, option.option.former)]
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    given = {name: source for name, source in sources.items() if source not in {None, ParameterSource.DEFAULT}}
+    if not given:
+        return None
+    return min(given, key=lambda name: cast(ParameterSource, given[name]))  # in the order of declaration among equals
+
+
+def _collected(option: OptionField, value: object) -> object:
+    """The value of the field from that of the Click parameter: lists and mappings that were given in several pieces are joined."""
+    if not option.repeatable:
+        return value
+    assert isinstance(value, tuple)
+    if option.kind is Mapping:
+        return {key: one for part in value for key, one in part.items()}
+    return tuple(dict.fromkeys(one for part in value for one in part)) if option.option.commas else value
+
+
+def _refuse_incomplete(group: OptionGroup, ctx: click.Context) -> None:
+    """Refuse options that have no effect. A recipe may hold values ready for those that have a default."""
+    for option in option_fields(group.cls):
+        given = _given_as(option, ctx)
+        if given is None:
+            continue
+        if option.default in (None, {}) or ctx.get_parameter_source(given) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.flag} goes with {group.key.flag}")

@@ -1,0 +1,220 @@
+"""Options of the serving commands: one dataclass per stage. Imports little, so that ``--help`` is fast."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from serving.option_fields import Option
+
+
+def parse_model_name(text: str) -> str:
+    """Check the name of a model, which becomes a folder and part of URLs.
+
+    Args:
+        text: The name.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: It cannot be one.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", text):
+        raise ValueError(f"{text!r} is not a model name: use letters, digits, '.', '_' and '-', and none of '.' and '-' first")
+    return text
+
+
+WireProtocol = Literal["grpc", "http"]
+"""How a client talks to the server."""
+Precision = Literal["fp32", "fp16", "int8"]
+"""A variant of a bundle."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+MAX_BATCH_SIZE = 64
+"""Maximum number of rows per request, unless the user or tuning says otherwise."""
+
+ModelName = Annotated[
+    str, Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
+]
+Device = Annotated[Literal["auto", "cpu", "gpu"], Option("Device to compute on; auto: the GPU if there is one.", shared=True)]
+Seed = Annotated[int, Option("Seed of all random choices.", minimum=0, maximum=2**32 - 1, shared=True)]
+Force = Annotated[bool, Option("Run the stage even if its inputs have not changed.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """How a command prints its result."""
+
+    json: Annotated[bool, Option("Print one JSON object on standard output.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryOptions:
+    """Where the Triton model repository is."""
+
+    repository: Annotated[Path, Option("Triton model repository.", path="folder", shared=True)] = Path("model_repository")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageOptions(RepositoryOptions):
+    """Options of ``tritonize package``; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
+
+    Attributes:
+        tuned: Whether to use the configuration that ``tritonize tune`` found.
+    """
+
+    name: ModelName
+    bundle: Annotated[
+        Path | None, Option("Folder that export wrote.", path="folder", default_text="artifacts/NAME/bundle", shared=True)
+    ] = None
+    precision: Annotated[
+        Literal["auto", Precision],
+        Option("Variant to serve; auto: fp16 on a GPU, on a CPU the fastest variant that passed its gates.", shared=True),
+    ] = "auto"
+    device: Device = "auto"
+    batching: Annotated[
+        Literal["auto", "ragged", "off"],
+        Option(
+            "Batching of requests; ragged: requests of different lengths share an execution; auto: ragged on a GPU, on a CPU "
+            "whichever measured faster, and off for int8."
+        ),
+    ] = "auto"
+    instances: Annotated[
+        int | None,
+        Option(
+            "Number of instances of the model.",
+            minimum=1,
+            maximum=256,
+            default_text="as tuned, otherwise 1 with batching and one per core without",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        Option(
+            "CPU threads per instance.",
+            minimum=1,
+            maximum=256,
+            default_text="as tuned, otherwise the cores divided by the instances",
+        ),
+    ] = None
+    max_batch_size: Annotated[
+        int | None,
+        Option(
+            "Maximum number of rows per request.",
+            minimum=1,
+            maximum=4096,
+            default_text=f"as tuned, otherwise {MAX_BATCH_SIZE}",
+        ),
+    ] = None
+    queue_delay_us: Annotated[
+        int | None,
+        Option(
+            "Maximum time in microseconds that a request waits for others, with ragged batching.",
+            minimum=0,
+            maximum=10_000_000,
+            default_text="as tuned, otherwise 0",
+        ),
+    ] = None
+    force: Force = False
+    tuned: bool = True
+
+    @property
+    def bundle_folder(self) -> Path:
+        """The folder of the bundle."""
+        return self.bundle or Path("artifacts") / self.name / "bundle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPort:
+    """The port that identifies a server on a machine."""
+
+    http_port: Annotated[int, Option("HTTP port of the server.", minimum=1, maximum=65535)] = 8000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerAddress(ServerPort):
+    """Where a server listens."""
+
+    host: Annotated[
+        str, Option("Address that the server listens on; any other than a loopback address opens it to other machines.")
+    ] = "127.0.0.1"
+    grpc_port: Annotated[int, Option("gRPC port of the server.", minimum=1, maximum=65535)] = 8001
+    metrics_port: Annotated[int, Option("Port of the server's Prometheus metrics.", minimum=1, maximum=65535)] = 8002
+
+    @property
+    def base_url(self) -> str:
+        """The HTTP address for a client on this machine."""
+        return f"http://{self._local_host}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """The address of Triton's metrics for a client on this machine."""
+        return f"http://{self._local_host}:{self.metrics_port}/metrics"
+
+    @property
+    def grpc_url(self) -> str:
+        """The gRPC address for a client on this machine."""
+        return f"{self._local_host}:{self.grpc_port}"
+
+    @property
+    def _local_host(self) -> str:
+        if self.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            return "127.0.0.1"
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(RepositoryOptions, ServerAddress):
+    """Options of ``tritonize serve``."""
+
+    ready_timeout: Annotated[float, Option("Seconds to wait for the first answers of all models.", minimum=1)] = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """How ``tritonize serve`` starts the server."""
+
+    detach: Annotated[
+        bool, Option("Return when the server is ready and leave it running in the background; tritonize stop ends it.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Files and columns of ``tritonize predict``."""
+
+    input: Annotated[
+        Path | None,
+        Option("Rows to predict: a csv, tsv, jsonl or parquet file.", path="existing-file", metavar="FILE"),
+    ] = None
+    output: Annotated[
+        Path | None,
+        Option("File for the answers as jsonl. If the file exists, the run resumes.", path="file", metavar="FILE"),
+    ] = None
+    text_column: Annotated[
+        str | None, Option("Column of the text in --input, or of the first of two texts.", default_text="the task's")
+    ] = None
+    text_pair_column: Annotated[str | None, Option("Column of the second text in --input.", default_text="the task's")] = None
+    choice_column: Annotated[
+        tuple[str, ...],
+        Option(
+            "Column with a list of choices in --input; given several times: columns with one choice each.",
+            default_text="the task's",
+        ),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions:
+    """How a client sends its requests."""
+
+    url: Annotated[
+        str | None,
+        Option("Address of the server.", metavar="HOST:PORT", default_text="this machine, the protocol's default port"),
+    ] = None
+    protocol: Annotated[WireProtocol, Option("Protocol of the requests.")] = "grpc"
+    concurrency: Annotated[int, Option("Number of requests in flight.", minimum=1, maximum=1024)] = 16
+    batch_size: Annotated[int, Option("Rows per request.", minimum=1, maximum=4096)] = 1
+    timeout: Annotated[float, Option("Time limit of one request in seconds.", minimum=0.001)] = 60.0
