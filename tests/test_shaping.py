@@ -25,7 +25,6 @@ WITHOUT_EFFECT = {
         "serving.artifact": "how artifacts are written; the schema version says what is in them",
         "serving.manifests": "as serving.artifact",
         "serving.configuration": "only the type of a field of a manifest",
-        "serving.bundle": "how bundles are read",
         "serving.errors": "only words",
         "serving.machine": "whether there is a GPU: the device is recorded in the bundle",
     },
