@@ -28,15 +28,17 @@ from export.export_options import ExportOptions
 from export.export_source import find_source
 from export.rows import EncodedRows
 from serving import artifact
-from serving.artifact import read_manifest
+from serving.artifact import read_manifest, write_manifest
 from serving.bundle import load_bundle
 from serving.errors import ArtifactError, ExportError, GateError, SetupError
 from serving.install import STAND_IN
-from serving.manifests import BundleManifest
+from serving.manifests import BundleManifest, VariantRecord
+from serving.options import Precision
 from serving.runtime.tasks import load_task
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.disk import full_disk
+from tests.helpers.manifests import bundle_manifest, checkpoint_manifest, variant_figures
 from tests.helpers.reviews import review_rows, write_tsv
 
 # said by transformers' own modules when they are imported
@@ -361,7 +363,7 @@ def test_fewer_rows_than_64_cannot_be_asked_for(
     tiny_checkpoint: Path, review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments(tiny_checkpoint, review_file, "--verify-rows", "63")) == 2
-    assert "--verify-rows: 63 is too few, at least 64 are needed" in capsys.readouterr().err
+    assert "'--verify-rows': 63 is not in the range x>=64" in capsys.readouterr().err
     assert not (in_folder / "artifacts").exists()
 
 
@@ -369,9 +371,18 @@ def test_speeds_of_unlike_devices_are_told_apart() -> None:
     from export.commands import _speed_devices
 
     devices = {"fp32": "gpu", "fp16": "gpu", "int8": "cpu"}
-    figures = {precision: {"speed_device": device} for precision, device in devices.items()}
-    assert _speed_devices(figures) == "PyTorch, fp32, fp16 on the GPU; int8 on one thread of a CPU: not to be compared"
-    assert _speed_devices({"fp32": {"speed_device": "cpu"}}) == "one thread"
+
+    def measured_on(**devices: str) -> dict[Precision, VariantRecord]:
+        made = {
+            precision: {"file": "", "verdict": "passed", "gates": (), "figures": variant_figures(speed_device=device)}
+            for precision, device in devices.items()
+        }
+        return bundle_manifest(precisions=made).precisions
+
+    assert (
+        _speed_devices(measured_on(**devices)) == "PyTorch, fp32, fp16 on the GPU; int8 on one thread of a CPU: not to be compared"
+    )
+    assert _speed_devices(measured_on(fp32="cpu")) == "one thread"
 
 
 # How long rows may be
@@ -403,8 +414,7 @@ def test_the_chosen_length_is_said(
     assert said(long) == "rows are cut at 150 tokens: what the model takes; --max-length cuts them shorter"
     assert read_manifest(in_folder / "artifacts" / "tiny" / "bundle", BundleManifest).max_length == 150
     assert said(long, "--max-length", "32") == "rows are cut at 32 tokens: as asked"
-    manifest = {"schema_version": 1, "kind": "checkpoint", "max_length": 48}
-    (long / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(long, checkpoint_manifest(max_length=48))
     assert said(long) == "rows are cut at 48 tokens: as in fine-tuning"
 
 
@@ -553,7 +563,7 @@ def test_rows_without_the_texts_that_the_checkpoint_takes_are_refused(
     tiny_checkpoint: Path, review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs = changed(tiny_checkpoint, in_folder / "pairs")
-    (pairs / "manifest.json").write_text(json.dumps({"schema_version": 1, "kind": "checkpoint", "pair": True}))
+    write_manifest(pairs, checkpoint_manifest(pair=True))
     assert cli.main(arguments(pairs, review_file)) == 1
     message = (
         "error: the checkpoint takes 2 texts a row, the rows hold 1 (name the columns with --text-column and --text-pair-column)"

@@ -92,7 +92,7 @@ def test_what_the_hub_refuses_stays_here(data: Path, base_checkpoint: Path, stan
 def test_a_name_that_is_none_is_told_at_once(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a/b/c", "../x", "/x", "me/"):
         assert cli.main(finetune(base_checkpoint, "--push-to-hub", name)) == 2
-        assert "is no repository of the Hub" in capsys.readouterr().err
+        assert "is not the name of a repository on the Hub" in capsys.readouterr().err
     assert not Path("artifacts").exists()
 
 
