@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from benchmarks.options import choices, chosen_name, counts, exported_model, listed, tolerances
 from serving.options import PRECISIONS
 
+if TYPE_CHECKING:
+    from benchmarks.benchmark_options import BenchmarkOptions
+
 PROTOCOLS = ("grpc", "http")
 
 
 def _open_loops(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...]:
-    from benchmarks.inputs import OpenLoop
+    from benchmarks.benchmark_options import OpenLoop
 
     found = []
     for part in listed(values, may_be_none=True):
@@ -145,35 +147,23 @@ def benchmark_command(ctx: click.Context, /, *, model: str | None, name: str | N
 
         click.echo(render(report))
     click.echo(
-        f"report: {typed.output / 'report.html'}   for a pull request: report.md   all figures and samples: report.json", err=True
+        f"report: {typed.report_folder / 'report.html'}   for a pull request: report.md   all figures and samples: report.json",
+        err=True,
     )
     sys.stdout.flush()
     require_passed(report)
 
 
-def _options(name: str, values: dict[str, Any]) -> Any:
-    from benchmarks.comparing.compare import Allowed
-    from benchmarks.preparation import BenchmarkOptions
-    from benchmarks.served import Endpoint
+def _options(name: str, values: dict[str, Any]) -> BenchmarkOptions:
+    from benchmarks.benchmark_options import BenchmarkOptions, Endpoint, Tolerances
     from export.columns import Columns
-    from serving.install import triton_environment
-    from serving.machine import resolve_device
 
     take = values.pop
-    endpoint = Endpoint(**{key: take(key) for key in ("host", "http_port", "grpc_port", "metrics_port")})
     label = take("label_column")
-    columns = Columns(text=take("text_column"), text_pair=take("text_pair_column"), labels=() if label is None else (label,))
-    own = values["artifacts"] / name
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     return BenchmarkOptions(
         name=name,
-        columns=columns,
-        endpoint=None if take("in_process") else endpoint,
-        server_environment=triton_environment(),
-        bundle=take("bundle") or own / "bundle",
-        checkpoint=take("checkpoint") or str(own / "checkpoint"),
-        output=take("output") or Path("benchmarks/reports") / f"{name}-{stamp}",
-        device=resolve_device(take("device")),
+        endpoint=Endpoint(**{key: take(key) for key in ("host", "http_port", "grpc_port", "metrics_port")}),
+        columns=Columns(text=take("text_column"), text_pair=take("text_pair_column"), labels=() if label is None else (label,)),
         precisions=take("precision"),
         batches=take("batch"),
         lengths=take("length"),
@@ -181,6 +171,6 @@ def _options(name: str, values: dict[str, Any]) -> Any:
         protocols=take("protocol"),
         concurrencies=take("concurrency"),
         gates=take("gate"),
-        allowed=Allowed(regression=take("max_regression"), quality_drop=take("max_quality_drop"), any_machine=take("any_machine")),
+        tolerances=Tolerances(**{key: take(key) for key in ("max_regression", "max_quality_drop", "any_machine")}),
         **values,
     )

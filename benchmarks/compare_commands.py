@@ -41,13 +41,14 @@ def compare_command(
     Speeds are compared beside PyTorch's in the same rounds, so that a machine that is slower today fails nothing, and count as
     changed only beyond what the rounds of both reports differ among themselves. Exits with 1 when something is worse.
     """
-    from benchmarks.comparing.compare import Allowed, compare
+    from benchmarks.benchmark_options import Tolerances
+    from benchmarks.comparing.compare import compare
     from benchmarks.comparing.rendering import require_no_worse, to_markdown, to_text
     from benchmarks.junit import write_comparison
 
     reports = _read("BEFORE", before), _read("NOW", now)
-    allowed = Allowed(regression=max_regression, quality_drop=max_quality_drop, any_machine=any_machine)
-    compared = compare(*reports, allowed)
+    tolerances = Tolerances(max_regression=max_regression, max_quality_drop=max_quality_drop, any_machine=any_machine)
+    compared = compare(*reports, tolerances)
     if markdown is not None:
         markdown.write_text(to_markdown(compared, everything=everything), encoding="utf-8")
     if junit is not None:
@@ -61,6 +62,6 @@ def _read(argument: str, path: Path) -> Report:
     from serving.errors import DataError
 
     try:
-        return read_report(path / "report.json" if path.is_dir() else path)[0]
+        return read_report(path)
     except DataError as error:
         raise click.UsageError(f"{argument}: {error.message} ({error.hint})") from None

@@ -1,36 +1,44 @@
-"""Energy that the machine drew, where it tells: processor packages by RAPL, GPUs by NVIDIA's management library."""
+"""Energy that the machine used, where counters exist: RAPL for processor packages, NVML for NVIDIA GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+
+from benchmarks import nvml
 
 POWERCAP = Path("/sys/class/powercap")
 Counter = Callable[[], float]
-"""Energy drawn since some moment, J; it only grows."""
+"""Energy used since some moment, J; never decreases."""
 
 
 class EnergyMeter:
-    """Adds up what every package and every GPU of the machine has drawn, by whomever: other work counts in."""
+    """Sum of the energy counters of the machine. Work of other programs counts too."""
 
     def __init__(self, counters: Sequence[Counter]) -> None:
+        """Sum these counters."""
         self._counters = counters
 
     def read(self) -> float | None:
-        """Energy drawn since some moment, J; None where the machine does not tell, or not this time."""
+        """Read the energy used since some moment, J; None without counters, or if one could not be read this time."""
         if not self._counters:
             return None
         try:
             return sum(counter() for counter in self._counters)
-        except OSError:  # a figure that few machines have at all is no reason to end a benchmark
+        except OSError:  # few machines have this figure at all: its loss does not end a benchmark
             return None
 
 
 def find_meter(powercap: Path = POWERCAP) -> EnergyMeter:
-    """A meter of all that can be read here. RAPL's counters belong to root on most systems."""
-    return EnergyMeter([*_packages(powercap), *_gpus()])
+    """Make a meter of all counters that can be read here. On most systems only root may read RAPL's.
+
+    Args:
+        powercap: Folder of RAPL's zones.
+
+    Returns:
+        The meter.
+    """
+    return EnergyMeter([*_packages(powercap), *nvml.energy_counters()])
 
 
 def _packages(powercap: Path) -> list[Counter]:
@@ -45,13 +53,13 @@ def _packages(powercap: Path) -> list[Counter]:
 def _is_readable(path: Path) -> bool:
     try:
         path.read_bytes()
-    except OSError:  # not ours to read, or the zone is switched off
+    except OSError:  # not readable for this user, or the zone is switched off
         return False
     return True
 
 
 class _Unwrapped:
-    """A RAPL counter: it starts again from 0 every few minutes of heavy work, so it has to be read more often than that."""
+    """A RAPL counter without its wrap-around. It wraps every few minutes of heavy work and must be read more often than that."""
 
     def __init__(self, zone: Path) -> None:
         self._file = zone / "energy_uj"
@@ -64,27 +72,3 @@ class _Unwrapped:
             self._wrapped += self._range
         self._last = now
         return (self._wrapped + now) / 1e6
-
-
-def _gpus() -> list[Counter]:
-    """One counter per GPU that has one (Volta and later)."""
-    try:
-        import pynvml
-    except ImportError:  # it comes with the GPU packages
-        return []
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        counters: list[Counter] = [partial(_joules, pynvml, handle) for handle in handles]
-        for counter in counters:
-            counter()
-    except (pynvml.NVMLError, OSError):  # no driver, or GPUs that do not count
-        return []
-    return counters
-
-
-def _joules(pynvml: Any, handle: Any) -> float:
-    try:
-        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
-    except pynvml.NVMLError as error:
-        raise OSError(f"the driver does not tell: {error}") from error

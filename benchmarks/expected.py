@@ -1,110 +1,94 @@
-"""Which figures a benchmark will find, as far as that is known before anything is measured: a gate on others is told at once."""
+"""Figures that a benchmark will measure, as far as they are known in advance: a gate on other figures is refused at once.
+
+Their names are those of a report with the planned models and loads, whose values are all zero.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from itertools import product
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from benchmarks.gates import closest, figures_in
-from benchmarks.in_process import tensorrt_precisions
 from benchmarks.inputs import BenchmarkInputs
-from benchmarks.report import ARRANGEMENT_COSTS, LOAD_COSTS, QUALITIES, SERVED_COSTS, Split, Step
-from benchmarks.speed import RoundSpeed, Speed
+from benchmarks.measurements import Arrangement, Estimate, InProcess, Load, LoadMode, Quality, Served, Split, Step
+from benchmarks.plan import planned_loads, planned_runs
+from benchmarks.report import ARRANGEMENT_COSTS, SERVED_COSTS, figures_of
+from benchmarks.speed import Speed
+from benchmarks.steps import STEPS
 from serving.errors import DataError
 
-_SPEED = tuple(field.name for field in fields(Speed))
-_STEPS = ("preprocess", "model", "postprocess")
-_QUALITY = (*QUALITIES, "metric_drop")
-ARRANGEMENT = (*_SPEED, *ARRANGEMENT_COSTS)
-MODEL = (
-    *(field.name for field in fields(RoundSpeed)),
-    "throughput_low",
-    "throughput_high",
-    *ARRANGEMENT_COSTS,
-    "size_mib",
-    *_QUALITY,
-)
-LOAD = (
-    *_SPEED,
-    *LOAD_COSTS,
-    *(f"split.{field.name}" for field in fields(Split)),
-    *(f"{step}.{field.name}" for step in _STEPS for field in fields(Step)),
-)
-SERVED = (*SERVED_COSTS, *_QUALITY)
-"""Kinds of figures: of an arrangement, a model in process, a load, what is served."""
+_SPEED = Speed(**dict.fromkeys(Speed.__dataclass_fields__, 0))
+_STEP = Step(**dict.fromkeys(Step.__dataclass_fields__, 0))
+_SPLIT = Split(**dict.fromkeys(Split.__dataclass_fields__, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """Args:
-    models: names of what runs in process.
-    served: name of what is served; None where nothing is.
-    loads: on that.
-    metrics: the task's figures of quality; None where it is not known which there are.
+    """Names of the figures that will be measured.
+
+    Attributes:
+        ways: What will be measured, by the names that its figures begin with.
+        figures: Names of all figures, but those of an unknown metric.
+        models: Models that may have further metrics, as these are not known in advance; empty if they are known.
     """
 
-    models: Sequence[str]
-    served: str | None
-    loads: Sequence[str]
-    metrics: Sequence[str] | None
-
-    @property
-    def ways(self) -> list[str]:
-        """What will be measured, by the names that its figures begin with."""
-        return [*self.models, *(f"{self.served}.{load}" for load in self.loads)]
+    ways: Sequence[str]
+    figures: frozenset[str]
+    models: Sequence[str] = ()
 
     def reason_against(self, name: str) -> str:
-        """Why there will be no figure ``name``; empty where there may be one."""
-        known = list(self._kinds_beside(name))
-        if not known:
-            return f"these will: {', '.join(self.ways)}"
-        for prefix, kinds in known:
-            if kinds is None or name.removeprefix(f"{prefix}.") in kinds:
-                return ""
-        names = [f"{prefix}.{kind}" for prefix, kinds in known for kind in kinds or ()]
-        return f"close to it: {closest(name, names) or ', '.join(names)}"
+        """State why there will be no figure of a name.
 
-    def _kinds_beside(self, name: str) -> Iterator[tuple[str, Sequence[str] | None]]:
-        """What ``name`` may begin with, and which figures that has; None for any."""
-        for model in self.models:
-            rest = name.removeprefix(f"{model}.")
-            if rest != name and "." in rest:  # how many processes and threads there will be is the machine's to say
-                yield f"{model}.{rest.partition('.')[0]}", ARRANGEMENT
-            elif rest != name:
-                yield model, None if self.metrics is None else (*MODEL, *self.metrics)
-        if self.served is None:
-            return
-        for load in self.loads:
-            if name.startswith(f"{self.served}.{load}."):
-                yield f"{self.served}.{load}", LOAD
-        if name.rpartition(".")[0] == self.served:
-            yield self.served, None if self.metrics is None else (*SERVED, *self.metrics)
+        Args:
+            name: Dotted name of a figure.
+
+        Returns:
+            The reason, with the closest figures; empty if there may be such a figure.
+        """
+        owner = name.rpartition(".")[0]
+        if name in self.figures or owner in self.models:
+            return ""
+        while owner.count("."):
+            if beside := [figure for figure in self.figures if figure.startswith(f"{owner}.")]:
+                return f"close to it: {closest(name, beside) or ', '.join(sorted(beside))}"
+            owner = owner.rpartition(".")[0]
+        return f"these will: {', '.join(self.ways)}"
 
 
-def expected(inputs: BenchmarkInputs, *, exported: bool, served: str | None, own_rows: bool) -> Expected:
-    """What ``inputs`` will find.
+def expected(inputs: BenchmarkInputs, *, served: str | None) -> Expected:
+    """Name the figures that a benchmark will measure.
 
     Args:
-        exported: the graph as Optimum exports it runs too.
-        served: the precision that is served, None where nothing is.
-        own_rows: quality is measured on the bundle's own rows, of which the bundle says what the metric finds.
+        inputs: What is measured.
+        served: Precision of the served package; None without a server.
+
+    Returns:
+        The names.
     """
-    found = inputs.bundle.manifest.original.metrics
-    known = own_rows and inputs.bundle.task.main_metric in found
+    metrics = inputs.bundle.manifest.original.metrics
+    known = inputs.options.test is None and inputs.bundle.task.main_metric in metrics
+    quality = _quality(metrics if known else ())
+    models = _models(inputs, quality)
+    ensemble = None if served is None else _served(served, planned_loads(inputs), quality)
+    loads = [] if ensemble is None else [f"{ensemble.name}.{load.name}" for load in ensemble.loads]
+    names = [*(model.name for model in models), *([] if ensemble is None else [ensemble.name])]
     return Expected(
-        models=_models(inputs, exported=exported),
-        served=None if served is None else f"served.{served}",
-        loads=[] if served is None else _loads(inputs),
-        metrics=list(found) if known else None,
+        ways=[*(model.name for model in models), *loads],
+        figures=frozenset(figures_of(models, ensemble)),
+        models=() if known else names,
     )
 
 
 def require_expected(gates: Sequence[str], found: Expected) -> None:
-    """Tell now, rather than after minutes, that a gate names what will not be measured.
+    """Refuse gates on figures that will not be measured, now rather than after minutes.
+
+    Args:
+        gates: Expressions.
+        found: Names of the figures that will be measured.
 
     Raises:
-        DataError: with what will be.
+        DataError: A gate names another figure; the hint has the closest ones.
     """
     for expression in gates:
         for name in figures_in(expression):
@@ -112,19 +96,35 @@ def require_expected(gates: Sequence[str], found: Expected) -> None:
                 raise DataError(f"gate {expression!r}: {name} will not be measured", hint=reason)
 
 
-def _models(inputs: BenchmarkInputs, *, exported: bool) -> list[str]:
-    half = "fp16" if inputs.device == "gpu" else "bf16"
-    names = ["pytorch.fp32", f"pytorch.{half}", *(f"onnx.{precision}" for precision in inputs.precisions)]
-    names += [f"tensorrt.{precision}" for precision in tensorrt_precisions(inputs) if exported]
-    also = {"pipeline": inputs.bundle.task.has_pipeline, "compiled": inputs.compiled, "exported": exported}
-    return [*names, *(f"{kind}.fp32" for kind, runs in also.items() if runs)]
+def _quality(metrics: Iterable[str]) -> Quality:
+    zero = Estimate(value=0, low=0, high=0)
+    return Quality(rows=0, metrics=dict.fromkeys(metrics, 0.0), agreement=0, max_score_difference=0, max_logit_difference=0,
+                   drop=zero, calibration_error=0)  # fmt: skip
 
 
-def _loads(inputs: BenchmarkInputs) -> list[str]:
-    closed = [
-        f"{'' if protocol == 'grpc' else f'{protocol}.'}c{concurrency}"
-        for protocol, concurrency in product(inputs.protocols, inputs.concurrencies)
+def _models(inputs: BenchmarkInputs, quality: Quality) -> list[InProcess]:
+    if inputs.options.exported:
+        inputs = replace(inputs, exported=Path("model.onnx"))  # not exported yet; only names matter here
+    found: dict[str, InProcess] = {}
+    for run in planned_runs(inputs, Path()):
+        arrangements = {
+            name: Arrangement(name=name, processes=0, threads=0, batch=batch, length=length, speed=_SPEED,
+                              **dict.fromkeys(ARRANGEMENT_COSTS, 0))
+            for batch, length in run.calls
+            for name in [run.arrangement(batch, length)]
+        }  # fmt: skip
+        if run.model in found:
+            found[run.model].arrangements.update(arrangements)
+            continue
+        found[run.model] = InProcess(kind=run.job.backend, precision=run.precision, device="", file="", sha256="", size_mib=0,
+                                     fused_operators=None, arrangements=arrangements, quality=quality)  # fmt: skip
+    return list(found.values())
+
+
+def _served(precision: str, modes: Sequence[LoadMode], quality: Quality) -> Served:
+    loads = [
+        Load(**asdict(mode), speed=_SPEED, executed_batch=0, steps=dict.fromkeys(STEPS, _STEP), split=_SPLIT, joules_per_row=0)
+        for mode in modes
     ]
-    first = "" if inputs.protocols[0] == "grpc" else f"{inputs.protocols[0]}."
-    by_length = [f"{first}c{inputs.concurrencies[0]}l{length}" for length in inputs.lengths]
-    return [*closed, *by_length, *(f"{first}{loop.name}" for loop in inputs.open_loops)]
+    return Served(precision=precision, package={}, sha256="", server="", loads=loads, quality=quality,
+                  **dict.fromkeys(SERVED_COSTS, 0))  # fmt: skip

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from benchmarks import logits
 from benchmarks.answers import from_json
-from benchmarks.backends import has_tensorrt, weights_file
+from benchmarks.backends import weights_file
 from benchmarks.energy import EnergyMeter
 from benchmarks.inputs import BenchmarkInputs
-from benchmarks.jobs import WorkerJob
-from benchmarks.machine import MIB
+from benchmarks.jobs import WorkerFacts, WorkerJob
+from benchmarks.measurements import Arrangement, InProcess
+from benchmarks.plan import OPTIONAL, ModelRun, planned_runs
+from benchmarks.processes import MIB
 from benchmarks.quality import evaluate, evaluate_pipeline
-from benchmarks.report import Arrangement, InProcess, flatten
+from benchmarks.report import flatten
 from benchmarks.speed import Spans, Timing, over_rounds, side_by_side
 from benchmarks.workers import Workers, started
 from export import graph, optimize
@@ -28,20 +28,21 @@ from export.checkpoint import weights_size
 from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, SetupError
-from serving.machine import cores
 from serving.runtime.tasks.base import Arrays
 
-Asked = tuple[int, int | None]
-"""Rows per call, and how many tokens each of them has (None: rows as they are)."""
-
-ORIGINAL = "pytorch", "fp32"
-OPTIONAL = "tensorrt"
-"""What is there may still not take this model: then the others are measured all the same."""
+ORIGINAL = "pytorch.fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Models, their figures of each round, the samples behind their speeds, and the original's answers to the labelled rows."""
+    """What was measured in process.
+
+    Attributes:
+        models: The models.
+        rounds: Their figures of each round.
+        samples: Spans behind their speeds, by the names of :data:`benchmarks.samples.Samples`.
+        original: The original's answers to the labelled rows.
+    """
 
     models: list[InProcess]
     rounds: list[dict[str, float]]
@@ -49,35 +50,17 @@ class Findings:
     original: Arrays
 
 
-@dataclass(kw_only=True)
-class _Model:
-    """What the processes of one model have told so far."""
-
-    file: Path
-    sha256: str
-    device: str
-    arrangements: dict[str, Arrangement] = field(default_factory=dict)
-    answers: Any = None
-    logits: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRun:
-    """What is to be loaded, in how many processes, and how it is asked."""
-
-    job: WorkerJob
-    processes: int
-    asked: tuple[Asked, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Batched:
     """A way of answering: loaded processes, asked ``batch`` rows at a time.
 
-    Args:
-        length: tokens of the rows; None: as they are.
-        slices: what was measured, by round and by process.
-        watts: what the machine drew meanwhile, by round; empty where it does not tell.
+    Attributes:
+        workers: The processes.
+        batch: Rows per call.
+        length: Tokens of the rows; None: as they are.
+        energy: Meter of the machine's energy.
+        slices: Spans that were measured, by round and by process.
+        watts: Power of the machine meanwhile, by round; empty without counters.
     """
 
     workers: Workers
@@ -88,21 +71,26 @@ class Batched:
     watts: list[float] = field(default_factory=list)
 
     def measure(self, rows: list[list[str]], seconds: float) -> None:
-        """Make the next round's slice."""
+        """Measure the next round's slice.
+
+        Args:
+            rows: Rows of the round.
+            seconds: Least duration.
+        """
         before, begun = self.energy.read(), time.perf_counter()
         self.slices.append(self.workers.measure(rows, self.batch, seconds))
         after = self.energy.read()
-        if before is not None and after is not None:  # it answered all the time, the untimed calls at first included
+        if before is not None and after is not None:  # the model works all the time, in the untimed calls at first too
             self.watts.append((after - before) / (time.perf_counter() - begun))
 
     def timings(self) -> list[Timing]:
-        """By round."""
+        """Timings by round."""
         return [side_by_side(workers, self.batch) for workers in self.slices]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """Processes of one job, and the ways of asking them."""
+    """Processes of one run, and the calls they are timed with."""
 
     run: ModelRun
     workers: Workers
@@ -111,17 +99,22 @@ class Loaded:
 
 @contextlib.contextmanager
 def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], None]) -> Iterator[list[Loaded]]:
-    """Everything that runs without a server, loaded and asleep as long as the block runs.
+    """Load every model that runs in process; all stay loaded and asleep as long as the block runs.
 
     Args:
-        say: told what is about to be loaded.
+        inputs: What is measured.
+        energy: Meter of the machine's energy.
+        say: Function that prints a line: what is about to be loaded.
+
+    Yields:
+        The loaded models.
 
     Raises:
-        SetupError: a worker failed.
+        SetupError: A worker failed.
     """
     with contextlib.ExitStack() as stack:
-        kept = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
-        runs = list(_plan(inputs, kept))
+        outputs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
+        runs = list(planned_runs(inputs, outputs))
         processes = sum(run.processes for run in runs)
         say(f"loading {processes} processes, one after another; every model answers the {len(inputs.rows.labelled)} labelled rows")
         found = []
@@ -133,51 +126,54 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], No
                     raise
                 say(f"{run.job.backend} is left out: {error.message}")
                 continue
-            ways = [Batched(workers=workers, batch=batch, length=length, energy=energy) for batch, length in run.asked]
+            ways = [Batched(workers=workers, batch=batch, length=length, energy=energy) for batch, length in run.calls]
             found.append(Loaded(run=run, workers=workers, ways=ways))
         yield found
 
 
 def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
-    """End the processes and put together what was measured.
+    """End the processes and collect what was measured.
+
+    Args:
+        inputs: What is measured.
+        measured: The loaded models.
+
+    Returns:
+        The models with speeds and quality.
 
     Raises:
-        SetupError: a worker failed.
-        ArtifactError: a file that ran is not the one its bundle describes.
+        SetupError: A worker failed.
+        ArtifactError: A file that ran is not the one its bundle describes.
     """
-    models: dict[tuple[str, str], _Model] = {}
-    rounds: list[dict[str, float]] = [{} for _ in range(inputs.rounds)]
-    samples: dict[str, Spans] = {}
+    ended: dict[str, list[tuple[Loaded, list[WorkerFacts]]]] = {}
     for one in measured:
         facts = one.workers.end()
-        first, job = facts[0], one.run.job
-        key = job.backend, _precision(inputs.bundle, job, first)
-        model = models.setdefault(key, _Model(file=Path(first["file"]), sha256=first["sha256"], device=job.device))
-        if clash := [name for name in (_name(one.run, way, first["threads"]) for way in one.ways) if name in model.arrangements]:
-            raise ArtifactError(
-                f"two ways of answering are both {'.'.join(key)}.{clash[0]}", hint="this is a bug: please report it"
-            )
-        model.answers = first["answers"] or model.answers
-        model.logits = model.logits or (Path(job.logits) if job.logits else None)
-        for way in one.ways:
-            timings = way.timings()
-            arrangement = _arrangement(one.run, way, facts, timings)
-            model.arrangements[arrangement.name] = arrangement
-            figure = f"{'.'.join(key)}.{arrangement.name}"
-            for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
-                rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
-                samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
-    original = from_json(inputs.bundle.task, models[ORIGINAL].answers)
-    judged = [_judged(key, model, inputs, original, models[ORIGINAL]) for key, model in models.items()]
+        ended.setdefault(f"{one.run.job.backend}.{_precision(inputs.bundle, one.run.job, facts[0])}", []).append((one, facts))
+    rounds: list[dict[str, float]] = [{} for _ in range(inputs.options.rounds)]
+    samples: dict[str, Spans] = {}
+    arrangements: dict[str, dict[str, Arrangement]] = {name: {} for name in ended}
+    for name, parts in ended.items():
+        for one, facts in parts:
+            for way in one.ways:
+                timings = way.timings()
+                arrangement = _arrangement(one.run, way, facts, timings)
+                arrangements[name][arrangement.name] = arrangement
+                figure = f"{name}.{arrangement.name}"
+                for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
+                    rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
+                    samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
+    task = inputs.bundle.task
+    original = from_json(task, ended[ORIGINAL][0][1][0].answers)
+    models = [_model(name, ended, arrangements[name], inputs, original) for name in ended]
     return Findings(
-        models=judged, rounds=[found | _short_names(judged, found) for found in rounds], samples=samples, original=original
+        models=models, rounds=[found | _short_names(models, found) for found in rounds], samples=samples, original=original
     )
 
 
 def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[str, float]:
     """A round's figures of whole models, as in :meth:`benchmarks.report.Report.figures`.
 
-    They are always of the same arrangement, the one that is best over all rounds: the best of each round would be luck picked out.
+    They are those of the arrangement that is best over all rounds: the best of each round would be selected by noise.
     """
     short = {}
     for model in models:
@@ -187,61 +183,17 @@ def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[s
     return short
 
 
-def _plan(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
-    """What is to be loaded. ``folder`` takes what the models say of the labelled rows."""
-    batched: tuple[Asked, ...] = tuple((batch, None) for batch in dict.fromkeys((1, *inputs.batches)))
-    alone_and_together: tuple[Asked, ...] = tuple(dict.fromkeys([batched[0], batched[-1]]))
-    by_length: tuple[Asked, ...] = tuple((1, length) for length in inputs.lengths)
-
-    def run(
-        backend: str, source: Path, asked: tuple[Asked, ...], *, labelled: bool = True, processes: int = 1, **options: Any
-    ) -> ModelRun:
-        job = WorkerJob(
-            backend=backend,
-            source=os.fspath(source),
-            bundle=os.fspath(inputs.bundle.folder),
-            first=inputs.rows.timed[None][0],
-            labelled=inputs.rows.labelled if labelled else [],
-            logits=os.fspath(folder / f"{backend}-{source.parent.name}-{options.get('half', False)}.npz") if labelled else None,
-            most_rows=max(batch for batch, _ in asked),
-            **{"device": inputs.device, **options},
-        )
-        return ModelRun(job=job, processes=processes, asked=asked)
-
-    yield run("pytorch", inputs.checkpoint, (*batched, *by_length))
-    yield run("pytorch", inputs.checkpoint, alone_and_together, half=True)
-    if inputs.compiled:
-        yield run("compiled", inputs.checkpoint, alone_and_together)
-    if inputs.bundle.task.has_pipeline:
-        yield run("pipeline", inputs.checkpoint, alone_and_together)
-    if inputs.exported is not None:
-        yield run("exported", inputs.exported, (batched[0], *by_length), threads=cores() if inputs.device == "cpu" else 1)
-    for precision in inputs.precisions:
-        file = inputs.bundle.variant(precision).path
-        device = "cpu" if precision == "int8" else inputs.device  # CUDA has no kernels for dynamic int8
-        if device == "gpu":
-            yield run("onnx", file, (*batched, *by_length), threads=1)
-            if inputs.exported is not None and precision in tensorrt_precisions(inputs):
-                yield run(OPTIONAL, inputs.exported, (*batched, *by_length), threads=1, half=precision == "fp16")
-            continue
-        for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
-            asked = (*batched, *by_length) if index == 0 else batched[:1]
-            yield run("onnx", file, asked, labelled=index == 0, device=device, threads=threads, processes=processes)
-
-
-def tensorrt_precisions(inputs: BenchmarkInputs) -> list[str]:
-    """Precisions in which TensorRT can run the exported graph."""
-    usable = inputs.device == "gpu" and has_tensorrt()
-    return [precision for precision in inputs.precisions if precision != "int8"] if usable else []
-
-
 def require_original(bundle: Bundle, checkpoint: Path) -> None:
-    """Check that ``checkpoint`` holds the weights that ``bundle`` was exported from.
+    """Check that a checkpoint holds the weights that a bundle was exported from.
+
+    Args:
+        bundle: The bundle.
+        checkpoint: Folder of the checkpoint.
 
     Raises:
-        ArtifactError: it holds others.
+        ArtifactError: It holds other weights, or none.
     """
-    weights_file(checkpoint)  # there are some
+    weights_file(checkpoint)  # raises if there are none
     exported = bundle.manifest.inputs.files
     if any(exported.get(weights.name) != sha256(weights) for weights in checkpoint.glob("*.safetensors")):
         raise ArtifactError(
@@ -251,10 +203,17 @@ def require_original(bundle: Bundle, checkpoint: Path) -> None:
 
 
 def bundle_precision(bundle: Bundle, sha256: str) -> str:
-    """Which variant of the bundle a file is, told by its checksum.
+    """Find the precision of a bundle's file by its checksum.
+
+    Args:
+        bundle: The bundle.
+        sha256: Checksum of the file.
+
+    Returns:
+        Precision of the variant.
 
     Raises:
-        ArtifactError: none: the file was changed after it was verified.
+        ArtifactError: The file was changed after it was verified.
     """
     for precision, variant in bundle.variants.items():
         if bundle.manifest.files.get(variant.path.relative_to(bundle.folder).as_posix()) == sha256:
@@ -265,59 +224,63 @@ def bundle_precision(bundle: Bundle, sha256: str) -> str:
     )
 
 
-def _precision(bundle: Bundle, job: WorkerJob, facts: dict[str, Any]) -> str:
-    """What ran: told by the tensors, by the bundle's checksum of the file, or by the file's weights."""
+def _precision(bundle: Bundle, job: WorkerJob, facts: WorkerFacts) -> str:
+    """The precision that ran: read from the tensors, the bundle's checksum of the file, or the file's weights."""
     if job.backend == "exported":
-        return graph.precision(Path(facts["file"]))
-    told: str = facts["precision"]
-    return told or bundle_precision(bundle, facts["sha256"])
+        return graph.precision(Path(facts.file))
+    return facts.precision or bundle_precision(bundle, facts.sha256)
 
 
-def _name(run: ModelRun, way: Batched, threads: int) -> str:
-    """Of an arrangement, see :class:`benchmarks.report.Arrangement`."""
-    on_cores = f"p{run.processes}t{threads}" if run.job.threads else ""
-    rows = f"b{way.batch}" if way.batch > 1 or not on_cores else ""
-    return f"{on_cores}{rows}{f'l{way.length}' if way.length else ''}"
-
-
-def _arrangement(run: ModelRun, way: Batched, facts: list[dict[str, Any]], timings: list[Timing]) -> Arrangement:
-    threads = facts[0]["threads"]
-    gpu_memory = [fact["gpu_memory_mib"] for fact in facts if fact["gpu_memory_mib"] is not None]
+def _arrangement(run: ModelRun, way: Batched, facts: list[WorkerFacts], timings: list[Timing]) -> Arrangement:
+    gpu_memory = [fact.gpu_memory_mib for fact in facts if fact.gpu_memory_mib is not None]
     speed = over_rounds(timings)
     return Arrangement(
-        name=_name(run, way, threads),
+        name=run.arrangement(way.batch, way.length),
         processes=run.processes,
-        threads=threads,
+        threads=facts[0].threads,
         batch=way.batch,
         length=way.length,
         speed=speed,
-        load_seconds=max(fact["load_seconds"] for fact in facts),
-        first_answer_seconds=max(fact["first_answer_seconds"] for fact in facts),
+        load_seconds=max(fact.load_seconds for fact in facts),
+        first_answer_seconds=max(fact.first_answer_seconds for fact in facts),
         joules_per_row=mean(way.watts) / speed.throughput if way.watts else None,
-        peak_rss_mib=sum(fact["peak_rss_mib"] for fact in facts),
+        peak_rss_mib=sum(fact.peak_rss_mib for fact in facts),
         gpu_memory_mib=sum(gpu_memory) if gpu_memory else None,
     )
 
 
-def _judged(key: tuple[str, str], model: _Model, inputs: BenchmarkInputs, original: Arrays, first: _Model) -> InProcess:
-    rows = inputs.rows
-    if isinstance(model.answers, dict):
-        difference = None
-        if model is not first and model.logits is not None and first.logits is not None:
-            difference = logits.largest_difference(model.logits, first.logits)
-        answers = from_json(inputs.bundle.task, model.answers)
-        quality = evaluate(inputs.bundle.task, rows, answers, None if model is first else original, logit_difference=difference)
+def _model(
+    name: str,
+    ended: dict[str, list[tuple[Loaded, list[WorkerFacts]]]],
+    arrangements: dict[str, Arrangement],
+    inputs: BenchmarkInputs,
+    original: Arrays,
+) -> InProcess:
+    """A model with its quality. Its first run is the one that answered the labelled rows."""
+    (first, (facts, *_)), file = ended[name][0], Path(ended[name][0][1][0].file)
+    task = inputs.bundle.task
+    if isinstance(facts.answers, dict):
+        difference = None if name == ORIGINAL else _logit_difference(first.run.job, ended[ORIGINAL][0][0].run.job)
+        answers = from_json(task, facts.answers)
+        quality = evaluate(task, inputs.rows, answers, None if name == ORIGINAL else original, logit_difference=difference)
     else:
-        quality = evaluate_pipeline(inputs.bundle.task, rows, model.answers, original)
-    is_onnx = model.file.suffix == ".onnx"
+        quality = evaluate_pipeline(task, inputs.rows, facts.answers, original)
+    is_onnx = file.suffix == ".onnx"
+    kind, _, precision = name.partition(".")
     return InProcess(
-        kind=key[0],
-        precision=key[1],
-        device=model.device,
-        file=model.file.name,
-        sha256=model.sha256,
-        size_mib=(graph.size(model.file) if is_onnx else weights_size(model.file.parent)) / MIB,
-        fused_operators=optimize.operators(model.file) if is_onnx else None,
-        arrangements=model.arrangements,
+        kind=kind,
+        precision=precision,
+        device=first.run.job.device,
+        file=file.name,
+        sha256=facts.sha256,
+        size_mib=(graph.size(file) if is_onnx else weights_size(file.parent)) / MIB,
+        fused_operators=optimize.operators(file) if is_onnx else None,
+        arrangements=arrangements,
         quality=quality,
     )
+
+
+def _logit_difference(job: WorkerJob, original: WorkerJob) -> float | None:
+    if job.logits is None or original.logits is None:
+        return None
+    return logits.largest_difference(Path(job.logits), Path(original.logits))

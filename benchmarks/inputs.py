@@ -1,4 +1,4 @@
-"""What a benchmark measures, read and checked: handed to every part of it alike."""
+"""What a benchmark measures, read and checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import rate_name
+from benchmarks.benchmark_options import BenchmarkOptions
 from serving.bundle import Bundle
 
 
@@ -14,10 +14,10 @@ from serving.bundle import Bundle
 class BenchmarkRows:
     """Real rows, each a list of strings in the order of the task's inputs.
 
-    Args:
-        timed: what speed is measured on, in this order: by length in tokens, None for rows as they are.
-        labelled: what every quality is measured on.
-        references: what the task's predictions are held against.
+    Attributes:
+        timed: Rows that speed is measured on, in this order, by length in tokens; None for rows as they are.
+        labelled: Rows that quality is measured on.
+        references: Labels of these, which the task's predictions are compared with.
     """
 
     timed: dict[int | None, list[list[str]]]
@@ -26,49 +26,28 @@ class BenchmarkRows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenLoop:
-    """Requests that come at random moments, whether answers come or not: ``rate`` per second, or a ``share`` of what the server
-    answers in the best closed loop (0.8 is 80 %). One of the two is None."""
-
-    rate: float | None = None
-    share: float | None = None
-
-    @property
-    def name(self) -> str:
-        """As gates address it."""
-        return rate_name(rate=self.rate, share=self.share)
-
-
-@dataclass(frozen=True, kw_only=True)
 class BenchmarkInputs:
-    """Args:
-    checkpoint: folder of the original.
-    precisions: ONNX variants to run in process.
-    exported: the ONNX graph as Optimum writes it, to run too; None leaves it out.
-    compiled: run torch.compile's version of the original too.
-    device: ``cpu`` or ``gpu``, in process.
-    batches: rows per call in process.
-    protocols, concurrencies: how the server is asked in closed loops.
-    open_loops: and in open ones.
-    duration: seconds of timing per figure, all rounds together.
-    rounds: how often every way of answering gets its turn.
+    """What a benchmark measures.
+
+    Attributes:
+        options: The options of the command.
+        bundle: The exported bundle.
+        checkpoint: Folder of the original.
+        rows: Real rows.
+        precisions: ONNX variants to run in process.
+        device: ``cpu`` or ``gpu``, in process.
+        exported: The ONNX graph as Optimum exports it; None if it does not run, or was not exported yet.
     """
 
+    options: BenchmarkOptions
     bundle: Bundle
     checkpoint: Path
     rows: BenchmarkRows
     precisions: tuple[str, ...]
-    exported: Path | None
-    compiled: bool
     device: str
-    batches: tuple[int, ...]
-    protocols: tuple[str, ...]
-    concurrencies: tuple[int, ...]
-    open_loops: tuple[OpenLoop, ...]
-    duration: float
-    rounds: int
+    exported: Path | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """In tokens, of the rows that have one length."""
+        """Tokens of the rows that have one length."""
         return tuple(length for length in self.rows.timed if length is not None)

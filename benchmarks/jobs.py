@@ -1,10 +1,11 @@
-"""What a benchmark's process (:mod:`benchmarks.runners`) is told, one JSON line each."""
+"""Messages between the benchmark and its worker processes (:mod:`benchmarks.runners`), one JSON line each."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 RequestRows = Sequence[Sequence[str]]
 """Rows of requests, each the strings of the task's inputs in order."""
@@ -17,19 +18,19 @@ END = "end"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
-    """What one worker process is to load.
+    """What one worker process loads.
 
-    Args:
-        backend: a key of :data:`BACKENDS`.
-        source: the checkpoint folder, or the ONNX file.
-        bundle: the bundle whose task, tokenizer and ``max_length`` apply.
+    Attributes:
+        backend: A key of :data:`benchmarks.backends.BACKENDS`.
+        source: The checkpoint folder, or the ONNX file.
+        bundle: The bundle whose task, tokenizer and ``max_length`` apply.
         device: ``cpu`` or ``gpu``.
-        half: run in the device's best half precision (PyTorch), or let TensorRT use fp16.
-        threads: threads of one operator; None leaves the library's own choice.
-        most_rows: rows of the largest call that will be made.
-        first: the row that is asked when all is loaded: a list of strings in the order of the task's inputs.
-        labelled: rows answered one by one before anything is timed: they give the answers to judge, and warm up.
-        logits: file to write what the model says of those rows to (``.npz``); None for none.
+        half: Run in the device's best half precision (PyTorch), or let TensorRT use fp16.
+        threads: Threads of one operator; None leaves the library's own choice.
+        most_rows: Rows of the largest call that will be made.
+        first: The row of the first call: strings in the order of the task's inputs.
+        labelled: Rows answered one by one before anything is timed: their answers are evaluated, and they warm up the model.
+        logits: File for the model's outputs for those rows (``.npz``); None for none.
     """
 
     backend: str
@@ -46,12 +47,12 @@ class WorkerJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """What a worker is to time next.
+    """What a worker times next.
 
-    Args:
-        rows: one list of strings per row, as in :class:`Job`.
-        batch: rows per call.
-        seconds: whole passes over ``rows`` are made until they are over.
+    Attributes:
+        rows: One list of strings per row, as in :class:`WorkerJob`.
+        batch: Rows per call.
+        seconds: Whole passes over ``rows`` are made until this time is over.
     """
 
     rows: list[list[str]]
@@ -59,6 +60,33 @@ class Slice:
     seconds: float
 
 
-def to_json(line: WorkerJob | Slice) -> str:
-    """As the worker reads it."""
-    return json.dumps(asdict(line))
+@dataclass(frozen=True, kw_only=True)
+class WorkerFacts:
+    """What a worker reports at its end.
+
+    Attributes:
+        file: The file that was loaded.
+        sha256: Its checksum.
+        precision: Precision that the model computes in; empty if only the bundle's manifest tells it.
+        threads: Threads of one operator.
+        load_seconds: Time from an empty process to a loaded model.
+        first_answer_seconds: Time of the first answer after that.
+        peak_rss_mib: Peak resident memory, MiB.
+        gpu_memory_mib: GPU memory, MiB; None without a GPU.
+        answers: Answers to the labelled rows: tensors by name as JSON, or a list of the library's own answers.
+    """
+
+    file: str
+    sha256: str
+    precision: str
+    threads: int
+    load_seconds: float
+    first_answer_seconds: float
+    peak_rss_mib: float
+    gpu_memory_mib: float | None
+    answers: Any
+
+
+def to_line(message: WorkerJob | Slice) -> str:
+    """Write a message as the worker reads it."""
+    return json.dumps(asdict(message))

@@ -5,72 +5,80 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
+
+from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from benchmarks.report import Report
 from benchmarks.verdicts import BenchmarkGate, ReportComparison
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 cannot hold, not even escaped."""
+"""Characters that XML 1.0 cannot hold, not even escaped; junitparser writes them all the same."""
 
 
 def write_junit(path: Path, report: Report) -> None:
-    """Write a report's gates, and its figures beside the baseline's, a suite each. A failure says by how much."""
-    root = ElementTree.Element("testsuites", name=_clean(f"benchmark of {report.name}"))
-    if report.gates:
-        _gates(root, report.name, report.created, report.gates)
+    """Write a report's gates and its comparison with the baseline, one suite each. A failure says by how much.
+
+    Args:
+        path: The file.
+        report: The report.
+    """
+    suites = [_gates(report.name, report.created, report.gates)] if report.gates else []
     if report.baseline is not None:
-        _figures(root, report.name, report.baseline)
-    _write(path, root)
+        suites.append(_figures(report.name, report.baseline))
+    _write(path, f"benchmark of {report.name}", suites)
 
 
 def write_comparison(path: Path, compared: ReportComparison) -> None:
-    """Write the figures of two reports that were compared."""
-    root = ElementTree.Element("testsuites", name="comparison of benchmarks")
-    _figures(root, "compare", compared)
-    _write(path, root)
+    """Write the comparison of two reports.
+
+    Args:
+        path: The file.
+        compared: The comparison.
+    """
+    _write(path, "comparison of benchmarks", [_figures("compare", compared)])
 
 
-def _gates(root: ElementTree.Element, name: str, created: str, gates: Sequence[BenchmarkGate]) -> None:
-    suite = ElementTree.SubElement(root, "testsuite", name="gates", timestamp=created.partition("+")[0])
+def _gates(name: str, created: str, gates: Sequence[BenchmarkGate]) -> TestSuite:
+    suite = TestSuite("gates")
+    suite.timestamp = created.partition("+")[0]
     for gate in gates:
-        case = ElementTree.SubElement(suite, "testcase", classname=_clean(f"{name}.gates"), name=_clean(gate.expression))
+        case = TestCase(_clean(gate.expression), _clean(f"{name}.gates"))
         if gate.passed:
-            ElementTree.SubElement(case, "system-out").text = _clean(str(gate))
+            case.system_out = _clean(str(gate))
         else:
-            _tell(case, "failure", str(gate), f"{gate.expression}: {gate}")
-    _count(suite)
+            case.result = [_failure(str(gate), f"{gate.expression}: {gate}")]
+        suite.add_testcase(case)
+    return suite
 
 
-def _figures(root: ElementTree.Element, name: str, compared: ReportComparison) -> None:
-    suite = ElementTree.SubElement(root, "testsuite", name="baseline")
-    properties = ElementTree.SubElement(suite, "properties")
+def _figures(name: str, compared: ReportComparison) -> TestSuite:
+    suite = TestSuite("baseline")
     for key, value in [("before", compared.before), ("now", compared.now), *(("note", note) for note in compared.notes)]:
-        ElementTree.SubElement(properties, "property", name=key, value=_clean(value))
+        suite.add_property(key, _clean(value))
     for one in compared.figures:
-        case = ElementTree.SubElement(suite, "testcase", classname=_clean(f"{name}.baseline"), name=_clean(one.figure))
+        case = TestCase(_clean(one.figure), _clean(f"{name}.baseline"))
         if one.verdict == "worse":
-            _tell(case, "failure", "; ".join(filter(None, [one.told, one.limits])), str(one))
+            case.result = [_failure("; ".join(filter(None, [one.description, one.limits])), str(one))]
         elif one.verdict == "not compared":
-            ElementTree.SubElement(case, "skipped", message=_clean(one.why))
-    _count(suite)
+            case.result = [Skipped(_clean(one.why))]
+        suite.add_testcase(case)
+    return suite
 
 
-def _tell(case: ElementTree.Element, kind: str, message: str, text: str) -> None:
-    ElementTree.SubElement(case, kind, message=_clean(message), type="GateError").text = _clean(text)
-
-
-def _count(suite: ElementTree.Element) -> None:
-    for key, found in (("tests", "testcase"), ("failures", "testcase/failure"), ("skipped", "testcase/skipped")):
-        suite.set(key, str(len(suite.findall(found))))
-    suite.set("errors", "0")
+def _failure(message: str, text: str) -> Failure:
+    failure = Failure(_clean(message), "GateError")
+    failure.text = _clean(text)
+    return failure
 
 
 def _clean(text: str) -> str:
     return _NO_XML.sub("", text)
 
 
-def _write(path: Path, root: ElementTree.Element) -> None:
-    ElementTree.indent(root)
+def _write(path: Path, name: str, suites: Sequence[TestSuite]) -> None:
+    xml = JUnitXml(_clean(name))
+    for suite in suites:
+        xml.add_testsuite(suite)
+    xml.update_statistics()  # type: ignore[no-untyped-call]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+    xml.write(str(path), pretty=True)

@@ -1,4 +1,4 @@
-"""Are the answers right, and are they the original's?"""
+"""Quality of answers: the task's metric, and agreement with the original."""
 
 from __future__ import annotations
 
@@ -9,26 +9,33 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from benchmarks.answers import differences, largest_difference, same
 from benchmarks.inputs import BenchmarkRows
-from benchmarks.report import ChangedAnswer, Estimate, Quality
+from benchmarks.measurements import ChangedAnswer, Estimate, Quality
 from export import metric
 from serving.runtime.tasks.base import Arrays, Task
 
 BINS = 15
-MOVED = 10
-"""Rows shown of those whose answers differ."""
+SHOWN = 10
+"""Number of changed answers in a report."""
 
 
 def evaluate(
     task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
 ) -> Quality:
-    """The task's metric over ``answers`` to the labelled rows, and how far they are from the original's.
+    """Compute the task's metric over answers to the labelled rows, and their distance from the original's.
 
     Args:
-        original: the original's answers to the same rows; None where these are they.
-        logit_difference: largest, where it was seen.
+        task: The task.
+        rows: The rows.
+        answers: Answers to the labelled rows, tensors by name.
+        original: The original's answers to the same rows; None if these are the original's.
+        logit_difference: Largest difference of the model's outputs, if they were recorded.
+
+    Returns:
+        The quality.
     """
     predictions = task.predictions(answers)
     metrics = metric.compute(task.metric, predictions, rows.references)
@@ -43,12 +50,22 @@ def evaluate(
         drop=None if original is None else _drop(task, predictions, task.predictions(original), rows.references),
         calibration_error=calibration_error(task.confidence(answers), predictions, rows.references),
         not_finite=not_finite(answers),
-        moved=[] if original is None else moved(task, rows, answers, original),
+        changed_answers=[] if original is None else changed_answers(task, rows, answers, original),
     )
 
 
-def evaluate_pipeline(task: Task, rows: BenchmarkRows, answers: Sequence[Any], original: Arrays) -> Quality:
-    """How many answers of ``transformers.pipeline`` are the original's, were those given in the pipeline's own form."""
+def evaluate_pipeline(task: Task, rows: BenchmarkRows, answers: Sequence[JsonValue], original: Arrays) -> Quality:
+    """Compute how many answers of ``transformers.pipeline`` equal the original's in the pipeline's own form.
+
+    Args:
+        task: The task.
+        rows: The rows.
+        answers: The pipeline's answers to the labelled rows.
+        original: The original's answers to the same rows, tensors by name.
+
+    Returns:
+        The quality; the pipeline does not return enough for the metric.
+    """
     wanted = task.completed(task.pipeline_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled])
     agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
     return Quality(rows=len(rows.labelled), metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)
@@ -60,7 +77,7 @@ def _drop(task: Task, mine: Sequence[Any], original: Sequence[Any], references: 
 
 
 def _estimate(value: float, low: float, high: float) -> Estimate | None:
-    """None where one of them is no number, as a correlation of equal numbers."""
+    """None if one of them is NaN or infinite, as the correlation of equal numbers is."""
     return Estimate(value=value, low=low, high=high) if all(map(math.isfinite, (value, low, high))) else None
 
 
@@ -69,7 +86,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def not_finite(answers: Arrays) -> int:
-    """How many rows hold a number that is infinite or none."""
+    """Count the rows that hold NaN or infinity."""
     broken = [~np.isfinite(values).reshape(len(values), -1).all(axis=1) for values in answers.values() if values.dtype.kind == "f"]
     return int(np.logical_or.reduce(broken).sum()) if broken else 0
 
@@ -77,13 +94,17 @@ def not_finite(answers: Arrays) -> int:
 def calibration_error(
     confidence: npt.NDArray[np.float64] | None, predictions: Sequence[Any], references: Sequence[Any]
 ) -> float | None:
-    """Expected calibration error over 15 bins of equal width (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+    """Compute the expected calibration error over 15 bins of equal width.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks".
 
     Args:
-        confidence: ``[rows]``, the probability given to each prediction; None: the task's scores are none.
+        confidence: Probability of each prediction, ``[rows]``; None if the task's scores are not probabilities.
+        predictions: The predictions.
+        references: The labels.
 
     Returns:
-        None without probabilities, and where one of them is no number.
+        The error, 0 to 1; None without probabilities, or if one of them is NaN or infinite.
     """
     if confidence is None or not np.isfinite(confidence).all():
         return None
@@ -93,42 +114,54 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(right))
 
 
-def moved(task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
-    """The rows whose answers differ most from the original's: other labels first, then other scores."""
+def changed_answers(task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
+    """List the answers that differ most from the original's: other labels first, then other scores.
+
+    Args:
+        task: The task.
+        rows: The rows.
+        answers: Answers to the labelled rows, tensors by name.
+        original: The original's answers.
+
+    Returns:
+        At most :data:`SHOWN` answers; equal answers are left out.
+    """
     agreement, apart = task.agreement(answers, original), differences(answers, original)
     requests = len(rows.labelled) // len(rows.references)  # a labelled row may take several
     by_row = None if apart is None else np.nan_to_num(apart, nan=np.inf).reshape(requests, -1).max(axis=0)
     distance = np.zeros(len(agreement)) if by_row is None else by_row
-    names = [tensor.name for tensor in task.inputs()]
     mine, theirs = task.predictions(answers), task.predictions(original)
-    found = []
-    for row in np.lexsort((-distance, agreement))[:MOVED].tolist():
-        if agreement[row] == 1 and distance[row] == 0:
-            break
-        asked = rows.labelled[row :: len(rows.references)]
-        texts = {
-            name if requests == 1 else f"{name} {place + 1}": text
-            for place, request in enumerate(asked)
-            for name, text in zip(names, request, strict=True)
-        }
-        found.append(
-            ChangedAnswer(
-                row=row,
-                texts=texts,
-                reference=_worded(task, rows.references[row]),
-                original=_worded(task, theirs[row]),
-                answer=_worded(task, mine[row]),
-                difference=None if by_row is None else _finite(float(by_row[row])),
-            )
+    return [
+        ChangedAnswer(
+            row=row,
+            texts=_texts(task, rows, row),
+            reference=_readable(task, rows.references[row]),
+            original=_readable(task, theirs[row]),
+            answer=_readable(task, mine[row]),
+            difference=None if by_row is None else _finite(float(by_row[row])),
         )
-    return found
+        for row in np.lexsort((-distance, agreement))[:SHOWN].tolist()
+        if agreement[row] != 1 or distance[row] != 0
+    ]
 
 
-def _worded(task: Task, value: Any) -> Any:
-    """A prediction as people know it: the label's name rather than its number."""
+def _texts(task: Task, rows: BenchmarkRows, row: int) -> dict[str, str]:
+    """Texts of a labelled row by input tensor, numbered if the row takes several requests."""
+    requests = rows.labelled[row :: len(rows.references)]
+    names = [tensor.name for tensor in task.inputs()]
+    return {
+        name if len(requests) == 1 else f"{name} {place + 1}": text
+        for place, request in enumerate(requests)
+        for name, text in zip(names, request, strict=True)
+    }
+
+
+def _readable(task: Task, value: Any) -> JsonValue:
+    """A prediction with names of labels instead of their numbers."""
     labels = task.settings().get("labels")
     if labels and isinstance(value, int) and 0 <= value < len(labels):
-        return labels[value]
+        return str(labels[value])
     if labels and isinstance(value, list) and all(isinstance(one, int) for one in value):
-        return [labels[one] for one in value]
-    return json.loads(json.dumps(value, default=float), parse_constant=str)  # JSON has no NaN
+        return [str(labels[one]) for one in value]
+    readable: JsonValue = json.loads(json.dumps(value, default=float), parse_constant=str)  # JSON has no NaN
+    return readable

@@ -1,56 +1,61 @@
-"""A report on disk: ``report.json``, everything in one file, raw samples inside."""
+"""A report on disk: ``report.json`` holds everything, raw samples included."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from benchmarks.report import SCHEMA_VERSION, Report
-from benchmarks.samples import Samples
+from benchmarks.report import OLDEST_VERSION, SCHEMA_VERSION, Report
 from serving.errors import DataError
 
-_NO_REPORT = "give the report.json of a benchmark"
+REPORT = "report.json"
+_HINT = "give the report.json of a benchmark"
 
 
-def to_json(report: Report, samples: Samples) -> dict[str, Any]:
-    """The whole of ``report.json``: the report, its figures by the names that gates use, and the samples behind every speed."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        **asdict(report),
-        "figures": report.figures(),
-        "samples": samples,
-    }
+def write_report(folder: Path, report: Report) -> None:
+    """Write ``report.json`` into a folder: the report, and its figures by the names that gates use.
+
+    Args:
+        folder: An existing folder.
+        report: The report.
+    """
+    content = {"schema_version": SCHEMA_VERSION, **asdict(report), "figures": report.figures()}
+    (folder / REPORT).write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_report(folder: Path, report: Report, samples: Samples) -> None:
-    """Write ``report.json`` into ``folder``."""
-    content = json.dumps(to_json(report, samples), ensure_ascii=False, allow_nan=False)
-    (folder / "report.json").write_text(content + "\n", encoding="utf-8")
+def read_report(path: Path) -> Report:
+    """Read a report and validate every field.
 
+    Args:
+        path: A ``report.json``, or the folder it stands in.
 
-def read_report(path: Path) -> tuple[Report, Samples]:
-    """A report written earlier, every field checked.
+    Returns:
+        The report.
 
     Raises:
-        DataError: the file is no report, of another schema version, or not whole.
+        DataError: The file is missing, is not a report, has an unsupported schema version, or lacks fields.
     """
+    file = path / REPORT if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"no report at {path}", hint=_NO_REPORT) from None
+        raise DataError(f"no report at {file}", hint=_HINT) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a benchmark report: {error}", hint=_NO_REPORT) from error
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(f"{path} is not a benchmark report of schema version {SCHEMA_VERSION}", hint=_NO_REPORT)
+        raise DataError(f"{file} is not a benchmark report: {error}", hint=_HINT) from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if not isinstance(version, int) or version < OLDEST_VERSION:
+        raise DataError(f"{file} is not a benchmark report of schema version {OLDEST_VERSION} to {SCHEMA_VERSION}", hint=_HINT)
+    if version > SCHEMA_VERSION:
+        raise DataError(
+            f"{file} is a benchmark report of schema version {version}, this tritonize reads up to {SCHEMA_VERSION}",
+            hint="read it with the tritonize that wrote it",
+        )
     try:
-        report = TypeAdapter(Report).validate_python({key: content[key] for key in content if key in Report.__dataclass_fields__})
-        samples = TypeAdapter(Samples).validate_python(content.get("samples"))
+        return TypeAdapter(Report).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path} is not a whole benchmark report: {place}: {first['msg']}", hint=_NO_REPORT) from error
-    return report, samples
+        raise DataError(f"{file} is not a whole benchmark report: {place}: {first['msg']}", hint=_HINT) from error

@@ -1,7 +1,7 @@
-"""Rounds: every way of answering gets a slice of time on the same rows before the next round begins.
+"""Rounds: every model and load gets a slice of time on the same rows before the next round begins.
 
-A machine that others use too changes its speed from minute to minute. Ways that are measured one after another, minutes apart,
-would carry that in their ratio; here they stand side by side in every round.
+The speed of a machine that other programs use too changes from minute to minute. If models were measured one after another,
+minutes apart, their ratio would contain that change; here they are measured side by side in every round.
 """
 
 from __future__ import annotations
@@ -15,31 +15,34 @@ Row = TypeVar("Row")
 
 
 class Way(Protocol):
-    """A way of answering, ready to be timed."""
+    """A way of answering that is ready to be timed: a loaded model with a batch size, or a load on the server."""
 
     @property
     def length(self) -> int | None:
-        """Tokens of the rows it is timed on; None: rows as they are."""
+        """Tokens of the rows that it is timed on; None: rows as they are."""
 
     def measure(self, rows: list[list[str]], seconds: float) -> None:
-        """Answer ``rows``, again and again for ``seconds`` or longer, and keep what was measured as the next round's."""
+        """Answer ``rows`` repeatedly for ``seconds`` or longer and keep the result as the next round's."""
 
 
 def chunks(rows: Sequence[Row], rounds: int) -> list[Sequence[Row]]:
-    """``rows`` dealt out to the rounds: each row to one round, as many to each as to the others, give or take one."""
+    """Distribute rows over the rounds: each row belongs to one round, and sizes differ by at most one."""
     return [rows[first::rounds] for first in range(rounds)]
 
 
 def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs, say: Callable[[str], None]) -> None:
     """Time every way on the rows of one round, then of the next.
 
-    Every other round runs in reverse, so that nobody always comes after the same neighbour, or always last.
+    Every other round runs in reverse order, so that no way always follows the same neighbour or always comes last.
 
     Args:
-        say: told when a round begins.
+        ways: What is timed.
+        inputs: Rows, rounds and duration.
+        say: Function that prints a line when a round begins.
     """
-    dealt = {length: chunks(rows, inputs.rounds) for length, rows in inputs.rows.timed.items()}
-    for index in range(inputs.rounds):
-        say(f"round {index + 1} of {inputs.rounds}")
+    rounds = inputs.options.rounds
+    by_round = {length: chunks(rows, rounds) for length, rows in inputs.rows.timed.items()}
+    for index in range(rounds):
+        say(f"round {index + 1} of {rounds}")
         for way in reversed(ways) if index % 2 else ways:
-            way.measure(list(dealt[way.length][index]), inputs.duration / inputs.rounds)
+            way.measure(list(by_round[way.length][index]), inputs.options.duration / rounds)

@@ -14,11 +14,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.backends import BACKENDS
-from benchmarks.jobs import END, RequestRows, Slice, Span, WorkerJob
+from benchmarks.jobs import END, RequestRows, Slice, Span, WorkerFacts, WorkerJob
 from serving.artifact import sha256
 
 WARM_UP = 0.1
@@ -83,24 +84,22 @@ class Worker:
         timed_passes(self._runner, wanted.rows[: wanted.batch], wanted.batch, WARM_UP * wanted.seconds)
         return timed_passes(self._runner, wanted.rows, wanted.batch, wanted.seconds)
 
-    def facts(self) -> dict[str, Any]:
-        """``file``, ``sha256``, ``precision``, ``threads``, ``load_seconds`` (from an empty process to a loaded model),
-        ``first_answer_seconds`` (after that), ``peak_rss_mib``, ``gpu_memory_mib`` and ``answers`` to the labelled rows.
-        """
-        return {
-            "file": str(self._runner.file),
-            "sha256": sha256(self._runner.file),
-            "precision": self._runner.precision(),
-            "threads": self._runner.threads,
-            "load_seconds": self._load_seconds,
-            "first_answer_seconds": self._first_answer_seconds,
-            "peak_rss_mib": peak_rss_mib(),
-            "gpu_memory_mib": _gpu_memory_mib(self._job),
-            "answers": _told(self._answers),
-        }
+    def facts(self) -> WorkerFacts:
+        """Describe what was loaded, what it cost and what it answered."""
+        return WorkerFacts(
+            file=str(self._runner.file),
+            sha256=sha256(self._runner.file),
+            precision=self._runner.precision(),
+            threads=self._runner.threads,
+            load_seconds=self._load_seconds,
+            first_answer_seconds=self._first_answer_seconds,
+            peak_rss_mib=peak_rss_mib(),
+            gpu_memory_mib=_gpu_memory_mib(self._job),
+            answers=_as_json(self._answers),
+        )
 
 
-def _told(answers: list[Any]) -> Any:
+def _as_json(answers: list[Any]) -> Any:
     """Answers to one row each, ready for JSON: tensors by name, or the items of a library's own form."""
     if answers and isinstance(answers[0], dict):
         from benchmarks.answers import joined, to_json
@@ -112,9 +111,9 @@ def _told(answers: list[Any]) -> Any:
 def _gpu_memory_mib(job: WorkerJob) -> float | None:
     if job.device != "gpu":
         return None
-    from benchmarks.machine import gpu_memory_mib
+    from benchmarks.nvml import memory_mib
 
-    return gpu_memory_mib([os.getpid()])
+    return memory_mib([os.getpid()])
 
 
 def main() -> int:
@@ -132,7 +131,7 @@ def main() -> int:
     say({"ready": {}})
     for line in iter(sys.stdin.readline, ""):
         if line.strip() == END:
-            say({"facts": worker.facts()})
+            say({"facts": asdict(worker.facts())})
             return 0
         say({"spans": worker.time(Slice(**json.loads(line)))})
     return 1  # the benchmark is gone: nobody wants the figures

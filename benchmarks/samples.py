@@ -1,4 +1,4 @@
-"""Raw samples behind every speed, in the form that a report keeps them in."""
+"""Raw samples behind every speed, in the form in which a report stores them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,35 @@ import numpy as np
 from benchmarks.speed import Spans
 
 Samples = dict[str, dict[str, list[float]]]
-"""Of every speed by its name and the round (``….r1``; of processes side by side the process too: ``….r1.0``): ``start_us``, when
-each call began, µs after the first of the whole benchmark, and ``took_us``, how long it took, µs. Loads on the server have a clock
-of their own, the load generator's, and begin at 0 too."""
+"""Samples by the name of the speed and the round (``….r1``; for several processes also the process: ``….r1.0``): ``start_us``, the
+start of each call in µs after the first of the benchmark, and ``took_us``, its duration in µs. Loads on the server have the load
+generator's clock, which also starts at 0."""
 
 
-def told(samples: Mapping[str, Spans]) -> Samples:
-    """Samples as they were measured, in the form that JSON and pages have them in."""
-    begun: dict[bool, int] = {}
-    for name, spans in samples.items():
+def to_samples(spans_by_name: Mapping[str, Spans]) -> Samples:
+    """Convert measured spans into samples.
+
+    Args:
+        spans_by_name: Spans by the names of :data:`Samples`.
+
+    Returns:
+        The samples.
+    """
+    first: dict[bool, int] = {}
+    for name, spans in spans_by_name.items():
         clock = name.startswith("served.")
-        begun[clock] = min(int(spans[0, 0]), begun.get(clock, int(spans[0, 0])))
+        first[clock] = min(int(spans[0, 0]), first.get(clock, int(spans[0, 0])))
     return {
         name: {
-            "start_us": ((spans[:, 0] - begun[name.startswith("served.")]) / 1e3).round(1).tolist(),
+            "start_us": ((spans[:, 0] - first[name.startswith("served.")]) / 1e3).round(1).tolist(),
             "took_us": ((spans[:, 1] - spans[:, 0]) / 1e3).round(1).tolist(),
         }
-        for name, spans in samples.items()
+        for name, spans in spans_by_name.items()
     }
 
 
-def spans_of(sample: Mapping[str, list[float]]) -> Spans:
-    """A sample as it was measured: start and end of each call, ns."""
+def to_spans(sample: Mapping[str, list[float]]) -> Spans:
+    """Convert one sample back into spans: start and end of each call, ns."""
     start, took = (np.array(sample[key]) * 1e3 for key in ("start_us", "took_us"))
     spans: Spans = np.stack([start, start + took], axis=1).round().astype(np.int64)
     return spans

@@ -1,4 +1,4 @@
-"""The served ensemble: what it is, how fast it answers under load, and whether it answers right."""
+"""The served ensemble: its package, its speed under load, and the quality of its answers."""
 
 from __future__ import annotations
 
@@ -7,116 +7,56 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from itertools import product
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.answers import joined
+from benchmarks.benchmark_options import Endpoint
 from benchmarks.energy import EnergyMeter
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.load import LoadFound, LoadOptions, run_load
-from benchmarks.machine import MIB, MemoryMeter, listening_process
+from benchmarks.measurements import Load, LoadMode, Served
+from benchmarks.plan import planned_loads
+from benchmarks.processes import MIB, MemoryMeter
 from benchmarks.quality import evaluate
-from benchmarks.report import Load, Served, flatten
+from benchmarks.report import flatten
+from benchmarks.served_package import ServedPackage, check_process
 from benchmarks.speed import Spans, closed_loop, over_rounds
 from benchmarks.steps import ENSEMBLE, Counts, counts_between, split, total
 from export import graph
-from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.client import TritonPipeline
-from serving.errors import ArtifactError, ServerError
-from serving.manifests import RepositoryManifest
+from serving.errors import ServerError
 from serving.runtime.tasks.base import Arrays, Tensor
 from serving.supervisor import find_running
 
-_PACKAGE_ANEW = "write it anew with: tritonize package"
+GPU_MEMORY = "nv_gpu_memory_used_bytes"
 
 IN_FLIGHT = 16
-"""Labelled rows asked at once: the answers judged are given under load, as in production."""
+"""Labelled rows in flight: quality is measured under load, as in production."""
 OPEN_REQUESTS = 20
-"""Chance decides how many requests of an open loop fall into a slice: so many are to be expected at least."""
+"""Least expected number of requests of an open loop in one slice of time."""
 ANSWERS_PER_CLIENT = 2
-"""Many clients of a slow model wait longer for one answer than a slice of time may last: it then lasts as long as two."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Where a server listens."""
-
-    host: str
-    http_port: int
-    grpc_port: int
-    metrics_port: int
-
-    def url(self, protocol: str) -> str:
-        """``host:port`` of ``grpc`` or ``http``."""
-        return f"{self.host}:{self.grpc_port if protocol == 'grpc' else self.http_port}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the server runs on this machine, as far as its name tells."""
-        return self.host in ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - compared, not bound
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedPackage:
-    """What was packaged: the repository's manifest and the checksum of its ONNX file, which still is the packaged one."""
-
-    name: str
-    repository: Path
-    precision: str
-    manifest: RepositoryManifest
-    sha256: str
-
-    @property
-    def file(self) -> Path:
-        """The ONNX file that is served."""
-        return self.repository / f"{self.name}_model" / "1" / "model.onnx"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How the model is served."""
-        return asdict(self.manifest.configuration)
-
-
-def read_package(repository: Path, name: str) -> ServedPackage:
-    """Read what ``package`` recorded about ``name``.
-
-    Raises:
-        ArtifactError: it is not there, or its ONNX file is not the one that was packaged.
-    """
-    manifest = read_manifest(repository / name, RepositoryManifest)
-    file = f"{name}_model/1/model.onnx"
-    packaged = manifest.files.get(file)
-    if packaged is None:
-        raise ArtifactError(f"the manifest of {repository / name} does not list {file}", hint=_PACKAGE_ANEW)
-    found = sha256(repository / file)
-    if found != packaged:
-        raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_ANEW)
-    return ServedPackage(name=name, repository=repository, precision=manifest.precision, manifest=manifest, sha256=found)
-
-
-def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
-    """Check that ``package`` was made from ``bundle`` as it is now.
-
-    Raises:
-        ArtifactError: it was made from another, so its answers would be held against another original.
-    """
-    if package.manifest.inputs.files.get(MANIFEST) != sha256(bundle / MANIFEST):
-        raise ArtifactError(f"{package.repository / package.name} was not packaged from {bundle} as it is now", hint=_PACKAGE_ANEW)
+"""Least number of answers per client in one slice of time: many clients of a slow model may wait longer than a slice."""
 
 
 class ServerConnection:
-    """A connection to a running server, for everything but load.
-
-    Raises:
-        ServerError: nothing answers, or the server does not serve ``name``.
-    """
+    """A connection to a running server, for everything but load."""
 
     def __init__(self, endpoint: Endpoint, name: str) -> None:
+        """Connect.
+
+        Args:
+            endpoint: Where the server listens.
+            name: Name of the ensemble.
+
+        Raises:
+            ServerError: Nothing answers, or the server does not serve the ensemble.
+        """
         import tritonclient.grpc as triton
 
         self._triton, self._name = triton, name
@@ -144,55 +84,36 @@ class ServerConnection:
         self._client.close()
 
     def statistics(self) -> dict[str, Any]:
-        """Triton's counters of the ensemble and of every step, by the model's name."""
+        """Read Triton's statistics of the ensemble and of every step, by the model's name."""
         return {model: self._client.get_inference_statistics(model).model_stats[0] for model in self.models}
 
     def ask(self, rows: list[list[str]], options: Mapping[str, Any]) -> Arrays:
-        """Answers to ``rows``, one request each, :data:`IN_FLIGHT` at a time, in their order.
+        """Ask the server, one request per row, :data:`IN_FLIGHT` at a time.
+
+        Args:
+            rows: Rows, each a list of strings in the order of the task's inputs.
+            options: Options of the request.
+
+        Returns:
+            Answers in the order of the rows, tensors by name.
 
         Raises:
-            RequestError: the server refused a row.
+            RequestError: The server refused a row.
         """
         with TritonPipeline(self._name, url=self.endpoint.url("grpc"), concurrency=IN_FLIGHT) as pipeline:
             return joined(pipeline.tensors(rows, **options))
 
     def gpu_memory_mib(self) -> float | None:
-        """GPU memory in use on the server's machine, by its metrics endpoint, MiB; None without a GPU or metrics."""
+        """Read the GPU memory in use on the server's machine from its metrics, MiB; None without a GPU or metrics."""
         url = f"http://{self.endpoint.host}:{self.endpoint.metrics_port}/metrics"
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
-                lines = answer.read().decode().splitlines()
+                text = answer.read().decode()
         except (urllib.error.URLError, TimeoutError):
             return None
-        used = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("nv_gpu_memory_used_bytes{")]
+        families = text_string_to_metric_families(text)
+        used = [sample.value for family in families if family.name == GPU_MEMORY for sample in family.samples]
         return sum(used) / MIB if used else None
-
-
-def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process | None:
-    """The process that serves, None where it cannot be seen from here (another machine, or a container).
-
-    Raises:
-        ArtifactError: it serves another repository, or was started before this one was packaged.
-    """
-    process = listening_process(endpoint.grpc_port) if endpoint.is_local else None
-    if process is None:
-        return None
-    flag = "--model-repository="
-    served = [process.cwd() / Path(word.removeprefix(flag)) for word in process.cmdline() if word.startswith(flag)]
-    if served and not any(folder.resolve() == package.repository.resolve() for folder in served):
-        found = ", ".join(map(str, served))
-        raise ArtifactError(
-            f"the server on port {endpoint.grpc_port} serves {found}, not {package.repository}",
-            hint="name the right one with --repository, or the right server with --grpc-port",
-        )
-    packaged = package.manifest.created.timestamp()
-    if process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
-        raise ArtifactError(
-            f"the server on port {endpoint.grpc_port} was started before {package.name} was packaged, "
-            "so it serves an older package",
-            hint="start it anew: tritonize stop, tritonize serve",
-        )
-    return process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,25 +127,24 @@ class Target:
 
 @dataclass(kw_only=True)
 class Clients:
-    """A way of answering: the server under load over ``protocol``, by ``concurrency`` clients or at a rate.
+    """A load on the server that is measured round by round.
 
-    Args:
-        length: tokens of the rows; None: as they are.
-        rate: requests per second of an open loop; None where ``share`` has yet to become one, and in a closed loop.
-        share: of what the best of ``closed`` answers in the first round.
-        least_seconds: what a slice lasts at least, for every client to get answers.
-        memory: of the server, where it can be seen.
-        slices, counts: what was measured, and what the server counted of each step, by round.
-        joules: what the machine drew meanwhile, by round; empty where it does not tell.
+    Attributes:
+        target: The server.
+        inputs: Input tensors of the ensemble.
+        mode: The load; an open loop's share becomes a rate in the first round.
+        closed: Closed loops that have been measured before in each round; the best one's throughput gives an open loop its rate.
+        least_seconds: Least duration of a slice, for every client to get answers.
+        memory: Meter of the server's memory; None if its process is not visible.
+        energy: Meter of the machine's energy.
+        slices: What the load generator measured, by round.
+        counts: Triton's counts of each step, by round.
+        joules: Energy of the machine, by round; empty without counters.
     """
 
     target: Target
     inputs: tuple[Tensor, ...]
-    protocol: str
-    concurrency: int | None = None
-    rate: float | None = None
-    share: float | None = None
-    length: int | None = None
+    mode: LoadMode
     closed: Sequence[Clients] = ()
     least_seconds: float
     memory: MemoryMeter | None
@@ -233,42 +153,48 @@ class Clients:
     counts: list[dict[str, Counts]] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
 
+    @property
+    def length(self) -> int | None:
+        """Tokens of the rows; None: as they are."""
+        return self.mode.length
+
     def measure(self, rows: list[list[str]], seconds: float) -> None:
-        """Make the next round's slice."""
-        if self.share is not None and self.rate is None:
+        """Measure the next round's slice.
+
+        Args:
+            rows: Rows of the round.
+            seconds: Least duration.
+        """
+        if self.mode.share is not None and self.mode.rate is None:
             best = max(closed_loop(found.spans).throughput for way in self.closed for found in way.slices)
-            self.rate = float(f"{self.share * best:.3g}")
-        if self.rate is not None:
-            seconds = max(seconds, OPEN_REQUESTS / self.rate)
+            self.mode = replace(self.mode, rate=float(f"{self.mode.share * best:.3g}"))
+        if self.mode.rate is not None:
+            seconds = max(seconds, OPEN_REQUESTS / self.mode.rate)
         server, name = self.target.server, self.target.package.name
         options = LoadOptions(
             name=name,
-            url=server.endpoint.url(self.protocol),
-            protocol=self.protocol,
-            concurrency=self.concurrency,
-            rate=self.rate,
+            url=server.endpoint.url(self.mode.protocol),
+            protocol=self.mode.protocol,
+            concurrency=self.mode.concurrency,
+            rate=self.mode.rate,
             duration=max(seconds, self.least_seconds),
         )
         with self.memory or nullcontext():
-            before, drawn = server.statistics(), self.energy.read()
+            before, used = server.statistics(), self.energy.read()
             self.slices.append(run_load(self.target.load_generator, options, self.inputs, rows))
-            drawn_after = self.energy.read()
+            used_after = self.energy.read()
             self.counts.append(counts_between(before, server.statistics(), name))
-        if drawn is not None and drawn_after is not None:
-            self.joules.append(drawn_after - drawn)
+        if used is not None and used_after is not None:
+            self.joules.append(used_after - used)
 
     def load(self) -> Load:
-        """All rounds together."""
+        """Combine all rounds."""
         counted = {step: total(counts[step] for counts in self.counts) for step in self.counts[0]}
         steps = {step: counts.step() for step, counts in counted.items() if step != ENSEMBLE}
         speed = over_rounds([closed_loop(found.spans) for found in self.slices])
         requests = [found.requests for found in self.slices]
         return Load(
-            protocol=self.protocol,
-            concurrency=self.concurrency,
-            rate=self.rate,
-            share=self.share,
-            length=self.length,
+            **asdict(self.mode),
             delayed=fmean((found.delayed for found in self.slices), requests),
             speed=speed,
             executed_batch=steps["model"].executed_batch,
@@ -282,7 +208,7 @@ class Clients:
         )
 
     def rounds(self) -> Iterator[dict[str, float]]:
-        """The figures that each round has of its own."""
+        """Yield the figures that each round has of its own."""
         for found, counts in zip(self.slices, self.counts, strict=True):
             steps = {step: asdict(counted.step()) for step, counted in counts.items() if step != ENSEMBLE}
             parts = split(counts, mean_us=found.mean_us, client_us=found.client_us)
@@ -295,45 +221,55 @@ class Clients:
 
 
 class UnderLoad:
-    """The server's part of a benchmark: its answers to the labelled rows, and the ways of asking it.
+    """The server's part of a benchmark: its answers to the labelled rows, and its loads.
 
-    Raises:
-        RequestError: the server refused a row.
+    Attributes:
+        process: The server's process; None if it is not visible from here.
+        ways: The loads, ready to be measured.
     """
 
     def __init__(self, target: Target, inputs: BenchmarkInputs, energy: EnergyMeter) -> None:
-        self._target, self._study, self._energy = target, inputs, energy
+        """Ask the server for the labelled rows and plan the loads.
+
+        Args:
+            target: The server.
+            inputs: What is measured.
+            energy: Meter of the machine's energy.
+
+        Raises:
+            RequestError: The server refused a row.
+        """
+        self._target, self._inputs, self._energy = target, inputs, energy
         self.process = check_process(target.server.endpoint, target.package)
-        """The server's, None where it cannot be seen from here."""
         self._memory = MemoryMeter(self.process) if self.process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
             self._answers = target.server.ask(inputs.rows.labelled, inputs.bundle.task.judged_options)
         self._seconds_per_row = (time.perf_counter() - asked) / len(inputs.rows.labelled)
-        closed = [self._clients(protocol, concurrency) for protocol, concurrency in product(inputs.protocols, inputs.concurrencies)]
-        first = inputs.protocols[0]
-        by_length = [self._clients(first, inputs.concurrencies[0], length=length) for length in inputs.lengths]
-        own = [way for way in closed if way.protocol == first]
-        opened = [self._clients(first, rate=loop.rate, share=loop.share, closed=own) for loop in inputs.open_loops]
-        self.ways = [*closed, *by_length, *opened]  # open loops last: their rates come from the closed ones of the first round
+        self.ways: list[Clients] = []
+        for mode in planned_loads(inputs):
+            self.ways.append(self._clients(mode))
 
-    def _clients(self, protocol: str, concurrency: int | None = None, **how: Any) -> Clients:
+    def _clients(self, mode: LoadMode) -> Clients:
+        closed = [way for way in self.ways if way.mode.concurrency and way.mode.protocol == mode.protocol and way.length is None]
         return Clients(
             target=self._target,
-            inputs=self._study.bundle.task.inputs(),
-            protocol=protocol,
-            concurrency=concurrency,
-            least_seconds=ANSWERS_PER_CLIENT * (concurrency or 1) * self._seconds_per_row,
+            inputs=self._inputs.bundle.task.inputs(),
+            mode=mode,
+            closed=closed,
+            least_seconds=ANSWERS_PER_CLIENT * (mode.concurrency or 1) * self._seconds_per_row,
             memory=self._memory,
             energy=self._energy,
-            **how,
         )
 
     def found(self, original: Arrays) -> Served:
-        """What was measured.
+        """Collect what was measured.
 
         Args:
-            original: the original's answers to the labelled rows.
+            original: The original's answers to the labelled rows.
+
+        Returns:
+            The served model with loads and quality.
         """
         server, package = self._target.server, self._target.package
         return Served(
@@ -342,7 +278,7 @@ class UnderLoad:
             sha256=package.sha256,
             server=server.version,
             loads=[way.load() for way in self.ways],
-            quality=evaluate(self._study.bundle.task, self._study.rows, self._answers, original),
+            quality=evaluate(self._inputs.bundle.task, self._inputs.rows, self._answers, original),
             load_seconds=_load_seconds(server.endpoint, self.process),
             peak_rss_mib=self._memory.peak_rss_mib if self._memory else None,
             pss_mib=self._memory.pss_mib if self._memory else None,
@@ -352,14 +288,21 @@ class UnderLoad:
 
     def rounds(self, served: Served) -> list[dict[str, float]]:
         """The figures that each round has of its own, by name."""
-        rounds: list[dict[str, float]] = [{} for _ in range(self._study.rounds)]
+        rounds: list[dict[str, float]] = [{} for _ in range(self._inputs.options.rounds)]
         for way, load in zip(self.ways, served.loads, strict=True):
             for found, own in zip(rounds, way.rounds(), strict=True):
                 found |= {f"{served.name}.{load.name}.{key}": value for key, value in own.items()}
         return rounds
 
     def samples(self, served: Served) -> dict[str, Spans]:
-        """The samples behind the speeds, by name."""
+        """Collect the spans behind the speeds.
+
+        Args:
+            served: The served model.
+
+        Returns:
+            Spans by the names of :data:`benchmarks.samples.Samples`.
+        """
         return {
             f"{served.name}.{load.name}.r{index + 1}": found.spans
             for way, load in zip(self.ways, served.loads, strict=True)
@@ -368,7 +311,7 @@ class UnderLoad:
 
 
 def _load_seconds(endpoint: Endpoint, process: psutil.Process | None) -> float | None:
-    """What the server's keeper wrote down, if it keeps this very server."""
+    """Load time that the supervisor recorded, if it runs this very server."""
     running = find_running(endpoint.http_port)
     if running is None or process is None or running.pid not in {parent.pid for parent in process.parents()}:
         return None

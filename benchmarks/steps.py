@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from benchmarks.report import Split, Step
+from benchmarks.measurements import Split, Step
 from serving.errors import ServerError
 
 ENSEMBLE = "ensemble"
-"""Where others are named by their step: the counts of the whole."""
+"""Key of the counts of the whole ensemble beside those of its steps."""
+STEPS = ("preprocess", "model", "postprocess")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def split(counts: Mapping[str, Counts], *, mean_us: float, client_us: float) -> 
         client_us: of that the client's own work.
     """
     requests = counts[ENSEMBLE].requests
-    steps = {name: counts[name].compute_ns / requests / 1e3 for name in ("preprocess", "model", "postprocess")}
+    steps = {name: counts[name].compute_ns / requests / 1e3 for name in STEPS}
     queue = sum(counts[name].queue_ns for name in steps) / requests / 1e3
     inside = counts[ENSEMBLE].total_ns / requests / 1e3
     # Requests in flight when counting began or ended may make one side a little larger than the other.

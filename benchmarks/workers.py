@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
-from benchmarks.jobs import END, Slice, WorkerJob, to_json
+from benchmarks.jobs import END, Slice, WorkerFacts, WorkerJob, to_line
 from benchmarks.speed import Spans, as_spans
 from serving.errors import SetupError
 
@@ -61,18 +61,21 @@ class Workers:
         """
         for index, worker in enumerate(self.processes):
             start = index * len(rows) // len(self.processes)
-            worker.send(to_json(Slice(rows=rows[start:] + rows[:start], batch=batch, seconds=seconds)))
+            worker.send(to_line(Slice(rows=rows[start:] + rows[:start], batch=batch, seconds=seconds)))
         return [as_spans(worker.receive("spans")) for worker in self.processes]
 
-    def end(self) -> list[dict[str, Any]]:
-        """What :meth:`benchmarks.runners.Worker.facts` gives, by process; nothing can be measured any more.
+    def end(self) -> list[WorkerFacts]:
+        """End the processes; nothing can be measured after that.
+
+        Returns:
+            What each process reports.
 
         Raises:
-            SetupError: a worker failed.
+            SetupError: A worker failed.
         """
         for worker in self.processes:
             worker.send(END)
-        return [worker.receive("facts") for worker in self.processes]
+        return [WorkerFacts(**worker.receive("facts")) for worker in self.processes]
 
 
 @contextlib.contextmanager
@@ -88,7 +91,7 @@ def started(job: WorkerJob, processes: int = 1) -> Iterator[Workers]:
         workers = []
         for index in range(processes):
             worker = stack.enter_context(_started())
-            worker.send(to_json(replace(job, labelled=job.labelled if index == 0 else [])))
+            worker.send(to_line(replace(job, labelled=job.labelled if index == 0 else [])))
             worker.receive("ready")
             workers.append(worker)
         yield Workers(workers)

@@ -13,7 +13,7 @@ import click
 
 from export.recipe import recipe_option
 from serving.errors import TritonizeError
-from serving.install import QUIET
+from serving.install import NO_TELEMETRY
 
 COMMANDS = {
     "finetune": "export.commands",
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 done, 1 a stage failed or a gate did not hold, 2 wrong usage.
     """
     meta: dict[str, Any] = {}
-    os.environ |= QUIET
+    os.environ |= NO_TELEMETRY
     if arguments is None:  # a program of its own: told to end, it tidies up as for Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -1,1 +1,52 @@
-"""Bundle → Triton model repository → answers. Imports neither :mod:`export` nor :mod:`benchmarks`."""
+"""Package a bundle for Triton, serve it and query it. Imports neither :mod:`export` nor :mod:`benchmarks`.
+
+Importing this package is cheap: the clients are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from serving.errors import (
+    ArtifactError,
+    DataError,
+    DivergedError,
+    ExportError,
+    GateError,
+    RequestError,
+    ServerError,
+    SetupError,
+    TritonizeError,
+)
+
+if TYPE_CHECKING:
+    from serving.async_client import AsyncTritonPipeline
+    from serving.client import TritonPipeline
+
+__all__ = [
+    "ArtifactError",
+    "AsyncTritonPipeline",
+    "DataError",
+    "DivergedError",
+    "ExportError",
+    "GateError",
+    "RequestError",
+    "ServerError",
+    "SetupError",
+    "TritonPipeline",
+    "TritonizeError",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a client when it is first used."""
+    if name in {"AsyncTritonPipeline", "TritonPipeline"}:
+        from serving import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the exported names."""
+    return __all__

@@ -124,15 +124,17 @@ class TritonPipeline:
             running.append(cast("asyncio.Task[Any]", asyncio.current_task()))
             return await function()
 
-        with self._lock:  # close() cancels every call that was submitted before it; no call is submitted after it
-            if self._closed:
-                raise closed_error(self._pipeline.name)
-            future = self._submit(call())
         try:
+            with self._lock:  # close() cancels every call that was submitted before it; no call is submitted after it
+                if self._closed:
+                    raise closed_error(self._pipeline.name)
+                future = self._submit(call())
             return future.result()
         except concurrent.futures.CancelledError:
             raise closed_error(self._pipeline.name) from None  # only close(), in another thread, cancels a call
-        except BaseException:  # Ctrl-C reaches the thread that waits, not the loop
-            if not future.done():
-                self._submit(streams.cancel(running)).result()
+        except BaseException:  # Ctrl-C reaches this thread, not the loop, and possibly before the call was submitted
+            with self._lock:
+                ended = None if self._closed else self._submit(streams.cancel(running))
+            if ended is not None:
+                ended.result()
             raise

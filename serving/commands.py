@@ -137,11 +137,11 @@ def _announce(options: ServeOptions) -> None:
 
 
 def _predict_lines(pipe: TritonPipeline, texts: tuple[str, ...], *, as_json: bool) -> None:
-    from serving.predict import Row, argument_lines, input_lines, line_rows, require_taken
+    from serving.predict import PipelineRow, argument_lines, check_row, input_lines, line_rows
 
-    def rows() -> Iterator[str | Row]:
+    def rows() -> Iterator[str | PipelineRow]:
         for row in line_rows(lines, keys=pipe.served_task.row_keys):
-            require_taken(pipe, row)
+            check_row(pipe, row)
             yield row
 
     lines = argument_lines(texts) if texts else input_lines()

@@ -1,4 +1,4 @@
-"""How a model is served, every choice made."""
+"""The settings that a model is served with."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """Args:
-    precision: the variant served.
-    device: ``cpu`` or ``gpu``.
-    batching: ``ragged`` (requests of mixed length share an execution) or ``off`` (every request is executed alone).
-    instances: copies of the model that run side by side.
-    threads: threads of each copy on a CPU; 1 on a GPU, where they have no effect.
-    max_batch_size: most rows in a request, and in an execution.
-    queue_delay_us: how long a request may wait for others to share its execution, µs; 0 without batching, where none does.
+    """All settings of a served model, with no choice left open.
+
+    Attributes:
+        precision: The served variant: ``fp32``, ``fp16`` or ``int8``.
+        device: ``cpu`` or ``gpu``.
+        batching: ``ragged`` (requests of different lengths share an execution) or ``off`` (one request per execution).
+        instances: Number of model instances that run in parallel.
+        threads: Threads of each instance on a CPU. Always 1 on a GPU, where it has no effect.
+        max_batch_size: Maximum number of rows in a request and in an execution.
+        queue_delay_us: How long a request may wait for others to share its execution, in µs. Always 0 without batching.
     """
 
     precision: str
@@ -26,6 +28,7 @@ class Configuration:
     queue_delay_us: int
 
     def __str__(self) -> str:
+        """Describe the settings in a few words for people."""
         copies = f"{self.instances} instance{'s' if self.instances > 1 else ''}"
         if self.device == "cpu":
             copies = f"{self.instances} × {self.threads} thread{'s' if self.threads > 1 else ''}"

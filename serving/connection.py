@@ -1,16 +1,17 @@
-"""One connection to a Triton server, over gRPC or HTTP: deadlines, further tries, and what went wrong in our own words."""
+"""One connection to a Triton server over gRPC or HTTP, with time limits, retries and clear errors."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl as tls
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import grpc
 import numpy as np
+import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
 from serving.errors import RequestError
@@ -19,69 +20,97 @@ from serving.options import ServerAddress, WireProtocol
 DEFAULT_URLS = {"grpc": ServerAddress().grpc_url, "http": ServerAddress().base_url.removeprefix("http://")}
 HTTP_STATUSES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "503": "UNAVAILABLE", "504": "DEADLINE_EXCEEDED"}
 FIRST_PAUSE = 0.1
+"""Pause before the first retry, in seconds. It doubles with every further retry."""
+T = TypeVar("T")
+
+
+class InferResult(Protocol):
+    """The result of a request, from tritonclient's gRPC or HTTP module."""
+
+    def as_numpy(self, name: str) -> npt.NDArray[Any]:
+        """Return an output tensor by its name."""
+        ...
+
+
+class InferClient(Protocol):
+    """The methods that tritonclient's two asynchronous clients have in common."""
+
+    async def get_model_config(self, model_name: str, **options: object) -> dict[str, Any]:
+        """Return the model's configuration as JSON."""
+        ...
+
+    async def infer(self, model_name: str, inputs: Sequence[object], *, parameters: Mapping[str, object] | None) -> InferResult:
+        """Send one request."""
+        ...
+
+    async def close(self) -> None:
+        """Close the client."""
+        ...
 
 
 class Connection:
-    """A connection to one server; made when the first request goes out.
-
-    Args:
-        url: ``host:port`` of the protocol; this machine's default port where None.
-        protocol: ``grpc`` or ``http``.
-        concurrency: connections that HTTP may open; gRPC needs one.
-        timeout: seconds one request may take, further tries included.
-        retries: further tries of a request that the server was not there to take (UNAVAILABLE), and of no other.
-        ssl: with TLS; the server's certificate is verified.
-    """
+    """A connection to one server. It opens with the first request."""
 
     def __init__(
         self, url: str | None, *, protocol: WireProtocol, concurrency: int, timeout: float, retries: int, ssl: bool
     ) -> None:
+        """Create the connection without opening it.
+
+        Args:
+            url: ``host:port`` of the server for this protocol. None means the default port on this machine.
+            protocol: ``grpc`` or ``http``.
+            concurrency: Number of connections that HTTP may open. gRPC needs only one.
+            timeout: Time limit of one request in seconds, retries included.
+            retries: How often a request is repeated after UNAVAILABLE. Other errors are never retried.
+            ssl: Use TLS. The server's certificate is verified.
+        """
         self._url = url or DEFAULT_URLS[protocol]
         self._protocol = protocol
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
         self._ssl = ssl
-        self._client: Any = None
+        self._client: InferClient | None = None
         self._closed = False
 
     async def model_config(self, model: str) -> dict[str, Any]:
-        """Triton's configuration of ``model``.
+        """Return Triton's configuration of ``model``, as the JSON form of ``ModelConfig``.
 
         Raises:
-            RequestError: no server there, or no such model.
-            RuntimeError: the connection was closed.
+            RequestError: There is no server, or no such model.
+            RuntimeError: The connection is closed.
         """
         options = {"as_json": True} if self._protocol == "grpc" else {}
-        answer = await self._resilient(lambda: self._open().get_model_config(model, **options))
+        answer = await self._with_retries(lambda: self._open().get_model_config(model, **options))
         config: dict[str, Any] = answer.get("config", answer)
         return config
 
-    async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]], options: Mapping[str, Any]) -> Any:
-        """Ask ``model``.
+    async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]], parameters: Mapping[str, object]) -> InferResult:
+        """Send one request to ``model``.
 
         Args:
-            inputs: rows of each BYTES tensor by its name.
-            options: request parameters.
+            model: The name of the model or ensemble.
+            inputs: The rows of each BYTES tensor, by the tensor's name.
+            parameters: Request parameters.
 
         Returns:
-            Triton's result; ``as_numpy(name)`` gives a tensor.
+            The result. Its method ``as_numpy(name)`` returns an output tensor.
 
         Raises:
-            RequestError: the server refused the request, is not there, or did not answer in time.
-            RuntimeError: the connection was closed.
+            RequestError: The server refused the request, is not there, or did not answer in time.
+            RuntimeError: The connection is closed.
         """
         tensors = [self._tensor(name, rows) for name, rows in inputs.items()]
-        return await self._resilient(lambda: self._open().infer(model, tensors, parameters=options or None))
+        return await self._with_retries(lambda: self._open().infer(model, tensors, parameters=parameters or None))
 
     async def close(self) -> None:
-        """Close it, for good."""
+        """Close the connection. It cannot be used afterwards."""
         self._closed = True
         if self._client is not None:
             await self._client.close()
             self._client = None
 
-    def _open(self) -> Any:
+    def _open(self) -> InferClient:
         if self._closed:
             raise closed_error(self._url)
         if self._client is None:
@@ -89,23 +118,25 @@ class Connection:
             self._client = self._grpc_client() if self._protocol == "grpc" else self._http_client()
         return self._client
 
-    def _grpc_client(self) -> Any:
+    def _grpc_client(self) -> InferClient:
         from tritonclient.grpc.aio import InferenceServerClient
 
-        return InferenceServerClient(self._url, ssl=self._ssl)
+        client: InferClient = InferenceServerClient(self._url, ssl=self._ssl)
+        return client
 
-    def _http_client(self) -> Any:
+    def _http_client(self) -> InferClient:
         from tritonclient.http.aio import InferenceServerClient
 
-        return InferenceServerClient(
+        client: InferClient = InferenceServerClient(
             self._url,
             conn_limit=self._concurrency,
             conn_timeout=self._timeout,
             ssl=self._ssl,
-            ssl_context=tls.create_default_context() if self._ssl else None,  # without one, no certificate would be verified
+            ssl_context=tls.create_default_context() if self._ssl else None,  # without it, tritonclient verifies no certificate
         )
+        return client
 
-    def _tensor(self, name: str, rows: Sequence[bytes]) -> Any:
+    def _tensor(self, name: str, rows: Sequence[bytes]) -> object:
         if self._protocol == "grpc":
             from tritonclient.grpc import InferInput
         else:
@@ -115,8 +146,8 @@ class Connection:
         tensor.set_data_from_numpy(array)
         return tensor
 
-    async def _resilient(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Await ``call()`` within the deadline; try again, after growing pauses, while nobody is there to take it."""
+    async def _with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await ``call()`` within the time limit. Retry it after UNAVAILABLE, with growing pauses."""
         pause = FIRST_PAUSE
         try:
             async with asyncio.timeout(self._timeout):
@@ -130,11 +161,11 @@ class Connection:
                     await asyncio.sleep(pause)
                     pause *= 2
         except TimeoutError:
-            raise self._late() from None
-        raise AssertionError("unreachable: the last try returns or raises")
+            raise self._timed_out() from None
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _failure(self, error: Exception) -> RequestError:
-        """``error`` in our words. Over HTTP, UNAVAILABLE is only what surely kept the request from being taken."""
+        """Translate ``error``. Over HTTP, UNAVAILABLE means that the server certainly did not receive the request."""
         if isinstance(error, aiohttp.ClientError):
             return self._http_failure(error)
         if isinstance(error, InferenceServerException):
@@ -153,7 +184,7 @@ class Connection:
     def _http_failure(self, error: aiohttp.ClientError) -> RequestError:
         match error:
             case TimeoutError():
-                return self._late()
+                return self._timed_out()
             case aiohttp.ClientSSLError():
                 return self._no_tls(str(error))
             case aiohttp.ClientConnectorError() | aiohttp.ClientConnectionResetError():
@@ -161,48 +192,52 @@ class Connection:
             case aiohttp.InvalidURL():
                 return _bad_url(self._url)
             case aiohttp.ClientResponseError():
-                hint = "is it the HTTP port (8000 unless told otherwise), and not another?"
-                return RequestError(f"{self._url} does not answer as Triton does: {error.message}", status="UNKNOWN", hint=hint)
+                hint = "check the port: HTTP is 8000 by default"
+                return RequestError(
+                    f"the server at {self._url} does not answer like Triton: {error.message}", status="UNKNOWN", hint=hint
+                )
         found = str(error) or type(error).__name__
         return RequestError(
-            f"{self._url} ended the connection before it had answered: {found}",
+            f"{self._url} closed the connection before it answered: {found}",
             status="UNKNOWN",
-            hint="whether it took the request is not known; the server's log may tell why",
+            hint="the server may have processed the request; see its log",
         )
 
     def _no_tls(self, found: str) -> RequestError:
         return RequestError(
             f"no TLS connection to {self._url}: {found}",
             status="FAILED_PRECONDITION",
-            hint="the server must speak TLS, with a certificate that this machine trusts",
+            hint="the server must use TLS, with a certificate that this machine trusts",
         )
 
-    def _late(self) -> RequestError:
+    def _timed_out(self) -> RequestError:
         return RequestError(
             f"{self._url} did not answer within {self._timeout:g} s", status="DEADLINE_EXCEEDED", hint="raise the timeout"
         )
 
     def _unavailable(self) -> RequestError:
         return RequestError(
-            f"no Triton server answers {self._protocol} at {self._url}",
+            f"no Triton server answers at {self._url} ({self._protocol})",
             status="UNAVAILABLE",
             hint="start one with: tritonize serve",
         )
 
 
 def closed_error(what: str) -> RuntimeError:
-    """What is raised where a client is used after its ``close()``."""
-    return RuntimeError(f"the client of {what} is closed: make another one")
+    """Return the error of a client that is used after its ``close()``."""
+    return RuntimeError(f"the client of {what} is closed: create a new one")
 
 
 def _check_url(url: str) -> None:
     try:
         wrong = "://" in url or any(map(str.isspace, url)) or urlsplit(f"//{url}").port == 0
-    except ValueError:  # no number, or none that is a port
+    except ValueError:  # the port is not a number, or out of range
         wrong = True
     if wrong:
         raise _bad_url(url)
 
 
 def _bad_url(url: str) -> RequestError:
-    return RequestError(f"{url!r} is no host:port", status="INVALID_ARGUMENT", hint="for example 127.0.0.1:8001, without http://")
+    return RequestError(
+        f"{url!r} is not host:port", status="INVALID_ARGUMENT", hint="write it like 127.0.0.1:8001, without http://"
+    )

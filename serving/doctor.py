@@ -1,4 +1,4 @@
-"""Checks of this machine and of both environments, each with what to do about it."""
+"""Checks of this machine and of both environments, each with a hint how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ PROVIDERS_SCRIPT = "import json, onnxruntime; print(json.dumps([onnxruntime.__ve
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One check's outcome; ``hint`` says what to do where it is not ``ok``."""
+    """The result of one check.
+
+    Attributes:
+        check: The name of the check.
+        ok: Whether the check passed.
+        found: What the check found.
+        hint: What to do if the check failed.
+    """
 
     check: str
     ok: bool
@@ -36,7 +43,7 @@ class Finding:
 
 
 def examine(options: ServerAddress) -> Iterator[Finding]:
-    """Run every check, cheapest first. One that cannot even run is a finding too, never an exception."""
+    """Run every check, the cheapest first. A check that cannot run is reported as a failed one."""
     yield _python()
     yield from _toolchain()
     try:
@@ -57,7 +64,7 @@ def _attempt(check: str, run: Callable[[], str]) -> Finding:
     except TritonizeError as error:
         return Finding(check=check, ok=False, found=error.message, hint=error.hint)
     except OSError as error:
-        return Finding(check=check, ok=False, found=str(error), hint="create the environments anew with: make setup")
+        return Finding(check=check, ok=False, found=str(error), hint="create the environments again with: make setup")
 
 
 def _python() -> Finding:
@@ -81,7 +88,7 @@ def _toolchain() -> Iterator[Finding]:
         check="onnxruntime in .venv",
         ok=len(installed) == 1,
         found=found,
-        hint="exactly one of onnxruntime and onnxruntime-gpu may be installed: rm -r .venv && make setup",
+        hint="install exactly one of onnxruntime and onnxruntime-gpu: rm -r .venv && make setup",
     )
     if len(installed) == 1:
         yield _providers("providers in .venv", sys.executable)
@@ -93,8 +100,8 @@ def _providers(check: str, python: str) -> Finding:
         return Finding(
             check=check,
             ok=False,
-            found=(run.stderr.strip().splitlines() or ["no reason given"])[-1],
-            hint="create the environment anew with: make setup",
+            found=(run.stderr.strip().splitlines() or ["no error message"])[-1],
+            hint="create the environment again with: make setup",
         )
     number, providers = json.loads(run.stdout.splitlines()[-1])
     wanted = "CUDAExecutionProvider" if has_gpu() else "CPUExecutionProvider"
@@ -102,7 +109,7 @@ def _providers(check: str, python: str) -> Finding:
         check=check,
         ok=wanted in providers,
         found=f"{number}: {', '.join(providers)}",
-        hint=f"this machine wants {wanted}: rm -r .venv .triton && make setup",
+        hint=f"this machine needs {wanted}: rm -r .venv .triton && make setup",
     )
 
 
@@ -138,9 +145,10 @@ def _starts(install: Install) -> str:
     text = run.stdout + run.stderr
     if "--model-repository" not in text:
         raise TritonizeError(
-            f"it does not run: {(text.strip().splitlines() or ['no output'])[-1]}", hint="a library it needs is missing: make setup"
+            f"it does not run: {(text.strip().splitlines() or ['no output'])[-1]}",
+            hint="install the missing library with: make setup",
         )
-    return "its libraries are all there"
+    return "all its libraries are installed"
 
 
 def _ports(options: ServerAddress) -> str:
@@ -154,7 +162,7 @@ def _disk(folder: Path) -> Finding:
         check="disk",
         ok=free > DISK_GIB,
         found=f"{free:.0f} GiB free",
-        hint=f"artifacts and environments want {DISK_GIB} GiB: free some space",
+        hint=f"artifacts and environments need {DISK_GIB} GiB: free some space",
     )
 
 
@@ -162,6 +170,6 @@ def _shared_memory() -> str:
     free = shutil.disk_usage(SHARED_MEMORY).free / 2**20
     wanted = SHM_MIB * (2 + cores())
     if free < wanted:
-        hint = f"tensors pass between Triton's processes there, {wanted} MiB are wanted: docker run --shm-size=1g"
+        hint = f"Triton passes tensors between its processes there and needs {wanted} MiB: docker run --shm-size=1g"
         raise TritonizeError(f"{free:.0f} MiB free", hint=hint)
     return f"{free:.0f} MiB free"

@@ -1,72 +1,74 @@
-"""What can go wrong, in one tree.
+"""The errors that tritonize raises on purpose, in one tree.
 
 ::
 
-    TritonizeError              base: one line for people, and a hint what to do next
-    ├── SetupError              the machine or an environment lacks something
-    ├── DataError               rows, columns or labels are not what the task needs
-    ├── ArtifactError           a checkpoint, bundle or repository is missing, damaged or of another kind
-    │   └── DivergedError       a training came to numbers that are none
-    ├── ExportError             a checkpoint could not be converted, optimised or quantised
-    ├── GateError               everything ran, and a figure is outside its gate
-    ├── ServerError             Triton did not start, stopped, or cannot be found
-    └── RequestError            Triton answered a request with an error (carries its status code)
+    TritonizeError              base class: what happened in one line, and a hint what to do next
+    ├── SetupError              this machine or one of the environments lacks something
+    ├── DataError               rows, columns or labels do not fit the task
+    ├── ArtifactError           a checkpoint, bundle or repository is missing, damaged or of the wrong kind
+    │   └── DivergedError       training diverged: the loss is NaN or infinite
+    ├── ExportError             a checkpoint could not be converted, optimized or quantized
+    ├── GateError               every step ran, but a measured value is outside its gate
+    ├── ServerError             Triton did not start, stopped, or was not found
+    └── RequestError            a request failed; carries Triton's status code
 
-Only the command line prints these (``export.cli.main``); everything else raises them.
+Only the command line (``export.cli.main``) prints them.
 """
 
 from __future__ import annotations
 
 
 class TritonizeError(Exception):
-    """Base of every error tritonize raises on purpose.
+    """Base class of every error that tritonize raises on purpose.
 
-    Args:
-        message: what happened, one line, naming the file, row or option concerned.
-        hint: what to do next, one line; empty where the message says it all.
+    Attributes:
+        message: What happened, in one line that names the file, row or option.
+        hint: What to do next, in one line. Empty if the message already says it.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        """Create the error from its message and hint."""
         super().__init__(message)
         self.message = message
         self.hint = hint
 
 
 class SetupError(TritonizeError):
-    """The machine or one of the two environments lacks something."""
+    """This machine or one of the two environments lacks something."""
 
 
 class DataError(TritonizeError):
-    """Rows, columns or labels are not what the task needs."""
+    """Rows, columns or labels do not fit the task."""
 
 
 class ArtifactError(TritonizeError):
-    """A checkpoint, bundle or repository is missing, damaged or of another kind."""
+    """A checkpoint, bundle or repository is missing, damaged or of the wrong kind."""
 
 
 class DivergedError(ArtifactError):
-    """A training came to numbers that are none."""
+    """Training diverged: the loss is NaN or infinite."""
 
 
 class ExportError(TritonizeError):
-    """A checkpoint could not be converted, optimised or quantised."""
+    """A checkpoint could not be converted, optimized or quantized."""
 
 
 class GateError(TritonizeError):
-    """Everything ran, and a figure is outside its gate."""
+    """Every step ran, but a measured value is outside its gate."""
 
 
 class ServerError(TritonizeError):
-    """Triton did not start, stopped, or cannot be found."""
+    """Triton did not start, stopped, or was not found."""
 
 
 class RequestError(TritonizeError):
-    """Triton answered a request with an error.
+    """A request to Triton failed.
 
-    Args:
-        status: Triton's status name in gRPC's spelling, such as ``INVALID_ARGUMENT`` or ``UNAVAILABLE``.
+    Attributes:
+        status: The name of the gRPC status code, such as ``INVALID_ARGUMENT`` or ``UNAVAILABLE``.
     """
 
     def __init__(self, message: str, *, status: str, hint: str = "") -> None:
+        """Create the error from its message, status and hint."""
         super().__init__(message, hint=hint)
         self.status = status

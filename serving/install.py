@@ -1,4 +1,4 @@
-"""Where tritonserver lives on this machine, and the backend directory it is started with."""
+"""Find tritonserver on this machine, and prepare the environment and the backends that it runs with."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ PROJECT = Path(__file__).parents[1]
 STAND_IN = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
 ENVIRONMENT_VARIABLE = "TRITONIZE_TRITON_ENV"
 IMAGE_VERSION = "NVIDIA_TRITON_SERVER_VERSION"
-"""Variable in which the NGC image has its version."""
+"""Environment variable that holds the version of the NGC image."""
 RECORDED = ("nvidia_pytriton", "onnxruntime", "onnxruntime_gpu", "numpy")
-"""In the embedded server's environment: the wheel that carries the server, what runs the models, what the stubs load."""
+"""Packages of the embedded server's environment whose versions are recorded: the server, ONNX Runtime and numpy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Install:
     """A tritonserver that can be started.
 
-    Args:
-        binary: the executable.
-        environment: virtual environment whose Python the stubs use; None for a system-wide install.
-        wheel: ``pytriton/tritonserver`` of the wheel that carries the server; None for a system-wide install.
+    Attributes:
+        binary: The executable.
+        environment: The virtual environment whose Python the stubs use. None for a system-wide installation.
+        wheel: The folder ``pytriton/tritonserver`` of the wheel that contains the server. None for a system-wide installation.
     """
 
     binary: Path
@@ -34,20 +34,20 @@ class Install:
     wheel: Path | None = None
 
 
-QUIET = {"ORT_DISABLE_TELEMETRY": "1"}
-"""Recent releases of ONNX Runtime report their use to its makers unless they are told not to."""
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}
+"""Turns off the usage reports that recent releases of ONNX Runtime send to its makers."""
 
 
 def triton_environment() -> Path:
-    """The embedded server's virtual environment: ``.triton`` beside this package, or where ``TRITONIZE_TRITON_ENV`` points."""
+    """Return the embedded server's virtual environment: ``$TRITONIZE_TRITON_ENV``, or ``.triton`` in the project folder."""
     return Path(os.environ.get(ENVIRONMENT_VARIABLE, PROJECT / ".triton"))
 
 
 def site_packages(environment: Path) -> Path:
-    """``site-packages`` of a virtual environment.
+    """Return the ``site-packages`` folder of a virtual environment.
 
     Raises:
-        SetupError: there is none.
+        SetupError: There is no virtual environment.
     """
     found = sorted(environment.glob("lib/python3*/site-packages"))
     if not found:
@@ -56,10 +56,10 @@ def site_packages(environment: Path) -> Path:
 
 
 def find_install() -> Install:
-    """tritonserver on PATH (as in the NGC image), else the one in the ``.triton`` environment.
+    """Find tritonserver on PATH (as in the NGC image), or else in the ``.triton`` environment.
 
     Raises:
-        SetupError: neither is there.
+        SetupError: There is no tritonserver.
     """
     on_path = shutil.which("tritonserver")
     if on_path:
@@ -68,26 +68,27 @@ def find_install() -> Install:
     wheel = site_packages(environment) / "pytriton" / "tritonserver"
     binary = wheel / "bin" / "tritonserver"
     if not binary.is_file():
-        raise SetupError("no tritonserver on PATH, and none in the .triton environment", hint="create it with: make setup")
+        raise SetupError("no tritonserver on PATH or in the .triton environment", hint="install it with: make setup")
     return Install(binary=binary, environment=environment, wheel=wheel)
 
 
 def stub_version(install: Install) -> str:
-    """``3.11``: the Python whose packages the stubs load, the first ``python3`` on the server's PATH."""
+    """Return the Python version, such as ``3.11``, that the stubs run with: the first ``python3`` on the server's PATH."""
     assert install.environment is not None
     return site_packages(install.environment).parent.name.removeprefix("python")
 
 
 def numpy_version(install: Install) -> str | None:
-    """Version of the numpy the stubs will load, read from its metadata; None where there is none."""
+    """Return the version of numpy that the stubs will import, from its metadata, or None if it is not installed."""
     assert install.environment is not None
     return _installed(install.environment).get("numpy")
 
 
 def server_versions() -> dict[str, str]:
-    """What answers depend on at the server's side, and their speed, by name: versions, of a system-wide server its checksum.
+    """Return the versions on the server's side that answers and their speed depend on, by name.
 
-    Nothing is imported or started for it. Empty where there is no server.
+    For a system-wide server this is the checksum of its executable, and the version of the NGC image. Nothing is imported or
+    started. The result is empty if there is no server.
     """
     on_path = shutil.which("tritonserver")
     if on_path:
@@ -97,37 +98,41 @@ def server_versions() -> dict[str, str]:
 
 
 def _installed(environment: Path) -> dict[str, str]:
-    """Versions of what is installed in a virtual environment, by name with underscores, read from the names of its metadata."""
+    """Return the versions of the packages in a virtual environment, by name with underscores, from the names of their metadata."""
     found = sorted(environment.glob("lib/python3*/site-packages/*.dist-info"))
     return dict(metadata.name.removesuffix(".dist-info").split("-", 1) for metadata in found)
 
 
 def check_numpy(install: Install) -> None:
-    """Refuse numpy 2 and later.
+    """Check that the stubs will import numpy 1, which they were built against.
 
     Raises:
-        SetupError: the stubs were built against numpy 1; with a newer one tensors arrive, silently, as zeros.
+        SetupError: There is no numpy, or a later one, with which every tensor would silently arrive as zeros.
     """
     version = numpy_version(install)
     if version is None:
-        raise SetupError("the .triton environment has no numpy", hint="create it anew with: make setup")
+        raise SetupError("the .triton environment has no numpy", hint="create it again with: rm -r .triton && make setup")
     if int(version.split(".")[0]) >= 2:
         raise SetupError(
-            f"the .triton environment has numpy {version}; its server reads every tensor as zeros with numpy 2 or later",
-            hint="create it anew with: rm -r .triton && make setup",
+            f"the .triton environment has numpy {version}; with numpy 2 or later its server reads every tensor as zeros",
+            hint="create it again with: rm -r .triton && make setup",
         )
 
 
 def prepare_backends(install: Install, folder: Path) -> Path | None:
-    """Lay out a backend directory in ``folder``: the wheel's Python backend, and the stand-in for the onnxruntime backend.
+    """Create a backend directory with the wheel's Python backend and the replacement for the onnxruntime backend.
 
-    Copies, because Triton refuses backend libraries behind links that lead out of the directory.
+    The files are copied, because Triton refuses backend libraries behind links that lead out of the directory.
+
+    Args:
+        install: The tritonserver to run.
+        folder: The empty folder that becomes the backend directory.
 
     Returns:
-        The directory; None where the install has its own backends.
+        The directory, or None if the installation has its own backends.
 
     Raises:
-        SetupError: the wheel has no stub for the environment's Python, or numpy is too new.
+        SetupError: The wheel has no stub for the environment's Python, or numpy is not version 1.
     """
     if install.wheel is None:
         return None
@@ -146,8 +151,8 @@ def prepare_backends(install: Install, folder: Path) -> Path | None:
 
 
 def server_environment(install: Install) -> dict[str, str]:
-    """Environment variables tritonserver is started with."""
-    variables = dict(os.environ) | QUIET
+    """Return the environment variables that tritonserver is started with."""
+    variables = dict(os.environ) | NO_TELEMETRY
     if install.environment is not None and install.wheel is not None:
         variables["PATH"] = f"{install.environment / 'bin'}{os.pathsep}{variables.get('PATH', '')}"
         libraries = site_packages(install.environment) / "nvidia_pytriton.libs"

@@ -1,4 +1,4 @@
-"""What this machine has to serve with."""
+"""The hardware of this machine: CPU cores, GPUs and their names."""
 
 from __future__ import annotations
 
@@ -7,33 +7,50 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+
+class Hardware(TypedDict):
+    """The hardware that measured speeds depend on most, ready for JSON.
+
+    Attributes:
+        cpu: Model name of the processor.
+        cores: Number of cores that this process may run on.
+        gpus: Names of the GPUs.
+    """
+
+    cpu: str
+    cores: int
+    gpus: list[str]
 
 
 def cores() -> int:
-    """Cores this process may run on (its affinity, not the machine's total)."""
+    """Return the number of cores that this process may run on, by its CPU affinity."""
     return len(os.sched_getaffinity(0))
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA driver is loaded. Looks at no library: the answer must be the same in both environments."""
+    """Return whether an NVIDIA driver is loaded.
+
+    It asks no Python library, so that the answer is the same in both environments.
+    """
     return Path("/proc/driver/nvidia/version").exists() or (
         shutil.which("nvidia-smi") is not None and Path("/dev/nvidia0").exists()
     )
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` → ``gpu`` where there is one, ``cpu`` otherwise; anything else as it is."""
+    """Turn ``auto`` into ``gpu`` if this machine has one and into ``cpu`` otherwise. Return other values unchanged."""
     return ("gpu" if has_gpu() else "cpu") if device == "auto" else device
 
 
-def hardware() -> dict[str, Any]:
-    """What measured speeds depend on most: ``cpu`` (its model), ``cores``, ``gpus`` (their names). JSON-ready."""
+def hardware() -> Hardware:
+    """Return the hardware that measured speeds depend on most."""
     return {"cpu": cpu_model(), "cores": cores(), "gpus": nvidia_smi("--query-gpu=name")}
 
 
 def cpu_model() -> str:
-    """The processor's name, or its architecture where the system does not say."""
+    """Return the model name of the processor, or its architecture if the system does not report a name."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -41,7 +58,14 @@ def cpu_model() -> str:
 
 
 def nvidia_smi(query: str) -> list[str]:
-    """Lines of what the driver's tool answers, one a GPU or process; none where there is no such tool, or no GPU."""
+    """Run ``nvidia-smi`` with a query and return its lines, one per GPU or process.
+
+    Args:
+        query: A query option, such as ``--query-gpu=name``.
+
+    Returns:
+        The lines. Empty if there is no ``nvidia-smi`` or no GPU.
+    """
     if shutil.which("nvidia-smi") is None:
         return []
     answer = subprocess.run(["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=False)

@@ -1,5 +1,4 @@
-"""How a bundle is served: what the user asked for, for the rest what tuning found, or else what was measured when the bundle was
-made."""
+"""The choice of serving settings: the user's own, else what tuning found, else what export measured."""
 
 from __future__ import annotations
 
@@ -11,23 +10,23 @@ from serving.machine import cores, resolve_device
 from serving.options import MAX_BATCH_SIZE
 from serving.tuning import Tuning
 
-INT8_SCALES = "dynamic int8 scales span the whole batch, so answers would depend on who else is asking"
+INT8_SCALES = "dynamic int8 scales span the whole batch, so an answer would depend on the other requests in it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Configuration):
-    """How a model is to be served, and why.
+    """The settings to serve a model with, and the reasons for them.
 
-    Args:
-        reasons: why each automatic choice fell as it did, and what to know about some that were asked for, by option name;
-            what tuning says to it under ``configuration``.
+    Attributes:
+        reasons: By option name, the reason of each automatic choice and notes on some of the user's. The entry
+            ``configuration`` says whether the result of tuning was used.
     """
 
     reasons: dict[str, str]
 
     @property
     def configuration(self) -> Configuration:
-        """The choices without the reasons."""
+        """The settings without the reasons."""
         return Configuration(**{choice.name: getattr(self, choice.name) for choice in fields(Configuration)})
 
 
@@ -43,13 +42,21 @@ def make_plan(
     queue_delay_us: int | None = None,
     tuning: Tuning | None = None,
 ) -> Plan:
-    """Decide what ``auto`` and None leave open.
+    """Choose every setting that is ``auto`` or None.
 
     Args:
-        tuning: what was found for a bundle at that place; whether it applies is looked at here.
+        bundle: The bundle to serve.
+        precision: ``fp32``, ``fp16``, ``int8`` or ``auto``.
+        device: ``cpu``, ``gpu`` or ``auto``.
+        batching: ``ragged``, ``off`` or ``auto``.
+        instances: Number of model instances.
+        threads: Threads of each instance on a CPU.
+        max_batch_size: Maximum number of rows in a request and in an execution.
+        queue_delay_us: How long a request may wait for others, in µs.
+        tuning: The tuning found beside the bundle. It is ignored, with a reason, if it does not apply.
 
     Raises:
-        ArtifactError: the bundle does not hold the precision asked for.
+        ArtifactError: The bundle does not hold this precision.
     """
     reasons: dict[str, str] = {}
     chosen_device = resolve_device(device)
@@ -57,7 +64,7 @@ def make_plan(
     if tuned is not None:
         precision = tuned.precision
         batching = tuned.batching if batching == "auto" else batching
-        if instances is None and (threads is None or chosen_device == "gpu"):  # one without the other was never measured
+        if instances is None and (threads is None or chosen_device == "gpu"):  # tuning measured the two together
             instances = tuned.instances
             threads = tuned.threads if chosen_device == "cpu" else threads
         max_batch_size = tuned.max_batch_size if max_batch_size is None else max_batch_size
@@ -78,7 +85,7 @@ def make_plan(
         _warn_of_crowding(plan)
     if tuning is not None and tuned is not None:
         own = tuning.differences(plan)
-        reasons["configuration"] = f"tuned: {tuning}" + (f"; but not in {', '.join(own)}, by what was asked" if own else "")
+        reasons["configuration"] = f"tuned: {tuning}" + (f"; except {', '.join(own)}, as asked" if own else "")
     return plan
 
 
@@ -98,15 +105,13 @@ def _choose_delay(batching: str, asked: int | None, tuned: Configuration | None,
     if batching == "ragged":
         return asked if asked is not None else tuned.queue_delay_us if tuned is not None else 0
     if asked:
-        reasons["queue_delay_us"] = f"{asked} has no effect with batching off: no request waits for another"
+        reasons["queue_delay_us"] = f"{asked} has no effect with batching off: no request waits for others"
     return 0
 
 
 def _warn_of_crowding(plan: Plan) -> None:
     if plan.device == "cpu" and plan.instances * plan.threads > cores():
-        plan.reasons["threads"] = (
-            f"{plan.instances} × {plan.threads}: more than the {cores()} cores of this machine; right only for a larger one"
-        )
+        plan.reasons["threads"] = f"{plan.instances} × {plan.threads} exceeds the {cores()} cores of this machine"
 
 
 def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Variant:
@@ -120,18 +125,19 @@ def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Var
     if elsewhere:
         chosen = bundle.variants.get("int8") or bundle.variant("fp32")
         reasons["precision"] = (
-            f"{chosen.precision}: nothing was compared, as {' and '.join(elsewhere)} {'was' if len(elsewhere) == 1 else 'were'} "
-            "not timed on a CPU (tritonize export --device cpu does that)"
+            f"{chosen.precision}: speeds were not compared, because {' and '.join(elsewhere)} "
+            f"{'was' if len(elsewhere) == 1 else 'were'} not timed on a CPU (do it with: tritonize export --device cpu)"
         )
         return chosen
     latency = {name: variant.figures.latency_ms for name, variant in bundle.variants.items()}
+    listed = ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in latency.items())
     fastest = min(latency, key=lambda name: latency[name])
-    reasons["precision"] = f"{fastest}: the fastest that passed its gates ({_listed(latency, 'ms')})"
+    reasons["precision"] = f"{fastest}: the fastest that passed its gates ({listed})"
     return bundle.variants[fastest]
 
 
 def _timed_on_cpu(variant: Variant) -> bool:
-    """Whether its speed figures say anything about a CPU: where the bundle was exported on a GPU, most do not."""
+    """Return whether the variant's speeds were measured on a CPU. An export on a GPU measures most of them there."""
     return variant.figures.speed_device == "cpu"
 
 
@@ -144,36 +150,36 @@ def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[st
         reasons["batching"] = f"off: {INT8_SCALES}"
         return "off"
     if device == "gpu":
-        reasons["batching"] = "ragged: a GPU wants full batches"
+        reasons["batching"] = "ragged: a GPU needs full batches"
         return "ragged"
     if not _timed_on_cpu(variant):
-        reasons["batching"] = f"off: {variant.precision} was not timed on a CPU, where batches of mixed length mostly add padding"
+        reasons["batching"] = f"off: {variant.precision} was not timed on a CPU, where batches of mixed lengths mostly add padding"
         return "off"
     alone, together = variant.figures.throughput.one_by_one, variant.figures.throughput.batched
     chosen = "ragged" if together > alone else "off"
-    reasons["batching"] = f"{chosen}: measured {alone:.0f} rows/s one by one, {together:.0f} in batches of 16"
+    reasons["batching"] = f"{chosen}: export measured {alone:.0f} rows/s one by one and {together:.0f} rows/s in batches of 16"
     return chosen
 
 
 def _choose_instances(
     device: str, batching: str, instances: int | None, threads: int | None, reasons: dict[str, str]
 ) -> tuple[int, int]:
-    """On a CPU one single-threaded copy per core wins without batching, one many-threaded copy with it; on a GPU one copy."""
+    """Choose the number of instances and their threads.
+
+    On a CPU the fastest is one single-threaded instance per core without batching, and one instance with all threads with it.
+    On a GPU one instance is enough.
+    """
     if device == "gpu":
         if threads is not None:
-            reasons["threads"] = f"{threads} has no effect on a GPU: a copy's threads are those of a CPU"
+            reasons["threads"] = f"{threads} has no effect on a GPU: it sets threads on a CPU"
         return instances or 1, 1
     if instances is None and threads is None:
         instances = 1 if batching == "ragged" else cores()
         reasons["instances"] = (
-            f"{instances}: {'one copy sees every waiting request' if batching == 'ragged' else 'one copy per core'}"
+            f"{instances}: {'one instance batches all waiting requests' if batching == 'ragged' else 'one instance per core'}"
         )
     if instances is None:
         instances = max(1, cores() // (threads or 1))
     if threads is None:
         threads = max(1, cores() // instances)
     return instances, threads
-
-
-def _listed(figures: dict[str, float], unit: str) -> str:
-    return ", ".join(f"{name} {value:.2f} {unit}" for name, value in figures.items())

@@ -1,10 +1,10 @@
-"""Rows for a running server, from arguments, standard input or a file; those of a file into a file, resumed where it stopped."""
+"""Rows from arguments, standard input or a file, and their answers in an output file that an interrupted run resumes."""
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -15,68 +15,78 @@ from serving.client import TritonPipeline
 from serving.errors import DataError
 from serving.records import checked_text, read_file, shown
 
-Columns = dict[str, str | tuple[str, ...]]
-Row = dict[str, str | list[str]]
+ColumnNames = dict[str, str | tuple[str, ...]]
+"""File column by pipeline key, as in ``{"text": "sentence"}``; several columns if each holds one of a list of texts."""
+PipelineRow = dict[str, str | list[str]]
+"""A row by pipeline key: a text, or a list of texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictFile:
-    """Files of ``tritonize predict --input``.
+    """The files of ``tritonize predict --input``.
 
-    Args:
-        columns: file column by pipeline key: ``{"text": "sentence"}``; several where each holds one of a list of texts.
+    Attributes:
+        input: The file with the rows.
+        output: The file for the answers, one JSON line per row.
+        columns: The file's columns by pipeline key.
     """
 
     input: Path
     output: Path
-    columns: Columns
+    columns: ColumnNames
 
     @property
     def source(self) -> Path:
-        """Beside the output: which ensemble answers."""
+        """The file beside the output that records which ensemble answers."""
         return self.output.with_name(f"{self.output.name}.source.json")
 
 
 def predict_file(
     pipe: TritonPipeline, options: PredictFile, *, progress: Callable[[Iterable[Any], int], Iterable[Any]]
 ) -> tuple[int, int]:
-    """Append one JSON line per row to ``options.output``: the row, and ``answer``.
+    """Append one JSON line per row to ``options.output``, with the row and its ``answer``.
 
-    An output that is there already is taken for the first part of the same work: its complete lines are checked against the
-    input and kept, provided that the ensemble is the one that gave them.
+    If the output exists, the run resumes: the complete lines are checked against the input and kept, if the same ensemble
+    wrote them.
 
     Args:
-        progress: wraps the answers; gets the number of rows that were there already.
+        pipe: The client of the ensemble.
+        options: The files and columns.
+        progress: Wraps the answers to show progress. Its second argument is the number of rows that the output already has.
 
     Returns:
-        Rows that were there already, rows answered now.
+        Number of rows that the output already had, and number of rows answered now.
 
     Raises:
-        DataError: an unreadable file, a missing column, or an output that belongs to another input or another ensemble.
-        RequestError: the server refused a row or is not there; what was answered before stays.
+        DataError: A file is unreadable, a column is missing, or the output belongs to another input or ensemble.
+        RequestError: The server refused a row or is not there. Earlier answers stay in the output.
     """
     done = _resume(options, pipe.identity)
-    queue: deque[Row] = deque()
+    unanswered: deque[PipelineRow] = deque()
 
-    def remembered() -> Iterator[Any]:
+    def rows() -> Iterator[str | list[str] | PipelineRow]:
         for row in islice(read_rows(options.input, options.columns), done, None):
-            queue.append(row)
-            require_taken(pipe, row)
+            unanswered.append(row)
+            check_row(pipe, row)
             yield next(iter(row.values())) if len(row) == 1 else row
 
     answered = 0
     with options.output.open("a", encoding="utf-8") as output:
-        for answer in progress(pipe.stream(remembered()), done):
-            output.write(json.dumps(queue.popleft() | {"answer": answer}, ensure_ascii=False) + "\n")
+        for answer in progress(pipe.stream(rows()), done):
+            output.write(json.dumps(unanswered.popleft() | {"answer": answer}, ensure_ascii=False) + "\n")
             answered += 1
     return done, answered
 
 
-def read_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """Rows of a csv, tsv, jsonl or parquet file as ``{pipeline key: text}`` (or a list of texts), read as they are needed.
+def read_rows(path: Path, columns: ColumnNames) -> Iterator[PipelineRow]:
+    """Read the rows of a csv, tsv, jsonl or parquet file lazily.
+
+    Args:
+        path: The file.
+        columns: The file's columns by pipeline key.
 
     Raises:
-        DataError: another kind of file, an unreadable one, or a row without one of the columns; the message names row and column.
+        DataError: The file has another format or is unreadable, or a row lacks one of the columns. The message names both.
     """
     for where, row in read_file(path):
         for column in chain.from_iterable((names,) if isinstance(names, str) else names for names in columns.values()):
@@ -87,41 +97,41 @@ def read_rows(path: Path, columns: Columns) -> Iterator[Row]:
                 )
         place = f"{path}, {where}"
         yield {
-            key: _checked(row[names], names, place, row)
+            key: _checked_texts(row[names], names, place, row)
             if isinstance(names, str)
             else [checked_text(row[name], name, place, row) for name in names]
             for key, names in columns.items()
         }
 
 
-def _checked(value: Any, name: str, place: str, row: Any) -> str | list[str]:
-    """A text, or a list of texts."""
+def _checked_texts(value: object, name: str, place: str, row: Mapping[str, object]) -> str | list[str]:
+    """Return ``value`` if it is a text or a list of texts."""
     if isinstance(value, list):
         return [checked_text(one, name, place, row) for one in value]
     return checked_text(value, name, place, row)
 
 
 def argument_lines(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Texts of a command line, each with where it stands.
+    """Yield the texts of a command line, each with its place for messages.
 
     Raises:
-        DataError: one that does not hold UTF-8.
+        DataError: A text is not UTF-8.
     """
     for number, text in enumerate(texts, 1):
         try:
-            text.encode()  # bytes that are no UTF-8 come as halves of surrogate pairs
+            text.encode()  # Python turns bytes that are not UTF-8 into halves of surrogate pairs
         except UnicodeEncodeError as error:
             raise DataError(f"text {number} is not UTF-8: {text!r:.80}", hint="convert it, for example with iconv") from error
         yield f"text {number}", text
 
 
 def input_lines() -> Iterator[tuple[str, str]]:
-    """Lines of standard input without their ends, each with where it stands.
+    """Yield the lines of standard input without line ends, each with its place for messages.
 
-    Not through ``sys.stdin``: where a thread still waits for a line of that, Python aborts when it exits.
+    It does not use ``sys.stdin``: if a thread still waits for a line of ``sys.stdin``, Python aborts at exit.
 
     Raises:
-        DataError: one that is not UTF-8.
+        DataError: A line is not UTF-8.
     """
     with open(0, "rb", closefd=False) as file:
         for number, line in enumerate(file, 1):
@@ -134,14 +144,17 @@ def input_lines() -> Iterator[tuple[str, str]]:
             yield where, text.rstrip("\r\n")
 
 
-def line_rows(lines: Iterable[tuple[str, str]], *, keys: Sequence[str]) -> Iterator[Any]:
-    """What a pipeline takes for each line: the text as it is, or a row of several keys as JSON, where blank lines are passed over.
+def line_rows(lines: Iterable[tuple[str, str]], *, keys: Sequence[str]) -> Iterator[str | PipelineRow]:
+    """Turn lines into pipeline rows.
+
+    With one key, a line is the text itself. With two, a line is a JSON object with both, and blank lines are skipped.
 
     Args:
-        keys: what the texts of a row are called, one or two.
+        lines: The lines, each after its place for messages.
+        keys: The pipeline's one or two keys of a row.
 
     Raises:
-        DataError: a line that holds no pair.
+        DataError: A line is not a JSON object with both keys.
     """
     for where, line in lines:
         if len(keys) == 1:
@@ -150,22 +163,22 @@ def line_rows(lines: Iterable[tuple[str, str]], *, keys: Sequence[str]) -> Itera
             yield _pair(where, line, keys)
 
 
-def _pair(where: str, line: str, keys: Sequence[str]) -> Row:
-    wanted = f"give {json.dumps(dict.fromkeys(keys, '…'), ensure_ascii=False)}"
+def _pair(where: str, line: str, keys: Sequence[str]) -> PipelineRow:
+    hint = f"write {json.dumps(dict.fromkeys(keys, '…'), ensure_ascii=False)}"
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}: {shown(line)}", hint=wanted) from error
+        raise DataError(f"{where} is not JSON: {error}: {shown(line)}", hint=hint) from error
     if not isinstance(row, dict) or set(row) != set(keys):
-        raise DataError(f"{where} is no pair of texts: {shown(row)}", hint=wanted)
-    return {key: _checked(value, key, where, row) for key, value in row.items()}
+        raise DataError(f"{where} is not a pair of texts: {shown(row)}", hint=hint)
+    return {key: _checked_texts(value, key, where, row) for key, value in row.items()}
 
 
-def require_taken(pipe: TritonPipeline, row: Any) -> None:
+def check_row(pipe: TritonPipeline, row: str | PipelineRow) -> None:
     """Check that the pipeline takes ``row``.
 
     Raises:
-        DataError: it does not.
+        DataError: The pipeline does not take it.
     """
     try:
         pipe.served_task.request_rows([row if not isinstance(row, dict) or len(row) > 1 else next(iter(row.values()))])
@@ -173,14 +186,17 @@ def require_taken(pipe: TritonPipeline, row: Any) -> None:
         raise DataError(f"{error}: {shown(row)}") from None
 
 
-def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None, choices: tuple[str, ...] = ()) -> Columns:
-    """File column by pipeline key, as the task has it where its user names none.
+def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None, choices: tuple[str, ...] = ()) -> ColumnNames:
+    """Return the file's columns by pipeline key. The task supplies the names that the user does not give.
 
     Args:
-        choices: several columns where each holds one.
+        pipe: The client of the ensemble.
+        text: Column of the text.
+        text_pair: Column of the second text.
+        choices: One column with lists of choices, or several columns with one choice each.
 
     Raises:
-        DataError: columns that are not what the ensemble takes.
+        DataError: The ensemble takes other columns.
     """
     task = pipe.served_task
     own = task.columns.get("choices")
@@ -197,7 +213,7 @@ def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None,
 
 
 def _resume(options: PredictFile, identity: EnsembleIdentity) -> int:
-    """Make the output ready to be appended to, and count the lines that answer this input's rows."""
+    """Prepare the output for appending, and return how many of the input's rows it already answers."""
     data = options.output.read_bytes() if options.output.exists() else b""
     complete = data[: data.rfind(b"\n") + 1]
     done = _check_lines(options, complete.splitlines())
@@ -213,7 +229,7 @@ def _resume(options: PredictFile, identity: EnsembleIdentity) -> int:
 
 
 def _check_lines(options: PredictFile, lines: list[bytes]) -> int:
-    """Refuse lines that do not answer the input's rows one by one; return how many there are."""
+    """Check that the lines answer the first rows of the input in order, and return their number."""
     rows = read_rows(options.input, options.columns)
     for number, line in enumerate(lines, 1):
         try:
@@ -224,24 +240,24 @@ def _check_lines(options: PredictFile, lines: list[bytes]) -> int:
         if row is None or not isinstance(written, dict) or {key: written.get(key) for key in row} != row:
             raise DataError(
                 f"{options.output}, line {number} does not answer row {number} of {options.input}",
-                hint="it was made from another input: move it away or choose another --output",
+                hint="it belongs to another input: move it, or choose another --output",
             )
     return len(lines)
 
 
 def _check_source(options: PredictFile, identity: EnsembleIdentity) -> None:
-    """Refuse to go on where others answered: nobody could tell afterwards whose answer is whose."""
+    """Check that this ensemble, as it is served now, wrote the existing answers."""
     try:
         found = json.loads(options.source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        reason = f"{options.source.name}, which says who gave them, is not beside it"
+        reason = f"{options.source.name}, which records their ensemble, is missing"
     except ValueError as error:
-        reason = f"{options.source.name}, which says who gave them, is not readable: {error}"
+        reason = f"{options.source.name}, which records their ensemble, is not readable: {error}"
     else:
         if found == identity:
             return
-        reason = f"{options.source.name} says that another ensemble gave them, or this one before it was packaged anew"
+        reason = f"{options.source.name} records another ensemble, or an earlier package of this one"
     raise DataError(
-        f"{options.output} holds answers that {identity['ensemble']} as it is served now may not have given: {reason}",
-        hint="move it away or choose another --output",
+        f"{options.output} may hold answers that do not come from {identity['ensemble']} as it is served now: {reason}",
+        hint="move it, or choose another --output",
     )

@@ -1,9 +1,8 @@
-"""Real inferences that tell whether an ensemble answers. Reports of readiness do not: a dead stub still reports ready."""
+"""Health checks by real inference. Triton's readiness report is not enough: a model whose stub process died still reports ready."""
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import urllib.error
 import urllib.request
@@ -15,44 +14,54 @@ from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError
 from serving.manifests import RepositoryManifest
 
-PENDING = re.compile(r'^nv_inference_pending_request_count\{model="([^"]+)"[^}]*\} (\d+)', re.MULTILINE)
+PENDING_METRIC = "nv_inference_pending_request_count"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One request to one ensemble, as Triton's JSON."""
+    """One inference request to one ensemble.
+
+    Attributes:
+        ensemble: The name of the ensemble.
+        body: The request in Triton's JSON form.
+    """
 
     ensemble: str
     body: dict[str, Any]
 
     def curl(self, base_url: str) -> str:
-        """A command line that sends it."""
+        """Return a curl command line that sends the request."""
         return f"curl -s {base_url}/v2/models/{self.ensemble}/infer -d {shlex.quote(json.dumps(self.body, ensure_ascii=False))}"
 
 
 def find_probes(repository: Path) -> list[Probe]:
-    """One probe for each ensemble packaged into ``repository``.
+    """Return one probe for each ensemble that tritonize packaged into ``repository``.
 
     Raises:
-        ArtifactError: there is none, or the manifest of one cannot be read.
+        ArtifactError: The repository holds no such ensemble, or an older version of tritonize packaged one.
     """
     probes = []
     for manifest_path in sorted(repository.glob(f"*/{MANIFEST}")):
         if not (repository / f"{manifest_path.parent.name}_model" / "current").is_symlink():
-            continue  # somebody else's model, with a manifest of its own
+            continue  # a model of another tool that has a manifest too
         manifest = read_manifest(manifest_path.parent, RepositoryManifest)
         probes.append(Probe(ensemble=manifest.name, body=manifest.probe.model_dump(mode="json")))
     if not probes:
-        raise ArtifactError(f"{repository} holds no packaged ensemble", hint="make one with: tritonize package")
+        raise ArtifactError(f"{repository} holds no packaged ensemble", hint="create one with: tritonize package")
     return probes
 
 
 def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:
-    """Send the probe over HTTP and return Triton's answer.
+    """Send the probe over HTTP and return Triton's answer as JSON.
+
+    Args:
+        base_url: The HTTP address of the server.
+        probe: The request to send.
+        timeout: Time limit in seconds.
 
     Raises:
         RequestError: Triton answered with an error.
-        OSError: nobody answered.
+        OSError: No server answered in time.
     """
     url = f"{base_url}/v2/models/{probe.ensemble}/infer"
     request = urllib.request.Request(url, json.dumps(probe.body).encode())  # noqa: S310 - http only
@@ -65,13 +74,22 @@ def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:
         raise RequestError(f"{probe.ensemble}: {message}", status="UNAVAILABLE" if error.code == 503 else "INTERNAL") from error
 
 
+def is_ready(base_url: str) -> bool:
+    """Return whether Triton reports that it is ready."""
+    try:
+        with urllib.request.urlopen(f"{base_url}/v2/health/ready", timeout=5) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What Triton's statistics say of all ensembles together.
+    """Request counts from Triton's statistics, summed over all ensembles.
 
-    Args:
-        seen: requests that any step has finished so far.
-        in_flight: requests that wait for the first step of an ensemble, or have passed it and not the last.
+    Attributes:
+        seen: Requests whose first step has ended so far, with or without success.
+        in_flight: Requests that wait for the first step of their ensemble, or that have passed it but not the last one.
     """
 
     seen: int
@@ -79,15 +97,15 @@ class Traffic:
 
 
 def read_traffic(base_url: str, metrics_url: str, probes: list[Probe]) -> Traffic:
-    """Ask for the statistics of every step, and for what waits before the first.
+    """Read the statistics of every step, and the number of requests that wait for the first one.
 
     Raises:
-        OSError: nobody answered.
+        OSError: The server did not answer.
     """
     with urllib.request.urlopen(f"{base_url}/v2/models/stats", timeout=5) as response:  # noqa: S310
         statistics = {entry["name"]: entry["inference_stats"] for entry in json.load(response)["model_stats"]}
     with urllib.request.urlopen(metrics_url, timeout=5) as response:  # noqa: S310
-        pending = {name: int(count) for name, count in PENDING.findall(response.read().decode())}
+        pending = pending_requests(response.read().decode())
     seen = in_flight = 0
     for probe in probes:
         first, *later = (statistics[f"{probe.ensemble}_{step}"] for step in ("preprocess", "model", "postprocess"))
@@ -97,3 +115,15 @@ def read_traffic(base_url: str, metrics_url: str, probes: list[Probe]) -> Traffi
             pending.get(f"{probe.ensemble}_preprocess", 0) + first["success"]["count"] - later[-1]["success"]["count"] - failed
         )
     return Traffic(seen=seen, in_flight=in_flight)
+
+
+def pending_requests(metrics: str) -> dict[str, int]:
+    """Read from Triton's Prometheus metrics how many requests wait for each model.
+
+    Args:
+        metrics: The metrics in Prometheus text format.
+    """
+    from prometheus_client.parser import text_string_to_metric_families  # only draining needs it
+
+    samples = (sample for family in text_string_to_metric_families(metrics) for sample in family.samples)
+    return {sample.labels["model"]: int(sample.value) for sample in samples if sample.name == PENDING_METRIC}

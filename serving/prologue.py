@@ -1,12 +1,12 @@
-"""ONNX nodes put in front of an exported graph, so that as little as possible travels between Triton's processes.
+"""ONNX nodes in front of an exported graph, so that few tensors pass between Triton's processes.
 
-Every tensor costs each hop through shared memory far more than its bytes. So requests carry ``input_ids`` alone, with
-:data:`~serving.runtime.tokenization.PADDING` where a row is shorter than its neighbours, and the graph derives its attention
-mask (and ``token_type_ids``, where no pair of texts needs them) itself.
+Each tensor costs far more per pass through shared memory than its size suggests. Requests therefore carry ``input_ids`` alone,
+with :data:`~serving.runtime.tokenization.PADDING` at the end of short rows, and the graph derives its attention mask itself
+(and ``token_type_ids``, unless the model takes pairs of texts).
 
-With ragged batching rows of any length enter flat, back to back: Triton hands a model with ``allow_ragged_batch`` one flat
-tensor, and through ``batch_input`` the length of every row. The prologue turns them into the ``[rows, longest]`` tensors the
-graph was exported with, so requests of mixed length share an execution and no client pads for another.
+With ragged batching, rows of any length arrive concatenated: Triton passes a model with ``allow_ragged_batch`` one flat tensor,
+and the length of every row through ``batch_input``. The prologue turns them into the ``[rows, longest]`` tensors that the graph
+was exported with. Requests of different lengths so share an execution, and no client pads its rows.
 """
 
 from __future__ import annotations
@@ -20,36 +20,41 @@ from serving.runtime.tokenization import PADDING
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 LENGTHS = "row_lengths"
-"""Extra graph input of a ragged model, INT32 ``[rows, 1]``: positions in each row."""
+"""Extra graph input of a ragged model, INT32 ``[rows, 1]``: the number of tokens in each row."""
 _P = "prologue/"
+"""Prefix of the names of all nodes and tensors of the prologue."""
 
 
 def travelling_inputs(inputs: Sequence[str], *, pair: bool) -> list[str]:
-    """Which of a graph's inputs a request must carry; the prologue derives the others.
+    """Return the graph inputs that a request must carry. The prologue derives the others.
+
+    Args:
+        inputs: Names of all graph inputs.
+        pair: Whether the model takes pairs of texts.
 
     Raises:
-        ValueError: the graph takes an input that cannot be had from text.
+        ValueError: An input cannot be derived from text.
     """
     unknown = set(inputs) - {IDS, MASK, TYPES}
     if unknown or IDS not in inputs:
-        raise ValueError(f"cannot make model inputs {', '.join(sorted(unknown)) or IDS} from text")
+        raise ValueError(f"cannot derive these model inputs from text: {', '.join(sorted(unknown)) or IDS}")
     return [name for name in inputs if name == IDS or (name == TYPES and pair)]
 
 
 def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragged: bool) -> onnx.ModelProto:
-    """Rewrite ``model``, in place, to take only :func:`travelling_inputs`.
+    """Change ``model`` in place, so that it takes only :func:`travelling_inputs`.
 
     Args:
-        model: inputs INT64 ``[rows, longest]``.
-        pad_token_id: what stands at padded positions of :data:`IDS` inside the graph.
-        pair: requests carry :data:`TYPES`.
-        ragged: inputs become flat, INT64 ``[positions]``, and :data:`LENGTHS` is added.
+        model: The exported model, with INT64 inputs ``[rows, longest]``.
+        pad_token_id: Token id of padding inside the graph.
+        pair: Whether requests carry :data:`TYPES`.
+        ragged: Whether inputs become flat, INT64 ``[positions]``, with :data:`LENGTHS` as an additional input.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: an input is not INT64 of rank 2, or cannot be had from text.
+        ValueError: An input is not INT64 of rank 2, or cannot be derived from text.
     """
     graph = model.graph
     names = [tensor.name for tensor in graph.input]
@@ -73,7 +78,7 @@ def _require_int64_rows(inputs: Sequence[onnx.ValueInfoProto]) -> None:
     for tensor in inputs:
         kind = tensor.type.tensor_type
         if kind.elem_type != TensorProto.INT64 or len(kind.shape.dim) != 2:
-            raise ValueError(f"graph input {tensor.name} is not INT64 of two dimensions")
+            raise ValueError(f"graph input {tensor.name} is not INT64 with two dimensions")
 
 
 def _constants(pad_token_id: int) -> list[onnx.TensorProto]:
@@ -99,10 +104,10 @@ def _node(op: str, inputs: Sequence[str], output: str, **attributes: int) -> onn
 
 
 def _ragged_nodes(travelling: Sequence[str]) -> list[onnx.NodeProto]:
-    """Flat tensors → ``[rows, longest]``.
+    """Return the nodes that turn flat tensors into ``[rows, longest]``.
 
-    Position ``c`` of row ``r`` is gathered from ``start[r] + c`` where ``c < length[r]``; elsewhere from one element put
-    behind the flat tensor, which holds the padding.
+    Position ``c`` of row ``r`` is gathered from ``start[r] + c`` if ``c < length[r]``. Otherwise it is gathered from one element
+    that is appended to the flat tensor and holds the padding.
     """
     nodes = [
         _node("Cast", [LENGTHS], "lengths", to=TensorProto.INT64),  # [rows, 1]
@@ -121,7 +126,7 @@ def _ragged_nodes(travelling: Sequence[str]) -> list[onnx.NodeProto]:
 
 
 def _derived_nodes(names: Sequence[str], travelling: Sequence[str], *, ragged: bool) -> list[onnx.NodeProto]:
-    """``[rows, longest]`` ids with padding marked → every input of the graph."""
+    """Return the nodes that derive every input of the graph from ``[rows, longest]`` ids with marked padding."""
     given = {name: f"{_P}{name}/padded" if ragged else name for name in travelling}
     nodes = [
         _node("Greater", [given[IDS], _P + "marker"], "real"),

@@ -1,4 +1,4 @@
-"""Rows of csv, tsv, jsonl and parquet files, read strictly: what is not as it should be is refused with the line it stands in."""
+"""Strict readers for the rows of csv, tsv, jsonl and parquet files. Errors name the line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from serving.errors import DataError
 
 Record = tuple[str, Mapping[str, Any]]
-"""Where a row stands (``line 12``), and its values by column."""
+"""The place of a row, such as ``line 12``, and its values by column."""
 
 
 def read_file(path: Path) -> Iterator[Record]:
-    """Rows of a csv (quoted as usual), tsv (no quoting: split on tabs), jsonl or parquet file.
+    """Read the rows of a csv (quoted as usual), tsv (split at tabs, no quoting), jsonl or parquet file.
 
     Raises:
-        DataError: the file is absent, of another format, damaged, or not UTF-8.
+        DataError: The file does not exist, has another format, is damaged or is not UTF-8.
     """
     if path.suffix not in FORMATS:
         raise DataError(f"{path}: rows must be in a {', '.join(FORMATS)} file")
@@ -33,7 +33,7 @@ def read_file(path: Path) -> Iterator[Record]:
 
 
 def _read_csv(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # the library's 128 KiB is less than a long document
+    csv.field_size_limit(2**31 - 1)  # a long document exceeds the default of 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
@@ -66,7 +66,7 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number} is not JSON: {error}: {shown(line)}") from error
             if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number} is no JSON object: {shown(row)}")
+                raise DataError(f"{path}, line {number} is not a JSON object: {shown(row)}")
             yield f"line {number}", row
 
 
@@ -82,27 +82,29 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
 
 FORMATS = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-"""What can be read, by how names of files end."""
+"""The readers by file name suffix."""
 
 
-def shown(value: Any) -> str:
-    """``value`` for a message: its ``repr``, cut where it is long."""
+def shown(value: object) -> str:
+    """Return the ``repr`` of ``value`` for a message, cut after 200 characters."""
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + "…"
 
 
-def checked_text(value: Any, column: str, place: str, row: Mapping[str, Any]) -> str:
-    """``value`` where it is text that can be written as UTF-8.
+def checked_text(value: object, column: str, place: str, row: Mapping[str, object]) -> str:
+    """Return ``value`` if it is text that UTF-8 can encode.
 
     Args:
-        place: where it stands, for the message.
-        row: what it stands in, for the message.
+        value: The value of a cell.
+        column: The column of the cell, for the message.
+        place: The file and line of the row, for the message.
+        row: The whole row, for the message.
 
     Raises:
-        DataError: it is something else, or holds half of a surrogate pair, as broken JSON escapes do.
+        DataError: The value is not a string, or holds half of a surrogate pair, as broken JSON escapes do.
     """
     if not isinstance(value, str):
         raise DataError(f"{place}: column {column!r} holds {type(value).__name__}, not text: {shown(dict(row))}")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{place}: column {column!r} holds half of a surrogate pair, which is no text: {shown(dict(row))}")
+        raise DataError(f"{place}: column {column!r} holds half of a surrogate pair, which UTF-8 cannot encode: {shown(dict(row))}")
     return value

@@ -1,4 +1,4 @@
-"""One running tritonserver: started safely, known to answer, drained and cleaned up after."""
+"""One tritonserver process: start it, wait until it answers, drain it and remove what it leaves behind."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -24,25 +25,27 @@ from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
-from serving.probe import ask, find_probes, read_traffic
+from serving.probe import ask, find_probes, is_ready, read_traffic
 
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 15
-"""How long one probe may take before it is sent again; a request to stop is not heard while it lasts."""
+"""Time limit of one probe in seconds. A request to stop waits for the probe to end."""
 RESTRICTED = ("model-repository", "logging", "trace", "shared-memory")
-"""Triton APIs that change the server or map its memory; nobody holds the key to them unless they read it off the command line."""
+"""Triton APIs that change the server or map its memory. They need a key that stands only on the server's command line."""
 DRAIN_SECONDS = 30
-"""How long requests in flight may take to finish once the server is asked to stop."""
+"""How long requests in flight may take to finish after the server is asked to stop, in seconds."""
 STANDSTILL_SECONDS = 5
-"""How long nothing may have moved before what looks like a request in flight is taken for one that was given up."""
+"""Draining ends after this many seconds without progress: the remaining requests were abandoned by their clients."""
 EXIT_SECONDS = 5
-"""How long Triton may then take to unload; it would wait longer only for clients that keep idle connections open."""
+"""How long Triton may then take to unload its models, in seconds. Without a limit it waits for idle client connections."""
 TRACE = "tritonize_"
-"""Begins the name of everything temporary. The keeper's process id and process namespace follow, so that what a killed one left
-is recognised, and what one in another container of this machine uses is let be."""
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend puts its regions
-REQUESTS_KEPT = 64
-"""So many gRPC requests in flight find their message buffers allocated; Triton keeps 8 unless told otherwise."""
+"""Prefix of the names of all temporary files and folders.
+
+The process id and the process namespace of their owner follow it. They tell the files of a killed owner, which can be
+removed, from those of an owner in another container on this machine."""
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Triton's Python backend creates its regions there
+ALLOCATION_POOL_SIZE = 64
+"""Number of gRPC message buffers that Triton keeps allocated; its default is 8."""
 STUB = "triton_python_backend_stub"
 NO_GPU_NOISE = (
     "CudaDriverHelper",
@@ -52,21 +55,32 @@ NO_GPU_NOISE = (
     "DCGM unable to start",
     "pinned system memory",
 )
-"""What the server reports as errors on every machine without a GPU."""
+"""Parts of the errors that the server logs on every machine without a GPU."""
 LINK_NOISE = "which fails to convert to integral number"
-"""What it says of ``current`` and ``generations`` (see ``serving.repository``)."""
-PREFIX = re.compile(r"^E\d+ [\d:.]+ \d+ \S+\] ")
-"""Time, thread and source line in front of an error in its log."""
+"""Part of the error that it logs for ``current`` and ``generations`` (see ``serving.repository``)."""
+LOG_PREFIX = re.compile(r"^E\d+ [\d:.]+ \d+ \S+\] ")
+"""The time, thread and source line in front of an error in the server's log."""
 
 
 class TritonServer:
-    """A tritonserver process and what it leaves behind. Use as a context manager: leaving it stops the server.
+    """A tritonserver process with its temporary files, as a context manager that starts and stops it.
 
-    Args:
-        log: called with every line the server prints.
+    Attributes:
+        options: The options that the server runs with.
+        probes: One probe for each ensemble in the repository.
     """
 
     def __init__(self, options: ServeOptions, *, log: Callable[[str], None]) -> None:
+        """Find the ensembles and tritonserver.
+
+        Args:
+            options: The options to run the server with.
+            log: Called with every line that the server prints.
+
+        Raises:
+            ArtifactError: The repository holds no packaged ensemble.
+            SetupError: There is no tritonserver on this machine.
+        """
         self.options = options
         self.probes = find_probes(options.repository)
         self._install = find_install()
@@ -74,12 +88,19 @@ class TritonServer:
         self._tail: deque[str] = deque(maxlen=40)
         self._shm_prefix = f"{temporary_prefix()}{secrets.token_hex(4)}_"
         self._cleanup = contextlib.ExitStack()
+        self._reader = threading.Thread(target=self._forward, daemon=True)
         self._stubs: list[psutil.Process] = []
 
-    def __enter__(self) -> TritonServer:
+    def __enter__(self) -> Self:
+        """Start the server, without waiting until it is ready.
+
+        Raises:
+            ServerError: A port is occupied.
+            SetupError: The embedded server cannot run here.
+        """
         check_ports(self.options)
-        _sweep()
-        with contextlib.ExitStack() as cleanup:  # where starting fails, at whatever line, what was done so far is undone
+        _remove_abandoned_files()
+        with contextlib.ExitStack() as cleanup:  # undoes every step so far if a later one fails
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             cleanup.callback(self._remove_shared_memory)
             command = server_command(self._install, self.options, prepare_backends(self._install, folder), self._shm_prefix)
@@ -95,26 +116,27 @@ class TritonServer:
                 preexec_fn=_die_with_parent,  # noqa: PLW1509
             )
             cleanup.callback(self._terminate)
-            reader = threading.Thread(target=self._forward, daemon=True)
-            reader.start()
-            cleanup.callback(reader.join, 5)
-            cleanup.callback(self._terminate)
+            self._reader.start()
             self._cleanup = cleanup.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the server and remove its temporary files."""
         self._cleanup.close()
 
     @property
     def pid(self) -> int:
-        """Process id of tritonserver."""
+        """The process id of tritonserver."""
         return self._process.pid
 
     def wait_until_ready(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Return when every ensemble has answered a real request, or as soon as ``interrupted()`` says so.
+        """Wait until every ensemble has answered a real request.
+
+        Args:
+            interrupted: Ends the wait early when it returns True.
 
         Raises:
-            ServerError: the server ended, refused a probe, or took longer than ``ready_timeout``.
+            ServerError: The server ended, refused a probe, or took longer than ``ready_timeout``.
         """
         deadline = time.monotonic() + self.options.ready_timeout
         waiting = list(self.probes)
@@ -123,7 +145,7 @@ class TritonServer:
                 code = self._process.returncode
                 raise ServerError(
                     f"tritonserver ended with code {code} before it was ready: {self._last_error()}",
-                    hint="its log says more; tritonize doctor checks the set-up",
+                    hint="see its log, or check this machine with: tritonize doctor",
                 )
             if time.monotonic() > deadline:
                 raise ServerError(
@@ -133,16 +155,18 @@ class TritonServer:
                 ask(self.options.base_url, waiting[0], timeout=PROBE_SECONDS)
                 waiting.pop(0)
             except RequestError as error:
-                if error.status != "UNAVAILABLE" and _is_ready(self.options.base_url):
-                    raise ServerError(f"an ensemble does not answer: {error.message}") from error
+                if error.status != "UNAVAILABLE" and is_ready(self.options.base_url):
+                    raise ServerError(f"an ensemble failed its first request: {error.message}") from error
                 time.sleep(0.05)
             except OSError:
                 time.sleep(0.05)
         self._stubs = [child for child in psutil.Process(self.pid).children(recursive=True) if child.name().startswith(STUB[:15])]
 
     def failure(self) -> str | None:
-        """Why the server must be restarted, or None: it ended, or one of its stubs is dead (which Triton neither
-        reports nor mends)."""
+        """Return why the server must be restarted, or None.
+
+        It must be restarted if it ended or if one of its stub processes died. Triton neither reports nor restarts a dead stub.
+        """
         code = self._process.poll()
         if code is not None:
             return f"tritonserver ended with code {code}: {self._last_error()}"
@@ -154,10 +178,10 @@ class TritonServer:
         return None
 
     def drain(self) -> None:
-        """Wait until no request is between the steps of an ensemble, at most :data:`DRAIN_SECONDS`.
+        """Wait until no request is between the steps of an ensemble, for at most :data:`DRAIN_SECONDS`.
 
-        Triton itself does not: told to stop, it lets each model finish what it holds, and refuses the next step of the same
-        request. Requests that clients gave up on are never counted as finished, so a standstill ends the wait too.
+        Triton does not wait itself: when it is stopped, each model finishes its current requests, and the next step of the same
+        requests is refused. Triton never counts requests that a client abandoned as finished, so a standstill also ends the wait.
         """
         deadline = time.monotonic() + DRAIN_SECONDS
         before, changed = None, time.monotonic()
@@ -165,7 +189,7 @@ class TritonServer:
             try:
                 traffic = read_traffic(self.options.base_url, self.options.metrics_url, self.probes)
             except OSError:
-                return  # it does not answer any more: nothing is left to wait for
+                return  # the server has stopped answering
             if traffic != before:
                 before, changed = traffic, time.monotonic()
             elif traffic.in_flight == 0 or time.monotonic() - changed > STANDSTILL_SECONDS:
@@ -184,9 +208,9 @@ class TritonServer:
                 self._log(line)
 
     def _last_error(self) -> str:
-        said = [PREFIX.sub("", line).split("\\n")[0].strip('"') for line in self._tail if line.startswith(("E", "error:"))]
-        causes = [line for line in said if "failed to load '" in line]  # first the cause, then what follows from it
-        return causes[0] if causes else said[-1] if said else "it said nothing about why"
+        errors = [LOG_PREFIX.sub("", line).split("\\n")[0].strip('"') for line in self._tail if line.startswith(("E", "error:"))]
+        causes = [line for line in errors if "failed to load '" in line]  # the first of them is the cause of the others
+        return causes[0] if causes else errors[-1] if errors else "it logged no error"
 
     def _terminate(self) -> None:
         if self._process.poll() is None:
@@ -197,16 +221,28 @@ class TritonServer:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
-        with contextlib.suppress(ProcessLookupError):  # stubs whose server crashed go with it
+        with contextlib.suppress(ProcessLookupError):  # a server that crashed leaves its stubs running
             os.killpg(self._process.pid, signal.SIGKILL)
+        if self._reader.ident is not None:  # it was started
+            self._reader.join(5)
 
     def _remove_shared_memory(self) -> None:
-        for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):  # a stub that crashed leaves its own
+        for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):  # a stub that crashed leaves its regions
             region.unlink(missing_ok=True)
 
 
 def server_command(install: Install, options: ServeOptions, backends: Path | None, shm_prefix: str) -> list[str]:
-    """The command line: this host only unless told otherwise, no model control, changing APIs locked, no partial start."""
+    """Return the command line of tritonserver.
+
+    Models cannot be loaded or unloaded while it runs, the APIs in :data:`RESTRICTED` need a random key, and the start fails
+    if one model cannot be loaded.
+
+    Args:
+        install: The tritonserver to run.
+        options: The options of ``tritonize serve``.
+        backends: The backend directory. None means the server's own.
+        shm_prefix: Prefix of the names of the shared memory regions.
+    """
     key = f"tritonize-admin={secrets.token_urlsafe(24)}"
     command = [
         str(install.binary),
@@ -223,7 +259,7 @@ def server_command(install: Install, options: ServeOptions, backends: Path | Non
         f"--metrics-port={options.metrics_port}",
         f"--http-restricted-api={','.join(RESTRICTED)}:{key}",
         f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{key}",
-        f"--grpc-infer-allocation-pool-size={REQUESTS_KEPT}",
+        f"--grpc-infer-allocation-pool-size={ALLOCATION_POOL_SIZE}",
         "--log-info=false",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
     ]
@@ -233,10 +269,10 @@ def server_command(install: Install, options: ServeOptions, backends: Path | Non
 
 
 def check_ports(options: ServerAddress) -> None:
-    """Find an occupied port before Triton does, half a minute later and in other words.
+    """Check that all ports are free. Triton would report an occupied one only after it has loaded the models.
 
     Raises:
-        ServerError: a port is taken, or the address is not this machine's.
+        ServerError: A port is occupied, or the address does not belong to this machine.
     """
     for flag, port in (
         ("--http-port", options.http_port),
@@ -251,41 +287,31 @@ def check_ports(options: ServerAddress) -> None:
             except OSError as error:
                 raise ServerError(
                     f"cannot listen on {options.host}:{port}: {error.strerror}",
-                    hint=f"choose another with {flag}, or end what listens there (a server of yours: tritonize stop --http-port …)",
+                    hint=f"choose another port with {flag}, or stop the server there with: tritonize stop --http-port …",
                 ) from error
 
 
 def temporary_prefix() -> str:
-    """Begins the names of everything temporary that this process is the keeper of: see :data:`TRACE`."""
+    """Return the prefix of the names of this process's temporary files; see :data:`TRACE`."""
     return f"{TRACE}{os.getpid()}_{_namespace()}_"
 
 
-def _sweep() -> None:
-    """Remove what keepers that were killed outright could not remove themselves."""
+def _remove_abandoned_files() -> None:
+    """Remove the temporary files of processes that were killed before they could do it themselves."""
     for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
         for left in place.glob(f"{TRACE}*_{_namespace()}_*"):
             owner = left.name.removeprefix(TRACE).split("_")[0]
-            with contextlib.suppress(FileNotFoundError):  # another server that starts just now sweeps too
+            with contextlib.suppress(FileNotFoundError):  # another server that starts now removes them too
                 if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _namespace() -> int:
-    """Tells the process ids of one container from those of another."""
+    """Return the number of the process namespace. Process ids of different containers differ by it."""
     return Path("/proc/self/ns/pid").stat().st_ino
 
 
-def _is_ready(base_url: str) -> bool:
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(f"{base_url}/v2/health/ready", timeout=5) as response:  # noqa: S310
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
 def _die_with_parent() -> None:
-    """Ask Linux to stop tritonserver when whoever started it is killed outright: no server is left without a keeper."""
+    """Ask Linux to send SIGTERM to tritonserver when its parent process is killed."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Keeps a server answering: restarts it when it breaks, drains it when asked to stop, and lets another process find it."""
+"""The supervisor process: it restarts a broken server, drains it on request, and records where other processes find it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import psutil
 
@@ -22,19 +22,22 @@ from serving.server import DRAIN_SECONDS, TritonServer
 
 RESTARTS = 3
 HEALTHY_SECONDS = 600
-"""A server that answered this long gets its restarts back."""
+"""After this many seconds without failure, the count of restarts begins again."""
 POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A server that this user has running, as its keeper wrote it down.
+    """The record of a server that this user runs, written by its supervisor.
 
-    Args:
-        pid: the keeper's process id; ``started`` when it began, seconds after the machine did, so that a recycled id is not
-            mistaken for it, whatever becomes of the clock.
-        ready: whether every ensemble has answered.
-        ready_seconds: how long that took from starting tritonserver; None before.
+    Attributes:
+        pid: Process id of the supervisor.
+        started: Start of the supervisor in seconds after the machine's start. It tells the supervisor from a later process with
+            the same id, even if the clock was set.
+        http_port: The server's HTTP port.
+        repository: The folder of the served model repository.
+        ready: Whether every ensemble has answered.
+        ready_seconds: Time from the start of tritonserver until then, in seconds. None before.
     """
 
     pid: int
@@ -45,7 +48,7 @@ class Running:
     ready_seconds: float | None = None
 
     def is_alive(self) -> bool:
-        """Whether that very process still runs."""
+        """Return whether that process still runs."""
         try:
             process = psutil.Process(self.pid)
             same = abs(_started(process) - self.started) < 1
@@ -55,19 +58,20 @@ class Running:
 
 
 def _started(process: psutil.Process) -> float:
-    """Seconds from the machine's start to the process's. Clocks are set, as after a machine was suspended; this stays."""
+    """Return the time from the machine's start to the process's, in seconds. Setting the clock does not change it."""
     return float(process.create_time() - psutil.boot_time())
 
 
 def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Callable[[TritonServer], None]) -> None:
-    """Serve until SIGTERM or SIGINT; then drain and return.
+    """Serve until SIGTERM or SIGINT, then drain the server and return.
 
     Args:
-        log: gets the server's lines and what happens to it.
-        on_ready: called once, when every ensemble answers for the first time.
+        options: The options of ``tritonize serve``.
+        log: Called with every line of the server's log, and with a line for each restart.
+        on_ready: Called once, when every ensemble has answered for the first time.
 
     Raises:
-        ServerError: the server could not be started, or broke more often than :data:`RESTARTS` times.
+        ServerError: The server could not be started, or failed more than :data:`RESTARTS` times.
     """
     with _stop_signals() as stopped, _recorded(options) as record:
         restarts, announced = 0, False
@@ -77,7 +81,7 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
                 server.wait_until_ready(stopped)
                 since = time.monotonic()
                 if not stopped():
-                    record(ready=True, ready_seconds=since - begun)
+                    record(since - begun)
                     if not announced:
                         on_ready(server)
                         announced = True
@@ -85,32 +89,31 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
                 while failure is None and not stopped():
                     time.sleep(POLL_SECONDS)
                     failure = server.failure()
-                record(ready=False)
+                record(None)
                 if failure is None:
                     server.drain()
             if stopped():
                 return
-            restarts = 0 if time.monotonic() - since > HEALTHY_SECONDS else restarts
-            restarts += 1
+            restarts = 1 if time.monotonic() - since > HEALTHY_SECONDS else restarts + 1
             if restarts > RESTARTS:
-                raise ServerError(f"{failure}; restarted {RESTARTS} times already", hint="its log says why")
+                raise ServerError(f"{failure}; restarted {RESTARTS} times already", hint="see its log for the cause")
             log(f"tritonize: {failure}; restarting ({restarts} of {RESTARTS})")
 
 
 def start_detached(options: ServeOptions) -> Path:
-    """Start a keeper in the background and return when every ensemble answers.
+    """Start a supervisor in the background and wait until every ensemble answers.
 
     Returns:
         The log file.
 
     Raises:
-        ServerError: it ended before it was ready.
+        ServerError: The server ended before it was ready, or one already runs at the same port.
     """
-    _refuse_second(options.http_port)  # here already: the one that runs keeps its log
+    _refuse_second(options.http_port)  # before the log of a running server is overwritten
     log_path = state_folder() / f"{options.http_port}.log"
     payload = json.dumps(asdict(options) | {"repository": str(options.repository.absolute())})
     output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-    keeper = os.posix_spawn(  # not subprocess: its Popen objects insist on outliving the child
+    supervisor = os.posix_spawn(  # subprocess.Popen would warn about a child that outlives this process
         sys.executable,
         [sys.executable, "-P", "-m", "serving.supervisor", payload],
         os.environ,
@@ -119,23 +122,23 @@ def start_detached(options: ServeOptions) -> Path:
     )
     try:
         while True:
-            ended, _ = os.waitpid(keeper, os.WNOHANG)
+            ended, _ = os.waitpid(supervisor, os.WNOHANG)
             if ended:
                 last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                reason = last[-1].removeprefix("error: ") if last else "the server ended without a word"
-                raise ServerError(reason, hint=f"its log is {log_path}")
+                reason = last[-1].removeprefix("error: ") if last else "the server ended without a message"
+                raise ServerError(reason, hint=f"see its log: {log_path}")
             running = find_running(options.http_port)
-            if running is not None and running.pid == keeper and running.ready:
+            if running is not None and running.pid == supervisor and running.ready:
                 return log_path
             time.sleep(0.05)
     except KeyboardInterrupt:
-        os.kill(keeper, signal.SIGTERM)
-        os.waitpid(keeper, 0)
+        os.kill(supervisor, signal.SIGTERM)
+        os.waitpid(supervisor, 0)
         raise
 
 
 def find_running(http_port: int) -> Running | None:
-    """The server this user runs at that port, or None."""
+    """Return the server that this user runs at that port, or None."""
     try:
         running = Running(**json.loads(_state_file(http_port).read_text(encoding="utf-8")))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
@@ -146,17 +149,20 @@ def find_running(http_port: int) -> Running | None:
 def stop(http_port: int) -> Running:
     """Drain and stop the server at that port.
 
+    Returns:
+        The record of the stopped server.
+
     Raises:
-        ServerError: none was started there by this user, or it does not end.
+        ServerError: This user runs no server at that port, or the server does not end.
     """
     running = find_running(http_port)
     if running is None:
-        raise ServerError(f"no server of yours runs at HTTP port {http_port}", hint="name its port with --http-port")
+        raise ServerError(f"no server of yours runs at HTTP port {http_port}", hint="give its port with --http-port")
     os.kill(running.pid, signal.SIGTERM)
     deadline = time.monotonic() + DRAIN_SECONDS + 30
     while running.is_alive():
         if time.monotonic() > deadline:
-            raise ServerError(f"the server's keeper ({running.pid}) did not end", hint=f"end it with: kill -9 {running.pid}")
+            raise ServerError(f"the server's process {running.pid} did not end", hint=f"end it with: kill -9 {running.pid}")
         time.sleep(0.05)
     (state_folder() / f"{http_port}.log").unlink(missing_ok=True)
     _remove_state(http_port)
@@ -164,11 +170,15 @@ def stop(http_port: int) -> Running:
 
 
 def state_folder() -> Path:
-    """Where keepers write down what they run: one private folder per user."""
+    """Return the folder with the records of this user's servers. Only this user can read it.
+
+    Raises:
+        ServerError: The folder belongs to another user.
+    """
     folder = Path(tempfile.gettempdir()) / f"tritonize-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise ServerError(f"{folder} belongs to somebody else", hint="set TMPDIR to a folder of your own")
+        raise ServerError(f"{folder} belongs to another user", hint="set TMPDIR to a folder of your own")
     return folder
 
 
@@ -178,16 +188,16 @@ def _state_file(http_port: int) -> Path:
 
 def _remove_state(http_port: int) -> None:
     _state_file(http_port).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # others' servers may still be written down there
+    with contextlib.suppress(OSError):  # it may still hold the records of other servers
         state_folder().rmdir()
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into a flag while the block runs: whoever holds the server drains it."""
+    """Record SIGTERM and SIGINT while the block runs, instead of being ended by them. Yield whether one has come."""
     received: list[int] = []
 
-    def remember(number: int, _: Any) -> None:
+    def remember(number: int, _: FrameType | None) -> None:
         received.append(number)
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -199,8 +209,12 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _recorded(options: ServeOptions) -> Iterator[Callable[..., None]]:
-    """Write down that this process keeps a server, for as long as the block runs."""
+def _recorded(options: ServeOptions) -> Iterator[Callable[[float | None], None]]:
+    """Keep a record of this process's server while the block runs.
+
+    Yield a function that updates it. Its argument is the time that the server took to become ready, in seconds, or None if it
+    is not ready.
+    """
     running = Running(
         pid=os.getpid(),
         started=_started(psutil.Process()),
@@ -210,18 +224,21 @@ def _recorded(options: ServeOptions) -> Iterator[Callable[..., None]]:
     )
     path = _state_file(options.http_port)
 
-    def record(*, ready: bool, ready_seconds: float | None = None) -> None:
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(replace(running, ready=ready, ready_seconds=ready_seconds))), encoding="utf-8")
-        fresh.rename(path)
+    def record(ready_seconds: float | None) -> None:
+        state = replace(running, ready=ready_seconds is not None, ready_seconds=ready_seconds)
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        temporary.rename(path)
 
     _refuse_second(options.http_port)
-    record(ready=False)
+    record(None)
     try:
         yield record
     finally:
-        kept = find_running(options.http_port)
-        if kept is not None and kept.pid == os.getpid():  # not that of one that was started at the same moment, and won
+        recorded = find_running(options.http_port)
+        if (
+            recorded is not None and recorded.pid == os.getpid()
+        ):  # a server that was started at the same moment may have replaced it
             _remove_state(options.http_port)
 
 
@@ -229,18 +246,18 @@ def _refuse_second(http_port: int) -> None:
     other = find_running(http_port)
     if other is not None:
         raise ServerError(
-            f"a server of yours runs at HTTP port {http_port} already (process {other.pid}, {other.repository})",
+            f"a server of yours already runs at HTTP port {http_port} (process {other.pid}, {other.repository})",
             hint=f"stop it with: tritonize stop --http-port {http_port}, or choose another --http-port",
         )
 
 
 def main() -> int:
-    """Entry of a keeper in the background: its options come as JSON, its words go to the log."""
+    """Run a supervisor in the background. Its options come as JSON on the command line, and its output goes to the log."""
     values = json.loads(sys.argv[1])
     options = ServeOptions(**values | {"repository": Path(values["repository"])})
 
     def log(line: str) -> None:
-        print(line, flush=True)  # noqa: T201 - this process's output is the log
+        print(line, flush=True)  # noqa: T201 - the output of this process is the log
 
     try:
         supervise(options, log=log, on_ready=lambda _: log("ready"))

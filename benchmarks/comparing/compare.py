@@ -26,19 +26,20 @@ On a machine that other programs use too, two runs of the same build can differ 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from benchmarks.benchmark_options import Tolerances
 from benchmarks.comparing.comparability import (
     differences,
     other_machine,
-    other_yardstick,
+    other_reference,
     same_labelled_rows,
     same_timed_rows,
     taken_away,
     title,
 )
-from benchmarks.comparing.reference import OTHER_ROWS, SPEEDS, compare_speeds, lengths_of, ways
-from benchmarks.report import Quality, Report
+from benchmarks.comparing.reference import OTHER_ROWS, SPEEDS, compare_speeds
+from benchmarks.report import Report
 from benchmarks.verdicts import FigureComparison, ReportComparison, relative
 from serving.errors import DataError
 
@@ -49,56 +50,36 @@ COSTS = {
     "pss_mib": (0.25, 64.0),
     "gpu_memory_mib": (0.25, 64.0),
 }
-"""How much more is allowed, relative, and how much in any case, in the figure's unit."""
-
-
+"""Tolerance of each cost: relative, and absolute in the figure's unit. The larger one applies."""
 TIMED = (*SPEEDS, "joules_per_row", "load_seconds")
-TAKEN = "others took the processor's time"
+TAKEN = "others used the processor"
 ROUNDING = 1e-9
-"""A metric that dropped by just what is allowed has not dropped by more."""
+"""A metric that dropped by exactly the tolerance has not dropped by more."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Allowed:
-    """How much worse a report may be.
+def compare(before: Report, now: Report, tolerances: Tolerances) -> ReportComparison:
+    """Compare a report with an earlier one.
 
     Args:
-        regression: relative, for speeds.
-        quality_drop: points, hundredths of a metric or of agreement.
-        any_machine: judge speeds, memory and loading of another machine too, and of one that others used.
-    """
+        before: Earlier report.
+        now: Later report.
+        tolerances: How much worse the later one may be.
 
-    regression: float = 0.1
-    quality_drop: float = 0.5
-    any_machine: bool = False
-
-
-def compare(before: Report, now: Report, allowed: Allowed) -> ReportComparison:
-    """Hold ``now`` against ``before``.
+    Returns:
+        The comparison of every figure that both have.
 
     Raises:
-        DataError: they have no figure in common.
+        DataError: They have no figure in common.
     """
-    elsewhere, versions = other_machine(before, now), other_yardstick(before, now)
-    speeds, notes = compare_speeds(before, now, allowed=allowed.regression, plainly_too=bool(versions))
+    versions = other_reference(before, now)
+    speeds, notes = compare_speeds(before, now, tolerance=tolerances.max_regression, absolute_too=bool(versions))
     found = [*speeds, *_costs(before, now)]
     if others := sum(one.why == OTHER_ROWS for one in found):
         notes.append(f"{others} figures of speed and energy are not compared: {OTHER_ROWS}")
-    taken = taken_away(before, now)
-    if taken and not allowed.any_machine:
-        way_out = "measure again on a machine left alone, or judge them with --any-machine"
-        notes.insert(0, f"others took the processor's time, {taken}: speeds are not judged; {way_out}")
-        found = [_unjudged(one, TAKEN) if one.figure.rpartition(".")[2] in TIMED else one for one in found]
-    elif taken:
-        notes.insert(0, f"others took the processor's time, {taken}")
     if versions:
-        notes.insert(0, f"the yardstick runs on other versions ({versions}): worse is what is worse beside it and plainly")
-    if elsewhere and not allowed.any_machine:
-        notes.insert(0, f"another machine: {elsewhere}; only quality is judged, --any-machine judges all")
-        found = [_unjudged(one, "another machine") for one in found]
-    elif elsewhere:
-        notes.insert(0, f"another machine: {elsewhere}")
-    quality, said = _qualities(before, now, allowed.quality_drop / 100)
+        notes.insert(0, f"the reference runs on other versions ({versions}): the absolute change must exceed the noise too")
+    found, said = _excluded(before, now, found, any_machine=tolerances.any_machine)
+    quality, about_quality = _qualities(before, now, tolerances.max_quality_drop / 100)
     if not found and not quality:
         raise DataError(
             "the baseline has no figure in common with this run",
@@ -109,18 +90,39 @@ def compare(before: Report, now: Report, allowed: Allowed) -> ReportComparison:
         before=title(before),
         now=title(now),
         figures=found + quality,
-        notes=[*notes, *said, *differences(before, now)],
+        notes=[*said, *notes, *about_quality, *differences(before, now)],
         only_before=_lacking(ours, theirs),
         only_now=_lacking(theirs, ours),
     )
 
 
-def _unjudged(one: FigureComparison, why: str) -> FigureComparison:
+def _excluded(
+    before: Report, now: Report, found: list[FigureComparison], *, any_machine: bool
+) -> tuple[list[FigureComparison], list[str]]:
+    """The comparisons without those that another machine, or foreign work on it, makes meaningless; and notes about it."""
+    elsewhere, taken = other_machine(before, now), taken_away(before, now)
+    notes = []
+    if elsewhere:
+        notes.append(f"another machine: {elsewhere}")
+    if taken:
+        notes.append(f"others used the processor, {taken}")
+    if any_machine:
+        return found, notes
+    if taken:
+        notes[-1] += ": speeds are not compared; measure again on an idle machine, or compare them with --any-machine"
+        found = [_not_compared(one, TAKEN) if one.figure.rpartition(".")[2] in TIMED else one for one in found]
+    if elsewhere:
+        notes[0] += "; only quality is compared, --any-machine compares everything"
+        found = [_not_compared(one, "another machine") for one in found]
+    return found, notes
+
+
+def _not_compared(one: FigureComparison, why: str) -> FigureComparison:
     return replace(one, verdict="not compared", tolerance=None, noise=None, why=why)
 
 
 def _costs(before: Report, now: Report) -> Iterator[FigureComparison]:
-    ours, theirs, lengths = before.figures(), now.figures(), lengths_of(before)
+    ours, theirs, ways = before.figures(), now.figures(), dict(before.measured())
     for name in _names(before):
         way, _, kind = name.rpartition(".")
         if kind not in COSTS or name not in ours or name not in theirs:
@@ -136,45 +138,48 @@ def _costs(before: Report, now: Report) -> Iterator[FigureComparison]:
             tolerance=max(share, least / was) if was else None,
             verdict="worse" if more else "better" if less else "same",
         )
-        if kind == "joules_per_row" and not same_timed_rows(before, now, lengths[way]):
-            one = replace(one, verdict="not compared", tolerance=None, why=OTHER_ROWS)
-        yield one
+        other_rows = kind == "joules_per_row" and not same_timed_rows(before, now, ways[way].length)
+        yield _not_compared(one, OTHER_ROWS) if other_rows else one
 
 
-def _qualities(before: Report, now: Report, allowed: float) -> tuple[list[FigureComparison], list[str]]:
-    """Metrics and agreement of every model, and what to say about them."""
+def _qualities(before: Report, now: Report, tolerance: float) -> tuple[list[FigureComparison], list[str]]:
+    """Metrics and agreement of every model, and notes about them."""
     same = same_labelled_rows(before, now)
     why = {None: "the reports do not say on which rows", False: "on other labelled rows", True: ""}[same]
-    ours, theirs = _judged(before), _judged(now)
+    ours, theirs = _quality_figures(before), _quality_figures(now)
     found = []
     for name in (name for name in ours if name in theirs):
         change = theirs[name] - ours[name]
-        verdict = "worse" if change < -allowed - ROUNDING else "better" if change > allowed + ROUNDING else "same"
-        one = FigureComparison(figure=name, before=ours[name], now=theirs[name], change=change, points=True, verdict=verdict)
-        found.append(replace(one, verdict="not compared", why=why) if why else replace(one, tolerance=allowed))
+        one = FigureComparison(
+            figure=name,
+            before=ours[name],
+            now=theirs[name],
+            change=change,
+            points=True,
+            tolerance=tolerance,
+            verdict="worse" if change < -tolerance - ROUNDING else "better" if change > tolerance + ROUNDING else "same",
+        )
+        found.append(_not_compared(one, why) if why else one)
     return found, [f"quality is not compared: {why}"] if why and found else []
 
 
-def _judged(report: Report) -> dict[str, float]:
-    qualities = {model.name: model.quality for model in report.in_process}
-    if report.served is not None:
-        qualities[report.served.name] = report.served.quality
-    return {f"{name}.{figure}": value for name, quality in qualities.items() for figure, value in _figures(quality).items()}
-
-
-def _figures(quality: Quality) -> dict[str, float]:
-    return quality.metrics | {"agreement": quality.agreement}
+def _quality_figures(report: Report) -> dict[str, float]:
+    return {
+        f"{name}.{figure}": value
+        for name, quality in report.qualities().items()
+        for figure, value in (quality.metrics | {"agreement": quality.agreement}).items()
+    }
 
 
 def _names(report: Report) -> list[str]:
-    """Figures that are compared where both reports have them."""
-    own = [*ways(report), *([report.served.name] if report.served else [])]
+    """Figures that are compared if both reports have them."""
+    own = [*dict(report.measured()), *([report.served.name] if report.served else [])]
     wanted = {f"{name}.{kind}" for name in own for kind in (*SPEEDS, *COSTS)}
-    return [name for name in report.figures() if name in wanted] + list(_judged(report))
+    return [name for name in report.figures() if name in wanted] + list(_quality_figures(report))
 
 
 def _lacking(names: list[str], others: list[str]) -> list[str]:
-    """Those of ``names`` that ``others`` lack; where they have nothing of an arrangement, a load or a model, that with a star."""
+    """Those of ``names`` that ``others`` lack; a whole arrangement, load or model that is missing is written with a star."""
     found = []
     for name in set(names) - set(others):
         parts = name.split(".")

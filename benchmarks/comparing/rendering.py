@@ -1,10 +1,10 @@
-"""A comparison of two reports in words: a table for the terminal, one for a pull request, an error."""
+"""A comparison of two reports as a table for the terminal, as Markdown, and as an error."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.pages.escaping import code, escaped
+from benchmarks.pages.escaping import code, escaped, markdown_table
 from benchmarks.pages.formatting import aligned
 from benchmarks.verdicts import VERDICTS, FigureComparison, ReportComparison
 from serving.errors import GateError
@@ -14,29 +14,41 @@ HEAD = ("", "figure", "before", "now", "change", "beside PyTorch", "allowed")
 
 
 def to_text(compared: ReportComparison, *, everything: bool = False) -> str:
-    """For the terminal: which reports, notes, the figures that changed (``everything``: all), and how many there are of each."""
-    rows = [HEAD, *_rows(compared, everything)]
-    table = aligned(rows, left=(0, 1, 6)) if len(rows) > 1 else []
+    """Write a comparison for the terminal.
+
+    Args:
+        compared: The comparison.
+        everything: List the figures that stayed the same too.
+
+    Returns:
+        Which reports, notes, the figures that changed, and the number of figures by verdict.
+    """
+    rows = _rows(compared, everything)
+    table = [*aligned([HEAD, *rows], left=(0, 1, 6)), ""] if rows else []
     heading = [f"before: {compared.before}", f"now:    {compared.now}", *(f"note: {note}" for note in compared.remarks)]
-    return "\n".join([*heading, "", *table, *([""] if table else []), compared.summary])
+    return "\n".join([*heading, "", *table, compared.summary])
 
 
 def to_markdown(compared: ReportComparison, *, everything: bool = False) -> str:
-    """For a pull request."""
-    told = [("before", compared.before), ("now", compared.now), *(("note", note) for note in compared.remarks)]
-    heading = "\n".join(f"* {name}: {escaped(text)}" for name, text in told)
+    """Write a comparison for a pull request.
+
+    Args:
+        compared: The comparison.
+        everything: List the figures that stayed the same too.
+
+    Returns:
+        A Markdown document.
+    """
+    items = [("before", compared.before), ("now", compared.now), *(("note", note) for note in compared.remarks)]
+    heading = "\n".join(f"* {name}: {escaped(text)}" for name, text in items)
     rows = _rows(compared, everything)
-    lines = [
-        HEAD,
-        ["---"] * len(HEAD),
-        *([f"**{row[0]}**" if row[0] == "worse" else row[0], code(row[1]), *map(escaped, row[2:])] for row in rows),
-    ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [[f"**{row[0]}**" if row[0] == "worse" else row[0], code(row[1]), *map(escaped, row[2:])] for row in rows]
+    table = markdown_table(HEAD, cells, words=len(HEAD))
     return "\n\n".join(["# Comparison", heading, compared.summary, *([table] if rows else [])]) + "\n"
 
 
 def worse(found: Sequence[FigureComparison]) -> str:
-    """Names the worst of the figures that are worse."""
+    """Write a message that names the largest of the changes for the worse."""
     more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
     listed = "; ".join(map(str, found[:LISTED]))
     verb = "figure is" if len(found) == 1 else "figures are"
@@ -44,8 +56,13 @@ def worse(found: Sequence[FigureComparison]) -> str:
 
 
 def require_no_worse(compared: ReportComparison) -> None:
-    """Raises:
-    GateError: a figure is worse; the message names those that changed most.
+    """Check that no figure is worse.
+
+    Args:
+        compared: The comparison.
+
+    Raises:
+        GateError: A figure is worse; the message names those that changed most.
     """
     if found := compared.of("worse"):
         raise GateError(worse(found), hint="every figure: --all")
@@ -58,4 +75,4 @@ def _rows(compared: ReportComparison, everything: bool) -> list[Sequence[str]]:
 
 def _row(one: FigureComparison) -> Sequence[str]:
     beside = "" if one.against_reference is None else f"{one.against_reference:+.1%}"
-    return one.verdict, one.figure, f"{one.before:.4g}", f"{one.now:.4g}", one.plainly, beside, one.limits or one.why
+    return one.verdict, one.figure, f"{one.before:.4g}", f"{one.now:.4g}", one.absolute, beside, one.limits or one.why

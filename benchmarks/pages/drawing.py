@@ -76,7 +76,7 @@ class Plot:
 
     Args:
         name: of the place it has in the page.
-        told: what is drawn, for those who cannot see it.
+        description: what is drawn, for those who cannot see it.
         caption: what to look for.
         svg: an ``svg`` element; empty where it was not drawn.
         missing: why it was not drawn; empty where it was.
@@ -84,7 +84,7 @@ class Plot:
 
     name: str
     title: str
-    told: str = ""
+    description: str = ""
     caption: str = ""
     svg: str = ""
     missing: str = ""

@@ -1,12 +1,13 @@
-"""Text that stays text in Markdown, whoever wrote it."""
+"""Markdown in which texts stay texts, whatever they contain."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 def escaped(text: str) -> str:
-    """``text`` as itself: no markup, no cell's end, no line's end, no mention of anybody, no link."""
+    """Escape a text: no markup, no end of a cell or line, no mention, no link."""
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
@@ -14,5 +15,20 @@ def escaped(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """``text`` as code; where it holds what code cannot in a table, as itself."""
+    """Write a text as code; escape it instead if it contains what code in a table cannot."""
     return escaped(text) if re.search(r"[`|\n\\]", text) or not text.strip() else f"`{text}`"
+
+
+def markdown_table(head: Sequence[str], cells: Sequence[Sequence[str]], *, words: int) -> str:
+    """Write a table.
+
+    Args:
+        head: Headings.
+        cells: Rows of cells that are Markdown already.
+        words: Number of columns from the first that hold words rather than numbers.
+
+    Returns:
+        The table.
+    """
+    rule = ["---" if index < words else "---:" for index in range(len(head))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [list(map(escaped, head)), rule, *cells])

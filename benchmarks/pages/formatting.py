@@ -1,46 +1,51 @@
-"""Figures in words: how a report's values are written, on every page alike."""
+"""Values as text, the same on every page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from io import StringIO
 
-from benchmarks.report import Estimate
+from pydantic import JsonValue
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from benchmarks.measurements import Estimate
 from benchmarks.speed import Speed
 
 WIDE = 1.5
-"""Fastest round over slowest, from which on a figure says more about the machine than about what was measured."""
+"""Throughput of the fastest round over the slowest. Beyond this, a figure depends more on the machine than on the model."""
 NONE = "—"
 
 
 def throughput(speed: Speed) -> str:
-    """The median of the rounds and, where they differ, the lowest and the highest, rows per second."""
+    """Write the median of the rounds and, if they differ, the lowest and the highest, rows per second."""
     low, high = rate(speed.throughput_low), rate(speed.throughput_high)
     return rate(speed.throughput) + (f" ({low}–{high})" if low != high else "")
 
 
 def rate(value: float) -> str:
-    """Rows per second, with as many digits as they are worth."""
+    """Write rows per second with three significant digits or more."""
     return f"{value:.0f}" if value >= 20 else f"{value:.3g}"
 
 
 def spread(speed: Speed) -> float:
-    """Throughput of the fastest round over that of the slowest."""
+    """Compute the throughput of the fastest round over that of the slowest."""
     return speed.throughput_high / speed.throughput_low
 
 
 def marked(speed: Speed) -> str:
-    """:func:`throughput`, and a mark where the rounds differ too much to trust it."""
+    """Write :func:`throughput`, with a warning if the rounds differ too much."""
     return throughput(speed) + (f" ⚠ rounds differ ×{spread(speed):.1f}" if spread(speed) > WIDE else "")
 
 
 def number(value: float | None, form: str = ".0f") -> str:
-    """``value`` in the format ``form``, a dash where there is none."""
+    """Write ``value`` in the format ``form``, or a dash for None."""
     return NONE if value is None else f"{value:{form}}"
 
 
 def interval(estimate: Estimate | None, form: str = ".4f") -> str:
-    """An estimate and its interval. A minus sign is one: a range beside a hyphen cannot be read."""
+    """Write an estimate and its interval, with true minus signs: a range with hyphens cannot be read."""
     if estimate is None:
         return NONE
     value, low, high = (f"{part:{form}}".replace("-", "−") for part in (estimate.value, estimate.low, estimate.high))
@@ -48,12 +53,12 @@ def interval(estimate: Estimate | None, form: str = ".4f") -> str:
 
 
 def clipped(text: str, most: int) -> str:
-    """At most ``most`` characters of ``text``."""
+    """Truncate a text to ``most`` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def answer(value: Any) -> str:
-    """An answer or a reference, whatever its task: the parts of a list beside each other, those of a mapping with their names."""
+def answer(value: JsonValue) -> str:
+    """Write an answer or a label of any task: lists separated by semicolons, mappings with their names."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {answer(part)}" for key, part in value.items())
     if isinstance(value, list):
@@ -62,12 +67,21 @@ def answer(value: Any) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
-    """A table for the terminal, a line a row: the columns in ``left`` are words, all others numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            text.ljust(width) if column in left else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    """Align a table for the terminal.
+
+    Args:
+        rows: Rows of cells, the headings first.
+        left: Columns that hold words; the others hold numbers and are aligned to the right.
+
+    Returns:
+        One line per row.
+    """
+    table = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in range(len(rows[0])):
+        table.add_column(justify="left" if column in left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(file=StringIO(), width=sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) * 2)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.rstrip() for line in capture.get().splitlines()]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.report import InProcess, Report, Served
+from benchmarks.measurements import InProcess, Served
+from benchmarks.report import Report
 from benchmarks.speed import Speed
 
 LEAST = 3

@@ -1,54 +1,55 @@
-"""What a report comes to: the verdict and the few figures that are read first."""
+"""The conclusion of a report and its key figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks.measurements import InProcess, Load, Quality, Served
 from benchmarks.pages.formatting import interval, marked, number
-from benchmarks.report import InProcess, Load, Report, Served
+from benchmarks.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """Whether what had to hold held.
+    """Whether gates and baseline were met.
 
-    Args:
-        passed: None where nothing had to.
-        told: as sentences.
-        notes: what must be known about the comparison with the baseline.
+    Attributes:
+        passed: None if nothing was evaluated.
+        text: The result in sentences.
+        notes: What limits the comparison with the baseline.
     """
 
     passed: bool | None
-    told: str
+    text: str
     notes: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """A figure that is read first, and what it is of."""
+    """A key figure, and what it is of."""
 
     label: str
     value: str
     note: str
 
 
-def verdict(report: Report) -> Conclusion:
-    """Of the gates and of the comparison with the baseline."""
+def conclusion(report: Report) -> Conclusion:
+    """Draw the conclusion from the gates and the comparison with the baseline."""
     failed = [gate for gate in report.gates if not gate.passed]
     compared = report.baseline
     if not report.gates:
-        told = "No gates were set" if compared is not None else "No gates were set, nothing was judged"
+        text = "No gates were set" if compared is not None else "No gates were set, nothing was evaluated"
     elif failed:
-        told = f"{len(failed)} of {len(report.gates)} gates failed, {len(report.gates) - len(failed)} held"
+        text = f"{len(failed)} of {len(report.gates)} gates failed, {len(report.gates) - len(failed)} held"
     else:
-        told = _all(len(report.gates))
-    judged = bool(report.gates)
+        text = _all(len(report.gates))
+    evaluated = bool(report.gates)
     if compared is not None:
-        told += f". Against the baseline: {compared.summary}"
-        judged = judged or any(one.verdict != "not compared" for one in compared.figures)
-    passed = not failed and not report.regressions if judged else None
-    return Conclusion(passed=passed, told=f"{told}.", notes=compared.remarks if compared is not None else [])
+        text += f". Against the baseline: {compared.summary}"
+        evaluated = evaluated or any(one.verdict != "not compared" for one in compared.figures)
+    passed = not failed and not report.regressions if evaluated else None
+    return Conclusion(passed=passed, text=f"{text}.", notes=compared.remarks if compared is not None else [])
 
 
 def _all(gates: int) -> str:
@@ -56,19 +57,19 @@ def _all(gates: int) -> str:
 
 
 def original(report: Report) -> InProcess | None:
-    """The model that everything is held against: PyTorch, as it was before any of this; None where it was not measured."""
+    """Find the PyTorch original, which all models are compared with; None if it was not measured."""
     found = [model for model in report.in_process if model.kind == "pytorch"]
     return next((model for model in found if model.precision == "fp32"), found[0] if found else None)
 
 
 def real_loads(served: Served) -> list[Load]:
-    """Closed loops on rows as they are, the one with the highest throughput first."""
+    """List closed loops on rows as they are, the highest throughput first."""
     found = [load for load in served.loads if load.concurrency is not None and load.length is None]
     return sorted(found, key=lambda load: -load.speed.throughput)
 
 
 def keys(report: Report) -> list[Key]:
-    """The figures that are read first: of what is served; where nothing is, of the fastest ONNX file in process."""
+    """List the key figures of the served model; without a server, of the fastest ONNX file in process."""
     return list(_served(report, report.served) if report.served is not None else _in_process(report))
 
 
@@ -87,7 +88,7 @@ def _served(report: Report, served: Served) -> Iterator[Key]:
             value=f"{quickest.speed.p50_ms:.3g}",
             note=f"p50 with {_clients(quickest)}, p99 {quickest.speed.p99_ms:.3g} ms",
         )
-    yield from _quality(report, served)
+    yield from _quality(report, served.quality)
     memory = served.pss_mib if served.pss_mib is not None else served.peak_rss_mib
     if memory is not None:
         kind = "shared pages counted once" if served.pss_mib is not None else "shared pages counted in every process"
@@ -111,7 +112,7 @@ def _in_process(report: Report) -> Iterator[Key]:
     )
     yield from _times(report, best.speed.throughput)
     yield Key(label="ms a call", value=f"{quickest.speed.p50_ms:.3g}", note=f"p50 of {model.name}.{model.quickest}")
-    yield from _quality(report, model)
+    yield from _quality(report, model.quality)
     yield Key(label="MiB in memory", value=f"{best.peak_rss_mib:.0f}", note=f"peak RSS of {model.name}.{model.best}")
 
 
@@ -127,8 +128,7 @@ def _times(report: Report, throughput: float) -> Iterator[Key]:
     )
 
 
-def _quality(report: Report, judged: InProcess | Served) -> Iterator[Key]:
-    quality = judged.quality
+def _quality(report: Report, quality: Quality) -> Iterator[Key]:
     metric = report.main_metric
     if quality.drop is not None:
         yield Key(

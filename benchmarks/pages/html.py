@@ -1,4 +1,4 @@
-"""A report as one page of HTML that needs nothing beside it: to be read on a phone, printed, kept."""
+"""A report as one self-contained page of HTML, to read on a phone, to print, to keep."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from benchmarks.pages import tables
 from benchmarks.pages.conditions import conditions, machine, method
 from benchmarks.pages.drawing import Plot
 from benchmarks.pages.formatting import answer, clipped, number
-from benchmarks.pages.headline import keys, verdict
+from benchmarks.pages.headline import conclusion, keys
 from benchmarks.pages.plots import plots
 from benchmarks.pages.tables import Table
 from benchmarks.report import Report
-from benchmarks.samples import Samples
 
 TEMPLATE = "report.html.jinja"
 MOST_SHOWN, MOST_TEXT = 160, 4000
-"""Characters of a text that are shown at once, and when it is unfolded."""
+"""Characters of a text that are shown, folded and unfolded."""
 
 
-def render(report: Report, samples: Samples) -> str:
-    """The whole page. Without ``samples`` it has no distributions of latencies."""
+def render(report: Report) -> str:
+    """Render the page. A report without samples has no distributions of latencies."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -31,17 +30,17 @@ def render(report: Report, samples: Samples) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = plots(report, samples)
+    drawn = plots(report)
     return environment.get_template(TEMPLATE).render(
         report=report,
-        verdict=verdict(report),
+        conclusion=conclusion(report),
         keys=keys(report),
-        judged=[table for table in (tables.gates(report), tables.regressions(report)) if table.rows],
+        results=[table for table in (tables.gates(report), tables.regressions(report)) if table.rows],
         glance=tables.glance(report),
         plots=[plot for plot in drawn if plot.svg],
         missing=[plot for plot in drawn if not plot.svg],
         details=list(tables.details(report)),
-        moved=tables.moved(report),
+        changed=tables.changed_answers(report),
         machine=machine(report),
         method=method(report),
         conditions=conditions(report),
@@ -56,8 +55,8 @@ def render(report: Report, samples: Samples) -> str:
 
 
 def _svg(plot: Plot) -> Markup:
-    """What is drawn is markup, made here; what it is called is not."""
-    label = Markup('<svg role="img" aria-label="{}"').format(f"{plot.title}. {plot.told}")
+    """The drawing is markup made here; its title and description are escaped."""
+    label = Markup('<svg role="img" aria-label="{}"').format(f"{plot.title}. {plot.description}")
     return label + Markup(plot.svg.removeprefix("<svg"))  # noqa: S704 - matplotlib escapes the texts in it
 
 

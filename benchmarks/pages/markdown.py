@@ -1,27 +1,26 @@
-"""A report as Markdown, for a pull request or a job's summary: the verdict and the key figures first, the rest folded away."""
+"""A report as Markdown for a pull request or a job summary: conclusion and key figures first, the rest folded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from benchmarks.measurements import ChangedAnswer
 from benchmarks.pages import tables
 from benchmarks.pages.conditions import conditions, machine, method
-from benchmarks.pages.escaping import code, escaped
-from benchmarks.pages.formatting import answer, clipped, number, throughput
-from benchmarks.pages.headline import verdict
+from benchmarks.pages.escaping import code, escaped, markdown_table
+from benchmarks.pages.formatting import answer, clipped, number
+from benchmarks.pages.headline import conclusion
 from benchmarks.pages.tables import Table
-from benchmarks.report import ChangedAnswer, Report
-
-__all__ = ["render", "throughput"]
+from benchmarks.report import Report
 
 MOST_BYTES = 1_000_000
-"""GitHub shows no summary from 1 MiB on; other steps of the same job may want to say something too."""
+"""GitHub shows no summary of 1 MiB or more, and other steps of the same job may write to it too."""
 MOST_TEXT = 300
-"""Characters of a row's text: whoever needs all of it has report.json."""
+"""Characters of a row's text; report.json has all of it."""
 
 
 def render(report: Report) -> str:
-    """The whole report, or as much of it as a summary may hold."""
+    """Render the whole report, or as much of it as a summary may hold."""
     parts = list(_first(report))
     size, left_out = sum(map(_bytes, parts)), []
     for title, content in _folded(report):
@@ -41,9 +40,9 @@ def _bytes(part: str) -> int:
 
 
 def _first(report: Report) -> Iterator[str]:
-    found = verdict(report)
+    found = conclusion(report)
     yield f"# Benchmark of {escaped(report.name)}"
-    yield {True: "✅", False: "❌", None: "ℹ️"}[found.passed] + f" **{escaped(found.told)}**"
+    yield {True: "✅", False: "❌", None: "ℹ️"}[found.passed] + f" **{escaped(found.text)}**"
     failed = [gate for gate in report.gates if not gate.passed]
     if failed:
         yield "\n".join(f"* {code(gate.expression)}: {escaped(str(gate))}" for gate in failed)
@@ -52,7 +51,7 @@ def _first(report: Report) -> Iterator[str]:
     if report.regressions:
         yield _whole(tables.regressions(report))
     yield _whole(tables.glance(report))
-    commit = report.environment["commit"] or "unknown"
+    commit = report.environment.commit or "unknown"
     yield escaped(f"{report.created} · commit {commit} · {machine(report)}")
 
 
@@ -61,15 +60,15 @@ def _folded(report: Report) -> Iterator[tuple[str, str]]:
         yield "Gates", _whole(tables.gates(report))
     for table in tables.details(report):
         yield table.title, _whole(table)
-    for name, moved in list(tables.moved(report).items())[:1]:
-        yield f"Rows that moved most: {name}", _whole(_moved(moved))
+    for name, changed in list(tables.changed_answers(report).items())[:1]:
+        yield f"Answers that changed most: {name}", _whole(_changed_answers(changed))
     rows = [(name, clipped(value, MOST_TEXT)) for name, value in conditions(report)]
     yield "Conditions", f"{escaped(method(report))}\n\n{_table(['', ''], rows)}"
 
 
-def _moved(rows: Sequence[ChangedAnswer]) -> Table:
+def _changed_answers(rows: Sequence[ChangedAnswer]) -> Table:
     return Table(
-        name="moved",
+        name="changed",
         title="",
         head=["row", "differs by", "texts", "right", "original", "now"],
         rows=[
@@ -90,6 +89,4 @@ def _whole(table: Table) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 2) -> str:
-    rule = ["---" if index < words else "---:" for index in range(len(head))]
-    lines = [list(map(escaped, head)), rule, *([code(row[0]), *map(escaped, row[1:])] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, [[code(row[0]), *map(escaped, row[1:])] for row in rows], words=words)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import asdict
 from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
+from benchmarks.measurements import InProcess, Load, Quality, Split
 from benchmarks.pages.drawing import (
     BLUE,
     GREEN,
@@ -31,7 +32,7 @@ from benchmarks.pages.drawing import (
 )
 from benchmarks.pages.growth import Growth, growths
 from benchmarks.pages.headline import original
-from benchmarks.report import InProcess, Load, Quality, Report, Split
+from benchmarks.report import Report
 from benchmarks.samples import Samples
 
 PROTOCOLS = {"grpc": ("gRPC", BLUE, "o", "-"), "http": ("HTTP", VERMILION, "s", "--")}
@@ -55,13 +56,13 @@ AXES = {
 }  # fmt: skip
 
 
-def plots(report: Report, samples: Samples) -> list[Plot]:
+def plots(report: Report) -> list[Plot]:
     """Every plot of the page in its order, those that ``report`` has no data for with the reason."""
     found = growths(report)
     return [
         _latency_against_throughput(report),
         _quality_against_speed(report),
-        _latencies(report, samples),
+        _latencies(report),
         _time_split(report),
         *(_growth(axis, [growth for growth in found if growth.axis == axis], _looks(report)) for axis in AXES),
     ]
@@ -113,7 +114,7 @@ def _latency_against_throughput(report: Report) -> Plot:
         name=name,
         title=title,
         svg=svg,
-        told=f"The served model answers up to {best.speed.throughput:.0f} rows a second, at a median latency of "
+        description=f"The served model answers up to {best.speed.throughput:.0f} rows a second, at a median latency of "
         f"{best.speed.p50_ms:.1f} ms ({best.name}).",
         caption="Right is more rows per second, down is quicker. Lines: the server with as many clients as the numbers say, each "
         "waiting for its answer; thin lines reach to the 99th percentile. Hollow: requests at random moments, as users send them. "
@@ -140,12 +141,12 @@ def _sweep(ax: Axes, protocol: str, loads: list[Load], *, above: bool) -> None:
 
 def _quality_against_speed(report: Report) -> Plot:
     name, title = "quality-speed", "Quality against throughput"
-    judged = list(_judged(report))
-    if not judged:
-        return Plot(name=name, title=title, missing=f"no answers were judged by {report.main_metric}")
+    evaluated = list(_evaluated(report))
+    if not evaluated:
+        return Plot(name=name, title=title, missing=f"no answers were evaluated by {report.main_metric}")
     with drawing(name):
         figure, ax = axes(3.2)
-        for label, throughput, quality in judged:
+        for label, throughput, quality in evaluated:
             colour, marker = _looks(report)[label]
             value = quality.metrics[report.main_metric]
             main = quality.main
@@ -155,7 +156,7 @@ def _quality_against_speed(report: Report) -> Plot:
         first = original(report)
         if first is not None and report.main_metric in first.quality.metrics:
             ax.axhline(first.quality.metrics[report.main_metric], color=INK, linewidth=0.8, linestyle=":")
-        logarithmic(ax, "x", [throughput for _, throughput, _ in judged])
+        logarithmic(ax, "x", [throughput for _, throughput, _ in evaluated])
         ax.margins(x=0.08)
         ax.set_xlabel("rows/s at best")
         ax.set_ylabel(report.main_metric)
@@ -166,16 +167,16 @@ def _quality_against_speed(report: Report) -> Plot:
         name=name,
         title=title,
         svg=svg,
-        told="; ".join(
-            f"{label}: {quality.metrics[report.main_metric]:.4f} at {rate:.0f} rows/s" for label, rate, quality in judged
+        description="; ".join(
+            f"{label}: {quality.metrics[report.main_metric]:.4f} at {rate:.0f} rows/s" for label, rate, quality in evaluated
         ),
         caption="Right is faster, up is better; bars are 95 % intervals over the rows where there are any, the dotted line is the "
-        "original. Bars overlap more than the variants differ: all answer the same rows: judge by the drop and its own interval."
+        "original. Bars overlap more than the variants differ, as all answer the same rows: go by the drop and its own interval."
         + (f" Left out, as it tells no {report.main_metric}: {', '.join(without)}." if without else ""),
     )
 
 
-def _judged(report: Report) -> Iterator[tuple[str, float, Quality]]:
+def _evaluated(report: Report) -> Iterator[tuple[str, float, Quality]]:
     for model in report.in_process:
         if report.main_metric in model.quality.metrics:
             yield model.name, model.arrangements[model.best].speed.throughput, model.quality
@@ -184,9 +185,9 @@ def _judged(report: Report) -> Iterator[tuple[str, float, Quality]]:
         yield report.served.name, max(closed), report.served.quality
 
 
-def _latencies(report: Report, samples: Samples) -> Plot:
+def _latencies(report: Report) -> Plot:
     name, title = "latencies", "Distribution of latencies"
-    found = {label: took for label, figure in _answering(report).items() if (took := _took(samples, figure)).size}
+    found = {label: took for label, figure in _answering(report).items() if (took := _took(report.samples, figure)).size}
     if not found:
         return Plot(name=name, title=title, missing="the report came without its samples")
     with drawing(name):
@@ -200,9 +201,9 @@ def _latencies(report: Report, samples: Samples) -> Plot:
         ax.set_ylabel("% of calls answered by then")
         legend(figure)
         svg = as_svg(figure, name)
-    told = "; ".join(f"{label}: half within {np.median(took):.1f} ms, 99 % within {np.quantile(took, 0.99):.1f} ms"
+    description = "; ".join(f"{label}: half within {np.median(took):.1f} ms, 99 % within {np.quantile(took, 0.99):.1f} ms"
                      for label, took in found.items())  # fmt: skip
-    return Plot(name=name, title=title, svg=svg, told=told,
+    return Plot(name=name, title=title, svg=svg, description=description,
                 caption="The further left and the steeper, the better. A tail that leans to the right is what a few callers wait; "
                 "a step is two kinds of calls, such as those that met another in the queue.")  # fmt: skip
 
@@ -237,7 +238,7 @@ def _time_split(report: Report) -> Plot:
     if not loads:
         return Plot(name=name, title=title, missing="nothing was served")
     shares = {load.name: _shares(load.split) for load in loads}
-    totals = [sum(getattr(load.split, part.name) for part in fields(Split)) / 1e3 for load in loads]
+    totals = [load.split.total / 1e3 for load in loads]
     with drawing(name):
         figure, ax = axes(0.8 + 0.23 * len(loads))
         left = np.zeros(len(loads))
@@ -257,19 +258,18 @@ def _time_split(report: Report) -> Plot:
         ax.set_xlabel("% of the mean latency, which stands at the right")
         legend(figure, columns=4)
         svg = as_svg(figure, name)
-    told = "; ".join(
+    description = "; ".join(
         f"{load.name}: {share['model']:.0f} % model, {share['queue']:.0f} % queue"
         for load, share in zip(loads, shares.values(), strict=True)
     )
-    return Plot(name=name, title=title, svg=svg, told=told,
+    return Plot(name=name, title=title, svg=svg, description=description,
                 caption="One bar for each load: c16 is 16 clients, load80 is 80 % of what the server can do, at random moments. "
                 "Long queues mean more instances or fewer clients; long pre- and postprocessing that the model is not what to "
                 "make faster.")  # fmt: skip
 
 
 def _shares(split: Split) -> Mapping[str, float]:
-    total = sum(getattr(split, part.name) for part in fields(Split))
-    return {part: 100 * getattr(split, part) / total for part in PARTS}
+    return {part: 100 * value / split.total for part, value in asdict(split).items()}
 
 
 def _growth(axis: str, found: list[Growth], looks: Mapping[str, tuple[str, str]]) -> Plot:
@@ -293,7 +293,7 @@ def _growth(axis: str, found: list[Growth], looks: Mapping[str, tuple[str, str]]
         legend(figure)
         svg = as_svg(figure, name)
     fits = "; ".join(f"{growth.name}, {growth.way}: {growth.fit.formula}" for growth in found if growth.fit is not None)
-    return Plot(name=name, title=f"{title}: rows per second", svg=svg, told=fits or "No law could be fitted.",
+    return Plot(name=name, title=f"{title}: rows per second", svg=svg, description=fits or "No law could be fitted.",
                 caption=f"{caption} Dashed: the fitted law; bars: slowest and fastest round.")  # fmt: skip
 
 

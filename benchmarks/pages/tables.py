@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
+from benchmarks.measurements import ChangedAnswer, InProcess, Quality, Served, Split
 from benchmarks.pages.formatting import NONE, WIDE, interval, marked, number, rate, spread
 from benchmarks.pages.growth import growths
 from benchmarks.pages.headline import original, real_loads
-from benchmarks.report import ChangedAnswer, InProcess, Quality, Report, Served, Split
+from benchmarks.report import Report
 from benchmarks.speed import RoundSpeed, Speed
 from benchmarks.verdicts import BenchmarkGate
 
@@ -96,9 +97,10 @@ def _gate_words(gate: BenchmarkGate) -> str:
 
 def regressions(report: Report) -> Table:
     """Every figure that is worse than the baseline allows, the worst first."""
-    rows = [
-        [one.figure, f"{one.before:.4g}", f"{one.now:.4g}", one.told.replace("-", "−"), one.limits] for one in report.regressions
-    ]
+    rows = []
+    for one in report.regressions:
+        change = one.description.replace("-", "−")
+        rows.append([one.figure, f"{one.before:.4g}", f"{one.now:.4g}", change, one.limits])
     head = ["figure", "before", "now", "change", "allowed"]
     return Table(name="regressions", title="Worse than the baseline", head=head, rows=rows)
 
@@ -167,7 +169,7 @@ def split(found: Served) -> Table:
     parts = [part.name for part in fields(Split)]
     rows = []
     for load in found.loads:
-        times = [getattr(load.split, part) / 1e3 for part in parts]
+        times = [value / 1e3 for value in asdict(load.split).values()]
         rows.append([load.name, *(f"{value:.2f}" for value in times), f"{sum(times):.2f}"])
     note = "Means, ms. Ensemble: Triton's own scheduling and the copies between steps; client: the load generator's packing."
     return Table(name="split", title="Time split", head=["ms", *parts, "together"], rows=rows, notes=[note])
@@ -190,10 +192,9 @@ def steps(found: Served) -> Table:
 
 def quality(report: Report) -> Table:
     """Answers to the labelled rows."""
-    judged = [(model.name, model.quality) for model in report.in_process]
-    judged += [(report.served.name, report.served.quality)] if report.served is not None else []
+    qualities = report.qualities()
     main = report.main_metric
-    others = [name for name in dict.fromkeys(name for _, one in judged for name in one.metrics) if name != main]
+    others = [name for name in dict.fromkeys(name for one in qualities.values() for name in one.metrics) if name != main]
     rows = [
         [
             name,
@@ -205,7 +206,7 @@ def quality(report: Report) -> Table:
             number(one.max_logit_difference, ".2g"),
             str(one.rows),
         ]
-        for name, one in judged
+        for name, one in qualities.items()
     ]
     differences = ["largest score difference", "largest logit difference"]
     head = ["", f"{main} (95 %)", "lost (95 %)", *others, "labels as the original", "calibration error", *differences, "rows"]
@@ -215,7 +216,7 @@ def quality(report: Report) -> Table:
     )
     broken = [
         f"⚠ {name}: the answers to {one.not_finite} of {one.rows} rows hold NaN or infinity."
-        for name, one in judged
+        for name, one in qualities.items()
         if one.not_finite
     ]
     return Table(name="quality", title="Quality", head=head, rows=rows, notes=[*broken, note])
@@ -251,8 +252,6 @@ def details(report: Report) -> Iterator[Table]:
     yield models(report)
 
 
-def moved(report: Report) -> dict[str, list[ChangedAnswer]]:
-    """The rows whose answers differ most from the original's, of whatever is served first."""
-    judged = [(report.served.name, report.served.quality)] if report.served is not None else []
-    judged += [(model.name, model.quality) for model in reversed(report.in_process)]
-    return {name: quality.moved for name, quality in judged if quality.moved}
+def changed_answers(report: Report) -> dict[str, list[ChangedAnswer]]:
+    """List the answers that differ most from the original's by model, the served one first."""
+    return {name: quality.changed_answers for name, quality in reversed(report.qualities().items()) if quality.changed_answers}

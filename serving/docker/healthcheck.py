@@ -1,4 +1,7 @@
-"""Exits 0 where every ensemble answers a real request: a server that says it is ready may have lost the process behind a step."""
+"""Send a real request to every ensemble, and exit with 0 if all answer.
+
+Triton's readiness report is not enough: a model whose stub process died still reports ready.
+"""
 
 import json
 import sys
@@ -7,12 +10,17 @@ from pathlib import Path
 
 
 def main(models: str, url: str) -> None:
-    """Ask each ensemble what its manifest holds for that."""
+    """Send each ensemble the request in its manifest.
+
+    Args:
+        models: The model repository.
+        url: The HTTP address of the server.
+    """
     for path in sorted(Path(models).glob("*/manifest.json")):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if "probe" in manifest:
-            asked = f"{url}/v2/models/{manifest['name']}/infer"
-            urllib.request.urlopen(asked, json.dumps(manifest["probe"]).encode(), timeout=4)  # noqa: S310 - http only
+            endpoint = f"{url}/v2/models/{manifest['name']}/infer"
+            urllib.request.urlopen(endpoint, json.dumps(manifest["probe"]).encode(), timeout=4)  # noqa: S310 - http only
 
 
 if __name__ == "__main__":

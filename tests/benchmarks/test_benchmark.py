@@ -8,20 +8,21 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.benchmark_options import BenchmarkOptions, Endpoint
+from benchmarks.environment import read_environment
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
-from benchmarks.machine import environment
-from benchmarks.preparation import _rows
+from benchmarks.preparation import read_rows
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
 from benchmarks.run import timed_checksums
-from benchmarks.samples import spans_of
-from benchmarks.served import Endpoint, ServerConnection, check_process, read_package, require_same_bundle
+from benchmarks.samples import to_spans
+from benchmarks.served import ServerConnection
+from benchmarks.served_package import check_process, read_package, require_same_bundle
 from benchmarks.speed import closed_loop, over_rounds, side_by_side
 from serving.artifact import read_manifest
 from serving.bundle import Bundle, load_bundle
@@ -60,8 +61,8 @@ class Run:
 
 def nobody_reaches(bundle: Bundle) -> Report:
     """A baseline with 1e9 rows/s for one client, each after 1e9 ms, on the rows of ``bundle`` that the run draws."""
-    draw = SimpleNamespace(test=None, rows=ROWS, seed=0, rounds=ROUNDS, lengths=())
-    timed = timed_checksums(_rows(draw, bundle, print))  # type: ignore[arg-type]
+    draw = BenchmarkOptions(name=NAME, rows=ROWS, rounds=ROUNDS, lengths=())
+    timed = timed_checksums(read_rows(draw, bundle, print))
     whole = made_up.report()
     assert whole.served is not None
     figures = {"throughput": 1e9} | dict.fromkeys(("p50_ms", "p90_ms", "p95_ms", "p99_ms"), 1e9)
@@ -69,8 +70,8 @@ def nobody_reaches(bundle: Bundle) -> Report:
     loads = [replace(load, speed=replace(load.speed, **figures), joules_per_row=None)]
     served = replace(whole.served, precision="fp32", loads=loads, load_seconds=None, peak_rss_mib=None, pss_mib=None)
     rounds = [{f"served.fp32.c1.{key}": value for key, value in figures.items()}] * ROUNDS
-    settings = whole.settings | {"timed_sha256": timed, "max_length": bundle.max_length}
-    return replace(whole, environment=environment(), settings=settings, in_process=[], served=served, rounds=rounds)
+    settings = replace(whole.settings, timed_sha256=timed, max_length=bundle.max_length)
+    return replace(whole, environment=read_environment(), settings=settings, in_process=[], served=served, rounds=rounds)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def run(server: servers.Server, tmp_path_factory: pytest.TempPathFactory) -> Run
     """One short run: a gate that holds, one that fails, and a baseline that nobody reaches."""
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "baseline").mkdir()
-    write_report(folder / "baseline", nobody_reaches(load_bundle(server.bundles[NAME])), {})
+    write_report(folder / "baseline", nobody_reaches(load_bundle(server.bundles[NAME])))
     command = server.benchmark(
         NAME,
         device="cpu",
@@ -119,7 +120,7 @@ def test_progress_is_a_line_a_round_and_a_line_a_speed(run: Run) -> None:
 
 def test_figures_worse_than_the_baseline_are_listed(run: Run) -> None:
     baseline = run.report["baseline"]
-    assert any("no yardstick" in note for note in baseline["notes"])
+    assert any("no reference" in note for note in baseline["notes"])
     assert [one["figure"] for one in baseline["figures"] if one["verdict"] == "worse"] == ["served.fp32.c1.throughput"]
     assert "worse than the baseline: served.fp32.c1.throughput went from 1e+09 to" in run.done.stderr
 
@@ -162,9 +163,9 @@ def test_everything_is_measured(run: Run) -> None:
 
 def test_every_speed_follows_from_the_raw_samples(run: Run) -> None:
     found = {}
-    report, told = read_report(run.folder / "report.json")
+    report = read_report(run.folder)
     assert report.served is not None
-    samples = {name: spans_of(sample) for name, sample in told.items()}
+    samples = {name: to_spans(sample) for name, sample in report.samples.items()}
     assert all((np.diff(spans, axis=1) > 0).all() for spans in samples.values())
     for load in report.served.loads:
         name = f"served.fp32.{load.name}"

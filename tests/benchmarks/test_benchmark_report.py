@@ -40,11 +40,11 @@ def test_quality_compares_labels_scores_and_the_metric() -> None:
     assert quality.metrics["accuracy"] == 0.5
     assert quality.drop is not None and quality.drop.value == 0.25 and quality.drop.low <= 0.25 <= quality.drop.high
     assert quality.main is not None and quality.main.value == 0.5 and 0 <= quality.main.low < quality.main.high <= 1
-    worst, next_one = quality.moved
+    worst, next_one = quality.changed_answers
     assert (worst.row, worst.texts, worst.reference, worst.original, worst.answer) == (2, {"TEXT": "c"}, "yes", "yes", "no")
     assert (worst.difference, next_one.row) == (pytest.approx(0.2), 1), "another label first, then the other score; equal rows not"
     itself = evaluate(task, rows, original, None)
-    assert (itself.metrics["accuracy"], itself.agreement, itself.drop, itself.moved) == (0.75, 1, None, [])
+    assert (itself.metrics["accuracy"], itself.agreement, itself.drop, itself.changed_answers) == (0.75, 1, None, [])
 
 
 def test_an_interval_of_rows_that_are_all_right_has_a_width() -> None:
@@ -88,8 +88,8 @@ def test_what_is_no_number_is_counted_and_loses_nothing_else() -> None:
     original = {"LABEL": np.array([[b"no"], [b"yes"]], dtype=object), "SCORES": np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)}
     rows = BenchmarkRows(timed={}, labelled=[["a"], ["b"]], references=[0, 1])
     quality = evaluate(task, rows, original | {"SCORES": scores}, original)
-    assert quality.not_finite == 1 and quality.moved[0].row == 0
-    assert (quality.max_score_difference, quality.calibration_error, quality.moved[0].difference) == (None, None, None)
+    assert quality.not_finite == 1 and quality.changed_answers[0].row == 0
+    assert (quality.max_score_difference, quality.calibration_error, quality.changed_answers[0].difference) == (None, None, None)
     json.dumps(asdict(quality), allow_nan=False)
 
 

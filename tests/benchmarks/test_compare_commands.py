@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import SCHEMA_VERSION
+from benchmarks.report import OLDEST_VERSION, SCHEMA_VERSION
 from benchmarks.report_file import write_report
 from export.cli import main
 from tests.benchmarks.test_junit import suites
@@ -20,12 +20,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``before``; ``slow``, whose server has a third of the throughput; ``fast``, whose has three times as much."""
     folder = tmp_path_factory.mktemp("reports")
     report = drifting.small()
-    report = replace(report, settings=report.settings | {"rows_sha256": "of the rows"})
+    report = replace(report, settings=replace(report.settings, rows_sha256="of the rows"))
     for name, factor in (("before", 1.0), ("slow", 1 / 3), ("fast", 3.0)):
         (folder / name).mkdir()
         rounds = [{key: value * factor if key.startswith("served") and key.endswith("throughput") else value
                    for key, value in own.items()} for own in report.rounds]  # fmt: skip
-        write_report(folder / name, drifting.with_rounds(report, rounds), {})
+        write_report(folder / name, drifting.with_rounds(report, rounds))
     return folder
 
 
@@ -68,7 +68,7 @@ HOSTILE = "a | b\n# c `d` <script>alert(1)</script> @e [f](https://g.example)"
 
 def test_whatever_a_report_holds_is_text_in_markdown(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((folders / "slow" / "report.json").read_text(encoding="utf-8"))
-    environment = content["environment"] | {"commit": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
+    environment = content["environment"] | {"commit": HOSTILE, "versions": {HOSTILE: HOSTILE}}
     served = content["served"] | {"precision": HOSTILE}
     rounds = [{key.replace("served.int8", f"served.{HOSTILE}"): value for key, value in own.items()} for own in content["rounds"]]
     for name in ("one", "two"):
@@ -91,7 +91,8 @@ def test_what_is_no_report_is_wrong_usage(folders: Path, tmp_path: Path, capsys:
     broken = {
         "text": "no JSON",
         "list": "[]",
-        "old": json.dumps(content | {"schema_version": SCHEMA_VERSION - 1}),
+        "old": json.dumps(content | {"schema_version": OLDEST_VERSION - 1}),
+        "newer": json.dumps(content | {"schema_version": SCHEMA_VERSION + 1}),
         "types": json.dumps(content | {"rounds": {"served.int8.c16.throughput": "much"}}),
         "half": json.dumps({key: value for key, value in content.items() if key != "in_process"}),
     }
@@ -100,6 +101,7 @@ def test_what_is_no_report_is_wrong_usage(folders: Path, tmp_path: Path, capsys:
     (tmp_path / "empty").mkdir()
     for name, message in {
         "absent": "does not exist", "text": "is not a benchmark report", "list": "of schema version", "old": "of schema version",
+        "newer": f"this tritonize reads up to {SCHEMA_VERSION}",
         "types": "is not a whole benchmark report: rounds", "half": "in_process", "empty": "no report at",
     }.items():  # fmt: skip
         for arguments, which in (([good, str(tmp_path / name)], "NOW"), ([str(tmp_path / name), good], "BEFORE")):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import energy
+from benchmarks import nvml
 from benchmarks.energy import find_meter
 
 
@@ -21,7 +21,7 @@ def _zone(powercap: Path, name: str, kind: str, microjoules: int) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy, "_gpus", list)
+    monkeypatch.setattr(nvml, "energy_counters", list)
 
 
 def test_packages_are_added_up_and_their_parts_are_not_counted_twice(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_regressions_are_named_after_the_gates() -> None:
     assert raised.value.message.startswith(
         "1 of 1 gates failed: 1 > 2: 1 > 2, in 0 of 1 rounds, 50 % short. 7 figures are worse than"
     )
-    told = "served.int8.c1.p50_ms went from 5 to 10 (+100.0%, +90.0% beside the yardstick; 50 % allowed, noise ±8 %)"
+    told = "served.int8.c1.p50_ms went from 5 to 10 (+100.0%, +90.0% relative to the reference; 50 % allowed, noise ±8 %)"
     assert told in raised.value.message and raised.value.message.endswith("and 2 more")
 
 

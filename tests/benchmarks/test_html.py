@@ -13,9 +13,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.measurements import ChangedAnswer
 from benchmarks.pages.html import render
 from benchmarks.pages.plots import plots
-from benchmarks.report import ChangedAnswer, Report
+from benchmarks.report import Report
 from benchmarks.verdicts import BenchmarkGate
 from tests.helpers import made_up
 
@@ -60,12 +61,13 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return made_up.report()
+    found = made_up.report()
+    return replace(found, samples=made_up.samples(found))
 
 
 @pytest.fixture(scope="module")
 def page(report: Report) -> str:
-    return render(report, made_up.samples(report))
+    return render(report)
 
 
 def test_the_page_is_whole_and_tells_what_is_read_first(page: str) -> None:
@@ -97,36 +99,38 @@ def test_every_plot_is_drawn_in_the_colours_of_the_page_and_told_in_words(report
         == len(PLOTS)
         == len([value for value in found.values("aria-label") if "<" not in value and ". " in value])
     )
-    for plot in plots(report, made_up.samples(report)):
+    for plot in plots(report):
         drawn = ElementTree.fromstring(plot.svg)  # noqa: S314 - made here
         assert {"text", "path"} <= {element.tag for element in drawn.iter()}, "text is text"
-        assert plot.caption and plot.told and "nan" not in plot.svg
+        assert plot.caption and plot.description and "nan" not in plot.svg
         left = set(re.findall(r"#[0-9a-f]{6}\b", re.sub(r"var\([^)]*\)", "", plot.svg)))
         assert not left, "each colour is the page's, or has one for the dark"
 
 
 def test_the_page_is_the_same_each_time(report: Report, page: str) -> None:
-    assert render(report, made_up.samples(report)) == page
+    assert render(report) == page
 
 
 def test_hostile_texts_stay_texts(report: Report) -> None:
-    moved = [
+    changed = [
         ChangedAnswer(
             row=1, texts={HOSTILE: HOSTILE * 100}, reference=HOSTILE, original={HOSTILE: HOSTILE}, answer=[HOSTILE], difference=None
         )
     ]
-    model = replace(report.in_process[0], kind=HOSTILE, file=HOSTILE, quality=replace(report.in_process[0].quality, moved=moved))
+    model = replace(
+        report.in_process[0], kind=HOSTILE, file=HOSTILE, quality=replace(report.in_process[0].quality, changed_answers=changed)
+    )
     assert report.served is not None
     hostile = replace(
         report,
         name=HOSTILE,
-        environment=report.environment | {"cpu": HOSTILE, "versions": {HOSTILE: HOSTILE}},
-        settings=report.settings | {"test": HOSTILE},
+        environment=replace(report.environment, cpu=HOSTILE, versions={HOSTILE: HOSTILE}),
+        settings=replace(report.settings, test=HOSTILE),
         in_process=[model],
         served=replace(report.served, server=HOSTILE, package={HOSTILE: HOSTILE}),
         gates=[replace(report.gates[0], expression=HOSTILE)],
     )
-    written = render(hostile, {})
+    written = render(replace(hostile, samples={}))
     found = Page(written)
     assert "<script" not in written and "<img" not in written
     assert not [name for _, name, _ in found.attributes if name.startswith("on")]
@@ -138,7 +142,7 @@ def test_failed_gates_are_red_and_nothing_else_is(report: Report) -> None:
     gates = [*report.gates, replace(report.gates[0], passed=False, missed=None), BenchmarkGate(
         expression="a > 1", comparison="", held=0, rounds=5, passed=False, why="no figure is called a")]  # fmt: skip
     model = replace(report.in_process[0], file="failed-model.onnx")
-    page = render(replace(report, gates=gates, in_process=[model]), {})
+    page = render(replace(report, gates=gates, in_process=[model]))
     assert re.findall(r'<td class="words bad">([^<]*)</td>', page) == ["failed, 14 % over", "failed", "failed"]
     assert "no figure is called a" in Page(page).text
 
@@ -146,33 +150,34 @@ def test_failed_gates_are_red_and_nothing_else_is(report: Report) -> None:
 def test_a_baseline_and_what_keeps_it_from_being_compared_are_told(report: Report) -> None:
     skipped = made_up.comparison("a", "not compared")
     baseline = made_up.compared(skipped, notes=["another machine: <b>"], only_before=["onnx.fp32.*"])
-    page = render(replace(report, gates=[], baseline=baseline), {})
+    page = render(replace(report, gates=[], baseline=baseline))
     assert "No gates were set. Against the baseline: 1 not compared." in Page(page).text
     assert "The baseline: another machine: <b>" in Page(page).text and "The baseline: only before: onnx.fp32.*" in page
-    assert 'class="verdict unjudged"' in page
+    assert 'class="verdict open"' in page
 
 
 def test_long_texts_are_folded(report: Report, page: str) -> None:
     assert Page(page).values("class").count("text") >= 2
     quality = report.in_process[-1].quality
     endless = replace(
-        report.in_process[-1], quality=replace(quality, moved=[replace(quality.moved[0], texts={"TEXT": "a" * 10**6})])
+        report.in_process[-1],
+        quality=replace(quality, changed_answers=[replace(quality.changed_answers[0], texts={"TEXT": "a" * 10**6})]),
     )
-    assert "a" * 5000 not in render(replace(report, in_process=[*report.in_process[:-1], endless]), {})
+    assert "a" * 5000 not in render(replace(report, in_process=[*report.in_process[:-1], endless]))
 
 
 def test_what_was_not_measured_is_said(report: Report) -> None:
     model = report.in_process[0]
     alone = replace(model, arrangements={"b1": model.arrangements["b1"]}, quality=replace(model.quality, metrics={}, main=None))
-    found = Page(render(replace(report, in_process=[alone], served=None, gates=[]), {}))
+    found = Page(render(replace(report, in_process=[alone], served=None, gates=[], samples={})))
     assert "svg" not in found.tags
-    for reason in ("as nothing was served", "as no answers were judged by accuracy", "as the report came without its samples",
+    for reason in ("as nothing was served", "as no answers were evaluated by accuracy", "as the report came without its samples",
                    "as no speed was measured at two or more rows per call", "No gates were set"):  # fmt: skip
         assert reason in found.text, reason
 
 
 def test_in_process_alone_has_key_figures_too(report: Report) -> None:
-    found = Page(render(replace(report, served=None), {}))
+    found = Page(render(replace(report, served=None)))
     assert "rows/s in process519" in found.text and "×3.2" in found.text
 
 
@@ -181,7 +186,7 @@ def test_one_load_and_one_model_are_enough(report: Report) -> None:
     assert served is not None
     small = replace(report, in_process=[replace(model, arrangements={"b1": model.arrangements["b1"]})],
                     served=replace(served, loads=served.loads[:1]))  # fmt: skip
-    assert Page(render(small, made_up.samples(small))).tags["svg"] == 4
+    assert Page(render(small)).tags["svg"] == 4
 
 
 def test_wide_spreads_are_marked_where_they_stand(page: str) -> None:

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.gates import check_gate
+from benchmarks.measurements import ChangedAnswer
 from benchmarks.pages import terminal
-from benchmarks.pages.markdown import MOST_BYTES, render, throughput
-from benchmarks.report import ChangedAnswer, Report
+from benchmarks.pages.formatting import throughput
+from benchmarks.pages.markdown import MOST_BYTES, render
+from benchmarks.report import Report
 from benchmarks.verdicts import BenchmarkGate
 from tests.helpers import made_up
 
@@ -21,9 +23,9 @@ def report() -> Report:
     return made_up.report()
 
 
-def _with_moved(report: Report, moved: list[ChangedAnswer]) -> Report:
+def _with_changed(report: Report, changed: list[ChangedAnswer]) -> Report:
     assert report.served is not None
-    return replace(report, served=replace(report.served, quality=replace(report.served.quality, moved=moved)))
+    return replace(report, served=replace(report.served, quality=replace(report.served.quality, changed_answers=changed)))
 
 
 def test_the_verdict_stands_first_with_what_failed(report: Report) -> None:
@@ -34,7 +36,7 @@ def test_the_verdict_stands_first_with_what_failed(report: Report) -> None:
     held = [gate for gate in report.gates if gate.passed]
     assert "✅ **All 2 gates held.**" in render(replace(report, gates=held))
     assert "✅ **The one gate held.**" in render(replace(report, gates=held[:1]))
-    assert "No gates were set, nothing was judged." in render(replace(report, gates=[]))
+    assert "No gates were set, nothing was evaluated." in render(replace(report, gates=[]))
 
 
 def test_regressions_stand_before_everything_else(report: Report) -> None:
@@ -76,7 +78,7 @@ def test_answers_that_are_no_numbers_are_told(report: Report) -> None:
 
 def test_the_driver_is_told_beside_the_versions(report: Report) -> None:
     assert "NVIDIA driver" not in render(report) and "| `driver`" not in render(report)
-    driven = replace(report, environment=report.environment | {"driver": "570.86"})
+    driven = replace(report, environment=replace(report.environment, driver="570.86"))
     assert "onnxruntime 1.31.1, NVIDIA driver 570.86" in render(driven)
 
 
@@ -105,7 +107,7 @@ def test_every_row_of_a_table_has_its_columns(report: Report) -> None:
         row=0, texts={"TEXT": HOSTILE}, reference=HOSTILE, original={HOSTILE: 1.0}, answer=[HOSTILE], difference=None
     )
     gates = [BenchmarkGate(expression="a | b", comparison="1 | 2", held=1, rounds=1, passed=True)]
-    markdown = render(_with_moved(replace(report, gates=gates, name=HOSTILE), [hostile]))
+    markdown = render(_with_changed(replace(report, gates=gates, name=HOSTILE), [hostile]))
     columns = 0
     for line in markdown.splitlines():
         if not line.startswith("|"):
@@ -135,7 +137,7 @@ def test_throughput_has_no_spread_where_rounds_agree() -> None:
 
 @pytest.mark.parametrize(("percent", "told"), [(None, False), (0.9, False), (12.4, True)])
 def test_time_that_the_host_took_away_is_told_with_the_machine(report: Report, percent: float | None, told: bool) -> None:
-    markdown = render(replace(report, environment=report.environment | {"stolen_percent": percent}))
+    markdown = render(replace(report, environment=replace(report.environment, stolen_percent=percent)))
     assert ("while it ran, the host took 12 % of it away" in markdown) is told
     assert ("the host took" in markdown) is told
 
@@ -143,7 +145,7 @@ def test_time_that_the_host_took_away_is_told_with_the_machine(report: Report, p
 def test_a_summary_stays_below_what_github_shows(report: Report) -> None:
     endless = [ChangedAnswer(row=row, texts={"TEXT": "é|" * 10**5}, reference="x" * 10**5, original="y", answer="z", difference=1.0)
                for row in range(10)]  # fmt: skip
-    assert len(render(_with_moved(report, endless)).encode()) < 60_000, "texts are clipped"
+    assert len(render(_with_changed(report, endless)).encode()) < 60_000, "texts are clipped"
     assert report.served is not None
     many = replace(report, served=replace(report.served, loads=report.served.loads * 400))
     markdown = render(many)
@@ -154,4 +156,4 @@ def test_a_summary_stays_below_what_github_shows(report: Report) -> None:
 def test_without_a_server_there_is_nothing_served(report: Report) -> None:
     markdown = render(replace(report, served=None))
     assert "Served" not in markdown and "Time split" not in markdown
-    assert "Rows that moved most: onnx.int8" in markdown
+    assert "Answers that changed most: onnx.int8" in markdown

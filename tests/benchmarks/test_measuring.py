@@ -19,16 +19,21 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks.answers import from_json
+from benchmarks.benchmark_options import BenchmarkOptions, Endpoint
 from benchmarks.energy import EnergyMeter
-from benchmarks.in_process import Batched, Loaded, ModelRun, bundle_precision, findings, require_original
+from benchmarks.environment import stolen_percent
+from benchmarks.in_process import Batched, Loaded, bundle_precision, findings, require_original
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
-from benchmarks.jobs import WorkerJob
+from benchmarks.jobs import WorkerFacts, WorkerJob
 from benchmarks.load import LoadFound, LoadOptions
-from benchmarks.machine import MemoryMeter, process_tree, stolen_percent
+from benchmarks.measurements import LoadMode
+from benchmarks.plan import ModelRun
+from benchmarks.processes import MemoryMeter, process_tree
 from benchmarks.quality import evaluate_pipeline
 from benchmarks.rounds import measure_rounds
 from benchmarks.runners import timed_passes
-from benchmarks.served import Clients, Endpoint, read_package
+from benchmarks.served import Clients
+from benchmarks.served_package import read_package
 from benchmarks.speed import as_spans, side_by_side
 from benchmarks.steps import counts_between, total
 from benchmarks.workers import Workers, started
@@ -100,27 +105,27 @@ def test_a_worker_answers_the_labelled_rows_and_times_slice_after_slice(bundle: 
     with started(job) as workers:
         (alone,), (pairs,), (again,) = (workers.measure(rows, batch, 0.1) for rows, batch in ((ROWS, 1), (ROWS, 2), (ROWS[:2], 1)))
         (facts,) = workers.end()
-    assert facts["answers"]["LABEL"] == [["positive"], ["negative"], ["negative"]]
+    assert facts.answers["LABEL"] == [["positive"], ["negative"], ["negative"]]
     logits = np.array([-2.5, 3.0])  # "good film"
-    assert facts["answers"]["SCORE"][0] == pytest.approx([np.exp(3.0) / np.exp(logits).sum()])
-    assert sum(facts["answers"]["SCORES"][1]) == pytest.approx(1)
+    assert facts.answers["SCORE"][0] == pytest.approx([np.exp(3.0) / np.exp(logits).sum()])
+    assert sum(facts.answers["SCORES"][1]) == pytest.approx(1)
     assert (len(alone) % 5, len(again) % 2) == (0, 0), "passes are whole"
     for spans in (alone, pairs, again):
         assert spans[-1, 1] - spans[0, 0] > 0.09e9
         assert (spans[1:, 0] >= spans[:-1, 1]).all()
     assert pairs[0, 0] > alone[-1, 1] and again[0, 0] > pairs[-1, 1]
-    assert facts["threads"] == 1
-    assert facts["sha256"] == sha256(bundle.variant("fp32").path)
-    assert 0 < facts["load_seconds"] < 60
-    assert 10 < facts["peak_rss_mib"] < 2000
+    assert facts.threads == 1
+    assert facts.sha256 == sha256(bundle.variant("fp32").path)
+    assert 0 < facts.load_seconds < 60
+    assert 10 < facts.peak_rss_mib < 2000
 
 
 def test_workers_are_timed_at_the_same_time_and_only_the_first_answers(job: WorkerJob) -> None:
     with started(job, processes=2) as workers:
         slices = [workers.measure(ROWS, 1, 0.2) for _ in range(2)]
         first, second = workers.end()
-    assert len(first["answers"]["LABEL"]) == 3
-    assert second["answers"] == []
+    assert len(first.answers["LABEL"]) == 3
+    assert second.answers == []
     for spans in slices:
         together = min(span[-1, 1] for span in spans) - max(span[0, 0] for span in spans)
         assert together > 0.1e9
@@ -187,6 +192,7 @@ def test_a_worker_that_dies_before_it_reads_its_job_says_so(
     assert "memory" in raised.value.hint
 
 
+@pytest.mark.slow
 def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
     job: WorkerJob, make_checkpoint: Callable[[str], Path]
 ) -> None:
@@ -200,13 +206,13 @@ def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
             workers.measure(ROWS, 2, 0.01)
             facts += workers.end()
     eager, pipeline = facts
-    assert eager["precision"] == pipeline["precision"] == "fp32"
+    assert eager.precision == pipeline.precision == "fp32"
     task = load_bundle(Path(job.bundle)).task
     rows = BenchmarkRows(timed={}, labelled=ROWS[:3], references=[1, 0, 0])
-    quality = evaluate_pipeline(task, rows, pipeline["answers"], from_json(task, eager["answers"]))
+    quality = evaluate_pipeline(task, rows, pipeline.answers, from_json(task, eager.answers))
     assert (quality.agreement, quality.rows) == (1.0, 3)
-    other = [pipeline["answers"][0], *pipeline["answers"][:2]]  # one row's answer in another's place
-    assert evaluate_pipeline(task, rows, other, from_json(task, eager["answers"])).agreement < 1
+    other = [pipeline.answers[0], *pipeline.answers[:2]]  # one row's answer in another's place
+    assert evaluate_pipeline(task, rows, other, from_json(task, eager.answers)).agreement < 1
 
 
 @pytest.mark.parametrize(
@@ -247,21 +253,9 @@ class Recorder:
 @pytest.fixture
 def inputs(bundle: Bundle, job: WorkerJob) -> BenchmarkInputs:
     rows = BenchmarkRows(timed={None: ROWS}, labelled=ROWS[:3], references=[1, 0, 0])
-    return BenchmarkInputs(
-        bundle=bundle,
-        checkpoint=bundle.folder.parent / "checkpoint",
-        rows=rows,
-        precisions=("fp32",),
-        exported=None,
-        compiled=False,
-        device="cpu",
-        batches=(1,),
-        protocols=(),
-        concurrencies=(),
-        open_loops=(),
-        duration=6.0,
-        rounds=3,
-    )
+    options = BenchmarkOptions(name="words", batches=(1,), duration=6.0, rounds=3)
+    checkpoint = bundle.folder.parent / "checkpoint"
+    return BenchmarkInputs(options=options, bundle=bundle, checkpoint=checkpoint, rows=rows, precisions=("fp32",), device="cpu")
 
 
 def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
@@ -280,30 +274,39 @@ def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
     assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
 
 
-def _measured(job: WorkerJob, facts: dict[str, Any], milliseconds: list[int]) -> Loaded:
+def _measured(job: WorkerJob, facts: WorkerFacts, milliseconds: list[int]) -> Loaded:
     """Processes that took so long for each call, by round, and are what ``facts`` says."""
 
     class Ended:
-        def end(self) -> list[dict[str, Any]]:
+        def end(self) -> list[WorkerFacts]:
             return [facts]
 
     workers: Any = Ended()
     slices = [[as_spans([(start, start + step * 10**6) for start in range(0, 10**9, step * 10**6)])] for step in milliseconds]
-    run = ModelRun(job=job, processes=1, asked=((1, None),))
+    run = ModelRun(job=job, precision="fp32", processes=1, calls=((1, None),))
     way = Batched(workers=workers, batch=1, length=None, energy=EnergyMeter([]), slices=slices, watts=[50.0] * 3)
     return Loaded(run=run, workers=workers, ways=[way])
 
 
 def test_a_models_own_figure_is_of_the_same_arrangement_in_every_round(inputs: BenchmarkInputs, job: WorkerJob) -> None:
     answers = {"LABEL": [["positive"]] * 3, "SCORE": [[0.9]] * 3, "SCORES": [[0.1, 0.9]] * 3}
-    facts = {"file": str(inputs.checkpoint / "model.safetensors"), "sha256": "0", "precision": "fp32", "load_seconds": 1.0,
-             "first_answer_seconds": 0.1, "peak_rss_mib": 9.0, "gpu_memory_mib": None, "answers": answers}  # fmt: skip
-    torch = replace(job, backend="pytorch", threads=None)
-    one = _measured(torch, facts | {"threads": 1}, [10, 20, 20])
+    facts = WorkerFacts(
+        file=str(inputs.checkpoint / "model.safetensors"),
+        sha256="0",
+        precision="fp32",
+        threads=1,
+        load_seconds=1.0,
+        first_answer_seconds=0.1,
+        peak_rss_mib=9.0,
+        gpu_memory_mib=None,
+        answers=answers,
+    )
+    one = _measured(replace(job, backend="pytorch", threads=None), facts, [10, 20, 20])
     file = inputs.bundle.variant("fp32").path
-    onnx = facts | {"precision": "", "file": str(file), "sha256": sha256(file)}
+    onnx = replace(facts, precision="", file=str(file), sha256=sha256(file))
     steady, changing = (
-        _measured(job, onnx | {"threads": threads}, calls) for threads, calls in ((1, [10, 10, 10]), (2, [5, 20, 20]))
+        _measured(replace(job, threads=threads), replace(onnx, threads=threads), calls)
+        for threads, calls in ((1, [10, 10, 10]), (2, [5, 20, 20]))
     )
     found = findings(inputs, [one, steady, changing])
     original, model = found.models
@@ -377,8 +380,7 @@ def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
     clients = Clients(
         target=target,
         inputs=(),
-        protocol="http",
-        concurrency=64,
+        mode=LoadMode(protocol="http", concurrency=64),
         least_seconds=least,
         memory=None,
         energy=EnergyMeter([]),

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.gates import check_gate
 from benchmarks.report import SCHEMA_VERSION, Report
 from benchmarks.report_file import read_report, write_report
-from benchmarks.samples import spans_of, told
+from benchmarks.samples import to_samples, to_spans
 from benchmarks.speed import as_spans
 from serving.errors import DataError
 from tests.helpers import made_up
@@ -59,25 +59,26 @@ def test_every_round_has_all_figures_its_own_where_they_differ(report: Report) -
 
 def test_a_report_survives_being_written_and_read(report: Report, tmp_path: Path) -> None:
     spans = as_spans([(1_000_000, 1_005_000), (1_007_000, 1_009_000)])
-    write_report(tmp_path, report, told({"served.int8.c16.r1": spans}))
-    found, samples = read_report(tmp_path / "report.json")
+    report = replace(report, samples=to_samples({"served.int8.c16.r1": spans}))
+    write_report(tmp_path, report)
+    found = read_report(tmp_path / "report.json")
     assert found == report
-    assert samples == {"served.int8.c16.r1": {"start_us": [0.0, 7.0], "took_us": [5.0, 2.0]}}
+    assert found.samples == {"served.int8.c16.r1": {"start_us": [0.0, 7.0], "took_us": [5.0, 2.0]}}
     content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert content["schema_version"] == SCHEMA_VERSION and content["figures"] == report.figures()
 
 
 def test_samples_of_one_clock_stay_on_it() -> None:
     first, second = as_spans([(10_000, 15_000), (17_000, 19_100)]), as_spans([(40_000, 41_000)])
-    found = told({"onnx.fp32.p1t1.r1.0": first, "onnx.fp32.p1t1.r1.1": second, "served.fp32.c1.r1": first})
+    found = to_samples({"onnx.fp32.p1t1.r1.0": first, "onnx.fp32.p1t1.r1.1": second, "served.fp32.c1.r1": first})
     assert found["onnx.fp32.p1t1.r1.0"] == {"start_us": [0.0, 7.0], "took_us": [5.0, 2.1]} == found["served.fp32.c1.r1"]
-    assert spans_of(found["onnx.fp32.p1t1.r1.1"]).tolist() == [[30_000, 31_000]]
+    assert to_spans(found["onnx.fp32.p1t1.r1.1"]).tolist() == [[30_000, 31_000]]
 
 
 def test_a_report_without_a_server_survives_too(report: Report, tmp_path: Path) -> None:
     alone = replace(report, served=None)
-    write_report(tmp_path, alone, {})
-    assert read_report(tmp_path / "report.json") == (alone, {})
+    write_report(tmp_path, alone)
+    assert read_report(tmp_path) == alone
 
 
 @pytest.mark.parametrize(
@@ -93,10 +94,32 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_a_report_with_a_field_missing_or_of_another_kind_is_refused_by_its_name(report: Report, tmp_path: Path) -> None:
-    write_report(tmp_path, report, {})
+    write_report(tmp_path, report)
     path = tmp_path / "report.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["served"]["loads"][0]["speed"]["throughput"] = "fast"
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(DataError, match=r"served\.loads\.0\.speed\.throughput"):
+        read_report(path)
+
+
+def test_a_report_of_the_previous_schema_version_is_read(report: Report, tmp_path: Path) -> None:
+    baseline = made_up.compared(replace(made_up.comparison("served.int8.c16.throughput"), against_reference=-0.1))
+    report = replace(report, baseline=baseline)
+    write_report(tmp_path, report)
+    path = tmp_path / "report.json"
+    text = (
+        path.read_text(encoding="utf-8").replace('"changed_answers"', '"moved"').replace("against_reference", "against_yardstick")
+    )
+    path.write_text(json.dumps(json.loads(text) | {"schema_version": 3}), encoding="utf-8")
+    assert read_report(path) == report
+
+
+def test_a_figure_that_is_not_finite_is_refused(report: Report, tmp_path: Path) -> None:
+    write_report(tmp_path, report)
+    path = tmp_path / "report.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["rounds"][0]["served.int8.c16.throughput"] = float("nan")
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match=r"rounds\.0\.served"):
         read_report(path)

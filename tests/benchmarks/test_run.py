@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import run
-from benchmarks.comparing.compare import Allowed
+from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.inputs import BenchmarkRows
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
@@ -26,15 +25,15 @@ GATES = ("served.int8.c16.nothing > 1", "served.int8.c16.throughput / (1 - 1) > 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Report], Any]:
     """Options of a run that is compared with a report, and measures :data:`REPORT`."""
-    stubs = dict.fromkeys(("read_inputs", "_target", "expected", "require_expected")) | {"_measure": (REPORT, {})}
+    stubs = dict.fromkeys(("read_inputs", "_target", "expected", "require_expected")) | {"_measure": REPORT}
     for name, value in stubs.items():
         monkeypatch.setattr(run, name, lambda *_, value=value, **__: value)
 
     def options(baseline: Report) -> Any:
         (tmp_path / "baseline").mkdir()
-        write_report(tmp_path / "baseline", baseline, {})
-        return SimpleNamespace(output=tmp_path / "report", junit=tmp_path / "junit.xml", baseline=tmp_path / "baseline",
-                               gates=GATES, exported=False, test=None, allowed=Allowed())  # fmt: skip
+        write_report(tmp_path / "baseline", baseline)
+        return BenchmarkOptions(name="words", output=tmp_path / "report", junit=tmp_path / "junit.xml",
+                                baseline=tmp_path / "baseline", gates=GATES, exported=False, in_process=True)  # fmt: skip
 
     return options
 
@@ -44,7 +43,7 @@ def test_a_gate_that_cannot_be_checked_fails_alone(measured: Callable[[Report], 
     assert [(gate.passed, gate.why.partition(";")[0]) for gate in report.gates] == [
         (False, "no figure is called served.int8.c16.nothing"), (False, "it divides by zero"), (True, "")]  # fmt: skip
     assert report.baseline is not None and report.baseline.of("same")
-    assert read_report(tmp_path / "report" / "report.json")[0] == report
+    assert read_report(tmp_path / "report" / "report.json") == report
     assert "2 of 3 gates failed, 1 held. Against the baseline: " in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     found = suites(tmp_path / "junit.xml")
     assert found["gates"].attrib["failures"] == "2" and int(found["baseline"].attrib["tests"]) > 50
@@ -57,7 +56,7 @@ def test_a_baseline_that_nothing_can_be_held_against_takes_no_gate_away(measured
     with pytest.raises(DataError, match="no figure in common") as raised:
         run.run_benchmark(options, lambda _: None)
     assert raised.value.hint.endswith("report.md")
-    assert len(read_report(tmp_path / "report" / "report.json")[0].gates) == 3
+    assert len(read_report(tmp_path / "report" / "report.json").gates) == 3
     assert suites(tmp_path / "junit.xml")["gates"].attrib["failures"] == "2"
 
 

@@ -91,7 +91,7 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
             r'line 2: the label is no list .* written as JSON where it is text: \["joy", "fear"\]: ',
         ),
         ("a.jsonl", '{"text": "a"\n', r"line 1 is not JSON: "),
-        ("a.jsonl", "[1]\n", r"line 1 is no JSON object: \[1\]"),
+        ("a.jsonl", "[1]\n", r"line 1 is not a JSON object: \[1\]"),
         ("a.parquet", "no parquet", r"cannot read .*a\.parquet: "),
         ("a.xlsx", "", r"must be in a \.csv, \.tsv, \.jsonl, \.parquet file"),
     ],

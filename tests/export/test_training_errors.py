@@ -153,7 +153,7 @@ def test_no_number_is_none_to_train_with(
     data: Path, base_checkpoint: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(command(base_checkpoint, option, "nan")) == 2
-    assert "nan is no number to train with" in capsys.readouterr().err
+    assert "nan is not a finite number" in capsys.readouterr().err
 
 
 def test_fp16_is_refused_on_a_cpu(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

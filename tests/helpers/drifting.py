@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparing.reference import SPEEDS
-from benchmarks.report import InProcess, Report
+from benchmarks.measurements import InProcess
+from benchmarks.report import Report
 from tests.helpers import made_up
 
 TAILS = {"throughput": 1.0, "p50_ms": 0.9, "p90_ms": 1.2, "p95_ms": 1.4, "p99_ms": 2.0}

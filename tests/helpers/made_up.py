@@ -9,18 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import (
-    Arrangement,
-    ChangedAnswer,
-    Estimate,
-    InProcess,
-    Load,
-    Quality,
-    Report,
-    Served,
-    Split,
-    Step,
-)
+from benchmarks.environment import Environment
+from benchmarks.measurements import Arrangement, ChangedAnswer, Estimate, InProcess, Load, Quality, Served, Split, Step
+from benchmarks.report import Report, ReportSettings
 from benchmarks.samples import Samples
 from benchmarks.speed import Speed
 from benchmarks.verdicts import BenchmarkGate, FigureComparison, Miss, ReportComparison
@@ -95,11 +86,11 @@ def quality(correct: float, agreement: float, *, judged: bool = True, logit: flo
         main=Estimate(value=correct, low=correct - margin, high=correct + margin),
         drop=Estimate(value=drop, low=drop - paired, high=drop + paired),
         calibration_error=0.043 + drop,
-        moved=[] if same else [_moved(index) for index in range(10)],
+        changed_answers=[] if same else [_changed_answer(index) for index in range(10)],
     )
 
 
-def _moved(index: int) -> ChangedAnswer:
+def _changed_answer(index: int) -> ChangedAnswer:
     texts = (
         "A film that is neither good nor bad | but long.",
         "Unflinchingly <b>bleak</b> and `desperate`,\nand worth every minute of it.",
@@ -228,29 +219,28 @@ def report(**changes: Any) -> Report:
         task="text-classification",
         created="2031-02-03T04:05:06+00:00",
         main_metric="accuracy",
-        environment={
-            "cpu": "Made-up CPU @ 2.00GHz",
-            "cores": 2,
-            "memory_mib": 8192,
-            "gpus": [],
-            "driver": None,
-            "system": "Linux-6.8-x86_64",
-            "busy_percent": 3.0,
-            "stolen_percent": 0.4,
-            "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "4.57.6", "onnxruntime": "1.31.1"},
-            "commit": "0123456789abcdef0123456789abcdef01234567",
-        },
-        settings={
-            "rows": 512,
-            "labelled_rows": LABELLED,
-            "duration": 5.0,
-            "rounds": ROUNDS,
-            "seed": 0,
-            "device": "cpu",
-            "max_length": 128,
-            "test": None,
-            "bundle_created": "2031-02-03T03:00:00+00:00",
-        },
+        environment=Environment(
+            cpu="Made-up CPU @ 2.00GHz",
+            cores=2,
+            memory_mib=8192,
+            gpus=[],
+            system="Linux-6.8-x86_64",
+            busy_percent=3.0,
+            stolen_percent=0.4,
+            versions={"python": "3.11.9", "torch": "2.13.0", "transformers": "4.57.6", "onnxruntime": "1.31.1"},
+            commit="0123456789abcdef0123456789abcdef01234567",
+        ),
+        settings=ReportSettings(
+            rows=512,
+            labelled_rows=LABELLED,
+            duration=5.0,
+            rounds=ROUNDS,
+            seed=0,
+            device="cpu",
+            max_length=128,
+            test=None,
+            bundle_created="2031-02-03T03:00:00+00:00",
+        ),
         in_process=models,
         served=served,
         rounds=[],

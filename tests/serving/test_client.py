@@ -203,6 +203,24 @@ def test_ctrl_c_ends_a_stream(server: Server) -> None:
     never.set()
 
 
+def test_ctrl_c_right_after_a_call_was_submitted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
+        answers = pipe.stream(["one"] * 1000)
+        next(answers)
+        submit = pipe._submit
+
+        def interrupted(coroutine: Any) -> None:
+            monkeypatch.setattr(pipe, "_submit", submit)
+            submit(coroutine)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipe, "_submit", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            next(answers)
+        assert caught.value.__context__ is None  # the call was cancelled, so closing the stream went well
+        assert pipe("the same client goes on")
+
+
 def test_ctrl_c_while_a_request_is_in_flight() -> None:
     with silent_server() as url, TritonPipeline("x", url=url, timeout=60) as pipe:
         answers = pipe.stream(iter(["never answered"]))
@@ -218,7 +236,7 @@ def test_closed_is_closed(server: Server) -> None:
     pipe.close()
     pipe.close()
     for use in (lambda: pipe("text"), lambda: pipe.task, lambda: next(answers), lambda: next(pipe.stream(["text"]))):
-        with pytest.raises(RuntimeError, match="client of ragged is closed: make another one"):
+        with pytest.raises(RuntimeError, match="client of ragged is closed: create a new one"):
             use()
 
 
@@ -413,9 +431,9 @@ class Answering:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"", "ended the connection before it had answered: "),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "ended the connection before it had answered: "),
-        (b"no HTTP at all\r\n\r\n", "does not answer as Triton does: "),
+        (b"", "closed the connection before it answered: "),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "closed the connection before it answered: "),
+        (b"no HTTP at all\r\n\r\n", "does not answer like Triton: "),
     ],
 )
 def test_a_request_that_was_taken_is_not_sent_again(answer: bytes, message: str) -> None:
@@ -436,7 +454,7 @@ def test_a_request_that_was_taken_is_not_sent_again(answer: bytes, message: str)
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "127.0.0.1:99999", "127.0.0.1:port", "a b:1", "[::1"])
 def test_what_is_no_address_is_said_at_once(protocol: str, url: str) -> None:
-    with TritonPipeline("x", url=url, protocol=protocol) as pipe, pytest.raises(RequestError, match="is no host:port") as caught:
+    with TritonPipeline("x", url=url, protocol=protocol) as pipe, pytest.raises(RequestError, match="is not host:port") as caught:
         pipe("text")
     assert caught.value.status == "INVALID_ARGUMENT"
 

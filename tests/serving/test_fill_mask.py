@@ -32,7 +32,7 @@ TEXTS = [
 KINDS = ("ragged", "off")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def masked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and a bundle of it."""
     folder = tmp_path_factory.mktemp("masked")
@@ -41,7 +41,7 @@ def masked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def masked_server(masked_folder: Path) -> Iterator[ServeOptions]:
     repository = masked_folder / "model_repository"
     for kind in KINDS:
@@ -53,7 +53,7 @@ def masked_server(masked_folder: Path) -> Iterator[ServeOptions]:
     stop(options.http_port)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pipeline(masked_folder: Path) -> Any:
     import torch
     import transformers

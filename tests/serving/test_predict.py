@@ -71,7 +71,7 @@ def test_standard_input_and_pairs(server: Server) -> None:
     done = subprocess.run(ask, input=b"%b\n\n%b\n" % (pair, pair), capture_output=True, check=True)
     assert len(done.stdout.splitlines()) == 2
     assert "is not JSON" in refused(ask, b"no JSON\n")
-    assert "line 2 of standard input is no pair of texts: 'one' (give {" in refused(ask, b'%b\n"one"\n' % pair)
+    assert "line 2 of standard input is not a pair of texts: 'one' (write {" in refused(ask, b'%b\n"one"\n' % pair)
     assert "column 'text_pair' holds int, not text" in refused(ask, b'{"text": "one", "text_pair": 1}\n')
     assert "half of a surrogate pair" in refused(ask, b'{"text": "one", "text_pair": "\\ud83d"}\n')
 
@@ -154,16 +154,16 @@ def test_answers_of_two_ensembles_are_not_mixed(
     output.write_text(half, encoding="utf-8")
     capsys.readouterr()
     assert predict(server, *files, name="alone") == 1
-    assert "says that another ensemble gave them" in capsys.readouterr().err
+    assert "a.jsonl.source.json records another ensemble" in capsys.readouterr().err
     source.write_text(json.dumps(recorded | {"parameters": recorded["parameters"] | {"settings": "{}"}}), encoding="utf-8")
     assert predict(server, *files) == 1
-    assert "or this one before it was packaged anew" in capsys.readouterr().err
+    assert "or an earlier package of this one" in capsys.readouterr().err
     source.write_text("{", encoding="utf-8")
     assert predict(server, *files) == 1
-    assert "a.jsonl.source.json, which says who gave them, is not readable" in capsys.readouterr().err
+    assert "a.jsonl.source.json, which records their ensemble, is not readable" in capsys.readouterr().err
     source.unlink()
     assert predict(server, *files) == 1
-    assert "which says who gave them, is not beside it" in capsys.readouterr().err
+    assert "which records their ensemble, is missing" in capsys.readouterr().err
     assert output.read_text(encoding="utf-8") == half
     output.write_text("", encoding="utf-8")
     assert predict(server, *files, name="alone") == 0
@@ -191,7 +191,7 @@ def test_an_output_of_another_input_is_left_alone(
         ("rows.csv", b"text\n\xff\xfe\n", "is not UTF-8"),
         ("rows.jsonl", b'{"text": "fine"}\n{"text": 3}\n', "line 2: column 'text' holds int, not text"),
         ("rows.jsonl", b'{"text": "fine"}\n{"text": "\\ud83d"}\n', "line 2: column 'text' holds half of a surrogate pair"),
-        ("rows.jsonl", b'{"text": "fine"}\n[1]\n', "line 2 is no JSON object"),
+        ("rows.jsonl", b'{"text": "fine"}\n[1]\n', "line 2 is not a JSON object"),
         ("rows.jsonl", b"{", "line 1 is not JSON"),
         ("rows.parquet", b"no parquet", "cannot read "),
     ],

@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from serving.probe import PENDING
+from serving.probe import pending_requests
 from tests.helpers.servers import Server
 
 pytestmark = pytest.mark.server
@@ -168,7 +168,7 @@ def test_a_bytes_tensor_that_lies_about_its_length(server: Server, payload: byte
 def test_what_waits_for_a_first_step_is_counted(server: Server) -> None:
     """A drain relies on it."""
     with urllib.request.urlopen(server.options.metrics_url, timeout=10) as answer:  # noqa: S310
-        counted = dict(PENDING.findall(answer.read().decode()))
+        counted = pending_requests(answer.read().decode())
     assert {f"{name}_preprocess" for name in server.bundles} <= set(counted)
 
 

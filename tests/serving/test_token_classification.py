@@ -56,7 +56,7 @@ class Taggers:
             return self.pipeline(texts, **options)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def taggers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taggers]:
     import torch
     from transformers import pipeline

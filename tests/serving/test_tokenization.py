@@ -133,6 +133,7 @@ def test_without_truncation_long_rows_are_refused_by_number(tiny_checkpoint: Pat
     assert len(exact.encode([WORDS], truncation=False)[0]) == 14, "as long as the model takes is not too long"
 
 
+@pytest.mark.slow
 def test_a_text_of_too_many_windows_is_refused_before_they_are_made(tiny_checkpoint: Path) -> None:
     """Windows that hardly advance are as many as the text has tokens, each as long as the model takes."""
     few = TextEncoder(str(tiny_checkpoint / "tokenizer.json"), max_length=7, names=["input_ids"], padding={}, most_rows=3)

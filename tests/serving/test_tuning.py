@@ -64,8 +64,8 @@ def test_what_is_asked_for_wins_and_the_rest_is_taken(own: Path) -> None:
     assert (manifest.instances, manifest.queue_delay_us) == (1, 0)
     assert (manifest.batching, manifest.max_batch_size) == ("ragged", 16)
     assert manifest.threads == cores(), "those that were found go with three instances"
-    assert "; but not in instances, " in manifest.reasons["configuration"]
-    assert manifest.reasons["configuration"].endswith("queue_delay_us, by what was asked")
+    assert "; except instances, " in manifest.reasons["configuration"]
+    assert manifest.reasons["configuration"].endswith("queue_delay_us, as asked")
     manifest = manifest_of(own, batching="off")
     assert (manifest.batching, manifest.queue_delay_us, manifest.instances) == ("off", 0, 3)
     assert "queue_delay_us" not in manifest.reasons, "nobody asked for a delay"
@@ -137,7 +137,7 @@ def test_a_delay_without_batching_is_pointless_and_that_is_said(own: Path) -> No
     free: dict[str, Any] = {"precision": "fp32", "device": "cpu", "instances": None, "threads": None, "max_batch_size": None}
     plan = make_plan(load_bundle(own), batching="off", queue_delay_us=700, **free)
     assert plan.queue_delay_us == 0
-    assert plan.reasons["queue_delay_us"] == "700 has no effect with batching off: no request waits for another"
+    assert plan.reasons["queue_delay_us"] == "700 has no effect with batching off: no request waits for others"
     plan = make_plan(load_bundle(own), batching="ragged", queue_delay_us=700, **free)
     assert plan.queue_delay_us == 700 and "queue_delay_us" not in plan.reasons
     assert plan.max_batch_size == 64

@@ -1,12 +1,12 @@
-"""Stand-in for Triton's C++ ``onnxruntime`` backend, for servers that come without it.
+"""Python replacement for Triton's C++ ``onnxruntime`` backend, for servers that do not include it.
 
-Triton looks for ``libtriton_onnxruntime.so`` first and for this file second, so a repository says ``backend: "onnxruntime"``
-and runs on either. Reads the same ``config.pbtxt`` fields as the C++ backend (its README, "Model Config Options"): ragged
-inputs with ``batch_input``, ``intra_op_thread_count``, ``inter_op_thread_count``, ``optimization.graph.level`` and the
-``cuda`` provider's options. What it does not know it refuses.
+Triton looks for ``libtriton_onnxruntime.so`` first and for this file second, so a repository with ``backend: "onnxruntime"``
+runs on both. This backend reads the same ``config.pbtxt`` fields as the C++ backend (see "Model Config Options" in its README):
+ragged inputs with ``batch_input``, ``intra_op_thread_count``, ``inter_op_thread_count``, ``optimization.graph.level`` and the
+options of the ``cuda`` provider. It refuses fields that it does not know.
 
-Instances are processes here, not threads as there. So that they need not stream a copy of the weights each through the cache
-they have in common, those of one model map a single file of them.
+Its instances are processes, not threads as in the C++ backend. The instances of one model map the weights from a single file,
+so that they share one copy in memory and in the CPU cache.
 """
 
 import fcntl
@@ -29,57 +29,65 @@ PARAMETERS = {"intra_op_thread_count", "inter_op_thread_count"}
 
 
 class TritonPythonModel:
+    """The backend's model. Triton requires this name."""
+
     @staticmethod
     def auto_complete_config(auto_complete_model_config):
-        """Let several waiting requests cross from Triton's process to this one together, where the repository asks for no batching.
+        """Let waiting requests pass from Triton's process to this one together if the repository turns batching off.
 
-        They are still executed one by one, as the C++ backend does; only the hop between processes is shared.
+        They are still executed one by one, as by the C++ backend. Only the pass between processes is shared.
         """
         config = auto_complete_model_config.as_dict()
         if "dynamic_batching" not in config:
             for tensor in config["input"]:
-                tensor["allow_ragged_batch"] = True  # here: may wait in one queue with requests of another length
+                tensor["allow_ragged_batch"] = True  # lets requests of different lengths wait in one queue
             auto_complete_model_config.set_dynamic_batching()
         return auto_complete_model_config
 
     def initialize(self, args):
+        """Create the inference session.
+
+        Raises:
+            TritonModelException: The configuration has an unknown field, or ONNX Runtime could not load the provider.
+        """
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         unknown = set(parameters) - PARAMETERS
         if unknown:
-            raise pb_utils.TritonModelException(f"this onnxruntime backend does not know {', '.join(sorted(unknown))}")
+            raise pb_utils.TritonModelException(f"this onnxruntime backend does not support {', '.join(sorted(unknown))}")
         path = Path(args["model_repository"]) / args["model_version"] / (config.get("default_model_filename") or "model.onnx")
         options, providers = _session_options(config, parameters), _providers(config, args)
         if providers == [CPU] and sum(group["count"] for group in config["instance_group"]) > 1:
             name = f"{args['model_name']}-{args['model_version']}"
             mapped = _with_mapped_weights(path, name, _session_options(config, parameters))
             if mapped is None:
-                pb_utils.Logger.log_warn(f"{name}: tensors of uneven length, so every instance holds a copy of the weights")
+                pb_utils.Logger.log_warn(f"{name}: the weights cannot be mapped, so every instance holds a copy of them")
             else:
                 path = mapped
-                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised already
+                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # the graph is already optimized
         self._session = ort.InferenceSession(str(path), options, providers=providers)
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
-        if wanted not in self._session.get_providers():  # onnxruntime goes on without it, on the CPU
-            raise pb_utils.TritonModelException(f"onnxruntime could not load {wanted}: the libraries it needs are not all there")
+        if wanted not in self._session.get_providers():  # onnxruntime falls back to the CPU silently
+            raise pb_utils.TritonModelException(f"onnxruntime could not load {wanted}: one of its libraries is missing")
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         self._batch_inputs = [_batch_input(entry) for entry in config.get("batch_input", [])]
 
     def execute(self, requests):
+        """Answer the requests, in one execution if batching is on."""
         if self._batch_inputs:
             return self._run(requests)
         return [response for request in requests for response in self._run([request])]
 
     def _run(self, requests):
-        """One execution of the graph for all of ``requests``."""
+        """Execute the graph once for all requests."""
         inputs = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs} for request in requests
         ]
         try:
             outputs = self._session.run(self._outputs, self._ragged_feed(inputs) if self._batch_inputs else inputs[0])
-        except Exception as error:  # onnxruntime's errors share no base of their own; none may reach a client as a traceback
-            if len(requests) > 1:  # one of them is bad: the others shall not pay for it
+        except Exception as error:  # onnxruntime's errors have no base class, and no client may see a traceback
+            if len(requests) > 1:  # find the bad request, and answer the others
                 return [response for request in requests for response in self._run([request])]
             pb_utils.Logger.log_error(f"onnxruntime: {error}")
             refusal = pb_utils.TritonError("the model could not run on this input", pb_utils.TritonError.INTERNAL)
@@ -91,7 +99,7 @@ class TritonPythonModel:
         return [_response(self._outputs, part) for part in parts]
 
     def _ragged_feed(self, inputs):
-        """Flat tokens of all requests, and what ``batch_input`` asks for: the shape of every row."""
+        """Return the flat tensors of all requests, and the shape of every row for ``batch_input``."""
         feed = {name: np.concatenate([tensors[name].reshape(-1) for tensors in inputs]) for name in self._inputs}
         for target, source, dtype in self._batch_inputs:
             shapes = [tensors[source].shape for tensors in inputs]
@@ -106,11 +114,11 @@ def _response(names, arrays):
 
 
 def _with_mapped_weights(path, name, options):
-    """Path of the same graph, optimised, with its weights in a file beside it, laid out as this machine's operators want them.
+    """Return the path of the optimized graph, whose weights are in a file beside it, or None if that file cannot be used.
 
     ONNX Runtime maps such a file instead of copying it (see "session.save_external_prepacked_constant_initializers" in its
-    session options). The first instance writes it, beside this file, where ``serve`` keeps what its server needs for as long as
-    that runs; the others wait for it. None where the file cannot be used.
+    session options). The weights are already packed for the operators of this machine. The first instance writes the file
+    beside this module, in the folder that ``serve`` removes with the server. The other instances wait for it.
     """
     folder = Path(__file__).parent / name
     folder.mkdir(exist_ok=True)
@@ -129,10 +137,10 @@ def _with_mapped_weights(path, name, options):
 
 
 def _is_aligned(path):
-    """Whether all external data of a graph begins at a multiple of 64 bytes.
+    """Return whether all external data of a graph begins at multiples of 64 bytes.
 
-    ONNX Runtime 1.31 writes one tensor right behind the other, whatever their lengths, but its matrix products load what was
-    laid out for them with instructions that fault elsewhere.
+    ONNX Runtime 1.31 writes the tensors one after the other without alignment, but its matrix products load packed weights with
+    instructions that fault on unaligned addresses.
     """
     found = re.finditer(rb"\n\x06offset\x12.(\d+)j|\|(\d+);\d+;\d+", path.read_bytes(), re.DOTALL)
     offsets = [int(match[1] or match[2]) for match in found]
@@ -156,11 +164,11 @@ def _providers(config, args):
     options = {"device_id": args["model_instance_device_id"]}
     for accelerator in config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", []):
         if accelerator["name"] != "cuda":
-            raise pb_utils.TritonModelException(f"this onnxruntime backend does not know the accelerator {accelerator['name']}")
+            raise pb_utils.TritonModelException(f"this onnxruntime backend does not support the accelerator {accelerator['name']}")
         options |= accelerator.get("parameters", {})
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise pb_utils.TritonModelException(
-            "the configuration asks for a GPU, and this onnxruntime has no CUDA provider: install onnxruntime-gpu"
+            "the configuration needs a GPU, but this onnxruntime has no CUDA provider: install onnxruntime-gpu"
         )
     return [("CUDAExecutionProvider", options), CPU]
 
@@ -168,6 +176,8 @@ def _providers(config, args):
 def _batch_input(entry):
     kind, sources = entry["kind"], entry["source_input"]
     if kind != "BATCH_ITEM_SHAPE" or len(sources) != 1 or len(entry["target_name"]) != 1:
-        raise pb_utils.TritonModelException(f"this onnxruntime backend does not know batch_input {kind} over {len(sources)} inputs")
+        raise pb_utils.TritonModelException(
+            f"this onnxruntime backend does not support batch_input {kind} over {len(sources)} inputs"
+        )
     dtype = pb_utils.triton_string_to_numpy(entry["data_type"])
     return entry["target_name"][0], sources[0], dtype

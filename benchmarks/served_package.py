@@ -1,0 +1,117 @@
+"""What is served: the package in the model repository, and the process of the server."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.benchmark_options import Endpoint
+from benchmarks.processes import listening_process
+from serving.artifact import MANIFEST, read_manifest, sha256
+from serving.errors import ArtifactError
+from serving.manifests import RepositoryManifest
+
+_PACKAGE_AGAIN = "write it again with: tritonize package"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedPackage:
+    """A package in the repository.
+
+    Attributes:
+        name: Name of the ensemble.
+        repository: The model repository.
+        precision: Precision of the ONNX file.
+        manifest: The manifest that ``tritonize package`` wrote.
+        sha256: Checksum of the ONNX file, which is still the packaged one.
+    """
+
+    name: str
+    repository: Path
+    precision: str
+    manifest: RepositoryManifest
+    sha256: str
+
+    @property
+    def file(self) -> Path:
+        """The ONNX file that is served."""
+        return self.repository / f"{self.name}_model" / "1" / "model.onnx"
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """Settings that the model is served with."""
+        return asdict(self.manifest.configuration)
+
+
+def read_package(repository: Path, name: str) -> ServedPackage:
+    """Read a package and check its ONNX file.
+
+    Args:
+        repository: The model repository.
+        name: Name of the ensemble.
+
+    Returns:
+        The package.
+
+    Raises:
+        ArtifactError: It is missing, or its ONNX file is not the one that was packaged.
+    """
+    manifest = read_manifest(repository / name, RepositoryManifest)
+    file = f"{name}_model/1/model.onnx"
+    packaged = manifest.files.get(file)
+    if packaged is None:
+        raise ArtifactError(f"the manifest of {repository / name} does not list {file}", hint=_PACKAGE_AGAIN)
+    found = sha256(repository / file)
+    if found != packaged:
+        raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_AGAIN)
+    return ServedPackage(name=name, repository=repository, precision=manifest.precision, manifest=manifest, sha256=found)
+
+
+def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
+    """Check that a package was made from a bundle as it is now.
+
+    Args:
+        package: The package.
+        bundle: Folder of the bundle.
+
+    Raises:
+        ArtifactError: It was made from another bundle, so its answers would be compared with another original.
+    """
+    if package.manifest.inputs.files.get(MANIFEST) != sha256(bundle / MANIFEST):
+        raise ArtifactError(f"{package.repository / package.name} was not packaged from {bundle} as it is now", hint=_PACKAGE_AGAIN)
+
+
+def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process | None:
+    """Find the server's process and check that it serves the package.
+
+    Args:
+        endpoint: Where the server listens.
+        package: The package that it should serve.
+
+    Returns:
+        The process; None if it is not visible from here (another machine, or a container).
+
+    Raises:
+        ArtifactError: It serves another repository, or was started before the package was written.
+    """
+    process = listening_process(endpoint.grpc_port) if endpoint.is_local else None
+    if process is None:
+        return None
+    flag = "--model-repository="
+    served = [process.cwd() / Path(word.removeprefix(flag)) for word in process.cmdline() if word.startswith(flag)]
+    if served and not any(folder.resolve() == package.repository.resolve() for folder in served):
+        found = ", ".join(map(str, served))
+        raise ArtifactError(
+            f"the server on port {endpoint.grpc_port} serves {found}, not {package.repository}",
+            hint="name the right one with --repository, or the right server with --grpc-port",
+        )
+    packaged = package.manifest.created.timestamp()
+    if process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
+        raise ArtifactError(
+            f"the server on port {endpoint.grpc_port} was started before {package.name} was packaged, "
+            "so it serves an older package",
+            hint="restart it: tritonize stop, tritonize serve",
+        )
+    return process

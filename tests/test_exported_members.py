@@ -1,0 +1,49 @@
+"""What the three packages export, and that importing them is cheap."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from serving import errors
+
+PACKAGES = ("export", "serving", "benchmarks")
+HEAVY = ("anyio", "grpc", "aiohttp", "numpy", "onnx", "torch", "transformers", "tritonclient")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_exported_name_exists(package: str) -> None:
+    module = import_module(package)
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name).__name__ == name
+
+
+def test_serving_exports_the_clients_and_every_error() -> None:
+    every_error = {name for name, member in vars(errors).items() if inspect.isclass(member)}
+    assert set(import_module("serving").__all__) == {"AsyncTritonPipeline", "TritonPipeline", *every_error}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_exported(package: str) -> None:
+    """In a new process, so that no submodule that a test imported counts."""
+    script = (
+        f"import inspect, json, sys, {package} as package;"
+        "public = [name for name, member in vars(package).items() if not name.startswith('_') and inspect.isclass(member)];"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules];"
+        "print(json.dumps([public, package.__all__, heavy]))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    public, exported, heavy = json.loads(run.stdout)
+    assert set(public) <= set(exported)
+    assert heavy == []
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(ImportError, match="cannot import name 'Nobody' from 'serving'"):
+        exec("from serving import Nobody")  # noqa: S102
