@@ -272,6 +272,7 @@ def test_numpy_2_is_refused(repository: Path, tmp_path: Path, monkeypatch: pytes
         pytest.skip("the embedded server is not in .triton under Python 3.11")
     (packages / "pytriton").symlink_to(wheel)
     (packages / "numpy-2.1.0.dist-info").mkdir()
+    (packages / "numpy-2.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 2.1.0\n")
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(fake))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(SetupError, match=r"numpy 2\.1\.0.*zeros"):
