@@ -113,11 +113,14 @@ def _print_grid(options: Any, *, as_json: bool) -> None:
 
     subject = prepare(options)
     if as_json:
-        click.echo(json.dumps([asdict(configuration) for configuration in subject.grid()]))
+        click.echo(json.dumps([asdict(configuration) for configuration in subject.search.first]))
         return
-    for configuration in subject.grid():
+    for configuration in subject.search.first:
         click.echo(f"{configuration}{'  ← untuned' if configuration == subject.default else ''}")
-    click.echo("then what lies near the two best, and in the end the three best and the untuned again by turns", err=True)
+    total = len(subject.search.space.configurations())
+    click.echo(
+        f"then others of {total} in all, and in the end the best three and the untuned default in interleaved rounds", err=True
+    )
 
 
 def _apply(ctx: click.Context, name: str, bundle: Path, repository: Path, winner: Any) -> Path:

@@ -17,11 +17,11 @@ from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, r
 from tests.helpers.exporting import export_bundle
 from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
 from tests.helpers.servers import Server, serve_options
+from tests.helpers.shared import SST2
 
-TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle"}
-"""Tests that use one of these fixtures train or export a model, or wait for one that is exported: they are marked slow."""
+TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle", "in_folder"}
+"""Tests that use one of these fixtures train, export or package a model, or wait for one: they are marked slow."""
 Once = Callable[[str, Callable[[Path], Path]], Path]
-SHARED_SST2 = Path(__file__).parents[2] / "shared" / "data" / "sst2" / "dev.tsv"
 
 # a run in the background of a shell script inherits that Ctrl-C is ignored; the tests press it
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -146,8 +146,8 @@ def sample_rows() -> list[dict[str, str]]:
 @pytest.fixture(scope="session")
 def texts(sample_rows: list[dict[str, str]]) -> list[str]:
     """All 872 SST-2 dev sentences where they are at hand, else the sample that comes with the tests."""
-    if SHARED_SST2.is_file():
-        return [line.split("\t")[0] for line in SHARED_SST2.read_text(encoding="utf-8").splitlines()[1:]]
+    if SST2.is_file():
+        return [line.split("\t")[0] for line in SST2.read_text(encoding="utf-8").splitlines()[1:]]
     return [row["text"] for row in sample_rows]
 
 

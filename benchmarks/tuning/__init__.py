@@ -1,1 +1,1 @@
-"""``tritonize tune``: which way of serving a model is the best here."""
+"""The stage behind ``tritonize tune``: searches the best way to serve a model on this machine."""

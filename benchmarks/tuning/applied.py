@@ -1,15 +1,19 @@
-"""A winner as lines of a recipe, which stand together under a remark of where they come from. Pure: text in, text out.
+"""Writes the winner of a tuning into the ``[package]`` section of a recipe, through ``tomlkit``: text in, text out.
 
-Lines that an earlier tuning wrote make room for new ones. Whatever else stands in a recipe is the user's own, and stays.
+The winner stands directly below the section's header, under a comment that says where it comes from. At the end of the section
+``tomlkit`` would put it behind the comments of the next section. Lines that an earlier tuning wrote are replaced; everything else
+in a recipe belongs to the user and stays as it is.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import Comment, Item, Key, Table
 
 from serving.configuration import Configuration
 from serving.errors import ArtifactError
@@ -18,100 +22,122 @@ from serving.tuning import Tuning
 SECTION = "package"
 NAMES = ("precision", "batching", "instances", "threads", "max-batch-size", "queue-delay-us")
 TOGETHER = {"instances", "threads"}
-"""Either without the other was never measured."""
-_HEADER = re.compile(r"""\s*\[\s*(package|"package"|'package')\s*\]\s*(#.*)?""", re.DOTALL)
-_REMARK = re.compile(r"\s*# tuned on .*: remove these lines to go back\s*")
-_WRITTEN = re.compile(rf"\s*({'|'.join(NAMES)})\s*=.*", re.DOTALL)
+"""Each was measured with the other only."""
+_REMARK = re.compile(r"# tuned on .*: remove these lines to go back")
+
+Entry = tuple[Key | None, Item]
 
 
 def recipe_values(configuration: Configuration) -> dict[str, str | int]:
-    """Options of ``tritonize package`` that serve a model so on that device."""
+    """Return the options of ``tritonize package`` that serve a model in this configuration on its device."""
     values = {name.replace("_", "-"): value for name, value in asdict(configuration).items()}
     return {name: values[name] for name in NAMES if name != "threads" or configuration.device == "cpu"}
 
 
 def remark(tuning: Tuning) -> str:
-    """What stands above the lines of a winner."""
+    """Return the comment above the lines of a winner."""
     found = f"{tuning.winner.device}, bundle {tuning.bundle_sha256[:12]}, {tuning.created[:10]}"
     return f"# tuned on {found}: remove these lines to go back"
 
 
 def pins(content: str, values: Mapping[str, str | int]) -> list[str]:
-    """Names of the options that the user's own lines in a recipe set otherwise."""
-    own = _own_options(_parsed("".join(_without(content))))
+    """Return the names of the options that the user set to another value in a recipe.
+
+    Raises:
+        ArtifactError: See :func:`with_winner`.
+    """
+    own = _own_options(_without_winner(content))
     return [name for name, value in values.items() if own.get(name, value) != value]
 
 
-def with_winner(content: str, said: str, values: Mapping[str, str | int]) -> str:
-    """A recipe that serves so, but for what :func:`pins` names; without any winner where it pins another precision, for which
-    nothing else was measured.
+def with_winner(content: str, comment: str, values: Mapping[str, str | int]) -> str:
+    """Return a recipe that serves the model with these values, except for what :func:`pins` names.
+
+    If the recipe pins another precision, it gets no winner: nothing else was measured for that precision.
 
     Args:
-        said: the :func:`remark`.
+        content: The recipe.
+        comment: From :func:`remark`.
+        values: From :func:`recipe_values`.
 
     Raises:
-        ArtifactError: the recipe does not have the section as one of its own.
+        ArtifactError: The recipe is not TOML, or does not have the section as a table with a header.
     """
-    lines = _without(content)
-    before = _parsed("".join(lines))
-    own, pinned = _own_options(before), set(pins(content, values))
-    if "precision" in pinned:
-        return "".join(lines)
+    end = "\r\n" if "\r\n" in content else "\n"
+    document = _without_winner(content if content.endswith("\n") or not content else content + end)
+    own, pinned = _own_options(document), set(pins(content, values))
     left_out = own.keys() | (TOGETHER if pinned & TOGETHER else set())
     chosen = {name: value for name, value in values.items() if name not in left_out}
-    end = "\r\n" if "\r\n" in content else "\n"
-    written = [said, *(f"{name} = {_toml(value)}" for name, value in chosen.items())] if chosen else []
-    place = next((number for number, line in enumerate(lines, 1) if _HEADER.fullmatch(line)), None)
-    if place is None:
-        if lines and not lines[-1].endswith("\n"):
-            lines[-1] += end
-        lines += [*([end] if lines else []), f"[{SECTION}]{end}"]
-        place = len(lines)
-    elif not lines[place - 1].endswith("\n"):
-        lines[place - 1] += end
-    if written and "".join(lines[place : place + 1]).strip():
-        written.append("")  # the end of what was written: what follows is the user's
-    changed = "".join([*lines[:place], *(line + end for line in written), *lines[place:]])
-    _require(changed, before | {SECTION: {**before.get(SECTION, {}), **chosen}})
-    return changed
+    text = document.as_string()
+    if not chosen or "precision" in pinned:
+        return text
+    if SECTION not in document:
+        document = tomlkit.parse(f"{text}{end if text else ''}[{SECTION}]{end}")
+    body = _section_body(document)
+    body[:0] = _entries(comment, chosen, end, followed=_is_followed(document, body))
+    return document.as_string()
 
 
-def _without(content: str) -> list[str]:
-    """Lines of a recipe, with their ends, but for those that a tuning wrote."""
-    kept: list[str] = []
-    written = False
-    for line in content.splitlines(keepends=True):
-        written = bool(_REMARK.fullmatch(line) or (written and _WRITTEN.fullmatch(line)))
-        if not written:
-            kept.append(line)
-    return kept
+def _entries(comment: str, chosen: Mapping[str, str | int], end: str, *, followed: bool) -> list[Entry]:
+    """Return the entries of a winner; an empty line ends them if something follows."""
+    block = tomlkit.document()
+    block.add(tomlkit.comment(comment.removeprefix("# ")))
+    for name, value in chosen.items():
+        block.add(name, tomlkit.item(value))
+    if followed:
+        block.add(tomlkit.nl())
+    return tomlkit.parse(block.as_string().replace("\n", end)).body
 
 
-def _own_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe says to ``tritonize package``, by name with dashes; a list at its top is for other commands."""
-    section = {name.replace("_", "-"): value for name, value in recipe.get(SECTION, {}).items()}
-    shared = {name: value for name, value in recipe.items() if not isinstance(value, dict | list)}
-    return shared | section
+def _section_body(document: tomlkit.TOMLDocument) -> list[Entry]:
+    """Return the entries of the section, in which changes show.
 
-
-def _parsed(content: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
-        raise ArtifactError(f"the recipe is no TOML: {error}") from error
-
-
-def _require(content: str, expected: Mapping[str, Any]) -> None:
-    """Refuse a recipe that would say anything but what is meant."""
-    try:
-        found = tomllib.loads(content)
-    except tomllib.TOMLDecodeError:
-        found = {}
-    if found != expected:
+    Raises:
+        ArtifactError: The section is not one table with a header.
+    """
+    section = document.item(SECTION)
+    if not isinstance(section, Table) or section.is_super_table():
         raise ArtifactError(
             f"the recipe's options for {SECTION} cannot be added to", hint=f"write them as a section of its own: [{SECTION}]"
         )
+    return section.value.body
 
 
-def _toml(value: str | int) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+def _is_followed(document: tomlkit.TOMLDocument, body: list[Entry]) -> bool:
+    """Return whether there is a line after the section's header that is not empty."""
+    if body:
+        key, item = body[0]
+        return key is not None or bool(item.as_string().partition("\n")[0].strip())
+    return document.body[-1][1] is not document.item(SECTION)
+
+
+def _without_winner(content: str) -> tomlkit.TOMLDocument:
+    """Parse a recipe and remove the lines that an earlier tuning wrote.
+
+    Raises:
+        ArtifactError: The recipe is not TOML, or does not have the section as a table with a header.
+    """
+    try:
+        document = tomlkit.parse(content)
+    except TOMLKitError as error:
+        raise ArtifactError(f"the recipe is not valid TOML: {error}") from error
+    if SECTION not in document:
+        return document
+    body = _section_body(document)
+    kept: list[Entry] = []
+    written = False
+    for key, item in body:
+        is_remark = isinstance(item, Comment) and _REMARK.fullmatch(item.as_string().strip()) is not None
+        written = is_remark or (written and key is not None and key.key in NAMES)
+        if not written:
+            kept.append((key, item))
+    body[:] = kept
+    return tomlkit.parse(document.as_string())
+
+
+def _own_options(document: tomlkit.TOMLDocument) -> dict[str, object]:
+    """Return the options of ``tritonize package`` in a recipe, by name with dashes; a list at the top is for other commands."""
+    recipe = document.unwrap()
+    section = {name.replace("_", "-"): value for name, value in recipe.get(SECTION, {}).items()}
+    shared = {name: value for name, value in recipe.items() if not isinstance(value, dict | list)}
+    return shared | section

@@ -1,4 +1,8 @@
-"""Which of the measured configurations is the best, and whether it is better than the noise. Pure: figures in, a choice out."""
+"""Which measured configuration is the best, and whether it is better than another beyond measurement noise.
+
+Pure functions of the figures. Optuna has no part in it: its studies compare single values, while the final compares rounds that
+ran side by side, and its Pareto front holds one point per trial, while a configuration has one point per load.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,19 @@ from benchmarks.tuning.trial import LevelSpeed, Trial
 from serving.configuration import Configuration
 
 LEANER = 0.95
-"""So much of another's memory must a configuration be content with to be chosen for that."""
+"""A configuration that needs less than this share of the fastest one's memory is preferred if both are equally fast."""
 LEAST_GAIN = 0.02
-"""A smaller gain is not worth another configuration, however steady it is."""
+"""A smaller gain does not justify another configuration, even if it is steady."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A configuration and its successful trials, one or, by turns with others, several.
+    """A configuration and its successful trials: one of the search, or the rounds of the final.
 
-    Args:
-        latency_p99_ms: the latency allowed, ms; None for any.
+    Attributes:
+        configuration: The configuration.
+        trials: Its trials, at least one.
+        latency_p99_ms: Latency budget in ms, or None.
     """
 
     configuration: Configuration
@@ -29,47 +35,47 @@ class Measured:
 
     @property
     def levels(self) -> list[LevelSpeed]:
-        """Medians over the trials, by number of clients."""
+        """Medians over the trials, one per number of clients."""
         return [_median(column) for column in zip(*(trial.levels for trial in self.trials), strict=True)]
 
     @property
     def best(self) -> LevelSpeed | None:
-        """The level of highest throughput among those within the allowed latency, None where none is."""
+        """The level of highest throughput within the latency budget, or None if no level is within it."""
         allowed = [level for level in self.levels if self.latency_p99_ms is None or level.p99_ms <= self.latency_p99_ms]
         return max(allowed, key=lambda level: level.throughput, default=None)
 
     @property
     def shown(self) -> LevelSpeed:
-        """The best level, where none is allowed the one of lowest latency."""
+        """The best level; if no level is within the budget, the one of lowest latency."""
         return self.best or min(self.levels, key=lambda level: level.p99_ms)
 
     @property
-    def rank(self) -> tuple[bool, float]:
-        """Sorts configurations, the best last: within the allowed latency by throughput, and below those by latency."""
+    def objective(self) -> float:
+        """What tuning maximizes: throughput in rows/s if within the latency budget, otherwise the negative p99 latency in ms."""
         best = self.best
-        return (True, best.throughput) if best is not None else (False, -self.shown.p99_ms)
+        return best.throughput if best is not None else -self.shown.p99_ms
 
     @property
     def memory_mib(self) -> float:
-        """GPU memory where the model runs on one, otherwise the server's share of the machine's, median, MiB."""
+        """Median of the GPU memory if the model runs on a GPU, otherwise of the server's memory, in MiB."""
         return median(trial.memory_mib for trial in self.trials)
 
     def throughputs(self) -> list[float]:
-        """At the best level, by trial."""
+        """Return the throughput at the best level, one value per trial, in rows/s."""
         clients = self.shown.concurrency
         return [level.throughput for trial in self.trials for level in trial.levels if level.concurrency == clients]
 
 
 def gain(one: Measured, other: Measured) -> float:
-    """How much more throughput ``one`` has than ``other``, relative: the median over the rounds in which both were measured."""
+    """Return by how much the throughput of ``one`` exceeds that of ``other``: the median of the relative gains per round."""
     return median(_gains(one, other))
 
 
 def beats(one: Measured, other: Measured) -> bool:
-    """Whether ``one`` is better than ``other`` by more than the noise.
+    """Return whether ``one`` is better than ``other`` beyond measurement noise.
 
-    Rounds stand side by side, so noise is how far the gain of any round lies from the median one. Whoever is within the allowed
-    latency beats whoever is not.
+    Noise is the largest deviation of a round's gain from the median gain. A configuration within the latency budget beats one
+    that exceeds it.
     """
     if (one.best is None) != (other.best is None):
         return one.best is not None
@@ -79,14 +85,15 @@ def beats(one: Measured, other: Measured) -> bool:
 
 
 def choose(finalists: Iterable[Measured], default: Configuration) -> Measured | None:
-    """The winner; None where no finalist is within the allowed latency.
+    """Return the winner, or None if no finalist is within the latency budget.
 
-    Of those that the fastest does not beat the ``default`` is taken, else the one that needs clearly less memory than it.
+    Among the finalists that the fastest does not beat, the ``default`` wins; without it, the one that needs clearly less memory
+    than the fastest.
     """
     able = [one for one in finalists if one.best is not None]
     if not able:
         return None
-    fastest = max(able, key=lambda one: one.rank)
+    fastest = max(able, key=lambda one: one.objective)
     equal = [one for one in able if one is fastest or not beats(fastest, one)]
     for one in equal:
         if one.configuration == default:
@@ -96,14 +103,19 @@ def choose(finalists: Iterable[Measured], default: Configuration) -> Measured | 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
-    """What a configuration gives under one load."""
+class OperatingPoint:
+    """A configuration under one load.
+
+    Attributes:
+        measured: The configuration and its trials.
+        level: Its speed under that load.
+    """
 
     measured: Measured
     level: LevelSpeed
 
-    def dominates(self, other: Point) -> bool:
-        """Whether it is no worse in throughput, p99 and memory, and better in one of them."""
+    def dominates(self, other: OperatingPoint) -> bool:
+        """Return whether this point is no worse in throughput, p99 and memory, and better in one of them."""
         own, others = self._costs(), other._costs()
         return own != others and all(mine <= theirs for mine, theirs in zip(own, others, strict=True))
 
@@ -111,11 +123,11 @@ class Point:
         return -self.level.throughput, self.level.p99_ms, self.measured.memory_mib
 
 
-def frontier(measured: Iterable[Measured]) -> list[Point]:
-    """Points that no other dominates, from the highest throughput to the lowest."""
-    points = [Point(measured=one, level=level) for one in measured for level in one.levels]
-    kept = [point for point in points if not any(other.dominates(point) for other in points)]
-    return sorted(kept, key=lambda point: -point.level.throughput)
+def pareto_front(measured: Iterable[Measured]) -> list[OperatingPoint]:
+    """Return the points that no other point dominates, highest throughput first."""
+    points = [OperatingPoint(measured=one, level=level) for one in measured for level in one.levels]
+    front = [point for point in points if not any(other.dominates(point) for other in points)]
+    return sorted(front, key=lambda point: -point.level.throughput)
 
 
 def _gains(one: Measured, other: Measured) -> list[float]:
@@ -123,7 +135,10 @@ def _gains(one: Measured, other: Measured) -> list[float]:
 
 
 def _median(levels: Sequence[LevelSpeed]) -> LevelSpeed:
-    middle = {
-        name: median(getattr(level, name) for level in levels) for name in ("throughput", "p50_ms", "p99_ms", "executed_batch")
-    }
-    return LevelSpeed(concurrency=levels[0].concurrency, **middle)
+    return LevelSpeed(
+        concurrency=levels[0].concurrency,
+        throughput=median(level.throughput for level in levels),
+        p50_ms=median(level.p50_ms for level in levels),
+        p99_ms=median(level.p99_ms for level in levels),
+        executed_batch=median(level.executed_batch for level in levels),
+    )

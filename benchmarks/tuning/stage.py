@@ -1,7 +1,7 @@
-"""The tuning stage: trials on a real server → how the model is best served, recorded beside its bundle.
+"""The tuning stage: trials on a real server → the best configuration, recorded beside the bundle.
 
-A coarse grid is tried, then the neighbourhood of the two best, then the three best and the default again by turns: a machine
-that others use too changes its speed from minute to minute, and only what stands side by side can be compared.
+Optuna searches (:mod:`benchmarks.tuning.tuning_study`). The best three configurations and the default are then measured again in
+interleaved rounds: the speed of a shared machine drifts, and only measurements side by side are comparable.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tuning.journal import Terms, opened
-from benchmarks.tuning.outcome import Outcome
+from benchmarks.tuning.outcome import TuningOutcome
 from benchmarks.tuning.schedule import Schedule
-from benchmarks.tuning.search import Space
+from benchmarks.tuning.space import Space
 from benchmarks.tuning.testbed import make_testbed
 from benchmarks.tuning.trial import Trial
+from benchmarks.tuning.tuning_study import SearchTerms, opened
 from serving.artifact import MANIFEST, inputs_record, is_current, publish, read_manifest, sha256, versions, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
@@ -27,22 +27,26 @@ from serving.plan import make_plan
 from serving.repository import serving_code
 from serving.tuning import record_explained, tuning_folder
 
-STARTS = 2
 FINALISTS = 3
+STORAGE = "tuning.partial.sqlite3"
+"""Beside the record: the study, for as long as there is no winner."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions:
-    """What to tune for.
+    """Options of a tuning.
 
-    Args:
-        precisions: those that may be served; empty for all of the bundle.
-        latency_p99_ms: what the 99th percentile of latency may be, ms; None for anything.
-        concurrencies: clients of each load, rising.
-        rows: texts that are asked, drawn at random from the rows of the bundle.
-        duration: seconds each load is measured in each trial.
-        minutes: how long all of it may take.
-        fresh: make every trial anew.
+    Attributes:
+        bundle: Folder of the bundle.
+        precisions: Precisions that may be served; empty for all of the bundle.
+        device: ``auto``, ``cpu`` or ``gpu``.
+        latency_p99_ms: Latency budget for the 99th percentile in ms, or None.
+        concurrencies: Numbers of clients, one load each, ascending.
+        rows: Number of rows sent, drawn at random from the evaluation rows of the bundle.
+        duration: Seconds that each load is measured in each trial.
+        minutes: Allowed time of all trials together.
+        seed: Seed of the random draws.
+        fresh: Discard earlier trials.
     """
 
     bundle: Path
@@ -59,40 +63,52 @@ class TuneOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What a tuning came to.
+    """The result of :func:`tune`.
 
-    Args:
-        unchanged: whether it had been found before, and nothing has changed since.
+    Attributes:
+        outcome: What was found.
+        unchanged: Whether it was recorded earlier and nothing has changed since.
     """
 
-    outcome: Outcome
+    outcome: TuningOutcome
     unchanged: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is tuned, read and checked."""
+class TuningSubject:
+    """A bundle to tune, read and checked.
+
+    Attributes:
+        bundle: The bundle.
+        default: How it is served untuned.
+        search: What the search depends on.
+        goal: Options that decide the outcome but not what a trial measures, JSON-ready.
+    """
 
     bundle: Bundle
-    space: Space
     default: Configuration
-    terms: Terms
+    search: SearchTerms
+    goal: dict[str, Any]
 
-    def grid(self) -> list[Configuration]:
-        """What is tried first: the default, then the coarse grid."""
-        return list(dict.fromkeys([self.default, *self.space.grid()]))
+    def terms(self) -> dict[str, Any]:
+        """Return everything that the outcome depends on, JSON-ready."""
+        return {"conditions": dict(self.search.conditions), "goal": self.goal}
+
+    def outcome(self, trials: list[Trial]) -> TuningOutcome:
+        """Return the outcome of these trials."""
+        return TuningOutcome(trials=trials, default=self.default, latency_p99_ms=self.search.latency_p99_ms)
 
 
-def prepare(options: TuneOptions) -> Subject:
-    """Read the bundle; decide what is searched.
+def prepare(options: TuneOptions) -> TuningSubject:
+    """Read the bundle and decide what is searched.
 
     Raises:
-        ArtifactError: no usable bundle, or it does not hold a precision asked for.
+        ArtifactError: There is no usable bundle, or it lacks a precision asked for.
     """
     bundle = load_bundle(options.bundle)
     chosen = {precision: bundle.variant(precision) for precision in options.precisions or bundle.variants}
     device = resolve_device(options.device)
-    # int8 is for CPUs; where it is all there is, it may be tried
+    # int8 is for CPUs; on a GPU it is only tried if there is nothing else.
     usable = tuple(precision for precision in chosen if device == "cpu" or precision != "int8") or tuple(chosen)
     restricted = replace(bundle, variants={precision: chosen[precision] for precision in usable})
     untuned = make_plan(
@@ -105,38 +121,36 @@ def prepare(options: TuneOptions) -> Subject:
         max_batch_size=None,
     )
     space = Space(device=device, cores=cores(), precisions=usable, most_clients=max(options.concurrencies))
-    conditions = {
-        "bundle": sha256(options.bundle / MANIFEST),
-        "hardware": hardware(),
-        "versions": versions(),
-        "server": server_versions(),
-        "code": serving_code(),
-        **{name: getattr(options, name) for name in ("rows", "seed", "duration")},
-        "concurrencies": list(options.concurrencies),
-    }
+    search = SearchTerms(
+        space=space,
+        first=list(dict.fromkeys([untuned.configuration, *space.grid()])),
+        conditions=_conditions(options),
+        latency_p99_ms=options.latency_p99_ms,
+        seed=options.seed,
+    )
     goal = {"latency_p99_ms": options.latency_p99_ms, "minutes": options.minutes, "precisions": list(usable), "device": device}
-    terms = Terms(conditions=conditions, goal=goal)
-    return Subject(bundle=bundle, space=space, default=untuned.configuration, terms=terms)
+    return TuningSubject(bundle=bundle, default=untuned.configuration, search=search, goal=goal)
 
 
 def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int, int, str], None]) -> Tuned:
-    """Find the best, and record it where there is one.
+    """Find the best configuration and record it.
 
     Args:
-        say: told what happens, a line a trial.
-        begin: told the number of the trial that begins, of about how many, and what is tried.
+        options: What to tune and how.
+        say: Called with one line per event.
+        begin: Called when a trial begins, with its number, the expected number of trials, and the configuration.
 
     Returns:
-        What was found; its outcome has no winner where nothing stays within the allowed latency.
+        The result. Its outcome has no winner, and nothing is recorded, if no configuration is within the latency budget.
 
     Raises:
-        TritonizeError: nothing could be measured.
+        TritonizeError: Nothing could be measured.
     """
     subject = prepare(options)
     record = tuning_folder(options.bundle)
-    inputs = inputs_record(subject.terms.to_json(), [options.bundle / MANIFEST])
+    inputs = inputs_record(subject.terms(), [options.bundle / MANIFEST])
     if not options.fresh and is_current(record, "tuning", inputs):
-        return Tuned(outcome=_outcome(subject, _recorded(record)[1]), unchanged=True)
+        return Tuned(outcome=subject.outcome(_recorded(record)[1]), unchanged=True)
     testbed = make_testbed(
         subject.bundle,
         rows=options.rows,
@@ -144,73 +158,68 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
         duration=options.duration,
         seed=options.seed,
     )
-    journal_path = record.with_name("tuning.partial.jsonl")
-    earlier = [] if options.fresh else _earlier(record, subject.terms)
-    with opened(journal_path, subject.terms, earlier, fresh=options.fresh) as journal:
-        for line in journal.told():
-            say(line)
+    storage = record.with_name(STORAGE)
+    earlier = [] if options.fresh else _earlier(record, subject)
+    with opened(storage, subject.search, earlier, fresh=options.fresh) as study:
+        if study.trials:
+            say(f"trials of an earlier run that are used again: {len(study.trials)}")
         schedule = Schedule(
             testbed=testbed,
-            journal=journal,
+            study=study,
             minutes=options.minutes,
             latency_p99_ms=options.latency_p99_ms,
             finalists=FINALISTS,
             say=say,
             begin=begin,
         )
-        outcome = _outcome(subject, _run(subject, schedule))
+        outcome = _run(subject, schedule)
         if outcome.winner is not None:
             with publish(record) as folder:
                 write_manifest(folder, "tuning", inputs, **_fields(subject, outcome))
-            journal_path.unlink()
+            storage.unlink()
     return Tuned(outcome=outcome, unchanged=False)
 
 
-def _run(subject: Subject, schedule: Schedule) -> list[Trial]:
-    """All trials, in the order they were made.
+def _run(subject: TuningSubject, schedule: Schedule) -> TuningOutcome:
+    """Make all trials.
 
     Raises:
-        ServerError: every one failed.
+        ServerError: Every trial failed.
     """
-    schedule.search(subject.grid())
-    for start in _outcome(subject, schedule.trials).searched[:STARTS]:
-        _climb(subject, schedule, start.configuration)
-    searched = _outcome(subject, schedule.trials).searched
+    schedule.search()
+    searched = subject.outcome(schedule.trials).searched
     if not searched:
         raise ServerError(
             f"no configuration could be served: {schedule.trials[0].failure}", hint="tritonize doctor checks the set-up"
         )
-    schedule.tell_left_out()
-    best = [one.configuration for one in searched[:FINALISTS]]
-    served = {one.configuration for one in searched}
-    schedule.final(list(dict.fromkeys([*([subject.default] if subject.default in served else []), *best])))
-    return schedule.trials
+    served = [one.configuration for one in searched]
+    default = [subject.default] if subject.default in served else []
+    schedule.final(list(dict.fromkeys([*default, *served[:FINALISTS]])))
+    return subject.outcome(schedule.trials)
 
 
-def _climb(subject: Subject, schedule: Schedule, start: Configuration) -> None:
-    """From ``start`` to the best of its neighbours, and on, for as long as that is better."""
-    here = start
-    while True:
-        schedule.search(subject.space.neighbours(here))
-        ranks = {one.configuration: one.rank for one in _outcome(subject, schedule.trials).searched}
-        known = [one for one in subject.space.neighbours(here) if one in ranks]
-        best = max(known, key=lambda one: ranks[one], default=here)
-        if ranks[best] <= ranks[here]:
-            return
-        here = best
+def _conditions(options: TuneOptions) -> dict[str, Any]:
+    """Return everything that a trial's figures depend on besides its configuration, JSON-ready."""
+    return {
+        "bundle": sha256(options.bundle / MANIFEST),
+        "hardware": hardware(),
+        "versions": versions(),
+        "server": server_versions(),
+        "code": serving_code(),
+        "rows": options.rows,
+        "seed": options.seed,
+        "duration": options.duration,
+        "concurrencies": list(options.concurrencies),
+    }
 
 
-def _outcome(subject: Subject, trials: list[Trial]) -> Outcome:
-    return Outcome(trials=trials, default=subject.default, latency_p99_ms=subject.terms.goal["latency_p99_ms"])
-
-
-def _fields(subject: Subject, outcome: Outcome) -> dict[str, Any]:
+def _fields(subject: TuningSubject, outcome: TuningOutcome) -> dict[str, Any]:
     winner = outcome.winner
     assert winner is not None
     return {
-        **subject.terms.to_json(),
-        "bundle_sha256": subject.terms.conditions["bundle"],
-        "hardware": subject.terms.conditions["hardware"],
+        **subject.terms(),
+        "bundle_sha256": subject.search.conditions["bundle"],
+        "hardware": subject.search.conditions["hardware"],
         "latency_p99_ms": outcome.latency_p99_ms,
         "winner": asdict(winner.configuration),
         "speed": asdict(winner.shown),
@@ -220,20 +229,23 @@ def _fields(subject: Subject, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _earlier(record: Path, terms: Terms) -> list[Trial]:
-    """Trials of a finished tuning that were made under the same conditions.
+def _earlier(record: Path, subject: TuningSubject) -> list[Trial]:
+    """Return the trials of a finished tuning under the same conditions.
 
     Raises:
-        ArtifactError: its record cannot be read.
+        ArtifactError: The record cannot be read.
     """
-    return terms.valid(*_recorded(record)) if record.exists() else []
+    if not record.exists():
+        return []
+    manifest, trials = _recorded(record)
+    return trials if manifest.get("conditions") == subject.search.conditions else []
 
 
 def _recorded(record: Path) -> tuple[dict[str, Any], list[Trial]]:
-    """A finished tuning: its manifest, and the trials in it.
+    """Return the manifest of a finished tuning, and its trials.
 
     Raises:
-        ArtifactError: it cannot be read.
+        ArtifactError: The record cannot be read.
     """
     with record_explained(record):
         manifest = read_manifest(record, "tuning")

@@ -1,4 +1,4 @@
-"""What a tuning found, in words and as JSON."""
+"""The outcome of a tuning, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.pages.formatting import aligned
-from benchmarks.tuning.choice import Measured, Point
-from benchmarks.tuning.outcome import Outcome
+from benchmarks.tuning.choice import Measured, OperatingPoint
+from benchmarks.tuning.outcome import TuningOutcome
 from serving.errors import GateError, ServerError
 
 HEADINGS = ("rows/s", "p99 ms", "clients", "MiB", "batch", "served as")
 
 
-def table(outcome: Outcome) -> Iterable[str]:
-    """Lines of the frontier, and of the default and the winner where they are not on it."""
+def table(outcome: TuningOutcome) -> Iterable[str]:
+    """Return the lines of the Pareto front, with the default and the winner added if they are not on it."""
     points = outcome.frontier
     known = {(point.measured.configuration, point.level.concurrency) for point in points}
     for one in (outcome.winner, outcome.untuned):
         if one is not None and (one.configuration, one.shown.concurrency) not in known:
-            points.append(Point(measured=one, level=one.shown))
+            points.append(OperatingPoint(measured=one, level=one.shown))
             known.add((one.configuration, one.shown.concurrency))
     points.sort(key=lambda point: -point.level.throughput)
     rows = [HEADINGS, *((*_figures(point), f"{point.measured.configuration}{_remark(outcome, point)}") for point in points)]
     yield from aligned(rows, left=(len(HEADINGS) - 1,))
 
 
-def summary(outcome: Outcome) -> Iterable[str]:
-    """What failed, and how the winner compares with the default."""
+def summary(outcome: TuningOutcome) -> Iterable[str]:
+    """Return lines on what failed, and on how the winner compares with the default."""
     for configuration, reason in outcome.failures.items():
         yield f"could not be served: {configuration}: {reason}"
     winner, untuned = outcome.winner, outcome.untuned
@@ -36,34 +36,36 @@ def summary(outcome: Outcome) -> Iterable[str]:
         return
     yield f"best: {winner.configuration}: {winner.shown}"
     if winner == untuned:
-        yield "that is how it is served untuned: nothing else is better by more than the rounds differ"
+        yield "that is the untuned default: nothing else is better beyond measurement noise"
     elif untuned is None:
-        yield f"untuned it cannot be served: {outcome.default}"
+        yield f"the untuned default could not be served: {outcome.default}"
     elif outcome.ratio is None:
-        yield f"untuned it is too slow: {untuned.configuration}: {untuned.shown}"
+        yield f"the untuned default is too slow: {untuned.configuration}: {untuned.shown}"
     else:
-        yield f"that is {outcome.ratio:.2f} times what it gives untuned: {untuned.configuration}: {untuned.shown}"
+        yield f"that is {outcome.ratio:.2f} times the untuned throughput: {untuned.configuration}: {untuned.shown}"
 
 
-def require_winner(outcome: Outcome) -> Measured:
-    """Raises:
-    GateError: nothing stays within the allowed latency; the message has what comes nearest.
-    ServerError: what the search could serve could not be served again.
+def require_winner(outcome: TuningOutcome) -> Measured:
+    """Return the winner.
+
+    Raises:
+        GateError: No configuration is within the latency budget. The message names the nearest.
+        ServerError: Every configuration of the final failed.
     """
     if outcome.winner is not None:
         return outcome.winner
     if not outcome.finalists:
         reason = next(iter(outcome.failures.values()))
         raise ServerError(f"every finalist failed in one of its rounds: {reason}", hint="measure again with --fresh")
-    nearest = max(outcome.measured, key=lambda one: one.rank)
+    nearest = max(outcome.measured, key=lambda one: one.objective)
     raise GateError(
-        f"nothing stays within {outcome.latency_p99_ms:g} ms at p99; nearest is {nearest.configuration}: {nearest.shown}",
+        f"no configuration stays within {outcome.latency_p99_ms:g} ms at p99; nearest is {nearest.configuration}: {nearest.shown}",
         hint="allow more with --latency-p99-ms, or measure fewer clients with --concurrency; nothing was packaged",
     )
 
 
-def to_json(outcome: Outcome) -> dict[str, Any]:
-    """JSON-ready: ``winner``, ``untuned``, ``ratio``, ``latency_p99_ms``, ``frontier``, ``trials``."""
+def to_json(outcome: TuningOutcome) -> dict[str, Any]:
+    """Return ``winner``, ``untuned``, ``ratio``, ``latency_p99_ms``, ``frontier`` and ``trials``, JSON-ready."""
     return {
         "winner": _as_json(outcome.winner),
         "untuned": _as_json(outcome.untuned),
@@ -83,15 +85,15 @@ def _as_json(measured: Measured | None) -> dict[str, Any] | None:
     return {**asdict(measured.configuration), **asdict(measured.shown), "memory_mib": measured.memory_mib}
 
 
-def _figures(point: Point) -> Sequence[str]:
+def _figures(point: OperatingPoint) -> Sequence[str]:
     level = point.level
     memory = f"{point.measured.memory_mib:.0f}"
-    # without batching Triton counts requests that were handed over together, though each is executed alone
+    # Without batching Triton counts requests that it handed over together, although each is executed alone.
     batch = "1.0" if point.measured.configuration.batching == "off" else f"{level.executed_batch:.1f}"
     return f"{level.throughput:.0f}", f"{level.p99_ms:.1f}", str(level.concurrency), memory, batch
 
 
-def _remark(outcome: Outcome, point: Point) -> str:
+def _remark(outcome: TuningOutcome, point: OperatingPoint) -> str:
     remarks = [
         word
         for word, one in (("best", outcome.winner), ("untuned", outcome.untuned))

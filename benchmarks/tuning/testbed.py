@@ -1,4 +1,4 @@
-"""Where configurations are tried: each packaged into a repository of its own, served for real, and asked real texts."""
+"""The testbed of tuning: packages each configuration, serves it with Triton and sends it real texts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -34,18 +33,19 @@ from serving.server import TritonServer, temporary_prefix
 NAME = "tuned"
 WARM_UP_ROWS = 32
 READY_SECONDS = 120.0
-"""A way of serving that takes longer to start has failed: there are others to try."""
+"""A configuration that takes longer to start has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Testbed:
-    """What all trials of a bundle have in common.
+    """Measures configurations of one bundle.
 
-    Args:
-        rows: real rows, each a list of strings in the order of the task's inputs.
-        concurrencies: clients of each load, rising.
-        duration: seconds each load is measured.
-        load_generator: ``perf_analyzer``.
+    Attributes:
+        bundle: The bundle.
+        rows: Evaluation rows, each a list of strings in the order of the task's inputs.
+        concurrencies: Numbers of clients, one load each, ascending.
+        duration: Seconds that each load is measured.
+        load_generator: Path of ``perf_analyzer``.
     """
 
     bundle: Bundle
@@ -55,30 +55,32 @@ class Testbed:
     load_generator: Path
 
     def expected_seconds(self) -> float:
-        """How long a trial takes, before any was made; half as much as is measured is warm-up."""
+        """Return the expected duration of a trial. Each load is warmed up for half of ``duration``."""
         return 10 + len(self.concurrencies) * (1.5 * self.duration + 1.5)
 
     def measure(self, configuration: Configuration, number: int) -> Trial:
-        """Try a configuration. One that cannot be served is a trial that failed.
+        """Make a trial. If the configuration cannot be served, the trial has a failure instead of figures.
 
         Args:
-            number: of the round.
+            configuration: What to try.
+            number: Round, 0 for the search.
 
         Raises:
-            SetupError: nothing can be served here.
+            SetupError: No configuration can be served on this machine.
         """
         begun = time.monotonic()
+        trial = Trial(configuration=configuration, round=number, seconds=0)
         try:
-            found = self._measure(configuration)
+            trial = self._served(trial)
         except (ServerError, RequestError, ExportError) as error:
-            found = {"failure": error.message}
-        return Trial(configuration=configuration, round=number, seconds=time.monotonic() - begun, **found)
+            trial = replace(trial, failure=error.message)
+        return replace(trial, seconds=time.monotonic() - begun)
 
-    def _measure(self, configuration: Configuration) -> dict[str, Any]:
-        # named so that what a tuning that was killed outright left behind goes with what its server did
+    def _served(self, trial: Trial) -> Trial:
+        # The prefix lets the next server remove this folder if this process is killed.
         with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
             repository = Path(folder) / "models"
-            choices = asdict(configuration)
+            choices = asdict(trial.configuration)
             package(PackageOptions(bundle=self.bundle.folder, repository=repository, name=NAME, tuned=False, **choices))
             options = _serve_options(repository)
             started, said = time.monotonic(), deque[str](maxlen=1)
@@ -86,9 +88,9 @@ class Testbed:
                 server.wait_until_ready()
                 load_seconds = time.monotonic() - started
                 with _ends_explained(server):
-                    return self._under_load(options, server) | {"load_seconds": load_seconds}
+                    return self._under_load(options, server, replace(trial, load_seconds=load_seconds))
 
-    def _under_load(self, options: ServeOptions, server: TritonServer) -> dict[str, Any]:
+    def _under_load(self, options: ServeOptions, server: TritonServer, trial: Trial) -> Trial:
         endpoint = Endpoint(
             host=options.host, http_port=options.http_port, grpc_port=options.grpc_port, metrics_port=options.metrics_port
         )
@@ -100,12 +102,7 @@ class Testbed:
             seconds_per_row = (time.perf_counter() - asked) / len(self.rows[:WARM_UP_ROWS])
             levels = tuple(self._level(target, memory, clients, seconds_per_row) for clients in self.concurrencies)
             gpu_memory = connection.gpu_memory_mib()
-        return {
-            "levels": levels,
-            "pss_mib": memory.pss_mib,
-            "peak_rss_mib": memory.peak_rss_mib,
-            "gpu_memory_mib": gpu_memory,
-        }
+        return replace(trial, levels=levels, pss_mib=memory.pss_mib, peak_rss_mib=memory.peak_rss_mib, gpu_memory_mib=gpu_memory)
 
     def _level(self, target: Target, memory: MemoryMeter, concurrency: int, seconds_per_row: float) -> LevelSpeed:
         clients = Clients(
@@ -128,14 +125,18 @@ class Testbed:
 
 
 def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], duration: float, seed: int) -> Testbed:
-    """A testbed on rows that the bundle was verified on.
+    """Return a testbed on evaluation rows of the bundle.
 
     Args:
-        rows: how many, drawn at random.
+        bundle: What is served.
+        rows: Number of rows to draw at random.
+        concurrencies: Numbers of clients, one load each, ascending.
+        duration: Seconds that each load is measured.
+        seed: Seed of the draw.
 
     Raises:
-        DataError: the bundle holds no such rows.
-        SetupError: there is no server here, or no load generator.
+        DataError: The bundle holds no evaluation rows.
+        SetupError: There is no Triton or no load generator on this machine.
     """
     find_install()
     columns = list(zip(*bundle.task.requests(read_evaluation(bundle.folder, bundle.task).texts), strict=True))
@@ -150,10 +151,10 @@ def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], d
 
 @contextlib.contextmanager
 def _ends_explained(server: TritonServer) -> Iterator[None]:
-    """Where what goes wrong in the block is that the server or a part of it ended, say that.
+    """Report the end of the server or of one of its processes as the cause of an error in the block.
 
     Raises:
-        ServerError: it did, also where nothing else went wrong.
+        ServerError: The block failed, or one of the processes ended without an error in the block.
     """
     import tritonclient.grpc as triton
 
@@ -166,7 +167,7 @@ def _ends_explained(server: TritonServer) -> Iterator[None]:
 
 
 def _serve_options(repository: Path) -> ServeOptions:
-    """On three ports that nobody listens on."""
+    """Return options with three free ports."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         http, grpc, metrics = (one.getsockname()[1] for one in sockets)

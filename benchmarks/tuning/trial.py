@@ -1,4 +1,4 @@
-"""One trial of tuning: a way of serving a model, tried on a real server. What it found, as it is written down."""
+"""A trial of tuning: the figures of one configuration on a real server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from serving.configuration import Configuration
 
 @dataclass(frozen=True, kw_only=True)
 class LevelSpeed:
-    """Speed under the load of ``concurrency`` clients, each waiting for its answer before it asks again.
+    """Speed under the load of a number of clients, each of which waits for its answer before it sends the next request.
 
-    Args:
-        throughput: rows answered per second.
-        p50_ms, p99_ms: percentiles of the time a request of one row took, ms.
-        executed_batch: rows per execution of the model.
+    Attributes:
+        concurrency: Number of clients.
+        throughput: Answered rows per second.
+        p50_ms: Median latency of a request of one row, ms.
+        p99_ms: 99th percentile of that latency, ms.
+        executed_batch: Rows per execution of the model.
     """
 
     concurrency: int
@@ -25,22 +27,25 @@ class LevelSpeed:
     executed_batch: float
 
     def __str__(self) -> str:
+        """Return the speed in words."""
         clients = f"{self.concurrency} client{'s' if self.concurrency > 1 else ''}"
         return f"{self.throughput:.0f} rows/s, p99 {self.p99_ms:.3g} ms at {clients}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What was found.
+    """The figures of one configuration, measured once.
 
-    Args:
-        round: 0 of the search, from 1 on of the final.
-        seconds: how long it took, all of it.
-        failure: why it gave no figures; None where it did, and only then is there what follows.
-        levels: by number of clients, in rising order.
-        load_seconds: from starting the server to its first answer.
-        pss_mib, peak_rss_mib: memory of the server's processes, MiB: shared pages split fairly; counted once for each process.
-        gpu_memory_mib: in use on the GPUs, MiB; None without one.
+    Attributes:
+        configuration: The configuration.
+        round: 0 for the search, 1 and up for the rounds of the final.
+        seconds: Duration of the whole trial.
+        failure: Why there are no figures, or None. The fields below are only set without a failure.
+        levels: Speeds, one per number of clients, ascending.
+        load_seconds: Time from the start of the server to its first answer.
+        pss_mib: Proportional set size of the server's processes, MiB.
+        peak_rss_mib: Peak resident set size of the server's processes, MiB; shared pages count once per process.
+        gpu_memory_mib: Memory in use on the GPUs, MiB; None without a GPU.
     """
 
     configuration: Configuration
@@ -55,27 +60,28 @@ class Trial:
 
     @property
     def memory_mib(self) -> float:
-        """What the configuration costs of the memory the model is in, MiB.
+        """Memory that the configuration needs on the device of the model, MiB.
 
         Raises:
-            ValueError: the trial failed.
+            ValueError: The trial failed.
         """
         on_gpu = self.configuration.device == "gpu" and self.gpu_memory_mib is not None
         memory = self.gpu_memory_mib if on_gpu else self.pss_mib
         if memory is None:
-            raise ValueError("a trial that failed has no figures")
+            raise ValueError("a failed trial has no figures")
         return memory
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the trial as JSON-ready values."""
         return asdict(self)
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> Trial:
-        """Inverse of :meth:`to_json`.
+        """Return the trial that :meth:`to_json` wrote.
 
         Raises:
-            TypeError, KeyError: it is of another tritonize.
+            TypeError: A field is unknown here or missing.
+            KeyError: The configuration or the levels are missing.
         """
         own = {
             "configuration": Configuration(**content["configuration"]),

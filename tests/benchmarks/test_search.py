@@ -1,17 +1,21 @@
-"""Where tuning looks, and which configuration it takes: pure, on made-up figures."""
+"""The search space of tuning, and the choice of the winner: pure, on made-up figures."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from optuna.trial import FixedTrial
 
-from benchmarks.tuning.choice import Measured, beats, choose, frontier, gain
-from benchmarks.tuning.outcome import Outcome
-from benchmarks.tuning.search import Space
+from benchmarks.tuning.choice import Measured, beats, choose, gain, pareto_front
+from benchmarks.tuning.outcome import TuningOutcome
+from benchmarks.tuning.space import Space
 from benchmarks.tuning.summary import require_winner, summary, table, to_json
 from benchmarks.tuning.trial import LevelSpeed, Trial
+from serving import plan
+from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
 from serving.errors import GateError, ServerError
 
@@ -30,24 +34,52 @@ def gpu(most_clients: int = 16) -> Space:
 
 
 @pytest.mark.parametrize("space", [cpu(1), cpu(2), cpu(6), cpu(64), cpu(precisions=("int8",)), gpu(), gpu(512)])
-def test_the_grid_and_all_that_can_be_reached_from_it_is_in_the_space(space: Space) -> None:
-    reached, waiting = set(), space.grid()
-    assert len(waiting) == len(set(waiting))
-    while waiting:
-        one = waiting.pop()
-        if one not in reached:
-            reached.add(one)
-            assert one in space
-            waiting += space.neighbours(one)
-    for one in reached:
+def test_the_space_holds_the_grid_and_nothing_that_must_not_be_served(space: Space) -> None:
+    found = space.configurations()
+    assert len(found) == len(set(found))
+    assert set(space.grid()) <= set(found)
+    for one in found:
         assert one.precision in space.precisions
-        assert not (one.precision == "int8" and one.batching == "ragged"), "answers would depend on who else is asking"
+        assert not (one.precision == "int8" and one.batching == "ragged"), "answers would depend on other requests"
         assert one.batching == "ragged" or (one.queue_delay_us, one.max_batch_size) == (0, 64)
         if space.device == "cpu":
             assert one.instances * one.threads <= space.cores or one.threads == 1
     if space.device == "gpu":
-        assert {one.instances for one in reached} == {1, 2, 4}
-        assert {one.queue_delay_us for one in reached} == {0, 500, 2000}
+        assert {one.instances for one in found} == {1, 2, 4}
+        assert {one.queue_delay_us for one in found} == {0, 500, 2000}
+
+
+@pytest.mark.parametrize("space", [cpu(1), cpu(6), gpu(512)])
+def test_what_a_configuration_is_to_optuna_gives_it_back(space: Space) -> None:
+    for one in space.configurations():
+        trial = FixedTrial(dict(space.parameters(one)))
+        assert space.suggest(trial) == one
+        assert trial.params == space.parameters(one)
+    with pytest.raises(ValueError):
+        space.parameters(replace(space.configurations()[0], instances=97))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 6, 64])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_untuned_default_is_in_the_space(cores: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "cores", lambda: cores)
+    for device, space in (("cpu", cpu(cores)), ("gpu", replace(gpu(), precisions=("fp32", "int8")))):
+        for batching in ("off", "ragged") if precision == "fp32" else ("off",):
+            figures = {
+                "throughput": {"1": 2.0, "16": 3.0 if batching == "ragged" else 1.0},
+                "speed_device": "cpu",
+                "latency_ms": 1.0,
+            }
+            bundle = made_up_bundle({precision: figures})
+            default = plan.make_plan(
+                bundle, precision=precision, device=device, batching="auto", instances=None, threads=None, max_batch_size=None
+            )
+            assert default.configuration in space.configurations()
+
+
+def made_up_bundle(figures: dict[str, Any]) -> Bundle:
+    variants = {name: Variant(precision=name, path=Path(name), figures=of) for name, of in figures.items()}
+    return Bundle(folder=Path("bundle"), task=cast(Any, None), max_length=8, padding={}, variants=variants, manifest={})
 
 
 def test_a_grid_on_two_cores() -> None:
@@ -63,26 +95,10 @@ def test_a_grid_on_two_cores() -> None:
         "fp32, 1 × 2 threads, batches to 64",
         "fp16, 1 × 2 threads, batches to 64",
     ]
+    assert len(cpu().configurations()) == 36
     assert len(cpu(1).grid()) == 5, "on one core all arrangements are one"
     assert [(one.instances, one.threads) for one in cpu(16, ("int8",)).grid()] == [(16, 1), (1, 16), (4, 4)]
     assert [(one.instances, one.threads) for one in cpu(6, ("int8",)).grid()] == [(6, 1), (1, 6), (2, 2)]
-
-
-def test_neighbours_differ_in_one_choice_by_one_step() -> None:
-    assert list(map(str, cpu().neighbours(OFF))) == [
-        "int8, 3 × 1 thread, no batching",
-        "int8, 1 × 1 thread, no batching",
-        "fp16, 2 × 1 thread, no batching",
-    ]
-    assert list(map(str, cpu().neighbours(RAGGED))) == [
-        "fp32, 1 × 1 thread, batches to 64",
-        "fp32, 1 × 2 threads, batches to 64, 500 µs delay",
-        "fp32, 1 × 2 threads, no batching",
-        "fp16, 1 × 2 threads, batches to 64",
-    ]
-    late = replace(RAGGED, queue_delay_us=500)
-    assert replace(late, queue_delay_us=0, batching="off") in cpu().neighbours(late), "without batching nobody waits"
-    assert {one.queue_delay_us for one in cpu().neighbours(late) if one.batching == "ragged"} == {0, 500, 2000}
 
 
 @pytest.mark.parametrize(("clients", "sizes"), [(1, (64,)), (16, (64,)), (32, (16, 64)), (64, (16, 64)), (65, (16, 64, 256))])
@@ -105,12 +121,12 @@ def measured(configuration: Configuration, *throughputs: float, p99_ms: float = 
 
 def test_the_best_level_is_the_fastest_within_the_latency_allowed() -> None:
     one = measured(OFF, 100, p99_ms=60)
-    assert one.best == level(1, 10, 5) and one.rank == (True, 10)
+    assert one.best == level(1, 10, 5) and one.objective == 10
     assert replace(one, latency_p99_ms=None).best == level(16, 100, 60)
     slow = replace(one, latency_p99_ms=4)
     assert slow.best is None and slow.shown == level(1, 10, 5)
-    assert slow.rank < one.rank
-    assert slow.rank > replace(measured(OFF, 100), latency_p99_ms=1, trials=[trial(OFF, level(1, 999, 9))]).rank
+    assert slow.objective == -5 < one.objective
+    assert slow.objective > replace(measured(OFF, 100), latency_p99_ms=1, trials=[trial(OFF, level(1, 999, 9))]).objective
 
 
 def test_rounds_come_together_as_medians() -> None:
@@ -154,12 +170,12 @@ def test_who_keeps_within_the_latency_beats_who_does_not() -> None:
 def test_the_frontier_is_what_nothing_dominates() -> None:
     fast, lean = measured(OFF, 100), measured(OTHER, 90, pss_mib=100.0)
     worse = measured(FOURTH, 80, p99_ms=41)
-    points = frontier([worse, lean, fast])
+    points = pareto_front([worse, lean, fast])
     assert [(point.measured.configuration, point.level.concurrency) for point in points] == [(OFF, 16), (OTHER, 16), (OTHER, 1)]
 
 
-def outcome(*trials: Trial, latency: float | None = 50) -> Outcome:
-    return Outcome(trials=trials, default=OFF, latency_p99_ms=latency)
+def outcome(*trials: Trial, latency: float | None = 50) -> TuningOutcome:
+    return TuningOutcome(trials=trials, default=OFF, latency_p99_ms=latency)
 
 
 def rounds(configuration: Configuration, throughput: float, p99_ms: float = 40) -> list[Trial]:
@@ -174,7 +190,7 @@ def test_an_outcome_compares_the_winner_with_the_default() -> None:
     assert lines[1].endswith("int8, 3 × 1 thread, no batching  ← best")
     assert lines[2].endswith("int8, 2 × 1 thread, no batching  ← untuned")
     assert f"could not be served: {RAGGED}: out of memory" in lines
-    assert any(line.startswith("that is 1.50 times what it gives untuned") for line in lines)
+    assert any(line.startswith("that is 1.50 times the untuned throughput") for line in lines)
     assert to_json(found)["winner"]["instances"] == 3 and to_json(found)["ratio"] == pytest.approx(1.5)
     assert require_winner(found) == found.winner
 
@@ -182,13 +198,13 @@ def test_an_outcome_compares_the_winner_with_the_default() -> None:
 def test_the_default_stays_where_nothing_is_better() -> None:
     found = outcome(*rounds(OFF, 100), *rounds(OTHER, 101))
     assert found.winner is not None and found.winner.configuration == OFF and found.ratio == 1
-    assert "that is how it is served untuned: nothing else is better by more than the rounds differ" in list(summary(found))
+    assert "that is the untuned default: nothing else is better beyond measurement noise" in list(summary(found))
 
 
 def test_nothing_within_the_latency_is_told_with_the_nearest() -> None:
     found = outcome(*rounds(OFF, 100, 80), *rounds(OTHER, 60, 55))
     assert found.winner is None and found.ratio is None
-    with pytest.raises(GateError, match=r"nothing stays within 50 ms at p99; nearest is int8, 3 × 1 thread.*60 rows/s") as raised:
+    with pytest.raises(GateError, match=r"stays within 50 ms at p99; nearest is int8, 3 × 1 thread.*60 rows/s") as raised:
         require_winner(found)
     assert "--latency-p99-ms" in raised.value.hint
 
@@ -201,7 +217,7 @@ def test_a_finalist_that_failed_once_is_none() -> None:
     with pytest.raises(ServerError, match=r"every finalist failed in one of its rounds: a Python backend process \(7\) died"):
         require_winner(outcome(*spoilt))
     without = outcome(*spoilt[:1], *rounds(OTHER, 150)[1:], trial(OFF, failure="no memory"))
-    assert any("untuned it cannot be served" in line for line in summary(without))
+    assert any("the untuned default could not be served" in line for line in summary(without))
 
 
 def test_a_trial_survives_its_record() -> None:

@@ -19,11 +19,11 @@ import psutil
 import pytest
 
 from benchmarks.tuning import stage
-from benchmarks.tuning.journal import Terms, opened
 from benchmarks.tuning.stage import Tuned, TuneOptions, prepare, tune
 from benchmarks.tuning.testbed import make_testbed
 from benchmarks.tuning.trial import LevelSpeed, Trial
 from export.cli import main
+from serving import plan
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.configuration import Configuration
@@ -82,11 +82,12 @@ def asked(bundle: Path, **changes: Any) -> TuneOptions:
 def run(monkeypatch: pytest.MonkeyPatch, options: TuneOptions, testbed: MadeUp) -> tuple[Tuned, list[str]]:
     monkeypatch.setattr(stage, "make_testbed", lambda *_, **__: testbed)
     monkeypatch.setattr(stage, "cores", lambda: 2)
+    monkeypatch.setattr(plan, "cores", lambda: 2)
     said: list[str] = []
     return tune(options, said.append, lambda *_: None), said
 
 
-def test_the_search_climbs_from_the_grid_to_the_best(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_finds_what_no_corner_of_the_grid_has(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     testbed = MadeUp(best_at(1, 2, 3))
     tuned, said = run(monkeypatch, asked(own, minutes=60), testbed)
     winner = tuned.outcome.winner
@@ -112,21 +113,23 @@ def test_what_cannot_be_served_is_recorded_and_passed_over(own: Path, monkeypatc
     assert any(line.endswith(": failed: out of memory") for line in said)
     assert set(tuned.outcome.failures.values()) == {"out of memory"}
     with pytest.raises(ServerError, match="no configuration could be served: out of memory"):
-        run(monkeypatch, asked(own, fresh=True), failed := MadeUp(best_at()))
+        run(monkeypatch, asked(own, fresh=True, minutes=60), failed := MadeUp(best_at()))
     shutil.rmtree(own.parent / "tuning")
-    tuned, said = run(monkeypatch, asked(own), repaired := MadeUp(best_at(1, 2, 3)))
-    assert said[0] == f"trials that failed before, made again: {len(failed.made)}"
-    assert repaired.made[: len(failed.made)] == failed.made and not tuned.outcome.failures
+    tuned, said = run(monkeypatch, asked(own, minutes=60), repaired := MadeUp(best_at(1, 2, 3)))
+    assert len(failed.made) == 36, "each was tried"
+    assert {configuration for configuration, number in repaired.made if number == 0} == {one for one, _ in failed.made}
+    assert not tuned.outcome.failures, "what failed is tried again"
 
 
 def test_the_time_allowed_is_kept_and_what_is_left_out_is_said(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     testbed = MadeUp(best_at(1, 2, 3))
     _, said = run(monkeypatch, asked(own, minutes=6), testbed)
     assert 15 <= len(testbed.made) <= 18, "there is time for eighteen, and the default may be a finalist anyway"
-    (line,) = [line for line in said if line.startswith("left out")]
+    (line,) = [line for line in said if line.startswith("not tried")]
     assert "as 6 minutes are too few: " in line and " more" in line
     _, said = run(monkeypatch, asked(own, minutes=0.1), testbed := MadeUp(best_at(1, 2, 3)))
-    assert [number for _, number in testbed.made] == [1, 2], "the first was taken over"
+    rounds = [number for _, number in testbed.made]
+    assert rounds == sorted(rounds) and set(rounds) == {1, 2}, "the search is used again"
     assert any("2 rounds in the final instead of 3" in line for line in said)
 
 
@@ -138,16 +141,12 @@ def test_interrupted_it_goes_on_to_the_same_end(own: Path, monkeypatch: pytest.M
     limit %= len(straight.made)
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, asked(own, fresh=True), first := MadeUp(best_at(1, 2, 3), limit=limit))
-    with (own.parent / "tuning.partial.jsonl").open("a") as journal:
-        journal.write('{"half a li')
     shutil.rmtree(own.parent / "tuning")
     tuned, said = run(monkeypatch, asked(own), second := MadeUp(best_at(1, 2, 3)))
     searched = [trial for trial in first.made if trial[1] == 0]
     assert searched + second.made == straight.made, "of a final, only rounds of one run stand side by side"
     assert tuned.outcome == expected.outcome
-    assert (f"trials made before and taken over: {len(searched)}" in said) == (limit > 0)
-    again = f"trials of an earlier final, which is measured anew as a whole: {limit - len(searched)}"
-    assert (again in said) == (limit > len(searched))
+    assert (f"trials of an earlier run that are used again: {len(searched)}" in said) == (limit > 0)
 
 
 def test_finished_it_is_not_done_again_unless_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,32 +202,16 @@ def test_another_server_or_other_code_serves_at_another_speed(own: Path, monkeyp
     assert said[0].startswith("trial 1 ")
 
 
-def test_a_journal_is_one_process_at_a_time_and_readable_or_an_error(tmp_path: Path) -> None:
-    path, terms = tmp_path / "tuning.partial.jsonl", Terms(conditions={"rows": 8}, goal={})
-    with (
-        opened(path, terms, [], fresh=False),
-        pytest.raises(ServerError, match="is being tuned already"),
-        opened(path, terms, [], fresh=False),
-    ):
-        pass
-    path.write_text("no journal\n")
-    with pytest.raises(ArtifactError, match="cannot be read") as raised, opened(path, terms, [], fresh=False):
-        pass
-    assert "--fresh" in raised.value.hint
-    with opened(path, terms, [], fresh=True) as journal:
-        assert not list(journal.told())
-
-
 def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
-    assert {one.precision for one in prepare(asked(own)).grid()} == {"fp32", "fp16", "int8"} & set(load_bundle(own).variants)
-    assert {one.precision for one in prepare(asked(own, precisions=("int8",))).grid()} == {"int8"}
-    assert "int8" not in {one.precision for one in prepare(asked(own, device="gpu")).grid()}
+    assert {one.precision for one in prepare(asked(own)).search.first} == {"fp32", "fp16", "int8"} & set(load_bundle(own).variants)
+    assert {one.precision for one in prepare(asked(own, precisions=("int8",))).search.first} == {"int8"}
+    assert "int8" not in {one.precision for one in prepare(asked(own, device="gpu")).search.first}
     only = prepare(asked(own, device="gpu", precisions=("int8",)))
-    assert {(one.precision, one.batching) for one in only.grid()} == {("int8", "off")}
+    assert {(one.precision, one.batching) for one in only.search.first} == {("int8", "off")}
     manifest = json.loads((own / "manifest.json").read_text())
     manifest["precisions"]["int8"] |= {"verdict": "failed", "gates": [{"passed": False, "message": "accuracy drops"}]}
     (own / "manifest.json").write_text(json.dumps(manifest))
-    assert "int8" not in {one.precision for one in prepare(asked(own)).grid()}
+    assert "int8" not in {one.precision for one in prepare(asked(own)).search.first}
     with pytest.raises(ArtifactError, match="it failed its gates: accuracy drops"):
         prepare(asked(own, precisions=("int8",)))
 
@@ -263,7 +246,7 @@ def test_failures_are_1_and_one_line(own: Path, tmp_path: Path, capsys: pytest.C
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" at ")[0] for line in lines[:1]] == ["error: no bundle"]
     assert "was not packaged by tritonize" in lines[1] and len(lines) == 2
-    assert not (own.parent / "tuning.partial.jsonl").exists()
+    assert not (own.parent / "tuning.partial.sqlite3").exists()
 
 
 def test_a_dry_run_prints_the_grid_and_tries_nothing(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +263,7 @@ def test_the_winner_goes_into_a_recipe_beside_the_users_own_choices(
 ) -> None:
     monkeypatch.setattr(stage, "make_testbed", lambda *_, **__: testbed)
     monkeypatch.setattr(stage, "cores", lambda: 2)
+    monkeypatch.setattr(plan, "cores", lambda: 2)
     recipe = tmp_path / "mine.toml"
     line = ["tune", "tiny", "--bundle", str(own), "--repository", str(tmp_path / "models"), "--device", "cpu", "--minutes", "60"]
     recipe.write_text('package = { precision = "int8" }\n')
@@ -365,7 +349,7 @@ def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen
     first = process.stderr.readline()
     assert first.startswith("trial 1 of about ") and " rows/s, p99 " in first
     second = process.stderr.readline()  # on to the final
-    assert "2 rounds in the final instead of 3" in second or second.startswith("left out")
+    assert "2 rounds in the final instead of 3" in second or second.startswith("not tried")
     family = running(process.pid)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -377,7 +361,7 @@ def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen
     process = command("--recipe", recipe)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "trials made before and taken over: 1" in err
+    assert "trials of an earlier run that are used again: 1" in err
     assert err.count("trial ") == 2, "two rounds of the final"
     assert "rows/s" in out.splitlines()[0] and "← best, untuned" in out
     manifest = read_manifest(tmp_path / "models" / "tiny", "repository")
@@ -404,5 +388,5 @@ def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen
     process = command("--latency-p99-ms", "0.001")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert err.splitlines()[-1].startswith("error: nothing stays within 0.001 ms at p99; nearest is int8")
+    assert err.splitlines()[-1].startswith("error: no configuration stays within 0.001 ms at p99; nearest is int8")
     assert read_manifest(tmp_path / "models" / "tiny", "repository") == manifest

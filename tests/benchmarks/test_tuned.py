@@ -1,23 +1,27 @@
-"""What a tuning leaves behind, and who takes it up: the journal, the record, a plan, a recipe. Pure: nothing is measured."""
+"""What a tuning leaves behind: the study, the record, a plan, a recipe. Pure: nothing is measured."""
 
 from __future__ import annotations
 
 import json
+import math
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
+import optuna
 import pytest
 
 from benchmarks.tuning.applied import pins, recipe_values, remark, with_winner
-from benchmarks.tuning.journal import Terms, opened
+from benchmarks.tuning.space import Space
 from benchmarks.tuning.trial import LevelSpeed, Trial
+from benchmarks.tuning.tuning_study import SearchTerms, opened
 from serving import install
 from serving.artifact import MANIFEST, sha256, write_manifest
 from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, ServerError
 from serving.install import server_versions
 from serving.machine import cores, hardware
 from serving.plan import Plan, make_plan
@@ -27,32 +31,104 @@ from serving.tuning import Tuning, read_tuning, tuning_folder
 RAGGED = Configuration(
     precision="fp32", device="cpu", batching="ragged", instances=3, threads=5, max_batch_size=16, queue_delay_us=500
 )
-TERMS = Terms(conditions={"rows": 8}, goal={"minutes": 15})
+TERMS = SearchTerms(
+    space=Space(device="cpu", cores=2, precisions=("fp32", "int8"), most_clients=16),
+    first=[],
+    conditions={"rows": 8, "hardware": {"cores": 2}},
+    latency_p99_ms=None,
+    seed=0,
+)
+SPACE = TERMS.space.configurations()
 
 
-def trial(instances: int, number: int = 0, failure: str | None = None) -> Trial:
-    levels = (LevelSpeed(concurrency=1, throughput=9, p50_ms=1, p99_ms=2, executed_batch=1),) if failure is None else ()
-    return Trial(configuration=replace(RAGGED, instances=instances), round=number, seconds=20, failure=failure, levels=levels)
+def trial(configuration: Configuration, throughput: float = 9, failure: str | None = None) -> Trial:
+    levels = (LevelSpeed(concurrency=1, throughput=throughput, p50_ms=1, p99_ms=20, executed_batch=1),)
+    return Trial(configuration=configuration, round=0, seconds=20, failure=failure, levels=() if failure else levels)
 
 
-def test_a_journal_takes_over_what_the_search_could_measure(tmp_path: Path) -> None:
-    path = tmp_path / "tuning.partial.jsonl"
-    made = [trial(1), trial(2, failure="no memory"), trial(3), trial(1, number=1), trial(3, number=1, failure="no memory")]
-    with opened(path, TERMS, [], fresh=False) as journal:
-        assert not list(journal.told())
-        for one in made:
-            journal.add(one)
-    assert [Trial.from_json(json.loads(line)) for line in path.read_text().splitlines()[1:]] == made, "all are written down"
-    with opened(path, replace(TERMS, goal={}), [trial(7)], fresh=False) as journal:
-        assert list(journal.told()) == [
-            "trials made before and taken over: 2",
-            "trials that failed before, made again: 1",
-            "trials of an earlier final, which is measured anew as a whole: 2",
-        ]
-        assert [journal.taken(replace(RAGGED, instances=count)) for count in (1, 2, 3, 7)] == [made[0], None, made[2], None]
-    assert len(path.read_text().splitlines()) == 3
-    with opened(path, replace(TERMS, conditions={}), [], fresh=False) as journal:
-        assert not list(journal.told()) and journal.taken(made[0].configuration) is None
+def test_a_study_survives_what_ends_in_the_middle_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.partial.sqlite3"
+    terms = replace(TERMS, first=SPACE[:3])
+    with opened(path, terms, [trial(SPACE[5])], fresh=False) as study:
+        assert [one.configuration for one in study.trials] == [SPACE[5]], "from an earlier record"
+        for number, failure in enumerate([None, "no memory"]):
+            asked, configuration = study.ask()
+            assert configuration == SPACE[number]
+            study.tell(asked, trial(configuration, failure=failure))
+        study.ask()  # never told, as after a kill
+    with opened(path, terms, [], fresh=False) as study:
+        assert [one.configuration for one in study.trials] == [SPACE[5], SPACE[0]]
+        assert study.trials[1] == trial(SPACE[0])
+        assert study.ask()[1] == SPACE[1], "what failed is tried again"
+    budget = replace(terms, latency_p99_ms=10.0)
+    with opened(path, budget, [], fresh=False) as study:
+        assert {one.configuration for one in study.trials} == {SPACE[0], SPACE[5]}
+    stored = optuna.load_study(study_name="throughput within 10 ms", storage=f"sqlite:///{path}")
+    assert [one.value for one in stored.trials if one.state == optuna.trial.TrialState.COMPLETE] == [-20, -20], "too slow for this"
+    stored._storage.remove_session()
+    with opened(path, terms, [], fresh=True) as study:
+        assert not study.trials
+
+
+def test_a_study_of_other_conditions_is_an_error_that_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.partial.sqlite3"
+    with opened(path, TERMS, [trial(SPACE[0])], fresh=False):
+        pass
+    for name, value in {"rows": 9, "hardware": {"cores": 3}}.items():
+        other = replace(TERMS, conditions=TERMS.conditions | {name: value})
+        with (
+            pytest.raises(ArtifactError, match=f"under other conditions: {name} changed") as raised,
+            opened(path, other, [], fresh=False),
+        ):
+            pass
+        assert "--fresh" in raised.value.hint
+    with opened(path, other, [], fresh=True) as study:
+        assert not study.trials
+
+
+def test_a_study_is_one_process_at_a_time_and_readable_or_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.partial.sqlite3"
+    with (
+        opened(path, TERMS, [], fresh=False),
+        pytest.raises(ServerError, match="is being tuned already"),
+        opened(path, TERMS, [], fresh=False),
+    ):
+        pass
+    path.write_text("no database, and long enough that nobody takes it for the beginning of one\n" * 9)
+    with pytest.raises(ArtifactError, match="cannot be read") as raised, opened(path, TERMS, [], fresh=False):
+        pass
+    assert "--fresh" in raised.value.hint
+    with opened(path, TERMS, [], fresh=True) as study:
+        assert not study.trials
+
+
+def searched(path: Path, terms: SearchTerms, throughput: Callable[[Configuration], float], most: int) -> list[Configuration]:
+    tried = []
+    with opened(path, terms, [], fresh=False) as study:
+        while study.untried and len(tried) < most:
+            asked, configuration = study.ask()
+            tried.append(configuration)
+            study.tell(asked, trial(configuration, throughput=throughput(configuration)))
+    return tried
+
+
+def test_the_search_tries_all_and_nothing_twice(tmp_path: Path) -> None:
+    tried = searched(tmp_path / "study", replace(TERMS, first=TERMS.space.grid()), lambda one: one.instances, 1000)
+    assert len(tried) == len(SPACE) and set(tried) == set(SPACE)
+    assert tried[: len(TERMS.space.grid())] == TERMS.space.grid()
+
+
+def test_the_search_finds_the_best_of_a_large_space_early(tmp_path: Path) -> None:
+    space = Space(device="cpu", cores=64, precisions=("fp32", "fp16", "int8"), most_clients=64)
+
+    def throughput(one: Configuration) -> float:
+        speed = 100.0 * (1.5 if one.batching == "ragged" else 1) * (1.2 if one.precision == "fp16" else 1)
+        return speed * (1 + one.queue_delay_us / 10_000) / (1 + abs(math.log2(one.threads) - 2)) * math.sqrt(one.instances)
+
+    best = max(space.configurations(), key=throughput)
+    assert best not in space.grid() and len(space.configurations()) == 435
+    tried = searched(tmp_path / "study", replace(TERMS, space=space, first=space.grid()), throughput, 40)
+    assert best in tried
 
 
 def made_up_bundle(folder: Path) -> Bundle:
@@ -192,6 +268,18 @@ def test_options_that_serve_it_so() -> None:
             f"# mine\n[package]  # of ours\n{BLOCK}\nforce = true\n\n[serve]\nhttp-port = 1\n",
         ),
         ("[package]\n\n[serve]\n", f"[package]\n{BLOCK}\n[serve]\n"),
+        ("[package]\n[serve]\n", f"[package]\n{BLOCK}\n[serve]\n"),
+        (
+            "[package]\nforce = true\n\n\n# about serving\n\n# more\n[serve]\nhttp-port = 1\n",
+            f"[package]\n{BLOCK}\nforce = true\n\n\n# about serving\n\n# more\n[serve]\nhttp-port = 1\n",
+        ),
+        ("  [ 'package' ]\n# mine\n\tforce  =  true # so\n", f"  [ 'package' ]\n{BLOCK}\n# mine\n\tforce  =  true # so\n"),
+        ("[package]\n   \n\nforce = true", f"[package]\n{BLOCK}   \n\nforce = true\n"),
+        (
+            "[serve]\nhttp-port = 1  # ours\n# the end",
+            f"[serve]\nhttp-port = 1  # ours\n# the end\n\n[package]\n{BLOCK}",
+        ),
+        ("finetune = { epochs = 1 }\n", f"finetune = {{ epochs = 1 }}\n\n[package]\n{BLOCK}"),
     ],
 )
 def test_a_winner_stands_in_a_recipe_under_its_remark(before: str, after: str) -> None:
@@ -236,8 +324,21 @@ def test_instances_are_not_written_beside_threads_of_the_users_own() -> None:
     assert (written["threads"], written["instances"]) == (5, 3)
 
 
-@pytest.mark.parametrize("recipe", ['package = { precision = "int8" }\n', 'package.precision = "int8"\n'])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        'package = { precision = "int8" }\n',
+        'package.precision = "int8"\n',
+        "[[package]]\nforce = true\n",
+        "[package.deep]\nforce = true\n",
+        "[package]\nforce = true\n[serve]\n[package.deep]\n",
+        "package = 3\n",
+        "[package\n",
+        "name = 1\nname = 2\n",
+    ],
+)
 def test_a_recipe_without_a_section_of_its_own_is_refused(recipe: str) -> None:
-    with pytest.raises(ArtifactError, match="cannot be added to") as raised:
+    with pytest.raises(ArtifactError, match=r"cannot be added to|not valid TOML"):
+        with_winner(recipe, SAID, VALUES)
+    with pytest.raises(ArtifactError):
         with_winner(recipe, "", {})
-    assert "[package]" in raised.value.hint

@@ -12,7 +12,6 @@ from typing import Any
 from tests.helpers.checkpoints import make_config, make_tokenizer
 from tests.helpers.reviews import FILLING, GOOD
 
-SQUAD = Path(__file__).parents[3] / "shared" / "data" / "squad_v1.1" / "dev_500.jsonl"
 QUESTION = "of course"
 STRANGE_TEXTS = [
     "a",

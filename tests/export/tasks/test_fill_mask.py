@@ -34,11 +34,10 @@ from serving.runtime.tokenization import TextEncoder
 from tests.helpers.filling import exported, masked_checkpoint, text_file
 from tests.helpers.parity import assert_same
 from tests.helpers.reviews import review_rows
+from tests.helpers.shared import BERT_TINY, SST2, needs_shared
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 FAMILIES = ("bert", "roberta", "distilbert", "albert", "electra", "xlm-roberta", "camembert", "deberta-v2", "modernbert", "mpnet")
-SPLADE = Path(__file__).parents[4] / "shared" / "checkpoints" / "bert-tiny-splade"
-SST2 = Path(__file__).parents[4] / "shared" / "data" / "sst2" / "dev.tsv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,6 +332,7 @@ def test_figures(fillers: Callable[[str], Filler]) -> None:
     assert found["agreement_at_5"] == 0.0
 
 
+@pytest.mark.slow
 def test_finetune_learns_and_export_keeps_its_rows(tmp_path: Path) -> None:
     """Plain text in; masks drawn anew each step, perplexity well below that of guessing; the bundle judges on the same rows."""
     checkpoint = masked_checkpoint(tmp_path / "checkpoint", "bert", random=False)
@@ -360,14 +360,15 @@ def _columns(rows: LabelledRows) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     return rows.texts[0], rows.labels
 
 
-@pytest.mark.skipif(not (SPLADE.is_dir() and SST2.is_file()), reason="needs the shared data sets and checkpoints")
+@needs_shared(BERT_TINY, SST2)
+@pytest.mark.slow
 def test_a_real_checkpoint_on_real_rows(tmp_path: Path) -> None:
     lines = SST2.read_text(encoding="utf-8").splitlines()[:101]
     (tmp_path / "rows.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    folder = exported(tmp_path, SPLADE, tmp_path / "rows.tsv", "--text-column", "sentence", "--precision", "fp32")
+    folder = exported(tmp_path, BERT_TINY, tmp_path / "rows.tsv", "--text-column", "sentence", "--precision", "fp32")
     bundle = load_bundle(folder)
     assert isinstance(bundle.task, FillMask)
-    filler = Filler.of(bundle.variant("fp32").path, bundle.task, SPLADE, bundle.manifest["tail"])
+    filler = Filler.of(bundle.variant("fp32").path, bundle.task, BERT_TINY, bundle.manifest["tail"])
     texts = list(read_evaluation(folder, bundle.task).texts[0])[:40]
     assert_same(filler(texts), [filler.pipe(text) for text in texts])
 

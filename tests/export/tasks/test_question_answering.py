@@ -27,10 +27,12 @@ from serving.runtime.tokenization import FIELDS, TextEncoder
 from tests.helpers import answering
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize
 from tests.helpers.parity import assert_same
+from tests.helpers.shared import BERT_TINY, SQUAD, needs_shared
 
 Run = Callable[[Arrays], Arrays]
 Asked = Callable[..., list[Any]]
 pytestmark = [
+    pytest.mark.xdist_group("answering"),  # one process trains the model
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # the pipeline's own
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
 ]
@@ -44,7 +46,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"max_seq_len": 32, "doc_stride": 4, "top_k": 2, "max_question_len": 1},
     {"max_answer_len": 500, "top_k": 4},
 ]
-BERT_TINY = Path(__file__).parents[4] / "shared" / "checkpoints" / "bert-tiny-splade"
 
 
 def asker(encoder: TextEncoder, run: Run) -> Asked:
@@ -181,9 +182,8 @@ def test_a_document_of_ten_thousand_words(ask: Asked, trained_pipeline: Any) -> 
     assert_same(found, expected(trained_pipeline, document))
 
 
+@needs_shared(SQUAD, BERT_TINY)
 def test_equals_the_pipeline_on_squad(tmp_path: Path) -> None:
-    if not (answering.SQUAD.is_file() and BERT_TINY.is_dir()):
-        pytest.skip("the shared data and checkpoints are not here")
     import torch
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
@@ -193,7 +193,7 @@ def test_equals_the_pipeline_on_squad(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(BERT_TINY).save_pretrained(tmp_path)
     pipeline = pipeline_of(tmp_path)
-    lines = answering.SQUAD.read_text(encoding="utf-8").splitlines()[::10]
+    lines = SQUAD.read_text(encoding="utf-8").splitlines()[::10]
     rows = [{key: json.loads(line)[key] for key in ("question", "context")} for line in lines]
     for given in ({}, {"top_k": 3, "max_seq_len": 128, "doc_stride": 64}):
         assert_same(asker_of(pipeline, 512)(rows, **given), expected(pipeline, rows, **given))

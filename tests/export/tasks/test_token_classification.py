@@ -23,9 +23,8 @@ from serving.runtime.tasks.token_classification import TASK, TokenClassification
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.parity import assert_same
+from tests.helpers.shared import WNUT, needs_shared
 from tests.helpers.tagging import LABELS, STRATEGIES, TEXTS, tiny_tagger
-
-WNUT = Path(__file__).parents[4] / "shared" / "data" / "wnut17"
 
 
 class Reader:
@@ -399,9 +398,9 @@ def test_a_tokenizer_without_decoder_or_unknown_token(reader: Callable[[str], Re
     assert task._spell(["a", "##b"]) == "a ##b"  # as transformers has it
 
 
-@pytest.mark.skipif(not WNUT.is_dir(), reason="the WNUT 17 rows are not at hand")
+@needs_shared(WNUT)
 def test_real_rows_are_read() -> None:
-    rows = load_rows(str(WNUT / "dev.jsonl"), Columns(), TASK, split="validation", cache=Path())
+    rows = load_rows(str(WNUT), Columns(), TASK, split="validation", cache=Path())
     task = bind(TASK, rows, pair=False)
     kinds = ("corporation", "creative-work", "group", "location", "person", "product")
     assert task.settings()["labels"] == ("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI"))

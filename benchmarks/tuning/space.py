@@ -1,0 +1,156 @@
+"""The configurations that a tuning may try, and the ones it tries first.
+
+One definition of the allowed values serves three uses: Optuna's sampler chooses among them (:meth:`Space.suggest`), a known
+configuration becomes the sampler's parameters (:meth:`Space.parameters`), and the whole space is listed
+(:meth:`Space.configurations`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import optuna
+
+from serving.configuration import Configuration
+from serving.options import MAX_BATCH_SIZE
+
+QUEUE_DELAYS_US = (0, 500, 2000)
+MAX_BATCH_SIZES = (16, 64, 256)
+GPU_INSTANCES = (1, 2, 4)
+CHOICES = ("precision", "batching", "threads", "instances", "queue_delay_us", "max_batch_size")
+"""In this order, since the allowed values of a choice depend on the choices before it."""
+
+Values = Mapping[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """All configurations that may be served on this machine.
+
+    Attributes:
+        device: ``cpu`` or ``gpu``.
+        cores: CPU cores of the machine.
+        precisions: Precisions that may be served.
+        most_clients: Clients of the heaviest load that is measured. A batch cannot hold more requests.
+    """
+
+    device: str
+    cores: int
+    precisions: tuple[str, ...]
+    most_clients: int
+
+    @property
+    def instances(self) -> tuple[int, ...]:
+        """Model instances: on a CPU powers of two, one per core, and half as many again to fill waiting times."""
+        if self.device == "gpu":
+            return GPU_INSTANCES
+        return (*_powers(self.cores), self.cores + max(1, self.cores // 2))
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """Threads per instance."""
+        return (1,) if self.device == "gpu" else _powers(self.cores)
+
+    @property
+    def max_batch_sizes(self) -> tuple[int, ...]:
+        """The default size, smaller sizes that the load can fill, and larger sizes if the load can fill the default."""
+        smaller = tuple(size for size in MAX_BATCH_SIZES if size < min(MAX_BATCH_SIZE, self.most_clients))
+        larger = tuple(size for size in MAX_BATCH_SIZES if size > MAX_BATCH_SIZE and self.most_clients > MAX_BATCH_SIZE)
+        return (*smaller, MAX_BATCH_SIZE, *larger)
+
+    def allowed(self, choice: str, earlier: Values) -> Sequence[str | int]:
+        """Return the values of one choice that go with the earlier choices.
+
+        Args:
+            choice: One of :data:`CHOICES`.
+            earlier: Values of the choices before it. Further values are ignored.
+        """
+        match choice:
+            case "precision":
+                return self.precisions
+            case "batching":
+                # The dynamic scales of int8 span a batch: an answer would depend on the other requests in it.
+                return ("off",) if earlier["precision"] == "int8" else ("off", "ragged")
+            case "threads":
+                return self.threads
+            case "instances":
+                threads = int(earlier["threads"])
+                return [count for count in self.instances if threads == 1 or count * threads <= self.cores]
+            case "queue_delay_us":
+                return QUEUE_DELAYS_US if earlier["batching"] == "ragged" else (0,)
+            case _:
+                return self.max_batch_sizes if earlier["batching"] == "ragged" else (MAX_BATCH_SIZE,)
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:
+        """Let Optuna choose: each choice with several allowed values is one parameter, the index of the value."""
+        values: dict[str, str | int] = {}
+        for choice in CHOICES:
+            allowed = self.allowed(choice, values)
+            values[choice] = allowed[trial.suggest_int(choice, 0, len(allowed) - 1)] if len(allowed) > 1 else allowed[0]
+        return self._configuration(values)
+
+    def parameters(self, configuration: Configuration) -> dict[str, int]:
+        """Return the parameters with which :meth:`suggest` returns ``configuration``.
+
+        Raises:
+            ValueError: The configuration is not in this space.
+        """
+        values: dict[str, str | int] = asdict(configuration)
+        indices = {}
+        for choice in CHOICES:
+            allowed = self.allowed(choice, values)
+            index = allowed.index(values[choice])
+            if len(allowed) > 1:
+                indices[choice] = index
+        return indices
+
+    def configurations(self) -> list[Configuration]:
+        """List the whole space."""
+        partial: list[dict[str, str | int]] = [{}]
+        for choice in CHOICES:
+            partial = [values | {choice: value} for values in partial for value in self.allowed(choice, values)]
+        return [self._configuration(values) for values in partial]
+
+    def grid(self) -> list[Configuration]:
+        """List a coarse grid: each precision with and without batching; on a CPU in each arrangement that uses all cores."""
+        corners = (
+            Configuration(
+                precision=precision,
+                device=self.device,
+                batching=batching,
+                instances=instances,
+                threads=threads,
+                max_batch_size=MAX_BATCH_SIZE,
+                queue_delay_us=0,
+            )
+            for batching in ("off", "ragged")
+            for instances, threads in self._arrangements()
+            for precision in self.precisions
+        )
+        known = set(self.configurations())
+        return [configuration for configuration in corners if configuration in known]
+
+    def _arrangements(self) -> Iterable[tuple[int, int]]:
+        """Instances and threads per instance: one instance per core, one instance on all cores, and half-way."""
+        if self.device == "gpu":
+            return [(1, 1)]
+        instances = max(step for step in self.threads if step * step <= self.cores)
+        threads = max(step for step in self.threads if step * instances <= self.cores)
+        return dict.fromkeys([(self.cores, 1), (1, self.cores), (instances, threads)])
+
+    def _configuration(self, values: Values) -> Configuration:
+        return Configuration(
+            precision=str(values["precision"]),
+            device=self.device,
+            batching=str(values["batching"]),
+            instances=int(values["instances"]),
+            threads=int(values["threads"]),
+            max_batch_size=int(values["max_batch_size"]),
+            queue_delay_us=int(values["queue_delay_us"]),
+        )
+
+
+def _powers(most: int) -> tuple[int, ...]:
+    """Return 1, 2, 4 … below ``most``, and ``most``."""
+    return (*(1 << exponent for exponent in range(most.bit_length()) if 1 << exponent < most), most)
