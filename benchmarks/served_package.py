@@ -7,12 +7,13 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.benchmark_options import Endpoint
 from benchmarks.processes import listening_process
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.errors import ArtifactError
 from serving.manifests import RepositoryManifest
+from serving.options import ServerAddress
 
+LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - compared, not bound
 _PACKAGE_AGAIN = "write it again with: tritonize package"
 
 
@@ -83,11 +84,11 @@ def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
         raise ArtifactError(f"{package.repository / package.name} was not packaged from {bundle} as it is now", hint=_PACKAGE_AGAIN)
 
 
-def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process | None:
+def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Process | None:
     """Find the server's process and check that it serves the package.
 
     Args:
-        endpoint: Where the server listens.
+        address: Where the server listens.
         package: The package that it should serve.
 
     Returns:
@@ -96,7 +97,7 @@ def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process 
     Raises:
         ArtifactError: It serves another repository, or was started before the package was written.
     """
-    process = listening_process(endpoint.grpc_port) if endpoint.is_local else None
+    process = listening_process(address.grpc_port) if address.host in LOCAL else None
     if process is None:
         return None
     flag = "--model-repository="
@@ -104,14 +105,13 @@ def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process 
     if served and not any(folder.resolve() == package.repository.resolve() for folder in served):
         found = ", ".join(map(str, served))
         raise ArtifactError(
-            f"the server on port {endpoint.grpc_port} serves {found}, not {package.repository}",
+            f"the server on port {address.grpc_port} serves {found}, not {package.repository}",
             hint="name the right one with --repository, or the right server with --grpc-port",
         )
     packaged = package.manifest.created.timestamp()
     if process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
         raise ArtifactError(
-            f"the server on port {endpoint.grpc_port} was started before {package.name} was packaged, "
-            "so it serves an older package",
+            f"the server on port {address.grpc_port} was started before {package.name} was packaged, so it serves an older package",
             hint="restart it: tritonize stop, tritonize serve",
         )
     return process

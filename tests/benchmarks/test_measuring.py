@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks.answers import from_json
-from benchmarks.benchmark_options import BenchmarkOptions, Endpoint
+from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.energy import EnergyMeter
 from benchmarks.environment import stolen_percent
 from benchmarks.in_process import Batched, Loaded, bundle_precision, findings, require_original
@@ -372,7 +372,7 @@ def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
 
     readings = iter([(0, 0, 0, 0, 0), (2, 6, 6_000, 12_000, 6_000), (2, 6, 6_000, 12_000, 6_000), (5, 12, 12_000, 24_000, 12_000)])
     server = SimpleNamespace(
-        endpoint=Endpoint(host="host", http_port=1, grpc_port=2, metrics_port=3),
+        url=lambda protocol: f"host:{protocol}",
         statistics=lambda: _everywhere(*next(readings)),
     )
     target: Any = SimpleNamespace(server=server, package=SimpleNamespace(name="words"), load_generator=Path("perf_analyzer"))
@@ -387,7 +387,7 @@ def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
     )
     clients.measure(ROWS[:2], 2.0)
     clients.measure(ROWS[2:], 2.0)
-    assert asked == [(lasts, 64, "host:1", ROWS[:2]), (lasts, 64, "host:1", ROWS[2:])]
+    assert asked == [(lasts, 64, "host:http", ROWS[:2]), (lasts, 64, "host:http", ROWS[2:])]
     load = clients.load()
     assert (load.name, load.speed.throughput, load.executed_batch) == ("http.c64", pytest.approx(10), pytest.approx(12 / 5))
     assert [own["executed_batch"] for own in clients.rounds()] == [3, 2]
@@ -469,11 +469,11 @@ def test_memory_of_a_process_tree_is_metered() -> None:
         ([], "say which model"),
         (["words", "--gate", "throughput"], "compares nothing"),
         (["words", "--gate", "import os"], "cannot be read"),
-        (["words", "--concurrency", "0"], "whole numbers"),
-        (["words", "--concurrency", "1,x"], "whole numbers"),
-        (["words", "--concurrency", "none"], "whole numbers"),
-        (["words", "--batch", "0"], "whole numbers"),
-        (["words", "--length", "16,none"], "whole numbers"),
+        (["words", "--concurrency", "0"], "--concurrency"),
+        (["words", "--concurrency", "1,x"], "--concurrency"),
+        (["words", "--concurrency", "none"], "--concurrency"),
+        (["words", "--batch", "0"], "--batch"),
+        (["words", "--length", "16,none"], "--length"),
         (["words", "--rate", "0"], "neither a rate"),
         (["words", "--rate", "fast"], "neither a rate"),
         (["words", "--rate", "12.5%"], "neither a rate"),
