@@ -60,7 +60,8 @@ def make_plan(
     """
     reasons: dict[str, str] = {}
     chosen_device = resolve_device(device)
-    tuned = _applicable(tuning, bundle, precision, chosen_device, reasons)
+    tuning = _applicable(tuning, bundle, precision, chosen_device, reasons)
+    tuned = tuning.winner if tuning is not None else None
     if tuned is not None:
         precision = tuned.precision
         batching = tuned.batching if batching == "auto" else batching
@@ -81,22 +82,16 @@ def make_plan(
         queue_delay_us=_choose_delay(chosen_batching, queue_delay_us, tuned, reasons),
         reasons=reasons,
     )
-    if tuned is None or (plan.instances, plan.threads) != (tuned.instances, tuned.threads):
-        _warn_of_crowding(plan)
-    if tuning is not None and tuned is not None:
-        own = tuning.differences(plan)
-        reasons["configuration"] = f"tuned: {tuning}" + (f"; except {', '.join(own)}, as asked" if own else "")
+    _add_notes(plan, tuning)
     return plan
 
 
-def _applicable(
-    tuning: Tuning | None, bundle: Bundle, precision: str, device: str, reasons: dict[str, str]
-) -> Configuration | None:
+def _applicable(tuning: Tuning | None, bundle: Bundle, precision: str, device: str, reasons: dict[str, str]) -> Tuning | None:
     if tuning is None:
         return None
     objection = tuning.objection(bundle.folder, precision=precision, device=device)
     if objection is None:
-        return tuning.winner
+        return tuning
     reasons["configuration"] = f"not as tuned: {objection}"
     return None
 
@@ -109,8 +104,13 @@ def _choose_delay(batching: str, asked: int | None, tuned: Configuration | None,
     return 0
 
 
-def _warn_of_crowding(plan: Plan) -> None:
-    if plan.device == "cpu" and plan.instances * plan.threads > cores():
+def _add_notes(plan: Plan, tuning: Tuning | None) -> None:
+    """Note where the plan differs from the tuning that applies, and threads that the CPU does not have."""
+    own = [] if tuning is None else tuning.differences(plan)
+    if tuning is not None:
+        plan.reasons["configuration"] = f"tuned: {tuning}" + (f"; except {', '.join(own)}, as asked" if own else "")
+    as_tuned = tuning is not None and not {"instances", "threads"} & set(own)
+    if not as_tuned and plan.device == "cpu" and plan.instances * plan.threads > cores():
         plan.reasons["threads"] = f"{plan.instances} × {plan.threads} exceeds the {cores()} cores of this machine"
 
 

@@ -209,7 +209,9 @@ def test_versions_of_the_server_are_read_without_starting_it(tmp_path: Path, mon
     monkeypatch.delenv(install.IMAGE_VERSION, raising=False)
     assert server_versions() == {}
     for name in ("nvidia_pytriton-0.7.0", "onnxruntime_gpu-1.23.0", "numpy-1.26.4", "click-8.1.0"):
-        (tmp_path / "env" / "lib" / "python3.11" / "site-packages" / f"{name}.dist-info").mkdir(parents=True)
+        folder = tmp_path / "env" / "lib" / "python3.11" / "site-packages" / f"{name}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: {}\nVersion: {}\n".format(*name.split("-")))
     assert server_versions() == {"nvidia_pytriton": "0.7.0", "onnxruntime_gpu": "1.23.0", "numpy": "1.26.4"}
     (tmp_path / "bin").mkdir()
     binary = tmp_path / "bin" / "tritonserver"
