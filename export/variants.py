@@ -282,7 +282,7 @@ def _variant(precision: Precision, workshop: _Workshop) -> _Variant:
     # the int8 answer to a row depends on the other rows of its batch, so it is verified as it is served: one request at a time
     batches = rows.alone() if precision == "int8" else rows.batches(verify.BATCH)
     outputs = verify.outputs_of(_run(precision, workshop), rows, workshop.source.task, batches, title=precision)
-    limits = verify.Limits(max_metric_drop=workshop.options.max_metric_drop, min_agreement=workshop.options.min_agreement)
+    limits = verify.GateLimits(max_metric_drop=workshop.options.max_metric_drop, min_agreement=workshop.options.min_agreement)
     verdict = verify.judge(precision, workshop.reference, outputs, limits)
     verdict = replace(verdict, gates=(*verdict.gates, *made.gates))
     return _Variant(graph=made, verdict=verdict, bytes=graph.size(path), operators=optimize.operators(path))
