@@ -17,7 +17,20 @@ import pytest
 
 from export.cli import COMMANDS, HELP, main, tritonize
 
-HEAVY = ("torch", "transformers", "datasets", "onnx", "onnxruntime", "tritonclient", "numpy", "rich", "pyarrow", "grpc", "aiohttp")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "onnx",
+    "onnxruntime",
+    "tritonclient",
+    "numpy",
+    "rich",
+    "pyarrow",
+    "grpc",
+    "aiohttp",
+    "pydantic",
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
