@@ -63,7 +63,7 @@ def exported_graph(inputs: BenchmarkInputs, folder: Path, say: Callable[[str], N
     """
     say("exporting the graph as it was before it was fused")
     bundle = inputs.bundle
-    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
+    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest.opset)
     tails.add_tail(raw, bundle.task)
     return raw
 

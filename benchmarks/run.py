@@ -173,7 +173,7 @@ def _settings(inputs: BenchmarkInputs) -> ReportSettings:
         device=inputs.device,
         max_length=inputs.bundle.max_length,
         test=options.test,
-        bundle_created=inputs.bundle.manifest["created"],
+        bundle_created=inputs.bundle.manifest.created.isoformat(),
     )
 
 
