@@ -17,6 +17,7 @@ from serving.click_options import FieldOption
 from serving.errors import TritonizeError
 from serving.install import NO_TELEMETRY
 from serving.option_fields import Option, option_fields
+from serving.reporting import report_to_stderr
 
 COMMANDS = {
     "finetune": "export.commands",
@@ -145,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:  # a process of its own: SIGTERM cleans up as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tritonize.make_context("tritonize", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
+        with report_to_stderr(), tritonize.make_context("tritonize", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
             meta = ctx.meta
             tritonize.invoke(ctx)
     except click.exceptions.Exit as done:

@@ -24,7 +24,6 @@ ROOT = click.Context(tritonize, info_name="tritonize", terminal_width=400, **tri
 OPTIONS = [
     pytest.param(command, option, id=f"{name} {option.opts[-1]}")
     for name in COMMANDS
-    if name not in {"benchmark", "tune", "compare"}  # until they are converted
     if (command := tritonize.get_command(ROOT, name)) is not None
     for option in command.params
     if isinstance(option, click.Option)
@@ -83,9 +82,9 @@ def test_help_lists_tasks_and_their_settings(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_adapters_are_those_that_peft_can_merge() -> None:
-    from export.training.adapters import methods
+    from export.training.adapters import adapter_methods
 
-    assert list(ADAPTER_METHODS) == methods()
+    assert list(ADAPTER_METHODS) == adapter_methods()
 
 
 @pytest.fixture

@@ -154,9 +154,9 @@ def test_an_optional_group_needs_its_required_option() -> None:
     assert "--load goes with --teacher" in refused("--place", ".", default_map={"load": "4bit"})
 
 
-def test_former_names_work_with_a_warning() -> None:
+def test_former_names_work_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     done = CliRunner().invoke(command, ["--place", ".", "--inner-sise", "9"])
-    assert done.exit_code == 0 and "--inner-sise is now --inner-size" in done.stderr
+    assert done.exit_code == 0 and "--inner-sise is now --inner-size" in caplog.text
     assert SEEN[-1] == (Outer(place=Path(), inner=Inner(size=9)), ("place", "size"))
     assert run("--inner-size", "4", default_map={"inner_sise": 8})[0].inner.size == 4
     assert run("--inner-sise", "4", default_map={"inner_size": 8})[0].inner.size == 4
