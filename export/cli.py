@@ -14,6 +14,7 @@ import click
 from export.recipe import recipe_option
 from serving.errors import TritonizeError
 from serving.install import NO_TELEMETRY
+from serving.reporting import report_to_stderr
 
 COMMANDS = {
     "finetune": "export.commands",
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:  # a program of its own: told to end, it tidies up as for Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tritonize.make_context("tritonize", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
+        with report_to_stderr(), tritonize.make_context("tritonize", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
             meta = ctx.meta
             tritonize.invoke(ctx)
     except click.exceptions.Exit as done:

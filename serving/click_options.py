@@ -23,6 +23,7 @@ from click.core import ParameterSource
 from click.types import OptionHelpExtra
 
 from serving.option_fields import NONE, Option, OptionField, OptionGroup, option_fields, option_members, parameter_name
+from serving.reporting import logger
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ def build(cls: type[T], ctx: click.Context, values: Mapping[str, object]) -> T:
             if given is None:
                 continue
             if given != member.parameter:
-                click.echo(f"warning: --{given.replace('_', '-')} is now {member.flag}; the old name will be removed", err=True)
+                logger.warning(f"--{given.replace('_', '-')} is now {member.flag}; the old name will be removed")
             found[member.field.name] = _collected(member, values[given])
         elif not member.optional or _given_as(member.key, ctx) is not None:
             found[member.name] = build(member.cls, ctx, values)
