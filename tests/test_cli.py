@@ -17,7 +17,20 @@ import pytest
 
 from export.cli import COMMANDS, HELP, main, tritonize
 
-HEAVY = ("torch", "transformers", "datasets", "onnx", "onnxruntime", "tritonclient", "numpy", "rich", "pyarrow", "grpc", "aiohttp")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "onnx",
+    "onnxruntime",
+    "tritonclient",
+    "numpy",
+    "rich",
+    "pyarrow",
+    "grpc",
+    "aiohttp",
+    "pydantic",
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +95,7 @@ def test_every_command_is_there_documented_and_takes_a_recipe() -> None:
         (["serve", "--http-port", "0"], "--http-port"),
         (["serve", "--recipe", "no-such-recipe"], "no recipe 'no-such-recipe'"),
         (["predict"], "Missing argument"),
+        (["package"], "Missing option '--name'"),
         (["predict", "x", "--input", "/no/such/file", "--output", "y"], "does not exist"),
     ],
 )
@@ -97,7 +111,7 @@ def test_wrong_usage_is_2(arguments: list[str], message: str) -> None:
     [
         (["package", "--name", "x", "--bundle", "/no/such"], "no bundle at /no/such"),
         (["serve", "--repository", "/no/such"], "holds no packaged ensemble"),
-        (["stop", "--http-port", "1"], "no server of yours"),
+        (["stop", "--http-port", "1"], "you have no server"),
         (["predict", "x", "text", "--url", "127.0.0.1:1"], "no Triton server answers"),
         (["export", "--name", "x", "--artifacts", "/no/such"], "no checkpoint at"),
     ],

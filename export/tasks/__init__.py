@@ -79,7 +79,7 @@ def bundle_task(bundle: Bundle) -> ExportedTask:
     Raises:
         ArtifactError: The bundle's settings are not those of its task.
     """
-    settings = bundle.task.to_settings() | bundle.manifest["evaluation_settings"]
+    settings = bundle.task.to_settings() | bundle.manifest.evaluation_settings
     try:
         task = load_task(bundle.task.name, settings)
     except (KeyError, TypeError, ValueError) as error:

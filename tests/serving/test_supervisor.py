@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,11 +23,11 @@ from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
 from serving.options import PackageOptions, ServeOptions
 from serving.probe import ask, find_probes, read_traffic
 from serving.repository import package
-from serving.server import SHARED_MEMORY, STUB, TRACE
+from serving.server import STUB
 from serving.supervisor import RESTARTS, Running, _started, find_running, start_detached, stop
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import left_behind, serve_options
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.xdist_group("keepers")]  # no keeper is killed while another test looks for the dead
 HEALTHCHECK = PROJECT / "serving" / "docker" / "healthcheck.py"
 
 
@@ -91,12 +90,6 @@ def is_alive(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)  # nobody may be there to reap it
     except psutil.NoSuchProcess:
         return False
-
-
-def left_behind() -> list[str]:
-    """Temporary things whose keeper is gone."""
-    named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
-    return [entry.name for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +194,7 @@ def test_detached_server_is_found_and_stopped(repository: Path) -> None:
         assert running is not None and running.ready and running.pid != os.getpid()
         with log.open("a") as file:
             file.write("written by the first\n")
-        with pytest.raises(ServerError, match="runs at HTTP port"):
+        with pytest.raises(ServerError, match="you already have a server at HTTP port"):
             start_detached(options)
         assert log.read_text().endswith("written by the first\n")
         line = find_probes(repository)[0].curl(options.base_url)  # the first one still serves, as the printed line asks it
@@ -210,7 +203,7 @@ def test_detached_server_is_found_and_stopped(repository: Path) -> None:
     finally:
         stop(options.http_port)
     assert find_running(options.http_port) is None
-    with pytest.raises(ServerError, match="no server of yours"):
+    with pytest.raises(ServerError, match="you have no server"):
         stop(options.http_port)
 
 
@@ -272,6 +265,7 @@ def test_numpy_2_is_refused(repository: Path, tmp_path: Path, monkeypatch: pytes
         pytest.skip("the embedded server is not in .triton under Python 3.11")
     (packages / "pytriton").symlink_to(wheel)
     (packages / "numpy-2.1.0.dist-info").mkdir()
+    (packages / "numpy-2.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 2.1.0\n")
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(fake))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(SetupError, match=r"numpy 2\.1\.0.*zeros"):

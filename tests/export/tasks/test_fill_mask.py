@@ -28,6 +28,7 @@ from export.tasks.fill_mask import FillMaskTask
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
+from serving.manifests import CheckpointManifest
 from serving.runtime.tasks import fill_mask
 from serving.runtime.tasks._masks import best_tokens, log_sum, top
 from serving.runtime.tasks.fill_mask import MOST_MASKS, FillMask
@@ -347,12 +348,12 @@ def test_finetune_learns_and_export_keeps_its_rows(tmp_path: Path) -> None:
     given = ["--task", "fill-mask", "--name", "fill", "--artifacts", str(tmp_path)]
     training = ["--train", str(rows), "--epochs", "8", "--learning-rate", "5e-3", "--batch-size", "16"]
     assert main(["finetune", *given, "--checkpoint", str(checkpoint), *training]) == 0
-    figures = read_manifest(tmp_path / "fill" / "checkpoint", "checkpoint")["figures"]["validation"]
+    figures = read_manifest(tmp_path / "fill" / "checkpoint", CheckpointManifest).figures.validation
     assert figures["perplexity"] < 50  # 116 at the start
     assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]), rel=0.1)
     assert main(["export", *given]) == 0
     bundle = load_bundle(tmp_path / "fill" / "bundle")
-    original = bundle.manifest["original"]
+    original = bundle.manifest.original.metrics
     assert original["perplexity"] == pytest.approx(figures["perplexity"], rel=1e-3)
     assert original["accuracy"] == figures["accuracy"]
     assert {"fp32", "fp16"} <= set(bundle.variants)
@@ -376,7 +377,7 @@ def test_a_real_checkpoint_on_real_rows(tmp_path: Path) -> None:
     bundle = load_bundle(folder)
     task = bundle_task(bundle)
     assert isinstance(task, FillMaskTask)
-    filler = Filler.of(bundle.variant("fp32").path, task, BERT_TINY, bundle.manifest["output_head"])
+    filler = Filler.of(bundle.variant("fp32").path, task, BERT_TINY, bundle.manifest.output_head)
     texts = list(read_evaluation(folder, task).texts[0])[:40]
     assert_same(filler(texts), [filler.pipe(text) for text in texts])
 

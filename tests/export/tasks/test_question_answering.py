@@ -20,6 +20,7 @@ from export.tasks.question_answering import MARGIN, TASK
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
+from serving.manifests import CheckpointManifest
 from serving.runtime.metadata import pack, unpack
 from serving.runtime.tasks._spans import best_spans
 from serving.runtime.tasks.question_answering import QuestionAnswering
@@ -403,9 +404,9 @@ def test_agreement_is_of_places_and_ties_of_scores(encoder: TextEncoder) -> None
 
 
 def test_it_is_learnt(trained: Path) -> None:
-    figures = read_manifest(trained, "checkpoint")["figures"]
-    assert figures["rows"] == {"train": 240, "validation": 60, "test": 100}
-    assert figures["test"]["f1"] > 0.9, "the praise is easily found, in whichever window it stands"
+    figures = read_manifest(trained, CheckpointManifest).figures
+    assert figures.rows == {"train": 240, "validation": 60, "test": 100}
+    assert figures.splits["test"]["f1"] > 0.9, "the praise is easily found, in whichever window it stands"
 
 
 def test_its_name_and_no_other_of_its_modules() -> None:
