@@ -88,7 +88,8 @@ def bundle(tmp_path: Path) -> Bundle:
     record = {"verdict": "passed", "gates": (), "figures": variant_figures()}
     manifest = bundle_manifest(
         inputs_record({}, fingerprint([checkpoint / "model.safetensors"], root=checkpoint)),
-        settings=json_ready(task.to_settings()),
+        settings=json_ready(task.served.to_settings()),
+        evaluation_settings=json_ready(task.evaluation_settings),
         padding={"input_ids": 3},
         precisions={precision: record | {"file": f"{precision}/model.onnx"} for precision in ("fp32", "int8")},
     )

@@ -94,6 +94,7 @@ def bundle_manifest(inputs: StageInputs = NOTHING, **changes: Any) -> BundleMani
         "task": "text-classification",
         "labels": ("negative", "positive"),
         "settings": {},
+        "evaluation_settings": {},
         "main_metric": "accuracy",
         "device": "cpu",
         "warnings": (),
