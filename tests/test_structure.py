@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import grimp
 import pytest
 
-from serving.runtime.tasks import served_names
+from export.tasks import is_exported, task_class, task_names
+from serving.runtime.tasks import served_class, served_names
 
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("export", "serving", "benchmarks")
@@ -108,3 +111,39 @@ def test_no_module_grows_out_of_hand() -> None:
     for package in PACKAGES:
         for path in modules(package):
             assert len(path.read_text(encoding="utf-8").splitlines()) <= 460, path
+
+
+HALVES = sorted([*(PROJECT / "serving/runtime/tasks").glob("*.py"), *(PROJECT / "export/tasks").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", HALVES, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_the_two_halves_of_a_task_are_fully_typed(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            arguments = [*node.args.args, *node.args.kwonlyargs, *filter(None, (node.args.vararg, node.args.kwarg))]
+            annotations = [one.annotation for one in arguments if one.arg not in ("self", "cls")] + [node.returns]
+            names = {name.id for one in filter(None, annotations) for name in ast.walk(one) if isinstance(name, ast.Name)}
+            assert None not in annotations and "Any" not in names, f"{path}:{node.lineno} {node.name}"
+
+
+def test_every_served_task_has_an_exported_half_of_its_name() -> None:
+    exported = {name: task_class(name) for name in task_names() if is_exported(task_class(name))}
+    assert list(exported) == served_names()
+    assert {name: task.served_class for name, task in exported.items()} == {name: served_class(name) for name in served_names()}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    counts = Counter(
+        node.name
+        for package in PACKAGES
+        for path in modules(package)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in counts.items() if count > 1] == ["TritonPythonModel"], "the one name is Triton's"
+
+
+def test_nothing_of_training_runs_in_triton() -> None:
+    words = re.compile(r"train|fine-?tun|\bloss(es)?\b|gradient|\bmetrics?\b|data ?sets?\b", re.IGNORECASE)
+    for path in (PROJECT / "serving" / "runtime").rglob("*.py"):
+        assert not words.findall(path.read_text(encoding="utf-8")), path

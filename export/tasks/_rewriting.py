@@ -10,7 +10,7 @@ import numpy as np
 
 from export.tasks.base import IGNORED, Label, Prediction, Reference
 from export.tasks.trained import TrainedTask
-from serving.runtime.types import Arrays, Features, JsonValue, Option, Origins, Text, TextColumns
+from serving.runtime.types import Arrays, Features, JsonValue, Origins, Setting, Text, TextColumns
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,10 +48,10 @@ class RewritingTask(TrainedTask):
     fits_length: ClassVar[bool] = True
     token_level: ClassVar[bool] = True
     reads_digits: ClassVar[bool] = False
-    settings: ClassVar[Mapping[str, Option]] = {
-        "prefix": Option(str, help="Text put in front of every text."),
-        "max_new_tokens": Option(int, minimum=1, help="Maximum tokens of an answer."),
-        "num_beams": Option(int, minimum=1, help="Beams of the beam search."),
+    settings: ClassVar[Mapping[str, Setting]] = {
+        "prefix": Setting(str, help="Text put in front of every text."),
+        "max_new_tokens": Setting(int, minimum=1, help="Maximum tokens of an answer."),
+        "num_beams": Setting(int, minimum=1, help="Beams of the beam search."),
     }
 
     @property

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from serving.runtime.types import Arrays, Features, JsonValue, Option, Origins, Text, TextColumns
+from serving.runtime.types import Arrays, Features, JsonValue, Origins, Setting, Text, TextColumns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,7 +58,7 @@ class Task(ABC):
     """Whether the model in ``transformers`` takes all model rows of a request row along an axis of their own.
 
     Its inputs are then ``[request rows, rows, tokens]``. Those of the served graph never are."""
-    settings: ClassVar[Mapping[str, Option]] = {}
+    settings: ClassVar[Mapping[str, Setting]] = {}
     """Settings that a user may choose for a checkpoint with ``--setting``, by name. Each is a dataclass field too."""
     checkpoint_files: ClassVar[tuple[str, ...]] = ()
     """JSON files of a checkpoint, besides ``config.json``, that :meth:`checkpoint_settings` reads: patterns of relative paths."""
@@ -85,7 +85,7 @@ class Task(ABC):
     # -- settings -------------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def known_settings(cls) -> Mapping[str, Option]:
+    def known_settings(cls) -> Mapping[str, Setting]:
         """Return every setting that a user may choose for a checkpoint."""
         return cls.settings
 

@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from export.tasks.base import Label, Prediction, Task, as_fields
 from serving.runtime.tasks.base import ServedTask
-from serving.runtime.types import Arrays, Features, Flags, JsonValue, Option, Origins, Text, TextColumns
+from serving.runtime.types import Arrays, Features, Flags, JsonValue, Origins, Setting, Text, TextColumns
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -73,7 +73,7 @@ class ExportedTask(Task, Generic[Served_co]):
     # -- settings -------------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def known_settings(cls) -> Mapping[str, Option]:
+    def known_settings(cls) -> Mapping[str, Setting]:
         """Return the defaults of request parameters, and the task's own settings."""
         return {**cls.served_class.options, **cls.settings}
 

@@ -20,7 +20,7 @@ from export.tasks.base import Label, Prediction, Reference
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import OwnLossTask
 from serving.runtime.tasks.feature_extraction import POOLED, TINY, FeatureExtraction, unit
-from serving.runtime.types import Arrays, Features, Flags, JsonValue, Option, TextColumns
+from serving.runtime.types import Arrays, Features, Flags, JsonValue, Setting, TextColumns
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -52,10 +52,10 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
     has_pipeline: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ("last_hidden_state",)
     has_output_head: ClassVar[bool] = True
-    settings: ClassVar[Mapping[str, Option]] = {
-        "pooling": Option(str, choices=POOLINGS, help="How the vectors of a row's tokens become one."),
-        "lower_case": Option(bool, help="Lower-case the texts first."),
-        "truncate_dim": Option(int, minimum=1, help="Numbers of an embedding to keep."),
+    settings: ClassVar[Mapping[str, Setting]] = {
+        "pooling": Setting(str, choices=POOLINGS, help="How the vectors of a row's tokens become one."),
+        "lower_case": Setting(bool, help="Lower-case the texts first."),
+        "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding to keep."),
     }
     checkpoint_files: ClassVar[tuple[str, ...]] = library.FILES
     columns: ClassVar[Mapping[str, str | None]] = {**FeatureExtraction.columns, "label": "score"}

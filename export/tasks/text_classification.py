@@ -15,7 +15,7 @@ from export.tasks.base import Label, Prediction, Reference, label_head, label_na
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
 from serving.runtime.tasks.text_classification import TextClassification
-from serving.runtime.types import Arrays, Features, Flags, JsonValue, Option
+from serving.runtime.types import Arrays, Features, Flags, JsonValue, Setting
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,8 +44,8 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
     served_class: ClassVar[type[TextClassification]] = TextClassification
     fits_length: ClassVar[bool] = True
-    settings: ClassVar[Mapping[str, Option]] = {
-        "threshold": Option(float, minimum=0, help="Multi-label: score above which a row has a label.")
+    settings: ClassVar[Mapping[str, Setting]] = {
+        "threshold": Setting(float, minimum=0, help="Multi-label: score above which a row has a label.")
     }
     pipeline_options: ClassVar[Mapping[str, object]] = {"top_k": None}
 

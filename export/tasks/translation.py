@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from export.tasks._rewriting import RewritingTask
-from serving.runtime.types import Option
+from serving.runtime.types import Setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,10 +33,10 @@ class TranslationTask(RewritingTask):
 
     name: ClassVar[str] = "translation"
     columns: ClassVar[Mapping[str, str | None]] = {"text": "source", "text_pair": None, "label": "target"}
-    settings: ClassVar[Mapping[str, Option]] = {
+    settings: ClassVar[Mapping[str, Setting]] = {
         **RewritingTask.settings,
-        "source_language": Option(str, help="Language of the texts, by the tokenizer's name."),
-        "target_language": Option(str, help="Language of the answers, by the tokenizer's name."),
+        "source_language": Setting(str, help="Language of the texts, by the tokenizer's name."),
+        "target_language": Setting(str, help="Language of the answers, by the tokenizer's name."),
     }
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:

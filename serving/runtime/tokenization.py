@@ -1,4 +1,4 @@
-"""Tokenizes many rows at once, exactly as in training."""
+"""Tokenizes many rows at once, exactly as the checkpoint's own tokenizer."""
 
 from __future__ import annotations
 

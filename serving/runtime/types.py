@@ -50,8 +50,8 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 @dataclass(frozen=True)
-class Option:
-    """Describes a value that a request may set as a Triton request parameter, or a user as a task setting.
+class Setting:
+    """Describes a setting of a task, which a user chooses for a checkpoint, a request as a Triton parameter, or both.
 
     The task has a dataclass field of the same name, which holds the default.
 

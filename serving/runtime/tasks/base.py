@@ -1,7 +1,6 @@
 """Defines what a task says about being served: tensors, request parameters, preprocessing, postprocessing, the client's forms.
 
-Triton runs this code, so it imports only the standard library and numpy. What checkpoints, data sets, training and evaluation
-need of a task stands in ``export/tasks``.
+Triton runs this code, so it imports only the standard library and numpy. The other half of a task stands in ``export/tasks``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from ..types import Arrays, Features, JsonValue, Option, Origins, Tensor, Text, TextColumns
+from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, Text, TextColumns
 
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
@@ -42,7 +41,7 @@ class ServedTask(ABC):
     """Name of the task in ``transformers.pipeline``."""
     model_outputs: ClassVar[tuple[str, ...]] = ("logits",)
     """Outputs of the served graph that :meth:`postprocess` reads."""
-    options: ClassVar[Mapping[str, Option]] = {"truncation": Option(bool, help="Truncate text that is too long.")}
+    options: ClassVar[Mapping[str, Setting]] = {"truncation": Setting(bool, help="Truncate text that is too long.")}
     """Request parameters by name. Each is a dataclass field too, which holds its default."""
     presentation_options: ClassVar[frozenset[str]] = frozenset()
     """Those of the options that :meth:`format_answers` must know too, to format what the server answered."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from ..types import Arrays, Features, Option, Origins, Tensor, TextColumns
+from ..types import Arrays, Features, Origins, Setting, Tensor, TextColumns
 from .base import ServedTask
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class FeatureExtraction(ServedTask):
     Attributes:
         dims: Numbers in an embedding, as the graph gives it.
         normalize: Scale embeddings to norm 1, so that a dot product is their cosine.
-        truncate_dim: Numbers of an embedding to keep (for models trained for that, such as Matryoshka models). The shape of the
+        truncate_dim: Numbers of an embedding to keep (for Matryoshka models). The shape of the
             answer stays; the other numbers are 0, which changes no cosine and no distance. None: all.
         prompt: Text put in front of every text.
         lower_case: Lower-case the texts first.
@@ -46,11 +46,11 @@ class FeatureExtraction(ServedTask):
 
     name: ClassVar[str] = "feature-extraction"
     model_outputs: ClassVar[tuple[str, ...]] = (POOLED,)
-    options: ClassVar[Mapping[str, Option]] = {
+    options: ClassVar[Mapping[str, Setting]] = {
         **ServedTask.options,
-        "normalize": Option(bool, help="Scale embeddings to norm 1."),
-        "truncate_dim": Option(int, minimum=1, help="Numbers of an embedding to keep."),
-        "prompt": Option(str, help="Text put in front of every text."),
+        "normalize": Setting(bool, help="Scale embeddings to norm 1."),
+        "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding to keep."),
+        "prompt": Setting(str, help="Text put in front of every text."),
     }
     presentation_options: ClassVar[frozenset[str]] = frozenset({"truncate_dim"})
     columns: ClassVar[Mapping[str, str | None]] = {"text": "sentence1", "text_pair": "sentence2"}

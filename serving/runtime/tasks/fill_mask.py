@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import numpy as np
 
-from ..types import Arrays, Features, Option, Origins, Tensor, TextColumns
+from ..types import Arrays, Features, Origins, Setting, Tensor, TextColumns
 from ._masks import NUMBERS, Mask, Row, best_tokens, cleaned_up, read_metadata, with_metadata
 from ._strings import read_option
 from .base import ServedTask
@@ -70,10 +70,10 @@ class FillMask(ServedTask):
     targets: str = ""
 
     name: ClassVar[str] = "fill-mask"
-    options: ClassVar[Mapping[str, Option]] = {
+    options: ClassVar[Mapping[str, Setting]] = {
         **ServedTask.options,
-        "top_k": Option(int, minimum=0, help="Number of answers per mask."),
-        "targets": Option(str, help="Score only these tokens, as JSON or separated by commas."),
+        "top_k": Setting(int, minimum=0, help="Number of answers per mask."),
+        "targets": Setting(str, help="Score only these tokens, as JSON or separated by commas."),
     }
     carries_metadata: ClassVar[bool] = True
     needs_tokenizer: ClassVar[bool] = True
@@ -135,7 +135,7 @@ class FillMask(ServedTask):
         """Find the best tokens of each mask, with ``token_str`` and ``sequence``."""
         rows = self._filled(outputs, origins)
         sequences = self._sequences(rows, tokenizer)
-        self._learn_words(rows, tokenizer)
+        self._cache_words(rows, tokenizer)
         return _tensors(
             [
                 [
@@ -169,7 +169,7 @@ class FillMask(ServedTask):
         texts = {single: iter(self.decode(tokenizer, each, skip_special_tokens=single)) for single, each in ids.items()}
         return (next(texts[len(row.masks) == 1]) for row in rows for mask in row.masks for _ in mask.tokens)
 
-    def _learn_words(self, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
+    def _cache_words(self, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
         new = list({token for row in rows for mask in row.masks for token in mask.tokens} - self._words.keys())
         self._words.update(zip(new, self.decode(tokenizer, [[token] for token in new], skip_special_tokens=False), strict=True))
 

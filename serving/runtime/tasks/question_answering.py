@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import numpy as np
 
-from ..types import Arrays, Features, Option, Origins, Tensor, TextColumns, TooManyRowsError
+from ..types import Arrays, Features, Origins, Setting, Tensor, TextColumns, TooManyRowsError
 from ._spans import Windows, best_spans, metadata_of, probabilities
 from .base import ServedTask
 
@@ -75,14 +75,14 @@ class QuestionAnswering(ServedTask):
     fan_out: ClassVar[int] = 4
     text_keys: ClassVar[tuple[str, ...]] = ("question", "context")
     columns: ClassVar[Mapping[str, str | None]] = {"text": "question", "text_pair": "context"}
-    options: ClassVar[Mapping[str, Option]] = {
-        "top_k": Option(int, minimum=1, maximum=MOST_ANSWERS, help="Number of answers."),
-        "doc_stride": Option(int, minimum=0, help="Tokens that two neighbouring windows share."),
-        "max_answer_len": Option(int, minimum=1, help="Maximum tokens of an answer."),
-        "max_seq_len": Option(int, minimum=1, help="Tokens of a window."),
-        "max_question_len": Option(int, minimum=1, help="Has no effect."),
-        "handle_impossible_answer": Option(bool, help="Allow an empty answer."),
-        "align_to_words": Option(bool, help="Widen answers to whole words."),
+    options: ClassVar[Mapping[str, Setting]] = {
+        "top_k": Setting(int, minimum=1, maximum=MOST_ANSWERS, help="Number of answers."),
+        "doc_stride": Setting(int, minimum=0, help="Tokens that two neighbouring windows share."),
+        "max_answer_len": Setting(int, minimum=1, help="Maximum tokens of an answer."),
+        "max_seq_len": Setting(int, minimum=1, help="Tokens of a window."),
+        "max_question_len": Setting(int, minimum=1, help="Has no effect."),
+        "handle_impossible_answer": Setting(bool, help="Allow an empty answer."),
+        "align_to_words": Setting(bool, help="Widen answers to whole words."),
     }
 
     def inputs(self) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from typing import ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..types import Arrays, Floats, JsonValue, Option, Origins, Tensor
+from ..types import Arrays, Floats, JsonValue, Origins, Setting, Tensor
 from ._labels import softmax
 from .base import ServedTask
 
@@ -33,10 +33,10 @@ class TextClassification(ServedTask):
     top_k: int | None = None
 
     name: ClassVar[str] = "text-classification"
-    options: ClassVar[Mapping[str, Option]] = {
+    options: ClassVar[Mapping[str, Setting]] = {
         **ServedTask.options,
-        "function_to_apply": Option(str, choices=("softmax", "sigmoid", "none"), help="Function that turns logits into scores."),
-        "top_k": Option(int, minimum=1, help="Number of labels that the client lists, best first."),
+        "function_to_apply": Setting(str, choices=("softmax", "sigmoid", "none"), help="Function that turns logits into scores."),
+        "top_k": Setting(int, minimum=1, help="Number of labels that the client lists, best first."),
     }
     presentation_options: ClassVar[frozenset[str]] = frozenset({"top_k"})
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from ..types import Arrays, Features, Flags, Floats, Integers, JsonValue, Option, Origins, Tensor, TextColumns
+from ..types import Arrays, Features, Flags, Floats, Integers, JsonValue, Origins, Setting, Tensor, TextColumns
 from ._labels import OUTSIDE, softmax
 from ._strings import json_column, read_option
 from ._tokens import LABELLED_BY, NUMBERS, Entity, Tokens, Vocabulary, without_overlaps
@@ -68,11 +68,11 @@ class TokenClassification(ServedTask):
     unknown: int | None = None
 
     name: ClassVar[str] = "token-classification"
-    options: ClassVar[Mapping[str, Option]] = {
+    options: ClassVar[Mapping[str, Setting]] = {
         **ServedTask.options,
-        "aggregation_strategy": Option(str, choices=STRATEGIES, help="How tokens become entities."),
-        "ignore_labels": Option(str, help="Labels left out of answers, as JSON or separated by commas."),
-        "stride": Option(int, minimum=0, help="Tokens that the windows of a long text share."),
+        "aggregation_strategy": Setting(str, choices=STRATEGIES, help="How tokens become entities."),
+        "ignore_labels": Setting(str, help="Labels left out of answers, as JSON or separated by commas."),
+        "stride": Setting(int, minimum=0, help="Tokens that the windows of a long text share."),
     }
     token_level: ClassVar[bool] = True
     carries_metadata: ClassVar[bool] = True

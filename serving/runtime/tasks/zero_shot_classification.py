@@ -1,6 +1,6 @@
 """Zero-shot classification: a text and candidate labels → the labels, best first, and their scores.
 
-The model was trained on natural language inference (does one text follow from the other?). Each label is put into a hypothesis
+The model does natural language inference (does one text follow from the other?). Each label is put into a hypothesis
 ("This example is sports."). How far it follows from the text is the label's score. Every pair of a text and a label is one model
 row.
 
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from ..types import Arrays, Features, Integers, Option, Origins, Tensor, Text, TextColumns
+from ..types import Arrays, Features, Integers, Origins, Setting, Tensor, Text, TextColumns
 from ._candidates import first_rows, require_few, softmax_by_sample
 from ._strings import json_column, read_strings, write_strings
 from .base import ServedTask
@@ -58,10 +58,10 @@ class ZeroShotClassification(ServedTask):
     multi_label: bool = False
 
     name: ClassVar[str] = "zero-shot-classification"
-    options: ClassVar[Mapping[str, Option]] = {
+    options: ClassVar[Mapping[str, Setting]] = {
         **ServedTask.options,
-        "hypothesis_template": Option(str, help="Sentence with {} where the label goes."),
-        "multi_label": Option(bool, help="Score each label on its own."),
+        "hypothesis_template": Setting(str, help="Sentence with {} where the label goes."),
+        "multi_label": Setting(bool, help="Score each label on its own."),
     }
     carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
