@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import click
 import numpy as np
 import onnxruntime
 import torch
@@ -15,6 +14,8 @@ import torch
 from export.verify import Run
 from serving.errors import ArtifactError, SetupError
 from serving.machine import resolve_device
+from serving.manifests import ComputeDevice
+from serving.reporting import logger
 from serving.runtime.tasks.base import Arrays, Task
 
 
@@ -65,7 +66,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def usable_device(device: str) -> str:
+def usable_device(device: str) -> ComputeDevice:
     """As :func:`serving.machine.resolve_device` finds it, where torch and ONNX Runtime can both use it; ``auto`` → ``cpu`` if not.
 
     Raises:
@@ -77,5 +78,5 @@ def usable_device(device: str) -> str:
         return "gpu"
     if device == "gpu":
         raise SetupError("torch and ONNX Runtime do not both see a GPU", hint="give --device cpu, or see: tritonize doctor")
-    click.echo("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without", err=True)
+    logger.warning("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without")
     return "cpu"
