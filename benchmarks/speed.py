@@ -51,7 +51,7 @@ class Speed(RoundSpeed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class LoopTiming:
     """What one slice of timing gave: rows per second, the seconds this was counted over, and how long each call took, ms."""
 
     throughput: float
@@ -68,7 +68,7 @@ def as_spans(pairs: Any) -> Spans:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def closed_loop(spans: Spans) -> Timing:
+def closed_loop(spans: Spans) -> LoopTiming:
     """Requests of one row that many clients kept in flight at once.
 
     The rate is counted from the first answer to the last: what was in flight at the edges counts neither way.
@@ -79,10 +79,10 @@ def closed_loop(spans: Spans) -> Timing:
     if len(spans) < 2:
         raise ValueError("a rate needs two requests or more")
     seconds = float(np.ptp(spans[:, 1])) / 1e9
-    return Timing(throughput=(len(spans) - 1) / seconds, seconds=seconds, latencies=_latencies([spans]))
+    return LoopTiming(throughput=(len(spans) - 1) / seconds, seconds=seconds, latencies=_latencies([spans]))
 
 
-def side_by_side(workers: Sequence[Spans], batch: int) -> Timing:
+def side_by_side(workers: Sequence[Spans], batch: int) -> LoopTiming:
     """Workers side by side, each making calls of ``batch`` rows one after another.
 
     The rate is counted while all of them worked: whoever ends last has the machine to itself for a while.
@@ -95,10 +95,10 @@ def side_by_side(workers: Sequence[Spans], batch: int) -> Timing:
         raise SetupError("processes that were timed side by side never worked at the same time", hint=MEASURE_LONGER)
     seconds = float(end - start) / 1e9
     answered = batch * sum(int(((spans[:, 1] > start) & (spans[:, 1] <= end)).sum()) for spans in workers)
-    return Timing(throughput=answered / seconds, seconds=seconds, latencies=_latencies(workers))
+    return LoopTiming(throughput=answered / seconds, seconds=seconds, latencies=_latencies(workers))
 
 
-def over_rounds(timings: Sequence[Timing]) -> Speed:
+def over_rounds(timings: Sequence[LoopTiming]) -> Speed:
     """The speed that slices of the same way of answering come to, one slice a round."""
     throughputs = [timing.throughput for timing in timings]
     latencies = np.concatenate([timing.latencies for timing in timings])

@@ -220,7 +220,7 @@ def _manifest(
     )
 
 
-def _original(workshop: _Workshop, timing: verify.Timing) -> OriginalFigures:
+def _original(workshop: _Workshop, timing: verify.ModelTiming) -> OriginalFigures:
     source = workshop.source
     checkpoint = OriginalCheckpoint(name=source.name, sha256=checkpoints.weights_sha256(source.folder))
     return OriginalFigures(
@@ -234,7 +234,7 @@ def _original(workshop: _Workshop, timing: verify.Timing) -> OriginalFigures:
     )
 
 
-def _figures(variant: _Variant, timing: verify.Timing, device: ComputeDevice) -> VariantFigures:
+def _figures(variant: _Variant, timing: verify.ModelTiming, device: ComputeDevice) -> VariantFigures:
     verdict = variant.verdict
     return VariantFigures(
         **verdict.metrics,

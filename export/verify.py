@@ -101,7 +101,7 @@ class VariantVerdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class ModelTiming:
     """Speed of a model alone on one thread, without tokenization.
 
     Attributes:
@@ -317,7 +317,7 @@ def overflow_gate(tensors: Sequence[str]) -> VariantGate:
     )
 
 
-def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str, Timing]:
+def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str, ModelTiming]:
     """Measure the speed of each model alone, without tokenization, on up to 128 rows in random order.
 
     The models take turns, three passes each, and the fastest pass counts, so that other load on the machine affects all alike.
@@ -342,10 +342,10 @@ def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str
     return {name: _timing({size: timings[name, size] for size in feeds}, len(chosen)) for name in runs}
 
 
-def _timing(passes: Mapping[int, list[list[float]]], rows: int) -> Timing:
+def _timing(passes: Mapping[int, list[list[float]]], rows: int) -> ModelTiming:
     """Derive the figures of one model from the seconds of each call, by batch size and pass."""
     throughput = {size: rows / min(map(sum, found)) for size, found in passes.items()}
-    return Timing(
+    return ModelTiming(
         latency_ms=1000 * median(min(passes[1], key=sum)),
         throughput=Throughput(one_by_one=throughput[1], batched=throughput[BATCH]),
     )

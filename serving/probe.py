@@ -88,11 +88,11 @@ class Traffic:
     """Request counts from Triton's statistics, summed over all ensembles.
 
     Attributes:
-        seen: Requests whose first step has ended so far, with or without success.
+        first_step_ended: Requests whose first step has ended so far, with or without success.
         in_flight: Requests that wait for the first step of their ensemble, or that have passed it but not the last one.
     """
 
-    seen: int
+    first_step_ended: int
     in_flight: int
 
 
@@ -106,15 +106,15 @@ def read_traffic(base_url: str, metrics_url: str, probes: list[Probe]) -> Traffi
         statistics = {entry["name"]: entry["inference_stats"] for entry in json.load(response)["model_stats"]}
     with urllib.request.urlopen(metrics_url, timeout=5) as response:  # noqa: S310
         pending = pending_requests(response.read().decode())
-    seen = in_flight = 0
+    first_step_ended = in_flight = 0
     for probe in probes:
         first, *later = (statistics[f"{probe.ensemble}_{step}"] for step in ("preprocess", "model", "postprocess"))
         failed = sum(step["fail"]["count"] for step in later)
-        seen += first["success"]["count"] + first["fail"]["count"]
+        first_step_ended += first["success"]["count"] + first["fail"]["count"]
         in_flight += (
             pending.get(f"{probe.ensemble}_preprocess", 0) + first["success"]["count"] - later[-1]["success"]["count"] - failed
         )
-    return Traffic(seen=seen, in_flight=in_flight)
+    return Traffic(first_step_ended=first_step_ended, in_flight=in_flight)
 
 
 def pending_requests(metrics: str) -> dict[str, int]:

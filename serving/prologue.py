@@ -25,7 +25,7 @@ _P = "prologue/"
 """Prefix of the names of all nodes and tensors of the prologue."""
 
 
-def travelling_inputs(inputs: Sequence[str], *, pair: bool) -> list[str]:
+def request_inputs(inputs: Sequence[str], *, pair: bool) -> list[str]:
     """Return the graph inputs that a request must carry. The prologue derives the others.
 
     Args:
@@ -42,7 +42,7 @@ def travelling_inputs(inputs: Sequence[str], *, pair: bool) -> list[str]:
 
 
 def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragged: bool) -> onnx.ModelProto:
-    """Change ``model`` in place, so that it takes only :func:`travelling_inputs`.
+    """Change ``model`` in place, so that it takes only :func:`request_inputs`.
 
     Args:
         model: The exported model, with INT64 inputs ``[rows, longest]``.
@@ -59,18 +59,18 @@ def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragge
     graph = model.graph
     names = [tensor.name for tensor in graph.input]
     _require_int64_rows(graph.input)
-    travelling = travelling_inputs(names, pair=pair)
+    carried = request_inputs(names, pair=pair)
     inner = {name: _P + name for name in names}
     for node in graph.node:
         _rename_inputs(node, inner)
-    nodes = _ragged_nodes(travelling) if ragged else []
-    nodes += _derived_nodes(names, travelling, ragged=ragged)
+    nodes = _ragged_nodes(carried) if ragged else []
+    nodes += _derived_nodes(names, carried, ragged=ragged)
     nodes += graph.node
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(_constants(pad_token_id))
     del graph.input[:]
-    graph.input.extend(_inputs(travelling, ragged=ragged))
+    graph.input.extend(_inputs(carried, ragged=ragged))
     return model
 
 
@@ -91,9 +91,9 @@ def _constants(pad_token_id: int) -> list[onnx.TensorProto]:
     ]
 
 
-def _inputs(travelling: Sequence[str], *, ragged: bool) -> list[onnx.ValueInfoProto]:
+def _inputs(carried: Sequence[str], *, ragged: bool) -> list[onnx.ValueInfoProto]:
     dims = ["positions"] if ragged else ["rows", "longest"]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, dims) for name in travelling]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, dims) for name in carried]
     if ragged:
         inputs.append(helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["rows", 1]))
     return inputs
@@ -103,7 +103,7 @@ def _node(op: str, inputs: Sequence[str], output: str, **attributes: int) -> onn
     return helper.make_node(op, list(inputs), [_P + output], name=f"{_P}{output}/{op}", **attributes)
 
 
-def _ragged_nodes(travelling: Sequence[str]) -> list[onnx.NodeProto]:
+def _ragged_nodes(carried: Sequence[str]) -> list[onnx.NodeProto]:
     """Return the nodes that turn flat tensors into ``[rows, longest]``.
 
     Position ``c`` of row ``r`` is gathered from ``start[r] + c`` if ``c < length[r]``. Otherwise it is gathered from one element
@@ -119,22 +119,22 @@ def _ragged_nodes(travelling: Sequence[str]) -> list[onnx.NodeProto]:
         _node("Shape", [IDS], "behind"),  # [1]
         _node("Where", [_P + "inside", _P + "positions", _P + "behind"], "index"),  # [rows, longest]
     ]
-    for name in travelling:
+    for name in carried:
         nodes.append(_node("Concat", [name, f"{_P}{name}/behind"], f"{name}/extended", axis=0))
         nodes.append(_node("Gather", [f"{_P}{name}/extended", _P + "index"], f"{name}/padded", axis=0))
     return nodes
 
 
-def _derived_nodes(names: Sequence[str], travelling: Sequence[str], *, ragged: bool) -> list[onnx.NodeProto]:
+def _derived_nodes(names: Sequence[str], carried: Sequence[str], *, ragged: bool) -> list[onnx.NodeProto]:
     """Return the nodes that derive every input of the graph from ``[rows, longest]`` ids with marked padding."""
-    given = {name: f"{_P}{name}/padded" if ragged else name for name in travelling}
+    given = {name: f"{_P}{name}/padded" if ragged else name for name in carried}
     nodes = [
         _node("Greater", [given[IDS], _P + "marker"], "real"),
         _node("Where", [_P + "real", given[IDS], _P + "pad"], IDS),
     ]
     if MASK in names:
         nodes.append(_node("Cast", [_P + "real"], MASK, to=TensorProto.INT64))
-    if TYPES in travelling:
+    if TYPES in carried:
         nodes.append(_node("Identity", [given[TYPES]], TYPES))
     elif TYPES in names:
         nodes.append(_node("Mul", [given[IDS], _P + "zero"], TYPES))

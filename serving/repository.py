@@ -49,7 +49,7 @@ from serving.manifests import BundleProvenance, ProbeBody, ProbeInput, Repositor
 from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
-from serving.prologue import IDS, add_prologue, travelling_inputs
+from serving.prologue import IDS, add_prologue, request_inputs
 from serving.runtime.metadata import METADATA, pack
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Tensor
@@ -191,14 +191,14 @@ def read_graph(path: Path, task: ServedTask, max_batch_size: int) -> Graph:
     """
     model = onnx.load(path, load_external_data=False)
     try:
-        travelling = travelling_inputs([info.name for info in model.graph.input], pair=task.pair)
+        carried = request_inputs([info.name for info in model.graph.input], pair=task.pair)
     except ValueError as error:
         raise ExportError(str(error)) from error
     outputs = {info.name: info for info in model.graph.output}
     if missing := [name for name in task.model_outputs if name not in outputs]:
         raise ExportError(f"the graph has no output {', '.join(missing)}, only {', '.join(outputs)}")
     return Graph(
-        inputs=tuple(_tensor(info) for info in model.graph.input if info.name in travelling),
+        inputs=tuple(_tensor(info) for info in model.graph.input if info.name in carried),
         outputs=tuple(_tensor(outputs[name]) for name in task.model_outputs),
         max_rows=max_batch_size * task.fan_out,
     )

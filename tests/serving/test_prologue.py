@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from serving.bundle import load_bundle
-from serving.prologue import LENGTHS, add_prologue, travelling_inputs
+from serving.prologue import LENGTHS, add_prologue, request_inputs
 from serving.runtime.tokenization import PADDING
 
 
@@ -57,12 +57,12 @@ def test_equals_padding_by_hand(bundle: Path, pair: bool) -> None:
 
 
 def test_inputs_that_no_text_gives_are_refused(bundle: Path) -> None:
-    assert travelling_inputs(["input_ids", "attention_mask", "token_type_ids"], pair=False) == ["input_ids"]
-    assert travelling_inputs(["input_ids", "attention_mask", "token_type_ids"], pair=True) == ["input_ids", "token_type_ids"]
+    assert request_inputs(["input_ids", "attention_mask", "token_type_ids"], pair=False) == ["input_ids"]
+    assert request_inputs(["input_ids", "attention_mask", "token_type_ids"], pair=True) == ["input_ids", "token_type_ids"]
     with pytest.raises(ValueError, match="pixel_values"):
-        travelling_inputs(["input_ids", "pixel_values"], pair=False)
+        request_inputs(["input_ids", "pixel_values"], pair=False)
     with pytest.raises(ValueError, match="input_ids"):
-        travelling_inputs(["attention_mask"], pair=False)
+        request_inputs(["attention_mask"], pair=False)
     model = onnx.load(load_bundle(bundle).variant("fp32").path)
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     with pytest.raises(ValueError, match="is not INT64"):

@@ -176,10 +176,10 @@ def test_requests_in_flight_are_answered_before_it_stops(repository: Path) -> No
     rows = ["word " * 90] * 400
     with TritonPipeline("one", url=options.grpc_url, concurrency=400, retries=0) as pipe:
         pipe("first")
-        before = read_traffic(options.base_url, options.metrics_url, find_probes(repository)).seen
+        before = read_traffic(options.base_url, options.metrics_url, find_probes(repository)).first_step_ended
         asking = threading.Thread(target=lambda: answers.extend(pipe(rows)))
         asking.start()
-        while read_traffic(options.base_url, options.metrics_url, find_probes(repository)).seen == before:
+        while read_traffic(options.base_url, options.metrics_url, find_probes(repository)).first_step_ended == before:
             assert asking.is_alive()
         stop(options.http_port)
         asking.join(30)
