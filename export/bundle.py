@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-import click
-
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
 from export.sources import checkpoint_files
@@ -14,6 +12,7 @@ from serving.artifact import code_fingerprint, fingerprint, inputs_record, is_cu
 from serving.errors import GateError
 from serving.manifests import BundleManifest, StageInputs, VariantRecord
 from serving.options import PRECISIONS, Precision
+from serving.reporting import logger
 
 SHAPING = (
     "export/bundle.py",
@@ -23,17 +22,18 @@ SHAPING = (
     "export/data.py",
     "export/export_source.py",
     "export/graph.py",
+    "export/mask_head.py",
     "export/metric.py",
     "export/metrics",
     "export/optimize.py",
     "export/original.py",
-    "export/pooled.py",
+    "export/output_head.py",
+    "export/pooling_head.py",
     "export/rows.py",
-    "export/tails.py",
+    "export/tasks",
     "export/variants.py",
     "export/verify.py",
     "serving/prologue.py",
-    "serving/runtime/tasks",
     "serving/runtime/tokenization.py",
 )
 """The code that decides what a bundle holds. A bundle that was made by other code is not up to date."""
@@ -58,7 +58,7 @@ def export(options: ExportOptions) -> BundleManifest:
     if not options.force and is_current(options.target, BundleManifest, inputs):
         manifest = read_manifest(options.target, BundleManifest)
         if set(options.precisions) <= set(manifest.precisions):
-            click.echo(f"{options.target} is up to date", err=True)
+            logger.info(f"{options.target} is up to date")
             return manifest
         there = {*options.precisions, *manifest.precisions}
         options = replace(options, precision=tuple(one for one in PRECISIONS if one in there))  # the others stay in the bundle
@@ -96,8 +96,8 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
 
 
 def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
-    record = {
-        "task": source.task.settings(),
+    record: dict[str, object] = {
+        "task": source.task.to_settings(),
         "max_length": source.max_length or source.usual_length,
         "max_metric_drop": options.max_metric_drop,
         "min_agreement": options.min_agreement,

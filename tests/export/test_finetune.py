@@ -14,10 +14,10 @@ import pytest
 
 from export import cli, splits
 from export.data import EVALUATION, LabelledRows, Rows, read_evaluation
+from export.tasks import load_task
 from serving.artifact import is_current, read_manifest
 from serving.errors import DataError
 from serving.manifests import CheckpointManifest
-from serving.runtime.tasks import load_task
 from tests.helpers.disk import full_disk
 from tests.helpers.reviews import review_rows, write_tsv
 
@@ -127,9 +127,9 @@ def test_interrupted_run_resumes_from_its_last_epoch(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from export.training import encoding
-    from export.training.progress import PlainProgress
+    from export.training.progress import TrainingProgress
 
-    said = PlainProgress.on_evaluate
+    said = TrainingProgress.on_evaluate
 
     def say_and_press_ctrl_c(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         said(self, args, state, control, **more)
@@ -137,9 +137,9 @@ def test_interrupted_run_resumes_from_its_last_epoch(
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PlainProgress, "on_evaluate", say_and_press_ctrl_c)
+        patch.setattr(TrainingProgress, "on_evaluate", say_and_press_ctrl_c)
         assert cli.main(command(base_checkpoint)) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: nothing half-written was left behind")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: no half-written artifact is left")
     folder = data / "artifacts" / "tiny"
     assert not (folder / "checkpoint").exists()
 
