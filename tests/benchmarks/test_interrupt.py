@@ -61,7 +61,7 @@ def test_nothing_stays_of_an_interrupted_benchmark(
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         rest = process.stderr.read()
     assert process.returncode == 1, said + rest
-    assert rest.splitlines()[-1].startswith("interrupted: nothing half-written was left behind")
+    assert rest.splitlines()[-1].startswith("interrupted: no half-written artifact is left")
     assert family, "it had started something"
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
