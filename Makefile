@@ -43,7 +43,7 @@ JUDGING    := $(call flag,baseline,BASELINE) $(call flag,max-regression,MAX_REGR
 PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) $(call flag,metrics-port,METRICS_PORT)
 
 # Two tests run at a time. Tests that share a server or a module's fixtures run in one process; slow groups start first.
-IN_TWO     := .venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+IN_TWO     := .venv/bin/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 .DEFAULT_GOAL := all
 .PHONY: all help setup finetune export package serve stop predict benchmark tune quick test lint check clean

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize, train_bert
 from tests.helpers.exporting import export_bundle
@@ -21,6 +22,19 @@ from tests.helpers.shared import SST2
 
 TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle", "in_folder"}
 """Tests that use one of these fixtures train, export or package a model, or wait for one: they are marked slow."""
+TOGETHER = {
+    "shared server": {
+        "tests/benchmarks/test_benchmark.py",
+        "tests/benchmarks/test_interrupt.py",
+        "tests/serving/test_client.py",
+        "tests/serving/test_evaluator.py",
+        "tests/serving/test_predict.py",
+        "tests/serving/test_server.py",
+    },
+    "killed keepers": {"tests/benchmarks/test_tune.py", "tests/serving/test_supervisor.py"},
+    "trained to answer": {"tests/export/tasks/test_question_answering.py", "tests/serving/test_question_answering.py"},
+}
+"""Modules that run in one process, one after another: they share a server or a model, or look for what killed keepers left."""
 Once = Callable[[str, Callable[[Path], Path]], Path]
 
 # a run in the background of a shell script inherits that Ctrl-C is ignored; the tests press it
@@ -38,24 +52,41 @@ os.environ |= {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def group_of(nodeid: str) -> str:
+    """The module of a test, or the group its module belongs to."""
+    module = nodeid.partition("::")[0]
+    return next((group for group, modules in TOGETHER.items() if module in modules), module)
+
+
+class GroupScheduling(LoadScopeScheduling):
+    """A pytest-xdist worker runs all tests of a group."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """Take this scheduler, whatever ``--dist`` says."""
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for pytest-xdist: a worker runs a whole module, or all tests of the shared server; long groups come first."""
+    """Mark what is slow, and let groups that take long begin first."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        marker = item.get_closest_marker("xdist_group")
-        name = marker.args[0] if marker else item.nodeid.partition("::")[0]
         fixtures = set(getattr(item, "fixturenames", ()))
         if "packaged" in fixtures:
-            name = "server"
             item.add_marker(pytest.mark.server)
         if fixtures & TRAINED_OR_EXPORTED:
             item.add_marker(pytest.mark.slow)
-        item.add_marker(pytest.mark.xdist_group(name))
-        groups.setdefault(name, []).append(item)
-    slow = [any(item.get_closest_marker(name) for item in group for name in ("server", "slow")) for group in groups.values()]
-    ordered = sorted(zip(slow, groups.values(), strict=True), key=lambda pair: not pair[0])
-    items[:] = [item for _, group in ordered for item in group]
+        groups.setdefault(group_of(item.nodeid), []).append(item)
+
+    def place(group: str) -> int:
+        slow = any(item.get_closest_marker(name) for item in groups[group] for name in ("server", "slow"))
+        return list(TOGETHER).index(group) if group in TOGETHER else len(TOGETHER) + (not slow)
+
+    items[:] = [item for group in sorted(groups, key=place) for item in groups[group]]
 
 
 def pytest_unconfigure() -> None:

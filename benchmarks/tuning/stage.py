@@ -7,7 +7,7 @@ interleaved rounds: the speed of a shared machine drifts, and only measurements 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from serving.configuration import Configuration
 from serving.errors import ServerError
 from serving.install import server_versions
 from serving.machine import cores, hardware, resolve_device
-from serving.manifests import HardwareRecord, LoadRecord, StageInputs, TrialRecord, TuningManifest
+from serving.manifests import HardwareRecord, StageInputs, TuningManifest
 from serving.plan import make_plan
 from serving.repository import serving_code
 from serving.tuning import tuning_folder
@@ -209,10 +209,10 @@ def _manifest(subject: TuningSubject, outcome: TuningOutcome, inputs: StageInput
         hardware=HardwareRecord.model_validate(subject.search.conditions["hardware"]),
         latency_p99_ms=outcome.latency_p99_ms,
         winner=winner.configuration,
-        speed=LoadRecord.model_validate(asdict(winner.shown)),
+        speed=winner.shown,
         default=outcome.default,
         ratio=outcome.ratio,
-        trials=tuple(TrialRecord.model_validate(trial.to_json()) for trial in outcome.trials),
+        trials=tuple(outcome.trials),
     )
 
 
@@ -229,4 +229,4 @@ def _earlier(record: Path, subject: TuningSubject) -> list[Trial]:
 
 
 def _trials(manifest: TuningManifest) -> list[Trial]:
-    return [Trial.from_json(trial.model_dump()) for trial in manifest.trials]
+    return [Trial.model_validate(trial.model_dump()) for trial in manifest.trials]

@@ -72,17 +72,17 @@ def to_json(outcome: TuningOutcome) -> dict[str, Any]:
         "ratio": outcome.ratio,
         "latency_p99_ms": outcome.latency_p99_ms,
         "frontier": [
-            {**asdict(point.measured.configuration), **asdict(point.level), "memory_mib": point.measured.memory_mib}
+            {**asdict(point.measured.configuration), **point.level.model_dump(), "memory_mib": point.measured.memory_mib}
             for point in outcome.frontier
         ],
-        "trials": [trial.to_json() for trial in outcome.trials],
+        "trials": [trial.model_dump(mode="json") for trial in outcome.trials],
     }
 
 
 def _as_json(measured: Measured | None) -> dict[str, Any] | None:
     if measured is None:
         return None
-    return {**asdict(measured.configuration), **asdict(measured.shown), "memory_mib": measured.memory_mib}
+    return {**asdict(measured.configuration), **measured.shown.model_dump(), "memory_mib": measured.memory_mib}
 
 
 def _figures(point: OperatingPoint) -> Sequence[str]:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -73,8 +73,8 @@ class Testbed:
         try:
             trial = self._served(trial)
         except (ServerError, RequestError, ExportError) as error:
-            trial = replace(trial, failure=error.message)
-        return replace(trial, seconds=time.monotonic() - begun)
+            trial = trial.model_copy(update={"failure": error.message})
+        return trial.model_copy(update={"seconds": time.monotonic() - begun})
 
     def _served(self, trial: Trial) -> Trial:
         # The prefix lets the next server remove this folder if this process is killed.
@@ -88,7 +88,7 @@ class Testbed:
                 server.wait_until_ready()
                 load_seconds = time.monotonic() - started
                 with _ends_explained(server):
-                    return self._under_load(options, server, replace(trial, load_seconds=load_seconds))
+                    return self._under_load(options, server, trial.model_copy(update={"load_seconds": load_seconds}))
 
     def _under_load(self, options: ServeOptions, server: TritonServer, trial: Trial) -> Trial:
         memory = MemoryMeter(psutil.Process(server.pid))
@@ -99,7 +99,14 @@ class Testbed:
             seconds_per_row = (time.perf_counter() - asked) / len(self.rows[:WARM_UP_ROWS])
             levels = tuple(self._level(target, memory, clients, seconds_per_row) for clients in self.concurrencies)
             gpu_memory = connection.gpu_memory_mib()
-        return replace(trial, levels=levels, pss_mib=memory.pss_mib, peak_rss_mib=memory.peak_rss_mib, gpu_memory_mib=gpu_memory)
+        return trial.model_copy(
+            update={
+                "levels": levels,
+                "pss_mib": memory.pss_mib,
+                "peak_rss_mib": memory.peak_rss_mib,
+                "gpu_memory_mib": gpu_memory,
+            }
+        )
 
     def _level(self, target: Target, memory: MemoryMeter, concurrency: int, seconds_per_row: float) -> LevelSpeed:
         clients = Clients(

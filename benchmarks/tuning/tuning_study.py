@@ -104,7 +104,7 @@ class TuningStudy:
     def tell(self, asked: optuna.Trial, trial: Trial) -> None:
         """Write down what was measured. A configuration that cannot be served counts as pruned: the sampler avoids its like."""
         self._trials[trial.configuration] = trial
-        asked.set_user_attr(MEASURED, trial.to_json())
+        asked.set_user_attr(MEASURED, trial.model_dump(mode="json"))
         if trial.failure is None:
             self._study.tell(asked, self._terms.objective(trial))
         else:
@@ -165,7 +165,7 @@ def opened(path: Path, terms: SearchTerms, earlier: Sequence[Trial], *, fresh: b
 
 def measured_trials(study: optuna.Study) -> list[Trial]:
     """Return the trials of a study that have figures, in order."""
-    return [Trial.from_json(trial.user_attrs[MEASURED]) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    return [Trial.model_validate(trial.user_attrs[MEASURED]) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
 
 
 @contextlib.contextmanager
@@ -237,5 +237,5 @@ def _frozen(trial: Trial, terms: SearchTerms) -> optuna.trial.FrozenTrial:
         params=parameters.params,
         distributions=parameters.distributions,
         value=terms.objective(trial),
-        user_attrs={MEASURED: trial.to_json()},
+        user_attrs={MEASURED: trial.model_dump(mode="json")},
     )

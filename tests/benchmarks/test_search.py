@@ -18,6 +18,9 @@ from serving import plan
 from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
 from serving.errors import GateError, ServerError
+from serving.manifests import VariantFigures
+from serving.options import Precision
+from tests.helpers.manifests import bundle_manifest, variant_figures
 
 OFF = Configuration(precision="int8", device="cpu", batching="off", instances=2, threads=1, max_batch_size=64, queue_delay_us=0)
 RAGGED = replace(OFF, precision="fp32", batching="ragged", instances=1, threads=2)
@@ -61,15 +64,11 @@ def test_what_a_configuration_is_to_optuna_gives_it_back(space: Space) -> None:
 
 @pytest.mark.parametrize("cores", [1, 2, 6, 64])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_untuned_default_is_in_the_space(cores: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_untuned_default_is_in_the_space(cores: int, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "cores", lambda: cores)
     for device, space in (("cpu", cpu(cores)), ("gpu", replace(gpu(), precisions=("fp32", "int8")))):
         for batching in ("off", "ragged") if precision == "fp32" else ("off",):
-            figures = {
-                "throughput": {"1": 2.0, "16": 3.0 if batching == "ragged" else 1.0},
-                "speed_device": "cpu",
-                "latency_ms": 1.0,
-            }
+            figures = variant_figures(throughput={"1": 2.0, "16": 3.0 if batching == "ragged" else 1.0})
             bundle = made_up_bundle({precision: figures})
             default = plan.make_plan(
                 bundle, precision=precision, device=device, batching="auto", instances=None, threads=None, max_batch_size=None
@@ -77,9 +76,10 @@ def test_the_untuned_default_is_in_the_space(cores: int, precision: str, monkeyp
             assert default.configuration in space.configurations()
 
 
-def made_up_bundle(figures: dict[str, Any]) -> Bundle:
-    variants = {name: Variant(precision=name, path=Path(name), figures=of) for name, of in figures.items()}
-    return Bundle(folder=Path("bundle"), task=cast(Any, None), max_length=8, padding={}, variants=variants, manifest={})
+def made_up_bundle(figures: dict[Precision, VariantFigures]) -> Bundle:
+    variants: dict[str, Variant] = {name: Variant(precision=name, path=Path(name), figures=of) for name, of in figures.items()}
+    manifest = bundle_manifest(precisions={})
+    return Bundle(folder=Path("bundle"), task=cast(Any, None), max_length=8, padding={}, variants=variants, manifest=manifest)
 
 
 def test_a_grid_on_two_cores() -> None:
@@ -222,8 +222,8 @@ def test_a_finalist_that_failed_once_is_none() -> None:
 
 def test_a_trial_survives_its_record() -> None:
     one = trial(RAGGED, level(1, 10, 5), level(16, 90, 40), gpu_memory_mib=2000.0, load_seconds=3.5)
-    assert Trial.from_json(one.to_json()) == one
+    assert Trial.model_validate(one.model_dump(mode="json")) == one
     assert one.memory_mib == 300, "on a CPU; what others have on a GPU beside it is not its"
-    assert replace(one, configuration=replace(RAGGED, device="gpu")).memory_mib == 2000
+    assert one.model_copy(update={"configuration": replace(RAGGED, device="gpu")}).memory_mib == 2000
     with pytest.raises(ValueError, match="failed"):
-        _ = replace(one, failure="x", pss_mib=None, gpu_memory_mib=None).memory_mib
+        _ = trial(RAGGED, failure="x", pss_mib=None).memory_mib

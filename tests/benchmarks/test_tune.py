@@ -32,7 +32,6 @@ from serving.errors import ArtifactError, ServerError
 from serving.manifests import RepositoryManifest, TuningManifest
 from tests.helpers.servers import left_behind
 
-pytestmark = pytest.mark.xdist_group("keepers")  # see tests/serving/test_supervisor.py
 Speed = Callable[[Configuration], float | None]
 
 

@@ -25,7 +25,6 @@ from tests.helpers.parity import assert_same
 from tests.helpers.servers import serve_options
 
 pytestmark = [
-    pytest.mark.xdist_group("answering"),  # one process trains the model
     pytest.mark.server,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # the pipeline's own
     pytest.mark.filterwarnings("ignore:Passing a list of SQuAD examples:FutureWarning"),

@@ -27,7 +27,7 @@ from serving.server import STUB
 from serving.supervisor import RESTARTS, Running, _started, find_running, start_detached, stop
 from tests.helpers.servers import left_behind, serve_options
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("keepers")]  # no keeper is killed while another test looks for the dead
+pytestmark = pytest.mark.server
 HEALTHCHECK = PROJECT / "serving" / "docker" / "healthcheck.py"
 
 

@@ -34,7 +34,6 @@ from tests.helpers.shared import BERT_TINY, SQUAD, needs_shared
 Run = Callable[[Arrays], Arrays]
 Asked = Callable[..., list[Any]]
 pytestmark = [
-    pytest.mark.xdist_group("answering"),  # one process trains the model
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # the pipeline's own
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
 ]
