@@ -10,10 +10,20 @@ import click
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
 from export.sources import checkpoint_files
-from serving.artifact import code_fingerprint, fingerprint, inputs_record, is_current, publish, read_manifest, write_manifest
+from serving.artifact import (
+    code_fingerprint,
+    fingerprint,
+    inputs_record,
+    is_current,
+    publish,
+    read_manifest,
+    task_code,
+    write_manifest,
+)
 from serving.errors import GateError
 from serving.manifests import BundleManifest, StageInputs, VariantRecord
 from serving.options import PRECISIONS, Precision
+from serving.runtime.tasks import names
 
 SHAPING = (
     "export/bundle.py",
@@ -33,10 +43,13 @@ SHAPING = (
     "export/variants.py",
     "export/verify.py",
     "serving/prologue.py",
-    "serving/runtime/tasks",
     "serving/runtime/tokenization.py",
 )
-"""The code that decides what a bundle holds. A bundle that was made by other code is not up to date."""
+TASK_SHAPING = ("serving/runtime/tasks",)
+"""The code that decides what a bundle holds; of the second, not the modules of other tasks (:func:`serving.artifact.task_code`).
+
+A bundle that was made by other code is not up to date.
+"""
 
 
 def export(options: ExportOptions) -> BundleManifest:
@@ -108,4 +121,5 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
     files = fingerprint(checkpoint_files(source.folder), root=source.folder)
-    return inputs_record(record, files, code_fingerprint(SHAPING))
+    code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, names())])
+    return inputs_record(record, files, code)

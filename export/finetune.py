@@ -27,6 +27,7 @@ from serving.artifact import (
     provenance,
     publish,
     read_manifest,
+    task_code,
     versions,
     write_manifest,
 )
@@ -40,7 +41,7 @@ from serving.manifests import (
     TrainingData,
     TrainingFigures,
 )
-from serving.runtime.tasks import task_class
+from serving.runtime.tasks import names, task_class
 from serving.runtime.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ SHAPING = (
     "export/metrics",
     "export/splits.py",
     "export/training",
-    "serving/runtime/tasks",
     "serving/runtime/tokenization.py",
 )
-"""The code that decides what an epoch consists of. The epochs of an interrupted run are discarded if any of it has changed since.
+TASK_SHAPING = ("serving/runtime/tasks",)
+"""The code that decides what an epoch consists of; of the second, not the modules of other tasks (see ``task_code``).
 
-A finished checkpoint stays up to date even if the code has changed, because training is expensive."""
+The epochs of an interrupted run are discarded if any of it has changed since. A finished checkpoint stays up to date even if the
+code has changed, because training is expensive.
+"""
 ADAPTER = "adapter"
 """Folder in the artifact for the adapter alone; its weights are also merged into those of the artifact."""
 
@@ -163,7 +166,8 @@ def _train_and_write(
     with main_first(options.device):
         if is_main_process():
             recorded = inputs.model_dump(mode="json")
-            made_from = {"inputs": recorded, "code": code_fingerprint(SHAPING), "versions": versions(), "processes": world_size()}
+            code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, names())])
+            made_from = {"inputs": recorded, "code": code, "versions": versions(), "processes": world_size()}
             _prepare_scratch(scratch, made_from | {"folder": str(scratch)})
     started = time.monotonic()
     job = TrainingJob(

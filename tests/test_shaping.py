@@ -9,9 +9,11 @@ import pytest
 
 from export import bundle, finetune
 from serving import repository
-from serving.artifact import PROJECT
+from serving.artifact import PROJECT, task_code
+from serving.runtime.tasks import names
 
-STAGES = {"export.bundle": bundle.SHAPING, "export.finetune": finetune.SHAPING, "serving.repository": repository.SHAPING}
+STAGES = {module.__name__: (*module.SHAPING, *module.TASK_SHAPING) for module in (bundle, finetune, repository)}
+TASK_PACKAGES = sorted({path.replace("/", ".") for paths in STAGES.values() for path in paths if path.endswith("/tasks")})
 WITHOUT_EFFECT = {
     "export.bundle": {
         "export.export_options": "the options that decide are recorded",
@@ -99,6 +101,22 @@ def test_a_fingerprint_holds_files_that_are_there_and_nothing_of_a_later_stage(s
     for path in listed:
         assert (PROJECT / path).exists(), path
         assert not path.startswith(FOREIGN[stage]), f"{stage} must not depend on {path}"
+
+
+@pytest.mark.parametrize("package", TASK_PACKAGES)
+def test_no_task_imports_another(package: str) -> None:
+    """Only then may the fingerprint of a task leave out the modules of the others."""
+    modules = {f"{package}.{name.replace('-', '_')}" for name in names()} & import_graph().modules
+    assert len(modules) > 1
+    for module in modules:
+        assert import_graph().find_upstream_modules(module) & modules <= {module}
+
+
+def test_of_the_tasks_only_its_own_is_in_a_fingerprint() -> None:
+    found = task_code(["serving/runtime"], "fill-mask", names())
+    for module in ("preprocess.py", "tasks/fill_mask.py", "tasks/base.py", "tasks/_strings.py"):
+        assert f"serving/runtime/{module}" in found
+    assert not any("question_answering" in module for module in found)
 
 
 def test_a_module_that_is_forgotten_is_found() -> None:

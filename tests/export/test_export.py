@@ -338,6 +338,7 @@ def test_where_what_decides_on_a_bundle_changed_it_is_not_up_to_date(
     module.write_text("gates = 1")
     monkeypatch.setattr(artifact, "PROJECT", tmp_path)
     monkeypatch.setattr(bundles, "SHAPING", ("verify.py",))
+    monkeypatch.setattr(bundles, "TASK_SHAPING", ())
     chosen = options(tiny_checkpoint, review_file, tmp_path, precision=("fp32",))
     source = find_source(chosen)
     before = bundles._inputs(chosen, source)
