@@ -296,8 +296,7 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
         raise ArtifactError(f"{path} is not readable as JSON: {error}", hint=anew) from error
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind != model.artifact_kind:
-        wanted = f"{path} does not describe a {model.artifact_kind}"
-        raise ArtifactError(f"{wanted}: kind is {json.dumps(kind)}", hint=f"make one with: {model.remedy}")
+        raise ArtifactError(f"{path} does not describe a {model.artifact_kind}: kind is {json.dumps(kind)}", hint=anew)
     if (found := content.get("schema_version")) != SCHEMA_VERSION:
         newer = isinstance(found, int) and found > SCHEMA_VERSION
         raise ArtifactError(
