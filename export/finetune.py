@@ -17,7 +17,7 @@ from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
-from export.training.distributed import is_main_process, main_first, say, world_size
+from export.training.distributed import main_first, world_size
 from serving.artifact import (
     code_fingerprint,
     fingerprint,
@@ -41,6 +41,7 @@ from serving.manifests import (
     TrainingData,
     TrainingFigures,
 )
+from serving.reporting import is_main_process, logger
 from serving.runtime.tasks import names, task_class
 from serving.runtime.tasks.base import Task
 
@@ -101,10 +102,10 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
     data = replace(data, task=_configured(data.task, options, base))
     inputs = _inputs(options, base, teacher, data)
     if not options.force and is_current(options.target, CheckpointManifest, inputs):
-        say(f"{options.target} is up to date")
+        logger.info(f"{options.target} is up to date")
         return read_manifest(options.target, CheckpointManifest)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.rows.items())
-    say(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}")
+    logger.info(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}")
     return _train_and_write(options, base, teacher, data, inputs)
 
 
@@ -218,7 +219,7 @@ def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, 
     if cut and (options.max_length or cut > len(lengths) * (1 - WHOLE)):
         why = ", the most that the model takes" if max_length < most else " (--max-length says where)"
         more = "" if options.max_length else why
-        say(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
+        logger.warning(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
 
 
 def _tell_cut_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
@@ -228,7 +229,9 @@ def _tell_cut_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, seed: in
     lengths = target_tokens(data.rows["train"], tokenizer, seed=seed)
     cut = sum(length > most for length in lengths)
     if cut:
-        say(f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}")
+        logger.warning(
+            f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}"
+        )
 
 
 def _searched(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None:

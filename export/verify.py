@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.progress import track
 
 from export import metric
@@ -18,6 +17,7 @@ from export.data import sample
 from export.rows import EncodedRows
 from serving.errors import ExportError
 from serving.manifests import Throughput, VariantGate
+from serving.reporting import console
 from serving.runtime.tasks.base import Arrays, Origins, Task
 
 Run = Callable[[Arrays], Arrays]
@@ -126,10 +126,9 @@ def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range]
         The outputs, ``[model rows, …]``. If an axis is the position, it is as long as the longest row, and positions of padding are
         zero.
     """
-    console = Console(stderr=True)
     lengths = rows.lengths
     found: dict[str, Any] = {}
-    for batch in track(batches, title, console=console, transient=True, disable=not console.is_terminal):
+    for batch in track(batches, title, console=console(), transient=True, disable=not console().is_terminal):
         for name, values in run(rows.feed(batch)).items():
             if task.token_level:
                 shape = (len(lengths), max(lengths), *values.shape[2:])
