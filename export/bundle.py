@@ -8,6 +8,7 @@ from dataclasses import replace
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
 from export.sources import checkpoint_files
+from export.tasks import task_names
 from serving.artifact import (
     code_fingerprint,
     fingerprint,
@@ -22,7 +23,6 @@ from serving.errors import GateError
 from serving.manifests import BundleManifest, StageInputs, VariantRecord
 from serving.options import PRECISIONS, Precision
 from serving.reporting import logger
-from serving.runtime.tasks import names
 
 SHAPING = (
     "export/bundle.py",
@@ -32,19 +32,21 @@ SHAPING = (
     "export/data.py",
     "export/export_source.py",
     "export/graph.py",
+    "export/mask_head.py",
     "export/metric.py",
     "export/metrics",
     "export/optimize.py",
     "export/original.py",
-    "export/pooled.py",
+    "export/output_head.py",
+    "export/pooling_head.py",
     "export/rows.py",
-    "export/tails.py",
     "export/variants.py",
     "export/verify.py",
     "serving/prologue.py",
     "serving/runtime/tokenization.py",
+    "serving/runtime/types.py",
 )
-TASK_SHAPING = ("serving/runtime/tasks",)
+TASK_SHAPING = ("export/tasks", "serving/runtime/tasks")
 """The code that decides what a bundle holds; of the second, not the modules of other tasks (:func:`serving.artifact.task_code`).
 
 A bundle that was made by other code is not up to date.
@@ -108,8 +110,8 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
 
 
 def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
-    record = {
-        "task": source.task.settings(),
+    record: dict[str, object] = {
+        "task": source.task.to_settings(),
         "max_length": source.max_length or source.usual_length,
         "max_metric_drop": options.max_metric_drop,
         "min_agreement": options.min_agreement,
@@ -120,5 +122,5 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
     files = fingerprint(checkpoint_files(source.folder), root=source.folder)
-    code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, names())])
+    code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, task_names())])
     return inputs_record(record, files, code)

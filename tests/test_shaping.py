@@ -8,13 +8,14 @@ import grimp
 import pytest
 
 from export import bundle, finetune
+from export.tasks import task_names
 from serving import repository
 from serving.artifact import PROJECT, task_code
-from serving.runtime.tasks import names
 
 STAGES = {module.__name__: (*module.SHAPING, *module.TASK_SHAPING) for module in (bundle, finetune, repository)}
 TASK_PACKAGES = sorted({path.replace("/", ".") for paths in STAGES.values() for path in paths if path.endswith("/tasks")})
 EVERYWHERE = {
+    "serving.bundle": "how bundles are read: what is taken of one is recorded by its checksum",
     "serving.artifact": "how artifacts are written; the schema version says what is in them",
     "serving.configuration": "only the type of a field of a manifest",
     "serving.errors": "only words",
@@ -42,7 +43,6 @@ WITHOUT_EFFECT = {
         "export.model_card": "only words",
     },
     "serving.repository": {
-        "serving.bundle": "how bundles are read: what is taken of one is recorded by its checksum",
         "serving.machine": "the plan is recorded with all of its choices",
         "serving.tuning": "the plan is recorded with all of its choices",
     },
@@ -97,14 +97,14 @@ def test_a_fingerprint_holds_files_that_are_there_and_nothing_of_a_later_stage(s
 @pytest.mark.parametrize("package", TASK_PACKAGES)
 def test_no_task_imports_another(package: str) -> None:
     """Only then may the fingerprint of a task leave out the modules of the others."""
-    modules = {f"{package}.{name.replace('-', '_')}" for name in names()} & import_graph().modules
+    modules = {f"{package}.{name.replace('-', '_')}" for name in task_names()} & import_graph().modules
     assert len(modules) > 1
     for module in modules:
         assert import_graph().find_upstream_modules(module) & modules <= {module}
 
 
 def test_of_the_tasks_only_its_own_is_in_a_fingerprint() -> None:
-    found = task_code(["serving/runtime"], "fill-mask", names())
+    found = task_code(["serving/runtime"], "fill-mask", task_names())
     for module in ("preprocess.py", "tasks/fill_mask.py", "tasks/base.py", "tasks/_strings.py"):
         assert f"serving/runtime/{module}" in found
     assert not any("question_answering" in module for module in found)
