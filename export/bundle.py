@@ -8,7 +8,17 @@ from dataclasses import replace
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
 from export.sources import checkpoint_files
-from serving.artifact import code_fingerprint, fingerprint, inputs_record, is_current, publish, read_manifest, write_manifest
+from export.tasks import task_names
+from serving.artifact import (
+    code_fingerprint,
+    fingerprint,
+    inputs_record,
+    is_current,
+    publish,
+    read_manifest,
+    task_code,
+    write_manifest,
+)
 from serving.errors import GateError
 from serving.manifests import BundleManifest, StageInputs, VariantRecord
 from serving.options import PRECISIONS, Precision
@@ -30,13 +40,17 @@ SHAPING = (
     "export/output_head.py",
     "export/pooling_head.py",
     "export/rows.py",
-    "export/tasks",
     "export/variants.py",
     "export/verify.py",
     "serving/prologue.py",
     "serving/runtime/tokenization.py",
+    "serving/runtime/types.py",
 )
-"""The code that decides what a bundle holds. A bundle that was made by other code is not up to date."""
+TASK_SHAPING = ("export/tasks", "serving/runtime/tasks")
+"""The code that decides what a bundle holds; of the second, not the modules of other tasks (:func:`serving.artifact.task_code`).
+
+A bundle that was made by other code is not up to date.
+"""
 
 
 def export(options: ExportOptions) -> BundleManifest:
@@ -108,4 +122,5 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
     files = fingerprint(checkpoint_files(source.folder), root=source.folder)
-    return inputs_record(record, files, code_fingerprint(SHAPING))
+    code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, task_names())])
+    return inputs_record(record, files, code)

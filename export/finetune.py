@@ -17,7 +17,7 @@ from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
-from export.tasks import trained_class
+from export.tasks import task_names, trained_class
 from export.tasks.trained import TrainedTask
 from export.training.distributed import main_first, world_size
 from serving.artifact import (
@@ -29,6 +29,7 @@ from serving.artifact import (
     provenance,
     publish,
     read_manifest,
+    task_code,
     versions,
     write_manifest,
 )
@@ -60,14 +61,16 @@ SHAPING = (
     "export/metric.py",
     "export/metrics",
     "export/splits.py",
-    "export/tasks",
     "export/training",
-    "serving/runtime/tasks",
     "serving/runtime/tokenization.py",
+    "serving/runtime/types.py",
 )
-"""The code that decides what an epoch consists of. The epochs of an interrupted run are discarded if any of it has changed since.
+TASK_SHAPING = ("export/tasks", "serving/runtime/tasks")
+"""The code that decides what an epoch consists of; of the second, not the modules of other tasks (see ``task_code``).
 
-A finished checkpoint stays up to date even if the code has changed, because training is expensive."""
+The epochs of an interrupted run are discarded if any of it has changed since. A finished checkpoint stays up to date even if the
+code has changed, because training is expensive.
+"""
 ADAPTER = "adapter"
 """Folder in the artifact for the adapter alone; its weights are also merged into those of the artifact."""
 
@@ -157,7 +160,8 @@ def _train_and_write(
     with main_first(options.device):
         if is_main_process():
             recorded = inputs.model_dump(mode="json")
-            made_from = {"inputs": recorded, "code": code_fingerprint(SHAPING), "versions": versions(), "processes": world_size()}
+            code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, task_names())])
+            made_from = {"inputs": recorded, "code": code, "versions": versions(), "processes": world_size()}
             _prepare_scratch(scratch, made_from | {"folder": str(scratch)})
     started = time.monotonic()
     job = TrainingJob(

@@ -189,6 +189,23 @@ def code_fingerprint(modules: Iterable[str]) -> dict[str, str]:
     return fingerprint((PROJECT / module for module in modules), root=PROJECT)
 
 
+def task_code(folders: Iterable[str], task: str, tasks: Iterable[str]) -> list[str]:
+    """Return the modules in folders without those of other tasks, as paths relative to the project.
+
+    Args:
+        folders: Paths relative to the project. The module of a task is in a folder called ``tasks`` and has the name of the task.
+        task: Name of the task whose modules stay.
+        tasks: Names of all tasks.
+    """
+    others = {f"{name.replace('-', '_')}.py" for name in tasks if name != task}
+    return [
+        path.relative_to(PROJECT).as_posix()
+        for folder in folders
+        for path in sorted((PROJECT / folder).rglob("*.py"))
+        if path.parent.name != "tasks" or path.name not in others
+    ]
+
+
 def inputs_record(options: Mapping[str, object], *files: Mapping[str, str]) -> StageInputs:
     """Describe what a stage reads.
 
@@ -279,8 +296,7 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
         raise ArtifactError(f"{path} is not readable as JSON: {error}", hint=anew) from error
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind != model.artifact_kind:
-        wanted = f"{path} does not describe a {model.artifact_kind}"
-        raise ArtifactError(f"{wanted}: kind is {json.dumps(kind)}", hint=f"make one with: {model.remedy}")
+        raise ArtifactError(f"{path} does not describe a {model.artifact_kind}: kind is {json.dumps(kind)}", hint=anew)
     if (found := content.get("schema_version")) != SCHEMA_VERSION:
         newer = isinstance(found, int) and found > SCHEMA_VERSION
         raise ArtifactError(

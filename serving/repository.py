@@ -40,6 +40,7 @@ from serving.artifact import (
     read_manifest,
     sha256,
     staging_folder,
+    task_code,
     write_manifest,
 )
 from serving.bundle import Bundle, file_inside, load_bundle
@@ -51,6 +52,7 @@ from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
 from serving.prologue import IDS, add_prologue, request_inputs
 from serving.runtime.metadata import METADATA, pack
+from serving.runtime.tasks import served_names
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Tensor
 from serving.tuning import Tuning, read_tuning
@@ -62,9 +64,12 @@ SHAPING = (
     "serving/plan.py",
     "serving/prologue.py",
     "serving/repository.py",
-    "serving/runtime",
 )
-"""The code that decides what packaging writes. A repository that was written by other code is not up to date."""
+TASK_SHAPING = ("serving/runtime",)
+"""The code that decides what packaging writes; of the second, not the modules of other tasks (:func:`serving.artifact.task_code`).
+
+A repository that was written by other code is not up to date.
+"""
 STARTING = ("serving/backends/onnxruntime", "serving/server.py")
 """The code that decides how a packaged model runs, but not what packaging writes."""
 DTYPES = {
@@ -121,7 +126,8 @@ def _inputs(options: PackageOptions, bundle: Bundle, plan: Plan, tuning: Tuning 
     """Return what decides the content of the repository."""
     chosen = asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}
     files = [bundle.folder / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer]
-    return inputs_record(chosen, fingerprint(files, root=bundle.folder), code_fingerprint(SHAPING))
+    code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, bundle.task.name, served_names())])
+    return inputs_record(chosen, fingerprint(files, root=bundle.folder), code)
 
 
 def _manifest(options: PackageOptions, bundle: Bundle, plan: Plan, inputs: StageInputs) -> RepositoryManifest:
@@ -147,7 +153,7 @@ def probe_body(task: ServedTask) -> ProbeBody:
 
 def serving_code() -> dict[str, str]:
     """Return the SHA-256 of the code that decides what is served and how it runs, by path."""
-    return code_fingerprint([*SHAPING, *STARTING])
+    return code_fingerprint([*SHAPING, *TASK_SHAPING, *STARTING])
 
 
 def _tuning(options: PackageOptions) -> tuple[Tuning | None, str | None]:

@@ -8,53 +8,46 @@ import grimp
 import pytest
 
 from export import bundle, finetune
+from export.tasks import task_names
 from serving import repository
-from serving.artifact import PROJECT
+from serving.artifact import PROJECT, task_code
 
-STAGES = {"export.bundle": bundle.SHAPING, "export.finetune": finetune.SHAPING, "serving.repository": repository.SHAPING}
+STAGES = {module.__name__: (*module.SHAPING, *module.TASK_SHAPING) for module in (bundle, finetune, repository)}
+TASK_PACKAGES = sorted({path.replace("/", ".") for paths in STAGES.values() for path in paths if path.endswith("/tasks")})
+EVERYWHERE = {
+    "serving.bundle": "how bundles are read: what is taken of one is recorded by its checksum",
+    "serving.artifact": "how artifacts are written; the schema version says what is in them",
+    "serving.configuration": "only the type of a field of a manifest",
+    "serving.errors": "only words",
+    "serving.manifests": "as serving.artifact",
+    "serving.option_fields": "the options that decide are recorded",
+    "serving.options": "the options that decide are recorded",
+    "serving.reporting": "only words",
+}
+ROWS = {
+    "export.files": "rows and checkpoints are recorded by their checksums",
+    "export.options": "the options that decide are recorded",
+    "export.quickstart": "as export.files",
+    "export.sources": "as export.files",
+    "serving.records": "as export.files",
+}
 WITHOUT_EFFECT = {
     "export.bundle": {
+        **ROWS,
         "export.export_options": "the options that decide are recorded",
-        "export.options": "as export.export_options",
-        "serving.options": "as export.export_options",
-        "serving.option_fields": "as export.export_options",
-        "export.sources": "rows and checkpoint are recorded by their checksums",
-        "export.files": "as export.sources",
-        "export.quickstart": "as export.sources",
-        "serving.records": "as export.sources",
-        "serving.artifact": "how artifacts are written; the schema version says what is in them",
-        "serving.manifests": "as serving.artifact",
-        "serving.configuration": "only the type of a field of a manifest",
-        "serving.errors": "only words",
         "serving.machine": "whether there is a GPU: the device is recorded in the bundle",
     },
     "export.finetune": {
-        "export.model_card": "only words",
+        **ROWS,
         "export.finetune_options": "the options that decide are recorded",
-        "export.options": "as export.finetune_options",
-        "serving.options": "as export.finetune_options",
-        "serving.option_fields": "as export.finetune_options",
-        "export.sources": "rows and checkpoint are recorded by their checksums",
-        "export.files": "as export.sources",
-        "export.quickstart": "as export.sources",
-        "serving.records": "as export.sources",
-        "serving.artifact": "how artifacts are written; the schema version says what is in them",
-        "serving.manifests": "as serving.artifact",
-        "serving.configuration": "only the type of a field of a manifest",
-        "serving.errors": "only words",
+        "export.model_card": "only words",
     },
     "serving.repository": {
-        "serving.artifact": "how artifacts are written; the schema version says what is in them",
-        "serving.manifests": "as serving.artifact",
-        "serving.bundle": "how bundles are read: what is taken of one is recorded by its checksum",
-        "serving.configuration": "the plan is recorded with all of its choices",
-        "serving.machine": "as serving.configuration",
-        "serving.options": "as serving.configuration",
-        "serving.option_fields": "as serving.configuration",
-        "serving.tuning": "as serving.configuration",
-        "serving.errors": "only words",
+        "serving.machine": "the plan is recorded with all of its choices",
+        "serving.tuning": "the plan is recorded with all of its choices",
     },
 }
+"""Modules that a stage imports, but that cannot change its result, and why."""
 FOREIGN = {
     "export.bundle": ("export/training", "export/finetune", "benchmarks"),
     "export.finetune": ("benchmarks",),
@@ -80,7 +73,7 @@ def unlisted(stage: str, modules: set[str]) -> set[str]:
         module
         for module in modules
         if not any(path_of(module) == listed or path_of(module).startswith(f"{listed}/") for listed in STAGES[stage])
-        and not any(module == known or module.startswith(f"{known}.") for known in WITHOUT_EFFECT[stage])
+        and not any(module == known or module.startswith(f"{known}.") for known in EVERYWHERE | WITHOUT_EFFECT[stage])
     }
 
 
@@ -99,6 +92,22 @@ def test_a_fingerprint_holds_files_that_are_there_and_nothing_of_a_later_stage(s
     for path in listed:
         assert (PROJECT / path).exists(), path
         assert not path.startswith(FOREIGN[stage]), f"{stage} must not depend on {path}"
+
+
+@pytest.mark.parametrize("package", TASK_PACKAGES)
+def test_no_task_imports_another(package: str) -> None:
+    """Only then may the fingerprint of a task leave out the modules of the others."""
+    modules = {f"{package}.{name.replace('-', '_')}" for name in task_names()} & import_graph().modules
+    assert len(modules) > 1
+    for module in modules:
+        assert import_graph().find_upstream_modules(module) & modules <= {module}
+
+
+def test_of_the_tasks_only_its_own_is_in_a_fingerprint() -> None:
+    found = task_code(["serving/runtime"], "fill-mask", task_names())
+    for module in ("preprocess.py", "tasks/fill_mask.py", "tasks/base.py", "tasks/_strings.py"):
+        assert f"serving/runtime/{module}" in found
+    assert not any("question_answering" in module for module in found)
 
 
 def test_a_module_that_is_forgotten_is_found() -> None:

@@ -35,6 +35,7 @@ from serving.errors import ArtifactError, ExportError, GateError, SetupError
 from serving.install import STAND_IN
 from serving.manifests import BundleManifest, VariantRecord
 from serving.options import Precision
+from serving.reporting import report_to_stderr
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.disk import full_disk
@@ -322,7 +323,8 @@ def test_asking_for_one_variant_more_or_less_keeps_what_is_there(
     tiny_checkpoint: Path, review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def made(*precision: str) -> set[str]:
-        export(options(tiny_checkpoint, review_file, tmp_path, precision=precision, **LENIENT))
+        with report_to_stderr():
+            export(options(tiny_checkpoint, review_file, tmp_path, precision=precision, **LENIENT))
         return set(read_manifest(tmp_path / "tiny" / "bundle", BundleManifest).precisions)
 
     assert made("int8") == {"fp32", "int8"}
@@ -338,6 +340,7 @@ def test_where_what_decides_on_a_bundle_changed_it_is_not_up_to_date(
     module.write_text("gates = 1")
     monkeypatch.setattr(artifact, "PROJECT", tmp_path)
     monkeypatch.setattr(bundles, "SHAPING", ("verify.py",))
+    monkeypatch.setattr(bundles, "TASK_SHAPING", ())
     chosen = options(tiny_checkpoint, review_file, tmp_path, precision=("fp32",))
     source = find_source(chosen)
     before = bundles._inputs(chosen, source)
@@ -380,7 +383,7 @@ def test_speeds_of_unlike_devices_are_told_apart() -> None:
         return bundle_manifest(precisions=made).precisions
 
     assert (
-        _speed_devices(measured_on(**devices)) == "PyTorch, fp32, fp16 on the GPU; int8 on one thread of a CPU: not to be compared"
+        _speed_devices(measured_on(**devices)) == "PyTorch, fp32, fp16 on the GPU; int8 on one CPU thread, which is not comparable"
     )
     assert _speed_devices(measured_on(fp32="cpu")) == "one thread"
 

@@ -173,7 +173,7 @@ def test_few_rows_are_said_to_prove_little() -> None:
     warning = verify.few_rows_warning(40)
     assert warning is not None
     assert warning.startswith("verified on 40 rows only, fewer than 64: that proves little")
-    assert "8.8% of all may" in warning
+    assert "8.8% of all rows may differ" in warning
 
 
 def test_noise_does_not_fail_the_metric_gate_and_a_real_drop_does() -> None:

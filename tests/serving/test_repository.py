@@ -269,6 +269,7 @@ def test_a_changed_module_repackages(bundle: Path, tmp_path: Path, monkeypatch: 
     module.write_text("before")
     monkeypatch.setattr(artifact, "PROJECT", tmp_path)
     monkeypatch.setattr(repository, "SHAPING", ("prologue.py",))
+    monkeypatch.setattr(repository, "TASK_SHAPING", ())
     target = tmp_path / "models"
     package(options(bundle, target))
     assert package(options(bundle, target)).unchanged
