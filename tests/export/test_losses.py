@@ -72,9 +72,9 @@ def test_smoothing_is_that_of_torch() -> None:
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        (classification(NUMBER, "score"), WEIGHTS, "--class-weights is for labels of which there are several"),
-        (QuestionAnswering(), SMOOTHING, "--label-smoothing is for labels of which there are several"),
-        (classification(ANY, "a", "b"), SMOOTHING, "--label-smoothing is for rows with one label each"),
+        (classification(NUMBER, "score"), WEIGHTS, "--class-weights requires a task with several labels"),
+        (QuestionAnswering(), SMOOTHING, "--label-smoothing requires a task with several labels"),
+        (classification(ANY, "a", "b"), SMOOTHING, "--label-smoothing requires rows with one label each"),
     ],
 )
 def test_labels_that_cannot_be_weighed_are_told(task: Task, options: Hyperparameters, message: str) -> None:
