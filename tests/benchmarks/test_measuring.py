@@ -466,7 +466,7 @@ def test_memory_of_a_process_tree_is_metered() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "say which model"),
+        ([], "name the model"),
         (["words", "--gate", "throughput"], "compares nothing"),
         (["words", "--gate", "import os"], "cannot be read"),
         (["words", "--concurrency", "0"], "--concurrency"),

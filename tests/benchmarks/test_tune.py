@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -31,8 +30,9 @@ from serving.bundle import load_bundle
 from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
 from serving.manifests import RepositoryManifest, TuningManifest
-from serving.server import SHARED_MEMORY, TRACE
+from tests.helpers.servers import left_behind
 
+pytestmark = pytest.mark.xdist_group("keepers")  # see tests/serving/test_supervisor.py
 Speed = Callable[[Configuration], float | None]
 
 
@@ -223,7 +223,7 @@ def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say which model"),
+        ([], "name the model"),
         (["../x"], "letters, digits"),
         (["x", "--latency-p99-ms", "0"], "--latency-p99-ms"),
         (["x", "--precision", "fp8"], "'fp8' is not one of"),
@@ -292,12 +292,6 @@ def test_the_winner_goes_into_a_recipe_beside_the_users_own_choices(
     assert (choices := tomllib.loads(tuned.read_text())["package"]) and "device" not in choices and choices["instances"] == 3
     before = tuned.read_text()
     assert main(line) == 0 and tuned.read_text() == before
-
-
-def left_behind() -> list[str]:
-    """Temporary things whose keeper is gone."""
-    named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
-    return [entry.name for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]
 
 
 def running(pid: int) -> list[psutil.Process]:

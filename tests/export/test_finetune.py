@@ -139,7 +139,7 @@ def test_interrupted_run_resumes_from_its_last_epoch(
     with monkeypatch.context() as patch:
         patch.setattr(TrainingProgress, "on_evaluate", say_and_press_ctrl_c)
         assert cli.main(command(base_checkpoint)) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: nothing half-written was left behind")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: no half-written artifact is left")
     folder = data / "artifacts" / "tiny"
     assert not (folder / "checkpoint").exists()
 
