@@ -16,11 +16,11 @@ from benchmarks.tuning.tune_options import DryRunOptions, TuneOptions
 from export.recipe import recipe_file
 from serving.click_options import with_options
 from serving.options import OutputOptions, PackageOptions, parse_model_name
+from serving.reporting import console, logger
 
 if TYPE_CHECKING:
     from serving.configuration import Configuration
 
-Say = Callable[[str], None]
 Begin = Callable[[int, int, str], None]
 SERVES = "serves it in this configuration"
 
@@ -54,14 +54,18 @@ def tune_command(
 
     refuse_foreign(options.repository, name)  # now rather than after a quarter of an hour
     _require_writable(recipe_file(ctx))
-    with _progress() as (say, begin):
-        tuned = tune(options, say, begin)
+    with _progress() as begin:
+        tuned = tune(options, begin)
     if tuned.unchanged:
         again = ", also what could not be served" if tuned.outcome.failures else ""
-        click.echo(f"nothing has changed since this was measured; --fresh measures again{again}", err=True)
-    click.echo("\n".join(table(tuned.outcome)), err=output.json)
+        logger.info(f"nothing has changed since this was measured; --fresh measures again{again}")
+    for line in table(tuned.outcome):
+        if output.json:
+            logger.info(line)
+        else:
+            click.echo(line)
     for line in summary(tuned.outcome):
-        click.echo(line, err=True)
+        logger.info(line)
     winner = require_winner(tuned.outcome)
     recipe = _apply(options, name, winner.configuration, recipe_file(ctx))
     if output.json:
@@ -78,7 +82,7 @@ def _print_grid(options: TuneOptions, *, as_json: bool) -> None:
     for configuration in subject.search.first:
         click.echo(f"{configuration}{'  ← untuned' if configuration == subject.default else ''}")
     total = len(subject.search.space.configurations())
-    click.echo(f"then others, {total} in all, and at last the best three and the untuned default in interleaved rounds", err=True)
+    logger.info(f"then others, {total} in all, and at last the best three and the untuned default in interleaved rounds")
 
 
 def _apply(options: TuneOptions, name: str, winner: Configuration, own: Path | None) -> Path:
@@ -91,11 +95,11 @@ def _apply(options: TuneOptions, name: str, winner: Configuration, own: Path | N
     device: Literal["cpu", "gpu"] = "gpu" if winner.device == "gpu" else "cpu"
     packaged = package(PackageOptions(bundle=bundle, repository=repository, name=name, device=device))
     state = "is up to date" if packaged.unchanged else "is packaged; restart a running server to load it"
-    click.echo(f"{repository / name} {state}", err=True)
+    logger.info(f"{repository / name} {state}")
     flag = "" if winner.device == resolve_device("auto") else f" --device {winner.device}"
     if own is not None:
         effect = _write(own, bundle)
-        click.echo(f"{own}: [package] {effect}{flag and f', with{flag}'}", err=True)
+        logger.info(f"{own}: [package] {effect}{flag and f', with{flag}'}")
         return own
     recipe = bundle.parent / "tuned.toml"
     usual = {"bundle": Path("artifacts") / name / "bundle", "repository": Path("model_repository")}
@@ -103,7 +107,7 @@ def _apply(options: TuneOptions, name: str, winner: Configuration, own: Path | N
     write_options(recipe, {"name": name}, "package", places)
     effect = _write(recipe, bundle)
     same = "the same as a recipe" if effect == SERVES else f"as a recipe, whose [package] {effect}"
-    click.echo(f"{same}: tritonize package --recipe {recipe}{flag}", err=True)
+    logger.info(f"{same}: tritonize package --recipe {recipe}{flag}")
     return recipe
 
 
@@ -132,7 +136,7 @@ def _write(recipe: Path, bundle: Path) -> str:
     kept = pins(content, values)
     for name in kept:
         with_it = f", and no {''.join(TOGETHER - {name})} written" if TOGETHER & set(kept) == {name} else ""
-        click.echo(f"your recipe pins {name}: kept{with_it}", err=True)
+        logger.info(f"your recipe pins {name}: kept{with_it}")
     if "precision" in kept:
         return "stays without a winner: nothing else was measured for that precision"
     return f"{SERVES}, except for that" if kept else SERVES
@@ -143,23 +147,15 @@ def _read(recipe: Path) -> str:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[tuple[Say, Begin]]:
-    """Show a progress bar on a terminal; in a log only lines."""
-    from rich.console import Console
+def _progress() -> Iterator[Begin]:
+    """Show a progress bar on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda line: click.echo(line, err=True), lambda _number, _about, _what: None
-        return
     columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
         task = bar.add_task("", total=None)
-
-        def say(line: str) -> None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         def begin(number: int, about: int, what: str) -> None:
             bar.update(task, description=what, completed=number - 1, total=about)
 
-        yield say, begin
+        yield begin

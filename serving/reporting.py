@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,11 +37,12 @@ def console() -> Console:
 def report_to_stderr() -> Iterator[None]:
     """Write the logger's records to standard error inside the block.
 
-    On a terminal rich renders them. Elsewhere, as in a log file, each message is one plain line that is never wrapped. In a
-    distributed run only the main process writes.
+    Each message is one line that is never wrapped; on a terminal it appears above a progress bar. In a distributed run only the
+    main process writes.
     """
-    handler = _StderrHandler()
+    handler = _StderrHandler(sys.stderr)
     handler.addFilter(lambda _: is_main_process())
+    handler.setFormatter(_LevelFormatter())
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False  # a library may have given the root logger a handler on standard error
@@ -54,25 +55,15 @@ def report_to_stderr() -> Iterator[None]:
         logger.propagate = propagate
 
 
-class _StderrHandler(logging.Handler):
-    """Loads rich only when there is a message to show on a terminal: ``--help`` stays instant."""
-
-    @functools.cached_property
-    def _handler(self) -> logging.Handler:
-        handler: logging.Handler = logging.StreamHandler(sys.stderr)
-        if sys.stderr.isatty():
-            from rich.highlighter import NullHighlighter
-            from rich.logging import RichHandler
-
-            handler = RichHandler(
-                console=console(), highlighter=NullHighlighter(), show_time=False, show_level=False, show_path=False
-            )
-        handler.setFormatter(_LevelFormatter())
-        return handler
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Prints through rich on a terminal, so that messages appear above progress bars. Long lines stay whole, to be copied."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
-        self._handler.emit(record)
+        if self.stream.isatty():
+            console().print(self.format(record), markup=False, emoji=False, highlight=False, soft_wrap=True)
+        else:
+            super().emit(record)
 
 
 class _LevelFormatter(logging.Formatter):

@@ -11,6 +11,7 @@ from benchmarks.tuning.choice import Measured
 from benchmarks.tuning.trial import Trial
 from benchmarks.tuning.tuning_study import TuningStudy
 from serving.configuration import Configuration
+from serving.reporting import logger
 
 ROUNDS = 3
 LEAST_ROUNDS = 2
@@ -39,7 +40,6 @@ class Schedule:
         minutes: Allowed time of all trials together.
         latency_p99_ms: Latency budget in ms, or None.
         finalists: Number of places in the final besides the default.
-        say: Called with one line per trial.
         begin: Called when a trial begins, with its number, the expected number of trials, and the configuration.
         final_trials: Trials of the final so far, in order.
     """
@@ -49,7 +49,6 @@ class Schedule:
     minutes: float
     latency_p99_ms: float | None
     finalists: int
-    say: Callable[[str], None]
     begin: Callable[[int, int, str], None]
     final_trials: list[Trial] = field(default_factory=list)
 
@@ -64,7 +63,7 @@ class Schedule:
         while untried := self.study.untried:
             count = len(self.study.trials)
             if count and self._affordable() < count + 1 + final:
-                self._say_left_out(untried)
+                self._report_untried(untried)
                 return
             asked, configuration = self.study.ask()
             about = max(count + 1, min(count + len(untried) + final, self._affordable()))
@@ -75,22 +74,22 @@ class Schedule:
         fitting = self._affordable() - len(self.trials)
         rounds = min(ROUNDS, max(LEAST_ROUNDS, fitting // len(configurations)))
         if rounds < ROUNDS:
-            self.say(f"{rounds} rounds in the final instead of {ROUNDS}: more --minutes would be needed")
+            logger.warning(f"{rounds} rounds in the final instead of {ROUNDS}: more --minutes would be needed")
         about = len(self.trials) + rounds * len(configurations)
         for number in range(1, rounds + 1):
             for configuration in configurations if number % 2 else reversed(configurations):
                 self.final_trials.append(self._try(configuration, number, about))
 
-    def _say_left_out(self, untried: Sequence[Configuration]) -> None:
+    def _report_untried(self, untried: Sequence[Configuration]) -> None:
         named = "; ".join(map(str, untried[:LISTED]))
         more = f" and {len(untried) - LISTED} more" if len(untried) > LISTED else ""
-        self.say(f"not tried, as {self.minutes:g} minutes are too few: {named}{more}")
+        logger.warning(f"not tried, as {self.minutes:g} minutes are too few: {named}{more}")
 
     def _try(self, configuration: Configuration, number: int, about: int) -> Trial:
         count = len(self.trials) + 1
         self.begin(count, about, str(configuration))
         trial = self.testbed.measure(configuration, number)
-        self.say(f"trial {count} of about {about}: {configuration}: {self._described(trial)}")
+        logger.info(f"trial {count} of about {about}: {configuration}: {self._described(trial)}")
         return trial
 
     def _affordable(self) -> int:

@@ -38,6 +38,7 @@ from serving.install import server_versions
 from serving.machine import cores, hardware, resolve_device
 from serving.manifests import HardwareRecord, StageInputs, TuningManifest
 from serving.plan import make_plan
+from serving.reporting import logger
 from serving.repository import serving_code
 from serving.tuning import tuning_folder
 
@@ -117,12 +118,11 @@ def prepare(options: TuneOptions) -> TuningSubject:
     return TuningSubject(bundle=bundle, default=untuned.configuration, search=search, goal=goal)
 
 
-def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int, int, str], None]) -> Tuned:
+def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:
     """Find the best configuration and record it.
 
     Args:
         options: What to tune and how.
-        say: Called with one line per event.
         begin: Called when a trial begins, with its number, the expected number of trials, and the configuration.
 
     Returns:
@@ -147,14 +147,13 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
     earlier = [] if options.fresh else _earlier(record, subject)
     with opened(storage, subject.search, earlier, fresh=options.fresh) as study:
         if study.trials:
-            say(f"trials of an earlier run that are used again: {len(study.trials)}")
+            logger.info(f"trials of an earlier run that are used again: {len(study.trials)}")
         schedule = Schedule(
             testbed=testbed,
             study=study,
             minutes=options.minutes,
             latency_p99_ms=options.latency_p99_ms,
             finalists=FINALISTS,
-            say=say,
             begin=begin,
         )
         outcome = _run(subject, schedule)

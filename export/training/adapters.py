@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning: few new weights beside frozen ones, by any method of ``peft`` that merges. Imports torch."""
+"""Parameter-efficient fine-tuning with the methods of ``peft`` whose weights can be merged. Imports torch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from transformers.pytorch_utils import Conv1D
 from export.training.hyperparameters import Adapter
 from serving.errors import ArtifactError, DataError, SetupError
 
-NOT_FOR_ALL = {"IA3"}
-"""Methods that are not for every linear layer: ``peft`` knows for each architecture which layers they are for."""
+PEFT_TARGETS = {"IA3"}
+"""Methods for which ``peft`` chooses the layers by architecture."""
 ATTENTION = ("query", "value", "query_proj", "value_proj", "q_proj", "v_proj", "q_lin", "v_lin", "q", "v",
              "Wqkv", "query_key_value", "qkv_proj", "c_attn")  # fmt: skip
-"""What architectures call the layers that make queries and values, or those and keys in one."""
+"""Names of the query and value projections, or of fused projections, in the architectures of ``transformers``."""
 ALL = "all-linear"
 RANK = 16
-"""Of LoRA, where its user names none."""
+"""Default rank of LoRA."""
 TOLERANCE = 1e-5
-"""How far logits may move when an adapter is merged, relative to the largest of them, or absolute below 1."""
+"""Largest change of an output when an adapter is merged, relative to the largest output, or absolute if that is below 1."""
 
 
 def adapter_methods() -> list[str]:
-    """Names of the methods whose weights can be merged into the model's, without which nothing could be exported."""
+    """Return the names of the methods whose weights can be merged into the model's, as the export requires."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     return sorted(
@@ -39,29 +39,32 @@ def adapter_methods() -> list[str]:
 
 
 def check_adapter(adapter: Adapter) -> None:
-    """Refuse what cannot be meant, before anything is loaded.
+    """Refuse an adapter that cannot be trained, before anything is loaded.
+
+    Args:
+        adapter: The adapter.
 
     Raises:
-        DataError: no such method, or it has no such option.
-        SetupError: weights cannot be loaded so on this machine.
+        DataError: The method or one of its options does not exist.
+        SetupError: This machine cannot load quantized weights.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import PeftType
 
     if adapter.method not in adapter_methods():
         known = adapter.method.upper() in PEFT_TYPE_TO_CONFIG_MAPPING
-        why = "its weights cannot be merged into the model's, so it could not be exported" if known else "peft has no such method"
+        why = "its weights cannot be merged into the model, so it cannot be exported" if known else "peft has no such method"
         raise DataError(f"no adapter {adapter.method!r}: {why}", hint=f"one of {', '.join(adapter_methods())}")
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[adapter.method.upper()]]
-    strange = adapter.options.keys() - inspect.signature(kind).parameters.keys()
-    if strange:
-        named = ", ".join(sorted(strange))
+    unknown = adapter.options.keys() - inspect.signature(kind).parameters.keys()
+    if unknown:
+        named = ", ".join(sorted(unknown))
         raise DataError(f"{adapter.method} has no option {named}", hint=f"see {kind.__name__} in peft's documentation")
     if adapter.load_in is not None:
-        _require_quantised_loading(adapter.load_in)
+        _require_quantized_loading(adapter.load_in)
 
 
-def _require_quantised_loading(load_in: str) -> None:
+def _require_quantized_loading(load_in: str) -> None:
     from importlib.util import find_spec
 
     if not torch.cuda.is_available():
@@ -73,7 +76,7 @@ def _require_quantised_loading(load_in: str) -> None:
 
 
 def loading_options(adapter: Adapter | None) -> dict[str, Any]:
-    """For ``from_pretrained``: how the frozen weights are kept."""
+    """Return the options of ``from_pretrained`` for the frozen weights: quantized to 4 or 8 bits, or none."""
     if adapter is None or adapter.load_in is None:
         return {}
     from transformers import BitsAndBytesConfig
@@ -88,37 +91,44 @@ def loading_options(adapter: Adapter | None) -> dict[str, Any]:
 
 
 def add_adapter(model: Any, adapter: Adapter, *, new: Collection[str], keeps_head: bool = False) -> Any:
-    """``model`` with an adapter where it makes queries and values, as LoRA's authors found enough; in every linear layer where
-    that is asked for, or those are unknown; or where the method has it. Its head and its new weights are trained whole.
+    """Add an adapter to a model.
 
-    LoRA's updates count double (``lora_alpha`` is twice the rank): MiniLM lost 2.1 points of SST-2's dev rows to full fine-tuning
-    where they counted half, and 1.3 so.
+    It adapts the query and value projections (Hu et al. 2021). It adapts every linear layer if the user asks for that or the
+    architecture's names are unknown. The head and the parameters that the checkpoint lacks are trained fully.
+
+    LoRA's default scale is 2 (``lora_alpha`` is twice the rank): on the dev rows of SST-2, MiniLM was 1.3 points below full
+    fine-tuning, and 2.1 points with scale 0.5.
 
     Args:
-        new: names of the parameters that the checkpoint lacks.
-        keeps_head: the head is the checkpoint's own, for the same task, and stays as it is: a whole vocabulary in language models.
+        model: The model.
+        adapter: The adapter.
+        new: Names of the parameters that the checkpoint lacks.
+        keeps_head: Whether the head is the checkpoint's own and stays frozen, as the vocabulary of language models.
+
+    Returns:
+        The ``peft`` model.
 
     Raises:
-        ArtifactError: the method cannot be used with this model.
+        ArtifactError: The method does not support this model.
     """
     import peft
 
     if adapter.load_in is not None:
         model = peft.prepare_model_for_kbit_training(model)
-    whole = list(_trained_whole(model, new, keeps_head=keeps_head))
+    whole = list(_modules_to_save(model, new, keeps_head=keeps_head))
     chosen: dict[str, Any] = {"modules_to_save": whole or None}
     if adapter.method == "ln_tuning":
         chosen["target_modules"] = [name for name, module in model.named_modules() if "Norm" in type(module).__name__]
-    elif adapter.method.upper() not in NOT_FOR_ALL:
+    elif adapter.method.upper() not in PEFT_TARGETS:
         head = model.get_output_embeddings() if keeps_head else None
-        linear = sorted(name for name, module in _linear(model, whole) if module is not head)
+        linear = sorted(name for name, module in _linear_layers(model, whole) if module is not head)
         attention = [name for name in linear if name.rpartition(".")[2] in ATTENTION]
         chosen["target_modules"] = linear if adapter.options.get("target_modules") == ALL or not attention else attention
     if adapter.method == "lora":
         rank = adapter.options.get("r", RANK)
         chosen |= {"r": rank, "lora_alpha": 2 * rank}
     own = {name: value for name, value in adapter.options.items() if value != ALL}
-    chosen |= {name: _listed(value) if name in chosen else value for name, value in own.items()}
+    chosen |= {name: _as_list(value) if name in chosen else value for name, value in own.items()}
     try:
         config = peft.get_peft_config({"peft_type": adapter.method.upper(), **chosen})
         return peft.get_peft_model(model, config)
@@ -127,8 +137,8 @@ def add_adapter(model: Any, adapter: Adapter, *, new: Collection[str], keeps_hea
         raise ArtifactError(f"{adapter.method} cannot be used with this model: {reason}", hint="see --adapter-option") from error
 
 
-def _trained_whole(model: Any, new: Collection[str], *, keeps_head: bool) -> Iterator[str]:
-    """The outermost modules that have no trained weights to adapt: the head, and what else the checkpoint lacks."""
+def _modules_to_save(model: Any, new: Collection[str], *, keeps_head: bool) -> Iterator[str]:
+    """Yield the outermost modules that are trained fully: the head, and those with parameters that the checkpoint lacks."""
     encoder = model.base_model
     shared = {id(parameter) for parameter in encoder.parameters()}
     heads = [] if encoder is model or keeps_head else [
@@ -143,8 +153,8 @@ def _trained_whole(model: Any, new: Collection[str], *, keeps_head: bool) -> Ite
     )
 
 
-def _linear(model: Any, whole: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """Linear layers that are not trained whole, and not tied to the embeddings."""
+def _linear_layers(model: Any, whole: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield linear layers that are not trained fully and not tied to the embeddings."""
     embeddings = model.get_input_embeddings()
     for name, module in model.named_modules():
         inside = any(name == one or name.startswith(f"{one}.") for one in whole)
@@ -152,16 +162,18 @@ def _linear(model: Any, whole: Collection[str]) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _listed(value: Any) -> Any:
-    """``"query,value"`` as a list of names: ``peft`` reads a single string as a pattern."""
+def _as_list(value: Any) -> Any:
+    """Split ``"query,value"`` into names: ``peft`` reads a single string as a pattern."""
     return re.split(r"\s*,\s*", value) if isinstance(value, str) and re.fullmatch(r"[\w.\s,-]+", value) else value
 
 
 def save_adapter(model: Any, folder: Path, *, base: str) -> None:
-    """Write the adapter alone, as ``peft`` loads it.
+    """Write the adapter alone, in the format of ``peft``.
 
     Args:
-        base: where the frozen weights come from, as the user calls it; the folder they happened to be read from says nothing.
+        model: The ``peft`` model.
+        folder: Folder to write to.
+        base: Name of the base checkpoint to record, as the user gave it.
     """
     model.save_pretrained(folder, safe_serialization=True)
     path = folder / "adapter_config.json"
@@ -170,19 +182,19 @@ def save_adapter(model: Any, folder: Path, *, base: str) -> None:
 
 
 def merge_adapter(model: Any, base: Any | None, folder: Path, batch: Mapping[str, Any]) -> tuple[Any, float]:
-    """The adapter's weights added to the model's own, so that it is like any other.
+    """Merge the adapter's weights into the model's.
 
     Args:
-        model: adapted.
-        base: the model without adapter in float32, where ``model`` keeps its weights otherwise; None: ``model`` itself is merged.
-        folder: where the adapter was saved.
-        batch: rows to hold the two against each other on.
+        model: The ``peft`` model.
+        base: The model without adapter in float32, if the weights of ``model`` are quantized; None: merge ``model`` itself.
+        folder: Folder of the saved adapter.
+        batch: Rows on which the outputs are compared.
 
     Returns:
-        The merged model, and the largest difference of its outputs from the adapter's.
+        The merged model, and the largest difference between its outputs and those with the adapter.
 
     Raises:
-        ArtifactError: that is more than rounding.
+        ArtifactError: The difference is larger than rounding explains.
     """
     import peft
 
@@ -192,14 +204,14 @@ def merge_adapter(model: Any, base: Any | None, folder: Path, batch: Mapping[str
     before = _outputs(model, batch)
     whole = model.merge_and_unload(safe_merge=True)
     after = _outputs(whole, batch)
-    apart = max(float((one - other).abs().max()) for one, other in zip(before, after, strict=True))
+    difference = max(float((one - other).abs().max()) for one, other in zip(before, after, strict=True))
     largest = max(1.0, *(float(one.abs().max()) for one in before))
-    if not apart <= TOLERANCE * largest:  # not a number neither
+    if not difference <= TOLERANCE * largest:  # NaN fails this check too
         raise ArtifactError(
-            f"merging the adapter changed the model's outputs by {apart:.2g}, where rounding explains {TOLERANCE * largest:.2g}",
+            f"merging the adapter changed the model's outputs by {difference:.2g}; rounding explains {TOLERANCE * largest:.2g}",
             hint="that method's weights cannot be merged exactly; use another --adapter",
         )
-    return whole, apart
+    return whole, difference
 
 
 def _outputs(model: Any, batch: Mapping[str, Any]) -> list[Any]:

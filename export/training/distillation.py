@@ -1,4 +1,4 @@
-"""Distillation: a model learns from a larger one's logits as well as from the labels (Hinton et al. 2015). Imports torch."""
+"""Distillation: the student learns from a teacher's logits as well as from the labels (Hinton et al. 2015). Imports torch."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ from serving.errors import ArtifactError, DataError
 from serving.reporting import console, logger
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
-PART = 10
-"""So often it is told how far the teacher has read, where there is no terminal."""
+REPORTS = 10
+"""Number of progress lines in a log."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A larger model that is done learning.
+    """The teacher, usually a larger model that is fine-tuned for the same labels.
 
-    Args:
-        order: where each of the student's labels stands among the teacher's.
-        inputs: names of what its model takes.
+    Attributes:
+        model: Its frozen model.
+        tokenizer: Its tokenizer.
+        task: The student's task.
+        options: Temperature, weight and n-gram augmentation.
+        order: Position of each of the student's labels among the teacher's; None where the task has no labels.
+        inputs: Names of the inputs of its model.
     """
 
     model: Any
@@ -44,19 +48,23 @@ class Teacher:
 
     @property
     def cacheable(self) -> bool:
-        """Whether it says of a row the same few numbers each time, so that it need be asked only once."""
+        """Whether its logits of a row are few and always the same, so that they are computed only once."""
         return _cacheable(self.task)
 
-    def logits(self, rows: LabelledRows, *, at_once: int, max_length: int, device: str) -> list[list[float]]:
-        """Its logits of each row, in the order of the student's labels, as it reads the texts through its own tokenizer.
+    def logits(self, rows: LabelledRows, *, batch_size: int, max_length: int, device: str) -> list[list[float]]:
+        """Compute its logits for each row. It tokenizes the texts with its own tokenizer.
 
         Args:
-            at_once: rows that it reads at a time.
-            max_length: tokens kept of a row, unless it takes fewer.
+            rows: The rows.
+            batch_size: Number of rows at a time.
+            max_length: Maximum number of tokens of a row; the teacher's own limit may be lower.
             device: ``auto``, ``cpu`` or ``gpu``.
 
+        Returns:
+            ``[rows, labels]``, in the order of the student's labels.
+
         Raises:
-            DataError: a row that it cannot take.
+            DataError: The teacher cannot take a row.
         """
         max_length = checkpoints.chosen_max_length(None, self.tokenizer, self.model.config.to_dict(), default=max_length)
         place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -66,64 +74,82 @@ class Teacher:
         encoder = TextEncoder(self.tokenizer.backend_tokenizer, max_length=max_length, names=names, padding=padding)
         encodings = model_rows(rows, self.task, encoder, training=True).encodings
         found: list[list[float]] = [[]] * len(encodings)
-        for places in _shown(sorted(range(len(encodings)), key=lambda at: len(encodings[at])), at_once):
+        for places in _batches(sorted(range(len(encodings)), key=lambda at: len(encodings[at])), batch_size):
             arrays = encoder.arrays([encodings[at] for at in places])
             with torch.no_grad():
-                wanted = model(**{name: torch.from_numpy(values).to(place) for name, values in arrays.items()})
-            for at, logits in zip(places, self._ordered(wanted[self.task.heads[0]]).float().tolist(), strict=True):
+                outputs = model(**{name: torch.from_numpy(values).to(place) for name, values in arrays.items()})
+            for at, logits in zip(places, self._ordered(outputs[self.task.heads[0]]).float().tolist(), strict=True):
                 found[at] = logits
-        self.model.to("cpu")  # it is not asked again
+        self.model.to("cpu")  # it is not needed again
         return found
 
     def loss(self, hard: Any, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-        """The loss by the labels, ``hard``, and how far ``outputs`` are from what the teacher says of the ``batch``, weighed."""
+        """Combine the loss on the labels with the distance to the teacher's logits.
+
+        Args:
+            hard: Loss on the labels.
+            outputs: The student's outputs by name.
+            batch: Inputs and targets of the batch.
+
+        Returns:
+            The weighted sum of both losses.
+        """
         if TEACHER_LOGITS in batch:
-            wanted = {self.task.heads[0]: batch[TEACHER_LOGITS]}
+            theirs = {self.task.heads[0]: batch[TEACHER_LOGITS]}
         else:
             self.model.to(hard.device)
             with torch.no_grad():
-                told = self.model(**{name: values for name, values in batch.items() if name in self.inputs})
-            wanted = {head: self._ordered(told[head]) for head in self.task.heads}
-        apart = [self._apart(outputs[head], wanted[head], batch.get("labels")) for head in self.task.heads]
+                found = self.model(**{name: values for name, values in batch.items() if name in self.inputs})
+            theirs = {head: self._ordered(found[head]) for head in self.task.heads}
+        distances = [self._distance(outputs[head], theirs[head], batch.get("labels")) for head in self.task.heads]
         weight = self.options.weight
-        return (1 - weight) * hard + weight * sum(apart) / len(apart)
+        return (1 - weight) * hard + weight * sum(distances) / len(distances)
 
     def _ordered(self, logits: Any) -> Any:
         return logits if self.order is None else logits[..., self.order]
 
-    def _apart(self, ours: Any, theirs: Any, labels: Any) -> Any:
+    def _distance(self, ours: Any, theirs: Any, labels: Any) -> Any:
         kind = self.task.head().get("problem_type")
         if kind == "regression":
             return functional.mse_loss(ours, theirs)
         if kind == "multi_label_classification":
             return functional.binary_cross_entropy_with_logits(ours, theirs.sigmoid())
-        if labels is not None and labels.ndim == ours.ndim - 1 and ours.ndim == 3:  # tokens; those without a label teach nothing
+        if labels is not None and labels.ndim == ours.ndim - 1 and ours.ndim == 3:  # tokens; those without a label are left out
             ours, theirs = ours[labels != IGNORED], theirs[labels != IGNORED]
-        elif labels is not None and labels.shape == ours.shape:  # groups; some have fewer rows than others
+        elif labels is not None and labels.shape == ours.shape:  # groups; smaller ones are padded
             ours, theirs = (logits.masked_fill(labels == IGNORED, torch.finfo(logits.dtype).min) for logits in (ours, theirs))
-        width = min(ours.shape[-1], theirs.shape[-1])  # vocabularies are filled up to unlike sizes with what is no token
+        width = min(ours.shape[-1], theirs.shape[-1])  # vocabularies are padded to different sizes
         ours, theirs = ours[..., :width], theirs[..., :width]
-        heat = self.options.temperature
-        soft = functional.log_softmax(ours / heat, dim=-1), functional.log_softmax(theirs / heat, dim=-1)
-        return functional.kl_div(*soft, reduction="batchmean", log_target=True) * heat**2
+        temperature = self.options.temperature
+        soft = functional.log_softmax(ours / temperature, dim=-1), functional.log_softmax(theirs / temperature, dim=-1)
+        return functional.kl_div(*soft, reduction="batchmean", log_target=True) * temperature**2
 
 
 def load_teacher(folder: Path, task: TrainedTask, student: Any, options: Distillation) -> Teacher:
-    """The teacher in ``folder`` for a student with the tokenizer ``student``.
+    """Load a teacher.
+
+    Args:
+        folder: The teacher's checkpoint.
+        task: The student's task.
+        student: The student's tokenizer.
+        options: Options of the distillation.
+
+    Returns:
+        The teacher.
 
     Raises:
-        ArtifactError: it cannot be loaded, or was taught another task or other labels.
-        DataError: students of the task cannot be taught so.
+        ArtifactError: It cannot be loaded, or was fine-tuned for another task or other labels.
+        DataError: The task does not support distillation, or the teacher's tokenizer differs where it must not.
     """
     if isinstance(task, OwnLossTask):
-        raise DataError(f"a teacher shows logits, and {task.name} has none", hint="leave out --teacher")
+        raise DataError(f"distillation requires logits, and {task.name} has none", hint="leave out --teacher")
     checkpoints.require_task(checkpoints.read_config(folder), type(task), options.teacher)
     tokenizer = checkpoints.load_tokenizer(folder, pads_with_end=task.causal)
     if options.parts and not _cacheable(task):
-        raise DataError(f"parts of texts teach no {task.name}", hint="leave out --teacher-parts")
-    if not _cacheable(task) and _rules(tokenizer) != _rules(student):
+        raise DataError(f"n-gram augmentation does not support {task.name}", hint="leave out --teacher-parts")
+    if not _cacheable(task) and _tokenizer_rules(tokenizer) != _tokenizer_rules(student):
         raise DataError(
-            f"{options.teacher} has another tokenizer than the student: what it says of its tokens is of no use to the student",
+            f"{options.teacher} has another tokenizer than the student, so their tokens do not correspond",
             hint=f"a teacher for {task.name} must have the same tokenizer",
         )
     model = checkpoints.load_model(folder, type(task)).requires_grad_(False)
@@ -141,18 +167,18 @@ def _cacheable(task: TrainedTask) -> bool:
     return not (task.token_level or task.grouped or isinstance(task, AugmentedTask))
 
 
-def _shown(places: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
-    """``places`` in batches, and how far it is."""
+def _batches(places: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
+    """Yield ``places`` in batches and report the progress."""
     terminal = console().is_terminal
-    starts = range(0, len(places), at_once)
-    said = {starts[len(starts) * part // PART] for part in range(PART)} if not terminal else set()
-    for start in track(starts, "the teacher reads", console=console(), transient=True, disable=not terminal):
-        if start in said:
-            logger.info(f"the teacher reads: {start} of {len(places)} texts")
-        yield places[start : start + at_once]
+    starts = range(0, len(places), batch_size)
+    reported = {starts[len(starts) * part // REPORTS] for part in range(REPORTS)} if not terminal else set()
+    for start in track(starts, "teacher", console=console(), transient=True, disable=not terminal):
+        if start in reported:
+            logger.info(f"teacher: {start} of {len(places)} texts")
+        yield places[start : start + batch_size]
 
 
-def _rules(tokenizer: Any) -> tuple[Any, ...]:
+def _tokenizer_rules(tokenizer: Any) -> tuple[Any, ...]:
     backend = tokenizer.backend_tokenizer
     steps = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
     return (backend.get_vocab(), *(None if step is None else step.__getstate__() for step in steps))

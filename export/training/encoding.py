@@ -1,5 +1,4 @@
-"""Labelled rows → tokens and targets, made once: a run that goes on after an interruption, the trials of a search and the other
-processes of a run read them from the disk, and so does training itself, a batch at a time."""
+"""Tokenized rows and targets on the disk. They are made once; resumed runs, trials of a search and other processes reuse them."""
 
 from __future__ import annotations
 
@@ -28,18 +27,18 @@ if TYPE_CHECKING:
     from export.training.job import TrainingJob
 
 ROWS, ORIGINS = "rows", "origins"
-AT_ONCE = 20_000
-"""Texts that are made tokens at a time: as Python's numbers they take thirty times the memory that they need later."""
+CHUNK_TEXTS = 20_000
+"""Number of texts tokenized at a time: as Python integers tokens take thirty times their memory on the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSplit:
-    """Rows as the model takes them, and what to hold its answers against.
+    """One split as the model takes it, with the references for the metric.
 
-    Args:
-        dataset: of ``datasets``: a column for each input and each target.
-        origins: where the rows of the model come from; nothing of rows to learn from.
-        references: as the task holds predictions against them, one for each of the rows that they come from.
+    Attributes:
+        dataset: A ``datasets.Dataset`` with a column for each input and each target.
+        origins: The labelled row that each model row comes from; empty for training rows.
+        references: References for the task's metric, one per labelled row.
     """
 
     dataset: Any
@@ -48,22 +47,30 @@ class EncodedSplit:
 
     @property
     def targets(self) -> list[str]:
-        """Names of what the model is trained towards."""
+        """Names of the target columns."""
         names: list[str] = self.dataset.column_names
         return [name for name in names if name not in (*FIELDS, "length", TEACHER_LOGITS)]
 
     @property
     def labels(self) -> Sequence[Any]:
-        """The target of that name; empty where the task has others."""
+        """The column ``labels``; empty where the task has other targets."""
         return self.dataset["labels"][:] if "labels" in self.targets else ()
 
 
 def encode_split(rows: LabelledRows, job: TrainingJob, split: str) -> EncodedSplit:
-    """Tokens exactly as the served ensemble makes them, and the targets; to learn from, what a teacher says of them too.
+    """Tokenize a split exactly as the served ensemble does, add the targets, and for training rows the teacher's logits.
+
+    Args:
+        rows: The labelled rows.
+        job: The training job, whose ``tokens`` folder caches the result.
+        split: Name of the split.
+
+    Returns:
+        The split, read from the disk.
 
     Raises:
-        ArtifactError: they cannot be written.
-        DataError: a row that the served model would refuse.
+        ArtifactError: The rows cannot be written.
+        DataError: The served model would refuse a row.
     """
     from datasets import Dataset
 
@@ -83,9 +90,8 @@ def _write(rows: LabelledRows, job: TrainingJob, folder: Path, *, training: bool
 
     teacher = job.teacher if training and job.teacher is not None and job.teacher.cacheable else None
     texts_of_a_row = 1 + (teacher.options.parts if teacher else 0)
-    at_once = (
-        len(rows) if isinstance(job.task, OwnLossTask) else max(1, AT_ONCE // texts_of_a_row)
-    )  # there the rows of one belong together
+    # a labelled row's requests belong together
+    at_once = len(rows) if isinstance(job.task, OwnLossTask) else max(1, CHUNK_TEXTS // texts_of_a_row)
     datasets, origins = [], []
     for start in range(0, len(rows), at_once):
         part = rows.take(range(start, min(start + at_once, len(rows))))
@@ -96,7 +102,7 @@ def _write(rows: LabelledRows, job: TrainingJob, folder: Path, *, training: bool
         datasets.append(Dataset.from_dict(columns))
         metadata = {"metadata": list(found.metadata)} if found.metadata else {}
         origins.append(Dataset.from_dict({"sample_mapping": found.sample_mapping + start} | metadata))
-    torn = folder.with_name(f"{folder.name}.torn")  # what an interruption leaves is not taken for all of it
+    torn = folder.with_name(f"{folder.name}.torn")  # renamed when complete
     shutil.rmtree(torn, ignore_errors=True)
     try:
         concatenate_datasets(datasets).save_to_disk(str(torn / ROWS))
@@ -109,17 +115,17 @@ def _write(rows: LabelledRows, job: TrainingJob, folder: Path, *, training: bool
 
 
 def _with_teacher_logits(rows: LabelledRows, job: TrainingJob, teacher: Teacher, *, seed: int) -> dict[str, Any]:
-    """With what the teacher says of the rows, and of their parts, which have no label."""
-    draw = random.Random(seed + job.options.seed)  # noqa: S311 - nothing secret
+    """Make columns with the teacher's logits for the rows and for random spans of them, which have no label."""
+    generator = random.Random(seed + job.options.seed)  # noqa: S311 - nothing secret
     encoder, count = _encoder(job, job.tokenizer), teacher.options.parts
-    drawn = [chain.from_iterable(random_spans(column, count, encoder, draw)) for column in rows.texts]
-    both = tuple((*column, *parts) for column, parts in zip(rows.texts, drawn, strict=True))
-    whole = LabelledRows(texts=both, labels=(*rows.labels, *[None] * count * len(rows)))
+    spans = [chain.from_iterable(random_spans(column, count, encoder, generator)) for column in rows.texts]
+    texts = tuple((*column, *parts) for column, parts in zip(rows.texts, spans, strict=True))
+    whole = LabelledRows(texts=texts, labels=(*rows.labels, *[None] * count * len(rows)))
     features, names = _features(whole, job, job.tokenizer)
     targets = job.task.targets(features, rows.labels)
     targets = {name: [*known, *[missing_label(known[0])] * count * len(rows)] for name, known in targets.items()}
-    at_once = 2 * job.options.per_device_batch_size(world_size())  # as many as are judged at a time
-    logits = teacher.logits(whole, at_once=at_once, max_length=job.max_length, device=job.device)
+    batch_size = 2 * job.options.per_device_batch_size(world_size())  # as in evaluation
+    logits = teacher.logits(whole, batch_size=batch_size, max_length=job.max_length, device=job.device)
     return {**training_columns(features, names, targets, job.task), TEACHER_LOGITS: logits}
 
 
@@ -130,7 +136,7 @@ def _columns(rows: LabelledRows, job: TrainingJob) -> tuple[Mapping[str, Any], O
 
 
 def _features(rows: LabelledRows, job: TrainingJob, tokenizer: Any) -> tuple[Features, list[str]]:
-    """The rows as ``tokenizer`` makes them, and the names of the inputs it makes."""
+    """Tokenize the rows; return them and the names of the model's inputs."""
     names = [name for name in tokenizer.model_input_names if name in FIELDS]
     return model_rows(rows, job.task, _encoder(job, tokenizer), training=True), names
 

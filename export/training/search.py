@@ -1,4 +1,4 @@
-"""Hyper-parameter search: the training again and again on other hyper-parameters, by ``optuna``. Imports torch."""
+"""Hyper-parameter search with ``optuna``. Imports torch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from serving.errors import ArtifactError, DataError, DivergedError
 from serving.reporting import logger
 
 SEARCHED = ("learning_rate", "batch_size", "warmup_ratio", "weight_decay", "layer_decay")
-"""What is searched unless its user chose it."""
+"""Hyper-parameters that are searched unless the user chose them."""
 JOURNAL = "trials.log"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The best hyper-parameters, and the validation rows' main metric of the best epoch with them.
+    """The result of a search.
 
-    Args:
-        trials: how many were made; some of them ended early, since they were worse than most.
+    Attributes:
+        options: The best hyper-parameters.
+        value: Main metric on the validation rows in their best epoch.
+        trials: Number of trials, including those that were pruned.
     """
 
     options: Hyperparameters
@@ -38,60 +40,66 @@ class SearchResult:
 
 
 def search(job: TrainingJob, trials: int, *, fixed: Collection[str], journal: Path) -> SearchResult:
-    """The best of ``trials`` trainings by the validation rows. The first has the options as they are; the test rows play no part.
+    """Search for the hyper-parameters with the best main metric on the validation rows. Test rows are not used.
 
-    One that is interrupted goes on after its last whole trial, and is as good; what it tries then is not what it would have tried.
+    The first trial has the job's own hyper-parameters. An interrupted search resumes after its last complete trial; it may then
+    try other values than without the interruption.
 
     Args:
-        fixed: names of the hyper-parameters that their user chose.
-        journal: folder, of this job alone, in which every trial is written down: a search that was interrupted goes on from it.
+        job: The training job.
+        trials: Number of trials.
+        fixed: Names of hyper-parameters that are not searched.
+        journal: Folder of this job that records every trial.
+
+    Returns:
+        The best hyper-parameters.
 
     Raises:
-        ArtifactError: no trial could be trained.
-        DataError: there is nothing to search, or several processes would search.
+        ArtifactError: Every trial diverged.
+        DataError: No hyper-parameter is left to search, or there are several processes.
     """
     names = [name for name in SEARCHED if name not in fixed]
     if not names:
-        raise DataError(f"there is nothing to search: {', '.join(SEARCHED)} are all given", hint="leave some out, or --search")
+        raise DataError(f"nothing is left to search: {', '.join(SEARCHED)} are all given", hint="leave some out, or --search")
     if world_size() > 1:
-        raise DataError("several processes cannot search", hint="search in one, then train in several with what was found")
+        raise DataError("--search does not support several processes", hint="search in one process first")
     optuna.logging.set_verbosity(logging.ERROR)
     job = with_learning_rate(job)
     study = _study(journal, seed=job.options.seed)
-    _begin_again(study, {name: getattr(job.options, name) for name in names})
+    _enqueue_trials(study, {name: getattr(job.options, name) for name in names})
 
-    def value(trial: optuna.Trial) -> float:
+    def objective(trial: optuna.Trial) -> float:
         chosen: dict[str, Any] = {name: _suggested(trial, name, job.options) for name in names}
         options = replace(job.options, **chosen)
-        logger.info(f"trial {_ended(study) + 1} of {trials}: {_told(options, names)}")
-        return _value(trial, replace(job, options=options, scratch=journal / f"trial-{trial.number}", report_to=()))
+        logger.info(f"trial {_finished_trials(study) + 1} of {trials}: {_describe(options, names)}")
+        return _run_trial(trial, replace(job, options=options, scratch=journal / f"trial-{trial.number}", report_to=()))
 
-    study.optimize(value, n_trials=max(trials - _ended(study), 0))
+    study.optimize(objective, n_trials=max(trials - _finished_trials(study), 0))
     done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not done:
         raise ArtifactError("every trial diverged", hint="look at the rows, or give a smaller --learning-rate")
     best = study.best_trial
     options = replace(job.options, **best.params)
-    logger.info(f"best of {_ended(study)} trials: {_told(options, names)}: {job.task.main_metric} {best.value:.4f}")
+    logger.info(f"best of {_finished_trials(study)} trials: {_describe(options, names)}: {job.task.main_metric} {best.value:.4f}")
     assert best.value is not None
-    return SearchResult(options=options, value=best.value, trials=_ended(study))
+    return SearchResult(options=options, value=best.value, trials=_finished_trials(study))
 
 
-def _begin_again(study: optuna.Study, usual: Mapping[str, Any]) -> None:
-    """Try the ``usual`` options first; in a search that was interrupted, what was being tried."""
+def _enqueue_trials(study: optuna.Study, default: Mapping[str, Any]) -> None:
+    """Enqueue the ``default`` options first, and in a resumed search the trials that were interrupted."""
     states = optuna.trial.TrialState
-    for trial in study.get_trials(states=(states.RUNNING,)):  # when it was killed
+    for trial in study.get_trials(states=(states.RUNNING,)):  # left by a killed process
         study.tell(trial.number, state=states.FAIL)
     known = study.get_trials(states=(states.COMPLETE, states.PRUNED, states.WAITING))
     settled = [trial.system_attrs.get("fixed_params", trial.params) for trial in known]
-    for params in [dict(usual), *(trial.params for trial in study.get_trials(states=(states.FAIL,)))]:
+    for params in [dict(default), *(trial.params for trial in study.get_trials(states=(states.FAIL,)))]:
         if params and params not in settled:
             study.enqueue_trial(params)
             settled.append(params)
 
 
-def _ended(study: optuna.Study) -> int:
-    """How many trials were made; those that were interrupted are made again."""
+def _finished_trials(study: optuna.Study) -> int:
+    """Return the number of complete and pruned trials; interrupted ones are repeated."""
     return len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)))
 
 
@@ -107,12 +115,12 @@ def _study(journal: Path, *, seed: int) -> optuna.Study:
         direction="maximize",
         load_if_exists=True,
     )
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))  # with that of before it would try the same once more
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))  # the same seed would repeat the trials
     return study
 
 
 def _suggested(trial: optuna.Trial, name: str, options: Hyperparameters) -> float | int:
-    """Around what is usual: for the rate and the decay it is magnitudes that count."""
+    """Suggest a value around the default; on a logarithmic scale for learning rate and weight decay."""
     match name:
         case "learning_rate":
             assert options.learning_rate is not None
@@ -130,28 +138,28 @@ def _suggested(trial: optuna.Trial, name: str, options: Hyperparameters) -> floa
             return trial.suggest_float(name, 0.7, 1.0)
 
 
-def _value(trial: optuna.Trial, job: TrainingJob) -> float:
-    """The main metric of the validation rows in the best epoch.
+def _run_trial(trial: optuna.Trial, job: TrainingJob) -> float:
+    """Train once; return the main metric on the validation rows in the best epoch.
 
     Raises:
-        optuna.TrialPruned: it is worse than most were by then, or diverged.
+        optuna.TrialPruned: The trial is worse than the median at the same epoch, or it diverged.
     """
     validated = replace(job, splits={split: rows for split, rows in job.splits.items() if split != "test"})
     try:
-        return float(train(validated, [_Report(trial, job.task.main_metric)]).figures["validation"][job.task.main_metric])
+        return float(train(validated, [_PruningCallback(trial, job.task.main_metric)]).figures["validation"][job.task.main_metric])
     except DivergedError as error:
         logger.info(f"  diverged: {error.message}")
         raise optuna.TrialPruned from error
     finally:
-        shutil.rmtree(job.scratch, ignore_errors=True)  # the weights of a trial are of no further use
+        shutil.rmtree(job.scratch, ignore_errors=True)  # the weights of a trial are not needed
 
 
-def _told(options: Hyperparameters, names: list[str]) -> str:
+def _describe(options: Hyperparameters, names: list[str]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {getattr(options, name):.3g}" for name in names)
 
 
-class _Report(TrainerCallback):  # type: ignore[misc]  # the library is untyped
-    """Tells each epoch's figure, and ends a trial that is worse than most."""
+class _PruningCallback(TrainerCallback):  # type: ignore[misc]  # the library is untyped
+    """Reports each epoch's main metric to the trial, and prunes it if it is worse than the median."""
 
     def __init__(self, trial: optuna.Trial, main_metric: str) -> None:
         self._trial, self._main_metric = trial, main_metric
@@ -161,5 +169,5 @@ class _Report(TrainerCallback):  # type: ignore[misc]  # the library is untyped
         if figure is not None and state.epoch is not None:
             self._trial.report(figure, round(state.epoch))
             if self._trial.should_prune():
-                logger.info("  worse than most: ended")
+                logger.info("  pruned: worse than the median")
                 raise optuna.TrialPruned

@@ -1,4 +1,4 @@
-"""``transformers.Trainer``, as tasks need it. Imports torch."""
+"""``transformers.Trainer`` with the losses, outputs and optimizer that tasks need. Imports torch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from serving.errors import DivergedError
 from serving.runtime.tokenization import FIELDS
 from serving.runtime.types import Arrays, Origins
 
-SHOWN = 3
-"""Rows of a batch that an error shows."""
+SHOWN_ROWS = 3
+"""Number of rows of a batch that an error message shows."""
 LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
-"""Where the name of a parameter says which layer it is of."""
+"""Finds the number of the layer in the name of a parameter."""
 
 
 class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyped
-    """Evaluates rows in their order, with the loss that the task brings where its model has none.
+    """Trainer that keeps the order of evaluation rows and uses the task's loss and output head.
 
-    What the model says of a batch is reduced to what the task reads of it before it is kept for the metric: what it says of every
-    token of an evaluation set may be more than fits into memory.
+    The output head is applied to each batch before its outputs are collected for the metric: the logits of every token of an
+    evaluation set may not fit into memory.
     """
 
     def __init__(
@@ -42,21 +42,42 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         layer_decay: float = 1,
         **arguments: Any,
     ) -> None:
+        """Make a trainer.
+
+        Args:
+            task: The task.
+            tokenizer: The tokenizer, to show rows in error messages.
+            loss: Loss that replaces the model's own; None: the model's or the task's own.
+            teacher: Teacher for distillation.
+            layer_decay: Ratio of a layer's learning rate to that of the layer above it.
+            **arguments: Arguments of ``transformers.Seq2SeqTrainer``.
+        """
         super().__init__(**arguments)
         self._task = task
-        self._tokenizer = tokenizer  # not the library's processing_class, whose special tokens it writes into the model's config
+        self._tokenizer = tokenizer  # not as processing_class: the library would write its special tokens into the model's config
         self._loss = loss
         self._teacher = teacher
         self._layer_decay = layer_decay
-        if loss or teacher:  # the loss is then a mean over the batch, whatever the model makes of how many targets there are
+        if loss or teacher:  # these losses are means over the batch, not sums divided by the number of targets
             self.model_accepts_loss_kwargs = False
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Grouping by length shuffles these too, and no prediction would stand beside its reference."""
+        """Keep the order of the rows: the library would group these by length too, away from their references."""
         return torch.utils.data.SequentialSampler(eval_dataset)
 
     def compute_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool = False, **arguments: Any) -> Any:
-        """The loss; with the task's own, ``return_outputs`` gives ``model_outputs`` as ``[labelled rows, requests of each, …]``."""
+        """Compute the loss of a batch.
+
+        Args:
+            model: The model.
+            inputs: Inputs and targets of the batch.
+            return_outputs: Whether to return the outputs too. With the task's own loss these are ``model_outputs``, each
+                ``[labelled rows, requests of each, …]``.
+            **arguments: Further arguments of the library's method.
+
+        Returns:
+            The loss, or the loss and the outputs.
+        """
         if self._loss or (self._teacher and model.training):
             loss, outputs = self._replaced_loss(model, inputs)
             return (loss, outputs) if return_outputs else loss
@@ -93,41 +114,52 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         self._signature_columns += [name for name in (TEACHER_LOGITS, "length") if name not in self._signature_columns]
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
-        """A step's loss, its gradients added to those there are.
+        """Run the forward and backward pass of a batch.
+
+        Args:
+            model: The model.
+            inputs: Inputs and targets of the batch.
+            *arguments: Further arguments of the library's method.
+            **named: Further arguments of the library's method.
+
+        Returns:
+            The loss.
 
         Raises:
-            DivergedError: the loss is infinite or no number; the message shows the batch.
+            DivergedError: The loss is NaN or infinite; the message shows the batch.
         """
         loss = super().training_step(model, inputs, *arguments, **named)
         if not torch.isfinite(loss):
             raise DivergedError(
                 f"training diverged: the loss of step {self.state.global_step + 1} is {loss.item()}; "
-                f"its batch: {_shown(self._tokenizer, inputs)}",
+                f"its batch: {_describe_batch(self._tokenizer, inputs)}",
                 hint="give a smaller --learning-rate; if it is the first step, look at those rows",
             )
         return loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The library rounds the steps of warm-up up, and the first of them learns nothing: in a short run that may be all."""
+        """Make the learning rate schedule; warm-up of less than a step is dropped, because the first warm-up step has rate 0."""
         if num_training_steps * self.args.warmup_ratio < 1:
             self.args.warmup_ratio = 0.0
         return super().create_scheduler(num_training_steps, optimizer)
 
     def create_optimizer(self) -> Any:
-        """AdamW; with a layer decay each layer's weights get a rate of their own."""
+        """Make the optimizer, AdamW, with a learning rate per layer if there is a layer decay."""
         optimizer = super().create_optimizer()
         if self._layer_decay != 1:
             _decay_by_layer(optimizer, self.model, self._layer_decay)
         return optimizer
 
     def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
-        """What the model says of all rows. The last batch is filled up with rows that were there already, and so are the shares of
-        several processes: the library's trainer for encoder-decoders would count those twice."""
+        """Evaluate all rows, each once.
+
+        Distributed samplers repeat rows to fill batches, and the library's trainer for encoder-decoders would count them twice.
+        """
         self.gather_function = self.accelerator.gather_for_metrics
         return super().evaluation_loop(*arguments, **named)
 
     def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
-        """Loss, outputs and targets of a batch."""
+        """Return the loss, the outputs after the output head, and the targets of a batch."""
         loss, outputs, targets = super().prediction_step(model, inputs, *arguments, **named)
         task = self._task
         if not (isinstance(task, ExportedTask) and task.has_output_head) or isinstance(task, OwnLossTask) or outputs is None:
@@ -138,19 +170,21 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         return loss, tuple(torch.from_numpy(reduced[name]) for name in task.model_outputs), targets
 
 
-def _shown(tokenizer: Any, inputs: Mapping[str, Any]) -> str:
-    """The first texts of a batch, and its targets."""
+def _describe_batch(tokenizer: Any, inputs: Mapping[str, Any]) -> str:
+    """Describe the first texts of a batch and their targets."""
     ids = inputs["input_ids"]
-    texts = tokenizer.batch_decode(ids.reshape(-1, ids.shape[-1])[:SHOWN], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(ids.reshape(-1, ids.shape[-1])[:SHOWN_ROWS], skip_special_tokens=True)
     quoted = ", ".join(repr(text if len(text) <= 80 else f"{text[:80]}…") for text in texts)
     targets = {
-        name: values.reshape(len(values), -1)[:SHOWN].squeeze().tolist() for name, values in inputs.items() if name not in FIELDS
+        name: values.reshape(len(values), -1)[:SHOWN_ROWS].squeeze().tolist()
+        for name, values in inputs.items()
+        if name not in FIELDS
     }
     return f"{quoted} and {len(ids) - len(texts)} more, {targets}" if len(ids) > len(texts) else f"{quoted}, {targets}"
 
 
 def _decay_by_layer(optimizer: Any, model: Any, decay: float) -> None:
-    """Split the optimizer's groups by how far below the head their weights stand: their share of the rate is ``decay`` to that."""
+    """Split the optimizer's groups by layer: a layer's learning rate is multiplied by ``decay`` once per layer above it."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     layers = [int(found[1]) for name in names.values() if (found := LAYER.search(name))]
     top = max(layers, default=-1) + 2
@@ -164,16 +198,25 @@ def _decay_by_layer(optimizer: Any, model: Any, decay: float) -> None:
 
 
 def _depth(name: str, top: int) -> int:
-    """0 for embeddings, then the layers, ``top`` for what stands above them."""
+    """Return 0 for embeddings, 1 and more for layers, and ``top`` for the head."""
     if found := LAYER.search(name):
         return int(found[1]) + 1
     return 0 if "embed" in name else top
 
 
 def outputs_by_name(predictions: Any, task: TrainedTask, origins: Origins) -> Arrays:
-    """What the trainer collected of the model's outputs → ``model_outputs`` by name, ``[model rows, …]``."""
+    """Name the outputs that the trainer collected.
+
+    Args:
+        predictions: What ``Trainer.predict`` returned.
+        task: The task.
+        origins: The labelled row that each model row comes from.
+
+    Returns:
+        ``model_outputs`` by name, ``[model rows, …]``.
+    """
     outputs = predictions if isinstance(predictions, tuple) else (predictions,)
-    if task.grouped:  # [groups, most rows of one]
+    if task.grouped:  # [groups, rows of the largest group]
         counts = np.bincount(origins.sample_mapping)[:, None]
         outputs = tuple(values[np.arange(values.shape[1]) < counts][:, None] for values in outputs)
     elif isinstance(task, OwnLossTask):  # [labelled rows, requests of each, …]

@@ -41,9 +41,7 @@ def training_arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
         per_device_eval_batch_size=2 * per_device,
         gradient_accumulation_steps=options.gradient_accumulation,
         gradient_checkpointing=options.gradient_checkpointing,
-        gradient_checkpointing_kwargs={
-            "use_reentrant": False
-        },  # reentrant checkpointing needs gradients at the embeddings, which may be frozen
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # reentrant needs gradients at the embeddings
         learning_rate=options.learning_rate,
         warmup_ratio=options.warmup_ratio,
         weight_decay=options.weight_decay,

@@ -30,6 +30,7 @@ from serving.bundle import load_bundle
 from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
 from serving.manifests import RepositoryManifest, TuningManifest
+from serving.reporting import logger
 from tests.helpers.servers import left_behind
 
 Speed = Callable[[Configuration], float | None]
@@ -86,7 +87,9 @@ def run(monkeypatch: pytest.MonkeyPatch, options: TuneOptions, testbed: MadeUp) 
     monkeypatch.setattr(stage, "cores", lambda: 2)
     monkeypatch.setattr(plan, "cores", lambda: 2)
     said: list[str] = []
-    return tune(options, said.append, lambda *_: None), said
+    for level in ("info", "warning"):
+        monkeypatch.setattr(logger, level, said.append)
+    return tune(options, lambda *_: None), said
 
 
 def test_the_search_finds_what_no_corner_of_the_grid_has(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
     manifest = read_manifest(folder, CheckpointManifest)
     figures = manifest.figures
     rows = figures.rows["train"]
-    assert f"the teacher reads: 0 of {3 * rows} texts" in capsys.readouterr().err
+    assert f"teacher: 0 of {3 * rows} texts" in capsys.readouterr().err
     assert asked == [3 * rows], "each row and each part once, in all six epochs"
     assert figures.steps == 6 * -(-3 * rows // 16)
     assert figures.splits["test"][manifest.main_metric] > 0.6, "by the teacher alone"
@@ -224,7 +224,7 @@ def test_a_teacher_reads_no_more_than_it_takes(make_checkpoint: Callable[[str], 
     task = classification(SINGLE_LABEL, LABELS)
     teacher = load_teacher(folder, task, AutoTokenizer.from_pretrained(base_checkpoint), Distillation(teacher="x"))
     rows = LabelledRows(texts=(("good", "a dull story " * 60, "the film was moving"),), labels=(0, 1, 0))
-    said = {at_once: teacher.logits(rows, at_once=at_once, max_length=500, device="cpu") for at_once in (1, 2, 64)}
+    said = {size: teacher.logits(rows, batch_size=size, max_length=500, device="cpu") for size in (1, 2, 64)}
     for one in (said[1], said[2]):
         assert torch.allclose(torch.tensor(one), torch.tensor(said[64]), atol=1e-5)
 
@@ -255,7 +255,7 @@ def test_a_teacher_of_tokens_needs_the_students_tokenizer(make_checkpoint: Calla
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "tagger")
     task, options = tasks.tagging(LABELS), Distillation(teacher="x")
     assert not load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), options).cacheable
-    with pytest.raises(DataError, match="parts of texts teach no token-classification"):
+    with pytest.raises(DataError, match="n-gram augmentation does not support token-classification"):
         load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), Distillation(teacher="x", parts=1))
     with pytest.raises(DataError, match="x has another tokenizer than the student"):
         load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(make_checkpoint("roberta")), options)

@@ -116,7 +116,7 @@ def test_tokens_are_the_same_however_many_rows_are_made_at_a_time(
 
     figures = []
     for at_once in (20_000, 7):
-        monkeypatch.setattr(encoding, "AT_ONCE", at_once)
+        monkeypatch.setattr(encoding, "CHUNK_TEXTS", at_once)
         assert cli.main(command(base_checkpoint, "--epochs", "2", "--force")) == 0
         manifest = read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest)
         figures.append((manifest.figures.validation, manifest.files["model.safetensors"]))

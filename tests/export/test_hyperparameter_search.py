@@ -92,7 +92,7 @@ def test_trials_that_diverge_are_not_taken(
 def test_nothing_to_search_is_an_error(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"--{name.replace('_', '-')}={value}" for name, value in zip(search.SEARCHED, (1e-3, 16, 0.1, 0.1, 0.9), strict=True)]
     assert cli.main(command(base_checkpoint, "--search", "2", *given)) == 1
-    assert "error: there is nothing to search: learning_rate, batch_size" in capsys.readouterr().err
+    assert "error: nothing is left to search: learning_rate, batch_size" in capsys.readouterr().err
 
 
 def test_steps_that_are_tried_can_be_shared_out() -> None:

@@ -70,9 +70,9 @@ def test_smoothing_is_that_of_torch() -> None:
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        (classification(REGRESSION, "score"), WEIGHTS, "--class-weights is for labels of which there are several"),
-        (tasks.answering(), SMOOTHING, "--label-smoothing is for labels of which there are several"),
-        (classification(MULTI_LABEL, "a", "b"), SMOOTHING, "--label-smoothing is for rows with one label each"),
+        (classification(REGRESSION, "score"), WEIGHTS, "--class-weights requires a task with several labels"),
+        (tasks.answering(), SMOOTHING, "--label-smoothing requires a task with several labels"),
+        (classification(MULTI_LABEL, "a", "b"), SMOOTHING, "--label-smoothing requires rows with one label each"),
     ],
 )
 def test_labels_that_cannot_be_weighed_are_told(task: TrainedTask, options: Hyperparameters, message: str) -> None:

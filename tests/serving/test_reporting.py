@@ -40,7 +40,7 @@ def test_only_the_main_process_of_a_distributed_run_reports() -> None:
         assert done.stdout == b"result\n"
 
 
-def test_a_terminal_gets_every_word_within_its_width() -> None:
+def test_a_terminal_gets_whole_lines_too() -> None:
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "60"}
     with os.fdopen(ours, "rb", buffering=0) as terminal:
@@ -49,12 +49,31 @@ def test_a_terminal_gets_every_word_within_its_width() -> None:
         shown = b""
         while part := _read(terminal.fileno()):
             shown += part
-    text = shown.decode()
-    assert text.count("word") == 100
-    assert "[bold] 100 % of {braces}" in text
-    assert "warning: beware" in text
-    assert max(map(len, text.splitlines())) <= 60, "rich wraps words, the terminal would break them"
+    assert shown.decode() == f"{LONG}\r\n[bold] 100 % of {{braces}}\r\nwarning: beware\r\n"
     assert done.stdout == b"result\n"
+
+
+def test_messages_appear_above_a_progress_bar() -> None:
+    script = """
+from rich.progress import track
+from serving.reporting import console, logger, report_to_stderr
+with report_to_stderr():
+    for number in track(range(3), "training", console=console()):
+        logger.info(f"message {number}")
+"""
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        subprocess.run([sys.executable, "-c", script], stderr=theirs, env=os.environ | {"TERM": "xterm"}, check=True)
+        os.close(theirs)
+        shown = b""
+        while part := _read(terminal.fileno()):
+            shown += part
+    text = shown.decode()
+    assert "training" in text
+    for number in range(3):
+        before, _, after = text.partition(f"message {number}\r\n")
+        assert before.endswith("\x1b[2K"), "the bar is erased before the message"
+        assert after.lstrip("\x1b[0m").startswith("training"), "and drawn again below it"
 
 
 def _read(terminal: int) -> bytes:

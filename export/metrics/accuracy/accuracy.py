@@ -1,4 +1,4 @@
-"""Accuracy alone, as a local `evaluate` module: no hub is needed to load it."""
+"""Accuracy alone, as a local `evaluate` module that loads without the Hub."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = "Share of rows predicted right, where the numbers mean nothing by themselves, so that there is no F1 of each."
+DESCRIPTION = "Share of right rows, for predictions that are no labels, such as the number of a choice, so that F1 does not apply."
 INPUTS = """
 Args:
-    predictions: whole numbers, one a row: the choice taken, or the token filled in.
-    references: the right ones.
+    predictions: one integer per row: the chosen choice or the filled-in token.
+    references: the right one of each row.
 Returns:
     accuracy: 0 to 1.
 """
@@ -29,10 +29,10 @@ class Accuracy(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
 
     @staticmethod
     def statistics(predictions: Sequence[int], references: Sequence[int]) -> Any:
-        """``[rows]``: all that :meth:`figures` needs of each row."""
+        """Return what :meth:`figures` needs of each row: ``[rows]``."""
         return np.equal(predictions, references)
 
     @staticmethod
     def figures(statistics: Any) -> dict[str, float]:
-        """The figures of some rows' statistics."""
+        """Compute the figures from the statistics of some rows."""
         return {"accuracy": float(statistics.mean())}

@@ -1,4 +1,4 @@
-"""Accuracy and F1 of single-label classification, as a local `evaluate` module: no hub is needed to load it."""
+"""Accuracy and F1 of single-label classification, as a local `evaluate` module that loads without the Hub."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,15 +8,15 @@ import evaluate
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
 
-DESCRIPTION = "Share of right labels, and the unweighted mean over the labels of each one's F1."
+DESCRIPTION = "Accuracy, and macro F1, the unweighted mean of the F1 of each label."
 INPUTS = """
 Args:
-    predictions: label positions, one a row.
-    references: the right ones.
+    predictions: one label number per row.
+    references: the right label number of each row.
 Returns:
     accuracy: 0 to 1.
     f1: macro F1 over the labels that occur, 0 to 1.
-    f1_positive: where there are two labels, the F1 of the second (what GLUE reports for MRPC), 0 to 1.
+    f1_positive: F1 of the second of two labels (as GLUE reports for MRPC), 0 to 1.
 """
 
 
@@ -32,12 +32,12 @@ class Classification(evaluate.Metric):  # type: ignore[misc]  # the library is u
 
     @staticmethod
     def statistics(predictions: Sequence[int], references: Sequence[int]) -> Any:
-        """``[rows, 2]``: all that :meth:`figures` needs of each row."""
+        """Return what :meth:`figures` needs of each row: ``[rows, 2]``."""
         return np.array([predictions, references], dtype=np.int64).T
 
     @staticmethod
     def figures(statistics: Any) -> dict[str, float]:
-        """The figures of some rows' statistics."""
+        """Compute the figures from the statistics of some rows."""
         predictions, references = statistics.T
         found = {
             "accuracy": float(accuracy_score(references, predictions)),

@@ -1,4 +1,4 @@
-"""Pearson's and Spearman's correlation of numbers, as a local `evaluate` module: no hub is needed to load it."""
+"""Pearson's and Spearman's correlation of numbers, as a local `evaluate` module that loads without the Hub."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +8,14 @@ import evaluate
 import numpy as np
 from scipy.stats import rankdata
 
-DESCRIPTION = "How well predicted numbers follow the right ones, by their values (Pearson) and by their order (Spearman)."
+DESCRIPTION = "Correlation of predicted numbers with the right ones, by value (Pearson) and by rank (Spearman)."
 INPUTS = """
 Args:
-    predictions: numbers, one a row.
-    references: the right ones.
+    predictions: one number per row.
+    references: the right number of each row.
 Returns:
-    pearson: -1 to 1; 0 where one side is all the same.
-    spearman: -1 to 1; 0 where one side is all the same.
+    pearson: -1 to 1; 0 if one side is constant.
+    spearman: -1 to 1; 0 if one side is constant.
 """
 
 
@@ -31,12 +31,12 @@ class Correlation(evaluate.Metric):  # type: ignore[misc]  # the library is unty
 
     @staticmethod
     def statistics(predictions: Sequence[float], references: Sequence[float]) -> Any:
-        """``[rows, 2]``: all that :meth:`figures` needs of each row."""
+        """Return what :meth:`figures` needs of each row: ``[rows, 2]``."""
         return np.array([predictions, references], dtype=np.float64).T
 
     @staticmethod
     def figures(statistics: Any) -> dict[str, float]:
-        """The figures of some rows' statistics."""
+        """Compute the figures from the statistics of some rows."""
         return {"pearson": _pearson(statistics), "spearman": _pearson(rankdata(statistics, axis=0))}
 
 

@@ -1,4 +1,4 @@
-"""F1, precision and recall of labelled stretches of text, as a local `evaluate` module: no hub is needed to load it."""
+"""F1, precision and recall of entities, as a local `evaluate` module that loads without the Hub."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ import numpy as np
 from export.tasks._tagging import first_tokens
 from serving.runtime.tasks._labels import OUTSIDE
 
-DESCRIPTION = """Entities count as found where first word, last word and kind are right, as in the CoNLL shared task (and seqeval):
-an entity begins with B- or S-, after E- or S-, and where the kind changes. A word's predicted label is that of its first token;
-one that has none, because the text was cut, is predicted to be outside of all entities."""
+DESCRIPTION = """An entity is right if its first word, last word and kind are right, as in the CoNLL shared task (and seqeval): an
+entity begins with B- or S-, after E- or S-, and where the kind changes. A word's predicted label is that of its first token. A
+word without a token, because the text is truncated, is predicted to be outside of all entities."""
 INPUTS = """
 Args:
-    predictions: tokens of a row in order, as lists `start`, `end` (places in the text) and `label`.
-    references: words of the row, as lists of the same names.
+    predictions: the tokens of each row in order, as lists `start`, `end` (character offsets) and `label`.
+    references: the words of each row, as lists of the same names.
 Returns:
     f1, precision, recall: over all entities, 0 to 1.
-    f1_macro: unweighted mean over the kinds that occur of each one's F1, 0 to 1.
+    f1_macro: unweighted mean of the F1 of each kind that occurs, 0 to 1.
     word_accuracy: share of words with the right label, 0 to 1.
 """
 Row = Mapping[str, Sequence[Any]]
@@ -39,7 +39,7 @@ class Entities(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
 
     @staticmethod
     def statistics(predictions: Sequence[Row], references: Sequence[Row]) -> Any:
-        """``[rows, 1 + kinds, 3]``: words right, words, 0; then of each kind entities right, predicted, wanted."""
+        """Count per row, ``[rows, 1 + kinds, 3]``: right words, words, 0; then per kind right, predicted and reference entities."""
         pairs = [(_word_labels(ours, words), list(words["label"])) for ours, words in zip(predictions, references, strict=True)]
         found = [(_entities(ours), _entities(wanted)) for ours, wanted in pairs]
         kinds = sorted({kind for sides in found for side in sides for kind, _, _ in side})
@@ -54,7 +54,7 @@ class Entities(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
 
     @staticmethod
     def figures(statistics: Any) -> dict[str, float]:
-        """The figures of some rows' statistics."""
+        """Compute the figures from the statistics of some rows."""
         totals = statistics.sum(axis=0)
         words, kinds = totals[0], totals[1:]
         right, predicted, wanted = kinds.sum(axis=0).tolist()
@@ -70,14 +70,14 @@ class Entities(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
 
 
 def _word_labels(tokens: Row, words: Row) -> list[str]:
-    """The predicted label of each word."""
+    """Return the predicted label of each word."""
     starts, ends = (np.array(tokens[side], dtype=np.int64) for side in ("start", "end"))
     firsts = first_tokens(starts, ends, words).tolist()
     return [tokens["label"][first] if first >= 0 else OUTSIDE for first in firsts]
 
 
 def _entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Kind, first word and last word + 1."""
+    """Return the entities as kind, first word and last word + 1."""
     found: set[tuple[str, int, int]] = set()
     before, start = ("", ""), 0
     for word, label in enumerate([*labels, OUTSIDE]):
@@ -92,7 +92,7 @@ def _entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 def _parts(label: str) -> tuple[str, str]:
-    """``B-person`` → ``B`` and ``person``; ``person`` → nothing and ``person``; ``O`` → nothing twice."""
+    """Split a label into mark and kind: ``B-person`` into ``B`` and ``person``, ``person`` into an empty mark and ``person``."""
     if label == OUTSIDE:
         return "", ""
     mark, dash, kind = label.partition("-")

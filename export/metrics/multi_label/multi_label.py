@@ -1,4 +1,4 @@
-"""Micro and macro F1 of multi-label classification, as a local `evaluate` module: no hub is needed to load it."""
+"""Micro and macro F1 of multi-label classification, as a local `evaluate` module that loads without the Hub."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = "F1 over all decisions whether a row has a label, the mean of each label's F1, and the share of rows with all right."
+DESCRIPTION = "Micro F1, macro F1, and the share of rows whose labels are all right."
 INPUTS = """
 Args:
-    predictions: positions of a row's labels, a list a row.
-    references: the right ones.
+    predictions: a list of label numbers per row.
+    references: the right label numbers of each row.
 Returns:
     f1: micro F1, 0 to 1.
     f1_macro: unweighted mean over the labels that occur, 0 to 1.
@@ -32,7 +32,7 @@ class MultiLabel(evaluate.Metric):  # type: ignore[misc]  # the library is untyp
 
     @staticmethod
     def statistics(predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> Any:
-        """``[rows, 2, labels]``, 0 or 1: all that :meth:`figures` needs of each row."""
+        """Return what :meth:`figures` needs of each row: ``[rows, 2, labels]``, 0 or 1."""
         labels = 1 + max((label for rows in (predictions, references) for row in rows for label in row), default=0)
         marks = np.zeros((len(references), 2, labels), dtype=np.int64)
         for side, rows in enumerate((predictions, references)):
@@ -42,7 +42,7 @@ class MultiLabel(evaluate.Metric):  # type: ignore[misc]  # the library is untyp
 
     @staticmethod
     def figures(statistics: Any) -> dict[str, float]:
-        """The figures of some rows' statistics."""
+        """Compute the figures from the statistics of some rows."""
         predicted, wanted = statistics[:, 0], statistics[:, 1]
         right = (predicted & wanted).sum(axis=0)
         either = (predicted + wanted).sum(axis=0)

@@ -1,4 +1,4 @@
-"""Accuracy and perplexity of a language model, as a local `evaluate` module: no hub is needed to load it."""
+"""Accuracy and perplexity of a language model, as a local `evaluate` module that loads without the Hub."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,14 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = "How well a model foresees each token of a text by those before it."
+DESCRIPTION = "How well a model predicts each token of a text from the tokens before it."
 INPUTS = """
 Args:
-    predictions: three numbers a text: tokens foreseen, tokens that could be, and the sum of the surprise at them (nats).
+    predictions: three numbers per text: right tokens, predicted tokens, and the sum of their negative log-likelihoods (nats).
 Returns:
-    likelihood: the probability given to a token, as a geometric mean: 1 / perplexity, 0 to 1.
-    token_accuracy: share of the tokens that were the likeliest ones, 0 to 1.
-    perplexity: e to the mean surprise at a token, 1 or more; less is better.
+    likelihood: geometric mean of the probability of a token, 1 / perplexity, 0 to 1.
+    token_accuracy: share of tokens that the model finds most likely, 0 to 1.
+    perplexity: exponential of the mean negative log-likelihood, 1 or more; lower is better.
 """
 
 
@@ -29,13 +29,13 @@ class NextToken(evaluate.Metric):  # type: ignore[misc]  # the library is untype
         return self.figures(self.statistics(predictions, ()))
 
     @staticmethod
-    def statistics(predictions: Sequence[Sequence[float]], references: Sequence[Any]) -> Any:  # noqa: ARG004 - texts are their own
-        """``[texts, 3]``: all that :meth:`figures` needs of each text."""
+    def statistics(predictions: Sequence[Sequence[float]], references: Sequence[Any]) -> Any:  # noqa: ARG004 - texts are their own references
+        """Return what :meth:`figures` needs of each text: ``[texts, 3]``."""
         return np.array(predictions, dtype=np.float64)
 
     @staticmethod
     def figures(statistics: Any) -> dict[str, float]:
-        """The figures of some texts' statistics."""
-        hits, counted, surprise = statistics.sum(axis=0)
-        mean = surprise / counted
+        """Compute the figures from the statistics of some texts."""
+        hits, counted, negative_log_likelihood = statistics.sum(axis=0)
+        mean = negative_log_likelihood / counted
         return {"likelihood": float(np.exp(-mean)), "token_accuracy": float(hits / counted), "perplexity": float(np.exp(mean))}

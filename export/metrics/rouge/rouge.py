@@ -1,4 +1,4 @@
-"""ROUGE by rouge-score, as a local `evaluate` module: no hub is needed to load it."""
+"""ROUGE by rouge-score, as a local `evaluate` module that loads without the Hub."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,16 +8,16 @@ import evaluate
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
-DESCRIPTION = """ROUGE (Lin 2004): how many of the words, of the pairs of words and of the longest series of words two texts have in
-common, as F1; words are stemmed. Where several texts are right, the nearest counts."""
+DESCRIPTION = """ROUGE (Lin 2004): F1 of the words, word pairs and longest common subsequence of two texts, with stemmed words. Of
+several references the most similar one counts."""
 INPUTS = """
 Args:
-    predictions: texts, one a row.
-    references: lists of texts that are right.
+    predictions: one text per row.
+    references: a list of right texts per row.
 Returns:
     rouge_1: mean F1 of words, 0 to 1.
-    rouge_2: mean F1 of pairs of words, 0 to 1.
-    rouge_l: mean F1 of the longest common series of words, 0 to 1.
+    rouge_2: mean F1 of word pairs, 0 to 1.
+    rouge_l: mean F1 of the longest common subsequence, 0 to 1.
 """
 KINDS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
@@ -35,12 +35,12 @@ class Rouge(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
 
     @staticmethod
     def statistics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Any:
-        """``[rows, 3]``: all that :meth:`figures` needs of each row."""
+        """Return what :meth:`figures` needs of each row: ``[rows, 3]``."""
         scorer = RougeScorer(list(KINDS.values()), use_stemmer=True)
         scores = [scorer.score_multi(right, text) for text, right in zip(predictions, references, strict=True)]
         return np.array([[score[kind].fmeasure for kind in KINDS.values()] for score in scores])
 
     @staticmethod
     def figures(statistics: Any) -> dict[str, float]:
-        """The figures of some rows' statistics."""
+        """Compute the figures from the statistics of some rows."""
         return dict(zip(KINDS, map(float, statistics.mean(axis=0)), strict=True))

@@ -1,4 +1,4 @@
-"""SQuAD's exact match and F1 of answers taken from a text, as a local `evaluate` module: no hub is needed to load it."""
+"""SQuAD's exact match and F1 of extracted answers, as a local `evaluate` module that loads without the Hub."""
 
 import re
 import string
@@ -10,14 +10,14 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = "Share of answers that are a right one, and the mean F1 of their words, case, punctuation and articles left out."
+DESCRIPTION = "Share of right answers, and mean F1 of their words; case, punctuation and articles are ignored."
 INPUTS = """
 Args:
-    predictions: answers, one a row; empty: none.
-    references: a row's right answers, any of which will do; none: it has no answer.
+    predictions: one answer per row; empty: no answer.
+    references: the right answers of each row, any of which counts; an empty list: the row has no answer.
 Returns:
     exact_match: share of rows with a right answer, 0 to 1.
-    f1: mean over the rows of the F1 of an answer's words, with the right answer it is nearest to, 0 to 1.
+    f1: mean F1 of an answer's words with those of the most similar right answer, 0 to 1.
 """
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -36,25 +36,25 @@ class Spans(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
 
     @staticmethod
     def statistics(predictions: Sequence[str], references: Sequence[Sequence[Mapping[str, Any]]]) -> Any:
-        """``[rows, 2]``: exact match and F1 of each row."""
+        """Return exact match and F1 of each row, ``[rows, 2]``."""
         return np.array([_row(*row) for row in zip(predictions, references, strict=True)], dtype=np.float64).reshape(-1, 2)
 
     @staticmethod
     def figures(statistics: Any) -> dict[str, float]:
-        """The figures of some rows' statistics."""
+        """Compute the figures from the statistics of some rows."""
         exact, f1 = statistics.mean(axis=0)
         return {"exact_match": float(exact), "f1": float(f1)}
 
 
 def _row(prediction: str, references: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    # SQuAD 2.0's script: what nothing is left of is no answer
+    # as in SQuAD 2.0's script, an answer without words is no answer
     right = [words for answer in references if (words := _words(answer["text"]))] or [[]]
     found = _words(prediction)
     return float(found in right), max(_f1(found, words) for words in right)
 
 
 def _words(text: str) -> list[str]:
-    """Lower case, without punctuation and articles."""
+    """Return the words in lower case, without punctuation and articles."""
     return ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split()
 
 

@@ -1,4 +1,4 @@
-"""BLEU and chrF by sacrebleu, as a local `evaluate` module: no hub is needed to load it."""
+"""BLEU and chrF by sacrebleu, as a local `evaluate` module that loads without the Hub."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,19 +8,19 @@ import evaluate
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
-DESCRIPTION = """Corpus BLEU (Papineni et al. 2002) and chrF (Popović 2015) as sacrebleu computes them (Post 2018): what two texts
-have in common by words and by characters. Of few or poor texts BLEU is nothing, because it wants four words in a row; chrF tells
-those apart too."""
+DESCRIPTION = """Corpus BLEU (Papineni et al. 2002) and chrF (Popović 2015) as sacrebleu computes them (Post 2018): the overlap of
+n-grams of words and of characters. BLEU is 0 where no four words in a row match, as for few or poor texts; chrF still
+distinguishes those."""
 INPUTS = """
 Args:
-    predictions: texts, one a row.
-    references: lists of texts that are right.
+    predictions: one text per row.
+    references: a list of right texts per row.
 Returns:
     bleu: 0 to 1; sacrebleu shows it times 100.
     chrf: 0 to 1; sacrebleu shows it times 100.
 """
-OF_BLEU = 10
-"""Numbers that BLEU needs of each row."""
+BLEU_STATISTICS = 10
+"""Number of statistics that BLEU needs of each row."""
 
 
 class Translation(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
@@ -36,17 +36,22 @@ class Translation(evaluate.Metric):  # type: ignore[misc]  # the library is unty
 
     @staticmethod
     def statistics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Any:
-        """``[rows, 28]``: all that :meth:`figures` needs of each row: n-grams of words, then of characters."""
+        """Return n-gram counts of words, then of characters, of each row: ``[rows, 28]``."""
         bleu, chrf = BLEU(), CHRF()
         rows = []
-        for text, right in zip(predictions, references, strict=True):  # one by one: rows may have unlike numbers of references
+        for text, right in zip(
+            predictions, references, strict=True
+        ):  # row by row, because rows may have different numbers of references
             alone = [text], [[one] for one in right]
             rows.append([*bleu._extract_corpus_statistics(*alone)[0], *chrf._extract_corpus_statistics(*alone)[0]])
         return np.array(rows, dtype=np.int64)
 
     @staticmethod
     def figures(statistics: Any) -> dict[str, float]:
-        """The figures of some rows' statistics."""
+        """Compute the figures from the statistics of some rows."""
         total = statistics.sum(axis=0).tolist()
-        bleu, chrf = BLEU()._aggregate_and_compute([total[:OF_BLEU]]), CHRF()._aggregate_and_compute([total[OF_BLEU:]])
+        bleu, chrf = (
+            BLEU()._aggregate_and_compute([total[:BLEU_STATISTICS]]),
+            CHRF()._aggregate_and_compute([total[BLEU_STATISTICS:]]),
+        )
         return {"bleu": float(bleu.score) / 100, "chrf": float(chrf.score) / 100}
