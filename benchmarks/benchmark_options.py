@@ -7,9 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
+from benchmarks.options import ExportedModelOptions
 from export.columns import Columns
 from serving.option_fields import Option
-from serving.options import Device, Precision, RepositoryOptions, Seed, ServerAddress, WireProtocol, parse_model_name
+from serving.options import Device, Precision, Seed, ServerAddress, WireProtocol
 
 REPORTS = Path("benchmarks/reports")
 
@@ -108,20 +109,13 @@ class Tolerances:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(RepositoryOptions):
+class BenchmarkOptions(ExportedModelOptions):
     """Options of ``tritonize benchmark``.
 
     Attributes:
         started: When the command was given.
     """
 
-    name: Annotated[
-        str, Option("Name of the model, instead of the argument.", parse=parse_model_name, default_text="NAME", shared=True)
-    ] = ""
-    artifacts: Annotated[Path, Option("Folder for checkpoints and bundles.", path="folder", shared=True)] = Path("artifacts")
-    bundle: Annotated[
-        Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
-    ] = None
     checkpoint: Annotated[
         str | None,
         Option("The PyTorch original: a folder, or a name on the Hugging Face Hub.", default_text="ARTIFACTS/NAME/checkpoint"),
@@ -176,7 +170,9 @@ class BenchmarkOptions(RepositoryOptions):
         tuple[int, ...], Option("Rows per call in process.", flag="--batch", metavar="N[,N…]", minimum=1, commas=True)
     ] = (1, 8, 32)
     exported: Annotated[bool, Option("Run the ONNX graph as Optimum exports it, before any fusion, too.")] = True
-    compiled: Annotated[bool, Option("Run the original through torch.compile too.", flag="--compile")] = False
+    compiled: Annotated[bool, Option("Run the original through torch.compile too.", flag="--compile", former=("--compiled",))] = (
+        False
+    )
     test: Annotated[
         str | None, Option("Labelled rows to measure on.", metavar="FILE|hub:NAME", default_text="those in the bundle")
     ] = None
@@ -203,11 +199,6 @@ class BenchmarkOptions(RepositoryOptions):
     started: datetime = field(default_factory=lambda: datetime.now().astimezone())
 
     @property
-    def bundle_folder(self) -> Path:
-        """Folder of the bundle."""
-        return self.bundle or self.artifacts / self.name / "bundle"
-
-    @property
     def original(self) -> str:
         """The PyTorch original, a folder or a name on the Hub."""
         return self.checkpoint or str(self.artifacts / self.name / "checkpoint")
@@ -222,6 +213,8 @@ class BenchmarkOptions(RepositoryOptions):
 class CompareOptions:
     """Options of ``tritonize compare``."""
 
-    everything: Annotated[bool, Option("List the figures that stayed the same too.", flag="--all")] = False
+    everything: Annotated[bool, Option("List the figures that stayed the same too.", flag="--all", former=("--everything",))] = (
+        False
+    )
     markdown: Annotated[Path | None, Option("Write the tables as Markdown too.", metavar="FILE", path="file")] = None
     junit: Annotated[Path | None, Option("Write every figure as a test too.", metavar="FILE", path="file")] = None

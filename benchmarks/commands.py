@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 
 import click
 
 from benchmarks.benchmark_options import BenchmarkOptions
-from benchmarks.options import chosen_name
+from benchmarks.options import with_model_name
 from serving.click_options import with_options
 from serving.options import OutputOptions
 from serving.reporting import logger
@@ -26,7 +25,7 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
     stay loaded until the end; a big model may need fewer --precision to fit into memory. Writes report.html, report.md and
     report.json, which holds every raw sample. The exit code is 1 if a gate fails.
     """
-    options = replace(options, name=chosen_name(click.get_current_context(), model, options.name))
+    options = with_model_name(click.get_current_context(), model, options)
     from benchmarks.run import require_passed, run_benchmark
 
     report = run_benchmark(options)

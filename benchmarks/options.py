@@ -1,25 +1,55 @@
-"""The name of the model, which benchmark and tune take as an argument or as an option."""
+"""Options that benchmark and tune have in common: which exported model they are about."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, TypeVar
+
 import click
 
+from serving.option_fields import Option
+from serving.options import ArtifactsOptions, RepositoryOptions, parse_model_name
 
-def chosen_name(ctx: click.Context, model: str | None, name: str | None) -> str:
-    """Choose the name of the model. The argument wins over the option, which may come from a recipe.
+Options = TypeVar("Options", bound="ExportedModelOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedModelOptions(ArtifactsOptions, RepositoryOptions):
+    """Which exported model a command is about."""
+
+    name: Annotated[
+        str,
+        Option("Name of the model, in place of the argument.", parse=parse_model_name, default_text="the argument", shared=True),
+    ] = ""
+    bundle: Annotated[
+        Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
+    ] = None
+
+    @property
+    def bundle_folder(self) -> Path:
+        """The folder of the bundle."""
+        return self.bundle or self.artifacts / self.name / "bundle"
+
+
+def with_model_name(ctx: click.Context, model: str | None, options: Options) -> Options:
+    """Set the name of the model. The argument wins over the option, which may come from a recipe.
 
     Args:
         ctx: Context of the command.
         model: The argument.
-        name: The option ``--name``; None or empty: it is not given.
+        options: Options of the command.
 
     Returns:
-        The name.
+        The options with the name.
 
     Raises:
         click.UsageError: Neither is given.
+        click.BadParameter: The argument cannot be a name.
     """
-    chosen = model or name
-    if not chosen:
+    if model is None and not options.name:
         raise click.UsageError(f"name the model: {ctx.command_path} NAME", ctx)
-    return chosen
+    try:
+        return options if model is None else replace(options, name=parse_model_name(model))
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param_hint="NAME") from None

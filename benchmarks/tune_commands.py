@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from benchmarks.options import chosen_name
+from benchmarks.options import with_model_name
 from benchmarks.tuning.tune_options import DryRunOptions, TuneOptions
 from export.recipe import recipe_file
 from serving.click_options import with_options
-from serving.options import OutputOptions, PackageOptions, parse_model_name
+from serving.options import OutputOptions, PackageOptions
 from serving.reporting import console, logger
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ def tune_command(
     is packaged, written into the recipe next to your own choices, and used by every later tritonize package of this bundle. If
     a run is interrupted, the same command resumes it.
     """
-    name = chosen_name(ctx, model, options.name)
-    try:
-        options = replace(options, name=parse_model_name(name))
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="NAME") from None
+    options = with_model_name(ctx, model, options)
     if dry.dry_run:
         _print_grid(options, as_json=output.json)
         return
@@ -52,7 +48,7 @@ def tune_command(
     from benchmarks.tuning.summary import require_winner, summary, table, to_json
     from serving.repository import refuse_foreign
 
-    refuse_foreign(options.repository, name)  # now rather than after a quarter of an hour
+    refuse_foreign(options.repository, options.name)  # now rather than after a quarter of an hour
     _require_writable(recipe_file(ctx))
     with _progress() as begin:
         tuned = tune(options, begin)
@@ -67,7 +63,7 @@ def tune_command(
     for line in summary(tuned.outcome):
         logger.info(line)
     winner = require_winner(tuned.outcome)
-    recipe = _apply(options, name, winner.configuration, recipe_file(ctx))
+    recipe = _apply(options, winner.configuration, recipe_file(ctx))
     if output.json:
         click.echo(json.dumps(to_json(tuned.outcome) | {"recipe": str(recipe)}, ensure_ascii=False))
 
@@ -85,13 +81,13 @@ def _print_grid(options: TuneOptions, *, as_json: bool) -> None:
     logger.info(f"then others, {total} in all, and at last the best three and the untuned default in interleaved rounds")
 
 
-def _apply(options: TuneOptions, name: str, winner: Configuration, own: Path | None) -> Path:
+def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Path:
     """Package the winner and write it into the user's own recipe or one beside the bundle. Return the path of the recipe."""
     from export.recipe import write_options
     from serving.machine import resolve_device
     from serving.repository import package
 
-    bundle, repository = options.bundle_folder, options.repository
+    name, bundle, repository = options.name, options.bundle_folder, options.repository
     device: Literal["cpu", "gpu"] = "gpu" if winner.device == "gpu" else "cpu"
     packaged = package(PackageOptions(bundle=bundle, repository=repository, name=name, device=device))
     state = "is up to date" if packaged.unchanged else "is packaged; restart a running server to load it"
@@ -102,7 +98,7 @@ def _apply(options: TuneOptions, name: str, winner: Configuration, own: Path | N
         logger.info(f"{own}: [package] {effect}{flag and f', with{flag}'}")
         return own
     recipe = bundle.parent / "tuned.toml"
-    usual = {"bundle": Path("artifacts") / name / "bundle", "repository": Path("model_repository")}
+    usual = {"bundle": PackageOptions(name=name).bundle_folder, "repository": PackageOptions.repository}
     places = {key: str(path) for key, path in {"bundle": bundle, "repository": repository}.items() if path != usual[key]}
     write_options(recipe, {"name": name}, "package", places)
     effect = _write(recipe, bundle)

@@ -6,14 +6,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import click
 
 from export.columns import Columns
 from serving.option_fields import Option
-from serving.options import Device, ModelName
+from serving.options import ArtifactsOptions, Device, ModelName
 
 if TYPE_CHECKING:
     from export.tasks.base import Task
@@ -84,7 +83,7 @@ def _setting_help() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOptions:
+class StageOptions(ArtifactsOptions):
     """Options that fine-tuning and export have in common."""
 
     name: ModelName = "model"
@@ -92,7 +91,6 @@ class StageOptions:
     setting: Annotated[Mapping[str, Any], Option(_setting_help, metavar="KEY=VALUE", default_text="the checkpoint's")] = field(
         default_factory=dict
     )
-    artifacts: Annotated[Path, Option("Folder for checkpoints and bundles.", path="folder", shared=True)] = Path("artifacts")
     device: Device = "auto"
     columns: Columns = field(default_factory=Columns)
 

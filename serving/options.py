@@ -47,7 +47,14 @@ Force = Annotated[bool, Option("Run the stage even if its inputs have not change
 class OutputOptions:
     """How a command prints its result."""
 
-    json: Annotated[bool, Option("Print one JSON object on standard output.")] = False
+    json: Annotated[bool, Option("Print one JSON object on standard output.", former=("--as-json",))] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactsOptions:
+    """Where the artifacts of fine-tuning and export are."""
+
+    artifacts: Annotated[Path, Option("Folder for checkpoints and bundles.", path="folder", shared=True)] = Path("artifacts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +130,7 @@ class PackageOptions(RepositoryOptions):
     @property
     def bundle_folder(self) -> Path:
         """The folder of the bundle."""
-        return self.bundle or Path("artifacts") / self.name / "bundle"
+        return self.bundle or ArtifactsOptions.artifacts / self.name / "bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +194,18 @@ class PredictOptions:
 
     input: Annotated[
         Path | None,
-        Option("Rows to predict: a csv, tsv, jsonl or parquet file.", path="existing-file", metavar="FILE"),
+        Option(
+            "Rows to predict: a csv, tsv, jsonl or parquet file.", path="existing-file", metavar="FILE", former=("--input-file",)
+        ),
     ] = None
     output: Annotated[
         Path | None,
-        Option("File for the answers as jsonl. If the file exists, the run resumes.", path="file", metavar="FILE"),
+        Option(
+            "File for the answers as jsonl. If the file exists, the run resumes.",
+            path="file",
+            metavar="FILE",
+            former=("--output-file",),
+        ),
     ] = None
     text_column: Annotated[
         str | None, Option("Column of the text in --input, or of the first of two texts.", default_text="the task's")

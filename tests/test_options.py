@@ -15,10 +15,10 @@ from export.cli import COMMANDS, tritonize
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
 from export.reference import command_reference
+from export.tasks import task_names
 from export.training.hyperparameters import ADAPTER_METHODS, Adapter, Hyperparameters
 from serving.click_options import FieldOption
 from serving.options import RequestOptions
-from serving.runtime.tasks import names
 
 ROOT = click.Context(tritonize, info_name="tritonize", terminal_width=400, **tritonize.context_settings)
 OPTIONS = [
@@ -76,7 +76,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_help_lists_tasks_and_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
     page = " ".join(help_of("export", capsys).split()).replace("- ", "-")
-    assert f"Task of the model: {', '.join(names())}." in page
+    assert f"Task of the model: {', '.join(task_names())}." in page
     for described in ("pooling=mean|cls|max|last", "top_k=INTEGER [5]", "threshold=NUMBER [0.5]", "normalize=true|false [false]"):
         assert described in page
 

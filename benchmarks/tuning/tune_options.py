@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
+from benchmarks.options import ExportedModelOptions
 from serving.option_fields import Option
-from serving.options import Device, Precision, RepositoryOptions, Seed, parse_model_name
+from serving.options import Device, Precision, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(RepositoryOptions):
+class TuneOptions(ExportedModelOptions):
     """What to tune, for which goal, and how thoroughly."""
 
-    name: Annotated[
-        str | None,
-        Option("Name of the model.", metavar="NAME", parse=parse_model_name, default_text="the argument", shared=True),
-    ] = None
-    artifacts: Annotated[Path, Option("Folder for checkpoints and bundles.", path="folder", shared=True)] = Path("artifacts")
-    bundle: Annotated[
-        Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
-    ] = None
     latency_p99_ms: Annotated[
         float | None,
         Option(
@@ -58,11 +50,6 @@ class TuneOptions(RepositoryOptions):
     minutes: Annotated[float, Option("Maximum time of all trials together.", above=0)] = 15.0
     fresh: Annotated[bool, Option("Discard all earlier trials and measure again.")] = False
     seed: Seed = 0
-
-    @property
-    def bundle_folder(self) -> Path:
-        """The folder of the bundle."""
-        return self.bundle or self.artifacts / str(self.name) / "bundle"
 
     @property
     def loads(self) -> tuple[int, ...]:
