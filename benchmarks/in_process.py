@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -28,7 +28,8 @@ from export.checkpoint import weights_size
 from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, SetupError
-from serving.runtime.tasks.base import Arrays
+from serving.reporting import logger
+from serving.runtime.types import Arrays
 
 ORIGINAL = "pytorch.fp32"
 
@@ -98,13 +99,12 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], None]) -> Iterator[list[Loaded]]:
+def loaded(inputs: BenchmarkInputs, energy: EnergyMeter) -> Iterator[list[Loaded]]:
     """Load every model that runs in process; all stay loaded and asleep as long as the block runs.
 
     Args:
         inputs: What is measured.
         energy: Meter of the machine's energy.
-        say: Function that prints a line: what is about to be loaded.
 
     Yields:
         The loaded models.
@@ -116,7 +116,8 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], No
         outputs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
         runs = list(planned_runs(inputs, outputs))
         processes = sum(run.processes for run in runs)
-        say(f"loading {processes} processes, one after another; every model answers the {len(inputs.rows.labelled)} labelled rows")
+        rows = len(inputs.rows.labelled)
+        logger.info(f"loading {processes} processes, one after another; every model answers the {rows} labelled rows")
         found = []
         for run in runs:
             try:
@@ -124,7 +125,7 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], No
             except SetupError as error:
                 if run.job.backend != OPTIONAL:
                     raise
-                say(f"{run.job.backend} is left out: {error.message}")
+                logger.warning(f"{run.job.backend} is left out: {error.message}")
                 continue
             ways = [Batched(workers=workers, batch=batch, length=length, energy=energy) for batch, length in run.calls]
             found.append(Loaded(run=run, workers=workers, ways=ways))
@@ -162,8 +163,7 @@ def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
                 for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
                     rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
                     samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
-    task = inputs.bundle.task
-    original = from_json(task, ended[ORIGINAL][0][1][0].answers)
+    original = from_json(inputs.bundle.task, ended[ORIGINAL][0][1][0].answers)
     models = [_model(name, ended, arrangements[name], inputs, original) for name in ended]
     return Findings(
         models=models, rounds=[found | _short_names(models, found) for found in rounds], samples=samples, original=original
@@ -194,7 +194,7 @@ def require_original(bundle: Bundle, checkpoint: Path) -> None:
         ArtifactError: It holds other weights, or none.
     """
     weights_file(checkpoint)  # raises if there are none
-    exported = bundle.manifest["inputs"]["files"]
+    exported = bundle.manifest.inputs.files
     if any(exported.get(weights.name) != sha256(weights) for weights in checkpoint.glob("*.safetensors")):
         raise ArtifactError(
             f"{bundle.folder} was not exported from {checkpoint}: the weights differ",
@@ -216,7 +216,7 @@ def bundle_precision(bundle: Bundle, sha256: str) -> str:
         ArtifactError: The file was changed after it was verified.
     """
     for precision, variant in bundle.variants.items():
-        if bundle.manifest["files"].get(variant.path.relative_to(bundle.folder).as_posix()) == sha256:
+        if bundle.manifest.files.get(variant.path.relative_to(bundle.folder).as_posix()) == sha256:
             return precision
     raise ArtifactError(
         f"an ONNX file in {bundle.folder} is not the one that was verified: its checksum is not in the manifest",
@@ -258,10 +258,10 @@ def _model(
 ) -> InProcess:
     """A model with its quality. Its first run is the one that answered the labelled rows."""
     (first, (facts, *_)), file = ended[name][0], Path(ended[name][0][1][0].file)
-    task = inputs.bundle.task
+    task = inputs.task
     if isinstance(facts.answers, dict):
         difference = None if name == ORIGINAL else _logit_difference(first.run.job, ended[ORIGINAL][0][0].run.job)
-        answers = from_json(task, facts.answers)
+        answers = from_json(task.served, facts.answers)
         quality = evaluate(task, inputs.rows, answers, None if name == ORIGINAL else original, logit_difference=difference)
     else:
         quality = evaluate_pipeline(task, inputs.rows, facts.answers, original)

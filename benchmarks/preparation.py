@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
 from benchmarks.row_lengths import rows_of_length
-from export import convert, graph, tails
+from export import convert, graph
 from export.data import LabelledRows, encode_labels, read_evaluation, sample
+from export.output_head import add_output_head
 from export.sources import checkpoint_folder, load_rows
+from export.tasks import bundle_task
+from export.tasks.exported import ExportedTask
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
 from serving.machine import resolve_device
+from serving.reporting import logger
 
 QUICKSTART_CACHE = "quickstart"
 
 
-def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> BenchmarkInputs:
+def read_inputs(options: BenchmarkOptions) -> BenchmarkInputs:
     """Read and check what is measured. The graph as exported is not made yet.
 
     Args:
         options: What to measure.
-        say: Function that prints a line: which lengths are left out, and why.
 
     Returns:
         The inputs.
@@ -44,37 +46,35 @@ def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> Benchm
         options=options,
         bundle=bundle,
         checkpoint=checkpoint,
-        rows=read_rows(options, bundle, say),
+        rows=read_rows(options, bundle),
         precisions=precisions,
         device=resolve_device(options.device),
     )
 
 
-def exported_graph(inputs: BenchmarkInputs, folder: Path, say: Callable[[str], None]) -> Path:
+def exported_graph(inputs: BenchmarkInputs, folder: Path) -> Path:
     """Export the graph without any optimization, with the task's output head: a bundle does not keep it.
 
     Args:
         inputs: What is measured.
         folder: Folder to write to.
-        say: Function that prints a line.
 
     Returns:
         The ONNX file.
     """
-    say("exporting the graph as it was before it was fused")
-    bundle = inputs.bundle
-    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
-    tails.add_tail(raw, bundle.task)
+    logger.info("exporting the graph as it was before it was fused")
+    bundle, task = inputs.bundle, inputs.task
+    raw = convert.convert(inputs.checkpoint, type(task), folder, opset=bundle.manifest.opset)
+    add_output_head(raw, task)
     return raw
 
 
-def read_rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None]) -> BenchmarkRows:
+def read_rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
     """Read the labelled rows and draw the timed rows from them.
 
     Args:
         options: What to measure.
         bundle: The bundle.
-        say: Function that prints a line: which lengths are left out, and why.
 
     Returns:
         The rows.
@@ -82,13 +82,14 @@ def read_rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], No
     Raises:
         DataError: The rows cannot be read, are of another task, or are too few.
     """
-    labelled = _labelled(options, bundle)
-    if len(labelled.texts) != bundle.task.text_columns:
+    task = bundle_task(bundle)
+    labelled = _labelled(options, bundle.folder, task)
+    if len(labelled.texts) != task.text_columns:
         raise DataError(
-            f"the model takes {bundle.task.text_columns} texts a row, the rows have {len(labelled.texts)}",
+            f"the model takes {task.text_columns} texts a row, the rows have {len(labelled.texts)}",
             hint="name the columns with --text-column and --text-pair-column",
         )
-    rows = [list(row) for row in zip(*bundle.task.requests(labelled.texts), strict=True)]
+    rows = [list(row) for row in zip(*task.requests(labelled.texts), strict=True)]
     timed = [rows[index] for index in sample(len(rows), options.rows, options.seed)]
     if len(timed) < options.rounds:
         raise DataError(
@@ -96,24 +97,20 @@ def read_rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], No
             hint="give fewer --rounds, or more rows to time: --rows",
         )
     random.Random(options.seed).shuffle(timed)  # noqa: S311 - nothing secret; files are often sorted, by label or by length
-    return BenchmarkRows(
-        timed={None: timed, **_by_length(options, bundle, timed, say)}, labelled=rows, references=list(labelled.labels)
-    )
+    return BenchmarkRows(timed={None: timed, **_by_length(options, bundle, timed)}, labelled=rows, references=list(labelled.labels))
 
 
-def _by_length(
-    options: BenchmarkOptions, bundle: Bundle, rows: list[list[str]], say: Callable[[str], None]
-) -> dict[int | None, list[list[str]]]:
+def _by_length(options: BenchmarkOptions, bundle: Bundle, rows: list[list[str]]) -> dict[int | None, list[list[str]]]:
     """Rows of each requested length. A length that the rows cannot be brought to is reported and left out."""
     found: dict[int | None, list[list[str]]] = {}
     names = model_inputs(bundle)
     for length in options.lengths:
         if length > bundle.max_length:
-            say(f"length {length} is left out: rows are truncated at {bundle.max_length} tokens")
+            logger.warning(f"length {length} is left out: rows are truncated at {bundle.max_length} tokens")
             continue
         made = rows_of_length(bundle, names, rows, length)
         if len(made) < options.rounds:
-            say(f"length {length} is left out: of the rows no more than {len(made)} can be brought to it")
+            logger.warning(f"length {length} is left out: of the rows no more than {len(made)} can be brought to it")
             continue
         found[length] = made
     return found
@@ -124,8 +121,8 @@ def model_inputs(bundle: Bundle) -> list[str]:
     return graph.input_names(next(iter(bundle.variants.values())).path)
 
 
-def _labelled(options: BenchmarkOptions, bundle: Bundle) -> LabelledRows:
+def _labelled(options: BenchmarkOptions, folder: Path, task: ExportedTask) -> LabelledRows:
     if options.test is None:
-        return read_evaluation(bundle.folder, bundle.task)
-    found = load_rows(options.test, options.columns, type(bundle.task), split="test", cache=options.artifacts / QUICKSTART_CACHE)
-    return encode_labels(found, bundle.task)
+        return read_evaluation(folder, task)
+    found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / QUICKSTART_CACHE)
+    return encode_labels(found, task)

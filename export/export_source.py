@@ -1,8 +1,8 @@
-"""What an export starts from: a checkpoint that fits the task, and labelled rows to verify on."""
+"""The input of an export: a checkpoint that fits the task, and labelled rows to verify on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,31 @@ from export import checkpoint as checkpoints
 from export.data import EVALUATION, LabelledRows, encode_labels, judged_by, read_evaluation
 from export.export_options import ExportOptions
 from export.sources import checkpoint_folder, load_rows
+from export.tasks import is_exported, task_class
+from export.tasks.exported import ExportedTask
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
-from serving.runtime.tasks import task_class
-from serving.runtime.tasks.base import Task
+from serving.manifests import CheckpointManifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSource:
-    """A checkpoint that was found fit for export, and the rows to verify on.
+    """A checkpoint that fits the task, and the rows to verify on.
 
-    Args:
-        name: for people: the location as given, without any folder's path.
-        task: bound to the checkpoint's config.
-        max_length: as asked for or fine-tuned with; None: unknown.
-        usual_length: what the checkpoint says it is used with otherwise, where it does.
+    Attributes:
+        name: The location as given, without the path of a folder.
+        folder: The folder of the checkpoint.
+        config: Its ``config.json``.
+        task: The task, bound to the config.
+        rows: The rows.
+        max_length: Tokens kept of a row, as asked for or fine-tuned with; None if unknown.
+        usual_length: The length that the checkpoint itself recommends, if any.
     """
 
     name: str
     folder: Path
     config: dict[str, Any]
-    task: Task
+    task: ExportedTask
     rows: LabelledRows
     max_length: int | None
     usual_length: int | None
@@ -40,32 +44,31 @@ def find_source(options: ExportOptions) -> ExportSource:
     """Find the checkpoint and the rows, and check that they fit the task and each other.
 
     Raises:
-        ArtifactError: the checkpoint is missing, or of another task.
-        DataError: there are no rows, or their labels are not the checkpoint's.
-        ExportError: the task is not exported, or cannot be verified for this checkpoint.
+        ArtifactError: The checkpoint is missing, or of another task.
+        DataError: There are no rows, or their labels are not those of the checkpoint.
+        ExportError: The task cannot be exported, or not verified for this checkpoint.
     """
     task_type = task_class(options.task)
-    if not task_type.exported:
+    if not is_exported(task_type):
         raise ExportError(
             f"checkpoints of {task_type.name} are fine-tuned here, not exported yet: the model answers one token at a time",
             hint="use the checkpoint itself, with transformers.pipeline",
         )
     name, folder = _located(options)
     config = checkpoints.read_config(folder)
-    trained = read_manifest(folder, "checkpoint") if (folder / MANIFEST).is_file() else {}
-    if trained.get("task", options.task) not in (options.task, task_type.trained_as):
-        known = trained["task"]
-        raise ArtifactError(f"{folder} was fine-tuned for {known}, not {options.task}", hint=f"give --task {known}")
+    trained = read_manifest(folder, CheckpointManifest) if (folder / MANIFEST).is_file() else None
+    if trained is not None and trained.task not in (options.task, task_type.trained_as):
+        raise ArtifactError(f"{folder} was fine-tuned for {trained.task}, not {options.task}", hint=f"give --task {trained.task}")
     checkpoints.require_task(config, task_type, name)
-    pair = len(options.columns.resolved(task_type).texts) == 2 or bool(trained.get("pair"))
-    chosen = trained.get("chosen_settings", {}) | dict(options.setting)
+    pair = len(options.columns.resolved(task_type).texts) == 2 or (trained is not None and trained.pair)
+    chosen = ({} if trained is None else trained.chosen_settings) | dict(options.setting)
     try:
-        task = replace(task_type.from_config(config, pair=pair), **checkpoints.settings(folder, task_type, chosen))
+        task = task_type.from_config(config, pair=pair).with_settings(checkpoints.settings(folder, task_type, chosen))
     except ValueError as error:
         raise ExportError(f"{name} cannot be served for {task_type.name}: {error}", hint="see its config.json") from None
-    if options.test is None and trained.get("task", options.task) != options.task:
+    if options.test is None and trained is not None and trained.task != options.task:
         raise DataError(
-            f"the rows in {folder} are of {trained['task']}, none to verify {options.task} on", hint="give some with --test"
+            f"the rows in {folder} are of {trained.task}, none to verify {options.task} on", hint="give some with --test"
         )
     task, rows = _rows(options, folder, task)
     return ExportSource(
@@ -74,23 +77,23 @@ def find_source(options: ExportOptions) -> ExportSource:
         config=config,
         task=task,
         rows=rows,
-        max_length=options.max_length or trained.get("max_length"),
+        max_length=options.max_length or (None if trained is None else trained.max_length),
         usual_length=task_type.checkpoint_length(checkpoints.read_files(folder, task_type)),
     )
 
 
 def _located(options: ExportOptions) -> tuple[str, Path]:
-    """What to call the checkpoint, and its folder."""
+    """Return the name of the checkpoint and its folder."""
     if options.checkpoint is None:
         folder = options.artifacts / options.name / "checkpoint"
-        read_manifest(folder, "checkpoint")  # says how to make one
+        read_manifest(folder, CheckpointManifest)  # says how to make one
         return options.name, folder
     folder = checkpoint_folder(options.checkpoint, options.artifacts / "quickstart")
     return (Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint), folder
 
 
-def _rows(options: ExportOptions, folder: Path, task: Task) -> tuple[Task, LabelledRows]:
-    """The rows to verify on, and the task that is held against them."""
+def _rows(options: ExportOptions, folder: Path, task: ExportedTask) -> tuple[ExportedTask, LabelledRows]:
+    """Return the task as it is evaluated, and the rows to verify on."""
     if options.test is not None:
         found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")
         if len(found.texts) != task.text_columns:

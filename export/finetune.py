@@ -1,4 +1,4 @@
-"""Fine-tuning: labelled rows and a checkpoint → the best epoch, with its figures, as an artifact."""
+"""The fine-tuning stage: trains a checkpoint on labelled rows and writes the best epoch as an artifact."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from export import checkpoint as checkpoints
 from export.data import prepare, write_evaluation
@@ -17,46 +17,79 @@ from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
-from export.training.distributed import is_main_process, main_first, say, world_size
-from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
-from serving.errors import ArtifactError, DataError
-from serving.runtime import tasks
-from serving.runtime.tasks import task_class
-from serving.runtime.tasks.base import Task
+from export.tasks import trained_class
+from export.tasks.trained import TrainedTask
+from export.training.distributed import main_first, world_size
+from serving.artifact import (
+    code_fingerprint,
+    fingerprint,
+    inputs_record,
+    is_current,
+    json_ready,
+    provenance,
+    publish,
+    read_manifest,
+    versions,
+    write_manifest,
+)
+from serving.errors import ArtifactError
+from serving.manifests import (
+    AdapterRecord,
+    CheckpointManifest,
+    DistillationRecord,
+    SearchFigures,
+    StageInputs,
+    TrainingData,
+    TrainingFigures,
+)
+from serving.reporting import is_main_process, logger
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from export.training.job import TrainingJob, TrainingResult
     from export.training.search import SearchResult
 
-TASKS = Path(tasks.__file__).parent
 SHAPING = (
-    TASKS,
-    TASKS.parent / "tokenization.py",
-    *(Path(__file__).parent / name for name in ("columns.py", "data.py", "training")),
+    "export/checkpoint.py",
+    "export/columns.py",
+    "export/data.py",
+    "export/finetune.py",
+    "export/leaks.py",
+    "export/lengths.py",
+    "export/metric.py",
+    "export/metrics",
+    "export/splits.py",
+    "export/tasks",
+    "export/training",
+    "serving/runtime/tasks",
+    "serving/runtime/tokenization.py",
 )
-"""The code that decides what an epoch is made of: what an interrupted run left is of no use to other code."""
+"""The code that decides what an epoch consists of. The epochs of an interrupted run are discarded if any of it has changed since.
+
+A finished checkpoint stays up to date even if the code has changed, because training is expensive."""
 ADAPTER = "adapter"
-"""Folder in the artifact for the adapter alone, whose weights are merged into those of the artifact itself."""
+"""Folder in the artifact for the adapter alone; its weights are also merged into those of the artifact."""
 
 
-def finetune(options: FinetuneOptions) -> dict[str, Any]:
-    """Train, keep the best epoch, write the artifact; resumes after an interruption from the last whole epoch.
+def finetune(options: FinetuneOptions) -> CheckpointManifest:
+    """Train a checkpoint and write the best epoch. A run that was interrupted resumes after its last complete epoch.
 
     Returns:
-        The artifact's manifest; that of the last run where nothing has changed since.
+        The manifest of the checkpoint, which is that of the last run if nothing has changed since.
 
     Raises:
-        ArtifactError: the checkpoint cannot be used.
-        DataError: rows, columns or labels are not as they must be.
-        SetupError: the quickstart could not be fetched, or there is no such device.
+        ArtifactError: The checkpoint cannot be used.
+        DataError: The rows, columns or labels do not fit the task.
+        SetupError: The quickstart could not be fetched, or the device is missing.
     """
     cache = options.artifacts / "quickstart"
-    _require_trainable(task_class(options.task))
+    task = trained_class(options.task)
     with main_first(options.device):
         data = load_splits(
             {"train": options.train, "validation": options.validation, "test": options.test},
             options.columns,
-            task_class(options.task),
+            task,
             cache=cache,
             most=options.max_train_rows,
             seed=options.training.seed,
@@ -66,43 +99,35 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         teacher = checkpoint_folder(options.distillation.teacher, cache) if options.distillation is not None else None
     data = replace(data, task=_configured(data.task, options, base))
     inputs = _inputs(options, base, teacher, data)
-    if not options.force and is_current(options.target, "checkpoint", inputs):
-        say(f"{options.target} is up to date")
-        return read_manifest(options.target, "checkpoint")
+    if not options.force and is_current(options.target, CheckpointManifest, inputs):
+        logger.info(f"{options.target} is up to date")
+        return read_manifest(options.target, CheckpointManifest)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.rows.items())
-    say(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}")
+    logger.info(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}")
     return _train_and_write(options, base, teacher, data, inputs)
 
 
-def _require_trainable(task: type[Task]) -> None:
-    if task.trained_as:
-        raise DataError(
-            f"checkpoints of {task.name} are fine-tuned as {task.trained_as}",
-            hint=f"give --task {task.trained_as}, then export",
-        )
-
-
-def _configured(task: Task, options: FinetuneOptions, base: Path) -> Task:
-    """The task with what the checkpoint says of it, and what was chosen.
+def _configured(task: TrainedTask, options: FinetuneOptions, base: Path) -> TrainedTask:
+    """Return the task with the settings of the checkpoint and those that the user chose.
 
     Raises:
-        ArtifactError: the checkpoint cannot be used for it.
+        ArtifactError: The checkpoint cannot be used for the task.
     """
     try:
-        return replace(task, **checkpoints.settings(base, type(task), options.setting))
+        return task.with_settings(checkpoints.settings(base, type(task), options.setting))
     except ValueError as error:
         raise ArtifactError(f"{options.checkpoint} cannot be used for {task.name}: {error}", hint="see --setting") from None
 
 
-def _said_labels(task: Task) -> str:
-    labels = task.settings().get("labels", ())
+def _said_labels(task: TrainedTask) -> str:
+    labels = task.labels
     return f", labels {', '.join(labels)}" if labels else ""
 
 
-def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits) -> dict[str, Any]:
+def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits) -> StageInputs:
     record = {
         "task": options.task,
-        "settings": data.task.settings(),
+        "settings": data.task.to_settings(),
         "max_length": options.max_length,
         "keep_leaks": options.keep_leaks,
         "device": options.device,
@@ -110,33 +135,29 @@ def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Sp
         "adapter": None if options.adapter is None else asdict(options.adapter),
         "distillation": None if options.distillation is None else asdict(options.distillation),
         "search": [options.search, *options.fixed] if options.search else None,
-        "teacher": None if teacher is None else inputs_record({}, checkpoint_files(teacher))["files"],
+        "teacher": None if teacher is None else fingerprint(checkpoint_files(teacher), root=teacher),
         "rows": data.inputs,
     }
-    return inputs_record(record, checkpoint_files(base))
+    return inputs_record(record, fingerprint(checkpoint_files(base), root=base))
 
 
 def _train_and_write(
-    options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits, inputs: dict[str, Any]
-) -> dict[str, Any]:
+    options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits, inputs: StageInputs
+) -> CheckpointManifest:
     from export.training import distillation, tracking
     from export.training.job import TrainingJob
     from export.training.train import train
 
     tracking.check_trackers(options.report_to)
     tokenizer = checkpoints.load_tokenizer(base, pads_with_end=data.task.causal)
-    config = checkpoints.read_config(base)
-    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.cut else []
-    usual = usual_length(lengths, least=data.task.default_max_length) if lengths else data.task.default_max_length
-    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, config, default=usual)
-    _tell_cut(lengths, max_length, options, most=usual)
+    max_length = _max_length(options, base, tokenizer, data)
     data = _with_tokenizer(data, tokenizer, max_length, options)
     _tell_cut_targets(data, tokenizer, options.training.seed)
     scratch = options.target.parent.absolute() / ".training"
     with main_first(options.device):
         if is_main_process():
-            made_by = inputs_record({}, SHAPING)["files"]
-            made_from = {"inputs": inputs, "code": made_by, "versions": versions(), "processes": world_size()}
+            recorded = inputs.model_dump(mode="json")
+            made_from = {"inputs": recorded, "code": code_fingerprint(SHAPING), "versions": versions(), "processes": world_size()}
             _prepare_scratch(scratch, made_from | {"folder": str(scratch)})
     started = time.monotonic()
     job = TrainingJob(
@@ -159,13 +180,27 @@ def _train_and_write(
     )
     found = _searched(options, job)
     trained = train(job if found is None else replace(job, options=found.options))
-    rows = {split: len(rows) for split, rows in data.rows.items()}
-    figures = trained.figures | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
+    figures = trained.figures | {
+        "rows": {split: len(rows) for split, rows in data.rows.items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
     if found is not None:
-        figures["search"] = {"trials": found.trials, job.task.main_metric: found.value}
+        figures["search"] = SearchFigures(**{job.task.main_metric: found.value}, trials=found.trials)
     trained = replace(trained, figures=figures)
     with main_first(options.device):
-        return _write(options, job, trained, data, inputs) if is_main_process() else read_manifest(options.target, "checkpoint")
+        if is_main_process():
+            return _write(options, job, trained, data, inputs)
+    return read_manifest(options.target, CheckpointManifest)
+
+
+def _max_length(options: FinetuneOptions, base: Path, tokenizer: PreTrainedTokenizerFast, data: Splits) -> int:
+    """Return the number of tokens kept of a row, and report how many rows are truncated."""
+    default = data.task.default_max_length
+    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.fits_length else []
+    usual = usual_length(lengths, least=default) if lengths else default
+    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, checkpoints.read_config(base), default=usual)
+    _tell_cut(lengths, max_length, options, most=usual)
+    return max_length
 
 
 def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, most: int) -> None:
@@ -173,17 +208,19 @@ def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, 
     if cut and (options.max_length or cut > len(lengths) * (1 - WHOLE)):
         why = ", the most that the model takes" if max_length < most else " (--max-length says where)"
         more = "" if options.max_length else why
-        say(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
+        logger.warning(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
 
 
-def _tell_cut_targets(data: Splits, tokenizer: Any, seed: int) -> None:
+def _tell_cut_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     if not data.task.generates:
         return
-    most = data.task.generation()["max_length"] - 1
+    most = cast(int, data.task.generation_settings()["max_length"]) - 1
     lengths = target_tokens(data.rows["train"], tokenizer, seed=seed)
     cut = sum(length > most for length in lengths)
     if cut:
-        say(f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}")
+        logger.warning(
+            f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}"
+        )
 
 
 def _searched(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None:
@@ -195,31 +232,31 @@ def _searched(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None
 
 
 def _write(
-    options: FinetuneOptions, job: TrainingJob, trained: TrainingResult, data: Splits, inputs: dict[str, Any]
-) -> dict[str, Any]:
+    options: FinetuneOptions, job: TrainingJob, trained: TrainingResult, data: Splits, inputs: StageInputs
+) -> CheckpointManifest:
     from safetensors import SafetensorError
 
-    fields = _fields(options, trained, data) | {"max_length": job.max_length}
+    manifest = _manifest(options, trained, data, inputs, max_length=job.max_length)
     with publish(options.target) as staging:
         try:
             trained.model.save_pretrained(staging, safe_serialization=True)
-        except SafetensorError as error:  # a full disk among others
+        except SafetensorError as error:  # also if the disk is full
             raise ArtifactError(f"cannot write the weights into {options.target}: {error}", hint="is the disk full?") from error
         if trained.adapter is not None:
             shutil.copytree(trained.adapter, staging / ADAPTER)
         checkpoints.save_tokenizer(job.tokenizer, staging, job.max_length)
         checkpoints.write_files(job.task.files_written(job.max_length), staging)
-        write_evaluation(job.splits[fields["evaluation_split"]], staging)
-        (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
-        for path in staging.rglob("*.safetensors"):  # which their library lets nobody else read
+        write_evaluation(job.splits[manifest.evaluation_split], staging)
+        (staging / "README.md").write_text(model_card(manifest), encoding="utf-8")
+        for path in staging.rglob("*.safetensors"):  # the library makes them readable for the owner only
             shutil.copymode(staging / "README.md", path)
-        manifest = write_manifest(staging, "checkpoint", inputs, **fields)
+        manifest = write_manifest(staging, manifest)
     shutil.rmtree(job.scratch)
     return manifest
 
 
-def _with_tokenizer(data: Splits, tokenizer: Any, max_length: int, options: FinetuneOptions) -> Splits:
-    """The task bound to the checkpoint's tokenizer as well, and the rows as the two make them."""
+def _with_tokenizer(data: Splits, tokenizer: PreTrainedTokenizerFast, max_length: int, options: FinetuneOptions) -> Splits:
+    """Bind the task to the checkpoint's tokenizer, and prepare the rows with both."""
     from serving.runtime.tokenization import TextEncoder
 
     task = checkpoints.bind_tokenizer(data.task, tokenizer, options.checkpoint)
@@ -231,45 +268,55 @@ def _with_tokenizer(data: Splits, tokenizer: Any, max_length: int, options: Fine
     return replace(data, task=task, rows=rows)
 
 
-def _fields(options: FinetuneOptions, trained: TrainingResult, data: Splits) -> dict[str, Any]:
-    task = replace(data.task, **trained.settings)
-    return {
-        "name": options.name,
-        "task": options.task,
-        "labels": list(task.settings().get("labels", ())),
-        "settings": task.settings(),
-        "chosen_settings": trained.settings | dict(options.setting),
-        "fitted_settings": trained.settings,
-        "pair": task.pair,
-        "main_metric": task.main_metric,
-        "evaluation_split": "test" if options.test else "validation",
-        "base_checkpoint": options.checkpoint,
-        "data": _described(options, data),
-        "training": asdict(trained.options),
-        "adapter": None if options.adapter is None else asdict(options.adapter),
-        "distillation": None if options.distillation is None else asdict(options.distillation),
-        "figures": trained.figures,
-    }
+def _manifest(
+    options: FinetuneOptions, trained: TrainingResult, data: Splits, inputs: StageInputs, *, max_length: int
+) -> CheckpointManifest:
+    """Describe the checkpoint, without the checksums of its files."""
+    task = data.task.with_settings(trained.settings)
+    return CheckpointManifest(
+        **provenance(inputs),
+        name=options.name,
+        task=options.task,
+        labels=task.labels,
+        settings=json_ready(task.to_settings()),
+        chosen_settings=json_ready(trained.settings | dict(options.setting)),
+        fitted_settings=trained.settings,
+        pair=task.pair,
+        main_metric=task.main_metric,
+        evaluation_split="test" if options.test else "validation",
+        base_checkpoint=options.checkpoint,
+        data=_described(options, data),
+        training=json_ready(asdict(trained.options)),
+        adapter=None if options.adapter is None else AdapterRecord.model_validate(asdict(options.adapter)),
+        distillation=None if options.distillation is None else DistillationRecord.model_validate(asdict(options.distillation)),
+        figures=TrainingFigures.model_validate(trained.figures),
+        max_length=max_length,
+    )
 
 
-def _described(options: FinetuneOptions, data: Splits) -> dict[str, Any]:
+def _described(options: FinetuneOptions, data: Splits) -> TrainingData:
+    """Describe the rows."""
     columns = options.columns.resolved(type(data.task))
-    return {
-        "train": options.train,
-        "validation": options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
-        "test": options.test,
-        "text_columns": [*columns.texts, *columns.choices],
-        "label_column": list(columns.labels) or columns.label,
-        "label_shares": data.label_shares(),
-        "shared_rows": dict(data.leaks.shared),
-        "leaks_kept": options.keep_leaks,
-        "contradicting_texts": data.leaks.contradicting,
-    }
+    return TrainingData(
+        train=options.train,
+        validation=options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
+        test=options.test,
+        text_columns=(*columns.texts, *columns.choices),
+        label_column=tuple(columns.labels) or columns.label,
+        label_shares=data.label_shares(),
+        shared_rows=dict(data.leaks.shared),
+        leaks_kept=options.keep_leaks,
+        contradicting_texts=data.leaks.contradicting,
+    )
 
 
-def _prepare_scratch(scratch: Path, made_from: Mapping[str, Any]) -> None:
-    """Keep an interrupted run's epochs only if they were made from the very same things, by this folder's path too (the trainer
-    records absolute paths)."""
+def _prepare_scratch(scratch: Path, made_from: Mapping[str, object]) -> None:
+    """Keep the epochs of an interrupted run only if they were made from the same inputs.
+
+    Args:
+        scratch: The folder of the epochs.
+        made_from: The inputs, and the path of the folder, because the trainer records absolute paths.
+    """
     record = scratch / "inputs.json"
     wanted = json.dumps(made_from, indent=2, sort_keys=True)
     if record.is_file() and record.read_text(encoding="utf-8") == wanted:

@@ -7,18 +7,20 @@ import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import click
 import numpy as np
 import onnxruntime
 import torch
 
+from export.tasks.exported import ExportedTask
 from export.verify import Run
 from serving.errors import ArtifactError, SetupError
 from serving.machine import resolve_device
-from serving.runtime.tasks.base import Arrays, Task
+from serving.manifests import ComputeDevice
+from serving.reporting import logger
+from serving.runtime.types import Arrays
 
 
-def original_run(model: Any, task: Task, *, device: str) -> Run:
+def original_run(model: Any, task: ExportedTask, *, device: str) -> Run:
     """``model`` on ``device`` (``cpu`` or ``cuda``), giving the tensors that the task reads as float32 ``[rows, …]``."""
     model = model.to(device).eval()
 
@@ -29,7 +31,7 @@ def original_run(model: Any, task: Task, *, device: str) -> Run:
         with torch.inference_mode():
             outputs = model(**tensors)
             heads = {name: outputs[name].float().cpu().numpy() for name in task.heads}
-        return task.reduced(heads, feed)
+        return task.apply_output_head(heads, feed)
 
     return run
 
@@ -65,7 +67,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def usable_device(device: str) -> str:
+def usable_device(device: str) -> ComputeDevice:
     """As :func:`serving.machine.resolve_device` finds it, where torch and ONNX Runtime can both use it; ``auto`` → ``cpu`` if not.
 
     Raises:
@@ -77,5 +79,5 @@ def usable_device(device: str) -> str:
         return "gpu"
     if device == "gpu":
         raise SetupError("torch and ONNX Runtime do not both see a GPU", hint="give --device cpu, or see: tritonize doctor")
-    click.echo("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without", err=True)
+    logger.warning("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without")
     return "cpu"

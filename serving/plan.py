@@ -129,7 +129,7 @@ def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Var
             f"{'was' if len(elsewhere) == 1 else 'were'} not timed on a CPU (do it with: tritonize export --device cpu)"
         )
         return chosen
-    latency = {name: variant.figures["latency_ms"] for name, variant in bundle.variants.items()}
+    latency = {name: variant.figures.latency_ms for name, variant in bundle.variants.items()}
     listed = ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in latency.items())
     fastest = min(latency, key=lambda name: latency[name])
     reasons["precision"] = f"{fastest}: the fastest that passed its gates ({listed})"
@@ -138,7 +138,7 @@ def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Var
 
 def _timed_on_cpu(variant: Variant) -> bool:
     """Return whether the variant's speeds were measured on a CPU. An export on a GPU measures most of them there."""
-    return variant.figures.get("speed_device") == "cpu"
+    return variant.figures.speed_device == "cpu"
 
 
 def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[str, str]) -> str:
@@ -155,7 +155,7 @@ def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[st
     if not _timed_on_cpu(variant):
         reasons["batching"] = f"off: {variant.precision} was not timed on a CPU, where batches of mixed lengths mostly add padding"
         return "off"
-    alone, together = variant.figures["throughput"]["1"], variant.figures["throughput"]["16"]
+    alone, together = variant.figures.throughput.one_by_one, variant.figures.throughput.batched
     chosen = "ragged" if together > alone else "off"
     reasons["batching"] = f"{chosen}: export measured {alone:.0f} rows/s one by one and {together:.0f} rows/s in batches of 16"
     return chosen

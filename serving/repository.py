@@ -1,4 +1,4 @@
-"""Bundle → Triton model repository, in one atomic step.
+"""The packaging stage: writes a bundle into a Triton model repository in one atomic step.
 
 Four models must change together, and a rename moves only one folder. So each packaging writes a complete new *generation*
 aside, and one rename of one symbolic link switches all four::
@@ -23,32 +23,50 @@ import shutil
 import struct
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import onnx
 
 from serving import ensemble
-from serving.artifact import MANIFEST, inputs_record, is_current, read_manifest, sha256, staging_folder, write_manifest
+from serving.artifact import (
+    MANIFEST,
+    code_fingerprint,
+    fingerprint,
+    inputs_record,
+    is_current,
+    json_ready,
+    provenance,
+    read_manifest,
+    sha256,
+    staging_folder,
+    write_manifest,
+)
 from serving.bundle import Bundle, file_inside, load_bundle
 from serving.ensemble import Graph, Warmup
 from serving.errors import ArtifactError, ExportError
-from serving.install import STAND_IN
+from serving.manifests import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest, StageInputs
 from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
-from serving.probe import probe_body
 from serving.prologue import IDS, add_prologue, travelling_inputs
-from serving.runtime.notes import NOTES, pack
-from serving.runtime.tasks.base import Task, Tensor
+from serving.runtime.metadata import METADATA, pack
+from serving.runtime.tasks.base import ServedTask
+from serving.runtime.types import Tensor
 from serving.tuning import Tuning, read_tuning
 
 RUNTIME = Path(__file__).parent / "runtime"
-SHAPING = tuple(Path(__file__).parent / f"{name}.py" for name in ("ensemble", "pbtxt", "plan", "prologue", "repository"))
-"""The modules that decide what is written: after an upgrade that changed one, a repository is not up to date."""
-STARTING = (STAND_IN, Path(__file__).parent / "server.py")
-"""What else decides how a model runs, though not what is written: the stand-in for a backend, and how the server is started."""
+SHAPING = (
+    "serving/ensemble.py",
+    "serving/pbtxt.py",
+    "serving/plan.py",
+    "serving/prologue.py",
+    "serving/repository.py",
+    "serving/runtime",
+)
+"""The code that decides what packaging writes. A repository that was written by other code is not up to date."""
+STARTING = ("serving/backends/onnxruntime", "serving/server.py")
+"""The code that decides how a packaged model runs, but not what packaging writes."""
 DTYPES = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.INT32: "TYPE_INT32",
@@ -58,60 +76,86 @@ DTYPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
-    """A packaged ensemble: its manifest, and whether it was already there."""
+class PackagedEnsemble:
+    """A packaged ensemble.
 
-    manifest: dict[str, Any]
+    Attributes:
+        manifest: Its manifest.
+        unchanged: Whether it was up to date already.
+    """
+
+    manifest: RepositoryManifest
     unchanged: bool
 
 
-def package(options: PackageOptions) -> Package:
+def package(options: PackageOptions) -> PackagedEnsemble:
     """Write or replace the four models of ``options.name``.
 
     Raises:
-        ArtifactError: no usable bundle, one that refers to files outside it, or something else stands under one of the four names.
-        ExportError: the graph takes inputs that cannot be had from text.
+        ArtifactError: There is no usable bundle, it refers to files outside it, or one of the four names belongs to a model that
+            tritonize did not write.
+        ExportError: The graph takes inputs that cannot be made from text.
     """
     bundle = load_bundle(options.bundle_folder)
     tuning, objection = _tuning(options)
     plan = _plan(bundle, options, tuning)
     if objection is not None:
         plan = replace(plan, reasons=plan.reasons | {"configuration": f"not as tuned: {objection}"})
-    sources = [options.bundle_folder / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME, *SHAPING]
-    inputs = inputs_record(asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}, sources)
-    home = options.repository / f"{options.name}_model"
-    if not options.force and is_current(home / "current", "repository", inputs) and _linked(options.repository, options.name):
-        return Package(manifest=read_manifest(home / "current", "repository"), unchanged=True)
+    inputs = _inputs(options, bundle, plan, tuning)
+    current = options.repository / f"{options.name}_model" / "current"
+    if not options.force and is_current(current, RepositoryManifest, inputs) and _linked(options.repository, options.name):
+        return PackagedEnsemble(manifest=read_manifest(current, RepositoryManifest), unchanged=True)
     refuse_foreign(options.repository, options.name)
     options.repository.mkdir(parents=True, exist_ok=True)
     with staging_folder(_staging_root(options.repository), f"{options.repository.name}-{options.name}") as folder:
         generation = folder / "generation"
         generation.mkdir()
         _write_generation(generation, bundle, plan, options.name)
-        manifest = write_manifest(
-            generation,
-            "repository",
-            inputs,
-            name=options.name,
-            task=bundle.task.name,
-            settings=bundle.task.settings(),
-            probe=probe_body(bundle.task),
-            **asdict(plan),
-            bundle={"manifest": bundle.manifest["inputs"], "figures": bundle.variant(plan.precision).figures},
-        )
+        manifest = write_manifest(generation, _manifest(options, bundle, plan, inputs))
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
         _switch(options.repository, options.name, generation)
-    return Package(manifest=manifest, unchanged=False)
+    return PackagedEnsemble(manifest=manifest, unchanged=False)
+
+
+def _inputs(options: PackageOptions, bundle: Bundle, plan: Plan, tuning: Tuning | None) -> StageInputs:
+    """Return what decides the content of the repository."""
+    chosen = asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}
+    files = [bundle.folder / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer]
+    return inputs_record(chosen, fingerprint(files, root=bundle.folder), code_fingerprint(SHAPING))
+
+
+def _manifest(options: PackageOptions, bundle: Bundle, plan: Plan, inputs: StageInputs) -> RepositoryManifest:
+    variant = bundle.variant(plan.precision)
+    content = {
+        **provenance(inputs),
+        **asdict(plan),
+        "name": options.name,
+        "task": bundle.task.name,
+        "settings": json_ready(bundle.task.to_settings()),
+        "probe": probe_body(bundle.task),
+        "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=variant.figures),
+    }
+    return RepositoryManifest.model_validate(content)
+
+
+def probe_body(task: ServedTask) -> ProbeBody:
+    """Return a request for the task's example."""
+    return ProbeBody(
+        inputs=tuple(ProbeInput(name=name, datatype="BYTES", shape=(1, 1), data=(text,)) for name, text in task.example.items())
+    )
 
 
 def serving_code() -> dict[str, str]:
-    """Checksums of the code that decides what is served and how, by file."""
-    files: dict[str, str] = inputs_record({}, [RUNTIME, *SHAPING, *STARTING])["files"]
-    return files
+    """Return the SHA-256 of the code that decides what is served and how it runs, by path."""
+    return code_fingerprint([*SHAPING, *STARTING])
 
 
 def _tuning(options: PackageOptions) -> tuple[Tuning | None, str | None]:
-    """What tuning found, and why that cannot be read where it cannot: a model is packaged without it."""
+    """Read the bundle's tuning; a model whose tuning cannot be read is packaged without it.
+
+    Returns:
+        The tuning, if there is one that can be read, and otherwise why it cannot be read.
+    """
     if not options.tuned:
         return None, None
     try:
@@ -134,11 +178,16 @@ def _plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Pla
     )
 
 
-def read_graph(path: Path, task: Task, max_batch_size: int) -> Graph:
-    """What of an ONNX file, without its weights, a request passes through: the inputs that must travel, the outputs ``task`` reads.
+def read_graph(path: Path, task: ServedTask, max_batch_size: int) -> Graph:
+    """Read the inputs and outputs of an ONNX file that a request passes through.
+
+    Args:
+        path: The ONNX file; its weights are not read.
+        task: The task, which says what outputs are read.
+        max_batch_size: Maximum number of rows in a request.
 
     Raises:
-        ExportError: an input cannot be had from text, an output is not there, or Triton has no name for a tensor's type here.
+        ExportError: An input cannot be made from text, an output is missing, or Triton has no name for the type of a tensor.
     """
     model = onnx.load(path, load_external_data=False)
     try:
@@ -146,11 +195,11 @@ def read_graph(path: Path, task: Task, max_batch_size: int) -> Graph:
     except ValueError as error:
         raise ExportError(str(error)) from error
     outputs = {info.name: info for info in model.graph.output}
-    if missing := [name for name in task.outputs_read if name not in outputs]:
+    if missing := [name for name in task.model_outputs if name not in outputs]:
         raise ExportError(f"the graph has no output {', '.join(missing)}, only {', '.join(outputs)}")
     return Graph(
         inputs=tuple(_tensor(info) for info in model.graph.input if info.name in travelling),
-        outputs=tuple(_tensor(outputs[name]) for name in task.outputs_read),
+        outputs=tuple(_tensor(outputs[name]) for name in task.model_outputs),
         max_rows=max_batch_size * task.fan_out,
     )
 
@@ -165,7 +214,7 @@ def _tensor(info: onnx.ValueInfoProto) -> Tensor:
 
 
 def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> None:
-    """The four model folders, complete."""
+    """Write the four model folders."""
     task = bundle.task
     graph = read_graph(bundle.variant(plan.precision).path, task, plan.max_batch_size)
     texts, ids, logits = _warmups(folder, bundle, plan, name, graph)
@@ -186,7 +235,7 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> No
 
 
 def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:
-    """The variant's graph behind its prologue; weights outside the file travel along under their own names."""
+    """Write the variant's graph with the prologue in front, and its external weights under their own names."""
     source = bundle.variant(plan.precision).path
     model = onnx.load(source, load_external_data=False)
     weights = _external_files(model, source.parent)
@@ -197,30 +246,42 @@ def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:
 
 
 def _external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
-    """Files beside the graph that hold its weights.
+    """Return the files beside the graph that hold its weights.
 
     Raises:
-        ArtifactError: the graph names one anywhere else.
+        ArtifactError: The graph refers to a file in another place.
     """
     names = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
     elsewhere = sorted(name for name in names if Path(name).name != name or name == "model.onnx")
     if elsewhere:
         raise ArtifactError(
-            f"the graph in {folder} keeps weights in {elsewhere[0]!r}, which is no file of its own beside it",
+            f"the graph in {folder} keeps weights in {elsewhere[0]!r}, which is not a file of its own beside it",
             hint="do not use it unless you know who made it",
         )
     return [file_inside(folder, name) for name in sorted(names)]
 
 
+def step_modules(step: str, task: str) -> list[Path]:
+    """Return the files that a step of an ensemble runs: of the tasks only its own, with what all tasks share.
+
+    Args:
+        step: ``preprocess`` or ``postprocess``.
+        task: Name of the task.
+    """
+    shared = [RUNTIME / f"{name}.py" for name in (step, "metadata", "tokenization", "types")]
+    tasks = RUNTIME / "tasks"
+    helpers = sorted(tasks.glob("_*.py"))  # __init__.py too
+    return [*shared, *helpers, tasks / "base.py", tasks / f"{task.replace('-', '_')}.py"]
+
+
 def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Graph) -> None:
-    """The runtime, verbatim, and what it must know about this checkpoint."""
-    shutil.copytree(RUNTIME / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    for module in ("notes.py", "tokenization.py"):
-        shutil.copy(RUNTIME / module, folder)
-    shutil.copy(RUNTIME / f"{step}.py", folder / "model.py")
+    """Write a Python step: a copy of the runtime, and its settings for this checkpoint."""
+    (folder / "tasks").mkdir()
+    for path in step_modules(step, bundle.task.name):
+        shutil.copy(path, folder / ("model.py" if path.stem == step else path.relative_to(RUNTIME)))
     settings = {
         "task": bundle.task.name,
-        "settings": bundle.task.settings(),
+        "settings": bundle.task.to_settings(),
         "max_length": bundle.max_length,
         "model_inputs": [tensor.name for tensor in graph.inputs],
         "max_model_rows": graph.max_rows,
@@ -230,13 +291,13 @@ def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Grap
 
 
 def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) -> tuple[list[Warmup], list[Warmup], list[Warmup]]:
-    """Sample files under each step's ``warmup/``: the task's example as it is, and repeated until it fills the model."""
+    """Write the warm-up requests of each step: the task's example, and a long one that fills the model."""
     texts, ids, logits = [], [], []
     task, encoder = bundle.task, bundle.encoder([tensor.name for tensor in graph.inputs])
     for label, request in (("short", task.example), ("long", task.long_example(bundle.max_length))):
         payloads = {tensor: _bytes_tensor(text.encode()) for tensor, text in request.items()}
         texts.append(_save_warmup(folder / f"{name}_preprocess", label, 1, payloads, dict.fromkeys(payloads, (1,))))
-        features = task.features([[text] for text in request.values()], encoder, task.request_options({}))
+        features = task.preprocess([[text] for text in request.values()], encoder)
         arrays = encoder.arrays(features.encodings[:1])
         rows = graph.max_rows if label == "long" and plan.device == "gpu" else 1
         raw = {tensor: array.tobytes() for tensor, array in arrays.items()}
@@ -245,9 +306,9 @@ def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) 
         length = next(iter(arrays.values())).shape[1] if task.token_level else 1  # of what else there may be several
         shapes = {tensor.name: tuple(length if dim < 0 else dim for dim in tensor.dims) for tensor in graph.outputs}
         raw = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
-        if task.carries_notes:
-            note = pack(features.origins.owners[:1], features.origins.notes[:1])[0, 0]
-            raw[NOTES], shapes[NOTES] = _bytes_tensor(note), (1,)
+        if task.carries_metadata:
+            note = pack(features.origins.sample_mapping[:1], features.origins.metadata[:1])[0, 0]
+            raw[METADATA], shapes[METADATA] = _bytes_tensor(note), (1,)
         logits.append(_save_warmup(folder / f"{name}_postprocess", label, 1, raw, shapes))
     return texts, ids, logits
 
@@ -261,12 +322,12 @@ def _save_warmup(model: Path, label: str, rows: int, payloads: dict[str, bytes],
 
 
 def _bytes_tensor(element: bytes) -> bytes:
-    """One element of a BYTES tensor as Triton lays it out: its length, then its bytes."""
+    """Encode one element of a BYTES tensor as Triton does: its length, then its bytes."""
     return struct.pack("<I", len(element)) + element
 
 
 def _links(name: str) -> dict[str, str]:
-    """Symbolic links in the repository, in the order in which they may appear: the ensemble last, when its steps are there."""
+    """Return the symbolic links in the repository in the order in which they are made: the ensemble after its steps."""
     return {model: f"{name}_model/current/{model}" for model in (f"{name}_preprocess", f"{name}_postprocess", name)}
 
 
@@ -277,10 +338,14 @@ def _linked(repository: Path, name: str) -> bool:
 
 
 def refuse_foreign(repository: Path, name: str) -> None:
-    """Whatever stands under one of the four names and was not written here is somebody's own model.
+    """Check that no other model has one of the four names.
+
+    Args:
+        repository: The model repository.
+        name: Name of the ensemble.
 
     Raises:
-        ArtifactError: there is such a one.
+        ArtifactError: One of the names belongs to a model that tritonize did not write.
     """
     home = repository / f"{name}_model"
     foreign = [
@@ -292,20 +357,18 @@ def refuse_foreign(repository: Path, name: str) -> None:
     if home.exists() and not (home / "current").is_symlink():
         foreign.append(home)
     if foreign:
-        raise ArtifactError(
-            f"{foreign[0]} is there already and was not packaged by tritonize", hint="choose another --name, or move it away"
-        )
+        raise ArtifactError(f"{foreign[0]} exists and was not packaged by tritonize", hint="choose another --name, or move it away")
 
 
 def _staging_root(repository: Path) -> Path:
-    """Beside the repository, where Triton does not look; inside it only where that is another file system (a mounted volume)."""
+    """Return a folder to write in: beside the repository, or inside it if it is a file system of its own (a mounted volume)."""
     parent = repository.absolute().parent
     same = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
     return parent if same else repository
 
 
 def _switch(repository: Path, name: str, generation: Path) -> None:
-    """Bring a complete generation into service. The rename of ``current`` is the moment everything changes."""
+    """Bring a complete generation into service by renaming the link ``current``."""
     home = repository / f"{name}_model"
     target = f"generations/{uuid4().hex[:12]}"
     if not home.exists():

@@ -16,49 +16,34 @@ from benchmarks.tuning.schedule import Schedule
 from benchmarks.tuning.space import Space
 from benchmarks.tuning.testbed import make_testbed
 from benchmarks.tuning.trial import Trial
+from benchmarks.tuning.tune_options import TuneOptions
 from benchmarks.tuning.tuning_study import SearchTerms, opened
-from serving.artifact import MANIFEST, inputs_record, is_current, publish, read_manifest, sha256, versions, write_manifest
+from serving.artifact import (
+    MANIFEST,
+    fingerprint,
+    inputs_record,
+    is_current,
+    json_ready,
+    provenance,
+    publish,
+    read_manifest,
+    sha256,
+    versions,
+    write_manifest,
+)
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
 from serving.errors import ServerError
 from serving.install import server_versions
 from serving.machine import cores, hardware, resolve_device
+from serving.manifests import HardwareRecord, LoadRecord, StageInputs, TrialRecord, TuningManifest
 from serving.plan import make_plan
 from serving.repository import serving_code
-from serving.tuning import record_explained, tuning_folder
+from serving.tuning import tuning_folder
 
 FINALISTS = 3
 STORAGE = "tuning.partial.sqlite3"
 """Beside the record: the study, for as long as there is no winner."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneOptions:
-    """Options of a tuning.
-
-    Attributes:
-        bundle: Folder of the bundle.
-        precisions: Precisions that may be served; empty for all of the bundle.
-        device: ``auto``, ``cpu`` or ``gpu``.
-        latency_p99_ms: Latency budget for the 99th percentile in ms, or None.
-        concurrencies: Numbers of clients, one load each, ascending.
-        rows: Number of rows sent, drawn at random from the evaluation rows of the bundle.
-        duration: Seconds that each load is measured in each trial.
-        minutes: Allowed time of all trials together.
-        seed: Seed of the random draws.
-        fresh: Discard earlier trials.
-    """
-
-    bundle: Path
-    precisions: tuple[str, ...]
-    device: str
-    latency_p99_ms: float | None
-    concurrencies: tuple[int, ...]
-    rows: int
-    duration: float
-    minutes: float
-    seed: int
-    fresh: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +90,7 @@ def prepare(options: TuneOptions) -> TuningSubject:
     Raises:
         ArtifactError: There is no usable bundle, or it lacks a precision asked for.
     """
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle_folder)
     chosen = {precision: bundle.variant(precision) for precision in options.precisions or bundle.variants}
     device = resolve_device(options.device)
     # int8 is for CPUs; on a GPU it is only tried if there is nothing else.
@@ -120,7 +105,7 @@ def prepare(options: TuneOptions) -> TuningSubject:
         threads=None,
         max_batch_size=None,
     )
-    space = Space(device=device, cores=cores(), precisions=usable, most_clients=max(options.concurrencies))
+    space = Space(device=device, cores=cores(), precisions=usable, most_clients=max(options.loads))
     search = SearchTerms(
         space=space,
         first=list(dict.fromkeys([untuned.configuration, *space.grid()])),
@@ -147,14 +132,14 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
         TritonizeError: Nothing could be measured.
     """
     subject = prepare(options)
-    record = tuning_folder(options.bundle)
-    inputs = inputs_record(subject.terms(), [options.bundle / MANIFEST])
-    if not options.fresh and is_current(record, "tuning", inputs):
-        return Tuned(outcome=subject.outcome(_recorded(record)[1]), unchanged=True)
+    record = tuning_folder(options.bundle_folder)
+    inputs = inputs_record(subject.terms(), fingerprint([options.bundle_folder / MANIFEST], root=options.bundle_folder))
+    if not options.fresh and is_current(record, TuningManifest, inputs):
+        return Tuned(outcome=subject.outcome(_trials(read_manifest(record, TuningManifest))), unchanged=True)
     testbed = make_testbed(
         subject.bundle,
         rows=options.rows,
-        concurrencies=options.concurrencies,
+        concurrencies=options.loads,
         duration=options.duration,
         seed=options.seed,
     )
@@ -175,7 +160,7 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
         outcome = _run(subject, schedule)
         if outcome.winner is not None:
             with publish(record) as folder:
-                write_manifest(folder, "tuning", inputs, **_fields(subject, outcome))
+                write_manifest(folder, _manifest(subject, outcome, inputs))
             storage.unlink()
     return Tuned(outcome=outcome, unchanged=False)
 
@@ -201,7 +186,7 @@ def _run(subject: TuningSubject, schedule: Schedule) -> TuningOutcome:
 def _conditions(options: TuneOptions) -> dict[str, Any]:
     """Return everything that a trial's figures depend on besides its configuration, JSON-ready."""
     return {
-        "bundle": sha256(options.bundle / MANIFEST),
+        "bundle": sha256(options.bundle_folder / MANIFEST),
         "hardware": hardware(),
         "versions": versions(),
         "server": server_versions(),
@@ -209,24 +194,26 @@ def _conditions(options: TuneOptions) -> dict[str, Any]:
         "rows": options.rows,
         "seed": options.seed,
         "duration": options.duration,
-        "concurrencies": list(options.concurrencies),
+        "concurrencies": list(options.loads),
     }
 
 
-def _fields(subject: TuningSubject, outcome: TuningOutcome) -> dict[str, Any]:
+def _manifest(subject: TuningSubject, outcome: TuningOutcome, inputs: StageInputs) -> TuningManifest:
     winner = outcome.winner
     assert winner is not None
-    return {
-        **subject.terms(),
-        "bundle_sha256": subject.search.conditions["bundle"],
-        "hardware": subject.search.conditions["hardware"],
-        "latency_p99_ms": outcome.latency_p99_ms,
-        "winner": asdict(winner.configuration),
-        "speed": asdict(winner.shown),
-        "default": asdict(outcome.default),
-        "ratio": outcome.ratio,
-        "trials": [trial.to_json() for trial in outcome.trials],
-    }
+    return TuningManifest(
+        **provenance(inputs),
+        conditions=json_ready(subject.search.conditions),
+        goal=json_ready(subject.goal),
+        bundle_sha256=str(subject.search.conditions["bundle"]),
+        hardware=HardwareRecord.model_validate(subject.search.conditions["hardware"]),
+        latency_p99_ms=outcome.latency_p99_ms,
+        winner=winner.configuration,
+        speed=LoadRecord.model_validate(asdict(winner.shown)),
+        default=outcome.default,
+        ratio=outcome.ratio,
+        trials=tuple(TrialRecord.model_validate(trial.to_json()) for trial in outcome.trials),
+    )
 
 
 def _earlier(record: Path, subject: TuningSubject) -> list[Trial]:
@@ -237,16 +224,9 @@ def _earlier(record: Path, subject: TuningSubject) -> list[Trial]:
     """
     if not record.exists():
         return []
-    manifest, trials = _recorded(record)
-    return trials if manifest.get("conditions") == subject.search.conditions else []
+    manifest = read_manifest(record, TuningManifest)
+    return _trials(manifest) if manifest.conditions == subject.search.conditions else []
 
 
-def _recorded(record: Path) -> tuple[dict[str, Any], list[Trial]]:
-    """Return the manifest of a finished tuning, and its trials.
-
-    Raises:
-        ArtifactError: The record cannot be read.
-    """
-    with record_explained(record):
-        manifest = read_manifest(record, "tuning")
-        return manifest, [Trial.from_json(trial) for trial in manifest["trials"]]
+def _trials(manifest: TuningManifest) -> list[Trial]:
+    return [Trial.from_json(trial.model_dump()) for trial in manifest.trials]

@@ -29,8 +29,9 @@ from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError
 from serving.install import triton_environment
 from serving.machine import cores
+from serving.manifests import BundleManifest, RepositoryManifest
 from serving.options import ServerAddress
-from serving.runtime.tasks.base import Tensor
+from serving.runtime.types import Tensor
 from tests.helpers import made_up, servers
 
 pytestmark = pytest.mark.server
@@ -62,7 +63,7 @@ class Run:
 def nobody_reaches(bundle: Bundle) -> Report:
     """A baseline with 1e9 rows/s for one client, each after 1e9 ms, on the rows of ``bundle`` that the run draws."""
     draw = BenchmarkOptions(name=NAME, rows=ROWS, rounds=ROUNDS, lengths=())
-    timed = timed_checksums(read_rows(draw, bundle, print))
+    timed = timed_checksums(read_rows(draw, bundle))
     whole = made_up.report()
     assert whole.served is not None
     figures = {"throughput": 1e9} | dict.fromkeys(("p50_ms", "p90_ms", "p95_ms", "p99_ms"), 1e9)
@@ -215,13 +216,13 @@ def test_rounds_hold_what_each_measured_anew(run: Run) -> None:
 
 
 def test_labels_are_those_of_the_files_that_ran(run: Run, server: servers.Server) -> None:
-    files = read_manifest(server.bundles[NAME], "bundle")["files"]
+    files = read_manifest(server.bundles[NAME], BundleManifest).files
     ran = {model["precision"]: model["sha256"] for model in run.report["in_process"] if model["kind"] == "onnx"}
     assert ran == {precision: files[f"{precision}/model.onnx"] for precision in ran}
     assert {"fp32", "int8"} <= set(ran)
-    packaged = read_manifest(server.options.repository / NAME, "repository")
-    assert run.report["served"]["sha256"] == packaged["files"][f"{NAME}_model/1/model.onnx"]
-    assert run.report["served"]["precision"] == packaged["precision"] == "fp32"
+    packaged = read_manifest(server.options.repository / NAME, RepositoryManifest)
+    assert run.report["served"]["sha256"] == packaged.files[f"{NAME}_model/1/model.onnx"]
+    assert run.report["served"]["precision"] == packaged.precision == "fp32"
 
 
 def test_the_served_answers_are_the_originals(run: Run) -> None:
@@ -234,9 +235,9 @@ def test_the_served_answers_are_the_originals(run: Run) -> None:
 
 
 def test_the_originals_metric_is_what_export_found(run: Run, server: servers.Server) -> None:
-    original = read_manifest(server.bundles[NAME], "bundle")["original"]
-    assert run.report["settings"]["labelled_rows"] == original["rows"]
-    assert run.figures["pytorch.fp32.accuracy"] == pytest.approx(original["accuracy"])
+    original = read_manifest(server.bundles[NAME], BundleManifest).original
+    assert run.report["settings"]["labelled_rows"] == original.rows
+    assert run.figures["pytorch.fp32.accuracy"] == pytest.approx(original.metrics["accuracy"])
 
 
 def test_steps_come_from_the_servers_own_statistics(run: Run) -> None:
@@ -288,9 +289,9 @@ def test_a_package_newer_than_the_server_is_not_what_it_serves(address: ServerAd
     package = read_package(server.options.repository, NAME)
     process = check_process(address, package)
     assert process is not None and process.name() == "tritonserver"
-    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    later = datetime.now(UTC) + timedelta(hours=1)
     with pytest.raises(ArtifactError, match="serves an older package"):
-        check_process(address, replace(package, manifest=package.manifest | {"created": later}))
+        check_process(address, replace(package, manifest=package.manifest.model_copy(update={"created": later})))
 
 
 def test_a_server_of_another_repository_is_refused(address: ServerAddress, server: servers.Server, tmp_path: Path) -> None:

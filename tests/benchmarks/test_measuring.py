@@ -38,10 +38,12 @@ from benchmarks.speed import as_spans, side_by_side
 from benchmarks.steps import counts_between, total
 from benchmarks.workers import Workers, started
 from export.cli import main
-from serving.artifact import inputs_record, sha256, write_manifest
+from export.tasks import bundle_task
+from serving.artifact import fingerprint, inputs_record, json_ready, sha256, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
-from serving.runtime.tasks.text_classification import TextClassification
+from tests.helpers.manifests import bundle_manifest, repository_manifest, variant_figures
+from tests.helpers.tasks import classification
 
 WORDS = ("bad", "good", "film", "the")
 SCORES = np.array([[3.0, -3.0], [-3.0, 3.0], [0.5, 0.0], [0.0, 0.0]], dtype=np.float32)
@@ -82,20 +84,16 @@ def bundle(tmp_path: Path) -> Bundle:
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
     (checkpoint / "model.safetensors").write_bytes(b"weights")
-    task = TextClassification(labels=("negative", "positive"), function_to_apply="softmax")
-    record = {"verdict": "passed", "gates": [], "figures": {}}
-    write_manifest(
-        folder,
-        "bundle",
-        inputs_record({}, [checkpoint / "model.safetensors"]),
-        task=task.name,
-        labels=list(task.labels),
-        max_length=8,
-        settings=task.settings(),
+    task = classification(("negative", "positive"))
+    record = {"verdict": "passed", "gates": (), "figures": variant_figures()}
+    manifest = bundle_manifest(
+        inputs_record({}, fingerprint([checkpoint / "model.safetensors"], root=checkpoint)),
+        settings=json_ready(task.served.to_settings()),
+        evaluation_settings=json_ready(task.evaluation_settings),
         padding={"input_ids": 3},
-        original={},
         precisions={precision: record | {"file": f"{precision}/model.onnx"} for precision in ("fp32", "int8")},
     )
+    write_manifest(folder, manifest)
     return load_bundle(folder)
 
 
@@ -211,12 +209,12 @@ def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
             facts += workers.end()
     eager, pipeline = facts
     assert eager.precision == pipeline.precision == "fp32"
-    task = load_bundle(Path(job.bundle)).task
+    task = bundle_task(load_bundle(Path(job.bundle)))
     rows = BenchmarkRows(timed={}, labelled=ROWS[:3], references=[1, 0, 0])
-    quality = evaluate_pipeline(task, rows, pipeline.answers, from_json(task, eager.answers))
+    quality = evaluate_pipeline(task, rows, pipeline.answers, from_json(task.served, eager.answers))
     assert (quality.agreement, quality.rows) == (1.0, 3)
     other = [pipeline.answers[0], *pipeline.answers[:2]]  # one row's answer in another's place
-    assert evaluate_pipeline(task, rows, other, from_json(task, eager.answers)).agreement < 1
+    assert evaluate_pipeline(task, rows, other, from_json(task.served, eager.answers)).agreement < 1
 
 
 @pytest.mark.parametrize(
@@ -263,11 +261,11 @@ def inputs(bundle: Bundle, job: WorkerJob) -> BenchmarkInputs:
 
 
 def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
-    inputs: BenchmarkInputs, monkeypatch: pytest.MonkeyPatch
+    inputs: BenchmarkInputs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr(Recorder, "turns", [])
-    said: list[str] = []
-    measure_rounds([Recorder("a"), Recorder("b"), Recorder("c")], inputs, said.append)
+    measure_rounds([Recorder("a"), Recorder("b"), Recorder("c")], inputs)
     assert [name for name, _, _ in Recorder.turns] == [*"abc", *"cba", *"abc"]
     shares = [rows for _, rows, _ in Recorder.turns]
     for first in (0, 3, 6):
@@ -275,7 +273,7 @@ def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
     assert sorted(shares[0] + shares[3] + shares[6]) == sorted(ROWS), "every row belongs to one round"
     assert [len(share) for share in shares[::3]] == [2, 2, 1]
     assert {seconds for _, _, seconds in Recorder.turns} == {2.0}
-    assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
+    assert caplog.messages == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
 
 
 def _measured(job: WorkerJob, facts: WorkerFacts, milliseconds: list[int]) -> Loaded:
@@ -432,9 +430,9 @@ def test_a_repository_whose_onnx_file_was_changed_is_refused(tmp_path: Path) -> 
     model = tmp_path / "words_model" / "1" / "model.onnx"
     model.parent.mkdir(parents=True)
     model.write_bytes(b"packaged")
-    manifest = write_manifest(tmp_path, "repository", {}, name="words", precision="int8")
+    write_manifest(tmp_path, repository_manifest(name="words", precision="int8"))
     (tmp_path / "words").mkdir()
-    (tmp_path / "words" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").rename(tmp_path / "words" / "manifest.json")
     assert read_package(tmp_path, "words").precision == "int8"
     model.write_bytes(b"changed")
     with pytest.raises(ArtifactError, match="checksum differs"):
@@ -470,7 +468,7 @@ def test_memory_of_a_process_tree_is_metered() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "say which model"),
+        ([], "name the model"),
         (["words", "--gate", "throughput"], "compares nothing"),
         (["words", "--gate", "import os"], "cannot be read"),
         (["words", "--concurrency", "0"], "--concurrency"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ import pytest
 from export import metric, verify
 from export.data import LabelledRows
 from export.rows import EncodedRows
+from export.tasks import load_task
+from export.tasks.exported import ExportedTask
+from export.tasks.text_classification import MULTI_LABEL, REGRESSION, TextClassificationTask
 from serving.errors import ExportError
-from serving.runtime.tasks import load_task
-from serving.runtime.tasks.base import Arrays, Options, Origins, Task
-from serving.runtime.tasks.text_classification import ANY, NUMBER, TextClassification
+from serving.manifests import VariantGate
+from serving.runtime.types import Arrays, Origins
+from tests.helpers.tasks import classification
 
 TASK = load_task("text-classification", {"labels": ["negative", "positive"], "function_to_apply": "softmax", "pair": False})
-LIMITS = verify.Limits()
+LIMITS = verify.GateLimits()
 LABELS = np.tile([0, 1], 500)
 
 
@@ -35,11 +38,11 @@ def flipped(labels: np.ndarray, start: int, count: int) -> np.ndarray:
     return other
 
 
-def against(original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist()), task: Task = TASK) -> verify.Reference:
+def against(original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist()), task: ExportedTask = TASK) -> verify.Reference:
     return verify.Reference(task=task, outputs=original, origins=Origins(np.arange(len(original["logits"]))), references=references)
 
 
-def gates(precision: str, variant: np.ndarray, limits: verify.Limits = LIMITS) -> dict[str, verify.Gate]:
+def gates(precision: str, variant: np.ndarray, limits: verify.GateLimits = LIMITS) -> dict[str, VariantGate]:
     """Gates of a variant that predicts those labels where the original is always right."""
     return {gate.name: gate for gate in verify.judge(precision, against(logits_for(LABELS)), logits_for(variant), limits).gates}
 
@@ -183,7 +186,7 @@ def test_noise_does_not_fail_the_metric_gate_and_a_real_drop_does() -> None:
     assert real.value == pytest.approx(3.0)
     assert not real.passed
     assert "accuracy drops by 3.00 points" in real.message
-    assert gates("int8", flipped(LABELS, 0, 30), verify.Limits(max_metric_drop=3))["metric_drop"].passed
+    assert gates("int8", flipped(LABELS, 0, 30), verify.GateLimits(max_metric_drop=3))["metric_drop"].passed
 
 
 @pytest.mark.parametrize(
@@ -204,7 +207,7 @@ def test_agreement_gates_by_precision(precision: str, disagreeing: int, passed: 
 
 
 def test_min_agreement_moves_the_gate_but_not_that_of_fp32() -> None:
-    limits = verify.Limits(min_agreement=0.9)
+    limits = verify.GateLimits(min_agreement=0.9)
     assert gates("int8", flipped(LABELS, 0, 100), limits)["label_agreement"].passed
     assert not gates("fp32", flipped(LABELS, 0, 1), limits)["label_agreement"].passed
 
@@ -216,8 +219,8 @@ def test_a_tie_in_the_original_is_no_disagreement() -> None:
     other = tied["logits"].copy()
     other[:2] = other[:2, ::-1]
     verdict = verify.judge("fp16", against(tied), {"logits": other}, LIMITS)
-    assert verdict.figures["ties"] == 1
-    assert verdict.figures["label_agreement"] == pytest.approx(0.999)
+    assert verdict.ties == 1
+    assert verdict.label_agreement == pytest.approx(0.999)
 
 
 @pytest.mark.parametrize(("wrong", "passed"), [(5e-4, True), (5e-3, False), (float("nan"), False)])
@@ -237,19 +240,18 @@ def test_logits_that_are_no_numbers_fail_at_every_precision(precision: str, brok
     reference = against(logits_for(right), right.tolist())
     variant = logits_for(right)
     variant["logits"][:3] = broken
-    verdict = verify.judge(precision, reference, variant, verify.Limits(max_metric_drop=100, min_agreement=0))
+    verdict = verify.judge(precision, reference, variant, verify.GateLimits(max_metric_drop=100, min_agreement=0))
     gate = next(gate for gate in verdict.gates if gate.name == "finite")
     assert not verdict.passed and not gate.passed
     assert gate.value == 3
-    assert gate.message == "logits are infinite or no numbers for 3 of 1000 rows"
-    assert verdict.figures["label_agreement"] == pytest.approx(0.997), "they agree with nothing"
-    assert verdict.figures["metric_drop"] == pytest.approx(0.3)
-    record = json.dumps(verdict.record("model.onnx"), allow_nan=False)
-    assert json.loads(record)["figures"]["max_logit_difference"] is None
+    assert gate.message == "logits are NaN or infinite for 3 of 1000 rows"
+    assert verdict.label_agreement == pytest.approx(0.997), "they agree with nothing"
+    assert verdict.metric_drop == pytest.approx(0.3)
+    assert verdict.max_logit_difference is verdict.mean_logit_difference is None
 
 
-MANY = TextClassification(labels=("a", "b", "c"), function_to_apply="sigmoid", problem_type=ANY)
-NUMBERS = TextClassification(labels=("score",), function_to_apply="none", problem_type=NUMBER)
+MANY = classification(("a", "b", "c"), "sigmoid", MULTI_LABEL)
+NUMBERS = classification(("score",), "none", REGRESSION)
 
 
 def drawn(rows: int, labels: int) -> Arrays:
@@ -270,13 +272,13 @@ def test_a_row_with_several_labels_agrees_where_all_of_them_do() -> None:
     original["logits"][0] = 4
     variant = changed(original, slice(0, 1), [4, 4, -4])
     verdict = verify.judge("int8", reference, variant, LIMITS)
-    assert verdict.figures["label_agreement"] == pytest.approx(399 / 400)
+    assert verdict.label_agreement == pytest.approx(399 / 400)
     assert verdict.passed
     verdict = verify.judge("int8", reference, changed(original, slice(0, 100), -original["logits"][:100]), LIMITS)
     gates = {gate.name: gate for gate in verdict.gates}
     assert not gates["metric_drop"].passed and not gates["label_agreement"].passed
     assert gates["metric_drop"].message.startswith("f1 drops by ")
-    assert verdict.figures["label_agreement"] == pytest.approx(0.75)
+    assert verdict.label_agreement == pytest.approx(0.75)
 
 
 def test_a_score_at_the_threshold_is_a_tie() -> None:
@@ -284,7 +286,7 @@ def test_a_score_at_the_threshold_is_a_tie() -> None:
     original["logits"][:2] = [[3, -3, 1e-5], [3, -3, 1e-2]]
     variant = changed(original, slice(0, 2), [[3, -3, -1e-5], [3, -3, -1e-2]])
     verdict = verify.judge("fp16", against(original, [[0]] * 400, MANY), variant, LIMITS)
-    assert (verdict.figures["ties"], verdict.figures["label_agreement"]) == (1, pytest.approx(399 / 400))
+    assert (verdict.ties, verdict.label_agreement) == (1, pytest.approx(399 / 400))
 
 
 def test_numbers_agree_where_they_are_near_by_what_the_original_spans() -> None:
@@ -293,8 +295,8 @@ def test_numbers_agree_where_they_are_near_by_what_the_original_spans() -> None:
     reference = against(original, original["logits"][:, 0].tolist(), NUMBERS)
     for off, agreeing in ((0.04, 400), (0.06, 390)):
         verdict = verify.judge("int8", reference, changed(original, slice(0, 10), original["logits"][:10] + off * span), LIMITS)
-        assert (verdict.figures["label_agreement"], verdict.figures["ties"]) == (pytest.approx(agreeing / 400), 0)
-        assert verdict.figures["spearman"] > 0.99
+        assert (verdict.label_agreement, verdict.ties) == (pytest.approx(agreeing / 400), 0)
+        assert verdict.metrics["spearman"] > 0.99
     verdict = verify.judge("int8", reference, changed(original, slice(0, 200), -original["logits"][:200]), LIMITS)
     drop = next(gate for gate in verdict.gates if gate.name == "metric_drop")
     assert not drop.passed
@@ -305,20 +307,20 @@ def test_numbers_that_hardly_differ_agree() -> None:
     """An original that says the same of every row has no span to go by."""
     original = {"logits": np.full((100, 1), 0.3, dtype=np.float32)}
     verdict = verify.judge("fp32", against(original, [0.3] * 100, NUMBERS), {"logits": original["logits"] + 5e-5}, LIMITS)
-    assert verdict.figures["label_agreement"] == 1
+    assert verdict.label_agreement == 1
 
 
-class Windowed(TextClassification):
+class Windowed(TextClassificationTask):
     """A request's answer is that of the best of its rows for the model."""
 
-    def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
-        firsts = np.searchsorted(origins.owners, np.arange(origins.count))
+    def answers(self, outputs: Arrays, origins: Origins) -> Arrays:
+        firsts = np.searchsorted(origins.sample_mapping, np.arange(origins.count))
         best = np.maximum.reduceat(outputs["logits"], firsts)
-        return super().answers({"logits": best}, Origins(np.arange(len(best))), options)
+        return super().answers({"logits": best}, Origins(np.arange(len(best))))
 
 
 def test_a_row_of_which_one_window_is_no_number_is_broken_as_a_whole() -> None:
-    task = Windowed(labels=("negative", "positive"), function_to_apply="softmax")
+    task = Windowed.from_settings({"labels": ["negative", "positive"], "function_to_apply": "softmax"})
     original = {"logits": np.array([[1, 0], [3, 2], [0, 1], [2, 0], [0, 5]], dtype=np.float32)}
     origins = Origins(np.array([0, 0, 1, 2, 2]))
     reference = verify.Reference(task=task, outputs=original, origins=origins, references=[0, 1, 1])
@@ -326,11 +328,11 @@ def test_a_row_of_which_one_window_is_no_number_is_broken_as_a_whole() -> None:
     assert verify.judge("fp32", reference, original, LIMITS).passed
     verdict = verify.judge("int8", reference, changed(original, slice(1, 2), np.nan), LIMITS)
     assert next(gate.value for gate in verdict.gates if gate.name == "finite") == 1
-    assert verdict.figures["label_agreement"] == pytest.approx(2 / 3)
-    assert verdict.figures["metric_drop"] == pytest.approx(100 / 3)
+    assert verdict.label_agreement == pytest.approx(2 / 3)
+    assert verdict.metric_drop == pytest.approx(100 / 3)
 
 
-class Twice(TextClassification):
+class Twice(TextClassificationTask):
     """A labelled row takes two requests, and has the label of both or none that counts."""
 
     def predictions(self, answers: Arrays) -> list[Any]:
@@ -345,25 +347,25 @@ class Twice(TextClassification):
 
 
 def test_a_row_that_takes_two_requests_is_judged_once() -> None:
-    task = Twice(labels=("negative", "positive"), function_to_apply="softmax")
+    task = Twice.from_settings({"labels": ["negative", "positive"], "function_to_apply": "softmax"})
     original = logits_for(np.array([0, 1, 1, 0, 0, 1, 1, 0]))  # the first requests of four rows, then the second
     reference = against(original, [0, 1, 1, 0], task)
     assert verify.task_metrics(reference)["accuracy"] == 1
     half = verify.judge("int8", reference, changed(original, slice(5, 6), [2, 0]), LIMITS)
-    assert half.figures["label_agreement"] == pytest.approx(3.5 / 4), "rows that agree in part count in part"
+    assert half.label_agreement == pytest.approx(3.5 / 4), "rows that agree in part count in part"
     broken = verify.judge("int8", reference, changed(original, slice(5, 6), np.nan), LIMITS)
     assert next(gate.message for gate in broken.gates if gate.name == "finite").endswith("for 1 of 4 rows")
-    assert broken.figures["label_agreement"] == pytest.approx(3 / 4)
+    assert broken.label_agreement == pytest.approx(3 / 4)
 
 
 @pytest.mark.parametrize(("task", "references"), [(MANY, [[0]] * 100), (NUMBERS, [float(row) for row in range(100)])])
-def test_figures_that_are_no_shares_fail_where_outputs_are_no_numbers(task: TextClassification, references: list[Any]) -> None:
+def test_figures_that_are_no_shares_fail_where_outputs_are_no_numbers(task: TextClassificationTask, references: list[Any]) -> None:
     original = drawn(100, len(task.labels))
     verdict = verify.judge("int8", against(original, references, task), changed(original, slice(4, 5), np.nan), LIMITS)
     gates = {gate.name: gate for gate in verdict.gates}
     assert (gates["finite"].value, gates["finite"].passed) == (1, False)
-    assert verdict.figures["label_agreement"] == pytest.approx(0.99)
-    json.dumps(verdict.record("model.onnx"), allow_nan=False)
+    assert verdict.label_agreement == pytest.approx(0.99)
+    assert all(map(math.isfinite, verdict.metrics.values()))
 
 
 def test_finite_logits_pass_their_gate() -> None:
@@ -378,25 +380,11 @@ def test_an_original_that_gives_no_numbers_is_refused() -> None:
         verify.require_finite(broken)
 
 
-def test_record_is_what_the_bundle_promises() -> None:
+def test_a_verdict_has_gates_and_the_figures_of_the_metric() -> None:
     verdict = verify.judge("int8", against(logits_for(LABELS)), logits_for(flipped(LABELS, 0, 90)), LIMITS)
-    record = verdict.record("int8/model.onnx")
-    assert (record["file"], record["verdict"]) == ("int8/model.onnx", "failed")
-    assert {gate["name"]: gate["passed"] for gate in record["gates"]} == {
-        "finite": True,
-        "metric_drop": False,
-        "label_agreement": False,
-    }
-    assert set(record["figures"]) == {
-        "accuracy",
-        "f1",
-        "f1_positive",
-        "metric_drop",
-        "label_agreement",
-        "ties",
-        "max_logit_difference",
-        "mean_logit_difference",
-    }
+    assert not verdict.passed
+    assert {gate.name: gate.passed for gate in verdict.gates} == {"finite": True, "metric_drop": False, "label_agreement": False}
+    assert set(verdict.metrics) == {"accuracy", "f1", "f1_positive"}
 
 
 def test_overflow_gate_names_the_tensors() -> None:
@@ -445,7 +433,7 @@ def test_outputs_of_all_rows_are_put_together() -> None:
 
 def test_outputs_by_position_end_with_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model says of padding depends on its neighbours, so it is not what variants are held to."""
-    monkeypatch.setattr(TextClassification, "token_level", True)
+    monkeypatch.setattr(type(TASK.served), "token_level", True)
 
     def ones(feed: Arrays) -> Arrays:
         return {"logits": np.ones((*feed["input_ids"].shape, 4), dtype=np.float32)}
@@ -467,4 +455,5 @@ def test_speeds_time_each_run_alike(tiny_checkpoint, monkeypatch: pytest.MonkeyP
     runs = {name: (lambda feed, name=name: seen[name].append(feed["input_ids"].shape)) for name in seen}
     measured = verify.speeds(runs, rows, seed=0)
     assert seen["a"] == seen["b"], "the same rows in the same order"
-    assert measured["a"] == {"latency_ms": 1000.0, "throughput": {"1": 1.0, "16": pytest.approx(40 / 3)}}
+    assert measured["a"].latency_ms == 1000.0
+    assert (measured["a"].throughput.one_by_one, measured["a"].throughput.batched) == (1.0, pytest.approx(40 / 3))
