@@ -55,7 +55,7 @@ class Speed(RoundSpeed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class SliceTiming:
     """Result of one slice of timing.
 
     Attributes:
@@ -78,7 +78,7 @@ def as_spans(pairs: Any) -> Spans:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def closed_loop(spans: Spans) -> Timing:
+def closed_loop(spans: Spans) -> SliceTiming:
     """Compute the speed of requests of one row that many clients kept in flight.
 
     The rate is counted from the first answer to the last, so that requests in flight at the edges do not count.
@@ -95,10 +95,10 @@ def closed_loop(spans: Spans) -> Timing:
     if len(spans) < 2:
         raise ValueError("a rate needs at least two requests")
     seconds = float(np.ptp(spans[:, 1])) / 1e9
-    return Timing(throughput=(len(spans) - 1) / seconds, seconds=seconds, latencies=_latencies([spans]))
+    return SliceTiming(throughput=(len(spans) - 1) / seconds, seconds=seconds, latencies=_latencies([spans]))
 
 
-def side_by_side(workers: Sequence[Spans], batch: int) -> Timing:
+def side_by_side(workers: Sequence[Spans], batch: int) -> SliceTiming:
     """Compute the speed of processes side by side, each making calls one after another.
 
     The rate is counted while all of them worked, as the last one has the machine to itself for a while.
@@ -118,10 +118,10 @@ def side_by_side(workers: Sequence[Spans], batch: int) -> Timing:
         raise SetupError("processes that were timed side by side never worked at the same time", hint=MEASURE_LONGER)
     seconds = float(end - start) / 1e9
     answered = batch * sum(int(((spans[:, 1] > start) & (spans[:, 1] <= end)).sum()) for spans in workers)
-    return Timing(throughput=answered / seconds, seconds=seconds, latencies=_latencies(workers))
+    return SliceTiming(throughput=answered / seconds, seconds=seconds, latencies=_latencies(workers))
 
 
-def over_rounds(timings: Sequence[Timing]) -> Speed:
+def over_rounds(timings: Sequence[SliceTiming]) -> Speed:
     """Combine the slices of all rounds into one speed."""
     throughputs = [timing.throughput for timing in timings]
     latencies = np.concatenate([timing.latencies for timing in timings])
