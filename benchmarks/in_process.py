@@ -21,7 +21,7 @@ from benchmarks.plan import OPTIONAL, ModelRun, planned_runs
 from benchmarks.processes import MIB
 from benchmarks.quality import evaluate, evaluate_pipeline
 from benchmarks.report import flatten
-from benchmarks.speed import Spans, SliceTiming, over_rounds, side_by_side
+from benchmarks.speed import SliceTiming, Spans, over_rounds, side_by_side
 from benchmarks.workers import Workers, started
 from export import graph, optimize
 from export.checkpoint import weights_size
