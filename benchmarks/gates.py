@@ -1,6 +1,6 @@
 """Gates: comparisons of figures that must hold, such as ``served.int8.c16.throughput >= 2 * pytorch.fp32.throughput``.
 
-A gate is evaluated in every round, on figures that were measured seconds apart, and holds if it does in more than half of them.
+A gate is evaluated in every round, on figures measured seconds apart, and passes if it holds in more than half of them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ _COMPARISONS: dict[type[ast.cmpop], tuple[str, Callable[[float, float], bool]]] 
     ast.Gt: (">", operator.gt),
     ast.GtE: (">=", operator.ge),
 }
-_GRAMMAR = "a gate compares figures and numbers with <, <=, > or >=, and reckons with + - * / and brackets"
+_GRAMMAR = "a gate compares figures and numbers with <, <=, > or >=, and calculates with + - * / and brackets"
 
 
 def parse_gate(expression: str) -> ast.Compare:
-    """Parse a gate and check that it holds nothing but figures, numbers, arithmetic and comparisons. Nothing is executed.
+    """Parse a gate and check that it contains only figures, numbers, arithmetic and comparisons. Nothing is executed.
+
+    Args:
+        expression: The gate.
+
+    Returns:
+        Its syntax tree.
 
     Raises:
-        DataError: it is not a gate.
+        DataError: It is not a gate.
     """
     try:
         body = ast.parse(expression.strip(), mode="eval").body
@@ -51,10 +57,16 @@ def parse_gate(expression: str) -> ast.Compare:
 
 
 def figures_in(expression: str) -> list[str]:
-    """Names of the figures that a gate compares.
+    """List the names of the figures that a gate compares.
+
+    Args:
+        expression: The gate.
+
+    Returns:
+        Dotted names.
 
     Raises:
-        DataError: it is not a gate.
+        DataError: It is not a gate.
     """
     nodes = [node for node in ast.walk(parse_gate(expression)) if isinstance(node, ast.Name | ast.Attribute)]
     parts = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}  # the a and a.b of a.b.c
@@ -65,13 +77,14 @@ def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Benchm
     """Evaluate a gate in every round; it passes if it holds in more than half of them.
 
     Args:
-        rounds: the figures by their dotted names as each round found them; those that are the same in all rounds stand in each.
+        expression: The gate.
+        rounds: Figures of each round by their dotted names; figures that are the same in all rounds are in each.
 
     Returns:
-        The gate; one that names a figure that was not measured, divides by zero or comes to no number did not pass, and says so.
+        The result. A gate fails, and says why, if it names a figure that was not measured, divides by zero, or is NaN or infinite.
 
     Raises:
-        DataError: it is not a gate.
+        DataError: It is not a gate.
     """
     parsed = parse_gate(expression)
     unknown = [name for name in figures_in(expression) if any(name not in figures for figures in rounds)]
@@ -83,9 +96,9 @@ def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Benchm
     except ZeroDivisionError:
         return _unchecked(expression, rounds, "it divides by zero")
     except OverflowError:
-        return _unchecked(expression, rounds, "it comes to no finite number")
+        return _unchecked(expression, rounds, "it is not a finite number")
     if not all(isfinite(side) for sides in values for side in sides):
-        return _unchecked(expression, rounds, "it comes to no finite number")
+        return _unchecked(expression, rounds, "it is not a finite number")
     symbols, holds = zip(*(_COMPARISONS[type(comparison)] for comparison in parsed.ops), strict=True)
     held = sum(all(hold(left, right) for hold, left, right in zip(holds, sides, sides[1:], strict=False)) for sides in values)
     medians = [median(side) for side in zip(*values, strict=True)]
@@ -100,17 +113,17 @@ def _unchecked(expression: str, rounds: Sequence[Mapping[str, float]], why: str)
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """Those of ``names`` that may have been meant by ``name``, empty where none may."""
+    """Select those of ``names`` that are similar to ``name``, separated by commas; empty if none is."""
     return ", ".join(difflib.get_close_matches(name, list(names), n=3, cutoff=0.5))
 
 
 def _miss(gate: ast.Compare, medians: Sequence[float]) -> Miss | None:
-    """Where in the chain ``medians`` miss it most, None where they hold."""
+    """The largest miss of the medians in the chain; None if they hold."""
     nodes, misses = [gate.left, *gate.comparators], []
     for index, comparison in enumerate(gate.ops):
         left, right = medians[index], medians[index + 1]
         if not _COMPARISONS[type(comparison)][1](left, right):
-            turned = _is_limit(nodes[index]) and not _is_limit(nodes[index + 1])  # 500 <= throughput: the limit stands on the left
+            turned = _is_limit(nodes[index]) and not _is_limit(nodes[index + 1])  # 500 <= throughput: the limit is on the left
             misses.append(Miss(value=right, limit=left) if turned else Miss(value=left, limit=right))
     return max(misses, key=lambda miss: abs(miss.value - miss.limit) / abs(miss.limit or 1), default=None)
 
@@ -126,7 +139,7 @@ def _check(node: ast.expr, expression: str) -> None:
             pass
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             _check(operand, expression)
-        case ast.BinOp(left=left, op=reckon, right=right) if type(reckon) in _ARITHMETIC:
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in _ARITHMETIC:
             _check(left, expression)
             _check(right, expression)
         case ast.Name():
@@ -143,6 +156,6 @@ def _value(node: ast.expr, figures: Mapping[str, float]) -> float:
             return float(number)
         case ast.UnaryOp(operand=operand):
             return -_value(operand, figures)
-        case ast.BinOp(left=left, op=reckon, right=right):
-            return _ARITHMETIC[type(reckon)](_value(left, figures), _value(right, figures))
+        case ast.BinOp(left=left, op=operation, right=right):
+            return _ARITHMETIC[type(operation)](_value(left, figures), _value(right, figures))
     return figures[ast.unparse(node)]

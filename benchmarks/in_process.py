@@ -21,7 +21,7 @@ from benchmarks.plan import OPTIONAL, ModelRun, planned_runs
 from benchmarks.processes import MIB
 from benchmarks.quality import evaluate, evaluate_pipeline
 from benchmarks.report import flatten
-from benchmarks.speed import LoopTiming, Spans, over_rounds, side_by_side
+from benchmarks.speed import SliceTiming, Spans, over_rounds, side_by_side
 from benchmarks.workers import Workers, started
 from export import graph, optimize
 from export.checkpoint import weights_size
@@ -84,7 +84,7 @@ class Batched:
         if before is not None and after is not None:  # the model works all the time, in the untimed calls at first too
             self.watts.append((after - before) / (time.perf_counter() - begun))
 
-    def timings(self) -> list[LoopTiming]:
+    def timings(self) -> list[SliceTiming]:
         """Timings by round."""
         return [side_by_side(workers, self.batch) for workers in self.slices]
 
@@ -231,7 +231,7 @@ def _precision(bundle: Bundle, job: WorkerJob, facts: WorkerFacts) -> str:
     return facts.precision or bundle_precision(bundle, facts.sha256)
 
 
-def _arrangement(run: ModelRun, way: Batched, facts: list[WorkerFacts], timings: list[LoopTiming]) -> Arrangement:
+def _arrangement(run: ModelRun, way: Batched, facts: list[WorkerFacts], timings: list[SliceTiming]) -> Arrangement:
     gpu_memory = [fact.gpu_memory_mib for fact in facts if fact.gpu_memory_mib is not None]
     speed = over_rounds(timings)
     return Arrangement(

@@ -23,13 +23,13 @@ from serving.runtime.types import Tensor
 
 BINARY = "perf_analyzer"
 LIBRARIES = {"libcudart.so.12": "libcudart-*.so.12*", "libb64.so.0d": "libb64-*.so.0d"}
-"""What the binary asks for → what the server wheel calls it."""
+"""Library that the binary needs → its file name in the server's wheel."""
 WINDOWS = 3
-"""perf_analyzer needs three windows that agree before it ends; told that any three do, it measures exactly three."""
+"""perf_analyzer ends after three windows that agree; with an unlimited tolerance, after exactly three."""
 WARM_UP_WINDOWS = 1
 INPUT, EXPORT, SUMMARY = "input.json", "profile.json", "summary.csv"
 UNSTABLE = "Failed to obtain stable measurement"
-"""What it says where a window saw no answer at all, as when the machine stood still for that long."""
+"""Its message if a window contained no answer at all, as when the machine stalled for that long."""
 ATTEMPTS = 3
 _DELAYED = re.compile(r"([\d.]+)% of the requests were delayed")
 
@@ -38,13 +38,13 @@ _DELAYED = re.compile(r"([\d.]+)% of the requests were delayed")
 class LoadOptions:
     """One run of the load generator.
 
-    Args:
-        name: the model to ask.
+    Attributes:
+        name: Name of the model.
         url: ``host:port`` without a scheme.
         protocol: ``grpc`` or ``http``.
-        concurrency: requests kept in flight, a closed loop; None where ``rate`` is given.
-        rate: requests per second, sent at random moments (Poisson) whether answers come or not, an open loop.
-        duration: seconds measured, after half as much of warm-up.
+        concurrency: Requests kept in flight, a closed loop; None if ``rate`` is given.
+        rate: Requests per second, sent at random times (Poisson) whether answers come or not, an open loop.
+        duration: Seconds measured, after a warm-up of half as long.
     """
 
     name: str
@@ -55,21 +55,21 @@ class LoadOptions:
     duration: float
 
     @property
-    def words(self) -> str:
-        """How much load, for messages."""
+    def description(self) -> str:
+        """The load as text, for messages."""
         return f"concurrency {self.concurrency}" if self.rate is None else f"{self.rate:g} requests per second"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadFound:
-    """What a run of the load generator saw.
+    """What a run of the load generator measured.
 
-    Args:
-        spans: when each request was sent and answered, those of the warm-up left out.
-        requests: how many there were, the warm-up included.
-        mean_us: mean latency of all, the warm-up included, as Triton's statistics include it, µs.
-        client_us: of that the load generator's packing and unpacking, µs.
-        delayed: share of requests that an open loop sent later than it should have: its latencies are then too low.
+    Attributes:
+        spans: When each request was sent and answered, ns, without the warm-up.
+        requests: Number of requests, warm-up included.
+        mean_us: Mean latency of all requests, warm-up included, as Triton's statistics include it, µs.
+        client_us: The part of it that the load generator spends on packing and unpacking, µs.
+        delayed: Share of requests that an open loop sent too late, which makes its latencies too low.
     """
 
     spans: Spans
@@ -80,26 +80,41 @@ class LoadFound:
 
 
 def find_perf_analyzer(environment: Path) -> Path:
-    """The binary on PATH (as in NVIDIA's SDK image), otherwise the one in the server's ``environment``.
+    """Find ``perf_analyzer``: on PATH (as in NVIDIA's SDK image), otherwise in the server's environment.
+
+    Args:
+        environment: Folder of the server's environment.
+
+    Returns:
+        The binary.
 
     Raises:
-        SetupError: there is none.
+        SetupError: It is in neither.
     """
     on_path = shutil.which(BINARY)
     if on_path is not None:
         return Path(on_path)
     binary = environment / "bin" / BINARY
     if not binary.is_file():
-        raise SetupError(f"no {BINARY} on PATH or in {environment}", hint="make the server's environment with: make setup")
+        raise SetupError(f"no {BINARY} on PATH or in {environment}", hint="create the server's environment with: make setup")
     return binary
 
 
 @contextlib.contextmanager
 def library_path(binary: Path) -> Iterator[dict[str, str]]:
-    """Environment variables under which ``binary`` finds its libraries.
+    """Provide environment variables under which ``perf_analyzer`` finds its libraries.
 
-    The wheels carry them under names of their own, so links with the plain names are laid in a private folder for as long as the
-    block runs. A binary that is not in such an environment is left to the system's libraries.
+    The wheels contain them under other file names, so that links with the plain names are placed in a private folder as long as the
+    block runs. A binary outside such an environment uses the system's libraries.
+
+    Args:
+        binary: The binary.
+
+    Yields:
+        Environment variables.
+
+    Raises:
+        SetupError: The wheels lack a library.
     """
     wheels = sorted(binary.parents[1].glob("lib/python3*/site-packages/nvidia_pytriton.libs"))
     if not wheels:
@@ -109,19 +124,21 @@ def library_path(binary: Path) -> Iterator[dict[str, str]]:
         for plain, pattern in LIBRARIES.items():
             found = sorted(wheels[0].glob(pattern))
             if not found:
-                raise SetupError(f"{wheels[0]} lacks {pattern}", hint="make the server's environment anew with: make clean setup")
+                raise SetupError(
+                    f"{wheels[0]} lacks {pattern}", hint="create the server's environment again with: make clean setup"
+                )
             (Path(folder) / plain).symlink_to(found[0].resolve())
         inherited = os.environ.get("LD_LIBRARY_PATH")
         yield os.environ | {"LD_LIBRARY_PATH": folder + (f":{inherited}" if inherited else "")}
 
 
 def input_data(tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Real rows as ``--input-data`` wants them: one request of one row each, cycled."""
+    """Convert rows to the form of ``--input-data``: one request of one row each, repeated in a cycle."""
     return {"data": [{tensor.name: [value] for tensor, value in zip(tensors, row, strict=True)} for row in rows]}
 
 
 def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
-    """The command line of one run; its files are in ``folder``."""
+    """Build the command line of one run; its files are in ``folder``."""
     window = round(1000 * options.duration / (WINDOWS - WARM_UP_WINDOWS))
     load = ["--concurrency-range", str(options.concurrency)]
     if options.rate is not None:
@@ -149,10 +166,16 @@ def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
 
 
 def parse_export(content: dict[str, Any]) -> tuple[Spans, Spans]:
-    """Samples of a ``--profile-export-file``: all requests in the order they were sent, and of those the ones after the warm-up.
+    """Read the samples of a ``--profile-export-file``.
+
+    Args:
+        content: The parsed file.
+
+    Returns:
+        All requests in the order they were sent, and those after the warm-up.
 
     Raises:
-        ServerError: the file holds no requests, or one without an answer.
+        ServerError: The file holds no requests, or one without an answer.
     """
     experiment = content["experiments"][0]
     measured_from = experiment["window_boundaries"][WARM_UP_WINDOWS]
@@ -172,24 +195,33 @@ def _spans(requests: list[dict[str, Any]]) -> Spans:
 
 
 def parse_summary(text: str) -> float:
-    """Time the client itself took for a request, by the table ``-f`` writes, mean, µs."""
+    """Read the client's own mean time per request from the table that ``-f`` writes, µs."""
     (row,) = csv.DictReader(line for line in text.splitlines() if line.strip())
     return float(row["Client Send"]) + float(row["Client Recv"])
 
 
 def parse_delayed(printed: str) -> float:
-    """Share of requests that an open loop says it sent too late."""
+    """Read the share of requests that an open loop reports as sent too late."""
     found = _DELAYED.search(printed)
     return float(found.group(1)) / 100 if found else 0.0
 
 
 def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> LoadFound:
-    """Put the load on the server and return when each request was sent and answered.
+    """Put a load on the server and record when each request was sent and answered.
 
-    A machine that stood still meanwhile gets another try: one bad moment is no reason to lose all that was measured before.
+    If the machine stalled meanwhile, the run is repeated, so that earlier measurements are not lost.
+
+    Args:
+        binary: ``perf_analyzer``.
+        options: The load.
+        tensors: Input tensors of the ensemble.
+        rows: Rows to send.
+
+    Returns:
+        What was measured.
 
     Raises:
-        ServerError: the load generator failed; the message carries what it said last.
+        ServerError: The load generator failed; the message holds its last line.
     """
     with library_path(binary) as environment, tempfile.TemporaryDirectory(prefix="tritonize-") as name:
         folder = Path(name)
@@ -202,7 +234,7 @@ def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows
             reason = said[-1] if said else f"exit code {done.returncode}"
             if UNSTABLE not in reason or attempt == ATTEMPTS:
                 hint = MEASURE_LONGER if UNSTABLE in reason else ""
-                raise ServerError(f"{BINARY} failed over {options.protocol} at {options.words}: {reason}", hint=hint)
+                raise ServerError(f"{BINARY} failed over {options.protocol} at {options.description}: {reason}", hint=hint)
         every, measured = parse_export(json.loads((folder / EXPORT).read_text(encoding="utf-8")))
         return LoadFound(
             spans=measured,
@@ -226,5 +258,5 @@ def _run(arguments: list[str], environment: dict[str, str], options: LoadOptions
         )
     except subprocess.TimeoutExpired as error:
         raise ServerError(
-            f"{BINARY} did not end within {error.timeout:.0f} s at {options.words}", hint="ask for less load"
+            f"{BINARY} did not end within {error.timeout:.0f} s at {options.description}", hint="ask for less load"
         ) from error

@@ -1,4 +1,4 @@
-"""Speed, derived from raw samples and from nothing else."""
+"""Speed, computed from raw samples only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from serving.errors import SetupError
 
 Spans = npt.NDArray[np.int64]
-"""``[calls, 2]``: start and end of each call, ns on one clock."""
+"""Start and end of each call, ns on one clock, ``[calls, 2]``."""
 
 MEASURE_LONGER = "measure longer: --duration, or in fewer --rounds"
 
@@ -22,9 +22,12 @@ MEASURE_LONGER = "measure longer: --duration, or in fewer --rounds"
 class RoundSpeed:
     """Speed in one round.
 
-    Args:
-        throughput: rows answered per second.
-        p50_ms, p90_ms, p95_ms, p99_ms: percentiles of the time one call took, ms (a call carries one row unless said otherwise).
+    Attributes:
+        throughput: Rows per second.
+        p50_ms: Median time of one call, ms (a call carries one row unless stated otherwise).
+        p90_ms: 90th percentile, ms.
+        p95_ms: 95th percentile, ms.
+        p99_ms: 99th percentile, ms.
     """
 
     throughput: float
@@ -38,10 +41,11 @@ class RoundSpeed:
 class Speed(RoundSpeed):
     """Speed over all rounds: the median of their throughputs, and the percentiles of all their calls together.
 
-    Args:
-        throughput_low, throughput_high: the throughput of the slowest round and of the fastest.
-        calls: how many calls the percentiles come from.
-        seconds: how long was measured, all rounds together.
+    Attributes:
+        throughput_low: Throughput of the slowest round.
+        throughput_high: Throughput of the fastest round.
+        calls: Number of calls behind the percentiles.
+        seconds: Measured time, all rounds together.
     """
 
     throughput_low: float
@@ -51,55 +55,74 @@ class Speed(RoundSpeed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopTiming:
-    """What one slice of timing gave: rows per second, the seconds this was counted over, and how long each call took, ms."""
+class SliceTiming:
+    """Result of one slice of timing.
+
+    Attributes:
+        throughput: Rows per second.
+        seconds: Time over which this was counted.
+        latencies: Duration of each call, ms, ``[calls]``.
+    """
 
     throughput: float
     seconds: float
     latencies: npt.NDArray[np.float64]
 
     def speed(self) -> RoundSpeed:
-        """As the speed of a round."""
+        """Convert into the speed of a round."""
         return RoundSpeed(throughput=self.throughput, **_percentiles(self.latencies))
 
 
 def as_spans(pairs: Any) -> Spans:
-    """A list of (start, end) as an array."""
+    """Convert a list of (start, end) into an array."""
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def closed_loop(spans: Spans) -> LoopTiming:
-    """Requests of one row that many clients kept in flight at once.
+def closed_loop(spans: Spans) -> SliceTiming:
+    """Compute the speed of requests of one row that many clients kept in flight.
 
-    The rate is counted from the first answer to the last: what was in flight at the edges counts neither way.
+    The rate is counted from the first answer to the last, so that requests in flight at the edges do not count.
+
+    Args:
+        spans: The requests.
+
+    Returns:
+        The timing.
 
     Raises:
-        ValueError: fewer than two requests.
+        ValueError: There are fewer than two requests.
     """
     if len(spans) < 2:
-        raise ValueError("a rate needs two requests or more")
+        raise ValueError("a rate needs at least two requests")
     seconds = float(np.ptp(spans[:, 1])) / 1e9
-    return LoopTiming(throughput=(len(spans) - 1) / seconds, seconds=seconds, latencies=_latencies([spans]))
+    return SliceTiming(throughput=(len(spans) - 1) / seconds, seconds=seconds, latencies=_latencies([spans]))
 
 
-def side_by_side(workers: Sequence[Spans], batch: int) -> LoopTiming:
-    """Workers side by side, each making calls of ``batch`` rows one after another.
+def side_by_side(workers: Sequence[Spans], batch: int) -> SliceTiming:
+    """Compute the speed of processes side by side, each making calls one after another.
 
-    The rate is counted while all of them worked: whoever ends last has the machine to itself for a while.
+    The rate is counted while all of them worked, as the last one has the machine to itself for a while.
+
+    Args:
+        workers: Calls by process.
+        batch: Rows per call.
+
+    Returns:
+        The timing.
 
     Raises:
-        SetupError: they never worked at the same time.
+        SetupError: They never worked at the same time.
     """
     start, end = max(spans[0, 0] for spans in workers), min(spans[-1, 1] for spans in workers)
     if end <= start:
         raise SetupError("processes that were timed side by side never worked at the same time", hint=MEASURE_LONGER)
     seconds = float(end - start) / 1e9
     answered = batch * sum(int(((spans[:, 1] > start) & (spans[:, 1] <= end)).sum()) for spans in workers)
-    return LoopTiming(throughput=answered / seconds, seconds=seconds, latencies=_latencies(workers))
+    return SliceTiming(throughput=answered / seconds, seconds=seconds, latencies=_latencies(workers))
 
 
-def over_rounds(timings: Sequence[LoopTiming]) -> Speed:
-    """The speed that slices of the same way of answering come to, one slice a round."""
+def over_rounds(timings: Sequence[SliceTiming]) -> Speed:
+    """Combine the slices of all rounds into one speed."""
     throughputs = [timing.throughput for timing in timings]
     latencies = np.concatenate([timing.latencies for timing in timings])
     return Speed(

@@ -1,4 +1,4 @@
-"""What Triton counts about the steps of an ensemble, between two readings of its statistics."""
+"""Triton's counts of the steps of an ensemble between two readings of its statistics."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ STEPS = ("preprocess", "model", "postprocess")
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What a step did in one or more slices of time.
+    """Counts of a step in one or more slices of time.
 
-    Args:
-        executions, rows, requests: how many.
-        queue_ns, compute_ns: time that requests waited, and spent in the step, added up over requests.
-        total_ns: from a request's arrival to its answer, added up over requests.
-        busy_ns: time that executions took, added up over executions.
+    Attributes:
+        executions: Number of executions.
+        rows: Number of rows.
+        requests: Number of requests.
+        queue_ns: Time that requests waited, summed over requests.
+        compute_ns: Time that requests spent in the step, summed over requests.
+        total_ns: Time from arrival to answer, summed over requests.
+        busy_ns: Duration of executions, summed over executions.
     """
 
     executions: int
@@ -34,7 +37,7 @@ class Counts:
     busy_ns: int
 
     def step(self) -> Step:
-        """As means."""
+        """Convert into means."""
         return Step(
             executed_batch=self.rows / self.executions,
             queue_us=self.queue_ns / self.requests / 1e3,
@@ -44,28 +47,39 @@ class Counts:
 
 
 def total(counts: Iterable[Counts]) -> Counts:
-    """Several slices as one."""
+    """Sum the counts of several slices."""
     sums = (sum(column) for column in zip(*map(astuple, counts), strict=True))
     return Counts(**dict(zip(Counts.__dataclass_fields__, sums, strict=True)))
 
 
 def counts_between(before: dict[str, Any], after: dict[str, Any], name: str) -> dict[str, Counts]:
-    """What each step did between two readings of a server's statistics, by step without the ensemble's ``name``; and the whole.
+    """Count what each step did between two readings of a server's statistics.
+
+    Args:
+        before: Earlier reading by model.
+        after: Later reading by model.
+        name: Name of the ensemble.
+
+    Returns:
+        Counts by step without the ensemble's name, and of the whole under :data:`ENSEMBLE`.
 
     Raises:
-        ServerError: a step executed nothing.
+        ServerError: A step executed nothing.
     """
     steps = {model: ENSEMBLE if model == name else model.removeprefix(f"{name}_") for model in before}
     return {step: _counts(model, before[model], after[model]) for model, step in steps.items()}
 
 
 def split(counts: Mapping[str, Counts], *, mean_us: float, client_us: float) -> Split:
-    """Where the time of a request went.
+    """Split the mean latency of a request into its parts.
 
     Args:
-        counts: of the steps and of the ensemble.
-        mean_us: mean latency that clients saw, µs.
-        client_us: of that the client's own work.
+        counts: Counts of the steps and of the ensemble.
+        mean_us: Mean latency that clients measured, µs.
+        client_us: The client's own part of it, µs.
+
+    Returns:
+        The parts.
     """
     requests = counts[ENSEMBLE].requests
     steps = {name: counts[name].compute_ns / requests / 1e3 for name in STEPS}

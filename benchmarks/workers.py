@@ -1,4 +1,4 @@
-"""Worker processes (:mod:`benchmarks.runners`): started once, timed in turns, asked for what they are at the end."""
+"""Worker processes (:mod:`benchmarks.runners`): started once, timed in turns, asked for their facts at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Worker:
     errors: IO[str]
 
     def send(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it died: receive() says why
+        with contextlib.suppress(BrokenPipeError):  # it ended: receive() says why
             self.stdin.write(line + "\n")
             self.stdin.flush()
 
@@ -47,17 +47,25 @@ class _Worker:
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that answer side by side, loaded and asleep until their turn comes."""
+    """Processes side by side, loaded and asleep until their turn."""
 
     processes: list[_Worker]
 
     def measure(self, rows: list[list[str]], batch: int, seconds: float) -> list[Spans]:
-        """Make one slice in all of them at the same time: start and end of every call, by process.
+        """Time one slice in all processes at the same time.
 
-        Each begins its passes over ``rows`` at another row, so that they are not at the same one together.
+        Each process begins its passes over the rows at another row, so that they do not work on the same one together.
+
+        Args:
+            rows: The rows.
+            batch: Rows per call.
+            seconds: Least duration.
+
+        Returns:
+            Start and end of every call, ns, by process.
 
         Raises:
-            SetupError: a worker failed; the message carries its last line, the cause its whole traceback.
+            SetupError: A worker failed; the message holds its last line, the cause its whole traceback.
         """
         for index, worker in enumerate(self.processes):
             start = index * len(rows) // len(self.processes)
@@ -80,12 +88,19 @@ class Workers:
 
 @contextlib.contextmanager
 def started(job: WorkerJob, processes: int = 1) -> Iterator[Workers]:
-    """Load ``job`` in ``processes`` fresh processes that live as long as the block.
+    """Load a job in fresh processes that live as long as the block.
 
-    They load one after another, as nobody's loading is to slow another's down. Only the first answers the labelled rows.
+    They load one after another, so that load times do not affect each other. Only the first answers the labelled rows.
+
+    Args:
+        job: What to load.
+        processes: Number of processes.
+
+    Yields:
+        The processes.
 
     Raises:
-        SetupError: a worker failed; the message carries its last line, the cause its whole traceback.
+        SetupError: A worker failed; the message holds its last line, the cause its whole traceback.
     """
     with contextlib.ExitStack() as stack:
         workers = []
@@ -113,6 +128,6 @@ def _started() -> Iterator[_Worker]:
             try:
                 yield _Worker(process, stdin, cast(IO[str], process.stdout), errors)
             finally:
-                process.kill()  # it has said all it had to say, or nobody listens any more
-                with contextlib.suppress(BrokenPipeError):  # a line that it did not live to read
+                process.kill()  # it has reported its facts, or they are not needed
+                with contextlib.suppress(BrokenPipeError):  # a line that it did not read before it ended
                     stdin.close()

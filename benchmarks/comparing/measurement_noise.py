@@ -1,16 +1,16 @@
-"""How much figures of two runs may differ for no reason, told by how they differ from round to round.
+"""Measurement noise of figures between two runs, estimated from their variation between rounds.
 
-Levels are logarithms, ``[figures, rounds]``, the higher the better, of one run each. A figure's mean in one run is held against
-its mean in the other.
+Levels are logarithms of figures, higher is better, ``[figures, rounds]`` of one run each. The mean level of a figure in one run is
+compared with its mean in the other.
 
-* **Rounds** in which everything jumps about count less: a round weighs as the inverse square of how far the figures are from their
-  medians there, beside how far they are in the middle round; none weighs more than that one. All figures together tell this well.
-* **Noise** of one figure, from a handful of rounds, says little: it is averaged with the middle of its kind's (throughputs, 99th
-  percentiles …), which counts as :data:`PRIOR` more rounds.
-* **Between runs** a process may settle on another level (how its memory lies, which core it likes), and no round shows that. It is
-  taken to be :data:`BETWEEN_RUNS`, and only runs themselves could tell it.
-* **How far is too far** is a quantile of Student's t, its degrees of freedom by Satterthwaite, so that over all figures and
-  :data:`TRIES` comparisons hardly anything is beyond it by chance (Šidák).
+* **Weights of rounds.** A round in which all figures vary strongly counts less: its weight is the inverse square of the typical
+  distance of the figures from their medians, relative to that of the median round, at most 1.
+* **Noise of a figure.** A few rounds give a poor estimate: it is averaged with the median of its kind (throughputs, 99th
+  percentiles …), which counts as :data:`PRIOR` additional rounds.
+* **Variation between runs.** A process may settle at another level in each run (memory layout, cores), which no round shows. It is
+  assumed to be :data:`BETWEEN_RUNS`; only repeated runs could measure it.
+* **Limit of chance.** A quantile of Student's t with Satterthwaite's degrees of freedom, so that over all figures and
+  :data:`TRIES` comparisons hardly any exceeds it by chance (Šidák correction).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ BETWEEN_RUNS = 0.03
 """Standard deviation of a model's level between runs, relative."""
 PRIOR = 4
 ONE_ROUND = 0.15
-"""Noise of a round, relative, where no figure has two rounds to show it."""
+"""Assumed noise of a round, relative, if no figure has two rounds."""
 TRIES = 10
 CHANCE = 0.02
-"""That any figure of any of the tries is out of reach for no reason."""
+"""Probability that any figure of any of the tries exceeds the limit by chance."""
 STEADY = 0.3
-"""Figures that hardly move, beside the middle one, do not say which round was rough."""
+"""Figures with less variation than this share of the median one's do not show which round was noisy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,13 @@ class Levels:
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """By how much figures changed.
+    """Change of figures, ``[figures]`` each.
 
-    Args:
-        by: from the mean level before to the mean level now, ``[figures]``.
-        error: standard error of that.
-        reach: how far chance reaches, see the module.
-        variance: of one round of full weight.
+    Attributes:
+        by: Mean level now minus mean level before.
+        error: Standard error of that.
+        reach: Limit of chance, see the module.
+        variance: Variance of one round of full weight.
     """
 
     by: Numbers
@@ -61,11 +61,11 @@ class Shift:
 
 
 def weigh_rounds(levels: Levels) -> Levels:
-    """What each round weighs, 0 to 1, in place of the levels: ``[rounds]`` each."""
+    """Compute the weight of each round, 0 to 1, ``[rounds]`` for each run."""
     off = np.abs(np.concatenate([_off(levels.before), _off(levels.now)], axis=1))
     usual = np.median(off, axis=1, keepdims=True)
     floor = STEADY * np.median(usual)
-    if floor == 0:  # most figures are the same in most rounds: no telling them apart
+    if floor == 0:  # most figures are the same in most rounds, which cannot be told apart then
         weights = np.ones(off.shape[1])
     else:
         rough = np.median(off / np.maximum(usual, floor), axis=0)
@@ -74,24 +74,28 @@ def weigh_rounds(levels: Levels) -> Levels:
 
 
 def shifts(levels: Levels, weights: Levels, *, kinds: Sequence[str], between_runs: Numbers, chance: float) -> Shift:
-    """Compare the runs' means.
+    """Compare the mean levels of two runs.
 
     Args:
-        weights: from :func:`weigh_rounds`.
-        kinds: of each figure; figures of a kind share what is known of their noise.
-        between_runs: variance of each figure's change that no round shows.
-        chance: that any of the figures is out of reach in any of the tries, for no reason.
+        levels: Levels of both runs.
+        weights: Weights from :func:`weigh_rounds`.
+        kinds: Kind of each figure; figures of a kind share the estimate of their noise.
+        between_runs: Variance of each figure's change that no round shows, ``[figures]``.
+        chance: Probability that any of the figures exceeds the limit in any of the tries by chance.
+
+    Returns:
+        The changes.
     """
     from scipy.stats import t
 
     runs = [(levels.before, weights.before), (levels.now, weights.now)]
     means = [np.average(level, axis=1, weights=weight) for level, weight in runs]
     squares = sum((weight * (level - mean[:, None]) ** 2).sum(axis=1) for (level, weight), mean in zip(runs, means, strict=True))
-    freedom = sum(int(np.count_nonzero(weight)) - 1 for _, weight in runs)  # a round of no weight is none
+    freedom = sum(int(np.count_nonzero(weight)) - 1 for _, weight in runs)  # a round of zero weight does not count
     variance = _shared(np.asarray(squares), freedom, kinds)
     within = variance * sum(1 / weight.sum() for _, weight in runs)
     whole = within + between_runs
-    with np.errstate(divide="ignore"):  # no noise at all has endless degrees of freedom
+    with np.errstate(divide="ignore"):  # without noise the degrees of freedom are infinite
         freedoms = np.where(within > 0, whole**2 / (within**2 / (freedom + PRIOR)), np.inf)
     alone = 1 - (1 - chance) ** (1 / (TRIES * max(1, len(kinds))))
     return Shift(
@@ -108,7 +112,7 @@ def _off(levels: Numbers) -> Numbers:
 
 
 def _shared(squares: Numbers, freedom: int, kinds: Sequence[str]) -> Numbers:
-    """Variances of the figures, each averaged with the middle one of its kind."""
+    """Variances of the figures, each averaged with the median of its kind."""
     from scipy.stats import chi2
 
     if freedom == 0:

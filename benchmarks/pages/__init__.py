@@ -1,1 +1,1 @@
-"""A report to be read: HTML, Markdown, the terminal."""
+"""Pages of a report: HTML, Markdown, the terminal."""

@@ -1,4 +1,4 @@
-"""Drawing: what all plots have in common, and a figure as an SVG that takes its colours and letters from the page it stands in."""
+"""Common style of all plots, and conversion of a figure into an SVG that takes colours and fonts from its page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 INK, FAINT, PAGE = "#010203", "#040506", "#070809"
-"""Stand for the page's colours of text, grid and background: no series is drawn in them."""
+"""Placeholders for the page's colours of text, grid and background; no series has them."""
 COLOURS = {
     INK: "currentColor",
     FAINT: "var(--grid, #bbb)",
@@ -29,15 +29,15 @@ COLOURS = {
     "#56b4e9": "var(--sky, #56b4e9)",
     "#7f7f7f": "var(--grey, #7f7f7f)",
 }
-"""What becomes of each colour; the series' are those of Okabe and Ito, which the colour-blind can tell apart."""
+"""Replacement of each colour. The colours of series are Okabe and Ito's, which are distinguishable with colour blindness."""
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = list(COLOURS)[3:]
 SERIES = tuple(zip((INK, GREEN, ORANGE, PURPLE, SKY, GREY, VERMILION, BLUE) * 2, "*^vDPXspo<>dhH8p", strict=True))
-"""Colour and marker of each series: either alone tells the first of them apart."""
+"""Colour and marker of each series; each of the two alone distinguishes the first ones."""
 
 WIDTH = 4.6
-"""Inches; on a screen 360 pixels wide a point of a letter is then a pixel."""
+"""Inches; on a screen of 360 pixels a typographic point is then one pixel."""
 LINE = 0.17
-"""Of a legend, inches."""
+"""Height of a line of a legend, inches."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -74,12 +74,13 @@ _STYLE: dict[Any, Any] = {
 class Plot:
     """A plot of the page.
 
-    Args:
-        name: of the place it has in the page.
-        description: what is drawn, for those who cannot see it.
-        caption: what to look for.
-        svg: an ``svg`` element; empty where it was not drawn.
-        missing: why it was not drawn; empty where it was.
+    Attributes:
+        name: Identifier in the page.
+        title: Heading.
+        description: Text for readers who cannot see the plot.
+        caption: What to look for.
+        svg: An ``svg`` element; empty if the plot was not drawn.
+        missing: Why it was not drawn; empty if it was.
     """
 
     name: str
@@ -92,19 +93,19 @@ class Plot:
 
 @contextmanager
 def drawing(name: str) -> Iterator[None]:
-    """Figures made and saved in the block look like each other, and the same each time they are drawn."""
+    """Give figures made and saved in the block the common style, and make their SVG reproducible."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         yield
 
 
 def axes(height: float) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, ``height`` inches high with all that is written beside them."""
+    """Create a figure with one pair of axes, ``height`` inches high with all labels."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
 def legend(figure: Figure, *, columns: int = 2) -> None:
-    """A legend below everything, where it hides nothing, in as many of ``columns`` as there is room for."""
+    """Draw a legend below everything, in as many of ``columns`` as fit."""
     names = {label for drawn in figure.axes for label in drawn.get_legend_handles_labels()[1]}
     for count in range(columns, 0, -1):
         found = figure.legend(loc="outside lower center", ncols=count)
@@ -115,7 +116,7 @@ def legend(figure: Figure, *, columns: int = 2) -> None:
 
 
 def logarithmic(axes: Axes, which: str, values: Sequence[float]) -> None:
-    """Make the axis ``which`` (``x``, ``y``) logarithmic, its numbers written out and few enough to be read."""
+    """Make the axis ``which`` (``x``, ``y``) logarithmic with few, plain numbers."""
     axes.set(**{f"{which}scale": "log"})
     shown = [value for value in values if value > 0]  # others have no place on it
     ratio = max(shown) / min(shown) if shown else 1.0
@@ -127,7 +128,7 @@ def logarithmic(axes: Axes, which: str, values: Sequence[float]) -> None:
 
 
 def doubling(axes: Axes, values: Iterable[int]) -> None:
-    """An x axis on which twice as much is a step, its ticks where something was measured and nowhere else."""
+    """Make the x axis logarithmic to base 2 with ticks at the measured values."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -139,7 +140,7 @@ def _plain(value: float, _: Any) -> str:
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """``figure`` as an ``svg`` element without anything from outside, its ids beginning with ``name``."""
+    """Convert a figure into a self-contained ``svg`` element whose ids begin with ``name``."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn = file.getvalue()

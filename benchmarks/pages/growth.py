@@ -1,4 +1,4 @@
-"""How cost grows with the work: with rows per call, tokens per row, clients. Derived from a report, fitted to known laws."""
+"""How cost grows with rows per call, tokens per row and clients: known laws fitted to the speeds of a report."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from benchmarks.report import Report
 from benchmarks.speed import Speed
 
 LEAST = 3
-"""Points that a fit needs."""
+"""Least number of points for a fit."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthPoint:
-    """One speed. ``x`` is rows per call, tokens per row or clients; throughput in rows per second."""
+    """One speed: ``x`` is rows per call, tokens per row or clients; throughput in rows per second."""
 
     x: int
     throughput: float
@@ -32,14 +32,14 @@ class GrowthPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A law fitted to points, every point's relative error weighing the same: noise grows with what is measured.
+    """A law fitted to points, weighted by relative error, as noise grows with the value.
 
-    Args:
-        formula: the law with its coefficients in it.
-        coefficients: by the letter the law is known with.
-        r2: share of the variance that the law explains, of ms per call or of rows per second as the formula gives; None where there
-            are no more points than coefficients, so that any law fits.
-        meaning: what the coefficients say, as a sentence.
+    Attributes:
+        formula: The law with its coefficients.
+        coefficients: Coefficients by the letter that the law is known with.
+        r2: Share of the variance that the law explains, of ms per call or of rows per second as the formula gives; None if there
+            are no more points than coefficients, as any law fits then.
+        meaning: Meaning of the coefficients in a sentence.
     """
 
     formula: str
@@ -52,14 +52,14 @@ class Fit:
 class Growth:
     """Speeds that differ in one thing.
 
-    Args:
-        name: the model's or the server's, as gates address it.
-        axis: what differs: ``batch``, ``length`` or ``concurrency``.
-        way: what they have in common.
-        rows_in_flight: rows that are worked on or waited for at the same time; None where that is what differs.
-        points: by ``x``.
-        fit: None where there is none.
-        why: there is none; empty where there is one.
+    Attributes:
+        name: Name of the model that gates use.
+        axis: What differs: ``batch``, ``length`` or ``concurrency``.
+        way: What they have in common.
+        rows_in_flight: Rows that are worked on or wait at the same time; None if that is what differs.
+        points: Speeds by ``x``.
+        fit: The fitted law; None without one.
+        why: Why there is no law; empty if there is one.
     """
 
     name: str
@@ -71,14 +71,14 @@ class Growth:
     why: str
 
     def fitted(self, x: Floats) -> Floats:
-        """Rows per second by the fit."""
+        """Compute rows per second by the fitted law."""
         if self.fit is None:
             raise ValueError(f"{self.name} has no fit")
         return _fitted(self.axis, list(self.fit.coefficients.values()), self.rows_in_flight or 1, x)
 
 
 def growths(report: Report) -> list[Growth]:
-    """Every axis along which ``report`` has two speeds or more."""
+    """List every axis along which ``report`` has two speeds or more."""
     found = [growth for model in report.in_process for growth in _in_process(model)]
     return found + (list(_served(report.served)) if report.served is not None else [])
 
@@ -130,11 +130,19 @@ def _growth(name: str, axis: str, way: str, rows: int | None, found: Iterable[tu
 
 
 def fitted_law(axis: str, points: Sequence[GrowthPoint], rows_in_flight: int = 1) -> tuple[Fit | None, str]:
-    """The law of ``axis`` fitted to ``points``, or None and why.
+    """Fit the law of an axis to points.
 
     Time per call is fitted as ``1000 · rows in flight / throughput`` ms, the mean by Little's law: unlike the median of calls it
     counts long rows as what they cost. ``batch``: a + b · batch. ``length``: a + b · length + c · length², for attention. None of
     a, b, c is negative. ``concurrency``: see :func:`_scaling`.
+
+    Args:
+        axis: ``batch``, ``length`` or ``concurrency``.
+        points: The speeds.
+        rows_in_flight: Rows that are worked on or wait at the same time.
+
+    Returns:
+        The fit, or None and the reason.
     """
     different = len({point.x for point in points})
     if different < LEAST:
@@ -154,7 +162,7 @@ def fitted_law(axis: str, points: Sequence[GrowthPoint], rows_in_flight: int = 1
     letters = ("λ", "σ", "κ") if axis == "concurrency" else ("a", "b", "c")
     coefficients = dict(zip(letters, found, strict=False))
     r2 = _explained(observed, expected) if different > len(found) else None
-    formula, meaning = _told(axis, coefficients, points[-1].x, rows_in_flight)
+    formula, meaning = _description(axis, coefficients, points[-1].x, rows_in_flight)
     return Fit(formula=formula, coefficients=coefficients, r2=r2, meaning=meaning), ""
 
 
@@ -162,7 +170,7 @@ def _polynomial(x: Floats, milliseconds: Floats, *, degree: int) -> list[float]:
     from scipy.optimize import nnls
 
     powers = x[:, None] ** np.arange(degree + 1)
-    scale = powers.max(axis=0)  # squares of lengths beside ones: the solver's tolerance is one for all columns
+    scale = powers.max(axis=0)  # the solver has one tolerance for all columns, but squares of lengths are large
     found, _ = nnls(powers / scale / milliseconds[:, None], np.ones(len(x)))
     return [float(value) for value in found / scale]
 
@@ -170,7 +178,7 @@ def _polynomial(x: Floats, milliseconds: Floats, *, degree: int) -> list[float]:
 def _scaling(clients: Floats, throughput: Floats) -> list[float] | None:
     """λ, σ, κ of the universal scalability law, λN / (1 + σ(N − 1) + κN(N − 1)): N. J. Gunther, Guerrilla Capacity Planning, 2007.
 
-    λ is what one client gets, σ the share of the work that waits for its turn, κ what each pair of clients costs the other.
+    λ is the throughput of one client, σ the serial share of the work, κ the cost of coordination per pair of clients.
     """
     from scipy.optimize import curve_fit
 
@@ -186,7 +194,7 @@ def _scaling(clients: Floats, throughput: Floats) -> list[float] | None:
             bounds=([0, 0, 0], [np.inf, 1, np.inf]),
             x_scale="jac",
         )
-    except RuntimeError:  # how curve_fit says that it found no minimum
+    except RuntimeError:  # curve_fit found no minimum
         return None
     return [float(value) for value in found]
 
@@ -210,7 +218,7 @@ def _explained(observed: Floats, expected: Floats) -> float | None:
     return 1 - float(((observed - expected) ** 2).sum()) / total if total > 0 else None
 
 
-def _told(axis: str, law: dict[str, float], longest: int, rows_in_flight: int) -> tuple[str, str]:
+def _description(axis: str, law: dict[str, float], longest: int, rows_in_flight: int) -> tuple[str, str]:
     if axis == "concurrency":
         alone, waiting, talking = law.values()
         formula = f"rows/s = {alone:.3g} N / (1 + {waiting:.3g} (N − 1) + {talking:.3g} N (N − 1))"

@@ -1,4 +1,4 @@
-"""The plots of a report: one each for what is to be decided by it."""
+"""The plots of a report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from benchmarks.samples import Samples
 
 PROTOCOLS = {"grpc": ("gRPC", BLUE, "o", "-"), "http": ("HTTP", VERMILION, "s", "--")}
 MANY_CLIENTS = 16
-"""Clients of the busy server whose latencies are drawn beside those of one client, or as near to it as was measured."""
+"""Clients of the busy server whose latencies are drawn beside those of one client; the nearest measured number is used."""
 BUSY_SHARE = 0.8
 PARTS = {
     "client": (GREY, ""),
@@ -57,7 +57,7 @@ AXES = {
 
 
 def plots(report: Report) -> list[Plot]:
-    """Every plot of the page in its order, those that ``report`` has no data for with the reason."""
+    """Draw every plot of the page; a plot without data has the reason instead."""
     found = growths(report)
     return [
         _latency_against_throughput(report),
@@ -69,7 +69,7 @@ def plots(report: Report) -> list[Plot]:
 
 
 def _shown(report: Report) -> list[InProcess]:
-    """The models that what is served is held against: the original, the ONNX file that answers most rows, and the pipeline."""
+    """The models that the served one is compared with: the original, the fastest ONNX file, and the pipeline."""
     first = original(report)
     onnx = [model for model in report.in_process if model.kind in ("onnx", "tensorrt")]
     best = [max(onnx, key=lambda model: model.arrangements[model.best].speed.throughput)] if onnx else []
@@ -77,7 +77,7 @@ def _shown(report: Report) -> list[InProcess]:
 
 
 def _loads(report: Report) -> list[Load]:
-    """Those on rows as they are."""
+    """Loads on rows as they are."""
     return [load for load in report.served.loads if load.length is None] if report.served is not None else []
 
 
@@ -204,12 +204,12 @@ def _latencies(report: Report) -> Plot:
     description = "; ".join(f"{label}: half within {np.median(took):.1f} ms, 99 % within {np.quantile(took, 0.99):.1f} ms"
                      for label, took in found.items())  # fmt: skip
     return Plot(name=name, title=title, svg=svg, description=description,
-                caption="The further left and the steeper, the better. A tail that leans to the right is what a few callers wait; "
-                "a step is two kinds of calls, such as those that met another in the queue.")  # fmt: skip
+                caption="The further left and the steeper, the better. A tail to the right is the wait of a few callers; "
+                "a step means two kinds of calls, such as those that waited behind another in the queue.")  # fmt: skip
 
 
 def _answering(report: Report) -> dict[str, str]:
-    """The ways of answering whose latencies are worth comparing, and the names of their samples."""
+    """Names of the arrangements and loads whose latencies are compared, and of their samples."""
     found = {f"{model.name}.{model.quickest}": f"{model.name}.{model.quickest}" for model in _shown(report)}
     if report.served is None:
         return found
@@ -227,7 +227,7 @@ def _answering(report: Report) -> dict[str, str]:
 
 
 def _took(samples: Samples, figure: str) -> npt.NDArray[np.float64]:
-    """What the calls of all rounds and processes took, ms."""
+    """Durations of the calls of all rounds and processes, ms."""
     own = [spans["took_us"] for key, spans in samples.items() if key.startswith(f"{figure}.r")]
     return np.concatenate(own) / 1e3 if own else np.empty(0)
 
@@ -264,8 +264,8 @@ def _time_split(report: Report) -> Plot:
     )
     return Plot(name=name, title=title, svg=svg, description=description,
                 caption="One bar for each load: c16 is 16 clients, load80 is 80 % of what the server can do, at random moments. "
-                "Long queues mean more instances or fewer clients; long pre- and postprocessing that the model is not what to "
-                "make faster.")  # fmt: skip
+                "Long queues call for more instances or fewer clients; with long pre- and postprocessing, a faster model does not "
+                "help.")  # fmt: skip
 
 
 def _shares(split: Split) -> Mapping[str, float]:

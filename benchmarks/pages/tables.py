@@ -1,4 +1,4 @@
-"""A report as tables of plain text, for any kind of page: how they look and what must be escaped is the page's to know."""
+"""Tables of a report as plain text; each page formats and escapes them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from benchmarks.verdicts import BenchmarkGate
 
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
 LATE = 0.01
-"""Share of an open loop's requests, from which on it is told that the load generator itself was late."""
+"""Share of an open loop's requests that were sent late. Beyond this, it is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Args:
-    name: of its place in the page.
-    rows: the first cell of each names it.
-    words: how many columns, from the first, hold words rather than numbers.
-    notes: said below it.
+    """A table.
+
+    Attributes:
+        name: Identifier in the page.
+        title: Heading.
+        head: Headings of the columns.
+        rows: Rows of cells; the first cell names the row.
+        words: Number of columns from the first that hold words rather than numbers.
+        notes: Sentences below the table.
     """
 
     name: str
@@ -36,7 +40,7 @@ class Table:
 
 
 def glance(report: Report) -> Table:
-    """Every variant in one row: at its best throughput, its best latency, and what it loses."""
+    """Tabulate every model in one row: best throughput, best latency, and loss of quality."""
     metric = report.main_metric
     first = original(report)
     base = first.arrangements[first.best].speed.throughput if first is not None else None
@@ -83,7 +87,7 @@ def _spread(report: Report) -> str:
 
 
 def gates(report: Report) -> Table:
-    """Every gate and what its sides came to, the failed first."""
+    """Tabulate every gate with the values of its sides, failed gates first."""
     order = sorted(report.gates, key=lambda gate: gate.passed)
     rows = [[gate.expression, _gate_words(gate), gate.why or gate.comparison, f"{gate.held} of {gate.rounds}"] for gate in order]
     return Table(name="gates", title="Gates", head=["gate", "", "medians of the rounds", "held in rounds"], rows=rows, words=3)
@@ -96,7 +100,7 @@ def _gate_words(gate: BenchmarkGate) -> str:
 
 
 def regressions(report: Report) -> Table:
-    """Every figure that is worse than the baseline allows, the worst first."""
+    """Tabulate every figure that is worse than the baseline allows, the largest change first."""
     rows = []
     for one in report.regressions:
         change = one.description.replace("-", "−")
@@ -106,7 +110,7 @@ def regressions(report: Report) -> Table:
 
 
 def in_process(report: Report) -> Table:
-    """Every arrangement of every model."""
+    """Tabulate every arrangement of every model."""
     energy = any(one.joules_per_row is not None for model in report.in_process for one in model.arrangements.values())
     head = ["", "processes × threads, batch", *SPEED, "load s", "first answer s", "peak RSS MiB", "GPU MiB"]
     rows = []
@@ -121,7 +125,7 @@ def in_process(report: Report) -> Table:
 
 
 def models(report: Report) -> Table:
-    """What was run: files, sizes, fused operators."""
+    """Tabulate files, sizes and fused operators of the models."""
     rows = [[one.name, one.device, one.file, _fused(one), one.sha256[:12], f"{one.size_mib:.1f}"] for one in report.in_process]
     if report.served is not None:
         own = report.served
@@ -142,7 +146,7 @@ def _speed(speed: RoundSpeed) -> list[str]:
 
 
 def served(found: Served) -> Table:
-    """Every load on the server."""
+    """Tabulate every load on the server."""
     energy = any(load.joules_per_row is not None for load in found.loads)
     rows = []
     for load in found.loads:
@@ -165,7 +169,7 @@ def served(found: Served) -> Table:
 
 
 def split(found: Served) -> Table:
-    """Where the time of a request goes."""
+    """Tabulate the parts of a request's time."""
     parts = [part.name for part in fields(Split)]
     rows = []
     for load in found.loads:
@@ -176,7 +180,7 @@ def split(found: Served) -> Table:
 
 
 def steps(found: Served) -> Table:
-    """The steps of the ensemble by Triton's statistics."""
+    """Tabulate Triton's statistics of the ensemble's steps."""
     rows = [
         [
             f"{load.name} {name}",
@@ -191,7 +195,7 @@ def steps(found: Served) -> Table:
 
 
 def quality(report: Report) -> Table:
-    """Answers to the labelled rows."""
+    """Tabulate the quality of the answers to the labelled rows."""
     qualities = report.qualities()
     main = report.main_metric
     others = [name for name in dict.fromkeys(name for one in qualities.values() for name in one.metrics) if name != main]
@@ -211,8 +215,8 @@ def quality(report: Report) -> Table:
     differences = ["largest score difference", "largest logit difference"]
     head = ["", f"{main} (95 %)", "lost (95 %)", *others, "labels as the original", "calibration error", *differences, "rows"]
     note = (
-        "Intervals are bootstrapped over the rows; what is lost is counted on the same rows, so its interval decides. An interval "
-        "that holds 0: no loss was shown. Calibration error, 0 to 1: how far a score is from how often its label is right."
+        "Intervals are bootstrapped over the rows. The loss is computed on the same rows, so its interval decides: if it contains "
+        "0, no loss was shown. Calibration error, 0 to 1: how far a score is from how often its label is right."
     )
     broken = [
         f"⚠ {name}: the answers to {one.not_finite} of {one.rows} rows hold NaN or infinity."
@@ -223,7 +227,7 @@ def quality(report: Report) -> Table:
 
 
 def growth(report: Report) -> Table:
-    """Laws fitted to how cost grows, and where none could be why."""
+    """Tabulate the laws fitted to how cost grows, or why none could be fitted."""
     rows = []
     for one in growths(report):
         points = ", ".join(str(point.x) for point in one.points)
@@ -240,7 +244,7 @@ def growth(report: Report) -> Table:
 
 
 def details(report: Report) -> Iterator[Table]:
-    """Everything measured, in the order it is read."""
+    """Yield the tables of everything that was measured."""
     yield quality(report)
     yield in_process(report)
     if report.served is not None:

@@ -80,9 +80,9 @@ def test_what_is_no_gate_is_refused_before_anything_is_measured(expression: str)
         ("zzz > 1", "no figure is called zzz"),
         ("pytorch.fp32.throughput / 0 > 1", "it divides by zero"),
         ("pytorch.fp32.throughput / (served.int8.c16.p99_ms - 45) > 1", "it divides by zero"),
-        ("1e400 > pytorch.fp32.throughput", "it comes to no finite number"),
-        ("1e300 * 1e300 - 1e300 * 1e300 < pytorch.fp32.throughput", "it comes to no finite number"),
-        (f"1{'0' * 400} > pytorch.fp32.throughput", "it comes to no finite number"),
+        ("1e400 > pytorch.fp32.throughput", "it is not a finite number"),
+        ("1e300 * 1e300 - 1e300 * 1e300 < pytorch.fp32.throughput", "it is not a finite number"),
+        (f"1{'0' * 400} > pytorch.fp32.throughput", "it is not a finite number"),
     ],
 )
 def test_what_cannot_be_checked_has_failed_and_says_why(expression: str, why: str) -> None:
