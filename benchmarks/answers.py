@@ -1,4 +1,4 @@
-"""Answers to labelled rows, as tensors: how they travel from one process to another, and when two of them are the same."""
+"""Answers to labelled rows as tensors: conversion to JSON and back, and comparison."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy.typing as npt
 from serving.runtime.tasks.base import Arrays, Task
 
 SAME = 1e-3
-"""Numbers nearer to each other than this are the same."""
+"""Numbers that differ by no more than this are equal."""
 
 
 def to_json(answers: Arrays) -> dict[str, Any]:
-    """Tensors of a task's outputs, ready for JSON; BYTES as text."""
+    """Convert the tensors of a task's outputs to JSON, BYTES to text."""
     return {name: [_text(row) for row in array.tolist()] for name, array in answers.items()}
 
 
@@ -27,7 +27,7 @@ def _text(value: Any) -> Any:
 
 
 def from_json(task: Task, content: dict[str, Any]) -> Arrays:
-    """The inverse of :func:`to_json`."""
+    """Convert JSON back into tensors; the inverse of :func:`to_json`."""
     return {tensor.name: _array(tensor.dtype, content[tensor.name]) for tensor in task.outputs()}
 
 
@@ -38,12 +38,20 @@ def _array(dtype: str, rows: list[Any]) -> Any:
 
 
 def joined(parts: Sequence[Arrays]) -> Arrays:
-    """The rows of all parts, one behind the other."""
+    """Concatenate the rows of all parts."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def differences(answers: Arrays, original: Arrays) -> npt.NDArray[np.float64] | None:
-    """``[rows]``: the largest of any floating-point number in each; None where they hold none, or tell them inside text only."""
+    """Compute how far answers differ from the original's.
+
+    Args:
+        answers: Tensors by name, ``[rows, …]``.
+        original: The original's tensors.
+
+    Returns:
+        The largest difference of any floating-point number in each row, ``[rows]``; None if there are no floating-point tensors.
+    """
     each = [
         np.abs(values.astype(np.float64) - original[name]).reshape(len(values), -1).max(axis=1, initial=0.0)
         for name, values in answers.items()
@@ -53,13 +61,13 @@ def differences(answers: Arrays, original: Arrays) -> npt.NDArray[np.float64] | 
 
 
 def largest_difference(answers: Arrays, original: Arrays) -> float | None:
-    """Of any floating-point number in any row; None as for :func:`differences`."""
+    """Compute the largest of :func:`differences`; None without floating-point tensors."""
     found = differences(answers, original)
     return None if found is None else float(found.max(initial=0.0))
 
 
 def same(mine: Any, theirs: Any) -> bool:
-    """Whether two answers of a pipeline are equal, their numbers up to :data:`SAME`."""
+    """Whether two answers of a pipeline are equal, numbers to within :data:`SAME`."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
         return mine.keys() == theirs.keys() and all(same(value, theirs[key]) for key, value in mine.items())
     if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple):

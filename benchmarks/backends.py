@@ -1,4 +1,8 @@
-"""The ways of answering in process: PyTorch, ``transformers``' pipeline, ONNX Runtime. Each imports its library when it loads."""
+"""Backends that run in process: PyTorch, ``transformers``' pipeline, ONNX Runtime.
+
+Each imports its own library when it loads, and nothing else: load time and memory are measured. For that reason they share neither
+:func:`export.graph.session` (imports onnx) nor :func:`export.original.original_run` (imports ONNX Runtime).
+"""
 
 from __future__ import annotations
 
@@ -23,62 +27,64 @@ TORCH_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfl
 
 
 class Runner(Protocol):
-    """A loaded model: rows of requests in, answers out, tokenization included."""
+    """A loaded model: rows of requests in, answers out, tokenization included.
+
+    Attributes:
+        file: The file that was loaded; its checksum tells which variant ran.
+        threads: Threads of one operator, as the library reports them.
+        outputs: The model's outputs of the last call by name; empty if the library does not return them.
+    """
 
     file: Path
-    """What was loaded: its checksum tells which variant ran."""
     threads: int
-    """Threads of one operator, as the library reports them."""
-    said: Arrays
-    """What the model itself said last, by output; empty where a library keeps that to itself."""
+    outputs: Arrays
 
     def __call__(self, rows: RequestRows) -> Any:
-        """Answer a batch: the tensors of the task's outputs, or a list where the library has a form of its own."""
+        """Answer a batch: the tensors of the task's outputs, or a list of the library's own answers."""
 
-    def judged(self, rows: RequestRows) -> Any:
-        """Answer a batch as the task is judged by."""
+    def evaluate(self, rows: RequestRows) -> Any:
+        """Answer a batch with the options that quality is measured with."""
 
     def precision(self) -> str:
-        """What the loaded model really computes in, for those that know it (``fp32``, ``fp16``, ``bf16``), else empty."""
+        """Name the precision that the model computes in (``fp32``, ``fp16``, ``bf16``); empty if the library does not tell."""
 
 
 class _AsServed(ABC):
     """A model between the first and the last step of the ensemble, without Triton."""
 
     def __init__(self, bundle: Bundle, names: list[str]) -> None:
-        """``names``: the model's inputs."""
-        from tokenizers import Tokenizer
-
+        """Prepare tokenization and answers for a model with the inputs ``names``."""
         self._task = bundle.task
         self._encoder = bundle.encoder(names)
-        self._tokenizer = Tokenizer.from_file(str(bundle.tokenizer)) if bundle.task.needs_tokenizer else None
-        self.said: Arrays = {}
-        self._plainly = bundle.task.request_options({})
-        self._to_judge = bundle.task.request_options(bundle.task.judged_options)
+        self.outputs: Arrays = {}
+        self._serving_options = bundle.task.request_options({})
+        self._evaluation_options = bundle.task.request_options(bundle.task.judged_options)
 
     @abstractmethod
     def _run(self, feed: Arrays) -> Arrays:
         """Model inputs ``[model rows, longest]`` → ``outputs_read`` by name."""
 
     def __call__(self, rows: RequestRows) -> Arrays:
-        return self._answered(rows, self._plainly)
+        return self._answer(rows, self._serving_options)
 
-    def judged(self, rows: RequestRows) -> Arrays:
-        return self._answered(rows, self._to_judge)
+    def evaluate(self, rows: RequestRows) -> Arrays:
+        """Answer a batch with the options that quality is measured with."""
+        return self._answer(rows, self._evaluation_options)
 
-    def _answered(self, rows: RequestRows, options: Options) -> Arrays:
+    def _answer(self, rows: RequestRows, options: Options) -> Arrays:
         columns = [list(column) for column in zip(*rows, strict=True)]
         features = self._task.features(columns, self._encoder, options)
-        outputs = self._run(self._encoder.arrays(features.encodings))
-        self.said = outputs
-        found = self._task.worded_answers(outputs, features.origins, options, self._tokenizer)
+        self.outputs = self._run(self._encoder.arrays(features.encodings))
+        tokenizer = self._encoder.tokenizer if self._task.needs_tokenizer else None
+        found = self._task.worded_answers(self.outputs, features.origins, options, tokenizer)
         return {tensor.name: found[tensor.name] for tensor in self._task.outputs()}
 
 
 class PyTorch(_AsServed):
-    """The original: ``transformers`` eager, tokenized as for every other way of answering."""
+    """The original: ``transformers`` eager, tokenized as for every other backend."""
 
     def __init__(self, job: WorkerJob, bundle: Bundle) -> None:
+        """Load the checkpoint of ``job``."""
         import torch
         import transformers
 
@@ -113,7 +119,7 @@ class PyTorch(_AsServed):
         return self._task.reduced({name: head.float().cpu().numpy() for name, head in heads.items()}, feed)
 
     def precision(self) -> str:
-        # under autocast an output may be fp32 again, where the last operator is a normalisation
+        """Name the precision of the outputs; under autocast they may be fp32 again, if the last operator is a normalization."""
         return "bf16" if self._autocast else TORCH_PRECISIONS[self._dtype]
 
 
@@ -125,7 +131,9 @@ class Compiled(PyTorch):
 
     def _run(self, feed: Arrays) -> Arrays:
         outputs = super()._run(feed)
-        if not self._torch._dynamo.utils.counters["stats"]["unique_graphs"]:  # torch goes on without, and says nothing
+        if not self._torch._dynamo.utils.counters["stats"][
+            "unique_graphs"
+        ]:  # torch continues without compilation, and does not report it
             raise RuntimeError("torch.compile compiled no graph of this model")
         return outputs
 
@@ -134,6 +142,7 @@ class TransformersPipeline:
     """``transformers.pipeline``, as most people run a checkpoint."""
 
     def __init__(self, job: WorkerJob, bundle: Bundle) -> None:
+        """Load the checkpoint of ``job``."""
         import torch
         import transformers
 
@@ -141,28 +150,32 @@ class TransformersPipeline:
         self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
         _leave_out_unknown(self._pipeline.tokenizer, self._pipeline.model)
         self._max_length = bundle.max_length
-        self.said: Arrays = {}
+        self.outputs: Arrays = {}
         self.file = weights_file(Path(job.source))
         self.threads = torch.get_num_threads()
 
     def __call__(self, rows: RequestRows) -> list[Any]:
+        """Answer a batch in the pipeline's own form."""
         return self._task.ask_pipeline(self._pipeline, rows, max_length=self._max_length)
 
-    def judged(self, rows: RequestRows) -> list[Any]:
+    def evaluate(self, rows: RequestRows) -> list[Any]:
+        """Answer a batch; the pipeline has no other options."""
         return self(rows)
 
     def precision(self) -> str:
+        """Name the precision of the weights."""
         return TORCH_PRECISIONS[str(self._pipeline.model.dtype)]
 
 
 class OnnxRuntime(_AsServed):
-    """An ONNX variant with the tokenizer and the answers that run inside Triton, without Triton."""
+    """An ONNX variant with the tokenization and the answers that run inside Triton, without Triton."""
 
     def __init__(self, job: WorkerJob, bundle: Bundle) -> None:
+        """Load the ONNX file of ``job``."""
         import onnxruntime
 
         if job.device == "gpu":
-            onnxruntime.preload_dlls()  # CUDA's libraries lie in wheels, where the loader does not look
+            onnxruntime.preload_dlls()  # CUDA's libraries lie in wheels, outside the loader's path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job.threads or 0
         providers = self._providers(job, bundle)
@@ -174,8 +187,8 @@ class OnnxRuntime(_AsServed):
         self.file = Path(job.source)
         self.threads = job.threads or cores()
 
-    def _providers(self, job: WorkerJob, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:  # noqa: ARG002 - others look at it
-        """Where to run, by preference, each with its options."""
+    def _providers(self, job: WorkerJob, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:  # noqa: ARG002 - TensorRT uses it
+        """Execution providers by preference, each with its options."""
         return [(PROVIDERS[job.device], {})]
 
     def _run(self, feed: Arrays) -> Arrays:
@@ -183,17 +196,18 @@ class OnnxRuntime(_AsServed):
         return dict(zip(names, self._session.run(list(names), feed), strict=True))
 
     def precision(self) -> str:
-        return ""  # the bundle's manifest knows, by the file's checksum
+        """Return nothing: the bundle's manifest has the precision, by the file's checksum."""
+        return ""
 
 
 class TensorRT(OnnxRuntime):
-    """The graph as exported, compiled by TensorRT: one engine for every batch and length that will be asked.
+    """The graph as exported, compiled by TensorRT: one engine for every batch and length of the benchmark.
 
-    Not a variant of the bundle: operators of ONNX Runtime's own are none that TensorRT knows.
+    It does not run variants of the bundle, as TensorRT does not support ONNX Runtime's own operators.
     """
 
     def _providers(self, job: WorkerJob, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:
-        import tensorrt_libs  # noqa: F401 - loads the libraries, which lie where the loader does not look
+        import tensorrt_libs  # noqa: F401 - loads the libraries, which lie outside the loader's path
 
         from export.graph import input_names
 
@@ -216,6 +230,7 @@ class TensorRT(OnnxRuntime):
         return [(TENSORRT, profile), (PROVIDERS["gpu"], {})]
 
     def precision(self) -> str:
+        """Name the precision that TensorRT may use."""
         return "fp16" if self._half else "fp32"
 
 
@@ -230,16 +245,22 @@ BACKENDS: dict[str, Callable[[WorkerJob, Bundle], Runner]] = {
 
 
 def _leave_out_unknown(tokenizer: Any, model: Any) -> None:
-    """Some tokenizers make tensors that their model does not take, such as ``token_type_ids`` for DistilBERT."""
+    """Remove tensors that the tokenizer makes but the model does not take, such as ``token_type_ids`` for DistilBERT."""
     taken = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
 
 
 def weights_file(checkpoint: Path) -> Path:
-    """The file that stands for a checkpoint's weights: the weights, or the index of their shards.
+    """Find a checkpoint's weights.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+
+    Returns:
+        The file with the weights, or with the index of their shards.
 
     Raises:
-        ArtifactError: the folder holds no weights.
+        ArtifactError: The folder holds no weights.
     """
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if (checkpoint / name).is_file():
@@ -248,7 +269,7 @@ def weights_file(checkpoint: Path) -> Path:
 
 
 def has_tensorrt() -> bool:
-    """Whether ONNX Runtime was built with TensorRT, and TensorRT itself is there."""
+    """Whether ONNX Runtime was built with TensorRT, and TensorRT itself is installed."""
     import onnxruntime
 
     return TENSORRT in onnxruntime.get_available_providers() and importlib.util.find_spec("tensorrt_libs") is not None

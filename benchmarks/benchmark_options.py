@@ -1,50 +1,39 @@
-"""Options of ``tritonize benchmark``: what to measure, and how much worse than a baseline it may be."""
+"""Options of ``tritonize benchmark`` and ``tritonize compare``. Light, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 from export.columns import Columns
-from serving.install import triton_environment
+from serving.option_fields import Option
+from serving.options import Device, Precision, RepositoryOptions, Seed, ServerAddress, WireProtocol, parse_model_name
 
-PROTOCOLS = ("grpc", "http")
 REPORTS = Path("benchmarks/reports")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tolerances:
-    """How much worse than the baseline a report may be.
+def parse_percent(text: str) -> float:
+    """Read a percentage.
 
-    Attributes:
-        max_regression: Relative tolerance of speeds, 0.1 is 10 %.
-        max_quality_drop: Tolerance of metrics and agreement, percentage points.
-        any_machine: Evaluate speed, memory and loading of another machine too, and of a run that other processes slowed down.
+    Args:
+        text: Such as ``10%``.
+
+    Returns:
+        The share, 0.1.
+
+    Raises:
+        ValueError: It is not a percentage from 0 % to below 1000 %.
     """
-
-    max_regression: float = 0.1
-    max_quality_drop: float = 0.5
-    any_machine: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Where a server listens."""
-
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
-
-    def url(self, protocol: str) -> str:
-        """``host:port`` of ``grpc`` or ``http``."""
-        return f"{self.host}:{self.grpc_port if protocol == 'grpc' else self.http_port}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the server runs on this machine, judging by its name."""
-        return self.host in ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - compared, not bound
+    number, sign = text.strip()[:-1], text.strip()[-1:]
+    try:
+        share = float(number) / 100
+    except ValueError:
+        share = -1.0
+    if sign != "%" or not 0 <= share < 10:
+        raise ValueError(f"{text!r} is not a percentage such as 10%")
+    return share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,69 +48,158 @@ class OpenLoop:
     rate: float | None = None
     share: float | None = None
 
+    def __str__(self) -> str:
+        """Write it as on the command line."""
+        return f"{self.rate:g}" if self.share is None else f"{100 * self.share:.0f}%"
+
+
+def parse_open_loop(text: str) -> OpenLoop:
+    """Read an open loop.
+
+    Args:
+        text: A rate such as ``100`` or a share such as ``80%``.
+
+    Returns:
+        The open loop.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    is_share = text.endswith("%")
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf") or (is_share and number != int(number)):
+        raise ValueError(f"{text!r} is neither a rate such as 100 nor a share such as 80%")
+    return OpenLoop(share=number / 100) if is_share else OpenLoop(rate=number)
+
+
+def _parse_gate(text: str) -> str:
+    from benchmarks.gates import parse_gate
+    from serving.errors import DataError
+
+    try:
+        parse_gate(text)
+    except DataError as error:
+        raise ValueError(f"{error.message} ({error.hint})") from None
+    return text
+
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
-    """What to measure.
+class Tolerances:
+    """How much worse than the baseline a report may be."""
+
+    max_regression: Annotated[
+        float,
+        Option(
+            "How much worse than the baseline a speed may be. If measurement noise is larger, the noise is the limit.",
+            parse=parse_percent,
+            show=lambda share: f"{100 * share:g}%",
+        ),
+    ] = 0.1
+    max_quality_drop: Annotated[
+        float,
+        Option("Percentage points that a metric or the agreement with the original may be below the baseline's.", minimum=0),
+    ] = 0.5
+    any_machine: Annotated[
+        bool, Option("Compare speeds of different machines too, and of runs in which others used the processor.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(RepositoryOptions):
+    """Options of ``tritonize benchmark``.
 
     Attributes:
-        name: Name of the model.
-        artifacts: Folder for checkpoints and bundles.
-        bundle: The exported bundle; None: ``ARTIFACTS/NAME/bundle``.
-        checkpoint: The PyTorch original, a folder or a name on the Hub; None: ``ARTIFACTS/NAME/checkpoint``.
-        repository: Model repository that the running server was started on.
-        endpoint: The running server.
-        in_process: Measure without a server.
-        precisions: ONNX variants to run in process; empty for all of the bundle.
-        device: ``auto``, ``cpu`` or ``gpu``, in process.
-        protocols: Protocols of the load on the server; the first is used where one is enough.
-        concurrencies: Clients of each closed loop.
-        open_loops: Open loops.
-        lengths: Tokens of rows that all have one length, measured beside rows as they are.
-        batches: Rows per call in process.
-        exported: Run the graph as Optimum exports it too.
-        compiled: Run the original through ``torch.compile`` too.
-        test: Other labelled rows than the bundle's own; None for those.
-        columns: Columns of ``test``.
-        rows: Texts that speed is measured on, drawn at random from the labelled rows.
-        duration: Seconds of timing per figure, all rounds together.
-        rounds: Number of turns of every model and load, each on rows of its own.
-        gates: Expressions, see :mod:`benchmarks.gates`.
-        baseline: ``report.json`` of an earlier run, or its folder.
-        tolerances: How much worse than ``baseline`` a figure may be.
-        junit: File for gates and comparison as JUnit XML.
-        output: Folder for the report; None: a folder named after the model and the time.
-        seed: Seed that draws and orders the rows.
         started: When the command was given.
     """
 
-    name: str
-    artifacts: Path = Path("artifacts")
-    bundle: Path | None = None
-    checkpoint: str | None = None
-    repository: Path = Path("model_repository")
-    endpoint: Endpoint = Endpoint()
-    in_process: bool = False
-    precisions: tuple[str, ...] = ()
-    device: str = "auto"
-    protocols: tuple[str, ...] = PROTOCOLS
-    concurrencies: tuple[int, ...] = (1, 4, 16, 64)
-    open_loops: tuple[OpenLoop, ...] = (OpenLoop(share=0.5), OpenLoop(share=0.8))
-    lengths: tuple[int, ...] = (16, 64, 128, 384)
-    batches: tuple[int, ...] = (1, 8, 32)
-    exported: bool = True
-    compiled: bool = False
-    test: str | None = None
+    name: Annotated[
+        str, Option("Name of the model, instead of the argument.", parse=parse_model_name, default_text="NAME", shared=True)
+    ] = ""
+    artifacts: Annotated[Path, Option("Folder for checkpoints and bundles.", path="folder", shared=True)] = Path("artifacts")
+    bundle: Annotated[
+        Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
+    ] = None
+    checkpoint: Annotated[
+        str | None,
+        Option("The PyTorch original: a folder, or a name on the Hugging Face Hub.", default_text="ARTIFACTS/NAME/checkpoint"),
+    ] = None
+    address: ServerAddress = field(default_factory=ServerAddress)
+    in_process: Annotated[bool, Option("Measure without a server: PyTorch and ONNX Runtime only.")] = False
+    precisions: Annotated[
+        tuple[Precision, ...],
+        Option(
+            "Variants to run in process.",
+            flag="--precision",
+            metavar="fp32|fp16|int8[,…]",
+            commas=True,
+            default_text="all of the bundle",
+            shared=True,
+        ),
+    ] = ()
+    device: Device = "auto"
+    protocols: Annotated[
+        tuple[WireProtocol, ...],
+        Option("Protocols of the load; the first where one is enough.", flag="--protocol", metavar="grpc|http[,…]", commas=True),
+    ] = ("grpc", "http")
+    concurrencies: Annotated[
+        tuple[int, ...],
+        Option(
+            "Clients of each closed loop: requests kept in flight.", flag="--concurrency", metavar="N[,N…]", minimum=1, commas=True
+        ),
+    ] = (1, 4, 16, 64)
+    open_loops: Annotated[
+        tuple[OpenLoop, ...],
+        Option(
+            "Open loops: requests per second that arrive at random times, or a share of the best closed loop's throughput.",
+            flag="--rate",
+            metavar="N|N%[,…]|none",
+            parse=parse_open_loop,
+            commas=True,
+            may_be_none=True,
+        ),
+    ] = (OpenLoop(share=0.5), OpenLoop(share=0.8))
+    lengths: Annotated[
+        tuple[int, ...],
+        Option(
+            "Tokens of rows that all have one length, measured beside rows as they are.",
+            flag="--length",
+            metavar="N[,N…]|none",
+            minimum=1,
+            commas=True,
+            may_be_none=True,
+        ),
+    ] = (16, 64, 128, 384)
+    batches: Annotated[
+        tuple[int, ...], Option("Rows per call in process.", flag="--batch", metavar="N[,N…]", minimum=1, commas=True)
+    ] = (1, 8, 32)
+    exported: Annotated[bool, Option("Run the ONNX graph as Optimum exports it, before any fusion, too.")] = True
+    compiled: Annotated[bool, Option("Run the original through torch.compile too.", flag="--compile")] = False
+    test: Annotated[
+        str | None, Option("Labelled rows to measure on.", metavar="FILE|hub:NAME", default_text="those in the bundle")
+    ] = None
     columns: Columns = field(default_factory=Columns)
-    rows: int = 512
-    duration: float = 5.0
-    rounds: int = 5
-    gates: tuple[str, ...] = ()
-    baseline: Path | None = None
-    tolerances: Tolerances = Tolerances()
-    junit: Path | None = None
-    output: Path | None = None
-    seed: int = 0
+    rows: Annotated[int, Option("Texts that speed is measured on, drawn at random from the labelled rows.", minimum=2)] = 512
+    duration: Annotated[float, Option("Seconds of timing per figure, all rounds together.", above=0)] = 5.0
+    rounds: Annotated[int, Option("Turns of every model and load; best an odd number.", minimum=1)] = 5
+    gates: Annotated[
+        tuple[str, ...],
+        Option(
+            "A comparison that must hold, such as 'served.int8.c16.throughput >= 2 * pytorch.fp32.throughput'. Repeatable.",
+            flag="--gate",
+            metavar="EXPRESSION",
+            parse=_parse_gate,
+        ),
+    ] = ()
+    baseline: Annotated[Path | None, Option("Report of an earlier run to compare with.", metavar="FILE")] = None
+    tolerances: Tolerances = field(default_factory=Tolerances)
+    junit: Annotated[Path | None, Option("Write gates and the comparison as JUnit XML too.", metavar="FILE")] = None
+    output: Annotated[Path | None, Option("Folder for the report.", path="folder", default_text="benchmarks/reports/NAME-TIME")] = (
+        None
+    )
+    seed: Seed = 0
     started: datetime = field(default_factory=lambda: datetime.now().astimezone())
 
     @property
@@ -139,7 +217,11 @@ class BenchmarkOptions:
         """Folder for the report."""
         return self.output or REPORTS / f"{self.name}-{self.started:%Y%m%d-%H%M%S}"
 
-    @property
-    def server_environment(self) -> Path:
-        """Folder of the environment that holds ``perf_analyzer``."""
-        return triton_environment()
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Options of ``tritonize compare``."""
+
+    everything: Annotated[bool, Option("List the figures that stayed the same too.", flag="--all")] = False
+    markdown: Annotated[Path | None, Option("Write the tables as Markdown too.", metavar="FILE", path="file")] = None
+    junit: Annotated[Path | None, Option("Write every figure as a test too.", metavar="FILE", path="file")] = None

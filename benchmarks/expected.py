@@ -66,7 +66,7 @@ def expected(inputs: BenchmarkInputs, *, served: str | None) -> Expected:
     Returns:
         The names.
     """
-    metrics = {name: value for name, value in inputs.bundle.manifest.get("original", {}).items() if isinstance(value, float)}
+    metrics = inputs.bundle.manifest.original.metrics
     known = inputs.options.test is None and inputs.bundle.task.main_metric in metrics
     quality = _quality(metrics if known else ())
     models = _models(inputs, quality)

@@ -194,7 +194,7 @@ def require_original(bundle: Bundle, checkpoint: Path) -> None:
         ArtifactError: It holds other weights, or none.
     """
     weights_file(checkpoint)  # raises if there are none
-    exported = bundle.manifest["inputs"]["files"]
+    exported = bundle.manifest.inputs.files
     if any(exported.get(weights.name) != sha256(weights) for weights in checkpoint.glob("*.safetensors")):
         raise ArtifactError(
             f"{bundle.folder} was not exported from {checkpoint}: the weights differ",
@@ -216,7 +216,7 @@ def bundle_precision(bundle: Bundle, sha256: str) -> str:
         ArtifactError: The file was changed after it was verified.
     """
     for precision, variant in bundle.variants.items():
-        if bundle.manifest["files"].get(variant.path.relative_to(bundle.folder).as_posix()) == sha256:
+        if bundle.manifest.files.get(variant.path.relative_to(bundle.folder).as_posix()) == sha256:
             return precision
     raise ArtifactError(
         f"an ONNX file in {bundle.folder} is not the one that was verified: its checksum is not in the manifest",

@@ -1,4 +1,4 @@
-"""What models say of labelled rows before it becomes an answer: written down row by row by each worker, compared row by row."""
+"""Model outputs for the labelled rows: each worker writes them row by row, and they are compared row by row."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ import numpy as np
 from serving.runtime.tasks.base import Arrays
 
 MOST_BYTES = 2**28
-"""Of what one model says; more is not kept, and not compared."""
+"""Maximum size of one model's outputs; larger ones are neither kept nor compared."""
 
 
 class OutputsFile:
-    """A ``.npz`` file of the model's outputs for one row after another. None of them stays in memory, which is measured."""
+    """A ``.npz`` file of the model's outputs, written row by row: the memory of the process is measured."""
 
     def __init__(self, file: Path | None) -> None:
-        """``file``: None keeps nothing."""
+        """Write to ``file``; None keeps nothing."""
         self._file, self._rows, self._bytes = file, 0, 0
 
     def __enter__(self) -> Self:
+        """Open the file."""
         self._archive = zipfile.ZipFile(self._file, "w") if self._file is not None else None
         return self
 
     def add(self, outputs: Arrays) -> None:
-        """Keep those of the next row, ``[model rows, …]`` by name; nothing where a library does not show it."""
+        """Write the outputs of the next row, ``[model rows, …]`` by name."""
         if self._archive is None or self._bytes > MOST_BYTES:
             return
         for name, values in outputs.items():
@@ -38,6 +39,7 @@ class OutputsFile:
         self._rows += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the file; remove it if it is empty or too large."""
         if self._archive is None or self._file is None:
             return
         self._archive.close()
@@ -46,7 +48,15 @@ class OutputsFile:
 
 
 def largest_difference(file: Path, original: Path) -> float | None:
-    """Of any output for any row; None where one of the two was not kept, or one of their numbers is none."""
+    """Compute the largest difference between two files of outputs.
+
+    Args:
+        file: Outputs of a variant.
+        original: Outputs of the original.
+
+    Returns:
+        The largest difference; None if one of the two was not kept, or a difference is NaN or infinite.
+    """
     if not file.is_file() or not original.is_file():
         return None
     with np.load(file) as mine, np.load(original) as theirs:

@@ -25,18 +25,6 @@ def options_of(*options: Callable[[Command], Command]) -> Callable[[Command], Co
     return apply
 
 
-def percent(ctx: click.Context, parameter: click.Parameter, value: str) -> float:
-    """Callback: ``10%`` as 0.1."""
-    number = value.strip().removesuffix("%")
-    try:
-        share = float(number) / 100
-    except ValueError:
-        share = -1.0
-    if not value.strip().endswith("%") or not 0 <= share < 10:
-        raise click.BadParameter(f"{value!r} is not a percentage such as 10%", ctx, parameter)
-    return share
-
-
 def listed(values: tuple[str, ...], *, may_be_none: bool = False) -> list[str]:
     """The parts of an option that is given several times, or once with commas; ``none`` alone is no part, where it may be given."""
     parts = [part.strip() for value in values for part in value.split(",")]
@@ -80,28 +68,6 @@ exported_model = options_of(
 def chosen_name(ctx: click.Context, model: str | None, name: str | None) -> str:
     """The argument wins over the option, which a recipe may have given."""
     chosen = model or name
-    if chosen is None:
+    if not chosen:
         raise click.UsageError(f"say which model: {ctx.command_path} NAME", ctx)
     return chosen
-
-
-tolerances = options_of(
-    click.option(
-        "--max-regression",
-        default="10%",
-        callback=percent,
-        help="How much worse than the baseline a speed may be; where noise explains more, that much.",
-    ),
-    click.option(
-        "--max-quality-drop",
-        type=click.FloatRange(min=0),
-        default=0.5,
-        help="Points a metric or the agreement with the original may be below the baseline's.",
-    ),
-    click.option(
-        "--any-machine",
-        is_flag=True,
-        help="Judge speeds of different machines too, and those of runs that others took the processor from.",
-    ),
-)
-"""How two reports are compared."""

@@ -60,7 +60,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
         Every run, the original first.
     """
     checkpoint, device = inputs.checkpoint, inputs.device
-    batches: tuple[Call, ...] = tuple((batch, None) for batch in dict.fromkeys((1, *inputs.options.batches)))
+    batches: tuple[Call, ...] = tuple((batch, None) for batch in sorted({1, *inputs.options.batches}))
     smallest_and_largest = tuple(dict.fromkeys([batches[0], batches[-1]]))
     by_length: tuple[Call, ...] = tuple((1, length) for length in inputs.lengths)
     everything = (*batches, *by_length)
@@ -121,10 +121,10 @@ def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:
         The loads.
     """
     options = inputs.options
-    first, fewest = options.protocols[0], options.concurrencies[0]
+    first, concurrencies = options.protocols[0], sorted(options.concurrencies)
     closed = [
         LoadMode(protocol=protocol, concurrency=clients) for protocol in options.protocols for clients in options.concurrencies
     ]
-    by_length = [LoadMode(protocol=first, concurrency=fewest, length=length) for length in inputs.lengths]
+    by_length = [LoadMode(protocol=first, concurrency=concurrencies[0], length=length) for length in inputs.lengths]
     opened = [LoadMode(protocol=first, rate=loop.rate, share=loop.share) for loop in options.open_loops]
     return [*closed, *by_length, *opened]

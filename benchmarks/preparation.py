@@ -35,7 +35,7 @@ def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> Benchm
         DataError: The rows cannot be read, or are too few.
     """
     bundle = load_bundle(options.bundle_folder)
-    precisions = options.precisions or tuple(bundle.variants)
+    precisions: tuple[str, ...] = options.precisions or tuple(bundle.variants)
     for precision in precisions:
         bundle.variant(precision)  # an error now rather than minutes later
     checkpoint = checkpoint_folder(options.original, options.artifacts / QUICKSTART_CACHE)
@@ -63,7 +63,7 @@ def exported_graph(inputs: BenchmarkInputs, folder: Path, say: Callable[[str], N
     """
     say("exporting the graph as it was before it was fused")
     bundle = inputs.bundle
-    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest["inputs"]["options"]["opset"])
+    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest.opset)
     tails.add_tail(raw, bundle.task)
     return raw
 

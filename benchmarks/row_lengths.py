@@ -1,33 +1,36 @@
-"""Real rows brought to a given number of tokens, to compare with tables that other people publish and to see cost grow."""
+"""Real rows of a given number of tokens, to compare with published tables and to show how cost grows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from tokenizers import Tokenizer
-
 from serving.bundle import Bundle
 
 ROWS = 48
-"""So many of each length: they differ less than rows as they are."""
+"""Number of rows of each length: they vary less than rows as they are."""
 
 
 def rows_of_length(
     bundle: Bundle, names: list[str], rows: Sequence[list[str]], length: int, *, count: int = ROWS
 ) -> list[list[str]]:
-    """Rows of ``length`` tokens, or a few less where no cut gives it: each row's text goes on with that of the rows behind it.
+    """Make rows of ``length`` tokens, or a few less where no truncation gives it, by appending the texts of the following rows.
 
-    Rows that are short enough to stand in it whole come first, then others, cut. Those that make no sense when they are cut (a mask
-    or the whole text gone) are left out.
+    Rows that fit completely come first, then truncated rows. Rows that are invalid after truncation (without a mask, or without any
+    text) are left out.
 
     Args:
-        names: the model's inputs.
-        rows: of requests; a task that takes several texts keeps all but the one that may be long.
-        length: at most the tokens that the bundle keeps of a row.
+        bundle: The bundle.
+        names: The model's inputs.
+        rows: Rows of requests; a task with several texts keeps all but the one that may be long.
+        length: Number of tokens, at most the bundle's maximum.
+        count: Maximum number of rows.
+
+    Returns:
+        The rows.
     """
     column = _long_column(bundle)
     tokens = _counter(bundle, names)
-    special = [token.content for token in Tokenizer.from_file(str(bundle.tokenizer)).get_added_tokens_decoder().values()]
+    special = [token.content for token in bundle.encoder(names).tokenizer.get_added_tokens_decoder().values()]
     own = [_or_none(tokens, row) for row in rows]
     whole = [place for place, found in enumerate(own) if found is not None and found <= length]
     cut = [place for place, found in enumerate(own) if found is not None and found > length]
@@ -41,13 +44,13 @@ def rows_of_length(
 
 
 def mean_tokens(bundle: Bundle, names: list[str], rows: Sequence[list[str]]) -> float:
-    """Tokens of a row, mean."""
+    """Compute the mean number of tokens of the rows."""
     tokens = _counter(bundle, names)
     return sum(map(tokens, rows)) / len(rows)
 
 
 def _long_column(bundle: Bundle) -> int:
-    """The first input whose text may be of any length."""
+    """Number of the first input whose text may have any length."""
     task = bundle.task
     long, short = task.long_example(bundle.max_length), task.example
     return next(place for place, tensor in enumerate(task.inputs()) if len(long[tensor.name]) > len(short[tensor.name]))
@@ -65,12 +68,12 @@ def _counter(bundle: Bundle, names: list[str]) -> Callable[[Sequence[str]], int]
 def _or_none(tokens: Callable[[Sequence[str]], int], row: Sequence[str]) -> int | None:
     try:
         return tokens(row)
-    except ValueError:  # the task refuses such a row
+    except ValueError:  # the task does not accept such a row
         return None
 
 
 def _filler(rows: Sequence[list[str]], place: int, column: int, length: int, special: Sequence[str]) -> Iterator[str]:
-    """Texts of the rows behind, until there is enough in any language; without special tokens: a second mask would be more work."""
+    """Texts of the following rows until they are long enough in any language, without special tokens such as a second mask."""
     characters = 0
     for step in range(1, len(rows) * length):
         text = rows[(place + step) % len(rows)][column]
@@ -83,13 +86,13 @@ def _filler(rows: Sequence[list[str]], place: int, column: int, length: int, spe
 
 
 def _cut(row: list[str], column: int, text: str, length: int, tokens: Callable[[Sequence[str]], int]) -> list[list[str]]:
-    """The row with as much of ``text`` as ``length`` tokens hold; nothing where that cannot be."""
+    """The row with as much of ``text`` as ``length`` tokens hold; empty if there is no such row."""
 
     def with_text(characters: int) -> list[str]:
         return [*row[:column], text[:characters], *row[column + 1 :]]
 
     low, high = 0, len(text)
-    while low < high:  # the fewest characters that make so many tokens: where rows are cut, more would make no more
+    while low < high:  # the fewest characters with that many tokens: beyond the maximum length, more make no more tokens
         middle = (low + high) // 2
         found = _or_none(tokens, with_text(middle))
         if found is None or found < length:

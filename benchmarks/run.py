@@ -37,6 +37,7 @@ from benchmarks.served import ServerConnection, Target, UnderLoad
 from benchmarks.served_package import check_process, read_package, require_same_bundle
 from serving.artifact import publish
 from serving.errors import DataError, GateError
+from serving.install import triton_environment
 
 BUSY_PERCENT = 10
 
@@ -111,10 +112,10 @@ def _target(options: BenchmarkOptions) -> Target | None:
     if options.in_process:
         return None
     package = read_package(options.repository, options.name)
-    load_generator = find_perf_analyzer(options.server_environment)
+    load_generator = find_perf_analyzer(triton_environment())
     require_same_bundle(package, options.bundle_folder)
-    check_process(options.endpoint, package)
-    return Target(server=ServerConnection(options.endpoint, options.name), package=package, load_generator=load_generator)
+    check_process(options.address, package)
+    return Target(server=ServerConnection(options.address, options.name), package=package, load_generator=load_generator)
 
 
 def _measure(inputs: BenchmarkInputs, target: Target | None, say: Callable[[str], None]) -> Report:
@@ -172,7 +173,7 @@ def _settings(inputs: BenchmarkInputs) -> ReportSettings:
         device=inputs.device,
         max_length=inputs.bundle.max_length,
         test=options.test,
-        bundle_created=inputs.bundle.manifest["created"],
+        bundle_created=inputs.bundle.manifest.created.isoformat(),
     )
 
 

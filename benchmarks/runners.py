@@ -1,8 +1,8 @@
-"""One way of answering, loaded and timed in a process of its own: ``python -m benchmarks.runners``.
+"""A worker process that loads one model and times it: ``python -m benchmarks.runners``.
 
-The process reads a :class:`Job` as one JSON line, loads it and says ``{"ready": …}``. Each further line is a :class:`Slice`, which
-it times and answers with ``{"spans": …}``; in between it sleeps. The line ``end`` is the last, answered with ``{"facts": …}``.
-Nothing heavy is imported before the job is read: load time and memory are those of the way of answering alone.
+The process reads a :class:`WorkerJob` as one JSON line, loads it and answers ``{"ready": …}``. Each further line is a
+:class:`Slice`, which it times and answers with ``{"spans": …}``; in between it sleeps. The last line is ``end``, answered with
+``{"facts": …}``. Nothing heavy is imported before the job is read: load time and memory are those of the backend alone.
 :mod:`benchmarks.workers` is the other end.
 """
 
@@ -23,14 +23,23 @@ from benchmarks.jobs import END, RequestRows, Slice, Span, WorkerFacts, WorkerJo
 from serving.artifact import sha256
 
 WARM_UP = 0.1
-"""Share of a slice that is spent on calls before it, untimed: the process slept while others had their turn."""
+"""Share of a slice that is spent on untimed calls before it, as the process slept while others had their turn."""
 
 
 def timed_passes(runner: Callable[[RequestRows], object], rows: RequestRows, batch: int, seconds: float) -> list[Span]:
-    """Call ``runner`` over ``rows``, ``batch`` at a time, again and again until ``seconds`` are over and a pass is whole.
+    """Call a model over rows repeatedly until the time is over and a pass is complete.
 
-    Every call carries ``batch`` rows: one that reaches the end goes on from the beginning. Passes are always whole (to within such
-    a call), so that every way of answering is timed on the same mix of lengths.
+    Every call carries ``batch`` rows: one that reaches the end continues from the beginning. Passes are always complete (to within
+    such a call), so that every model is timed on the same mix of lengths.
+
+    Args:
+        runner: The model.
+        rows: The rows.
+        batch: Rows per call.
+        seconds: Least duration.
+
+    Returns:
+        Start and end of every call, ns.
     """
     stream = itertools.cycle(rows)
     spans: list[Span] = []
@@ -46,9 +55,9 @@ def timed_passes(runner: Callable[[RequestRows], object], rows: RequestRows, bat
 
 
 def peak_rss_mib() -> float:
-    """Largest resident set this process has had, MiB.
+    """Read the peak resident set of this process, MiB.
 
-    Not ``ru_maxrss``: that one is inherited from the process that started this one.
+    ``ru_maxrss`` would be inherited from the parent process.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -56,13 +65,15 @@ def peak_rss_mib() -> float:
 
 
 class Worker:
-    """A job, loaded: it has answered its labelled rows, and is ready to be timed.
-
-    Args:
-        started: when this process began, ns of ``time.perf_counter_ns``.
-    """
+    """A loaded job that has answered its labelled rows and is ready to be timed."""
 
     def __init__(self, job: WorkerJob, started: int) -> None:
+        """Load the job and answer its labelled rows.
+
+        Args:
+            job: What to load.
+            started: Start of this process, ns of ``time.perf_counter_ns``.
+        """
         from benchmarks.logits import OutputsFile
         from serving.bundle import load_bundle
 
@@ -74,13 +85,13 @@ class Worker:
         self._runner([job.first])
         self._first_answer_seconds = (time.perf_counter_ns() - loaded) / 1e9
         self._answers = []
-        with OutputsFile(Path(job.logits) if job.logits is not None else None) as said:
+        with OutputsFile(Path(job.logits) if job.logits is not None else None) as outputs:
             for row in job.labelled:
-                self._answers.append(self._runner.judged([row]))
-                said.add(self._runner.said)
+                self._answers.append(self._runner.evaluate([row]))
+                outputs.add(self._runner.outputs)
 
     def time(self, wanted: Slice) -> list[Span]:
-        """Make one slice: start and end of every call."""
+        """Time one slice: start and end of every call, ns."""
         timed_passes(self._runner, wanted.rows[: wanted.batch], wanted.batch, WARM_UP * wanted.seconds)
         return timed_passes(self._runner, wanted.rows, wanted.batch, wanted.seconds)
 
@@ -100,7 +111,7 @@ class Worker:
 
 
 def _as_json(answers: list[Any]) -> Any:
-    """Answers to one row each, ready for JSON: tensors by name, or the items of a library's own form."""
+    """Answers to one row each as JSON: tensors by name, or a list of the library's own answers."""
     if answers and isinstance(answers[0], dict):
         from benchmarks.answers import joined, to_json
 
@@ -117,7 +128,7 @@ def _gpu_memory_mib(job: WorkerJob) -> float | None:
 
 
 def main() -> int:
-    """Serve one job over standard input and output; libraries that print go to standard error instead."""
+    """Serve one job over standard input and output; what libraries print goes to standard error."""
     started = time.perf_counter_ns()
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -134,7 +145,7 @@ def main() -> int:
             say({"facts": asdict(worker.facts())})
             return 0
         say({"spans": worker.time(Slice(**json.loads(line)))})
-    return 1  # the benchmark is gone: nobody wants the figures
+    return 1  # the benchmark has ended without asking for the facts
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.answers import joined
-from benchmarks.benchmark_options import Endpoint
 from benchmarks.energy import EnergyMeter
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.load import LoadFound, LoadOptions, run_load
@@ -31,6 +30,7 @@ from benchmarks.steps import ENSEMBLE, Counts, counts_between, split, total
 from export import graph
 from serving.client import TritonPipeline
 from serving.errors import ServerError
+from serving.options import ServerAddress
 from serving.runtime.tasks.base import Arrays, Tensor
 from serving.supervisor import find_running
 
@@ -47,11 +47,11 @@ ANSWERS_PER_CLIENT = 2
 class ServerConnection:
     """A connection to a running server, for everything but load."""
 
-    def __init__(self, endpoint: Endpoint, name: str) -> None:
+    def __init__(self, address: ServerAddress, name: str) -> None:
         """Connect.
 
         Args:
-            endpoint: Where the server listens.
+            address: Where the server listens.
             name: Name of the ensemble.
 
         Raises:
@@ -60,24 +60,28 @@ class ServerConnection:
         import tritonclient.grpc as triton
 
         self._triton, self._name = triton, name
-        self.endpoint = endpoint
-        self._client = triton.InferenceServerClient(endpoint.url("grpc"))
+        self.address = address
+        self._client = triton.InferenceServerClient(address.grpc_url)
         try:
             ready = self._client.is_server_ready(client_timeout=10) and self._client.is_model_ready(name, client_timeout=10)
         except triton.InferenceServerException as error:
             raise ServerError(
-                f"no server answers at {endpoint.url('grpc')}",
+                f"no server answers at {address.grpc_url}",
                 hint="start one with: tritonize serve; or measure without one: --in-process",
             ) from error
         if not ready:
             raise ServerError(
-                f"the server at {endpoint.url('grpc')} does not serve {name}",
+                f"the server at {address.grpc_url} does not serve {name}",
                 hint=f"start one on the right repository: tritonize serve --repository …, with {name} in it",
             )
         metadata = self._client.get_server_metadata()
         self.version = f"{metadata.name} {metadata.version}"
         steps = self._client.get_model_config(name).config.ensemble_scheduling.step
         self.models = [name, *(step.model_name for step in steps)]
+
+    def url(self, protocol: str) -> str:
+        """``host:port`` of ``grpc`` or ``http``, without a scheme."""
+        return self.address.grpc_url if protocol == "grpc" else self.address.base_url.removeprefix("http://")
 
     def close(self) -> None:
         """Close the connection."""
@@ -100,14 +104,13 @@ class ServerConnection:
         Raises:
             RequestError: The server refused a row.
         """
-        with TritonPipeline(self._name, url=self.endpoint.url("grpc"), concurrency=IN_FLIGHT) as pipeline:
+        with TritonPipeline(self._name, url=self.address.grpc_url, concurrency=IN_FLIGHT) as pipeline:
             return joined(pipeline.tensors(rows, **options))
 
     def gpu_memory_mib(self) -> float | None:
         """Read the GPU memory in use on the server's machine from its metrics, MiB; None without a GPU or metrics."""
-        url = f"http://{self.endpoint.host}:{self.endpoint.metrics_port}/metrics"
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(self.address.metrics_url, timeout=5) as answer:  # noqa: S310 - always http
                 text = answer.read().decode()
         except (urllib.error.URLError, TimeoutError):
             return None
@@ -173,7 +176,7 @@ class Clients:
         server, name = self.target.server, self.target.package.name
         options = LoadOptions(
             name=name,
-            url=server.endpoint.url(self.mode.protocol),
+            url=server.url(self.mode.protocol),
             protocol=self.mode.protocol,
             concurrency=self.mode.concurrency,
             rate=self.mode.rate,
@@ -240,7 +243,7 @@ class UnderLoad:
             RequestError: The server refused a row.
         """
         self._target, self._inputs, self._energy = target, inputs, energy
-        self.process = check_process(target.server.endpoint, target.package)
+        self.process = check_process(target.server.address, target.package)
         self._memory = MemoryMeter(self.process) if self.process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
@@ -279,7 +282,7 @@ class UnderLoad:
             server=server.version,
             loads=[way.load() for way in self.ways],
             quality=evaluate(self._inputs.bundle.task, self._inputs.rows, self._answers, original),
-            load_seconds=_load_seconds(server.endpoint, self.process),
+            load_seconds=_load_seconds(server.address, self.process),
             peak_rss_mib=self._memory.peak_rss_mib if self._memory else None,
             pss_mib=self._memory.pss_mib if self._memory else None,
             gpu_memory_mib=server.gpu_memory_mib(),
@@ -310,9 +313,9 @@ class UnderLoad:
         }
 
 
-def _load_seconds(endpoint: Endpoint, process: psutil.Process | None) -> float | None:
+def _load_seconds(address: ServerAddress, process: psutil.Process | None) -> float | None:
     """Load time that the supervisor recorded, if it runs this very server."""
-    running = find_running(endpoint.http_port)
+    running = find_running(address.http_port)
     if running is None or process is None or running.pid not in {parent.pid for parent in process.parents()}:
         return None
     return running.ready_seconds

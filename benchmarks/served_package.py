@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from benchmarks.benchmark_options import Endpoint
 from benchmarks.processes import listening_process
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.errors import ArtifactError
+from serving.manifests import RepositoryManifest
+from serving.options import ServerAddress
 
+LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - compared, not bound
 _PACKAGE_AGAIN = "write it again with: tritonize package"
 
 
@@ -32,10 +32,8 @@ class ServedPackage:
     name: str
     repository: Path
     precision: str
-    manifest: dict[str, Any]
+    manifest: RepositoryManifest
     sha256: str
-
-    SETTINGS = ("precision", "batching", "instances", "threads", "device", "max_batch_size", "queue_delay_us")
 
     @property
     def file(self) -> Path:
@@ -45,7 +43,7 @@ class ServedPackage:
     @property
     def settings(self) -> dict[str, str | int]:
         """Settings that the model is served with."""
-        return {key: self.manifest[key] for key in self.SETTINGS if key in self.manifest}
+        return asdict(self.manifest.configuration)
 
 
 def read_package(repository: Path, name: str) -> ServedPackage:
@@ -61,15 +59,15 @@ def read_package(repository: Path, name: str) -> ServedPackage:
     Raises:
         ArtifactError: It is missing, or its ONNX file is not the one that was packaged.
     """
-    manifest = read_manifest(repository / name, "repository")
+    manifest = read_manifest(repository / name, RepositoryManifest)
     file = f"{name}_model/1/model.onnx"
-    packaged = manifest["files"].get(file)
+    packaged = manifest.files.get(file)
     if packaged is None:
         raise ArtifactError(f"the manifest of {repository / name} does not list {file}", hint=_PACKAGE_AGAIN)
     found = sha256(repository / file)
     if found != packaged:
         raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_AGAIN)
-    return ServedPackage(name=name, repository=repository, precision=manifest["precision"], manifest=manifest, sha256=found)
+    return ServedPackage(name=name, repository=repository, precision=manifest.precision, manifest=manifest, sha256=found)
 
 
 def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
@@ -82,15 +80,15 @@ def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
     Raises:
         ArtifactError: It was made from another bundle, so its answers would be compared with another original.
     """
-    if package.manifest["inputs"]["files"].get(MANIFEST) != sha256(bundle / MANIFEST):
+    if package.manifest.inputs.files.get(MANIFEST) != sha256(bundle / MANIFEST):
         raise ArtifactError(f"{package.repository / package.name} was not packaged from {bundle} as it is now", hint=_PACKAGE_AGAIN)
 
 
-def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process | None:
+def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Process | None:
     """Find the server's process and check that it serves the package.
 
     Args:
-        endpoint: Where the server listens.
+        address: Where the server listens.
         package: The package that it should serve.
 
     Returns:
@@ -99,7 +97,7 @@ def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process 
     Raises:
         ArtifactError: It serves another repository, or was started before the package was written.
     """
-    process = listening_process(endpoint.grpc_port) if endpoint.is_local else None
+    process = listening_process(address.grpc_port) if address.host in LOCAL else None
     if process is None:
         return None
     flag = "--model-repository="
@@ -107,14 +105,13 @@ def check_process(endpoint: Endpoint, package: ServedPackage) -> psutil.Process 
     if served and not any(folder.resolve() == package.repository.resolve() for folder in served):
         found = ", ".join(map(str, served))
         raise ArtifactError(
-            f"the server on port {endpoint.grpc_port} serves {found}, not {package.repository}",
+            f"the server on port {address.grpc_port} serves {found}, not {package.repository}",
             hint="name the right one with --repository, or the right server with --grpc-port",
         )
-    packaged = datetime.fromisoformat(package.manifest["created"]).timestamp()
+    packaged = package.manifest.created.timestamp()
     if process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
         raise ArtifactError(
-            f"the server on port {endpoint.grpc_port} was started before {package.name} was packaged, "
-            "so it serves an older package",
+            f"the server on port {address.grpc_port} was started before {package.name} was packaged, so it serves an older package",
             hint="restart it: tritonize stop, tritonize serve",
         )
     return process

@@ -2,93 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import click
 
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
 from export.sources import checkpoint_files
-from serving.artifact import inputs_record, is_current, publish, read_manifest, write_manifest
+from serving.artifact import code_fingerprint, fingerprint, inputs_record, is_current, publish, read_manifest, write_manifest
 from serving.errors import GateError
-from serving.options import PRECISIONS
-from serving.runtime import tasks
+from serving.manifests import BundleManifest, StageInputs, VariantRecord
+from serving.options import PRECISIONS, Precision
 
-METRICS = Path(__file__).parent / "metrics"
-RUNTIME = Path(tasks.__file__).parents[1]
 SHAPING = (
-    *sorted(Path(tasks.__file__).parent.glob("*.py")),
-    RUNTIME / "tokenization.py",
-    *sorted(METRICS.glob("*/*.py")),
-    *(
-        Path(__file__).parent / f"{name}.py"
-        for name in (
-            "checkpoint",
-            "columns",
-            "convert",
-            "data",
-            "export_source",
-            "graph",
-            "metric",
-            "optimize",
-            "original",
-            "pooled",
-            "rows",
-            "tails",
-            "variants",
-            "verify",
-        )
-    ),
+    "export/bundle.py",
+    "export/checkpoint.py",
+    "export/columns.py",
+    "export/convert.py",
+    "export/data.py",
+    "export/export_source.py",
+    "export/graph.py",
+    "export/metric.py",
+    "export/metrics",
+    "export/optimize.py",
+    "export/original.py",
+    "export/pooled.py",
+    "export/rows.py",
+    "export/tails.py",
+    "export/variants.py",
+    "export/verify.py",
+    "serving/prologue.py",
+    "serving/runtime/tasks",
+    "serving/runtime/tokenization.py",
 )
-"""The modules that decide what a bundle holds: after an upgrade that changed one, a bundle is not up to date."""
+"""The code that decides what a bundle holds. A bundle that was made by other code is not up to date."""
 
 
-def export(options: ExportOptions) -> dict[str, Any]:
-    """Convert, optimise, verify, write the artifact. A variant that fails its gates is left out, its record stays.
+def export(options: ExportOptions) -> BundleManifest:
+    """Convert, optimize and verify a checkpoint, and write the bundle.
+
+    A variant that fails its gates is left out; its record stays in the manifest.
 
     Returns:
-        The artifact's manifest; that of the last run where nothing has changed since.
+        The manifest of the bundle, which is that of the last run if nothing has changed since.
 
     Raises:
-        ArtifactError: the checkpoint is missing, of another task, or cannot be loaded.
-        DataError: the rows are not as they must be.
-        ExportError: a graph could not be made.
-        GateError: fp32 does not give what PyTorch gives.
+        ArtifactError: The checkpoint is missing, of another task, or cannot be loaded.
+        DataError: The rows do not fit the task or the checkpoint.
+        ExportError: A graph could not be made.
+        GateError: The fp32 variant does not give what PyTorch gives.
     """
     source = find_source(options)
     inputs = _inputs(options, source)
-    if not options.force and is_current(options.target, "bundle", inputs):
-        manifest = read_manifest(options.target, "bundle")
-        if set(options.precisions) <= set(manifest["precisions"]):
+    if not options.force and is_current(options.target, BundleManifest, inputs):
+        manifest = read_manifest(options.target, BundleManifest)
+        if set(options.precisions) <= set(manifest.precisions):
             click.echo(f"{options.target} is up to date", err=True)
             return manifest
-        there = {*options.precisions, *manifest["precisions"]}
-        options = replace(options, precision=tuple(one for one in PRECISIONS if one in there))  # what is there stays there
+        there = {*options.precisions, *manifest.precisions}
+        options = replace(options, precision=tuple(one for one in PRECISIONS if one in there))  # the others stay in the bundle
 
     from export import variants
 
     with publish(options.target) as staging:
-        fields = variants.build(source, options, staging)
-        require_passed(fields["precisions"], ["fp32"])
-        return write_manifest(staging, "bundle", inputs, name=options.name, **fields)
+        manifest = variants.build(source, options, staging, inputs)
+        require_passed(manifest.precisions, ["fp32"])
+        return write_manifest(staging, manifest)
 
 
-def require_passed(records: Mapping[str, Any], precisions: Sequence[str]) -> None:
-    """Check that those variants passed their gates.
+def require_passed(records: Mapping[Precision, VariantRecord], precisions: Collection[str]) -> None:
+    """Check that variants passed their gates.
 
     Args:
-        records: ``precisions`` of the bundle's manifest.
+        records: The records of all variants of a bundle.
+        precisions: The variants to check.
 
     Raises:
-        GateError: one did not; the message names it with its figures.
+        GateError: One did not; the message names it with its figures.
     """
     failed = [
-        f"{precision} failed: {'; '.join(gate['message'] for gate in records[precision]['gates'] if not gate['passed'])}"
-        for precision in precisions
-        if records[precision]["verdict"] != "passed"
+        f"{precision} failed: {record.failures}"
+        for precision, record in records.items()
+        if precision in precisions and record.verdict != "passed"
     ]
     if failed:
         hint = (
@@ -99,7 +95,7 @@ def require_passed(records: Mapping[str, Any], precisions: Sequence[str]) -> Non
         raise GateError(". ".join(failed), hint=hint)
 
 
-def _inputs(options: ExportOptions, source: ExportSource) -> dict[str, Any]:
+def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
     record = {
         "task": source.task.settings(),
         "max_length": source.max_length or source.usual_length,
@@ -111,4 +107,5 @@ def _inputs(options: ExportOptions, source: ExportSource) -> dict[str, Any]:
         "seed": options.seed,
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
-    return inputs_record(record, [*checkpoint_files(source.folder), *SHAPING])
+    files = fingerprint(checkpoint_files(source.folder), root=source.folder)
+    return inputs_record(record, files, code_fingerprint(SHAPING))

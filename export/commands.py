@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -16,6 +17,10 @@ from export.options import SharingOptions, with_checked_setting
 from export.training.hyperparameters import Hyperparameters
 from serving.click_options import given_fields, with_options
 from serving.options import OutputOptions
+
+if TYPE_CHECKING:
+    from serving.manifests import BundleManifest, SpeedFigures, VariantRecord
+    from serving.options import Precision
 
 
 @click.command("finetune")
@@ -30,11 +35,10 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
     options = _without_rows_of_other_data(ctx, options)
     manifest = finetune(options)
     if output.json and distributed.is_main_process():
-        click.echo(json.dumps({"artifact": str(options.target), "figures": manifest["figures"]}, indent=2))
-    for split in ("validation", "test"):
-        if split in manifest["figures"]:
-            shown = ", ".join(f"{key} {value:.4f}" for key, value in manifest["figures"][split].items())
-            distributed.say(f"{split}: {shown}")
+        click.echo(json.dumps({"artifact": str(options.target), "figures": manifest.figures.model_dump(mode="json")}, indent=2))
+    for split, measured in manifest.figures.splits.items():
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in measured.items())
+        distributed.say(f"{split}: {shown}")
     distributed.say(f"checkpoint: {options.target}")
     if distributed.is_main_process():
         _share(options.target, sharing)
@@ -50,11 +54,11 @@ def export_command(options: ExportOptions, sharing: SharingOptions, output: Outp
     options = with_checked_setting(options)
     manifest = export(options)
     if output.json:
-        figures = {key: manifest[key] for key in ("original", "precisions")}
+        figures = manifest.model_dump(mode="json", include={"original", "precisions"})
         click.echo(json.dumps({"artifact": str(options.target)} | figures, indent=2))
     for line in _table(manifest):
         click.echo(line, err=True)
-    require_passed(manifest["precisions"], options.precision)
+    require_passed(manifest.precisions, options.precision)
     click.echo(f"bundle: {options.target}", err=True)
     _share(options.target, sharing, within="onnx")
 
@@ -80,35 +84,42 @@ def _share(folder: Path, sharing: SharingOptions, *, within: str = "") -> None:
         click.echo(f"on the Hub: {push(folder, sharing.push_to_hub, private=sharing.private, within=within)}", err=True)
 
 
-def _speed_devices(variants: dict[str, dict[str, Any]]) -> str:
+def _speed_devices(records: Mapping[Precision, VariantRecord]) -> str:
     """Describe where the speeds were measured, because speeds of different devices must not be compared."""
-    on_gpu = [precision for precision, figures in variants.items() if figures["speed_device"] == "gpu"]
-    others = [precision for precision in variants if precision not in on_gpu]
+    on_gpu = [precision for precision, record in records.items() if record.figures.speed_device == "gpu"]
+    others = [precision for precision in records if precision not in on_gpu]
     if not on_gpu:
         return "one thread"
     on_cpu = f"; {', '.join(others)} on one CPU thread, which is not comparable" if others else ""
     return f"PyTorch, {', '.join(on_gpu)} on the GPU{on_cpu}"
 
 
-def _table(manifest: dict[str, Any]) -> list[str]:
+def _table(manifest: BundleManifest) -> list[str]:
     """Format one line for the original and for each variant, then the reasons why variants were left out."""
-    metric = manifest["main_metric"]
-    original = {"label_agreement": 1.0, "max_logit_difference": 0.0} | manifest["original"]
-    variants = {precision: record["figures"] for precision, record in manifest["precisions"].items()}
-    lines = [f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}"]
-    for title, figures in {"PyTorch": original, **variants}.items():
-        difference = figures["max_logit_difference"]
-        lines.append(
-            f"{title:8} {figures[metric]:9.4f} {figures['label_agreement']:10.2%} "
-            f"{'none' if difference is None else format(difference, '.2g'):>9} "
-            f"{figures['bytes'] / 1e6:7.1f} {figures['latency_ms']:7.2f} {figures['throughput']['1']:7.0f}"
-        )
-    lines.append(f"on {original['rows']} rows; speed of the model alone, one row at a time, {_speed_devices(variants)}")
-    lines += [f"warning: {warning}" for warning in manifest["warnings"]]
+    metric, original = manifest.main_metric, manifest.original
+    lines = [
+        f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}",
+        _line("PyTorch", metric, original, original.bytes, agreement=1.0, difference=0.0),
+    ]
+    for precision, record in manifest.precisions.items():
+        found = record.figures
+        agreement, difference = found.label_agreement, found.max_logit_difference
+        lines.append(_line(precision, metric, found, found.bytes, agreement=agreement, difference=difference))
+    speed = _speed_devices(manifest.precisions)
+    lines.append(f"on {original.rows} rows; speed of the model alone, one row at a time, {speed}")
+    lines += [f"warning: {warning}" for warning in manifest.warnings]
     lines += [
-        f"{precision} is left out: {gate['message']}"
-        for precision, record in manifest["precisions"].items()
-        for gate in record["gates"]
-        if not gate["passed"]
+        f"{precision} is left out: {gate.message}"
+        for precision, record in manifest.precisions.items()
+        for gate in record.gates
+        if not gate.passed
     ]
     return lines
+
+
+def _line(title: str, metric: str, figures: SpeedFigures, size: int, *, agreement: float, difference: float | None) -> str:
+    shown = "none" if difference is None else format(difference, ".2g")
+    return (
+        f"{title:8} {figures.metrics[metric]:9.4f} {agreement:10.2%} {shown:>9} {size / 1e6:7.1f} {figures.latency_ms:7.2f} "
+        f"{figures.throughput.one_by_one:7.0f}"
+    )

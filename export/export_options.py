@@ -61,6 +61,6 @@ class ExportOptions(StageOptions):
         return self.artifacts / self.name / "bundle"
 
     @property
-    def precisions(self) -> tuple[str, ...]:
+    def precisions(self) -> tuple[Precision, ...]:
         """The variants to export, fp32 first."""
         return tuple(precision for precision in PRECISIONS if precision in {"fp32", *(self.precision or PRECISIONS)})

@@ -12,6 +12,7 @@ from export.export_options import ExportOptions
 from export.sources import checkpoint_folder, load_rows
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
+from serving.manifests import CheckpointManifest
 from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
@@ -52,20 +53,19 @@ def find_source(options: ExportOptions) -> ExportSource:
         )
     name, folder = _located(options)
     config = checkpoints.read_config(folder)
-    trained = read_manifest(folder, "checkpoint") if (folder / MANIFEST).is_file() else {}
-    if trained.get("task", options.task) not in (options.task, task_type.trained_as):
-        known = trained["task"]
-        raise ArtifactError(f"{folder} was fine-tuned for {known}, not {options.task}", hint=f"give --task {known}")
+    trained = read_manifest(folder, CheckpointManifest) if (folder / MANIFEST).is_file() else None
+    if trained is not None and trained.task not in (options.task, task_type.trained_as):
+        raise ArtifactError(f"{folder} was fine-tuned for {trained.task}, not {options.task}", hint=f"give --task {trained.task}")
     checkpoints.require_task(config, task_type, name)
-    pair = len(options.columns.resolved(task_type).texts) == 2 or bool(trained.get("pair"))
-    chosen = trained.get("chosen_settings", {}) | dict(options.setting)
+    pair = len(options.columns.resolved(task_type).texts) == 2 or (trained is not None and trained.pair)
+    chosen = ({} if trained is None else trained.chosen_settings) | dict(options.setting)
     try:
         task = replace(task_type.from_config(config, pair=pair), **checkpoints.settings(folder, task_type, chosen))
     except ValueError as error:
         raise ExportError(f"{name} cannot be served for {task_type.name}: {error}", hint="see its config.json") from None
-    if options.test is None and trained.get("task", options.task) != options.task:
+    if options.test is None and trained is not None and trained.task != options.task:
         raise DataError(
-            f"the rows in {folder} are of {trained['task']}, none to verify {options.task} on", hint="give some with --test"
+            f"the rows in {folder} are of {trained.task}, none to verify {options.task} on", hint="give some with --test"
         )
     task, rows = _rows(options, folder, task)
     return ExportSource(
@@ -74,7 +74,7 @@ def find_source(options: ExportOptions) -> ExportSource:
         config=config,
         task=task,
         rows=rows,
-        max_length=options.max_length or trained.get("max_length"),
+        max_length=options.max_length or (None if trained is None else trained.max_length),
         usual_length=task_type.checkpoint_length(checkpoints.read_files(folder, task_type)),
     )
 
@@ -83,7 +83,7 @@ def _located(options: ExportOptions) -> tuple[str, Path]:
     """What to call the checkpoint, and its folder."""
     if options.checkpoint is None:
         folder = options.artifacts / options.name / "checkpoint"
-        read_manifest(folder, "checkpoint")  # says how to make one
+        read_manifest(folder, CheckpointManifest)  # says how to make one
         return options.name, folder
     folder = checkpoint_folder(options.checkpoint, options.artifacts / "quickstart")
     return (Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint), folder

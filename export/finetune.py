@@ -18,9 +18,28 @@ from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
 from export.training.distributed import is_main_process, main_first, say, world_size
-from serving.artifact import inputs_record, is_current, publish, read_manifest, versions, write_manifest
+from serving.artifact import (
+    code_fingerprint,
+    fingerprint,
+    inputs_record,
+    is_current,
+    json_ready,
+    provenance,
+    publish,
+    read_manifest,
+    versions,
+    write_manifest,
+)
 from serving.errors import ArtifactError, DataError
-from serving.runtime import tasks
+from serving.manifests import (
+    AdapterRecord,
+    CheckpointManifest,
+    DistillationRecord,
+    SearchFigures,
+    StageInputs,
+    TrainingData,
+    TrainingFigures,
+)
 from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
@@ -28,18 +47,28 @@ if TYPE_CHECKING:
     from export.training.job import TrainingJob, TrainingResult
     from export.training.search import SearchResult
 
-TASKS = Path(tasks.__file__).parent
 SHAPING = (
-    TASKS,
-    TASKS.parent / "tokenization.py",
-    *(Path(__file__).parent / name for name in ("columns.py", "data.py", "training")),
+    "export/checkpoint.py",
+    "export/columns.py",
+    "export/data.py",
+    "export/finetune.py",
+    "export/leaks.py",
+    "export/lengths.py",
+    "export/metric.py",
+    "export/metrics",
+    "export/splits.py",
+    "export/training",
+    "serving/runtime/tasks",
+    "serving/runtime/tokenization.py",
 )
-"""The code that decides what an epoch is made of: what an interrupted run left is of no use to other code."""
+"""The code that decides what an epoch consists of. The epochs of an interrupted run are discarded if any of it has changed since.
+
+A finished checkpoint stays up to date whatever code made it, because training is expensive."""
 ADAPTER = "adapter"
 """Folder in the artifact for the adapter alone, whose weights are merged into those of the artifact itself."""
 
 
-def finetune(options: FinetuneOptions) -> dict[str, Any]:
+def finetune(options: FinetuneOptions) -> CheckpointManifest:
     """Train, keep the best epoch, write the artifact; resumes after an interruption from the last whole epoch.
 
     Returns:
@@ -66,9 +95,9 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         teacher = checkpoint_folder(options.distillation.teacher, cache) if options.distillation is not None else None
     data = replace(data, task=_configured(data.task, options, base))
     inputs = _inputs(options, base, teacher, data)
-    if not options.force and is_current(options.target, "checkpoint", inputs):
+    if not options.force and is_current(options.target, CheckpointManifest, inputs):
         say(f"{options.target} is up to date")
-        return read_manifest(options.target, "checkpoint")
+        return read_manifest(options.target, CheckpointManifest)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.rows.items())
     say(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}")
     return _train_and_write(options, base, teacher, data, inputs)
@@ -99,7 +128,7 @@ def _said_labels(task: Task) -> str:
     return f", labels {', '.join(labels)}" if labels else ""
 
 
-def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits) -> dict[str, Any]:
+def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits) -> StageInputs:
     record = {
         "task": options.task,
         "settings": data.task.settings(),
@@ -110,15 +139,15 @@ def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Sp
         "adapter": None if options.adapter is None else asdict(options.adapter),
         "distillation": None if options.distillation is None else asdict(options.distillation),
         "search": [options.search, *options.fixed] if options.search else None,
-        "teacher": None if teacher is None else inputs_record({}, checkpoint_files(teacher))["files"],
+        "teacher": None if teacher is None else fingerprint(checkpoint_files(teacher), root=teacher),
         "rows": data.inputs,
     }
-    return inputs_record(record, checkpoint_files(base))
+    return inputs_record(record, fingerprint(checkpoint_files(base), root=base))
 
 
 def _train_and_write(
-    options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits, inputs: dict[str, Any]
-) -> dict[str, Any]:
+    options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits, inputs: StageInputs
+) -> CheckpointManifest:
     from export.training import distillation, tracking
     from export.training.job import TrainingJob
     from export.training.train import train
@@ -135,8 +164,8 @@ def _train_and_write(
     scratch = options.target.parent.absolute() / ".training"
     with main_first(options.device):
         if is_main_process():
-            made_by = inputs_record({}, SHAPING)["files"]
-            made_from = {"inputs": inputs, "code": made_by, "versions": versions(), "processes": world_size()}
+            recorded = inputs.model_dump(mode="json")
+            made_from = {"inputs": recorded, "code": code_fingerprint(SHAPING), "versions": versions(), "processes": world_size()}
             _prepare_scratch(scratch, made_from | {"folder": str(scratch)})
     started = time.monotonic()
     job = TrainingJob(
@@ -159,13 +188,17 @@ def _train_and_write(
     )
     found = _searched(options, job)
     trained = train(job if found is None else replace(job, options=found.options))
-    rows = {split: len(rows) for split, rows in data.rows.items()}
-    figures = trained.figures | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
+    figures = trained.figures | {
+        "rows": {split: len(rows) for split, rows in data.rows.items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
     if found is not None:
-        figures["search"] = {"trials": found.trials, job.task.main_metric: found.value}
+        figures["search"] = SearchFigures(**{job.task.main_metric: found.value}, trials=found.trials)
     trained = replace(trained, figures=figures)
     with main_first(options.device):
-        return _write(options, job, trained, data, inputs) if is_main_process() else read_manifest(options.target, "checkpoint")
+        return (
+            _write(options, job, trained, data, inputs) if is_main_process() else read_manifest(options.target, CheckpointManifest)
+        )
 
 
 def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, most: int) -> None:
@@ -195,11 +228,11 @@ def _searched(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None
 
 
 def _write(
-    options: FinetuneOptions, job: TrainingJob, trained: TrainingResult, data: Splits, inputs: dict[str, Any]
-) -> dict[str, Any]:
+    options: FinetuneOptions, job: TrainingJob, trained: TrainingResult, data: Splits, inputs: StageInputs
+) -> CheckpointManifest:
     from safetensors import SafetensorError
 
-    fields = _fields(options, trained, data) | {"max_length": job.max_length}
+    manifest = _manifest(options, trained, data, inputs, max_length=job.max_length)
     with publish(options.target) as staging:
         try:
             trained.model.save_pretrained(staging, safe_serialization=True)
@@ -209,11 +242,11 @@ def _write(
             shutil.copytree(trained.adapter, staging / ADAPTER)
         checkpoints.save_tokenizer(job.tokenizer, staging, job.max_length)
         checkpoints.write_files(job.task.files_written(job.max_length), staging)
-        write_evaluation(job.splits[fields["evaluation_split"]], staging)
-        (staging / "README.md").write_text(model_card(fields), encoding="utf-8")
+        write_evaluation(job.splits[manifest.evaluation_split], staging)
+        (staging / "README.md").write_text(model_card(manifest), encoding="utf-8")
         for path in staging.rglob("*.safetensors"):  # which their library lets nobody else read
             shutil.copymode(staging / "README.md", path)
-        manifest = write_manifest(staging, "checkpoint", inputs, **fields)
+        manifest = write_manifest(staging, manifest)
     shutil.rmtree(job.scratch)
     return manifest
 
@@ -231,40 +264,46 @@ def _with_tokenizer(data: Splits, tokenizer: Any, max_length: int, options: Fine
     return replace(data, task=task, rows=rows)
 
 
-def _fields(options: FinetuneOptions, trained: TrainingResult, data: Splits) -> dict[str, Any]:
+def _manifest(
+    options: FinetuneOptions, trained: TrainingResult, data: Splits, inputs: StageInputs, *, max_length: int
+) -> CheckpointManifest:
+    """Describe the checkpoint, without the checksums of its files."""
     task = replace(data.task, **trained.settings)
-    return {
-        "name": options.name,
-        "task": options.task,
-        "labels": list(task.settings().get("labels", ())),
-        "settings": task.settings(),
-        "chosen_settings": trained.settings | dict(options.setting),
-        "fitted_settings": trained.settings,
-        "pair": task.pair,
-        "main_metric": task.main_metric,
-        "evaluation_split": "test" if options.test else "validation",
-        "base_checkpoint": options.checkpoint,
-        "data": _described(options, data),
-        "training": asdict(trained.options),
-        "adapter": None if options.adapter is None else asdict(options.adapter),
-        "distillation": None if options.distillation is None else asdict(options.distillation),
-        "figures": trained.figures,
-    }
+    return CheckpointManifest(
+        **provenance(inputs),
+        name=options.name,
+        task=options.task,
+        labels=tuple(task.settings().get("labels", ())),
+        settings=json_ready(task.settings()),
+        chosen_settings=json_ready(trained.settings | dict(options.setting)),
+        fitted_settings=trained.settings,
+        pair=task.pair,
+        main_metric=task.main_metric,
+        evaluation_split="test" if options.test else "validation",
+        base_checkpoint=options.checkpoint,
+        data=_described(options, data),
+        training=json_ready(asdict(trained.options)),
+        adapter=None if options.adapter is None else AdapterRecord.model_validate(asdict(options.adapter)),
+        distillation=None if options.distillation is None else DistillationRecord.model_validate(asdict(options.distillation)),
+        figures=TrainingFigures.model_validate(trained.figures),
+        max_length=max_length,
+    )
 
 
-def _described(options: FinetuneOptions, data: Splits) -> dict[str, Any]:
+def _described(options: FinetuneOptions, data: Splits) -> TrainingData:
+    """Describe the rows."""
     columns = options.columns.resolved(type(data.task))
-    return {
-        "train": options.train,
-        "validation": options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
-        "test": options.test,
-        "text_columns": [*columns.texts, *columns.choices],
-        "label_column": list(columns.labels) or columns.label,
-        "label_shares": data.label_shares(),
-        "shared_rows": dict(data.leaks.shared),
-        "leaks_kept": options.keep_leaks,
-        "contradicting_texts": data.leaks.contradicting,
-    }
+    return TrainingData(
+        train=options.train,
+        validation=options.validation or f"{HELD_OUT:.0%} of the training rows, held out",
+        test=options.test,
+        text_columns=(*columns.texts, *columns.choices),
+        label_column=tuple(columns.labels) or columns.label,
+        label_shares=data.label_shares(),
+        shared_rows=dict(data.leaks.shared),
+        leaks_kept=options.keep_leaks,
+        contradicting_texts=data.leaks.contradicting,
+    )
 
 
 def _prepare_scratch(scratch: Path, made_from: Mapping[str, Any]) -> None:

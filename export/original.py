@@ -15,6 +15,7 @@ import torch
 from export.verify import Run
 from serving.errors import ArtifactError, SetupError
 from serving.machine import resolve_device
+from serving.manifests import ComputeDevice
 from serving.runtime.tasks.base import Arrays, Task
 
 
@@ -65,7 +66,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def usable_device(device: str) -> str:
+def usable_device(device: str) -> ComputeDevice:
     """As :func:`serving.machine.resolve_device` finds it, where torch and ONNX Runtime can both use it; ``auto`` → ``cpu`` if not.
 
     Raises:

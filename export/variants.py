@@ -1,13 +1,13 @@
-"""Make each variant of a bundle and verify it. Imports torch."""
+"""Make and verify the variants of a bundle. Imports torch."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,42 +18,98 @@ from export.export_options import ExportOptions
 from export.export_source import ExportSource
 from export.original import one_thread, original_run, require_length, usable_device
 from export.rows import EncodedRows
+from serving.artifact import json_ready, provenance
 from serving.errors import ExportError
+from serving.manifests import (
+    BundleManifest,
+    ComputeDevice,
+    OriginalCheckpoint,
+    OriginalFigures,
+    StageInputs,
+    VariantFigures,
+    VariantGate,
+    VariantRecord,
+)
+from serving.options import Precision
 from serving.runtime.tasks.base import Arrays
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 PROBED = 32
-"""So many of the longest rows are run with everything visible to find what overflows in fp16, each padded together with one of
-the others, from the shortest up: attention masks overflow too, and show only where there is padding."""
+"""Number of the longest rows that are run with all tensors visible to find what overflows in fp16. Each is padded together with one
+of the other rows, from the shortest up, because attention masks overflow too, and only where there is padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Workshop:
-    """What making and verifying any variant needs: the raw graph, the rows as model inputs, what the original says of them."""
+    """What making and verifying every variant needs.
+
+    Attributes:
+        source: The checkpoint and its rows.
+        options: Options of the stage.
+        device: The device for all variants but int8.
+        raw: The graph as it was converted.
+        rows: The rows as model inputs.
+        reference: The original's outputs for them.
+        staging: The bundle's folder.
+    """
 
     source: ExportSource
     options: ExportOptions
-    device: str
+    device: ComputeDevice
     raw: Path
     rows: EncodedRows
     reference: verify.Reference
     staging: Path
 
     def file(self, precision: str) -> Path:
-        """Where the variant's graph goes."""
+        """Return the path of the variant's graph."""
         return self.staging / precision / "model.onnx"
 
 
-def build(source: ExportSource, options: ExportOptions, staging: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
+    """How a variant's graph was made.
+
+    Attributes:
+        fusion: The tool that fused it.
+        fp32_nodes: Names of the nodes that stayed in fp32.
+        gates: Gates that only this precision has.
+    """
+
+    fusion: str
+    fp32_nodes: tuple[str, ...] = ()
+    gates: tuple[VariantGate, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Variant:
+    """A variant that was made and verified."""
+
+    graph: _Graph
+    verdict: verify.VariantVerdict
+    bytes: int
+    operators: dict[str, int]
+
+
+def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: StageInputs) -> BundleManifest:
     """Fill ``staging`` with the bundle's files.
 
+    Args:
+        source: The checkpoint and its rows.
+        options: Options of the stage.
+        staging: An empty folder.
+        inputs: What the stage reads.
+
     Returns:
-        What the manifest says about them.
+        The manifest, without the checksums of the files.
 
     Raises:
-        ArtifactError: the checkpoint or its tokenizer cannot be loaded.
-        ExportError: a graph could not be made, the tokenizer cannot be served, or the original's logits are no numbers.
-        SetupError: there is no such device.
+        ArtifactError: The checkpoint or its tokenizer cannot be loaded.
+        ExportError: A graph could not be made, the tokenizer cannot be served, or the original's outputs are NaN or infinite.
+        SetupError: The device is not usable.
     """
     device = usable_device(options.device)
     convert.require_supported(source.config, type(source.task))
@@ -78,15 +134,14 @@ def build(source: ExportSource, options: ExportOptions, staging: Path) -> dict[s
         workshop = _Workshop(
             source=source, options=options, device=device, raw=raw, rows=rows, reference=reference, staging=staging
         )
-        verdicts = {precision: _verdict(precision, workshop) for precision in options.precisions}
-    original = _original(workshop)
-    _measure_speed(run, original, verdicts, workshop)
-    _remove_failed(verdicts, workshop)
-    return _fields(workshop, original, verdicts) | {"max_length": max_length, "padding": padding, "tail": tail}
+        variants = {precision: _variant(precision, workshop) for precision in options.precisions}
+    manifest = _manifest(workshop, variants, run, inputs, max_length=max_length, padding=padding, tail=tail)
+    _remove_failed(variants, workshop)
+    return manifest
 
 
-def _max_length(source: ExportSource, options: ExportOptions, tokenizer: Any) -> int:
-    """Tokens kept of a row, said aloud: a row that is cut unnoticed is answered wrongly unnoticed."""
+def _max_length(source: ExportSource, options: ExportOptions, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the number of tokens kept of a row, and report it, because truncation changes answers."""
     chosen = checkpoints.chosen_max_length(source.max_length, tokenizer, source.config, default=source.usual_length)
     if options.max_length is not None:
         reason = "as asked"
@@ -101,9 +156,14 @@ def _max_length(source: ExportSource, options: ExportOptions, tokenizer: Any) ->
 
 
 def _rows(
-    source: ExportSource, options: ExportOptions, encoder: TextEncoder, tokenizer: Any, names: list[str], max_length: int
+    source: ExportSource,
+    options: ExportOptions,
+    encoder: TextEncoder,
+    tokenizer: PreTrainedTokenizerFast,
+    names: list[str],
+    max_length: int,
 ) -> EncodedRows:
-    """The rows to verify on, as model inputs that the served tokenizer and graph give too."""
+    """Return the rows to verify on as model inputs, after checking that the served tokenizer and graph give the same ones."""
     rows = EncodedRows(source.rows.take(sample(len(source.rows), options.verify_rows, options.seed)), source.task, encoder)
     rows.require_equal(tokenizer, names, max_length)
     rows.require_plain_types(names)
@@ -116,33 +176,83 @@ def _reference(run: verify.Run, source: ExportSource, rows: EncodedRows) -> veri
     return verify.Reference(task=source.task, outputs=outputs, origins=rows.origins, references=rows.references)
 
 
-def _original(workshop: _Workshop) -> dict[str, Any]:
-    source, reference = workshop.source, workshop.reference
-    return {
-        **verify.task_metrics(reference),
-        "rows": len(workshop.rows),
-        "bytes": checkpoints.weights_size(source.folder),
-        "checkpoint": {"name": source.name, "sha256": checkpoints.weights_sha256(source.folder)},
-    }
-
-
-def _fields(workshop: _Workshop, original: dict[str, Any], verdicts: dict[str, verify.Verdict]) -> dict[str, Any]:
-    """The manifest's fields about the variants, and those that later stages read of the task."""
-    task = workshop.source.task
+def _manifest(
+    workshop: _Workshop,
+    variants: Mapping[Precision, _Variant],
+    run: verify.Run,
+    inputs: StageInputs,
+    *,
+    max_length: int,
+    padding: dict[str, int],
+    tail: str | None,
+) -> BundleManifest:
+    """Measure the speed of the original and of every variant, and describe the bundle."""
+    task, options = workshop.source.task, workshop.options
+    click.echo("measuring speed", err=True)
+    runs = {"original": run} | {precision: _run(precision, workshop, threads=1) for precision in variants}
+    with one_thread():
+        timings = verify.speeds(runs, workshop.rows, seed=options.seed)
     warning = verify.few_rows_warning(len(workshop.rows))
-    return {
-        "task": workshop.options.task,
-        "labels": list(task.settings().get("labels", ())),
-        "settings": task.settings(),
-        "main_metric": task.main_metric,
-        "device": workshop.device,
-        "warnings": [warning] if warning else [],
-        "original": original,
-        "precisions": {precision: verdict.record(f"{precision}/model.onnx") for precision, verdict in verdicts.items()},
-    }
+    return BundleManifest(
+        **provenance(inputs),
+        name=options.name,
+        task=options.task,
+        labels=tuple(task.settings().get("labels", ())),
+        settings=json_ready(task.settings()),
+        main_metric=task.main_metric,
+        device=workshop.device,
+        warnings=(warning,) if warning else (),
+        original=_original(workshop, timings["original"]),
+        precisions={
+            precision: VariantRecord(
+                file=f"{precision}/model.onnx",
+                verdict="passed" if variant.verdict.passed else "failed",
+                gates=variant.verdict.gates,
+                figures=_figures(variant, timings[precision], _device(precision, workshop)),
+            )
+            for precision, variant in variants.items()
+        },
+        max_length=max_length,
+        padding=padding,
+        tail=tail,
+        opset=options.opset,
+    )
 
 
-def _copy_files(source: ExportSource, tokenizer: Any, max_length: int, staging: Path) -> None:
+def _original(workshop: _Workshop, timing: verify.Timing) -> OriginalFigures:
+    source = workshop.source
+    checkpoint = OriginalCheckpoint(name=source.name, sha256=checkpoints.weights_sha256(source.folder))
+    return OriginalFigures(
+        **verify.task_metrics(workshop.reference),
+        rows=len(workshop.rows),
+        bytes=checkpoints.weights_size(source.folder),
+        checkpoint=checkpoint,
+        latency_ms=timing.latency_ms,
+        throughput=timing.throughput,
+        speed_device=workshop.device,
+    )
+
+
+def _figures(variant: _Variant, timing: verify.Timing, device: ComputeDevice) -> VariantFigures:
+    verdict = variant.verdict
+    return VariantFigures(
+        **verdict.metrics,
+        metric_drop=verdict.metric_drop,
+        label_agreement=verdict.label_agreement,
+        ties=verdict.ties,
+        max_logit_difference=verdict.max_logit_difference,
+        mean_logit_difference=verdict.mean_logit_difference,
+        fusion=variant.graph.fusion,
+        fp32_nodes=variant.graph.fp32_nodes,
+        bytes=variant.bytes,
+        operators=variant.operators,
+        latency_ms=timing.latency_ms,
+        throughput=timing.throughput,
+        speed_device=device,
+    )
+
+
+def _copy_files(source: ExportSource, tokenizer: PreTrainedTokenizerFast, max_length: int, staging: Path) -> None:
     shutil.copyfile(source.folder / "config.json", staging / "config.json")
     with tempfile.TemporaryDirectory() as folder:
         checkpoints.save_tokenizer(tokenizer, Path(folder), max_length)
@@ -150,9 +260,9 @@ def _copy_files(source: ExportSource, tokenizer: Any, max_length: int, staging: 
             shutil.copyfile(Path(folder) / name, staging / name)
 
 
-def _remove_failed(verdicts: dict[str, verify.Verdict], workshop: _Workshop) -> None:
-    for precision, verdict in verdicts.items():
-        if not verdict.passed:
+def _remove_failed(variants: Mapping[Precision, _Variant], workshop: _Workshop) -> None:
+    for precision, variant in variants.items():
+        if not variant.verdict.passed:
             shutil.rmtree(workshop.file(precision).parent)
 
 
@@ -163,59 +273,45 @@ def _input_names(raw: Path) -> list[str]:
     return names
 
 
-def _verdict(precision: str, workshop: _Workshop) -> verify.Verdict:
+def _variant(precision: Precision, workshop: _Workshop) -> _Variant:
+    """Make and verify one variant."""
     click.echo(f"making and verifying {precision}", err=True)
     path = workshop.file(precision)
-    made, gates = _MAKERS[precision](path, workshop)
+    made = _MAKERS[precision](path, workshop)
     rows = workshop.rows
-    # a row's int8 answer depends on its batch mates, so it is judged as it is served: with those of its own request alone
+    # the int8 answer to a row depends on the other rows of its batch, so it is verified as it is served: one request at a time
     batches = rows.alone() if precision == "int8" else rows.batches(verify.BATCH)
     outputs = verify.outputs_of(_run(precision, workshop), rows, workshop.source.task, batches, title=precision)
     limits = verify.Limits(max_metric_drop=workshop.options.max_metric_drop, min_agreement=workshop.options.min_agreement)
     verdict = verify.judge(precision, workshop.reference, outputs, limits)
-    figures = verdict.figures | made | {"bytes": graph.size(path), "operators": optimize.operators(path)}
-    return replace(verdict, figures=figures, gates=(*verdict.gates, *gates))
+    verdict = replace(verdict, gates=(*verdict.gates, *made.gates))
+    return _Variant(graph=made, verdict=verdict, bytes=graph.size(path), operators=optimize.operators(path))
 
 
-def _device(precision: str, workshop: _Workshop) -> str:
-    """Where the variant is verified and timed: the GPU has no kernels for dynamic int8."""
+def _device(precision: Precision, workshop: _Workshop) -> ComputeDevice:
+    """Return the device that the variant is verified and timed on: the GPU has no kernels for dynamic int8."""
     return "cpu" if precision == "int8" else workshop.device
 
 
-def _run(precision: str, workshop: _Workshop, *, threads: int = 0) -> verify.Run:
+def _run(precision: Precision, workshop: _Workshop, *, threads: int = 0) -> verify.Run:
     on_cpu = _device(precision, workshop) == "cpu"
     providers = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
     session = graph.session(workshop.file(precision), providers=providers, threads=threads)
     return graph.runner(session, workshop.source.task.outputs_read)
 
 
-def _measure_speed(run: verify.Run, original: dict[str, Any], verdicts: dict[str, verify.Verdict], workshop: _Workshop) -> None:
-    """Add speed figures to the original's and every variant's, and where they were measured: unlike ones must not be compared."""
-    click.echo("measuring speed", err=True)
-    runs = {"original": run} | {precision: _run(precision, workshop, threads=1) for precision in verdicts}
-    with one_thread():
-        measured = verify.speeds(runs, workshop.rows, seed=workshop.options.seed)
-    original |= measured["original"] | {"speed_device": workshop.device}
-    for precision, verdict in verdicts.items():
-        verdict.figures.update(measured[precision] | {"speed_device": _device(precision, workshop)})
+def _make_fp32(path: Path, workshop: _Workshop) -> _Graph:
+    return _Graph(fusion=optimize.fuse(workshop.raw, workshop.source.folder, path))
 
 
-Made = tuple[dict[str, Any], list[verify.Gate]]
-"""Figures about how a variant was made, and gates of its own."""
-
-
-def _make_fp32(path: Path, workshop: _Workshop) -> Made:
-    return {"fusion": optimize.fuse(workshop.raw, workshop.source.folder, path), "fp32_nodes": []}, []
-
-
-def _make_fp16(path: Path, workshop: _Workshop) -> Made:
+def _make_fp16(path: Path, workshop: _Workshop) -> _Graph:
     feeds = _probes(workshop.rows)
     with tempfile.TemporaryDirectory() as folder:
         fused = Path(folder) / "model.onnx"
         fusion = optimize.fuse(workshop.raw, workshop.source.folder, fused)
         kept = optimize.to_fp16(fused, path, feeds)
         overflowed = optimize.overflowed(path, fused, feeds)
-    return {"fusion": fusion, "fp32_nodes": kept}, [verify.overflow_gate(overflowed)]
+    return _Graph(fusion=fusion, fp32_nodes=tuple(kept), gates=(verify.overflow_gate(overflowed),))
 
 
 def _probes(rows: EncodedRows) -> Sequence[Arrays]:
@@ -225,9 +321,9 @@ def _probes(rows: EncodedRows) -> Sequence[Arrays]:
     return [rows.feed(pair) for pair in zip(longest, partners, strict=True)]
 
 
-def _make_int8(path: Path, workshop: _Workshop) -> Made:
+def _make_int8(path: Path, workshop: _Workshop) -> _Graph:
     optimize.to_int8(workshop.raw, path)
-    return {"fusion": "none: ONNX Runtime fuses it when it loads it", "fp32_nodes": []}, []
+    return _Graph(fusion="none: ONNX Runtime fuses it when it loads it")
 
 
 _MAKERS = {"fp32": _make_fp32, "fp16": _make_fp16, "int8": _make_int8}

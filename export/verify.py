@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -17,6 +17,7 @@ from export import metric
 from export.data import sample
 from export.rows import EncodedRows
 from serving.errors import ExportError
+from serving.manifests import Throughput, VariantGate
 from serving.runtime.tasks.base import Arrays, Origins, Task
 
 Run = Callable[[Arrays], Arrays]
@@ -65,39 +66,44 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
-    """A figure held against a limit.
+class VariantVerdict:
+    """What :func:`judge` found about one variant.
 
-    Args:
-        value: None where it is no finite number, which JSON cannot say.
-        interval: the figure's 95 % interval; None where it is exact.
-        message: one line with the figure, its interval and the limit.
+    Attributes:
+        metrics: Figures of the task's metrics by name.
+        metric_drop: Points (hundredths) of the main metric that the variant loses.
+        label_agreement: Share of rows whose answer equals the original's.
+        ties: Number of rows that count as agreeing because the original's best two labels are tied.
+        max_logit_difference: Largest difference from the original's outputs; None if an output is NaN or infinite.
+        mean_logit_difference: Mean difference; None if an output is NaN or infinite.
+        gates: The gates.
     """
 
-    name: str
-    limit: float
-    value: float | None
-    interval: tuple[float, float] | None
-    passed: bool
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What :func:`judge` found about one variant; both parts JSON-ready."""
-
-    figures: dict[str, Any]
-    gates: tuple[Gate, ...]
+    metrics: dict[str, float]
+    metric_drop: float
+    label_agreement: float
+    ties: int
+    max_logit_difference: float | None
+    mean_logit_difference: float | None
+    gates: tuple[VariantGate, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every gate held."""
+        """Whether all gates held."""
         return all(gate.passed for gate in self.gates)
 
-    def record(self, file: str) -> dict[str, Any]:
-        """The variant's entry in the bundle's manifest."""
-        verdict = "passed" if self.passed else "failed"
-        return {"file": file, "verdict": verdict, "gates": [asdict(gate) for gate in self.gates], "figures": self.figures}
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Speed of a model alone on one thread, without tokenization.
+
+    Attributes:
+        latency_ms: Median latency of one row, ms.
+        throughput: Rows per second.
+    """
+
+    latency_ms: float
+    throughput: Throughput
 
 
 def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range], *, title: str) -> Arrays:
@@ -155,7 +161,7 @@ def few_rows_warning(rows: int) -> str | None:
     )
 
 
-def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits) -> Verdict:
+def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits) -> VariantVerdict:
     """Compare a variant with the original, row by row.
 
     Args:
@@ -177,15 +183,8 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
     ties = whole & (agreement < 1) & task.ties(theirs)
     agreeing = float(np.where(whole, np.where(ties, 1, agreement), 0).sum())
     largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
-    figures: dict[str, Any] = {**metric.compute(task.metric, task.predictions(ours), reference.references)}
-    figures |= task.figures(shown, reference.outputs, reference.origins, reference.references)
-    figures |= {
-        "metric_drop": 100 * drop,
-        "label_agreement": agreeing / rows,
-        "ties": int(ties.sum()),
-        "max_logit_difference": largest,
-        "mean_logit_difference": mean,
-    }
+    metrics = metric.compute(task.metric, task.predictions(ours), reference.references)
+    metrics |= task.figures(shown, reference.outputs, reference.origins, reference.references)
     gates = [
         _finite_gate(int((~whole).sum()), rows),
         _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
@@ -193,7 +192,15 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
     ]
     if precision == "fp32":
         gates.append(_difference_gate(largest, max(float(np.abs(values).max()) for values in reference.outputs.values())))
-    return Verdict(figures=figures, gates=tuple(gates))
+    return VariantVerdict(
+        metrics=metrics,
+        metric_drop=100 * drop,
+        label_agreement=agreeing / rows,
+        ties=int(ties.sum()),
+        max_logit_difference=largest,
+        mean_logit_difference=mean,
+        gates=tuple(gates),
+    )
 
 
 def _drop(
@@ -232,17 +239,17 @@ def _least_agreement(precision: str, limits: Limits) -> float:
     return limits.min_agreement
 
 
-def _finite_gate(broken: int, rows: int) -> Gate:
+def _finite_gate(broken: int, rows: int) -> VariantGate:
     message = f"logits are infinite or no numbers for {broken} of {rows} rows"
-    return Gate(name="finite", limit=0, value=broken, interval=None, passed=broken == 0, message=message)
+    return VariantGate(name="finite", limit=0, value=broken, interval=None, passed=broken == 0, message=message)
 
 
-def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: float) -> Gate:
+def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: float) -> VariantGate:
     message = f"{name} drops by {drop:.2f} points (95 % interval {interval[0]:.2f} to {interval[1]:.2f}), allowed are {limit:g}"
-    return Gate(name="metric_drop", limit=limit, value=drop, interval=interval, passed=interval[0] <= limit, message=message)
+    return VariantGate(name="metric_drop", limit=limit, value=drop, interval=interval, passed=interval[0] <= limit, message=message)
 
 
-def _agreement_gate(agreeing: float, rows: int, limit: float) -> Gate:
+def _agreement_gate(agreeing: float, rows: int, limit: float) -> VariantGate:
     """``agreeing``: rows, those that agree in part counted in part; the interval is that of the whole ones."""
     share = agreeing / rows
     low, high = metric.share_interval(int(agreeing + ROUNDING), rows)
@@ -250,22 +257,24 @@ def _agreement_gate(agreeing: float, rows: int, limit: float) -> Gate:
         f"{agreeing:g} of {rows} labels agree with the original, {share:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}), wanted are {limit:.2%}"
     )
-    return Gate(name="label_agreement", limit=limit, value=share, interval=(low, high), passed=high >= limit, message=message)
+    return VariantGate(
+        name="label_agreement", limit=limit, value=share, interval=(low, high), passed=high >= limit, message=message
+    )
 
 
-def _difference_gate(difference: float | None, largest: float) -> Gate:
+def _difference_gate(difference: float | None, largest: float) -> VariantGate:
     """``difference``: None where a logit is infinite or no number. ``largest``: of the original's."""
     limit = MAX_LOGIT_DIFFERENCE * max(1.0, largest)
     passed = difference is not None and difference <= limit
     found = "cannot be compared" if difference is None else f"differ by up to {difference:.2g}"
     message = f"logits {found}, allowed are {limit:.2g}"
-    return Gate(name="max_logit_difference", limit=limit, value=difference, interval=None, passed=passed, message=message)
+    return VariantGate(name="max_logit_difference", limit=limit, value=difference, interval=None, passed=passed, message=message)
 
 
-def overflow_gate(tensors: Sequence[str]) -> Gate:
+def overflow_gate(tensors: Sequence[str]) -> VariantGate:
     """Nothing inside the fp16 graph may be infinite or no number on real rows."""
     named = f": {', '.join(tensors[:3])}" if tensors else ""
-    return Gate(
+    return VariantGate(
         name="overflow",
         limit=0,
         value=len(tensors),
@@ -275,7 +284,7 @@ def overflow_gate(tensors: Sequence[str]) -> Gate:
     )
 
 
-def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str, dict[str, Any]]:
+def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str, Timing]:
     """How fast each model alone is, tokenization left out, on up to 128 rows drawn at random, in random order.
 
     The runs take turns, three passes each, and the fastest pass counts: whatever else the machine did slows all of them alike.
@@ -296,13 +305,16 @@ def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str
     for _ in range(SPEED_PASSES):
         for (name, size), passes in timings.items():
             passes.append(_timed(runs[name], feeds[size]))
-    return {
-        name: {
-            "latency_ms": 1000 * median(min(timings[name, 1], key=sum)),
-            "throughput": {str(size): len(chosen) / min(map(sum, timings[name, size])) for size in feeds},
-        }
-        for name in runs
-    }
+    return {name: _timing({size: timings[name, size] for size in feeds}, len(chosen)) for name in runs}
+
+
+def _timing(passes: Mapping[int, list[list[float]]], rows: int) -> Timing:
+    """Derive the figures of one model from the seconds of each call, by batch size and pass."""
+    throughput = {size: rows / min(map(sum, found)) for size, found in passes.items()}
+    return Timing(
+        latency_ms=1000 * median(min(passes[1], key=sum)),
+        throughput=Throughput(one_by_one=throughput[1], batched=throughput[BATCH]),
+    )
 
 
 def _timed(run: Run, feeds: Sequence[Arrays]) -> list[float]:

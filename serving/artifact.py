@@ -1,8 +1,8 @@
-"""Artifact folders: written aside and renamed into place, each with a ``manifest.json`` that says where it came from.
+"""Artifact folders: written atomically, each with a ``manifest.json`` that records where it came from.
 
-A stage writes into the folder that :func:`publish` yields. Nothing appears under the final name until all of it is there, and
-it takes the place of what stood there in one step, so a stage killed at any moment leaves the one or the other, whole.
-:func:`is_current` compares what a stage is about to read with what its last run recorded, so unchanged work is not done again.
+A stage writes into the folder that :func:`publish` yields. The folder gets its final name in one step when it is complete, so a
+stage that is killed leaves either the old artifact or the new one. :func:`is_current` compares what a stage is about to read with
+what its last run recorded, so that unchanged work is not repeated.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar
 
 import psutil
+from pydantic import JsonValue, ValidationError
 
 from serving.errors import ArtifactError
+from serving.manifests import SCHEMA_VERSION, Manifest, StageInputs
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+PROJECT = Path(__file__).parents[1]
+"""The folder that holds our packages."""
 RECORDED_LIBRARIES = (
     "tritonize",
     "torch",
@@ -42,19 +45,32 @@ RECORDED_LIBRARIES = (
     "tokenizers",
     "peft",
 )
-
-
 RETIRED = "retired"
-"""In a staging folder: what stood under the target's name, while it does not stand there."""
+"""Name in a staging folder of the replaced artifact while the target's name is free."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of ``renameat2``, from ``fcntl.h`` and ``stdio.h``."""
+"""Constants of ``renameat2``, from ``fcntl.h`` and ``stdio.h``."""
+
+ManifestT = TypeVar("ManifestT", bound=Manifest)
+
+
+class Provenance(TypedDict):
+    """The fields of a manifest that do not depend on its kind."""
+
+    created: datetime
+    versions: dict[str, str]
+    inputs: StageInputs
+    files: dict[str, str]
 
 
 @contextlib.contextmanager
 def staging_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Yield an empty hidden folder in ``parent``, removed afterwards unless it was renamed away.
+    """Yield an empty hidden folder in ``parent`` and remove it afterwards, unless it was renamed.
 
-    It carries this process's id, so that what a killed one left behind is recognised and cleared up here.
+    Its name holds the id of this process. The folders of processes that were killed are recognized by it and removed here.
+
+    Args:
+        parent: The folder to create it in.
+        name: Name of the artifact, a part of the folder's name.
     """
     _clear_left(parent, name)
     staging = Path(tempfile.mkdtemp(prefix=f".{name}.{os.getpid()}.", suffix=".partial", dir=parent))
@@ -66,13 +82,16 @@ def staging_folder(parent: Path, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def publish(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``target``; when the block ends well it becomes ``target``, otherwise it is removed.
+    """Yield an empty folder beside ``target``; it becomes ``target`` if the block succeeds and is removed otherwise.
 
-    It changes places with the folder it replaces in one step. Where the file system cannot do that, there is a moment in which
-    neither stands there; a run that is killed in it leaves the replaced one aside, and the next run puts it back.
+    The folder is exchanged with the one it replaces in one step. On file systems that cannot exchange folders the old one is moved
+    away first; if the process is killed at that moment, the next run moves it back.
+
+    Args:
+        target: The artifact's folder.
 
     Raises:
-        OSError: the folders cannot be renamed; ``target`` is as it was.
+        OSError: The folders cannot be renamed; ``target`` is unchanged.
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,15 +102,18 @@ def publish(target: Path) -> Iterator[Path]:
         if not target.exists():
             fresh.rename(target)
         elif not _exchange(fresh, target):
-            target.rename(staging / RETIRED)  # whatever happens from here to the next line, _clear puts it back
+            target.rename(staging / RETIRED)  # if the next line is not reached, _clear moves it back
             fresh.rename(target)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step; False where the system or the file system cannot, and nothing has changed.
+    """Exchange two folders in one step.
+
+    Returns:
+        False if the system or the file system does not support it; nothing has changed then.
 
     Raises:
-        OSError: it can, and failed.
+        OSError: The exchange is supported and failed.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
@@ -106,7 +128,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _clear_left(parent: Path, name: str) -> None:
-    """Clear up what runs that were killed left in ``parent`` under that name."""
+    """Remove the staging folders that killed processes left in ``parent`` for that name."""
     for left in parent.glob(".*.partial"):
         made = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.[^.]+\.partial", left.name)
         if made and not psutil.pid_exists(int(made[1])):
@@ -114,40 +136,94 @@ def _clear_left(parent: Path, name: str) -> None:
 
 
 def _clear(staging: Path, target: Path) -> None:
-    """Remove a staging folder; what it holds of ``target`` goes back first, where nothing stands there."""
+    """Remove a staging folder; move a retired ``target`` back first if the target is missing."""
     retired = staging / RETIRED
     if retired.exists() and not target.exists():
         retired.rename(target)
-    shutil.rmtree(staging, ignore_errors=True)  # what cannot be removed now is in nobody's way, and the next run tries again
+    shutil.rmtree(staging, ignore_errors=True)  # the next run tries again
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under ``folder`` except its manifest, by path relative to it, in sorted order."""
+    """Return the SHA-256 of every file under ``folder`` except its manifest, by relative path, sorted."""
     files = sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST and path.parent.name != "__pycache__"
     )
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
-def inputs_record(options: Mapping[str, Any], files: Iterable[Path]) -> dict[str, Any]:
-    """What a stage reads: its options and the checksums of its input files (folders are walked), JSON-ready."""
-    sums: dict[str, str] = {}
-    for path in files:
-        if path.is_dir():
-            sums |= {f"{path.name}/{name}": digest for name, digest in checksums(path).items()}
-        else:
-            sums[path.name] = sha256(path)
-    return {"options": json.loads(json.dumps(options, default=os.fspath)), "files": sums}
+def fingerprint(paths: Iterable[Path], *, root: Path) -> dict[str, str]:
+    """Return the SHA-256 of files by their path relative to ``root``.
+
+    Args:
+        paths: Files and folders under ``root``; all files of a folder count.
+        root: The folder that the keys are relative to.
+
+    Raises:
+        ArtifactError: A path is missing or listed twice.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        name = path.relative_to(root).as_posix()
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing", hint="is the installation complete?" if root == PROJECT else "")
+        sums = {f"{name}/{inner}": digest for inner, digest in checksums(path).items()} if path.is_dir() else {name: sha256(path)}
+        _merge(found, sums)
+    return found
+
+
+def code_fingerprint(modules: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of our own code by path.
+
+    Args:
+        modules: Paths of modules and folders relative to the project, such as ``serving/plan.py``.
+
+    Raises:
+        ArtifactError: A module is missing or listed twice.
+    """
+    return fingerprint((PROJECT / module for module in modules), root=PROJECT)
+
+
+def inputs_record(options: Mapping[str, object], *files: Mapping[str, str]) -> StageInputs:
+    """Describe what a stage reads.
+
+    Args:
+        options: The options that decide the result, JSON-ready except for paths and tuples.
+        files: Results of :func:`fingerprint` and :func:`code_fingerprint`.
+
+    Raises:
+        ArtifactError: Two files have the same key.
+    """
+    merged: dict[str, str] = {}
+    for sums in files:
+        _merge(merged, sums)
+    return StageInputs(options=json_ready(options), files=merged)
+
+
+def _merge(found: dict[str, str], more: Mapping[str, str]) -> None:
+    """Add checksums to ``found``.
+
+    Raises:
+        ArtifactError: A key is there already: one of the two files would be forgotten.
+    """
+    if twice := sorted(found.keys() & more.keys()):
+        raise ArtifactError(f"two inputs of a stage are called {twice[0]}", hint="rename one of them")
+    found.update(more)
+
+
+def json_ready(values: Mapping[str, object]) -> dict[str, JsonValue]:
+    """Return ``values`` as JSON gives them back: tuples become lists, paths become strings."""
+    content: dict[str, JsonValue] = json.loads(json.dumps(values, default=os.fspath, allow_nan=False))
+    return content
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that shape an artifact, as installed here."""
+    """Return the installed versions of Python and of the libraries that shape an artifact."""
     found = {"python": platform.python_version()}
     for library in RECORDED_LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
@@ -155,66 +231,89 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_manifest(folder: Path, kind: str, inputs: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
-    """Write ``folder/manifest.json`` over everything already in ``folder`` and return it.
+def provenance(inputs: StageInputs) -> Provenance:
+    """Return the fields that every new manifest begins with; :func:`write_manifest` adds the checksums of the files."""
+    return {"created": datetime.now(UTC).replace(microsecond=0), "versions": versions(), "inputs": inputs, "files": {}}
+
+
+def write_manifest(folder: Path, manifest: ManifestT) -> ManifestT:
+    """Write ``folder/manifest.json``.
 
     Args:
-        kind: ``checkpoint``, ``bundle``, ``repository`` or ``tuning``; readers refuse another kind.
-        inputs: from :func:`inputs_record`.
-        fields: what this kind adds (figures, labels, gates …), JSON-ready.
+        folder: The artifact; it holds all of its other files already.
+        manifest: The content, see :func:`provenance`.
+
+    Returns:
+        The manifest with the checksums of the files in ``folder``.
 
     Raises:
-        ValueError: a figure is no finite number.
+        ValueError: A value is NaN or infinite, which JSON cannot hold.
     """
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": kind,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "inputs": dict(inputs),
-        **fields,
-        "files": checksums(folder),
-    }
-    # NaN and Infinity are no JSON: a figure that can be one must be recorded as None
-    content = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
-    return manifest
+    complete = manifest.model_copy(update={"files": checksums(folder)})
+    content = complete.model_dump(mode="json")
+    content["files"] = content.pop("files")  # the longest part stands last
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return complete
 
 
-def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """Read ``folder/manifest.json``.
+def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
+    """Read and validate ``folder/manifest.json``.
+
+    Args:
+        folder: The artifact.
+        model: The kind of manifest.
 
     Raises:
-        ArtifactError: it is absent, not JSON, of another kind, or of a newer schema.
+        ArtifactError: The manifest is missing, damaged, of another kind, or of another schema version.
     """
     path = folder / MANIFEST
-    stage = {"checkpoint": "finetune", "bundle": "export", "repository": "package", "tuning": "tune"}[kind]
+    anew = f"write it again with: {model.remedy}"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        content = json.loads(text)
     except FileNotFoundError:
-        raise ArtifactError(f"no {kind} at {folder}", hint=f"make one with: tritonize {stage}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not readable as JSON: {error}", hint=f"write it anew with: tritonize {stage}") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
-        raise ArtifactError(f"{path} does not describe a {kind}")
-    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise ArtifactError(f"no {model.artifact_kind} at {folder}", hint=f"make one with: {model.remedy}") from None
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not readable as JSON: {error}", hint=anew) from error
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind != model.artifact_kind:
+        wanted = f"{path} does not describe a {model.artifact_kind}"
+        raise ArtifactError(f"{wanted}: kind is {json.dumps(kind)}", hint=f"make one with: {model.remedy}")
+    if (found := content.get("schema_version")) != SCHEMA_VERSION:
+        newer = isinstance(found, int) and found > SCHEMA_VERSION
         raise ArtifactError(
-            f"{path} has schema version {manifest.get('schema_version')}, this tritonize reads {SCHEMA_VERSION}",
-            hint=f"write it anew with: tritonize {stage}",
+            f"{path}: schema_version is {json.dumps(found)}, this tritonize reads {SCHEMA_VERSION}",
+            hint=f"upgrade tritonize, or {anew}" if newer else anew,
         )
-    return manifest
+    try:
+        return model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: {_first_error(error)}", hint=anew) from error
 
 
-def is_current(folder: Path, kind: str, inputs: Mapping[str, Any]) -> bool:
-    """Whether ``folder`` already holds what a stage would make of ``inputs`` with the libraries installed now.
+def _first_error(error: ValidationError) -> str:
+    """Return one line that names the first wrong field and what is wrong with it."""
+    first, *others = error.errors(include_url=False, include_context=False)
+    field = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{field}: {first['msg']}{more}"
 
-    Files of the artifact that were changed or lost since count as not current. What a run that was killed while it replaced the
-    folder left aside is put back first.
+
+def is_current(folder: Path, model: type[Manifest], inputs: StageInputs) -> bool:
+    """Return whether ``folder`` holds what a stage would make of ``inputs`` with the installed libraries.
+
+    An artifact whose files were changed or removed is not current. What a killed run moved away is moved back first.
+
+    Args:
+        folder: The artifact.
+        model: The kind of its manifest.
+        inputs: What the stage is about to read.
     """
     _clear_left(folder.absolute().parent, folder.name)
     try:
-        manifest = read_manifest(folder, kind)
+        manifest = read_manifest(folder, model)
     except ArtifactError:
         return False
-    recorded = [manifest.get(name) for name in ("inputs", "versions", "files")]
-    return recorded == [dict(inputs), versions(), checksums(folder)]
+    return (manifest.inputs, manifest.versions, manifest.files) == (inputs, versions(), checksums(folder))

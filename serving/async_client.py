@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -261,11 +261,11 @@ class _Call:
     """
 
     task: Task
-    parameters: dict[str, Any]
-    formatting: dict[str, Any]
+    parameters: Mapping[str, object]
+    formatting: Mapping[str, object]
 
     @classmethod
-    def of(cls, task: Task, given: dict[str, Any]) -> Self:
+    def of(cls, task: Task, given: Mapping[str, object]) -> Self:
         """Split the options of a pipeline call into those of the server and those of the client.
 
         Raises:

@@ -113,7 +113,7 @@ class TritonPipeline:
         await self._loop.shutdown_asyncgens()
         await self._pipeline.close()
 
-    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    def _submit(self, coroutine: Coroutine[object, None, T]) -> concurrent.futures.Future[T]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _wait(self, function: Callable[[], Awaitable[T]]) -> T:

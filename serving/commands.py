@@ -40,13 +40,13 @@ def package_command(options: PackageOptions, output: OutputOptions) -> None:
     packaged = package(options)
     manifest = packaged.manifest
     if output.json:
-        click.echo(json.dumps(manifest, ensure_ascii=False))
+        click.echo(json.dumps(manifest.model_dump(mode="json"), ensure_ascii=False))
         return
-    for option, reason in manifest["reasons"].items():
+    for option, reason in manifest.reasons.items():
         click.echo(f"  {option} {reason}", err=True)
     state = "is up to date" if packaged.unchanged else "is packaged"
-    shape = f"{manifest['instances']} instance(s) of {manifest['threads']} thread(s)"
-    kind = f"{manifest['precision']} on {manifest['device']}, batching {manifest['batching']}"
+    shape = f"{manifest.instances} instance(s) of {manifest.threads} thread(s)"
+    kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}"
     click.echo(f"{options.repository / options.name} {state}: {kind}, {shape}")
 
 

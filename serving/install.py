@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
 from serving.artifact import sha256
@@ -81,7 +82,7 @@ def stub_version(install: Install) -> str:
 def numpy_version(install: Install) -> str | None:
     """Return the version of numpy that the stubs will import, from its metadata, or None if it is not installed."""
     assert install.environment is not None
-    return _installed(install.environment).get("numpy")
+    return _version(install.environment, "numpy")
 
 
 def server_versions() -> dict[str, str]:
@@ -94,13 +95,14 @@ def server_versions() -> dict[str, str]:
     if on_path:
         image = {"image": os.environ[IMAGE_VERSION]} if IMAGE_VERSION in os.environ else {}
         return image | {"tritonserver": sha256(Path(on_path))}
-    return {name: version for name, version in _installed(triton_environment()).items() if name in RECORDED}
+    versions = {name: _version(triton_environment(), name) for name in RECORDED}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
-def _installed(environment: Path) -> dict[str, str]:
-    """Return the versions of the packages in a virtual environment, by name with underscores, from the names of their metadata."""
-    found = sorted(environment.glob("lib/python3*/site-packages/*.dist-info"))
-    return dict(metadata.name.removesuffix(".dist-info").split("-", 1) for metadata in found)
+def _version(environment: Path, package: str) -> str | None:
+    """Return the version of a package in another virtual environment, or None if it is not installed there."""
+    folders = list(map(str, environment.glob("lib/python3*/site-packages")))
+    return next((found.version for found in distributions(name=package, path=folders)), None)
 
 
 def check_numpy(install: Install) -> None:

@@ -46,7 +46,7 @@ def resolve_device(device: str) -> str:
 
 def hardware() -> Hardware:
     """Return the hardware that measured speeds depend on most."""
-    return {"cpu": cpu_model(), "cores": cores(), "gpus": nvidia_smi("--query-gpu=name")}
+    return {"cpu": cpu_model(), "cores": cores(), "gpus": _gpu_names()}
 
 
 def cpu_model() -> str:
@@ -57,16 +57,9 @@ def cpu_model() -> str:
     return platform.machine()
 
 
-def nvidia_smi(query: str) -> list[str]:
-    """Run ``nvidia-smi`` with a query and return its lines, one per GPU or process.
-
-    Args:
-        query: A query option, such as ``--query-gpu=name``.
-
-    Returns:
-        The lines. Empty if there is no ``nvidia-smi`` or no GPU.
-    """
+def _gpu_names() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
-    answer = subprocess.run(["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=False)
-    return answer.stdout.splitlines() if answer.returncode == 0 else []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return run.stdout.splitlines() if run.returncode == 0 else []

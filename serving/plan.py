@@ -60,7 +60,8 @@ def make_plan(
     """
     reasons: dict[str, str] = {}
     chosen_device = resolve_device(device)
-    tuned = _applicable(tuning, bundle, precision, chosen_device, reasons)
+    tuning = _applicable(tuning, bundle, precision, chosen_device, reasons)
+    tuned = tuning.winner if tuning is not None else None
     if tuned is not None:
         precision = tuned.precision
         batching = tuned.batching if batching == "auto" else batching
@@ -81,22 +82,16 @@ def make_plan(
         queue_delay_us=_choose_delay(chosen_batching, queue_delay_us, tuned, reasons),
         reasons=reasons,
     )
-    if tuned is None or (plan.instances, plan.threads) != (tuned.instances, tuned.threads):
-        _warn_of_crowding(plan)
-    if tuning is not None and tuned is not None:
-        own = tuning.differences(plan)
-        reasons["configuration"] = f"tuned: {tuning}" + (f"; except {', '.join(own)}, as asked" if own else "")
+    _add_notes(plan, tuning)
     return plan
 
 
-def _applicable(
-    tuning: Tuning | None, bundle: Bundle, precision: str, device: str, reasons: dict[str, str]
-) -> Configuration | None:
+def _applicable(tuning: Tuning | None, bundle: Bundle, precision: str, device: str, reasons: dict[str, str]) -> Tuning | None:
     if tuning is None:
         return None
     objection = tuning.objection(bundle.folder, precision=precision, device=device)
     if objection is None:
-        return tuning.winner
+        return tuning
     reasons["configuration"] = f"not as tuned: {objection}"
     return None
 
@@ -109,8 +104,13 @@ def _choose_delay(batching: str, asked: int | None, tuned: Configuration | None,
     return 0
 
 
-def _warn_of_crowding(plan: Plan) -> None:
-    if plan.device == "cpu" and plan.instances * plan.threads > cores():
+def _add_notes(plan: Plan, tuning: Tuning | None) -> None:
+    """Note where the plan differs from the tuning that applies, and threads that the CPU does not have."""
+    own = [] if tuning is None else tuning.differences(plan)
+    if tuning is not None:
+        plan.reasons["configuration"] = f"tuned: {tuning}" + (f"; except {', '.join(own)}, as asked" if own else "")
+    as_tuned = tuning is not None and not {"instances", "threads"} & set(own)
+    if not as_tuned and plan.device == "cpu" and plan.instances * plan.threads > cores():
         plan.reasons["threads"] = f"{plan.instances} × {plan.threads} exceeds the {cores()} cores of this machine"
 
 
@@ -129,7 +129,7 @@ def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Var
             f"{'was' if len(elsewhere) == 1 else 'were'} not timed on a CPU (do it with: tritonize export --device cpu)"
         )
         return chosen
-    latency = {name: variant.figures["latency_ms"] for name, variant in bundle.variants.items()}
+    latency = {name: variant.figures.latency_ms for name, variant in bundle.variants.items()}
     listed = ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in latency.items())
     fastest = min(latency, key=lambda name: latency[name])
     reasons["precision"] = f"{fastest}: the fastest that passed its gates ({listed})"
@@ -138,7 +138,7 @@ def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Var
 
 def _timed_on_cpu(variant: Variant) -> bool:
     """Return whether the variant's speeds were measured on a CPU. An export on a GPU measures most of them there."""
-    return variant.figures.get("speed_device") == "cpu"
+    return variant.figures.speed_device == "cpu"
 
 
 def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[str, str]) -> str:
@@ -155,7 +155,7 @@ def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[st
     if not _timed_on_cpu(variant):
         reasons["batching"] = f"off: {variant.precision} was not timed on a CPU, where batches of mixed lengths mostly add padding"
         return "off"
-    alone, together = variant.figures["throughput"]["1"], variant.figures["throughput"]["16"]
+    alone, together = variant.figures.throughput.one_by_one, variant.figures.throughput.batched
     chosen = "ragged" if together > alone else "off"
     reasons["batching"] = f"{chosen}: export measured {alone:.0f} rows/s one by one and {together:.0f} rows/s in batches of 16"
     return chosen

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from serving.async_client import EnsembleIdentity
 from serving.client import TritonPipeline
@@ -42,7 +41,7 @@ class PredictFile:
 
 
 def predict_file(
-    pipe: TritonPipeline, options: PredictFile, *, progress: Callable[[Iterable[Any], int], Iterable[Any]]
+    pipe: TritonPipeline, options: PredictFile, *, progress: Callable[[Iterable[object], int], Iterable[object]]
 ) -> tuple[int, int]:
     """Append one JSON line per row to ``options.output``, with the row and its ``answer``.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError
-from serving.runtime.tasks.base import Task
+from serving.manifests import RepositoryManifest
 
 PENDING_METRIC = "nv_inference_pending_request_count"
 
@@ -34,11 +34,6 @@ class Probe:
         return f"curl -s {base_url}/v2/models/{self.ensemble}/infer -d {shlex.quote(json.dumps(self.body, ensure_ascii=False))}"
 
 
-def probe_body(task: Task) -> dict[str, Any]:
-    """Return the request body with the task's example, as packaging writes it into the manifest."""
-    return {"inputs": [{"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [text]} for name, text in task.example.items()]}
-
-
 def find_probes(repository: Path) -> list[Probe]:
     """Return one probe for each ensemble that tritonize packaged into ``repository``.
 
@@ -49,10 +44,8 @@ def find_probes(repository: Path) -> list[Probe]:
     for manifest_path in sorted(repository.glob(f"*/{MANIFEST}")):
         if not (repository / f"{manifest_path.parent.name}_model" / "current").is_symlink():
             continue  # a model of another tool that has a manifest too
-        manifest = read_manifest(manifest_path.parent, "repository")
-        if "probe" not in manifest:
-            raise ArtifactError(f"{manifest['name']} was packaged by an older version", hint="package it again: tritonize package")
-        probes.append(Probe(ensemble=manifest["name"], body=manifest["probe"]))
+        manifest = read_manifest(manifest_path.parent, RepositoryManifest)
+        probes.append(Probe(ensemble=manifest.name, body=manifest.probe.model_dump(mode="json")))
     if not probes:
         raise ArtifactError(f"{repository} holds no packaged ensemble", hint="create one with: tritonize package")
     return probes

@@ -23,32 +23,49 @@ import shutil
 import struct
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import onnx
 
 from serving import ensemble
-from serving.artifact import MANIFEST, inputs_record, is_current, read_manifest, sha256, staging_folder, write_manifest
+from serving.artifact import (
+    MANIFEST,
+    code_fingerprint,
+    fingerprint,
+    inputs_record,
+    is_current,
+    json_ready,
+    provenance,
+    read_manifest,
+    sha256,
+    staging_folder,
+    write_manifest,
+)
 from serving.bundle import Bundle, file_inside, load_bundle
 from serving.ensemble import Graph, Warmup
 from serving.errors import ArtifactError, ExportError
-from serving.install import STAND_IN
+from serving.manifests import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest, StageInputs
 from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
-from serving.probe import probe_body
 from serving.prologue import IDS, add_prologue, travelling_inputs
 from serving.runtime.notes import NOTES, pack
 from serving.runtime.tasks.base import Task, Tensor
 from serving.tuning import Tuning, read_tuning
 
 RUNTIME = Path(__file__).parent / "runtime"
-SHAPING = tuple(Path(__file__).parent / f"{name}.py" for name in ("ensemble", "pbtxt", "plan", "prologue", "repository"))
-"""The modules that decide what is written: after an upgrade that changed one, a repository is not up to date."""
-STARTING = (STAND_IN, Path(__file__).parent / "server.py")
-"""What else decides how a model runs, though not what is written: the stand-in for a backend, and how the server is started."""
+SHAPING = (
+    "serving/ensemble.py",
+    "serving/pbtxt.py",
+    "serving/plan.py",
+    "serving/prologue.py",
+    "serving/repository.py",
+    "serving/runtime",
+)
+"""The code that decides what packaging writes. A repository that was written by other code is not up to date."""
+STARTING = ("serving/backends/onnxruntime", "serving/server.py")
+"""The code that decides how a packaged model runs, but not what packaging writes."""
 DTYPES = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.INT32: "TYPE_INT32",
@@ -58,60 +75,86 @@ DTYPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
-    """A packaged ensemble: its manifest, and whether it was already there."""
+class PackagedEnsemble:
+    """A packaged ensemble.
 
-    manifest: dict[str, Any]
+    Attributes:
+        manifest: Its manifest.
+        unchanged: Whether it was up to date already.
+    """
+
+    manifest: RepositoryManifest
     unchanged: bool
 
 
-def package(options: PackageOptions) -> Package:
+def package(options: PackageOptions) -> PackagedEnsemble:
     """Write or replace the four models of ``options.name``.
 
     Raises:
-        ArtifactError: no usable bundle, one that refers to files outside it, or something else stands under one of the four names.
-        ExportError: the graph takes inputs that cannot be had from text.
+        ArtifactError: There is no usable bundle, it refers to files outside it, or one of the four names belongs to a model that
+            tritonize did not write.
+        ExportError: The graph takes inputs that cannot be made from text.
     """
     bundle = load_bundle(options.bundle_folder)
     tuning, objection = _tuning(options)
     plan = _plan(bundle, options, tuning)
     if objection is not None:
         plan = replace(plan, reasons=plan.reasons | {"configuration": f"not as tuned: {objection}"})
-    sources = [options.bundle_folder / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer, RUNTIME, *SHAPING]
-    inputs = inputs_record(asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}, sources)
-    home = options.repository / f"{options.name}_model"
-    if not options.force and is_current(home / "current", "repository", inputs) and _linked(options.repository, options.name):
-        return Package(manifest=read_manifest(home / "current", "repository"), unchanged=True)
+    inputs = _inputs(options, bundle, plan, tuning)
+    current = options.repository / f"{options.name}_model" / "current"
+    if not options.force and is_current(current, RepositoryManifest, inputs) and _linked(options.repository, options.name):
+        return PackagedEnsemble(manifest=read_manifest(current, RepositoryManifest), unchanged=True)
     refuse_foreign(options.repository, options.name)
     options.repository.mkdir(parents=True, exist_ok=True)
     with staging_folder(_staging_root(options.repository), f"{options.repository.name}-{options.name}") as folder:
         generation = folder / "generation"
         generation.mkdir()
         _write_generation(generation, bundle, plan, options.name)
-        manifest = write_manifest(
-            generation,
-            "repository",
-            inputs,
-            name=options.name,
-            task=bundle.task.name,
-            settings=bundle.task.settings(),
-            probe=probe_body(bundle.task),
-            **asdict(plan),
-            bundle={"manifest": bundle.manifest["inputs"], "figures": bundle.variant(plan.precision).figures},
-        )
+        manifest = write_manifest(generation, _manifest(options, bundle, plan, inputs))
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
         _switch(options.repository, options.name, generation)
-    return Package(manifest=manifest, unchanged=False)
+    return PackagedEnsemble(manifest=manifest, unchanged=False)
+
+
+def _inputs(options: PackageOptions, bundle: Bundle, plan: Plan, tuning: Tuning | None) -> StageInputs:
+    """Return what decides the content of the repository."""
+    chosen = asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}
+    files = [bundle.folder / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer]
+    return inputs_record(chosen, fingerprint(files, root=bundle.folder), code_fingerprint(SHAPING))
+
+
+def _manifest(options: PackageOptions, bundle: Bundle, plan: Plan, inputs: StageInputs) -> RepositoryManifest:
+    variant = bundle.variant(plan.precision)
+    content = {
+        **provenance(inputs),
+        **asdict(plan),
+        "name": options.name,
+        "task": bundle.task.name,
+        "settings": json_ready(bundle.task.settings()),
+        "probe": probe_body(bundle.task),
+        "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=variant.figures),
+    }
+    return RepositoryManifest.model_validate(content)
+
+
+def probe_body(task: Task) -> ProbeBody:
+    """Return a request for the task's example."""
+    return ProbeBody(
+        inputs=tuple(ProbeInput(name=name, datatype="BYTES", shape=(1, 1), data=(text,)) for name, text in task.example.items())
+    )
 
 
 def serving_code() -> dict[str, str]:
-    """Checksums of the code that decides what is served and how, by file."""
-    files: dict[str, str] = inputs_record({}, [RUNTIME, *SHAPING, *STARTING])["files"]
-    return files
+    """Return the SHA-256 of the code that decides what is served and how it runs, by path."""
+    return code_fingerprint([*SHAPING, *STARTING])
 
 
 def _tuning(options: PackageOptions) -> tuple[Tuning | None, str | None]:
-    """What tuning found, and why that cannot be read where it cannot: a model is packaged without it."""
+    """Read the bundle's tuning; a model whose tuning cannot be read is packaged without it.
+
+    Returns:
+        The tuning, if there is one that can be read, and otherwise why it cannot be read.
+    """
     if not options.tuned:
         return None, None
     try:

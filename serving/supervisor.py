@@ -157,7 +157,7 @@ def stop(http_port: int) -> Running:
     """
     running = find_running(http_port)
     if running is None:
-        raise ServerError(f"no server of yours runs at HTTP port {http_port}", hint="give its port with --http-port")
+        raise ServerError(f"you have no server at HTTP port {http_port}", hint="give its port with --http-port")
     os.kill(running.pid, signal.SIGTERM)
     deadline = time.monotonic() + DRAIN_SECONDS + 30
     while running.is_alive():
@@ -246,7 +246,7 @@ def _refuse_second(http_port: int) -> None:
     other = find_running(http_port)
     if other is not None:
         raise ServerError(
-            f"a server of yours already runs at HTTP port {http_port} (process {other.pid}, {other.repository})",
+            f"you already have a server at HTTP port {http_port} (process {other.pid}, {other.repository})",
             hint=f"stop it with: tritonize stop --http-port {http_port}, or choose another --http-port",
         )
 

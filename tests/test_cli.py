@@ -97,7 +97,7 @@ def test_wrong_usage_is_2(arguments: list[str], message: str) -> None:
     [
         (["package", "--name", "x", "--bundle", "/no/such"], "no bundle at /no/such"),
         (["serve", "--repository", "/no/such"], "holds no packaged ensemble"),
-        (["stop", "--http-port", "1"], "no server of yours"),
+        (["stop", "--http-port", "1"], "you have no server"),
         (["predict", "x", "text", "--url", "127.0.0.1:1"], "no Triton server answers"),
         (["export", "--name", "x", "--artifacts", "/no/such"], "no checkpoint at"),
     ],

@@ -36,7 +36,7 @@ def recipe_values(configuration: Configuration) -> dict[str, str | int]:
 
 def remark(tuning: Tuning) -> str:
     """Return the comment above the lines of a winner."""
-    found = f"{tuning.winner.device}, bundle {tuning.bundle_sha256[:12]}, {tuning.created[:10]}"
+    found = f"{tuning.winner.device}, bundle {tuning.manifest.bundle_sha256[:12]}, {tuning.manifest.created:%Y-%m-%d}"
     return f"# tuned on {found}: remove these lines to go back"
 
 

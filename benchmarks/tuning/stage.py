@@ -17,15 +17,28 @@ from benchmarks.tuning.space import Space
 from benchmarks.tuning.testbed import make_testbed
 from benchmarks.tuning.trial import Trial
 from benchmarks.tuning.tuning_study import SearchTerms, opened
-from serving.artifact import MANIFEST, inputs_record, is_current, publish, read_manifest, sha256, versions, write_manifest
+from serving.artifact import (
+    MANIFEST,
+    fingerprint,
+    inputs_record,
+    is_current,
+    json_ready,
+    provenance,
+    publish,
+    read_manifest,
+    sha256,
+    versions,
+    write_manifest,
+)
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
 from serving.errors import ServerError
 from serving.install import server_versions
 from serving.machine import cores, hardware, resolve_device
+from serving.manifests import HardwareRecord, LoadRecord, StageInputs, TrialRecord, TuningManifest
 from serving.plan import make_plan
 from serving.repository import serving_code
-from serving.tuning import record_explained, tuning_folder
+from serving.tuning import tuning_folder
 
 FINALISTS = 3
 STORAGE = "tuning.partial.sqlite3"
@@ -148,9 +161,9 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
     """
     subject = prepare(options)
     record = tuning_folder(options.bundle)
-    inputs = inputs_record(subject.terms(), [options.bundle / MANIFEST])
-    if not options.fresh and is_current(record, "tuning", inputs):
-        return Tuned(outcome=subject.outcome(_recorded(record)[1]), unchanged=True)
+    inputs = inputs_record(subject.terms(), fingerprint([options.bundle / MANIFEST], root=options.bundle))
+    if not options.fresh and is_current(record, TuningManifest, inputs):
+        return Tuned(outcome=subject.outcome(_trials(read_manifest(record, TuningManifest))), unchanged=True)
     testbed = make_testbed(
         subject.bundle,
         rows=options.rows,
@@ -175,7 +188,7 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
         outcome = _run(subject, schedule)
         if outcome.winner is not None:
             with publish(record) as folder:
-                write_manifest(folder, "tuning", inputs, **_fields(subject, outcome))
+                write_manifest(folder, _manifest(subject, outcome, inputs))
             storage.unlink()
     return Tuned(outcome=outcome, unchanged=False)
 
@@ -213,20 +226,22 @@ def _conditions(options: TuneOptions) -> dict[str, Any]:
     }
 
 
-def _fields(subject: TuningSubject, outcome: TuningOutcome) -> dict[str, Any]:
+def _manifest(subject: TuningSubject, outcome: TuningOutcome, inputs: StageInputs) -> TuningManifest:
     winner = outcome.winner
     assert winner is not None
-    return {
-        **subject.terms(),
-        "bundle_sha256": subject.search.conditions["bundle"],
-        "hardware": subject.search.conditions["hardware"],
-        "latency_p99_ms": outcome.latency_p99_ms,
-        "winner": asdict(winner.configuration),
-        "speed": asdict(winner.shown),
-        "default": asdict(outcome.default),
-        "ratio": outcome.ratio,
-        "trials": [trial.to_json() for trial in outcome.trials],
-    }
+    return TuningManifest(
+        **provenance(inputs),
+        conditions=json_ready(subject.search.conditions),
+        goal=json_ready(subject.goal),
+        bundle_sha256=str(subject.search.conditions["bundle"]),
+        hardware=HardwareRecord.model_validate(subject.search.conditions["hardware"]),
+        latency_p99_ms=outcome.latency_p99_ms,
+        winner=winner.configuration,
+        speed=LoadRecord.model_validate(asdict(winner.shown)),
+        default=outcome.default,
+        ratio=outcome.ratio,
+        trials=tuple(TrialRecord.model_validate(trial.to_json()) for trial in outcome.trials),
+    )
 
 
 def _earlier(record: Path, subject: TuningSubject) -> list[Trial]:
@@ -237,16 +252,9 @@ def _earlier(record: Path, subject: TuningSubject) -> list[Trial]:
     """
     if not record.exists():
         return []
-    manifest, trials = _recorded(record)
-    return trials if manifest.get("conditions") == subject.search.conditions else []
+    manifest = read_manifest(record, TuningManifest)
+    return _trials(manifest) if manifest.conditions == subject.search.conditions else []
 
 
-def _recorded(record: Path) -> tuple[dict[str, Any], list[Trial]]:
-    """Return the manifest of a finished tuning, and its trials.
-
-    Raises:
-        ArtifactError: The record cannot be read.
-    """
-    with record_explained(record):
-        manifest = read_manifest(record, "tuning")
-        return manifest, [Trial.from_json(trial) for trial in manifest["trials"]]
+def _trials(manifest: TuningManifest) -> list[Trial]:
+    return [Trial.from_json(trial.model_dump()) for trial in manifest.trials]

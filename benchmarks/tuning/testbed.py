@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.benchmark_options import Endpoint
 from benchmarks.energy import EnergyMeter
 from benchmarks.load import find_perf_analyzer
 from benchmarks.measurements import LoadMode
@@ -91,11 +90,8 @@ class Testbed:
                     return self._under_load(options, server, replace(trial, load_seconds=load_seconds))
 
     def _under_load(self, options: ServeOptions, server: TritonServer, trial: Trial) -> Trial:
-        endpoint = Endpoint(
-            host=options.host, http_port=options.http_port, grpc_port=options.grpc_port, metrics_port=options.metrics_port
-        )
         memory = MemoryMeter(psutil.Process(server.pid))
-        with contextlib.closing(ServerConnection(endpoint, NAME)) as connection:
+        with contextlib.closing(ServerConnection(options, NAME)) as connection:
             target = Target(server=connection, package=read_package(options.repository, NAME), load_generator=self.load_generator)
             asked = time.perf_counter()
             connection.ask(self.rows[:WARM_UP_ROWS], {})

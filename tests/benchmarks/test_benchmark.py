@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.benchmark_options import BenchmarkOptions, Endpoint
+from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.environment import read_environment
 from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
 from benchmarks.preparation import read_rows
@@ -29,6 +29,8 @@ from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError
 from serving.install import triton_environment
 from serving.machine import cores
+from serving.manifests import BundleManifest, RepositoryManifest
+from serving.options import ServerAddress
 from serving.runtime.tasks.base import Tensor
 from tests.helpers import made_up, servers
 
@@ -214,13 +216,13 @@ def test_rounds_hold_what_each_measured_anew(run: Run) -> None:
 
 
 def test_labels_are_those_of_the_files_that_ran(run: Run, server: servers.Server) -> None:
-    files = read_manifest(server.bundles[NAME], "bundle")["files"]
+    files = read_manifest(server.bundles[NAME], BundleManifest).files
     ran = {model["precision"]: model["sha256"] for model in run.report["in_process"] if model["kind"] == "onnx"}
     assert ran == {precision: files[f"{precision}/model.onnx"] for precision in ran}
     assert {"fp32", "int8"} <= set(ran)
-    packaged = read_manifest(server.options.repository / NAME, "repository")
-    assert run.report["served"]["sha256"] == packaged["files"][f"{NAME}_model/1/model.onnx"]
-    assert run.report["served"]["precision"] == packaged["precision"] == "fp32"
+    packaged = read_manifest(server.options.repository / NAME, RepositoryManifest)
+    assert run.report["served"]["sha256"] == packaged.files[f"{NAME}_model/1/model.onnx"]
+    assert run.report["served"]["precision"] == packaged.precision == "fp32"
 
 
 def test_the_served_answers_are_the_originals(run: Run) -> None:
@@ -233,9 +235,9 @@ def test_the_served_answers_are_the_originals(run: Run) -> None:
 
 
 def test_the_originals_metric_is_what_export_found(run: Run, server: servers.Server) -> None:
-    original = read_manifest(server.bundles[NAME], "bundle")["original"]
-    assert run.report["settings"]["labelled_rows"] == original["rows"]
-    assert run.figures["pytorch.fp32.accuracy"] == pytest.approx(original["accuracy"])
+    original = read_manifest(server.bundles[NAME], BundleManifest).original
+    assert run.report["settings"]["labelled_rows"] == original.rows
+    assert run.figures["pytorch.fp32.accuracy"] == pytest.approx(original.metrics["accuracy"])
 
 
 def test_steps_come_from_the_servers_own_statistics(run: Run) -> None:
@@ -261,20 +263,19 @@ def test_the_report_can_be_read_and_says_where_it_came_from(run: Run) -> None:
 
 
 @pytest.fixture
-def endpoint(server: servers.Server) -> Endpoint:
-    options = server.options
-    return Endpoint(host="127.0.0.1", http_port=options.http_port, grpc_port=options.grpc_port, metrics_port=options.metrics_port)
+def address(server: servers.Server) -> ServerAddress:
+    return server.options
 
 
-def test_a_server_that_is_not_there_is_told_with_what_to_do(endpoint: Endpoint) -> None:
+def test_a_server_that_is_not_there_is_told_with_what_to_do(address: ServerAddress) -> None:
     with pytest.raises(ServerError, match=r"no server answers at 127\.0\.0\.1:") as raised:
-        ServerConnection(replace(endpoint, grpc_port=servers.free_port()), NAME)
+        ServerConnection(replace(address, grpc_port=servers.free_port()), NAME)
     assert "tritonize serve" in raised.value.hint and "--in-process" in raised.value.hint
 
 
-def test_a_model_that_is_not_served_is_told(endpoint: Endpoint) -> None:
+def test_a_model_that_is_not_served_is_told(address: ServerAddress) -> None:
     with pytest.raises(ServerError, match="does not serve absent"):
-        ServerConnection(endpoint, "absent")
+        ServerConnection(address, "absent")
 
 
 def test_a_package_of_another_export_is_refused(server: servers.Server) -> None:
@@ -284,38 +285,40 @@ def test_a_package_of_another_export_is_refused(server: servers.Server) -> None:
         require_same_bundle(package, server.bundles["pairs"])
 
 
-def test_a_package_newer_than_the_server_is_not_what_it_serves(endpoint: Endpoint, server: servers.Server) -> None:
+def test_a_package_newer_than_the_server_is_not_what_it_serves(address: ServerAddress, server: servers.Server) -> None:
     package = read_package(server.options.repository, NAME)
-    process = check_process(endpoint, package)
+    process = check_process(address, package)
     assert process is not None and process.name() == "tritonserver"
-    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    later = datetime.now(UTC) + timedelta(hours=1)
     with pytest.raises(ArtifactError, match="serves an older package"):
-        check_process(endpoint, replace(package, manifest=package.manifest | {"created": later}))
+        check_process(address, replace(package, manifest=package.manifest.model_copy(update={"created": later})))
 
 
-def test_a_server_of_another_repository_is_refused(endpoint: Endpoint, server: servers.Server, tmp_path: Path) -> None:
+def test_a_server_of_another_repository_is_refused(address: ServerAddress, server: servers.Server, tmp_path: Path) -> None:
     package = read_package(server.options.repository, NAME)
     with pytest.raises(ArtifactError, match=r"serves .*, not "):
-        check_process(endpoint, replace(package, repository=tmp_path))
+        check_process(address, replace(package, repository=tmp_path))
 
 
-def test_a_load_generator_that_fails_says_what_it_said(endpoint: Endpoint) -> None:
-    options = LoadOptions(name="absent", url=endpoint.url("grpc"), protocol="grpc", concurrency=2, duration=0.2)
+def test_a_load_generator_that_fails_says_what_it_said(address: ServerAddress) -> None:
+    options = LoadOptions(name="absent", url=address.grpc_url, protocol="grpc", concurrency=2, duration=0.2)
     with pytest.raises(ServerError, match=r"perf_analyzer failed over grpc at concurrency 2: .*absent"):
         run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], [["a"], ["b"]])
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_strange_texts_go_through_the_load_generator(endpoint: Endpoint, protocol: str) -> None:
-    options = LoadOptions(name=NAME, url=endpoint.url(protocol), protocol=protocol, concurrency=4, duration=0.4)
+def test_strange_texts_go_through_the_load_generator(address: ServerAddress, protocol: str) -> None:
+    options = LoadOptions(
+        name=NAME, url=ServerConnection(address, NAME).url(protocol), protocol=protocol, concurrency=4, duration=0.4
+    )
     rows = [[text] for text in servers.STRANGE_TEXTS if "\0" not in text]  # perf_analyzer itself cuts a text at a zero byte
     found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
     assert closed_loop(found.spans).throughput > 0
     assert 0 < found.client_us < found.mean_us
 
 
-def test_an_open_loop_sends_what_it_was_asked_for_at_random_moments(endpoint: Endpoint) -> None:
-    options = LoadOptions(name=NAME, url=endpoint.url("grpc"), protocol="grpc", rate=40.0, duration=3.0)
+def test_an_open_loop_sends_what_it_was_asked_for_at_random_moments(address: ServerAddress) -> None:
+    options = LoadOptions(name=NAME, url=address.grpc_url, protocol="grpc", rate=40.0, duration=3.0)
     found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], [["fine"], ["dull"]])
     gaps = np.diff(found.spans[:, 0]) / 1e9
     assert 1 / gaps.mean() == pytest.approx(40, rel=0.4)

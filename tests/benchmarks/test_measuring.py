@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks.answers import from_json
-from benchmarks.benchmark_options import BenchmarkOptions, Endpoint
+from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.energy import EnergyMeter
 from benchmarks.environment import stolen_percent
 from benchmarks.in_process import Batched, Loaded, bundle_precision, findings, require_original
@@ -38,10 +38,11 @@ from benchmarks.speed import as_spans, side_by_side
 from benchmarks.steps import counts_between, total
 from benchmarks.workers import Workers, started
 from export.cli import main
-from serving.artifact import inputs_record, sha256, write_manifest
+from serving.artifact import fingerprint, inputs_record, json_ready, sha256, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
 from serving.runtime.tasks.text_classification import TextClassification
+from tests.helpers.manifests import bundle_manifest, repository_manifest, variant_figures
 
 WORDS = ("bad", "good", "film", "the")
 SCORES = np.array([[3.0, -3.0], [-3.0, 3.0], [0.5, 0.0], [0.0, 0.0]], dtype=np.float32)
@@ -83,19 +84,14 @@ def bundle(tmp_path: Path) -> Bundle:
     (checkpoint / "config.json").write_text("{}")
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     task = TextClassification(labels=("negative", "positive"), function_to_apply="softmax")
-    record = {"verdict": "passed", "gates": [], "figures": {}}
-    write_manifest(
-        folder,
-        "bundle",
-        inputs_record({}, [checkpoint / "model.safetensors"]),
-        task=task.name,
-        labels=list(task.labels),
-        max_length=8,
-        settings=task.settings(),
+    record = {"verdict": "passed", "gates": (), "figures": variant_figures()}
+    manifest = bundle_manifest(
+        inputs_record({}, fingerprint([checkpoint / "model.safetensors"], root=checkpoint)),
+        settings=json_ready(task.settings()),
         padding={"input_ids": 3},
-        original={},
         precisions={precision: record | {"file": f"{precision}/model.onnx"} for precision in ("fp32", "int8")},
     )
+    write_manifest(folder, manifest)
     return load_bundle(folder)
 
 
@@ -376,7 +372,7 @@ def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
 
     readings = iter([(0, 0, 0, 0, 0), (2, 6, 6_000, 12_000, 6_000), (2, 6, 6_000, 12_000, 6_000), (5, 12, 12_000, 24_000, 12_000)])
     server = SimpleNamespace(
-        endpoint=Endpoint(host="host", http_port=1, grpc_port=2, metrics_port=3),
+        url=lambda protocol: f"host:{protocol}",
         statistics=lambda: _everywhere(*next(readings)),
     )
     target: Any = SimpleNamespace(server=server, package=SimpleNamespace(name="words"), load_generator=Path("perf_analyzer"))
@@ -391,7 +387,7 @@ def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
     )
     clients.measure(ROWS[:2], 2.0)
     clients.measure(ROWS[2:], 2.0)
-    assert asked == [(lasts, 64, "host:1", ROWS[:2]), (lasts, 64, "host:1", ROWS[2:])]
+    assert asked == [(lasts, 64, "host:http", ROWS[:2]), (lasts, 64, "host:http", ROWS[2:])]
     load = clients.load()
     assert (load.name, load.speed.throughput, load.executed_batch) == ("http.c64", pytest.approx(10), pytest.approx(12 / 5))
     assert [own["executed_batch"] for own in clients.rounds()] == [3, 2]
@@ -432,9 +428,9 @@ def test_a_repository_whose_onnx_file_was_changed_is_refused(tmp_path: Path) -> 
     model = tmp_path / "words_model" / "1" / "model.onnx"
     model.parent.mkdir(parents=True)
     model.write_bytes(b"packaged")
-    manifest = write_manifest(tmp_path, "repository", {}, name="words", precision="int8")
+    write_manifest(tmp_path, repository_manifest(name="words", precision="int8"))
     (tmp_path / "words").mkdir()
-    (tmp_path / "words" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").rename(tmp_path / "words" / "manifest.json")
     assert read_package(tmp_path, "words").precision == "int8"
     model.write_bytes(b"changed")
     with pytest.raises(ArtifactError, match="checksum differs"):
@@ -473,11 +469,11 @@ def test_memory_of_a_process_tree_is_metered() -> None:
         ([], "say which model"),
         (["words", "--gate", "throughput"], "compares nothing"),
         (["words", "--gate", "import os"], "cannot be read"),
-        (["words", "--concurrency", "0"], "whole numbers"),
-        (["words", "--concurrency", "1,x"], "whole numbers"),
-        (["words", "--concurrency", "none"], "whole numbers"),
-        (["words", "--batch", "0"], "whole numbers"),
-        (["words", "--length", "16,none"], "whole numbers"),
+        (["words", "--concurrency", "0"], "--concurrency"),
+        (["words", "--concurrency", "1,x"], "--concurrency"),
+        (["words", "--concurrency", "none"], "--concurrency"),
+        (["words", "--batch", "0"], "--batch"),
+        (["words", "--length", "16,none"], "--length"),
         (["words", "--rate", "0"], "neither a rate"),
         (["words", "--rate", "fast"], "neither a rate"),
         (["words", "--rate", "12.5%"], "neither a rate"),

@@ -7,6 +7,7 @@ import math
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +24,12 @@ from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
 from serving.install import server_versions
-from serving.machine import cores, hardware
+from serving.machine import cores
+from serving.options import Precision
 from serving.plan import Plan, make_plan
 from serving.repository import serving_code
 from serving.tuning import Tuning, read_tuning, tuning_folder
+from tests.helpers.manifests import bundle_manifest, tuning_manifest, variant_figures
 
 RAGGED = Configuration(
     precision="fp32", device="cpu", batching="ragged", instances=3, threads=5, max_batch_size=16, queue_delay_us=500
@@ -134,22 +137,19 @@ def test_the_search_finds_the_best_of_a_large_space_early(tmp_path: Path) -> Non
 def made_up_bundle(folder: Path) -> Bundle:
     folder.mkdir(parents=True)
     (folder / MANIFEST).write_text("{}")
-    figures = {"latency_ms": 3.0, "speed_device": "cpu", "throughput": {"1": 9.0, "16": 1.0}}
-    variants = {name: Variant(precision=name, path=folder / name, figures=figures) for name in ("fp32", "fp16")}
-    return Bundle(folder=folder, task=cast(Any, None), max_length=8, padding={}, variants=variants, manifest={})
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    variants: dict[str, Variant] = {
+        name: Variant(precision=name, path=folder / name, figures=variant_figures()) for name in precisions
+    }
+    return Bundle(
+        folder=folder, task=cast(Any, None), max_length=8, padding={}, variants=variants, manifest=bundle_manifest(precisions={})
+    )
 
 
 def record(bundle: Path, winner: Configuration = RAGGED, **changes: Any) -> Path:
     folder = tuning_folder(bundle)
     folder.mkdir(exist_ok=True)
-    fields = {
-        "bundle_sha256": sha256(bundle / MANIFEST),
-        "hardware": hardware(),
-        "latency_p99_ms": 50.0,
-        "winner": asdict(winner),
-        "speed": {"concurrency": 16, "throughput": 412.3, "p99_ms": 38.12},
-    }
-    write_manifest(folder, "tuning", {}, **fields | changes)
+    write_manifest(folder, tuning_manifest(**{"bundle_sha256": sha256(bundle / MANIFEST), "winner": winner} | changes))
     return folder
 
 
@@ -183,12 +183,12 @@ def test_on_a_gpu_threads_are_nobodys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"winner": {"precision": "fp32"}}, "missing"),
-        ({"winner": asdict(RAGGED) | {"speculation": 4}}, "speculation"),
-        ({"winner": None}, "None"),
-        ({"speed": {"throughput": 1.0, "p99_ms": 1.0}}, "it has no 'concurrency'"),
-        ({"hardware": {"cpu": "x"}}, "it has no 'cores'"),
-        ({"schema_version": 99}, "has schema version 99"),
+        ({"winner": {"precision": "fp32"}}, "winner.device: Field required"),
+        ({"winner": asdict(RAGGED) | {"speculation": 4}}, "winner.speculation: Unexpected keyword argument"),
+        ({"winner": None}, "winner: Input should be"),
+        ({"speed": {"throughput": 1.0, "p99_ms": 1.0}}, "speed.concurrency: Field required"),
+        ({"hardware": {"cpu": "x"}}, "hardware.cores: Field required"),
+        ({"schema_version": 99}, "schema_version is 99"),
         ({"kind": "bundle"}, "does not describe a tuning"),
     ],
 )
@@ -197,10 +197,10 @@ def test_a_record_that_cannot_be_read_is_an_error_with_a_way_out(tmp_path: Path,
     assert read_tuning(bundle) is None
     path = record(bundle) / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ArtifactError, match="the record cannot be read: ") as raised:
+    with pytest.raises(ArtifactError, match=reason) as raised:
         read_tuning(bundle)
-    assert str(path) in raised.value.message and reason in raised.value.message
-    assert raised.value.hint == f"measure anew with: tritonize tune NAME --fresh, or remove {path.parent}"
+    assert raised.value.message.startswith(f"{path}")
+    assert raised.value.hint.endswith("with: tritonize tune NAME --fresh")
 
 
 def test_versions_of_the_server_are_read_without_starting_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,9 @@ def test_versions_of_the_server_are_read_without_starting_it(tmp_path: Path, mon
     monkeypatch.delenv(install.IMAGE_VERSION, raising=False)
     assert server_versions() == {}
     for name in ("nvidia_pytriton-0.7.0", "onnxruntime_gpu-1.23.0", "numpy-1.26.4", "click-8.1.0"):
-        (tmp_path / "env" / "lib" / "python3.11" / "site-packages" / f"{name}.dist-info").mkdir(parents=True)
+        folder = tmp_path / "env" / "lib" / "python3.11" / "site-packages" / f"{name}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: {}\nVersion: {}\n".format(*name.split("-")))
     assert server_versions() == {"nvidia_pytriton": "0.7.0", "onnxruntime_gpu": "1.23.0", "numpy": "1.26.4"}
     (tmp_path / "bin").mkdir()
     binary = tmp_path / "bin" / "tritonserver"
@@ -221,20 +223,18 @@ def test_versions_of_the_server_are_read_without_starting_it(tmp_path: Path, mon
 
 
 def test_the_code_that_serves_has_checksums() -> None:
-    assert {"plan.py", "server.py", "model.py", "runtime/preprocess.py", "runtime/tasks/base.py"} <= serving_code().keys()
+    assert {
+        "serving/plan.py",
+        "serving/server.py",
+        "serving/runtime/preprocess.py",
+        "serving/runtime/tasks/base.py",
+    } <= serving_code().keys()
     assert not any("__pycache__" in name for name in serving_code())
 
 
 TUNED = Tuning(
     folder=Path("tuning"),
-    winner=RAGGED,
-    throughput=412.3,
-    p99_ms=38.1,
-    concurrency=16,
-    latency_p99_ms=None,
-    bundle_sha256="0123456789abcdef",
-    hardware={},
-    created="2026-11-22T12:00:00+00:00",
+    manifest=tuning_manifest(winner=RAGGED, latency_p99_ms=None, created=datetime(2026, 11, 22, 12, tzinfo=UTC)),
     sha256="",
 )
 SAID = "# tuned on cpu, bundle 0123456789ab, 2026-11-22: remove these lines to go back"

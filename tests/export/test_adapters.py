@@ -17,6 +17,7 @@ from export.training.hyperparameters import Adapter, default_learning_rate
 from export.training.progress import PlainProgress
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError
+from serving.manifests import AdapterRecord, CheckpointManifest
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.reviews import review_rows, write_tsv
 
@@ -72,9 +73,9 @@ def test_an_adapter_is_trained_merged_and_kept(data: Path, taught: Path, capsys:
     assert torch.allclose(logits(whole, ids), alone, atol=1e-5), "the adapter on the base is the checkpoint"
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, str(taught))
-    manifest = read_manifest(folder, "checkpoint")
-    assert manifest["adapter"] == {"method": "lora", "options": {"r": 4}, "load_in": None}
-    assert "adapter/adapter_model.safetensors" in manifest["files"]
+    manifest = read_manifest(folder, CheckpointManifest)
+    assert manifest.adapter == AdapterRecord(method="lora", options={"r": 4}, load_in=None)
+    assert "adapter/adapter_model.safetensors" in manifest.files
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -192,9 +193,9 @@ def test_an_interrupted_adapter_goes_on_as_if_never_interrupted(
     assert cli.main(command(base_checkpoint, *lora)) == 0
     assert "resuming after checkpoint-" in capsys.readouterr().err
     folder = data / "artifacts" / "tiny" / "checkpoint"
-    resumed = read_manifest(folder, "checkpoint")["files"]["model.safetensors"]
+    resumed = read_manifest(folder, CheckpointManifest).files["model.safetensors"]
     assert cli.main(command(base_checkpoint, *lora, "--force")) == 0
-    assert read_manifest(folder, "checkpoint")["files"]["model.safetensors"] == resumed
+    assert read_manifest(folder, CheckpointManifest).files["model.safetensors"] == resumed
 
 
 def test_the_usual_learning_rate_falls_with_size() -> None:

@@ -19,6 +19,7 @@ from export.training.hyperparameters import Distillation, Hyperparameters
 from export.training.losses import loss_function, missing_label
 from export.training.ngram_augmentation import random_spans
 from serving.artifact import read_manifest
+from serving.manifests import CheckpointManifest, DistillationRecord
 from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.multiple_choice import MultipleChoice
 from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
@@ -119,10 +120,10 @@ def test_a_student_learns_from_a_teacher(data: Path, base_checkpoint: Path, caps
     ):
         rows_of = ("--validation", f"{judge}.tsv", "--test", f"{judge}.tsv", "--keep-leaks")
         assert cli.main(command(student, name, "--teacher", str(folder), "--teacher-weight", "1", *rows_of)) == 0
-        figures = read_manifest(Path("artifacts") / name / "checkpoint", "checkpoint")["figures"]
-        assert figures["test"]["accuracy"] > 0.8, name
-    manifest = read_manifest(Path("artifacts") / "same" / "checkpoint", "checkpoint")
-    assert manifest["distillation"] == {"teacher": str(teacher), "temperature": 2.0, "weight": 1.0, "parts": 0}
+        figures = read_manifest(Path("artifacts") / name / "checkpoint", CheckpointManifest).figures
+        assert figures.splits["test"]["accuracy"] > 0.8, name
+    manifest = read_manifest(Path("artifacts") / "same" / "checkpoint", CheckpointManifest)
+    assert manifest.distillation == DistillationRecord(teacher=str(teacher), temperature=2.0, weight=1.0, parts=0)
     capsys.readouterr()
     again = ("--teacher-weight", "1", "--validation", "dev.tsv", "--test", "dev.tsv", "--keep-leaks")
     assert cli.main(command(base_checkpoint, "same", "--teacher", str(teacher), *again)) == 0
@@ -152,14 +153,14 @@ def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
     capsys.readouterr()
     assert cli.main(command(base_checkpoint, "pupil", *teacher)) == 0
     folder = Path("artifacts") / "pupil" / "checkpoint"
-    manifest = read_manifest(folder, "checkpoint")
-    figures = manifest["figures"]
-    rows = figures["rows"]["train"]
+    manifest = read_manifest(folder, CheckpointManifest)
+    figures = manifest.figures
+    rows = figures.rows["train"]
     assert f"the teacher reads: 0 of {3 * rows} texts" in capsys.readouterr().err
     assert asked == [3 * rows], "each row and each part once, in all six epochs"
-    assert figures["steps"] == 6 * -(-3 * rows // 16)
-    assert figures["test"][manifest["main_metric"]] > 0.6, "by the teacher alone"
-    assert "temperature 2, 2 parts of each text besides." in (folder / "README.md").read_text()
+    assert figures.steps == 6 * -(-3 * rows // 16)
+    assert figures.splits["test"][manifest.main_metric] > 0.6, "by the teacher alone"
+    assert "temperature 2, 2 random spans of each text besides." in (folder / "README.md").read_text()
 
 
 def test_rows_without_a_label_are_learnt_from_the_teacher_alone() -> None:

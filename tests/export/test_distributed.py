@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from export import cli
 from export.training.hyperparameters import Hyperparameters
 from serving.artifact import read_manifest
 from serving.errors import DataError
+from serving.manifests import CheckpointManifest, TrainingFigures
 from tests.helpers.generating import write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
 
@@ -42,8 +42,8 @@ def run(launcher: tuple[str, ...], given: list[str]) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
 
 
-def manifest_of(data: Path, name: str) -> dict[str, Any]:
-    return read_manifest(data / "artifacts" / name / "checkpoint", "checkpoint")
+def figures_of(data: Path, name: str) -> TrainingFigures:
+    return read_manifest(data / "artifacts" / name / "checkpoint", CheckpointManifest).figures
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
@@ -51,11 +51,11 @@ def test_two_processes_train_as_one_does(data: Path, base_checkpoint: Path, laun
     assert cli.main(arguments(base_checkpoint, "alone")) == 0
     together = run(launcher, arguments(base_checkpoint, "together", "--json"))
     assert together.returncode == 0, together.stderr
-    one, two = manifest_of(data, "alone")["figures"], manifest_of(data, "together")["figures"]
-    assert one["steps"] == two["steps"] == 8 * 16
-    assert two["rows"] == one["rows"]
+    one, two = figures_of(data, "alone"), figures_of(data, "together")
+    assert one.steps == two.steps == 8 * 16
+    assert two.rows == one.rows
     for split in ("validation", "test"):
-        assert two[split]["accuracy"] == pytest.approx(one[split]["accuracy"], abs=0.08)
+        assert two.splits[split]["accuracy"] == pytest.approx(one.splits[split]["accuracy"], abs=0.08)
     assert together.stdout.count('"artifact"') == 1 and together.stderr.count("fine-tuning ") == 1
     assert together.stderr.count("step 128 of 128") == 1
     assert together.stderr.splitlines()[-1] == "checkpoint: artifacts/together/checkpoint"
@@ -72,9 +72,9 @@ def test_two_processes_write_as_one_does(in_folder: Path) -> None:
     assert cli.main(arguments(checkpoint, "alone", *more)) == 0
     together = run(TORCHRUN, arguments(checkpoint, "together", *more))
     assert together.returncode == 0, together.stderr
-    one, two = manifest_of(in_folder, "alone")["figures"], manifest_of(in_folder, "together")["figures"]
-    assert one["rows"] == two["rows"]
-    assert two["test"] == pytest.approx(one["test"], abs=1e-2)
+    one, two = figures_of(in_folder, "alone"), figures_of(in_folder, "together")
+    assert one.rows == two.rows
+    assert two.test == pytest.approx(one.test, abs=1e-2)
 
 
 def test_what_fails_in_all_processes_ends_all(data: Path, base_checkpoint: Path) -> None:

@@ -27,14 +27,18 @@ from export.data import EVALUATION, LabelledRows, read_evaluation, write_evaluat
 from export.export_options import ExportOptions
 from export.export_source import find_source
 from export.rows import EncodedRows
-from serving.artifact import read_manifest
+from serving import artifact
+from serving.artifact import read_manifest, write_manifest
 from serving.bundle import load_bundle
 from serving.errors import ArtifactError, ExportError, GateError, SetupError
 from serving.install import STAND_IN
+from serving.manifests import BundleManifest, VariantRecord
+from serving.options import Precision
 from serving.runtime.tasks import load_task
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.disk import full_disk
+from tests.helpers.manifests import bundle_manifest, checkpoint_manifest, variant_figures
 from tests.helpers.reviews import review_rows, write_tsv
 
 # said by transformers' own modules when they are imported
@@ -143,8 +147,8 @@ def test_weights_mapped_by_several_instances_change_no_answer(
 
 def test_bundle_holds_what_it_promises(exported: Callable[[str], Path], review_file: Path) -> None:
     folder = exported("bert")
-    manifest = read_manifest(folder, "bundle")
-    assert set(manifest["files"]) == {
+    manifest = read_manifest(folder, BundleManifest)
+    assert set(manifest.files) == {
         "fp32/model.onnx",
         "fp16/model.onnx",
         "int8/model.onnx",
@@ -153,36 +157,35 @@ def test_bundle_holds_what_it_promises(exported: Callable[[str], Path], review_f
         "config.json",
         EVALUATION,
     }
-    assert (manifest["task"], manifest["labels"], manifest["max_length"]) == ("text-classification", ["negative", "positive"], 64)
-    assert manifest["padding"] == {"input_ids": 0, "token_type_ids": 0}
-    assert json.loads(json.dumps(load_bundle(folder).task.settings())) == manifest["settings"]
-    original = manifest["original"]
-    assert original["rows"] == 300
-    assert original["checkpoint"]["name"] == "bert"
-    assert {"accuracy", "latency_ms", "throughput"} <= set(original)
-    for precision, record in manifest["precisions"].items():
-        assert (record["file"], record["verdict"]) == (f"{precision}/model.onnx", "passed")
-        figures = record["figures"]
-        assert figures["bytes"] == (folder / record["file"]).stat().st_size
-        assert set(figures["throughput"]) == {"1", "16"}
-        assert figures["latency_ms"] > 0
-        assert figures["speed_device"] == "cpu"
-    assert manifest["precisions"]["fp32"]["figures"]["operators"] == {
+    assert (manifest.task, manifest.labels, manifest.max_length) == ("text-classification", ("negative", "positive"), 64)
+    assert manifest.padding == {"input_ids": 0, "token_type_ids": 0}
+    assert json.loads(json.dumps(load_bundle(folder).task.settings())) == manifest.settings
+    original = manifest.original
+    assert original.rows == 300
+    assert original.checkpoint.name == "bert"
+    assert "accuracy" in original.metrics
+    for precision, record in manifest.precisions.items():
+        assert (record.file, record.verdict) == (f"{precision}/model.onnx", "passed")
+        figures = record.figures
+        assert figures.bytes == (folder / record.file).stat().st_size
+        assert min(figures.throughput.one_by_one, figures.throughput.batched, figures.latency_ms) > 0
+        assert figures.speed_device == "cpu"
+    assert manifest.precisions["fp32"].figures.operators == {
         "Attention": 2,
         "BiasGelu": 2,
         "EmbedLayerNormalization": 1,
         "SkipLayerNormalization": 4,
     }
-    assert manifest["precisions"]["fp16"]["figures"]["fp32_nodes"] == []
+    assert manifest.precisions["fp16"].figures.fp32_nodes == ()
     assert len(read_evaluation(folder, load_bundle(folder).task)) == 300
-    assert str(folder.parents[1]) not in json.dumps(manifest), "no paths of this machine"
+    assert str(folder.parents[1]) not in manifest.model_dump_json(), "no paths of this machine"
 
 
 def test_positions_are_computed_in_fp32(exported: Callable[[str], Path]) -> None:
     """mpnet's relative positions pass through a logarithm; in fp16 some land in the next bucket and logits are off by 0.1."""
-    figures = read_manifest(exported("mpnet"), "bundle")["precisions"]["fp16"]["figures"]
-    assert any("Log" in name for name in figures["fp32_nodes"])
-    assert figures["max_logit_difference"] < 0.02
+    figures = read_manifest(exported("mpnet"), BundleManifest).precisions["fp16"].figures
+    assert any("Log" in name for name in figures.fp32_nodes)
+    assert figures.max_logit_difference < 0.02
 
 
 def test_batch_and_sequence_axes_are_free(exported: Callable[[str], Path]) -> None:
@@ -220,8 +223,8 @@ def test_pairs_are_told_apart(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("text,other,label\n" + "\n".join(",".join(row) for row in rows))
     chosen = options(tiny_checkpoint, tmp_path / "pairs.csv", tmp_path, columns=Columns(text_pair="other"), precision=("fp32",))
     manifest = export(chosen)
-    assert manifest["settings"]["pair"] is True
-    assert list(manifest["precisions"]) == ["fp32"]
+    assert manifest.settings["pair"] is True
+    assert list(manifest.precisions) == ["fp32"]
     encoder = load_bundle(chosen.target).encoder(["token_type_ids"])
     assert set(encoder.encode([("a", "b")])[0].type_ids) == {0, 1}
 
@@ -251,13 +254,13 @@ def test_failed_variant_is_left_out_and_asked_for_fails(
     asked = ["--precision", "fp32,int8"]
     assert cli.main(arguments(tiny_checkpoint, review_file, "--max-metric-drop", "100")) == 0
     output = capsys.readouterr().err
-    manifest = read_manifest(folder, "bundle")
-    record = manifest["precisions"]["int8"]
-    assert record["verdict"] == "failed"
-    assert record["figures"]["label_agreement"] < 0.97
-    assert "int8/model.onnx" not in manifest["files"]
+    manifest = read_manifest(folder, BundleManifest)
+    record = manifest.precisions["int8"]
+    assert record.verdict == "failed"
+    assert record.figures.label_agreement < 0.97
+    assert "int8/model.onnx" not in manifest.files
     assert not (folder / "int8").exists()
-    assert f"int8 is left out: {record['gates'][2]['message']}" in output
+    assert f"int8 is left out: {record.gates[2].message}" in output
     with pytest.raises(ArtifactError, match=r"failed its gates: .* labels agree"):
         load_bundle(folder).variant("int8")
 
@@ -320,7 +323,7 @@ def test_asking_for_one_variant_more_or_less_keeps_what_is_there(
 ) -> None:
     def made(*precision: str) -> set[str]:
         export(options(tiny_checkpoint, review_file, tmp_path, precision=precision, **LENIENT))
-        return set(read_manifest(tmp_path / "tiny" / "bundle", "bundle")["precisions"])
+        return set(read_manifest(tmp_path / "tiny" / "bundle", BundleManifest).precisions)
 
     assert made("int8") == {"fp32", "int8"}
     assert made("fp32") == {"fp32", "int8"}
@@ -331,11 +334,10 @@ def test_asking_for_one_variant_more_or_less_keeps_what_is_there(
 def test_where_what_decides_on_a_bundle_changed_it_is_not_up_to_date(
     tiny_checkpoint: Path, review_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {path.name for path in bundles.SHAPING} >= {"verify.py", "variants.py", "optimize.py", "base.py", "tokenization.py"}
-    assert all(path.is_file() for path in bundles.SHAPING)
     module = tmp_path / "verify.py"
     module.write_text("gates = 1")
-    monkeypatch.setattr(bundles, "SHAPING", (module,))
+    monkeypatch.setattr(artifact, "PROJECT", tmp_path)
+    monkeypatch.setattr(bundles, "SHAPING", ("verify.py",))
     chosen = options(tiny_checkpoint, review_file, tmp_path, precision=("fp32",))
     source = find_source(chosen)
     before = bundles._inputs(chosen, source)
@@ -354,14 +356,14 @@ def test_few_rows_are_verified_on_with_a_warning(
     for _ in range(2):  # the second is up to date, and says it again
         assert cli.main(arguments(tiny_checkpoint, rows, "--precision", "fp32")) == 0
         assert "\nwarning: verified on 20 rows only, fewer than 64: that proves little" in capsys.readouterr().err
-    assert len(read_manifest(in_folder / "artifacts" / "tiny" / "bundle", "bundle")["warnings"]) == 1
+    assert len(read_manifest(in_folder / "artifacts" / "tiny" / "bundle", BundleManifest).warnings) == 1
 
 
 def test_fewer_rows_than_64_cannot_be_asked_for(
     tiny_checkpoint: Path, review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments(tiny_checkpoint, review_file, "--verify-rows", "63")) == 2
-    assert "--verify-rows: 63 is too few, at least 64 are needed" in capsys.readouterr().err
+    assert "'--verify-rows': 63 is not in the range x>=64" in capsys.readouterr().err
     assert not (in_folder / "artifacts").exists()
 
 
@@ -369,9 +371,18 @@ def test_speeds_of_unlike_devices_are_told_apart() -> None:
     from export.commands import _speed_devices
 
     devices = {"fp32": "gpu", "fp16": "gpu", "int8": "cpu"}
-    figures = {precision: {"speed_device": device} for precision, device in devices.items()}
-    assert _speed_devices(figures) == "PyTorch, fp32, fp16 on the GPU; int8 on one thread of a CPU: not to be compared"
-    assert _speed_devices({"fp32": {"speed_device": "cpu"}}) == "one thread"
+
+    def measured_on(**devices: str) -> dict[Precision, VariantRecord]:
+        made = {
+            precision: {"file": "", "verdict": "passed", "gates": (), "figures": variant_figures(speed_device=device)}
+            for precision, device in devices.items()
+        }
+        return bundle_manifest(precisions=made).precisions
+
+    assert (
+        _speed_devices(measured_on(**devices)) == "PyTorch, fp32, fp16 on the GPU; int8 on one thread of a CPU: not to be compared"
+    )
+    assert _speed_devices(measured_on(fp32="cpu")) == "one thread"
 
 
 # How long rows may be
@@ -401,10 +412,9 @@ def test_the_chosen_length_is_said(
     tokenizer = json.loads((long / "tokenizer_config.json").read_text()) | {"model_max_length": 10**30}
     (long / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     assert said(long) == "rows are cut at 150 tokens: what the model takes; --max-length cuts them shorter"
-    assert read_manifest(in_folder / "artifacts" / "tiny" / "bundle", "bundle")["max_length"] == 150
+    assert read_manifest(in_folder / "artifacts" / "tiny" / "bundle", BundleManifest).max_length == 150
     assert said(long, "--max-length", "32") == "rows are cut at 32 tokens: as asked"
-    manifest = {"schema_version": 1, "kind": "checkpoint", "max_length": 48}
-    (long / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(long, checkpoint_manifest(max_length=48))
     assert said(long) == "rows are cut at 48 tokens: as in fine-tuning"
 
 
@@ -553,7 +563,7 @@ def test_rows_without_the_texts_that_the_checkpoint_takes_are_refused(
     tiny_checkpoint: Path, review_file: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs = changed(tiny_checkpoint, in_folder / "pairs")
-    (pairs / "manifest.json").write_text(json.dumps({"schema_version": 1, "kind": "checkpoint", "pair": True}))
+    write_manifest(pairs, checkpoint_manifest(pair=True))
     assert cli.main(arguments(pairs, review_file)) == 1
     message = (
         "error: the checkpoint takes 2 texts a row, the rows hold 1 (name the columns with --text-column and --text-pair-column)"

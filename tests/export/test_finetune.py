@@ -16,6 +16,7 @@ from export import cli, splits
 from export.data import EVALUATION, LabelledRows, Rows, read_evaluation
 from serving.artifact import is_current, read_manifest
 from serving.errors import DataError
+from serving.manifests import CheckpointManifest
 from serving.runtime.tasks import load_task
 from tests.helpers.disk import full_disk
 from tests.helpers.reviews import review_rows, write_tsv
@@ -64,38 +65,38 @@ def test_whole_run(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixt
     assert cli.main(command(base_checkpoint, *every_epoch, "--json")) == 0
     output = capsys.readouterr()
     folder = data / "artifacts" / "tiny" / "checkpoint"
-    manifest = read_manifest(folder, "checkpoint")
-    assert json.loads(output.out)["figures"] == manifest["figures"]
+    manifest = read_manifest(folder, CheckpointManifest)
+    assert json.loads(output.out)["figures"] == manifest.figures.model_dump(mode="json")
     assert "step 90 of 90" in output.err
 
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"] == {"0": "negative", "1": "positive"}
     assert config["label2id"] == {"negative": 0, "positive": 1}
-    assert {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", EVALUATION} <= set(manifest["files"])
-    assert (manifest["task"], manifest["max_length"], manifest["pair"], manifest["labels"]) == (
+    assert {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", EVALUATION} <= set(manifest.files)
+    assert (manifest.task, manifest.max_length, manifest.pair, manifest.labels) == (
         "text-classification",
         32,
         False,
-        ["negative", "positive"],
+        ("negative", "positive"),
     )
     assert not (data / "artifacts" / "tiny" / ".training").exists()
 
-    figures = manifest["figures"]
-    assert figures["test"]["accuracy"] > 0.9, "the words give the label away"
-    assert figures["rows"] == {"train": 240, "validation": 60, "test": 50}
-    assert f"| test | 50 | {figures['test']['accuracy']:.4f} |" in (folder / "README.md").read_text()
-    assert accuracy_of(folder) == pytest.approx(figures["test"]["accuracy"]), "the figure is that of the model written"
+    figures = manifest.figures
+    assert figures.splits["test"]["accuracy"] > 0.9, "the words give the label away"
+    assert figures.rows == {"train": 240, "validation": 60, "test": 50}
+    assert f"| test | 50 | {figures.splits['test']['accuracy']:.4f} |" in (folder / "README.md").read_text()
+    assert accuracy_of(folder) == pytest.approx(figures.splits["test"]["accuracy"]), "the figure is that of the model written"
 
     again = run(command(base_checkpoint, *every_epoch))
     assert again.returncode == 0
     assert "artifacts/tiny/checkpoint is up to date" in again.stderr
     assert again.stderr.splitlines()[-1] == "False", "nothing heavy is imported to find that out"
-    assert not is_current(folder, "checkpoint", manifest["inputs"] | {"options": {}})
+    assert not is_current(folder, CheckpointManifest, manifest.inputs.model_copy(update={"options": {}}))
 
 
 def evaluation_of(folder: Path) -> LabelledRows:
-    manifest = read_manifest(folder, "checkpoint")
-    return read_evaluation(folder, load_task(manifest["task"], manifest["settings"]))
+    manifest = read_manifest(folder, CheckpointManifest)
+    return read_evaluation(folder, load_task(manifest.task, manifest.settings))
 
 
 def accuracy_of(folder: Path) -> float:
@@ -117,8 +118,8 @@ def test_tokens_are_the_same_however_many_rows_are_made_at_a_time(
     for at_once in (20_000, 7):
         monkeypatch.setattr(encoding, "AT_ONCE", at_once)
         assert cli.main(command(base_checkpoint, "--epochs", "2", "--force")) == 0
-        manifest = read_manifest(data / "artifacts" / "tiny" / "checkpoint", "checkpoint")
-        figures.append((manifest["figures"]["validation"], manifest["files"]["model.safetensors"]))
+        manifest = read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest)
+        figures.append((manifest.figures.validation, manifest.files["model.safetensors"]))
     assert figures[0] == figures[1]
 
 
@@ -156,10 +157,10 @@ def test_interrupted_run_resumes_from_its_last_epoch(
     assert "resuming after checkpoint-30" in output
     assert "epoch 2:" not in output
     assert not (folder / ".training").exists()
-    resumed = read_manifest(folder / "checkpoint", "checkpoint")["files"]["model.safetensors"]
+    resumed = read_manifest(folder / "checkpoint", CheckpointManifest).files["model.safetensors"]
 
     assert cli.main(command(base_checkpoint, "--force")) == 0
-    assert read_manifest(folder / "checkpoint", "checkpoint")["files"]["model.safetensors"] == resumed, "as if never interrupted"
+    assert read_manifest(folder / "checkpoint", CheckpointManifest).files["model.safetensors"] == resumed, "as if never interrupted"
 
 
 def test_epochs_of_another_run_are_not_resumed(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,14 +190,14 @@ def test_early_stopping_and_held_out_rows(data: Path, base_checkpoint: Path, cap
         "32",
     ]
     assert cli.main(arguments) == 0
-    manifest = read_manifest(data / "artifacts" / "tiny" / "checkpoint", "checkpoint")
-    held_out = manifest["figures"]["rows"]["validation"]
-    assert manifest["figures"]["epochs"] == 3, "the first, and two that were no better"
-    assert manifest["figures"]["best_epoch"] == 1
-    assert manifest["figures"]["rows"]["train"] == 32
+    manifest = read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest)
+    held_out = manifest.figures.rows["validation"]
+    assert manifest.figures.epochs == 3, "the first, and two that were no better"
+    assert manifest.figures.best_epoch == 1
+    assert manifest.figures.rows["train"] == 32
     assert f"no --validation: {held_out} of the training rows are held out" in capsys.readouterr().err
     assert len(evaluation_of(data / "artifacts" / "tiny" / "checkpoint")) == held_out
-    assert "test" not in manifest["figures"]
+    assert manifest.figures.test is None
 
 
 def test_pairs_and_numbered_labels(data: Path, base_checkpoint: Path) -> None:
@@ -206,8 +207,8 @@ def test_pairs_and_numbered_labels(data: Path, base_checkpoint: Path) -> None:
     arguments = ["finetune", "--checkpoint", str(base_checkpoint), "--train", "pairs.csv", *TRAINING, "--epochs", "1", *columns]
     assert cli.main(arguments) == 0
     folder = data / "artifacts" / "tiny" / "checkpoint"
-    manifest = read_manifest(folder, "checkpoint")
-    assert (manifest["pair"], manifest["labels"]) == (True, ["0", "1"])
+    manifest = read_manifest(folder, CheckpointManifest)
+    assert (manifest.pair, manifest.labels) == (True, ("0", "1"))
     assert evaluation_of(folder).texts[1][0] == "the film is good"
 
 
@@ -338,13 +339,13 @@ def test_a_threshold_is_chosen_by_the_validation_rows(
     arguments += ["--label-column", "nice", "--label-column", "film"]
     assert cli.main(arguments) == 0
     folder = data / "artifacts" / "tiny" / "checkpoint"
-    manifest = read_manifest(folder, "checkpoint")
-    threshold = manifest["fitted_settings"]["threshold"]
+    manifest = read_manifest(folder, CheckpointManifest)
+    threshold = manifest.fitted_settings["threshold"]
     assert f"threshold {threshold:g} does best on the validation rows: f1 " in capsys.readouterr().err
-    assert manifest["labels"] == ["nice", "film"] and manifest["settings"]["threshold"] == threshold
-    assert manifest["chosen_settings"] == {"threshold": threshold}, "what export goes on with"
+    assert manifest.labels == ("nice", "film") and manifest.settings["threshold"] == threshold
+    assert manifest.chosen_settings == {"threshold": threshold}, "what export goes on with"
     assert f"The threshold that does best on the validation rows is {threshold:g}." in (folder / "README.md").read_text()
 
     assert cli.main([*arguments, "--setting", "threshold=0.7"]) == 0
-    manifest = read_manifest(folder, "checkpoint")
-    assert (manifest["fitted_settings"], manifest["settings"]["threshold"]) == ({}, 0.7)
+    manifest = read_manifest(folder, CheckpointManifest)
+    assert (manifest.fitted_settings, manifest.settings["threshold"]) == ({}, 0.7)

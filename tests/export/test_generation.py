@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from export import cli
 from export.metric import bootstrapped, load_metric
 from export.training import encoding
 from serving.artifact import read_manifest
+from serving.manifests import CheckpointManifest, TrainingFigures
 from serving.runtime.tasks import names, task_class
 from serving.runtime.tasks.translation import Translation
 from tests.helpers.generating import LANGUAGES, write_checkpoint
@@ -65,9 +65,9 @@ def command(task: str, checkpoint: Path, *more: str) -> list[str]:
     return ["finetune", "--name", "tiny", "--task", task, "--checkpoint", str(checkpoint), *where, *SMALL, *more]
 
 
-def checkpoint_of(data: Path) -> tuple[Path, dict[str, Any]]:
+def checkpoint_of(data: Path) -> tuple[Path, TrainingFigures]:
     folder = data / "artifacts" / "tiny" / "checkpoint"
-    return folder, read_manifest(folder, "checkpoint")["figures"]
+    return folder, read_manifest(folder, CheckpointManifest).figures
 
 
 def test_a_language_model_is_judged_by_every_token_of_long_texts_too(
@@ -93,11 +93,11 @@ def test_a_language_model_is_judged_by_every_token_of_long_texts_too(
             hits += int((likelihood.argmax(-1) == row[0, 1:]).sum())
             counted += row.shape[1] - 1
             surprise -= float(likelihood.gather(-1, row[0, 1:, None]).sum())
-    assert figures["test"]["token_accuracy"] == pytest.approx(hits / counted, abs=1e-6)
-    assert figures["test"]["perplexity"] == pytest.approx(math.exp(surprise / counted), rel=1e-4)
-    assert figures["test"]["perplexity"] < 40, "a fresh model finds all 392 tokens alike"
+    assert figures.splits["test"]["token_accuracy"] == pytest.approx(hits / counted, abs=1e-6)
+    assert figures.splits["test"]["perplexity"] == pytest.approx(math.exp(surprise / counted), rel=1e-4)
+    assert figures.splits["test"]["perplexity"] < 40, "a fresh model finds all 392 tokens alike"
     assert len(ids) > 2 * 32, "the last text is of several rows"
-    assert figures["rows"]["test"] == len(rows) - 2 + 1, "blank texts are none"
+    assert figures.rows["test"] == len(rows) - 2 + 1, "blank texts are none"
     assert tokenizer.pad_token == tokenizer.eos_token
     assert pipeline("text-generation", str(folder), device="cpu")("the film", max_new_tokens=4)[0]["generated_text"]
 
@@ -126,11 +126,11 @@ def test_a_translation_is_judged_by_what_the_pipeline_writes(data: Path, made: C
     rows = [line.split("\t") for line in (data / "test.tsv").read_text().splitlines()[1:]]
     texts = written(folder, "translation", [source for source, _ in rows])
     right = [[target for _, target in rows]]
-    assert 100 * figures["test"]["bleu"] == pytest.approx(corpus_bleu(texts, right).score)
-    assert 100 * figures["test"]["chrf"] == pytest.approx(corpus_chrf(texts, right).score)
-    assert figures["test"]["chrf"] > 0.25, "it has learnt words"
-    low, high = figures["interval"]
-    assert low <= figures["test"]["chrf"] <= high
+    assert 100 * figures.splits["test"]["bleu"] == pytest.approx(corpus_bleu(texts, right).score)
+    assert 100 * figures.splits["test"]["chrf"] == pytest.approx(corpus_chrf(texts, right).score)
+    assert figures.splits["test"]["chrf"] > 0.25, "it has learnt words"
+    low, high = figures.interval
+    assert low <= figures.splits["test"]["chrf"] <= high
     assert json.loads((folder / "generation_config.json").read_text())["max_length"] == 13
     assert json.loads((folder / "config.json").read_text())["prefix"] == "to other: "
     card = (folder / "README.md").read_text()
@@ -154,8 +154,8 @@ def test_a_summary_is_held_against_all_that_are_right(
     texts = written(folder, "summarization", [line["paper"]["text"] for line in lines])
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     scores = [scorer.score_multi(line["tldr"], text)["rougeL"].fmeasure for line, text in zip(lines, texts, strict=True)]
-    assert figures["test"]["rouge_l"] == pytest.approx(sum(scores) / len(scores))
-    assert {"rouge_1", "rouge_2", "rouge_l", "loss"} == set(figures["test"])
+    assert figures.splits["test"]["rouge_l"] == pytest.approx(sum(scores) / len(scores))
+    assert {"rouge_1", "rouge_2", "rouge_l", "loss"} == set(figures.splits["test"])
 
 
 def test_a_model_of_several_languages_is_told_which(
@@ -227,7 +227,7 @@ def test_what_is_cut_of_targets_is_told(
         r"targets cut at 2 tokens \(--setting max_new_tokens=…\): \d+ of 16; the longest has \d", capsys.readouterr().err
     )
     written, figures = checkpoint_of(data)
-    assert figures["steps"] == 1
+    assert figures.steps == 1
     before, after = ((path / "model.safetensors").read_bytes() for path in (folder, written))
     assert before != after
     modes = {path.stat().st_mode & 0o777 for path in written.rglob("*") if path.is_file()}
@@ -283,11 +283,11 @@ def test_adapters_and_teachers_are_for_models_that_write_too(
     assert cli.main(command(task, made(architecture), *short, *teacher)) == 0
     _, figures = checkpoint_of(data)
     nothing = math.log(len(AutoTokenizer.from_pretrained(data / "teacher")))
-    assert figures["test"]["loss"] < (taught["test"]["loss"] + nothing) / 2, "by the teacher alone, which is no fresh one"
+    assert figures.splits["test"]["loss"] < (taught.splits["test"]["loss"] + nothing) / 2, "by the teacher alone"
     assert cli.main(command(task, made(architecture), "--adapter", "lora", "--adapter-option", "r=2", *short, "--epochs", "1")) == 0
     _, figures = checkpoint_of(data)
-    assert 0 < figures["merged_difference"] < 1e-5
-    assert figures["trained_parameters"] < figures["parameters"] / 4, "no head of a whole vocabulary among them"
+    assert 0 < figures.merged_difference < 1e-5
+    assert figures.trained_parameters < figures.parameters / 4, "no head of a whole vocabulary among them"
 
 
 @pytest.mark.parametrize(

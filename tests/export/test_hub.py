@@ -12,6 +12,7 @@ import pytest
 
 from export import cli
 from serving.artifact import read_manifest
+from serving.manifests import BundleManifest, CheckpointManifest
 from tests.helpers import hub
 from tests.helpers.command_line import CommandLine, command_line
 from tests.helpers.reviews import review_rows, write_tsv
@@ -60,8 +61,8 @@ def test_checkpoint_and_bundle_go_to_the_hub_and_come_back(data: Path, base_chec
     assert done.stderr.splitlines()[-1] == f"on the Hub: {stand_in.url}/me/tiny/commit/{hub.COMMIT}"
     artifact = data / "artifacts" / "tiny"
     files = stand_in.repositories["me/tiny"]
-    manifest = read_manifest(artifact / "checkpoint", "checkpoint")
-    assert set(files) == {*manifest["files"], "manifest.json"}
+    manifest = read_manifest(artifact / "checkpoint", CheckpointManifest)
+    assert set(files) == {*manifest.files, "manifest.json"}
     for name in files:
         assert files[name] == (artifact / "checkpoint" / name).read_bytes(), name
     assert stand_in.private == {"me/tiny"}
@@ -74,8 +75,8 @@ def test_checkpoint_and_bundle_go_to_the_hub_and_come_back(data: Path, base_chec
 
     done = run("export", "--name", "again", "--checkpoint", "me/tiny", "--test", "test.tsv", "--precision", "fp32")
     assert done.returncode == 0, done.stderr
-    ours, theirs = (read_manifest(data / "artifacts" / name / "bundle", "bundle") for name in ("tiny", "again"))
-    assert ours["original"]["accuracy"] == theirs["original"]["accuracy"], "what came back is what went"
+    ours, theirs = (read_manifest(data / "artifacts" / name / "bundle", BundleManifest) for name in ("tiny", "again"))
+    assert ours.original.metrics["accuracy"] == theirs.original.metrics["accuracy"], "what came back is what went"
 
 
 def test_what_the_hub_refuses_stays_here(data: Path, base_checkpoint: Path, stand_in: hub.Hub, run: Run) -> None:
@@ -83,7 +84,7 @@ def test_what_the_hub_refuses_stays_here(data: Path, base_checkpoint: Path, stan
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the Hub did not take artifacts/tiny/checkpoint: 401 Client Error") and "HF_TOKEN" in last
-    assert read_manifest(data / "artifacts" / "tiny" / "checkpoint", "checkpoint")
+    assert read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest)
     done = run(*finetune(base_checkpoint, "--push-to-hub", "me/tiny"))
     assert done.returncode == 0 and "is up to date" in done.stderr, "given again it is only uploaded"
 
@@ -110,7 +111,7 @@ def test_the_card_says_what_a_colleague_needs(data: Path, base_checkpoint: Path,
     low, high = figures["interval"]
     assert low <= figures["test"]["accuracy"] <= high
     assert f"accuracy on the test rows is between {low:.4f} and {high:.4f} (95 %" in card
-    assert re.search(r"\d+ of the test rows stand among the training rows, but for case, .*; those were not learnt from", card)
+    assert re.search(r"\d+ of the test rows duplicate training rows .*; the duplicates were removed from", card)
     assert "Training rows by label: negative " in card
     assert "Adapter: lora, merged into the weights" in card
     assert 'pipeline("text-classification"' in card and "tritonize export --name tiny" in card

@@ -14,6 +14,7 @@ from export.training import search
 from export.training.hyperparameters import Hyperparameters
 from serving.artifact import read_manifest
 from serving.errors import DivergedError
+from serving.manifests import CheckpointManifest
 from tests.helpers.reviews import review_rows, write_tsv
 
 TINY = ("--epochs", "2", "--max-length", "32", "--device", "cpu", "--name", "tiny", "--batch-size", "16")
@@ -41,9 +42,9 @@ def test_the_best_of_the_trials_is_trained_with(data: Path, base_checkpoint: Pat
     assert [line.partition(":")[0] for line in trials] == [f"trial {number} of 4" for number in (1, 2, 3, 4)]
     assert trials[0].endswith("learning rate 0.0001, warmup ratio 0.1, layer decay 1"), "first as it would be without a search"
     assert len(set(trials)) == 4 and "weight decay" not in err, "what was given stays"
-    manifest = read_manifest(data / "artifacts" / "tiny" / "checkpoint", "checkpoint")
-    assert manifest["training"]["weight_decay"] == 0.02 and manifest["training"]["batch_size"] == 16
-    assert f"{manifest['training']['learning_rate']:.3g}" in err
+    manifest = read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest)
+    assert manifest.training["weight_decay"] == 0.02 and manifest.training["batch_size"] == 16
+    assert f"{manifest.training['learning_rate']:.3g}" in err
     assert [path.name for path in (data / "artifacts" / "tiny").iterdir()] == ["checkpoint"], "no trial's weights stay"
 
 
@@ -66,7 +67,7 @@ def test_an_interrupted_search_goes_on(
     assert trained[0] == trained[1], "what was being tried is tried again, the usual options first"
     assert trained[3] == trained[4]
     assert len({repr(options) for options in trained}) == 4 and len(trained) == 6, "two interrupted, and four others"
-    assert read_manifest(data / "artifacts" / "tiny" / "checkpoint", "checkpoint")["figures"]["search"]["trials"] >= 3
+    assert read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest).figures.search.trials >= 3
 
 
 def test_trials_that_diverge_are_not_taken(

@@ -13,6 +13,7 @@ from export.training.hyperparameters import Hyperparameters
 from export.training.losses import grouped_cross_entropy, loss_function
 from serving.artifact import read_manifest
 from serving.errors import DataError
+from serving.manifests import CheckpointManifest
 from serving.runtime.tasks._labels import IGNORED
 from serving.runtime.tasks.base import Task
 from serving.runtime.tasks.multiple_choice import MultipleChoice
@@ -101,7 +102,7 @@ def test_training_and_its_evaluation_take_the_loss_that_was_asked_for(in_folder:
     losses = []
     for name, more in (("plain", []), ("weighed", ["--class-weights"]), ("smoothed", ["--label-smoothing", "0.2"])):
         assert cli.main([*command, "--name", name, *more]) == 0
-        manifest = read_manifest(in_folder / "artifacts" / name / "checkpoint", "checkpoint")
-        losses.append(manifest["figures"]["validation"]["loss"])
-        assert manifest["training"]["class_weights"] == (name == "weighed")
+        manifest = read_manifest(in_folder / "artifacts" / name / "checkpoint", CheckpointManifest)
+        losses.append(manifest.figures.validation["loss"])
+        assert manifest.training["class_weights"] == (name == "weighed")
     assert len(set(losses)) == 3

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export import cli
 from export.training.quantization_aware import fake_quantized
 from serving.artifact import read_manifest
+from serving.manifests import CheckpointManifest
 from tests.helpers.reviews import review_rows, write_tsv
 
 
@@ -65,7 +66,7 @@ def test_whole_run(in_folder: Path, base_checkpoint: Path, capsys: pytest.Captur
     command += ["--epochs", "6", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--quantization-aware"]
     assert cli.main(command) == 0
     folder = in_folder / "artifacts" / "tiny" / "checkpoint"
-    assert read_manifest(folder, "checkpoint")["figures"]["validation"]["accuracy"] > 0.8, "the words give the label away"
+    assert read_manifest(folder, CheckpointManifest).figures.validation["accuracy"] > 0.8, "the words give the label away"
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
     assert cli.main([*command, "--adapter", "lora"]) == 1
     assert "error: an adapter's weights are not those that are rounded" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from export.files import read_rows
 from export.splits import load_splits
 from serving.artifact import read_manifest
 from serving.errors import DataError
+from serving.manifests import CheckpointManifest
 from serving.runtime.tasks.text_classification import ANY, TextClassification
 from tests.helpers.reviews import review_rows, write_tsv
 
@@ -172,7 +173,7 @@ def test_rows_are_cut_where_most_are_whole(
     )
     command = ["finetune", "--checkpoint", str(base_checkpoint), "--train", "train.tsv", "--epochs", "1", "--device", "cpu"]
     assert cli.main(command) == 0
-    found = read_manifest(in_folder / "artifacts" / "model" / "checkpoint", "checkpoint")["max_length"]
+    found = read_manifest(in_folder / "artifacts" / "model" / "checkpoint", CheckpointManifest).max_length
     assert found % 8 == 0 and 16 < found <= 64
     assert cli.main([*command, "--max-length", "16"]) == 0
     assert "training rows cut at 16 tokens: " in capsys.readouterr().err

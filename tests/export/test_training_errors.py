@@ -17,6 +17,7 @@ import torch
 
 from export import cli
 from serving.artifact import read_manifest
+from serving.manifests import CheckpointManifest
 from tests.helpers.reviews import review_rows, write_tsv
 
 SMALL = ("--epochs", "4", "--batch-size", "16", "--max-length", "32", "--learning-rate", "5e-3", "--device", "cpu")
@@ -119,9 +120,9 @@ def test_other_errors_of_torch_are_not_taken_for_those(data: Path, base_checkpoi
 )
 def test_every_way_of_training_learns(data: Path, base_checkpoint: Path, more: tuple[str, ...]) -> None:
     assert cli.main(command(base_checkpoint, "--epochs", "8", "--early-stopping", "0", *more)) == 0
-    figures = read_manifest(data / "artifacts" / "tiny" / "checkpoint", "checkpoint")["figures"]
-    assert figures["steps"] == 8 * 15
-    assert "lora" in more or figures["validation"]["accuracy"] > 0.8, "the words give the label away"
+    figures = read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest).figures
+    assert figures.steps == 8 * 15
+    assert "lora" in more or figures.validation["accuracy"] > 0.8, "the words give the label away"
 
 
 def test_a_compiled_model_learns_the_same(data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +142,7 @@ def test_a_compiled_model_learns_the_same(data: Path, base_checkpoint: Path, mon
             if more:
                 patch.setattr(trainer_arguments, "Seq2SeqTrainingArguments", plain)
             assert cli.main(command(base_checkpoint, "--epochs", "2", *more, name=name)) == 0
-        figures[name] = read_manifest(data / "artifacts" / name / "checkpoint", "checkpoint")["figures"]["validation"]
+        figures[name] = read_manifest(data / "artifacts" / name / "checkpoint", CheckpointManifest).figures.validation
     assert compiled == ["aot_eager"]
     assert figures["compiled"] == pytest.approx(figures["whole"], abs=1e-2)
     torch._dynamo.reset()
@@ -205,7 +206,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_never(data: Path, base_
     assert subprocess.run(arguments, check=False, capture_output=True).returncode == 0
     accuracy, loss = (
         [
-            read_manifest(data / "artifacts" / name / "checkpoint", "checkpoint")["figures"]["validation"][figure]
+            read_manifest(data / "artifacts" / name / "checkpoint", CheckpointManifest).figures.validation[figure]
             for name in ("undisturbed", "killed")
         ]
         for figure in ("accuracy", "loss")

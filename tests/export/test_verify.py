@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from export import metric, verify
 from export.data import LabelledRows
 from export.rows import EncodedRows
 from serving.errors import ExportError
+from serving.manifests import VariantGate
 from serving.runtime.tasks import load_task
 from serving.runtime.tasks.base import Arrays, Options, Origins, Task
 from serving.runtime.tasks.text_classification import ANY, NUMBER, TextClassification
@@ -39,7 +40,7 @@ def against(original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist())
     return verify.Reference(task=task, outputs=original, origins=Origins(np.arange(len(original["logits"]))), references=references)
 
 
-def gates(precision: str, variant: np.ndarray, limits: verify.Limits = LIMITS) -> dict[str, verify.Gate]:
+def gates(precision: str, variant: np.ndarray, limits: verify.Limits = LIMITS) -> dict[str, VariantGate]:
     """Gates of a variant that predicts those labels where the original is always right."""
     return {gate.name: gate for gate in verify.judge(precision, against(logits_for(LABELS)), logits_for(variant), limits).gates}
 
@@ -216,8 +217,8 @@ def test_a_tie_in_the_original_is_no_disagreement() -> None:
     other = tied["logits"].copy()
     other[:2] = other[:2, ::-1]
     verdict = verify.judge("fp16", against(tied), {"logits": other}, LIMITS)
-    assert verdict.figures["ties"] == 1
-    assert verdict.figures["label_agreement"] == pytest.approx(0.999)
+    assert verdict.ties == 1
+    assert verdict.label_agreement == pytest.approx(0.999)
 
 
 @pytest.mark.parametrize(("wrong", "passed"), [(5e-4, True), (5e-3, False), (float("nan"), False)])
@@ -242,10 +243,9 @@ def test_logits_that_are_no_numbers_fail_at_every_precision(precision: str, brok
     assert not verdict.passed and not gate.passed
     assert gate.value == 3
     assert gate.message == "logits are infinite or no numbers for 3 of 1000 rows"
-    assert verdict.figures["label_agreement"] == pytest.approx(0.997), "they agree with nothing"
-    assert verdict.figures["metric_drop"] == pytest.approx(0.3)
-    record = json.dumps(verdict.record("model.onnx"), allow_nan=False)
-    assert json.loads(record)["figures"]["max_logit_difference"] is None
+    assert verdict.label_agreement == pytest.approx(0.997), "they agree with nothing"
+    assert verdict.metric_drop == pytest.approx(0.3)
+    assert verdict.max_logit_difference is verdict.mean_logit_difference is None
 
 
 MANY = TextClassification(labels=("a", "b", "c"), function_to_apply="sigmoid", problem_type=ANY)
@@ -270,13 +270,13 @@ def test_a_row_with_several_labels_agrees_where_all_of_them_do() -> None:
     original["logits"][0] = 4
     variant = changed(original, slice(0, 1), [4, 4, -4])
     verdict = verify.judge("int8", reference, variant, LIMITS)
-    assert verdict.figures["label_agreement"] == pytest.approx(399 / 400)
+    assert verdict.label_agreement == pytest.approx(399 / 400)
     assert verdict.passed
     verdict = verify.judge("int8", reference, changed(original, slice(0, 100), -original["logits"][:100]), LIMITS)
     gates = {gate.name: gate for gate in verdict.gates}
     assert not gates["metric_drop"].passed and not gates["label_agreement"].passed
     assert gates["metric_drop"].message.startswith("f1 drops by ")
-    assert verdict.figures["label_agreement"] == pytest.approx(0.75)
+    assert verdict.label_agreement == pytest.approx(0.75)
 
 
 def test_a_score_at_the_threshold_is_a_tie() -> None:
@@ -284,7 +284,7 @@ def test_a_score_at_the_threshold_is_a_tie() -> None:
     original["logits"][:2] = [[3, -3, 1e-5], [3, -3, 1e-2]]
     variant = changed(original, slice(0, 2), [[3, -3, -1e-5], [3, -3, -1e-2]])
     verdict = verify.judge("fp16", against(original, [[0]] * 400, MANY), variant, LIMITS)
-    assert (verdict.figures["ties"], verdict.figures["label_agreement"]) == (1, pytest.approx(399 / 400))
+    assert (verdict.ties, verdict.label_agreement) == (1, pytest.approx(399 / 400))
 
 
 def test_numbers_agree_where_they_are_near_by_what_the_original_spans() -> None:
@@ -293,8 +293,8 @@ def test_numbers_agree_where_they_are_near_by_what_the_original_spans() -> None:
     reference = against(original, original["logits"][:, 0].tolist(), NUMBERS)
     for off, agreeing in ((0.04, 400), (0.06, 390)):
         verdict = verify.judge("int8", reference, changed(original, slice(0, 10), original["logits"][:10] + off * span), LIMITS)
-        assert (verdict.figures["label_agreement"], verdict.figures["ties"]) == (pytest.approx(agreeing / 400), 0)
-        assert verdict.figures["spearman"] > 0.99
+        assert (verdict.label_agreement, verdict.ties) == (pytest.approx(agreeing / 400), 0)
+        assert verdict.metrics["spearman"] > 0.99
     verdict = verify.judge("int8", reference, changed(original, slice(0, 200), -original["logits"][:200]), LIMITS)
     drop = next(gate for gate in verdict.gates if gate.name == "metric_drop")
     assert not drop.passed
@@ -305,7 +305,7 @@ def test_numbers_that_hardly_differ_agree() -> None:
     """An original that says the same of every row has no span to go by."""
     original = {"logits": np.full((100, 1), 0.3, dtype=np.float32)}
     verdict = verify.judge("fp32", against(original, [0.3] * 100, NUMBERS), {"logits": original["logits"] + 5e-5}, LIMITS)
-    assert verdict.figures["label_agreement"] == 1
+    assert verdict.label_agreement == 1
 
 
 class Windowed(TextClassification):
@@ -326,8 +326,8 @@ def test_a_row_of_which_one_window_is_no_number_is_broken_as_a_whole() -> None:
     assert verify.judge("fp32", reference, original, LIMITS).passed
     verdict = verify.judge("int8", reference, changed(original, slice(1, 2), np.nan), LIMITS)
     assert next(gate.value for gate in verdict.gates if gate.name == "finite") == 1
-    assert verdict.figures["label_agreement"] == pytest.approx(2 / 3)
-    assert verdict.figures["metric_drop"] == pytest.approx(100 / 3)
+    assert verdict.label_agreement == pytest.approx(2 / 3)
+    assert verdict.metric_drop == pytest.approx(100 / 3)
 
 
 class Twice(TextClassification):
@@ -350,10 +350,10 @@ def test_a_row_that_takes_two_requests_is_judged_once() -> None:
     reference = against(original, [0, 1, 1, 0], task)
     assert verify.task_metrics(reference)["accuracy"] == 1
     half = verify.judge("int8", reference, changed(original, slice(5, 6), [2, 0]), LIMITS)
-    assert half.figures["label_agreement"] == pytest.approx(3.5 / 4), "rows that agree in part count in part"
+    assert half.label_agreement == pytest.approx(3.5 / 4), "rows that agree in part count in part"
     broken = verify.judge("int8", reference, changed(original, slice(5, 6), np.nan), LIMITS)
     assert next(gate.message for gate in broken.gates if gate.name == "finite").endswith("for 1 of 4 rows")
-    assert broken.figures["label_agreement"] == pytest.approx(3 / 4)
+    assert broken.label_agreement == pytest.approx(3 / 4)
 
 
 @pytest.mark.parametrize(("task", "references"), [(MANY, [[0]] * 100), (NUMBERS, [float(row) for row in range(100)])])
@@ -362,8 +362,8 @@ def test_figures_that_are_no_shares_fail_where_outputs_are_no_numbers(task: Text
     verdict = verify.judge("int8", against(original, references, task), changed(original, slice(4, 5), np.nan), LIMITS)
     gates = {gate.name: gate for gate in verdict.gates}
     assert (gates["finite"].value, gates["finite"].passed) == (1, False)
-    assert verdict.figures["label_agreement"] == pytest.approx(0.99)
-    json.dumps(verdict.record("model.onnx"), allow_nan=False)
+    assert verdict.label_agreement == pytest.approx(0.99)
+    assert all(map(math.isfinite, verdict.metrics.values()))
 
 
 def test_finite_logits_pass_their_gate() -> None:
@@ -378,25 +378,11 @@ def test_an_original_that_gives_no_numbers_is_refused() -> None:
         verify.require_finite(broken)
 
 
-def test_record_is_what_the_bundle_promises() -> None:
+def test_a_verdict_has_gates_and_the_figures_of_the_metric() -> None:
     verdict = verify.judge("int8", against(logits_for(LABELS)), logits_for(flipped(LABELS, 0, 90)), LIMITS)
-    record = verdict.record("int8/model.onnx")
-    assert (record["file"], record["verdict"]) == ("int8/model.onnx", "failed")
-    assert {gate["name"]: gate["passed"] for gate in record["gates"]} == {
-        "finite": True,
-        "metric_drop": False,
-        "label_agreement": False,
-    }
-    assert set(record["figures"]) == {
-        "accuracy",
-        "f1",
-        "f1_positive",
-        "metric_drop",
-        "label_agreement",
-        "ties",
-        "max_logit_difference",
-        "mean_logit_difference",
-    }
+    assert not verdict.passed
+    assert {gate.name: gate.passed for gate in verdict.gates} == {"finite": True, "metric_drop": False, "label_agreement": False}
+    assert set(verdict.metrics) == {"accuracy", "f1", "f1_positive"}
 
 
 def test_overflow_gate_names_the_tensors() -> None:
@@ -467,4 +453,5 @@ def test_speeds_time_each_run_alike(tiny_checkpoint, monkeypatch: pytest.MonkeyP
     runs = {name: (lambda feed, name=name: seen[name].append(feed["input_ids"].shape)) for name in seen}
     measured = verify.speeds(runs, rows, seed=0)
     assert seen["a"] == seen["b"], "the same rows in the same order"
-    assert measured["a"] == {"latency_ms": 1000.0, "throughput": {"1": 1.0, "16": pytest.approx(40 / 3)}}
+    assert measured["a"].latency_ms == 1000.0
+    assert (measured["a"].throughput.one_by_one, measured["a"].throughput.batched) == (1.0, pytest.approx(40 / 3))

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 
 from serving import artifact
-from serving.artifact import is_current, publish, staging_folder, write_manifest
+from serving.artifact import (
+    MANIFEST,
+    fingerprint,
+    inputs_record,
+    is_current,
+    publish,
+    read_manifest,
+    sha256,
+    staging_folder,
+    write_manifest,
+)
+from serving.errors import ArtifactError
+from serving.manifests import BundleManifest, CheckpointManifest, Manifest, RepositoryManifest, TuningManifest
+from tests.helpers.manifests import (
+    NOTHING,
+    bundle_manifest,
+    checkpoint_manifest,
+    repository_manifest,
+    tuning_manifest,
+    variant_figures,
+)
 
 LAST_BREATH = """
 import os, sys
@@ -66,7 +89,7 @@ def test_every_rename_may_be_the_last(tmp_path: Path, way: str, end: str) -> Non
         assert done.returncode in (0, 9), done.stderr
         if way == "exchange" or end == "raised":
             assert (target / "content").exists(), "at no moment is there none"
-        is_current(target, "bundle", {})  # what every stage asks first
+        is_current(target, BundleManifest, NOTHING)  # what every stage asks first
         content = (target / "content").read_text()
         seen.add(content)
         assert left_aside(target.parent) == []
@@ -93,7 +116,7 @@ def test_a_next_run_that_fails_leaves_what_the_killed_one_had_put_aside(tmp_path
 def test_a_running_process_keeps_what_it_put_aside(tmp_path: Path) -> None:
     with staging_folder(tmp_path, "target") as staging:
         (staging / "retired").mkdir()
-        assert not is_current(tmp_path / "target", "bundle", {})
+        assert not is_current(tmp_path / "target", BundleManifest, NOTHING)
         assert (staging / "retired").exists()
 
 
@@ -113,8 +136,105 @@ def test_two_folders_change_places_or_nothing_happens(tmp_path: Path, monkeypatc
     assert (one / "other").exists()
 
 
-def test_a_manifest_is_json(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_manifest(tmp_path, "bundle", {}, figure=float("nan"))
-    write_manifest(tmp_path, "bundle", {}, figure=None)
-    assert json.loads((tmp_path / "manifest.json").read_text())["figure"] is None
+MANIFESTS = {
+    CheckpointManifest: (checkpoint_manifest, "tritonize finetune"),
+    BundleManifest: (bundle_manifest, "tritonize export"),
+    RepositoryManifest: (repository_manifest, "tritonize package"),
+    TuningManifest: (tuning_manifest, "tritonize tune NAME --fresh"),
+}
+KINDS = pytest.mark.parametrize("model", MANIFESTS, ids=lambda model: model.artifact_kind)
+
+
+@KINDS
+def test_a_manifest_comes_back_as_it_was_written(model: type[Manifest], tmp_path: Path) -> None:
+    (tmp_path / "content").write_text("content")
+    written = write_manifest(tmp_path, MANIFESTS[model][0]())
+    assert written.files == {"content": sha256(tmp_path / "content")}
+    assert read_manifest(tmp_path, model) == written
+    assert is_current(tmp_path, model, written.inputs)
+    assert not is_current(tmp_path, model, inputs_record({"seed": 1}))
+    (tmp_path / "content").write_text("changed")
+    assert not is_current(tmp_path, model, written.inputs)
+
+
+def test_figures_of_the_task_stand_beside_the_others(tmp_path: Path) -> None:
+    write_manifest(tmp_path, bundle_manifest())
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    figures = content["precisions"]["fp32"]["figures"]
+    assert (figures["accuracy"], figures["throughput"]) == (0.9, {"1": 9.0, "16": 1.0})
+    assert list(content)[-1] == "files"
+    write_manifest(tmp_path, checkpoint_manifest())
+    assert not {"test", "search", "peak_gpu_mib"} & json.loads((tmp_path / MANIFEST).read_text())["figures"].keys()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "high"])
+def test_what_is_no_number_is_not_written(value: object) -> None:
+    with pytest.raises(ValueError, match="latency_ms"):
+        variant_figures(latency_ms=value)
+    with pytest.raises(ValueError, match="f1"):
+        variant_figures(f1=value)
+
+
+@KINDS
+def test_a_manifest_that_is_missing_damaged_or_foreign_is_one_line_and_a_remedy(model: type[Manifest], tmp_path: Path) -> None:
+    make, remedy = MANIFESTS[model]
+    path = tmp_path / MANIFEST
+    with pytest.raises(ArtifactError, match=rf"^no {model.artifact_kind} at .*{tmp_path.name}$") as raised:
+        read_manifest(tmp_path, model)
+    assert raised.value.hint == f"make one with: {remedy}"
+    write_manifest(tmp_path, make())
+    content = json.loads(path.read_text())
+    foreign = next(other for other in MANIFESTS if other is not model).artifact_kind
+    for text, message in (
+        ("{", "is not readable as JSON: Expecting property name"),
+        ("\xff", "is not readable as JSON"),
+        ("[]", f"does not describe a {model.artifact_kind}: kind is null"),
+        (json.dumps(content | {"kind": foreign}), f'does not describe a {model.artifact_kind}: kind is "{foreign}"'),
+        (json.dumps(content | {"schema_version": 1}), ": schema_version is 1, this tritonize reads 2"),
+        (json.dumps(content | {"schema_version": 9}), ": schema_version is 9, this tritonize reads 2"),
+        (json.dumps({key: value for key, value in content.items() if key != "versions"}), ": versions: Field required"),
+        (json.dumps(content | {"files": {"a": 1}}), ": files.a: Input should be a valid string"),
+        (json.dumps(content | {"created": "yesterday"}), ": created: Input should be a valid datetime"),
+        (json.dumps(content | {"extra": 1, "more": 2}), ": extra: Extra inputs are not permitted (and 1 more)"),
+    ):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(ArtifactError) as raised:
+            read_manifest(tmp_path, model)
+        assert raised.value.message.startswith(f"{path}") and message in raised.value.message
+        assert "\n" not in raised.value.message and raised.value.hint.endswith(f"with: {remedy}")
+        assert not is_current(tmp_path, model, NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("precisions", "fp32", "figures", "throughput", "16"), "fast", "precisions.fp32.figures.throughput.16: Input should be a"),
+        (("precisions", "fp32", "figures", "f1"), "high", "precisions.fp32.figures.f1: Input should be a valid number"),
+        (("precisions", "fp32", "verdict"), "maybe", "precisions.fp32.verdict: Input should be 'passed' or 'failed'"),
+        (("precisions", "fp4"), {}, "precisions.fp4.[key]: Input should be 'fp32', 'fp16' or 'int8'"),
+        (("max_length",), "64", "max_length: Input should be a valid integer"),
+    ],
+)
+def test_the_message_names_the_field(keys: tuple[str, ...], value: object, message: str, tmp_path: Path) -> None:
+    write_manifest(tmp_path, bundle_manifest())
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    *outer, last = keys
+    reduce(getitem, outer, content)[last] = value
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=re.escape(message)):
+        read_manifest(tmp_path, BundleManifest)
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("metrics/translation.py", "tasks/translation.py", "tasks/__pycache__/translation.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = fingerprint([tmp_path / "metrics" / "translation.py", tmp_path / "tasks"], root=tmp_path)
+    assert set(found) == {"metrics/translation.py", "tasks/translation.py"}
+    assert len(set(found.values())) == 2
+    with pytest.raises(ArtifactError, match=r"two inputs of a stage are called tasks/translation\.py"):
+        fingerprint([tmp_path / "tasks", tmp_path / "tasks" / "translation.py"], root=tmp_path)
+    with pytest.raises(ArtifactError, match=r"two inputs of a stage are called metrics/translation\.py"):
+        inputs_record({}, found, {"metrics/translation.py": "0"})
+    with pytest.raises(ArtifactError, match=r"absent\.py is missing"):
+        fingerprint([tmp_path / "absent.py"], root=tmp_path)

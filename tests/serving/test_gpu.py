@@ -16,6 +16,7 @@ from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.client import TritonPipeline
 from serving.machine import has_gpu
+from serving.manifests import BundleManifest, RepositoryManifest
 from serving.options import PackageOptions
 from serving.repository import package
 from serving.supervisor import start_detached, stop
@@ -48,9 +49,9 @@ def gpu_bundle(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_every_variant_holds_on_the_gpu(gpu_bundle: Path) -> None:
-    manifest = read_manifest(gpu_bundle, "bundle")
-    assert manifest["device"] == "gpu"
-    assert {name: record["verdict"] for name, record in manifest["precisions"].items()} == {"fp32": "passed", "fp16": "passed"}
+    manifest = read_manifest(gpu_bundle, BundleManifest)
+    assert manifest.device == "gpu"
+    assert {name: record.verdict for name, record in manifest.precisions.items()} == {"fp32": "passed", "fp16": "passed"}
 
 
 def test_half_precision_is_served_in_ragged_batches(
@@ -58,8 +59,8 @@ def test_half_precision_is_served_in_ragged_batches(
 ) -> None:
     repository = tmp_path / "model_repository"
     package(PackageOptions(bundle=gpu_bundle, repository=repository, name="half"))
-    manifest = read_manifest(repository / "half", "repository")
-    assert (manifest["precision"], manifest["device"], manifest["batching"]) == ("fp16", "gpu", "ragged")
+    manifest = read_manifest(repository / "half", RepositoryManifest)
+    assert (manifest.precision, manifest.device, manifest.batching) == ("fp16", "gpu", "ragged")
     assert "fp16" in load_bundle(gpu_bundle).variants
     options = serve_options(repository)
     start_detached(options)

@@ -16,11 +16,13 @@ from serving.artifact import MANIFEST, sha256, write_manifest
 from serving.bundle import load_bundle
 from serving.configuration import Configuration
 from serving.machine import cores, hardware
+from serving.manifests import RepositoryManifest
 from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
 from serving.plan import make_plan
 from serving.repository import package
 from serving.tuning import read_tuning, tuning_folder
+from tests.helpers.manifests import tuning_manifest
 
 RAGGED = Configuration(
     precision="fp32", device="cpu", batching="ragged", instances=3, threads=1, max_batch_size=16, queue_delay_us=500
@@ -37,18 +39,11 @@ def record(bundle: Path, winner: Configuration = RAGGED, **changes: Any) -> Path
     """What ``tritonize tune`` writes, as far as packaging reads it."""
     folder = tuning_folder(bundle)
     folder.mkdir(exist_ok=True)
-    fields = {
-        "bundle_sha256": sha256(bundle / MANIFEST),
-        "hardware": hardware(),
-        "latency_p99_ms": 50.0,
-        "winner": asdict(winner),
-        "speed": {"concurrency": 16, "throughput": 412.3, "p50_ms": 20.0, "p99_ms": 38.12, "executed_batch": 2.0},
-    }
-    write_manifest(folder, "tuning", {}, **fields | changes)
+    write_manifest(folder, tuning_manifest(**{"bundle_sha256": sha256(bundle / MANIFEST), "winner": winner} | changes))
     return folder
 
 
-def manifest_of(bundle: Path, **asked: Any) -> dict[str, Any]:
+def manifest_of(bundle: Path, **asked: Any) -> RepositoryManifest:
     options = PackageOptions(bundle=bundle, repository=bundle.parent / "models", name="tiny", **{"device": "cpu"} | asked)
     return package(options).manifest
 
@@ -56,8 +51,8 @@ def manifest_of(bundle: Path, **asked: Any) -> dict[str, Any]:
 def test_what_was_found_is_what_is_packaged(own: Path) -> None:
     created = json.loads((record(own) / MANIFEST).read_text())["created"]
     manifest = manifest_of(own)
-    assert {name: manifest[name] for name in asdict(RAGGED)} == asdict(RAGGED)
-    assert manifest["reasons"] == {"configuration": f"tuned: 412 rows/s at p99 38.1 ms (budget 50 ms), {created}"}
+    assert manifest.configuration == RAGGED
+    assert manifest.reasons == {"configuration": f"tuned: 412 rows/s at p99 38.1 ms (budget 50 ms), {created}"}
     config = from_pbtxt((own.parent / "models" / "tiny_model" / "config.pbtxt").read_text())
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": "500"}
     assert config["instance_group"][0]["count"] == 3
@@ -66,14 +61,14 @@ def test_what_was_found_is_what_is_packaged(own: Path) -> None:
 def test_what_is_asked_for_wins_and_the_rest_is_taken(own: Path) -> None:
     record(own)
     manifest = manifest_of(own, instances=1, queue_delay_us=0, precision="fp32")
-    assert (manifest["instances"], manifest["queue_delay_us"]) == (1, 0)
-    assert (manifest["batching"], manifest["max_batch_size"]) == ("ragged", 16)
-    assert manifest["threads"] == cores(), "those that were found go with three instances"
-    assert "; except instances, " in manifest["reasons"]["configuration"]
-    assert manifest["reasons"]["configuration"].endswith("queue_delay_us, as asked")
+    assert (manifest.instances, manifest.queue_delay_us) == (1, 0)
+    assert (manifest.batching, manifest.max_batch_size) == ("ragged", 16)
+    assert manifest.threads == cores(), "those that were found go with three instances"
+    assert "; except instances, " in manifest.reasons["configuration"]
+    assert manifest.reasons["configuration"].endswith("queue_delay_us, as asked")
     manifest = manifest_of(own, batching="off")
-    assert (manifest["batching"], manifest["queue_delay_us"], manifest["instances"]) == ("off", 0, 3)
-    assert "queue_delay_us" not in manifest["reasons"], "nobody asked for a delay"
+    assert (manifest.batching, manifest.queue_delay_us, manifest.instances) == ("off", 0, 3)
+    assert "queue_delay_us" not in manifest.reasons, "nobody asked for a delay"
 
 
 def test_all_that_was_found_asked_for_by_name_is_as_tuned(own: Path) -> None:
@@ -98,10 +93,10 @@ def test_a_record_that_does_not_apply_is_not_used_and_that_is_said(
     before = manifest_of(own, **asked)
     record(own, **changes)
     manifest = manifest_of(own, **asked)
-    assert {name: manifest[name] for name in asdict(RAGGED)} == {name: before[name] for name in asdict(RAGGED)}
-    reason = manifest["reasons"].pop("configuration")
+    assert manifest.configuration == before.configuration
+    reason = manifest.reasons.pop("configuration")
     assert reason.startswith("not as tuned: ") and objection in reason
-    assert manifest["reasons"] == before["reasons"]
+    assert manifest.reasons == before.reasons
 
 
 def test_other_gpus_are_other_machines(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +105,7 @@ def test_other_gpus_are_other_machines(own: Path, monkeypatch: pytest.MonkeyPatc
     assert found is not None
     objection = found.objection(own, precision="auto", device="gpu")
     assert objection is not None and "was measured on NVIDIA L4, here is" in objection
-    monkeypatch.setattr(tuning, "hardware", lambda: found.hardware)
+    monkeypatch.setattr(tuning, "hardware", found.manifest.hardware.model_dump)
     assert found.objection(own, precision="auto", device="gpu") is None
 
 
@@ -131,13 +126,11 @@ def test_without_a_record_that_can_be_read_it_is_packaged_untuned_and_that_is_sa
     path = record(own) / MANIFEST
     path.write_text("{")
     manifest = manifest_of(own)
-    assert manifest["reasons"].pop("configuration").startswith(f"not as tuned: the record cannot be read: {path}")
-    assert {name: manifest[name] for name in [*asdict(RAGGED), "reasons"]} == {
-        name: before[name] for name in [*asdict(RAGGED), "reasons"]
-    }
+    assert manifest.reasons.pop("configuration").startswith(f"not as tuned: {path} is not readable as JSON")
+    assert (manifest.configuration, manifest.reasons) == (before.configuration, before.reasons)
     options = PackageOptions(bundle=own, repository=own.parent / "models", name="tiny", device="cpu")
     assert package(options).unchanged
-    assert "configuration" not in manifest_of(own, tuned=False)["reasons"]
+    assert "configuration" not in manifest_of(own, tuned=False).reasons
 
 
 def test_a_delay_without_batching_is_pointless_and_that_is_said(own: Path) -> None:

@@ -25,6 +25,7 @@ from export.tails import add_tail
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
+from serving.manifests import CheckpointManifest
 from serving.runtime.tasks import fill_mask
 from serving.runtime.tasks._masking import IGNORED
 from serving.runtime.tasks._masks import best_tokens, log_sum, top
@@ -340,12 +341,12 @@ def test_finetune_learns_and_export_keeps_its_rows(tmp_path: Path) -> None:
     given = ["--task", "fill-mask", "--name", "fill", "--artifacts", str(tmp_path)]
     training = ["--train", str(rows), "--epochs", "8", "--learning-rate", "5e-3", "--batch-size", "16"]
     assert main(["finetune", *given, "--checkpoint", str(checkpoint), *training]) == 0
-    figures = read_manifest(tmp_path / "fill" / "checkpoint", "checkpoint")["figures"]["validation"]
+    figures = read_manifest(tmp_path / "fill" / "checkpoint", CheckpointManifest).figures.validation
     assert figures["perplexity"] < 50  # 116 at the start
     assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]), rel=0.1)
     assert main(["export", *given]) == 0
     bundle = load_bundle(tmp_path / "fill" / "bundle")
-    original = bundle.manifest["original"]
+    original = bundle.manifest.original.metrics
     assert original["perplexity"] == pytest.approx(figures["perplexity"], rel=1e-3)
     assert original["accuracy"] == figures["accuracy"]
     assert {"fp32", "fp16"} <= set(bundle.variants)
@@ -368,7 +369,7 @@ def test_a_real_checkpoint_on_real_rows(tmp_path: Path) -> None:
     folder = exported(tmp_path, BERT_TINY, tmp_path / "rows.tsv", "--text-column", "sentence", "--precision", "fp32")
     bundle = load_bundle(folder)
     assert isinstance(bundle.task, FillMask)
-    filler = Filler.of(bundle.variant("fp32").path, bundle.task, BERT_TINY, bundle.manifest["tail"])
+    filler = Filler.of(bundle.variant("fp32").path, bundle.task, BERT_TINY, bundle.manifest.tail)
     texts = list(read_evaluation(folder, bundle.task).texts[0])[:40]
     assert_same(filler(texts), [filler.pipe(text) for text in texts])
 

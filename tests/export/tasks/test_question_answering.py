@@ -18,6 +18,7 @@ from export.sources import Columns, load_rows
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
+from serving.manifests import CheckpointManifest
 from serving.runtime.notes import pack, unpack
 from serving.runtime.tasks import load_task, names
 from serving.runtime.tasks._spans import best_spans
@@ -398,9 +399,9 @@ def test_agreement_is_of_places_and_ties_of_scores(encoder: TextEncoder) -> None
 
 
 def test_it_is_learnt(trained: Path) -> None:
-    figures = read_manifest(trained, "checkpoint")["figures"]
-    assert figures["rows"] == {"train": 240, "validation": 60, "test": 100}
-    assert figures["test"]["f1"] > 0.9, "the praise is easily found, in whichever window it stands"
+    figures = read_manifest(trained, CheckpointManifest).figures
+    assert figures.rows == {"train": 240, "validation": 60, "test": 100}
+    assert figures.splits["test"]["f1"] > 0.9, "the praise is easily found, in whichever window it stands"
 
 
 def test_its_name_and_no_other_of_its_modules() -> None:

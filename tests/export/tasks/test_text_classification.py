@@ -19,6 +19,7 @@ from export import cli, graph
 from export.data import read_evaluation
 from serving.artifact import read_manifest
 from serving.bundle import Bundle, load_bundle
+from serving.manifests import BundleManifest, CheckpointManifest
 from serving.runtime.tasks import load_task
 from serving.runtime.tasks.base import Arrays, Features, Origins
 from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
@@ -290,16 +291,17 @@ def test_from_rows_to_answers(kind: str, labels: list[str], figure: str, trained
     import transformers
 
     folder = trained(kind)
-    checkpoint, manifest = read_manifest(folder / "checkpoint", "checkpoint"), read_manifest(folder / "bundle", "bundle")
+    checkpoint = read_manifest(folder / "checkpoint", CheckpointManifest)
+    manifest = read_manifest(folder / "bundle", BundleManifest)
     config = json.loads((folder / "checkpoint" / "config.json").read_text())
-    assert (config["problem_type"], list(config["id2label"].values()), checkpoint["labels"]) == (kind, labels, labels)
-    assert checkpoint["main_metric"] == manifest["main_metric"] == figure
-    assert checkpoint["figures"]["test"][figure] > 0.9, "the words give it away"
-    assert manifest["original"][figure] == pytest.approx(checkpoint["figures"]["test"][figure], abs=1e-3)
-    record = manifest["precisions"]["fp32"]
-    assert (record["verdict"], record["figures"]["label_agreement"]) == ("passed", 1)
+    assert (config["problem_type"], list(config["id2label"].values()), checkpoint.labels) == (kind, labels, tuple(labels))
+    assert checkpoint.main_metric == manifest.main_metric == figure
+    assert checkpoint.figures.splits["test"][figure] > 0.9, "the words give it away"
+    assert manifest.original.metrics[figure] == pytest.approx(checkpoint.figures.splits["test"][figure], abs=1e-3)
+    record = manifest.precisions["fp32"]
+    assert (record.verdict, record.figures.label_agreement) == ("passed", 1)
     # rounding puts rows whose numbers are nearly the same in another order
-    assert record["figures"][figure] == pytest.approx(manifest["original"][figure], abs=5e-3)
+    assert record.figures.metrics[figure] == pytest.approx(manifest.original.metrics[figure], abs=5e-3)
 
     bundle = load_bundle(folder / "bundle")
     rows = read_evaluation(folder / "bundle", bundle.task)
@@ -318,7 +320,7 @@ def test_from_rows_to_answers(kind: str, labels: list[str], figure: str, trained
 def test_the_model_card_says_what_was_measured(trained: Callable[[str], Path]) -> None:
     for kind, figure in ((ANY, "f1"), (NUMBER, "spearman")):
         folder = trained(kind) / "checkpoint"
-        measured = read_manifest(folder, "checkpoint")["figures"]["test"]
+        measured = read_manifest(folder, CheckpointManifest).figures.splits["test"]
         card = (folder / "README.md").read_text()
         assert f"{measured[figure]:.4f}" in card
         assert math.isfinite(measured["loss"])

@@ -1,0 +1,56 @@
+"""Manifests: the typed content of the ``manifest.json`` in every artifact.
+
+There is one model for each kind of artifact. All models are frozen, refuse unknown fields, and hold no NaN or infinity.
+:func:`serving.artifact.write_manifest` and :func:`serving.artifact.read_manifest` write and read them.
+"""
+
+from serving.manifests.bundle_manifest import (
+    BundleManifest,
+    OriginalCheckpoint,
+    OriginalFigures,
+    SpeedFigures,
+    Throughput,
+    VariantFigures,
+    VariantGate,
+    VariantRecord,
+)
+from serving.manifests.checkpoint_manifest import (
+    AdapterRecord,
+    CheckpointManifest,
+    DistillationRecord,
+    SearchFigures,
+    TrainingData,
+    TrainingFigures,
+)
+from serving.manifests.manifest import SCHEMA_VERSION, ComputeDevice, Manifest, StageInputs
+from serving.manifests.repository_manifest import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest
+from serving.manifests.tuning_manifest import HardwareRecord, LoadRecord, TrialRecord, TuningManifest
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "AdapterRecord",
+    "BundleManifest",
+    "BundleProvenance",
+    "CheckpointManifest",
+    "ComputeDevice",
+    "DistillationRecord",
+    "HardwareRecord",
+    "LoadRecord",
+    "Manifest",
+    "OriginalCheckpoint",
+    "OriginalFigures",
+    "ProbeBody",
+    "ProbeInput",
+    "RepositoryManifest",
+    "SearchFigures",
+    "SpeedFigures",
+    "StageInputs",
+    "Throughput",
+    "TrainingData",
+    "TrainingFigures",
+    "TrialRecord",
+    "TuningManifest",
+    "VariantFigures",
+    "VariantGate",
+    "VariantRecord",
+]

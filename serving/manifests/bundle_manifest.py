@@ -1,0 +1,171 @@
+"""What export records about a bundle: its variants, their figures and their gates."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, Field, JsonValue
+
+from serving.manifests.manifest import ComputeDevice, Manifest, MetricRecord, Record
+from serving.options import Precision
+
+
+class Throughput(Record):
+    """Rows per second of the model alone, on one thread.
+
+    Attributes:
+        one_by_one: One row at a time; ``"1"`` in JSON.
+        batched: Batches of 16 rows of mixed length; ``"16"`` in JSON.
+    """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    one_by_one: float = Field(validation_alias="1", serialization_alias="1")
+    batched: float = Field(validation_alias="16", serialization_alias="16")
+
+
+class SpeedFigures(MetricRecord):
+    """Speed of a model alone, without tokenization.
+
+    Attributes:
+        latency_ms: Median latency of one row, ms.
+        throughput: Rows per second.
+        speed_device: The device that both were measured on.
+    """
+
+    latency_ms: float
+    throughput: Throughput
+    speed_device: ComputeDevice
+
+
+class OriginalCheckpoint(Record):
+    """The checkpoint that a bundle was exported from.
+
+    Attributes:
+        name: Its location as given, without the path of a folder.
+        sha256: One digest over its weights.
+    """
+
+    name: str
+    sha256: str
+
+
+class OriginalFigures(SpeedFigures):
+    """Figures of the PyTorch original.
+
+    Attributes:
+        rows: Number of rows that all variants were verified on.
+        bytes: Size of the weights, bytes.
+        checkpoint: The checkpoint itself.
+    """
+
+    rows: int
+    bytes: int
+    checkpoint: OriginalCheckpoint
+
+
+class VariantFigures(SpeedFigures):
+    """Figures of one variant.
+
+    Attributes:
+        metric_drop: Points (hundredths) of the main metric that the variant loses against the original.
+        label_agreement: Share of rows whose answer equals the original's.
+        ties: Number of rows that disagree only because the original's best two labels are tied; they count as agreeing.
+        max_logit_difference: Largest difference from the original's outputs; None if an output is NaN or infinite.
+        mean_logit_difference: Mean difference; None if an output is NaN or infinite.
+        fusion: The tool that fused the graph.
+        fp32_nodes: Names of the nodes of an fp16 graph that stayed in fp32.
+        bytes: Size of the graph with its weights, bytes.
+        operators: Number of fused operators by type.
+    """
+
+    metric_drop: float
+    label_agreement: float
+    ties: int
+    max_logit_difference: float | None
+    mean_logit_difference: float | None
+    fusion: str
+    fp32_nodes: tuple[str, ...]
+    bytes: int
+    operators: dict[str, int]
+
+
+class VariantGate(Record):
+    """A figure of a variant and its limit.
+
+    Attributes:
+        name: Name of the figure.
+        limit: The limit.
+        value: The figure; None if it is NaN or infinite.
+        interval: 95 % interval of the figure; None if the figure is exact.
+        passed: Whether the gate held.
+        message: One line with the figure, its interval and the limit.
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    interval: tuple[float, float] | None
+    passed: bool
+    message: str
+
+
+class VariantRecord(Record):
+    """One precision of a bundle.
+
+    Attributes:
+        file: Path of the graph relative to the bundle. The file is absent if the verdict is ``failed``.
+        verdict: Whether all gates held.
+        gates: The gates.
+        figures: What was measured.
+    """
+
+    file: str
+    verdict: Literal["passed", "failed"]
+    gates: tuple[VariantGate, ...]
+    figures: VariantFigures
+
+    @property
+    def failures(self) -> str:
+        """The messages of the gates that did not hold."""
+        return "; ".join(gate.message for gate in self.gates if not gate.passed)
+
+
+class BundleManifest(Manifest):
+    """The manifest that ``tritonize export`` writes.
+
+    Attributes:
+        name: Name of the model.
+        task: The task.
+        labels: Label names in the order of the model's outputs; empty if the task has none.
+        settings: Settings of the task that serving reads.
+        evaluation_settings: Settings of the task that only evaluation reads.
+        main_metric: Name of the metric that the gates compare.
+        device: The device that fp32 and fp16 were verified on.
+        warnings: Sentences that the user must read.
+        original: Figures of the PyTorch original.
+        precisions: The variants that were made, by precision.
+        max_length: Tokens kept of a row.
+        padding: Padding value by model input.
+        tail: What was appended to the graph, if anything.
+        opset: ONNX operator set of the graphs.
+    """
+
+    artifact_kind: ClassVar[str] = "bundle"
+    remedy: ClassVar[str] = "tritonize export"
+
+    kind: Literal["bundle"] = "bundle"
+    name: str
+    task: str
+    labels: tuple[str, ...]
+    settings: dict[str, JsonValue]
+    evaluation_settings: dict[str, JsonValue] = Field(default_factory=dict)
+    main_metric: str
+    device: ComputeDevice
+    warnings: tuple[str, ...]
+    original: OriginalFigures
+    precisions: dict[Precision, VariantRecord]
+    max_length: int
+    padding: dict[str, int]
+    tail: str | None
+    opset: int

@@ -1,0 +1,85 @@
+"""What packaging records about a model repository."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import JsonValue
+
+from serving.configuration import Configuration
+from serving.manifests.bundle_manifest import VariantFigures
+from serving.manifests.manifest import ComputeDevice, Manifest, Record, StageInputs
+from serving.options import Precision
+
+
+class ProbeInput(Record):
+    """One input tensor of a request in Triton's JSON."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: tuple[str, ...]
+
+
+class ProbeBody(Record):
+    """A request in Triton's JSON that shows whether an ensemble answers: the example of the task."""
+
+    inputs: tuple[ProbeInput, ...]
+
+
+class BundleProvenance(Record):
+    """The bundle that a repository was packaged from.
+
+    Attributes:
+        manifest: What the export read.
+        figures: Figures of the variant that is served.
+    """
+
+    manifest: StageInputs
+    figures: VariantFigures
+
+
+class RepositoryManifest(Manifest):
+    """The manifest that ``tritonize package`` writes.
+
+    Attributes:
+        name: Name of the ensemble.
+        task: The task.
+        settings: Settings of the task.
+        probe: A request that the server checks itself with.
+        reasons: Why each automatic choice was made, by option.
+        bundle: Where the graph comes from.
+
+    The other fields are those of :class:`serving.configuration.Configuration`.
+    """
+
+    artifact_kind: ClassVar[str] = "repository"
+    remedy: ClassVar[str] = "tritonize package"
+
+    kind: Literal["repository"] = "repository"
+    name: str
+    task: str
+    settings: dict[str, JsonValue]
+    probe: ProbeBody
+    precision: Precision
+    device: ComputeDevice
+    batching: Literal["ragged", "off"]
+    instances: int
+    threads: int
+    max_batch_size: int
+    queue_delay_us: int
+    reasons: dict[str, str]
+    bundle: BundleProvenance
+
+    @property
+    def configuration(self) -> Configuration:
+        """How the model is served."""
+        return Configuration(
+            precision=self.precision,
+            device=self.device,
+            batching=self.batching,
+            instances=self.instances,
+            threads=self.threads,
+            max_batch_size=self.max_batch_size,
+            queue_delay_us=self.queue_delay_us,
+        )

@@ -1,0 +1,94 @@
+"""What tuning records about a bundle: the trials and the best configuration."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import JsonValue
+
+from serving.configuration import Configuration
+from serving.manifests.manifest import Manifest, Record
+
+
+class HardwareRecord(Record):
+    """The machine that a tuning was measured on, as :func:`serving.machine.hardware` describes it."""
+
+    cpu: str
+    cores: int
+    gpus: tuple[str, ...]
+
+
+class LoadRecord(Record):
+    """Speed under the load of ``concurrency`` clients, each of which waits for its answer before it sends the next request.
+
+    Attributes:
+        concurrency: Number of clients.
+        throughput: Rows per second.
+        p50_ms: Median latency of a request, ms.
+        p99_ms: 99th percentile of the latency, ms.
+        executed_batch: Rows per execution of the model.
+    """
+
+    concurrency: int
+    throughput: float
+    p50_ms: float
+    p99_ms: float
+    executed_batch: float
+
+
+class TrialRecord(Record):
+    """One configuration that was tried on a server.
+
+    Attributes:
+        configuration: The configuration.
+        round: 0 in the search; from 1 on in the final.
+        seconds: Duration of the trial, s.
+        failure: Why the configuration could not be served; None if it could.
+        levels: Speed by number of clients, rising.
+        load_seconds: Time from the start of the server to its first answer, s.
+        pss_mib: Memory of the server's processes, shared pages split fairly, MiB.
+        peak_rss_mib: Peak memory of the server's processes, MiB.
+        gpu_memory_mib: Memory in use on the GPUs, MiB.
+    """
+
+    configuration: Configuration
+    round: int
+    seconds: float
+    failure: str | None
+    levels: tuple[LoadRecord, ...]
+    load_seconds: float | None
+    pss_mib: float | None
+    peak_rss_mib: float | None
+    gpu_memory_mib: float | None
+
+
+class TuningManifest(Manifest):
+    """The manifest that ``tritonize tune`` writes.
+
+    Attributes:
+        conditions: What decides the result of a trial.
+        goal: What else decides the result of the tuning.
+        bundle_sha256: SHA-256 of the manifest of the bundle.
+        hardware: The machine.
+        latency_p99_ms: The 99th percentile of latency that was allowed, ms; None if any was.
+        winner: The best configuration.
+        speed: Its speed at the best load.
+        default: The configuration without tuning.
+        ratio: Throughput of the winner over that of the default; None if they cannot be compared.
+        trials: All trials in their order.
+    """
+
+    artifact_kind: ClassVar[str] = "tuning"
+    remedy: ClassVar[str] = "tritonize tune NAME --fresh"
+
+    kind: Literal["tuning"] = "tuning"
+    conditions: dict[str, JsonValue]
+    goal: dict[str, JsonValue]
+    bundle_sha256: str
+    hardware: HardwareRecord
+    latency_p99_ms: float | None
+    winner: Configuration
+    speed: LoadRecord
+    default: Configuration
+    ratio: float | None
+    trials: tuple[TrialRecord, ...]
