@@ -1,7 +1,7 @@
 # tritonize: checkpoint → fine-tune → export → package → serve → benchmark.
-# `make export serve` on a fresh clone does all of it with the quickstart recipe. Every stage skips what has not changed.
+# `make export serve` on a fresh clone runs all of it with the quickstart recipe. A stage whose inputs have not changed is skipped.
 
-# What is set from outside is a text: neither make nor the shell reads anything in it. PYTHON and PYTEST alone are the shell's words.
+# Variables set by the caller are plain text: neither make nor the shell expands them. Only PYTHON and PYTEST may be several words.
 GIVEN      := RECIPE NAME ARTIFACTS REPOSITORY TEXT CHECKPOINT TASK TRAIN VALIDATION TEST_ROWS TEXT_COLUMN TEXT_PAIR_COLUMN LABEL_COLUMN \
               MAX_TRAIN_ROWS SEED MAX_LENGTH PRECISION DEVICE BATCHING INSTANCES THREADS MAX_BATCH_SIZE QUEUE_DELAY_US LATENCY_P99_MS \
               MINUTES GATE BASELINE MAX_REGRESSION MAX_QUALITY_DROP JUNIT OUTPUT HOST HTTP_PORT GRPC_PORT METRICS_PORT PYTHON PYTEST
@@ -24,11 +24,11 @@ PIP        := -m pip --disable-pip-version-check install --quiet
 RUNTIME_cpu := onnxruntime
 RUNTIME_gpu := onnxruntime-gpu[cuda,cudnn]
 
-# Both flavours of onnxruntime are one Python package: the one of another device goes before this one's comes.
+# onnxruntime and onnxruntime-gpu install the same Python package: uninstall one before the other is installed.
 drop_other = for other in $(filter-out $(2),cpu gpu); do if [ "$(2)" != dev ] && [ -e $(1)/ready-$$other ]; then \
   rm $(1)/ready-$$other; $(1)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes onnxruntime onnxruntime-gpu; fi; done
 
-# A variable becomes an option only where it is set, so that recipes and defaults keep their say.
+# A variable becomes an option only if it is set; otherwise the recipe or the default applies.
 flag = $(if $($(2)),--$(1) $(call quoted,$($(2))))
 STORED     := --recipe $(call quoted,$(RECIPE)) --artifacts $(call quoted,$(ARTIFACTS)) --repository $(call quoted,$(REPOSITORY))
 SHARED     := --recipe $(call quoted,$(RECIPE)) $(call flag,name,NAME)
@@ -42,7 +42,7 @@ JUDGING    := $(call flag,baseline,BASELINE) $(call flag,max-regression,MAX_REGR
               $(call flag,junit,JUNIT) $(call flag,output,OUTPUT) $(call flag,gate,GATE)
 PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) $(call flag,metrics-port,METRICS_PORT)
 
-# Two tests at a time; those that share a server or a module's fixtures run in one process, the long groups first.
+# Two tests run at a time. Tests that share a server or a module's fixtures run in one process; slow groups start first.
 IN_TWO     := .venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := all
@@ -51,51 +51,51 @@ IN_TWO     := .venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-
 
 all: setup help
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  variables: RECIPE NAME TASK CHECKPOINT TRAIN PRECISION DEVICE BATCHING REPOSITORY HOST HTTP_PORT GRPC_PORT METRICS_PORT LATENCY_P99_MS …'
 
-setup: .venv/ready-$(PLATFORM) .triton/ready-$(PLATFORM) ## both environments: .venv (toolchain) and .triton (embedded server)
+setup: .venv/ready-$(PLATFORM) .triton/ready-$(PLATFORM) ## create both environments: .venv (toolchain) and .triton (embedded server)
 
-finetune: setup ## train on labelled rows, keep the best epoch
+finetune: setup ## train on labelled rows and keep the best epoch
 	@$(TRITONIZE) finetune $(SHARED) --artifacts $(call quoted,$(ARTIFACTS)) $(call flag,checkpoint,CHECKPOINT) $(DATA) $(TRAINING) $(call flag,max-train-rows,MAX_TRAIN_ROWS)
 
-export: finetune ## ONNX fp32, fp16, int8, each verified on real rows
+export: finetune ## convert to ONNX fp32, fp16 and int8, and verify each on real rows
 	@$(TRITONIZE) export $(SHARED) --artifacts $(call quoted,$(ARTIFACTS)) $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed,SEED) $(if $(filter-out auto,$(PRECISION)),$(call flag,precision,PRECISION))
 
-package: export ## the Triton model repository
+package: export ## build the Triton model repository
 	@$(TRITONIZE) package $(SHARED) --bundle $(call quoted,$(ARTIFACTS)/$(NAME)/bundle) --repository $(call quoted,$(REPOSITORY)) $(PACKAGING)
 
-serve: package ## Triton in the foreground, until Ctrl-C
+serve: package ## run Triton in the foreground until Ctrl-C
 	@$(TRITONIZE) serve --repository $(call quoted,$(REPOSITORY)) $(call flag,host,HOST) $(PORTS)
 
-stop: setup ## end a server started with `tritonize serve --detach`
+stop: setup ## stop a server started with `tritonize serve --detach`
 	@$(TRITONIZE) stop $(call flag,http-port,HTTP_PORT)
 
 predict: override export TEXT := $(value TEXT)
-predict: setup ## ask the running server: make predict TEXT="…"
+predict: setup ## query the running server: make predict TEXT="…"
 	@printf '%s\n' "$$TEXT" | $(TRITONIZE) predict $(call quoted,$(NAME)) $(if $(GRPC_PORT),--url $(call quoted,127.0.0.1:$(GRPC_PORT)))
 
-benchmark: setup ## speed and quality of what is served, against PyTorch
+benchmark: setup ## measure speed and quality of the served model against PyTorch
 	@$(TRITONIZE) benchmark $(call quoted,$(NAME)) $(STORED) $(call flag,device,DEVICE) $(PORTS) $(JUDGING)
 
-tune: export ## find out how it is best served here, under LATENCY_P99_MS
+tune: export ## find the best serving configuration under LATENCY_P99_MS
 	@$(TRITONIZE) tune $(call quoted,$(NAME)) $(STORED) $(TUNING)
 
-quick: setup .venv/ready-dev ## tests without a server and without training, about a minute
+quick: setup .venv/ready-dev ## run the tests that need no server and no training (about a minute)
 	@$(IN_TWO) -m 'not server and not slow' $(PYTEST)
 
-test: setup .venv/ready-dev ## the whole test suite
+test: setup .venv/ready-dev ## run the whole test suite
 	@$(IN_TWO) $(PYTEST)
 
-lint: setup .venv/ready-dev ## ruff and mypy
+lint: setup .venv/ready-dev ## run ruff and mypy
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-check: lint test ## lint and every test
+check: lint test ## run lint and test
 
-clean: ## remove what the stages made; environments and other people's models stay
+clean: ## remove what the stages made; keep the environments and other models
 	@rm -rf $(call quoted,$(ARTIFACTS)) benchmarks/reports .mypy_cache .ruff_cache .pytest_cache
 	@for home in $(call quoted,$(REPOSITORY))/*_model; do if [ -L "$$home/current" ]; then \
 	  name="$${home%_model}"; rm -rf "$$home" "$$name" "$${name}_preprocess" "$${name}_postprocess"; fi; done

@@ -12,6 +12,7 @@ from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.options import chosen_name
 from serving.click_options import with_options
 from serving.options import OutputOptions
+from serving.reporting import logger
 
 
 @click.command("benchmark")
@@ -28,7 +29,7 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
     options = replace(options, name=chosen_name(click.get_current_context(), model, options.name))
     from benchmarks.run import require_passed, run_benchmark
 
-    report = run_benchmark(options, lambda line: click.echo(line, err=True))
+    report = run_benchmark(options)
     if output.json:
         click.echo(json.dumps(report.figures(), indent=2))
     else:
@@ -36,6 +37,6 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
 
         click.echo(render(report))
     page = options.report_folder / "report.html"
-    click.echo(f"report: {page}   for a pull request: report.md   all figures and samples: report.json", err=True)
+    logger.info(f"report: {page}   for a pull request: report.md   all figures and samples: report.json")
     sys.stdout.flush()
     require_passed(report)

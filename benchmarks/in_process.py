@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -28,6 +28,7 @@ from export.checkpoint import weights_size
 from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, SetupError
+from serving.reporting import logger
 from serving.runtime.tasks.base import Arrays
 
 ORIGINAL = "pytorch.fp32"
@@ -98,13 +99,12 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], None]) -> Iterator[list[Loaded]]:
+def loaded(inputs: BenchmarkInputs, energy: EnergyMeter) -> Iterator[list[Loaded]]:
     """Load every model that runs in process; all stay loaded and asleep as long as the block runs.
 
     Args:
         inputs: What is measured.
         energy: Meter of the machine's energy.
-        say: Function that prints a line: what is about to be loaded.
 
     Yields:
         The loaded models.
@@ -116,7 +116,8 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], No
         outputs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
         runs = list(planned_runs(inputs, outputs))
         processes = sum(run.processes for run in runs)
-        say(f"loading {processes} processes, one after another; every model answers the {len(inputs.rows.labelled)} labelled rows")
+        rows = len(inputs.rows.labelled)
+        logger.info(f"loading {processes} processes, one after another; every model answers the {rows} labelled rows")
         found = []
         for run in runs:
             try:
@@ -124,7 +125,7 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter, say: Callable[[str], No
             except SetupError as error:
                 if run.job.backend != OPTIONAL:
                     raise
-                say(f"{run.job.backend} is left out: {error.message}")
+                logger.warning(f"{run.job.backend} is left out: {error.message}")
                 continue
             ways = [Batched(workers=workers, batch=batch, length=length, energy=energy) for batch, length in run.calls]
             found.append(Loaded(run=run, workers=workers, ways=ways))

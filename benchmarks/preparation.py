@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.benchmark_options import BenchmarkOptions
@@ -16,16 +15,16 @@ from export.sources import checkpoint_folder, load_rows
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
 from serving.machine import resolve_device
+from serving.reporting import logger
 
 QUICKSTART_CACHE = "quickstart"
 
 
-def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> BenchmarkInputs:
+def read_inputs(options: BenchmarkOptions) -> BenchmarkInputs:
     """Read and check what is measured. The graph as exported is not made yet.
 
     Args:
         options: What to measure.
-        say: Function that prints a line: which lengths are left out, and why.
 
     Returns:
         The inputs.
@@ -44,37 +43,35 @@ def read_inputs(options: BenchmarkOptions, say: Callable[[str], None]) -> Benchm
         options=options,
         bundle=bundle,
         checkpoint=checkpoint,
-        rows=read_rows(options, bundle, say),
+        rows=read_rows(options, bundle),
         precisions=precisions,
         device=resolve_device(options.device),
     )
 
 
-def exported_graph(inputs: BenchmarkInputs, folder: Path, say: Callable[[str], None]) -> Path:
+def exported_graph(inputs: BenchmarkInputs, folder: Path) -> Path:
     """Export the graph without any optimization, with the task's output head: a bundle does not keep it.
 
     Args:
         inputs: What is measured.
         folder: Folder to write to.
-        say: Function that prints a line.
 
     Returns:
         The ONNX file.
     """
-    say("exporting the graph as it was before it was fused")
+    logger.info("exporting the graph as it was before it was fused")
     bundle = inputs.bundle
     raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest.opset)
     tails.add_tail(raw, bundle.task)
     return raw
 
 
-def read_rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], None]) -> BenchmarkRows:
+def read_rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
     """Read the labelled rows and draw the timed rows from them.
 
     Args:
         options: What to measure.
         bundle: The bundle.
-        say: Function that prints a line: which lengths are left out, and why.
 
     Returns:
         The rows.
@@ -96,24 +93,20 @@ def read_rows(options: BenchmarkOptions, bundle: Bundle, say: Callable[[str], No
             hint="give fewer --rounds, or more rows to time: --rows",
         )
     random.Random(options.seed).shuffle(timed)  # noqa: S311 - nothing secret; files are often sorted, by label or by length
-    return BenchmarkRows(
-        timed={None: timed, **_by_length(options, bundle, timed, say)}, labelled=rows, references=list(labelled.labels)
-    )
+    return BenchmarkRows(timed={None: timed, **_by_length(options, bundle, timed)}, labelled=rows, references=list(labelled.labels))
 
 
-def _by_length(
-    options: BenchmarkOptions, bundle: Bundle, rows: list[list[str]], say: Callable[[str], None]
-) -> dict[int | None, list[list[str]]]:
+def _by_length(options: BenchmarkOptions, bundle: Bundle, rows: list[list[str]]) -> dict[int | None, list[list[str]]]:
     """Rows of each requested length. A length that the rows cannot be brought to is reported and left out."""
     found: dict[int | None, list[list[str]]] = {}
     names = model_inputs(bundle)
     for length in options.lengths:
         if length > bundle.max_length:
-            say(f"length {length} is left out: rows are truncated at {bundle.max_length} tokens")
+            logger.warning(f"length {length} is left out: rows are truncated at {bundle.max_length} tokens")
             continue
         made = rows_of_length(bundle, names, rows, length)
         if len(made) < options.rounds:
-            say(f"length {length} is left out: of the rows no more than {len(made)} can be brought to it")
+            logger.warning(f"length {length} is left out: of the rows no more than {len(made)} can be brought to it")
             continue
         found[length] = made
     return found

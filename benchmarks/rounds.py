@@ -6,10 +6,11 @@ minutes apart, their ratio would contain that change; here they are measured sid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from benchmarks.inputs import BenchmarkInputs
+from serving.reporting import logger
 
 Row = TypeVar("Row")
 
@@ -30,7 +31,7 @@ def chunks(rows: Sequence[Row], rounds: int) -> list[Sequence[Row]]:
     return [rows[first::rounds] for first in range(rounds)]
 
 
-def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs, say: Callable[[str], None]) -> None:
+def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs) -> None:
     """Time every way on the rows of one round, then of the next.
 
     Every other round runs in reverse order, so that no way always follows the same neighbour or always comes last.
@@ -38,11 +39,10 @@ def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs, say: Callable[[
     Args:
         ways: What is timed.
         inputs: Rows, rounds and duration.
-        say: Function that prints a line when a round begins.
     """
     rounds = inputs.options.rounds
     by_round = {length: chunks(rows, rounds) for length, rows in inputs.rows.timed.items()}
     for index in range(rounds):
-        say(f"round {index + 1} of {rounds}")
+        logger.info(f"round {index + 1} of {rounds}")
         for way in reversed(ways) if index % 2 else ways:
             way.measure(list(by_round[way.length][index]), inputs.options.duration / rounds)

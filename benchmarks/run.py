@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -38,16 +37,16 @@ from benchmarks.served_package import check_process, read_package, require_same_
 from serving.artifact import publish
 from serving.errors import DataError, GateError
 from serving.install import triton_environment
+from serving.reporting import logger
 
 BUSY_PERCENT = 10
 
 
-def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Report:
+def run_benchmark(options: BenchmarkOptions) -> Report:
     """Measure, write the report, then check the gates: the report is there to read if a gate fails.
 
     Args:
         options: What to measure.
-        say: Function that prints a line: one per round, and one per speed in the end.
 
     Returns:
         The report with gates and regressions; :func:`require_passed` turns those into an error.
@@ -62,14 +61,14 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
     baseline = read_report(options.baseline) if options.baseline else None
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
-        inputs = read_inputs(options, say)
+        inputs = read_inputs(options)
         target = _target(options)
         stack.enter_context(closing(target.server) if target else nullcontext())
         served = target.package.precision if target is not None else None
         require_expected(options.gates, expected(inputs, served=served))
         if options.exported:
-            inputs = replace(inputs, exported=exported_graph(inputs, folder, say))
-        report = _measure(inputs, target, say)
+            inputs = replace(inputs, exported=exported_graph(inputs, folder))
+        report = _measure(inputs, target)
     by_round = report.figures_by_round()
     report = replace(report, gates=[check_gate(expression, by_round) for expression in options.gates])
     try:
@@ -84,7 +83,7 @@ def run_benchmark(options: BenchmarkOptions, say: Callable[[str], None]) -> Repo
         if options.junit is not None:
             write_junit(options.junit, report)
     for regression in report.regressions:
-        say(f"worse than the baseline: {regression}")
+        logger.warning(f"worse than the baseline: {regression}")
     return report
 
 
@@ -118,23 +117,23 @@ def _target(options: BenchmarkOptions) -> Target | None:
     return Target(server=ServerConnection(options.address, options.name), package=package, load_generator=load_generator)
 
 
-def _measure(inputs: BenchmarkInputs, target: Target | None, say: Callable[[str], None]) -> Report:
+def _measure(inputs: BenchmarkInputs, target: Target | None) -> Report:
     if missing := nvml.missing_package():
-        say(missing)
+        logger.warning(missing)
     environment = read_environment()
     if environment.busy_percent > BUSY_PERCENT:
-        say(f"the machine is {environment.busy_percent:.0f} % busy with other work: speeds will be too low")
+        logger.warning(f"the machine is {environment.busy_percent:.0f} % busy with other work: speeds will be too low")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     before = psutil.cpu_times()
     energy = find_meter()
     under_load = UnderLoad(target, inputs, energy) if target is not None else None
     others = ForeignWork(under_load.process if under_load is not None else None)
-    with loaded(inputs, energy, say) as in_process:
+    with loaded(inputs, energy) as in_process:
         ways = [way for one in in_process for way in one.ways]
-        measure_rounds([*ways, *(under_load.ways if under_load else [])], inputs, say)
+        measure_rounds([*ways, *(under_load.ways if under_load else [])], inputs)
         foreign = others.percent()
         if foreign > BUSY_PERCENT:
-            say(f"other processes used {foreign:.0f} % of the processor time meanwhile: speeds are too low")
+            logger.warning(f"other processes used {foreign:.0f} % of the processor time meanwhile: speeds are too low")
         found = findings(inputs, in_process)
     served, samples, rounds = None, found.samples, found.rounds
     if under_load is not None:
@@ -155,7 +154,7 @@ def _measure(inputs: BenchmarkInputs, target: Target | None, say: Callable[[str]
         samples=to_samples(samples),
     )
     for figure, speed in report.speeds():
-        say(f"{figure}: {throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
+        logger.info(f"{figure}: {throughput(speed)} rows/s, p50 {speed.p50_ms:.2f} ms, p99 {speed.p99_ms:.2f} ms")
     return report
 
 

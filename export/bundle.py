@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-import click
-
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
 from export.sources import checkpoint_files
@@ -14,6 +12,7 @@ from serving.artifact import code_fingerprint, fingerprint, inputs_record, is_cu
 from serving.errors import GateError
 from serving.manifests import BundleManifest, StageInputs, VariantRecord
 from serving.options import PRECISIONS, Precision
+from serving.reporting import logger
 
 SHAPING = (
     "export/bundle.py",
@@ -58,7 +57,7 @@ def export(options: ExportOptions) -> BundleManifest:
     if not options.force and is_current(options.target, BundleManifest, inputs):
         manifest = read_manifest(options.target, BundleManifest)
         if set(options.precisions) <= set(manifest.precisions):
-            click.echo(f"{options.target} is up to date", err=True)
+            logger.info(f"{options.target} is up to date")
             return manifest
         there = {*options.precisions, *manifest.precisions}
         options = replace(options, precision=tuple(one for one in PRECISIONS if one in there))  # the others stay in the bundle

@@ -1,4 +1,4 @@
-"""The ``tritonize`` command: subcommands in pipeline order, each loaded only when it is called."""
+"""The ``tritonize`` command: subcommands in pipeline order, each imported only when it is called."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Annotated
 
 import click
 
-from export.recipe import recipe_option
+from export.recipe import apply_recipe, builtin_recipes
+from serving.click_options import FieldOption
 from serving.errors import TritonizeError
 from serving.install import NO_TELEMETRY
+from serving.option_fields import Option, option_fields
+from serving.reporting import report_to_stderr
 
 COMMANDS = {
     "finetune": "export.commands",
@@ -27,47 +31,92 @@ COMMANDS = {
     "compare": "benchmarks.compare_commands",
     "doctor": "serving.commands",
 }
-"""Command → the module that holds it under the same name. A module is imported when its command runs: ``--help`` stays instant."""
+"""Command → the module that holds its function. A module is imported when its command runs, so that ``--help`` is fast."""
 
 HELP = {
     "finetune": "Train a checkpoint on labelled rows and keep the best epoch.",
-    "export": "Convert a checkpoint to ONNX (fp32, fp16, int8) and verify each on real rows.",
+    "export": "Convert a checkpoint to ONNX (fp32, fp16, int8) and verify each variant on real rows.",
     "package": "Turn a bundle into a Triton model repository.",
-    "serve": "Start Triton and wait until every ensemble really answers.",
+    "serve": "Start Triton and wait until every ensemble answers.",
     "stop": "Stop a server that runs in the background.",
     "predict": "Ask a running server.",
     "benchmark": "Measure speed and quality against the PyTorch original; check gates.",
-    "tune": "Find out how a model is best served on this machine, and serve it so.",
-    "compare": "Compare two reports of benchmarks; name what became worse.",
+    "tune": "Search the fastest serving configuration for this machine, and package it.",
+    "compare": "Compare two benchmark reports and name what became worse.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
+DEBUG = "tritonize.debug"
+"""Key in the metadata of a Click context: whether tracebacks are shown."""
+
+
+def _recipe_help() -> str:
+    return f"TOML recipe to read options from: a file, or a built-in recipe ({', '.join(builtin_recipes())}). Flags win."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Options of every command."""
+
+    recipe: Annotated[
+        str | None,
+        Option(_recipe_help, metavar="NAME|FILE"),
+    ] = None
+    debug: Annotated[bool, Option("Show the traceback of an error.")] = False
 
 
 class PipelineGroup(click.Group):
-    """Loads a subcommand on demand and gives each the options that all share."""
+    """A group that imports a subcommand on demand and adds the options that all commands share."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the subcommands in pipeline order.
+
+        Args:
+            ctx: Context of the group.
+
+        Returns:
+            Their names.
+        """
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import a subcommand.
+
+        Args:
+            ctx: Context of the group.
+            name: Name of the subcommand.
+
+        Returns:
+            The command; None if there is none of this name.
+        """
         if name not in COMMANDS:
             return None
         command: click.Command = getattr(import_module(COMMANDS[name]), f"{name}_command")
         if not any(parameter.name == "recipe" for parameter in command.params):
-            command.params += [recipe_option(), _debug_option()]
+            command.params += _common_options()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """As click does, but from :data:`HELP`, without importing any command."""
+        """Write the list of subcommands from :data:`HELP`, without importing them.
+
+        Args:
+            ctx: Context of the group.
+            formatter: The help page.
+        """
         with formatter.section("Commands"):
             formatter.write_dl(list(HELP.items()))
 
 
-def _debug_option() -> click.Option:
-    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-        ctx.find_root().meta["tritonize.debug"] = ctx.find_root().meta.get("tritonize.debug", False) or value
+def _common_options() -> list[click.Parameter]:
+    """The options of every command. ``--recipe`` is eager: it sets the defaults before any other option is read."""
 
-    return click.Option(["--debug"], is_flag=True, expose_value=False, callback=remember, help="Show the traceback of an error.")
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.find_root().meta[DEBUG] = value
+
+    recipe, debug = option_fields(CommonOptions)
+    return [
+        FieldOption([recipe.flag], source=recipe, required=False, is_eager=True, expose_value=False, callback=apply_recipe),
+        FieldOption([debug.flag], source=debug, required=False, expose_value=False, callback=remember),
+    ]
 
 
 @click.group(
@@ -84,17 +133,20 @@ def tritonize(ctx: click.Context) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. The one place that prints errors.
+    """Run the command line. All errors are printed here.
+
+    Args:
+        arguments: Arguments of the command; None: those of this process.
 
     Returns:
         The exit code: 0 done, 1 a stage failed or a gate did not hold, 2 wrong usage.
     """
-    meta: dict[str, Any] = {}
+    meta: dict[str, object] = {}
     os.environ |= NO_TELEMETRY
-    if arguments is None:  # a program of its own: told to end, it tidies up as for Ctrl-C
+    if arguments is None:  # a process of its own: SIGTERM cleans up as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tritonize.make_context("tritonize", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
+        with report_to_stderr(), tritonize.make_context("tritonize", list(sys.argv[1:] if arguments is None else arguments)) as ctx:
             meta = ctx.meta
             tritonize.invoke(ctx)
     except click.exceptions.Exit as done:
@@ -103,18 +155,15 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "interrupted: nothing half-written was left behind; the same command starts again",
-            err=True,
-        )
+        click.echo("interrupted: no half-written artifact is left; run the same command to start again", err=True)
         return 1
     except TritonizeError as error:
-        if meta.get("tritonize.debug"):
+        if meta.get(DEBUG):
             traceback.print_exc()
         click.echo(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), err=True)
         return 1
     except OSError as error:
-        if meta.get("tritonize.debug"):
+        if meta.get(DEBUG):
             traceback.print_exc()
         place = f" {os.fspath(error.filename)}" if error.filename else ""
         click.echo(f"error:{place} {error.strerror or error}", err=True)

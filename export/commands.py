@@ -17,6 +17,7 @@ from export.options import SharingOptions, with_checked_setting
 from export.training.hyperparameters import Hyperparameters
 from serving.click_options import given_fields, with_options
 from serving.options import OutputOptions
+from serving.reporting import is_main_process, logger
 
 if TYPE_CHECKING:
     from serving.manifests import BundleManifest, SpeedFigures, VariantRecord
@@ -34,13 +35,13 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
     options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
     options = _without_rows_of_other_data(ctx, options)
     manifest = finetune(options)
-    if output.json and distributed.is_main_process():
+    if output.json and is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest.figures.model_dump(mode="json")}, indent=2))
     for split, measured in manifest.figures.splits.items():
         shown = ", ".join(f"{key} {value:.4f}" for key, value in measured.items())
-        distributed.say(f"{split}: {shown}")
-    distributed.say(f"checkpoint: {options.target}")
-    if distributed.is_main_process():
+        logger.info(f"{split}: {shown}")
+    logger.info(f"checkpoint: {options.target}")
+    if is_main_process():
         _share(options.target, sharing)
     distributed.destroy_process_group()
 
@@ -57,9 +58,11 @@ def export_command(options: ExportOptions, sharing: SharingOptions, output: Outp
         figures = manifest.model_dump(mode="json", include={"original", "precisions"})
         click.echo(json.dumps({"artifact": str(options.target)} | figures, indent=2))
     for line in _table(manifest):
-        click.echo(line, err=True)
+        logger.info(line)
+    for warning in [*manifest.warnings, *_failed_gates(manifest)]:
+        logger.warning(warning)
     require_passed(manifest.precisions, options.precision)
-    click.echo(f"bundle: {options.target}", err=True)
+    logger.info(f"bundle: {options.target}")
     _share(options.target, sharing, within="onnx")
 
 
@@ -69,7 +72,7 @@ def _without_rows_of_other_data(ctx: click.Context, options: FinetuneOptions) ->
     ignored = [name for name in ("validation", "test") if ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP]
     if not own or not ignored or options.train == (ctx.default_map or {}).get("train"):
         return options
-    click.echo(f"--train is given: the recipe's {' and '.join(ignored)} rows are ignored", err=True)
+    logger.info(f"--train is given: the recipe's {' and '.join(ignored)} rows are ignored")
     return replace(
         options,
         validation=None if "validation" in ignored else options.validation,
@@ -81,7 +84,7 @@ def _share(folder: Path, sharing: SharingOptions, *, within: str = "") -> None:
     if sharing.push_to_hub is not None:
         from export.hub import push
 
-        click.echo(f"on the Hub: {push(folder, sharing.push_to_hub, private=sharing.private, within=within)}", err=True)
+        logger.info(f"on the Hub: {push(folder, sharing.push_to_hub, private=sharing.private, within=within)}")
 
 
 def _speed_devices(records: Mapping[Precision, VariantRecord]) -> str:
@@ -95,7 +98,7 @@ def _speed_devices(records: Mapping[Precision, VariantRecord]) -> str:
 
 
 def _table(manifest: BundleManifest) -> list[str]:
-    """Format one line for the original and for each variant, then the reasons why variants were left out."""
+    """Format one line for the original and for each variant."""
     metric, original = manifest.main_metric, manifest.original
     lines = [
         f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}",
@@ -107,14 +110,17 @@ def _table(manifest: BundleManifest) -> list[str]:
         lines.append(_line(precision, metric, found, found.bytes, agreement=agreement, difference=difference))
     speed = _speed_devices(manifest.precisions)
     lines.append(f"on {original.rows} rows; speed of the model alone, one row at a time, {speed}")
-    lines += [f"warning: {warning}" for warning in manifest.warnings]
-    lines += [
+    return lines
+
+
+def _failed_gates(manifest: BundleManifest) -> list[str]:
+    """Say of each variant that was left out which gate it failed."""
+    return [
         f"{precision} is left out: {gate.message}"
         for precision, record in manifest.precisions.items()
         for gate in record.gates
         if not gate.passed
     ]
-    return lines
 
 
 def _line(title: str, metric: str, figures: SpeedFigures, size: int, *, agreement: float, difference: float | None) -> str:

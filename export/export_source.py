@@ -1,4 +1,4 @@
-"""What an export starts from: a checkpoint that fits the task, and labelled rows to verify on."""
+"""The input of an export: a checkpoint that fits the task, and labelled rows to verify on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from serving.runtime.tasks.base import Task
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSource:
-    """A checkpoint that was found fit for export, and the rows to verify on.
+    """A checkpoint that fits the task, and the rows to verify on.
 
-    Args:
-        name: for people: the location as given, without any folder's path.
-        task: bound to the checkpoint's config.
-        max_length: as asked for or fine-tuned with; None: unknown.
-        usual_length: what the checkpoint says it is used with otherwise, where it does.
+    Attributes:
+        name: The location as given, without the path of a folder.
+        folder: The folder of the checkpoint.
+        config: Its ``config.json``.
+        task: The task, bound to the config.
+        rows: The rows.
+        max_length: Tokens kept of a row, as asked for or fine-tuned with; None if unknown.
+        usual_length: The length that the checkpoint itself recommends, if any.
     """
 
     name: str
@@ -41,9 +44,9 @@ def find_source(options: ExportOptions) -> ExportSource:
     """Find the checkpoint and the rows, and check that they fit the task and each other.
 
     Raises:
-        ArtifactError: the checkpoint is missing, or of another task.
-        DataError: there are no rows, or their labels are not the checkpoint's.
-        ExportError: the task is not exported, or cannot be verified for this checkpoint.
+        ArtifactError: The checkpoint is missing, or of another task.
+        DataError: There are no rows, or their labels are not those of the checkpoint.
+        ExportError: The task cannot be exported, or not verified for this checkpoint.
     """
     task_type = task_class(options.task)
     if not task_type.exported:
@@ -80,7 +83,7 @@ def find_source(options: ExportOptions) -> ExportSource:
 
 
 def _located(options: ExportOptions) -> tuple[str, Path]:
-    """What to call the checkpoint, and its folder."""
+    """Return the name of the checkpoint and its folder."""
     if options.checkpoint is None:
         folder = options.artifacts / options.name / "checkpoint"
         read_manifest(folder, CheckpointManifest)  # says how to make one
@@ -90,7 +93,7 @@ def _located(options: ExportOptions) -> tuple[str, Path]:
 
 
 def _rows(options: ExportOptions, folder: Path, task: Task) -> tuple[Task, LabelledRows]:
-    """The rows to verify on, and the task that is held against them."""
+    """Return the task as it is evaluated, and the rows to verify on."""
     if options.test is not None:
         found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")
         if len(found.texts) != task.text_columns:

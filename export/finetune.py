@@ -1,4 +1,4 @@
-"""Fine-tuning: labelled rows and a checkpoint → the best epoch, with its figures, as an artifact."""
+"""The fine-tuning stage: trains a checkpoint on labelled rows and writes the best epoch as an artifact."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from export import checkpoint as checkpoints
 from export.data import prepare, write_evaluation
@@ -17,7 +17,7 @@ from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
-from export.training.distributed import is_main_process, main_first, say, world_size
+from export.training.distributed import main_first, world_size
 from serving.artifact import (
     code_fingerprint,
     fingerprint,
@@ -40,10 +40,13 @@ from serving.manifests import (
     TrainingData,
     TrainingFigures,
 )
+from serving.reporting import is_main_process, logger
 from serving.runtime.tasks import task_class
 from serving.runtime.tasks.base import Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from export.training.job import TrainingJob, TrainingResult
     from export.training.search import SearchResult
 
@@ -63,21 +66,21 @@ SHAPING = (
 )
 """The code that decides what an epoch consists of. The epochs of an interrupted run are discarded if any of it has changed since.
 
-A finished checkpoint stays up to date whatever code made it, because training is expensive."""
+A finished checkpoint stays up to date even if the code has changed, because training is expensive."""
 ADAPTER = "adapter"
-"""Folder in the artifact for the adapter alone, whose weights are merged into those of the artifact itself."""
+"""Folder in the artifact for the adapter alone; its weights are also merged into those of the artifact."""
 
 
 def finetune(options: FinetuneOptions) -> CheckpointManifest:
-    """Train, keep the best epoch, write the artifact; resumes after an interruption from the last whole epoch.
+    """Train a checkpoint and write the best epoch. A run that was interrupted resumes after its last complete epoch.
 
     Returns:
-        The artifact's manifest; that of the last run where nothing has changed since.
+        The manifest of the checkpoint, which is that of the last run if nothing has changed since.
 
     Raises:
-        ArtifactError: the checkpoint cannot be used.
-        DataError: rows, columns or labels are not as they must be.
-        SetupError: the quickstart could not be fetched, or there is no such device.
+        ArtifactError: The checkpoint cannot be used.
+        DataError: The rows, columns or labels do not fit the task.
+        SetupError: The quickstart could not be fetched, or the device is missing.
     """
     cache = options.artifacts / "quickstart"
     _require_trainable(task_class(options.task))
@@ -96,10 +99,10 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
     data = replace(data, task=_configured(data.task, options, base))
     inputs = _inputs(options, base, teacher, data)
     if not options.force and is_current(options.target, CheckpointManifest, inputs):
-        say(f"{options.target} is up to date")
+        logger.info(f"{options.target} is up to date")
         return read_manifest(options.target, CheckpointManifest)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.rows.items())
-    say(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}")
+    logger.info(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}")
     return _train_and_write(options, base, teacher, data, inputs)
 
 
@@ -112,10 +115,10 @@ def _require_trainable(task: type[Task]) -> None:
 
 
 def _configured(task: Task, options: FinetuneOptions, base: Path) -> Task:
-    """The task with what the checkpoint says of it, and what was chosen.
+    """Return the task with the settings of the checkpoint and those that the user chose.
 
     Raises:
-        ArtifactError: the checkpoint cannot be used for it.
+        ArtifactError: The checkpoint cannot be used for the task.
     """
     try:
         return replace(task, **checkpoints.settings(base, type(task), options.setting))
@@ -154,11 +157,7 @@ def _train_and_write(
 
     tracking.check_trackers(options.report_to)
     tokenizer = checkpoints.load_tokenizer(base, pads_with_end=data.task.causal)
-    config = checkpoints.read_config(base)
-    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.cut else []
-    usual = usual_length(lengths, least=data.task.default_max_length) if lengths else data.task.default_max_length
-    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, config, default=usual)
-    _tell_cut(lengths, max_length, options, most=usual)
+    max_length = _max_length(options, base, tokenizer, data)
     data = _with_tokenizer(data, tokenizer, max_length, options)
     _tell_cut_targets(data, tokenizer, options.training.seed)
     scratch = options.target.parent.absolute() / ".training"
@@ -196,9 +195,19 @@ def _train_and_write(
         figures["search"] = SearchFigures(**{job.task.main_metric: found.value}, trials=found.trials)
     trained = replace(trained, figures=figures)
     with main_first(options.device):
-        return (
-            _write(options, job, trained, data, inputs) if is_main_process() else read_manifest(options.target, CheckpointManifest)
-        )
+        if is_main_process():
+            return _write(options, job, trained, data, inputs)
+    return read_manifest(options.target, CheckpointManifest)
+
+
+def _max_length(options: FinetuneOptions, base: Path, tokenizer: PreTrainedTokenizerFast, data: Splits) -> int:
+    """Return the number of tokens kept of a row, and report how many rows are truncated."""
+    default = data.task.default_max_length
+    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.cut else []
+    usual = usual_length(lengths, least=default) if lengths else default
+    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, checkpoints.read_config(base), default=usual)
+    _tell_cut(lengths, max_length, options, most=usual)
+    return max_length
 
 
 def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, most: int) -> None:
@@ -206,17 +215,19 @@ def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, 
     if cut and (options.max_length or cut > len(lengths) * (1 - WHOLE)):
         why = ", the most that the model takes" if max_length < most else " (--max-length says where)"
         more = "" if options.max_length else why
-        say(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
+        logger.warning(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
 
 
-def _tell_cut_targets(data: Splits, tokenizer: Any, seed: int) -> None:
+def _tell_cut_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     if not data.task.generates:
         return
     most = data.task.generation()["max_length"] - 1
     lengths = target_tokens(data.rows["train"], tokenizer, seed=seed)
     cut = sum(length > most for length in lengths)
     if cut:
-        say(f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}")
+        logger.warning(
+            f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}"
+        )
 
 
 def _searched(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None:
@@ -236,7 +247,7 @@ def _write(
     with publish(options.target) as staging:
         try:
             trained.model.save_pretrained(staging, safe_serialization=True)
-        except SafetensorError as error:  # a full disk among others
+        except SafetensorError as error:  # also if the disk is full
             raise ArtifactError(f"cannot write the weights into {options.target}: {error}", hint="is the disk full?") from error
         if trained.adapter is not None:
             shutil.copytree(trained.adapter, staging / ADAPTER)
@@ -244,15 +255,15 @@ def _write(
         checkpoints.write_files(job.task.files_written(job.max_length), staging)
         write_evaluation(job.splits[manifest.evaluation_split], staging)
         (staging / "README.md").write_text(model_card(manifest), encoding="utf-8")
-        for path in staging.rglob("*.safetensors"):  # which their library lets nobody else read
+        for path in staging.rglob("*.safetensors"):  # the library makes them readable for the owner only
             shutil.copymode(staging / "README.md", path)
         manifest = write_manifest(staging, manifest)
     shutil.rmtree(job.scratch)
     return manifest
 
 
-def _with_tokenizer(data: Splits, tokenizer: Any, max_length: int, options: FinetuneOptions) -> Splits:
-    """The task bound to the checkpoint's tokenizer as well, and the rows as the two make them."""
+def _with_tokenizer(data: Splits, tokenizer: PreTrainedTokenizerFast, max_length: int, options: FinetuneOptions) -> Splits:
+    """Bind the task to the checkpoint's tokenizer, and prepare the rows with both."""
     from serving.runtime.tokenization import TextEncoder
 
     task = checkpoints.bind_tokenizer(data.task, tokenizer, options.checkpoint)
@@ -306,9 +317,13 @@ def _described(options: FinetuneOptions, data: Splits) -> TrainingData:
     )
 
 
-def _prepare_scratch(scratch: Path, made_from: Mapping[str, Any]) -> None:
-    """Keep an interrupted run's epochs only if they were made from the very same things, by this folder's path too (the trainer
-    records absolute paths)."""
+def _prepare_scratch(scratch: Path, made_from: Mapping[str, object]) -> None:
+    """Keep the epochs of an interrupted run only if they were made from the same inputs.
+
+    Args:
+        scratch: The folder of the epochs.
+        made_from: The inputs, and the path of the folder, because the trainer records absolute paths.
+    """
     record = scratch / "inputs.json"
     wanted = json.dumps(made_from, indent=2, sort_keys=True)
     if record.is_file() and record.read_text(encoding="utf-8") == wanted:

@@ -1,8 +1,8 @@
-"""Task metrics through ``evaluate``, and intervals that keep noise on a few hundred rows from deciding anything."""
+"""Task metrics through ``evaluate``, and confidence intervals of metrics and of differences between two models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,54 @@ METRICS = Path(__file__).parent / "metrics"
 CONFIDENCE = 0.95
 RESAMPLES = 500
 ROUNDING = 1e-6
+"""An interval that is narrower than this is taken to have no width."""
 
 Outcomes = npt.NDArray[np.bool_]
-"""One right or wrong per row."""
+"""``[rows]``: whether each row is right."""
+RowStatistics = npt.NDArray[Any]
+"""``[rows, …]``: what a metric needs of each row."""
 
 
 def load_metric(name: str) -> Any:
-    """The local ``evaluate`` module called ``name``; its ``compute(predictions=…, references=…)`` gives figures by name."""
+    """Load a metric of this project.
+
+    Args:
+        name: Folder in ``export/metrics``.
+
+    Returns:
+        The ``evaluate`` module. Its ``compute(predictions=…, references=…)`` returns figures by name.
+    """
     import evaluate
 
     return evaluate.load(str(METRICS / name))
 
 
-def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[float, float]]:
-    """How much smaller the variant's share of right rows is, and a 95 % interval.
-
-    The interval is exact given how many rows one of the two gets right and the other wrong (McNemar): how many of those the
-    variant loses is binomial, and its Clopper-Pearson interval is carried over. That their number could have been another is
-    left out. Where there are none, nothing is left to go by but their absence: the interval then reaches as far to either side
-    as the share of rows lost (or won) may be when none of all rows was.
+def compute(name: str, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+    """Compute all figures of a metric.
 
     Args:
-        original, variant: ``[rows]``, the same rows in the same order.
+        name: The metric.
+        predictions: One prediction per row.
+        references: The right answer of each row.
+
+    Returns:
+        Figures by name. Higher is better for those that models are chosen by.
+    """
+    figures: dict[str, float] = load_metric(name).compute(predictions=predictions, references=references)
+    return figures
+
+
+def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[float, float]]:
+    """Compute by how much the variant's accuracy is lower, with a 95 % interval.
+
+    The interval is exact given the number of discordant rows, which one of the two gets right and the other wrong (McNemar):
+    the number of them that the variant loses is binomial, and its Clopper-Pearson interval is rescaled. The variance of the
+    number of discordant rows is neglected. Without discordant rows the interval reaches as far to either side as the upper
+    bound of the share of such rows.
+
+    Args:
+        original: ``[rows]``, outcomes of the original.
+        variant: ``[rows]``, outcomes of the variant on the same rows in the same order.
 
     Returns:
         Drop (positive where the variant is worse) and its bounds, all as shares of the rows, -1 to 1.
@@ -50,29 +76,40 @@ def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[flo
 
 
 def share_interval(hits: int, rows: int) -> tuple[float, float]:
-    """Clopper-Pearson 95 % interval of a share."""
+    """Compute the Clopper-Pearson 95 % interval of a share.
+
+    Args:
+        hits: Number of rows that count.
+        rows: Number of all rows.
+
+    Returns:
+        The bounds, 0 to 1.
+    """
     from scipy.stats import binomtest
 
     interval = binomtest(hits, rows).proportion_ci(confidence_level=CONFIDENCE, method="exact")
     return float(interval.low), float(interval.high)
 
 
-def compute(name: str, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    """Figures of the metric called ``name``, 1 at best."""
-    figures: dict[str, float] = load_metric(name).compute(predictions=predictions, references=references)
-    return figures
-
-
 def bootstrapped(name: str, figure: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[float, float, float]:
-    """``figure`` of the metric called ``name``, and its 95 % interval: the percentile bootstrap's over the rows.
+    """Compute a figure and its 95 % percentile bootstrap interval over the rows.
 
-    Where that would have no width, since every row is right, it reaches as far as :func:`share_interval` says.
+    An interval without width, as where every row is right, is widened by the upper bound of :func:`share_interval` for no hits.
+
+    Args:
+        name: The metric.
+        figure: Name of the figure.
+        predictions: One prediction per row.
+        references: The right answer of each row.
+
+    Returns:
+        The figure, and the lower and upper bound.
     """
     statistics, value = _statistics(name, figure)
     found = statistics(predictions, references)
     whole = value(found)
-    low, high = _interval([value(found[rows]) for rows in _resamples(len(found))])
-    if high - low < ROUNDING:  # all rows alike: others may still be otherwise, as many as none of these rows lets expect
+    low, high = _percentile_interval(len(found), lambda rows: value(found[rows]))
+    if high - low < ROUNDING:
         most = share_interval(0, len(found))[1]
         low, high = whole - most if whole < 0 else max(0.0, whole - most), min(1.0, whole + most)
     return whole, low, high
@@ -81,10 +118,17 @@ def bootstrapped(name: str, figure: str, predictions: Sequence[Any], references:
 def bootstrapped_drop(
     name: str, figure: str, original: Sequence[Any], variant: Sequence[Any], references: Sequence[Any]
 ) -> tuple[float, tuple[float, float]]:
-    """How much smaller ``figure`` of the metric called ``name`` is for the variant's predictions, and a 95 % interval.
+    """Compute by how much a figure is lower for the variant, with the 95 % percentile bootstrap interval over paired rows.
 
-    The interval is the percentile bootstrap's over the rows, both sides drawn alike. Where no row's statistics differ, or by no
-    more than rounding, it would have no width: it then reaches as far as that of :func:`paired_drop`.
+    An interval without width, because no row's statistics differ by more than rounding, becomes as wide as in
+    :func:`paired_drop`.
+
+    Args:
+        name: The metric.
+        figure: Name of the figure.
+        original: The original's prediction for each row.
+        variant: The variant's prediction for each row.
+        references: The right answer of each row.
 
     Returns:
         Drop (positive where the variant is worse) and its bounds.
@@ -95,23 +139,33 @@ def bootstrapped_drop(
     most = share_interval(0, len(ours))[1]
     if np.array_equal(ours, theirs):
         return 0.0, (-most, most)
-    low, high = _interval([value(theirs[rows]) - value(ours[rows]) for rows in _resamples(len(ours))])
+    low, high = _percentile_interval(len(ours), lambda rows: value(theirs[rows]) - value(ours[rows]))
     return drop, ((low, high) if high - low >= ROUNDING else (drop - most, drop + most))
 
 
-def _statistics(name: str, figure: str) -> tuple[Callable[..., Any], Callable[[Any], float]]:
-    """What of each row a figure needs, and the figure of some rows' statistics."""
-    if figure == "accuracy":  # a mean of outcomes: the modules would find every other figure too, hundreds of times
+def _statistics(name: str, figure: str) -> tuple[Callable[..., RowStatistics], Callable[[RowStatistics], float]]:
+    """Return the function from predictions and references to row statistics, and that from row statistics to the figure."""
+    if figure == "accuracy":  # the modules would compute every other figure too, in every resample
         return np.equal, lambda outcomes: float(outcomes.mean())
     metric = load_metric(name)
     return metric.statistics, lambda statistics: float(metric.figures(statistics)[figure])
 
 
-def _resamples(rows: int) -> Iterator[npt.NDArray[np.int64]]:
-    generator = np.random.default_rng(0)
-    return (generator.integers(rows, size=rows) for _ in range(RESAMPLES))
+def _percentile_interval(count: int, value: Callable[[npt.NDArray[np.int64]], float]) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of ``value``, a function of row numbers drawn from ``count`` rows."""
+    from scipy.stats import bootstrap
 
-
-def _interval(found: Sequence[float]) -> tuple[float, float]:
-    low, high = np.percentile(found, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return float(low), float(high)
+    rows = np.arange(count)
+    if count < 2:  # which scipy refuses to resample
+        return value(rows), value(rows)
+    found = bootstrap(
+        (rows,),
+        value,
+        n_resamples=RESAMPLES,
+        batch=1,  # more would hold that many times the rows in memory
+        vectorized=False,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import click
 import numpy as np
 import onnxruntime
 import torch
@@ -16,6 +15,7 @@ from export.verify import Run
 from serving.errors import ArtifactError, SetupError
 from serving.machine import resolve_device
 from serving.manifests import ComputeDevice
+from serving.reporting import logger
 from serving.runtime.tasks.base import Arrays, Task
 
 
@@ -78,5 +78,5 @@ def usable_device(device: str) -> ComputeDevice:
         return "gpu"
     if device == "gpu":
         raise SetupError("torch and ONNX Runtime do not both see a GPU", hint="give --device cpu, or see: tritonize doctor")
-    click.echo("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without", err=True)
+    logger.warning("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without")
     return "cpu"

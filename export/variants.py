@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from export import checkpoint as checkpoints
 from export import convert, graph, optimize, tails, verify
 from export.data import prepare, sample, write_evaluation
@@ -31,6 +29,7 @@ from serving.manifests import (
     VariantRecord,
 )
 from serving.options import Precision
+from serving.reporting import logger
 from serving.runtime.tasks.base import Arrays
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
@@ -121,7 +120,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     model = checkpoints.load_model(source.folder, type(source.task))
     run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
-        click.echo(f"converting {source.name} to ONNX", err=True)
+        logger.info(f"converting {source.name} to ONNX")
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
         tail = tails.add_tail(raw, source.task)
         names = _input_names(raw)
@@ -151,7 +150,7 @@ def _max_length(source: ExportSource, options: ExportOptions, tokenizer: PreTrai
         reason = "as the checkpoint says; --max-length cuts them elsewhere"
     else:
         reason = "what the model takes; --max-length cuts them shorter"
-    click.echo(f"rows are cut at {chosen} tokens: {reason}", err=True)
+    logger.info(f"rows are cut at {chosen} tokens: {reason}")
     return chosen
 
 
@@ -188,7 +187,7 @@ def _manifest(
 ) -> BundleManifest:
     """Measure the speed of the original and of every variant, and describe the bundle."""
     task, options = workshop.source.task, workshop.options
-    click.echo("measuring speed", err=True)
+    logger.info("measuring speed")
     runs = {"original": run} | {precision: _run(precision, workshop, threads=1) for precision in variants}
     with one_thread():
         timings = verify.speeds(runs, workshop.rows, seed=options.seed)
@@ -275,14 +274,14 @@ def _input_names(raw: Path) -> list[str]:
 
 def _variant(precision: Precision, workshop: _Workshop) -> _Variant:
     """Make and verify one variant."""
-    click.echo(f"making and verifying {precision}", err=True)
+    logger.info(f"making and verifying {precision}")
     path = workshop.file(precision)
     made = _MAKERS[precision](path, workshop)
     rows = workshop.rows
     # the int8 answer to a row depends on the other rows of its batch, so it is verified as it is served: one request at a time
     batches = rows.alone() if precision == "int8" else rows.batches(verify.BATCH)
     outputs = verify.outputs_of(_run(precision, workshop), rows, workshop.source.task, batches, title=precision)
-    limits = verify.Limits(max_metric_drop=workshop.options.max_metric_drop, min_agreement=workshop.options.min_agreement)
+    limits = verify.GateLimits(max_metric_drop=workshop.options.max_metric_drop, min_agreement=workshop.options.min_agreement)
     verdict = verify.judge(precision, workshop.reference, outputs, limits)
     verdict = replace(verdict, gates=(*verdict.gates, *made.gates))
     return _Variant(graph=made, verdict=verdict, bytes=graph.size(path), operators=optimize.operators(path))

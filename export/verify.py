@@ -1,4 +1,4 @@
-"""Each ONNX variant against the PyTorch original on real rows: figures, and gates that noise does not flip."""
+"""Compare each ONNX variant with the PyTorch original on real rows: figures, and gates that measurement noise does not flip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.progress import track
 
 from export import metric
@@ -18,27 +17,33 @@ from export.data import sample
 from export.rows import EncodedRows
 from serving.errors import ExportError
 from serving.manifests import Throughput, VariantGate
+from serving.reporting import console
 from serving.runtime.tasks.base import Arrays, Origins, Task
 
 Run = Callable[[Arrays], Arrays]
-"""Model inputs of some rows → the outputs that the task reads, the first axis of each is the row."""
+"""A function from the model inputs of some rows to the outputs that the task reads; the first axis of each is the row."""
 
 MIN_AGREEMENT = {"fp32": 1.0, "fp16": 0.995, "int8": 0.97}
-"""Least share of rows whose label equals the original's, by precision, where ``--min-agreement`` does not say otherwise."""
+"""Default of ``--min-agreement`` by precision: the required share of rows whose label equals the original's."""
 MAX_LOGIT_DIFFERENCE = 1e-3
-"""For fp32, times the largest logit where that is above 1."""
+"""Allowed logit difference of fp32, multiplied by the largest logit if that is above 1."""
 BATCH = 16
+"""Rows per batch in verification and in the timing of batches."""
 ROUNDING = 1e-6
+"""Added before a sum of shares is rounded down to whole rows."""
 MIN_ROWS = 64
-"""Fewer rows than these prove little: with every label of 64 equal, up to 5.6 % of all may still differ."""
+"""Minimum number of rows for a meaningful verification: if all labels of 64 rows agree, up to 5.6 % of all may still differ."""
 SPEED_ROWS, SPEED_PASSES = 128, 3
+"""Rows that speed is measured on, and how often."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Args:
-    max_metric_drop: points (hundredths) of the main metric.
-    min_agreement: share of rows; None: as in :data:`MIN_AGREEMENT`. fp32 is always held to 1.
+class GateLimits:
+    """The limits that the user may set.
+
+    Attributes:
+        max_metric_drop: Points (hundredths) of the main metric that a variant may lose.
+        min_agreement: Required share of rows that agree; None: as in :data:`MIN_AGREEMENT`. fp32 always requires 1.
     """
 
     max_metric_drop: float = 0.5
@@ -47,12 +52,13 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What variants are held against.
+    """The PyTorch original, which variants are compared with.
 
-    Args:
-        outputs: the original's, ``[model rows, …]``.
-        origins: of the model's rows.
-        references: what predictions are held against, one per labelled row.
+    Attributes:
+        task: The task.
+        outputs: Outputs of the original, ``[model rows, …]``.
+        origins: Which request row each of the model's rows belongs to.
+        references: The correct answers, one per labelled row.
     """
 
     task: Task
@@ -61,7 +67,7 @@ class Reference:
     references: Sequence[Any]
 
     def answers(self, outputs: Arrays) -> Arrays:
-        """As the served task gives them where a request asks for what judges them."""
+        """Return the answers that the served task derives from a model's outputs, with the options that evaluation needs."""
         return self.task.answers(outputs, self.origins, self.task.request_options(self.task.judged_options))
 
 
@@ -107,16 +113,22 @@ class Timing:
 
 
 def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range], *, title: str) -> Arrays:
-    """What a model says of all rows, computed batch by batch in the order given, so lengths are mixed as in serving.
+    """Run a model on all rows.
+
+    Args:
+        run: The model.
+        rows: The rows.
+        task: The task.
+        batches: Indices of the model's rows, batch by batch.
+        title: Label of the progress bar.
 
     Returns:
-        The outputs ``[model rows, …]``; where an axis is the position, rows are padded with zeros to the longest of all, and what
-        the model says of padding is zero too.
+        The outputs, ``[model rows, …]``. If an axis is the position, it is as long as the longest row, and positions of padding are
+        zero.
     """
-    console = Console(stderr=True)
     lengths = rows.lengths
     found: dict[str, Any] = {}
-    for batch in track(batches, title, console=console, transient=True, disable=not console.is_terminal):
+    for batch in track(batches, title, console=console(), transient=True, disable=not console().is_terminal):
         for name, values in run(rows.feed(batch)).items():
             if task.token_level:
                 shape = (len(lengths), max(lengths), *values.shape[2:])
@@ -129,45 +141,50 @@ def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range]
 
 
 def task_metrics(reference: Reference) -> dict[str, float]:
-    """Figures of the task's metric module for the original."""
+    """Return the figures of the task's metric for the original, by name."""
     task, outputs = reference.task, reference.outputs
     found = metric.compute(task.metric, task.predictions(reference.answers(outputs)), reference.references)
     return found | task.figures(outputs, outputs, reference.origins, reference.references)
 
 
 def require_finite(outputs: Arrays) -> None:
-    """Check what the original says, ``[model rows, …]``: nothing can be held against what is no number.
+    """Check the outputs of the original, because nothing can be compared with NaN.
+
+    Args:
+        outputs: ``[model rows, …]``.
 
     Raises:
-        ExportError: some of it is infinite or no number.
+        ExportError: An output is NaN or infinite.
     """
     finite = _finite_rows(outputs)
     if not finite.all():
         raise ExportError(
-            f"the checkpoint itself gives {' and '.join(outputs)} that are infinite or no numbers, for {(~finite).sum()} of "
+            f"the checkpoint itself gives {' and '.join(outputs)} that are NaN or infinite, for {(~finite).sum()} of "
             f"{len(finite)} rows",
             hint="its weights are damaged, or its training diverged",
         )
 
 
 def few_rows_warning(rows: int) -> str | None:
-    """What to say of a verification on that many rows; None where they are enough."""
+    """Return a warning if the number of rows is too small for a meaningful verification, otherwise None."""
     if rows >= MIN_ROWS:
         return None
     unseen = metric.share_interval(0, rows)[1]
     return (
         f"verified on {rows} rows only, fewer than {MIN_ROWS}: that proves little. "
-        f"Even where not one label differs on them, {unseen:.1%} of all may"
+        f"Even if all labels agree on them, {unseen:.1%} of all rows may differ"
     )
 
 
-def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits) -> VariantVerdict:
+def judge(precision: str, reference: Reference, variant: Arrays, limits: GateLimits) -> VariantVerdict:
     """Compare a variant with the original, row by row.
 
     Args:
-        reference: its outputs finite.
-        variant: its outputs for the reference's rows. Rows where one is infinite or no number do not
-            agree, count as wrong in the share of right rows, and as zeros in any other metric; they fail a gate of their own.
+        precision: Precision of the variant.
+        reference: The original; its outputs are finite.
+        variant: Outputs of the variant for the same rows. A row with a NaN or infinite output does not agree, counts as wrong in
+            the accuracy and as zeros in any other metric, and fails a gate of its own.
+        limits: Limits of the gates.
     """
     task, rows = reference.task, len(reference.references)
     finite = _finite_rows(variant)
@@ -206,7 +223,7 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: Limits)
 def _drop(
     reference: Reference, original: Sequence[Any], variant: Sequence[Any], whole: npt.NDArray[np.bool_]
 ) -> tuple[float, tuple[float, float]]:
-    """Of the main metric, with its interval: exact where it is the share of right rows."""
+    """Return the drop of the main metric and its 95 % interval, which is exact if the metric is the accuracy."""
     task, wanted = reference.task, reference.references
     if task.main_metric != "accuracy":
         return metric.bootstrapped_drop(task.metric, task.main_metric, original, variant, wanted)
@@ -217,14 +234,14 @@ def _drop(
 
 
 def _finite_rows(outputs: Arrays) -> npt.NDArray[np.bool_]:
-    """``[model rows]``."""
+    """Return which rows have finite outputs only, ``[model rows]``."""
     each = [np.isfinite(values).reshape(len(values), -1).all(axis=-1) for values in outputs.values()]
     found: npt.NDArray[np.bool_] = np.logical_and.reduce(each)
     return found
 
 
 def _differences(original: Arrays, variant: Arrays) -> tuple[float, float]:
-    """Largest and mean over all outputs, in float64: two numbers near float32's ends differ by more than it holds."""
+    """Return the largest and the mean difference over all outputs, in float64 because float32 could overflow."""
     largest = total = 0.0
     for name, values in original.items():
         for row, other in zip(values, variant[name], strict=True):  # all at once they may be more than fits into memory
@@ -233,14 +250,14 @@ def _differences(original: Arrays, variant: Arrays) -> tuple[float, float]:
     return largest, total / sum(values.size for values in original.values())
 
 
-def _least_agreement(precision: str, limits: Limits) -> float:
+def _least_agreement(precision: str, limits: GateLimits) -> float:
     if precision == "fp32" or limits.min_agreement is None:
         return MIN_AGREEMENT[precision]
     return limits.min_agreement
 
 
 def _finite_gate(broken: int, rows: int) -> VariantGate:
-    message = f"logits are infinite or no numbers for {broken} of {rows} rows"
+    message = f"logits are NaN or infinite for {broken} of {rows} rows"
     return VariantGate(name="finite", limit=0, value=broken, interval=None, passed=broken == 0, message=message)
 
 
@@ -250,12 +267,18 @@ def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: flo
 
 
 def _agreement_gate(agreeing: float, rows: int, limit: float) -> VariantGate:
-    """``agreeing``: rows, those that agree in part counted in part; the interval is that of the whole ones."""
+    """Make the gate of the label agreement.
+
+    Args:
+        agreeing: Number of rows that agree; a row that agrees in part counts in part. The interval is that of the whole rows.
+        rows: Number of rows.
+        limit: Required share.
+    """
     share = agreeing / rows
     low, high = metric.share_interval(int(agreeing + ROUNDING), rows)
     message = (
         f"{agreeing:g} of {rows} labels agree with the original, {share:.2%} "
-        f"(95 % interval {low:.2%} to {high:.2%}), wanted are {limit:.2%}"
+        f"(95 % interval {low:.2%} to {high:.2%}), required are {limit:.2%}"
     )
     return VariantGate(
         name="label_agreement", limit=limit, value=share, interval=(low, high), passed=high >= limit, message=message
@@ -263,7 +286,12 @@ def _agreement_gate(agreeing: float, rows: int, limit: float) -> VariantGate:
 
 
 def _difference_gate(difference: float | None, largest: float) -> VariantGate:
-    """``difference``: None where a logit is infinite or no number. ``largest``: of the original's."""
+    """Make the gate of the logit difference.
+
+    Args:
+        difference: Largest difference; None if a logit is NaN or infinite.
+        largest: Largest logit of the original.
+    """
     limit = MAX_LOGIT_DIFFERENCE * max(1.0, largest)
     passed = difference is not None and difference <= limit
     found = "cannot be compared" if difference is None else f"differ by up to {difference:.2g}"
@@ -272,7 +300,11 @@ def _difference_gate(difference: float | None, largest: float) -> VariantGate:
 
 
 def overflow_gate(tensors: Sequence[str]) -> VariantGate:
-    """Nothing inside the fp16 graph may be infinite or no number on real rows."""
+    """Make the gate that no tensor inside the fp16 graph is NaN or infinite on real rows.
+
+    Args:
+        tensors: Names of those that are.
+    """
     named = f": {', '.join(tensors[:3])}" if tensors else ""
     return VariantGate(
         name="overflow",
@@ -285,16 +317,17 @@ def overflow_gate(tensors: Sequence[str]) -> VariantGate:
 
 
 def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str, Timing]:
-    """How fast each model alone is, tokenization left out, on up to 128 rows drawn at random, in random order.
+    """Measure the speed of each model alone, without tokenization, on up to 128 rows in random order.
 
-    The runs take turns, three passes each, and the fastest pass counts: whatever else the machine did slows all of them alike.
+    The models take turns, three passes each, and the fastest pass counts, so that other load on the machine affects all alike.
 
     Args:
-        runs: by name, each set to one thread.
+        runs: The models by name, each set to one thread.
+        rows: The rows to draw from.
+        seed: Seed of the draw.
 
     Returns:
-        By name: ``latency_ms``, the median for one row, and ``throughput``, rows/s by batch size ("1"; "16": rows of mixed
-        length padded together).
+        The speed by name.
     """
     chosen = sample(len(rows.lengths), SPEED_ROWS, seed)
     np.random.default_rng(seed).shuffle(chosen)

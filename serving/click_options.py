@@ -23,6 +23,7 @@ from click.core import ParameterSource
 from click.types import OptionHelpExtra
 
 from serving.option_fields import NONE, Option, OptionField, OptionGroup, option_fields, option_members, parameter_name
+from serving.reporting import logger
 
 T = TypeVar("T")
 
@@ -35,7 +36,9 @@ class FieldOption(click.Option):
         former: Whether this is a former spelling: hidden, and told when it is used.
     """
 
-    def __init__(self, declarations: list[str], *, source: OptionField, required: bool, former: bool = False) -> None:
+    def __init__(
+        self, declarations: list[str], *, source: OptionField, required: bool, former: bool = False, **settings: Any
+    ) -> None:
         """Make the option.
 
         Args:
@@ -43,14 +46,16 @@ class FieldOption(click.Option):
             source: The field.
             required: Whether the command fails without it.
             former: Whether the flag is a former spelling.
+            **settings: Further arguments of :class:`click.Option`.
         """
         self.source = source
         self.former = former
         option = source.option
         kind: dict[str, Any] = {"is_flag": True} if source.kind is bool else {"type": _click_type(source.kind, option)}
+        if not required:  # to Click, a default of None is a default
+            kind["default"] = source.default if option.parse is None else None
         super().__init__(
             declarations,
-            default=source.default if option.parse is None and not required else None,
             show_default=False,
             required=required,
             multiple=source.repeatable,
@@ -58,6 +63,7 @@ class FieldOption(click.Option):
             help=option.help if isinstance(option.help, str) else option.help(),
             hidden=former,
             **kind,
+            **settings,
         )
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
@@ -123,7 +129,7 @@ def build(cls: type[T], ctx: click.Context, values: Mapping[str, object]) -> T:
             if given is None:
                 continue
             if given != member.parameter:
-                click.echo(f"warning: --{given.replace('_', '-')} is now {member.flag}; the old name will be removed", err=True)
+                logger.warning(f"--{given.replace('_', '-')} is now {member.flag}; the old name will be removed")
             found[member.field.name] = _collected(member, values[given])
         elif not member.optional or _given_as(member.key, ctx) is not None:
             found[member.name] = build(member.cls, ctx, values)

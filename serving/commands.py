@@ -20,6 +20,7 @@ from serving.options import (
     ServerPort,
     StartOptions,
 )
+from serving.reporting import console, logger
 
 if TYPE_CHECKING:
     from serving.client import TritonPipeline
@@ -43,7 +44,7 @@ def package_command(options: PackageOptions, output: OutputOptions) -> None:
         click.echo(json.dumps(manifest.model_dump(mode="json"), ensure_ascii=False))
         return
     for option, reason in manifest.reasons.items():
-        click.echo(f"  {option} {reason}", err=True)
+        logger.info(f"  {option} {reason}")
     state = "is up to date" if packaged.unchanged else "is packaged"
     shape = f"{manifest.instances} instance(s) of {manifest.threads} thread(s)"
     kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}"
@@ -61,7 +62,7 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
         _announce(options)
         click.echo(f"its log: {log}   stop it with: tritonize stop --http-port {options.http_port}")
         return
-    supervise(options, log=lambda line: click.echo(line, err=True), on_ready=lambda _: _announce(options))
+    supervise(options, on_ready=lambda _: _announce(options))
 
 
 @click.command("stop")
@@ -153,16 +154,14 @@ def _predict_lines(pipe: TritonPipeline, texts: tuple[str, ...], *, as_json: boo
 
 
 def _predict_file(pipe: TritonPipeline, files: PredictFile) -> None:
-    from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     from serving.predict import predict_file
 
     def shown(answers: Iterable[T], done: int) -> Iterator[T]:
-        console = Console(stderr=True)
         columns = [TextColumn("{task.completed} rows"), TimeElapsedColumn()]
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        with Progress(*columns, console=console(), disable=not console().is_terminal) as bar:
             yield from bar.track(answers, total=None, completed=done)
 
     done, answered = predict_file(pipe, files, progress=shown)
-    click.echo(f"{files.output}: {answered} rows answered" + (f", {done} were there already" if done else ""), err=True)
+    logger.info(f"{files.output}: {answered} rows answered" + (f", {done} were there already" if done else ""))

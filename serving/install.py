@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
-from serving.artifact import sha256
 from serving.errors import SetupError
 
 PROJECT = Path(__file__).parents[1]
@@ -94,6 +93,8 @@ def server_versions() -> dict[str, str]:
     on_path = shutil.which("tritonserver")
     if on_path:
         image = {"image": os.environ[IMAGE_VERSION]} if IMAGE_VERSION in os.environ else {}
+        from serving.artifact import sha256
+
         return image | {"tritonserver": sha256(Path(on_path))}
     versions = {name: _version(triton_environment(), name) for name in RECORDED}
     return {name: version for name, version in versions.items() if version is not None}

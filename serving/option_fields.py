@@ -29,7 +29,7 @@ class Option:
     """Describes how a field appears on the command line and in recipes.
 
     Attributes:
-        help: Help text in full sentences, or a function that returns it where the text lists what exists.
+        help: Help text in full sentences, or a named function that returns it where the text lists what exists.
         flag: Flag such as ``--text-column``; empty: the name of the field with dashes.
         metavar: Placeholder of the value in help pages.
         default_text: Description of a default that is chosen later, where the field holds None or an empty tuple.

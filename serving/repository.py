@@ -1,4 +1,4 @@
-"""Bundle → Triton model repository, in one atomic step.
+"""The packaging stage: writes a bundle into a Triton model repository in one atomic step.
 
 Four models must change together, and a rename moves only one folder. So each packaging writes a complete new *generation*
 aside, and one rename of one symbolic link switches all four::
@@ -178,10 +178,15 @@ def _plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Pla
 
 
 def read_graph(path: Path, task: Task, max_batch_size: int) -> Graph:
-    """What of an ONNX file, without its weights, a request passes through: the inputs that must travel, the outputs ``task`` reads.
+    """Read the inputs and outputs of an ONNX file that a request passes through.
+
+    Args:
+        path: The ONNX file; its weights are not read.
+        task: The task, which says what outputs are read.
+        max_batch_size: Maximum number of rows in a request.
 
     Raises:
-        ExportError: an input cannot be had from text, an output is not there, or Triton has no name for a tensor's type here.
+        ExportError: An input cannot be made from text, an output is missing, or Triton has no name for the type of a tensor.
     """
     model = onnx.load(path, load_external_data=False)
     try:
@@ -208,7 +213,7 @@ def _tensor(info: onnx.ValueInfoProto) -> Tensor:
 
 
 def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> None:
-    """The four model folders, complete."""
+    """Write the four model folders."""
     task = bundle.task
     graph = read_graph(bundle.variant(plan.precision).path, task, plan.max_batch_size)
     texts, ids, logits = _warmups(folder, bundle, plan, name, graph)
@@ -229,7 +234,7 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> No
 
 
 def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:
-    """The variant's graph behind its prologue; weights outside the file travel along under their own names."""
+    """Write the variant's graph with the prologue in front, and its external weights under their own names."""
     source = bundle.variant(plan.precision).path
     model = onnx.load(source, load_external_data=False)
     weights = _external_files(model, source.parent)
@@ -240,23 +245,23 @@ def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:
 
 
 def _external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
-    """Files beside the graph that hold its weights.
+    """Return the files beside the graph that hold its weights.
 
     Raises:
-        ArtifactError: the graph names one anywhere else.
+        ArtifactError: The graph refers to a file in another place.
     """
     names = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
     elsewhere = sorted(name for name in names if Path(name).name != name or name == "model.onnx")
     if elsewhere:
         raise ArtifactError(
-            f"the graph in {folder} keeps weights in {elsewhere[0]!r}, which is no file of its own beside it",
+            f"the graph in {folder} keeps weights in {elsewhere[0]!r}, which is not a file of its own beside it",
             hint="do not use it unless you know who made it",
         )
     return [file_inside(folder, name) for name in sorted(names)]
 
 
 def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Graph) -> None:
-    """The runtime, verbatim, and what it must know about this checkpoint."""
+    """Write a Python step: a copy of the runtime, and its settings for this checkpoint."""
     shutil.copytree(RUNTIME / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
     for module in ("notes.py", "tokenization.py"):
         shutil.copy(RUNTIME / module, folder)
@@ -273,7 +278,7 @@ def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Grap
 
 
 def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) -> tuple[list[Warmup], list[Warmup], list[Warmup]]:
-    """Sample files under each step's ``warmup/``: the task's example as it is, and repeated until it fills the model."""
+    """Write the warm-up requests of each step: the task's example, and a long one that fills the model."""
     texts, ids, logits = [], [], []
     task, encoder = bundle.task, bundle.encoder([tensor.name for tensor in graph.inputs])
     for label, request in (("short", task.example), ("long", task.long_example(bundle.max_length))):
@@ -304,12 +309,12 @@ def _save_warmup(model: Path, label: str, rows: int, payloads: dict[str, bytes],
 
 
 def _bytes_tensor(element: bytes) -> bytes:
-    """One element of a BYTES tensor as Triton lays it out: its length, then its bytes."""
+    """Encode one element of a BYTES tensor as Triton does: its length, then its bytes."""
     return struct.pack("<I", len(element)) + element
 
 
 def _links(name: str) -> dict[str, str]:
-    """Symbolic links in the repository, in the order in which they may appear: the ensemble last, when its steps are there."""
+    """Return the symbolic links in the repository in the order in which they are made: the ensemble after its steps."""
     return {model: f"{name}_model/current/{model}" for model in (f"{name}_preprocess", f"{name}_postprocess", name)}
 
 
@@ -320,10 +325,14 @@ def _linked(repository: Path, name: str) -> bool:
 
 
 def refuse_foreign(repository: Path, name: str) -> None:
-    """Whatever stands under one of the four names and was not written here is somebody's own model.
+    """Check that no other model has one of the four names.
+
+    Args:
+        repository: The model repository.
+        name: Name of the ensemble.
 
     Raises:
-        ArtifactError: there is such a one.
+        ArtifactError: One of the names belongs to a model that tritonize did not write.
     """
     home = repository / f"{name}_model"
     foreign = [
@@ -335,20 +344,18 @@ def refuse_foreign(repository: Path, name: str) -> None:
     if home.exists() and not (home / "current").is_symlink():
         foreign.append(home)
     if foreign:
-        raise ArtifactError(
-            f"{foreign[0]} is there already and was not packaged by tritonize", hint="choose another --name, or move it away"
-        )
+        raise ArtifactError(f"{foreign[0]} exists and was not packaged by tritonize", hint="choose another --name, or move it away")
 
 
 def _staging_root(repository: Path) -> Path:
-    """Beside the repository, where Triton does not look; inside it only where that is another file system (a mounted volume)."""
+    """Return a folder to write in: beside the repository, or inside it if it is a file system of its own (a mounted volume)."""
     parent = repository.absolute().parent
     same = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
     return parent if same else repository
 
 
 def _switch(repository: Path, name: str, generation: Path) -> None:
-    """Bring a complete generation into service. The rename of ``current`` is the moment everything changes."""
+    """Bring a complete generation into service by renaming the link ``current``."""
     home = repository / f"{name}_model"
     target = f"generations/{uuid4().hex[:12]}"
     if not home.exists():

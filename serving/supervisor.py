@@ -18,6 +18,7 @@ import psutil
 
 from serving.errors import ServerError, TritonizeError
 from serving.options import ServeOptions
+from serving.reporting import logger, report_to_stderr
 from serving.server import DRAIN_SECONDS, TritonServer
 
 RESTARTS = 3
@@ -62,12 +63,11 @@ def _started(process: psutil.Process) -> float:
     return float(process.create_time() - psutil.boot_time())
 
 
-def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Callable[[TritonServer], None]) -> None:
+def supervise(options: ServeOptions, *, on_ready: Callable[[TritonServer], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain the server and return.
 
     Args:
         options: The options of ``tritonize serve``.
-        log: Called with every line of the server's log, and with a line for each restart.
         on_ready: Called once, when every ensemble has answered for the first time.
 
     Raises:
@@ -77,7 +77,7 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
         restarts, announced = 0, False
         while True:
             begun = time.monotonic()
-            with TritonServer(options, log=log) as server:
+            with TritonServer(options, log=logger.info) as server:
                 server.wait_until_ready(stopped)
                 since = time.monotonic()
                 if not stopped():
@@ -97,7 +97,7 @@ def supervise(options: ServeOptions, *, log: Callable[[str], None], on_ready: Ca
             restarts = 1 if time.monotonic() - since > HEALTHY_SECONDS else restarts + 1
             if restarts > RESTARTS:
                 raise ServerError(f"{failure}; restarted {RESTARTS} times already", hint="see its log for the cause")
-            log(f"tritonize: {failure}; restarting ({restarts} of {RESTARTS})")
+            logger.warning(f"{failure}; restarting ({restarts} of {RESTARTS})")
 
 
 def start_detached(options: ServeOptions) -> Path:
@@ -255,15 +255,12 @@ def main() -> int:
     """Run a supervisor in the background. Its options come as JSON on the command line, and its output goes to the log."""
     values = json.loads(sys.argv[1])
     options = ServeOptions(**values | {"repository": Path(values["repository"])})
-
-    def log(line: str) -> None:
-        print(line, flush=True)  # noqa: T201 - the output of this process is the log
-
-    try:
-        supervise(options, log=log, on_ready=lambda _: log("ready"))
-    except TritonizeError as error:
-        log(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
-        return 1
+    with report_to_stderr():
+        try:
+            supervise(options, on_ready=lambda _: logger.info("ready"))
+        except TritonizeError as error:
+            logger.error(error.message + (f" ({error.hint})" if error.hint else ""))
+            return 1
     return 0
 
 

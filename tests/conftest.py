@@ -38,6 +38,7 @@ os.environ |= {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group the tests for pytest-xdist: a worker runs a whole module, or all tests of the shared server; long groups come first."""
     groups: dict[str, list[pytest.Item]] = {}

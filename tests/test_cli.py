@@ -17,7 +17,20 @@ import pytest
 
 from export.cli import COMMANDS, HELP, main, tritonize
 
-HEAVY = ("torch", "transformers", "datasets", "onnx", "onnxruntime", "tritonclient", "numpy", "rich", "pyarrow", "grpc", "aiohttp")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "onnx",
+    "onnxruntime",
+    "tritonclient",
+    "numpy",
+    "rich",
+    "pyarrow",
+    "grpc",
+    "aiohttp",
+    "pydantic",
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +95,7 @@ def test_every_command_is_there_documented_and_takes_a_recipe() -> None:
         (["serve", "--http-port", "0"], "--http-port"),
         (["serve", "--recipe", "no-such-recipe"], "no recipe 'no-such-recipe'"),
         (["predict"], "Missing argument"),
+        (["package"], "Missing option '--name'"),
         (["predict", "x", "--input", "/no/such/file", "--output", "y"], "does not exist"),
     ],
 )

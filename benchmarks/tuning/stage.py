@@ -16,6 +16,7 @@ from benchmarks.tuning.schedule import Schedule
 from benchmarks.tuning.space import Space
 from benchmarks.tuning.testbed import make_testbed
 from benchmarks.tuning.trial import Trial
+from benchmarks.tuning.tune_options import TuneOptions
 from benchmarks.tuning.tuning_study import SearchTerms, opened
 from serving.artifact import (
     MANIFEST,
@@ -43,35 +44,6 @@ from serving.tuning import tuning_folder
 FINALISTS = 3
 STORAGE = "tuning.partial.sqlite3"
 """Beside the record: the study, for as long as there is no winner."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneOptions:
-    """Options of a tuning.
-
-    Attributes:
-        bundle: Folder of the bundle.
-        precisions: Precisions that may be served; empty for all of the bundle.
-        device: ``auto``, ``cpu`` or ``gpu``.
-        latency_p99_ms: Latency budget for the 99th percentile in ms, or None.
-        concurrencies: Numbers of clients, one load each, ascending.
-        rows: Number of rows sent, drawn at random from the evaluation rows of the bundle.
-        duration: Seconds that each load is measured in each trial.
-        minutes: Allowed time of all trials together.
-        seed: Seed of the random draws.
-        fresh: Discard earlier trials.
-    """
-
-    bundle: Path
-    precisions: tuple[str, ...]
-    device: str
-    latency_p99_ms: float | None
-    concurrencies: tuple[int, ...]
-    rows: int
-    duration: float
-    minutes: float
-    seed: int
-    fresh: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +90,7 @@ def prepare(options: TuneOptions) -> TuningSubject:
     Raises:
         ArtifactError: There is no usable bundle, or it lacks a precision asked for.
     """
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle_folder)
     chosen = {precision: bundle.variant(precision) for precision in options.precisions or bundle.variants}
     device = resolve_device(options.device)
     # int8 is for CPUs; on a GPU it is only tried if there is nothing else.
@@ -133,7 +105,7 @@ def prepare(options: TuneOptions) -> TuningSubject:
         threads=None,
         max_batch_size=None,
     )
-    space = Space(device=device, cores=cores(), precisions=usable, most_clients=max(options.concurrencies))
+    space = Space(device=device, cores=cores(), precisions=usable, most_clients=max(options.loads))
     search = SearchTerms(
         space=space,
         first=list(dict.fromkeys([untuned.configuration, *space.grid()])),
@@ -160,14 +132,14 @@ def tune(options: TuneOptions, say: Callable[[str], None], begin: Callable[[int,
         TritonizeError: Nothing could be measured.
     """
     subject = prepare(options)
-    record = tuning_folder(options.bundle)
-    inputs = inputs_record(subject.terms(), fingerprint([options.bundle / MANIFEST], root=options.bundle))
+    record = tuning_folder(options.bundle_folder)
+    inputs = inputs_record(subject.terms(), fingerprint([options.bundle_folder / MANIFEST], root=options.bundle_folder))
     if not options.fresh and is_current(record, TuningManifest, inputs):
         return Tuned(outcome=subject.outcome(_trials(read_manifest(record, TuningManifest))), unchanged=True)
     testbed = make_testbed(
         subject.bundle,
         rows=options.rows,
-        concurrencies=options.concurrencies,
+        concurrencies=options.loads,
         duration=options.duration,
         seed=options.seed,
     )
@@ -214,7 +186,7 @@ def _run(subject: TuningSubject, schedule: Schedule) -> TuningOutcome:
 def _conditions(options: TuneOptions) -> dict[str, Any]:
     """Return everything that a trial's figures depend on besides its configuration, JSON-ready."""
     return {
-        "bundle": sha256(options.bundle / MANIFEST),
+        "bundle": sha256(options.bundle_folder / MANIFEST),
         "hardware": hardware(),
         "versions": versions(),
         "server": server_versions(),
@@ -222,7 +194,7 @@ def _conditions(options: TuneOptions) -> dict[str, Any]:
         "rows": options.rows,
         "seed": options.seed,
         "duration": options.duration,
-        "concurrencies": list(options.concurrencies),
+        "concurrencies": list(options.loads),
     }
 
 

@@ -59,6 +59,12 @@ class TuningStudy:
     """A search in progress. Open it with :func:`opened`."""
 
     def __init__(self, study: optuna.Study, terms: SearchTerms) -> None:
+        """Take up a study.
+
+        Args:
+            study: Holds the trials so far.
+            terms: What the search depends on.
+        """
         self._study, self._terms = study, terms
         self._parameters = {one: terms.space.parameters(one) for one in terms.space.configurations()}
         self._trials = {trial.configuration: trial for trial in measured_trials(study)}
@@ -131,6 +137,8 @@ def opened(path: Path, terms: SearchTerms, earlier: Sequence[Trial], *, fresh: b
     A study of the same conditions but another latency budget gives its trials to this one.
 
     Args:
+        path: The file.
+        terms: What the search depends on.
         earlier: Trials of a finished tuning under the same conditions.
         fresh: Drop what is stored.
 

@@ -1,4 +1,4 @@
-"""Encoded rows → the batches a model is trained on. Imports torch."""
+"""Batches for training, made from tokenized rows. Imports torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from serving.runtime.tasks.base import Features, Task
 from serving.runtime.tokenization import FIELDS
 
 TEACHER_LOGITS = "teacher_logits"
-"""Column of what a teacher says of the rows, where it is asked once."""
+"""Name of the column with the teacher's logits, where they are computed once in advance."""
 
 
 def training_columns(features: Features, names: Sequence[str], targets: Mapping[str, Sequence[Any]], task: Task) -> dict[str, Any]:
-    """Inputs called ``names`` and targets as columns of a data set, whose rows are those that must stand in one batch.
+    """Make the columns of a data set, in which each row holds what must be in one batch together.
 
-    Mostly that is one row of the model. Where the model takes all rows of a request row along an axis of their own, or the loss is
-    of all requests of a labelled row, it is a list of them, and ``length`` says how long the longest is.
+    For most tasks that is one row of the model. Where the model takes all rows of a request along an axis of their own, or the loss
+    needs all requests of a labelled row, it is a list of model rows, and the column ``length`` holds the length of the longest.
+
+    Args:
+        features: The tokenized rows.
+        names: Names of the model's inputs.
+        targets: Training targets by name.
+        task: The task.
+
+    Returns:
+        Columns by name.
     """
     inputs: dict[str, Any] = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
     if task.grouped:
@@ -33,28 +42,42 @@ def training_columns(features: Features, names: Sequence[str], targets: Mapping[
 
 
 def _by_owner(columns: Mapping[str, Sequence[Any]], owners: Any) -> dict[str, list[Any]]:
-    """Columns of the model's rows → of groups of them, one per request row."""
+    """Group the columns of model rows into one list per request row."""
     ends = np.cumsum(np.bincount(owners)).tolist()
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     return {name: [list(values[start:end]) for start, end in spans] for name, values in columns.items()}
 
 
 def _by_row(columns: Mapping[str, Sequence[Any]], rows: int) -> dict[str, list[Any]]:
-    """Columns of requests in the order of ``Task.requests`` → of lists of them, one per labelled row."""
+    """Group the columns of requests, in the order of ``Task.requests``, into one list per labelled row."""
     return {name: [list(values[row::rows]) for row in range(rows)] for name, values in columns.items()}
 
 
 class Collator:
-    """Rows of a data set → a batch, padded on the right as when serving. Targets that are as long as their rows are padded too.
+    """Makes batches of rows of a data set, padded on the right as when serving. Targets with one value per token are padded too.
 
-    What the task draws anew each time it draws by numpy's own state, which the trainer keeps with its checkpoints.
+    Random augmentation depends on numpy's global state, which the trainer saves with its checkpoints.
     """
 
     def __init__(self, tokenizer: Any, task: Task) -> None:
+        """Bind the collator to a tokenizer and a task.
+
+        Args:
+            tokenizer: Tokenizer of ``transformers``, which pads.
+            task: The task, which may augment batches.
+        """
         self._tokenizer = tokenizer
         self._task = task
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make one batch.
+
+        Args:
+            rows: Rows of a data set.
+
+        Returns:
+            Tensors by name of input or target, ``[rows, …]``.
+        """
         inputs = [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
         batch = self._padded(inputs)
         for name in rows[0].keys() - FIELDS.keys() - {"length"}:
@@ -70,14 +93,16 @@ class Collator:
     def _padded(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
         if self._task.grouped:
             return self._padded_groups(inputs)
-        if self._task.own_loss:  # all rows' first requests, then all rows' second …
+        if self._task.own_loss:  # the first requests of all rows, then the second requests …
             requests = len(inputs[0]["input_ids"])
             inputs = [{name: values[place] for name, values in row.items()} for place in range(requests) for row in inputs]
         return self._pad(inputs)
 
     def _padded_groups(self, groups: Sequence[Mapping[str, Any]]) -> Any:
-        """``[groups, most rows of one, tokens]``. Where a group has fewer rows than another, its first stands in for them: unlike
-        padding alone, that gives numbers."""
+        """Pad to ``[groups, rows of the largest group, tokens]``.
+
+        A group with fewer rows repeats its first row, because a row of padding alone makes the model return NaN.
+        """
         most = max(len(group["input_ids"]) for group in groups)
         chosen = [(group, index if index < len(group["input_ids"]) else 0) for group in groups for index in range(most)]
         batch = self._pad([{name: values[index] for name, values in group.items()} for group, index in chosen])

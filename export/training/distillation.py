@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch.nn import functional
 
 from export import checkpoint as checkpoints
 from export.data import LabelledRows, model_rows
 from export.training.batches import TEACHER_LOGITS
-from export.training.distributed import say
 from export.training.hyperparameters import Distillation
 from serving.errors import ArtifactError, DataError
+from serving.reporting import console, logger
 from serving.runtime.tasks._labels import IGNORED, label_names
 from serving.runtime.tasks.base import Task
 from serving.runtime.tokenization import FIELDS, TextEncoder
@@ -145,12 +143,12 @@ def _cacheable(task: Task) -> bool:
 
 def _shown(places: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
     """``places`` in batches, and how far it is."""
-    terminal = sys.stderr.isatty()
+    terminal = console().is_terminal
     starts = range(0, len(places), at_once)
     said = {starts[len(starts) * part // PART] for part in range(PART)} if not terminal else set()
-    for start in track(starts, "the teacher reads", console=Console(file=sys.stderr), transient=True, disable=not terminal):
+    for start in track(starts, "the teacher reads", console=console(), transient=True, disable=not terminal):
         if start in said:
-            say(f"the teacher reads: {start} of {len(places)} texts")
+            logger.info(f"the teacher reads: {start} of {len(places)} texts")
         yield places[start : start + at_once]
 
 

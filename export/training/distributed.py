@@ -1,6 +1,6 @@
-"""Several processes that train one model, as ``accelerate launch`` and ``torchrun`` start them: each runs the whole command.
+"""Distributed training: several processes, started by ``accelerate launch`` or ``torchrun``, that each run the whole command.
 
-Light: torch is only imported where there are several.
+Imports torch only where there are several processes.
 """
 
 from __future__ import annotations
@@ -10,35 +10,22 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 
-import click
-
-PATIENCE = timedelta(hours=24)
-"""How long processes wait for each other: what the main one does alone may take long (fetching, tokenizing, asking a teacher). One
-that died is noticed by the launcher, at once."""
+TIMEOUT = timedelta(hours=24)
+"""How long processes wait for each other. What the main process does alone may take long (fetching, tokenizing, running the
+teacher); the launcher notices at once if a process dies."""
 
 
 def world_size() -> int:
-    """How many of them there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this is the one that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def say(line: str) -> None:
-    """Print ``line`` on standard error, once."""
-    if is_main_process():
-        click.echo(line, err=True)
 
 
 @contextlib.contextmanager
 def main_first(device: str) -> Iterator[None]:
-    """The main process goes through the block before all others do: it fetches and removes, they find what it left.
+    """Run the block in the main process first, then in the others, which find what it fetched or removed.
 
     Args:
-        device: ``auto``, ``cpu`` or ``gpu``, on which they will train.
+        device: Device of the training: ``auto``, ``cpu`` or ``gpu``.
     """
     if world_size() == 1:
         yield
@@ -47,12 +34,12 @@ def main_first(device: str) -> Iterator[None]:
     from accelerate import PartialState
 
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    with PartialState(cpu=not on_gpu, timeout=PATIENCE).main_process_first():
+    with PartialState(cpu=not on_gpu, timeout=TIMEOUT).main_process_first():
         yield
 
 
 def destroy_process_group() -> None:
-    """End the group in an orderly way: torch warns of those that just go."""
+    """End the process group, because torch warns if a process leaves it open."""
     if world_size() > 1:
         from accelerate import PartialState
 

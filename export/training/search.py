@@ -12,11 +12,12 @@ from typing import Any
 import optuna
 from transformers import TrainerCallback
 
-from export.training.distributed import say, world_size
+from export.training.distributed import world_size
 from export.training.hyperparameters import Hyperparameters
 from export.training.job import TrainingJob
 from export.training.train import train, with_learning_rate
 from serving.errors import ArtifactError, DataError, DivergedError
+from serving.reporting import logger
 
 SEARCHED = ("learning_rate", "batch_size", "warmup_ratio", "weight_decay", "layer_decay")
 """What is searched unless its user chose it."""
@@ -62,7 +63,7 @@ def search(job: TrainingJob, trials: int, *, fixed: Collection[str], journal: Pa
     def value(trial: optuna.Trial) -> float:
         chosen: dict[str, Any] = {name: _suggested(trial, name, job.options) for name in names}
         options = replace(job.options, **chosen)
-        say(f"trial {_ended(study) + 1} of {trials}: {_told(options, names)}")
+        logger.info(f"trial {_ended(study) + 1} of {trials}: {_told(options, names)}")
         return _value(trial, replace(job, options=options, scratch=journal / f"trial-{trial.number}", report_to=()))
 
     study.optimize(value, n_trials=max(trials - _ended(study), 0))
@@ -71,7 +72,7 @@ def search(job: TrainingJob, trials: int, *, fixed: Collection[str], journal: Pa
         raise ArtifactError("every trial diverged", hint="look at the rows, or give a smaller --learning-rate")
     best = study.best_trial
     options = replace(job.options, **best.params)
-    say(f"best of {_ended(study)} trials: {_told(options, names)}: {job.task.main_metric} {best.value:.4f}")
+    logger.info(f"best of {_ended(study)} trials: {_told(options, names)}: {job.task.main_metric} {best.value:.4f}")
     assert best.value is not None
     return SearchResult(options=options, value=best.value, trials=_ended(study))
 
@@ -139,7 +140,7 @@ def _value(trial: optuna.Trial, job: TrainingJob) -> float:
     try:
         return float(train(validated, [_Report(trial, job.task.main_metric)]).figures["validation"][job.task.main_metric])
     except DivergedError as error:
-        say(f"  diverged: {error.message}")
+        logger.info(f"  diverged: {error.message}")
         raise optuna.TrialPruned from error
     finally:
         shutil.rmtree(job.scratch, ignore_errors=True)  # the weights of a trial are of no further use
@@ -160,5 +161,5 @@ class _Report(TrainerCallback):  # type: ignore[misc]  # the library is untyped
         if figure is not None and state.epoch is not None:
             self._trial.report(figure, round(state.epoch))
             if self._trial.should_prune():
-                say("  worse than most: ended")
+                logger.info("  worse than most: ended")
                 raise optuna.TrialPruned

@@ -1,4 +1,4 @@
-"""Trackers of experiments, through the integrations of ``transformers`` alone. Imports transformers."""
+"""Experiment trackers, as integrated by ``transformers``. Imports transformers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from serving.errors import SetupError
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that are unknown or not installed before anything is trained.
+    """Refuse trackers that are unknown or not installed, before anything is trained.
+
+    Args:
+        names: Names of trackers, as ``transformers`` calls them.
 
     Raises:
-        SetupError: one is.
+        SetupError: A tracker is unknown or its package is missing.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 

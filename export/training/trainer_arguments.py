@@ -1,9 +1,8 @@
-"""What ``transformers.Trainer`` is told of a job. Imports torch."""
+"""Arguments of ``transformers.Trainer`` for a job. Imports torch."""
 
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -13,35 +12,43 @@ from export.training.job import TrainingJob
 from serving.errors import SetupError
 
 LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-"""What ``accelerate launch --mixed_precision`` asked for."""
+"""Value of ``accelerate launch --mixed_precision``."""
 
 
 def training_arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
-    """The trainer's own settings.
+    """Make the trainer's arguments.
+
+    Args:
+        job: The training job.
+
+    Returns:
+        The arguments.
 
     Raises:
-        DataError: a step's rows cannot be shared out over the processes.
-        SetupError: the device cannot compute in the precision asked for.
+        DataError: The rows of a step cannot be divided over the processes.
+        SetupError: The device does not support the requested precision.
     """
     options = job.options
     on_gpu = job.device != "cpu" and torch.cuda.is_available()
-    at_once = options.per_device_batch_size(world_size())
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # else what an earlier run in this process chose would count
+    per_device = options.per_device_batch_size(world_size())
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # otherwise the value of an earlier run in this process remains
     arguments = Seq2SeqTrainingArguments(
         predict_with_generate=job.task.generates,
         output_dir=str(job.scratch),
         num_train_epochs=options.epochs,
-        per_device_train_batch_size=at_once,
-        per_device_eval_batch_size=2 * at_once,
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=2 * per_device,
         gradient_accumulation_steps=options.gradient_accumulation,
         gradient_checkpointing=options.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},  # frozen embeddings give no gradient that would start it otherwise
+        gradient_checkpointing_kwargs={
+            "use_reentrant": False
+        },  # reentrant checkpointing needs gradients at the embeddings, which may be frozen
         learning_rate=options.learning_rate,
         warmup_ratio=options.warmup_ratio,
         weight_decay=options.weight_decay,
         **_mixed_precision(options.mixed_precision, on_gpu=on_gpu),
         torch_compile=options.compiled,
-        group_by_length=not job.task.own_loss,  # which compares the rows of a batch with each other: chance brings them together
+        group_by_length=not job.task.own_loss,  # an in-batch loss needs random batches
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
@@ -50,33 +57,33 @@ def training_arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
         greater_is_better=True,
         logging_strategy="steps" if job.report_to else "epoch",
         logging_steps=0.01,
-        logging_nan_inf_filter=False,  # which would go on with a loss that is none
+        logging_nan_inf_filter=False,  # the filter hides NaN and infinite losses
         report_to=list(job.report_to) or "none",
         run_name=job.checkpoint_name,
         logging_dir=str(job.scratch.parent / "runs"),
         seed=options.seed,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,  # export.training.progress reports instead
         restore_callback_states_from_checkpoint=True,
     )
-    # with several GPUs the trainer would wrap the model in nn.DataParallel unasked, and a step would take that many times the rows
+    # with several GPUs the trainer would wrap the model in nn.DataParallel and multiply the rows of a step
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def _mixed_precision(chosen: str, *, on_gpu: bool) -> dict[str, bool]:
-    """For the trainer's arguments.
+    """Return the trainer's arguments for a precision.
 
     Raises:
-        SetupError: the device cannot compute in it.
+        SetupError: The device does not support it.
     """
     if chosen == "auto" and LAUNCHED_PRECISION != "no":
         chosen = LAUNCHED_PRECISION
     if chosen not in ("auto", "no", "bf16", "fp16"):
-        raise SetupError(f"nothing is trained in {chosen} here", hint="launch with --mixed_precision bf16")
+        raise SetupError(f"training in {chosen} is not supported", hint="launch with --mixed_precision bf16")
     if chosen == "auto":
         return {"bf16": on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)}
     if chosen == "fp16" and not on_gpu:
-        raise SetupError("fp16 is trained in on a GPU only: losses are scaled there", hint="give --mixed-precision bf16")
+        raise SetupError("fp16 training requires a GPU", hint="give --mixed-precision bf16")
     return {} if chosen == "no" else {chosen: True}

@@ -63,7 +63,7 @@ class Run:
 def nobody_reaches(bundle: Bundle) -> Report:
     """A baseline with 1e9 rows/s for one client, each after 1e9 ms, on the rows of ``bundle`` that the run draws."""
     draw = BenchmarkOptions(name=NAME, rows=ROWS, rounds=ROUNDS, lengths=())
-    timed = timed_checksums(read_rows(draw, bundle, print))
+    timed = timed_checksums(read_rows(draw, bundle))
     whole = made_up.report()
     assert whole.served is not None
     figures = {"throughput": 1e9} | dict.fromkeys(("p50_ms", "p90_ms", "p95_ms", "p99_ms"), 1e9)

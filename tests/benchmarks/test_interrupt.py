@@ -11,11 +11,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.server import SHARED_MEMORY
+from serving.server import SHARED_MEMORY, TRACE
 from tests.helpers import servers
 
 pytestmark = pytest.mark.server
 NAME = "ragged"
+
+
+def not_of_servers() -> set[Path]:
+    """Shared memory that belongs to no server: other tests start and stop servers meanwhile."""
+    return {region for region in SHARED_MEMORY.iterdir() if not region.name.startswith(TRACE)}
 
 
 def left_in(folder: Path) -> list[str]:
@@ -34,7 +39,7 @@ def test_nothing_stays_of_an_interrupted_benchmark(
     command = server.benchmark(
         NAME, precision="fp32", length="none", rows=40, duration=2, rounds=2, concurrency=4, output=tmp_path / "report"
     )
-    shared = set(SHARED_MEMORY.iterdir())
+    shared = not_of_servers()
     with subprocess.Popen(
         [*command, "--no-exported"],
         stdout=subprocess.PIPE,
@@ -56,10 +61,11 @@ def test_nothing_stays_of_an_interrupted_benchmark(
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         rest = process.stderr.read()
     assert process.returncode == 1, said + rest
-    assert rest.splitlines()[-1].startswith("interrupted: nothing half-written was left behind")
+    assert rest.splitlines()[-1].startswith("interrupted: no half-written artifact is left")
     assert family, "it had started something"
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     assert left_in(temporary) == []
-    assert set(SHARED_MEMORY.iterdir()) <= shared
+    assert not_of_servers() <= shared
+    assert not list(SHARED_MEMORY.glob(f"{TRACE}{process.pid}_*"))
     assert not (tmp_path / "report").exists()

@@ -259,11 +259,11 @@ def inputs(bundle: Bundle, job: WorkerJob) -> BenchmarkInputs:
 
 
 def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
-    inputs: BenchmarkInputs, monkeypatch: pytest.MonkeyPatch
+    inputs: BenchmarkInputs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr(Recorder, "turns", [])
-    said: list[str] = []
-    measure_rounds([Recorder("a"), Recorder("b"), Recorder("c")], inputs, said.append)
+    measure_rounds([Recorder("a"), Recorder("b"), Recorder("c")], inputs)
     assert [name for name, _, _ in Recorder.turns] == [*"abc", *"cba", *"abc"]
     shares = [rows for _, rows, _ in Recorder.turns]
     for first in (0, 3, 6):
@@ -271,7 +271,7 @@ def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
     assert sorted(shares[0] + shares[3] + shares[6]) == sorted(ROWS), "every row belongs to one round"
     assert [len(share) for share in shares[::3]] == [2, 2, 1]
     assert {seconds for _, _, seconds in Recorder.turns} == {2.0}
-    assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
+    assert caplog.messages == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
 
 
 def _measured(job: WorkerJob, facts: WorkerFacts, milliseconds: list[int]) -> Loaded:
@@ -466,7 +466,7 @@ def test_memory_of_a_process_tree_is_metered() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "say which model"),
+        ([], "name the model"),
         (["words", "--gate", "throughput"], "compares nothing"),
         (["words", "--gate", "import os"], "cannot be read"),
         (["words", "--concurrency", "0"], "--concurrency"),

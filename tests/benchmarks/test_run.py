@@ -39,7 +39,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Repor
 
 
 def test_a_gate_that_cannot_be_checked_fails_alone(measured: Callable[[Report], Any], tmp_path: Path) -> None:
-    report = run.run_benchmark(measured(REPORT), lambda _: None)
+    report = run.run_benchmark(measured(REPORT))
     assert [(gate.passed, gate.why.partition(";")[0]) for gate in report.gates] == [
         (False, "no figure is called served.int8.c16.nothing"), (False, "it divides by zero"), (True, "")]  # fmt: skip
     assert report.baseline is not None and report.baseline.of("same")
@@ -54,7 +54,7 @@ def test_a_gate_that_cannot_be_checked_fails_alone(measured: Callable[[Report], 
 def test_a_baseline_that_nothing_can_be_held_against_takes_no_gate_away(measured: Callable[[Report], Any], tmp_path: Path) -> None:
     options = measured(replace(REPORT, in_process=[], served=None))
     with pytest.raises(DataError, match="no figure in common") as raised:
-        run.run_benchmark(options, lambda _: None)
+        run.run_benchmark(options)
     assert raised.value.hint.endswith("report.md")
     assert len(read_report(tmp_path / "report" / "report.json").gates) == 3
     assert suites(tmp_path / "junit.xml")["gates"].attrib["failures"] == "2"

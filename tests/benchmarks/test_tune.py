@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,9 +19,10 @@ import psutil
 import pytest
 
 from benchmarks.tuning import stage
-from benchmarks.tuning.stage import Tuned, TuneOptions, prepare, tune
+from benchmarks.tuning.stage import Tuned, prepare, tune
 from benchmarks.tuning.testbed import make_testbed
 from benchmarks.tuning.trial import LevelSpeed, Trial
+from benchmarks.tuning.tune_options import TuneOptions
 from export.cli import main
 from serving import plan
 from serving.artifact import read_manifest
@@ -30,8 +30,9 @@ from serving.bundle import load_bundle
 from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
 from serving.manifests import RepositoryManifest, TuningManifest
-from serving.server import SHARED_MEMORY, TRACE
+from tests.helpers.servers import left_behind
 
+pytestmark = pytest.mark.xdist_group("keepers")  # see tests/serving/test_supervisor.py
 Speed = Callable[[Configuration], float | None]
 
 
@@ -222,13 +223,13 @@ def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say which model"),
+        ([], "name the model"),
         (["../x"], "letters, digits"),
         (["x", "--latency-p99-ms", "0"], "--latency-p99-ms"),
         (["x", "--precision", "fp8"], "'fp8' is not one of"),
         (["x", "--device", "tpu"], "tpu"),
-        (["x", "--concurrency", "0"], "whole numbers"),
-        (["x", "--concurrency", "many"], "whole numbers"),
+        (["x", "--concurrency", "0"], "0 is not in the range"),
+        (["x", "--concurrency", "1,many"], "'many' is not a valid integer"),
         (["x", "--rows", "0"], "--rows"),
         (["x", "--duration", "0"], "--duration"),
         (["x", "--minutes", "-1"], "--minutes"),
@@ -277,7 +278,7 @@ def test_the_winner_goes_into_a_recipe_beside_the_users_own_choices(
     assert main([*line, "--recipe", str(recipe)]) == 0
     said = capsys.readouterr().err.splitlines()
     assert said[-2] == "your recipe pins threads: kept, and no instances written"
-    assert said[-1].startswith(f"{recipe}: [package] serves it so, but for that")
+    assert said[-1].startswith(f"{recipe}: [package] serves it in this configuration, except for that")
     choices = tomllib.loads(recipe.read_text())["package"]
     assert choices == {"precision": "fp32", "threads": 2, "batching": "ragged", "max-batch-size": 64, "queue-delay-us": 2000}
     recipe.write_text('[package]\nprecision = "int8"\n')
@@ -285,18 +286,12 @@ def test_the_winner_goes_into_a_recipe_beside_the_users_own_choices(
     assert "stays without a winner" in capsys.readouterr().err and recipe.read_text() == '[package]\nprecision = "int8"\n'
     assert main(line) == 0
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "nothing has changed since this was found; --fresh measures again"
+    assert said[0] == "nothing has changed since this was measured; --fresh measures again"
     tuned = own.parent / "tuned.toml"
     assert f"the same as a recipe: tritonize package --recipe {tuned}" in said[-1]
     assert (choices := tomllib.loads(tuned.read_text())["package"]) and "device" not in choices and choices["instances"] == 3
     before = tuned.read_text()
     assert main(line) == 0 and tuned.read_text() == before
-
-
-def left_behind() -> list[str]:
-    """Temporary things whose keeper is gone."""
-    named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
-    return [entry.name for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]
 
 
 def running(pid: int) -> list[psutil.Process]:
@@ -380,7 +375,7 @@ def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen
 
     process = command("--json")
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "nothing has changed since this was found" in err
+    assert process.returncode == 0 and "nothing has changed since this was measured" in err
     found = json.loads(out)
     assert found["winner"]["precision"] == "int8" and len(found["trials"]) == 3
     assert tomllib.loads((own.parent / "tuned.toml").read_text())["name"] == "tiny"

@@ -14,7 +14,7 @@ import torch
 from export import cli
 from export.training import adapters
 from export.training.hyperparameters import Adapter, default_learning_rate
-from export.training.progress import PlainProgress
+from export.training.progress import TrainingProgress
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError
 from serving.manifests import AdapterRecord, CheckpointManifest
@@ -179,7 +179,7 @@ def test_adapters_that_cannot_be_are_refused(
 def test_an_interrupted_adapter_goes_on_as_if_never_interrupted(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = PlainProgress.on_evaluate
+    said = TrainingProgress.on_evaluate
 
     def press_ctrl_c(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         said(self, args, state, control, **more)
@@ -188,7 +188,7 @@ def test_an_interrupted_adapter_goes_on_as_if_never_interrupted(
 
     lora = ("--adapter", "lora", "--learning-rate", "2e-2")
     with monkeypatch.context() as patch:
-        patch.setattr(PlainProgress, "on_evaluate", press_ctrl_c)
+        patch.setattr(TrainingProgress, "on_evaluate", press_ctrl_c)
         assert cli.main(command(base_checkpoint, *lora)) == 1
     assert cli.main(command(base_checkpoint, *lora)) == 0
     assert "resuming after checkpoint-" in capsys.readouterr().err

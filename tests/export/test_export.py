@@ -453,16 +453,16 @@ def test_a_config_without_a_padding_id_has_positions_all_the_same() -> None:
 
 
 def test_without_a_usable_gpu_auto_is_the_cpu_and_gpu_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from export import original
 
     monkeypatch.setattr(original.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(original, "resolve_device", lambda device: "gpu" if device == "auto" else device)
     assert original.usable_device("cpu") == "cpu"
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     assert original.usable_device("auto") == "cpu"
-    assert "do not both see it" in capsys.readouterr().err
+    assert "do not both see it" in caplog.text
     with pytest.raises(SetupError, match="do not both see a GPU"):
         original.usable_device("gpu")
 

@@ -127,9 +127,9 @@ def test_interrupted_run_resumes_from_its_last_epoch(
     data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from export.training import encoding
-    from export.training.progress import PlainProgress
+    from export.training.progress import TrainingProgress
 
-    said = PlainProgress.on_evaluate
+    said = TrainingProgress.on_evaluate
 
     def say_and_press_ctrl_c(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         said(self, args, state, control, **more)
@@ -137,9 +137,9 @@ def test_interrupted_run_resumes_from_its_last_epoch(
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PlainProgress, "on_evaluate", say_and_press_ctrl_c)
+        patch.setattr(TrainingProgress, "on_evaluate", say_and_press_ctrl_c)
         assert cli.main(command(base_checkpoint)) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: nothing half-written was left behind")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: no half-written artifact is left")
     folder = data / "artifacts" / "tiny"
     assert not (folder / "checkpoint").exists()
 

@@ -269,7 +269,7 @@ def test_a_generation_config_that_could_not_be_written_is_told_at_once(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.6, "do_sample": False}))
     assert cli.main(command("text-generation", folder)) == 1
     error = capsys.readouterr().err
-    assert "temperature" in error and "mend its generation_config.json" in error and "step" not in error
+    assert "temperature" in error and "correct its generation_config.json" in error and "step" not in error
 
 
 @pytest.mark.parametrize(("task", "architecture"), [("text-generation", "llama"), ("translation", "t5")])

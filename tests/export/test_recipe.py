@@ -72,11 +72,11 @@ def test_other_training_rows_are_not_judged_on_those_of_the_recipe(
 
     def record(options: FinetuneOptions) -> dict[str, Any]:
         seen.append(options)
-        return {"figures": {}}
+        raise click.Abort
 
     monkeypatch.setattr(finetune, "finetune", record)
     content = '[finetune]\ncheckpoint = "c"\ntrain = "t.csv"\nvalidation = "v.csv"\ntest = "e.csv"\n'
-    assert cli.main(["finetune", "--recipe", recipe(tmp_path, content), *flags]) == 0
+    assert cli.main(["finetune", "--recipe", recipe(tmp_path, content), *flags]) == 1
     assert [(options.train, options.validation, options.test) for options in seen] == [kept]
     assert ("are ignored" in capsys.readouterr().err) == (kept[1] is None)
 

@@ -158,7 +158,7 @@ def test_no_number_is_none_to_train_with(
 
 def test_fp16_is_refused_on_a_cpu(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(command(base_checkpoint, "--mixed-precision", "fp16")) == 1
-    assert "error: fp16 is trained in on a GPU only" in capsys.readouterr().err
+    assert "error: fp16 training requires a GPU" in capsys.readouterr().err
 
 
 def test_what_the_launcher_was_told_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from serving.runtime.tasks.base import Arrays, Options, Origins, Task
 from serving.runtime.tasks.text_classification import ANY, NUMBER, TextClassification
 
 TASK = load_task("text-classification", {"labels": ["negative", "positive"], "function_to_apply": "softmax", "pair": False})
-LIMITS = verify.Limits()
+LIMITS = verify.GateLimits()
 LABELS = np.tile([0, 1], 500)
 
 
@@ -40,7 +40,7 @@ def against(original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist())
     return verify.Reference(task=task, outputs=original, origins=Origins(np.arange(len(original["logits"]))), references=references)
 
 
-def gates(precision: str, variant: np.ndarray, limits: verify.Limits = LIMITS) -> dict[str, VariantGate]:
+def gates(precision: str, variant: np.ndarray, limits: verify.GateLimits = LIMITS) -> dict[str, VariantGate]:
     """Gates of a variant that predicts those labels where the original is always right."""
     return {gate.name: gate for gate in verify.judge(precision, against(logits_for(LABELS)), logits_for(variant), limits).gates}
 
@@ -184,7 +184,7 @@ def test_noise_does_not_fail_the_metric_gate_and_a_real_drop_does() -> None:
     assert real.value == pytest.approx(3.0)
     assert not real.passed
     assert "accuracy drops by 3.00 points" in real.message
-    assert gates("int8", flipped(LABELS, 0, 30), verify.Limits(max_metric_drop=3))["metric_drop"].passed
+    assert gates("int8", flipped(LABELS, 0, 30), verify.GateLimits(max_metric_drop=3))["metric_drop"].passed
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_agreement_gates_by_precision(precision: str, disagreeing: int, passed: 
 
 
 def test_min_agreement_moves_the_gate_but_not_that_of_fp32() -> None:
-    limits = verify.Limits(min_agreement=0.9)
+    limits = verify.GateLimits(min_agreement=0.9)
     assert gates("int8", flipped(LABELS, 0, 100), limits)["label_agreement"].passed
     assert not gates("fp32", flipped(LABELS, 0, 1), limits)["label_agreement"].passed
 
@@ -238,11 +238,11 @@ def test_logits_that_are_no_numbers_fail_at_every_precision(precision: str, brok
     reference = against(logits_for(right), right.tolist())
     variant = logits_for(right)
     variant["logits"][:3] = broken
-    verdict = verify.judge(precision, reference, variant, verify.Limits(max_metric_drop=100, min_agreement=0))
+    verdict = verify.judge(precision, reference, variant, verify.GateLimits(max_metric_drop=100, min_agreement=0))
     gate = next(gate for gate in verdict.gates if gate.name == "finite")
     assert not verdict.passed and not gate.passed
     assert gate.value == 3
-    assert gate.message == "logits are infinite or no numbers for 3 of 1000 rows"
+    assert gate.message == "logits are NaN or infinite for 3 of 1000 rows"
     assert verdict.label_agreement == pytest.approx(0.997), "they agree with nothing"
     assert verdict.metric_drop == pytest.approx(0.3)
     assert verdict.max_logit_difference is verdict.mean_logit_difference is None

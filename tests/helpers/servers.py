@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import socket
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from serving.options import ServeOptions
+from serving.server import SHARED_MEMORY, TRACE
 
 STRANGE_TEXTS = [
     "",
@@ -59,3 +63,9 @@ def free_port() -> int:
 
 def serve_options(repository: Path) -> ServeOptions:
     return ServeOptions(repository=repository, http_port=free_port(), grpc_port=free_port(), metrics_port=free_port())
+
+
+def left_behind() -> list[str]:
+    """Names of shared memory and temporary folders of keepers that no longer run."""
+    named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
+    return [entry.name for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]

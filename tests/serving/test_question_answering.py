@@ -232,7 +232,7 @@ def test_predict(server: ServeOptions, pipeline: Any, tmp_path: Path, capsys: py
     assert_same(json.loads(capsys.readouterr().out), pipeline(**ROW))
     assert main([*ask, CONTEXT]) == 1
     error = capsys.readouterr().err
-    assert "text 1 is not JSON" in error and 'give {"question": "…", "context": "…"}' in error
+    assert "text 1 is not JSON" in error and 'write {"question": "…", "context": "…"}' in error
     files = ["--input", str(answering.write(tmp_path / "rows.jsonl", answering.rows(5, seed=3))), "--output", str(tmp_path / "out")]
     assert main([*ask, *files]) == 0
     answered = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,11 +23,11 @@ from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
 from serving.options import PackageOptions, ServeOptions
 from serving.probe import ask, find_probes, read_traffic
 from serving.repository import package
-from serving.server import SHARED_MEMORY, STUB, TRACE
+from serving.server import STUB
 from serving.supervisor import RESTARTS, Running, _started, find_running, start_detached, stop
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import left_behind, serve_options
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.xdist_group("keepers")]  # no keeper is killed while another test looks for the dead
 HEALTHCHECK = PROJECT / "serving" / "docker" / "healthcheck.py"
 
 
@@ -91,12 +90,6 @@ def is_alive(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)  # nobody may be there to reap it
     except psutil.NoSuchProcess:
         return False
-
-
-def left_behind() -> list[str]:
-    """Temporary things whose keeper is gone."""
-    named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
-    return [entry.name for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,156 @@
+"""Options of all commands: each is made from a dataclass field, documents itself, and shows the default of that field."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from export import bundle, cli, finetune
+from export.cli import COMMANDS, tritonize
+from export.export_options import ExportOptions
+from export.finetune_options import FinetuneOptions
+from export.reference import command_reference
+from export.training.hyperparameters import ADAPTER_METHODS, Adapter, Hyperparameters
+from serving.click_options import FieldOption
+from serving.options import RequestOptions
+from serving.runtime.tasks import names
+
+ROOT = click.Context(tritonize, info_name="tritonize", terminal_width=400, **tritonize.context_settings)
+OPTIONS = [
+    pytest.param(command, option, id=f"{name} {option.opts[-1]}")
+    for name in COMMANDS
+    if (command := tritonize.get_command(ROOT, name)) is not None
+    for option in command.params
+    if isinstance(option, click.Option)
+]
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_every_option_is_a_field_with_its_help_and_default(command: click.Command, option: click.Option) -> None:
+    assert isinstance(option, FieldOption)
+    source = option.source
+    if option.source.option.parse is None and not option.required:
+        assert option.default == source.default
+    if option.hidden:
+        assert option.former and option.opts[0] in source.option.former
+        return
+    record = option.get_help_record(click.Context(command, ROOT))
+    assert record is not None and len(record[1]) > 10
+    assert record[1][0].isupper() or record[1].startswith("gRPC")
+    assert (option.help or "").rstrip()[-1] in ".;)", "help texts are sentences"
+    if not option.is_flag:
+        shown = "[required]" if option.required else f"[default: {source.default_text}"
+        assert shown in " ".join(record[1].split())
+    if source.option.default_text is None and source.default is not None and not option.is_flag and not source.repeatable:
+        assert source.default_text == source.option.show(source.default)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_of_a_command_have_distinct_names(name: str) -> None:
+    command = tritonize.get_command(ROOT, name)
+    assert command is not None
+    flags = [flag for parameter in command.params for flag in parameter.opts]
+    assert len(flags) == len(set(flags))
+
+
+def test_the_command_reference_is_up_to_date() -> None:
+    written = Path(cli.__file__).with_name("COMMANDS.md").read_text(encoding="utf-8")
+    assert written == command_reference(), "run: python -m export.reference > export/COMMANDS.md"
+
+
+def test_the_command_reference_can_be_generated_without_torch() -> None:
+    script = "import sys; from export.reference import command_reference; command_reference(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main([command, "--help"]) == 0
+    return capsys.readouterr().out.replace("-\n", "-").replace("\n", " ")
+
+
+def test_help_lists_tasks_and_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    page = " ".join(help_of("export", capsys).split()).replace("- ", "-")
+    assert f"Task of the model: {', '.join(names())}." in page
+    for described in ("pooling=mean|cls|max|last", "top_k=INTEGER [5]", "threshold=NUMBER [0.5]", "normalize=true|false [false]"):
+        assert described in page
+
+
+def test_the_adapters_are_those_that_peft_can_merge() -> None:
+    from export.training.adapters import adapter_methods
+
+    assert list(ADAPTER_METHODS) == adapter_methods()
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneOptions | ExportOptions]:
+    """Options that a stage was called with, in place of running it."""
+    found: list[FinetuneOptions | ExportOptions] = []
+
+    def stop(options: FinetuneOptions | ExportOptions) -> dict[str, Any]:
+        found.append(options)
+        raise click.Abort
+
+    monkeypatch.setattr(finetune, "finetune", stop)
+    monkeypatch.setattr(bundle, "export", stop)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipe", "warned"),
+    [
+        (["--quantization-aware"], "", False),
+        (["--quantisation-aware"], "", True),
+        ([], "quantization-aware = true", False),
+        ([], "quantisation-aware = true", True),
+        ([], "quantisation_aware = true", True),
+        (["--quantization-aware"], "quantisation-aware = false", False),
+    ],
+)
+def test_the_former_spelling_works_with_a_warning(
+    seen: list[FinetuneOptions], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], recipe: str, warned: bool
+) -> None:
+    (tmp_path / "r.toml").write_text(f"[finetune]\n{recipe}\n")
+    given = ["--checkpoint", "c", "--train", "t", "--recipe", str(tmp_path / "r.toml")]
+    assert cli.main(["finetune", *given, *flags]) == 1
+    assert seen[0].training == Hyperparameters(quantization_aware=True) and seen[0].fixed == ("quantization_aware",)
+    assert capsys.readouterr().err.count("--quantisation-aware is now --quantization-aware") == warned
+
+
+def test_options_that_are_not_given_are_the_fields_defaults(seen: list[FinetuneOptions | ExportOptions]) -> None:
+    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t"]) == 1
+    assert cli.main(["export"]) == 1
+    assert seen == [FinetuneOptions(checkpoint="c", train="t"), ExportOptions()]
+
+
+def test_settings_and_adapter_options_are_typed(seen: list[FinetuneOptions]) -> None:
+    setting = ["--task", "feature-extraction", "--setting", "pooling=cls", "--setting", "truncate-dim=8"]
+    adapter = [
+        "--adapter",
+        "LoRA",
+        "--adapter-option",
+        "r=8",
+        "--adapter-option",
+        "use-rslora=true",
+        "--adapter-option",
+        "bias=all",
+    ]
+    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t", *setting, *adapter]) == 1
+    assert seen[0].setting == {"pooling": "cls", "truncate_dim": 8}
+    assert seen[0].adapter == Adapter(method="lora", options={"r": 8, "use_rslora": True, "bias": "all"})
+
+
+def test_the_clients_defaults_are_those_of_predict() -> None:
+    import inspect
+
+    from serving.async_client import AsyncTritonPipeline
+
+    signature = inspect.signature(AsyncTritonPipeline)
+    defaults = RequestOptions()
+    for name in ("url", "protocol", "concurrency", "batch_size", "timeout"):
+        assert signature.parameters[name].default == getattr(defaults, name)
