@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.runtime.tasks.base import Arrays, Task
+from serving.runtime.tasks.base import ServedTask
+from serving.runtime.types import Arrays
 
 SAME = 1e-3
 """Numbers that differ by no more than this are equal."""
@@ -26,7 +27,7 @@ def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def from_json(task: Task, content: dict[str, Any]) -> Arrays:
+def from_json(task: ServedTask, content: dict[str, Any]) -> Arrays:
     """Convert JSON back into tensors; the inverse of :func:`to_json`."""
     return {tensor.name: _array(tensor.dtype, content[tensor.name]) for tensor in task.outputs()}
 

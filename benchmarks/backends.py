@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks.jobs import RequestRows, WorkerJob
+from export.tasks import bundle_task
 from serving.errors import ArtifactError
 from serving.machine import cores
 
 if TYPE_CHECKING:
     from serving.bundle import Bundle
-    from serving.runtime.tasks.base import Arrays, Options
+    from serving.runtime.tasks.base import ServedTask
+    from serving.runtime.types import Arrays
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 TENSORRT = "TensorrtExecutionProvider"
@@ -54,30 +56,27 @@ class _AsServed(ABC):
 
     def __init__(self, bundle: Bundle, names: list[str]) -> None:
         """Prepare tokenization and answers for a model with the inputs ``names``."""
-        self._task = bundle.task
+        self._task = bundle_task(bundle)
         self._encoder = bundle.encoder(names)
         self.outputs: Arrays = {}
-        self._serving_options = bundle.task.request_options({})
-        self._evaluation_options = bundle.task.request_options(bundle.task.judged_options)
 
     @abstractmethod
     def _run(self, feed: Arrays) -> Arrays:
-        """Model inputs ``[model rows, longest]`` → ``outputs_read`` by name."""
+        """Model inputs ``[model rows, longest]`` → ``model_outputs`` by name."""
 
     def __call__(self, rows: RequestRows) -> Arrays:
-        return self._answer(rows, self._serving_options)
+        return self._answer(rows, self._task.served)
 
     def evaluate(self, rows: RequestRows) -> Arrays:
         """Answer a batch with the options that quality is measured with."""
-        return self._answer(rows, self._evaluation_options)
+        return self._answer(rows, self._task.evaluated)
 
-    def _answer(self, rows: RequestRows, options: Options) -> Arrays:
+    def _answer(self, rows: RequestRows, task: ServedTask) -> Arrays:
         columns = [list(column) for column in zip(*rows, strict=True)]
-        features = self._task.features(columns, self._encoder, options)
+        features = task.preprocess(columns, self._encoder)
         self.outputs = self._run(self._encoder.arrays(features.encodings))
-        tokenizer = self._encoder.tokenizer if self._task.needs_tokenizer else None
-        found = self._task.worded_answers(self.outputs, features.origins, options, tokenizer)
-        return {tensor.name: found[tensor.name] for tensor in self._task.outputs()}
+        found = task.decoded_postprocess(self.outputs, features.origins, self._encoder.tokenizer)
+        return {tensor.name: found[tensor.name] for tensor in task.outputs()}
 
 
 class PyTorch(_AsServed):
@@ -95,7 +94,7 @@ class PyTorch(_AsServed):
         # On a GPU the weights themselves become half; on a CPU autocast keeps what bfloat16 cannot hold in fp32.
         weights = torch.float16 if job.half and job.device == "gpu" else torch.float32
         self._autocast = job.half and job.device == "cpu"
-        auto = getattr(transformers, bundle.task.auto_model)
+        auto = getattr(transformers, bundle_task(bundle).auto_model)
         model = auto.from_pretrained(job.source, dtype=weights, use_safetensors=True, trust_remote_code=False)
         self._model = self._prepared(model.eval().to(self._device))
         taken = inspect.signature(model.forward).parameters
@@ -116,7 +115,7 @@ class PyTorch(_AsServed):
             outputs = self._model(**tensors)
         heads = {name: outputs[name] for name in self._task.heads}
         self._dtype = str(next(iter(heads.values())).dtype)
-        return self._task.reduced({name: head.float().cpu().numpy() for name, head in heads.items()}, feed)
+        return self._task.apply_output_head({name: head.float().cpu().numpy() for name, head in heads.items()}, feed)
 
     def precision(self) -> str:
         """Name the precision of the outputs; under autocast they may be fp32 again, if the last operator is a normalization."""
@@ -146,7 +145,7 @@ class TransformersPipeline:
         import torch
         import transformers
 
-        self._task = bundle.task
+        self._task = bundle_task(bundle)
         self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
         _leave_out_unknown(self._pipeline.tokenizer, self._pipeline.model)
         self._max_length = bundle.max_length
@@ -192,7 +191,7 @@ class OnnxRuntime(_AsServed):
         return [(PROVIDERS[job.device], {})]
 
     def _run(self, feed: Arrays) -> Arrays:
-        names = self._task.outputs_read
+        names = self._task.model_outputs
         return dict(zip(names, self._session.run(list(names), feed), strict=True))
 
     def precision(self) -> str:
@@ -212,9 +211,9 @@ class TensorRT(OnnxRuntime):
         from export.graph import input_names
 
         names = input_names(Path(job.source))
-        encoder, options = bundle.encoder(names), bundle.task.request_options({})
+        encoder = bundle.encoder(names)
         asked = [*job.labelled, job.first]
-        widest = max(len(bundle.task.features([[text] for text in row], encoder, options).encodings) for row in asked)
+        widest = max(len(bundle.task.preprocess([[text] for text in row], encoder).encodings) for row in asked)
         rows = job.most_rows * widest
 
         def shapes(rows: int, tokens: int) -> str:

@@ -67,7 +67,7 @@ def expected(inputs: BenchmarkInputs, *, served: str | None) -> Expected:
         The names.
     """
     metrics = inputs.bundle.manifest.original.metrics
-    known = inputs.options.test is None and inputs.bundle.task.main_metric in metrics
+    known = inputs.options.test is None and inputs.task.main_metric in metrics
     quality = _quality(metrics if known else ())
     models = _models(inputs, quality)
     ensemble = None if served is None else _served(served, planned_loads(inputs), quality)

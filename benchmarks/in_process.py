@@ -29,7 +29,7 @@ from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, SetupError
 from serving.reporting import logger
-from serving.runtime.tasks.base import Arrays
+from serving.runtime.types import Arrays
 
 ORIGINAL = "pytorch.fp32"
 
@@ -163,8 +163,7 @@ def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
                 for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
                     rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
                     samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
-    task = inputs.bundle.task
-    original = from_json(task, ended[ORIGINAL][0][1][0].answers)
+    original = from_json(inputs.bundle.task, ended[ORIGINAL][0][1][0].answers)
     models = [_model(name, ended, arrangements[name], inputs, original) for name in ended]
     return Findings(
         models=models, rounds=[found | _short_names(models, found) for found in rounds], samples=samples, original=original
@@ -259,10 +258,10 @@ def _model(
 ) -> InProcess:
     """A model with its quality. Its first run is the one that answered the labelled rows."""
     (first, (facts, *_)), file = ended[name][0], Path(ended[name][0][1][0].file)
-    task = inputs.bundle.task
+    task = inputs.task
     if isinstance(facts.answers, dict):
         difference = None if name == ORIGINAL else _logit_difference(first.run.job, ended[ORIGINAL][0][0].run.job)
-        answers = from_json(task, facts.answers)
+        answers = from_json(task.served, facts.answers)
         quality = evaluate(task, inputs.rows, answers, None if name == ORIGINAL else original, logit_difference=difference)
     else:
         quality = evaluate_pipeline(task, inputs.rows, facts.answers, original)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from benchmarks.benchmark_options import BenchmarkOptions
+from export.tasks import bundle_task
+from export.tasks.exported import ExportedTask
 from serving.bundle import Bundle
 
 
@@ -46,6 +49,11 @@ class BenchmarkInputs:
     precisions: tuple[str, ...]
     device: str
     exported: Path | None = None
+
+    @cached_property
+    def task(self) -> ExportedTask:
+        """The bundle's task, ready for evaluation."""
+        return bundle_task(self.bundle)
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.speed import MEASURE_LONGER, Spans
 from serving.errors import ServerError, SetupError
-from serving.runtime.tasks.base import Tensor
+from serving.runtime.types import Tensor
 
 BINARY = "perf_analyzer"
 LIBRARIES = {"libcudart.so.12": "libcudart-*.so.12*", "libb64.so.0d": "libb64-*.so.0d"}

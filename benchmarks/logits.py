@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from serving.runtime.tasks.base import Arrays
+from serving.runtime.types import Arrays
 
 MOST_BYTES = 2**28
 """Maximum size of one model's outputs; larger ones are neither kept nor compared."""

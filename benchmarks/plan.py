@@ -92,7 +92,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
     yield run("pytorch", checkpoint, "fp16" if device == "gpu" else "bf16", smallest_and_largest, half=True)
     if inputs.options.compiled:
         yield run("compiled", checkpoint, "fp32", smallest_and_largest)
-    if inputs.bundle.task.has_pipeline:
+    if inputs.task.has_pipeline:
         yield run("pipeline", checkpoint, "fp32", smallest_and_largest)
     if inputs.exported is not None:
         threads = cores() if device == "cpu" else 1

@@ -9,9 +9,12 @@ from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
 from benchmarks.row_lengths import rows_of_length
-from export import convert, graph, tails
+from export import convert, graph
 from export.data import LabelledRows, encode_labels, read_evaluation, sample
+from export.output_head import add_output_head
 from export.sources import checkpoint_folder, load_rows
+from export.tasks import bundle_task
+from export.tasks.exported import ExportedTask
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
 from serving.machine import resolve_device
@@ -60,9 +63,9 @@ def exported_graph(inputs: BenchmarkInputs, folder: Path) -> Path:
         The ONNX file.
     """
     logger.info("exporting the graph as it was before it was fused")
-    bundle = inputs.bundle
-    raw = convert.convert(inputs.checkpoint, type(bundle.task), folder, opset=bundle.manifest.opset)
-    tails.add_tail(raw, bundle.task)
+    bundle, task = inputs.bundle, inputs.task
+    raw = convert.convert(inputs.checkpoint, type(task), folder, opset=bundle.manifest.opset)
+    add_output_head(raw, task)
     return raw
 
 
@@ -79,13 +82,14 @@ def read_rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
     Raises:
         DataError: The rows cannot be read, are of another task, or are too few.
     """
-    labelled = _labelled(options, bundle)
-    if len(labelled.texts) != bundle.task.text_columns:
+    task = bundle_task(bundle)
+    labelled = _labelled(options, bundle.folder, task)
+    if len(labelled.texts) != task.text_columns:
         raise DataError(
-            f"the model takes {bundle.task.text_columns} texts a row, the rows have {len(labelled.texts)}",
+            f"the model takes {task.text_columns} texts a row, the rows have {len(labelled.texts)}",
             hint="name the columns with --text-column and --text-pair-column",
         )
-    rows = [list(row) for row in zip(*bundle.task.requests(labelled.texts), strict=True)]
+    rows = [list(row) for row in zip(*task.requests(labelled.texts), strict=True)]
     timed = [rows[index] for index in sample(len(rows), options.rows, options.seed)]
     if len(timed) < options.rounds:
         raise DataError(
@@ -117,8 +121,8 @@ def model_inputs(bundle: Bundle) -> list[str]:
     return graph.input_names(next(iter(bundle.variants.values())).path)
 
 
-def _labelled(options: BenchmarkOptions, bundle: Bundle) -> LabelledRows:
+def _labelled(options: BenchmarkOptions, folder: Path, task: ExportedTask) -> LabelledRows:
     if options.test is None:
-        return read_evaluation(bundle.folder, bundle.task)
-    found = load_rows(options.test, options.columns, type(bundle.task), split="test", cache=options.artifacts / QUICKSTART_CACHE)
-    return encode_labels(found, bundle.task)
+        return read_evaluation(folder, task)
+    found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / QUICKSTART_CACHE)
+    return encode_labels(found, task)

@@ -15,7 +15,8 @@ from benchmarks.answers import differences, largest_difference, same
 from benchmarks.inputs import BenchmarkRows
 from benchmarks.measurements import ChangedAnswer, Estimate, Quality
 from export import metric
-from serving.runtime.tasks.base import Arrays, Task
+from export.tasks.exported import ExportedTask
+from serving.runtime.types import Arrays
 
 BINS = 15
 SHOWN = 10
@@ -23,7 +24,7 @@ SHOWN = 10
 
 
 def evaluate(
-    task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
+    task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
 ) -> Quality:
     """Compute the task's metric over answers to the labelled rows, and their distance from the original's.
 
@@ -54,7 +55,7 @@ def evaluate(
     )
 
 
-def evaluate_pipeline(task: Task, rows: BenchmarkRows, answers: Sequence[JsonValue], original: Arrays) -> Quality:
+def evaluate_pipeline(task: ExportedTask, rows: BenchmarkRows, answers: Sequence[JsonValue], original: Arrays) -> Quality:
     """Compute how many answers of ``transformers.pipeline`` equal the original's in the pipeline's own form.
 
     Args:
@@ -66,12 +67,14 @@ def evaluate_pipeline(task: Task, rows: BenchmarkRows, answers: Sequence[JsonVal
     Returns:
         The quality; the pipeline does not return enough for the metric.
     """
-    wanted = task.completed(task.pipeline_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled])
+    wanted = task.served.add_inputs(
+        task.served.format_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled]
+    )
     agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
     return Quality(rows=len(rows.labelled), metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)
 
 
-def _drop(task: Task, mine: Sequence[Any], original: Sequence[Any], references: Sequence[Any]) -> Estimate | None:
+def _drop(task: ExportedTask, mine: Sequence[Any], original: Sequence[Any], references: Sequence[Any]) -> Estimate | None:
     drop, (low, high) = metric.bootstrapped_drop(task.metric, task.main_metric, original, mine, references)
     return _estimate(drop, low, high)
 
@@ -114,7 +117,7 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(right))
 
 
-def changed_answers(task: Task, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
+def changed_answers(task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
     """List the answers that differ most from the original's: other labels first, then other scores.
 
     Args:
@@ -145,10 +148,10 @@ def changed_answers(task: Task, rows: BenchmarkRows, answers: Arrays, original: 
     ]
 
 
-def _texts(task: Task, rows: BenchmarkRows, row: int) -> dict[str, str]:
+def _texts(task: ExportedTask, rows: BenchmarkRows, row: int) -> dict[str, str]:
     """Texts of a labelled row by input tensor, numbered if the row takes several requests."""
     requests = rows.labelled[row :: len(rows.references)]
-    names = [tensor.name for tensor in task.inputs()]
+    names = [tensor.name for tensor in task.served.inputs()]
     return {
         name if len(requests) == 1 else f"{name} {place + 1}": text
         for place, request in enumerate(requests)
@@ -156,9 +159,9 @@ def _texts(task: Task, rows: BenchmarkRows, row: int) -> dict[str, str]:
     }
 
 
-def _readable(task: Task, value: Any) -> JsonValue:
+def _readable(task: ExportedTask, value: Any) -> JsonValue:
     """A prediction with names of labels instead of their numbers."""
-    labels = task.settings().get("labels")
+    labels = task.labels
     if labels and isinstance(value, int) and 0 <= value < len(labels):
         return str(labels[value])
     if labels and isinstance(value, list) and all(isinstance(one, int) for one in value):

@@ -57,10 +57,10 @@ def _long_column(bundle: Bundle) -> int:
 
 
 def _counter(bundle: Bundle, names: list[str]) -> Callable[[Sequence[str]], int]:
-    encoder, options = bundle.encoder(names), bundle.task.request_options({})
+    encoder = bundle.encoder(names)
 
     def tokens(row: Sequence[str]) -> int:
-        return max(len(one.ids) for one in bundle.task.features([[text] for text in row], encoder, options).encodings)
+        return max(len(one.ids) for one in bundle.task.preprocess([[text] for text in row], encoder).encodings)
 
     return tokens
 

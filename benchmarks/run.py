@@ -142,9 +142,9 @@ def _measure(inputs: BenchmarkInputs, target: Target | None) -> Report:
         rounds = [one | other for one, other in zip(rounds, under_load.rounds(served), strict=True)]
     report = Report(
         name=inputs.options.name,
-        task=inputs.bundle.task.name,
+        task=inputs.task.name,
         created=created,
-        main_metric=inputs.bundle.task.main_metric,
+        main_metric=inputs.task.main_metric,
         environment=replace(environment, others_percent=foreign, stolen_percent=stolen_percent(before, psutil.cpu_times())),
         settings=_settings(inputs),
         in_process=found.models,

@@ -31,7 +31,7 @@ from export import graph
 from serving.client import TritonPipeline
 from serving.errors import ServerError
 from serving.options import ServerAddress
-from serving.runtime.tasks.base import Arrays, Tensor
+from serving.runtime.types import Arrays, Tensor
 from serving.supervisor import find_running
 
 GPU_MEMORY = "nv_gpu_memory_used_bytes"
@@ -247,7 +247,7 @@ class UnderLoad:
         self._memory = MemoryMeter(self.process) if self.process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
-            self._answers = target.server.ask(inputs.rows.labelled, inputs.bundle.task.judged_options)
+            self._answers = target.server.ask(inputs.rows.labelled, inputs.task.evaluation_options)
         self._seconds_per_row = (time.perf_counter() - asked) / len(inputs.rows.labelled)
         self.ways: list[Clients] = []
         for mode in planned_loads(inputs):
@@ -281,7 +281,7 @@ class UnderLoad:
             sha256=package.sha256,
             server=server.version,
             loads=[way.load() for way in self.ways],
-            quality=evaluate(self._inputs.bundle.task, self._inputs.rows, self._answers, original),
+            quality=evaluate(self._inputs.task, self._inputs.rows, self._answers, original),
             load_seconds=_load_seconds(server.address, self.process),
             peak_rss_mib=self._memory.peak_rss_mib if self._memory else None,
             pss_mib=self._memory.pss_mib if self._memory else None,

@@ -22,17 +22,18 @@ SHAPING = (
     "export/data.py",
     "export/export_source.py",
     "export/graph.py",
+    "export/mask_head.py",
     "export/metric.py",
     "export/metrics",
     "export/optimize.py",
     "export/original.py",
-    "export/pooled.py",
+    "export/output_head.py",
+    "export/pooling_head.py",
     "export/rows.py",
-    "export/tails.py",
+    "export/tasks",
     "export/variants.py",
     "export/verify.py",
     "serving/prologue.py",
-    "serving/runtime/tasks",
     "serving/runtime/tokenization.py",
 )
 """The code that decides what a bundle holds. A bundle that was made by other code is not up to date."""
@@ -95,8 +96,8 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
 
 
 def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
-    record = {
-        "task": source.task.settings(),
+    record: dict[str, object] = {
+        "task": source.task.to_settings(),
         "max_length": source.max_length or source.usual_length,
         "max_metric_drop": options.max_metric_drop,
         "min_agreement": options.min_agreement,

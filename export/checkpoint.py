@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from export.tasks.base import Task
 from serving.artifact import sha256
 from serving.errors import ArtifactError
-from serving.runtime.tasks.base import Task
+
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 UNKNOWN_LIMIT = 512
 """Tokens kept of a row where neither the tokenizer nor the model says where it ends."""
@@ -42,7 +44,7 @@ def settings(folder: Path, task: type[Task], chosen: Mapping[str, Any]) -> dict[
         ArtifactError: a file is not readable, or asks for what cannot be done.
         ValueError: a setting cannot be chosen so.
     """
-    own = task.chosen_settings(chosen)
+    own = task.check_settings(chosen)
     try:
         return task.checkpoint_settings(read_config(folder), read_files(folder, task), own)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # whoever wrote those files
@@ -108,7 +110,7 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> Any:
     return tokenizer
 
 
-def bind_tokenizer(task: Task, tokenizer: Any, location: str) -> Task:
+def bind_tokenizer(task: AnyTask, tokenizer: Any, location: str) -> AnyTask:
     """``task`` bound to the checkpoint's tokenizer.
 
     Raises:

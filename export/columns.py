@@ -10,7 +10,7 @@ from serving.errors import DataError
 from serving.option_fields import Option
 
 if TYPE_CHECKING:
-    from serving.runtime.tasks.base import Task
+    from export.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)

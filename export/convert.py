@@ -15,11 +15,11 @@ import onnx
 
 from export import graph
 from export.checkpoint import first_line
+from export.tasks.exported import ExportedTask
 from serving.errors import ExportError
-from serving.runtime.tasks.base import Task
 
 
-def require_supported(config: dict[str, Any], task: type[Task]) -> None:
+def require_supported(config: dict[str, Any], task: type[ExportedTask]) -> None:
     """Refuse an architecture that Optimum cannot export for ``task``.
 
     Raises:
@@ -40,7 +40,7 @@ def require_supported(config: dict[str, Any], task: type[Task]) -> None:
         raise ExportError(f"Optimum cannot export the architecture {model_type!r} for {name}, only for {known}")
 
 
-def convert(checkpoint: Path, task: type[Task], folder: Path, *, opset: int) -> Path:
+def convert(checkpoint: Path, task: type[ExportedTask], folder: Path, *, opset: int) -> Path:
     """Write the checkpoint as ``folder/model.onnx``: fp32, unfused, its inputs ``[rows, tokens]``, both axes free.
 
     Raises:

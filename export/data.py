@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from export.columns import ResolvedColumns
+from export.tasks.base import Task
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import TrainedTask
 from serving.errors import DataError
 from serving.records import Record, checked_text, read_file, shown
-from serving.runtime.tasks.base import Features, Task
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Features
 
 EVALUATION = "evaluation.parquet"
 """Held-out rows that travel with a checkpoint and a bundle: columns ``text`` [, ``text_pair``] (string) as requests carry them,
@@ -142,7 +145,7 @@ def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> An
     return value
 
 
-def bind(task: type[Task], rows: Rows, *, pair: bool) -> Task:
+def bind(task: type[TrainedTask], rows: Rows, *, pair: bool) -> TrainedTask:
     """The task for a model to be trained on ``rows``.
 
     Raises:
@@ -154,14 +157,14 @@ def bind(task: type[Task], rows: Rows, *, pair: bool) -> Task:
         raise DataError(f"{rows.location}: {error}") from None
 
 
-def judged_by(task: Task, rows: Rows) -> Task:
+def judged_by(task: ExportedTask, rows: Rows) -> ExportedTask:
     """The task of a checkpoint, ready to be held against ``rows``.
 
     Raises:
         DataError: it cannot be.
     """
     try:
-        return task.judged_by(rows.labels, names=rows.names)
+        return task.with_evaluation_labels(rows.labels, names=rows.names)
     except ValueError as error:
         raise DataError(f"{rows.location}: {error}") from None
 
@@ -192,21 +195,21 @@ def model_rows(rows: LabelledRows, task: Task, encoder: TextEncoder, *, training
         DataError: a row that the served model would refuse.
     """
     try:
-        if training:
+        if training and isinstance(task, TrainedTask):
             return task.training_features(rows.texts, encoder)
-        return task.features(task.requests(rows.texts), encoder, task.request_options(task.judged_options))
+        return task.features(rows.texts, encoder)
     except ValueError as error:
         raise DataError(f"the model cannot take the rows: {error}", hint="a larger --max-length may help") from None
 
 
 def prepare(rows: LabelledRows, task: Task, encoder: TextEncoder, *, location: str, training: bool) -> LabelledRows:
-    """Rows as the task makes them with its checkpoint's tokenizer (see ``Task.labelled``).
+    """Rows as the task makes them with its checkpoint's tokenizer (see ``Task.prepare_rows``).
 
     Raises:
         DataError: a row cannot be used, or none is left.
     """
     try:
-        texts, labels = task.labelled(rows.texts, rows.labels, encoder, training=training)
+        texts, labels = task.prepare_rows(rows.texts, rows.labels, encoder, training=training)
     except ValueError as error:
         raise DataError(f"{location}: {error}") from None
     if not labels:

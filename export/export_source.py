@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from export import checkpoint as checkpoints
 from export.data import EVALUATION, LabelledRows, encode_labels, judged_by, read_evaluation
 from export.export_options import ExportOptions
 from export.sources import checkpoint_folder, load_rows
+from export.tasks import is_exported, task_class
+from export.tasks.exported import ExportedTask
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
 from serving.manifests import CheckpointManifest
-from serving.runtime.tasks import task_class
-from serving.runtime.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class ExportSource:
     name: str
     folder: Path
     config: dict[str, Any]
-    task: Task
+    task: ExportedTask
     rows: LabelledRows
     max_length: int | None
     usual_length: int | None
@@ -49,7 +49,7 @@ def find_source(options: ExportOptions) -> ExportSource:
         ExportError: The task cannot be exported, or not verified for this checkpoint.
     """
     task_type = task_class(options.task)
-    if not task_type.exported:
+    if not is_exported(task_type):
         raise ExportError(
             f"checkpoints of {task_type.name} are fine-tuned here, not exported yet: the model answers one token at a time",
             hint="use the checkpoint itself, with transformers.pipeline",
@@ -63,7 +63,7 @@ def find_source(options: ExportOptions) -> ExportSource:
     pair = len(options.columns.resolved(task_type).texts) == 2 or (trained is not None and trained.pair)
     chosen = ({} if trained is None else trained.chosen_settings) | dict(options.setting)
     try:
-        task = replace(task_type.from_config(config, pair=pair), **checkpoints.settings(folder, task_type, chosen))
+        task = task_type.from_config(config, pair=pair).with_settings(checkpoints.settings(folder, task_type, chosen))
     except ValueError as error:
         raise ExportError(f"{name} cannot be served for {task_type.name}: {error}", hint="see its config.json") from None
     if options.test is None and trained is not None and trained.task != options.task:
@@ -92,7 +92,7 @@ def _located(options: ExportOptions) -> tuple[str, Path]:
     return (Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint), folder
 
 
-def _rows(options: ExportOptions, folder: Path, task: Task) -> tuple[Task, LabelledRows]:
+def _rows(options: ExportOptions, folder: Path, task: ExportedTask) -> tuple[ExportedTask, LabelledRows]:
     """Return the task as it is evaluated, and the rows to verify on."""
     if options.test is not None:
         found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")

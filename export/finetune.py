@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from export import checkpoint as checkpoints
 from export.data import prepare, write_evaluation
@@ -17,6 +17,8 @@ from export.lengths import WHOLE, target_tokens, tokens, usual_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
+from export.tasks import trained_class
+from export.tasks.trained import TrainedTask
 from export.training.distributed import main_first, world_size
 from serving.artifact import (
     code_fingerprint,
@@ -30,7 +32,7 @@ from serving.artifact import (
     versions,
     write_manifest,
 )
-from serving.errors import ArtifactError, DataError
+from serving.errors import ArtifactError
 from serving.manifests import (
     AdapterRecord,
     CheckpointManifest,
@@ -41,8 +43,6 @@ from serving.manifests import (
     TrainingFigures,
 )
 from serving.reporting import is_main_process, logger
-from serving.runtime.tasks import task_class
-from serving.runtime.tasks.base import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,6 +60,7 @@ SHAPING = (
     "export/metric.py",
     "export/metrics",
     "export/splits.py",
+    "export/tasks",
     "export/training",
     "serving/runtime/tasks",
     "serving/runtime/tokenization.py",
@@ -83,12 +84,12 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
         SetupError: The quickstart could not be fetched, or the device is missing.
     """
     cache = options.artifacts / "quickstart"
-    _require_trainable(task_class(options.task))
+    task = trained_class(options.task)
     with main_first(options.device):
         data = load_splits(
             {"train": options.train, "validation": options.validation, "test": options.test},
             options.columns,
-            task_class(options.task),
+            task,
             cache=cache,
             most=options.max_train_rows,
             seed=options.training.seed,
@@ -106,35 +107,27 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
     return _train_and_write(options, base, teacher, data, inputs)
 
 
-def _require_trainable(task: type[Task]) -> None:
-    if task.trained_as:
-        raise DataError(
-            f"checkpoints of {task.name} are fine-tuned as {task.trained_as}",
-            hint=f"give --task {task.trained_as}, then export",
-        )
-
-
-def _configured(task: Task, options: FinetuneOptions, base: Path) -> Task:
+def _configured(task: TrainedTask, options: FinetuneOptions, base: Path) -> TrainedTask:
     """Return the task with the settings of the checkpoint and those that the user chose.
 
     Raises:
         ArtifactError: The checkpoint cannot be used for the task.
     """
     try:
-        return replace(task, **checkpoints.settings(base, type(task), options.setting))
+        return task.with_settings(checkpoints.settings(base, type(task), options.setting))
     except ValueError as error:
         raise ArtifactError(f"{options.checkpoint} cannot be used for {task.name}: {error}", hint="see --setting") from None
 
 
-def _said_labels(task: Task) -> str:
-    labels = task.settings().get("labels", ())
+def _said_labels(task: TrainedTask) -> str:
+    labels = task.labels
     return f", labels {', '.join(labels)}" if labels else ""
 
 
 def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits) -> StageInputs:
     record = {
         "task": options.task,
-        "settings": data.task.settings(),
+        "settings": data.task.to_settings(),
         "max_length": options.max_length,
         "keep_leaks": options.keep_leaks,
         "device": options.device,
@@ -203,7 +196,7 @@ def _train_and_write(
 def _max_length(options: FinetuneOptions, base: Path, tokenizer: PreTrainedTokenizerFast, data: Splits) -> int:
     """Return the number of tokens kept of a row, and report how many rows are truncated."""
     default = data.task.default_max_length
-    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.cut else []
+    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.fits_length else []
     usual = usual_length(lengths, least=default) if lengths else default
     max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, checkpoints.read_config(base), default=usual)
     _tell_cut(lengths, max_length, options, most=usual)
@@ -221,7 +214,7 @@ def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, 
 def _tell_cut_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     if not data.task.generates:
         return
-    most = data.task.generation()["max_length"] - 1
+    most = cast(int, data.task.generation_settings()["max_length"]) - 1
     lengths = target_tokens(data.rows["train"], tokenizer, seed=seed)
     cut = sum(length > most for length in lengths)
     if cut:
@@ -279,13 +272,13 @@ def _manifest(
     options: FinetuneOptions, trained: TrainingResult, data: Splits, inputs: StageInputs, *, max_length: int
 ) -> CheckpointManifest:
     """Describe the checkpoint, without the checksums of its files."""
-    task = replace(data.task, **trained.settings)
+    task = data.task.with_settings(trained.settings)
     return CheckpointManifest(
         **provenance(inputs),
         name=options.name,
         task=options.task,
-        labels=tuple(task.settings().get("labels", ())),
-        settings=json_ready(task.settings()),
+        labels=task.labels,
+        settings=json_ready(task.to_settings()),
         chosen_settings=json_ready(trained.settings | dict(options.setting)),
         fitted_settings=trained.settings,
         pair=task.pair,

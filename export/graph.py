@@ -16,7 +16,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from serving.errors import ExportError, SetupError
-from serving.runtime.tasks.base import Arrays
+from serving.runtime.types import Arrays
 
 EXTERNAL_ABOVE = 2**31 - 2**26
 """Bytes of weights above which they go into a file of their own: protobuf ends at 2 GiB."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from export.data import LabelledRows, sample
-from serving.runtime.tasks.base import Task
+from export.tasks.base import Task
 
 COUNTED = 10_000
 """Rows that are counted at most, drawn at random."""

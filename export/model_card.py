@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Iterator
 
+from export.tasks import is_exported, trained_class
 from serving.manifests import CheckpointManifest
-from serving.runtime.tasks import task_class
 
 
 def model_card(manifest: CheckpointManifest) -> str:
@@ -38,15 +38,15 @@ def _description(manifest: CheckpointManifest) -> Iterator[str]:
 
 def _taken(manifest: CheckpointManifest) -> str:
     length = manifest.max_length
-    if task_class(manifest.task).causal:
+    if trained_class(manifest.task).causal:
         return f"Trained on texts in chunks of {length} tokens."
-    written = f"; writes up to {manifest.settings['max_new_tokens']}" if task_class(manifest.task).generates else ""
+    written = f"; writes up to {manifest.settings['max_new_tokens']}" if trained_class(manifest.task).generates else ""
     return f"Takes {'pairs of texts' if manifest.pair else 'single texts'}, cut at {length} tokens{written}."
 
 
 def _use(manifest: CheckpointManifest) -> Iterator[str]:
     name = manifest.name
-    example = task_class(manifest.task)
+    example = trained_class(manifest.task)
     source, target = (manifest.settings.get(f"{side}_language") for side in ("source", "target"))
     more = f', src_lang="{source}", tgt_lang="{target}"' if source else ""
     more += f", num_beams={manifest.settings['num_beams']}" if example.generates else ""  # as measured
@@ -59,7 +59,7 @@ def _use(manifest: CheckpointManifest) -> Iterator[str]:
             f'model = pipeline("{manifest.task}", "FOLDER or OWNER/NAME"{more})',
             "```",
         )
-    if not example.exported:
+    if not is_exported(example):
         return
     yield from (
         *([""] if example.has_pipeline else []),
@@ -128,11 +128,11 @@ def _training(manifest: CheckpointManifest) -> Iterator[str]:
 
 def _limits(manifest: CheckpointManifest) -> Iterator[str]:
     yield from ("## Intended use and limits", "")
-    task = task_class(manifest.task)
+    task = trained_class(manifest.task)
     cut = "" if task.causal else f"; texts are truncated at {manifest.max_length} tokens"
     last = (
         "Scores are not calibrated probabilities: `tritonize benchmark` measures the calibration error."
-        if task.exported
+        if is_exported(task)
         else "It writes likely text, which may be false."
     )
     yield (

@@ -16,7 +16,7 @@ from export import graph
 from export.checkpoint import first_line
 from export.convert import exporter_kept_quiet
 from serving.errors import ExportError
-from serving.runtime.tasks.base import Arrays
+from serving.runtime.types import Arrays
 
 FP16_MAX = 65504.0
 HEADROOM = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -16,7 +16,7 @@ from serving.option_fields import Option
 from serving.options import Device, ModelName
 
 if TYPE_CHECKING:
-    from serving.runtime.tasks.base import Task
+    from export.tasks.base import Task
 
 Stage = TypeVar("Stage", bound="StageOptions")
 
@@ -58,18 +58,18 @@ def parse_hub_repository(text: str) -> str:
 
 def _tasks() -> list[type[Task]]:
     """All tasks. The one place where options look at task classes."""
-    from serving.runtime.tasks import names, task_class
+    from export.tasks import task_class, task_names
 
-    return [task_class(name) for name in names()]
+    return [task_class(name) for name in task_names()]
 
 
 def _task_settings(task: type[Task]) -> Iterator[str]:
     """Describe the settings of a task: name, choices or kind, and default."""
-    defaults = {each.name: each.default for each in fields(task)}
+    defaults = task.setting_defaults()
     kinds = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}
-    for name, setting in sorted({**task.options, **task.setup}.items()):
+    for name, setting in sorted(task.known_settings().items()):
         default = defaults.get(name)
-        text = "unset" if default in {None, "", MISSING} else json.dumps(default)
+        text = "unset" if default in {None, ""} else json.dumps(default)
         yield f"{name}={'|'.join(setting.choices) or kinds[setting.kind]} [{text}]"
 
 
@@ -126,6 +126,6 @@ def with_checked_setting(options: Stage) -> Stage:
     """
     (task,) = (task for task in _tasks() if task.name == options.task)
     try:
-        return replace(options, setting=task.chosen_settings(options.setting))
+        return replace(options, setting=task.check_settings(options.setting))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--setting") from None

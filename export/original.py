@@ -11,15 +11,16 @@ import numpy as np
 import onnxruntime
 import torch
 
+from export.tasks.exported import ExportedTask
 from export.verify import Run
 from serving.errors import ArtifactError, SetupError
 from serving.machine import resolve_device
 from serving.manifests import ComputeDevice
 from serving.reporting import logger
-from serving.runtime.tasks.base import Arrays, Task
+from serving.runtime.types import Arrays
 
 
-def original_run(model: Any, task: Task, *, device: str) -> Run:
+def original_run(model: Any, task: ExportedTask, *, device: str) -> Run:
     """``model`` on ``device`` (``cpu`` or ``cuda``), giving the tensors that the task reads as float32 ``[rows, …]``."""
     model = model.to(device).eval()
 
@@ -30,7 +31,7 @@ def original_run(model: Any, task: Task, *, device: str) -> Run:
         with torch.inference_mode():
             outputs = model(**tensors)
             heads = {name: outputs[name].float().cpu().numpy() for name in task.heads}
-        return task.reduced(heads, feed)
+        return task.apply_output_head(heads, feed)
 
     return run
 

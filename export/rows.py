@@ -9,9 +9,10 @@ import numpy as np
 from tokenizers import Encoding
 
 from export.data import LabelledRows, model_rows
+from export.tasks.exported import ExportedTask
 from serving.errors import ExportError
-from serving.runtime.tasks.base import Arrays, Task
 from serving.runtime.tokenization import FIELDS, TextEncoder
+from serving.runtime.types import Arrays
 
 
 class EncodedRows:
@@ -23,7 +24,7 @@ class EncodedRows:
         encoder: the tokenizer as it runs inside Triton.
     """
 
-    def __init__(self, rows: LabelledRows, task: Task, encoder: TextEncoder) -> None:
+    def __init__(self, rows: LabelledRows, task: ExportedTask, encoder: TextEncoder) -> None:
         self.references = list(rows.labels)
         self._pair = task.pair
         self._columns = rows.texts
@@ -54,7 +55,7 @@ class EncodedRows:
 
     def alone(self) -> list[range]:
         """The model's rows by request row: those that are executed together where nothing else is."""
-        ends = np.cumsum(np.bincount(self.origins.owners)).tolist()
+        ends = np.cumsum(np.bincount(self.origins.sample_mapping)).tolist()
         return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
     def by_length(self) -> list[int]:
@@ -88,7 +89,7 @@ class EncodedRows:
         """
         if self._pair or "token_type_ids" not in names:
             return
-        for encoding, owner in zip(self._encodings, self.origins.owners.tolist(), strict=True):
+        for encoding, owner in zip(self._encodings, self.origins.sample_mapping.tolist(), strict=True):
             if any(encoding.type_ids):
                 text = self._columns[0][owner % len(self)]
                 raise ExportError(

@@ -12,9 +12,9 @@ from export.checkpoint import first_line
 from export.columns import Columns, ResolvedColumns
 from export.data import Rows, checked_rows
 from export.files import read_rows
+from export.tasks.base import Task
 from serving.errors import ArtifactError, DataError
 from serving.records import Record
-from serving.runtime.tasks.base import Task
 
 HUB = "hub:"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

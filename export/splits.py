@@ -13,9 +13,9 @@ from export.columns import Columns
 from export.data import LabelledRows, Rows, bind, encode_labels, hold_out, sample
 from export.leaks import Leaks, find_leaks
 from export.sources import load_rows
+from export.tasks.trained import TrainedTask
 from serving.errors import DataError
 from serving.reporting import logger
-from serving.runtime.tasks.base import Task
 
 HELD_OUT = 0.1
 """Share of the training rows held out for validation where no validation rows are given."""
@@ -32,14 +32,14 @@ class Splits:
         inputs: what tells the rows as they were read from others, JSON-ready.
     """
 
-    task: Task
+    task: TrainedTask
     rows: dict[str, LabelledRows]
     leaks: Leaks
     inputs: dict[str, Any]
 
     def label_shares(self) -> dict[str, float]:
         """Share of the training rows that have each label; empty where rows have none to count."""
-        names = self.task.settings().get("labels", ())
+        names = self.task.labels
         labels = [label if isinstance(label, list) else [label] for label in self.rows["train"].labels]
         if len(names) < 2 or not all(isinstance(one, int) for label in labels for one in label):
             return {}
@@ -50,7 +50,7 @@ class Splits:
 def load_splits(
     locations: Mapping[str, str | None],
     columns: Columns,
-    task_type: type[Task],
+    task_type: type[TrainedTask],
     *,
     cache: Path,
     most: int | None,
@@ -78,7 +78,7 @@ def load_splits(
             _require_same_kind(found["train"], found[split])
     task = bind(task_type, found["train"], pair=len(found["train"].texts) == 2)
     if "validation" not in found:
-        found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed, key=task_type.kept_together)
+        found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed, key=task_type.group_key)
         logger.info(f"no --validation: {len(found['validation'])} of the training rows are held out for it")
     found["train"] = found["train"].take(sample(len(found["train"]), most, seed))
     splits = {split: encode_labels(rows, task) for split, rows in found.items()}

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export import checkpoint as checkpoints
-from export import convert, graph, optimize, tails, verify
+from export import convert, graph, optimize, verify
 from export.data import prepare, sample, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
 from export.original import one_thread, original_run, require_length, usable_device
+from export.output_head import add_output_head
 from export.rows import EncodedRows
 from serving.artifact import json_ready, provenance
 from serving.errors import ExportError
@@ -30,8 +31,8 @@ from serving.manifests import (
 )
 from serving.options import Precision
 from serving.reporting import logger
-from serving.runtime.tasks.base import Arrays
 from serving.runtime.tokenization import FIELDS, TextEncoder
+from serving.runtime.types import Arrays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -122,7 +123,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         logger.info(f"converting {source.name} to ONNX")
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
-        tail = tails.add_tail(raw, source.task)
+        output_head = add_output_head(raw, source.task)
         names = _input_names(raw)
         require_length(run, names, max_length, padding={tokenizer.pad_token_id, source.config.get("pad_token_id")})
         encoder = TextEncoder(str(staging / "tokenizer.json"), max_length=max_length, names=names, padding=padding)
@@ -134,7 +135,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
             source=source, options=options, device=device, raw=raw, rows=rows, reference=reference, staging=staging
         )
         variants = {precision: _variant(precision, workshop) for precision in options.precisions}
-    manifest = _manifest(workshop, variants, run, inputs, max_length=max_length, padding=padding, tail=tail)
+    manifest = _manifest(workshop, variants, run, inputs, max_length=max_length, padding=padding, output_head=output_head)
     _remove_failed(variants, workshop)
     return manifest
 
@@ -183,7 +184,7 @@ def _manifest(
     *,
     max_length: int,
     padding: dict[str, int],
-    tail: str | None,
+    output_head: str | None,
 ) -> BundleManifest:
     """Measure the speed of the original and of every variant, and describe the bundle."""
     task, options = workshop.source.task, workshop.options
@@ -196,8 +197,9 @@ def _manifest(
         **provenance(inputs),
         name=options.name,
         task=options.task,
-        labels=tuple(task.settings().get("labels", ())),
-        settings=json_ready(task.settings()),
+        labels=task.labels,
+        settings=json_ready(task.served.to_settings()),
+        evaluation_settings=json_ready(task.evaluation_settings),
         main_metric=task.main_metric,
         device=workshop.device,
         warnings=(warning,) if warning else (),
@@ -213,7 +215,7 @@ def _manifest(
         },
         max_length=max_length,
         padding=padding,
-        tail=tail,
+        output_head=output_head,
         opset=options.opset,
     )
 
@@ -296,7 +298,7 @@ def _run(precision: Precision, workshop: _Workshop, *, threads: int = 0) -> veri
     on_cpu = _device(precision, workshop) == "cpu"
     providers = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
     session = graph.session(workshop.file(precision), providers=providers, threads=threads)
-    return graph.runner(session, workshop.source.task.outputs_read)
+    return graph.runner(session, workshop.source.task.model_outputs)
 
 
 def _make_fp32(path: Path, workshop: _Workshop) -> _Graph:

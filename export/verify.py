@@ -15,10 +15,11 @@ from rich.progress import track
 from export import metric
 from export.data import sample
 from export.rows import EncodedRows
+from export.tasks.exported import ExportedTask
 from serving.errors import ExportError
 from serving.manifests import Throughput, VariantGate
 from serving.reporting import console
-from serving.runtime.tasks.base import Arrays, Origins, Task
+from serving.runtime.types import Arrays, Origins
 
 Run = Callable[[Arrays], Arrays]
 """A function from the model inputs of some rows to the outputs that the task reads; the first axis of each is the row."""
@@ -61,14 +62,14 @@ class Reference:
         references: The correct answers, one per labelled row.
     """
 
-    task: Task
+    task: ExportedTask
     outputs: Arrays
     origins: Origins
     references: Sequence[Any]
 
     def answers(self, outputs: Arrays) -> Arrays:
         """Return the answers that the served task derives from a model's outputs, with the options that evaluation needs."""
-        return self.task.answers(outputs, self.origins, self.task.request_options(self.task.judged_options))
+        return self.task.answers(outputs, self.origins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ class Timing:
     throughput: Throughput
 
 
-def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range], *, title: str) -> Arrays:
+def outputs_of(run: Run, rows: EncodedRows, task: ExportedTask, batches: Sequence[range], *, title: str) -> Arrays:
     """Run a model on all rows.
 
     Args:
@@ -130,21 +131,21 @@ def outputs_of(run: Run, rows: EncodedRows, task: Task, batches: Sequence[range]
     found: dict[str, Any] = {}
     for batch in track(batches, title, console=console(), transient=True, disable=not console().is_terminal):
         for name, values in run(rows.feed(batch)).items():
-            if task.token_level:
+            if task.served.token_level:
                 shape = (len(lengths), max(lengths), *values.shape[2:])
                 target = found.setdefault(name, np.zeros(shape, dtype=np.float32))
                 for index, row in zip(batch, values, strict=True):
                     target[index, : lengths[index]] = row[: lengths[index]]
             else:
                 found.setdefault(name, []).append(values)
-    return found if task.token_level else {name: np.concatenate(parts) for name, parts in found.items()}
+    return found if task.served.token_level else {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def task_metrics(reference: Reference) -> dict[str, float]:
     """Return the figures of the task's metric for the original, by name."""
     task, outputs = reference.task, reference.outputs
     found = metric.compute(task.metric, task.predictions(reference.answers(outputs)), reference.references)
-    return found | task.figures(outputs, outputs, reference.origins, reference.references)
+    return found | task.extra_figures(outputs, outputs, reference.origins, reference.references)
 
 
 def require_finite(outputs: Arrays) -> None:
@@ -192,7 +193,7 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: GateLim
     if not finite.all():
         shown = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
     asked = np.ones(reference.origins.count, dtype=np.bool_)
-    asked[reference.origins.owners[~finite]] = False
+    asked[reference.origins.sample_mapping[~finite]] = False
     whole = np.logical_and.reduce(asked.reshape(-1, rows))  # a labelled row may take several requests
     ours, theirs = reference.answers(shown), reference.answers(reference.outputs)
     drop, interval = _drop(reference, task.predictions(theirs), task.predictions(ours), whole)
@@ -201,7 +202,7 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: GateLim
     agreeing = float(np.where(whole, np.where(ties, 1, agreement), 0).sum())
     largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
     metrics = metric.compute(task.metric, task.predictions(ours), reference.references)
-    metrics |= task.figures(shown, reference.outputs, reference.origins, reference.references)
+    metrics |= task.extra_figures(shown, reference.outputs, reference.origins, reference.references)
     gates = [
         _finite_gate(int((~whole).sum()), rows),
         _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),

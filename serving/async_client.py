@@ -16,8 +16,9 @@ from serving import streams
 from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import DataError, RequestError
 from serving.options import RequestOptions, WireProtocol
-from serving.runtime.tasks import load_task
-from serving.runtime.tasks.base import Arrays, Task
+from serving.runtime.tasks import load_served
+from serving.runtime.tasks.base import ServedTask
+from serving.runtime.types import Arrays
 
 T = TypeVar("T")
 RequestRow = tuple[str, ...]
@@ -87,10 +88,10 @@ class AsyncTritonPipeline:
         self._concurrency = concurrency
         self._connection = Connection(url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl)
         self._closed = False
-        self._task: Task | None = None
+        self._task: ServedTask | None = None
         self._parameters: dict[str, str] = {}
 
-    async def connect(self) -> Task:
+    async def connect(self) -> ServedTask:
         """Ask the server for the ensemble's task. Only the first call sends a request.
 
         Returns:
@@ -114,7 +115,7 @@ class AsyncTritonPipeline:
             )
         self._batch_size = min(self._batch_size, int(config["max_batch_size"]))
         self._parameters = parameters
-        self._task = load_task(parameters["task"], json.loads(parameters["settings"]))
+        self._task = load_served(parameters["task"], json.loads(parameters["settings"]))
         return self._task
 
     async def identity(self) -> EnsembleIdentity:
@@ -131,11 +132,11 @@ class AsyncTritonPipeline:
             RequestError: The server refused a row, is not there, or did not answer in time.
         """
         task = await self.connect()
-        inputs, given = task.call(arguments, options)
-        rows = task.request_rows(inputs)
+        inputs, given = task.parse_call(arguments, options)
+        rows = task.parse_inputs(inputs)
         task.check_rows(rows)
         answers = await self._all_answers(rows, partial(self._ask, _Call.of(task, given)))
-        return task.pipeline_result(inputs, answers, given)
+        return task.format_result(inputs, answers, given)
 
     async def tensors(self, rows: Sequence[Sequence[str]], **options: object) -> list[Arrays]:
         """Return the ensemble's output tensors without further processing.
@@ -164,11 +165,11 @@ class AsyncTritonPipeline:
             **options: As for :meth:`__call__`.
         """
         task = await self.connect()
-        _, given = task.call(([],), options)
+        _, given = task.parse_call(([],), options)
 
         async def checked() -> AsyncGenerator[RequestRow, None]:
             async for row in inputs:
-                (request,) = task.request_rows(task.call(([row],), options)[0])
+                (request,) = task.parse_inputs(task.parse_call(([row],), options)[0])
                 task.check_rows([request])
                 yield request
 
@@ -237,8 +238,8 @@ class AsyncTritonPipeline:
             await batches.aclose()
 
     async def _ask(self, call: _Call, rows: Sequence[RequestRow]) -> list[Any]:
-        answers = call.task.pipeline_answers(await self._tensors(call, rows), **call.formatting)
-        return call.task.completed(answers, rows)
+        answers = call.task.format_answers(await self._tensors(call, rows), **call.formatting)
+        return list(call.task.add_inputs(answers, rows))
 
     async def _raw_answers(self, call: _Call, rows: Sequence[RequestRow]) -> list[Arrays]:
         return [await self._tensors(call, rows)]
@@ -260,24 +261,24 @@ class _Call:
         formatting: Options that the client applies to the server's answer.
     """
 
-    task: Task
+    task: ServedTask
     parameters: Mapping[str, object]
     formatting: Mapping[str, object]
 
     @classmethod
-    def of(cls, task: Task, given: Mapping[str, object]) -> Self:
+    def of(cls, task: ServedTask, given: Mapping[str, object]) -> Self:
         """Split the options of a pipeline call into those of the server and those of the client.
 
         Raises:
             TypeError: An option has the wrong type or a value that is not allowed.
             ValueError: The pipeline refuses such a call.
         """
-        parameters = task.asked(given)
+        parameters = task.sanitize_parameters(given)
         try:
-            task.request_options(parameters)
+            task.with_options(parameters)
         except ValueError as error:
             raise TypeError(str(error)) from None
-        formatting = {name: value for name, value in given.items() if name not in task.options or name in task.shaping}
+        formatting = {name: value for name, value in given.items() if name not in task.options or name in task.presentation_options}
         return cls(task=task, parameters=parameters, formatting=formatting)
 
 

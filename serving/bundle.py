@@ -9,8 +9,8 @@ from serving.artifact import read_manifest
 from serving.errors import ArtifactError
 from serving.manifests import BundleManifest, VariantFigures
 from serving.options import Precision
-from serving.runtime.tasks import load_task
-from serving.runtime.tasks.base import Task
+from serving.runtime.tasks import load_served
+from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tokenization import TextEncoder
 
 
@@ -43,7 +43,7 @@ class Bundle:
     """
 
     folder: Path
-    task: Task
+    task: ServedTask
     max_length: int
     padding: dict[str, int]
     variants: dict[str, Variant]
@@ -113,7 +113,7 @@ def load_bundle(folder: Path) -> Bundle:
     }
     return Bundle(
         folder=folder,
-        task=load_task(manifest.task, manifest.settings),
+        task=load_served(manifest.task, manifest.settings),
         max_length=manifest.max_length,
         padding=manifest.padding,
         variants=variants,

@@ -18,7 +18,8 @@ from typing import Any, Self, TypeVar, Unpack, cast
 from serving import streams
 from serving.async_client import AsyncTritonPipeline, ClientOptions, EnsembleIdentity
 from serving.connection import closed_error
-from serving.runtime.tasks.base import Arrays, Task
+from serving.runtime.tasks.base import ServedTask
+from serving.runtime.types import Arrays
 
 __all__ = ["AsyncTritonPipeline", "TritonPipeline"]
 
@@ -56,7 +57,7 @@ class TritonPipeline:
         return self.served_task.name
 
     @property
-    def served_task(self) -> Task:
+    def served_task(self) -> ServedTask:
         """The task, with the settings that it is served with."""
         return self._wait(self._pipeline.connect)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from serving.plan import Plan
 from serving.prologue import LENGTHS
-from serving.runtime.notes import NOTES
-from serving.runtime.tasks.base import Task, Tensor
+from serving.runtime.metadata import METADATA
+from serving.runtime.tasks.base import ServedTask
+from serving.runtime.types import Tensor
 
 Config = dict[str, Any]
 
@@ -42,14 +43,14 @@ class Warmup:
     dims: dict[str, tuple[int, ...]]
 
 
-def preprocess_config(name: str, task: Task, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
+def preprocess_config(name: str, task: ServedTask, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
     """Text → token ids: batches whatever waits, at no delay."""
     return {
         "name": f"{name}_preprocess",
         "backend": "python",
         "max_batch_size": plan.max_batch_size,
         "input": [_tensor(tensor) for tensor in task.inputs()],
-        "output": [_tensor(tensor) for tensor in (*graph.inputs, *_notes(task))],
+        "output": [_tensor(tensor) for tensor in (*graph.inputs, *_metadata(task))],
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],
         "dynamic_batching": {},
         "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups],
@@ -85,7 +86,7 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
     return config
 
 
-def postprocess_config(name: str, task: Task, graph: Graph, warmups: Iterable[Warmup]) -> Config:
+def postprocess_config(name: str, task: ServedTask, graph: Graph, warmups: Iterable[Warmup]) -> Config:
     """Logits → answers. Requests whose logits have unlike shapes may wait in one queue."""
     return {
         "name": f"{name}_postprocess",
@@ -93,22 +94,22 @@ def postprocess_config(name: str, task: Task, graph: Graph, warmups: Iterable[Wa
         "max_batch_size": graph.max_rows,
         "input": [
             _tensor(tensor) | ({"allow_ragged_batch": True} if -1 in tensor.dims else {})
-            for tensor in (*graph.outputs, *_notes(task))
+            for tensor in (*graph.outputs, *_metadata(task))
         ],
         "output": [_tensor(tensor) for tensor in task.outputs()],
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],
         "dynamic_batching": {},
-        "model_warmup": [_warmup(warmup, (*graph.outputs, *_notes(task))) for warmup in warmups],
+        "model_warmup": [_warmup(warmup, (*graph.outputs, *_metadata(task))) for warmup in warmups],
     }
 
 
-def ensemble_config(name: str, task: Task, graph: Graph, plan: Plan, *, model_sha256: str) -> Config:
+def ensemble_config(name: str, task: ServedTask, graph: Graph, plan: Plan, *, model_sha256: str) -> Config:
     """The three steps wired by tensor name: what clients call. Its parameters tell a client which task it speaks to, and which
     model's answers it gets."""
     steps = (
-        (f"{name}_preprocess", task.inputs(), (*graph.inputs, *_notes(task))),
+        (f"{name}_preprocess", task.inputs(), (*graph.inputs, *_metadata(task))),
         (f"{name}_model", graph.inputs, graph.outputs),
-        (f"{name}_postprocess", (*graph.outputs, *_notes(task)), task.outputs()),
+        (f"{name}_postprocess", (*graph.outputs, *_metadata(task)), task.outputs()),
     )
     return {
         "name": name,
@@ -118,7 +119,7 @@ def ensemble_config(name: str, task: Task, graph: Graph, plan: Plan, *, model_sh
         "output": [_tensor(tensor) for tensor in task.outputs()],
         "parameters": {
             "task": {"string_value": task.name},
-            "settings": {"string_value": json.dumps(task.settings(), ensure_ascii=False)},
+            "settings": {"string_value": json.dumps(task.to_settings(), ensure_ascii=False)},
             "model_sha256": {"string_value": model_sha256},
         },
         "ensemble_scheduling": {
@@ -135,9 +136,9 @@ def ensemble_config(name: str, task: Task, graph: Graph, plan: Plan, *, model_sh
     }
 
 
-def _notes(task: Task) -> tuple[Tensor, ...]:
+def _metadata(task: ServedTask) -> tuple[Tensor, ...]:
     """What travels around the model."""
-    return (Tensor(NOTES, "TYPE_STRING"),) if task.carries_notes else ()
+    return (Tensor(METADATA, "TYPE_STRING"),) if task.carries_metadata else ()
 
 
 def _tensor(tensor: Tensor) -> Config:

@@ -180,7 +180,7 @@ def check_row(pipe: TritonPipeline, row: str | PipelineRow) -> None:
         DataError: The pipeline does not take it.
     """
     try:
-        pipe.served_task.request_rows([row if not isinstance(row, dict) or len(row) > 1 else next(iter(row.values()))])
+        pipe.served_task.parse_inputs([row if not isinstance(row, dict) or len(row) > 1 else next(iter(row.values()))])
     except (TypeError, ValueError) as error:
         raise DataError(f"{error}: {shown(row)}") from None
 

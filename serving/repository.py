@@ -50,8 +50,9 @@ from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
 from serving.prologue import IDS, add_prologue, travelling_inputs
-from serving.runtime.notes import NOTES, pack
-from serving.runtime.tasks.base import Task, Tensor
+from serving.runtime.metadata import METADATA, pack
+from serving.runtime.tasks.base import ServedTask
+from serving.runtime.types import Tensor
 from serving.tuning import Tuning, read_tuning
 
 RUNTIME = Path(__file__).parent / "runtime"
@@ -130,14 +131,14 @@ def _manifest(options: PackageOptions, bundle: Bundle, plan: Plan, inputs: Stage
         **asdict(plan),
         "name": options.name,
         "task": bundle.task.name,
-        "settings": json_ready(bundle.task.settings()),
+        "settings": json_ready(bundle.task.to_settings()),
         "probe": probe_body(bundle.task),
         "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=variant.figures),
     }
     return RepositoryManifest.model_validate(content)
 
 
-def probe_body(task: Task) -> ProbeBody:
+def probe_body(task: ServedTask) -> ProbeBody:
     """Return a request for the task's example."""
     return ProbeBody(
         inputs=tuple(ProbeInput(name=name, datatype="BYTES", shape=(1, 1), data=(text,)) for name, text in task.example.items())
@@ -177,7 +178,7 @@ def _plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Pla
     )
 
 
-def read_graph(path: Path, task: Task, max_batch_size: int) -> Graph:
+def read_graph(path: Path, task: ServedTask, max_batch_size: int) -> Graph:
     """Read the inputs and outputs of an ONNX file that a request passes through.
 
     Args:
@@ -194,11 +195,11 @@ def read_graph(path: Path, task: Task, max_batch_size: int) -> Graph:
     except ValueError as error:
         raise ExportError(str(error)) from error
     outputs = {info.name: info for info in model.graph.output}
-    if missing := [name for name in task.outputs_read if name not in outputs]:
+    if missing := [name for name in task.model_outputs if name not in outputs]:
         raise ExportError(f"the graph has no output {', '.join(missing)}, only {', '.join(outputs)}")
     return Graph(
         inputs=tuple(_tensor(info) for info in model.graph.input if info.name in travelling),
-        outputs=tuple(_tensor(outputs[name]) for name in task.outputs_read),
+        outputs=tuple(_tensor(outputs[name]) for name in task.model_outputs),
         max_rows=max_batch_size * task.fan_out,
     )
 
@@ -260,15 +261,27 @@ def _external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
     return [file_inside(folder, name) for name in sorted(names)]
 
 
+def step_modules(step: str, task: str) -> list[Path]:
+    """Return the files that a step of an ensemble runs: of the tasks only its own, with what all tasks share.
+
+    Args:
+        step: ``preprocess`` or ``postprocess``.
+        task: Name of the task.
+    """
+    shared = [RUNTIME / f"{name}.py" for name in (step, "metadata", "tokenization", "types")]
+    tasks = RUNTIME / "tasks"
+    helpers = sorted(tasks.glob("_*.py"))  # __init__.py too
+    return [*shared, *helpers, tasks / "base.py", tasks / f"{task.replace('-', '_')}.py"]
+
+
 def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Graph) -> None:
     """Write a Python step: a copy of the runtime, and its settings for this checkpoint."""
-    shutil.copytree(RUNTIME / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    for module in ("notes.py", "tokenization.py"):
-        shutil.copy(RUNTIME / module, folder)
-    shutil.copy(RUNTIME / f"{step}.py", folder / "model.py")
+    (folder / "tasks").mkdir()
+    for path in step_modules(step, bundle.task.name):
+        shutil.copy(path, folder / ("model.py" if path.stem == step else path.relative_to(RUNTIME)))
     settings = {
         "task": bundle.task.name,
-        "settings": bundle.task.settings(),
+        "settings": bundle.task.to_settings(),
         "max_length": bundle.max_length,
         "model_inputs": [tensor.name for tensor in graph.inputs],
         "max_model_rows": graph.max_rows,
@@ -284,7 +297,7 @@ def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) 
     for label, request in (("short", task.example), ("long", task.long_example(bundle.max_length))):
         payloads = {tensor: _bytes_tensor(text.encode()) for tensor, text in request.items()}
         texts.append(_save_warmup(folder / f"{name}_preprocess", label, 1, payloads, dict.fromkeys(payloads, (1,))))
-        features = task.features([[text] for text in request.values()], encoder, task.request_options({}))
+        features = task.preprocess([[text] for text in request.values()], encoder)
         arrays = encoder.arrays(features.encodings[:1])
         rows = graph.max_rows if label == "long" and plan.device == "gpu" else 1
         raw = {tensor: array.tobytes() for tensor, array in arrays.items()}
@@ -293,9 +306,9 @@ def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) 
         length = next(iter(arrays.values())).shape[1] if task.token_level else 1  # of what else there may be several
         shapes = {tensor.name: tuple(length if dim < 0 else dim for dim in tensor.dims) for tensor in graph.outputs}
         raw = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
-        if task.carries_notes:
-            note = pack(features.origins.owners[:1], features.origins.notes[:1])[0, 0]
-            raw[NOTES], shapes[NOTES] = _bytes_tensor(note), (1,)
+        if task.carries_metadata:
+            note = pack(features.origins.sample_mapping[:1], features.origins.metadata[:1])[0, 0]
+            raw[METADATA], shapes[METADATA] = _bytes_tensor(note), (1,)
         logits.append(_save_warmup(folder / f"{name}_postprocess", label, 1, raw, shapes))
     return texts, ids, logits
 

@@ -21,6 +21,7 @@ from benchmarks.served import ANSWERS_PER_CLIENT, Clients, ServerConnection, Tar
 from benchmarks.served_package import read_package
 from benchmarks.tuning.trial import LevelSpeed, Trial
 from export.data import read_evaluation, sample
+from export.tasks import bundle_task
 from serving.bundle import Bundle
 from serving.configuration import Configuration
 from serving.errors import ExportError, RequestError, ServerError
@@ -135,7 +136,8 @@ def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], d
         SetupError: There is no Triton or no load generator on this machine.
     """
     find_install()
-    columns = list(zip(*bundle.task.requests(read_evaluation(bundle.folder, bundle.task).texts), strict=True))
+    task = bundle_task(bundle)
+    columns = list(zip(*task.requests(read_evaluation(bundle.folder, task).texts), strict=True))
     return Testbed(
         bundle=bundle,
         rows=[list(columns[index]) for index in sample(len(columns), rows, seed)],

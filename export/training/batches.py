@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.runtime.tasks._labels import IGNORED
-from serving.runtime.tasks.base import Features, Task
+from export.tasks.base import IGNORED
+from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from serving.runtime.tokenization import FIELDS
+from serving.runtime.types import Features
 
 TEACHER_LOGITS = "teacher_logits"
 """Name of the column with the teacher's logits, where they are computed once in advance."""
 
 
-def training_columns(features: Features, names: Sequence[str], targets: Mapping[str, Sequence[Any]], task: Task) -> dict[str, Any]:
+def training_columns(
+    features: Features, names: Sequence[str], targets: Mapping[str, Sequence[Any]], task: TrainedTask
+) -> dict[str, Any]:
     """Make the columns of a data set, in which each row holds what must be in one batch together.
 
     For most tasks that is one row of the model. Where the model takes all rows of a request along an axis of their own, or the loss
@@ -33,8 +36,8 @@ def training_columns(features: Features, names: Sequence[str], targets: Mapping[
     """
     inputs: dict[str, Any] = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
     if task.grouped:
-        inputs, targets = _by_owner(inputs, features.origins.owners), _by_owner(targets, features.origins.owners)
-    elif task.own_loss:
+        inputs, targets = _by_owner(inputs, features.origins.sample_mapping), _by_owner(targets, features.origins.sample_mapping)
+    elif isinstance(task, OwnLossTask):
         inputs = _by_row(inputs, len(next(iter(targets.values()))))
     else:
         return {**inputs, **targets}
@@ -59,7 +62,7 @@ class Collator:
     Random augmentation depends on numpy's global state, which the trainer saves with its checkpoints.
     """
 
-    def __init__(self, tokenizer: Any, task: Task) -> None:
+    def __init__(self, tokenizer: Any, task: TrainedTask) -> None:
         """Bind the collator to a tokenizer and a task.
 
         Args:
@@ -86,14 +89,16 @@ class Collator:
                 longest = max(map(len, values))
                 values = [[*value, *[IGNORED] * (longest - len(value))] for value in values]
             batch[name] = torch.tensor(values)
+        if not isinstance(self._task, AugmentedTask):
+            return dict(batch)
         generator = np.random.default_rng(np.random.randint(2**31))
-        altered = self._task.altered({name: values.numpy() for name, values in batch.items()}, generator)
-        return {name: torch.from_numpy(values) for name, values in altered.items()}
+        augmented = self._task.augment_batch({name: values.numpy() for name, values in batch.items()}, generator)
+        return {name: torch.from_numpy(values) for name, values in augmented.items()}
 
     def _padded(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
         if self._task.grouped:
             return self._padded_groups(inputs)
-        if self._task.own_loss:  # the first requests of all rows, then the second requests …
+        if isinstance(self._task, OwnLossTask):  # the first requests of all rows, then the second requests …
             requests = len(inputs[0]["input_ids"])
             inputs = [{name: values[place] for name, values in row.items()} for place in range(requests) for row in inputs]
         return self._pad(inputs)

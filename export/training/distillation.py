@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from export import checkpoint as checkpoints
 from export.data import LabelledRows, model_rows
+from export.tasks.base import IGNORED, label_names
+from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from export.training.batches import TEACHER_LOGITS
 from export.training.hyperparameters import Distillation
 from serving.errors import ArtifactError, DataError
 from serving.reporting import console, logger
-from serving.runtime.tasks._labels import IGNORED, label_names
-from serving.runtime.tasks.base import Task
 from serving.runtime.tokenization import FIELDS, TextEncoder
 
 PART = 10
@@ -37,7 +37,7 @@ class Teacher:
 
     model: Any
     tokenizer: Any
-    task: Task
+    task: TrainedTask
     options: Distillation
     order: Sequence[int] | None
     inputs: Collection[str]
@@ -108,14 +108,14 @@ class Teacher:
         return functional.kl_div(*soft, reduction="batchmean", log_target=True) * heat**2
 
 
-def load_teacher(folder: Path, task: Task, student: Any, options: Distillation) -> Teacher:
+def load_teacher(folder: Path, task: TrainedTask, student: Any, options: Distillation) -> Teacher:
     """The teacher in ``folder`` for a student with the tokenizer ``student``.
 
     Raises:
         ArtifactError: it cannot be loaded, or was taught another task or other labels.
         DataError: students of the task cannot be taught so.
     """
-    if task.own_loss:
+    if isinstance(task, OwnLossTask):
         raise DataError(f"a teacher shows logits, and {task.name} has none", hint="leave out --teacher")
     checkpoints.require_task(checkpoints.read_config(folder), type(task), options.teacher)
     tokenizer = checkpoints.load_tokenizer(folder, pads_with_end=task.causal)
@@ -137,8 +137,8 @@ def load_teacher(folder: Path, task: Task, student: Any, options: Distillation) 
     )
 
 
-def _cacheable(task: Task) -> bool:
-    return not (task.token_level or task.grouped) and type(task).altered is Task.altered
+def _cacheable(task: TrainedTask) -> bool:
+    return not (task.token_level or task.grouped or isinstance(task, AugmentedTask))
 
 
 def _shown(places: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
@@ -158,8 +158,8 @@ def _rules(tokenizer: Any) -> tuple[Any, ...]:
     return (backend.get_vocab(), *(None if step is None else step.__getstate__() for step in steps))
 
 
-def _order(task: Task, config: Mapping[str, Any], teacher: str) -> list[int] | None:
-    ours = task.settings().get("labels")
+def _order(task: TrainedTask, config: Mapping[str, Any], teacher: str) -> list[int] | None:
+    ours = task.labels
     if not ours:
         return None
     theirs = label_names(config)

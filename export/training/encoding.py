@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.data import LabelledRows, model_rows
+from export.tasks.trained import OwnLossTask
 from export.training.batches import TEACHER_LOGITS, training_columns
 from export.training.distributed import world_size
 from export.training.losses import missing_label
 from export.training.ngram_augmentation import random_spans
 from serving.errors import ArtifactError
-from serving.runtime.tasks.base import Features, Origins
 from serving.runtime.tokenization import FIELDS, TextEncoder
+from serving.runtime.types import Features, Origins
 
 if TYPE_CHECKING:
     from export.training.distillation import Teacher
@@ -69,10 +70,10 @@ def encode_split(rows: LabelledRows, job: TrainingJob, split: str) -> EncodedSpl
     folder = job.tokens / split
     if not folder.exists():
         _write(rows, job, folder, training=split == "train")
-    origins = Dataset.load_from_disk(str(folder / ORIGINS)).to_dict() if split != "train" else {"owner": ()}
+    origins = Dataset.load_from_disk(str(folder / ORIGINS)).to_dict() if split != "train" else {"sample_mapping": ()}
     return EncodedSplit(
         dataset=Dataset.load_from_disk(str(folder / ROWS)),
-        origins=Origins(np.array(origins["owner"], dtype=np.int64), origins.get("note", ())),
+        origins=Origins(np.array(origins["sample_mapping"], dtype=np.int64), origins.get("metadata", ())),
         references=rows.labels,
     )
 
@@ -82,7 +83,9 @@ def _write(rows: LabelledRows, job: TrainingJob, folder: Path, *, training: bool
 
     teacher = job.teacher if training and job.teacher is not None and job.teacher.cacheable else None
     texts_of_a_row = 1 + (teacher.options.parts if teacher else 0)
-    at_once = len(rows) if job.task.own_loss else max(1, AT_ONCE // texts_of_a_row)  # there the rows of one belong together
+    at_once = (
+        len(rows) if isinstance(job.task, OwnLossTask) else max(1, AT_ONCE // texts_of_a_row)
+    )  # there the rows of one belong together
     datasets, origins = [], []
     for start in range(0, len(rows), at_once):
         part = rows.take(range(start, min(start + at_once, len(rows))))
@@ -91,8 +94,8 @@ def _write(rows: LabelledRows, job: TrainingJob, folder: Path, *, training: bool
             continue
         columns, found = _columns(part, job)
         datasets.append(Dataset.from_dict(columns))
-        notes = {"note": list(found.notes)} if found.notes else {}
-        origins.append(Dataset.from_dict({"owner": found.owners + start} | notes))
+        metadata = {"metadata": list(found.metadata)} if found.metadata else {}
+        origins.append(Dataset.from_dict({"sample_mapping": found.sample_mapping + start} | metadata))
     torn = folder.with_name(f"{folder.name}.torn")  # what an interruption leaves is not taken for all of it
     shutil.rmtree(torn, ignore_errors=True)
     try:
@@ -122,7 +125,7 @@ def _with_teacher_logits(rows: LabelledRows, job: TrainingJob, teacher: Teacher,
 
 def _columns(rows: LabelledRows, job: TrainingJob) -> tuple[Mapping[str, Any], Origins]:
     features, names = _features(rows, job, job.tokenizer)
-    targets = job.task.targets(features, job.task.learnt(rows.labels, _encoder(job, job.tokenizer)))
+    targets = job.task.targets(features, job.task.encode_targets(rows.labels, _encoder(job, job.tokenizer)))
     return training_columns(features, names, targets, job.task), features.origins
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.data import LabelledRows
+from export.tasks.trained import TrainedTask
 from export.training.hyperparameters import Adapter, Hyperparameters
-from serving.runtime.tasks.base import Task
 
 if TYPE_CHECKING:
     from export.training.distillation import Teacher
@@ -38,7 +38,7 @@ class TrainingJob:
 
     base: Path
     checkpoint_name: str
-    task: Task
+    task: TrainedTask
     chosen_settings: Collection[str]
     tokenizer: Any
     splits: Mapping[str, LabelledRows]

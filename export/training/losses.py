@@ -12,10 +12,10 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
+from export.tasks.base import IGNORED
+from export.tasks.trained import TrainedTask
 from export.training.hyperparameters import Hyperparameters
 from serving.errors import DataError
-from serving.runtime.tasks._labels import IGNORED
-from serving.runtime.tasks.base import Task
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps the logits and labels of a batch to a tensor with one number."""
@@ -23,7 +23,9 @@ Target = Any
 """Target of a model row: a class (int), a number (float), a list of classes, or a list of one float per label."""
 
 
-def loss_function(task: Task, options: Hyperparameters, targets: Sequence[Target], *, unlabelled: bool = False) -> Loss | None:
+def loss_function(
+    task: TrainedTask, options: Hyperparameters, targets: Sequence[Target], *, unlabelled: bool = False
+) -> Loss | None:
     """Choose the loss that replaces the model's own.
 
     Args:
@@ -64,7 +66,7 @@ def grouped_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.T
     return functional.cross_entropy(logits.masked_fill(labels == IGNORED, -math.inf), labels.argmax(dim=-1))
 
 
-def _default_loss(task: Task) -> Loss:
+def _default_loss(task: TrainedTask) -> Loss:
     """Return the loss of the sequence classification models in ``transformers``."""
     match task.head().get("problem_type"):
         case "regression":
@@ -91,11 +93,11 @@ def _of_labelled_rows(loss: Loss) -> Loss:
     return labelled
 
 
-def _weighted_loss(task: Task, options: Hyperparameters, targets: Sequence[Target]) -> Loss | None:
+def _weighted_loss(task: TrainedTask, options: Hyperparameters, targets: Sequence[Target]) -> Loss | None:
     if not (options.class_weights or options.label_smoothing):
         return grouped_cross_entropy if task.grouped else None
     option = "--class-weights" if options.class_weights else "--label-smoothing"
-    labels = task.settings().get("labels", ())
+    labels = task.labels
     if len(labels) < 2:
         raise DataError(f"{option} requires a task with several labels", hint=f"leave it out for {task.name}")
     multi_label = bool(targets) and isinstance(targets[0], list) and any(isinstance(one, float) for one in targets[0])

@@ -20,6 +20,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from export import checkpoint as checkpoints
 from export.metric import bootstrapped, compute
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training import adapters
 from export.training.batches import Collator
 from export.training.distributed import main_first, world_size
@@ -34,7 +36,6 @@ from export.training.trainer import TaskTrainer, outputs_by_name
 from export.training.trainer_arguments import training_arguments
 from serving.errors import ArtifactError, DataError, DivergedError, SetupError
 from serving.reporting import is_main_process, logger
-from serving.runtime.tasks.base import Task
 from serving.runtime.tokenization import FIELDS
 
 MERGE_ROWS = 8
@@ -77,7 +78,7 @@ def train(job: TrainingJob, callbacks: Sequence[TrainerCallback] = ()) -> Traini
             figures["merged_difference"] = _merge_adapter(trainer, adapter, job)
         trainer.compute_metrics = None  # the trainer only predicts from here on, on other rows too
         settings = _fit_settings(trainer, rows["validation"], job, figures["validation"])
-        figures |= _final_figures(trainer, rows, replace(job.task, **settings), job.tokenizer)
+        figures |= _final_figures(trainer, rows, job.task.with_settings(settings), job.tokenizer)
     return TrainingResult(model=trainer.model.cpu(), adapter=adapter, settings=settings, options=job.options, figures=figures)
 
 
@@ -106,7 +107,7 @@ def _check(job: TrainingJob) -> None:
         adapters.check_adapter(job.adapter)
     if job.adapter is not None and job.options.quantization_aware:
         raise DataError("quantization-aware training cannot train an adapter", hint="leave out --adapter or --quantization-aware")
-    if job.options.quantization_aware and not job.task.exported:
+    if job.options.quantization_aware and not isinstance(job.task, ExportedTask):
         raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantization-aware")
     job.options.per_device_batch_size(world_size())
 
@@ -127,7 +128,7 @@ def _load_model(job: TrainingJob, **options: Any) -> tuple[Any, set[str]]:
     for name, value in head.items():  # overwrite the settings of the checkpoint's former head
         setattr(model.config, name, value)
     if job.task.generates:
-        model.generation_config.update(**job.task.generation())
+        model.generation_config.update(**job.task.generation_settings())
     if job.task.generates or job.task.causal:
         _require_saveable(model.generation_config, job.checkpoint_name)
     return model, new
@@ -158,7 +159,7 @@ def _trainer(model: Any, rows: Mapping[str, EncodedSplit], job: TrainingJob, cal
     patience = job.options.early_stopping
     weighted = job.options.class_weights or job.options.label_smoothing  # otherwise the labels need not be read into memory
     arguments = training_arguments(job)
-    if job.task.own_loss:  # the model's forward does not name them
+    if isinstance(job.task, OwnLossTask):  # the model's forward does not name them
         arguments.label_names = rows["train"].targets
     trainer = TaskTrainer(
         job.task,
@@ -176,7 +177,7 @@ def _trainer(model: Any, rows: Mapping[str, EncodedSplit], job: TrainingJob, cal
         train_dataset=rows["train"].dataset,
         eval_dataset=rows["validation"].dataset,
         compute_metrics=lambda evaluated: _evaluate(evaluated.predictions, rows["validation"], job.task, job.tokenizer)[0],
-        preprocess_logits_for_metrics=job.task.kept,
+        preprocess_logits_for_metrics=job.task.preprocess_logits_for_metrics,
         data_collator=Collator(job.tokenizer, job.task),
         callbacks=[*([EarlyStoppingCallback(patience)] if patience else []), *callbacks],
     )
@@ -261,11 +262,11 @@ def _merge_adapter(trainer: TaskTrainer, folder: Path, job: TrainingJob) -> floa
 def _fit_settings(trainer: TaskTrainer, rows: EncodedSplit, job: TrainingJob, figures: dict[str, float]) -> dict[str, Any]:
     """Choose the task settings that the user left open by the main metric on the validation rows; updates ``figures``."""
     fitted: dict[str, Any] = {}
-    for name, values in job.task.candidates().items():
+    for name, values in job.task.fitted_settings().items():
         if name in job.chosen_settings:
             continue
         outputs = trainer.predict(rows.dataset).predictions
-        tasks = {value: replace(job.task, **fitted, **{name: value}) for value in values}
+        tasks = {value: job.task.with_settings({**fitted, name: value}) for value in values}
         metrics = {value: _evaluate(outputs, rows, task, job.tokenizer)[0] for value, task in tasks.items()}
         fitted[name] = max(metrics, key=lambda value: metrics[value][job.task.main_metric])  # the first of equals
         figures |= metrics[fitted[name]]
@@ -274,7 +275,7 @@ def _fit_settings(trainer: TaskTrainer, rows: EncodedSplit, job: TrainingJob, fi
     return fitted
 
 
-def _final_figures(trainer: TaskTrainer, rows: Mapping[str, EncodedSplit], task: Task, tokenizer: Any) -> dict[str, Any]:
+def _final_figures(trainer: TaskTrainer, rows: Mapping[str, EncodedSplit], task: TrainedTask, tokenizer: Any) -> dict[str, Any]:
     """Return the metrics on the test rows, if any, and the interval of the main metric on them or else the validation rows."""
     split = rows.get("test", rows["validation"])
     found = trainer.predict(split.dataset)
@@ -284,9 +285,9 @@ def _final_figures(trainer: TaskTrainer, rows: Mapping[str, EncodedSplit], task:
     return test | {"interval": interval}
 
 
-def _evaluate(collected: Any, rows: EncodedSplit, task: Task, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
+def _evaluate(collected: Any, rows: EncodedSplit, task: TrainedTask, tokenizer: Any) -> tuple[dict[str, float], list[Any]]:
     """Compute the metrics and one prediction per row from the outputs that the trainer collected, in the order of the rows."""
     outputs = outputs_by_name(collected, task, rows.origins)
-    predictions = task.judged(outputs, rows.origins, tokenizer.backend_tokenizer)
+    predictions = task.evaluate(outputs, rows.origins, tokenizer.backend_tokenizer)
     figures = compute(task.metric, predictions, rows.references)
-    return figures | task.figures(outputs, outputs, rows.origins, rows.references), predictions
+    return figures | task.extra_figures(outputs, outputs, rows.origins, rows.references), predictions

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from transformers import Seq2SeqTrainer
 
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training.batches import TEACHER_LOGITS
 from export.training.distillation import Teacher
 from export.training.losses import Loss
 from serving.errors import DivergedError
-from serving.runtime.tasks.base import Arrays, Origins, Task
 from serving.runtime.tokenization import FIELDS
+from serving.runtime.types import Arrays, Origins
 
 SHOWN = 3
 """Rows of a batch that an error shows."""
@@ -32,7 +34,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
 
     def __init__(
         self,
-        task: Task,
+        task: TrainedTask,
         tokenizer: Any,
         *,
         loss: Loss | None = None,
@@ -54,20 +56,20 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         return torch.utils.data.SequentialSampler(eval_dataset)
 
     def compute_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool = False, **arguments: Any) -> Any:
-        """The loss; with the task's own, ``return_outputs`` gives ``outputs_read`` as ``[labelled rows, requests of each, …]``."""
+        """The loss; with the task's own, ``return_outputs`` gives ``model_outputs`` as ``[labelled rows, requests of each, …]``."""
         if self._loss or (self._teacher and model.training):
             loss, outputs = self._replaced_loss(model, inputs)
             return (loss, outputs) if return_outputs else loss
-        if self._task.own_loss:
-            return self._own_loss(model, inputs, return_outputs)
+        if isinstance(self._task, OwnLossTask):
+            return self._own_loss(self._task, model, inputs, return_outputs)
         return super().compute_loss(model, inputs, return_outputs=return_outputs, **arguments)
 
-    def _own_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
+    def _own_loss(self, task: OwnLossTask, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         targets = {name: inputs[name] for name in self.label_names}
         feed = {name: value for name, value in inputs.items() if name not in targets}
         heads = model(**feed)
-        outputs: dict[str, Any] = self._task.reduced({name: heads[name] for name in self._task.heads}, feed)
-        loss = self._task.loss(outputs, targets)
+        outputs = task.head_outputs({name: heads[name] for name in task.heads}, feed)
+        loss = task.loss(outputs, targets)
         if not return_outputs:
             return loss
         rows = len(next(iter(targets.values())))
@@ -127,12 +129,13 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
     def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
         """Loss, outputs and targets of a batch."""
         loss, outputs, targets = super().prediction_step(model, inputs, *arguments, **named)
-        if not self._task.tail or self._task.own_loss or outputs is None:
+        task = self._task
+        if not (isinstance(task, ExportedTask) and task.has_output_head) or isinstance(task, OwnLossTask) or outputs is None:
             return loss, outputs, targets
         found = outputs if isinstance(outputs, tuple) else (outputs,)
-        heads = {name: head.float().cpu().numpy() for name, head in zip(self._task.heads, found, strict=True)}
-        reduced = self._task.reduced(heads, {name: values.cpu().numpy() for name, values in inputs.items()})
-        return loss, tuple(torch.from_numpy(reduced[name]) for name in self._task.outputs_read), targets
+        heads = {name: head.float().cpu().numpy() for name, head in zip(task.heads, found, strict=True)}
+        reduced = task.apply_output_head(heads, {name: values.cpu().numpy() for name, values in inputs.items()})
+        return loss, tuple(torch.from_numpy(reduced[name]) for name in task.model_outputs), targets
 
 
 def _shown(tokenizer: Any, inputs: Mapping[str, Any]) -> str:
@@ -167,12 +170,12 @@ def _depth(name: str, top: int) -> int:
     return 0 if "embed" in name else top
 
 
-def outputs_by_name(predictions: Any, task: Task, origins: Origins) -> Arrays:
-    """What the trainer collected of the model's outputs → ``outputs_read`` by name, ``[model rows, …]``."""
+def outputs_by_name(predictions: Any, task: TrainedTask, origins: Origins) -> Arrays:
+    """What the trainer collected of the model's outputs → ``model_outputs`` by name, ``[model rows, …]``."""
     outputs = predictions if isinstance(predictions, tuple) else (predictions,)
     if task.grouped:  # [groups, most rows of one]
-        counts = np.bincount(origins.owners)[:, None]
+        counts = np.bincount(origins.sample_mapping)[:, None]
         outputs = tuple(values[np.arange(values.shape[1]) < counts][:, None] for values in outputs)
-    elif task.own_loss:  # [labelled rows, requests of each, …]
+    elif isinstance(task, OwnLossTask):  # [labelled rows, requests of each, …]
         outputs = tuple(values.swapaxes(0, 1).reshape(-1, *values.shape[2:]) for values in outputs)
-    return dict(zip(task.outputs_read, outputs, strict=True))
+    return dict(zip(task.model_outputs, outputs, strict=True))

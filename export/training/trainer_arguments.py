@@ -7,6 +7,7 @@ import os
 import torch
 from transformers import Seq2SeqTrainingArguments
 
+from export.tasks.trained import OwnLossTask
 from export.training.distributed import world_size
 from export.training.job import TrainingJob
 from serving.errors import SetupError
@@ -48,7 +49,7 @@ def training_arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
         weight_decay=options.weight_decay,
         **_mixed_precision(options.mixed_precision, on_gpu=on_gpu),
         torch_compile=options.compiled,
-        group_by_length=not job.task.own_loss,  # an in-batch loss needs random batches
+        group_by_length=not isinstance(job.task, OwnLossTask),  # an in-batch loss needs random batches
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,

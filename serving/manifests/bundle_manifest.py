@@ -147,7 +147,7 @@ class BundleManifest(Manifest):
         precisions: The variants that were made, by precision.
         max_length: Tokens kept of a row.
         padding: Padding value by model input.
-        tail: What was appended to the graph, if anything.
+        output_head: What was appended to the graph, if anything.
         opset: ONNX operator set of the graphs.
     """
 
@@ -159,7 +159,7 @@ class BundleManifest(Manifest):
     task: str
     labels: tuple[str, ...]
     settings: dict[str, JsonValue]
-    evaluation_settings: dict[str, JsonValue] = Field(default_factory=dict)
+    evaluation_settings: dict[str, JsonValue]
     main_metric: str
     device: ComputeDevice
     warnings: tuple[str, ...]
@@ -167,5 +167,5 @@ class BundleManifest(Manifest):
     precisions: dict[Precision, VariantRecord]
     max_length: int
     padding: dict[str, int]
-    tail: str | None
+    output_head: str | None
     opset: int

@@ -6,6 +6,7 @@ import json
 import os
 import traceback
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,31 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
-from .notes import NOTES, unpack
-from .tasks import load_task
-from .tasks.base import Arrays, Options, Origins
+from .metadata import METADATA, unpack
+from .tasks import load_served
+from .tasks.base import ServedTask
+from .types import Arrays, Origins
 
 
 class TritonPythonModel:
-    """Turns what the model says of all requests of a batch into answers at once, and hands each request its rows."""
+    """Turns the model's outputs for all requests of a batch into answers at once, and gives each request its rows."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Load the task, and the tokenizer where the task needs it."""
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        self._task = load_task(settings["task"], settings["settings"])
-        self._defaults = self._task.request_options({})
+        self._task = load_served(settings["task"], settings["settings"])
+        self._with_parameters = lru_cache(maxsize=64)(self._parse)
         self._names = [tensor.name for tensor in self._task.outputs()]
         if not settings["parallel"]:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if self._task.needs_tokenizer else None
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer all requests of a batch. Requests with the same parameters and shapes are answered together."""
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[Any, ...], list[int]] = {}
-        outputs = [[_array(request, name) for name in self._task.outputs_read] for request in requests]
+        outputs = [[_array(request, name) for name in self._task.model_outputs] for request in requests]
         for index, (request, arrays) in enumerate(zip(requests, outputs, strict=True)):
             groups.setdefault((request.parameters(), *(array.shape[1:] for array in arrays)), []).append(index)
         for members in groups.values():
@@ -44,11 +48,14 @@ class TritonPythonModel:
         return responses
 
     def _isolated(self, requests: list[Any], outputs: list[Any]) -> list[Any]:
-        """Responses to requests that ask for the same. The first step has checked them, but anybody may send some to this one: what
-        cannot be answered is refused alone."""
+        """Answer requests with the same parameters.
+
+        The first step has checked them, but clients can send requests to this step directly: one that cannot be answered is refused
+        alone.
+        """
         try:
-            notes = [_array(request, NOTES) for request in requests] if self._task.carries_notes else None
-            return self._answered(self._options(requests[0].parameters()), outputs, notes)
+            metadata = [_array(request, METADATA) for request in requests] if self._task.carries_metadata else None
+            return self._answered(self._with_parameters(requests[0].parameters()), outputs, metadata)
         except Exception as error:
             if len(requests) > 1:
                 pairs = zip(requests, outputs, strict=True)
@@ -57,26 +64,31 @@ class TritonPythonModel:
             message = "the answer could not be made of what the model gave"
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))]
 
-    def _options(self, parameters: str) -> Options:
-        given = json.loads(parameters) if parameters else {}
-        return self._task.request_options(given) if given else self._defaults
+    def _parse(self, parameters: str) -> ServedTask:
+        """Return the task with the parameters of a request, given as JSON or empty."""
+        return self._task.with_options(json.loads(parameters)) if parameters else self._task
 
-    def _answered(self, options: Options, parts: Sequence[Sequence[Any]], notes: Sequence[Any] | None) -> list[Any]:
-        """Responses to requests that ask for the same, and of whose model rows the outputs are of one shape.
+    def _answered(self, task: ServedTask, parts: Sequence[Sequence[Any]], metadata: Sequence[Any] | None) -> list[Any]:
+        """Answer requests with the same parameters, whose model outputs have one shape per row.
 
         Args:
-            parts: by request, by :attr:`~serving.runtime.tasks.base.Task.outputs_read`.
+            task: The task with the requests' parameters.
+            parts: The model's outputs, by request and :attr:`~serving.runtime.tasks.base.ServedTask.model_outputs`.
+            metadata: By request, where the task carries it.
         """
         outputs = {
             name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-            for name, arrays in zip(self._task.outputs_read, zip(*parts, strict=True), strict=True)
+            for name, arrays in zip(task.model_outputs, zip(*parts, strict=True), strict=True)
         }
-        if notes is None:
+        if metadata is None:
             counts = [len(arrays[0]) for arrays in parts]
             origins = Origins(np.arange(sum(counts)))
         else:
-            origins, counts = unpack(notes)
-        found = self._task.worded_answers(outputs, origins, options, self._tokenizer)
+            origins, counts = unpack(metadata)
+        if self._tokenizer is None:
+            found = task.postprocess(outputs, origins)
+        else:
+            found = task.decoded_postprocess(outputs, origins, self._tokenizer)
         answers = {name: found[name] for name in self._names}
         responses, start = [], 0
         for arrays, count in zip(parts, counts, strict=True):

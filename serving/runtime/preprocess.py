@@ -7,39 +7,47 @@ import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .notes import NOTES, pack
-from .tasks import load_task
-from .tasks.base import Features, Options
+from .metadata import METADATA, pack
+from .tasks import load_served
+from .tasks.base import ServedTask
 from .tokenization import PADDING, TextEncoder
+from .types import Features
 
 
 @dataclass
 class _Group:
-    """Requests that ask for the same options: they are tokenized in one call."""
+    """Requests with the same parameters, which are tokenized in one call.
 
-    options: Options
+    Attributes:
+        task: The task with those parameters.
+        columns: Rows of all requests, by input tensor.
+        spans: Position of each request in the batch, its first row, and the row after its last.
+    """
+
+    task: ServedTask
     columns: list[list[str]]
     spans: list[tuple[int, int, int]] = field(default_factory=list)
-    """Position of a request, its first row and its last row + 1."""
 
 
 class TritonPythonModel:
     """Tokenizes all requests of a batch together and answers each with its own unpadded ids."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Load the task and its tokenizer."""
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         if not settings["parallel"]:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
-        self._task = load_task(settings["task"], settings["settings"])
+        self._task = load_served(settings["task"], settings["settings"])
+        self._with_parameters = lru_cache(maxsize=64)(self._parse)
         self._inputs = [tensor.name for tensor in self._task.inputs()]
-        self._defaults = self._task.request_options({})
         self._max_model_rows = settings["max_model_rows"]
         self._encoder = TextEncoder(
             str(folder / "tokenizer.json"),
@@ -50,6 +58,7 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer all requests of a batch. A request that cannot be used is refused alone."""
         responses: list[Any] = [None] * len(requests)
         groups: dict[str, _Group] = {}
         for index, request in enumerate(requests):
@@ -63,25 +72,27 @@ class TritonPythonModel:
         return responses
 
     def _sort_in(self, groups: dict[str, _Group], index: int, request: Any) -> None:
-        """Add a request to the group that asks for the same.
+        """Add a request to the group with the same parameters.
 
         Raises:
-            ValueError: a text or an option is not as it must be.
+            ValueError: A text or a parameter is invalid.
         """
         rows = [_strings(request, name) for name in self._inputs]
         parameters = request.parameters()
         if parameters not in groups:
-            given = json.loads(parameters) if parameters else {}
-            options = self._task.request_options(given) if given else self._defaults
-            groups[parameters] = _Group(options, [[] for _ in self._inputs])
+            groups[parameters] = _Group(self._with_parameters(parameters), [[] for _ in self._inputs])
         group = groups[parameters]
         start = len(group.columns[0])
         for column, strings in zip(group.columns, rows, strict=True):
             column.extend(strings)
         group.spans.append((index, start, len(group.columns[0])))
 
+    def _parse(self, parameters: str) -> ServedTask:
+        """Return the task with the parameters of a request, given as JSON or empty."""
+        return self._task.with_options(json.loads(parameters)) if parameters else self._task
+
     def _answered(self, group: _Group) -> list[tuple[int, Any]]:
-        """Responses to a group's requests, with their positions. Where one of them cannot be taken, it alone is refused."""
+        """Answer a group's requests; return the responses with their positions. A request that cannot be used is refused alone."""
         try:
             return self._responses(group)
         except Exception as error:
@@ -90,13 +101,13 @@ class TritonPythonModel:
             return [response for alone in _one_by_one(group) for response in self._answered(alone)]
 
     def _responses(self, group: _Group) -> list[tuple[int, Any]]:
-        """As :meth:`_answered`.
+        """Answer a group's requests together.
 
         Raises:
-            ValueError: one of the requests cannot be taken; the message is for its client.
+            ValueError: One of the requests cannot be used. The message is for its client.
         """
-        features = self._task.features(group.columns, self._encoder, group.options)
-        firsts = np.searchsorted(features.origins.owners, [start for _, start, _ in group.spans]).tolist()
+        features = group.task.preprocess(group.columns, self._encoder)
+        firsts = np.searchsorted(features.origins.sample_mapping, [start for _, start, _ in group.spans]).tolist()
         ends = [*firsts[1:], len(features.encodings)]
         return [
             (index, self._response(features, start, slice(first, end)))
@@ -104,7 +115,7 @@ class TritonPythonModel:
         ]
 
     def _response(self, features: Features, start: int, rows: slice) -> Any:
-        """Tokens and notes of one request, whose first row is ``start`` and whose model rows are ``rows``."""
+        """Build the response to one request, whose first row is ``start`` and whose model rows are ``rows``."""
         encodings = features.encodings[rows]
         if len(encodings) > self._max_model_rows:
             return _refusal(
@@ -112,25 +123,25 @@ class TritonPythonModel:
                 "send fewer rows at once, or shorter ones"
             )
         tensors = [pb_utils.Tensor(name, array) for name, array in self._encoder.arrays(encodings).items()]
-        if self._task.carries_notes:
+        if self._task.carries_metadata:
             origins = features.origins
-            tensors.append(pb_utils.Tensor(NOTES, pack(origins.owners[rows] - start, origins.notes[rows])))
+            tensors.append(pb_utils.Tensor(METADATA, pack(origins.sample_mapping[rows] - start, origins.metadata[rows])))
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
 def _one_by_one(group: _Group) -> list[_Group]:
-    """Each request of a group in a group of its own."""
+    """Put each request of a group into a group of its own."""
     return [
-        _Group(group.options, [column[start:end] for column in group.columns], [(index, 0, end - start)])
+        _Group(group.task, [column[start:end] for column in group.columns], [(index, 0, end - start)])
         for index, start, end in group.spans
     ]
 
 
 def _strings(request: Any, name: str) -> Sequence[str]:
-    """A BYTES ``[rows, 1]`` tensor as strings.
+    """Decode a BYTES ``[rows, 1]`` tensor.
 
     Raises:
-        ValueError: a row is not UTF-8.
+        ValueError: A row is not UTF-8.
     """
     rows = pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
     strings: list[str] = []
@@ -143,7 +154,7 @@ def _strings(request: Any, name: str) -> Sequence[str]:
 
 
 def _refused(error: Exception) -> Any:
-    """The response to a request that could not be taken: a ValueError says why, and of anything else only the log does."""
+    """Build the response to a request that failed. A ``ValueError`` is for the client; anything else goes to the log only."""
     if isinstance(error, ValueError):
         return _refusal(str(error))
     pb_utils.Logger.log_error("".join(traceback.format_exception(error)))

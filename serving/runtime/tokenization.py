@@ -1,4 +1,4 @@
-"""Text → token ids, exactly as in training, for many rows at once."""
+"""Tokenizes many rows at once, exactly as in training."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from .tasks.base import Arrays, Text, TooManyRowsError
+from .types import Arrays, Integers, Text, TooManyRowsError
 
 PADDING = {"input_ids": -1}
-"""Values that mark padded positions between the steps of an ensemble; the served graph replaces them (see ``serving.prologue``)."""
+"""Values that mark padded positions between the steps of an ensemble. The served graph replaces them (see ``serving.prologue``)."""
 
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-"""What the tokenizers library calls the tensors that ``transformers`` models take."""
+"""Attributes of ``tokenizers.Encoding`` by the input names of ``transformers`` models."""
 
 
 class TextEncoder:
-    """A tokenizer set up for one model.
+    """Tokenizes rows for one model.
 
     Args:
-        tokenizer: or the ``tokenizer.json`` it is in; its own padding and truncation settings are ignored, but for the side that
-            is cut.
-        max_length: tokens kept of a row, special tokens included; longer text is cut, the longer of a pair first.
-        names: model inputs wanted, out of :data:`FIELDS`.
-        padding: value by model input name for rows shorter than their neighbours; 0 where absent.
-        most_rows: rows for the model that one row of a request may become; None: any number.
+        tokenizer: A tokenizer, or the path of its ``tokenizer.json``. Of its own padding and truncation settings only the
+            truncation side is used.
+        max_length: Tokens kept of a row, special tokens included. Longer text is truncated, the longer text of a pair first.
+        names: Model inputs to make, out of :data:`FIELDS`.
+        padding: Padding value by model input name. 0 where absent.
+        most_rows: Maximum number of model rows that one request row may become. None: no limit.
     """
 
     def __init__(
@@ -49,12 +48,12 @@ class TextEncoder:
 
     @property
     def max_length(self) -> int:
-        """Tokens kept of a row."""
+        """Return the number of tokens kept of a row."""
         return self._max_length
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """For what is neither here nor there: ids of single tokens, decoding."""
+        """Return the tokenizer itself, for ids of single tokens and for decoding."""
         return self._tokenizer
 
     def encode(
@@ -63,18 +62,19 @@ class TextEncoder:
         """Tokenize every row in one call.
 
         Args:
-            truncation: cut what is too long; otherwise it is refused.
-            offsets: the encodings know where in its text each token stands (in characters), which costs some time.
-            strategy: which of a pair is cut: ``longest_first``, ``only_first`` or ``only_second``.
+            texts: One text, or pair of texts, per row.
+            truncation: Truncate rows that are too long. If false, such a row is an error.
+            offsets: Record the position of each token in its text, in characters. Costs some time.
+            strategy: Which text of a pair is truncated: ``longest_first``, ``only_first`` or ``only_second``.
 
         Raises:
-            ValueError: a row is too long, and not to be cut; or cutting the one leaves the other too long.
+            ValueError: A row is too long and truncation is off, or truncating one text leaves the other too long.
         """
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         self._tokenizer.enable_truncation(self._max_length, strategy=strategy, direction=self._direction)
         try:
             encodings: list[Encoding] = encode(texts)
-        except Exception as error:  # the library raises no other; "too short" is what is left of the text that may be cut
+        except Exception as error:  # the library raises Exception itself; it calls the text that may be truncated "too short"
             if "too short" not in str(error):
                 raise
             raise ValueError(
@@ -91,28 +91,28 @@ class TextEncoder:
         return encodings
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of texts alone: none around them, and nothing cut."""
+        """Tokenize texts without special tokens and without truncation."""
         self._tokenizer.no_truncation()
         found = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         self._cut_at_the_end()
         return found
 
-    def windows(
-        self, texts: Sequence[Text], *, stride: int, max_length: int | None = None
-    ) -> tuple[list[Encoding], npt.NDArray[np.int64]]:
-        """Tokenize every row in one call, with offsets; text that is too long becomes several windows (of a pair, the second text
-        does, and the first stands in each of them).
+    def windows(self, texts: Sequence[Text], *, stride: int, max_length: int | None = None) -> tuple[list[Encoding], Integers]:
+        """Tokenize every row in one call, with offsets. Text that is too long becomes several windows.
+
+        Of a pair, the second text is split into windows, and the first text stands in each of them.
 
         Args:
-            stride: tokens that a window has in common with the one before.
-            max_length: tokens of a window; None: what the model takes.
+            texts: One text, or pair of texts, per row.
+            stride: Tokens that two neighbouring windows share.
+            max_length: Tokens of a window. None: what the model accepts.
 
         Returns:
-            The windows of all rows, and which row each is of.
+            The windows of all rows, and the sample mapping, INT64 ``[windows]``.
 
         Raises:
-            ValueError: the stride, or the first text of a pair, leaves a window no room.
-            TooManyRowsError: a text becomes more windows than the model takes.
+            ValueError: The stride, or the first text of a pair, leaves no room in a window.
+            TooManyRowsError: A text becomes more windows than the model accepts.
         """
         pairs = bool(texts) and not isinstance(texts[0], str)
         length = self._max_length if max_length is None else min(max_length, self._max_length)
@@ -128,7 +128,7 @@ class TextEncoder:
         )
         try:
             encodings = self._tokenizer.encode_batch(texts)
-        except BaseException as error:  # the library raises Exception itself, and panics with a BaseException of its own
+        except BaseException as error:  # the library raises Exception itself; its panics are a BaseException of its own
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             reason = "the first text leaves the second no room in it" if pairs else error
@@ -136,14 +136,14 @@ class TextEncoder:
         finally:
             self._cut_at_the_end()
         parts = [[encoding, *encoding.overflowing] for encoding in encodings]
-        owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        return [window for part in parts for window in part], owners
+        mapping = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return [window for part in parts for window in part], mapping
 
     def _require_few_windows(self, row: int, text: Text, length: int, stride: int) -> None:
-        """Refuse a text of too many windows before they are made: of such that hardly advance, a client could ask for millions.
+        """Refuse a text of too many windows before they are made. A client could otherwise ask for millions of them.
 
         Raises:
-            TooManyRowsError: there would be more than :attr:`most_rows`.
+            TooManyRowsError: There would be more than :attr:`most_rows`.
         """
         if self.most_rows is None:
             return
@@ -165,10 +165,13 @@ class TextEncoder:
         self._tokenizer.enable_truncation(self._max_length, direction=self._direction)
 
     def arrays(self, encodings: Sequence[Encoding]) -> Arrays:
-        """Encodings of one request → INT64 ``[rows, longest]`` by model input name, short rows padded on the right.
+        """Convert the encodings of one request to model inputs, padded on the right.
 
-        Right, whatever the tokenizer says: positions then start at 0 in every row, so a row's answer does not depend on its
-        neighbours.
+        The padding side is always right, whatever the tokenizer says: positions then start at 0 in every row, so a row's answer
+        does not depend on its neighbours.
+
+        Returns:
+            INT64 ``[rows, longest]`` by model input name.
         """
         if len(encodings) == 1:
             return {name: np.array([getattr(encodings[0], field)], dtype=np.int64) for name, field, _ in self._fields}
@@ -176,7 +179,7 @@ class TextEncoder:
         return {name: self._padded(encodings, field, value, longest) for name, field, value in self._fields}
 
     @staticmethod
-    def _padded(encodings: Sequence[Encoding], field: str, value: int, longest: int) -> npt.NDArray[np.int64]:
+    def _padded(encodings: Sequence[Encoding], field: str, value: int, longest: int) -> Integers:
         rows: list[Any] = [getattr(encoding, field) for encoding in encodings]
         padded = np.full((len(rows), longest), value, dtype=np.int64)
         for row, values in zip(padded, rows, strict=True):
@@ -185,5 +188,5 @@ class TextEncoder:
 
 
 def _most_tokens(text: str) -> int:
-    """No tokenizer makes more of a text than it has bytes, and at most four of a character; and one perhaps of where it begins."""
+    """Return an upper bound for the tokens of a text: its bytes (at most four per character), and one for its beginning."""
     return (len(text) if text.isascii() else 4 * len(text)) + 1 if text else 0

@@ -31,7 +31,7 @@ from serving.install import triton_environment
 from serving.machine import cores
 from serving.manifests import BundleManifest, RepositoryManifest
 from serving.options import ServerAddress
-from serving.runtime.tasks.base import Tensor
+from serving.runtime.types import Tensor
 from tests.helpers import made_up, servers
 
 pytestmark = pytest.mark.server

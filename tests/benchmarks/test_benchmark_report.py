@@ -19,13 +19,13 @@ from benchmarks.run import require_passed
 from benchmarks.verdicts import BenchmarkGate, FigureComparison, Miss
 from export import metric
 from serving.errors import GateError
-from serving.runtime.tasks.base import Origins
-from serving.runtime.tasks.text_classification import TextClassification
+from serving.runtime.types import Origins
 from tests.helpers import made_up
+from tests.helpers.tasks import classification
 
 
 def test_quality_compares_labels_scores_and_the_metric() -> None:
-    task = TextClassification(labels=("no", "yes"), function_to_apply="softmax")
+    task = classification(("no", "yes"))
 
     def tensors(*yes: float) -> dict[str, Any]:
         scores = np.array([[1 - score, score] for score in yes], dtype=np.float32)
@@ -83,7 +83,7 @@ def test_what_models_say_is_compared_row_by_row(tmp_path: Path) -> None:
 
 
 def test_what_is_no_number_is_counted_and_loses_nothing_else() -> None:
-    task = TextClassification(labels=("no", "yes"), function_to_apply="softmax")
+    task = classification(("no", "yes"))
     scores = np.array([[np.nan, np.nan], [0.2, 0.8]], dtype=np.float32)
     original = {"LABEL": np.array([[b"no"], [b"yes"]], dtype=object), "SCORES": np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)}
     rows = BenchmarkRows(timed={}, labelled=[["a"], ["b"]], references=[0, 1])
@@ -104,10 +104,10 @@ def test_the_same_answers_are_the_same_up_to_rounding() -> None:
 
 
 def test_answers_survive_their_way_from_process_to_process() -> None:
-    task = TextClassification(labels=("no", "oui, déjà vu"), function_to_apply="softmax")
+    task = classification(("no", "oui, déjà vu"))
     outputs = {"logits": np.array([[0.1, 2.5], [3.0, -1.0]], dtype=np.float32)}
-    answers = task.answers(outputs, Origins(np.arange(2)), task.request_options({}))
-    again = from_json(task, json.loads(json.dumps(to_json(answers))))
+    answers = task.answers(outputs, Origins(np.arange(2)))
+    again = from_json(task.served, json.loads(json.dumps(to_json(answers))))
     assert answers.keys() == again.keys()
     for name, values in answers.items():
         assert (values == again[name]).all() and values.dtype == again[name].dtype

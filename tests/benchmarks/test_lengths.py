@@ -9,12 +9,14 @@ import pytest
 from benchmarks.row_lengths import mean_tokens, rows_of_length
 from export.data import read_evaluation
 from export.graph import input_names
+from export.tasks import bundle_task
 from serving.bundle import Bundle, load_bundle
 
 
 def _rows(bundle: Bundle) -> list[list[str]]:
-    labelled = read_evaluation(bundle.folder, bundle.task)
-    return [list(row) for row in zip(*bundle.task.requests(labelled.texts), strict=True)]
+    task = bundle_task(bundle)
+    labelled = read_evaluation(bundle.folder, task)
+    return [list(row) for row in zip(*task.requests(labelled.texts), strict=True)]
 
 
 @pytest.fixture(scope="module")

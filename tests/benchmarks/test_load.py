@@ -26,7 +26,7 @@ from benchmarks.load import (
 from benchmarks.speed import as_spans, closed_loop, over_rounds, side_by_side
 from serving.errors import ServerError, SetupError
 from serving.install import triton_environment
-from serving.runtime.tasks.base import Tensor
+from serving.runtime.types import Tensor
 
 OPTIONS = LoadOptions(name="reviews", url="127.0.0.1:8001", protocol="grpc", concurrency=16, duration=3.0)
 MS = 1_000_000

@@ -38,11 +38,12 @@ from benchmarks.speed import as_spans, side_by_side
 from benchmarks.steps import counts_between, total
 from benchmarks.workers import Workers, started
 from export.cli import main
+from export.tasks import bundle_task
 from serving.artifact import fingerprint, inputs_record, json_ready, sha256, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
-from serving.runtime.tasks.text_classification import TextClassification
 from tests.helpers.manifests import bundle_manifest, repository_manifest, variant_figures
+from tests.helpers.tasks import classification
 
 WORDS = ("bad", "good", "film", "the")
 SCORES = np.array([[3.0, -3.0], [-3.0, 3.0], [0.5, 0.0], [0.0, 0.0]], dtype=np.float32)
@@ -83,11 +84,12 @@ def bundle(tmp_path: Path) -> Bundle:
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
     (checkpoint / "model.safetensors").write_bytes(b"weights")
-    task = TextClassification(labels=("negative", "positive"), function_to_apply="softmax")
+    task = classification(("negative", "positive"))
     record = {"verdict": "passed", "gates": (), "figures": variant_figures()}
     manifest = bundle_manifest(
         inputs_record({}, fingerprint([checkpoint / "model.safetensors"], root=checkpoint)),
-        settings=json_ready(task.settings()),
+        settings=json_ready(task.served.to_settings()),
+        evaluation_settings=json_ready(task.evaluation_settings),
         padding={"input_ids": 3},
         precisions={precision: record | {"file": f"{precision}/model.onnx"} for precision in ("fp32", "int8")},
     )
@@ -207,12 +209,12 @@ def test_the_original_answers_as_the_pipeline_does_whatever_its_tokenizer_makes(
             facts += workers.end()
     eager, pipeline = facts
     assert eager.precision == pipeline.precision == "fp32"
-    task = load_bundle(Path(job.bundle)).task
+    task = bundle_task(load_bundle(Path(job.bundle)))
     rows = BenchmarkRows(timed={}, labelled=ROWS[:3], references=[1, 0, 0])
-    quality = evaluate_pipeline(task, rows, pipeline.answers, from_json(task, eager.answers))
+    quality = evaluate_pipeline(task, rows, pipeline.answers, from_json(task.served, eager.answers))
     assert (quality.agreement, quality.rows) == (1.0, 3)
     other = [pipeline.answers[0], *pipeline.answers[:2]]  # one row's answer in another's place
-    assert evaluate_pipeline(task, rows, other, from_json(task, eager.answers)).agreement < 1
+    assert evaluate_pipeline(task, rows, other, from_json(task.served, eager.answers)).agreement < 1
 
 
 @pytest.mark.parametrize(

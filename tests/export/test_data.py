@@ -6,7 +6,6 @@ import io
 import json
 import tarfile
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from pyarrow import parquet
 from export import data, quickstart, sources
 from export.columns import Columns
 from export.data import Rows
+from export.tasks.text_classification import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TextClassificationTask
 from serving.errors import ArtifactError, DataError, SetupError
-from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
+from tests.helpers.tasks import classification
 
 
 def load(path: Path, columns: Columns | None = None) -> Rows:
-    return sources.load_rows(str(path), columns or Columns(), TextClassification, split="train", cache=path.parent / "cache")
+    return sources.load_rows(str(path), columns or Columns(), TextClassificationTask, split="train", cache=path.parent / "cache")
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -117,14 +117,14 @@ def rows_of(*labels: Any, names: tuple[str, ...] = ()) -> Rows:
     return Rows(location="rows", texts=(tuple(f"text {index}" for index in range(len(labels))),), labels=labels, names=names)
 
 
-def bound(*labels: Any, names: tuple[str, ...] = ()) -> TextClassification:
-    task = data.bind(TextClassification, rows_of(*labels, names=names), pair=False)
-    assert isinstance(task, TextClassification)
+def bound(*labels: Any, names: tuple[str, ...] = ()) -> TextClassificationTask:
+    task = data.bind(TextClassificationTask, rows_of(*labels, names=names), pair=False)
+    assert isinstance(task, TextClassificationTask)
     return task
 
 
-def task_of(*labels: str, problem_type: str = ONE) -> TextClassification:
-    return TextClassification(labels=labels, function_to_apply="none", problem_type=problem_type)
+def task_of(*labels: str, problem_type: str = SINGLE_LABEL) -> TextClassificationTask:
+    return classification(labels, "none", problem_type)
 
 
 def test_label_order_is_fixed() -> None:
@@ -156,12 +156,12 @@ def test_labels_that_teach_nothing_are_refused(labels: tuple[Any, ...], message:
 def test_the_labels_say_which_kind_of_classification_it_is() -> None:
     def kind(*labels: Any) -> tuple[str, str, tuple[str, ...]]:
         task = bound(*labels)
-        return task.problem_type, task.function_to_apply, task.labels
+        return task.problem_type, task.served.function_to_apply, task.labels
 
-    assert kind("a", "b") == (ONE, "softmax", ("a", "b"))
-    assert kind(["a"], ["b", "a"]) == (ANY, "sigmoid", ("a", "b"))
-    assert kind(["a"], []) == (ANY, "sigmoid", ("a",)), "one label, which a row has or has not"
-    assert kind(0.5, 4.0) == (NUMBER, "none", ("score",))
+    assert kind("a", "b") == (SINGLE_LABEL, "softmax", ("a", "b"))
+    assert kind(["a"], ["b", "a"]) == (MULTI_LABEL, "sigmoid", ("a", "b"))
+    assert kind(["a"], []) == (MULTI_LABEL, "sigmoid", ("a",)), "one label, which a row has or has not"
+    assert kind(0.5, 4.0) == (REGRESSION, "none", ("score",))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_lists_of_labels_are_the_same_in_jsonl_and_parquet(tmp_path: Path) -> No
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert jsonl.labels == (["joy", "fear"], [], ["joy"])
     assert jsonl.digest() == load(tmp_path / "a.parquet").digest()
-    assert data.encode_labels(jsonl, data.bind(TextClassification, jsonl, pair=False)).labels == ([0, 1], [], [1])
+    assert data.encode_labels(jsonl, data.bind(TextClassificationTask, jsonl, pair=False)).labels == ([0, 1], [], [1])
 
 
 def test_labels_become_positions() -> None:
@@ -202,19 +202,23 @@ def test_labels_become_positions() -> None:
     assert data.encode_labels(rows_of("a", "b"), task_of("b", "a")).labels == (1, 0)
     assert data.encode_labels(rows_of(1, 0), task_of("negative", "positive")).labels == (1, 0)
     assert data.encode_labels(rows_of(2, 1), task_of("1", "2")).labels == (1, 0), "names go before positions"
-    assert data.encode_labels(rows_of(["b", "a", "b"], [], [1]), task_of("a", "b", problem_type=ANY)).labels == ([0, 1], [], [1])
-    assert data.encode_labels(rows_of("b"), task_of("a", "b", problem_type=ANY)).labels == ([1],)
+    assert data.encode_labels(rows_of(["b", "a", "b"], [], [1]), task_of("a", "b", problem_type=MULTI_LABEL)).labels == (
+        [0, 1],
+        [],
+        [1],
+    )
+    assert data.encode_labels(rows_of("b"), task_of("a", "b", problem_type=MULTI_LABEL)).labels == ([1],)
 
 
 @pytest.mark.parametrize("codes", [["007", "1"], ["1", "-01"], ["01110", "1110"]])
 def test_codes_with_leading_zeros_are_no_numbers(tmp_path: Path, codes: list[str]) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("text,label\n" + "".join(f"some text {code},{code}\n" for code in codes), encoding="utf-8")
-    assert sources.load_rows(str(file), Columns(), TextClassification, split="train", cache=tmp_path).labels == tuple(codes)
+    assert sources.load_rows(str(file), Columns(), TextClassificationTask, split="train", cache=tmp_path).labels == tuple(codes)
 
 
 def test_numbers_stay_numbers() -> None:
-    found = data.encode_labels(rows_of(4, 0.5), task_of("score", problem_type=NUMBER)).labels
+    found = data.encode_labels(rows_of(4, 0.5), task_of("score", problem_type=REGRESSION)).labels
     assert found == (4.0, 0.5)
     assert {type(label) for label in found} == {float}
 
@@ -230,15 +234,15 @@ WITHHELD = " (a negative label means that the labels are withheld: use another s
         (0, task_of("1", "2"), "unknown label 0, known are 1, 2"),
         (-1, task_of("0", "1"), f"unknown label -1, known are 0, 1{WITHHELD}"),
         (["a"], task_of("a", "b"), "label ['a'] is a list, and a row has one of a, b"),
-        (["a", "c"], task_of("a", "b", problem_type=ANY), "unknown label 'c', known are a, b"),
-        ([0, -1], task_of("a", "b", problem_type=ANY), f"unknown label -1, known are a, b{WITHHELD}"),
-        ("c", task_of("score", problem_type=NUMBER), "label 'c' is no number"),
-        ([1], task_of("score", problem_type=NUMBER), "label [1] is no number"),
+        (["a", "c"], task_of("a", "b", problem_type=MULTI_LABEL), "unknown label 'c', known are a, b"),
+        ([0, -1], task_of("a", "b", problem_type=MULTI_LABEL), f"unknown label -1, known are a, b{WITHHELD}"),
+        ("c", task_of("score", problem_type=REGRESSION), "label 'c' is no number"),
+        ([1], task_of("score", problem_type=REGRESSION), "label [1] is no number"),
     ],
 )
-def test_unknown_label_is_refused_with_the_row(label: Any, task: TextClassification, message: str) -> None:
+def test_unknown_label_is_refused_with_the_row(label: Any, task: TextClassificationTask, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        data.encode_labels(rows_of(1.0 if task.problem_type == NUMBER else task.labels[0], label), task)
+        data.encode_labels(rows_of(1.0 if task.problem_type == REGRESSION else task.labels[0], label), task)
     assert caught.value.message == f"rows, row 2: {message}: ('text 1',)"
 
 
@@ -258,18 +262,18 @@ def test_sampling_and_holding_out_are_seeded_and_disjoint() -> None:
     ("task", "labels"),
     [
         (task_of("a", "b"), (1, 0)),
-        (task_of("a", "b", problem_type=ANY), ([0, 1], [])),
-        (task_of("a", "b", problem_type=ANY), ([], [])),
-        (task_of("score", problem_type=NUMBER), (0.5, 4.0)),
+        (task_of("a", "b", problem_type=MULTI_LABEL), ([0, 1], [])),
+        (task_of("a", "b", problem_type=MULTI_LABEL), ([], [])),
+        (task_of("score", problem_type=REGRESSION), (0.5, 4.0)),
     ],
 )
 @pytest.mark.parametrize("texts", [(("a", ""),), (("a", "b"), ("", "é"))])
 def test_evaluation_rows_survive_the_file(
-    task: TextClassification, labels: tuple[Any, ...], texts: tuple[tuple[str, ...], ...], tmp_path: Path
+    task: TextClassificationTask, labels: tuple[Any, ...], texts: tuple[tuple[str, ...], ...], tmp_path: Path
 ) -> None:
     rows = data.LabelledRows(texts=texts, labels=labels)
     data.write_evaluation(rows, tmp_path)
-    assert data.read_evaluation(tmp_path, replace(task, pair=len(texts) == 2)) == rows
+    assert data.read_evaluation(tmp_path, task.with_settings({"pair": len(texts) == 2})) == rows
     assert parquet.read_schema(tmp_path / data.EVALUATION).names == [*("text", "text_pair")[: len(texts)], "label"]
 
 
@@ -297,7 +301,7 @@ def test_evaluation_rows_of_another_task_are_refused(rows: data.LabelledRows, me
 def test_absent_and_foreign_evaluation_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no file .*evaluation\.parquet"):
         data.read_evaluation(tmp_path, task_of("a", "b"))
-    for task, label in ((task_of("a", problem_type=ANY), 0), (task_of("score", problem_type=NUMBER), 1)):
+    for task, label in ((task_of("a", problem_type=MULTI_LABEL), 0), (task_of("score", problem_type=REGRESSION), 1)):
         data.write_evaluation(data.LabelledRows(texts=(("a",),), labels=(label,)), tmp_path)
         with pytest.raises(DataError, match=rf"row 1: label {label} is none of this checkpoint's"):
             data.read_evaluation(tmp_path, task)
@@ -317,7 +321,7 @@ def hub_folder(folder: Path, first: Any = 0, second: Any = 1) -> Path:
 
 
 def hub_rows(location: str, columns: Columns, split: str) -> Rows:
-    return sources.load_rows(location, columns, TextClassification, split=split, cache=Path("unused"))
+    return sources.load_rows(location, columns, TextClassificationTask, split=split, cache=Path("unused"))
 
 
 def test_hub_data_set_keeps_its_label_names(tmp_path: Path) -> None:
@@ -325,7 +329,7 @@ def test_hub_data_set_keeps_its_label_names(tmp_path: Path) -> None:
     columns = Columns(text="sentence")
     rows = hub_rows(location, columns, "validation")
     assert (rows.texts, rows.labels, rows.names) == ((("a", "b"),), ("bad", "awful"), ("bad", "awful"))
-    assert data.bind(TextClassification, rows, pair=False).settings()["labels"] == ("bad", "awful")
+    assert data.bind(TextClassificationTask, rows, pair=False).to_settings()["labels"] == ("bad", "awful")
     assert hub_rows(f"{location}:validation", columns, "train") == rows
     with pytest.raises(DataError, match="cannot load 'nope' of data set"):
         hub_rows(f"{location}:nope", columns, "train")
@@ -334,8 +338,8 @@ def test_hub_data_set_keeps_its_label_names(tmp_path: Path) -> None:
 def test_hub_lists_of_labels_keep_their_names(tmp_path: Path) -> None:
     rows = hub_rows(f"hub:{hub_folder(tmp_path / 'set', first=[1, 0], second=[])}", Columns(text="sentence"), "validation")
     assert (rows.labels, rows.names) == ((["awful", "bad"], []), ("bad", "awful"))
-    task = data.bind(TextClassification, rows, pair=False)
-    assert (task.settings()["labels"], task.main_metric) == (("bad", "awful"), "f1")
+    task = data.bind(TextClassificationTask, rows, pair=False)
+    assert (task.to_settings()["labels"], task.main_metric) == (("bad", "awful"), "f1")
     assert data.encode_labels(rows, task).labels == ([0, 1], [])
 
 
@@ -375,7 +379,7 @@ def test_quickstart_splits_are_fixed_and_disjoint(tmp_path: Path) -> None:
     (tmp_path / "reviews").mkdir()
     write(tmp_path / "reviews" / "movieReviewSnippets_GroundTruth.txt", ratings(2500))
     splits = {
-        split: sources.load_rows("quickstart:reviews", Columns(), TextClassification, split=split, cache=tmp_path)
+        split: sources.load_rows("quickstart:reviews", Columns(), TextClassificationTask, split=split, cache=tmp_path)
         for split in ("train", "validation", "test")
     }
     texts = [text for rows in splits.values() for text in rows.texts[0]]
@@ -384,7 +388,7 @@ def test_quickstart_splits_are_fixed_and_disjoint(tmp_path: Path) -> None:
     for text, label in zip(splits["test"].texts[0], splits["test"].labels, strict=True):
         if text != "text 0":  # rated twice
             assert label == ("positive" if int(text.removeprefix("text ")) % 9 >= 4 else "negative")
-    again = sources.load_rows("quickstart:reviews:test", Columns(), TextClassification, split="train", cache=tmp_path)
+    again = sources.load_rows("quickstart:reviews:test", Columns(), TextClassificationTask, split="train", cache=tmp_path)
     assert again == splits["test"]
     with pytest.raises(DataError, match="no split 'dev'"):
         quickstart.reviews(tmp_path, "dev")

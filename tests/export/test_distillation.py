@@ -14,17 +14,16 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from export import cli
+from export.tasks.base import IGNORED
+from export.tasks.text_classification import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TextClassificationTask
 from export.training.distillation import Teacher, load_teacher
 from export.training.hyperparameters import Distillation, Hyperparameters
 from export.training.losses import loss_function, missing_label
 from export.training.ngram_augmentation import random_spans
 from serving.artifact import read_manifest
 from serving.manifests import CheckpointManifest, DistillationRecord
-from serving.runtime.tasks._labels import IGNORED
-from serving.runtime.tasks.multiple_choice import MultipleChoice
-from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
-from serving.runtime.tasks.token_classification import TokenClassification
 from serving.runtime.tokenization import TextEncoder
+from tests.helpers import tasks
 from tests.helpers.reviews import LABELS, review_rows, write_tsv
 
 TINY = ("--epochs", "8", "--early-stopping", "0", "--batch-size", "16", "--max-length", "32", "--device", "cpu")
@@ -50,19 +49,19 @@ def teacher_of(task: Any, logits: Any, **options: Any) -> Teacher:
     return Teacher(model=said, tokenizer=None, task=task, options=given, order=None, inputs={"input_ids"})
 
 
-def classification(kind: str, labels: tuple[str, ...] = ("a", "b", "c")) -> TextClassification:
-    return TextClassification(labels=labels, function_to_apply="none", problem_type=kind)
+def classification(kind: str, labels: tuple[str, ...] = ("a", "b", "c")) -> TextClassificationTask:
+    return tasks.classification(labels, "none", kind)
 
 
 def test_a_student_that_says_the_same_has_nothing_to_learn() -> None:
     logits = torch.randn(4, 3)
-    for kind, labels in ((ONE, torch.tensor([0, 1, 2, 0])), (NUMBER, torch.zeros(4))):
+    for kind, labels in ((SINGLE_LABEL, torch.tensor([0, 1, 2, 0])), (REGRESSION, torch.zeros(4))):
         loss = teacher_of(classification(kind), logits).loss(torch.tensor(1.0), {"logits": logits}, {"labels": labels})
         assert float(loss) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_weight_is_the_teachers() -> None:
-    task, logits = classification(ONE), torch.tensor([[1.0, 2.0, 3.0]])
+    task, logits = classification(SINGLE_LABEL), torch.tensor([[1.0, 2.0, 3.0]])
     ours = {"logits": torch.zeros(1, 3)}
     soft = torch.softmax(logits, -1)
     apart = float((soft * (soft.log() - torch.log(torch.tensor(1 / 3)))).sum())
@@ -75,7 +74,9 @@ def test_the_weight_is_the_teachers() -> None:
 
 def test_several_labels_are_each_learnt_by_themselves() -> None:
     ours = {"logits": torch.zeros(2, 3)}
-    loss = teacher_of(classification(ANY), torch.full((2, 3), 100.0)).loss(torch.tensor(0.0), ours, {"labels": torch.zeros(2, 3)})
+    loss = teacher_of(classification(MULTI_LABEL), torch.full((2, 3), 100.0)).loss(
+        torch.tensor(0.0), ours, {"labels": torch.zeros(2, 3)}
+    )
     assert float(loss) == pytest.approx(0.6931, abs=1e-3)
 
 
@@ -84,14 +85,14 @@ def test_tokens_and_rows_without_a_label_teach_nothing() -> None:
     ours, theirs = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
     labels = torch.tensor([[IGNORED, 1, 2, IGNORED], [IGNORED, 0, IGNORED, IGNORED]])
     theirs[labels != IGNORED] = ours[labels != IGNORED]
-    tagger = TokenClassification(labels=("a", "b", "c"))
+    tagger = tasks.tagging(("a", "b", "c"))
     assert float(teacher_of(tagger, theirs).loss(torch.tensor(0.0), {"logits": ours}, {"labels": labels})) == pytest.approx(
         0, abs=1e-6
     )
     groups, theirs = torch.randn(2, 3), torch.randn(2, 3)
     labels = torch.tensor([[0, 1, IGNORED], [1, 0, 0]])
     theirs[1], theirs[0, :2] = groups[1], groups[0, :2]
-    choice = MultipleChoice()
+    choice = tasks.choosing()
     assert float(teacher_of(choice, theirs).loss(torch.tensor(0.0), {"logits": groups}, {"labels": labels})) == pytest.approx(
         0, abs=1e-6
     )
@@ -130,14 +131,14 @@ def test_a_student_learns_from_a_teacher(data: Path, base_checkpoint: Path, caps
     assert "is up to date" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", [ONE, ANY, NUMBER])
+@pytest.mark.parametrize("kind", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
 def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
     data: Path, base_checkpoint: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if kind != ONE:
+    if kind != SINGLE_LABEL:
         for split in ("train", "test"):
             lines = [line.split("\t") for line in (data / f"{split}.tsv").read_text().splitlines()[1:]]
-            told = {ANY: ('["nice"]', '["poor", "sad"]'), NUMBER: ("0.5", "-1.5")}[kind]
+            told = {MULTI_LABEL: ('["nice"]', '["poor", "sad"]'), REGRESSION: ("0.5", "-1.5")}[kind]
             write_tsv(data / f"{split}.tsv", [(text, told[label == "negative"]) for text, label in lines])
     assert cli.main(command(base_checkpoint, "teacher", "--keep-leaks")) == 0
     asked: list[int] = []
@@ -165,9 +166,9 @@ def test_parts_of_texts_are_learnt_by_what_the_teacher_says_of_them(
 
 def test_rows_without_a_label_are_learnt_from_the_teacher_alone() -> None:
     plain = Hyperparameters()
-    for kind, known in ((ONE, [1, 0]), (ANY, [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), (NUMBER, [0.5, -100.0])):
+    for kind, known in ((SINGLE_LABEL, [1, 0]), (MULTI_LABEL, [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), (REGRESSION, [0.5, -100.0])):
         labels = torch.tensor([known[0], missing_label(known[0]), known[1], missing_label(known[1])])
-        logits = torch.randn(4, 1 if kind == NUMBER else 3)
+        logits = torch.randn(4, 1 if kind == REGRESSION else 3)
         loss = loss_function(classification(kind), plain, (), unlabelled=True)
         assert loss is not None
         whole, alone = float(loss(logits, labels)), float(loss(logits[::2], labels[::2]))
@@ -177,7 +178,9 @@ def test_rows_without_a_label_are_learnt_from_the_teacher_alone() -> None:
         assert float(loss(logits[1::2], labels[1::2])) == 0
 
 
-@pytest.mark.parametrize(("kind", "targets"), [(ONE, [0, 0, 1]), (ANY, [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])])
+@pytest.mark.parametrize(
+    ("kind", "targets"), [(SINGLE_LABEL, [0, 0, 1]), (MULTI_LABEL, [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])]
+)
 def test_rows_without_a_label_are_not_weighed(kind: str, targets: list[Any]) -> None:
     weighing = Hyperparameters(class_weights=True)
     logits, labels = torch.randn(3, 3), torch.tensor(targets)
@@ -218,7 +221,7 @@ def test_a_teacher_reads_no_more_than_it_takes(make_checkpoint: Callable[[str], 
     from export.data import LabelledRows
 
     folder = make_checkpoint("bert")  # takes 64 tokens
-    task = classification(ONE, LABELS)
+    task = classification(SINGLE_LABEL, LABELS)
     teacher = load_teacher(folder, task, AutoTokenizer.from_pretrained(base_checkpoint), Distillation(teacher="x"))
     rows = LabelledRows(texts=(("good", "a dull story " * 60, "the film was moving"),), labels=(0, 1, 0))
     said = {at_once: teacher.logits(rows, at_once=at_once, max_length=500, device="cpu") for at_once in (1, 2, 64)}
@@ -250,7 +253,7 @@ def test_a_teacher_of_tokens_needs_the_students_tokenizer(make_checkpoint: Calla
     folder = make_checkpoint("bert")
     AutoModelForTokenClassification.from_pretrained(folder).save_pretrained(tmp_path / "tagger")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "tagger")
-    task, options = TokenClassification(labels=LABELS), Distillation(teacher="x")
+    task, options = tasks.tagging(LABELS), Distillation(teacher="x")
     assert not load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), options).cacheable
     with pytest.raises(DataError, match="parts of texts teach no token-classification"):
         load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), Distillation(teacher="x", parts=1))

@@ -27,6 +27,7 @@ from export.data import EVALUATION, LabelledRows, read_evaluation, write_evaluat
 from export.export_options import ExportOptions
 from export.export_source import find_source
 from export.rows import EncodedRows
+from export.tasks import bundle_task, load_task
 from serving import artifact
 from serving.artifact import read_manifest, write_manifest
 from serving.bundle import load_bundle
@@ -34,7 +35,6 @@ from serving.errors import ArtifactError, ExportError, GateError, SetupError
 from serving.install import STAND_IN
 from serving.manifests import BundleManifest, VariantRecord
 from serving.options import Precision
-from serving.runtime.tasks import load_task
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.disk import full_disk
@@ -159,7 +159,7 @@ def test_bundle_holds_what_it_promises(exported: Callable[[str], Path], review_f
     }
     assert (manifest.task, manifest.labels, manifest.max_length) == ("text-classification", ("negative", "positive"), 64)
     assert manifest.padding == {"input_ids": 0, "token_type_ids": 0}
-    assert json.loads(json.dumps(load_bundle(folder).task.settings())) == manifest.settings
+    assert json.loads(json.dumps(load_bundle(folder).task.to_settings())) == manifest.settings
     original = manifest.original
     assert original.rows == 300
     assert original.checkpoint.name == "bert"
@@ -177,7 +177,7 @@ def test_bundle_holds_what_it_promises(exported: Callable[[str], Path], review_f
         "SkipLayerNormalization": 4,
     }
     assert manifest.precisions["fp16"].figures.fp32_nodes == ()
-    assert len(read_evaluation(folder, load_bundle(folder).task)) == 300
+    assert len(read_evaluation(folder, bundle_task(load_bundle(folder)))) == 300
     assert str(folder.parents[1]) not in manifest.model_dump_json(), "no paths of this machine"
 
 

@@ -14,10 +14,10 @@ import pytest
 
 from export import cli, splits
 from export.data import EVALUATION, LabelledRows, Rows, read_evaluation
+from export.tasks import load_task
 from serving.artifact import is_current, read_manifest
 from serving.errors import DataError
 from serving.manifests import CheckpointManifest
-from serving.runtime.tasks import load_task
 from tests.helpers.disk import full_disk
 from tests.helpers.reviews import review_rows, write_tsv
 

@@ -9,33 +9,31 @@ import torch
 from torch.nn import functional
 
 from export import cli
+from export.tasks.base import IGNORED
+from export.tasks.text_classification import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TextClassificationTask
+from export.tasks.trained import TrainedTask
 from export.training.hyperparameters import Hyperparameters
 from export.training.losses import grouped_cross_entropy, loss_function
 from serving.artifact import read_manifest
 from serving.errors import DataError
 from serving.manifests import CheckpointManifest
-from serving.runtime.tasks._labels import IGNORED
-from serving.runtime.tasks.base import Task
-from serving.runtime.tasks.multiple_choice import MultipleChoice
-from serving.runtime.tasks.question_answering import QuestionAnswering
-from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
-from serving.runtime.tasks.token_classification import TokenClassification
+from tests.helpers import tasks
 from tests.helpers.reviews import review_rows, write_tsv
 
 WEIGHTS, SMOOTHING = Hyperparameters(class_weights=True), Hyperparameters(label_smoothing=0.1)
 
 
-def classification(kind: str, *labels: str) -> TextClassification:
-    return TextClassification(labels=labels, function_to_apply="none", problem_type=kind)
+def classification(kind: str, *labels: str) -> TextClassificationTask:
+    return tasks.classification(labels, "none", kind)
 
 
 def test_models_keep_their_own_loss_where_nothing_is_asked() -> None:
-    assert loss_function(classification(ONE, "a", "b"), Hyperparameters(), [0, 1]) is None
-    assert loss_function(MultipleChoice(), Hyperparameters(), []) is grouped_cross_entropy
+    assert loss_function(classification(SINGLE_LABEL, "a", "b"), Hyperparameters(), [0, 1]) is None
+    assert loss_function(tasks.choosing(), Hyperparameters(), []) is grouped_cross_entropy
 
 
 def test_rare_labels_weigh_as_much_as_frequent_ones() -> None:
-    loss = loss_function(classification(ONE, "often", "rare", "never"), WEIGHTS, [0, 0, 0, 1])
+    loss = loss_function(classification(SINGLE_LABEL, "often", "rare", "never"), WEIGHTS, [0, 0, 0, 1])
     assert loss is not None
     logits = torch.zeros(4, 3)
     assert float(loss(logits, torch.tensor([0, 0, 0, 1]))) == pytest.approx(float(torch.tensor(3.0).log()))
@@ -45,7 +43,7 @@ def test_rare_labels_weigh_as_much_as_frequent_ones() -> None:
 
 
 def test_tokens_without_a_label_count_for_nothing() -> None:
-    tagger = TokenClassification(labels=("O", "B-x"))
+    tagger = tasks.tagging(("O", "B-x"))
     loss = loss_function(tagger, WEIGHTS, [[IGNORED, 0, 0, 0], [IGNORED, 1]])
     assert loss is not None
     logits, labels = torch.randn(1, 4, 2), torch.tensor([[IGNORED, 0, 0, 1]])
@@ -56,14 +54,14 @@ def test_tokens_without_a_label_count_for_nothing() -> None:
 
 
 def test_each_of_several_labels_is_weighed_by_itself() -> None:
-    loss = loss_function(classification(ANY, "a", "b"), WEIGHTS, [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    loss = loss_function(classification(MULTI_LABEL, "a", "b"), WEIGHTS, [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     assert loss is not None
     logits, labels = torch.zeros(1, 2), torch.ones(1, 2)
     assert float(loss(logits, labels)) == pytest.approx((1 / 3 + 3) / 2 * 0.6931, rel=1e-3)
 
 
 def test_smoothing_is_that_of_torch() -> None:
-    loss = loss_function(classification(ONE, "a", "b", "c"), SMOOTHING, [0, 1, 2])
+    loss = loss_function(classification(SINGLE_LABEL, "a", "b", "c"), SMOOTHING, [0, 1, 2])
     assert loss is not None
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     assert float(loss(logits, labels)) == pytest.approx(float(functional.cross_entropy(logits, labels, label_smoothing=0.1)))
@@ -72,12 +70,12 @@ def test_smoothing_is_that_of_torch() -> None:
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        (classification(NUMBER, "score"), WEIGHTS, "--class-weights is for labels of which there are several"),
-        (QuestionAnswering(), SMOOTHING, "--label-smoothing is for labels of which there are several"),
-        (classification(ANY, "a", "b"), SMOOTHING, "--label-smoothing is for rows with one label each"),
+        (classification(REGRESSION, "score"), WEIGHTS, "--class-weights is for labels of which there are several"),
+        (tasks.answering(), SMOOTHING, "--label-smoothing is for labels of which there are several"),
+        (classification(MULTI_LABEL, "a", "b"), SMOOTHING, "--label-smoothing is for rows with one label each"),
     ],
 )
-def test_labels_that_cannot_be_weighed_are_told(task: Task, options: Hyperparameters, message: str) -> None:
+def test_labels_that_cannot_be_weighed_are_told(task: TrainedTask, options: Hyperparameters, message: str) -> None:
     with pytest.raises(DataError, match=message):
         loss_function(task, options, [[1.0, 0.0]])
 

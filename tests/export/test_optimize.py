@@ -26,7 +26,7 @@ TOLERANCE = {"raw": 1e-6, "fp32": 1e-4, "fp16": 0.02, "int8": 0.25}
 def raw(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """The tiny BERT's raw graph."""
     from export.convert import convert
-    from serving.runtime.tasks import task_class
+    from export.tasks import task_class
 
     return convert(tiny_checkpoint, task_class("text-classification"), tmp_path / "raw", opset=18)
 

@@ -13,15 +13,15 @@ from export.columns import Columns
 from export.data import LabelledRows, Rows, hold_out
 from export.files import read_rows
 from export.splits import load_splits
+from export.tasks.text_classification import MULTI_LABEL, TextClassificationTask
 from serving.artifact import read_manifest
 from serving.errors import DataError
 from serving.manifests import CheckpointManifest
-from serving.runtime.tasks.text_classification import ANY, TextClassification
 from tests.helpers.reviews import review_rows, write_tsv
 
 
 def texts_of(location: str, split: str = "train", columns: Columns | None = None) -> list[str]:
-    rows = sources.load_rows(location, columns or Columns(), TextClassification, split=split, cache=Path("unused"))
+    rows = sources.load_rows(location, columns or Columns(), TextClassificationTask, split=split, cache=Path("unused"))
     return list(rows.texts[0])
 
 
@@ -74,7 +74,7 @@ def test_folders_of_texts_are_labels(in_folder: Path) -> None:
     ):
         (in_folder / split / label).mkdir(parents=True, exist_ok=True)
         (in_folder / split / label / name).write_text(text, encoding="utf-8")
-    rows = sources.load_rows(".", Columns(), TextClassification, split="train", cache=Path("unused"))
+    rows = sources.load_rows(".", Columns(), TextClassificationTask, split="train", cache=Path("unused"))
     assert (rows.texts, rows.labels) == ((("bad", "góod\nindeed"),), ("neg", "pos"))
     assert texts_of(".", "test") == ["fine"] == texts_of("test", "train")
     (in_folder / "train" / "neg" / "2.txt").write_bytes(b"\xff")
@@ -93,10 +93,12 @@ def test_a_folder_without_rows_is_an_error(in_folder: Path) -> None:
 
 def test_a_column_for_each_label(in_folder: Path) -> None:
     (in_folder / "rows.csv").write_text("text,joy,fear\nso so,0,0\nhurray,1,0\nwhat a ride,1,True\n")
-    rows = sources.load_rows("rows.csv", Columns(labels=("joy", "fear")), TextClassification, split="train", cache=Path("unused"))
+    rows = sources.load_rows(
+        "rows.csv", Columns(labels=("joy", "fear")), TextClassificationTask, split="train", cache=Path("unused")
+    )
     assert rows.labels == ([], ["joy"], ["joy", "fear"]) and rows.names == ("joy", "fear")
-    task = TextClassification.from_labels(rows.labels, names=rows.names, pair=False)
-    assert (task.problem_type, task.labels) == (ANY, ("joy", "fear")), "in the order of the columns"
+    task = TextClassificationTask.from_labels(rows.labels, names=rows.names, pair=False)
+    assert (task.problem_type, task.labels) == (MULTI_LABEL, ("joy", "fear")), "in the order of the columns"
     (in_folder / "odd.csv").write_text("text,joy,fear\nso so,0,maybe\n")
     with pytest.raises(DataError, match=r"line 2: column 'fear' says 'maybe', not whether the row has that label"):
         texts_of("odd.csv", columns=Columns(labels=("joy", "fear")))
@@ -147,7 +149,7 @@ def test_they_are_not_learnt_from(in_folder: Path, capsys: pytest.CaptureFixture
     locations = {"train": "train.tsv", "validation": "dev.tsv", "test": None}
 
     def load(*, keep: bool) -> list[str]:
-        found = load_splits(locations, Columns(), TextClassification, cache=in_folder, most=None, seed=0, keep_leaks=keep)
+        found = load_splits(locations, Columns(), TextClassificationTask, cache=in_folder, most=None, seed=0, keep_leaks=keep)
         return list(found.rows["train"].texts[0])
 
     assert load(keep=False) == ["two", "three", "four"]
@@ -165,7 +167,7 @@ def test_rows_are_cut_where_most_are_whole(
 ) -> None:
     assert lengths.usual_length([5] * 99 + [500], least=16) == 16
     assert lengths.usual_length([5] * 50 + [33] * 50, least=16) == 40
-    monkeypatch.setattr(TextClassification, "default_max_length", 16)
+    monkeypatch.setattr(TextClassificationTask, "default_max_length", 16)
     rows = review_rows(100, seed=1)
     write_tsv(
         in_folder / "train.tsv",
@@ -193,7 +195,7 @@ def test_large_data_sets_are_streamed(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def load(most: int | None, seed: int = 0) -> Rows:
         location = f"hub:{folder}"
-        return sources.load_rows(location, Columns(), TextClassification, split="train", cache=tmp_path, most=most, seed=seed)
+        return sources.load_rows(location, Columns(), TextClassificationTask, split="train", cache=tmp_path, most=most, seed=seed)
 
     found = load(20)
     assert len(found) == 20 and found.names == ("good", "bad") and set(found.labels) == {"good", "bad"}

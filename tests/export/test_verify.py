@@ -14,11 +14,13 @@ import pytest
 from export import metric, verify
 from export.data import LabelledRows
 from export.rows import EncodedRows
+from export.tasks import load_task
+from export.tasks.exported import ExportedTask
+from export.tasks.text_classification import MULTI_LABEL, REGRESSION, TextClassificationTask
 from serving.errors import ExportError
 from serving.manifests import VariantGate
-from serving.runtime.tasks import load_task
-from serving.runtime.tasks.base import Arrays, Options, Origins, Task
-from serving.runtime.tasks.text_classification import ANY, NUMBER, TextClassification
+from serving.runtime.types import Arrays, Origins
+from tests.helpers.tasks import classification
 
 TASK = load_task("text-classification", {"labels": ["negative", "positive"], "function_to_apply": "softmax", "pair": False})
 LIMITS = verify.GateLimits()
@@ -36,7 +38,7 @@ def flipped(labels: np.ndarray, start: int, count: int) -> np.ndarray:
     return other
 
 
-def against(original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist()), task: Task = TASK) -> verify.Reference:
+def against(original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist()), task: ExportedTask = TASK) -> verify.Reference:
     return verify.Reference(task=task, outputs=original, origins=Origins(np.arange(len(original["logits"]))), references=references)
 
 
@@ -248,8 +250,8 @@ def test_logits_that_are_no_numbers_fail_at_every_precision(precision: str, brok
     assert verdict.max_logit_difference is verdict.mean_logit_difference is None
 
 
-MANY = TextClassification(labels=("a", "b", "c"), function_to_apply="sigmoid", problem_type=ANY)
-NUMBERS = TextClassification(labels=("score",), function_to_apply="none", problem_type=NUMBER)
+MANY = classification(("a", "b", "c"), "sigmoid", MULTI_LABEL)
+NUMBERS = classification(("score",), "none", REGRESSION)
 
 
 def drawn(rows: int, labels: int) -> Arrays:
@@ -308,17 +310,17 @@ def test_numbers_that_hardly_differ_agree() -> None:
     assert verdict.label_agreement == 1
 
 
-class Windowed(TextClassification):
+class Windowed(TextClassificationTask):
     """A request's answer is that of the best of its rows for the model."""
 
-    def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
-        firsts = np.searchsorted(origins.owners, np.arange(origins.count))
+    def answers(self, outputs: Arrays, origins: Origins) -> Arrays:
+        firsts = np.searchsorted(origins.sample_mapping, np.arange(origins.count))
         best = np.maximum.reduceat(outputs["logits"], firsts)
-        return super().answers({"logits": best}, Origins(np.arange(len(best))), options)
+        return super().answers({"logits": best}, Origins(np.arange(len(best))))
 
 
 def test_a_row_of_which_one_window_is_no_number_is_broken_as_a_whole() -> None:
-    task = Windowed(labels=("negative", "positive"), function_to_apply="softmax")
+    task = Windowed.from_settings({"labels": ["negative", "positive"], "function_to_apply": "softmax"})
     original = {"logits": np.array([[1, 0], [3, 2], [0, 1], [2, 0], [0, 5]], dtype=np.float32)}
     origins = Origins(np.array([0, 0, 1, 2, 2]))
     reference = verify.Reference(task=task, outputs=original, origins=origins, references=[0, 1, 1])
@@ -330,7 +332,7 @@ def test_a_row_of_which_one_window_is_no_number_is_broken_as_a_whole() -> None:
     assert verdict.metric_drop == pytest.approx(100 / 3)
 
 
-class Twice(TextClassification):
+class Twice(TextClassificationTask):
     """A labelled row takes two requests, and has the label of both or none that counts."""
 
     def predictions(self, answers: Arrays) -> list[Any]:
@@ -345,7 +347,7 @@ class Twice(TextClassification):
 
 
 def test_a_row_that_takes_two_requests_is_judged_once() -> None:
-    task = Twice(labels=("negative", "positive"), function_to_apply="softmax")
+    task = Twice.from_settings({"labels": ["negative", "positive"], "function_to_apply": "softmax"})
     original = logits_for(np.array([0, 1, 1, 0, 0, 1, 1, 0]))  # the first requests of four rows, then the second
     reference = against(original, [0, 1, 1, 0], task)
     assert verify.task_metrics(reference)["accuracy"] == 1
@@ -357,7 +359,7 @@ def test_a_row_that_takes_two_requests_is_judged_once() -> None:
 
 
 @pytest.mark.parametrize(("task", "references"), [(MANY, [[0]] * 100), (NUMBERS, [float(row) for row in range(100)])])
-def test_figures_that_are_no_shares_fail_where_outputs_are_no_numbers(task: TextClassification, references: list[Any]) -> None:
+def test_figures_that_are_no_shares_fail_where_outputs_are_no_numbers(task: TextClassificationTask, references: list[Any]) -> None:
     original = drawn(100, len(task.labels))
     verdict = verify.judge("int8", against(original, references, task), changed(original, slice(4, 5), np.nan), LIMITS)
     gates = {gate.name: gate for gate in verdict.gates}
@@ -431,7 +433,7 @@ def test_outputs_of_all_rows_are_put_together() -> None:
 
 def test_outputs_by_position_end_with_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model says of padding depends on its neighbours, so it is not what variants are held to."""
-    monkeypatch.setattr(TextClassification, "token_level", True)
+    monkeypatch.setattr(type(TASK.served), "token_level", True)
 
     def ones(feed: Arrays) -> Arrays:
         return {"logits": np.ones((*feed["input_ids"].shape, 4), dtype=np.float32)}

@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 
 from export import convert, graph
-from serving.runtime.tasks.base import Task
+from export.tasks.exported import ExportedTask
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize
 
@@ -19,7 +19,7 @@ TYPED = ("bert", "albert", "electra", "deberta-v2")
 """Architectures that are told which of two texts a token is of."""
 
 
-def random_checkpoint(folder: Path, architecture: str, task: type[Task], **config: Any) -> Path:
+def random_checkpoint(folder: Path, architecture: str, task: type[ExportedTask], **config: Any) -> Path:
     """A checkpoint of ``task`` in ``folder``, which takes :data:`MAX_LENGTH` tokens."""
     tokenizer = make_tokenizer(TOKENIZERS[architecture])
     settings = make_config(architecture, tokenizer)
@@ -39,12 +39,12 @@ def random_checkpoint(folder: Path, architecture: str, task: type[Task], **confi
 class Exported:
     """The fp32 graph of a checkpoint with the task's own steps around it, as Triton runs them."""
 
-    def __init__(self, checkpoint: Path, task: Task, work: Path) -> None:
+    def __init__(self, checkpoint: Path, task: ExportedTask, work: Path) -> None:
         work.mkdir(parents=True)
         path = convert.convert(checkpoint, type(task), work, opset=18)
         self.inputs = graph.input_names(path)
-        self.task = task
-        self._run = graph.runner(graph.session(path, threads=1), task.outputs_read)
+        self.task, self.served = task, task.served
+        self._run = graph.runner(graph.session(path, threads=1), task.model_outputs)
         tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
         self._encoder = TextEncoder(
             tokenizer.backend_tokenizer,
@@ -54,9 +54,9 @@ class Exported:
         )
 
     def answers(self, rows: Sequence[tuple[str, ...]], **options: Any) -> list[Any]:
-        """What ``TritonPipeline`` gives for rows as :meth:`Task.request_rows` has them."""
-        chosen = self.task.request_options(options)
-        features = self.task.features(list(zip(*rows, strict=True)), self._encoder, chosen)
+        """What ``TritonPipeline`` gives for rows as :meth:`ServedTask.parse_inputs` has them."""
+        task = self.served.with_options(options)
+        features = task.preprocess(list(zip(*rows, strict=True)), self._encoder)
         outputs = self._run(self._encoder.arrays(features.encodings))
-        answers = self.task.answers(outputs, features.origins, chosen)
-        return self.task.completed(self.task.pipeline_answers(answers), rows)
+        answers = task.postprocess(outputs, features.origins)
+        return list(task.add_inputs(task.format_answers(answers), rows))

@@ -94,6 +94,7 @@ def bundle_manifest(inputs: StageInputs = NOTHING, **changes: Any) -> BundleMani
         "task": "text-classification",
         "labels": ("negative", "positive"),
         "settings": {},
+        "evaluation_settings": {},
         "main_metric": "accuracy",
         "device": "cpu",
         "warnings": (),
@@ -101,7 +102,7 @@ def bundle_manifest(inputs: StageInputs = NOTHING, **changes: Any) -> BundleMani
         "precisions": {"fp32": {"file": "fp32/model.onnx", "verdict": "passed", "gates": (), "figures": variant_figures()}},
         "max_length": 8,
         "padding": {"input_ids": 0},
-        "tail": None,
+        "output_head": None,
         "opset": 18,
     }
     return BundleManifest.model_validate(content | changes)

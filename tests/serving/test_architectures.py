@@ -20,11 +20,11 @@ import transformers
 
 from export.cli import main
 from export.convert import require_supported
+from export.tasks import is_exported, task_class, task_names
 from serving.client import TritonPipeline
 from serving.errors import ExportError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.runtime.tasks import names, task_class
 from serving.supervisor import start_detached, stop
 from tests.helpers import answering
 from tests.helpers.checkpoints import ARCHITECTURES
@@ -36,7 +36,7 @@ from tests.helpers.servers import STRANGE_TEXTS, serve_options
 NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
 CANDIDATES = ["good", "a dull story", "한국어"]
 TEXTS = [*(text for text in STRANGE_TEXTS if text.strip()), *(text for text, _ in review_rows(12, seed=11))]
-TASKS = tuple(name for name in names() if task_class(name).exported)
+TASKS = tuple(name for name in task_names() if is_exported(task_class(name)))
 COVERING = {
     ("albert", "question-answering"),
     ("bert", "multiple-choice"),

@@ -18,12 +18,12 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from export.cli import main
+from export.tasks.multiple_choice import MultipleChoiceTask
+from export.tasks.zero_shot_classification import ZeroShotClassificationTask
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.runtime.tasks.multiple_choice import MultipleChoice
-from serving.runtime.tasks.zero_shot_classification import ZeroShotClassification
 from serving.supervisor import start_detached, stop
 from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
 from tests.helpers.parity import assert_same
@@ -50,13 +50,13 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One model of each task, with ragged batching; the first also without batching."""
     folder = tmp_path_factory.mktemp("candidates")
-    zero_shot = random_checkpoint(folder / "nli", "bert", ZeroShotClassification, **NLI)
-    choice = random_checkpoint(folder / "choices", "bert", MultipleChoice)
+    zero_shot = random_checkpoint(folder / "nli", "bert", ZeroShotClassificationTask, **NLI)
+    choice = random_checkpoint(folder / "choices", "bert", MultipleChoiceTask)
     named = [{"text": f"the film is {word}", "label": word} for word in ("good", "bad")] * 8
     chosen = [{"text": "the film is", "choices": ["good", "bad", "cold"][: 2 + place % 2], "label": 0} for place in range(16)]
     for name, checkpoint, task, rows in (
-        ("zero", zero_shot, ZeroShotClassification, named),
-        ("choice", choice, MultipleChoice, chosen),
+        ("zero", zero_shot, ZeroShotClassificationTask, named),
+        ("choice", choice, MultipleChoiceTask, chosen),
     ):
         file = folder / f"{name}.jsonl"
         file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

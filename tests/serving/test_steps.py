@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from serving.runtime.notes import NOTES, pack, unpack
-from serving.runtime.tasks.base import Arrays, Columns, Features, Options, Origins
+from serving.runtime.metadata import METADATA, pack, unpack
 from serving.runtime.tasks.text_classification import TextClassification
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Arrays, Features, Origins, TextColumns
 
 INVALID_ARG, INTERNAL = 3, 13
 
@@ -33,9 +33,9 @@ def test_notes_survive_the_way_around_the_model() -> None:
     assert (first.shape, first.dtype) == ((4, 1), np.object_)
     assert all(isinstance(note, bytes) for note in first[:, 0]), "what a BYTES tensor holds"
     origins, counts = unpack([first, second, third])
-    assert origins.owners.tolist() == [0, 0, 1, 2, 3, 4, 5, 5]
-    assert origins.owners.dtype == np.int64
-    assert list(origins.notes) == [b"a", b"", b"\x00\xff" * 500, "é".encode(), b"alone", b"x", b"y", b"z"]
+    assert origins.sample_mapping.tolist() == [0, 0, 1, 2, 3, 4, 5, 5]
+    assert origins.sample_mapping.dtype == np.int64
+    assert list(origins.metadata) == [b"a", b"", b"\x00\xff" * 500, "é".encode(), b"alone", b"x", b"y", b"z"]
     assert counts == [3, 1, 2]
     assert origins.count == 6
 
@@ -44,7 +44,7 @@ def test_notes_survive_the_way_around_the_model() -> None:
 def test_notes_that_nobody_packed_are_refused(owners: list[int]) -> None:
     """The last step may be asked by itself, with any of them."""
     made = np.array([[struct.pack("<i", owner)] for owner in owners], dtype=np.object_).reshape(-1, 1)
-    with pytest.raises(ValueError, match="owners of rows"):
+    with pytest.raises(ValueError, match="the sample mapping"):
         unpack([made])
 
 
@@ -96,10 +96,10 @@ class Windowed(TextClassification):
     """Long text is several rows for the model, and its answer is the best that one of them gives. "boom" cannot be taken, and "bug"
     breaks what would take it."""
 
-    carries_notes: ClassVar[bool] = True
+    carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
 
-    def features(self, columns: Columns, encoder: TextEncoder, options: Options) -> Features:  # noqa: ARG002
+    def preprocess(self, columns: TextColumns, encoder: TextEncoder) -> Features:
         for row, text in enumerate(columns[0]):
             if text == "boom":
                 raise ValueError(f"row {row} is boom")
@@ -108,11 +108,11 @@ class Windowed(TextClassification):
         windows, owners = encoder.windows(columns[0], stride=0)
         return Features(windows, Origins(owners, [str(window.offsets[1]).encode() for window in windows]))
 
-    def answers(self, outputs: Arrays, origins: Origins, options: Options) -> Arrays:
-        assert len(origins.notes) == len(origins.owners) == len(outputs["logits"])
-        firsts = np.searchsorted(origins.owners, np.arange(origins.count))
+    def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:
+        assert len(origins.metadata) == len(origins.sample_mapping) == len(outputs["logits"])
+        firsts = np.searchsorted(origins.sample_mapping, np.arange(origins.count))
         best = np.maximum.reduceat(outputs["logits"], firsts)
-        return super().answers({"logits": best}, Origins(np.arange(len(best))), options)
+        return super().postprocess({"logits": best}, Origins(np.arange(len(best))))
 
 
 Steps = Callable[..., tuple[Any, Any]]
@@ -127,7 +127,7 @@ def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (folder / "tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
     settings = {
         "task": "text-classification",
-        "settings": TextClassification(labels=("few", "many"), function_to_apply="softmax").settings(),
+        "settings": TextClassification(labels=("few", "many"), function_to_apply="softmax").to_settings(),
         "max_length": 8,
         "model_inputs": ["input_ids"],
         "max_model_rows": 6,
@@ -140,7 +140,7 @@ def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for name in ("preprocess", "postprocess"):
             module = importlib.import_module(f"serving.runtime.{name}")
             monkeypatch.delitem(sys.modules, module.__name__)  # it holds the backend made for this test
-            monkeypatch.setattr(module, "load_task", lambda _, given: task.from_settings(given))
+            monkeypatch.setattr(module, "load_served", lambda _, given: task.from_settings(given))
             step = module.TritonPythonModel()
             step.initialize({"model_repository": str(tmp_path), "model_version": "1"})
             made.append(step)
@@ -158,7 +158,9 @@ def modelled(response: Any, request: Request) -> Request:
     """A model that counts the words of each row: the second logit is their number, the first is 2.5."""
     ids = response.tensors["input_ids"]
     logits = np.stack([np.full(len(ids), 2.5), (ids >= 0).sum(axis=1) - 2], axis=1).astype(np.float32)
-    return Request({"logits": logits} | ({NOTES: response.tensors[NOTES]} if NOTES in response.tensors else {}), request.options)
+    return Request(
+        {"logits": logits} | ({METADATA: response.tensors[METADATA]} if METADATA in response.tensors else {}), request.options
+    )
 
 
 def asked(steps: tuple[Any, Any], requests: list[Request]) -> list[Any]:
@@ -268,9 +270,9 @@ def test_rows_that_become_several_are_answered_as_one(steps: Steps) -> None:
     responses = before.execute(requests)
     rows = [response.tensors["input_ids"].shape[0] if response.error is None else 0 for response in responses]
     assert rows == [1, 6, 0, 3, 1]
-    origins, counts = unpack([responses[1].tensors[NOTES]])
-    assert (origins.owners.tolist(), counts) == ([0, 0, 0, 1, 2, 2], [3])
-    assert origins.notes[1] == str((len(LONG) + 1, len(LONG) + 5)).encode(), "where the second window begins"
+    origins, counts = unpack([responses[1].tensors[METADATA]])
+    assert (origins.sample_mapping.tolist(), counts) == ([0, 0, 0, 1, 2, 2], [3])
+    assert origins.metadata[1] == str((len(LONG) + 1, len(LONG) + 5)).encode(), "where the second window begins"
     answers = asked((before, after), requests)
     assert [response.error and response.error.message for response in answers] == [None, None, "row 0 is boom", None, None]
     assert [labels(answers[index]) for index in (0, 1, 3, 4)] == [["few"], ["many", "few", "many"], ["few", "many"], ["few"]]
@@ -301,7 +303,7 @@ def test_whoever_breaks_a_step_is_refused_alone_and_not_told_how(steps: Steps) -
     good = [modelled(responses[index], text_request(texts[index])) for index in (0, 3)]
     logits = good[0].tensors["logits"]
     forged = [
-        Request({"logits": logits, NOTES: np.array([[note]], dtype=np.object_)})
+        Request({"logits": logits, METADATA: np.array([[note]], dtype=np.object_)})
         for note in (b"", b"\xff\xff\xff\x7f", struct.pack("<i", 1))
     ]
     answers = after.execute([good[0], *forged, good[1]])

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.runtime.tasks.base import TooManyRowsError
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import TooManyRowsError
 
 WORDS = "good warm funny moving bad dull cold ugly and but film cast"
 FAMILY = "👩‍👩‍👧"

@@ -7,8 +7,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from serving.runtime.tasks._tagged import OUTSIDE
-from serving.runtime.tasks._tokens import first_tokens
+from export.tasks._tagging import first_tokens
+from serving.runtime.tasks._labels import OUTSIDE
 
 DESCRIPTION = """Entities count as found where first word, last word and kind are right, as in the CoNLL shared task (and seqeval):
 an entity begins with B- or S-, after E- or S-, and where the kind changes. A word's predicted label is that of its first token;

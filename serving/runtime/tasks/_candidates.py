@@ -1,4 +1,4 @@
-"""For tasks where a request row brings several candidates (labels, choices), each of which becomes a row for the model."""
+"""Helpers of tasks where a request row brings several candidates (labels, choices), each of which becomes a model row."""
 
 from __future__ import annotations
 
@@ -6,34 +6,42 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
+
+from ..types import Floats, Integers
 
 
 def require_few(candidates: Sequence[str], name: str, most: int | None) -> None:
-    """Refuse a row that would become more than ``most`` rows for the model, before any work is done for it.
+    """Refuse a row that would become more than ``most`` model rows, before any work is done for it.
 
     Raises:
-        ValueError: it has more candidates.
+        ValueError: The row has more candidates.
     """
     if most is not None and len(candidates) > most:
         raise ValueError(f"{name} holds {len(candidates)}, and the model takes {most} at once")
 
 
-def starts_of(owners: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """``[model rows]`` (ascending, none left out) → ``[request rows]``: the first of each one's rows."""
-    return np.flatnonzero(np.diff(owners, prepend=-1))
+def first_rows(sample_mapping: Integers) -> Integers:
+    """Find the first model row of each request row.
+
+    Args:
+        sample_mapping: ``[model rows]``, ascending, without gaps.
+
+    Returns:
+        ``[request rows]``.
+    """
+    return np.flatnonzero(np.diff(sample_mapping, prepend=-1))
 
 
-def softmax_by_owner(values: npt.NDArray[np.float32], owners: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Softmax over each request row's candidates.
+def softmax_by_sample(values: Floats, sample_mapping: Integers) -> Floats:
+    """Compute the softmax over the candidates of each request row.
 
     Args:
         values: ``[model rows]``.
-        owners: ``[model rows]``, ascending, none left out.
+        sample_mapping: ``[model rows]``, ascending, without gaps.
 
     Returns:
         ``[model rows]``.
     """
-    starts = starts_of(owners)
-    scores = np.exp(values - np.maximum.reduceat(values, starts)[owners])
-    return cast("npt.NDArray[np.float32]", scores / np.add.reduceat(scores, starts)[owners])
+    firsts = first_rows(sample_mapping)
+    scores = np.exp(values - np.maximum.reduceat(values, firsts)[sample_mapping])
+    return cast("Floats", scores / np.add.reduceat(scores, firsts)[sample_mapping])

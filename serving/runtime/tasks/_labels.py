@@ -1,25 +1,17 @@
-"""What tasks with labels have in common."""
+"""Helpers of tasks whose model gives one logit per label."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-IGNORED = -100
-"""Target of a position that teaches nothing: the losses of ``transformers`` pass over it."""
+from ..types import Floats
 
-
-def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """A checkpoint's labels in the order of its logits."""
-    id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers assumes where none are given
-    return tuple(label for _, label in sorted((int(index), str(label)) for index, label in id2label.items()))
+OUTSIDE = "O"
+"""Label of a word that belongs to no entity."""
 
 
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Over the last axis."""
-    scores: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+def softmax(logits: Floats) -> Floats:
+    """Compute the softmax over the last axis."""
+    scores: Floats = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
     return scores

@@ -1,4 +1,4 @@
-"""What fills masks: the best tokens of a row's logits, and the sequences they make."""
+"""Finds the best tokens for masks in a row's logits, and builds the sequences they make."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .base import Features, Origins
+from ..types import Features, Floats, Integers, Origins
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -18,15 +18,15 @@ BLOCK = 64
 """Tokens of the vocabulary whose largest logit is found first (see :func:`top`)."""
 
 CHUNK = 2**20
-"""Numbers whose exponentials are held at once."""
+"""Maximum number of exponentials in memory at once."""
 
 NUMBERS = np.dtype("<i4")
-"""Notes are such numbers: how many targets there are, the targets, then the row's token ids."""
+"""Metadata consists of such numbers: the number of targets, the targets, then the row's token ids."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Scores and tokens, best first."""
+    """Scores and tokens for one mask, best first."""
 
     scores: list[float]
     tokens: list[int]
@@ -34,14 +34,14 @@ class Mask:
 
 @dataclass(frozen=True)
 class Row:
-    """A row's token ids, where its masks stand, and what fills them."""
+    """A row's token ids, the positions of its masks, and the tokens that fill them."""
 
     ids: list[int]
     positions: list[int]
     masks: list[Mask]
 
     def sequences(self, pad_token_id: int) -> list[list[int]]:
-        """The ids with each token of each mask in its place; without padding, as the pipeline has it."""
+        """Return the ids with each token of each mask in its place, without padding, as the pipeline does."""
         sequences = []
         for position, mask in zip(self.positions, self.masks, strict=True):
             for token in mask.tokens:
@@ -53,24 +53,31 @@ class Row:
         return sequences
 
 
-def with_notes(encodings: Sequence[Encoding], rows: Sequence[Sequence[int]], targets: list[int]) -> Features:
-    """Rows that carry the tokens to choose from and their own ids."""
+def with_metadata(encodings: Sequence[Encoding], rows: Sequence[Sequence[int]], targets: list[int]) -> Features:
+    """Build rows whose metadata holds the target tokens and the row's own ids."""
     head = [len(targets), *targets]
-    notes = [np.array([*head, *ids], dtype=NUMBERS).tobytes() for ids in rows]
-    return Features(encodings, Origins(np.arange(len(encodings)), notes))
+    metadata = [np.array([*head, *ids], dtype=NUMBERS).tobytes() for ids in rows]
+    return Features(encodings, Origins(np.arange(len(encodings)), metadata))
 
 
-def read_note(note: bytes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Targets and token ids."""
-    numbers = np.frombuffer(note, dtype=NUMBERS)
+def read_metadata(packed: bytes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Unpack the targets and the token ids of a row."""
+    numbers = np.frombuffer(packed, dtype=NUMBERS)
     end = 1 + int(numbers[0])
     return numbers[1:end], numbers[end:]
 
 
-def best_tokens(
-    logits: npt.NDArray[np.float32], top_k: int, targets: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """``[masks, vocabulary]`` → scores and tokens ``[masks, top_k]``, best first; of the targets only, where there are any."""
+def best_tokens(logits: Floats, top_k: int, targets: npt.NDArray[np.int32]) -> tuple[Floats, Integers]:
+    """Find the best tokens for each mask, only among the targets where there are any.
+
+    Args:
+        logits: ``[masks, vocabulary]``.
+        top_k: Number of tokens.
+        targets: Token ids.
+
+    Returns:
+        Scores and tokens, ``[masks, top_k]``, best first.
+    """
     if len(targets):
         values = logits[:, targets]
         order = np.argsort(-values, axis=1, kind="stable")[:, :top_k]
@@ -81,8 +88,8 @@ def best_tokens(
     return np.exp(values - log_sum(logits)[:, None]), tokens
 
 
-def log_sum(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Logarithm of the sum of each row's exponentials: ``[rows]``."""
+def log_sum(logits: Floats) -> Floats:
+    """Compute the logarithm of the sum of each row's exponentials: ``[rows]``."""
     found = np.empty(len(logits), dtype=np.float32)
     step = max(1, CHUNK // max(1, logits.shape[1]))
     for start in range(0, len(logits), step):
@@ -92,11 +99,11 @@ def log_sum(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return found
 
 
-def top(logits: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.int64]:
-    """Positions of the ``top_k`` largest of each row, largest first: ``[rows, top_k]``.
+def top(logits: Floats, top_k: int) -> Integers:
+    """Find the positions of the ``top_k`` largest values of each row, largest first: ``[rows, top_k]``.
 
-    The largest lie in the ``top_k`` blocks that have the largest maxima, and those are found at the speed of memory; sorting or
-    partitioning a whole vocabulary takes many times as long as all else that is done with it.
+    The largest values lie in the ``top_k`` blocks with the largest maxima, and those are found at the speed of memory. Sorting or
+    partitioning a whole vocabulary takes many times as long as the rest of the step.
     """
     rows, size = logits.shape
     columns = size // BLOCK
@@ -117,11 +124,11 @@ _CLEAN_UP = (
     (" ' ", "'"),
     *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
 )
-"""What ``transformers`` replaces, in its order."""
+"""Replacements of ``transformers`` (``clean_up_tokenization``), in its order."""
 
 
 def cleaned_up(text: str) -> str:
-    """Decoded text without the spaces in front of punctuation."""
+    """Remove the spaces in front of punctuation from decoded text."""
     for old, new in _CLEAN_UP:
         text = text.replace(old, new)
     return text

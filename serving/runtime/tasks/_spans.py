@@ -1,4 +1,4 @@
-"""Windows of a text that is asked about: what is noted of them before the model, and the likeliest spans of each after it."""
+"""Describes the windows of a text before the model sees them, and finds the most probable spans of each window after it."""
 
 from __future__ import annotations
 
@@ -11,54 +11,58 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..types import Floats, Integers
+
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-    Floats = npt.NDArray[np.float32]
     Ints = npt.NDArray[np.int32]
 
 CHUNK = 2**22
-"""Most scores of spans that are in memory at once."""
+"""Maximum number of span scores in memory at once."""
 ANSWERABLE, WORD = 1, 2
 """Bits of a token: it may begin or end an answer; it belongs to a word of the text."""
 
 _HEAD = struct.Struct("<IIIBB")
-"""Of a note: tokens of the window, the first one described, how many are, whether a special token opens it, whether they differ in
-their bits. Then INT32, by token: where in the text an answer begins that begins with it, where one ends that ends with it; where
-they differ the same without regard to words, and UINT8 their bits. Then the text in UTF-8, with the first window of its row."""
+"""Start of a window's metadata: tokens of the window, the first token described, the number of tokens described, whether a special
+token opens the window, whether the tokens differ in their bits. Then INT32 by token: where in the text an answer begins that begins
+with it, and where one ends that ends with it; where the bits differ, the same without alignment to words, and UINT8 the bits. Then
+the text in UTF-8, for the first window of its row."""
 
 
 def text_tokens(window: Encoding) -> tuple[int, int]:
-    """Where the text's tokens begin in a window, and how many they are."""
+    """Find where the text's tokens begin in a window, and how many there are."""
     sequence = window.sequence_ids
     count = sequence.count(1)
     return (sequence.index(1) if count else 0), count
 
 
-def notes_of(windows: Sequence[Encoding], owners: npt.NDArray[np.int64], contexts: Sequence[str], *, words: bool) -> list[bytes]:
-    """One per window, as :data:`_HEAD` says.
+def metadata_of(windows: Sequence[Encoding], sample_mapping: Integers, contexts: Sequence[str], *, words: bool) -> list[bytes]:
+    """Pack the metadata of each window, in the form of :data:`_HEAD`.
 
     Args:
-        owners: ``[windows]``, positions in ``contexts``.
-        words: answers are widened to whole words.
+        windows: Windows of all rows.
+        sample_mapping: ``[windows]``, positions in ``contexts``.
+        contexts: Texts of the rows.
+        words: Whether answers are widened to whole words.
     """
-    notes = []
+    metadata = []
     before = -1
-    for window, owner in zip(windows, owners.tolist(), strict=True):
-        note = _note(window, words=words)
-        notes.append(note if owner == before else note + contexts[owner].encode())
-        before = owner
-    return notes
+    for window, row in zip(windows, sample_mapping.tolist(), strict=True):
+        packed = _pack(window, words=words)
+        metadata.append(packed if row == before else packed + contexts[row].encode())
+        before = row
+    return metadata
 
 
-def _note(window: Encoding, *, words: bool) -> bytes:
+def _pack(window: Encoding, *, words: bool) -> bytes:
     ids = window.ids
     opened = bool(ids) and window.special_tokens_mask[0] == 1
     first, count = text_tokens(window)
     found = window.word_ids[first : first + count] if words else []
     numbers = np.array(found, dtype=np.float64)  # NaN where a token belongs to no word
     if (opened and ids.count(ids[0]) > 1) or not (numbers[1:] >= numbers[:-1]).all() or np.isnan(numbers[:1]).any():
-        return _note_by_token(window, first, count, opened=opened, words=words)
+        return _pack_by_token(window, first, count, opened=opened, words=words)
     offsets = itertools.chain.from_iterable(window.offsets[first : first + count])
     spans = np.fromiter(offsets, dtype=np.int32, count=2 * count).reshape(count, 2)
     if words and count:
@@ -68,9 +72,12 @@ def _note(window: Encoding, *, words: bool) -> bytes:
     return _HEAD.pack(len(ids), first, count, opened, False) + spans.T.tobytes()
 
 
-def _note_by_token(window: Encoding, first: int, count: int, *, opened: bool, words: bool) -> bytes:
-    """Of a window in which the pipeline's rules need looking at each token: words out of order or missing, or the opening token's
-    name written out in the question, which the pipeline then takes for part of an answer."""
+def _pack_by_token(window: Encoding, first: int, count: int, *, opened: bool, words: bool) -> bytes:
+    """Pack the metadata of a window whose tokens must be described one by one.
+
+    That is so where words are out of order or missing, or where the opening token's name is written out in the question, which the
+    pipeline then takes for part of an answer.
+    """
     ids = window.ids
     raw = window.offsets
     spans, bits = [], []
@@ -85,13 +92,13 @@ def _note_by_token(window: Encoding, first: int, count: int, *, opened: bool, wo
 
 @dataclass(frozen=True)
 class Windows:
-    """What is noted of windows, side by side.
+    """The metadata of several windows.
 
-    Args:
-        tokens: ``[windows]``, how many are no padding.
+    Attributes:
+        tokens: INT64 ``[windows]``, number of tokens without padding.
         bits: UINT8 ``[windows, longest]``.
-        spans: INT32 ``[4, windows, longest]``: where an answer begins and ends, then the same without regard to words.
-        texts: UTF-8; empty but for the first window of a row.
+        spans: INT32 ``[4, windows, longest]``: where an answer begins and ends, then the same without alignment to words.
+        texts: UTF-8; empty except for the first window of a row.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -100,29 +107,30 @@ class Windows:
     texts: list[bytes]
 
     @classmethod
-    def read(cls, notes: Sequence[bytes], longest: int) -> Windows:
-        tokens = np.zeros(len(notes), dtype=np.int64)
-        bits = np.zeros((len(notes), longest), dtype=np.uint8)
-        spans = np.zeros((4, len(notes), longest), dtype=np.int32)
+    def read(cls, metadata: Sequence[bytes], longest: int) -> Windows:
+        """Unpack what :func:`metadata_of` packed, for windows padded to ``longest`` tokens."""
+        tokens = np.zeros(len(metadata), dtype=np.int64)
+        bits = np.zeros((len(metadata), longest), dtype=np.uint8)
+        spans = np.zeros((4, len(metadata), longest), dtype=np.int32)
         texts = []
-        for row, note in enumerate(notes):
-            tokens[row], first, count, opened, differ = _HEAD.unpack_from(note)
+        for row, packed in enumerate(metadata):
+            tokens[row], first, count, opened, differ = _HEAD.unpack_from(packed)
             told = slice(first, first + count)
             kinds = 4 if differ else 2
             place = _HEAD.size + 4 * kinds * count
-            spans[:kinds, row, told] = np.frombuffer(note, np.int32, kinds * count, _HEAD.size).reshape(kinds, count)
-            bits[row, told] = np.frombuffer(note, np.uint8, count, place) if differ else ANSWERABLE | WORD
+            spans[:kinds, row, told] = np.frombuffer(packed, np.int32, kinds * count, _HEAD.size).reshape(kinds, count)
+            bits[row, told] = np.frombuffer(packed, np.uint8, count, place) if differ else ANSWERABLE | WORD
             bits[row, 0] |= ANSWERABLE * opened
-            texts.append(note[place + count * differ :])
+            texts.append(packed[place + count * differ :])
         return cls(tokens, bits, spans, texts)
 
     def places(self, starts: Ints, ends: Ints, scores: Floats) -> tuple[Ints, Ints, Floats]:
-        """First and last tokens ``[windows, count]`` → first characters and those after the last; score 0 where it is no answer."""
+        """Convert first and last tokens ``[windows, count]`` to character positions. The score is 0 where the span is no answer."""
         rows = np.arange(len(starts))[:, None]
         both = self.bits[rows, starts] & self.bits[rows, ends]
         begins, behinds = self.spans[0, rows, starts], self.spans[1, rows, ends]
         apart = (both & WORD) == 0
-        if apart.any():  # one end in no word: the pipeline then widens neither
+        if apart.any():  # one end is in no word: the pipeline then widens neither
             begins = np.where(apart, self.spans[2, rows, starts], begins)
             behinds = np.where(apart, self.spans[3, rows, ends], behinds)
         return begins, behinds, np.where((both & ANSWERABLE) != 0, scores, 0)
@@ -132,7 +140,7 @@ class Windows:
 
 
 def probabilities(logits: Floats, windows: Windows) -> Floats:
-    """``[windows, longest]``: softmax over the tokens of each window that may be part of an answer."""
+    """Compute the softmax over the tokens of each window that may be part of an answer: ``[windows, longest]``."""
     inside = np.arange(logits.shape[1]) < windows.tokens[:, None]
     shown = np.where((windows.bits & ANSWERABLE) != 0, logits, np.float32(-10000.0))
     shown = np.where(inside, shown, np.float32(-np.inf))
@@ -142,10 +150,12 @@ def probabilities(logits: Floats, windows: Windows) -> Floats:
 
 
 def best_spans(start: Floats, end: Floats, count: int, most: int) -> tuple[Ints, Ints, Floats]:
-    """The ``count`` likeliest spans of at most ``most`` tokens of each window: first tokens, last tokens and scores
-    ``[windows, count or less]``, best first.
+    """Find the ``count`` most probable spans of at most ``most`` tokens in each window.
 
-    A span among the best begins with one of the ``count`` tokens whose own best span is best, so no more than those are multiplied.
+    A span among the best begins with one of the ``count`` tokens whose own best span is best, so only those are multiplied.
+
+    Returns:
+        First tokens, last tokens and scores, ``[windows, count or less]``, best first.
     """
     longest = start.shape[1]
     most = min(most, longest)
@@ -165,7 +175,7 @@ def best_spans(start: Floats, end: Floats, count: int, most: int) -> tuple[Ints,
 
 
 def _sliding_max(values: Floats, width: int) -> Floats:
-    """``[rows, n]``: the largest of each value and the ``width - 1`` after it."""
+    """Compute the maximum of each value and the ``width - 1`` values after it: ``[rows, n]``."""
     found, reach = values.copy(), 1
     while reach < width:
         step = min(reach, width - reach)
@@ -175,7 +185,7 @@ def _sliding_max(values: Floats, width: int) -> Floats:
 
 
 def _top(scores: Floats, count: int) -> npt.NDArray[np.int64]:
-    """``[rows, count or less]``: positions of the largest of each row, in no order."""
+    """Find the positions of the largest values of each row, in no order: ``[rows, count or less]``."""
     rows, columns = scores.shape
     if count == 1:
         best: npt.NDArray[np.int64] = scores.argmax(axis=1)[:, None]

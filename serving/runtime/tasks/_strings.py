@@ -1,22 +1,23 @@
-"""Lists of strings that travel as JSON: what clients send in a tensor or an option, and what answers hold."""
+"""Reads and writes lists of strings that travel as JSON: in a tensor, in a request parameter, in an answer."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 
 def read_strings(text: str, name: str) -> list[str]:
-    """A JSON list of strings, at least one of them.
+    """Read a JSON list of strings that is not empty.
 
     Args:
-        name: what it is, for messages.
+        text: The JSON.
+        name: What it is called in messages.
 
     Raises:
-        ValueError: it is none.
+        ValueError: It is not such a list.
     """
     found = _read(text, name)
     if not found:
@@ -25,10 +26,10 @@ def read_strings(text: str, name: str) -> list[str]:
 
 
 def read_option(text: str, name: str) -> list[str]:
-    """What an option names: a JSON list of strings, or strings with commas between.
+    """Read the names in a request parameter: a JSON list of strings, or strings separated by commas.
 
     Raises:
-        ValueError: it begins like the former and is none.
+        ValueError: It begins like a JSON list and is not one.
     """
     if not text.lstrip().startswith("["):
         return [part.strip() for part in text.split(",")]
@@ -52,19 +53,23 @@ def _read(text: str, name: str) -> list[str]:
     return found
 
 
-def write_strings(values: Any) -> str:
-    """Inverse of :func:`read_strings`.
+def write_strings(values: object) -> str:
+    """Write a list of strings as JSON; the inverse of :func:`read_strings`.
 
     Raises:
-        TypeError: they are no list of strings.
+        TypeError: The value is not a list of strings.
     """
     if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
         raise TypeError(f"must be a list of strings, not {values!r:.80}")
     return json.dumps(values, ensure_ascii=False)
 
 
-def json_column(values: list[Any]) -> npt.NDArray[np.object_]:
-    """One JSON-ready value per request row → BYTES ``[request rows, 1]``."""
+def json_column(values: Sequence[object]) -> npt.NDArray[np.object_]:
+    """Write one JSON-ready value per request row.
+
+    Returns:
+        BYTES ``[request rows, 1]``.
+    """
     column = np.empty((len(values), 1), dtype=np.object_)
     column[:, 0] = [json.dumps(value, ensure_ascii=False).encode() for value in values]
     return column

@@ -1,17 +1,19 @@
-"""Tokens of token classification: how they travel around the model, which of them make a word, and what label a word gets."""
+"""Packs the tokens of token classification for their way around the model, joins them to words, and labels the words."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
+
+from ..types import Flags, Floats, Integers
 
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
@@ -20,39 +22,22 @@ if TYPE_CHECKING:
 
     from ..tokenization import TextEncoder
 
-Integers = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
-
 _COUNT = struct.Struct("<i")
 NUMBERS = np.dtype("<i4")
-"""Of these a note consists, up to its JSON."""
-
-
-def first_tokens(starts: Integers, ends: Integers, words: Mapping[str, Any]) -> Integers:
-    """``[words]``: which token is the first of each word, -1 where it has none (it was cut off, or the tokenizer drops it).
-
-    Args:
-        starts, ends: ``[tokens]``, places in the text, ascending.
-        words: ``start`` and ``end``, ascending.
-    """
-    begin, stop = (np.array(words[side], dtype=np.int64) for side in ("start", "end"))
-    if not len(starts):
-        return np.full(len(begin), -1, dtype=np.int64)
-    first = np.searchsorted(ends, begin, side="right")  # some tokenizers put the space before a word to its first token
-    inside = np.minimum(first, len(starts) - 1)
-    return np.where((first < len(starts)) & (starts[inside] < stop), inside, -1)
+"""Data type of the numbers in a row's metadata."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Tokens of several of the model's rows, those of the tokenizer's own left out.
+    """Tokens of several model rows, without special tokens.
 
-    Args:
-        rows: ``[tokens]``, which of the rows each is in.
-        positions: where it stands there.
-        starts, ends: where it stands in the text, in characters.
-        continues: whether it continues the word of the token before.
-        words: how the tokenizer spells it.
+    Attributes:
+        rows: ``[tokens]``, the model row of each token.
+        positions: ``[tokens]``, the position of the token in its row.
+        starts: ``[tokens]``, the first character of the token in its text.
+        ends: ``[tokens]``, the character after its last.
+        continues: ``[tokens]``, whether the token continues the word of the token before.
+        words: The tokenizer's spelling of each token.
     """
 
     rows: Integers
@@ -64,23 +49,23 @@ class Tokens:
 
     @staticmethod
     def pack(table: npt.NDArray[np.int32], words: list[str]) -> bytes:
-        """The note of one row: how many tokens, four numbers of each, their spellings as JSON."""
+        """Pack the metadata of one row: the number of tokens, four numbers of each, their spellings as JSON."""
         return _COUNT.pack(len(words)) + table.tobytes() + json.dumps(words, ensure_ascii=False).encode()
 
     @classmethod
-    def unpack(cls, notes: Sequence[bytes]) -> Self:
-        """The tokens of rows that :meth:`pack` packed."""
-        counts = [_COUNT.unpack_from(note)[0] for note in notes]
-        tables = [np.frombuffer(note, NUMBERS, 4 * count, _COUNT.size) for note, count in zip(notes, counts, strict=True)]
+    def unpack(cls, metadata: Sequence[bytes]) -> Self:
+        """Unpack the tokens of the rows that :meth:`pack` packed."""
+        counts = [_COUNT.unpack_from(packed)[0] for packed in metadata]
+        tables = [np.frombuffer(row, NUMBERS, 4 * count, _COUNT.size) for row, count in zip(metadata, counts, strict=True)]
         table = np.concatenate(tables).reshape(-1, 4).astype(np.int64)
         ends = [_COUNT.size + part.nbytes for part in tables]
-        words = list(chain.from_iterable(json.loads(note[end:]) for note, end in zip(notes, ends, strict=True)))
+        words = list(chain.from_iterable(json.loads(row[end:]) for row, end in zip(metadata, ends, strict=True)))
         positions, starts, stops, continues = table.T
-        rows = np.repeat(np.arange(len(notes)), counts)
+        rows = np.repeat(np.arange(len(metadata)), counts)
         return cls(rows=rows, positions=positions, starts=starts, ends=stops, continues=continues > 0, words=words)
 
     def word_starts(self) -> Integers:
-        """Positions of the tokens that begin a word; a row's first does."""
+        """Find the positions of the tokens that begin a word. The first token of a row does."""
         begins = ~self.continues
         begins[0] = True
         begins[1:] |= self.rows[1:] != self.rows[:-1]
@@ -88,10 +73,10 @@ class Tokens:
 
 
 class Vocabulary:
-    """What of a tokenizer is looked up for every token.
+    """Looks up the properties of tokens in a tokenizer's vocabulary.
 
     Args:
-        tokenizer: a copy of what it says is kept: changes do not show.
+        tokenizer: A tokenizer. Later changes to it have no effect.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -102,19 +87,22 @@ class Vocabulary:
 
     @staticmethod
     def of(encoder: TextEncoder) -> Vocabulary:
-        """That of an encoder, made once."""
+        """Return the vocabulary of an encoder, made once."""
         if encoder not in _VOCABULARIES:
             _VOCABULARIES[encoder] = Vocabulary(encoder.tokenizer)
         return _VOCABULARIES[encoder]
 
     def continues(self, ids: Integers, places: Integers, rows: Integers, texts: Sequence[str]) -> Flags:
-        """``[tokens]``: whether each continues the word of the token before, by the pipeline's rules.
+        """Tell whether each token continues the word of the token before, by the pipeline's rules.
 
         Args:
             ids: ``[tokens]``.
             places: ``[tokens, 2]``, start and end in the text.
-            rows: ``[tokens]``, in which text.
-            texts: each once.
+            rows: ``[tokens]``, positions in ``texts``.
+            texts: The texts.
+
+        Returns:
+            ``[tokens]``.
         """
         starts, ends = places.T
         found: Flags
@@ -131,24 +119,24 @@ class Vocabulary:
 _VOCABULARIES: WeakKeyDictionary[TextEncoder, Vocabulary] = WeakKeyDictionary()
 
 
-Chosen = tuple[Integers, npt.NDArray[np.float32]]
+LabelsAndScores = tuple[Integers, Floats]
 """Label and score of each unit: a token or a word."""
 
 
-def _by_first(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
-    """Each word as its first token; so too each token as itself."""
+def _by_first(scores: Floats, firsts: Integers) -> LabelsAndScores:
+    """Label each word as its first token, or each token as itself."""
     return scores[firsts].argmax(axis=-1), scores[firsts].max(axis=-1)
 
 
-def _by_average(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
-    """Each word by the mean of its tokens' scores."""
+def _by_average(scores: Floats, firsts: Integers) -> LabelsAndScores:
+    """Label each word by the mean of its tokens' scores."""
     counts = np.diff(np.append(firsts, len(scores))).astype(scores.dtype)
     means = np.add.reduceat(scores, firsts, axis=0) / counts[:, None]
     return means.argmax(axis=-1), means.max(axis=-1)
 
 
-def _by_surest(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
-    """Each word as its surest token, of equally sure ones the first."""
+def _by_maximum(scores: Floats, firsts: Integers) -> LabelsAndScores:
+    """Label each word as its token with the highest score, the first of equals."""
     each = scores.max(axis=-1)
     most = np.maximum.reduceat(each, firsts)
     words = np.repeat(np.arange(len(firsts)), np.diff(np.append(firsts, len(scores))))
@@ -157,24 +145,36 @@ def _by_surest(scores: npt.NDArray[np.float32], firsts: Integers) -> Chosen:
     return scores[chosen].argmax(axis=-1), most
 
 
-Entity = dict[str, Any]
-"""One item of an answer, as the pipeline gives it."""
+class Entity(TypedDict, total=False):
+    """One item of an answer, as the pipeline gives it: a token has ``entity`` and ``index``, a group ``entity_group``."""
+
+    entity: str
+    entity_group: str
+    score: float
+    index: int
+    word: str
+    start: int
+    end: int
 
 
 def without_overlaps(entities: list[Entity]) -> list[Entity]:
-    """Entities of a text's windows → of those that overlap the longest, then the surest. As the pipeline does it, where one of no
-    length that stands first appears twice."""
+    """Keep the longest of overlapping entities, then the one with the highest score.
+
+    The entities come from the windows of one text. As in the pipeline, an entity of no length that stands first appears twice.
+    """
+    if not entities:
+        return []
     ranked = sorted(entities, key=lambda entity: entity["start"])
     kept: list[Entity] = []
-    last = ranked[0] if ranked else {}
+    last = ranked[0]
     for entity in ranked:
         if last["start"] <= entity["start"] < last["end"]:
             last = max(last, entity, key=lambda one: (one["end"] - one["start"], one["score"]))
         else:
             kept.append(last)
             last = entity
-    return [*kept, last] if ranked else kept
+    return [*kept, last]
 
 
-LABELLED_BY = {"simple": _by_first, "first": _by_first, "average": _by_average, "max": _by_surest}
-"""How each strategy labels units."""
+LABELLED_BY = {"simple": _by_first, "first": _by_first, "average": _by_average, "max": _by_maximum}
+"""Function that labels units, by aggregation strategy."""

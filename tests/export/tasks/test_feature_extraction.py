@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,17 +16,19 @@ import torch
 from scipy.stats import spearmanr
 from transformers import AutoTokenizer
 
-from export import cli, convert, graph, tails
+from export import cli, convert, graph
 from export.checkpoint import read_files, settings, write_files
 from export.finetune import finetune
 from export.finetune_options import FinetuneOptions
 from export.original import original_run
+from export.output_head import add_output_head
+from export.tasks._pooling import POOLINGS
+from export.tasks.feature_extraction import FeatureExtractionTask
 from export.training.batches import Collator, training_columns
 from export.training.hyperparameters import Hyperparameters
 from serving.errors import ArtifactError
-from serving.runtime.tasks.base import Features, Origins
-from serving.runtime.tasks.feature_extraction import POOLINGS, FeatureExtraction
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Features, Origins
 from tests.helpers.reviews import BAD, FILLING, GOOD
 
 TEXTS = [
@@ -44,13 +45,17 @@ TEXTS = [
 PAIRS_HEADER = "sentence1\tsentence2\tscore"
 
 
-def task(**settings: Any) -> FeatureExtraction:
-    return FeatureExtraction(**{"hidden": 8} | settings)
+def task(**settings: Any) -> FeatureExtractionTask:
+    return FeatureExtractionTask.from_settings({"hidden": 8, "dims": 8} | settings)
 
 
-def answers(bound: FeatureExtraction, embeddings: Any, **options: Any) -> Any:
+def answers(bound: FeatureExtractionTask, embeddings: Any, **options: Any) -> Any:
     origins = Origins(np.arange(len(embeddings)))
-    return bound.answers({"sentence_embedding": embeddings}, origins, bound.request_options(options))["EMBEDDING"]
+    return bound.served.with_options(options).postprocess({"sentence_embedding": embeddings}, origins)["EMBEDDING"]
+
+
+def bound_to(found: dict[str, Any]) -> FeatureExtractionTask:
+    return FeatureExtractionTask.from_config({"hidden_size": found["hidden"]}).with_settings(found)
 
 
 def unit(rows: Any) -> Any:
@@ -82,16 +87,16 @@ def test_pooling_reads_no_padding_in_numpy_torch_and_the_graph(pooling: str, tmp
     mask = (np.arange(5) < np.array(lengths)[:, None]).astype(np.int64)
     hidden[mask == 0] = 99.0
     wanted = by_hand(hidden, lengths, pooling)[:, :6]
-    bound = task(pooling=pooling, truncate_dim=6)
-    ours = bound.reduced({"last_hidden_state": hidden}, {"attention_mask": mask})["sentence_embedding"]
+    bound = task(pooling=pooling, dims=6)
+    ours = bound.apply_output_head({"last_hidden_state": hidden}, {"attention_mask": mask})["sentence_embedding"]
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, wanted, atol=1e-6)
     tensors: Any = {"last_hidden_state": torch.from_numpy(hidden)}, {"attention_mask": torch.from_numpy(mask)}
-    np.testing.assert_allclose(bound.reduced(*tensors)["sentence_embedding"].numpy(), wanted, atol=1e-6)
+    np.testing.assert_allclose(bound.head_outputs(*tensors)["sentence_embedding"].numpy(), wanted, atol=1e-6)
     for opset in (17, 18):
         path = _identity_graph(tmp_path / f"{opset}.onnx", opset)
-        tails.add_tail(path, bound)
-        run = graph.runner(graph.session(path), bound.outputs_read)
+        add_output_head(path, bound)
+        run = graph.runner(graph.session(path), bound.model_outputs)
         found = run({"hidden_in": hidden, "attention_mask": mask})["sentence_embedding"]
         np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=f"opset {opset}")
 
@@ -122,7 +127,7 @@ def test_a_graph_gives_what_pooling_the_pipeline_gives(
     import transformers
 
     folder = make_checkpoint(architecture)
-    bound = replace(FeatureExtraction(), **settings(folder, FeatureExtraction, {}))
+    bound = bound_to(settings(folder, FeatureExtractionTask, {}))
     pipe = transformers.pipeline("feature-extraction", model=str(folder), device="cpu")
     if architecture not in ("bert", "roberta"):
         pipe.tokenizer.model_input_names = [
@@ -130,15 +135,15 @@ def test_a_graph_gives_what_pooling_the_pipeline_gives(
             "attention_mask",
         ]  # the tiny ones' tokenizer does not know for whom it works
     wanted = np.stack([np.array(pipe(text, truncation=True, max_length=64)[0]).mean(axis=0) for text in TEXTS])
-    path = convert.convert(folder, FeatureExtraction, tmp_path, opset=18)
-    tails.add_tail(path, bound)
+    path = convert.convert(folder, FeatureExtractionTask, tmp_path, opset=18)
+    add_output_head(path, bound)
     names = graph.input_names(path)
     encoder = TextEncoder(
         str(folder / "tokenizer.json"), max_length=64, names=names, padding={"input_ids": pipe.tokenizer.pad_token_id}
     )
-    features = bound.features([TEXTS], encoder, bound.request_options({}))
+    features = bound.served.preprocess([TEXTS], encoder)
     feed = encoder.arrays(features.encodings)
-    found = graph.runner(graph.session(path), bound.outputs_read)(feed)
+    found = graph.runner(graph.session(path), bound.model_outputs)(feed)
     np.testing.assert_allclose(answers(bound, found["sentence_embedding"]), wanted, atol=1e-4)
     original = original_run(pipe.model, bound, device="cpu")(feed)
     np.testing.assert_allclose(original["sentence_embedding"], wanted, atol=1e-4)
@@ -161,7 +166,7 @@ def test_the_largest_of_tokens_is_found_in_fp16_too(
 def said(tmp_path: Path, files: dict[str, Any], **chosen: Any) -> dict[str, Any]:
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}), encoding="utf-8")
     write_files(files, tmp_path)
-    return settings(tmp_path, FeatureExtraction, chosen)
+    return settings(tmp_path, FeatureExtractionTask, chosen)
 
 
 def modules(*kinds: str) -> list[dict[str, Any]]:
@@ -198,8 +203,8 @@ def test_old_and_new_pooling_files(pooling: dict[str, Any], wanted: str, tmp_pat
 
 
 def test_a_checkpoint_without_such_files_is_pooled_by_mean_and_not_normalised(tmp_path: Path) -> None:
-    bound = replace(FeatureExtraction(), **said(tmp_path, {}))
-    assert (bound.pooling, bound.normalize, bound.prompt, bound.truncate_dim) == ("mean", False, "", None)
+    bound = bound_to(said(tmp_path, {}))
+    assert (bound.pooling, bound.served.normalize, bound.served.prompt, bound.served.dims) == ("mean", False, "", 8)
 
 
 def test_what_is_chosen_wins(tmp_path: Path) -> None:
@@ -240,14 +245,14 @@ def test_length_prompt_and_case_are_read(tmp_path: Path) -> None:
         "config_sentence_transformers.json": {"prompts": {"query": "query: "}, "default_prompt_name": "query", "truncate_dim": 4},
     }
     found = said(tmp_path, files)
-    assert (found["prompt"], found["lower_case"], found["truncate_dim"]) == ("query: ", True, 4)
-    assert FeatureExtraction.checkpoint_length(read_files(tmp_path, FeatureExtraction)) == 32
+    assert (found["prompt"], found["lower_case"], found["dims"]) == ("query: ", True, 4)
+    assert FeatureExtractionTask.checkpoint_length(read_files(tmp_path, FeatureExtractionTask)) == 32
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    bound = task(pooling="last", normalize=True, truncate_dim=4, prompt="query: ", lower_case=True)
-    assert replace(task(), **said(tmp_path, bound.files_written(48))) == bound
-    assert FeatureExtraction.checkpoint_length(read_files(tmp_path, FeatureExtraction)) == 48
+    bound = task(pooling="last", normalize=True, dims=4, prompt="query: ", lower_case=True)
+    assert task().with_settings(said(tmp_path, bound.files_written(48))) == bound
+    assert FeatureExtractionTask.checkpoint_length(read_files(tmp_path, FeatureExtractionTask)) == 48
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------------------
@@ -267,7 +272,7 @@ def test_truncation_keeps_shape_cosines_and_distances(embeddings: Any) -> None:
     np.testing.assert_array_equal(embeddings, before)
     np.testing.assert_allclose(found[:, :3], unit(embeddings[:, :3]), atol=1e-6)
     np.testing.assert_allclose(found @ found.T, unit(embeddings[:, :3]) @ unit(embeddings[:, :3]).T, atol=1e-6)
-    shown = task().pipeline_answers({"EMBEDDING": found}, truncate_dim=3)
+    shown = task().served.format_answers({"EMBEDDING": found}, truncate_dim=3)
     assert [len(row) for row in shown] == [3] * 6
 
 
@@ -282,31 +287,31 @@ def test_truncation_keeps_shape_cosines_and_distances(embeddings: Any) -> None:
 )
 def test_bad_options(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        task().request_options(option)
+        task().served.with_options(option)
 
 
 def test_a_setting_larger_than_the_model_is_refused() -> None:
     with pytest.raises(ValueError, match="have 8 numbers"):
-        task(truncate_dim=9)
+        task(dims=9)
 
 
 def test_pipeline_forms(embeddings: Any) -> None:
-    bound = task()
-    assert bound.request_rows("one") == [("one",)]
-    assert bound.request_rows(["one", "two"]) == [("one",), ("two",)]
+    bound = task().served
+    assert bound.parse_inputs("one") == [("one",)]
+    assert bound.parse_inputs(["one", "two"]) == [("one",), ("two",)]
     with pytest.raises(TypeError, match="must be a string"):
-        bound.request_rows([{"text": "one"}])
-    lists = bound.pipeline_answers({"EMBEDDING": embeddings})
-    assert bound.pipeline_result("one", lists[:1], {}) == embeddings[0].tolist()
-    assert bound.pipeline_result(["one"], lists[:1], {}) == [embeddings[0].tolist()]
-    assert bound.pipeline_result([], [], {"return_tensors": True}) == []
-    arrays = bound.pipeline_answers({"EMBEDDING": embeddings}, return_tensors=True)
-    together = bound.pipeline_result(["…"] * 6, arrays, {"return_tensors": True})
+        bound.parse_inputs([{"text": "one"}])
+    lists = bound.format_answers({"EMBEDDING": embeddings})
+    assert bound.format_result("one", lists[:1], {}) == embeddings[0].tolist()
+    assert bound.format_result(["one"], lists[:1], {}) == [embeddings[0].tolist()]
+    assert bound.format_result([], [], {"return_tensors": True}) == []
+    arrays = bound.format_answers({"EMBEDDING": embeddings}, return_tensors=True)
+    together = bound.format_result(["…"] * 6, arrays, {"return_tensors": True})
     np.testing.assert_array_equal(together, embeddings)
-    assert bound.pipeline_result("one", arrays[:1], {"return_tensors": True}).shape == (8,)
+    assert bound.format_result("one", arrays[:1], {"return_tensors": True}).shape == (8,)
     for wrong in ({"return_tensors": "pt"}, {"tokenize_kwargs": {}}):
         with pytest.raises(TypeError):
-            bound.pipeline_answers({"EMBEDDING": embeddings}, **wrong)
+            bound.format_answers({"EMBEDDING": embeddings}, **wrong)
 
 
 # -- judging ---------------------------------------------------------------------------------------------------------------------
@@ -334,13 +339,13 @@ def test_predictions_are_the_cosines_of_pairs(embeddings: Any) -> None:
 
 
 def test_rows_and_scores() -> None:
-    assert FeatureExtraction.read_row(("a", "b"), "3.5") == (("a", "b"), 3.5)
-    assert FeatureExtraction.read_row(("a", "b"), 4) == (("a", "b"), 4.0)
+    assert FeatureExtractionTask.read_row(("a", "b"), "3.5") == (("a", "b"), 3.5)
+    assert FeatureExtractionTask.read_row(("a", "b"), 4) == (("a", "b"), 4.0)
     for wrong in ("high", "", None, True, float("nan"), [1]):
         with pytest.raises(ValueError, match="not a number"):
-            FeatureExtraction.read_row(("a", "b"), wrong)
+            FeatureExtractionTask.read_row(("a", "b"), wrong)
     with pytest.raises(ValueError, match="nothing to learn"):
-        FeatureExtraction.from_labels([1.0, 1.0], names=(), pair=True)
+        FeatureExtractionTask.from_labels([1.0, 1.0], names=(), pair=True)
     assert task().requests([["a", "b"], ["c", "d"]]) == [["a", "b", "c", "d"]]
     assert not task().is_reference("3")
 
@@ -348,8 +353,8 @@ def test_rows_and_scores() -> None:
 def test_texts_are_prepared_as_the_checkpoint_says(tiny_checkpoint: Path) -> None:
     encoder = TextEncoder(str(tiny_checkpoint / "tokenizer.json"), max_length=64, names=["input_ids"], padding={})
 
-    def tokens(bound: FeatureExtraction, text: str, **options: Any) -> Any:
-        return bound.features([[text]], encoder, bound.request_options(options)).encodings[0].ids
+    def tokens(bound: FeatureExtractionTask, text: str, **options: Any) -> Any:
+        return bound.served.with_options(options).preprocess([[text]], encoder).encodings[0].ids
 
     assert tokens(task(prompt="the film "), "is dull") == tokens(task(), "the film is dull")
     assert tokens(task(), "is dull", prompt="the film ") == tokens(task(), "the film is dull")
@@ -439,8 +444,9 @@ def test_training_learns_and_its_figures_are_of_the_right_rows(trained: Path) ->
     manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     reported = manifest["figures"]["validation"]["spearman"]
     assert reported > 0.5, "a fresh model has to learn which words are good"
-    assert settings(checkpoint, FeatureExtraction, {}) == {
+    assert settings(checkpoint, FeatureExtractionTask, {}) == {
         "hidden": 32,
+        "dims": 32,
         "pooling": "max",
         "normalize": True,
         "lower_case": False,
@@ -506,7 +512,7 @@ def test_export_keeps_what_was_chosen_in_training(trained: Path, capsys: pytest.
     arguments = ["export", "--name", "pairs", "--task", "feature-extraction", "--artifacts", str(artifacts), "--precision", "fp32"]
     assert cli.main(arguments) == 0
     manifest = json.loads((artifacts / "pairs" / "bundle" / "manifest.json").read_text(encoding="utf-8"))
-    assert (manifest["settings"]["pooling"], manifest["max_length"]) == ("max", 32)
+    assert (manifest["evaluation_settings"]["pooling"], manifest["max_length"]) == ("max", 32)
     assert manifest["precisions"]["fp32"]["figures"]["label_agreement"] == 1
     assert "1_Pooling/config.json" in manifest["inputs"]["files"]
     assert cli.main([*arguments, "--setting", "truncate_dim=4"]) == 0

@@ -20,18 +20,20 @@ from export.cli import main
 from export.columns import Columns
 from export.convert import convert
 from export.data import LabelledRows, encode_labels, prepare, read_evaluation
+from export.output_head import add_output_head
 from export.sources import load_rows
-from export.tails import add_tail
+from export.tasks import bundle_task
+from export.tasks.base import IGNORED
+from export.tasks.fill_mask import FillMaskTask
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
 from serving.manifests import CheckpointManifest
 from serving.runtime.tasks import fill_mask
-from serving.runtime.tasks._masking import IGNORED
 from serving.runtime.tasks._masks import best_tokens, log_sum, top
-from serving.runtime.tasks.base import Arrays
 from serving.runtime.tasks.fill_mask import MOST_MASKS, FillMask
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Arrays
 from tests.helpers.filling import exported, masked_checkpoint, text_file
 from tests.helpers.parity import assert_same
 from tests.helpers.reviews import review_rows
@@ -45,15 +47,19 @@ FAMILIES = ("bert", "roberta", "distilbert", "albert", "electra", "xlm-roberta",
 class Filler:
     """A graph run as the ensemble runs it, without the server; and the pipeline of the checkpoint it was made of."""
 
-    task: FillMask
+    task: FillMaskTask
     encoder: TextEncoder
     run: Callable[[Arrays], Arrays]
     pipe: Any
     said: str | None
     path: Path
 
+    @property
+    def served(self) -> FillMask:
+        return self.task.served
+
     @classmethod
-    def of(cls, path: Path, task: FillMask, checkpoint: Path, said: str | None) -> Filler:
+    def of(cls, path: Path, task: FillMaskTask, checkpoint: Path, said: str | None) -> Filler:
         from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -66,17 +72,16 @@ class Filler:
         )
         tokenizer.model_input_names = names
         pipe = pipeline("fill-mask", model=AutoModelForMaskedLM.from_pretrained(checkpoint).eval(), tokenizer=tokenizer)
-        run = graph.runner(graph.session(path, threads=1), task.outputs_read)
+        run = graph.runner(graph.session(path, threads=1), task.model_outputs)
         return cls(task=task, encoder=encoder, run=run, pipe=pipe, said=said, path=path)
 
     def __call__(self, inputs: Any, **given: Any) -> Any:
-        task = self.task
-        options = task.request_options(task.call((inputs,), given)[1])
-        features = task.features(list(zip(*task.request_rows(inputs), strict=True)), self.encoder, options)
-        answers = task.worded_answers(
-            self.run(self.encoder.arrays(features.encodings)), features.origins, options, self.encoder.tokenizer
-        )
-        return task.pipeline_result(inputs, task.pipeline_answers(answers), given)
+        _, options = self.served.parse_call((inputs,), given)
+        task = self.served.with_options(options)
+        features = task.preprocess(list(zip(*task.parse_inputs(inputs), strict=True)), self.encoder)
+        outputs = self.run(self.encoder.arrays(features.encodings))
+        answers = task.decoded_postprocess(outputs, features.origins, self.encoder.tokenizer)
+        return task.format_result(inputs, task.format_answers(answers), given)
 
 
 @pytest.fixture(scope="session")
@@ -89,9 +94,9 @@ def fillers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Filler]
             folder = tmp_path_factory.mktemp(f"fill-{family}")
             checkpoint = masked_checkpoint(folder / "checkpoint", family)
             config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-            task = FillMask.from_config(config, pair=False).with_tokenizer(load_tokenizer(checkpoint))
-            path = convert(checkpoint, FillMask, folder, opset=18)
-            made[family] = Filler.of(path, task, checkpoint, add_tail(path, task))
+            task = FillMaskTask.from_config(config, pair=False).with_tokenizer(load_tokenizer(checkpoint))
+            path = convert(checkpoint, FillMaskTask, folder, opset=18)
+            made[family] = Filler.of(path, task, checkpoint, add_output_head(path, task))
         return made[family]
 
     return make
@@ -100,7 +105,7 @@ def fillers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Filler]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gives_what_the_pipeline_gives(fillers: Callable[[str], Filler], family: str) -> None:
     filler = fillers(family)
-    mask = filler.task.mask_token
+    mask = filler.served.mask_token
     texts = [
         mask,
         f"the film was {mask} again , is n't it ?",
@@ -144,12 +149,12 @@ def test_a_list_of_one_text_gives_what_the_text_gives(fillers: Callable[[str], F
 
 
 def test_targets_as_requests_write_them(fillers: Callable[[str], Filler]) -> None:
-    task, encoder = fillers("bert").task, fillers("bert").encoder
-    ids = task._target_ids('["good", "bad"]', encoder.tokenizer)
+    task, encoder = fillers("bert").served, fillers("bert").encoder
+    ids = task.with_options({"targets": '["good", "bad"]'})._target_ids(encoder.tokenizer)
     assert sorted(ids) == sorted(map(encoder.tokenizer.token_to_id, ("good", "bad")))
-    assert task._target_ids(" good,bad ", encoder.tokenizer) == ids
+    assert task.with_options({"targets": " good,bad "})._target_ids(encoder.tokenizer) == ids
     given = {"targets": "a, b", "tokenizer_kwargs": {"truncation": False}}
-    assert task.call(("a [MASK]",), given) == ("a [MASK]", {"targets": '["a, b"]', "truncation": False})
+    assert task.parse_call(("a [MASK]",), given) == ("a [MASK]", {"targets": '["a, b"]', "truncation": False})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,7 @@ def test_targets_as_requests_write_them(fillers: Callable[[str], Filler]) -> Non
 def test_what_is_refused(fillers: Callable[[str], Filler], text: str, options: dict[str, Any], message: str) -> None:
     filler = fillers("bert")
     with pytest.raises(ValueError, match=message):
-        filler.task.features([[text]], filler.encoder, filler.task.request_options(options))
+        filler.served.with_options(options).preprocess([[text]], filler.encoder)
 
 
 @pytest.mark.parametrize("options", [{"targets": 1}, {"targets": ["a", 1]}, {"tokenizer_kwargs": {"padding": True}}])
@@ -190,13 +195,13 @@ def test_a_long_document(fillers: Callable[[str], Filler]) -> None:
 
 def test_warm_up_keeps_one_mask_whichever_side_is_cut(fillers: Callable[[str], Filler]) -> None:
     filler = fillers("bert")
-    text = filler.task.long_example(64)["TEXT"]
+    text = filler.served.long_example(64)["TEXT"]
     for direction in ("left", "right"):
         tokenizer = Tokenizer.from_str(filler.encoder.tokenizer.to_str())
         tokenizer.enable_truncation(64, direction=direction)
         encoder = TextEncoder(tokenizer, max_length=64, names=("input_ids",), padding={})
-        (encoding,) = filler.task.features([[text]], encoder, filler.task.request_options({})).encodings
-        assert encoding.ids.count(filler.task.mask_token_id) == 1
+        (encoding,) = filler.served.preprocess([[text]], encoder).encodings
+        assert encoding.ids.count(filler.served.mask_token_id) == 1
         assert len(encoding) == 64
 
 
@@ -232,18 +237,18 @@ def _projecting(bias: list[int], op: str = "MatMul") -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     ("bias", "said"),
-    [([9], "in front of MatMul decoder"), ([1, 1, 9], "in front of MatMul"), ([4, 9], "of the logits: no projection")],
+    [([9], "in front of MatMul decoder"), ([1, 1, 9], "in front of MatMul"), ([4, 9], "from the logits: no projection")],
 )
 def test_the_tail_computes_what_numpy_computes(tmp_path: Path, bias: list[int], said: str) -> None:
     """A bias that differs by position must stay where the positions are."""
-    task = FillMask(mask_token_id=7)
+    task = FillMaskTask(served=FillMask(mask_token_id=7))
     graph.save(_projecting(bias), tmp_path / "raw.onnx")
     graph.save(_projecting(bias), tmp_path / "model.onnx")
-    assert said in str(add_tail(tmp_path / "model.onnx", task))
+    assert said in str(add_output_head(tmp_path / "model.onnx", task))
     raw, tailed = (graph.runner(graph.session(tmp_path / name), ("logits",)) for name in ("raw.onnx", "model.onnx"))
     for ids in ([[1, 7, 7, 7], [7, 1, 2, 3], [1, 2, 3, 4]], [[0, 1, 2, 3]], [[7, 7, 7, 7]], [[3, 2, 1, 7]]):
         feed = {"input_ids": np.array(ids)}
-        wanted = task.reduced(raw(feed), feed)["logits"]
+        wanted = task.apply_output_head(raw(feed), feed)["logits"]
         found = tailed(feed)["logits"]
         assert found.shape == wanted.shape
         assert found == pytest.approx(wanted, abs=1e-6)
@@ -264,7 +269,7 @@ def test_rows_to_be_judged_on_lack_one_token(fillers: Callable[[str], Filler], f
     assert sorted(zip(made.texts[0], made.labels, strict=True)) == sorted(zip(again.texts[0], again.labels, strict=True))
     whole = {tuple(encoding.ids) for encoding in filler.encoder.encode(texts)}
     for encoding, token in zip(filler.encoder.encode(made.texts[0]), made.labels, strict=True):
-        ids = [token if one == filler.task.mask_token_id else one for one in encoding.ids]
+        ids = [token if one == filler.served.mask_token_id else one for one in encoding.ids]
         assert tuple(ids) in whole
     kept = prepare(made, filler.task, filler.encoder, location="rows", training=False)
     assert kept == made  # as they are read again from a checkpoint or a bundle
@@ -282,12 +287,14 @@ def test_labels_that_users_give(fillers: Callable[[str], Filler], tmp_path: Path
     filler = fillers("bert")
     path = tmp_path / "rows.tsv"
     path.write_text("text\ttoken\na [MASK] film\tgood\n[MASK]\tbad\n", encoding="utf-8")
-    rows = encode_labels(load_rows(str(path), Columns(labels=("token",)), FillMask, split="test", cache=tmp_path), filler.task)
+    rows = encode_labels(load_rows(str(path), Columns(labels=("token",)), FillMaskTask, split="test", cache=tmp_path), filler.task)
     made = prepare(rows, filler.task, filler.encoder, location="rows", training=False)
     assert made.labels == tuple(map(filler.encoder.tokenizer.token_to_id, ("good", "bad")))
     digits = tmp_path / "digits.tsv"
     digits.write_text("text\ttoken\na [MASK] film\t1\n[MASK]\t7\n", encoding="utf-8")
-    rows = encode_labels(load_rows(str(digits), Columns(labels=("token",)), FillMask, split="test", cache=tmp_path), filler.task)
+    rows = encode_labels(
+        load_rows(str(digits), Columns(labels=("token",)), FillMaskTask, split="test", cache=tmp_path), filler.task
+    )
     made = prepare(rows, filler.task, filler.encoder, location="rows", training=False)
     assert made.labels == tuple(map(filler.encoder.tokenizer.token_to_id, "17")), "tokens of digits, not their numbers"
     for text, label, message in (
@@ -301,12 +308,12 @@ def test_labels_that_users_give(fillers: Callable[[str], Filler], tmp_path: Path
 
 def test_masks_are_drawn_as_bert_does(fillers: Callable[[str], Filler]) -> None:
     task = fillers("bert").task
-    text = next(token for token in range(task.vocabulary) if token not in task.special_ids)
+    text = next(token for token in range(task.served.vocabulary) if token not in task.special_ids)
     ids = np.full((400, 100), text)
     ids[:, 0] = task.special_ids[0]
     labels = np.full(ids.shape, IGNORED)
     labels[0, 5] = text  # a row that has its target already
-    batch = task.altered({"input_ids": ids, "labels": labels}, np.random.default_rng(0))
+    batch = task.augment_batch({"input_ids": ids, "labels": labels}, np.random.default_rng(0))
     chosen = batch["labels"] != IGNORED
     assert np.array_equal(batch["input_ids"][0], ids[0])
     assert np.array_equal(batch["labels"][0], labels[0])
@@ -315,10 +322,10 @@ def test_masks_are_drawn_as_bert_does(fillers: Callable[[str], Filler]) -> None:
     assert (batch["input_ids"][~chosen] == ids[~chosen]).all()
     assert chosen[1:, 1:].mean() == pytest.approx(0.15, abs=0.01)
     shown = batch["input_ids"][1:][chosen[1:]]
-    assert (shown == task.mask_token_id).mean() == pytest.approx(0.8, abs=0.02)
+    assert (shown == task.served.mask_token_id).mean() == pytest.approx(0.8, abs=0.02)
     assert (shown == text).mean() == pytest.approx(0.1, abs=0.02)
     assert len(set(shown.tolist())) > 50
-    short = task.altered({"input_ids": ids[:50, :2], "labels": np.full((50, 2), IGNORED)}, np.random.default_rng(1))
+    short = task.augment_batch({"input_ids": ids[:50, :2], "labels": np.full((50, 2), IGNORED)}, np.random.default_rng(1))
     assert ((short["labels"] != IGNORED).sum(axis=1) == 1).all()  # a batch without a target has no loss
 
 
@@ -327,7 +334,7 @@ def test_figures(fillers: Callable[[str], Filler]) -> None:
     logits = np.zeros((2, 1, 100), dtype=np.float32)
     logits[0, 0, 3] = 1e3
     other = np.tile(np.arange(100, dtype=np.float32), (2, 1))[:, None]
-    found = task.figures({"logits": logits}, {"logits": other}, None, [3, 99])  # type: ignore[arg-type]
+    found = task.extra_figures({"logits": logits}, {"logits": other}, None, [3, 99])  # type: ignore[arg-type]
     assert found["perplexity"] == pytest.approx(np.exp((0 + np.log(100)) / 2))
     assert found["accuracy_at_5"] == 0.5
     assert found["agreement_at_5"] == 0.0
@@ -350,10 +357,10 @@ def test_finetune_learns_and_export_keeps_its_rows(tmp_path: Path) -> None:
     assert original["perplexity"] == pytest.approx(figures["perplexity"], rel=1e-3)
     assert original["accuracy"] == figures["accuracy"]
     assert {"fp32", "fp16"} <= set(bundle.variants)
-    task = bundle.task
-    assert isinstance(task, FillMask)
+    task = bundle_task(bundle)
+    assert isinstance(task, FillMaskTask)
     for text, label in zip(*(part for part in _columns(read_evaluation(bundle.folder, task))), strict=True):
-        assert text.count(task.mask_token) == 1
+        assert text.count(task.served.mask_token) == 1
         assert task.is_reference(label)
 
 
@@ -368,9 +375,10 @@ def test_a_real_checkpoint_on_real_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     folder = exported(tmp_path, BERT_TINY, tmp_path / "rows.tsv", "--text-column", "sentence", "--precision", "fp32")
     bundle = load_bundle(folder)
-    assert isinstance(bundle.task, FillMask)
-    filler = Filler.of(bundle.variant("fp32").path, bundle.task, BERT_TINY, bundle.manifest.tail)
-    texts = list(read_evaluation(folder, bundle.task).texts[0])[:40]
+    task = bundle_task(bundle)
+    assert isinstance(task, FillMaskTask)
+    filler = Filler.of(bundle.variant("fp32").path, task, BERT_TINY, bundle.manifest.output_head)
+    texts = list(read_evaluation(folder, task).texts[0])[:40]
     assert_same(filler(texts), [filler.pipe(text) for text in texts])
 
 

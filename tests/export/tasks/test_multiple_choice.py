@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,14 @@ import transformers
 from export.cli import main
 from export.columns import Columns
 from export.data import checked_rows
+from export.tasks.multiple_choice import MultipleChoiceTask as Task
+from export.tasks.text_classification import TextClassificationTask
 from export.training.batches import IGNORED, Collator
 from export.training.losses import grouped_cross_entropy
 from export.training.trainer import outputs_by_name
 from serving.errors import DataError
-from serving.runtime.tasks.base import Origins
-from serving.runtime.tasks.multiple_choice import MultipleChoice as Task
-from serving.runtime.tasks.text_classification import TextClassification
+from serving.runtime.tasks.multiple_choice import MultipleChoice
+from serving.runtime.types import Features, Origins
 from tests.helpers.graphs import MAX_LENGTH, Exported, random_checkpoint
 from tests.helpers.reviews import BAD, FILLING, GOOD
 
@@ -53,8 +53,8 @@ def original(checkpoint: Path) -> list[list[float]]:
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta"])
 def test_answers_are_the_models(architecture: str, tmp_path: Path) -> None:
     checkpoint = random_checkpoint(tmp_path / "checkpoint", architecture, Task)
-    exported = Exported(checkpoint, Task(), tmp_path / "graph")
-    rows = exported.task.request_rows([{"text": text, "choices": choices} for text, choices in ROWS])
+    exported = Exported(checkpoint, Task(served=MultipleChoice()), tmp_path / "graph")
+    rows = exported.served.parse_inputs([{"text": text, "choices": choices} for text, choices in ROWS])
     for answer, wanted in zip(exported.answers(rows), original(checkpoint), strict=True):
         assert list(answer) == ["choice", "score", "scores"]
         assert answer["scores"] == pytest.approx(wanted, abs=1e-4)
@@ -123,14 +123,14 @@ def test_columns_that_are_not_there_or_not_the_tasks() -> None:
     with pytest.raises(DataError, match="no column 'sol3'"):
         rows_of([{"text": "a", "sol1": "b", "label": 0}], choices=("sol1", "sol3"))
     with pytest.raises(DataError, match="have no choices"):
-        rows_of([{"text": "a", "sol1": "b", "label": 0}], task=TextClassification, choices=("sol1",))
+        rows_of([{"text": "a", "sol1": "b", "label": 0}], task=TextClassificationTask, choices=("sol1",))
 
 
 def test_positions_that_the_data_set_names() -> None:
     task = Task.from_labels(["choice1", "choice2"], names=("choice1", "choice2"), pair=True)
     assert [task.reference("choice2"), task.reference(1)] == [1, 1]
-    assert Task().judged_by(["choice1"], names=("choice1", "choice2")) == task
-    assert Task.from_labels(["0", "1"], names=("0", "1"), pair=True) == Task()
+    assert Task(served=MultipleChoice()).with_evaluation_labels(["choice1"], names=("choice1", "choice2")) == task
+    assert Task.from_labels(["0", "1"], names=("0", "1"), pair=True) == Task(served=MultipleChoice())
     with pytest.raises(ValueError, match="in every row"):
         Task.from_labels([1, 1], names=(), pair=True)
     with pytest.raises(ValueError, match="no position"):
@@ -140,20 +140,20 @@ def test_positions_that_the_data_set_names() -> None:
 @pytest.mark.parametrize("row", ["a", {"text": "a"}, {"text": "a", "choices": "b"}, {"text": "a", "choices": [1]}, ("a", ["b"])])
 def test_rows_that_are_none(row: Any) -> None:
     with pytest.raises(TypeError):
-        Task().request_rows([row])
+        MultipleChoice().parse_inputs([row])
 
 
 def test_of_equal_scores_the_first_is_the_best() -> None:
-    task = Task()
-    features = SimpleNamespace(owners=np.array([0, 0, 1, 1, 1]), notes=())
-    answers = task.answers({"logits": np.array([[1.0], [1.0], [0.0], [2.0], [2.0]], np.float32)}, features, {})  # type: ignore[arg-type]
+    task = Task(served=MultipleChoice())
+    origins = Origins(np.array([0, 0, 1, 1, 1]))
+    answers = task.answers({"logits": np.array([[1.0], [1.0], [0.0], [2.0], [2.0]], np.float32)}, origins)
     assert task.predictions(answers) == [0, 1]
     assert task.ties(answers).all()
-    assert task.targets(SimpleNamespace(origins=features), [1, 0]) == {"labels": [0, 1, 1, 0, 0]}  # type: ignore[arg-type]
+    assert task.targets(Features([], origins), [1, 0]) == {"labels": [0, 1, 1, 0, 0]}
 
 
 def test_groups_of_unlike_sizes_are_trained_on_together(tiny_checkpoint: Path) -> None:
-    collate = Collator(transformers.AutoTokenizer.from_pretrained(tiny_checkpoint), Task())
+    collate = Collator(transformers.AutoTokenizer.from_pretrained(tiny_checkpoint), Task(served=MultipleChoice()))
     batch = collate(
         [
             {"input_ids": [[5, 6], [7]], "attention_mask": [[1, 1], [1]], "labels": [0, 1]},
@@ -170,7 +170,7 @@ def test_groups_of_unlike_sizes_are_trained_on_together(tiny_checkpoint: Path) -
     loss.backward()
     assert logits.grad is not None
     assert logits.grad[0, 2] == 0
-    outputs = outputs_by_name(logits.detach().numpy(), Task(), Origins(np.array([0, 0, 1, 1, 1])))
+    outputs = outputs_by_name(logits.detach().numpy(), Task(served=MultipleChoice()), Origins(np.array([0, 0, 1, 1, 1])))
     assert outputs["logits"].tolist() == [[0.5], [1.5], [1.0], [2.0], [3.0]]
 
 

@@ -15,16 +15,17 @@ import pytest
 from export.data import LabelledRows, Rows, encode_labels, hold_out, model_rows, read_evaluation, write_evaluation
 from export.metric import compute
 from export.sources import Columns, load_rows
+from export.tasks import load_task, task_names
+from export.tasks.question_answering import MARGIN, TASK
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import DataError
 from serving.manifests import CheckpointManifest
-from serving.runtime.notes import pack, unpack
-from serving.runtime.tasks import load_task, names
+from serving.runtime.metadata import pack, unpack
 from serving.runtime.tasks._spans import best_spans
-from serving.runtime.tasks.base import Arrays, Features
-from serving.runtime.tasks.question_answering import MARGIN, TASK
+from serving.runtime.tasks.question_answering import QuestionAnswering
 from serving.runtime.tokenization import FIELDS, TextEncoder
+from serving.runtime.types import Arrays, Features
 from tests.helpers import answering
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize
 from tests.helpers.parity import assert_same
@@ -49,19 +50,22 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+def task() -> TASK:
+    return TASK(served=QuestionAnswering())
+
+
 def asker(encoder: TextEncoder, run: Run) -> Asked:
     """What the served steps do with rows, without the server; windows run in batches, so that they are padded."""
 
     def ask(rows: list[dict[str, str]], **given: Any) -> list[Any]:
-        task = TASK()
-        options = task.request_options(given)
+        task = QuestionAnswering().with_options(given)
         columns = [[row["question"] for row in rows], [row["context"] for row in rows]]
-        features = task.features(columns, encoder, options)
-        origins, counts = unpack([pack(features.origins.owners, features.origins.notes)])
+        features = task.preprocess(columns, encoder)
+        origins, counts = unpack([pack(features.origins.sample_mapping, features.origins.metadata)])
         assert counts == [len(rows)]
-        answers = task.answers(outputs(features, encoder, run), origins, options)
+        answers = task.postprocess(outputs(features, encoder, run), origins)
         assert answers["ANSWER"].shape == answers["START"].shape == (len(rows), 1)
-        return task.pipeline_answers(answers)
+        return task.format_answers(answers)
 
     return ask
 
@@ -160,7 +164,9 @@ def ask() -> Asked:
 
     bundle = load_bundle(answering.bundle())
     path = bundle.variant("fp32").path
-    return asker(bundle.encoder(graph.input_names(path)), graph.runner(graph.session(path, threads=1), TASK.outputs_read))
+    return asker(
+        bundle.encoder(graph.input_names(path)), graph.runner(graph.session(path, threads=1), QuestionAnswering.model_outputs)
+    )
 
 
 @pytest.mark.parametrize("given", OPTIONS, ids=str)
@@ -226,14 +232,14 @@ def encoder() -> Iterator[TextEncoder]:
 
 def features(encoder: TextEncoder, rows: list[dict[str, Any]], **given: Any) -> Features:
     columns = [[row["question"] for row in rows], [row["context"] for row in rows]]
-    return TASK().features(columns, encoder, TASK().request_options(given))
+    return QuestionAnswering().with_options(given).preprocess(columns, encoder)
 
 
 def test_notes_are_small_and_hold_the_text_once(encoder: TextEncoder) -> None:
     context = "the film was superb " * 40
     found = features(encoder, [{"question": "is it", "context": context}] * 2)
-    assert len(found.origins.notes) > 4
-    first, *others = found.origins.notes[: len(found.origins.notes) // 2]
+    assert len(found.origins.metadata) > 4
+    first, *others = found.origins.metadata[: len(found.origins.metadata) // 2]
     assert first.endswith(context.encode())
     assert max(map(len, others)) < 10 * 64
 
@@ -273,10 +279,10 @@ def test_targets_are_the_answers_tokens(encoder: TextEncoder) -> None:
     rows = answering.rows(60, seed=5)
     made = features(encoder, rows, max_seq_len=32)
     references = [TASK.read_row((row["question"], row["context"]), row["answers"])[1] for row in rows]
-    targets = TASK().targets(made, [*references[:-1], []])
+    targets = task().targets(made, [*references[:-1], []])
     held = [False] * len(rows)
     for window, owner, start, end in zip(
-        made.encodings, made.origins.owners.tolist(), targets["start_positions"], targets["end_positions"], strict=True
+        made.encodings, made.origins.sample_mapping.tolist(), targets["start_positions"], targets["end_positions"], strict=True
     ):
         if (start, end) != (0, 0):
             text = rows[owner]["context"][window.offsets[start][0] : window.offsets[end][1]]
@@ -305,7 +311,7 @@ ANSWERS = [{"text": "Berlin", "answer_start": 10}, {"text": "in Berlin", "answer
 def test_forms_of_answers(label: Any, answers: Any) -> None:
     texts = ("Where?", "I live in Berlin.")
     assert TASK.read_row(texts, label) == (texts, answers)
-    assert TASK().is_reference(TASK().reference(answers))
+    assert task().is_reference(task().reference(answers))
 
 
 @pytest.mark.parametrize(
@@ -334,8 +340,8 @@ def test_files_and_what_travels_with_a_bundle(tmp_path: Path) -> None:
     found = load_rows(str(tmp_path / "rows.jsonl"), Columns(), TASK, split="train", cache=tmp_path)
     assert found.labels == (ANSWERS, [])
     task = TASK.from_labels(found.labels, names=(), pair=True)
-    assert task.handle_impossible_answer, "one row has no answer"
-    assert TASK.from_config(task.head(), pair=True) == task == load_task(task.name, task.settings())
+    assert task.served.handle_impossible_answer, "one row has no answer"
+    assert TASK.from_config(task.head(), pair=True) == task == load_task(task.name, task.to_settings())
     labelled = encode_labels(found, task)
     write_evaluation(labelled, tmp_path)
     assert read_evaluation(tmp_path, task) == labelled
@@ -347,7 +353,7 @@ def test_questions_about_one_text_are_held_out_together() -> None:
     contexts = tuple(str(number // 5) for number in range(50))
     questions = tuple(map(str, range(50)))
     rows = Rows(location="rows", texts=(questions, contexts), labels=([],) * 50)
-    kept, held = hold_out(rows, 0.2, 0, key=TASK.kept_together)
+    kept, held = hold_out(rows, 0.2, 0, key=TASK.group_key)
     assert len(held) == 10 and not set(held.texts[1]) & set(kept.texts[1])
 
 
@@ -364,7 +370,7 @@ def test_windows_too_small_are_refused_or_serve(encoder: TextEncoder, length: in
 
 def test_a_row_that_cannot_be_trained_on_is_said(encoder: TextEncoder) -> None:
     with pytest.raises(DataError, match="the model cannot take the rows: row 0: a window of 64 tokens"):
-        model_rows(LabelledRows(texts=(("the film " * 100,), ("superb",)), labels=([],)), TASK(), encoder)
+        model_rows(LabelledRows(texts=(("the film " * 100,), ("superb",)), labels=([],)), task(), encoder)
 
 
 # -- judging -------------------------------------------------------------------------------------------------------------------
@@ -383,19 +389,18 @@ def test_the_metric_is_squads() -> None:
 
 
 def test_agreement_is_of_places_and_ties_of_scores(encoder: TextEncoder) -> None:
-    task = TASK()
-    options = task.request_options({})
+    judge = task()
     made = features(encoder, [{"question": "is it", "context": "the film was superb"}] * 3)
     logits = np.zeros((2, 3, len(made.encodings[0])), dtype=np.float32)
     logits[:, :, -2] = 9  # superb
     other = logits.copy()
     other[:, 1, -3] = 9.00001  # was, hardly better
     other[:, 2, -3] = 20
-    answered = [task.answers(dict(zip(task.heads, each, strict=True)), made.origins, options) for each in (logits, other)]
-    assert task.agreement(answered[1], answered[0]).tolist() == [1, 0, 0]
-    assert task.ties(answered[1]).tolist() == [False, True, False]
-    assert task.predictions(answered[0]) == ["superb"] * 3
-    assert set(answered[0]) == {tensor.name for tensor in task.outputs()} | {MARGIN}
+    answered = [judge.answers(dict(zip(judge.heads, each, strict=True)), made.origins) for each in (logits, other)]
+    assert judge.agreement(answered[1], answered[0]).tolist() == [1, 0, 0]
+    assert judge.ties(answered[1]).tolist() == [False, True, False]
+    assert judge.predictions(answered[0]) == ["superb"] * 3
+    assert set(answered[0]) == {tensor.name for tensor in judge.served.outputs()} | {MARGIN}
 
 
 def test_it_is_learnt(trained: Path) -> None:
@@ -405,8 +410,8 @@ def test_it_is_learnt(trained: Path) -> None:
 
 
 def test_its_name_and_no_other_of_its_modules() -> None:
-    assert "question-answering" in names()
-    assert not any("spans" in name for name in names())
+    assert "question-answering" in task_names()
+    assert not any("spans" in name for name in task_names())
 
 
 # -- calls ---------------------------------------------------------------------------------------------------------------------
@@ -427,8 +432,8 @@ def test_its_name_and_no_other_of_its_modules() -> None:
     ],
 )
 def test_forms_of_calls(arguments: Any, given: Any, rows: Any) -> None:
-    inputs, options = TASK().call(arguments, {**given, "top_k": 2})
-    assert (TASK().request_rows(inputs), options) == (rows, {"top_k": 2})
+    inputs, options = QuestionAnswering().parse_call(arguments, {**given, "top_k": 2})
+    assert (QuestionAnswering().parse_inputs(inputs), options) == (rows, {"top_k": 2})
 
 
 @pytest.mark.parametrize(
@@ -448,4 +453,4 @@ def test_forms_of_calls(arguments: Any, given: Any, rows: Any) -> None:
 )
 def test_calls_that_are_refused(arguments: Any, given: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
-        TASK().check_rows(TASK().request_rows(TASK().call(arguments, given)[0]))
+        QuestionAnswering().check_rows(QuestionAnswering().parse_inputs(QuestionAnswering().parse_call(arguments, given)[0]))

@@ -8,7 +8,6 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,31 @@ import pytest
 
 from export import cli, graph
 from export.data import read_evaluation
+from export.tasks import bundle_task, load_task
+from export.tasks.text_classification import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TextClassificationTask
 from serving.artifact import read_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.manifests import BundleManifest, CheckpointManifest
-from serving.runtime.tasks import load_task
-from serving.runtime.tasks.base import Arrays, Features, Origins
-from serving.runtime.tasks.text_classification import ANY, NUMBER, ONE, TextClassification
+from serving.runtime.types import Arrays, Features, Origins
 from tests.helpers.parity import assert_same
 from tests.helpers.reviews import BAD, FILLING, GOOD
 
 # said by transformers' own modules when they are imported
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
-MANY = TextClassification(labels=("a", "b", "c"), function_to_apply="sigmoid", problem_type=ANY)
-NUMBERS = TextClassification(labels=("score",), function_to_apply="none", problem_type=NUMBER)
+MULTI = {"labels": ["a", "b", "c"], "function_to_apply": "sigmoid", "problem_type": MULTI_LABEL}
+MANY = TextClassificationTask.from_settings(MULTI)
+NUMBERS = TextClassificationTask.from_settings({"labels": ["score"], "function_to_apply": "none", "problem_type": REGRESSION})
 TOLERANCE = 1e-3
 
 
-def answers(task: TextClassification, logits: list[list[float]], **options: Any) -> Arrays:
+def answers(task: TextClassificationTask, logits: list[list[float]], **options: Any) -> Arrays:
     outputs = {"logits": np.array(logits, dtype=np.float32)}
-    return task.answers(outputs, Origins(np.arange(len(logits))), task.request_options(options))
+    return task.served.with_options(options).postprocess(outputs, Origins(np.arange(len(logits))))
+
+
+def single(*labels: str) -> TextClassificationTask:
+    return TextClassificationTask.from_settings({"labels": [*labels], "function_to_apply": "softmax"})
 
 
 def scores(*rows: list[float]) -> Arrays:
@@ -49,44 +53,47 @@ def scores(*rows: list[float]) -> Arrays:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({}, (ONE, "softmax", ("LABEL_0", "LABEL_1"))),
-        ({"id2label": {"1": "b", "0": "a", "10": "z", "2": "c"}}, (ONE, "softmax", ("a", "b", "c", "z"))),
-        ({"id2label": {"0": "a", "1": "b"}, "problem_type": ONE}, (ONE, "softmax", ("a", "b"))),
-        ({"id2label": {"0": "a", "1": "b"}, "problem_type": ANY}, (ANY, "sigmoid", ("a", "b"))),
-        ({"id2label": {"0": "a"}, "problem_type": ANY}, (ANY, "sigmoid", ("a",))),
-        ({"id2label": {"0": "score"}, "problem_type": NUMBER}, (NUMBER, "none", ("score",))),
-        ({"id2label": {"0": "LABEL_0"}}, (NUMBER, "sigmoid", ("LABEL_0",))),
-        ({"id2label": {"0": "LABEL_0"}, "problem_type": ONE}, (NUMBER, "sigmoid", ("LABEL_0",))),
+        ({}, (SINGLE_LABEL, "softmax", ("LABEL_0", "LABEL_1"))),
+        ({"id2label": {"1": "b", "0": "a", "10": "z", "2": "c"}}, (SINGLE_LABEL, "softmax", ("a", "b", "c", "z"))),
+        ({"id2label": {"0": "a", "1": "b"}, "problem_type": SINGLE_LABEL}, (SINGLE_LABEL, "softmax", ("a", "b"))),
+        ({"id2label": {"0": "a", "1": "b"}, "problem_type": MULTI_LABEL}, (MULTI_LABEL, "sigmoid", ("a", "b"))),
+        ({"id2label": {"0": "a"}, "problem_type": MULTI_LABEL}, (MULTI_LABEL, "sigmoid", ("a",))),
+        ({"id2label": {"0": "score"}, "problem_type": REGRESSION}, (REGRESSION, "none", ("score",))),
+        ({"id2label": {"0": "LABEL_0"}}, (REGRESSION, "sigmoid", ("LABEL_0",))),
+        ({"id2label": {"0": "LABEL_0"}, "problem_type": SINGLE_LABEL}, (REGRESSION, "sigmoid", ("LABEL_0",))),
     ],
 )
 def test_the_config_says_which_kind_it_is(config: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    task = TextClassification.from_config(config)
-    assert (task.problem_type, task.function_to_apply, task.labels) == expected
+    task = TextClassificationTask.from_config(config)
+    assert (task.problem_type, task.served.function_to_apply, task.labels) == expected
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"id2label": {"0": "same", "1": "same"}}, "its labels are not all different: same, same"),
-        ({"id2label": {"0": "same", "1": "same"}, "problem_type": ANY}, "its labels are not all different: same, same"),
-        ({"id2label": {"0": "x", "1": "y"}, "problem_type": NUMBER}, "it predicts 2 numbers a row, x, y: rows can be held against"),
+        ({"id2label": {"0": "same", "1": "same"}, "problem_type": MULTI_LABEL}, "its labels are not all different: same, same"),
+        (
+            {"id2label": {"0": "x", "1": "y"}, "problem_type": REGRESSION},
+            "it predicts 2 numbers a row, x, y: rows can be held against",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_served_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TextClassification.from_config(config)
+        TextClassificationTask.from_config(config)
 
 
 @pytest.mark.parametrize(
     ("task", "figures"),
     [
-        (TextClassification(labels=("a", "b"), function_to_apply="softmax"), ("classification", "accuracy", ONE)),
-        (MANY, ("multi_label", "f1", ANY)),
-        (NUMBERS, ("correlation", "spearman", NUMBER)),
+        (single("a", "b"), ("classification", "accuracy", SINGLE_LABEL)),
+        (MANY, ("multi_label", "f1", MULTI_LABEL)),
+        (NUMBERS, ("correlation", "spearman", REGRESSION)),
     ],
 )
-def test_the_kind_survives_settings_and_training(task: TextClassification, figures: tuple[str, str, str]) -> None:
-    assert load_task(task.name, json.loads(json.dumps(task.settings()))) == task
+def test_the_kind_survives_settings_and_training(task: TextClassificationTask, figures: tuple[str, str, str]) -> None:
+    assert load_task(task.name, json.loads(json.dumps(task.to_settings()))) == task
     assert (task.metric, task.main_metric, task.head()["problem_type"]) == figures
     head = task.head()
     assert (head["num_labels"], head["id2label"][0], head["label2id"]) == (
@@ -95,7 +102,7 @@ def test_the_kind_survives_settings_and_training(task: TextClassification, figur
         {label: index for index, label in enumerate(task.labels)},
     )
     config = {"id2label": {str(index): label for index, label in head["id2label"].items()}, "problem_type": head["problem_type"]}
-    assert TextClassification.from_config(config) == task
+    assert TextClassificationTask.from_config(config) == task
 
 
 # Answers, and what is made of them
@@ -125,7 +132,7 @@ def test_a_number_is_given_as_it_is() -> None:
     np.testing.assert_array_equal(found["SCORES"], np.array([[3.7], [-12.5]], dtype=np.float32))
     np.testing.assert_array_equal(found["SCORE"], found["SCORES"])
     assert found["LABEL"].tolist() == [[b"score"], [b"score"]]
-    assert NUMBERS.pipeline_answers(found) == [
+    assert NUMBERS.served.format_answers(found) == [
         {"label": "score", "score": pytest.approx(3.7)},
         {"label": "score", "score": pytest.approx(-12.5)},
     ]
@@ -134,10 +141,10 @@ def test_a_number_is_given_as_it_is() -> None:
 def test_predictions_are_labels_above_the_threshold() -> None:
     rows = scores([0.9, 0.1, 0.6], [0.5, 0.49, 0.2], [0.1, 0.7, 0.2])
     assert MANY.predictions(rows) == [[0, 2], [], [1]], "at the threshold is not above it"
-    careful = TextClassification(labels=MANY.labels, function_to_apply="sigmoid", problem_type=ANY, threshold=0.8)
+    careful = MANY.with_settings({"threshold": 0.8})
     assert careful.predictions(rows) == [[0], [], []]
     assert NUMBERS.predictions(scores([0.5], [-2.0])) == [0.5, -2.0]
-    assert TextClassification(labels=("a", "b"), function_to_apply="softmax").predictions(scores([0.5, 0.5], [0.1, 0.9])) == [0, 1]
+    assert single("a", "b").predictions(scores([0.5, 0.5], [0.1, 0.9])) == [0, 1]
 
 
 def test_agreement_of_several_labels_is_of_all_of_them() -> None:
@@ -159,7 +166,7 @@ def test_ties_are_scores_on_the_edge() -> None:
         0,
         0,
     ]
-    one = TextClassification(labels=("a", "b", "c"), function_to_apply="softmax")
+    one = single("a", "b", "c")
     assert one.ties(scores([0.4, 0.39995, 0.2], [0.4, 0.2, 0.39995], [0.4, 0.3, 0.3], [0.2, 0.2, 0.6])).tolist() == [1, 1, 0, 0]
     assert not NUMBERS.ties(scores([0.5], [0.5])).any(), "numbers are near or not"
 
@@ -168,22 +175,22 @@ def test_targets_are_what_the_losses_take() -> None:
     nothing = Features([], Origins(np.arange(0)))
     assert MANY.targets(nothing, [[0, 2], [], [1]]) == {"labels": [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]}
     assert NUMBERS.targets(nothing, [0.5, 4.0]) == {"labels": [0.5, 4.0]}
-    one = TextClassification(labels=("a", "b"), function_to_apply="softmax")
+    one = single("a", "b")
     assert one.targets(nothing, [1, 0]) == {"labels": [1, 0]}
 
 
 def test_all_labels_are_ranked_and_the_order_of_equal_ones_is_the_checkpoints() -> None:
-    found = MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=None)
+    found = MANY.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=None)
     assert [item["label"] for item in found[0]] == ["b", "a", "c"]
-    assert [item["label"] for item in MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=2)[0]] == ["b", "a"]
-    default = replace(MANY, top_k=2)
-    assert [item["label"] for item in default.pipeline_answers(scores([0.3, 0.9, 0.3]))[0]] == ["b", "a"]
-    assert len(default.pipeline_answers(scores([0.3, 0.9, 0.3]), top_k=None)[0]) == 3
+    assert [item["label"] for item in MANY.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=2)[0]] == ["b", "a"]
+    default = MANY.with_settings({"top_k": 2})
+    assert [item["label"] for item in default.served.format_answers(scores([0.3, 0.9, 0.3]))[0]] == ["b", "a"]
+    assert len(default.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=None)[0]) == 3
     for wrong in (0, "2", True, 1.5):
         with pytest.raises(ValueError, match="option top_k must be"):
-            MANY.request_options({"top_k": wrong})
+            MANY.served.with_options({"top_k": wrong})
     with pytest.raises(TypeError, match="no option topk; it has truncation, function_to_apply, top_k"):
-        MANY.pipeline_answers(scores([0.3, 0.9, 0.3]), topk=1)
+        MANY.served.format_answers(scores([0.3, 0.9, 0.3]), topk=1)
 
 
 # Against the pipeline
@@ -192,7 +199,10 @@ def test_all_labels_are_ranked_and_the_order_of_equal_ones_is_the_checkpoints() 
 TEXTS = ["good", "", "the film is a mess but every scene is beautiful", "bad and dull again", "café 👩‍👩‍👧 film " * 30]
 
 
-@pytest.mark.parametrize(("problem", "count"), [(None, 3), (ONE, 3), (ANY, 3), (ANY, 1), (NUMBER, 1), (None, 1), (ONE, 1)])
+@pytest.mark.parametrize(
+    ("problem", "count"),
+    [(None, 3), (SINGLE_LABEL, 3), (MULTI_LABEL, 3), (MULTI_LABEL, 1), (REGRESSION, 1), (None, 1), (SINGLE_LABEL, 1)],
+)
 def test_scores_are_those_of_the_pipeline(problem: str | None, count: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Whatever a config may say of the kind of problem, and whatever function is asked for."""
     import torch
@@ -210,13 +220,13 @@ def test_scores_are_those_of_the_pipeline(problem: str | None, count: int, tiny_
     model.save_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_checkpoint)
     pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
-    task = TextClassification.from_config(json.loads((tmp_path / "config.json").read_text()))
+    task = TextClassificationTask.from_config(json.loads((tmp_path / "config.json").read_text()))
     batch = tokenizer(TEXTS, padding=True, truncation=True, max_length=64, return_tensors="pt")
     with torch.inference_mode():
         logits = model(**batch).logits.tolist()
     for asked in ({}, {"function_to_apply": "softmax"}, {"function_to_apply": "sigmoid"}, {"function_to_apply": "none"}):
         for shown in ({}, {"top_k": None}, {"top_k": 2}):
-            ours = task.pipeline_answers(answers(task, logits, **asked), **shown)
+            ours = task.served.format_answers(answers(task, logits, **asked), **shown)
             assert_same(ours, pipe(TEXTS, truncation=True, max_length=64, **asked, **shown))
 
 
@@ -234,7 +244,7 @@ def labelled(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
     for _ in range(count):
         good, bad = choose.choice((0, 0, 1, 2)), choose.choice((0, 0, 1, 2))
         held = [label for label, number in (("praise", good), ("blame", bad)) if number]
-        rows.append({"text": words(choose, good, bad), "label": held if kind == ANY else good - bad + 0.5})
+        rows.append({"text": words(choose, good, bad), "label": held if kind == MULTI_LABEL else good - bad + 0.5})
     return rows
 
 
@@ -278,13 +288,15 @@ def exported_answers(bundle: Bundle, texts: list[str], **options: Any) -> Arrays
     """What the exported graph and the task make of texts, each alone."""
     path = bundle.variant("fp32").path
     session, encoder = graph.session(path), bundle.encoder(graph.input_names(path))
-    features = bundle.task.features([texts], encoder, bundle.task.request_options({}))
+    features = bundle.task.preprocess([texts], encoder)
     logits = [session.run(["logits"], encoder.arrays([encoding]))[0] for encoding in features.encodings]
-    return bundle.task.answers({"logits": np.concatenate(logits)}, features.origins, bundle.task.request_options(options))
+    return bundle.task.with_options(options).postprocess({"logits": np.concatenate(logits)}, features.origins)
 
 
 @pytest.mark.parametrize(
-    ("kind", "labels", "figure"), [(ANY, ["blame", "praise"], "f1"), (NUMBER, ["score"], "spearman")], ids=["labels", "number"]
+    ("kind", "labels", "figure"),
+    [(MULTI_LABEL, ["blame", "praise"], "f1"), (REGRESSION, ["score"], "spearman")],
+    ids=["labels", "number"],
 )
 def test_from_rows_to_answers(kind: str, labels: list[str], figure: str, trained: Callable[[str], Path]) -> None:
     """Fine-tuned, exported, and asked: the same as the pipeline says of the checkpoint that was written."""
@@ -304,21 +316,21 @@ def test_from_rows_to_answers(kind: str, labels: list[str], figure: str, trained
     assert record.figures.metrics[figure] == pytest.approx(manifest.original.metrics[figure], abs=5e-3)
 
     bundle = load_bundle(folder / "bundle")
-    rows = read_evaluation(folder / "bundle", bundle.task)
+    rows = read_evaluation(folder / "bundle", bundle_task(bundle))
     assert len(rows) == 80
     texts = [*rows.texts[0], *TEXTS]
     pipe = transformers.pipeline("text-classification", str(folder / "checkpoint"), device="cpu", truncation=True, max_length=32)
     found = exported_answers(bundle, texts)
-    assert_same(bundle.task.pipeline_answers(found, top_k=None), pipe(texts, top_k=None))
-    assert_same(bundle.task.pipeline_answers(found), pipe(texts))
+    assert_same(bundle.task.format_answers(found, top_k=None), pipe(texts, top_k=None))
+    assert_same(bundle.task.format_answers(found), pipe(texts))
     assert_same(
-        bundle.task.pipeline_answers(exported_answers(bundle, texts, function_to_apply="sigmoid"), top_k=None),
+        bundle.task.format_answers(exported_answers(bundle, texts, function_to_apply="sigmoid"), top_k=None),
         pipe(texts, top_k=None, function_to_apply="sigmoid"),
     )
 
 
 def test_the_model_card_says_what_was_measured(trained: Callable[[str], Path]) -> None:
-    for kind, figure in ((ANY, "f1"), (NUMBER, "spearman")):
+    for kind, figure in ((MULTI_LABEL, "f1"), (REGRESSION, "spearman")):
         folder = trained(kind) / "checkpoint"
         measured = read_manifest(folder, CheckpointManifest).figures.splits["test"]
         card = (folder / "README.md").read_text()
@@ -337,7 +349,7 @@ def test_rows_of_another_kind_than_the_checkpoints_are_refused(
         assert cli.main([*asked, "--precision", "fp32"]) == 1
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "row 1: unknown label 'joy', known are blame, praise: ('good 0',)" in said(ANY, ["joy"])
-    assert "row 1: unknown label 0.5, known are blame, praise: ('good 0',)" in said(ANY, 0.5)
-    assert "row 1: label 'praise' is no number: ('good 0',)" in said(NUMBER, "praise")
-    assert "row 1: label ['praise'] is no number: ('good 0',)" in said(NUMBER, ["praise"])
+    assert "row 1: unknown label 'joy', known are blame, praise: ('good 0',)" in said(MULTI_LABEL, ["joy"])
+    assert "row 1: unknown label 0.5, known are blame, praise: ('good 0',)" in said(MULTI_LABEL, 0.5)
+    assert "row 1: label 'praise' is no number: ('good 0',)" in said(REGRESSION, "praise")
+    assert "row 1: label ['praise'] is no number: ('good 0',)" in said(REGRESSION, ["praise"])

@@ -17,14 +17,18 @@ from export.columns import Columns
 from export.data import LabelledRows, bind, encode_labels, read_evaluation, write_evaluation
 from export.metric import bootstrapped_drop, compute
 from export.sources import load_rows
+from export.tasks.token_classification import TASK, TokenClassificationTask
 from serving.errors import DataError
-from serving.runtime.tasks.base import Arrays
-from serving.runtime.tasks.token_classification import TASK, TokenClassification
 from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Arrays
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.parity import assert_same
 from tests.helpers.shared import WNUT, needs_shared
 from tests.helpers.tagging import LABELS, STRATEGIES, TEXTS, tiny_tagger
+
+
+def labelled_by(*labels: str) -> TokenClassificationTask:
+    return TASK.from_settings({"labels": [*labels]})
 
 
 class Reader:
@@ -38,7 +42,8 @@ class Reader:
         model = AutoModelForTokenClassification.from_pretrained(folder).eval()
         self.pipeline = pipeline("token-classification", model=model, tokenizer=tokenizer, device="cpu")
         bound = TASK.from_config(json.loads((folder / "config.json").read_text())).with_tokenizer(tokenizer)
-        self.task = TASK.from_settings(json.loads(json.dumps(bound.settings())))  # as the server has it
+        self.task = TASK.from_settings(json.loads(json.dumps(bound.to_settings())))  # as the bundle has it
+        self.served = self.task.served
         names = graph.input_names(onnx) if onnx else tokenizer.model_input_names
         length = tokenizer.model_max_length
         self.encoder = TextEncoder(str(folder / "tokenizer.json"), max_length=length, names=names, padding={"input_ids": 0})
@@ -47,8 +52,8 @@ class Reader:
 
     def entities(self, texts: list[str], **asked: Any) -> Arrays:
         """The tensors of the answer to request options."""
-        options = self.task.request_options(asked)
-        features = self.task.features([texts], self.encoder, options)
+        task = self.served.with_options(asked)
+        features = task.preprocess([texts], self.encoder)
         feed = self.encoder.arrays(features.encodings)
         if self._run:
             outputs = self._run(feed)
@@ -56,11 +61,11 @@ class Reader:
             with self._torch.inference_mode():
                 tensors = {name: self._torch.from_numpy(array) for name, array in feed.items()}
                 outputs = {"logits": self._model(**tensors).logits.numpy()}
-        return self.task.answers(outputs, features.origins, options)
+        return task.postprocess(outputs, features.origins)
 
     def __call__(self, texts: list[str], **options: Any) -> list[Any]:
         """As the client gives it."""
-        return self.task.pipeline_answers(self.entities(texts, **self.task.asked(options)))
+        return list(self.served.format_answers(self.entities(texts, **self.served.sanitize_parameters(options))))
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +158,7 @@ def test_ignored_labels_are_a_list_or_names_with_commas(reader: Callable[[str], 
 )
 def test_bad_options_are_refused(reader: Callable[[str], Reader], asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        reader("bert").task.request_options(asked)
+        reader("bert").served.with_options(asked)
 
 
 def test_a_stride_that_leaves_no_room_is_refused(reader: Callable[[str], Reader]) -> None:
@@ -171,23 +176,24 @@ def test_text_that_is_too_long_is_refused_where_it_must_not_be_cut(reader: Calla
 
 
 def test_the_client_refuses_what_the_pipeline_refuses(reader: Callable[[str], Reader]) -> None:
-    task = reader("bert").task
+    task = reader("bert").served
     with pytest.raises(ValueError, match="stride needs an aggregation_strategy"):
-        task.asked({"stride": 4, "aggregation_strategy": "none"})
+        task.sanitize_parameters({"stride": 4, "aggregation_strategy": "none"})
     with pytest.raises(ValueError, match="at least one input"):
-        task.request_rows([])
+        task.parse_inputs([])
     with pytest.raises(TypeError, match="each row must be a string, not 1"):
-        task.request_rows(["text", 1])
+        task.parse_inputs(["text", 1])
     with pytest.raises(TypeError, match="no option top_k"):
-        task.pipeline_answers({"ENTITIES": np.array([[b"[]"]], dtype=object)}, top_k=1)
+        task.format_answers({"ENTITIES": np.array([[b"[]"]], dtype=object)}, top_k=1)
     with pytest.raises(TypeError, match="split into words by the server"):
-        task.pipeline_answers({"ENTITIES": np.array([[b"[]"]], dtype=object)}, is_split_into_words=True)
+        task.format_answers({"ENTITIES": np.array([[b"[]"]], dtype=object)}, is_split_into_words=True)
 
 
 def test_strategies_are_taken_as_the_pipelines_own_names(reader: Callable[[str], Reader]) -> None:
     from transformers.pipelines.token_classification import AggregationStrategy
 
-    assert reader("bert").task.asked({"aggregation_strategy": AggregationStrategy.MAX}) == {"aggregation_strategy": "max"}
+    found = reader("bert").served.sanitize_parameters({"aggregation_strategy": AggregationStrategy.MAX})
+    assert found == {"aggregation_strategy": "max"}
 
 
 # -- rows ----------------------------------------------------------------------------------------------------------------------
@@ -240,14 +246,14 @@ def test_labels_are_named_outside_first_and_every_kind_has_both_marks(tmp_path: 
     rows = [{"tokens": ["x", "y"], "ner": ["B-b", "O"]}, {"tokens": ["x"], "ner": ["I-a"]}]
     read = load_rows(str(_rows(tmp_path / "rows.jsonl", rows)), Columns(), TASK, split="train", cache=tmp_path)
     task = bind(TASK, read, pair=False)
-    assert task.settings()["labels"] == ("O", "I-a", "B-b", "I-b")
+    assert task.to_settings()["labels"] == ("O", "I-a", "B-b", "I-b")
     assert encode_labels(read, task).labels[0] == {"start": [0, 2], "end": [1, 3], "label": ["B-b", "O"]}
     with pytest.raises(DataError, match=r"rows.jsonl, row 1: unknown label 'B-b', known are O, B-c"):
-        encode_labels(read, TokenClassification(labels=("O", "B-c")))
+        encode_labels(read, labelled_by("O", "B-c"))
 
 
 def test_labels_that_are_numbers_are_positions() -> None:
-    task = TokenClassification(labels=("O", "B-x", "I-x"))
+    task = labelled_by("O", "B-x", "I-x")
     assert task.reference({"start": [0], "end": [1], "label": [2]})["label"] == ["I-x"]
     with pytest.raises(ValueError, match="unknown label 3"):
         task.reference({"start": [0], "end": [1], "label": [3]})
@@ -262,7 +268,7 @@ def test_names_of_the_hub_are_taken(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     read = load_rows(f"hub:{tmp_path}", Columns(labels=("ner_tags",)), TASK, split="train", cache=tmp_path)
     task = bind(TASK, read, pair=False)
-    assert task.settings()["labels"] == ("B-x", "I-x", "O")
+    assert task.to_settings()["labels"] == ("B-x", "I-x", "O")
     assert encode_labels(read, task).labels[0]["label"] == ["O", "B-x"]
 
 
@@ -280,7 +286,7 @@ def test_pairs_are_refused() -> None:
 
 
 def test_evaluation_rows_travel(tmp_path: Path) -> None:
-    task = TokenClassification(labels=LABELS)
+    task = labelled_by(*LABELS)
     references: tuple[Any, ...] = (
         {"start": [0, 4], "end": [3, 8], "label": ["O", "B-film"]},
         {"start": [], "end": [], "label": []},
@@ -289,7 +295,7 @@ def test_evaluation_rows_travel(tmp_path: Path) -> None:
     write_evaluation(rows, tmp_path)
     assert read_evaluation(tmp_path, task) == rows
     with pytest.raises(DataError, match=r"row 1: label .* is none of this checkpoint's"):
-        read_evaluation(tmp_path, TokenClassification(labels=("O", "B-other")))
+        read_evaluation(tmp_path, labelled_by("O", "B-other"))
 
 
 # -- training and judging ------------------------------------------------------------------------------------------------------
@@ -301,7 +307,7 @@ def test_a_words_label_stands_at_its_first_token(reader: Callable[[str], Reader]
     words = ["the", "xylophone", "\u200b" if architecture == "bert" else "and", "film"]
     labels = ["O", "B-film", "I-film", "plain"]
     (text,), label = TASK.read_row((words,), labels)
-    features = read.task.features([[text, ""]], read.encoder, read.task.request_options({}))
+    features = read.task.features([[text, ""]], read.encoder)
     (targets, nothing) = read.task.targets(features, [read.task.reference(label), {"start": [], "end": [], "label": []}])["labels"]
     encoding = features.encodings[0]
     found = [
@@ -375,7 +381,7 @@ def test_agreement_is_of_entities_and_forgives_close_calls() -> None:
         ]
         return {"ENTITIES": np.array([[json.dumps(row).encode()] for row in items], dtype=object)}
 
-    task = TokenClassification(labels=LABELS)
+    task = labelled_by(*LABELS)
     original = answers([("O", 0.9), ("O", 0.9)], [("B-film", 0.9), ("I-film", 0.8), ("O", 0.9)], [("B-film", 0.50001)], [])
     variant = answers([("O", 0.7), ("O", 0.9)], [("B-film", 0.7), ("O", 0.5), ("plain", 0.6)], [("O", 0.50002)], [])
     assert task.agreement(original, original).tolist() == [1, 1, 1, 1]
@@ -384,7 +390,7 @@ def test_agreement_is_of_entities_and_forgives_close_calls() -> None:
 
 def test_predictions_are_what_the_metric_takes(reader: Callable[[str], Reader]) -> None:
     read = reader("bert")
-    answers = read.entities(["the film is good", ""], **read.task.judged_options)
+    answers = read.entities(["the film is good", ""], **read.task.evaluation_options)
     first, empty = read.task.predictions(answers)
     assert (first["start"], first["end"]) == ([0, 4, 9, 12], [3, 8, 11, 16])
     assert empty == {"start": [], "end": [], "label": []}
@@ -393,9 +399,9 @@ def test_predictions_are_what_the_metric_takes(reader: Callable[[str], Reader]) 
 
 def test_a_tokenizer_without_decoder_or_unknown_token(reader: Callable[[str], Reader]) -> None:
     tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: '{"decoder": null}'), unk_token_id=None)
-    task = TokenClassification(labels=LABELS).with_tokenizer(tokenizer)
-    assert (task.decoder, task.unknown) == ("", None)
-    assert task._spell(["a", "##b"]) == "a ##b"  # as transformers has it
+    task = labelled_by(*LABELS).with_tokenizer(tokenizer)
+    assert (task.served.decoder, task.served.unknown) == ("", None)
+    assert task.served._spell(["a", "##b"]) == "a ##b"  # as transformers has it
 
 
 @needs_shared(WNUT)
@@ -403,7 +409,7 @@ def test_real_rows_are_read() -> None:
     rows = load_rows(str(WNUT), Columns(), TASK, split="validation", cache=Path())
     task = bind(TASK, rows, pair=False)
     kinds = ("corporation", "creative-work", "group", "location", "person", "product")
-    assert task.settings()["labels"] == ("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI"))
+    assert task.to_settings()["labels"] == ("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI"))
     labelled = encode_labels(rows, task)
     figures = compute("entities", list(labelled.labels), list(labelled.labels))
     assert (len(labelled), figures["f1"], figures["word_accuracy"]) == (1009, 1, 1)

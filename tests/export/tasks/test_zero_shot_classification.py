@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import transformers
 
-from serving.runtime.tasks.zero_shot_classification import ZeroShotClassification as Task
+from export.tasks.zero_shot_classification import ZeroShotClassificationTask as Task
+from serving.runtime.tasks.zero_shot_classification import ZeroShotClassification
 from tests.helpers.graphs import MAX_LENGTH, Exported, random_checkpoint
 
 NLI = ("CONTRADICTION", "ENTAILMENT", "NEUTRAL")
@@ -49,15 +50,15 @@ def require_same(ours: list[Any], theirs: list[Any]) -> None:
 @pytest.mark.parametrize("options", [{}, {"multi_label": True}, {"hypothesis_template": "it is {0} of course."}], ids=str)
 def test_answers_are_the_pipelines(make: Callable[..., Any], architecture: str, options: dict[str, Any]) -> None:
     pipe, exported = make(architecture, *NLI)
-    inputs, asked = exported.task.call((TEXTS, LABELS), options)
-    require_same(exported.answers(exported.task.request_rows(inputs), **asked), pipe(TEXTS, LABELS, **options))
+    inputs, asked = exported.served.parse_call((TEXTS, LABELS), options)
+    require_same(exported.answers(exported.served.parse_inputs(inputs), **asked), pipe(TEXTS, LABELS, **options))
 
 
 def test_rows_of_unlike_numbers_of_labels_do_not_mix(make: Callable[..., Any]) -> None:
     pipe, exported = make("bert", *NLI)
     rows = [{"text": text, "candidate_labels": LABELS[: 1 + place % 4]} for place, text in enumerate(TEXTS)]
     wanted = [pipe(row["text"], row["candidate_labels"]) for row in rows]
-    require_same(exported.answers(exported.task.request_rows(rows)), wanted)
+    require_same(exported.answers(exported.served.parse_inputs(rows)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +75,11 @@ def test_entailment_is_found_as_the_pipeline_finds_it(
     make: Callable[..., Any], labels: tuple[str, ...], places: tuple[int, int], candidates: list[str]
 ) -> None:
     pipe, exported = make("bert", *labels)
-    assert (exported.task.entailment, exported.task.contradiction) == places
-    inputs, _ = exported.task.call((TEXTS, candidates), {})
-    require_same(exported.answers(exported.task.request_rows(inputs), multi_label=True), pipe(TEXTS, candidates, multi_label=True))
+    assert (exported.served.entailment, exported.served.contradiction) == places
+    inputs, _ = exported.served.parse_call((TEXTS, candidates), {})
+    require_same(
+        exported.answers(exported.served.parse_inputs(inputs), multi_label=True), pipe(TEXTS, candidates, multi_label=True)
+    )
 
 
 def test_equal_scores_and_labels_given_twice(make: Callable[..., Any]) -> None:
@@ -89,7 +92,7 @@ def test_equal_scores_and_labels_given_twice(make: Callable[..., Any]) -> None:
 
 
 def test_calls_as_the_pipeline_takes_them() -> None:
-    task = Task.from_config(config(*NLI))
+    task = Task.from_config(config(*NLI)).served
     row = ("a", '["x", "y z"]')
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
         (("a", ["x", "y z"]), {}),
@@ -99,28 +102,28 @@ def test_calls_as_the_pipeline_takes_them() -> None:
         (({"text": "a", "candidate_labels": ["x", "y z"]},), {}),
     ]
     for arguments, given in calls:
-        inputs, options = task.call(arguments, {**given, "multi_label": True})
-        assert task.request_rows(inputs) == [row]
+        inputs, options = task.parse_call(arguments, {**given, "multi_label": True})
+        assert task.parse_inputs(inputs) == [row]
         assert options == {"multi_label": True}
-    assert task.pipeline_result(["a"], [1], {}) == [1]
-    assert task.pipeline_result({"text": "a"}, [1], {}) == 1
+    assert task.format_result(["a"], [1], {}) == [1]
+    assert task.format_result({"text": "a"}, [1], {}) == 1
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda task: task.call((), {"candidate_labels": ["a"]}),
-        lambda task: task.call(("a", ["b"]), {"candidate_labels": ["b"]}),
-        lambda task: task.call(("a", ["b"], "c"), {}),
-        lambda task: task.call(({"text": "a", "candidate_labels": ["b"]}, ["b"]), {}),
-        lambda task: task.request_rows("a"),
-        lambda task: task.request_rows({"text": "a", "candidate_labels": [1]}),
-        lambda task: task.pipeline_answers({}, top_k=1),
+        lambda task: task.parse_call((), {"candidate_labels": ["a"]}),
+        lambda task: task.parse_call(("a", ["b"]), {"candidate_labels": ["b"]}),
+        lambda task: task.parse_call(("a", ["b"], "c"), {}),
+        lambda task: task.parse_call(({"text": "a", "candidate_labels": ["b"]}, ["b"]), {}),
+        lambda task: task.parse_inputs("a"),
+        lambda task: task.parse_inputs({"text": "a", "candidate_labels": [1]}),
+        lambda task: task.format_answers({}, top_k=1),
     ],
 )
-def test_calls_that_are_none(call: Callable[[Task], Any]) -> None:
+def test_calls_that_are_none(call: Callable[[ZeroShotClassification], Any]) -> None:
     with pytest.raises(TypeError):
-        call(Task.from_config(config(*NLI)))
+        call(Task.from_config(config(*NLI)).served)
 
 
 @pytest.mark.parametrize("labels", ["[]", "", "{}", '["a", 1]', '"a"', "[" * 100_000, '["\\ud800"]'])
@@ -135,7 +138,7 @@ def test_candidate_labels_that_are_none(make: Callable[..., Any], labels: str) -
 )
 def test_templates_that_are_none(template: str) -> None:
     with pytest.raises(ValueError, match="hypothesis_template"):
-        Task.from_config(config(*NLI)).request_options({"hypothesis_template": template})
+        Task.from_config(config(*NLI)).served.with_options({"hypothesis_template": template})
 
 
 def test_a_hypothesis_that_leaves_the_text_no_room(make: Callable[..., Any]) -> None:
@@ -148,13 +151,13 @@ def test_a_hypothesis_that_leaves_the_text_no_room(make: Callable[..., Any]) -> 
 
 
 def test_judged_by_the_labels_of_rows() -> None:
-    task = Task.from_config(config(*NLI)).judged_by(["joy", "fear", "joy"], names=())
+    task = Task.from_config(config(*NLI)).with_evaluation_labels(["joy", "fear", "joy"], names=())
     assert task.labels == ("fear", "joy")
     assert task.requests([["a", "b"]]) == [["a", "b"], ['["fear", "joy"]'] * 2]
     assert task.reference("joy") == 1
     with pytest.raises(ValueError, match="numbers"):
-        task.judged_by([0, 1], names=())
+        task.with_evaluation_labels([0, 1], names=())
     with pytest.raises(ValueError, match="one label"):
-        task.judged_by(["joy"], names=())
+        task.with_evaluation_labels(["joy"], names=())
     with pytest.raises(ValueError, match="unknown label"):
         task.reference("love")

@@ -1,4 +1,4 @@
-"""Summarization: a text → what it says, in fewer words."""
+"""Summarization: a text → a shorter text with its content."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ._rewriting import RewritingTask
+from export.tasks._rewriting import RewritingTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summarization(RewritingTask):
-    """A text → a shorter one. See :class:`RewritingTask` for the fields."""
+class SummarizationTask(RewritingTask):
+    """Trains summarization. See :class:`RewritingTask` for the fields."""
 
     name: ClassVar[str] = "summarization"
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "summary"}
@@ -19,11 +19,13 @@ class Summarization(RewritingTask):
 
     @property
     def metric(self) -> str:
+        """Return ROUGE."""
         return "rouge"
 
     @property
     def main_metric(self) -> str:
+        """Return ROUGE-L."""
         return "rouge_l"
 
 
-TASK = Summarization
+TASK = SummarizationTask

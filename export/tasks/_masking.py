@@ -1,4 +1,4 @@
-"""Plain text → text with masks, to learn from and to be judged on."""
+"""Masks tokens of plain texts, for training and for evaluation."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._labels import IGNORED
-from .base import Arrays
+from export.tasks.base import IGNORED
+from serving.runtime.types import Arrays
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-    from ..tokenization import TextEncoder
+    from serving.runtime.tokenization import TextEncoder
 
 ATTEMPTS = 6
-"""Tokens of a text that are tried for a mask: where only a part of a word was masked, the rest may become other tokens."""
+"""Tokens of a text that are tried for a mask: where only part of a word is masked, the rest may become other tokens."""
 MASKED, KEPT, RANDOM = 0.15, 0.1, 0.1
-"""BERT's recipe: of all tokens this share is to be predicted, and of those, shares stay as they are or become any token."""
+"""BERT's recipe (Devlin et al. 2019): this share of all tokens is to be predicted; of those, shares stay or become any token."""
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Args:
-    token: the mask as it stands in texts.
-    token_id: as the model takes it.
-    specials: ids of tokens that are never masked.
+    """Masks tokens of texts.
+
+    Attributes:
+        token: The mask token as it stands in texts.
+        token_id: Its id.
+        specials: Ids of tokens that are never masked.
     """
 
     token: str
@@ -36,12 +38,19 @@ class Masking:
     specials: frozenset[int]
 
     def maskable(self, encoding: Encoding) -> list[int]:
-        """Positions of the tokens that are text."""
+        """Return the positions of tokens that can be masked."""
         return [position for position, token in enumerate(encoding.ids) if token not in self.specials]
 
     def one_each(self, rows: Mapping[int, tuple[str, Encoding]], encoder: TextEncoder) -> dict[int, tuple[str, int]]:
-        """Plain texts, by any key → each with one of its tokens masked, and that token; which, only the text decides. Those in
-        which no token can be masked without changing others are left out."""
+        """Mask one token of each text. The text alone decides which one.
+
+        Args:
+            rows: Texts and their encodings, by any key.
+            encoder: The tokenizer.
+
+        Returns:
+            Text with mask and masked token, by key. Texts in which no token can be masked without changing others are left out.
+        """
         attempts = {key: self._attempts(text, encoding) for key, (text, encoding) in rows.items()}
         found: dict[int, tuple[str, int]] = {}
         for turn in range(2 * ATTEMPTS):
@@ -55,7 +64,7 @@ class Masking:
         return found
 
     def _attempts(self, text: str, encoding: Encoding) -> list[tuple[str, int]]:
-        """Texts in which one token is masked, and its position; a space in front may be the token's, so each is tried twice."""
+        """Return texts with one token masked, and its position. A space in front may be the token's, so each is tried twice."""
         positions = self.maskable(encoding)
         order = np.random.default_rng(zlib.crc32(text.encode())).permutation(len(positions))[:ATTEMPTS]
         attempts = []
@@ -66,12 +75,13 @@ class Masking:
                 attempts.append((kept + self.token + text[end:], position))
         return attempts
 
-    def drawn(self, batch: Arrays, generator: np.random.Generator, *, vocabulary: int) -> Arrays:
-        """Masks :data:`MASKED` of the tokens, one at least, of each row that has no target yet.
+    def mask_at_random(self, batch: Arrays, generator: np.random.Generator, *, vocabulary: int) -> Arrays:
+        """Mask :data:`MASKED` of the tokens, at least one, of each row that has no target yet.
 
         Args:
             batch: ``input_ids`` and ``labels``, ``[rows, longest]``.
-            vocabulary: how many tokens there are.
+            generator: Source of randomness.
+            vocabulary: Number of tokens.
         """
         ids, labels = batch["input_ids"], batch["labels"]
         maskable = ~np.isin(ids, [*self.specials]) & (labels == IGNORED).all(axis=1, keepdims=True)

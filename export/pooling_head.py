@@ -1,44 +1,47 @@
-"""A tail: the vectors of a row's tokens → one, by the attention mask, so that only that one leaves the graph."""
+"""The output head of feature extraction: pools the vectors of a row's tokens, so that only one vector leaves the graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.tasks._pooling import CLS, LAST, MAX, MEAN
 from serving.errors import ExportError
 from serving.prologue import MASK
 
 _P = "pooled/"
 LEAST = -1e4
-"""Stands for padding where the largest is looked for: less than any value of a layer, and still a number in fp16."""
+"""Value of padding where the maximum is computed: less than any value of a layer, and still a number in fp16."""
 
 Nodes = list[onnx.NodeProto]
 
 
-def pooled(model: onnx.ModelProto, task: Any) -> None:
-    """``[rows, longest, hidden]`` and the mask → FP32 ``[rows, dims]``, as ``task.reduced`` computes it.
+def add_pooling_head(model: onnx.ModelProto, head: str, output: str, *, pooling: str, dims: int) -> None:
+    """Pool ``[rows, longest, hidden]`` by the attention mask to FP32 ``[rows, dims]``.
 
     Args:
-        task: has ``pooling`` and ``dims`` (see ``serving.runtime.tasks.feature_extraction``).
+        model: A raw fp32 graph, changed in place.
+        head: Name of its output.
+        output: Name of the new output.
+        pooling: One of :data:`~export.tasks._pooling.POOLINGS`.
+        dims: Numbers of the vector to keep.
 
     Raises:
-        ExportError: the graph has no attention mask to pool by.
+        ExportError: The graph has no attention mask to pool by.
     """
-    (head,), (output,) = task.heads, task.outputs_read
     graph = model.graph
-    if MASK not in [tensor.name for tensor in graph.input] and task.pooling != "cls":
+    if MASK not in [tensor.name for tensor in graph.input] and pooling != CLS:
         raise ExportError(f"the graph takes no {MASK}, so padding cannot be left out", hint="give --setting pooling=cls")
-    nodes = _POOLINGS[task.pooling](head, _opset(model))
+    nodes = _POOLINGS[pooling](head, _opset(model))
     nodes.append(_node("Slice", [_P + "whole", _P + "start", _P + "dims", _P + "last_axis"], output))
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
-    graph.initializer.extend(tensor for tensor in _constants(task.dims) if tensor.name in used)
+    graph.initializer.extend(tensor for tensor in _constants(dims) if tensor.name in used)
     del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch_size", task.dims]))
+    graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch_size", dims]))
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -58,7 +61,7 @@ def _constants(dims: int) -> list[onnx.TensorProto]:
     return [numpy_helper.from_array(value, _P + name) for name, value in values.items()]
 
 
-def _node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+def _node(op: str, inputs: list[str], output: str, **attributes: int | list[int]) -> onnx.NodeProto:
     return helper.make_node(op, inputs, [output], name=f"{_P}{output}/{op}", **attributes)
 
 
@@ -83,7 +86,7 @@ def _mean(head: str, _opset: int) -> Nodes:
 
 
 def _last(head: str, _opset: int) -> Nodes:
-    """The token at which as many are counted as there are."""
+    """Choose the token at which the count of tokens reaches their number."""
     return [
         _node("CumSum", [MASK, _P + "axis"], _P + "counted"),  # [rows, longest]
         _node("ReduceSum", [MASK, _P + "positions"], _P + "tokens", keepdims=1),  # [rows, 1]
@@ -96,8 +99,10 @@ def _last(head: str, _opset: int) -> Nodes:
 
 
 def _weighted(head: str) -> Nodes:
-    """The mean of the chosen tokens, as a product of matrices whose weights add up to 1: nothing grows on the way that fp16 could
-    not hold, and accelerators add products up in fp32."""
+    """Compute the mean of the chosen tokens as a matrix product with weights that add up to 1.
+
+    So no intermediate value grows beyond what fp16 can hold, and accelerators accumulate products in fp32.
+    """
     return [
         _node("ReduceSum", [_P + "chosen", _P + "positions"], _P + "count", keepdims=1),  # [rows, 1]
         _node("Div", [_P + "chosen", _P + "count"], _P + "weights"),  # [rows, longest]
@@ -107,4 +112,4 @@ def _weighted(head: str) -> Nodes:
     ]
 
 
-_POOLINGS: dict[str, Callable[[str, int], Nodes]] = {"mean": _mean, "cls": _cls, "max": _max, "last": _last}
+_POOLINGS: dict[str, Callable[[str, int], Nodes]] = {MEAN: _mean, CLS: _cls, MAX: _max, LAST: _last}

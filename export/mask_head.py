@@ -1,71 +1,52 @@
-"""What is appended to an exported graph so that less travels between Triton's processes than the model's heads give."""
+"""The output head of fill-mask: keeps only the logits at masked positions, so that less data travels between Triton's processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export import graph
-from export.pooled import pooled
-from serving.errors import ExportError
-from serving.runtime.tasks.base import Task
-
-
-def add_tail(path: Path, task: Task) -> str | None:
-    """Append the task's tail, if it has one, to the graph at ``path``.
-
-    Returns:
-        What the manifest is to say about it, if anything.
-
-    Raises:
-        ExportError: an output that the task reads is not there.
-    """
-    said = None
-    if task.tail:
-        model = graph.load(path)
-        said = TAILS[task.tail](model, task)
-        onnx.checker.check_model(model)
-        graph.save(model, path)
-    found = [output.name for output in onnx.load(str(path), load_external_data=False).graph.output]
-    if missing := [name for name in task.outputs_read if name not in found]:
-        raise ExportError(f"the graph gives {', '.join(found)}, not {', '.join(missing)}, which {task.name} reads")
-    return said
-
-
 _MASKED = "masked/"
-"""What the names of the nodes begin with that :func:`masked` adds."""
+"""Prefix of the names of added nodes."""
 _PLAIN = frozenset({"Add", "Sub", "Mul", "Div"})
-"""Operators that compute each position from itself alone where their other input is the same for all."""
+"""Operators that compute each position from itself alone where their other input is the same for all positions."""
 _UNARY = frozenset({"Identity", "Cast", "Tanh", "Relu", "Sigmoid"})
 """Operators that compute each element from itself alone."""
 _SAME_RANK = frozenset({"Transpose", "Identity", "Cast", "Concat"})
 
 
-def masked(model: onnx.ModelProto, task: Any) -> str:
+def add_mask_head(model: onnx.ModelProto, heads: Sequence[str], mask_token_id: int) -> str:
     """Keep the logits at masked positions: ``[rows, longest, vocabulary]`` becomes ``[rows, masks, vocabulary]``.
 
-    Positions are drawn out in front of the projection onto the vocabulary, which then computes those alone: it is the dearest layer
-    of most models. Where what leads from there to the logits is not understood, they are drawn out of the logits.
+    The positions are gathered in front of the projection onto the vocabulary, which then computes only those: it is the most
+    expensive layer of most models. Where the nodes between the projection and the logits are not understood, the logits themselves
+    are gathered.
 
-    Masks of a row stand in their order; a row of fewer masks than its neighbours is filled up with its other positions from the
-    first on, and all have at least one (see :meth:`FillMask.reduced`).
+    The masks of a row keep their order. A row with fewer masks than its neighbours is filled up with its other positions from the
+    first one, and every row has at least one (as :meth:`FillMaskTask.apply_output_head
+    <export.tasks.fill_mask.FillMaskTask.apply_output_head>` does it in numpy).
+
+    Args:
+        model: A raw fp32 graph, changed in place.
+        heads: Names of the model's heads.
+        mask_token_id: Id of the mask token.
+
+    Returns:
+        A sentence for the manifest.
     """
-    (logits,) = [output for output in model.graph.output if output.name in task.heads]
+    (logits,) = [output for output in model.graph.output if output.name in heads]
     chain = _to_projection(model, logits.name)
     model.graph.node.extend(_mask_positions())
-    model.graph.initializer.extend(_mask_constants(task.mask_token_id))
+    model.graph.initializer.extend(_mask_constants(mask_token_id))
     if chain:
-        source, user, said = chain[-1].input[0], chain[-1], f"in front of {chain[-1].op_type} {chain[-1].name}".rstrip()
+        source, user, place = chain[-1].input[0], chain[-1], f"in front of {chain[-1].op_type} {chain[-1].name}".rstrip()
         user.input[0] = _MASKED + "picked"
         _give_own_weights(model, user)
         changed = {name for node in chain for name in node.output}
     else:
-        source, said = _MASKED + "all", "of the logits: no projection onto a vocabulary was found"
+        source, place = _MASKED + "all", "from the logits: no projection onto a vocabulary was found"
         _rename_output(model, logits.name, source)
         changed = {logits.name}
     model.graph.node.append(_masked_node("GatherND", [source, _MASKED + "index"], "picked", batch_dims=1))
@@ -76,12 +57,14 @@ def masked(model: onnx.ModelProto, task: Any) -> str:
     dims[1].Clear()
     dims[1].dim_param = "masks"
     _sort(model)
-    return f"masked positions are drawn out {said}"
+    return f"masked positions are gathered {place}"
 
 
 def _to_projection(model: onnx.ModelProto, logits: str) -> list[onnx.NodeProto]:
-    """The nodes from the logits back to the matrix product with the vocabulary's weights, that one last; none where anything else
-    stands between, or somebody else reads what they give."""
+    """Return the nodes from the logits back to the matrix product with the vocabulary's weights, which is the last one.
+
+    The list is empty where other nodes stand between, or where another node reads an intermediate result.
+    """
     producers = {name: node for node in model.graph.node for name in node.output}
     readers: dict[str, int] = {}
     for node in model.graph.node:
@@ -106,10 +89,10 @@ def _to_projection(model: onnx.ModelProto, logits: str) -> list[onnx.NodeProto]:
 
 
 def _give_own_weights(model: onnx.ModelProto, projection: onnx.NodeProto) -> None:
-    """Where the vocabulary's weights are the embeddings, transposed while running, hold them transposed.
+    """Store the vocabulary's weights transposed where they are the embeddings, which the graph transposes while it runs.
 
-    ONNX Runtime does that itself when it loads an fp32 graph. Quantised, it would turn the whole table back into fp32 and transpose
-    it for every request, and multiply in fp32.
+    ONNX Runtime does that itself when it loads an fp32 graph. In a quantized graph it would convert the whole table to fp32 and
+    transpose it for every request, and multiply in fp32.
     """
     name = projection.input[1]
     (transposing,) = [node for node in model.graph.node if name in node.output] or [None]
@@ -124,7 +107,7 @@ def _give_own_weights(model: onnx.ModelProto, projection: onnx.NodeProto) -> Non
 
 
 class _Constants:
-    """Tensors of a graph that do not depend on its inputs."""
+    """Finds tensors of a graph that do not depend on its inputs."""
 
     def __init__(self, model: onnx.ModelProto, producers: Mapping[str, onnx.NodeProto]) -> None:
         self._dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
@@ -135,31 +118,31 @@ class _Constants:
         self._producers = producers
 
     def knows(self, name: str) -> bool:
-        """Whether ``name`` is one of them."""
+        """Tell whether ``name`` is one of them."""
         if name in self._dims:
             return True
         node = self._producers.get(name)
         return node is not None and bool(node.input) and all(self.knows(one) for one in node.input)
 
     def rank(self, name: str) -> int | None:
-        """Number of its axes; None: unknown, or no constant."""
+        """Return the number of axes. None: unknown, or no constant."""
         if name in self._dims:
             return len(self._dims[name])
         node = self._producers.get(name)
         return self.rank(node.input[0]) if node is not None and node.op_type in _SAME_RANK else None
 
     def same_for_all(self, name: str) -> bool:
-        """Whether the constant ``name`` has no axis for rows or positions."""
+        """Tell whether the constant ``name`` has no axis for rows or positions."""
         if name in self._dims:
             return all(dim == 1 for dim in self._dims[name][:-1])
         return self.rank(name) == 1
 
 
 def _mask_positions() -> list[onnx.NodeProto]:
-    """Token ids → ``masked/index``, INT64 ``[rows, masks, 1]``.
+    """Return the nodes from the token ids to ``masked/index``, INT64 ``[rows, masks, 1]``.
 
-    Whole numbers that fall from the first mask to the last, then from the first other position on: none is there twice, so the
-    order of the largest does not depend on who sorts.
+    The sort keys fall from the first mask to the last, then from the first other position on. No key occurs twice, so the order of
+    the largest does not depend on the sorting algorithm.
     """
     inputs = ["input_ids", _MASKED + "mask_id"]
     return [
@@ -199,18 +182,14 @@ def _rename_output(model: onnx.ModelProto, old: str, new: str) -> None:
 
 
 def _forget_shapes(model: onnx.ModelProto, names: set[str]) -> None:
-    """What the exporter noted of tensors that have another shape now."""
+    """Remove the recorded shapes of tensors that have another shape now."""
     kept = [info for info in model.graph.value_info if info.name not in names]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
 
 
 def _sort(model: onnx.ModelProto) -> None:
-    """Nodes in an order in which each comes after those whose results it reads."""
+    """Sort the nodes topologically."""
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     OnnxModel(model).topological_sort()
-
-
-TAILS: dict[str, Callable[[onnx.ModelProto, Task], str | None]] = {"masked": masked, "pooled": pooled}
-"""By the name that tasks give as their ``tail``. Each rewrites a raw fp32 graph in place: its heads become ``outputs_read``."""

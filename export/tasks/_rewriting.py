@@ -1,0 +1,171 @@
+"""What tasks of encoder-decoders have in common: a text → another text. They are trained, not exported yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self, cast
+
+import numpy as np
+
+from export.tasks.base import IGNORED, Label, Prediction, Reference
+from export.tasks.trained import TrainedTask
+from serving.runtime.types import Arrays, Features, JsonValue, Option, Origins, Text, TextColumns
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from serving.runtime.tokenization import TextEncoder
+
+EVALUATED_ROWS = 1000
+"""Maximum number of rows for evaluation: an answer is generated for each, token by token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewritingTask(TrainedTask):
+    """Trains encoder-decoders.
+
+    Attributes:
+        prefix: Text that the model expects in front of every text, as T5 does.
+        max_new_tokens: Maximum tokens of an answer. Longer targets are truncated.
+        num_beams: Beams of the beam search.
+        pad_token_id: Padding token of the checkpoint's tokenizer.
+        target_start: Tokens that the tokenizer puts before a target.
+        target_end: Tokens that the tokenizer puts behind a target.
+    """
+
+    prefix: str = ""
+    max_new_tokens: int = 128
+    num_beams: int = 1
+    pad_token_id: int = -1
+    target_start: tuple[int, ...] = ()
+    target_end: tuple[int, ...] = ()
+
+    auto_model: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration",)
+    generates: ClassVar[bool] = True
+    fits_length: ClassVar[bool] = True
+    token_level: ClassVar[bool] = True
+    reads_digits: ClassVar[bool] = False
+    settings: ClassVar[Mapping[str, Option]] = {
+        "prefix": Option(str, help="Text put in front of every text."),
+        "max_new_tokens": Option(int, minimum=1, help="Maximum tokens of an answer."),
+        "num_beams": Option(int, minimum=1, help="Beams of the beam search."),
+    }
+
+    @property
+    def model_outputs(self) -> tuple[str, ...]:
+        """Return the generated sequences."""
+        return ("sequences",)
+
+    @classmethod
+    def checkpoint_settings(
+        cls, config: Mapping[str, object], files: Mapping[str, object], chosen: Mapping[str, JsonValue]
+    ) -> dict[str, JsonValue]:
+        """Read the prefix that the checkpoint was fine-tuned with, as ``transformers.pipeline`` finds it.
+
+        Raises:
+            ValueError: The checkpoint is not an encoder-decoder.
+        """
+        if not config.get("is_encoder_decoder"):
+            raise ValueError("it is no encoder-decoder, and writes no other text than the one it reads")
+        tasks = cast("Mapping[str, Mapping[str, str]]", config.get("task_specific_params") or {})
+        prefix = tasks.get(cls.name, {}).get("prefix") or config.get("prefix") or ""
+        return {"prefix": cast(str, prefix)} | super().checkpoint_settings(config, files, chosen)
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003 - texts are the labels
+        """Accept any rows of single texts."""
+        if pair:
+            raise ValueError(f"{cls.name} learns from single texts, not from pairs")
+        return cls()
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
+        """Find the tokens that the tokenizer puts around a target."""
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = tokenizer(text_target="a")["input_ids"]
+        starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
+        if not starts:
+            raise ValueError("its tokenizer writes targets otherwise than texts")
+        start, end = whole[: starts[0]], whole[starts[0] + len(bare) :]
+        return replace(self, pad_token_id=tokenizer.pad_token_id, target_start=tuple(start), target_end=tuple(end))
+
+    # -- rows -----------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
+        """Read a text, or a list of texts that are all right: the first is trained on, all are used for evaluation."""
+        labels = label if isinstance(label, list) else [label]
+        if not labels or not all(isinstance(one, str) and one.strip() for one in labels):
+            raise ValueError("the label is no text, nor a list of texts")
+        return texts, cast(Label, labels)
+
+    def reference(self, label: Label) -> Reference:
+        """Return the right texts."""
+        return label
+
+    def is_reference(self, value: object) -> bool:
+        """Accept a list of texts."""
+        return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+    def prepare_rows(
+        self,
+        texts: TextColumns,
+        references: Sequence[Reference],
+        encoder: TextEncoder,  # noqa: ARG002 - rows are complete
+        *,
+        training: bool,
+    ) -> tuple[TextColumns, Sequence[Reference]]:
+        """Return all rows for training; for evaluation :data:`EVALUATED_ROWS` drawn at random, always the same ones."""
+        if training or len(references) <= EVALUATED_ROWS:
+            return texts, references
+        chosen = sorted(np.random.default_rng(0).choice(len(references), EVALUATED_ROWS, replace=False).tolist())
+        return tuple([column[at] for at in chosen] for column in texts), [references[at] for at in chosen]
+
+    def texts(self, columns: TextColumns) -> Sequence[Text]:
+        """Put the prefix in front of the texts."""
+        return [self.prefix + text for text in columns[0]]
+
+    # -- training and evaluation ----------------------------------------------------------------------------------------------
+
+    def head(self) -> dict[str, object]:
+        """Write the prefix where ``transformers.pipeline`` reads it.
+
+        The pipeline first reads ``task_specific_params``, which T5's checkpoints have, so that is removed.
+        """
+        return {"prefix": self.prefix or None, "task_specific_params": None}
+
+    def generation_settings(self) -> dict[str, object]:
+        """Return settings of ``generate`` that let the model decide the length, up to the task's maximum.
+
+        The maximum is written as ``max_length``, which counts the start token too, because ``transformers.pipeline`` has a
+        ``max_new_tokens`` of its own and ignores the model's.
+        """
+        settings: dict[str, object] = {
+            "min_length": 0,
+            "max_length": self.max_new_tokens + 1,
+            "max_new_tokens": None,
+            "num_beams": self.num_beams,
+        }
+        if self.num_beams == 1:  # reset settings of beam search
+            settings |= {"early_stopping": False, "length_penalty": 1.0}
+        return settings
+
+    def encode_targets(self, references: Sequence[Reference], encoder: TextEncoder) -> Sequence[Reference]:
+        """Tokenize the first text of each reference."""
+        room = self.max_new_tokens - len(self.target_start) - len(self.target_end)
+        found = encoder.plain_ids([first for first, *_ in cast("Sequence[list[str]]", references)])
+        return [[*self.target_start, *ids[: max(room, 0)], *self.target_end] for ids in found]
+
+    def targets(self, features: Features, references: Sequence[Reference]) -> dict[str, list[JsonValue]]:  # noqa: ARG002
+        """Return the tokens of the targets, which have lengths of their own."""
+        return {"labels": list(references)}
+
+    def evaluate(self, outputs: Arrays, origins: Origins, tokenizer: Tokenizer) -> list[Prediction]:  # noqa: ARG002
+        """Decode the generated sequences."""
+        sequences = outputs["sequences"]
+        texts: list[Prediction] = tokenizer.decode_batch(
+            np.where(sequences == IGNORED, self.pad_token_id, sequences).tolist(), skip_special_tokens=True
+        )
+        return texts

@@ -1,0 +1,304 @@
+"""Defines what every task has: labelled rows, settings, and a metric.
+
+Three classes, by what can be done with a task:
+
+* :class:`Task`: it reads labelled rows and has a metric. Every task.
+* :class:`~export.tasks.trained.TrainedTask`: checkpoints are fine-tuned for it.
+* :class:`~export.tasks.exported.ExportedTask`: checkpoints are exported, verified and served. It names its served half
+  (:class:`serving.runtime.tasks.base.ServedTask`), which is all of it that runs in Triton.
+
+Text classification, for example, is both trained and exported; text generation is trained only; zero-shot classification is
+exported only, because its checkpoints are trained for text classification.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Self, cast
+
+import numpy as np
+
+from serving.runtime.types import Arrays, Features, JsonValue, Option, Origins, Text, TextColumns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from serving.runtime.tokenization import TextEncoder
+
+IGNORED = -100
+"""Target of a position that has no label: the losses of ``transformers`` ignore it."""
+
+Label = JsonValue
+"""A row's label as the data set has it, checked by :meth:`Task.read_row`."""
+Reference = JsonValue
+"""What the metric compares a prediction with."""
+Prediction = JsonValue
+"""What the metric compares with a reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """A task bound to one checkpoint or to one training set. Its dataclass fields are its settings, JSON-ready."""
+
+    name: ClassVar[str]
+    """Name of the task in ``transformers.pipeline`` and on the command line."""
+    auto_model: ClassVar[str]
+    """Auto class of ``transformers`` that loads a checkpoint of this task."""
+    architectures: ClassVar[tuple[str, ...]] = ()
+    """Endings of the names of its model classes, where they differ from that of :attr:`auto_model`."""
+    trained_as: ClassVar[str] = ""
+    """Task that its checkpoints are fine-tuned for, where that is another one."""
+    has_pipeline: ClassVar[bool] = True
+    """Whether ``transformers`` has a pipeline for the task that gives the same answers."""
+    heads: ClassVar[tuple[str, ...]] = ("logits",)
+    """Outputs of the model in ``transformers`` that are used, in the order in which it gives them."""
+    grouped: ClassVar[bool] = False
+    """Whether the model in ``transformers`` takes all model rows of a request row along an axis of their own.
+
+    Its inputs are then ``[request rows, rows, tokens]``. Those of the served graph never are."""
+    settings: ClassVar[Mapping[str, Option]] = {}
+    """Settings that a user may choose for a checkpoint with ``--setting``, by name. Each is a dataclass field too."""
+    checkpoint_files: ClassVar[tuple[str, ...]] = ()
+    """JSON files of a checkpoint, besides ``config.json``, that :meth:`checkpoint_settings` reads: patterns of relative paths."""
+    columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
+    """Default columns of a data set. ``label`` None: rows need no label. ``choices`` may be several columns of one choice each."""
+    reads_digits: ClassVar[bool] = True
+    """Whether labels that are all digits, in a file that has only text, are numbers."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the label names in the order of the logits. Default: the task has none."""
+        return ()
+
+    @property
+    def pair(self) -> bool:
+        """Tell whether a row is two texts, which the model must tell apart."""
+        return False
+
+    @property
+    def model_outputs(self) -> tuple[str, ...]:
+        """Return the names of the arrays that evaluation reads, in the order in which a batch gives them."""
+        return self.heads
+
+    # -- settings -------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def known_settings(cls) -> Mapping[str, Option]:
+        """Return every setting that a user may choose for a checkpoint."""
+        return cls.settings
+
+    @classmethod
+    def setting_defaults(cls) -> dict[str, JsonValue]:
+        """Return the default of each setting that has one."""
+        return {one.name: one.default for one in fields(cls) if one.default is not MISSING}
+
+    @classmethod
+    def check_settings(cls, given: Mapping[str, object]) -> dict[str, JsonValue]:
+        """Check the settings that a user chose.
+
+        Args:
+            given: Values by name, or strings to be parsed.
+
+        Raises:
+            ValueError: A setting does not exist, has another kind, or is not allowed.
+        """
+        known = cls.known_settings()
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"{cls.name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
+        parsed = {name: known[name].parse(value) if isinstance(value, str) else value for name, value in given.items()}
+        return {name: known[name].check(name, value) for name, value in parsed.items()}
+
+    @classmethod
+    def checkpoint_settings(
+        cls,
+        config: Mapping[str, object],  # noqa: ARG003 - most checkpoints say nothing of their settings
+        files: Mapping[str, object],  # noqa: ARG003
+        chosen: Mapping[str, JsonValue],
+    ) -> dict[str, JsonValue]:
+        """Return the settings that a checkpoint itself defines, overridden by those that a user chose.
+
+        Args:
+            config: The checkpoint's ``config.json``.
+            files: Contents of its :attr:`checkpoint_files` by relative path.
+            chosen: Settings, as :meth:`check_settings` gave them.
+
+        Raises:
+            ValueError: The checkpoint cannot be used for this task. The message says why.
+        """
+        return dict(chosen)
+
+    @classmethod
+    def checkpoint_length(cls, files: Mapping[str, object]) -> int | None:  # noqa: ARG003
+        """Return the number of tokens of a row that a checkpoint says it is used with. None: it does not say."""
+        return None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, JsonValue]) -> Self:
+        """Rebuild a task from what :meth:`to_settings` gave.
+
+        Raises:
+            TypeError: A setting is unknown or missing.
+        """
+        return cls(**as_fields(settings))
+
+    def to_settings(self) -> dict[str, JsonValue]:
+        """Return all settings, JSON-ready."""
+        return asdict(self)
+
+    def with_settings(self, settings: Mapping[str, JsonValue]) -> Self:
+        """Return the task with other values for some of its settings.
+
+        Raises:
+            TypeError: A setting is unknown.
+            ValueError: A value is not allowed.
+        """
+        return replace(self, **as_fields(settings))
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:  # noqa: ARG002 - most tasks need nothing of it
+        """Return the task bound to the checkpoint's tokenizer, before it is used.
+
+        Raises:
+            ValueError: The checkpoint cannot be used for this task with it. The message says why.
+        """
+        return self
+
+    # -- rows of a data set ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
+        """Read the cells of a data set's row.
+
+        Args:
+            texts: Cells of the text columns.
+            label: Cell of the label column. None where there is no such column.
+
+        Returns:
+            The strings of a request (the caller checks that they are strings), and the label.
+
+        Raises:
+            ValueError: A cell has invalid content.
+        """
+
+    @classmethod
+    def group_key(cls, texts: tuple[str, ...]) -> str | tuple[str, ...]:
+        """Return what rows share that must all be held out together, or none of them. Default: all their texts."""
+        return texts
+
+    @property
+    def text_columns(self) -> int:
+        """Return the number of columns of a data set that :meth:`read_row` turns into texts."""
+        return 1
+
+    def requests(self, columns: TextColumns) -> TextColumns:
+        """Convert the texts of a data set's rows to rows of requests.
+
+        There are as many, or a multiple: first the first requests of all rows, then the second ones, and so on.
+        """
+        return columns
+
+    def texts(self, columns: TextColumns) -> Sequence[Text]:
+        """Convert the texts of a data set's rows to rows for the tokenizer. Default: the first text."""
+        return columns[0]
+
+    def features(self, columns: TextColumns, encoder: TextEncoder) -> Features:
+        """Convert the texts of a data set's rows to model rows, as evaluation needs them.
+
+        Raises:
+            ValueError: The served model would refuse a row.
+        """
+        encodings = encoder.encode(self.texts(columns))
+        return Features(encodings, Origins(np.arange(len(encodings))))
+
+    @abstractmethod
+    def reference(self, label: Label) -> Reference:
+        """Convert a label to what :meth:`predictions <export.tasks.exported.ExportedTask.predictions>` is compared with.
+
+        Raises:
+            ValueError: The checkpoint has no such label.
+        """
+
+    @abstractmethod
+    def is_reference(self, value: object) -> bool:
+        """Tell whether :meth:`reference` could have given ``value``, which was read from a file."""
+
+    def prepare_rows(
+        self,
+        texts: TextColumns,
+        references: Sequence[Reference],
+        encoder: TextEncoder,  # noqa: ARG002 - most rows are complete
+        *,
+        training: bool,  # noqa: ARG002
+    ) -> tuple[TextColumns, Sequence[Reference]]:
+        """Convert rows of a data set to those to train or to evaluate on. Default: the same rows.
+
+        Tasks that make their labels from plain text do it here.
+
+        Args:
+            texts: Texts by column.
+            references: As :meth:`reference` gave them.
+            encoder: The tokenizer.
+            training: Whether the rows are for training, not for evaluation.
+
+        Returns:
+            As many texts as references. Rows that cannot be used are left out.
+
+        Raises:
+            ValueError: A row is invalid. The message shows it.
+        """
+        return texts, references
+
+    # -- evaluation -----------------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """Return the local metric module under ``export/metrics``."""
+
+    @property
+    @abstractmethod
+    def main_metric(self) -> str:
+        """Return the figure of the metric that gates and the choice of the best epoch look at. Higher is better, 1 is best."""
+
+    def extra_figures(
+        self,
+        outputs: Arrays,  # noqa: ARG002 - most metrics say enough
+        original: Arrays,  # noqa: ARG002
+        origins: Origins,  # noqa: ARG002
+        references: Sequence[Reference],  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Compute figures, by name, that need more than the predictions.
+
+        Args:
+            outputs: The model's outputs, ``[model rows, …]``.
+            original: Those of the PyTorch original for the same rows.
+            origins: Where the model rows come from.
+            references: One per labelled row.
+        """
+        return {}
+
+
+def as_fields(settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Turn JSON lists into the tuples that dataclass fields hold."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def label_names(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return a checkpoint's labels in the order of its logits.
+
+    Args:
+        config: Its ``config.json``.
+    """
+    id2label = cast("Mapping[str, str]", config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"})  # default of transformers
+    return tuple(label for _, label in sorted((int(index), str(label)) for index, label in id2label.items()))
+
+
+def label_head(labels: Sequence[str]) -> dict[str, object]:
+    """Return the arguments of ``from_pretrained`` for a head with one logit per label."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }

@@ -1,0 +1,225 @@
+"""Defines what export, verification and benchmarks need of a task."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Generic, Self, cast
+
+import numpy as np
+from typing_extensions import TypeVar
+
+from export.tasks.base import Label, Prediction, Task, as_fields
+from serving.runtime.tasks.base import ServedTask
+from serving.runtime.types import Arrays, Features, Flags, JsonValue, Option, Origins, Text, TextColumns
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import onnx
+    from tokenizers import Tokenizer
+    from transformers import Pipeline
+
+    from serving.runtime.tokenization import TextEncoder
+
+Served_co = TypeVar("Served_co", bound=ServedTask, covariant=True, default=ServedTask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedTask(Task, Generic[Served_co]):
+    """A task whose checkpoints are exported and served.
+
+    Attributes:
+        served: Its served half, with the settings that Triton needs. The other fields are settings of evaluation alone.
+    """
+
+    served: Served_co
+
+    served_class: ClassVar[type[ServedTask]]
+    """Class of the served half."""
+    optimum_task: ClassVar[str] = ""
+    """Name of the task in Optimum, where it is not :attr:`name`."""
+    evaluation_options: ClassVar[Mapping[str, JsonValue]] = {}
+    """Request parameters that training and verification use, where the default answer says too little for the metric."""
+    pipeline_options: ClassVar[Mapping[str, object]] = {}
+    """Options of the pipeline that make its answers comparable in a benchmark."""
+    has_output_head: ClassVar[bool] = False
+    """Whether :meth:`add_output_head` appends nodes to the exported graph."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, object], *, pair: bool) -> Self:
+        """Bind the task to a checkpoint's ``config.json``.
+
+        Args:
+            config: The config.
+            pair: Whether the checkpoint was fine-tuned on two texts.
+
+        Raises:
+            ValueError: The checkpoint cannot be served for this task. The message says why.
+        """
+
+    @property
+    def pair(self) -> bool:
+        """Tell whether a row is two texts, which the model must tell apart."""
+        return self.served.pair
+
+    @property
+    def model_outputs(self) -> tuple[str, ...]:
+        """Return the outputs of the served graph."""
+        return self.served.model_outputs
+
+    # -- settings -------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def known_settings(cls) -> Mapping[str, Option]:
+        """Return the defaults of request parameters, and the task's own settings."""
+        return {**cls.served_class.options, **cls.settings}
+
+    @classmethod
+    def setting_defaults(cls) -> dict[str, JsonValue]:
+        """Return the default of each setting of either half that has one."""
+        served = {one.name: one.default for one in fields(cls.served_class) if one.default is not MISSING}
+        return served | super().setting_defaults()
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, JsonValue]) -> Self:
+        """Rebuild a task from what :meth:`to_settings` gave.
+
+        Raises:
+            TypeError: A setting of evaluation is unknown or missing.
+            ValueError: A setting of the served half is unknown or missing.
+        """
+        own = {name: value for name, value in settings.items() if name in _own_fields(cls)}
+        served = {name: value for name, value in settings.items() if name not in own}
+        return cls(served=cast("Served_co", cls.served_class.from_settings(served)), **as_fields(own))
+
+    def to_settings(self) -> dict[str, JsonValue]:
+        """Return the settings of both halves, JSON-ready."""
+        return self.served.to_settings() | self.evaluation_settings
+
+    @property
+    def evaluation_settings(self) -> dict[str, JsonValue]:
+        """Return the settings that only evaluation needs, JSON-ready."""
+        return {name: getattr(self, name) for name in _own_fields(type(self))}
+
+    def with_settings(self, settings: Mapping[str, JsonValue]) -> Self:
+        """Return the task with other values for some settings of either half.
+
+        Raises:
+            TypeError: A setting is unknown.
+            ValueError: A value is not allowed.
+        """
+        own = {name: value for name, value in settings.items() if name in _own_fields(type(self))}
+        served = {name: value for name, value in settings.items() if name not in own}
+        changed = replace(self.served, **as_fields(served))  # type: ignore[arg-type]
+        changed.check_options()
+        return replace(self, served=changed, **as_fields(own))
+
+    # -- rows of a data set ---------------------------------------------------------------------------------------------------
+
+    @property
+    def text_columns(self) -> int:
+        """Return the number of the served half's inputs."""
+        return len(self.served.inputs())
+
+    def texts(self, columns: TextColumns) -> Sequence[Text]:
+        """Convert the texts of a data set's rows to rows for the tokenizer, as the served half does."""
+        return self.served.texts(columns)
+
+    def features(self, columns: TextColumns, encoder: TextEncoder) -> Features:
+        """Convert the texts of a data set's rows to model rows, as the served half does."""
+        return self.evaluated.preprocess(self.requests(columns), encoder)
+
+    def with_evaluation_labels(self, labels: Sequence[Label], *, names: Sequence[str]) -> Self:  # noqa: ARG002
+        """Return the task ready to be evaluated on rows with those labels. Default: the task knows its labels already.
+
+        Args:
+            labels: As for :meth:`TrainedTask.from_labels <export.tasks.trained.TrainedTask.from_labels>`.
+            names: As for :meth:`TrainedTask.from_labels <export.tasks.trained.TrainedTask.from_labels>`.
+
+        Raises:
+            ValueError: It cannot be evaluated on them.
+        """
+        return self
+
+    # -- the exported graph ---------------------------------------------------------------------------------------------------
+
+    def add_output_head(self, model: onnx.ModelProto) -> str | None:  # noqa: ARG002 - most graphs are complete
+        """Append to a raw fp32 graph, in place, what turns :attr:`heads` into :attr:`model_outputs`. Default: nothing.
+
+        Returns:
+            A sentence for the manifest, if there is something to say.
+
+        Raises:
+            ExportError: The graph lacks an input that the head needs.
+        """
+        return None
+
+    def apply_output_head(self, heads: Arrays, feed: Arrays) -> Arrays:  # noqa: ARG002
+        """Compute in numpy what :meth:`add_output_head` appends, for the PyTorch original.
+
+        Args:
+            heads: Outputs of the model in ``transformers``, ``[model rows, …]``.
+            feed: Its inputs, ``[model rows, longest]``.
+        """
+        return heads
+
+    # -- evaluation -----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def evaluated(self) -> Served_co:
+        """Return the served half with the :attr:`evaluation_options` in place of its defaults."""
+        return self.served.with_options(self.evaluation_options)
+
+    def answers(self, outputs: Arrays, origins: Origins) -> Arrays:
+        """Compute the served answers, and under other names what :meth:`agreement` and :meth:`ties` need besides.
+
+        Args:
+            outputs: :attr:`model_outputs`, ``[model rows, …]``.
+            origins: Where the model rows come from.
+        """
+        return self.evaluated.postprocess(outputs, origins)
+
+    def evaluate(self, outputs: Arrays, origins: Origins, tokenizer: Tokenizer) -> list[Prediction]:  # noqa: ARG002
+        """Convert the model's outputs, collected while it is trained, to one prediction per labelled row."""
+        return self.predictions(self.answers(outputs, origins))
+
+    @abstractmethod
+    def predictions(self, answers: Arrays) -> list[Prediction]:
+        """Convert answers to what the metric takes: one per labelled row, in the form of :meth:`reference`."""
+
+    def confidence(self, answers: Arrays) -> npt.NDArray[np.float64] | None:  # noqa: ARG002 - most scores are no probabilities
+        """Return the probability of each prediction, ``[labelled rows]``, where predictions are one of several choices."""
+        return None
+
+    @abstractmethod
+    def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Compare a variant's answers with the original's: ``[labelled rows]``, 1 where they are the same, 0 where they differ."""
+
+    @abstractmethod
+    def ties(self, original: Arrays) -> Flags:
+        """Find the answers of the original that are so close a call that either side is right: ``[labelled rows]``."""
+
+    def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
+        """Ask a ``transformers.pipeline`` about rows of requests, all in one batch.
+
+        Args:
+            pipeline: The pipeline.
+            rows: Strings of each row.
+            max_length: Tokens kept of a row.
+
+        Returns:
+            One answer per row.
+        """
+        inputs = [{"text": row[0], "text_pair": row[1]} if self.pair else row[0] for row in rows]
+        found: list[object] = pipeline(
+            inputs, batch_size=len(inputs), truncation=True, max_length=max_length, **self.pipeline_options
+        )
+        return found
+
+
+def _own_fields(task: type[ExportedTask[Served_co]]) -> list[str]:
+    """Return the names of the fields that are settings of evaluation."""
+    return [one.name for one in fields(task) if one.name != "served"]

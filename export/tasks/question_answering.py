@@ -1,0 +1,177 @@
+"""Question answering: the part of a text that answers a question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self, TypedDict, cast
+
+import numpy as np
+
+from export.tasks.base import Label, Prediction, Reference
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import TrainedTask
+from serving.runtime.tasks._spans import text_tokens
+from serving.runtime.tasks.question_answering import WINDOW, QuestionAnswering
+from serving.runtime.types import Arrays, Features, Flags, JsonValue, Origins
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from tokenizers import Encoding
+    from transformers import Pipeline
+
+CLOSE = 1e-4
+"""Two answers whose scores are nearer to each other than this are a close call."""
+MARGIN = "MARGIN"
+"""FP32 ``[rows, 1]``: the score of the best answer minus that of the next one; infinite where there is one only. Evaluation needs
+it; it is not a tensor of the ensemble."""
+
+
+class KnownAnswer(TypedDict):
+    """A right answer, as data sets have it."""
+
+    text: str
+    answer_start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
+    """Trains and evaluates extractive question answering."""
+
+    name: ClassVar[str] = QuestionAnswering.name
+    auto_model: ClassVar[str] = "AutoModelForQuestionAnswering"
+    served_class: ClassVar[type[QuestionAnswering]] = QuestionAnswering
+    heads: ClassVar[tuple[str, ...]] = QuestionAnswering.model_outputs
+    token_level: ClassVar[bool] = QuestionAnswering.token_level
+    default_max_length: ClassVar[int] = WINDOW
+    columns: ClassVar[Mapping[str, str | None]] = {**QuestionAnswering.columns, "label": "answers"}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], *, pair: bool = True) -> Self:  # noqa: ARG003 - rows are always two texts
+        """Read from the config whether an empty answer is allowed."""
+        tasks = cast("Mapping[str, Mapping[str, object]]", config.get("task_specific_params") or {})
+        own = tasks.get(cls.name) or {}
+        return cls(served=QuestionAnswering(handle_impossible_answer=bool(own.get("handle_impossible_answer", False))))
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003
+        """Allow an empty answer where some rows have none."""
+        if not any(labels):
+            raise ValueError("no row has an answer: there is nothing to learn")
+        return cls(served=QuestionAnswering(handle_impossible_answer=not all(labels)))
+
+    @classmethod
+    def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
+        """Read answers: ``[{"text", "answer_start"}, …]`` or ``{"text": […], "answer_start": […]}``, also as JSON; perhaps none."""
+        answers = _read_answers(label)
+        context = texts[-1]
+        for answer in answers if isinstance(context, str) else ():
+            start, text = answer["answer_start"], answer["text"]
+            found = cast(str, context)[start : start + len(text)]
+            if found != text:
+                raise ValueError(f"the answer {text!r:.80} is not at character {start} of the context, where {found!r:.80} stands")
+        return texts, cast(Label, answers)
+
+    @classmethod
+    def group_key(cls, texts: tuple[str, ...]) -> str | tuple[str, ...]:
+        """Return the text: a model remembers texts that it was asked about."""
+        return texts[1]
+
+    def reference(self, label: Label) -> Reference:
+        """Return the right answers."""
+        return label
+
+    def is_reference(self, value: object) -> bool:
+        """Accept a list of answers."""
+        return isinstance(value, list) and all(map(_is_answer, value))
+
+    # -- training and evaluation ----------------------------------------------------------------------------------------------
+
+    @property
+    def metric(self) -> str:
+        """Return the metric of SQuAD."""
+        return "spans"
+
+    @property
+    def main_metric(self) -> str:
+        """Return F1."""
+        return "f1"
+
+    def head(self) -> dict[str, object]:
+        """Record in the config whether an empty answer is allowed: the served model then answers as the evaluated one."""
+        own = {"handle_impossible_answer": True} if self.served.handle_impossible_answer else None
+        return {"num_labels": 2, "task_specific_params": own and {self.name: own}}
+
+    def targets(self, features: Features, references: Sequence[Reference]) -> dict[str, list[JsonValue]]:
+        """Return the first and last token of the first right answer. A window without all of it points at its first token."""
+        mapping = features.origins.sample_mapping.tolist()
+        answers = cast("Sequence[list[KnownAnswer]]", references)
+        found = [_target(window, answers[row]) for window, row in zip(features.encodings, mapping, strict=True)]
+        return {"start_positions": [start for start, _ in found], "end_positions": [end for _, end in found]}
+
+    def answers(self, outputs: Arrays, origins: Origins) -> Arrays:
+        """Compute the served answers, and their :data:`MARGIN`."""
+        found = self.evaluated.find_answers(outputs, origins)
+        margins = [row[0]["score"] - row[1]["score"] if len(row) > 1 else np.inf for row in found]
+        return self.evaluated.tensors(found) | {MARGIN: np.array(margins, dtype=np.float32)[:, None]}
+
+    def predictions(self, answers: Arrays) -> list[Prediction]:
+        """Return the text of the best answer."""
+        return [answer.decode() for answer in answers["ANSWER"][:, 0]]
+
+    def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Compare the places of the best answers."""
+        same = (answers["START"] == original["START"]) & (answers["END"] == original["END"])
+        return cast("npt.NDArray[np.float64]", same[:, 0].astype(np.float64))
+
+    def ties(self, original: Arrays) -> Flags:
+        """Find rows whose two best answers are closer than :data:`CLOSE`."""
+        return original[MARGIN][:, 0] < CLOSE
+
+    def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
+        """Ask with ``max_length`` tokens per window."""
+        inputs = [{"question": question, "context": context} for question, context in rows]
+        found: object = pipeline(inputs, batch_size=len(inputs), max_seq_len=max_length)
+        return found if isinstance(found, list) else [found]
+
+
+def _read_answers(label: object) -> list[KnownAnswer]:
+    found = label
+    try:
+        if isinstance(label, str):
+            found = json.loads(label)
+        if isinstance(found, dict):  # the Hub's data sets have parallel lists
+            pairs = zip(found["text"], found["answer_start"], strict=True)
+            found = [{"text": text, "answer_start": start} for text, start in pairs]
+        rows = cast("Sequence[Mapping[str, object]]", found)
+        answers: list[dict[str, object]] = [{"text": row["text"], "answer_start": row["answer_start"]} for row in rows]
+    except (ValueError, TypeError, KeyError):
+        answers = [{}]
+    if not all(map(_is_answer, answers)):
+        raise ValueError("the answers are not [{text, answer_start}, …], nor {text: […], answer_start: […]}")
+    return cast("list[KnownAnswer]", answers)
+
+
+def _is_answer(value: object) -> bool:
+    if not isinstance(value, dict) or set(value) != {"text", "answer_start"}:
+        return False
+    text, start = value["text"], value["answer_start"]
+    return isinstance(text, str) and bool(text) and type(start) is int and start >= 0
+
+
+def _target(window: Encoding, answers: Sequence[KnownAnswer]) -> tuple[int, int]:
+    """Find the first and the last token of the first of ``answers``; (0, 0) where the window does not hold all of it."""
+    first, count = text_tokens(window)
+    if not answers or not count:
+        return 0, 0
+    begin = answers[0]["answer_start"]
+    end = begin + len(answers[0]["text"])
+    offsets = np.array(window.offsets[first : first + count])
+    if offsets[0, 0] > begin or offsets[-1, 1] < end:
+        return 0, 0
+    start, stop = np.flatnonzero(offsets[:, 0] <= begin)[-1], np.flatnonzero(offsets[:, 1] >= end)[0]
+    return (int(first + start), int(first + stop)) if start <= stop else (0, 0)
+
+
+TASK = QuestionAnsweringTask

@@ -1,0 +1,221 @@
+"""Text classification: labels of one text or a pair of texts, exclusive, independent (multi-label), or a number (regression)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Self, cast
+
+import numpy as np
+
+from export.tasks.base import Label, Prediction, Reference, label_head, label_names
+from export.tasks.exported import ExportedTask
+from export.tasks.trained import TrainedTask
+from serving.runtime.tasks.text_classification import TextClassification
+from serving.runtime.types import Arrays, Features, Flags, JsonValue, Option
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+"""Values of ``problem_type`` in ``transformers``."""
+CLOSE = 1e-4
+"""Scores nearer to each other (or to the threshold) than this are a close call; a number predicted this near is the same."""
+SAME_NUMBER = 0.05
+"""Largest difference of two numbers that agree, as a share of the range of the original's numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
+    """Trains and evaluates text classification.
+
+    Attributes:
+        problem_type: :data:`SINGLE_LABEL`, :data:`MULTI_LABEL` or :data:`REGRESSION`.
+        threshold: Multi-label: a label with a higher score is one of the row's.
+    """
+
+    problem_type: str = SINGLE_LABEL
+    threshold: float = 0.5
+
+    name: ClassVar[str] = TextClassification.name
+    auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
+    served_class: ClassVar[type[TextClassification]] = TextClassification
+    fits_length: ClassVar[bool] = True
+    settings: ClassVar[Mapping[str, Option]] = {
+        "threshold": Option(float, minimum=0, help="Multi-label: score above which a row has a label.")
+    }
+    pipeline_options: ClassVar[Mapping[str, object]] = {"top_k": None}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the label names in the order of the logits."""
+        return self.served.labels
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], *, pair: bool = False) -> Self:
+        """Choose the kind of labels as the pipeline of ``transformers`` does."""
+        labels = label_names(config)
+        problem = config.get("problem_type")
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"its labels are not all different: {', '.join(labels)}")
+        if problem == REGRESSION or (problem != MULTI_LABEL and len(labels) == 1):
+            if len(labels) > 1:
+                raise ValueError(f"it predicts {len(labels)} numbers a row, {', '.join(labels)}: rows can be held against one only")
+            # a single label is trained as a number even where the config does not say so, but the pipeline applies a sigmoid then
+            return cls._of(labels, "none" if problem == REGRESSION else "sigmoid", REGRESSION, pair=pair)
+        if problem == MULTI_LABEL:
+            return cls._of(labels, "sigmoid", MULTI_LABEL, pair=pair)
+        return cls._of(labels, "softmax", SINGLE_LABEL, pair=pair)
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:
+        """Choose the kind of labels: numbers with a fraction, lists, or single names."""
+        if any(isinstance(label, float) for label in labels):
+            if len(set(cast("Sequence[float]", labels))) < 2:
+                raise ValueError(f"every row has the number {labels[0]!r}: there is nothing to learn")
+            return cls._of(("score",), "none", REGRESSION, pair=pair)
+        several = any(isinstance(label, list) for label in labels)
+        rows = cast("Sequence[list[str | int]]", labels if several else [[label] for label in labels])
+        found = {one for row in rows for one in row}
+        if len({type(one) for one in found}) > 1:  # single labels have one type: the reader of the rows checked it
+            raise ValueError("some of its labels are names, others whole numbers")
+        if len({frozenset(row) for row in rows}) < 2:
+            only = ", ".join(map(repr, sorted(found))) or "none"
+            same = f"the same labels in every row, {only}" if several else f"one label only, {only}"
+            raise ValueError(f"{same}: there is nothing to tell apart")
+        known = tuple(names) or tuple(map(str, sorted(found)))
+        return cls._of(known, "sigmoid", MULTI_LABEL, pair=pair) if several else cls._of(known, "softmax", SINGLE_LABEL, pair=pair)
+
+    @classmethod
+    def _of(cls, labels: tuple[str, ...], function_to_apply: str, problem_type: str, *, pair: bool) -> Self:
+        served = TextClassification(labels=labels, function_to_apply=function_to_apply, pair=pair)
+        return cls(served=served, problem_type=problem_type)
+
+    @classmethod
+    def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
+        """Read a label: a name, a number, or a list of names (also as JSON)."""
+        if isinstance(label, list) or (isinstance(label, str) and label.startswith("[")):
+            return texts, _read_list(label)
+        if isinstance(label, bool):
+            return texts, str(label)
+        if isinstance(label, float) and math.isfinite(label):
+            return texts, label
+        if isinstance(label, int) or (isinstance(label, str) and label):
+            return texts, label
+        if label in (None, ""):
+            raise ValueError("the label is empty")
+        found = str(label) if isinstance(label, float) else f"of type {type(label).__name__}"
+        raise ValueError(f"the label is {found}, not a name, a number or a list of names")
+
+    def reference(self, label: Label) -> Reference:
+        """Return a number, the positions of several labels, or the position of one."""
+        if self.problem_type == REGRESSION:
+            if not isinstance(label, int | float):
+                raise ValueError(f"label {label!r:.80} is no number")
+            return float(label)
+        if self.problem_type == MULTI_LABEL:
+            return sorted({self._position(one) for one in (label if isinstance(label, list) else [label])})
+        if isinstance(label, list):
+            raise ValueError(f"label {label!r:.80} is a list, and a row has one of {', '.join(self.labels)}")
+        return self._position(label)
+
+    def is_reference(self, value: object) -> bool:
+        """Accept a float, a list of positions, or a position."""
+        if self.problem_type == REGRESSION:
+            return isinstance(value, float)
+        found = value if self.problem_type == MULTI_LABEL else [value]
+        return isinstance(found, list) and all(isinstance(one, int) and 0 <= one < len(self.labels) for one in found)
+
+    def _position(self, label: Label) -> int:
+        """Find a label. A whole number that is not a name is a position: data sets commonly hold those."""
+        if not isinstance(label, str | int) or label not in self._positions:
+            hint = " (a negative label means that the labels are withheld: use another split)" if label in (-1, "-1") else ""
+            raise ValueError(f"unknown label {label!r}, known are {', '.join(self.labels)}{hint}")
+        return self._positions[label]
+
+    @cached_property
+    def _positions(self) -> dict[str | int, int]:
+        names: dict[str | int, int] = {name: index for index, name in enumerate(self.labels)}
+        if all(name.lstrip("-").isdecimal() for name in self.labels):
+            return {**names, **{int(name): index for index, name in enumerate(self.labels)}}
+        return {**names, **{index: index for index in names.values()}}
+
+    # -- training and evaluation ----------------------------------------------------------------------------------------------
+
+    @property
+    def metric(self) -> str:
+        """Return the metric of the kind of labels."""
+        return {SINGLE_LABEL: "classification", MULTI_LABEL: "multi_label", REGRESSION: "correlation"}[self.problem_type]
+
+    @property
+    def main_metric(self) -> str:
+        """Return accuracy, F1 or Spearman's correlation."""
+        return {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1", REGRESSION: "spearman"}[self.problem_type]
+
+    def head(self) -> dict[str, object]:
+        """Return the labels and the problem type."""
+        return {**label_head(self.labels), "problem_type": self.problem_type}
+
+    def targets(self, features: Features, references: Sequence[Reference]) -> dict[str, list[JsonValue]]:  # noqa: ARG002
+        """Return the references; multi-label: one 0 or 1 per label."""
+        if self.problem_type != MULTI_LABEL:
+            return {"labels": list(references)}
+        rows = cast("Sequence[list[int]]", references)
+        return {"labels": [[float(index in row) for index in range(len(self.labels))] for row in rows]}
+
+    def fitted_settings(self) -> Mapping[str, Sequence[JsonValue]]:
+        """Multi-label: try thresholds from 0.05 to 0.95."""
+        others = sorted((step / 20 for step in range(1, 20)), key=lambda threshold: abs(threshold - self.threshold))
+        return {"threshold": (self.threshold, *others)} if self.problem_type == MULTI_LABEL else {}
+
+    def predictions(self, answers: Arrays) -> list[Prediction]:
+        """Return a number, the positions of several labels, or the position of one."""
+        scores = answers["SCORES"]
+        if self.problem_type == REGRESSION:
+            return cast("list[Prediction]", scores[:, 0].tolist())
+        if self.problem_type == MULTI_LABEL:
+            return [np.flatnonzero(row).tolist() for row in scores > self.threshold]
+        return cast("list[Prediction]", scores.argmax(axis=-1).tolist())
+
+    def confidence(self, answers: Arrays) -> npt.NDArray[np.float64] | None:
+        """Return the score of the best label, where scores are probabilities."""
+        if self.served.function_to_apply != "softmax":
+            return None
+        return cast("npt.NDArray[np.float64]", answers["SCORES"].max(axis=-1).astype(np.float64))
+
+    def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Compare labels; numbers agree within :data:`SAME_NUMBER`."""
+        ours, theirs = answers["SCORES"], original["SCORES"]
+        if self.problem_type == REGRESSION:
+            same = np.abs(ours - theirs)[:, 0] <= max(SAME_NUMBER * float(np.ptp(theirs)), CLOSE)
+        elif self.problem_type == MULTI_LABEL:
+            same = ((ours > self.threshold) == (theirs > self.threshold)).all(axis=-1)
+        else:
+            same = ours.argmax(axis=-1) == theirs.argmax(axis=-1)
+        return cast("npt.NDArray[np.float64]", same.astype(np.float64))
+
+    def ties(self, original: Arrays) -> Flags:
+        """Find rows whose two best scores, or whose score and the threshold, are closer than :data:`CLOSE`."""
+        scores = original["SCORES"]
+        if self.problem_type == REGRESSION:
+            return np.zeros(len(scores), dtype=np.bool_)
+        if self.problem_type == MULTI_LABEL:
+            return cast("Flags", (np.abs(scores - self.threshold) < CLOSE).any(axis=-1))
+        ranked = np.sort(scores, axis=-1)
+        return cast("Flags", ranked[:, -1] - ranked[:, -2] < CLOSE)
+
+
+def _read_list(label: object) -> list[JsonValue]:
+    try:
+        names = json.loads(label) if isinstance(label, str) else label
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(type(name) in (str, int) and name != "" for name in names):
+        raise ValueError('the label is no list of names or whole numbers, written as JSON where it is text: ["joy", "fear"]')
+    return names
+
+
+TASK = TextClassificationTask

@@ -1,0 +1,148 @@
+"""Text generation: the continuation of a text. Trained as a causal language model on plain texts; not exported yet.
+
+A text that is longer than a row of the model becomes several rows, so that no text is lost. The end-of-text token stands at its
+end, so that the model learns to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self, cast
+
+import numpy as np
+
+from export.tasks.base import IGNORED, Label, Prediction, Reference
+from export.tasks.trained import TrainedTask
+from serving.runtime.types import Arrays, Features, JsonValue, Origins, TextColumns
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from serving.runtime.tokenization import TextEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextGenerationTask(TrainedTask):
+    """Trains causal language models.
+
+    Attributes:
+        end: Text appended to every text so that its tokens end with the end-of-text token. Empty: the tokenizer appends it.
+    """
+
+    end: str = ""
+
+    name: ClassVar[str] = "text-generation"
+    auto_model: ClassVar[str] = "AutoModelForCausalLM"
+    architectures: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
+    columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": None}
+    causal: ClassVar[bool] = True
+    token_level: ClassVar[bool] = True
+    reads_digits: ClassVar[bool] = False
+    default_max_length: ClassVar[int] = 256
+
+    @property
+    def model_outputs(self) -> tuple[str, ...]:
+        """Return what :meth:`preprocess_logits_for_metrics` leaves of a batch."""
+        return ("hits", "tokens", "negative_log_likelihood")
+
+    @classmethod
+    def checkpoint_settings(
+        cls, config: Mapping[str, object], files: Mapping[str, object], chosen: Mapping[str, JsonValue]
+    ) -> dict[str, JsonValue]:
+        """Refuse an encoder, which ``transformers`` would load: it sees each token that it should predict.
+
+        Raises:
+            ValueError: The checkpoint is not a causal language model.
+        """
+        known = cast("list[str]", config.get("architectures") or [])
+        if not any(name.endswith(cls.architectures) for name in known):
+            wanted = " or ".join(cls.architectures)
+            raise ValueError(f"its config names {', '.join(known) or 'no architecture'}, not one that ends in {wanted}")
+        return super().checkpoint_settings(config, files, chosen)
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003 - there are no labels
+        """Accept any rows of single texts."""
+        if pair:
+            raise ValueError(f"{cls.name} learns from single texts, not from pairs")
+        return cls()
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
+        """Find out whether the tokenizer appends the end-of-text token itself."""
+        if tokenizer.eos_token is None:
+            raise ValueError("its tokenizer has no token for the end of a text")
+        ends_itself = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+        return replace(self, end="" if ends_itself else tokenizer.eos_token)
+
+    @classmethod
+    def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
+        """Read a plain text."""
+        if label is not None:
+            raise ValueError("rows of plain text have no label")
+        return texts, None
+
+    def reference(self, label: Label) -> Reference:
+        """Return None: the text is its own target."""
+        return label
+
+    def is_reference(self, value: object) -> bool:
+        """Accept None."""
+        return value is None
+
+    def prepare_rows(
+        self,
+        texts: TextColumns,
+        references: Sequence[Reference],  # noqa: ARG002 - there are none
+        encoder: TextEncoder,  # noqa: ARG002
+        *,
+        training: bool,  # noqa: ARG002
+    ) -> tuple[TextColumns, Sequence[Reference]]:
+        """Leave out blank texts, which are common in files of plain text."""
+        kept = [text for text in texts[0] if text.strip()]
+        return (kept,), [None] * len(kept)
+
+    def training_features(self, texts: TextColumns, encoder: TextEncoder) -> Features:
+        """Split each text into as many rows as it needs, without overlap. A row of one token is left out: nothing follows in it."""
+        windows, mapping = encoder.windows([text + self.end for text in texts[0]], stride=0)
+        if not self.end:  # the tokenizer ends every window, though its text goes on
+            for window, ends in zip(windows, [*(mapping[1:] != mapping[:-1]), True], strict=True):
+                window.truncate(len(window) - (not ends))
+        long = [len(window) > 1 for window in windows]
+        return Features([window for window, kept in zip(windows, long, strict=True) if kept], Origins(mapping[long]))
+
+    def targets(self, features: Features, references: Sequence[Reference]) -> dict[str, list[JsonValue]]:  # noqa: ARG002
+        """Return the rows themselves: the model compares each token with its prediction from the tokens before."""
+        return {"labels": [list(encoding.ids) for encoding in features.encodings]}
+
+    def preprocess_logits_for_metrics(
+        self, outputs: torch.Tensor | tuple[torch.Tensor, ...], targets: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Return, for each row: correctly predicted tokens, all tokens, and the sum of the negative log-likelihood (nats)."""
+        logits, wanted = cast("torch.Tensor", outputs)[:, :-1].float(), targets[:, 1:]
+        counted = wanted != IGNORED
+        likelihood = logits.gather(-1, wanted.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)
+        hits = (logits.argmax(-1) == wanted) & counted
+        return hits.sum(-1), counted.sum(-1), -(likelihood * counted).sum(-1)
+
+    @property
+    def metric(self) -> str:
+        """Return the metric of the next token."""
+        return "next_token"
+
+    @property
+    def main_metric(self) -> str:
+        """Return the likelihood per token."""
+        return "likelihood"
+
+    def evaluate(self, outputs: Arrays, origins: Origins, tokenizer: Tokenizer) -> list[Prediction]:  # noqa: ARG002
+        """Sum what :meth:`preprocess_logits_for_metrics` gave, over the rows of each text."""
+        rows = np.stack([outputs[name] for name in self.model_outputs], axis=-1).astype(np.float64)
+        texts = np.zeros((origins.count, rows.shape[1]))
+        np.add.at(texts, origins.sample_mapping, rows)
+        return cast("list[Prediction]", texts.tolist())
+
+
+TASK = TextGenerationTask

@@ -1,0 +1,79 @@
+"""Translation: a text → the same in another language.
+
+Some checkpoints translate between two languages. Some (T5) read from a prefix which ones. Some (NLLB, mBART) have tokens for
+languages in their tokenizer: those need both languages as settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from export.tasks._rewriting import RewritingTask
+from serving.runtime.types import Option
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationTask(RewritingTask):
+    """Trains translation. See :class:`RewritingTask` for the other fields.
+
+    Attributes:
+        source_language: Language of the texts, by the tokenizer's name. Empty: the tokenizer has no languages.
+        target_language: Language of the answers, by the tokenizer's name.
+        target_language_id: Token that tells the model what to write. -1: none.
+    """
+
+    source_language: str = ""
+    target_language: str = ""
+    target_language_id: int = -1
+
+    name: ClassVar[str] = "translation"
+    columns: ClassVar[Mapping[str, str | None]] = {"text": "source", "text_pair": None, "label": "target"}
+    settings: ClassVar[Mapping[str, Option]] = {
+        **RewritingTask.settings,
+        "source_language": Option(str, help="Language of the texts, by the tokenizer's name."),
+        "target_language": Option(str, help="Language of the answers, by the tokenizer's name."),
+    }
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
+        """Set the tokenizer's languages, and find the token of the target language."""
+        given = {"source_language": self.source_language, "target_language": self.target_language}
+        if not hasattr(tokenizer, "tgt_lang"):
+            if any(given.values()):
+                raise ValueError("its tokenizer knows no languages: leave out source_language and target_language")
+            return super().with_tokenizer(tokenizer)
+        for name, language in given.items():
+            if not language:
+                raise ValueError(f"its tokenizer must be told the languages: give --setting {name}=… as it calls it")
+            if language not in tokenizer.get_vocab():
+                raise ValueError(f"its tokenizer has no {name} {language!r}")
+        tokenizer.src_lang, tokenizer.tgt_lang = given.values()
+        bound = super().with_tokenizer(tokenizer)
+        return replace(bound, target_language_id=tokenizer.convert_tokens_to_ids(self.target_language))
+
+    def generation_settings(self) -> dict[str, object]:
+        """Add the token of the target language.
+
+        It is the first token to generate; where targets do not begin with it, it is the start token of the decoder.
+        """
+        if self.target_language_id < 0:
+            return super().generation_settings()
+        key = "forced_bos_token_id" if self.target_language_id in self.target_start else "decoder_start_token_id"
+        return {**super().generation_settings(), key: self.target_language_id}
+
+    @property
+    def metric(self) -> str:
+        """Return the metric of translation."""
+        return "translation"
+
+    @property
+    def main_metric(self) -> str:
+        """Return chrF."""
+        return "chrf"
+
+
+TASK = TranslationTask

@@ -1,0 +1,136 @@
+"""Zero-shot classification: labels that the model was not trained on, by natural language inference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self, cast
+
+import numpy as np
+
+from export.tasks.base import Label, Prediction, Reference
+from export.tasks.exported import ExportedTask
+from serving.runtime.tasks._strings import write_strings
+from serving.runtime.tasks.zero_shot_classification import ZeroShotClassification
+from serving.runtime.types import Arrays, Flags, TextColumns
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from transformers import Pipeline
+
+CLOSE = 1e-4
+"""Two best scores nearer to each other than this are a close call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
+    """Evaluates zero-shot classification.
+
+    Attributes:
+        labels: Labels of the rows it was verified on; they are the candidates of every such row. Empty: not verified.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    name: ClassVar[str] = ZeroShotClassification.name
+    auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
+    served_class: ClassVar[type[ZeroShotClassification]] = ZeroShotClassification
+    optimum_task: ClassVar[str] = "text-classification"
+    trained_as: ClassVar[str] = "text-classification"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], *, pair: bool = True) -> Self:  # noqa: ARG003 - always pairs
+        """Find the entailment logit as the pipeline of ``transformers`` does."""
+        id2label = cast("Mapping[str, str]", config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"})  # default of transformers
+        label2id = cast("Mapping[str, int | str]", config.get("label2id") or {label: index for index, label in id2label.items()})
+        named = [int(index) for label, index in label2id.items() if str(label).lower().startswith("entail")]
+        entailment = named[0] if named else len(id2label) - 1
+        if not 0 <= entailment < len(id2label):
+            raise ValueError(f"its label2id says that entailment is logit {entailment}, and there are {len(id2label)}")
+        contradiction = len(id2label) - 1 if named and entailment == 0 else 0
+        return cls(served=ZeroShotClassification(entailment=entailment, contradiction=contradiction))
+
+    @classmethod
+    def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
+        """Read one text and the name of its label."""
+        if len(texts) != 1:
+            raise ValueError(f"a row is one text and its label; here are {len(texts)} texts")
+        if type(label) is int or (isinstance(label, str) and label):
+            return texts, label
+        raise ValueError(f"the label must be a name, not {label!r:.80}")
+
+    def with_evaluation_labels(self, labels: Sequence[Label], *, names: Sequence[str]) -> Self:
+        """Take the labels of the rows as every row's candidates."""
+        found = tuple(names) or tuple(sorted(set(cast("Sequence[str]", labels))))
+        if not all(isinstance(label, str) for label in found):
+            shown = ", ".join(map(str, found[:5]))
+            raise ValueError(f"the labels are numbers ({shown}), which say nothing to a model that reads them: give their names")
+        if len(found) < 2:
+            raise ValueError(f"has one label only, {found[0]!r}: there is nothing to tell apart")
+        return replace(self, labels=found)
+
+    def reference(self, label: Label) -> Reference:
+        """Return the position of the label."""
+        if label not in self.labels:
+            raise ValueError(f"unknown label {label!r}, known are {', '.join(self.labels)}")
+        return self.labels.index(label)
+
+    def is_reference(self, value: object) -> bool:
+        """Accept a position."""
+        return isinstance(value, int) and 0 <= value < len(self.labels)
+
+    @property
+    def text_columns(self) -> int:
+        """Return 1: the candidates are not in the data set."""
+        return 1
+
+    def requests(self, columns: TextColumns) -> TextColumns:
+        """Give every row all labels of the data set as its candidates."""
+        return [columns[0], [write_strings(self.labels)] * len(columns[0])]
+
+    # -- evaluation -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def metric(self) -> str:
+        """Return the metric of single labels."""
+        return "classification"
+
+    @property
+    def main_metric(self) -> str:
+        """Return accuracy."""
+        return "accuracy"
+
+    def predictions(self, answers: Arrays) -> list[Prediction]:
+        """Return the position of the best label."""
+        places = {label: place for place, label in enumerate(self.labels)}
+        return [places.get(json.loads(labels)[0], -1) for labels in answers["LABELS"][:, 0]]
+
+    def confidence(self, answers: Arrays) -> npt.NDArray[np.float64] | None:
+        """Return the score of the best label, where scores are probabilities."""
+        if self.served.multi_label:
+            return None
+        return np.array([json.loads(scores)[0] for scores in answers["SCORES"][:, 0]])
+
+    def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Compare the best labels."""
+        pairs = zip(answers["LABELS"][:, 0], original["LABELS"][:, 0], strict=True)
+        return np.array([json.loads(ours)[0] == json.loads(theirs)[0] for ours, theirs in pairs], dtype=np.float64)
+
+    def ties(self, original: Arrays) -> Flags:
+        """Find rows whose two best scores are closer than :data:`CLOSE`."""
+        rows = [json.loads(scores) for scores in original["SCORES"][:, 0]]
+        return np.array([len(row) > 1 and row[0] - row[1] < CLOSE for row in rows], dtype=np.bool_)
+
+    def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:  # noqa: ARG002
+        """Ask by list of labels: the pipeline takes one at a time. It truncates at the tokenizer's length."""
+        answers: list[object] = [None] * len(rows)
+        for labels in dict.fromkeys(labels for _, labels in rows):
+            places = [place for place, row in enumerate(rows) if row[1] == labels]
+            found = pipeline([rows[place][0] for place in places], json.loads(labels), batch_size=len(rows))
+            for place, answer in zip(places, found, strict=True):
+                answers[place] = answer
+        return answers
+
+
+TASK = ZeroShotClassificationTask

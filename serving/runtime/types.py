@@ -1,0 +1,132 @@
+"""Types that the steps of an ensemble, the tasks and the tokenizer share. Imports only the standard library and numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from tokenizers import Encoding
+
+JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+"""A value that JSON can express."""
+
+Text = str | tuple[str, str]
+"""One row for the tokenizer: a text, or a pair of texts."""
+
+TextColumns = Sequence[Sequence[str]]
+"""Rows by column: one sequence of strings per input tensor of the ensemble."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+"""Tensors by name. The first axis of each tensor is the row."""
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Describes an input or output tensor as Triton configures it.
+
+    Attributes:
+        name: Name that clients use.
+        dtype: Triton's name of the data type: ``TYPE_STRING``, ``TYPE_FP32``, ``TYPE_INT64`` …
+        dims: Shape of one row, without the batch dimension. -1 where it is dynamic.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...] = (1,)
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """Describes a value that a request may set as a Triton request parameter, or a user as a task setting.
+
+    The task has a dataclass field of the same name, which holds the default.
+
+    Attributes:
+        kind: ``bool``, ``int``, ``float`` or ``str``.
+        choices: Allowed strings. Empty: any string.
+        minimum: Smallest allowed number.
+        maximum: Largest allowed number.
+        help: One sentence for ``--help``.
+    """
+
+    kind: type
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    help: str = ""
+
+    def check(self, name: str, value: object) -> bool | int | float | str:
+        """Return ``value`` as the option's kind. A whole number is accepted for a ``float``.
+
+        Raises:
+            ValueError: The value has another kind or is not allowed. The message says what is allowed.
+        """
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if self.kind is float and whole:
+            value = float(value)  # type: ignore[arg-type]
+        elif type(value) is not self.kind:
+            raise ValueError(f"option {name} must be {_KINDS[self.kind]}, not {value!r:.80}")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"option {name} must be one of {', '.join(self.choices)}, not {value!r:.80}")
+        if self.minimum is not None and not value >= self.minimum:  # type: ignore[operator]  # NaN fails this check too
+            raise ValueError(f"option {name} must be {self.minimum:g} or more, not {value!r:.80}")
+        if self.maximum is not None and not value <= self.maximum:  # type: ignore[operator]
+            raise ValueError(f"option {name} must be {self.maximum:g} or less, not {value!r:.80}")
+        return value  # type: ignore[return-value]
+
+    def parse(self, text: str) -> bool | int | float | str:
+        """Parse a command line value as the option's kind. A string that cannot be parsed is returned unchanged."""
+        if self.kind is bool:
+            return {"true": True, "false": False}.get(text.lower(), text)
+        try:
+            return self.kind(text)  # type: ignore[no-any-return]
+        except ValueError:
+            return text
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Maps the rows that the model sees to the request rows they were made from.
+
+    One request row can become several model rows: windows of a long text, or one row per candidate label.
+
+    Attributes:
+        sample_mapping: INT64 ``[model rows]``, the position of the request row of each model row (as
+            ``overflow_to_sample_mapping`` of ``transformers``). Ascending, without gaps.
+        metadata: One entry per model row: what its answer needs besides the model's outputs. Empty where the task
+            :attr:`carries none <serving.runtime.tasks.base.ServedTask.carries_metadata>`.
+    """
+
+    sample_mapping: Integers
+    metadata: Sequence[bytes] = ()
+
+    @property
+    def count(self) -> int:
+        """Return the number of request rows."""
+        return int(self.sample_mapping[-1]) + 1 if len(self.sample_mapping) else 0
+
+
+@dataclass(frozen=True)
+class Features:
+    """Holds rows for the model: their tokens, and the request rows they come from."""
+
+    encodings: Sequence[Encoding]
+    origins: Origins
+
+
+class TooManyRowsError(ValueError):
+    """One row of a request would become more model rows than the model accepts."""
