@@ -15,10 +15,13 @@ import click
 import pytest
 
 from export.cli import COMMANDS, tritonize
+from export.recipe import builtin_recipes
+from export.tasks import task_class, task_names
+from serving.runtime.tasks import served_class, served_names
 
 PROJECT = Path(__file__).parents[1]
-TOP = PROJECT / "README.md"
-FILES = (TOP, *(PROJECT / folder / "README.md" for folder in ("export", "serving", "benchmarks", "model_repository")))
+TOP, EXPORT, SERVING = (PROJECT / folder / "README.md" for folder in (".", "export", "serving"))
+FILES = (TOP, EXPORT, SERVING, *(PROJECT / folder / "README.md" for folder in ("benchmarks", "model_repository")))
 TOP_BYTES = 12_000
 PICTURE_COLUMNS = 80
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
@@ -28,6 +31,14 @@ FOREIGN_OPTIONS = {"--shm-size", "--profile", "--nproc-per-node"}
 """Options of docker and torchrun."""
 FIGURES = re.compile(r"\b(rows/s|accuracy|minutes|test rows)\b")
 """A table with one of these in its first line holds measurements."""
+
+DTYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}
+REQUIRED = {
+    "text-classification": {"labels": ("bad", "good"), "function_to_apply": "softmax"},
+    "token-classification": {"labels": ("O", "B-PER")},
+    "zero-shot-classification": {"entailment": 0, "contradiction": 1},
+}
+"""Settings without which a task cannot be made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +90,18 @@ def anchors(file: Path) -> list[str]:
     """What GitHub calls the headings of a file in links."""
     headings = re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def tables(file: Path, heading: str) -> list[list[str]]:
+    """The rows of all tables in a section, without those of their heads."""
+    section = file.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^\|.*\n\| ?---.*\n((?:^\|.*\n)+)", section, re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split(" |")] for table in found for line in table.splitlines()]
+
+
+def quoted(cell: str) -> set[str]:
+    """What stands in backticks."""
+    return set(re.findall(r"`([^`]+)`", cell))
 
 
 def test_every_line_is_of_a_known_kind() -> None:
@@ -152,8 +175,11 @@ def test_recipes(block: Block, tmp_path: Path) -> None:
         command(section).make_context(section, ["--recipe", str(recipe)], parent=click.Context(tritonize))
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.file.parent.name)
+@pytest.mark.parametrize(
+    "block", [block for block in blocks("python") if not block.text.startswith("# ")], ids=lambda block: block.file.parent.name
+)
 def test_imports_of_python_blocks(block: Block) -> None:
+    """Blocks that begin with a file's name are run by tests/export/test_readme_example.py."""
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
             module = importlib.import_module(node.module)
@@ -196,3 +222,45 @@ def test_measured_tables_have_their_command(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 def test_nothing_is_left_to_fill_in(file: Path) -> None:
     assert "@@" not in file.read_text(encoding="utf-8")
+
+
+def test_table_of_tasks() -> None:
+    rows = tables(TOP, "Tasks")
+    assert {row[0].strip("`") for row in rows} == set(served_names())
+    text = TOP.read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in task_names())
+
+
+def test_table_of_training_data() -> None:
+    rows = tables(EXPORT, "Tasks and their training data")
+    columns = {row[0].strip("`"): quoted(" ".join(row)) for row in rows if row[0]}
+    assert columns.keys() == set(task_names())
+    for name, shown in columns.items():
+        assert {column for column in task_class(name).columns.values() if column is not None} <= shown
+    recipes = {recipe for row in rows for recipe in row[-1].split(", ") if recipe}
+    assert recipes == set(builtin_recipes())
+
+
+def test_table_of_settings() -> None:
+    shown = {(task, setting) for row in tables(EXPORT, "Task settings") for task in quoted(row[0]) for setting in quoted(row[1])}
+    parameters = {(name, option) for name in served_names() for option in served_class(name).options}
+    assert shown == {(name, setting) for name in task_names() for setting in task_class(name).settings} - parameters
+
+
+def test_table_of_request_parameters() -> None:
+    rows = tables(SERVING, "Request parameters")
+    truncation, *others = rows
+    assert quoted(truncation[1]) == {"truncation"}
+    shown = {(task, option) for row in others for task in quoted(row[0]) for option in quoted(row[1])}
+    shown |= {(name, "truncation") for name in set(served_names()) - quoted(truncation[0])}
+    assert shown == {(name, option) for name in served_names() for option in served_class(name).options}
+
+
+def test_table_of_tensors() -> None:
+    rows = {row[0].strip("`"): row[1:] for row in tables(SERVING, "Tensors")}
+    assert rows.keys() == set(served_names())
+    for name, cells in rows.items():
+        shown = [[(tensor, DTYPES[dtype]) for tensor, dtype in re.findall(r"`(\w+)` ([A-Z0-9]+) \[", cell)] for cell in cells]
+        pair = {"pair": True} if "TEXT_PAIR" in cells[0] else {}
+        task = served_class(name)(**REQUIRED.get(name, {}), **pair)
+        assert shown == [[(tensor.name, tensor.dtype) for tensor in tensors] for tensors in (task.inputs(), task.outputs())]
