@@ -46,17 +46,15 @@ SHAPING = (
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
 )
+"""Files that the content of a bundle depends on, besides the task. If one of them changes, the bundle is not up to date."""
 TASK_SHAPING = ("export/tasks", "serving/runtime/tasks")
-"""The code that decides what a bundle holds; of the second, not the modules of other tasks (:func:`serving.artifact.task_code`).
-
-A bundle that was made by other code is not up to date.
-"""
+"""Folders with one module per task, of which only the bundle's task counts (see :func:`serving.artifact.task_code`)."""
 
 
 def export(options: ExportOptions) -> BundleManifest:
     """Convert, optimize and verify a checkpoint, and write the bundle.
 
-    A variant that fails its gates is left out; its record stays in the manifest.
+    A variant that fails its gates is not part of the bundle, but its record stays in the manifest.
 
     Returns:
         The manifest of the bundle, which is that of the last run if nothing has changed since.
@@ -65,7 +63,7 @@ def export(options: ExportOptions) -> BundleManifest:
         ArtifactError: The checkpoint is missing, of another task, or cannot be loaded.
         DataError: The rows do not fit the task or the checkpoint.
         ExportError: A graph could not be made.
-        GateError: The fp32 variant does not give what PyTorch gives.
+        GateError: The outputs of the fp32 variant differ from those of PyTorch.
     """
     source = find_source(options)
     inputs = _inputs(options, source)
@@ -74,8 +72,9 @@ def export(options: ExportOptions) -> BundleManifest:
         if set(options.precisions) <= set(manifest.precisions):
             logger.info(f"{options.target} is up to date")
             return manifest
-        there = {*options.precisions, *manifest.precisions}
-        options = replace(options, precision=tuple(one for one in PRECISIONS if one in there))  # the others stay in the bundle
+        # variants that the bundle already has stay in it
+        precisions = {*options.precisions, *manifest.precisions}
+        options = replace(options, precision=tuple(precision for precision in PRECISIONS if precision in precisions))
 
     from export import variants
 
@@ -93,7 +92,7 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
         precisions: The variants to check.
 
     Raises:
-        GateError: One did not; the message names it with its figures.
+        GateError: A variant failed. The message has its figures.
     """
     failed = [
         f"{precision} failed: {record.failures}"
@@ -104,7 +103,7 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
         hint = (
             "the graph does not compute what PyTorch computes"
             if "fp32" in precisions and len(precisions) == 1
-            else "leave it out of --precision, or move --max-metric-drop or --min-agreement"
+            else "leave it out of --precision, or change --max-metric-drop or --min-agreement"
         )
         raise GateError(". ".join(failed), hint=hint)
 
@@ -112,7 +111,7 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
 def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
     record: dict[str, object] = {
         "task": source.task.to_settings(),
-        "max_length": source.max_length or source.usual_length,
+        "max_length": source.max_length or source.recommended_length,
         "max_metric_drop": options.max_metric_drop,
         "min_agreement": options.min_agreement,
         "verify_rows": options.verify_rows,

@@ -20,7 +20,7 @@ from benchmarks.processes import MemoryMeter
 from benchmarks.served import ANSWERS_PER_CLIENT, Clients, ServerConnection, Target
 from benchmarks.served_package import read_package
 from benchmarks.tuning.trial import LevelSpeed, Trial
-from export.data import read_evaluation, sample
+from export.data import read_evaluation, sample_indices
 from export.tasks import bundle_task
 from serving.bundle import Bundle
 from serving.configuration import Configuration
@@ -147,7 +147,7 @@ def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], d
     columns = list(zip(*task.requests(read_evaluation(bundle.folder, task).texts), strict=True))
     return Testbed(
         bundle=bundle,
-        rows=[list(columns[index]) for index in sample(len(columns), rows, seed)],
+        rows=[list(columns[index]) for index in sample_indices(len(columns), rows, seed)],
         concurrencies=concurrencies,
         duration=duration,
         load_generator=find_perf_analyzer(triton_environment()),

@@ -63,18 +63,18 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"text": "a", "label": 0}\n{"text": "b", "label": "x"}\n',
-            r"line 2: label 'x' is text and those before it are a",
+            r"line 2: label 'x' is text, but the first label is a",
         ),
         ("a.jsonl", '{"text": "\\ud83d", "label": 0}\n', r"line 1: column 'text' holds half of a surrogate pair"),
         (
             "a.jsonl",
             '{"text": "a", "label": "x"}\n{"text": "b", "label": 0.5}\n',
-            r"line 2: label 0\.5 is a number and those before it are text",
+            r"line 2: label 0\.5 is a number, but the first label is text",
         ),
         (
             "a.jsonl",
             '{"text": "a", "label": ["x"]}\n{"text": "b", "label": "x"}\n',
-            r"line 2: label 'x' is text and those before it are a list",
+            r"line 2: label 'x' is text, but the first label is a list",
         ),
         (
             "a.jsonl",
@@ -105,7 +105,7 @@ def test_where_texts_and_label_were_looked_for_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "one,two,gold\nfine,,\n")
     with pytest.raises(DataError, match=r"line 2: the label is empty: \{'one': 'fine', 'two': '', 'gold': ''\}") as caught:
         load(path, Columns(text="one", text_pair="two", labels=("gold",)))
-    assert caught.value.hint == "it is read from the columns one, two and gold"
+    assert caught.value.hint == "columns read: one, two, gold"
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_numbers_stay_numbers() -> None:
     assert {type(label) for label in found} == {float}
 
 
-WITHHELD = " (a negative label means that the labels are withheld: use another split)"
+WITHHELD = " (a negative label means that the labels of this split are withheld: use another split)"
 
 
 @pytest.mark.parametrize(
@@ -284,10 +284,10 @@ def test_evaluation_rows_survive_the_file(
         (data.LabelledRows(texts=((),), labels=()), "with the columns text and label: it has none"),
         (
             data.LabelledRows(texts=(("a", "b"),), labels=(1, 2)),
-            "row 2: label 2 is none of this checkpoint's: {'text': 'b', 'label': 2}",
+            "row 2: label 2 is not a label of this checkpoint: {'text': 'b', 'label': 2}",
         ),
-        (data.LabelledRows(texts=(("a",),), labels=(0.5,)), "row 1: label 0.5 is none of this checkpoint's"),
-        (data.LabelledRows(texts=(("a",),), labels=([0],)), "row 1: label [0] is none of this checkpoint's"),
+        (data.LabelledRows(texts=(("a",),), labels=(0.5,)), "row 1: label 0.5 is not a label of this checkpoint"),
+        (data.LabelledRows(texts=(("a",),), labels=([0],)), "row 1: label [0] is not a label of this checkpoint"),
         (data.LabelledRows(texts=((None,),), labels=(0,)), "row 1: column 'text' holds NoneType, not text"),  # type: ignore[arg-type]
     ],
 )
@@ -303,7 +303,7 @@ def test_absent_and_foreign_evaluation_rows_are_refused(tmp_path: Path) -> None:
         data.read_evaluation(tmp_path, task_of("a", "b"))
     for task, label in ((task_of("a", problem_type=MULTI_LABEL), 0), (task_of("score", problem_type=REGRESSION), 1)):
         data.write_evaluation(data.LabelledRows(texts=(("a",),), labels=(label,)), tmp_path)
-        with pytest.raises(DataError, match=rf"row 1: label {label} is none of this checkpoint's"):
+        with pytest.raises(DataError, match=rf"row 1: label {label} is not a label of this checkpoint"):
             data.read_evaluation(tmp_path, task)
 
 
@@ -345,17 +345,17 @@ def test_hub_lists_of_labels_keep_their_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(0, -1), ([0], [1, -1])])
 def test_withheld_labels_are_refused(tmp_path: Path, first: Any, second: Any) -> None:
-    with pytest.raises(DataError, match="row 2: label -1 is none of bad, awful") as caught:
+    with pytest.raises(DataError, match="row 2: label -1 is not an index into the labels bad, awful") as caught:
         hub_rows(f"hub:{hub_folder(tmp_path / 'set', first, second)}:validation", Columns(text="sentence"), "test")
     assert "another split" in caught.value.hint
 
 
 def test_unknown_hub_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'hub:' names no data set"):
+    with pytest.raises(DataError, match="'hub:' does not name a data set"):
         hub_rows("hub:", Columns(), "train")
     with pytest.raises(DataError, match="cannot load 'train' of data set 'nobody/nothing'"):
         hub_rows("hub:nobody/nothing", Columns(), "train")
-    with pytest.raises(ArtifactError, match="no checkpoint folder nobody/nothing, and the Hub did not give one"):
+    with pytest.raises(ArtifactError, match="no checkpoint folder nobody/nothing, and it could not be downloaded from the Hub"):
         sources.checkpoint_folder("nobody/nothing", tmp_path)
     with pytest.raises(ArtifactError, match=r"no checkpoint folder \./here"):
         sources.checkpoint_folder("./here", tmp_path)

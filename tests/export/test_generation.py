@@ -225,7 +225,8 @@ def test_what_is_cut_of_targets_is_told(
     once = ("--setting", "max_new_tokens=2", "--epochs", "1", "--max-train-rows", "16", "--adapter", "lora")
     assert cli.main(command("translation", folder, *once)) == 0
     assert re.search(
-        r"targets cut at 2 tokens \(--setting max_new_tokens=…\): \d+ of 16; the longest has \d", capsys.readouterr().err
+        r"\d+ of 16 targets are truncated at 2 tokens \(--setting max_new_tokens=… changes this\); the longest has \d",
+        capsys.readouterr().err,
     )
     written, figures = checkpoint_of(data)
     assert figures.steps == 1
@@ -306,7 +307,7 @@ def test_adapters_and_teachers_are_for_models_that_write_too(
             "text-generation",
             "t5",
             (),
-            "T5ForConditionalGeneration, not one that ends in ForCausalLM or LMHeadModel",
+            "T5ForConditionalGeneration, which does not end in ForCausalLM or LMHeadModel",
         ),
         ("translation", "t5", ("--quantization-aware",), "checkpoints of translation are not exported to int8"),
         ("text-generation", "gpt2", ("--max-length", "49"), "the model takes at most 48 tokens, not 49"),
@@ -338,7 +339,7 @@ def test_a_tokenizer_without_an_end_cannot_teach_one(
 def test_what_is_not_served_yet_is_not_exported(task: str, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "--task", task, "--checkpoint", "."]) == 1
     error = capsys.readouterr().err
-    assert f"error: checkpoints of {task} are fine-tuned here, not exported yet" in error
+    assert f"error: checkpoints of {task} can be fine-tuned but not exported" in error
     assert task not in served_names()
 
 

@@ -294,7 +294,7 @@ def test_evaluation_rows_travel(tmp_path: Path) -> None:
     rows = LabelledRows(texts=(("the film", ""),), labels=references)
     write_evaluation(rows, tmp_path)
     assert read_evaluation(tmp_path, task) == rows
-    with pytest.raises(DataError, match=r"row 1: label .* is none of this checkpoint's"):
+    with pytest.raises(DataError, match=r"row 1: label .* is not a label of this checkpoint"):
         read_evaluation(tmp_path, labelled_by("O", "B-other"))
 
 
