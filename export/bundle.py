@@ -46,11 +46,14 @@ SHAPING = (
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
 )
-TASK_SHAPING = ("export/tasks", "serving/runtime/tasks")
+TASK_SHAPING = ("export/tasks",)
 """The code that decides what a bundle holds; of the second, not the modules of other tasks (:func:`serving.artifact.task_code`).
 
-A bundle that was made by other code is not up to date.
+A bundle that was made by other code is not up to date. The served half of a task is not in this list: the graphs do not depend on
+it, and the bundle records the served code that it was verified with (:func:`serving.bundle.served_code`).
 """
+TRAINING_ONLY = "export/tasks/trained.py"
+"""The one module of the tasks that only fine-tuning calls."""
 
 
 def export(options: ExportOptions) -> BundleManifest:
@@ -122,5 +125,5 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
     files = fingerprint(checkpoint_files(source.folder), root=source.folder)
-    code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, task_names())])
-    return inputs_record(record, files, code)
+    tasks = [path for path in task_code(TASK_SHAPING, options.task, task_names()) if path != TRAINING_ONLY]
+    return inputs_record(record, files, code_fingerprint([*SHAPING, *tasks]))
