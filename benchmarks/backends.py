@@ -252,9 +252,6 @@ def _leave_out_unknown(tokenizer: Any, model: Any) -> None:
 def weights_file(checkpoint: Path) -> Path:
     """Find a checkpoint's weights.
 
-    Args:
-        checkpoint: Folder of the checkpoint.
-
     Returns:
         The file with the weights, or with the index of their shards.
 

@@ -60,9 +60,6 @@ def parse_open_loop(text: str) -> OpenLoop:
     Args:
         text: A rate such as ``100`` or a share such as ``80%``.
 
-    Returns:
-        The open loop.
-
     Raises:
         ValueError: It is neither.
     """

@@ -30,14 +30,7 @@ class EnergyMeter:
 
 
 def find_meter(powercap: Path = POWERCAP) -> EnergyMeter:
-    """Make a meter of all counters that can be read here. On most systems only root may read RAPL's.
-
-    Args:
-        powercap: Folder of RAPL's zones.
-
-    Returns:
-        The meter.
-    """
+    """Make a meter of all counters that can be read here. On most systems only root may read RAPL's."""
     return EnergyMeter([*_packages(powercap), *nvml.energy_counters()])
 
 

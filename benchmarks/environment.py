@@ -22,7 +22,6 @@ class Environment:
     """The machine and its software.
 
     Attributes:
-        cpu: Model of the processor.
         cores: Cores that the benchmark may use.
         memory_mib: Memory of the machine, MiB.
         gpus: Name and memory (MiB) of each GPU.

@@ -40,9 +40,6 @@ class Expected:
     def reason_against(self, name: str) -> str:
         """State why there will be no figure of a name.
 
-        Args:
-            name: Dotted name of a figure.
-
         Returns:
             The reason, with the closest figures; empty if there may be such a figure.
         """
@@ -62,9 +59,6 @@ def expected(inputs: BenchmarkInputs, *, served: str | None) -> Expected:
     Args:
         inputs: What is measured.
         served: Precision of the served package; None without a server.
-
-    Returns:
-        The names.
     """
     metrics = inputs.bundle.manifest.original.metrics
     known = inputs.options.test is None and inputs.task.main_metric in metrics

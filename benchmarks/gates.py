@@ -33,12 +33,6 @@ _GRAMMAR = "a gate compares figures and numbers with <, <=, > or >=, and calcula
 def parse_gate(expression: str) -> ast.Compare:
     """Parse a gate and check that it contains only figures, numbers, arithmetic and comparisons. Nothing is executed.
 
-    Args:
-        expression: The gate.
-
-    Returns:
-        Its syntax tree.
-
     Raises:
         DataError: It is not a gate.
     """
@@ -58,12 +52,6 @@ def parse_gate(expression: str) -> ast.Compare:
 
 def figures_in(expression: str) -> list[str]:
     """List the names of the figures that a gate compares.
-
-    Args:
-        expression: The gate.
-
-    Returns:
-        Dotted names.
 
     Raises:
         DataError: It is not a gate.

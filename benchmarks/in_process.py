@@ -39,7 +39,6 @@ class Findings:
     """What was measured in process.
 
     Attributes:
-        models: The models.
         rounds: Their figures of each round.
         samples: Spans behind their speeds, by the names of :data:`benchmarks.samples.Samples`.
         original: The original's answers to the labelled rows.
@@ -56,7 +55,6 @@ class Batched:
     """A way of answering: loaded processes, asked ``batch`` rows at a time.
 
     Attributes:
-        workers: The processes.
         batch: Rows per call.
         length: Tokens of the rows; None: as they are.
         energy: Meter of the machine's energy.
@@ -72,12 +70,7 @@ class Batched:
     watts: list[float] = field(default_factory=list)
 
     def measure(self, rows: list[list[str]], seconds: float) -> None:
-        """Measure the next round's slice.
-
-        Args:
-            rows: Rows of the round.
-            seconds: Least duration.
-        """
+        """Measure the next round's slice."""
         before, begun = self.energy.read(), time.perf_counter()
         self.slices.append(self.workers.measure(rows, self.batch, seconds))
         after = self.energy.read()
@@ -101,13 +94,6 @@ class Loaded:
 @contextlib.contextmanager
 def loaded(inputs: BenchmarkInputs, energy: EnergyMeter) -> Iterator[list[Loaded]]:
     """Load every model that runs in process; all stay loaded and asleep as long as the block runs.
-
-    Args:
-        inputs: What is measured.
-        energy: Meter of the machine's energy.
-
-    Yields:
-        The loaded models.
 
     Raises:
         SetupError: A worker failed.
@@ -134,10 +120,6 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter) -> Iterator[list[Loaded
 
 def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
     """End the processes and collect what was measured.
-
-    Args:
-        inputs: What is measured.
-        measured: The loaded models.
 
     Returns:
         The models with speeds and quality.
@@ -186,10 +168,6 @@ def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[s
 def require_original(bundle: Bundle, checkpoint: Path) -> None:
     """Check that a checkpoint holds the weights that a bundle was exported from.
 
-    Args:
-        bundle: The bundle.
-        checkpoint: Folder of the checkpoint.
-
     Raises:
         ArtifactError: It holds other weights, or none.
     """
@@ -204,13 +182,6 @@ def require_original(bundle: Bundle, checkpoint: Path) -> None:
 
 def bundle_precision(bundle: Bundle, sha256: str) -> str:
     """Find the precision of a bundle's file by its checksum.
-
-    Args:
-        bundle: The bundle.
-        sha256: Checksum of the file.
-
-    Returns:
-        Precision of the variant.
 
     Raises:
         ArtifactError: The file was changed after it was verified.

@@ -34,9 +34,6 @@ class BenchmarkInputs:
 
     Attributes:
         options: The options of the command.
-        bundle: The exported bundle.
-        checkpoint: Folder of the original.
-        rows: Real rows.
         precisions: ONNX variants to run in process.
         device: ``cpu`` or ``gpu``, in process.
         exported: The ONNX graph as Optimum exports it; None if it does not run, or was not exported yet.

@@ -66,9 +66,7 @@ class WorkerFacts:
 
     Attributes:
         file: The file that was loaded.
-        sha256: Its checksum.
         precision: Precision that the model computes in; empty if only the bundle's manifest tells it.
-        threads: Threads of one operator.
         load_seconds: Time from an empty process to a loaded model.
         first_answer_seconds: Time of the first answer after that.
         peak_rss_mib: Peak resident memory, MiB.

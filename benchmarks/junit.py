@@ -16,12 +16,7 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_junit(path: Path, report: Report) -> None:
-    """Write a report's gates and its comparison with the baseline, one suite each. A failure says by how much.
-
-    Args:
-        path: The file.
-        report: The report.
-    """
+    """Write a report's gates and its comparison with the baseline, one suite each. A failure says by how much."""
     suites = [_gates(report.name, report.created, report.gates)] if report.gates else []
     if report.baseline is not None:
         suites.append(_figures(report.name, report.baseline))
@@ -29,12 +24,7 @@ def write_junit(path: Path, report: Report) -> None:
 
 
 def write_comparison(path: Path, compared: ReportComparison) -> None:
-    """Write the comparison of two reports.
-
-    Args:
-        path: The file.
-        compared: The comparison.
-    """
+    """Write the comparison of two reports."""
     _write(path, "comparison of benchmarks", [_figures("compare", compared)])
 
 

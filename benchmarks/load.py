@@ -39,7 +39,6 @@ class LoadOptions:
     """One run of the load generator.
 
     Attributes:
-        name: Name of the model.
         url: ``host:port`` without a scheme.
         protocol: ``grpc`` or ``http``.
         concurrency: Requests kept in flight, a closed loop; None if ``rate`` is given.
@@ -82,12 +81,6 @@ class LoadFound:
 def find_perf_analyzer(environment: Path) -> Path:
     """Find ``perf_analyzer``: on PATH (as in NVIDIA's SDK image), otherwise in the server's environment.
 
-    Args:
-        environment: Folder of the server's environment.
-
-    Returns:
-        The binary.
-
     Raises:
         SetupError: It is in neither.
     """
@@ -106,12 +99,6 @@ def library_path(binary: Path) -> Iterator[dict[str, str]]:
 
     The wheels contain them under other file names, so that links with the plain names are placed in a private folder as long as the
     block runs. A binary outside such an environment uses the system's libraries.
-
-    Args:
-        binary: The binary.
-
-    Yields:
-        Environment variables.
 
     Raises:
         SetupError: The wheels lack a library.
@@ -168,9 +155,6 @@ def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
 def parse_export(content: dict[str, Any]) -> tuple[Spans, Spans]:
     """Read the samples of a ``--profile-export-file``.
 
-    Args:
-        content: The parsed file.
-
     Returns:
         All requests in the order they were sent, and those after the warm-up.
 
@@ -216,9 +200,6 @@ def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows
         options: The load.
         tensors: Input tensors of the ensemble.
         rows: Rows to send.
-
-    Returns:
-        What was measured.
 
     Raises:
         ServerError: The load generator failed; the message holds its last line.

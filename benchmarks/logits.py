@@ -50,10 +50,6 @@ class OutputsFile:
 def largest_difference(file: Path, original: Path) -> float | None:
     """Compute the largest difference between two files of outputs.
 
-    Args:
-        file: Outputs of a variant.
-        original: Outputs of the original.
-
     Returns:
         The largest difference; None if one of the two was not kept, or a difference is NaN or infinite.
     """

@@ -26,9 +26,6 @@ class ChangedAnswer:
     Attributes:
         row: Number of the row among the labelled rows, from 0.
         texts: Texts of the row by input tensor.
-        reference: The label.
-        original: Prediction of the original.
-        answer: Prediction of the variant.
         difference: Largest difference between any two of their scores; None if the answers hold no numbers.
     """
 
@@ -45,7 +42,6 @@ class Quality:
     """Quality of the answers to the labelled rows.
 
     Attributes:
-        rows: Number of rows.
         metrics: Every figure of the task's metric; empty if the backend does not return enough to compute it.
         agreement: Share of rows whose label equals the original's.
         max_score_difference: Largest difference of any score from the original's; None if the answers hold no numbers.
@@ -78,11 +74,9 @@ class Arrangement:
 
     Attributes:
         name: ``b32`` is 32 rows per call, ``p2t1`` two processes of one thread each; a suffix ``l128`` means rows of 128 tokens.
-        processes: Processes side by side.
         threads: Threads of one operator in each process.
         batch: Rows per call.
         length: Tokens of every row; None for rows as they are.
-        speed: Speed over all rounds.
         load_seconds: Time from an empty process to a loaded model.
         first_answer_seconds: Time of the first answer after that.
         peak_rss_mib: Resident memory of all processes together, MiB.
@@ -113,11 +107,8 @@ class InProcess:
         precision: Precision that really ran, as read from the file or the tensors.
         device: ``cpu`` or ``gpu``.
         file: Name of the file that ran.
-        sha256: Checksum of that file.
         size_mib: Size of all files with weights, MiB.
         fused_operators: Number of ONNX Runtime's own operators in the file by type; None if it is not an ONNX file.
-        arrangements: Arrangements by name.
-        quality: Quality of its answers.
     """
 
     kind: str
@@ -237,7 +228,6 @@ class Load(LoadMode):
 
     Attributes:
         delayed: Share of an open loop's requests that the load generator sent too late, which makes its latencies too low.
-        speed: Speed over all rounds.
         executed_batch: Rows per execution of the model step by Triton's count. With batching off, several requests may be handed
             over together; they still run one by one.
         steps: Statistics by step, without the ensemble's name.
@@ -261,9 +251,7 @@ class Served:
         precision: Precision of the repository's ONNX file, which is still the packaged one.
         package: Settings of the package from the repository's manifest.
         sha256: Checksum of the ONNX file.
-        server: Triton's name and version.
         loads: What was measured under each load.
-        quality: Quality of the answers.
         load_seconds: Time from the start of the server to its first answers; None if tritonize did not start it on this machine.
         peak_rss_mib: Peak resident memory of the server's processes under load, MiB (see ``MemoryMeter``); None if not visible.
         pss_mib: The same with shared pages counted once.

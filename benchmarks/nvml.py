@@ -30,9 +30,6 @@ def driver_version() -> str | None:
 def memory_mib(processes: Iterable[int]) -> float | None:
     """GPU memory that processes hold.
 
-    Args:
-        processes: Process ids.
-
     Returns:
         Memory, MiB; None if the driver does not list the processes (no GPU, or other process ids in a container).
     """

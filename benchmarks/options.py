@@ -35,14 +35,6 @@ class ExportedModelOptions(ArtifactsOptions, RepositoryOptions):
 def with_model_name(ctx: click.Context, model: str | None, options: Options) -> Options:
     """Set the name of the model. The argument wins over the option, which may come from a recipe.
 
-    Args:
-        ctx: Context of the command.
-        model: The argument.
-        options: Options of the command.
-
-    Returns:
-        The options with the name.
-
     Raises:
         click.UsageError: Neither is given.
         click.BadParameter: The argument cannot be a name.

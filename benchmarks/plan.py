@@ -27,9 +27,7 @@ class ModelRun:
 
     Attributes:
         job: What each process loads.
-        precision: Precision that should run.
         processes: Number of processes side by side.
-        calls: The calls.
     """
 
     job: WorkerJob
@@ -113,12 +111,6 @@ def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:
     """Plan the loads on the server: closed loops, rows of one length, and then open loops.
 
     Open loops come last: their rates follow from the closed loops of the first round.
-
-    Args:
-        inputs: What is measured.
-
-    Returns:
-        The loads.
     """
     options = inputs.options
     first, concurrencies = options.protocols[0], sorted(options.concurrencies)

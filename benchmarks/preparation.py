@@ -26,12 +26,6 @@ QUICKSTART_CACHE = "quickstart"
 def read_inputs(options: BenchmarkOptions) -> BenchmarkInputs:
     """Read and check what is measured. The graph as exported is not made yet.
 
-    Args:
-        options: What to measure.
-
-    Returns:
-        The inputs.
-
     Raises:
         ArtifactError: There is no usable bundle, it lacks a requested precision, or the checkpoint is not its original.
         DataError: The rows cannot be read, or are too few.
@@ -53,15 +47,7 @@ def read_inputs(options: BenchmarkOptions) -> BenchmarkInputs:
 
 
 def exported_graph(inputs: BenchmarkInputs, folder: Path) -> Path:
-    """Export the graph without any optimization, with the task's output head: a bundle does not keep it.
-
-    Args:
-        inputs: What is measured.
-        folder: Folder to write to.
-
-    Returns:
-        The ONNX file.
-    """
+    """Export the graph without any optimization, with the task's output head: a bundle does not keep it."""
     logger.info("exporting the graph as it was before it was fused")
     bundle, task = inputs.bundle, inputs.task
     raw = convert.convert(inputs.checkpoint, type(task), folder, opset=bundle.manifest.opset)
@@ -71,13 +57,6 @@ def exported_graph(inputs: BenchmarkInputs, folder: Path) -> Path:
 
 def read_rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
     """Read the labelled rows and draw the timed rows from them.
-
-    Args:
-        options: What to measure.
-        bundle: The bundle.
-
-    Returns:
-        The rows.
 
     Raises:
         DataError: The rows cannot be read, are of another task, or are too few.

@@ -34,9 +34,6 @@ def evaluate(
         answers: Answers to the labelled rows, tensors by name.
         original: The original's answers to the same rows; None if these are the original's.
         logit_difference: Largest difference of the model's outputs, if they were recorded.
-
-    Returns:
-        The quality.
     """
     predictions = task.predictions(answers)
     metrics = metric.compute(task.metric, predictions, rows.references)

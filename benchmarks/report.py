@@ -42,13 +42,10 @@ class ReportSettings:
     """What a report was measured on.
 
     Attributes:
-        rows: Number of timed rows.
         tokens: Mean tokens of the timed rows by :func:`length_key`.
-        labelled_rows: Number of labelled rows.
         rows_sha256: Checksum of the labelled rows and their labels.
         timed_sha256: Checksums of the timed rows by :func:`length_key`.
         duration: Seconds of timing per figure.
-        rounds: Number of rounds.
         seed: Seed that draws and orders the rows.
         device: ``cpu`` or ``gpu``, in process.
         max_length: Tokens at which rows are truncated.
@@ -75,17 +72,13 @@ class Report:
     """Everything that one run of ``tritonize benchmark`` measured.
 
     Attributes:
-        name: Name of the model.
-        task: Name of its task.
         created: Start of the run, UTC, ISO 8601.
         main_metric: The figure of the task's metric that stands for its quality.
         environment: The machine and its software.
-        settings: What was measured on.
         in_process: Models that ran in process.
         served: The served model; None without a server.
         rounds: The figures that each round has of its own (throughput, percentiles, Triton's statistics) by the names of
             :meth:`figures`, one dictionary per round.
-        gates: Evaluated gates.
         baseline: Comparison with the baseline; None without one.
         samples: Raw samples behind every speed.
     """

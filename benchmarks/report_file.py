@@ -16,12 +16,7 @@ _HINT = "give the report.json of a benchmark"
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write ``report.json`` into a folder: the report, and its figures by the names that gates use.
-
-    Args:
-        folder: An existing folder.
-        report: The report.
-    """
+    """Write ``report.json`` into a folder: the report, and its figures by the names that gates use."""
     content = {"schema_version": SCHEMA_VERSION, **asdict(report), "figures": report.figures()}
     (folder / REPORT).write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -31,9 +26,6 @@ def read_report(path: Path) -> Report:
 
     Args:
         path: A ``report.json``, or the folder it stands in.
-
-    Returns:
-        The report.
 
     Raises:
         DataError: The file is missing, is not a report, has an unsupported schema version, or lacks fields.

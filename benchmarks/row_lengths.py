@@ -24,9 +24,6 @@ def rows_of_length(
         rows: Rows of requests; a task with several texts keeps all but the one that may be long.
         length: Number of tokens, at most the bundle's maximum.
         count: Maximum number of rows.
-
-    Returns:
-        The rows.
     """
     column = _long_column(bundle)
     tokens = _counter(bundle, names)

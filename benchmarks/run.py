@@ -45,9 +45,6 @@ BUSY_PERCENT = 10
 def run_benchmark(options: BenchmarkOptions) -> Report:
     """Measure, write the report, then check the gates: the report is there to read if a gate fails.
 
-    Args:
-        options: What to measure.
-
     Returns:
         The report with gates and regressions; :func:`require_passed` turns those into an error.
 
@@ -89,9 +86,6 @@ def run_benchmark(options: BenchmarkOptions) -> Report:
 
 def require_passed(report: Report) -> None:
     """Check that all gates held and nothing is worse than the baseline allows.
-
-    Args:
-        report: The report.
 
     Raises:
         GateError: A gate failed or a figure is worse; the message names the gates with both sides' values and by how much they

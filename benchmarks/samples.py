@@ -19,9 +19,6 @@ def to_samples(spans_by_name: Mapping[str, Spans]) -> Samples:
 
     Args:
         spans_by_name: Spans by the names of :data:`Samples`.
-
-    Returns:
-        The samples.
     """
     first: dict[bool, int] = {}
     for name, spans in spans_by_name.items():

@@ -133,7 +133,6 @@ class Clients:
     """A load on the server that is measured round by round.
 
     Attributes:
-        target: The server.
         inputs: Input tensors of the ensemble.
         mode: The load; an open loop's share becomes a rate in the first round.
         closed: Closed loops that have been measured before in each round; the best one's throughput gives an open loop its rate.
@@ -162,12 +161,7 @@ class Clients:
         return self.mode.length
 
     def measure(self, rows: list[list[str]], seconds: float) -> None:
-        """Measure the next round's slice.
-
-        Args:
-            rows: Rows of the round.
-            seconds: Least duration.
-        """
+        """Measure the next round's slice."""
         if self.mode.share is not None and self.mode.rate is None:
             best = max(closed_loop(found.spans).throughput for way in self.closed for found in way.slices)
             self.mode = replace(self.mode, rate=float(f"{self.mode.share * best:.3g}"))
@@ -234,11 +228,6 @@ class UnderLoad:
     def __init__(self, target: Target, inputs: BenchmarkInputs, energy: EnergyMeter) -> None:
         """Ask the server for the labelled rows and plan the loads.
 
-        Args:
-            target: The server.
-            inputs: What is measured.
-            energy: Meter of the machine's energy.
-
         Raises:
             RequestError: The server refused a row.
         """
@@ -268,9 +257,6 @@ class UnderLoad:
     def found(self, original: Arrays) -> Served:
         """Collect what was measured.
 
-        Args:
-            original: The original's answers to the labelled rows.
-
         Returns:
             The served model with loads and quality.
         """
@@ -299,9 +285,6 @@ class UnderLoad:
 
     def samples(self, served: Served) -> dict[str, Spans]:
         """Collect the spans behind the speeds.
-
-        Args:
-            served: The served model.
 
         Returns:
             Spans by the names of :data:`benchmarks.samples.Samples`.

@@ -22,8 +22,6 @@ class ServedPackage:
     """A package in the repository.
 
     Attributes:
-        name: Name of the ensemble.
-        repository: The model repository.
         precision: Precision of the ONNX file.
         manifest: The manifest that ``tritonize package`` wrote.
         sha256: Checksum of the ONNX file, which is still the packaged one.
@@ -49,13 +47,6 @@ class ServedPackage:
 def read_package(repository: Path, name: str) -> ServedPackage:
     """Read a package and check its ONNX file.
 
-    Args:
-        repository: The model repository.
-        name: Name of the ensemble.
-
-    Returns:
-        The package.
-
     Raises:
         ArtifactError: It is missing, or its ONNX file is not the one that was packaged.
     """
@@ -72,10 +63,6 @@ def read_package(repository: Path, name: str) -> ServedPackage:
 
 def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
     """Check that a package was made from a bundle as it is now.
-
-    Args:
-        package: The package.
-        bundle: Folder of the bundle.
 
     Raises:
         ArtifactError: It was made from another bundle, so its answers would be compared with another original.

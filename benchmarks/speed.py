@@ -83,12 +83,6 @@ def closed_loop(spans: Spans) -> SliceTiming:
 
     The rate is counted from the first answer to the last, so that requests in flight at the edges do not count.
 
-    Args:
-        spans: The requests.
-
-    Returns:
-        The timing.
-
     Raises:
         ValueError: There are fewer than two requests.
     """
@@ -106,9 +100,6 @@ def side_by_side(workers: Sequence[Spans], batch: int) -> SliceTiming:
     Args:
         workers: Calls by process.
         batch: Rows per call.
-
-    Returns:
-        The timing.
 
     Raises:
         SetupError: They never worked at the same time.

@@ -19,9 +19,6 @@ class Counts:
     """Counts of a step in one or more slices of time.
 
     Attributes:
-        executions: Number of executions.
-        rows: Number of rows.
-        requests: Number of requests.
         queue_ns: Time that requests waited, summed over requests.
         compute_ns: Time that requests spent in the step, summed over requests.
         total_ns: Time from arrival to answer, summed over requests.
@@ -55,11 +52,6 @@ def total(counts: Iterable[Counts]) -> Counts:
 def counts_between(before: dict[str, Any], after: dict[str, Any], name: str) -> dict[str, Counts]:
     """Count what each step did between two readings of a server's statistics.
 
-    Args:
-        before: Earlier reading by model.
-        after: Later reading by model.
-        name: Name of the ensemble.
-
     Returns:
         Counts by step without the ensemble's name, and of the whole under :data:`ENSEMBLE`.
 
@@ -77,9 +69,6 @@ def split(counts: Mapping[str, Counts], *, mean_us: float, client_us: float) -> 
         counts: Counts of the steps and of the ensemble.
         mean_us: Mean latency that clients measured, µs.
         client_us: The client's own part of it, µs.
-
-    Returns:
-        The parts.
     """
     requests = counts[ENSEMBLE].requests
     steps = {name: counts[name].compute_ns / requests / 1e3 for name in STEPS}

@@ -108,11 +108,7 @@ def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Pat
 
 
 def _require_writable(recipe: Path | None) -> None:
-    """Check that a winner can be written into the user's own recipe.
-
-    Raises:
-        ArtifactError: It cannot.
-    """
+    """Check that a winner can be written into the user's own recipe."""
     from benchmarks.tuning.applied import with_winner
 
     if recipe is not None:

@@ -43,7 +43,6 @@ class BenchmarkGate:
         expression: The comparison that must hold.
         comparison: The values of its sides, each the median of the rounds; empty if it could not be evaluated.
         held: Number of rounds in which it held.
-        rounds: Number of rounds.
         passed: Whether it held in more than half of the rounds. The comparison of the medians may differ.
         missed: By how much the medians miss it, in a chain the largest miss; None if they hold, or the gate passed.
         why: Why it could not be evaluated and therefore failed; empty if it was evaluated.
@@ -75,9 +74,6 @@ class FigureComparison:
     """A figure compared with the baseline's.
 
     Attributes:
-        figure: Name of the figure.
-        before: Value in the baseline.
-        now: Value in this report.
         change: Relative change, −0.2 is 20 % less; with ``points`` the difference itself, −0.002 is 0.2 points less; None if the
             value before was zero.
         points: Whether the change is a difference in percentage points.
@@ -147,7 +143,6 @@ class ReportComparison:
 
     Attributes:
         before: The earlier report: its model, time and commit.
-        now: The later report.
         figures: Every figure that both have.
         notes: Differences between the two runs that limit the comparison.
         only_before: Figures that only the earlier one has.

@@ -92,13 +92,6 @@ def started(job: WorkerJob, processes: int = 1) -> Iterator[Workers]:
 
     They load one after another, so that load times do not affect each other. Only the first answers the labelled rows.
 
-    Args:
-        job: What to load.
-        processes: Number of processes.
-
-    Yields:
-        The processes.
-
     Raises:
         SetupError: A worker failed; the message holds its last line, the cause its whole traceback.
     """

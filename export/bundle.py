@@ -47,8 +47,14 @@ SHAPING = (
     "serving/runtime/types.py",
 )
 """Files that the content of a bundle depends on, besides the task. If one of them changes, the bundle is not up to date."""
-TASK_SHAPING = ("export/tasks", "serving/runtime/tasks")
-"""Folders with one module per task, of which only the bundle's task counts (see :func:`serving.artifact.task_code`)."""
+TASK_SHAPING = ("export/tasks",)
+"""Folder with one module per task, of which only the bundle's task counts (see :func:`serving.artifact.task_code`).
+
+The served half of a task is not included: the graphs do not depend on it, and the bundle records the served code that it was
+verified with (see :func:`serving.bundle.served_code`).
+"""
+TRAINING_ONLY = "export/tasks/trained.py"
+"""The only module of the tasks that is called in fine-tuning alone."""
 
 
 def export(options: ExportOptions) -> BundleManifest:
@@ -121,5 +127,5 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
     files = fingerprint(checkpoint_files(source.folder), root=source.folder)
-    code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, task_names())])
-    return inputs_record(record, files, code)
+    tasks = [path for path in task_code(TASK_SHAPING, options.task, task_names()) if path != TRAINING_ONLY]
+    return inputs_record(record, files, code_fingerprint([*SHAPING, *tasks]))

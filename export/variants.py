@@ -18,6 +18,7 @@ from export.original import one_thread, original_run, require_length, usable_dev
 from export.output_head import add_output_head
 from export.rows import EncodedRows
 from serving.artifact import json_ready, provenance
+from serving.bundle import served_code
 from serving.errors import ExportError
 from serving.manifests import (
     BundleManifest,
@@ -205,6 +206,7 @@ def _manifest(
         labels=task.labels,
         settings=json_ready(task.served.to_settings()),
         evaluation_settings=json_ready(task.evaluation_settings),
+        verified_with=served_code(task.name),
         main_metric=task.main_metric,
         device=context.device,
         warnings=(warning,) if warning else (),

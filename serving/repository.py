@@ -43,7 +43,7 @@ from serving.artifact import (
     task_code,
     write_manifest,
 )
-from serving.bundle import Bundle, file_inside, load_bundle
+from serving.bundle import Bundle, file_inside, load_bundle, served_code
 from serving.ensemble import Graph, Warmup
 from serving.errors import ArtifactError, ExportError
 from serving.manifests import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest, StageInputs
@@ -51,6 +51,7 @@ from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
 from serving.prologue import IDS, add_prologue, request_inputs
+from serving.reporting import logger
 from serving.runtime.metadata import METADATA, pack
 from serving.runtime.tasks import served_names
 from serving.runtime.tasks.base import ServedTask
@@ -107,6 +108,7 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     if objection is not None:
         plan = replace(plan, reasons=plan.reasons | {"configuration": f"not as tuned: {objection}"})
     inputs = _inputs(options, bundle, plan, tuning)
+    _warn_unverified(bundle)
     current = options.repository / f"{options.name}_model" / "current"
     if not options.force and is_current(current, RepositoryManifest, inputs) and _linked(options.repository, options.name):
         return PackagedEnsemble(manifest=read_manifest(current, RepositoryManifest), unchanged=True)
@@ -120,6 +122,17 @@ def package(options: PackageOptions) -> PackagedEnsemble:
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
         _switch(options.repository, options.name, generation)
     return PackagedEnsemble(manifest=manifest, unchanged=False)
+
+
+def _warn_unverified(bundle: Bundle) -> None:
+    """Warn where the bundle was verified with other code than what is packaged with it."""
+    verified, now = bundle.manifest.verified_with, served_code(bundle.task.name)
+    changed = sorted(path for path in verified.keys() | now.keys() if verified.get(path) != now.get(path))
+    if changed:
+        logger.warning(
+            f"the bundle was verified before {', '.join(changed)} changed; verify it again with: "
+            f"tritonize export --name {bundle.manifest.name} --task {bundle.task.name} --force"
+        )
 
 
 def _inputs(options: PackageOptions, bundle: Bundle, plan: Plan, tuning: Tuning | None) -> StageInputs:
@@ -152,8 +165,12 @@ def probe_body(task: ServedTask) -> ProbeBody:
 
 
 def serving_code() -> dict[str, str]:
-    """Return the SHA-256 of the code that decides what is served and how it runs, by path."""
-    return code_fingerprint([*SHAPING, *TASK_SHAPING, *STARTING])
+    """Return the SHA-256 of the code that decides how fast an ensemble answers, by path.
+
+    The tasks are left out: they decide what the answers are, and the tuner chooses how the model between them runs.
+    """
+    steps = [path for path in task_code(TASK_SHAPING, "", served_names()) if "/tasks/" not in path]
+    return code_fingerprint([*SHAPING, *steps, *STARTING])
 
 
 def _tuning(options: PackageOptions) -> tuple[Tuning | None, str | None]:

@@ -34,10 +34,6 @@ def other_machine(before: Report, now: Report) -> str:
 def taken_away(before: Report, now: Report) -> str:
     """Describe in which run other processes, or other guests of the host, used too much of the processor time.
 
-    Args:
-        before: Earlier report.
-        now: Later report.
-
     Returns:
         Run and share; empty if it was negligible in both.
     """
@@ -67,9 +63,6 @@ def same_timed_rows(before: Report, now: Report, length: int | None) -> bool:
         before: Earlier report.
         now: Later report.
         length: Tokens of the rows; None for rows as they are.
-
-    Returns:
-        Whether the checksums are equal.
     """
     key = length_key(length)
     ours, theirs = ((one.settings.timed_sha256.get(key), one.settings.max_length) for one in (before, now))

@@ -49,7 +49,6 @@ class Shift:
 
     Attributes:
         by: Mean level now minus mean level before.
-        error: Standard error of that.
         reach: Limit of chance, see the module.
         variance: Variance of one round of full weight.
     """
@@ -82,9 +81,6 @@ def shifts(levels: Levels, weights: Levels, *, kinds: Sequence[str], between_run
         kinds: Kind of each figure; figures of a kind share the estimate of their noise.
         between_runs: Variance of each figure's change that no round shows, ``[figures]``.
         chance: Probability that any of the figures exceeds the limit in any of the tries by chance.
-
-    Returns:
-        The changes.
     """
     from scipy.stats import t
 

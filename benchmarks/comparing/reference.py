@@ -37,8 +37,6 @@ class SpeedFigure:
     """A figure of speed that both reports have.
 
     Attributes:
-        name: Name of the figure.
-        model: Name of its model.
         kind: A key of :data:`SPEEDS`.
         before: Value in the earlier report.
         now: Value in the later report.
@@ -68,7 +66,6 @@ class Relative:
     """Figures relative to the reference.
 
     Attributes:
-        figures: The figures.
         levels: Their logarithms, higher is better, minus those of the reference, ``[figures, rounds]``.
         references: Number of models in the reference of each figure.
     """

@@ -35,9 +35,6 @@ def to_markdown(compared: ReportComparison, *, everything: bool = False) -> str:
     Args:
         compared: The comparison.
         everything: List the figures that stayed the same too.
-
-    Returns:
-        A Markdown document.
     """
     items = [("before", compared.before), ("now", compared.now), *(("note", note) for note in compared.remarks)]
     heading = "\n".join(f"* {name}: {escaped(text)}" for name, text in items)
@@ -57,9 +54,6 @@ def worse(found: Sequence[FigureComparison]) -> str:
 
 def require_no_worse(compared: ReportComparison) -> None:
     """Check that no figure is worse.
-
-    Args:
-        compared: The comparison.
 
     Raises:
         GateError: A figure is worse; the message names those that changed most.

@@ -75,10 +75,7 @@ class Plot:
     """A plot of the page.
 
     Attributes:
-        name: Identifier in the page.
-        title: Heading.
         description: Text for readers who cannot see the plot.
-        caption: What to look for.
         svg: An ``svg`` element; empty if the plot was not drawn.
         missing: Why it was not drawn; empty if it was.
     """

@@ -26,9 +26,6 @@ def markdown_table(head: Sequence[str], cells: Sequence[Sequence[str]], *, words
         head: Headings.
         cells: Rows of cells that are Markdown already.
         words: Number of columns from the first that hold words rather than numbers.
-
-    Returns:
-        The table.
     """
     rule = ["---" if index < words else "---:" for index in range(len(head))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(map(escaped, head)), rule, *cells])

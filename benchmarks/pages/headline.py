@@ -16,7 +16,6 @@ class Conclusion:
 
     Attributes:
         passed: None if nothing was evaluated.
-        text: The result in sentences.
         notes: What limits the comparison with the baseline.
     """
 

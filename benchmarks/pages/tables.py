@@ -23,12 +23,8 @@ class Table:
     """A table.
 
     Attributes:
-        name: Identifier in the page.
-        title: Heading.
-        head: Headings of the columns.
         rows: Rows of cells; the first cell names the row.
         words: Number of columns from the first that hold words rather than numbers.
-        notes: Sentences below the table.
     """
 
     name: str

@@ -90,11 +90,7 @@ def _entries(comment: str, chosen: Mapping[str, str | int], end: str, *, followe
 
 
 def _section_body(document: tomlkit.TOMLDocument) -> list[Entry]:
-    """Return the entries of the section, in which changes show.
-
-    Raises:
-        ArtifactError: The section is not one table with a header.
-    """
+    """Return the entries of the section, in which changes show."""
     section = document.item(SECTION)
     if not isinstance(section, Table) or section.is_super_table():
         raise ArtifactError(
@@ -112,11 +108,7 @@ def _is_followed(document: tomlkit.TOMLDocument, body: list[Entry]) -> bool:
 
 
 def _without_winner(content: str) -> tomlkit.TOMLDocument:
-    """Parse a recipe and remove the lines that an earlier tuning wrote.
-
-    Raises:
-        ArtifactError: The recipe is not TOML, or does not have the section as a table with a header.
-    """
+    """Parse a recipe and remove the lines that an earlier tuning wrote."""
     try:
         document = tomlkit.parse(content)
     except TOMLKitError as error:

@@ -24,7 +24,6 @@ class Measured:
     """A configuration and its successful trials: one of the search, or the rounds of the final.
 
     Attributes:
-        configuration: The configuration.
         trials: Its trials, at least one.
         latency_p99_ms: Latency budget in ms, or None.
     """

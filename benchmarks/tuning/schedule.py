@@ -34,7 +34,6 @@ class Schedule:
     """Makes trials until the allowed time is used up.
 
     Attributes:
-        testbed: Measures a configuration.
         study: Chooses and keeps the trials of the search. The time of trials that an earlier run made counts too, so an
             interrupted tuning ends like one that was not interrupted.
         minutes: Allowed time of all trials together.

@@ -52,7 +52,6 @@ class Tuned:
     """The result of :func:`tune`.
 
     Attributes:
-        outcome: What was found.
         unchanged: Whether it was recorded earlier and nothing has changed since.
     """
 
@@ -65,7 +64,6 @@ class TuningSubject:
     """A bundle to tune, read and checked.
 
     Attributes:
-        bundle: The bundle.
         default: How it is served untuned.
         search: What the search depends on.
         goal: Options that decide the outcome but not what a trial measures, JSON-ready.
@@ -165,11 +163,7 @@ def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:
 
 
 def _run(subject: TuningSubject, schedule: Schedule) -> TuningOutcome:
-    """Make all trials.
-
-    Raises:
-        ServerError: Every trial failed.
-    """
+    """Make all trials."""
     schedule.search()
     searched = subject.outcome(schedule.trials).searched
     if not searched:
@@ -216,11 +210,7 @@ def _manifest(subject: TuningSubject, outcome: TuningOutcome, inputs: StageInput
 
 
 def _earlier(record: Path, subject: TuningSubject) -> list[Trial]:
-    """Return the trials of a finished tuning under the same conditions.
-
-    Raises:
-        ArtifactError: The record cannot be read.
-    """
+    """Return the trials of a finished tuning under the same conditions."""
     if not record.exists():
         return []
     manifest = read_manifest(record, TuningManifest)

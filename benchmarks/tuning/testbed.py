@@ -41,7 +41,6 @@ class Testbed:
     """Measures configurations of one bundle.
 
     Attributes:
-        bundle: The bundle.
         rows: Evaluation rows, each a list of strings in the order of the task's inputs.
         concurrencies: Numbers of clients, one load each, ascending.
         duration: Seconds that each load is measured.
@@ -156,11 +155,7 @@ def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], d
 
 @contextlib.contextmanager
 def _ends_explained(server: TritonServer) -> Iterator[None]:
-    """Report the end of the server or of one of its processes as the cause of an error in the block.
-
-    Raises:
-        ServerError: The block failed, or one of the processes ended without an error in the block.
-    """
+    """Report the end of the server or of one of its processes as the cause of an error in the block."""
     import tritonclient.grpc as triton
 
     try:

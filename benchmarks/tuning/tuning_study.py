@@ -41,7 +41,6 @@ class SearchTerms:
         first: Configurations that are tried before the sampler decides, in order.
         conditions: Everything that a measured trial depends on, JSON-ready. Trials of other conditions are not comparable.
         latency_p99_ms: Latency budget for the 99th percentile in ms, or None.
-        seed: Seed of the sampler.
     """
 
     space: Space
@@ -59,12 +58,7 @@ class TuningStudy:
     """A search in progress. Open it with :func:`opened`."""
 
     def __init__(self, study: optuna.Study, terms: SearchTerms) -> None:
-        """Take up a study.
-
-        Args:
-            study: Holds the trials so far.
-            terms: What the search depends on.
-        """
+        """Take up a study."""
         self._study, self._terms = study, terms
         self._parameters = {one: terms.space.parameters(one) for one in terms.space.configurations()}
         self._trials = {trial.configuration: trial for trial in measured_trials(study)}
@@ -189,11 +183,7 @@ def _connection(path: Path) -> sqlite3.Connection:
 
 
 def _resumed(storage: optuna.storages.RDBStorage, path: Path, terms: SearchTerms, earlier: Sequence[Trial]) -> optuna.Study:
-    """Return the study of this latency budget, with every trial that is known.
-
-    Raises:
-        ArtifactError: Trials were measured under other conditions.
-    """
+    """Return the study of this latency budget, with every trial that is known."""
     known = {trial.configuration: trial for trial in earlier if trial.round == 0 and trial.failure is None}
     for name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)

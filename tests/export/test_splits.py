@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -143,10 +144,12 @@ def test_training_rows_of_other_splits_are_found() -> None:
     assert (found.shared, found.training, found.conflicting_texts) == ({"test": 2}, (0,), 1)
 
 
-def test_they_are_not_learnt_from(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_they_are_not_learnt_from(in_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tsv(in_folder / "train.tsv", [("one", "a"), ("two", "b"), ("three", "b"), ("four", "a")])
     write_tsv(in_folder / "dev.tsv", [("One!", "a"), ("five", "b")])
     locations = {"train": "train.tsv", "validation": "dev.tsv", "test": None}
+
+    caplog.set_level(logging.INFO)
 
     def load(*, keep: bool) -> list[str]:
         found = load_splits(
@@ -155,7 +158,7 @@ def test_they_are_not_learnt_from(in_folder: Path, capsys: pytest.CaptureFixture
         return list(found.rows["train"].texts[0])
 
     assert load(keep=False) == ["two", "three", "four"]
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "1 validation rows duplicate training rows (ignoring case, spaces and punctuation)" in said
     assert "1 training rows also occur in other splits: removed from training" in said
     assert load(keep=True) == ["one", "two", "three", "four"]
