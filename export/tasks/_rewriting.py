@@ -69,7 +69,7 @@ class RewritingTask(TrainedTask):
             ValueError: The checkpoint is not an encoder-decoder.
         """
         if not config.get("is_encoder_decoder"):
-            raise ValueError("it is no encoder-decoder, and writes no other text than the one it reads")
+            raise ValueError("it is not an encoder-decoder and cannot generate a target text")
         tasks = cast("Mapping[str, Mapping[str, str]]", config.get("task_specific_params") or {})
         prefix = tasks.get(cls.name, {}).get("prefix") or config.get("prefix") or ""
         return {"prefix": cast(str, prefix)} | super().checkpoint_settings(config, files, chosen)
@@ -98,7 +98,7 @@ class RewritingTask(TrainedTask):
         """Read a text, or a list of texts that are all right: the first is trained on, all are used for evaluation."""
         labels = label if isinstance(label, list) else [label]
         if not labels or not all(isinstance(one, str) and one.strip() for one in labels):
-            raise ValueError("the label is no text, nor a list of texts")
+            raise ValueError("the label is neither a text nor a list of texts")
         return texts, cast(Label, labels)
 
     def reference(self, label: Label) -> Reference:

@@ -139,5 +139,5 @@ def _pooling(files: Files) -> str:
     chosen = [word] if isinstance(word, str) else [POOLING_KEYS.get(key, key.removeprefix("pooling_mode_")) for key in flags]
     found = [{"lasttoken": LAST}.get(one, one) for one in chosen]
     if len(found) != 1 or found[0] not in POOLINGS:
-        raise ValueError(f"{path} asks for pooling by {' and '.join(found) or 'nothing'}; known are {', '.join(POOLINGS)}")
+        raise ValueError(f"{path} asks for pooling by {' and '.join(found) or 'nothing'}; supported are {', '.join(POOLINGS)}")
     return found[0]

@@ -48,7 +48,7 @@ class TranslationTask(RewritingTask):
             return super().with_tokenizer(tokenizer)
         for name, language in given.items():
             if not language:
-                raise ValueError(f"its tokenizer must be told the languages: give --setting {name}=… as it calls it")
+                raise ValueError(f"its tokenizer needs the languages: give --setting {name}=… with the tokenizer's language code")
             if language not in tokenizer.get_vocab():
                 raise ValueError(f"its tokenizer has no {name} {language!r}")
         tokenizer.src_lang, tokenizer.tgt_lang = given.values()

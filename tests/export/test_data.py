@@ -83,12 +83,12 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
         ),
         ("a.jsonl", '{"text": "a", "label": NaN}\n', r"line 1: the label is nan, not a name, a number or a list of names"),
         ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: the label is empty"),
-        ("a.jsonl", '{"text": "a", "label": ["x", 0.5]}\n', r"line 1: the label is no list of names or whole numbers"),
-        ("a.jsonl", '{"text": "a", "label": ["x", ""]}\n', r"line 1: the label is no list of names or whole numbers"),
+        ("a.jsonl", '{"text": "a", "label": ["x", 0.5]}\n', r"line 1: the label is not a list of names or whole numbers"),
+        ("a.jsonl", '{"text": "a", "label": ["x", ""]}\n', r"line 1: the label is not a list of names or whole numbers"),
         (
             "a.tsv",
             "text\tlabel\na\t['x', 'y']\n",
-            r'line 2: the label is no list .* written as JSON where it is text: \["joy", "fear"\]: ',
+            r'line 2: the label is no list .* written as JSON in text files: \["joy", "fear"\]: ',
         ),
         ("a.jsonl", '{"text": "a"\n', r"line 1 is not JSON: "),
         ("a.jsonl", "[1]\n", r"line 1 is not a JSON object: \[1\]"),
@@ -229,15 +229,15 @@ WITHHELD = " (a negative label means that the labels of this split are withheld:
 @pytest.mark.parametrize(
     ("label", "task", "message"),
     [
-        ("c", task_of("a", "b"), "unknown label 'c', known are a, b"),
-        (2, task_of("a", "b"), "unknown label 2, known are a, b"),
-        (0, task_of("1", "2"), "unknown label 0, known are 1, 2"),
-        (-1, task_of("0", "1"), f"unknown label -1, known are 0, 1{WITHHELD}"),
+        ("c", task_of("a", "b"), "unknown label 'c', known labels: a, b"),
+        (2, task_of("a", "b"), "unknown label 2, known labels: a, b"),
+        (0, task_of("1", "2"), "unknown label 0, known labels: 1, 2"),
+        (-1, task_of("0", "1"), f"unknown label -1, known labels: 0, 1{WITHHELD}"),
         (["a"], task_of("a", "b"), "label ['a'] is a list, and a row has one of a, b"),
-        (["a", "c"], task_of("a", "b", problem_type=MULTI_LABEL), "unknown label 'c', known are a, b"),
-        ([0, -1], task_of("a", "b", problem_type=MULTI_LABEL), f"unknown label -1, known are a, b{WITHHELD}"),
-        ("c", task_of("score", problem_type=REGRESSION), "label 'c' is no number"),
-        ([1], task_of("score", problem_type=REGRESSION), "label [1] is no number"),
+        (["a", "c"], task_of("a", "b", problem_type=MULTI_LABEL), "unknown label 'c', known labels: a, b"),
+        ([0, -1], task_of("a", "b", problem_type=MULTI_LABEL), f"unknown label -1, known labels: a, b{WITHHELD}"),
+        ("c", task_of("score", problem_type=REGRESSION), "label 'c' is not a number"),
+        ([1], task_of("score", problem_type=REGRESSION), "label [1] is not a number"),
     ],
 )
 def test_unknown_label_is_refused_with_the_row(label: Any, task: TextClassificationTask, message: str) -> None:
@@ -247,8 +247,8 @@ def test_unknown_label_is_refused_with_the_row(label: Any, task: TextClassificat
 
 
 def test_sampling_and_holding_out_are_seeded_and_disjoint() -> None:
-    assert data.sample(10, 4, seed=1) == data.sample(10, 4, seed=1) != data.sample(10, 4, seed=2)
-    assert data.sample(3, 4, seed=0) == data.sample(3, None, seed=0) == [0, 1, 2]
+    assert data.sample_indices(10, 4, seed=1) == data.sample_indices(10, 4, seed=1) != data.sample_indices(10, 4, seed=2)
+    assert data.sample_indices(3, 4, seed=0) == data.sample_indices(3, None, seed=0) == [0, 1, 2]
     texts = tuple("abcdefghijklmnopqrstuvwxyz"[index * index % 26] + str(index % 3) for index in range(200))
     kept, held = data.hold_out(Rows(location="rows", texts=(texts,), labels=tuple(range(200))), 0.1, seed=0)
     assert not set(kept.texts[0]) & set(held.texts[0]), "equal texts stay on one side"
@@ -280,8 +280,11 @@ def test_evaluation_rows_survive_the_file(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (data.LabelledRows(texts=(("a",), ("b",)), labels=(0,)), "with the columns text and label: it has text, text_pair, label"),
-        (data.LabelledRows(texts=((),), labels=()), "with the columns text and label: it has none"),
+        (
+            data.LabelledRows(texts=(("a",), ("b",)), labels=(0,)),
+            "with the columns text and label, but has the columns text, text_pair, label",
+        ),
+        (data.LabelledRows(texts=((),), labels=()), "with the columns text and label, but has no rows"),
         (
             data.LabelledRows(texts=(("a", "b"),), labels=(1, 2)),
             "row 2: label 2 is not a label of this checkpoint: {'text': 'b', 'label': 2}",

@@ -217,10 +217,10 @@ def test_pairs_and_numbered_labels(data: Path, base_checkpoint: Path) -> None:
     [
         (("--text-column", "nope"), "no column 'nope'"),
         (("--train", "absent.tsv"), "no file absent.tsv"),
-        (("--test", "other.tsv"), "row 2: unknown label 'neutral', known are negative, positive: ('fine',)"),
+        (("--test", "other.tsv"), "row 2: unknown label 'neutral', known labels: negative, positive: ('fine',)"),
         (("--test", "numbers.tsv"), "but numbers.tsv has labels such as '1' (whole numbers)"),
         (("--validation", "lists.tsv"), "but lists.tsv has labels such as ['negative'] (lists of names)"),
-        (("--validation", "broken.tsv"), "line 2: the label is no list of names or whole numbers"),
+        (("--validation", "broken.tsv"), "line 2: the label is not a list of names or whole numbers"),
         (("--train", "one.tsv"), "one label only, 'negative'"),
         (("--checkpoint", "."), "it has no config.json"),
     ],

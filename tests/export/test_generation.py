@@ -163,7 +163,7 @@ def test_a_model_of_several_languages_is_told_which(
     data: Path, made: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(command("translation", made("nllb"))) == 1
-    assert "its tokenizer must be told the languages: give --setting source_language=…" in capsys.readouterr().err
+    assert "its tokenizer needs the languages: give --setting source_language=…" in capsys.readouterr().err
     source = ("--setting", f"source_language={LANGUAGES[0]}", "--setting", "max_new_tokens=6")
     assert cli.main(command("translation", made("nllb"), *source, "--setting", "target_language=de")) == 1
     assert "its tokenizer has no target_language 'de'" in capsys.readouterr().err
@@ -295,10 +295,15 @@ def test_adapters_and_teachers_are_for_models_that_write_too(
 @pytest.mark.parametrize(
     ("task", "architecture", "more", "message"),
     [
-        ("translation", "gpt2", (), "it is no encoder-decoder"),
+        ("translation", "gpt2", (), "it is not an encoder-decoder"),
         ("translation", "t5", ("--label-column", "nope"), "no column 'nope'"),
         ("translation", "t5", ("--label-column", "target.de"), "no column 'target.de'"),
-        ("translation", "t5", ("--train", "empty.jsonl", "--test", "empty.jsonl"), "the label is no text, nor a list of texts"),
+        (
+            "translation",
+            "t5",
+            ("--train", "empty.jsonl", "--test", "empty.jsonl"),
+            "the label is neither a text nor a list of texts",
+        ),
         ("summarization", "t5", ("--setting", "max_new_tokens=0"), "max_new_tokens must be 1 or more"),
         ("summarization", "t5", ("--class-weights", "--label-column", "target", "--text-column", "source"), "leave it out for"),
         ("text-generation", "gpt2", ("--label-column", "text"), "rows of plain text have no label"),

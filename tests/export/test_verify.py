@@ -382,7 +382,7 @@ def test_an_original_that_gives_no_numbers_is_refused() -> None:
     verify.require_finite(logits_for(LABELS))
     broken = logits_for(LABELS)
     broken["logits"][7, 1] = np.nan
-    with pytest.raises(ExportError, match=r"the checkpoint itself gives logits .* for 1 of 1000 rows"):
+    with pytest.raises(ExportError, match=r"the PyTorch checkpoint gives NaN or infinite logits for 1 of 1000 rows"):
         verify.require_finite(broken)
 
 

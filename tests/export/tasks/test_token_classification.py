@@ -225,8 +225,8 @@ def test_entities_of_a_text_become_labels_of_its_words() -> None:
         (["a", "b"], ["O"], "there are 2 words and 1 labels"),
         (["a", 1], ["O", "O"], "the words are not all text"),
         (["a"], [0.5], "not all names, nor all whole numbers"),
-        (["a"], "O", "the label is no list"),
-        (["a"], None, "the label is no list"),
+        (["a"], "O", "the label is neither a list"),
+        (["a"], None, "the label is neither a list"),
         ("a b", [{"start": 0, "end": 9, "label": "X"}], "no entity of this text"),
         ("a b", [{"start": 0, "end": 3, "label": "X"}, {"start": 2, "end": 3, "label": "Y"}], "entities overlap"),
         (7, [], "the words are int, not a list"),
@@ -248,7 +248,7 @@ def test_labels_are_named_outside_first_and_every_kind_has_both_marks(tmp_path: 
     task = bind(TASK, read, pair=False)
     assert task.to_settings()["labels"] == ("O", "I-a", "B-b", "I-b")
     assert encode_labels(read, task).labels[0] == {"start": [0, 2], "end": [1, 3], "label": ["B-b", "O"]}
-    with pytest.raises(DataError, match=r"rows.jsonl, row 1: unknown label 'B-b', known are O, B-c"):
+    with pytest.raises(DataError, match=r"rows.jsonl, row 1: unknown label 'B-b', known labels: O, B-c"):
         encode_labels(read, labelled_by("O", "B-c"))
 
 
