@@ -88,7 +88,7 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
         (
             "a.tsv",
             "text\tlabel\na\t['x', 'y']\n",
-            r'line 2: the label is no list .* written as JSON in text files: \["joy", "fear"\]: ',
+            r'line 2: the label is not a list .* written as JSON in text files: \["joy", "fear"\]: ',
         ),
         ("a.jsonl", '{"text": "a"\n', r"line 1 is not JSON: "),
         ("a.jsonl", "[1]\n", r"line 1 is not a JSON object: \[1\]"),

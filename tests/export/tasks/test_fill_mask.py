@@ -300,7 +300,7 @@ def test_labels_that_users_give(fillers: Callable[[str], Filler], tmp_path: Path
     for text, label, message in (
         ("a b", "good", "needs one"),
         ("[MASK] [MASK]", "good", "this has 2"),
-        ("[MASK]", 999, "no token"),
+        ("[MASK]", 999, "not a token"),
     ):
         with pytest.raises(DataError, match=message):
             prepare_rows(_rows_of([text], [label]), filler.task, filler.encoder, location="rows", training=False)
