@@ -152,6 +152,7 @@ def test_a_graph_gives_what_pooling_the_pipeline_gives(
 # -- what a checkpoint says ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_largest_of_tokens_is_found_in_fp16_too(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
