@@ -1,4 +1,4 @@
-"""What tasks of encoder-decoders have in common: a text → another text. They are trained, not exported yet."""
+"""The common base of the tasks of encoder-decoders, which generate a text from a text. They are trained, but not exported yet."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class RewritingTask(TrainedTask):
     def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003 - texts are the labels
         """Accept any rows of single texts."""
         if pair:
-            raise ValueError(f"{cls.name} learns from single texts, not from pairs")
+            raise ValueError(f"{cls.name} trains on single texts, not on pairs")
         return cls()
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
@@ -87,7 +87,7 @@ class RewritingTask(TrainedTask):
         whole = tokenizer(text_target="a")["input_ids"]
         starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
         if not starts:
-            raise ValueError("its tokenizer writes targets otherwise than texts")
+            raise ValueError("its tokenizer tokenizes targets differently from texts")
         start, end = whole[: starts[0]], whole[starts[0] + len(bare) :]
         return replace(self, pad_token_id=tokenizer.pad_token_id, target_start=tuple(start), target_end=tuple(end))
 

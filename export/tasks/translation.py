@@ -44,7 +44,7 @@ class TranslationTask(RewritingTask):
         given = {"source_language": self.source_language, "target_language": self.target_language}
         if not hasattr(tokenizer, "tgt_lang"):
             if any(given.values()):
-                raise ValueError("its tokenizer knows no languages: leave out source_language and target_language")
+                raise ValueError("its tokenizer has no languages: leave out source_language and target_language")
             return super().with_tokenizer(tokenizer)
         for name, language in given.items():
             if not language:
