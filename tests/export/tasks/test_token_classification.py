@@ -229,7 +229,7 @@ def test_entities_of_a_text_become_labels_of_its_words() -> None:
         (["a"], None, "the label is neither a list"),
         ("a b", [{"start": 0, "end": 9, "label": "X"}], "not an entity of this text"),
         ("a b", [{"start": 0, "end": 3, "label": "X"}, {"start": 2, "end": 3, "label": "Y"}], "entities overlap"),
-        (7, [], "the words are int, not a list"),
+        (7, [], "the words are of type int, neither a list nor a text"),
     ],
 )
 def test_bad_rows_are_refused(text: Any, label: Any, message: str) -> None:
