@@ -45,7 +45,9 @@ class Option:
         path: What must hold for a path: ``file`` and ``folder`` refuse an existing path of the other kind; ``existing`` and
             ``existing-file`` require the path to exist.
         shared: Whether a recipe may set the option outside any section, for every command that has it.
-        former: Flags under which the option was known in the previous release. They work, with a warning.
+        former: Flags of the option in the previous release. They work, in recipes too, with a warning.
+        former_keys: Keys of the option in recipes of the previous release, with underscores, that never were flags. They work in
+            recipes, with a warning.
     """
 
     help: str | Callable[[], str]
@@ -64,6 +66,7 @@ class Option:
     path: Literal["any", "file", "folder", "existing", "existing-file"] = "any"
     shared: bool = False
     former: tuple[str, ...] = ()
+    former_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

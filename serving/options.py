@@ -47,7 +47,7 @@ Force = Annotated[bool, Option("Run the stage even if its inputs have not change
 class OutputOptions:
     """How a command prints its result."""
 
-    json: Annotated[bool, Option("Print one JSON object on standard output.", former=("--as-json",))] = False
+    json: Annotated[bool, Option("Print one JSON object on standard output.", former_keys=("as_json",))] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class PredictOptions:
     input: Annotated[
         Path | None,
         Option(
-            "Rows to predict: a csv, tsv, jsonl or parquet file.", path="existing-file", metavar="FILE", former=("--input-file",)
+            "Rows to predict: a csv, tsv, jsonl or parquet file.", path="existing-file", metavar="FILE", former_keys=("input_file",)
         ),
     ] = None
     output: Annotated[
@@ -204,7 +204,7 @@ class PredictOptions:
             "File for the answers as jsonl. If the file exists, the run resumes.",
             path="file",
             metavar="FILE",
-            former=("--output-file",),
+            former_keys=("output_file",),
         ),
     ] = None
     text_column: Annotated[

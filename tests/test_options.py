@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 
-from export import bundle, cli, finetune
+from export import cli
 from export.cli import COMMANDS, tritonize
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
@@ -19,6 +18,7 @@ from export.tasks import task_names
 from export.training.hyperparameters import ADAPTER_METHODS, Adapter, Hyperparameters
 from serving.click_options import FieldOption
 from serving.options import RequestOptions
+from tests.helpers.recorded_stages import record_export, record_finetune
 
 ROOT = click.Context(tritonize, info_name="tritonize", terminal_width=400, **tritonize.context_settings)
 OPTIONS = [
@@ -88,17 +88,9 @@ def test_the_adapters_are_those_that_peft_can_merge() -> None:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneOptions | ExportOptions]:
-    """Options that a stage was called with, in place of running it."""
-    found: list[FinetuneOptions | ExportOptions] = []
-
-    def stop(options: FinetuneOptions | ExportOptions) -> dict[str, Any]:
-        found.append(options)
-        raise click.Abort
-
-    monkeypatch.setattr(finetune, "finetune", stop)
-    monkeypatch.setattr(bundle, "export", stop)
-    return found
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneOptions]:
+    """Options that the fine-tuning stage was called with."""
+    return record_finetune(monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -113,22 +105,26 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneOptions | ExportOption
     ],
 )
 def test_the_former_spelling_works_with_a_warning(
-    seen: list[FinetuneOptions], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], recipe: str, warned: bool
+    trained: list[FinetuneOptions], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], recipe: str, warned: bool
 ) -> None:
     (tmp_path / "r.toml").write_text(f"[finetune]\n{recipe}\n")
     given = ["--checkpoint", "c", "--train", "t", "--recipe", str(tmp_path / "r.toml")]
-    assert cli.main(["finetune", *given, *flags]) == 1
-    assert seen[0].training == Hyperparameters(quantization_aware=True) and seen[0].fixed == ("quantization_aware",)
+    assert cli.main(["finetune", *given, *flags]) == 0
+    assert trained[0].training == Hyperparameters(quantization_aware=True) and trained[0].fixed == ("quantization_aware",)
     assert capsys.readouterr().err.count("--quantisation-aware is now --quantization-aware") == warned
 
 
-def test_options_that_are_not_given_are_the_fields_defaults(seen: list[FinetuneOptions | ExportOptions]) -> None:
-    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t"]) == 1
-    assert cli.main(["export"]) == 1
-    assert seen == [FinetuneOptions(checkpoint="c", train="t"), ExportOptions()]
+def test_options_that_are_not_given_are_the_fields_defaults(
+    trained: list[FinetuneOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = record_export(monkeypatch)
+    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t"]) == 0
+    assert cli.main(["export"]) == 0
+    assert trained == [FinetuneOptions(checkpoint="c", train="t")]
+    assert exported == [ExportOptions()]
 
 
-def test_settings_and_adapter_options_are_typed(seen: list[FinetuneOptions]) -> None:
+def test_settings_and_adapter_options_are_typed(trained: list[FinetuneOptions]) -> None:
     setting = ["--task", "feature-extraction", "--setting", "pooling=cls", "--setting", "truncate-dim=8"]
     adapter = [
         "--adapter",
@@ -140,9 +136,9 @@ def test_settings_and_adapter_options_are_typed(seen: list[FinetuneOptions]) -> 
         "--adapter-option",
         "bias=all",
     ]
-    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t", *setting, *adapter]) == 1
-    assert seen[0].setting == {"pooling": "cls", "truncate_dim": 8}
-    assert seen[0].adapter == Adapter(method="lora", options={"r": 8, "use_rslora": True, "bias": "all"})
+    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t", *setting, *adapter]) == 0
+    assert trained[0].setting == {"pooling": "cls", "truncate_dim": 8}
+    assert trained[0].adapter == Adapter(method="lora", options={"r": 8, "use_rslora": True, "bias": "all"})
 
 
 def test_the_clients_defaults_are_those_of_predict() -> None:
