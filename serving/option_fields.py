@@ -37,6 +37,7 @@ class Option:
         maximum: Greatest number allowed.
         above: Number that the value must exceed.
         below: Number that the value must stay under.
+        may_be_infinite: Whether a float may be infinite, which stands for no limit. NaN is always refused.
         parse: Function from the string on the command line to the value. It raises ValueError with a message for the user. For a
             tuple it reads one element.
         show: Inverse of ``parse``, which formats the default.
@@ -59,6 +60,7 @@ class Option:
     maximum: float | None = None
     above: float | None = None
     below: float | None = None
+    may_be_infinite: bool = False
     parse: Callable[[str], object] | None = None
     show: Callable[[Any], str] = str
     commas: bool = False

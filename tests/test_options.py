@@ -13,6 +13,7 @@ from export import cli
 from export.cli import COMMANDS, tritonize
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
+from export.options import parse_hub_repository
 from export.reference import command_reference
 from export.tasks import task_names
 from export.training.hyperparameters import ADAPTER_METHODS, Adapter, Hyperparameters
@@ -150,3 +151,47 @@ def test_the_clients_defaults_are_those_of_predict() -> None:
     defaults = RequestOptions()
     for name in ("url", "protocol", "concurrency", "batch_size", "timeout"):
         assert signature.parameters[name].default == getattr(defaults, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "finite"),
+    [
+        (["serve", "--ready-timeout"], False),
+        (["predict", "m", "--timeout"], False),
+        (["compare", "/", "/", "--max-quality-drop"], True),
+        (["benchmark", "m", "--duration"], True),
+        (["tune", "m", "--duration"], True),
+        (["tune", "m", "--minutes"], True),
+        (["tune", "m", "--latency-p99-ms"], True),
+        (["export", "--max-metric-drop"], True),
+        (["finetune", "--checkpoint", "c", "--train", "t", "--learning-rate"], True),
+    ],
+)
+def test_a_limit_may_be_infinite_and_no_number_may_be_nan(arguments: list[str], finite: bool) -> None:
+    command = tritonize.get_command(ROOT, arguments[0])
+    assert command is not None
+    name = arguments[-1][2:].replace("-", "_")
+    with pytest.raises(click.BadParameter, match="nan is not a number"):
+        command.make_context(arguments[0], [*arguments[1:], "nan"], parent=ROOT)
+    if finite:
+        with pytest.raises(click.BadParameter, match="inf is not a finite number"):
+            command.make_context(arguments[0], [*arguments[1:], "inf"], parent=ROOT)
+    else:
+        assert command.make_context(arguments[0], [*arguments[1:], "inf"], parent=ROOT).params[name] == float("inf")
+
+
+@pytest.mark.parametrize("name", ["модель", "x²", "-x", ".x", "a/b", "a b", "", "x\n"])
+def test_a_model_name_is_plain_ascii_in_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [["finetune", "--checkpoint", "c", "--train", "t"], ["export"], ["package"], ["benchmark"], ["tune"]]
+    for command in commands:
+        assert cli.main([*command, f"--name={name}"]) == 2
+        assert f"{name!r} is not a model name: use A-Z, a-z, 0-9, '_', '.' and '-'" in " ".join(capsys.readouterr().err.split())
+    for command in ["benchmark", "tune"]:
+        assert cli.main([command, "--", name]) == 2
+        assert f"{name!r} is not a model name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["владелец/модель", "owner/x²", "/x", "a/b/c"])
+def test_a_hub_repository_is_plain_ascii(name: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of a repository on the Hub"):
+        parse_hub_repository(name)
