@@ -530,7 +530,7 @@ def changed(checkpoint: Path, folder: Path, **config: Any) -> Path:
             {"id2label": {"0": "same", "1": "same"}},
             "changed cannot be served for text-classification: its labels are not all different: same, same (see its config.json)",
         ),
-        ({"problem_type": "regression"}, "it predicts 2 numbers a row, negative, positive: rows can be held against one only"),
+        ({"problem_type": "regression"}, "it predicts 2 numbers per row, negative, positive, but only one number can be evaluated"),
         ({"hidden_size": 36}, "error: cannot load "),
     ],
 )
