@@ -60,7 +60,7 @@ class TextGenerationTask(TrainedTask):
         known = cast("list[str]", config.get("architectures") or [])
         if not any(name.endswith(cls.architectures) for name in known):
             wanted = " or ".join(cls.architectures)
-            raise ValueError(f"the architecture in its config is {', '.join(known) or 'missing'}, which does not end in {wanted}")
+            raise ValueError(f"its config names {', '.join(known) or 'no architecture'}, but one that ends in {wanted} is needed")
         return super().checkpoint_settings(config, files, chosen)
 
     @classmethod
