@@ -100,7 +100,7 @@ class PyTorch(_AsServed):
         taken = inspect.signature(model.forward).parameters
         super().__init__(bundle, [name for name in FIELDS if name in taken])
         self._dtype = ""
-        self.file = weights_file(Path(job.source))
+        self.file = weights_file(job.source)
         self.threads = torch.get_num_threads()
 
     def _prepared(self, model: Any) -> Any:
@@ -146,11 +146,11 @@ class TransformersPipeline:
         import transformers
 
         self._task = bundle_task(bundle)
-        self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
+        self._pipeline = transformers.pipeline(bundle.task.name, model=str(job.source), device=0 if job.device == "gpu" else "cpu")
         _leave_out_unknown(self._pipeline.tokenizer, self._pipeline.model)
         self._max_length = bundle.max_length
         self.outputs: Arrays = {}
-        self.file = weights_file(Path(job.source))
+        self.file = weights_file(job.source)
         self.threads = torch.get_num_threads()
 
     def __call__(self, rows: RequestRows) -> list[Any]:
@@ -178,12 +178,12 @@ class OnnxRuntime(_AsServed):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job.threads or 0
         providers = self._providers(job, bundle)
-        self._session = onnxruntime.InferenceSession(job.source, options, providers=providers)
+        self._session = onnxruntime.InferenceSession(str(job.source), options, providers=providers)
         wanted = providers[0][0]
         if wanted not in self._session.get_providers():  # onnxruntime falls back to the CPU with no more than a log line
             raise RuntimeError(f"onnxruntime could not load {wanted}")
         super().__init__(bundle, [node.name for node in self._session.get_inputs()])
-        self.file = Path(job.source)
+        self.file = job.source
         self.threads = job.threads or cores()
 
     def _providers(self, job: WorkerJob, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:  # noqa: ARG002 - TensorRT uses it
@@ -210,7 +210,7 @@ class TensorRT(OnnxRuntime):
 
         from export.graph import input_names
 
-        names = input_names(Path(job.source))
+        names = input_names(job.source)
         encoder = bundle.encoder(names)
         asked = [*job.labelled, job.first]
         widest = max(len(bundle.task.preprocess([[text] for text in row], encoder).encodings) for row in asked)

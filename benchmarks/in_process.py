@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks import logits
-from benchmarks.answers import from_json
 from benchmarks.backends import weights_file
 from benchmarks.energy import EnergyMeter
 from benchmarks.inputs import BenchmarkInputs
@@ -145,7 +144,7 @@ def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
                 for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
                     rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
                     samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
-    original = from_json(inputs.bundle.task, ended[ORIGINAL][0][1][0].answers)
+    original = ended[ORIGINAL][0][1][0].answers
     models = [_model(name, ended, arrangements[name], inputs, original) for name in ended]
     return Findings(
         models=models, rounds=[found | _short_names(models, found) for found in rounds], samples=samples, original=original
@@ -198,7 +197,7 @@ def bundle_precision(bundle: Bundle, sha256: str) -> str:
 def _precision(bundle: Bundle, job: WorkerJob, facts: WorkerFacts) -> str:
     """The precision that ran: read from the tensors, the bundle's checksum of the file, or the file's weights."""
     if job.backend == "exported":
-        return graph.precision(Path(facts.file))
+        return graph.precision(facts.file)
     return facts.precision or bundle_precision(bundle, facts.sha256)
 
 
@@ -228,12 +227,11 @@ def _model(
     original: Arrays,
 ) -> InProcess:
     """A model with its quality. Its first run is the one that answered the labelled rows."""
-    (first, (facts, *_)), file = ended[name][0], Path(ended[name][0][1][0].file)
-    task = inputs.task
+    (first, (facts, *_)) = ended[name][0]
+    task, file = inputs.task, facts.file
     if isinstance(facts.answers, dict):
         difference = None if name == ORIGINAL else _logit_difference(first.run.job, ended[ORIGINAL][0][0].run.job)
-        answers = from_json(task.served, facts.answers)
-        quality = evaluate(task, inputs.rows, answers, None if name == ORIGINAL else original, logit_difference=difference)
+        quality = evaluate(task, inputs.rows, facts.answers, None if name == ORIGINAL else original, logit_difference=difference)
     else:
         quality = evaluate_pipeline(task, inputs.rows, facts.answers, original)
     is_onnx = file.suffix == ".onnx"
@@ -254,4 +252,4 @@ def _model(
 def _logit_difference(job: WorkerJob, original: WorkerJob) -> float | None:
     if job.logits is None or original.logits is None:
         return None
-    return logits.largest_difference(Path(job.logits), Path(original.logits))
+    return logits.largest_difference(job.logits, original.logits)
