@@ -20,7 +20,7 @@ from benchmarks.plan import OPTIONAL, ModelRun, planned_runs
 from benchmarks.processes import MIB
 from benchmarks.quality import evaluate, evaluate_pipeline
 from benchmarks.report import flatten
-from benchmarks.speed import SliceTiming, Spans, over_rounds, side_by_side
+from benchmarks.speed import PERCENTILES, SliceTiming, Spans, over_rounds, side_by_side
 from benchmarks.workers import Workers, started
 from export import graph, optimize
 from export.checkpoint import weights_size
@@ -156,12 +156,8 @@ def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[s
 
     They are those of the arrangement that is best over all rounds: the best of each round would be selected by noise.
     """
-    short = {}
-    for model in models:
-        short[f"{model.name}.throughput"] = found[f"{model.name}.{model.best}.throughput"]
-        for percentile in ("p50_ms", "p90_ms", "p95_ms", "p99_ms"):
-            short[f"{model.name}.{percentile}"] = found[f"{model.name}.{model.quickest}.{percentile}"]
-    return short
+    figures = {model.name: [("throughput", model.best), *((key, model.quickest) for key in PERCENTILES)] for model in models}
+    return {f"{name}.{key}": found[f"{name}.{one}.{key}"] for name, keys in figures.items() for key, one in keys}
 
 
 def require_original(bundle: Bundle, checkpoint: Path) -> None:
