@@ -137,7 +137,7 @@ def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
     load = ["--concurrency-range", str(options.concurrency)]
     if options.rate is not None:
         load = ["--request-rate-range", f"{options.rate:g}", "--request-distribution", "poisson", "--async"]
-    return [os.fspath(binary), *(str(word) for pair in arguments.items() for word in pair), *load]
+    return [os.fspath(binary), *load, *(str(word) for pair in arguments.items() for word in pair)]
 
 
 def parse_export(content: dict[str, Any]) -> tuple[Spans, Spans]:

@@ -240,9 +240,7 @@ class UnderLoad:
         seconds_per_row = (time.perf_counter() - asked) / len(inputs.rows.labelled)
         self.ways: list[Clients] = []
         for mode in planned_loads(inputs):
-            closed = [
-                way for way in self.ways if way.mode.concurrency and way.mode.protocol == mode.protocol and way.length is None
-            ]
+            same_protocol = [way for way in self.ways if way.mode.protocol == mode.protocol]
             clients = Clients(
                 target=target,
                 inputs=inputs.bundle.task.inputs(),
