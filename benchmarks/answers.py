@@ -21,11 +21,7 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
 
 
 def differences(answers: Arrays, original: Arrays) -> npt.NDArray[np.float64] | None:
-    """Compute how far answers differ from the original's.
-
-    Args:
-        answers: Tensors by name, ``[rows, …]``.
-        original: The original's tensors.
+    """Compute how far answers, tensors ``[rows, …]`` by name, differ from the original's.
 
     Returns:
         The largest difference of any floating-point number in each row, ``[rows]``; None if there are no floating-point tensors.

@@ -56,12 +56,7 @@ class Expected:
 
 
 def expected(inputs: BenchmarkInputs, *, served: str | None) -> Expected:
-    """Name the figures that a benchmark will measure.
-
-    Args:
-        inputs: What is measured.
-        served: Precision of the served package; None without a server.
-    """
+    """Name the figures that a benchmark will measure; ``served`` is the package's precision, None without a server."""
     metrics = inputs.bundle.manifest.original.metrics
     known = inputs.options.test is None and inputs.task.main_metric in metrics
     quality = _zero(Quality, metrics=dict.fromkeys(metrics if known else (), 0.0), drop=_zero(Estimate))
@@ -81,10 +76,6 @@ def expected(inputs: BenchmarkInputs, *, served: str | None) -> Expected:
 
 def require_expected(gates: Sequence[str], found: Expected) -> None:
     """Refuse gates on figures that will not be measured, now rather than after minutes.
-
-    Args:
-        gates: Expressions.
-        found: Names of the figures that will be measured.
 
     Raises:
         DataError: A gate names another figure; the hint has the closest ones.

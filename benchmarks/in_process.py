@@ -120,9 +120,6 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter) -> Iterator[list[Loaded
 def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
     """End the processes and collect what was measured.
 
-    Returns:
-        The models with speeds and quality.
-
     Raises:
         SetupError: A worker failed.
         ArtifactError: A file that ran is not the one its bundle describes.

@@ -177,12 +177,6 @@ def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows
 
     If the machine stalled meanwhile, the run is repeated, so that earlier measurements are not lost.
 
-    Args:
-        binary: ``perf_analyzer``.
-        options: The load.
-        tensors: Input tensors of the ensemble.
-        rows: Rows to send.
-
     Raises:
         ServerError: The load generator failed; the message holds its last line.
     """

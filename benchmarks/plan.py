@@ -47,15 +47,7 @@ class ModelRun:
 
 
 def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
-    """Plan the models in process.
-
-    Args:
-        inputs: What is measured.
-        folder: Folder for the models' outputs for the labelled rows.
-
-    Yields:
-        Every run, the original first.
-    """
+    """Plan the models in process, the original first; outputs for the labelled rows go to ``folder``."""
     checkpoint, device = inputs.checkpoint, inputs.device
     batches: tuple[Call, ...] = tuple((batch, None) for batch in sorted({1, *inputs.options.batches}))
     smallest_and_largest = tuple(dict.fromkeys([batches[0], batches[-1]]))

@@ -26,15 +26,7 @@ SHOWN = 10
 def evaluate(
     task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
 ) -> Quality:
-    """Compute the task's metric over answers to the labelled rows, and their distance from the original's.
-
-    Args:
-        task: The task.
-        rows: The rows.
-        answers: Answers to the labelled rows, tensors by name.
-        original: The original's answers to the same rows; None if these are the original's.
-        logit_difference: Largest difference of the model's outputs, if they were recorded.
-    """
+    """Compute the task's metric over answers to the labelled rows, and their distance from ``original``, if that is not their own."""
     predictions = task.predictions(answers)
     metrics = metric.compute(task.metric, predictions, rows.references)
     theirs = answers if original is None else original
@@ -54,12 +46,6 @@ def evaluate(
 
 def evaluate_pipeline(task: ExportedTask, rows: BenchmarkRows, answers: Sequence[JsonValue], original: Arrays) -> Quality:
     """Compute how many answers of ``transformers.pipeline`` equal the original's in the pipeline's own form.
-
-    Args:
-        task: The task.
-        rows: The rows.
-        answers: The pipeline's answers to the labelled rows.
-        original: The original's answers to the same rows, tensors by name.
 
     Returns:
         The quality; the pipeline does not return enough for the metric.
@@ -116,12 +102,6 @@ def calibration_error(
 
 def changed_answers(task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
     """List the answers that differ most from the original's: other labels first, then other scores.
-
-    Args:
-        task: The task.
-        rows: The rows.
-        answers: Answers to the labelled rows, tensors by name.
-        original: The original's answers.
 
     Returns:
         At most :data:`SHOWN` answers; equal answers are left out.

@@ -35,10 +35,6 @@ def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs) -> None:
     """Time every way on the rows of one round, then of the next.
 
     Every other round runs in reverse order, so that no way always follows the same neighbour or always comes last.
-
-    Args:
-        ways: What is timed.
-        inputs: Rows, rounds and duration.
     """
     rounds = inputs.options.rounds
     by_round = {length: chunks(rows, rounds) for length, rows in inputs.rows.timed.items()}

@@ -50,10 +50,6 @@ class ServerConnection:
     def __init__(self, address: ServerAddress, name: str) -> None:
         """Connect.
 
-        Args:
-            address: Where the server listens.
-            name: Name of the ensemble.
-
         Raises:
             ServerError: Nothing answers, or the server does not serve the ensemble.
         """
@@ -93,10 +89,6 @@ class ServerConnection:
 
     def ask(self, rows: list[list[str]], options: Mapping[str, Any]) -> Arrays:
         """Ask the server, one request per row, :data:`IN_FLIGHT` at a time.
-
-        Args:
-            rows: Rows, each a list of strings in the order of the task's inputs.
-            options: Options of the request.
 
         Returns:
             Answers in the order of the rows, tensors by name.
@@ -253,11 +245,7 @@ class UnderLoad:
             self.ways.append(clients)
 
     def found(self, original: Arrays) -> Served:
-        """Collect what was measured.
-
-        Returns:
-            The served model with loads and quality.
-        """
+        """Collect what was measured."""
         server, package = self._target.server, self._target.package
         return Served(
             precision=package.precision,

@@ -98,10 +98,6 @@ def side_by_side(workers: Sequence[Spans], batch: int) -> SliceTiming:
 
     The rate is counted while all of them worked, as the last one has the machine to itself for a while.
 
-    Args:
-        workers: Calls by process.
-        batch: Rows per call.
-
     Raises:
         SetupError: They never worked at the same time.
     """

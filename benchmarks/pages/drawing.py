@@ -90,15 +90,7 @@ class Plot:
 
 @contextmanager
 def drawn(plot: Plot, height: float, xlabel: str, ylabel: str = "", *, columns: int = 2) -> Iterator[Axes]:
-    """Draw a plot on one pair of axes, ``height`` inches high with all labels, and give it its SVG, which is reproducible.
-
-    Args:
-        plot: The plot.
-        height: Height without the legend, inches.
-        xlabel: Label of the x axis.
-        ylabel: Label of the y axis.
-        columns: Largest number of columns of the legend, which stands below everything.
-    """
+    """Draw a plot on one pair of axes, ``height`` inches high without the legend, and give it its reproducible SVG."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": plot.name}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()

@@ -60,12 +60,7 @@ class Space:
         return (*smaller, MAX_BATCH_SIZE, *larger)
 
     def allowed(self, choice: str, earlier: Values) -> Sequence[str | int]:
-        """Return the values of one choice that go with the earlier choices.
-
-        Args:
-            choice: One of :data:`CHOICES`.
-            earlier: Values of the choices before it. Further values are ignored.
-        """
+        """Return the values of one choice that go with the earlier choices."""
         match choice:
             case "precision":
                 return self.precisions

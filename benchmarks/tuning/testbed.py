@@ -60,10 +60,6 @@ class Testbed:
     def measure(self, configuration: Configuration, number: int) -> TrialRecord:
         """Make a trial. If the configuration cannot be served, the trial has a failure instead of figures.
 
-        Args:
-            configuration: What to try.
-            number: Round, 0 for the search.
-
         Raises:
             SetupError: No configuration can be served on this machine.
         """
@@ -129,13 +125,6 @@ class Testbed:
 
 def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], duration: float, seed: int) -> Testbed:
     """Return a testbed on evaluation rows of the bundle.
-
-    Args:
-        bundle: What is served.
-        rows: Number of rows to draw at random.
-        concurrencies: Numbers of clients, one load each, ascending.
-        duration: Seconds that each load is measured.
-        seed: Seed of the draw.
 
     Raises:
         DataError: The bundle holds no evaluation rows.
