@@ -143,9 +143,8 @@ def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
                     samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
     original = ended[ORIGINAL][0][1][0].answers
     models = [_model(name, ended, arrangements[name], inputs, original) for name in ended]
-    return Findings(
-        models=models, rounds=[found | _short_names(models, found) for found in rounds], samples=samples, original=original
-    )
+    rounds = [found | _short_names(models, found) for found in rounds]
+    return Findings(models=models, rounds=rounds, samples=samples, original=original)
 
 
 def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[str, float]:
@@ -223,8 +222,10 @@ def _model(
     (first, (facts, *_)) = ended[name][0]
     task, file = inputs.task, facts.file
     if isinstance(facts.answers, dict):
-        difference = None if name == ORIGINAL else _logit_difference(first.run.job, ended[ORIGINAL][0][0].run.job)
-        quality = evaluate(task, inputs.rows, facts.answers, None if name == ORIGINAL else original, logit_difference=difference)
+        is_original = name == ORIGINAL
+        theirs = ended[ORIGINAL][0][0].run.job.logits
+        difference = None if is_original else logits.largest_difference(first.run.job.logits, theirs)
+        quality = evaluate(task, inputs.rows, facts.answers, None if is_original else original, logit_difference=difference)
     else:
         quality = evaluate_pipeline(task, inputs.rows, facts.answers, original)
     is_onnx = file.suffix == ".onnx"
@@ -240,9 +241,3 @@ def _model(
         arrangements=arrangements,
         quality=quality,
     )
-
-
-def _logit_difference(job: WorkerJob, original: WorkerJob) -> float | None:
-    if job.logits is None or original.logits is None:
-        return None
-    return logits.largest_difference(job.logits, original.logits)

@@ -71,7 +71,7 @@ def serve_job(channel: Connection[Any, Any]) -> None:
     """
     started = time.perf_counter_ns()
     job: WorkerJob = channel.recv()
-    from benchmarks.logits import OutputsFile
+    from benchmarks.logits import outputs_file
     from serving.bundle import load_bundle
 
     runner = BACKENDS[job.backend](job, load_bundle(job.bundle))
@@ -79,10 +79,10 @@ def serve_job(channel: Connection[Any, Any]) -> None:
     runner([job.first])
     answered = time.perf_counter_ns()
     answers = []
-    with OutputsFile(job.logits) as outputs:
+    with outputs_file(job.logits) as add:
         for row in job.labelled:
             answers.append(runner.evaluate([row]))
-            outputs.add(runner.outputs)
+            add(runner.outputs)
     channel.send(None)
     while (wanted := channel.recv()) is not None:
         rows, batch, seconds = wanted

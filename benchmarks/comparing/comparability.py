@@ -32,7 +32,7 @@ def other_machine(before: Report, now: Report) -> str:
 
 
 def taken_away(before: Report, now: Report) -> str:
-    """Describe in which run other processes, or other guests of the host, used too much of the processor time; or return nothing."""
+    """Describe in which run other processes, or other guests of the host, used too much processor time; empty if in neither."""
     found = []
     for which, report in (("before", before), ("now", now)):
         percent = (report.environment.others_percent or 0.0) + (report.environment.stolen_percent or 0.0)

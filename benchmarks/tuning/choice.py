@@ -28,9 +28,13 @@ class Measured:
         latency_p99_ms: Latency budget in ms, or None.
     """
 
-    configuration: Configuration
     trials: Sequence[TrialRecord]
     latency_p99_ms: float | None
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration."""
+        return self.trials[0].configuration
 
     @property
     def levels(self) -> list[LoadRecord]:

@@ -76,4 +76,4 @@ class TuningOutcome:
         return pareto_front(self.measured)
 
     def _measured(self, trials: Sequence[TrialRecord]) -> Measured:
-        return Measured(configuration=trials[0].configuration, trials=trials, latency_p99_ms=self.latency_p99_ms)
+        return Measured(trials=trials, latency_p99_ms=self.latency_p99_ms)

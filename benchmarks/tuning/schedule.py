@@ -102,5 +102,5 @@ class Schedule:
     def _described(self, trial: TrialRecord) -> str:
         if trial.failure is not None:
             return f"failed: {trial.failure}"
-        measured = Measured(configuration=trial.configuration, trials=[trial], latency_p99_ms=self.latency_p99_ms)
+        measured = Measured(trials=[trial], latency_p99_ms=self.latency_p99_ms)
         return f"{measured.shown}{'' if measured.best else ', too slow'}"

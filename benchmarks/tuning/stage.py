@@ -133,13 +133,7 @@ def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:
     inputs = inputs_record(subject.terms(), fingerprint([options.bundle_folder / MANIFEST], root=options.bundle_folder))
     if not options.fresh and is_current(record, TuningManifest, inputs):
         return Tuned(outcome=subject.outcome(read_manifest(record, TuningManifest).trials), unchanged=True)
-    testbed = make_testbed(
-        subject.bundle,
-        rows=options.rows,
-        concurrencies=options.loads,
-        duration=options.duration,
-        seed=options.seed,
-    )
+    testbed = make_testbed(subject.bundle, options)
     storage = record.with_name(STORAGE)
     earlier = () if options.fresh else _earlier(record, subject)
     with opened(storage, subject.search, earlier, fresh=options.fresh) as study:

@@ -19,6 +19,7 @@ from benchmarks.measurements import LoadMode
 from benchmarks.processes import MemoryMeter
 from benchmarks.served import ANSWERS_PER_CLIENT, Clients, ServerConnection, Target
 from benchmarks.served_package import read_package
+from benchmarks.tuning.tune_options import TuneOptions
 from export.data import read_evaluation, sample
 from export.tasks import bundle_task
 from serving.bundle import Bundle
@@ -123,7 +124,7 @@ class Testbed:
         )
 
 
-def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], duration: float, seed: int) -> Testbed:
+def make_testbed(bundle: Bundle, options: TuneOptions) -> Testbed:
     """Return a testbed on evaluation rows of the bundle.
 
     Raises:
@@ -135,9 +136,9 @@ def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], d
     columns = list(zip(*task.requests(read_evaluation(bundle.folder, task).texts), strict=True))
     return Testbed(
         bundle=bundle,
-        rows=[list(columns[index]) for index in sample(len(columns), rows, seed)],
-        concurrencies=concurrencies,
-        duration=duration,
+        rows=[list(columns[index]) for index in sample(len(columns), options.rows, options.seed)],
+        concurrencies=options.loads,
+        duration=options.duration,
         load_generator=find_perf_analyzer(triton_environment()),
     )
 

@@ -51,7 +51,7 @@ class SearchTerms:
 
     def objective(self, trial: TrialRecord) -> float:
         """Return what the study maximizes; see :attr:`benchmarks.tuning.choice.Measured.objective`."""
-        return Measured(configuration=trial.configuration, trials=[trial], latency_p99_ms=self.latency_p99_ms).objective
+        return Measured(trials=[trial], latency_p99_ms=self.latency_p99_ms).objective
 
 
 class TuningStudy:

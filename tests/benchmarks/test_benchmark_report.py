@@ -13,7 +13,7 @@ import pytest
 from benchmarks import logits
 from benchmarks.answers import largest_difference, same
 from benchmarks.inputs import BenchmarkRows
-from benchmarks.logits import OutputsFile
+from benchmarks.logits import outputs_file
 from benchmarks.quality import calibration_error, evaluate
 from benchmarks.run import require_passed
 from benchmarks.verdicts import BenchmarkGate, FigureComparison, Miss
@@ -66,18 +66,18 @@ def test_calibration_is_how_far_scores_are_from_how_often_they_are_right() -> No
 def test_what_models_say_is_compared_row_by_row(tmp_path: Path) -> None:
     files = [tmp_path / "a.npz", tmp_path / "b.npz"]
     for file, shift in zip(files, (0.0, 0.25), strict=True):
-        with OutputsFile(file) as kept:
-            kept.add({"logits": np.zeros((1, 2), np.float32)})
-            kept.add({"logits": np.array([[1.0, -shift]], np.float32)})
+        with outputs_file(file) as add:
+            add({"logits": np.zeros((1, 2), np.float32)})
+            add({"logits": np.array([[1.0, -shift]], np.float32)})
     assert logits.largest_difference(files[1], files[0]) == 0.25
     assert logits.largest_difference(tmp_path / "absent.npz", files[0]) is None
     for outputs in ({}, {"logits": np.zeros((1, 1 + logits.MOST_BYTES // 4), np.float32)}):
-        with OutputsFile(tmp_path / "nothing.npz") as kept:
-            kept.add(outputs)
+        with outputs_file(tmp_path / "nothing.npz") as add:
+            add(outputs)
         assert not (tmp_path / "nothing.npz").exists()
-    with OutputsFile(tmp_path / "broken.npz") as kept:
-        kept.add({"logits": np.array([[np.nan, 0]], np.float32)})
-        kept.add({"logits": np.zeros((1, 2), np.float32)})
+    with outputs_file(tmp_path / "broken.npz") as add:
+        add({"logits": np.array([[np.nan, 0]], np.float32)})
+        add({"logits": np.zeros((1, 2), np.float32)})
     assert logits.largest_difference(tmp_path / "broken.npz", files[0]) is None
 
 

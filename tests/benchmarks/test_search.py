@@ -115,7 +115,7 @@ def trial(configuration: Configuration, *levels: LoadRecord, number: int = 0, **
 
 def measured(configuration: Configuration, *throughputs: float, p99_ms: float = 40, **fields: Any) -> Measured:
     trials = [trial(configuration, level(1, 10, 5), level(16, one, p99_ms), **fields) for one in throughputs]
-    return Measured(configuration=configuration, trials=trials, latency_p99_ms=50)
+    return Measured(trials=trials, latency_p99_ms=50)
 
 
 def test_the_best_level_is_the_fastest_within_the_latency_allowed() -> None:
@@ -159,7 +159,7 @@ def test_among_equals_that_beat_the_default_the_leaner_one_is_taken() -> None:
 
 
 def test_who_keeps_within_the_latency_beats_who_does_not() -> None:
-    default = Measured(configuration=OFF, trials=[trial(OFF, level(16, 500, 80))] * 3, latency_p99_ms=50)
+    default = Measured(trials=[trial(OFF, level(16, 500, 80))] * 3, latency_p99_ms=50)
     slower = measured(OTHER, 100, 100, 100)
     assert beats(slower, default) and not beats(default, slower)
     assert choose([default, slower], OFF) == slower

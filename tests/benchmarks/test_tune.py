@@ -303,7 +303,7 @@ def running(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.server
 def test_a_trial_is_made_on_a_real_server(own: Path) -> None:
-    bed = make_testbed(load_bundle(own), rows=16, concurrencies=(1, 8), duration=0.4, seed=0)
+    bed = make_testbed(load_bundle(own), asked(own, rows=16, concurrencies=(1, 8), duration=0.4))
     configuration = Configuration(
         precision="fp32", device="cpu", batching="ragged", instances=1, threads=1, max_batch_size=16, queue_delay_us=3000
     )
