@@ -26,7 +26,7 @@ SHOWN = 10
 def evaluate(
     task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
 ) -> Quality:
-    """Compute the task's metric over answers to the labelled rows, and their distance from the original's, if these are not its own."""
+    """Compute the metric over answers to the labelled rows, and their distance from the original's; None: they are its own."""
     predictions = task.predictions(answers)
     metrics = metric.compute(task.metric, predictions, rows.references)
     theirs = answers if original is None else original
