@@ -10,7 +10,7 @@ from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
 from benchmarks.row_lengths import rows_of_length
 from export import convert, graph
-from export.data import LabelledRows, encode_labels, read_evaluation, sample
+from export.data import LabelledRows, encode_labels, read_evaluation, sample_indices
 from export.output_head import add_output_head
 from export.sources import checkpoint_folder, load_rows
 from export.tasks import bundle_task
@@ -69,7 +69,7 @@ def read_rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
             hint="name the columns with --text-column and --text-pair-column",
         )
     rows = [list(row) for row in zip(*task.requests(labelled.texts), strict=True)]
-    timed = [rows[index] for index in sample(len(rows), options.rows, options.seed)]
+    timed = [rows[index] for index in sample_indices(len(rows), options.rows, options.seed)]
     if len(timed) < options.rounds:
         raise DataError(
             f"{len(timed)} rows cannot be dealt out to {options.rounds} rounds",

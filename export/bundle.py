@@ -46,17 +46,21 @@ SHAPING = (
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
 )
-TASK_SHAPING = ("export/tasks", "serving/runtime/tasks")
-"""The code that decides what a bundle holds; of the second, not the modules of other tasks (:func:`serving.artifact.task_code`).
+"""Files that the content of a bundle depends on, besides the task. If one of them changes, the bundle is not up to date."""
+TASK_SHAPING = ("export/tasks",)
+"""Folder with one module per task, of which only the bundle's task counts (see :func:`serving.artifact.task_code`).
 
-A bundle that was made by other code is not up to date.
+The served half of a task is not included: the graphs do not depend on it, and the bundle records the served code that it was
+verified with (see :func:`serving.bundle.served_code`).
 """
+TRAINING_ONLY = "export/tasks/trained.py"
+"""The only module of the tasks that is called in fine-tuning alone."""
 
 
 def export(options: ExportOptions) -> BundleManifest:
     """Convert, optimize and verify a checkpoint, and write the bundle.
 
-    A variant that fails its gates is left out; its record stays in the manifest.
+    A variant that fails its gates is not part of the bundle, but its record stays in the manifest.
 
     Returns:
         The manifest of the bundle, which is that of the last run if nothing has changed since.
@@ -65,7 +69,7 @@ def export(options: ExportOptions) -> BundleManifest:
         ArtifactError: The checkpoint is missing, of another task, or cannot be loaded.
         DataError: The rows do not fit the task or the checkpoint.
         ExportError: A graph could not be made.
-        GateError: The fp32 variant does not give what PyTorch gives.
+        GateError: The outputs of the fp32 variant differ from those of PyTorch.
     """
     source = find_source(options)
     inputs = _inputs(options, source)
@@ -74,8 +78,9 @@ def export(options: ExportOptions) -> BundleManifest:
         if set(options.precisions) <= set(manifest.precisions):
             logger.info(f"{options.target} is up to date")
             return manifest
-        there = {*options.precisions, *manifest.precisions}
-        options = replace(options, precision=tuple(one for one in PRECISIONS if one in there))  # the others stay in the bundle
+        # variants that the bundle already has stay in it
+        precisions = {*options.precisions, *manifest.precisions}
+        options = replace(options, precision=tuple(precision for precision in PRECISIONS if precision in precisions))
 
     from export import variants
 
@@ -93,7 +98,7 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
         precisions: The variants to check.
 
     Raises:
-        GateError: One did not; the message names it with its figures.
+        GateError: A variant failed. The message has its figures.
     """
     failed = [
         f"{precision} failed: {record.failures}"
@@ -104,7 +109,7 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
         hint = (
             "the graph does not compute what PyTorch computes"
             if "fp32" in precisions and len(precisions) == 1
-            else "leave it out of --precision, or move --max-metric-drop or --min-agreement"
+            else "leave it out of --precision, or change --max-metric-drop or --min-agreement"
         )
         raise GateError(". ".join(failed), hint=hint)
 
@@ -112,7 +117,7 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
 def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
     record: dict[str, object] = {
         "task": source.task.to_settings(),
-        "max_length": source.max_length or source.usual_length,
+        "max_length": source.max_length or source.recommended_length,
         "max_metric_drop": options.max_metric_drop,
         "min_agreement": options.min_agreement,
         "verify_rows": options.verify_rows,
@@ -122,5 +127,5 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
     files = fingerprint(checkpoint_files(source.folder), root=source.folder)
-    code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, task_names())])
-    return inputs_record(record, files, code)
+    tasks = [path for path in task_code(TASK_SHAPING, options.task, task_names()) if path != TRAINING_ONLY]
+    return inputs_record(record, files, code_fingerprint([*SHAPING, *tasks]))

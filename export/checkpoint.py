@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder: its config, its tokenizer, how long a row it takes."""
+"""Read a Hugging Face checkpoint folder: config, tokenizer, model and maximum row length."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from serving.errors import ArtifactError
 AnyTask = TypeVar("AnyTask", bound=Task)
 
 UNKNOWN_LIMIT = 512
-"""Tokens kept of a row where neither the tokenizer nor the model says where it ends."""
+"""Maximum tokens of a row if neither the tokenizer nor the model has a limit."""
 UNLIMITED = 10**6
-"""Tokenizers without a limit say 10**30; anything from here on is none."""
+"""A ``model_max_length`` from here on means no limit; ``transformers`` uses 10**30."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` as it stands.
+    """Read ``config.json``.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        Its content.
 
     Raises:
-        ArtifactError: it is not readable.
+        ArtifactError: The file is not readable.
     """
     config: dict[str, Any] = _read_json(folder / "config.json")
     return config
@@ -37,72 +43,98 @@ def _read_json(path: Path) -> Any:
         raise ArtifactError(f"cannot read {path}: {error}") from error
 
 
-def settings(folder: Path, task: type[Task], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint says of ``task``'s settings, and over it what was ``chosen``.
+def read_settings(folder: Path, task: type[Task], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the settings of ``task`` from a checkpoint. Chosen settings take precedence.
+
+    Args:
+        folder: The checkpoint.
+        task: The class of the task.
+        chosen: Settings that the user chose, by name.
+
+    Returns:
+        Settings by name.
 
     Raises:
-        ArtifactError: a file is not readable, or asks for what cannot be done.
-        ValueError: a setting cannot be chosen so.
+        ArtifactError: A file is not readable, or requires something that is not supported.
+        ValueError: A chosen setting does not exist, or its value is not allowed.
     """
-    own = task.check_settings(chosen)
+    checked = task.check_settings(chosen)
     try:
-        return task.checkpoint_settings(read_config(folder), read_files(folder, task), own)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # whoever wrote those files
-        reason = str(error) if isinstance(error, ValueError) else "one of its JSON files is not of the form it should have"
-        raise ArtifactError(f"{folder} cannot be used for {task.name}: {reason}", hint="see --setting, and its files") from error
+        return task.checkpoint_settings(read_config(folder), read_files(folder, task), checked)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # the files may hold any JSON
+        reason = str(error) if isinstance(error, ValueError) else "one of its JSON files does not have the expected structure"
+        hint = "see --setting, and the checkpoint's files"
+        raise ArtifactError(f"{folder} cannot be used for {task.name}: {reason}", hint=hint) from error
 
 
 def read_files(folder: Path, task: type[Task]) -> dict[str, Any]:
-    """The JSON files that ``task`` reads of a checkpoint besides its config, by path in its folder.
+    """Read the JSON files of a checkpoint that ``task`` needs besides the config.
+
+    Args:
+        folder: The checkpoint.
+        task: The class of the task.
+
+    Returns:
+        The content of each file, by path relative to the folder.
 
     Raises:
-        ArtifactError: one is not readable.
+        ArtifactError: A file is not readable.
     """
     paths = sorted({path for pattern in task.checkpoint_files for path in folder.glob(pattern)})
     return {path.relative_to(folder).as_posix(): _read_json(path) for path in paths}
 
 
 def write_files(files: Mapping[str, Any], folder: Path) -> None:
-    """Write what :func:`read_files` reads."""
+    """Write JSON files in the form that :func:`read_files` returns."""
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def require_task(config: dict[str, Any], task: type[Task], location: str) -> None:
-    """Refuse a checkpoint that has no head for ``task``. Any has what a task without a head needs.
+    """Check that a checkpoint has a head for ``task``. A task without a head accepts any checkpoint.
+
+    Args:
+        config: The checkpoint's ``config.json``.
+        task: The class of the task.
+        location: The checkpoint, for messages.
 
     Raises:
-        ArtifactError: its architecture is one of another task.
+        ArtifactError: The architecture belongs to another task.
     """
     endings = task.architectures or (task.auto_model.removeprefix("AutoModel"),)
     architectures = config.get("architectures") or []
     if not any(name.endswith(endings) for name in architectures) and all(endings):
         found = ", ".join(architectures) or "no architecture"
         raise ArtifactError(
-            f"{location} is no {task.name} checkpoint: its config names {found}, not one that ends in {' or '.join(endings)}",
+            f"{location} is not a {task.name} checkpoint: the architecture in its config is {found}, "
+            f"which does not end in {' or '.join(endings)}",
             hint=f"fine-tune it first with: tritonize finetune --task {task.trained_as or task.name} --checkpoint {location}",
         )
 
 
 def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> Any:
-    """The checkpoint's fast tokenizer (``transformers.PreTrainedTokenizerFast``): only such a one gives a ``tokenizer.json``.
+    """Load the checkpoint's fast tokenizer. Slow tokenizers have no ``tokenizer.json``, which serving needs.
 
     Args:
-        pads_with_end: one without a padding token pads with the one that ends a text.
+        folder: The checkpoint.
+        pads_with_end: Use the end-of-text token for padding if the tokenizer has no padding token.
+
+    Returns:
+        A ``transformers.PreTrainedTokenizerFast``.
 
     Raises:
-        ArtifactError: there is none, or it has no padding token.
+        ArtifactError: There is no fast tokenizer, or it has no padding token.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        needed = "a tokenizer.json is needed"
-        raise ArtifactError(f"cannot load the tokenizer of {folder}: {first_line(error)}", hint=needed) from error
+        hint = "a tokenizer.json is needed"
+        raise ArtifactError(f"cannot load the tokenizer of {folder}: {first_line(error)}", hint=hint) from error
     if not tokenizer.is_fast:
-        raise ArtifactError(f"the tokenizer of {folder} has no fast form, so it cannot be served: a tokenizer.json is needed")
+        raise ArtifactError(f"the tokenizer of {folder} is not a fast tokenizer and cannot be served: a tokenizer.json is needed")
     if tokenizer.pad_token_id is None and pads_with_end:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
@@ -111,10 +143,18 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> Any:
 
 
 def bind_tokenizer(task: AnyTask, tokenizer: Any, location: str) -> AnyTask:
-    """``task`` bound to the checkpoint's tokenizer.
+    """Bind ``task`` to the checkpoint's tokenizer.
+
+    Args:
+        task: The task.
+        tokenizer: The tokenizer.
+        location: The checkpoint, for messages.
+
+    Returns:
+        The bound task.
 
     Raises:
-        ArtifactError: it cannot do the task with that one.
+        ArtifactError: The task does not work with this tokenizer.
     """
     try:
         return task.with_tokenizer(tokenizer)
@@ -123,24 +163,41 @@ def bind_tokenizer(task: AnyTask, tokenizer: Any, location: str) -> AnyTask:
 
 
 def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
-    """The checkpoint in float32 under ``task``'s auto class, in evaluation mode.
+    """Load a checkpoint in float32 with the auto class of ``task``, in evaluation mode.
 
     Args:
-        options: for ``from_pretrained``.
+        folder: The checkpoint.
+        task: The class of the task.
+        options: Arguments for ``from_pretrained``.
+
+    Returns:
+        The ``transformers`` model.
 
     Raises:
-        ArtifactError: the architecture cannot do that task, or the weights do not fit the config.
+        ArtifactError: The architecture does not support the task, or the weights do not fit the config.
     """
     return load_for_training(folder, task, **options)[0]
 
 
 def load_for_training(folder: Path, task: type[Task], **options: Any) -> tuple[Any, set[str]]:
-    """As :func:`load_model`, and beside it the names of the parameters that the checkpoint has no weights for: they are new."""
+    """Load a checkpoint as :func:`load_model` does, and list its newly initialized parameters.
+
+    Args:
+        folder: The checkpoint.
+        task: The class of the task.
+        options: Arguments for ``from_pretrained``.
+
+    Returns:
+        The model, and the names of the parameters that the checkpoint has no weights for.
+
+    Raises:
+        ArtifactError: The architecture does not support the task, or the weights do not fit the config.
+    """
     import torch
     import transformers
     from safetensors import SafetensorError
 
-    transformers.logging.set_verbosity_error()  # a new head is no news
+    transformers.logging.set_verbosity_error()  # a newly initialized head is expected
     auto = getattr(transformers, task.auto_model)
     try:
         model, info = auto.from_pretrained(
@@ -152,42 +209,49 @@ def load_for_training(folder: Path, task: type[Task], **options: Any) -> tuple[A
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first; its type's name where it says nothing."""
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def chosen_max_length(wanted: int | None, tokenizer: Any, config: dict[str, Any], *, default: int | None) -> int:
-    """Tokens kept of a row: ``wanted``; else ``default``, or what the model takes if that is less.
+def resolve_max_length(requested: int | None, tokenizer: Any, config: dict[str, Any], *, default: int | None) -> int:
+    """Determine the maximum number of tokens per row.
 
     Args:
-        default: None: what the model takes, which is what ``transformers`` cuts at; 512 where it takes rows of any length.
+        requested: The length that the user asked for, if any.
+        tokenizer: The checkpoint's tokenizer.
+        config: The checkpoint's ``config.json``.
+        default: Length if none was requested, reduced to the model's limit; None: the model's limit, at which ``transformers``
+            truncates too, or 512 if it has none.
+
+    Returns:
+        The maximum number of tokens.
 
     Raises:
-        ArtifactError: more is wanted than the model takes.
+        ArtifactError: The requested length exceeds the model's limit.
     """
     limits = [limit for limit in (tokenizer.model_max_length, _positions(config)) if limit is not None and limit < UNLIMITED]
-    if wanted is None:
+    if requested is None:
         return min(limits, default=UNKNOWN_LIMIT) if default is None else min([default, *limits])
     limit = min(limits, default=UNLIMITED)
-    if wanted > limit:
-        raise ArtifactError(f"the model takes at most {limit} tokens, not {wanted}", hint=f"give --max-length {limit} or less")
-    return wanted
+    if requested > limit:
+        raise ArtifactError(f"the model takes at most {limit} tokens, not {requested}", hint=f"give --max-length {limit} or less")
+    return requested
 
 
 def _positions(config: dict[str, Any]) -> int | None:
     positions = config.get("max_position_embeddings")
-    if positions is None and not config.get("is_encoder_decoder"):  # T5 has that too, and takes rows of any length
+    if positions is None and not config.get("is_encoder_decoder"):  # T5 has it too, but its relative positions have no limit
         positions = config.get("n_positions")
     if positions is None or positions <= 0:
         return None
-    # these count positions from behind the padding token's id, 1 where the config does not say
+    # these number their positions from pad_token_id + 1 on; the default of pad_token_id is 1
     shifted = config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
     padding = config.get("pad_token_id")
     return int(positions) - ((1 if padding is None else int(padding)) + 1 if shifted else 0)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
-    """Write the tokenizer's files; ``tokenizer.json`` cuts rows at ``max_length`` on the side the tokenizer does, and pads none."""
+    """Write the tokenizer's files. ``tokenizer.json`` truncates rows at ``max_length`` tokens and does not pad."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
@@ -195,12 +259,12 @@ def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
 
 
 def weights_size(folder: Path) -> int:
-    """Bytes of the safetensors files of a checkpoint."""
+    """Return the total size in bytes of the safetensors files of a checkpoint."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def weights_sha256(folder: Path) -> str:
-    """One digest over the safetensors files of a checkpoint: the file's own where there is one file."""
+    """Compute one SHA-256 for the safetensors files of a checkpoint: that of the file itself if there is only one."""
     sums = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     if len(sums) == 1:
         return next(iter(sums.values()))

@@ -86,7 +86,7 @@ class PipelineGroup(click.Group):
             name: Name of the subcommand.
 
         Returns:
-            The command; None if there is none of this name.
+            The command; None if it does not exist.
         """
         if name not in COMMANDS:
             return None
@@ -107,7 +107,7 @@ class PipelineGroup(click.Group):
 
 
 def _common_options() -> list[click.Parameter]:
-    """The options of every command. ``--recipe`` is eager: it sets the defaults before any other option is read."""
+    """Create the options of every command. ``--recipe`` is eager: it sets the defaults before any other option is read."""
 
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.find_root().meta[DEBUG] = value
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     meta: dict[str, object] = {}
     os.environ |= NO_TELEMETRY
-    if arguments is None:  # a process of its own: SIGTERM cleans up as Ctrl-C does
+    if arguments is None:  # this is the main program: SIGTERM cleans up as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with report_to_stderr(), tritonize.make_context("tritonize", list(sys.argv[1:] if arguments is None else arguments)) as ctx:

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Columns that the user names; the task's own names hold for the others."""
+    """Columns that the user names. The task's default names apply to the others."""
 
     text: Annotated[
         str | None,
-        Option("Column of the text, or of the first of two texts.", flag="--text-column", default_text="the task's"),
+        Option("Column of the text, or of the first text of a pair.", flag="--text-column", default_text="the task's"),
     ] = None
-    text_pair: Annotated[str | None, Option("Column of the second text.", flag="--text-pair-column", default_text="the task's")] = (
-        None
-    )
+    text_pair: Annotated[
+        str | None, Option("Column of the second text of a pair.", flag="--text-pair-column", default_text="the task's")
+    ] = None
     choices: Annotated[
         tuple[str, ...],
         Option(
-            "Column with a list of choices; given several times: columns with one choice each.",
+            "Column with a list of choices. Repeat the option for columns with one choice each.",
             flag="--choice-column",
             default_text="the task's",
         ),
@@ -35,14 +35,14 @@ class Columns:
     labels: Annotated[
         tuple[str, ...],
         Option(
-            "Column of the label; given several times: one column for each label, 1 in the rows that have it.",
+            "Column of the label. Repeat the option for one column per label, which is 1 in the rows that have the label.",
             flag="--label-column",
             default_text="the task's",
         ),
     ] = ()
 
     def resolved(self, task: type[Task]) -> ResolvedColumns:
-        """Fill in the task's own names.
+        """Fill in the task's default names.
 
         Args:
             task: The task.
@@ -51,16 +51,16 @@ class Columns:
             The names of all columns.
 
         Raises:
-            DataError: Choices are named, and the task has none.
+            DataError: A column of choices is named, but the task has no choices.
         """
         texts = (self.text or task.columns["text"], self.text_pair or task.columns["text_pair"])
-        own = task.columns.get("choices")
-        if self.choices and own is None:
+        default_choices = task.columns.get("choices")
+        if self.choices and default_choices is None:
             raise DataError(f"rows of {task.name} have no choices", hint="leave out --choice-column")
         several = len(self.labels) > 1
         return ResolvedColumns(
             texts=tuple(name for name in texts if name is not None),
-            choices=self.choices or ((own,) if own is not None else ()),
+            choices=self.choices or ((default_choices,) if default_choices is not None else ()),
             label=None if several else self.labels[0] if self.labels else task.columns["label"],
             labels=self.labels if several else (),
         )
@@ -111,7 +111,7 @@ class ResolvedColumns:
             The label; with one column for each label, the list of the labels that the row has.
 
         Raises:
-            ValueError: A column for one label holds neither yes nor no.
+            ValueError: A column for one label holds another value than 0, 1, true or false.
         """
         if self.labels:
             return [name for name in self.labels if _yes(name, value(name))]
@@ -119,7 +119,7 @@ class ResolvedColumns:
 
 
 def _yes(column: str, value: Any) -> bool:
-    said = str(value).strip().lower()
-    if said not in {"1", "0", "true", "false", "1.0", "0.0"}:
-        raise ValueError(f"column {column!r} says {value!r:.40}, not whether the row has that label: 1 or 0, true or false")
-    return said in {"1", "true", "1.0"}
+    text = str(value).strip().lower()
+    if text not in {"1", "0", "true", "false", "1.0", "0.0"}:
+        raise ValueError(f"column {column!r} holds {value!r:.40}, but a column for one label must hold 1, 0, true or false")
+    return text in {"1", "true", "1.0"}

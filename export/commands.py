@@ -67,10 +67,10 @@ def export_command(options: ExportOptions, sharing: SharingOptions, output: Outp
 
 
 def _without_rows_of_other_data(ctx: click.Context, options: FinetuneOptions) -> FinetuneOptions:
-    """Ignore the recipe's validation and test rows if the user trains on other rows than the recipe's."""
-    own = ctx.get_parameter_source("train") is ParameterSource.COMMANDLINE
+    """Ignore the recipe's validation and test rows if ``--train`` replaces the recipe's training rows."""
+    given = ctx.get_parameter_source("train") is ParameterSource.COMMANDLINE
     ignored = [name for name in ("validation", "test") if ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP]
-    if not own or not ignored or options.train == (ctx.default_map or {}).get("train"):
+    if not given or not ignored or options.train == (ctx.default_map or {}).get("train"):
         return options
     logger.info(f"--train is given: the recipe's {' and '.join(ignored)} rows are ignored")
     return replace(
@@ -101,7 +101,7 @@ def _table(manifest: BundleManifest) -> list[str]:
     """Format one line for the original and for each variant."""
     metric, original = manifest.main_metric, manifest.original
     lines = [
-        f"{'':8} {metric:>9} {'agreement':>10} {'max diff':>9} {'MB':>7} {'ms':>7} {'rows/s':>7}",
+        f"{'':8} {metric:>9} {'agreement':>10} {'logit diff':>10} {'MB':>7} {'ms':>7} {'rows/s':>7}",
         _line("PyTorch", metric, original, original.bytes, agreement=1.0, difference=0.0),
     ]
     for precision, record in manifest.precisions.items():
@@ -109,14 +109,16 @@ def _table(manifest: BundleManifest) -> list[str]:
         agreement, difference = found.label_agreement, found.max_logit_difference
         lines.append(_line(precision, metric, found, found.bytes, agreement=agreement, difference=difference))
     speed = _speed_devices(manifest.precisions)
-    lines.append(f"on {original.rows} rows; speed of the model alone, one row at a time, {speed}")
+    lines.append(
+        f"on {original.rows} rows; logit diff: largest logit difference; speed of the model alone, one row at a time, {speed}"
+    )
     return lines
 
 
 def _failed_gates(manifest: BundleManifest) -> list[str]:
-    """Say of each variant that was left out which gate it failed."""
+    """Describe the failed gates of each variant that is not part of the bundle."""
     return [
-        f"{precision} is left out: {gate.message}"
+        f"{precision} is left out of the bundle: {gate.message}"
         for precision, record in manifest.precisions.items()
         for gate in record.gates
         if not gate.passed
@@ -126,6 +128,6 @@ def _failed_gates(manifest: BundleManifest) -> list[str]:
 def _line(title: str, metric: str, figures: SpeedFigures, size: int, *, agreement: float, difference: float | None) -> str:
     shown = "none" if difference is None else format(difference, ".2g")
     return (
-        f"{title:8} {figures.metrics[metric]:9.4f} {agreement:10.2%} {shown:>9} {size / 1e6:7.1f} {figures.latency_ms:7.2f} "
+        f"{title:8} {figures.metrics[metric]:9.4f} {agreement:10.2%} {shown:>10} {size / 1e6:7.1f} {figures.latency_ms:7.2f} "
         f"{figures.throughput.one_by_one:7.0f}"
     )

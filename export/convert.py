@@ -1,4 +1,4 @@
-"""Checkpoint → fp32 ONNX graph, through Optimum. Imports torch."""
+"""Convert a checkpoint to an fp32 ONNX graph with Optimum. Imports torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from serving.errors import ExportError
 
 
 def require_supported(config: dict[str, Any], task: type[ExportedTask]) -> None:
-    """Refuse an architecture that Optimum cannot export for ``task``.
+    """Check that Optimum can export an architecture for ``task``.
+
+    Args:
+        config: The checkpoint's ``config.json``.
+        task: The class of the task.
 
     Raises:
-        ExportError: with the tasks that it can be exported for, if any.
+        ExportError: Optimum cannot. The message lists the tasks that the architecture can be exported for, if any.
     """
-    import optimum.exporters.onnx.model_configs  # noqa: F401 - fills the register
+    import optimum.exporters.onnx.model_configs  # noqa: F401 - registers the supported architectures
     from optimum.exporters.tasks import TasksManager
 
     model_type = str(config.get("model_type"))
@@ -41,16 +45,25 @@ def require_supported(config: dict[str, Any], task: type[ExportedTask]) -> None:
 
 
 def convert(checkpoint: Path, task: type[ExportedTask], folder: Path, *, opset: int) -> Path:
-    """Write the checkpoint as ``folder/model.onnx``: fp32, unfused, its inputs ``[rows, tokens]``, both axes free.
+    """Convert a checkpoint to an fp32 graph without fused operators.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        task: The class of the task.
+        folder: Folder for the graph.
+        opset: ONNX operator set.
+
+    Returns:
+        The file ``model.onnx``. Its inputs are INT64 ``[rows, tokens]`` with two dynamic axes.
 
     Raises:
-        ExportError: Optimum failed, or fixed an axis that must be free.
+        ExportError: Optimum failed, or exported an axis with a fixed size.
     """
     from optimum.exporters.onnx import main_export
 
     try:
-        with exporter_kept_quiet():
-            # its own validation only logs; verify.py is the judge
+        with silence_exporters():
+            # Optimum's validation only logs differences; export.verify compares the variants with the original
             main_export(
                 str(checkpoint),
                 str(folder),
@@ -63,16 +76,16 @@ def convert(checkpoint: Path, task: type[ExportedTask], folder: Path, *, opset: 
             )
     except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk, not the model
+            raise  # an error of the file system, such as a full disk
         raise ExportError(f"Optimum could not export {checkpoint}: {type(error).__name__}: {first_line(error)}") from error
     path = folder / "model.onnx"
-    _ungroup(path)
-    _require_free_axes(path)
+    _remove_group_axis(path)
+    _require_dynamic_axes(path)
     return path
 
 
-def _ungroup(path: Path) -> None:
-    """Where inputs are ``[groups, rows, tokens]``, make them ``[rows, tokens]``: each row becomes a group of its own."""
+def _remove_group_axis(path: Path) -> None:
+    """Change inputs of shape ``[groups, rows, tokens]`` to ``[rows, tokens]``; the graph then treats each row as one group."""
     model = graph.load(path)
     grouped = [tensor for tensor in model.graph.input if len(tensor.type.tensor_type.shape.dim) == 3]
     if not grouped:
@@ -86,30 +99,32 @@ def _ungroup(path: Path) -> None:
         nodes.append(onnx.helper.make_node("Unsqueeze", [tensor.name, axis.name], [inner], name=inner))
         del tensor.type.tensor_type.shape.dim[1]
     model.graph.initializer.append(axis)
-    whole = [*nodes, *model.graph.node]
+    all_nodes = [*nodes, *model.graph.node]
     del model.graph.node[:]
-    model.graph.node.extend(whole)
-    for tensor in model.graph.output:  # [groups, rows] is [rows, 1] now
+    model.graph.node.extend(all_nodes)
+    for tensor in model.graph.output:  # [groups, rows] becomes [rows, 1]
         tensor.type.tensor_type.shape.dim[1].CopyFrom(onnx.TensorShapeProto.Dimension(dim_value=1))
     onnx.checker.check_model(model)
     graph.save(model, path)
 
 
-def _require_free_axes(path: Path) -> None:
+def _require_dynamic_axes(path: Path) -> None:
     model = onnx.load(str(path), load_external_data=False)
     names = set(graph.input_names(path))
     for tensor in model.graph.input:
         fixed = [axis for axis, dim in enumerate(tensor.type.tensor_type.shape.dim) if not dim.dim_param]
         if tensor.name in names and fixed:
-            raise ExportError(f"the exported graph fixes axis {fixed[0]} of {tensor.name!r}: it could serve one shape only")
+            raise ExportError(
+                f"axis {fixed[0]} of {tensor.name!r} has a fixed size in the exported graph, which could serve only one shape"
+            )
 
 
 @contextlib.contextmanager
-def exporter_kept_quiet() -> Iterator[None]:
-    """Silence what tracing and quantising say about themselves: whether the graph is right is measured, not read off warnings."""
+def silence_exporters() -> Iterator[None]:
+    """Suppress the output and warnings of tracing and quantization; the graphs are verified by measurement instead."""
     loggers = [logging.getLogger(name) for name in (None, "optimum", "onnxruntime", "torch.onnx")]
     levels = [logger.level for logger in loggers]
-    printed = contextlib.redirect_stdout(io.StringIO())  # standard output is for results
+    printed = contextlib.redirect_stdout(io.StringIO())  # our standard output holds only results
     with printed, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:

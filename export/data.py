@@ -1,4 +1,4 @@
-"""Labelled rows: read and checked one by one with the standard library, so bad data is told before torch is imported."""
+"""Read, check and split labelled rows. This module does not import torch, so that bad data is reported immediately."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Features
 
 EVALUATION = "evaluation.parquet"
-"""Held-out rows that travel with a checkpoint and a bundle: columns ``text`` [, ``text_pair``] (string) as requests carry them,
-and ``label`` as ``Task.reference`` gives it."""
+"""File with the evaluation rows of a checkpoint or bundle.
+
+Its columns are ``text`` and, for pairs, ``text_pair`` (strings, as in a request), and ``label`` as ``Task.reference`` returns it.
+"""
 
 Texts = tuple[tuple[str, ...], ...]
 """One sequence of strings per text column (one, or two for pairs), all of the same length."""
@@ -31,12 +33,13 @@ Texts = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows as found.
+    """Rows as read from a source, before the labels are encoded.
 
-    Args:
-        location: where they come from, for messages.
-        labels: as the task's ``read_row`` gave them, all of one kind.
-        names: label names in order where the source itself fixes them; empty otherwise.
+    Attributes:
+        location: The source, for messages.
+        texts: The texts, one sequence per text column.
+        labels: Labels as the task's ``read_row`` returns them, all of one type.
+        names: Label names in order, if the source defines them; otherwise empty.
     """
 
     location: str
@@ -48,7 +51,7 @@ class Rows:
         return len(self.labels)
 
     def take(self, indices: Sequence[int]) -> Rows:
-        """The rows at ``indices``."""
+        """Select the rows at ``indices``."""
         return replace(
             self,
             texts=tuple(tuple(column[i] for i in indices) for column in self.texts),
@@ -56,13 +59,18 @@ class Rows:
         )
 
     def digest(self) -> str:
-        """SHA-256 of the rows' content, independent of the file they came in."""
+        """Compute the SHA-256 of the rows' content, which does not depend on the file format."""
         return _digest([self.texts, self.labels, self.names])
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledRows:
-    """Rows whose labels are what a bound task holds predictions against (see ``Task.reference``)."""
+    """Rows with encoded labels.
+
+    Attributes:
+        texts: The texts, one sequence per text column.
+        labels: The reference answers that predictions are compared with (see ``Task.reference``).
+    """
 
     texts: Texts
     labels: tuple[Any, ...]
@@ -71,11 +79,11 @@ class LabelledRows:
         return len(self.labels)
 
     def digest(self) -> str:
-        """SHA-256 of the rows' content."""
+        """Compute the SHA-256 of the rows' content."""
         return _digest([self.texts, self.labels])
 
     def take(self, indices: Sequence[int]) -> LabelledRows:
-        """The rows at ``indices``."""
+        """Select the rows at ``indices``."""
         return replace(
             self,
             texts=tuple(tuple(column[i] for i in indices) for column in self.texts),
@@ -88,37 +96,50 @@ def _digest(content: Any) -> str:
 
 
 def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColumns, task: type[Task]) -> Rows:
-    """Take the columns out of ``records`` and check every row. Labels written as digits (or numbers) throughout become numbers.
+    """Select the columns of ``records`` and check every row.
+
+    Labels become numbers if all of them are written as numbers.
+
+    Args:
+        location: The source, for messages.
+        records: The place of each record in the source, and its cells by column.
+        columns: The columns to select.
+        task: The task, which reads the cells.
+
+    Returns:
+        The rows.
 
     Raises:
-        DataError: a column is missing, a cell holds what it must not, labels are of unlike kinds, or there are no rows; the
-            message shows the row.
+        DataError: A column is missing, a cell has a wrong value, labels are of different types, or there are no rows. The message
+            shows the row.
     """
     texts: tuple[list[str], ...] = tuple([] for _ in columns.names)
     labels: list[Any] = []
     for where, row in records:
         place = f"{location}, {where}"
-        cells = columns.cells(partial(_value, location, where, row))
+        cells = columns.cells(partial(_cell, location, where, row))
         try:
-            found, label = task.read_row(cells, columns.label_of(partial(_value, location, where, row)))
+            row_texts, label = task.read_row(cells, columns.label_of(partial(_cell, location, where, row)))
         except ValueError as error:
-            read = f"it is read from the columns {', '.join(columns.names)} and {', '.join(columns.labels) or columns.label}"
-            raise DataError(f"{place}: {error}: {shown(dict(row))}", hint=read) from None
-        for column, text, name in zip(texts, found, columns.names, strict=True):
+            read = [*columns.names, *(columns.labels or [str(columns.label)])]
+            raise DataError(f"{place}: {error}: {shown(dict(row))}", hint=f"columns read: {', '.join(read)}") from None
+        for column, text, name in zip(texts, row_texts, columns.names, strict=True):
             column.append(checked_text(text, name, place, row))
-        if labels and _kind(label) != _kind(labels[0]):
-            kinds = f"{_kind(label)} and those before it are {_kind(labels[0])}"
-            raise DataError(f"{place}: label {label!r} is {kinds}: {shown(dict(row))}")
+        if labels and _label_type(label) != _label_type(labels[0]):
+            types = f"{_label_type(label)}, but the first label is {_label_type(labels[0])}"
+            raise DataError(f"{place}: label {label!r} is {types}: {shown(dict(row))}")
         labels.append(label)
     if not labels:
         raise DataError(f"{location} holds no rows")
-    read_labels = _numbers(labels) if task.reads_digits else tuple(labels)
-    return Rows(location=location, texts=tuple(map(tuple, texts)), labels=read_labels, names=columns.labels)
+    parsed = _parse_numbers(labels) if task.reads_digits else tuple(labels)
+    return Rows(location=location, texts=tuple(map(tuple, texts)), labels=parsed, names=columns.labels)
 
 
-def _numbers(labels: list[Any]) -> tuple[Any, ...]:
-    """Text files know no numbers: what all reads as one becomes one, but a code like 007 is none. With a fraction anywhere all are
-    such."""
+def _parse_numbers(labels: list[Any]) -> tuple[Any, ...]:
+    """Convert labels to numbers if all of them are written as numbers, because text files have no number type.
+
+    Codes with leading zeros, such as 007, stay text. If any number has a fraction, all become floats.
+    """
     if any(isinstance(label, str) and re.fullmatch(r"-?0[0-9]+", label) for label in labels):
         return tuple(labels)
     for number, pattern in ((int, r"-?[0-9]+"), (float, r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")):
@@ -127,13 +148,13 @@ def _numbers(labels: list[Any]) -> tuple[Any, ...]:
     return tuple(map(float, labels)) if any(isinstance(label, float) for label in labels) else tuple(labels)
 
 
-def _kind(label: Any) -> str:
-    kinds = {str: "text", int: "a number", float: "a number", list: "a list"}
-    return kinds.get(type(label), type(label).__name__)
+def _label_type(label: Any) -> str:
+    names = {str: "text", int: "a number", float: "a number", list: "a list"}
+    return names.get(type(label), type(label).__name__)
 
 
-def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> Any:
-    """What a column holds; of one that holds objects, ``column.key`` is what those hold."""
+def _cell(location: str, where: str, row: Mapping[str, Any], column: str) -> Any:
+    """Return the cell of a column. ``column.key`` selects a key of a column that holds objects."""
     value: Any = row
     for key in [column] if column in row else column.split("."):
         if not isinstance(value, Mapping) or key not in value:
@@ -146,10 +167,18 @@ def _value(location: str, where: str, row: Mapping[str, Any], column: str) -> An
 
 
 def bind(task: type[TrainedTask], rows: Rows, *, pair: bool) -> TrainedTask:
-    """The task for a model to be trained on ``rows``.
+    """Create the task for a model that is to be trained on ``rows``.
+
+    Args:
+        task: The class of the task.
+        rows: The training rows.
+        pair: Whether each row has two texts.
+
+    Returns:
+        The task, bound to the labels of the rows.
 
     Raises:
-        DataError: nothing can be learnt from them.
+        DataError: The labels cannot be used for training.
     """
     try:
         return task.from_labels(rows.labels, names=rows.names, pair=pair)
@@ -157,11 +186,18 @@ def bind(task: type[TrainedTask], rows: Rows, *, pair: bool) -> TrainedTask:
         raise DataError(f"{rows.location}: {error}") from None
 
 
-def judged_by(task: ExportedTask, rows: Rows) -> ExportedTask:
-    """The task of a checkpoint, ready to be held against ``rows``.
+def bind_evaluation_labels(task: ExportedTask, rows: Rows) -> ExportedTask:
+    """Bind the task of a checkpoint to the labels of the rows that it is evaluated on.
+
+    Args:
+        task: The task.
+        rows: The evaluation rows.
+
+    Returns:
+        The task, which can encode the labels of the rows.
 
     Raises:
-        DataError: it cannot be.
+        DataError: The labels do not fit the checkpoint.
     """
     try:
         return task.with_evaluation_labels(rows.labels, names=rows.names)
@@ -170,10 +206,17 @@ def judged_by(task: ExportedTask, rows: Rows) -> ExportedTask:
 
 
 def encode_labels(rows: Rows, task: Task) -> LabelledRows:
-    """Labels as the bound ``task`` knows them.
+    """Encode the labels as references of the bound ``task``.
+
+    Args:
+        rows: The rows.
+        task: The task.
+
+    Returns:
+        The rows with encoded labels.
 
     Raises:
-        DataError: it does not know one; the message shows the row.
+        DataError: The task does not know a label. The message shows the row.
     """
     references = []
     for number, label in enumerate(rows.labels, start=1):
@@ -185,14 +228,20 @@ def encode_labels(rows: Rows, task: Task) -> LabelledRows:
     return LabelledRows(texts=rows.texts, labels=tuple(references))
 
 
-def model_rows(rows: LabelledRows, task: Task, encoder: TextEncoder, *, training: bool = False) -> Features:
-    """The rows as a request makes them that asks for what the task is judged by.
+def tokenize_rows(rows: LabelledRows, task: Task, encoder: TextEncoder, *, training: bool = False) -> Features:
+    """Tokenize rows as the server tokenizes a request with the options that the evaluation needs.
 
     Args:
-        training: as the model is shown them while it is trained.
+        rows: The rows.
+        task: The task.
+        encoder: The tokenizer as it runs inside Triton.
+        training: Tokenize as the training does instead.
+
+    Returns:
+        The rows of the model, and the request row that each belongs to.
 
     Raises:
-        DataError: a row that the served model would refuse.
+        DataError: The served model would refuse a row.
     """
     try:
         if training and isinstance(task, TrainedTask):
@@ -202,11 +251,21 @@ def model_rows(rows: LabelledRows, task: Task, encoder: TextEncoder, *, training
         raise DataError(f"the model cannot take the rows: {error}", hint="a larger --max-length may help") from None
 
 
-def prepare(rows: LabelledRows, task: Task, encoder: TextEncoder, *, location: str, training: bool) -> LabelledRows:
-    """Rows as the task makes them with its checkpoint's tokenizer (see ``Task.prepare_rows``).
+def prepare_rows(rows: LabelledRows, task: Task, encoder: TextEncoder, *, location: str, training: bool) -> LabelledRows:
+    """Prepare rows with the checkpoint's tokenizer (see ``Task.prepare_rows``).
+
+    Args:
+        rows: The rows.
+        task: The task.
+        encoder: The checkpoint's tokenizer.
+        location: The source of the rows, for messages.
+        training: Whether the rows are for training.
+
+    Returns:
+        The prepared rows.
 
     Raises:
-        DataError: a row cannot be used, or none is left.
+        DataError: A row cannot be used, or no row is left.
     """
     try:
         texts, labels = task.prepare_rows(rows.texts, rows.labels, encoder, training=training)
@@ -217,22 +276,38 @@ def prepare(rows: LabelledRows, task: Task, encoder: TextEncoder, *, location: s
     return LabelledRows(texts=tuple(map(tuple, texts)), labels=tuple(labels))
 
 
-def sample(count: int, wanted: int | None, seed: int) -> list[int]:
-    """``wanted`` of ``count`` positions drawn at random, in order; all where there are no more than that, or None is wanted."""
-    if wanted is None or wanted >= count:
+def sample_indices(count: int, size: int | None, seed: int) -> list[int]:
+    """Draw a random sample of indices.
+
+    Args:
+        count: Number of rows to draw from.
+        size: Number of rows to draw; None: all.
+        seed: Seed of the draw.
+
+    Returns:
+        Indices below ``count`` in ascending order, at most ``count`` of them.
+    """
+    if size is None or size >= count:
         return list(range(count))
-    return sorted(random.Random(seed).sample(range(count), wanted))  # noqa: S311 - nothing secret
+    return sorted(random.Random(seed).sample(range(count), size))  # noqa: S311 - nothing secret
 
 
 def hold_out(
     rows: Rows, fraction: float, seed: int, *, key: Callable[[tuple[str, ...]], Any] = lambda texts: texts
 ) -> tuple[Rows, Rows]:
-    """Split ``rows`` into those kept and about ``fraction`` held out. Texts of equal ``key`` stay on one side.
+    """Split ``rows`` at random, stratified by label if labels are names or whole numbers.
 
-    Where labels are names or whole numbers, each has about its share on both sides.
+    Args:
+        rows: The rows.
+        fraction: Approximate share of the different texts to hold out.
+        seed: Seed of the split.
+        key: Grouping key of a row's texts. Rows of one group stay on one side of the split.
+
+    Returns:
+        The remaining rows and the held-out rows.
 
     Raises:
-        DataError: there are too few different texts to hold any out.
+        DataError: There are too few different texts to hold any out.
     """
     keys = [key(texts) for texts in zip(*rows.texts, strict=True)]
     strata = _strata(keys, rows.labels)
@@ -240,22 +315,22 @@ def hold_out(
     if round(distinct * fraction) == 0:
         raise DataError(f"{rows.location} has {distinct} different texts, too few to hold some out", hint="give --validation")
     generator = random.Random(seed)  # noqa: S311 - nothing secret
-    chosen: set[Any] = set()
-    seen = 0
+    held_out_keys: set[Any] = set()
+    visited = 0
     for stratum in strata:
-        seen += len(stratum)
-        chosen.update(generator.sample(stratum, min(round(seen * fraction) - len(chosen), len(stratum))))
-    kept = [i for i, found in enumerate(keys) if found not in chosen]
-    held = [i for i, found in enumerate(keys) if found in chosen]
-    return rows.take(kept), replace(rows.take(held), location=f"{rows.location} (held out)")
+        visited += len(stratum)
+        held_out_keys.update(generator.sample(stratum, min(round(visited * fraction) - len(held_out_keys), len(stratum))))
+    remaining = [index for index, row_key in enumerate(keys) if row_key not in held_out_keys]
+    held_out = [index for index, row_key in enumerate(keys) if row_key in held_out_keys]
+    return rows.take(remaining), replace(rows.take(held_out), location=f"{rows.location} (held out)")
 
 
 def _strata(keys: Sequence[Any], labels: Sequence[Any]) -> list[list[Any]]:
-    """The different keys, in order, by the label of their first row."""
-    first = dict(zip(reversed(keys), reversed(labels), strict=True))
+    """Group the different keys by the label of their first row. Each group is sorted."""
+    first_labels = dict(zip(reversed(keys), reversed(labels), strict=True))
     by_label: dict[Any, list[Any]] = {}
-    for key in sorted(first):
-        label = first[key]
+    for key in sorted(first_labels):
+        label = first_labels[key]
         by_label.setdefault(label if isinstance(label, str | int) else None, []).append(key)
     return [by_label[label] for label in sorted(by_label, key=str)]
 
@@ -271,20 +346,27 @@ def write_evaluation(rows: LabelledRows, folder: Path) -> None:
 
 
 def read_evaluation(folder: Path, task: Task) -> LabelledRows:
-    """Read :data:`EVALUATION` of a checkpoint or bundle folder.
+    """Read :data:`EVALUATION` from a checkpoint or bundle folder.
+
+    Args:
+        folder: The folder.
+        task: The task of the checkpoint.
+
+    Returns:
+        The rows.
 
     Raises:
-        DataError: it is absent, damaged, or of another task.
+        DataError: The file is missing, damaged, or belongs to another task.
     """
     path = folder / EVALUATION
     names = ("text", "text_pair")[: task.text_columns]
     rows = [row for _, row in read_file(path)]
     if not rows or set(rows[0]) != {*names, "label"}:
-        found = f"it has {', '.join(rows[0])}" if rows else "it has none"
-        raise DataError(f"{path} does not hold the rows wanted, with the columns {', '.join(names)} and label: {found}")
+        found = f"the columns {', '.join(rows[0])}" if rows else "no rows"
+        raise DataError(f"{path} must have rows with the columns {', '.join(names)} and label, but has {found}")
     for number, row in enumerate(rows, start=1):
         for name in names:
             checked_text(row[name], name, f"{path}, row {number}", row)
         if not task.is_reference(row["label"]):
-            raise DataError(f"{path}, row {number}: label {row['label']!r} is none of this checkpoint's: {shown(dict(row))}")
+            raise DataError(f"{path}, row {number}: label {row['label']!r} is not a label of this checkpoint: {shown(dict(row))}")
     return LabelledRows(texts=tuple(tuple(row[name] for row in rows) for name in names), labels=tuple(row["label"] for row in rows))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from export import checkpoint as checkpoints
-from export.data import EVALUATION, LabelledRows, encode_labels, judged_by, read_evaluation
+from export.data import EVALUATION, LabelledRows, bind_evaluation_labels, encode_labels, read_evaluation
 from export.export_options import ExportOptions
 from export.sources import checkpoint_folder, load_rows
 from export.tasks import is_exported, task_class
@@ -27,8 +27,8 @@ class ExportSource:
         config: Its ``config.json``.
         task: The task, bound to the config.
         rows: The rows.
-        max_length: Tokens kept of a row, as asked for or fine-tuned with; None if unknown.
-        usual_length: The length that the checkpoint itself recommends, if any.
+        max_length: Maximum tokens of a row, as requested or as in fine-tuning; None if unknown.
+        recommended_length: The maximum length that the checkpoint's files recommend, if any.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ExportSource:
     task: ExportedTask
     rows: LabelledRows
     max_length: int | None
-    usual_length: int | None
+    recommended_length: int | None
 
 
 def find_source(options: ExportOptions) -> ExportSource:
@@ -46,13 +46,13 @@ def find_source(options: ExportOptions) -> ExportSource:
     Raises:
         ArtifactError: The checkpoint is missing, or of another task.
         DataError: There are no rows, or their labels are not those of the checkpoint.
-        ExportError: The task cannot be exported, or not verified for this checkpoint.
+        ExportError: The task cannot be exported, or this checkpoint cannot be served for it.
     """
     task_type = task_class(options.task)
     if not is_exported(task_type):
         raise ExportError(
-            f"checkpoints of {task_type.name} are fine-tuned here, not exported yet: the model answers one token at a time",
-            hint="use the checkpoint itself, with transformers.pipeline",
+            f"checkpoints of {task_type.name} can be fine-tuned but not exported: the model generates one token at a time",
+            hint="use the checkpoint with transformers.pipeline",
         )
     name, folder = _located(options)
     config = checkpoints.read_config(folder)
@@ -63,12 +63,12 @@ def find_source(options: ExportOptions) -> ExportSource:
     pair = len(options.columns.resolved(task_type).texts) == 2 or (trained is not None and trained.pair)
     chosen = ({} if trained is None else trained.chosen_settings) | dict(options.setting)
     try:
-        task = task_type.from_config(config, pair=pair).with_settings(checkpoints.settings(folder, task_type, chosen))
+        task = task_type.from_config(config, pair=pair).with_settings(checkpoints.read_settings(folder, task_type, chosen))
     except ValueError as error:
         raise ExportError(f"{name} cannot be served for {task_type.name}: {error}", hint="see its config.json") from None
     if options.test is None and trained is not None and trained.task != options.task:
         raise DataError(
-            f"the rows in {folder} are of {trained.task}, none to verify {options.task} on", hint="give some with --test"
+            f"the rows in {folder} are for {trained.task} and cannot verify {options.task}", hint="give rows with --test"
         )
     task, rows = _rows(options, folder, task)
     return ExportSource(
@@ -78,7 +78,7 @@ def find_source(options: ExportOptions) -> ExportSource:
         task=task,
         rows=rows,
         max_length=options.max_length or (None if trained is None else trained.max_length),
-        usual_length=task_type.checkpoint_length(checkpoints.read_files(folder, task_type)),
+        recommended_length=task_type.checkpoint_length(checkpoints.read_files(folder, task_type)),
     )
 
 
@@ -86,7 +86,7 @@ def _located(options: ExportOptions) -> tuple[str, Path]:
     """Return the name of the checkpoint and its folder."""
     if options.checkpoint is None:
         folder = options.artifacts / options.name / "checkpoint"
-        read_manifest(folder, CheckpointManifest)  # says how to make one
+        read_manifest(folder, CheckpointManifest)  # its error says how to make a checkpoint
         return options.name, folder
     folder = checkpoint_folder(options.checkpoint, options.artifacts / "quickstart")
     return (Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint), folder
@@ -98,11 +98,11 @@ def _rows(options: ExportOptions, folder: Path, task: ExportedTask) -> tuple[Exp
         found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")
         if len(found.texts) != task.text_columns:
             raise DataError(
-                f"the checkpoint takes {task.text_columns} texts a row, the rows hold {len(found.texts)}",
+                f"the checkpoint takes {task.text_columns} texts per row, but the rows have {len(found.texts)}",
                 hint="name the columns with --text-column and --text-pair-column",
             )
-        judged = judged_by(task, found)
-        return judged, encode_labels(found, judged)
+        bound = bind_evaluation_labels(task, found)
+        return bound, encode_labels(found, bound)
     if (folder / EVALUATION).is_file():
         return task, read_evaluation(folder, task)
-    raise DataError(f"{folder} holds no labelled rows to verify on", hint="give some with --test")
+    raise DataError(f"{folder} holds no labelled rows to verify on", hint="give rows with --test")

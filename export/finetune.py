@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from export import checkpoint as checkpoints
-from export.data import prepare, write_evaluation
+from export.data import prepare_rows, write_evaluation
 from export.finetune_options import FinetuneOptions
-from export.lengths import WHOLE, target_tokens, tokens, usual_length
+from export.lengths import UNTRUNCATED_SHARE, count_target_tokens, count_tokens, fitted_length
 from export.model_card import model_card
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
@@ -65,12 +65,13 @@ SHAPING = (
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
 )
-TASK_SHAPING = ("export/tasks", "serving/runtime/tasks")
-"""The code that decides what an epoch consists of; of the second, not the modules of other tasks (see ``task_code``).
+"""Files that the result of an epoch depends on, besides the task.
 
-The epochs of an interrupted run are discarded if any of it has changed since. A finished checkpoint stays up to date even if the
-code has changed, because training is expensive.
+The epochs of an interrupted run are discarded if one of them has changed. A finished checkpoint stays up to date, because training
+is expensive.
 """
+TASK_SHAPING = ("export/tasks", "serving/runtime/tasks")
+"""Folders with one module per task, of which only the trained task counts (see :func:`serving.artifact.task_code`)."""
 ADAPTER = "adapter"
 """Folder in the artifact for the adapter alone; its weights are also merged into those of the artifact."""
 
@@ -94,7 +95,7 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
             options.columns,
             task,
             cache=cache,
-            most=options.max_train_rows,
+            max_train_rows=options.max_train_rows,
             seed=options.training.seed,
             keep_leaks=options.keep_leaks,
         )
@@ -106,7 +107,7 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
         logger.info(f"{options.target} is up to date")
         return read_manifest(options.target, CheckpointManifest)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.rows.items())
-    logger.info(f"fine-tuning {options.checkpoint} on {sizes} rows{_said_labels(data.task)}")
+    logger.info(f"fine-tuning {options.checkpoint} on {sizes} rows{_label_list(data.task)}")
     return _train_and_write(options, base, teacher, data, inputs)
 
 
@@ -117,12 +118,12 @@ def _configured(task: TrainedTask, options: FinetuneOptions, base: Path) -> Trai
         ArtifactError: The checkpoint cannot be used for the task.
     """
     try:
-        return task.with_settings(checkpoints.settings(base, type(task), options.setting))
+        return task.with_settings(checkpoints.read_settings(base, type(task), options.setting))
     except ValueError as error:
         raise ArtifactError(f"{options.checkpoint} cannot be used for {task.name}: {error}", hint="see --setting") from None
 
 
-def _said_labels(task: TrainedTask) -> str:
+def _label_list(task: TrainedTask) -> str:
     labels = task.labels
     return f", labels {', '.join(labels)}" if labels else ""
 
@@ -155,7 +156,7 @@ def _train_and_write(
     tokenizer = checkpoints.load_tokenizer(base, pads_with_end=data.task.causal)
     max_length = _max_length(options, base, tokenizer, data)
     data = _with_tokenizer(data, tokenizer, max_length, options)
-    _tell_cut_targets(data, tokenizer, options.training.seed)
+    _warn_truncated_targets(data, tokenizer, options.training.seed)
     scratch = options.target.parent.absolute() / ".training"
     with main_first(options.device):
         if is_main_process():
@@ -198,33 +199,32 @@ def _train_and_write(
 
 
 def _max_length(options: FinetuneOptions, base: Path, tokenizer: PreTrainedTokenizerFast, data: Splits) -> int:
-    """Return the number of tokens kept of a row, and report how many rows are truncated."""
+    """Return the maximum number of tokens per row, and warn if many rows are truncated."""
     default = data.task.default_max_length
-    lengths = tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.fits_length else []
-    usual = usual_length(lengths, least=default) if lengths else default
-    max_length = checkpoints.chosen_max_length(options.max_length, tokenizer, checkpoints.read_config(base), default=usual)
-    _tell_cut(lengths, max_length, options, most=usual)
+    counts = count_tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.fits_length else []
+    fitted = fitted_length(counts, minimum=default) if counts else default
+    max_length = checkpoints.resolve_max_length(options.max_length, tokenizer, checkpoints.read_config(base), default=fitted)
+    _warn_truncated_rows(counts, max_length, options, fitted=fitted)
     return max_length
 
 
-def _tell_cut(lengths: list[int], max_length: int, options: FinetuneOptions, *, most: int) -> None:
-    cut = sum(length > max_length for length in lengths)
-    if cut and (options.max_length or cut > len(lengths) * (1 - WHOLE)):
-        why = ", the most that the model takes" if max_length < most else " (--max-length says where)"
-        more = "" if options.max_length else why
-        logger.warning(f"training rows cut at {max_length} tokens{more}: {cut} of {len(lengths)}; the longest has {lengths[-1]}")
+def _warn_truncated_rows(counts: list[int], max_length: int, options: FinetuneOptions, *, fitted: int) -> None:
+    truncated = sum(count > max_length for count in counts)
+    if truncated and (options.max_length or truncated > len(counts) * (1 - UNTRUNCATED_SHARE)):
+        reason = ", the model's limit" if max_length < fitted else " (--max-length changes this)"
+        where = f"{max_length} tokens{'' if options.max_length else reason}"
+        logger.warning(f"{truncated} of {len(counts)} training rows are truncated at {where}; the longest has {counts[-1]}")
 
 
-def _tell_cut_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+def _warn_truncated_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     if not data.task.generates:
         return
-    most = cast(int, data.task.generation_settings()["max_length"]) - 1
-    lengths = target_tokens(data.rows["train"], tokenizer, seed=seed)
-    cut = sum(length > most for length in lengths)
-    if cut:
-        logger.warning(
-            f"targets cut at {most} tokens (--setting max_new_tokens=…): {cut} of {len(lengths)}; the longest has {lengths[-1]}"
-        )
+    limit = cast(int, data.task.generation_settings()["max_length"]) - 1
+    counts = count_target_tokens(data.rows["train"], tokenizer, seed=seed)
+    truncated = sum(count > limit for count in counts)
+    if truncated:
+        where = f"{limit} tokens (--setting max_new_tokens=… changes this)"
+        logger.warning(f"{truncated} of {len(counts)} targets are truncated at {where}; the longest has {counts[-1]}")
 
 
 def _searched(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None:
@@ -266,7 +266,7 @@ def _with_tokenizer(data: Splits, tokenizer: PreTrainedTokenizerFast, max_length
     task = checkpoints.bind_tokenizer(data.task, tokenizer, options.checkpoint)
     encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=max_length, names=(), padding={})
     rows = {
-        split: prepare(rows, task, encoder, location=f"the {split} rows", training=split == "train")
+        split: prepare_rows(rows, task, encoder, location=f"the {split} rows", training=split == "train")
         for split, rows in data.rows.items()
     }
     return replace(data, task=task, rows=rows)
@@ -310,7 +310,7 @@ def _described(options: FinetuneOptions, data: Splits) -> TrainingData:
         label_shares=data.label_shares(),
         shared_rows=dict(data.leaks.shared),
         leaks_kept=options.keep_leaks,
-        contradicting_texts=data.leaks.contradicting,
+        contradicting_texts=data.leaks.conflicting_texts,
     )
 
 

@@ -1,4 +1,4 @@
-"""ONNX files: loaded, saved with their external data, and run with everything inside them visible."""
+"""Load, save and run ONNX graphs, also with all intermediate tensors visible."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ from serving.errors import ExportError, SetupError
 from serving.runtime.types import Arrays
 
 EXTERNAL_ABOVE = 2**31 - 2**26
-"""Bytes of weights above which they go into a file of their own: protobuf ends at 2 GiB."""
+"""Size of the weights in bytes above which they are saved as external data, because protobuf is limited to 2 GiB."""
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """The model with all of its weights in memory."""
+    """Load a model with all of its weights."""
     return onnx.load(str(path))
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write ``path``, and ``<path>.data`` beside it where the weights do not fit into one protobuf.
+    """Write a model, with its weights in ``<path>.data`` if they do not fit into one protobuf.
 
-    The model refers to that file by its name: move both together and rename neither.
+    The model refers to that file by name, so keep both names and move the files together.
+
+    Args:
+        model: The model.
+        path: The file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
@@ -41,22 +45,26 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def size(path: Path) -> int:
-    """Bytes of a model, external data included."""
+    """Return the size of a model in bytes, including external data."""
     data = path.with_name(f"{path.name}.data")
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
 def session(path: Path, *, providers: Sequence[Any] = ("CPUExecutionProvider",), threads: int = 0, optimize: bool = True) -> Any:
-    """An ``onnxruntime.InferenceSession``.
+    """Create an ``onnxruntime.InferenceSession``.
 
     Args:
-        providers: names, or pairs of a name and its options, the most wanted first. All of them are used, or none.
-        threads: 0: as many as there are cores.
-        optimize: let ONNX Runtime rewrite the graph, as it does when serving.
+        path: The model.
+        providers: Execution providers by priority, as names or pairs of a name and its options. All of them must load.
+        threads: Number of intra-op threads; 0: one per core.
+        optimize: Let ONNX Runtime optimize the graph, as it does when serving.
+
+    Returns:
+        The session.
 
     Raises:
         SetupError: ONNX Runtime could not load a provider.
-        ExportError: the graph is none that it can run.
+        ExportError: ONNX Runtime cannot run the graph.
     """
     names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
     if "CUDAExecutionProvider" in names:
@@ -72,7 +80,7 @@ def session(path: Path, *, providers: Sequence[Any] = ("CPUExecutionProvider",),
         raise ExportError(f"ONNX Runtime cannot load {path.name}: {type(error).__name__}: {str(error)[:400]}") from error
     loaded = running.get_providers()
     if missing := [name for name in names if name not in loaded]:
-        # it falls back to the CPU with no more than a line in its log
+        # ONNX Runtime falls back to the CPU and only logs it
         raise SetupError(
             f"ONNX Runtime could not load {missing[0]}, only {', '.join(loaded)}",
             hint="give --device cpu, or see: tritonize doctor",
@@ -82,13 +90,21 @@ def session(path: Path, *, providers: Sequence[Any] = ("CPUExecutionProvider",),
 
 @functools.cache
 def _preload_cuda() -> None:
-    """CUDA's libraries lie in wheels, where the loader does not look."""
-    with contextlib.redirect_stdout(sys.stderr):  # it prints what it could not load
+    """Load CUDA's libraries from their wheels, which are not on the search path of the dynamic loader."""
+    with contextlib.redirect_stdout(sys.stderr):  # it prints the libraries that it could not load
         onnxruntime.preload_dlls()
 
 
 def runner(running: Any, outputs: Sequence[str]) -> Callable[[Arrays], Arrays]:
-    """``running`` (a :func:`session`) as a plain function from model inputs to the tensors called ``outputs``."""
+    """Wrap a session as a function from model inputs to outputs by name.
+
+    Args:
+        running: The :func:`session`.
+        outputs: Names of the outputs to compute.
+
+    Returns:
+        The function.
+    """
 
     def run(feed: Arrays) -> Arrays:
         return dict(zip(outputs, running.run(list(outputs), feed), strict=True))
@@ -97,7 +113,15 @@ def runner(running: Any, outputs: Sequence[str]) -> Callable[[Arrays], Arrays]:
 
 
 def intermediates(model: onnx.ModelProto, feeds: Sequence[Arrays]) -> Iterator[Arrays]:
-    """Run ``model`` on each of ``feeds`` and yield every floating-point tensor inside it by name."""
+    """Run a model and yield its intermediate floating-point tensors.
+
+    Args:
+        model: The model.
+        feeds: Model inputs, one batch each.
+
+    Yields:
+        The tensors of one batch by name, including the model's outputs.
+    """
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     known = {output.name for output in exposed.graph.output}
@@ -114,14 +138,14 @@ def intermediates(model: onnx.ModelProto, feeds: Sequence[Arrays]) -> Iterator[A
 
 
 def input_names(path: Path) -> list[str]:
-    """Names of a model's inputs in order."""
+    """List the names of a model's inputs in order."""
     model = onnx.load(str(path), load_external_data=False)
     weights = {tensor.name for tensor in model.graph.initializer}
     return [tensor.name for tensor in model.graph.input if tensor.name not in weights]
 
 
 def precision(path: Path) -> str:
-    """What a graph's floating-point weights are kept in: ``fp32``, ``fp16``, or both joined by ``+``."""
+    """Return the precision of a graph's floating-point weights: ``fp32``, ``fp16``, or both joined by ``+``."""
     model = onnx.load(str(path), load_external_data=False)
     names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}
     found = {names[tensor.data_type] for tensor in model.graph.initializer if tensor.data_type in names}

@@ -1,4 +1,4 @@
-"""Rows that stand in more than one split: what a model has seen, it need not have learnt."""
+"""Train-test leakage: training rows whose texts also occur in another split."""
 
 from __future__ import annotations
 
@@ -9,45 +9,59 @@ from dataclasses import dataclass
 
 from export.data import LabelledRows
 
-_APART = re.compile(r"[\W_]+")
+_SEPARATORS = re.compile(r"[\W_]+")
 
 
-def normalised(text: str) -> str:
-    """``text`` without what does not make it another one: case, punctuation, spaces, and ways to write the same character."""
+def normalize_text(text: str) -> str:
+    """Normalize a text for the search for duplicates: Unicode NFKC, casefolded, without punctuation and repeated spaces.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The normalized text, or ``text`` itself if nothing would be left of it.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return _APART.sub(" ", folded).strip() or text
+    return _SEPARATORS.sub(" ", folded).strip() or text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaks:
-    """What was found.
+    """Duplicates between splits, and conflicting labels.
 
-    Args:
-        shared: by split, how many of its rows stand among the training rows too.
-        training: positions of those training rows that stand in another split too.
-        contradicting: texts that stand in the training rows with more than one label.
+    Attributes:
+        shared: By split, the number of its rows that duplicate training rows.
+        training: Indices of the training rows that occur in another split.
+        conflicting_texts: Number of training texts that occur with more than one label.
     """
 
     shared: Mapping[str, int]
     training: tuple[int, ...]
-    contradicting: int
+    conflicting_texts: int
 
 
 def find_leaks(splits: Mapping[str, LabelledRows]) -> Leaks:
-    """Compare the rows of ``train`` with those of all other splits, by their normalised texts."""
+    """Compare the normalized texts of ``train`` with those of all other splits.
+
+    Args:
+        splits: Rows by split.
+
+    Returns:
+        The duplicates.
+    """
     keys = {split: _keys(rows) for split, rows in splits.items()}
     train = keys.pop("train")
-    seen = set(train)
-    elsewhere = {key for found in keys.values() for key in found}
+    train_keys = set(train)
+    other_keys = {key for split_keys in keys.values() for key in split_keys}
     labels: dict[tuple[str, ...], set[str]] = {}
     for key, label in zip(train, splits["train"].labels, strict=True):
         labels.setdefault(key, set()).add(repr(label))
     return Leaks(
-        shared={split: sum(key in seen for key in found) for split, found in keys.items()},
-        training=tuple(at for at, key in enumerate(train) if key in elsewhere),
-        contradicting=sum(len(found) > 1 for found in labels.values()),
+        shared={split: sum(key in train_keys for key in split_keys) for split, split_keys in keys.items()},
+        training=tuple(index for index, key in enumerate(train) if key in other_keys),
+        conflicting_texts=sum(len(found) > 1 for found in labels.values()),
     )
 
 
 def _keys(rows: LabelledRows) -> list[tuple[str, ...]]:
-    return list(zip(*([normalised(text) for text in column] for column in rows.texts), strict=True))
+    return list(zip(*([normalize_text(text) for text in column] for column in rows.texts), strict=True))

@@ -1,4 +1,4 @@
-"""How long rows are → where they are cut."""
+"""Choose the maximum length of a row from the token counts of the training rows."""
 
 from __future__ import annotations
 
@@ -6,38 +6,67 @@ from typing import Any
 
 import numpy as np
 
-from export.data import LabelledRows, sample
+from export.data import LabelledRows, sample_indices
 from export.tasks.base import Task
 
-COUNTED = 10_000
-"""Rows that are counted at most, drawn at random."""
-WHOLE = 0.99
-"""Share of the rows that shall stay whole."""
-MOST = 1024
-"""Tokens that a row is never given unasked, however long rows are: what they cost grows with the square."""
-STEP = 8
-"""Lengths are multiples of this, as matrix units like them."""
+SAMPLED_ROWS = 10_000
+"""Maximum number of rows whose tokens are counted, drawn at random."""
+UNTRUNCATED_SHARE = 0.99
+"""Minimum share of the rows that are not truncated."""
+MAX_AUTOMATIC_LENGTH = 1024
+"""Maximum length in tokens that is chosen automatically, because the cost of attention grows with the square of the length."""
+LENGTH_MULTIPLE = 8
+"""Lengths are multiples of this, which suits the matrix units of GPUs."""
 
 
-def tokens(rows: LabelledRows, task: Task, tokenizer: Any, *, seed: int) -> list[int]:
-    """Tokens of rows, uncut, special ones among them, in rising order."""
-    return _lengths(task.texts(rows.take(sample(len(rows), COUNTED, seed)).texts), tokenizer)
+def count_tokens(rows: LabelledRows, task: Task, tokenizer: Any, *, seed: int) -> list[int]:
+    """Count the tokens of a sample of rows, without truncation and with special tokens.
+
+    Args:
+        rows: The rows.
+        task: The task, which makes the model's texts of them.
+        tokenizer: The checkpoint's fast tokenizer.
+        seed: Seed of the sample.
+
+    Returns:
+        Token counts in ascending order.
+    """
+    return _counts(task.texts(rows.take(sample_indices(len(rows), SAMPLED_ROWS, seed)).texts), tokenizer)
 
 
-def target_tokens(rows: LabelledRows, tokenizer: Any, *, seed: int) -> list[int]:
-    """As :func:`tokens`, of the texts that are learnt to be written."""
-    return _lengths([first for first, *_ in rows.take(sample(len(rows), COUNTED, seed)).labels], tokenizer)
+def count_target_tokens(rows: LabelledRows, tokenizer: Any, *, seed: int) -> list[int]:
+    """Count the tokens of the target texts of a sample of rows, as :func:`count_tokens` does.
+
+    Args:
+        rows: Rows whose labels are lists of target texts; the first of each list is counted.
+        tokenizer: The checkpoint's fast tokenizer.
+        seed: Seed of the sample.
+
+    Returns:
+        Token counts in ascending order.
+    """
+    return _counts([first for first, *_ in rows.take(sample_indices(len(rows), SAMPLED_ROWS, seed)).labels], tokenizer)
 
 
-def _lengths(texts: Any, tokenizer: Any) -> list[int]:
+def _counts(texts: Any, tokenizer: Any) -> list[int]:
     from tokenizers import Tokenizer
 
-    uncut = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    uncut.no_truncation()
-    uncut.no_padding()
-    return sorted(len(encoding) for encoding in uncut.encode_batch_fast(list(texts)))
+    untruncated = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    untruncated.no_truncation()
+    untruncated.no_padding()
+    return sorted(len(encoding) for encoding in untruncated.encode_batch_fast(list(texts)))
 
 
-def usual_length(lengths: list[int], *, least: int) -> int:
-    """Where to cut so that all but 1 % of the rows stay whole, never below ``least``, nor above :data:`MOST`."""
-    return max(least, min(MOST, int(-(-np.quantile(lengths, WHOLE, method="inverted_cdf") // STEP) * STEP)))
+def fitted_length(counts: list[int], *, minimum: int) -> int:
+    """Choose a maximum length that truncates at most 1 % of the rows.
+
+    Args:
+        counts: Tokens of each row.
+        minimum: Minimum length.
+
+    Returns:
+        A length between ``minimum`` and :data:`MAX_AUTOMATIC_LENGTH`.
+    """
+    quantile = np.quantile(counts, UNTRUNCATED_SHARE, method="inverted_cdf")
+    rounded_up = int(-(-quantile // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    return max(minimum, min(MAX_AUTOMATIC_LENGTH, rounded_up))

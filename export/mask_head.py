@@ -11,22 +11,21 @@ from onnx import TensorProto, helper, numpy_helper
 _MASKED = "masked/"
 """Prefix of the names of added nodes."""
 _PLAIN = frozenset({"Add", "Sub", "Mul", "Div"})
-"""Operators that compute each position from itself alone where their other input is the same for all positions."""
+"""Operators that act on each position separately if their other input is the same for all positions."""
 _UNARY = frozenset({"Identity", "Cast", "Tanh", "Relu", "Sigmoid"})
-"""Operators that compute each element from itself alone."""
+"""Operators that act on each element separately."""
 _SAME_RANK = frozenset({"Transpose", "Identity", "Cast", "Concat"})
 
 
 def add_mask_head(model: onnx.ModelProto, heads: Sequence[str], mask_token_id: int) -> str:
     """Keep the logits at masked positions: ``[rows, longest, vocabulary]`` becomes ``[rows, masks, vocabulary]``.
 
-    The positions are gathered in front of the projection onto the vocabulary, which then computes only those: it is the most
-    expensive layer of most models. Where the nodes between the projection and the logits are not understood, the logits themselves
-    are gathered.
+    The positions are gathered before the projection onto the vocabulary, the most expensive layer of most models, so that it
+    computes only those. If there are unsupported nodes between the projection and the logits, the logits are gathered instead.
 
-    The masks of a row keep their order. A row with fewer masks than its neighbours is filled up with its other positions from the
-    first one, and every row has at least one (as :meth:`FillMaskTask.apply_output_head
-    <export.tasks.fill_mask.FillMaskTask.apply_output_head>` does it in numpy).
+    The masks of a row keep their order. A row with fewer masks than others in its batch is filled up with its other positions,
+    the first one first, and every row has at least one position. :meth:`FillMaskTask.apply_output_head
+    <export.tasks.fill_mask.FillMaskTask.apply_output_head>` does the same in numpy.
 
     Args:
         model: A raw fp32 graph, changed in place.
@@ -34,25 +33,25 @@ def add_mask_head(model: onnx.ModelProto, heads: Sequence[str], mask_token_id: i
         mask_token_id: Id of the mask token.
 
     Returns:
-        A sentence for the manifest.
+        A description of the change for the manifest.
     """
     (logits,) = [output for output in model.graph.output if output.name in heads]
     chain = _to_projection(model, logits.name)
     model.graph.node.extend(_mask_positions())
     model.graph.initializer.extend(_mask_constants(mask_token_id))
     if chain:
-        source, user, place = chain[-1].input[0], chain[-1], f"in front of {chain[-1].op_type} {chain[-1].name}".rstrip()
+        source, user, place = chain[-1].input[0], chain[-1], f"before {chain[-1].op_type} {chain[-1].name}".rstrip()
         user.input[0] = _MASKED + "picked"
-        _give_own_weights(model, user)
+        _store_transposed_weights(model, user)
         changed = {name for node in chain for name in node.output}
     else:
-        source, place = _MASKED + "all", "from the logits: no projection onto a vocabulary was found"
+        source, place = _MASKED + "all", "from the logits, because no projection onto a vocabulary was found"
         _rename_output(model, logits.name, source)
         changed = {logits.name}
     model.graph.node.append(_masked_node("GatherND", [source, _MASKED + "index"], "picked", batch_dims=1))
     if not chain:
         model.graph.node.append(helper.make_node("Identity", [_MASKED + "picked"], [logits.name], name=f"{_MASKED}logits/Identity"))
-    _forget_shapes(model, changed)
+    _remove_shapes(model, changed)
     dims = logits.type.tensor_type.shape.dim
     dims[1].Clear()
     dims[1].dim_param = "masks"
@@ -63,7 +62,7 @@ def add_mask_head(model: onnx.ModelProto, heads: Sequence[str], mask_token_id: i
 def _to_projection(model: onnx.ModelProto, logits: str) -> list[onnx.NodeProto]:
     """Return the nodes from the logits back to the matrix product with the vocabulary's weights, which is the last one.
 
-    The list is empty where other nodes stand between, or where another node reads an intermediate result.
+    The list is empty if there are other nodes between, or if another node reads an intermediate result.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
     readers: dict[str, int] = {}
@@ -88,19 +87,19 @@ def _to_projection(model: onnx.ModelProto, logits: str) -> list[onnx.NodeProto]:
     return []
 
 
-def _give_own_weights(model: onnx.ModelProto, projection: onnx.NodeProto) -> None:
-    """Store the vocabulary's weights transposed where they are the embeddings, which the graph transposes while it runs.
+def _store_transposed_weights(model: onnx.ModelProto, projection: onnx.NodeProto) -> None:
+    """Store a transposed copy of the projection's weights if the graph transposes the embeddings at run time.
 
-    ONNX Runtime does that itself when it loads an fp32 graph. In a quantized graph it would convert the whole table to fp32 and
-    transpose it for every request, and multiply in fp32.
+    ONNX Runtime folds that transposition when it loads an fp32 graph. In a quantized graph it would convert all embeddings to
+    fp32, transpose them for every request, and multiply in fp32.
     """
     name = projection.input[1]
     (transposing,) = [node for node in model.graph.node if name in node.output] or [None]
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     if transposing is None or transposing.op_type != "Transpose" or transposing.input[0] not in weights:
         return
-    own = np.ascontiguousarray(numpy_helper.to_array(weights[transposing.input[0]]).T)
-    model.graph.initializer.append(numpy_helper.from_array(own, _MASKED + "weights"))
+    transposed = np.ascontiguousarray(numpy_helper.to_array(weights[transposing.input[0]]).T)
+    model.graph.initializer.append(numpy_helper.from_array(transposed, _MASKED + "weights"))
     projection.input[1] = _MASKED + "weights"
     if not any(name in node.input for node in model.graph.node):
         model.graph.node.remove(transposing)
@@ -118,21 +117,21 @@ class _Constants:
         self._producers = producers
 
     def knows(self, name: str) -> bool:
-        """Tell whether ``name`` is one of them."""
+        """Return whether the tensor ``name`` does not depend on the inputs."""
         if name in self._dims:
             return True
         node = self._producers.get(name)
         return node is not None and bool(node.input) and all(self.knows(one) for one in node.input)
 
     def rank(self, name: str) -> int | None:
-        """Return the number of axes. None: unknown, or no constant."""
+        """Return the number of axes of a constant; None if it is unknown."""
         if name in self._dims:
             return len(self._dims[name])
         node = self._producers.get(name)
         return self.rank(node.input[0]) if node is not None and node.op_type in _SAME_RANK else None
 
     def same_for_all(self, name: str) -> bool:
-        """Tell whether the constant ``name`` has no axis for rows or positions."""
+        """Return whether the constant ``name`` has no axis for rows or positions."""
         if name in self._dims:
             return all(dim == 1 for dim in self._dims[name][:-1])
         return self.rank(name) == 1
@@ -141,8 +140,8 @@ class _Constants:
 def _mask_positions() -> list[onnx.NodeProto]:
     """Return the nodes from the token ids to ``masked/index``, INT64 ``[rows, masks, 1]``.
 
-    The sort keys fall from the first mask to the last, then from the first other position on. No key occurs twice, so the order of
-    the largest does not depend on the sorting algorithm.
+    The sort keys decrease from the first mask to the last, then from the first other position on. All keys are different, so the
+    result does not depend on the sorting algorithm.
     """
     inputs = ["input_ids", _MASKED + "mask_id"]
     return [
@@ -181,11 +180,11 @@ def _rename_output(model: onnx.ModelProto, old: str, new: str) -> None:
             names[:] = [new if name == old else name for name in names]
 
 
-def _forget_shapes(model: onnx.ModelProto, names: set[str]) -> None:
-    """Remove the recorded shapes of tensors that have another shape now."""
-    kept = [info for info in model.graph.value_info if info.name not in names]
+def _remove_shapes(model: onnx.ModelProto, names: set[str]) -> None:
+    """Remove the recorded shapes of tensors whose shape has changed."""
+    unchanged = [info for info in model.graph.value_info if info.name not in names]
     del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
+    model.graph.value_info.extend(unchanged)
 
 
 def _sort(model: onnx.ModelProto) -> None:

@@ -13,7 +13,7 @@ METRICS = Path(__file__).parent / "metrics"
 CONFIDENCE = 0.95
 RESAMPLES = 500
 ROUNDING = 1e-6
-"""An interval that is narrower than this is taken to have no width."""
+"""An interval that is narrower than this counts as having no width."""
 
 Outcomes = npt.NDArray[np.bool_]
 """``[rows]``: whether each row is right."""
@@ -68,8 +68,8 @@ def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[flo
     rows = len(original)
     lost, won = int((original & ~variant).sum()), int((~original & variant).sum())
     if lost + won == 0:
-        most = share_interval(0, rows)[1]
-        return 0.0, (-most, most)
+        bound = share_interval(0, rows)[1]
+        return 0.0, (-bound, bound)
     low, high = share_interval(lost, lost + won)
     scale = (lost + won) / rows
     return (lost - won) / rows, ((2 * low - 1) * scale, (2 * high - 1) * scale)
@@ -107,12 +107,12 @@ def bootstrapped(name: str, figure: str, predictions: Sequence[Any], references:
     """
     statistics, value = _statistics(name, figure)
     found = statistics(predictions, references)
-    whole = value(found)
+    figure_value = value(found)
     low, high = _percentile_interval(len(found), lambda rows: value(found[rows]))
     if high - low < ROUNDING:
-        most = share_interval(0, len(found))[1]
-        low, high = whole - most if whole < 0 else max(0.0, whole - most), min(1.0, whole + most)
-    return whole, low, high
+        bound = share_interval(0, len(found))[1]
+        low, high = figure_value - bound if figure_value < 0 else max(0.0, figure_value - bound), min(1.0, figure_value + bound)
+    return figure_value, low, high
 
 
 def bootstrapped_drop(
@@ -134,13 +134,13 @@ def bootstrapped_drop(
         Drop (positive where the variant is worse) and its bounds.
     """
     statistics, value = _statistics(name, figure)
-    ours, theirs = statistics(variant, references), statistics(original, references)
-    drop = value(theirs) - value(ours)
-    most = share_interval(0, len(ours))[1]
-    if np.array_equal(ours, theirs):
-        return 0.0, (-most, most)
-    low, high = _percentile_interval(len(ours), lambda rows: value(theirs[rows]) - value(ours[rows]))
-    return drop, ((low, high) if high - low >= ROUNDING else (drop - most, drop + most))
+    of_variant, of_original = statistics(variant, references), statistics(original, references)
+    drop = value(of_original) - value(of_variant)
+    bound = share_interval(0, len(of_variant))[1]
+    if np.array_equal(of_variant, of_original):
+        return 0.0, (-bound, bound)
+    low, high = _percentile_interval(len(of_variant), lambda rows: value(of_original[rows]) - value(of_variant[rows]))
+    return drop, ((low, high) if high - low >= ROUNDING else (drop - bound, drop + bound))
 
 
 def _statistics(name: str, figure: str) -> tuple[Callable[..., RowStatistics], Callable[[RowStatistics], float]]:

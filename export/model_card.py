@@ -88,7 +88,7 @@ def _figures(manifest: CheckpointManifest) -> Iterator[str]:
         f"{manifest.main_metric} on the {manifest.evaluation_split} rows is between {low:.4f} and {high:.4f} (95 %, bootstrapped "
         "over the rows)."
     )
-    yield f"The best epoch by validation {manifest.main_metric} was kept: {figures.best_epoch} of {figures.epochs}."
+    yield f"The weights are those of epoch {figures.best_epoch} of {figures.epochs}, the best by validation {manifest.main_metric}."
     for name, value in manifest.fitted_settings.items():
         yield f"The {name} that does best on the validation rows is {value:g}."
 

@@ -42,13 +42,13 @@ def parse_hub_repository(text: str) -> str:
     """Check the name of a repository on the Hugging Face Hub before anything is computed.
 
     Args:
-        text: ``OWNER/NAME``, or ``NAME`` for one's own.
+        text: ``OWNER/NAME``, or ``NAME`` for a repository of the user.
 
     Returns:
         The name.
 
     Raises:
-        ValueError: It cannot be one.
+        ValueError: The name is not valid.
     """
     if not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}", text):
         raise ValueError(f"{text!r} is not the name of a repository on the Hub: give OWNER/NAME")
@@ -56,7 +56,7 @@ def parse_hub_repository(text: str) -> str:
 
 
 def _tasks() -> list[type[Task]]:
-    """All tasks. The one place where options look at task classes."""
+    """Return the classes of all tasks. Options use them only through this function."""
     from export.tasks import task_class, task_names
 
     return [task_class(name) for name in task_names()]

@@ -1,4 +1,4 @@
-"""The PyTorch original as a plain function of arrays. Imports torch."""
+"""Run the PyTorch original as a function of numpy arrays. Imports torch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,21 @@ from serving.runtime.types import Arrays
 
 
 def original_run(model: Any, task: ExportedTask, *, device: str) -> Run:
-    """``model`` on ``device`` (``cpu`` or ``cuda``), giving the tensors that the task reads as float32 ``[rows, …]``."""
+    """Wrap a PyTorch model as a function from model inputs to the outputs that the task reads.
+
+    Args:
+        model: The ``transformers`` model.
+        task: The task.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        The function. Its outputs are float32 ``[rows, …]``.
+    """
     model = model.to(device).eval()
 
     def run(feed: Arrays) -> Arrays:
         tensors = {name: torch.from_numpy(value).to(device) for name, value in feed.items()}
-        if task.grouped:  # each row in a group of its own, as in the graph
+        if task.grouped:  # one row per group, as in the exported graph
             tensors = {name: value.unsqueeze(1) for name, value in tensors.items()}
         with torch.inference_mode():
             outputs = model(**tensors)
@@ -40,14 +49,16 @@ def require_length(run: Run, names: list[str], max_length: int, *, padding: Coll
     """Check that the model takes rows of ``max_length`` tokens.
 
     Args:
-        names: its inputs.
-        padding: ids that may stand for padding. The rows are made of another: RoBERTa and its kin count positions by the tokens
-            that are no padding, and take any number of those that are.
+        run: The model.
+        names: Names of its inputs.
+        max_length: Number of tokens.
+        padding: Ids that may be the padding token. The test row contains another token, because RoBERTa and similar models do not
+            count the positions of padding and accept any number of padding tokens.
 
     Raises:
-        ArtifactError: it does not.
+        ArtifactError: The model does not.
     """
-    token = next(token for token in itertools.count(2) if token not in padding)  # 0 and 1 are where vocabularies put padding
+    token = next(token for token in itertools.count(2) if token not in padding)  # ids 0 and 1 are often padding
     values = {"input_ids": token, "token_type_ids": 0}
     feed = {name: np.full((1, max_length), values.get(name, 1), dtype=np.int64) for name in names}
     try:
@@ -58,7 +69,7 @@ def require_length(run: Run, names: list[str], max_length: int, *, padding: Coll
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one core, as each served instance does."""
+    """Limit torch to one thread, as each served instance is."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -68,16 +79,22 @@ def one_thread() -> Iterator[None]:
 
 
 def usable_device(device: str) -> ComputeDevice:
-    """As :func:`serving.machine.resolve_device` finds it, where torch and ONNX Runtime can both use it; ``auto`` → ``cpu`` if not.
+    """Choose a device that torch and ONNX Runtime can both use.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``gpu`` (see :func:`serving.machine.resolve_device`).
+
+    Returns:
+        The device. ``auto`` becomes ``cpu`` if one of the libraries cannot use the GPU.
 
     Raises:
-        SetupError: ``gpu`` was asked for and one of them sees none.
+        SetupError: ``gpu`` was requested, and one of the libraries does not find a GPU.
     """
     if resolve_device(device) == "cpu":
         return "cpu"
     if torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         return "gpu"
     if device == "gpu":
-        raise SetupError("torch and ONNX Runtime do not both see a GPU", hint="give --device cpu, or see: tritonize doctor")
-    logger.warning("there is a GPU, but torch and ONNX Runtime do not both see it (see: tritonize doctor): going on without")
+        raise SetupError("torch or ONNX Runtime does not find a GPU", hint="give --device cpu, or see: tritonize doctor")
+    logger.warning("using the CPU: the machine has a GPU, but torch or ONNX Runtime does not find it (see: tritonize doctor)")
     return "cpu"

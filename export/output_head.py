@@ -14,19 +14,23 @@ from serving.errors import ExportError
 def add_output_head(path: Path, task: ExportedTask) -> str | None:
     """Append the task's output head, if it has one, to the graph at ``path``.
 
+    Args:
+        path: The graph, replaced in place.
+        task: The task.
+
     Returns:
-        A sentence for the manifest, if there is something to say.
+        A description of the change for the manifest; None if the task has no output head.
 
     Raises:
-        ExportError: An output that the task reads is not there.
+        ExportError: The graph lacks an output that the task reads.
     """
-    sentence = None
+    description = None
     if task.has_output_head:
         model = graph.load(path)
-        sentence = task.add_output_head(model)
+        description = task.add_output_head(model)
         onnx.checker.check_model(model)
         graph.save(model, path)
     found = [output.name for output in onnx.load(str(path), load_external_data=False).graph.output]
     if missing := [name for name in task.model_outputs if name not in found]:
-        raise ExportError(f"the graph gives {', '.join(found)}, not {', '.join(missing)}, which {task.name} reads")
-    return sentence
+        raise ExportError(f"the graph lacks the outputs {', '.join(missing)}, which {task.name} needs; it has {', '.join(found)}")
+    return description

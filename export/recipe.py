@@ -68,7 +68,7 @@ def write_options(path: Path, shared: Mapping[str, object], section: str, option
         path: The recipe; it is created if it does not exist.
         shared: Options outside any section.
         section: Name of a section.
-        options: Options in that section, by name with dashes. An option that is there with underscores keeps them.
+        options: Options in that section, by name with dashes. An existing option with underscores keeps them.
 
     Raises:
         OSError: The file cannot be written. Its content is unchanged.
@@ -132,7 +132,7 @@ def apply_recipe(ctx: click.Context, _: click.Parameter, recipe: str | None) -> 
 
 
 def shared_options(group: click.Group) -> set[str]:
-    """Name the options that may stand outside any section of a recipe: every command takes those that it has.
+    """List the options that are allowed outside the sections of a recipe. Every command takes those that it has.
 
     Args:
         group: The group of all commands, which are imported.
@@ -152,18 +152,18 @@ def _refuse_unknown(ctx: click.Context, recipe: str, sections: set[str], outside
     if outside - _shared(ctx.command) and (misplaced := outside - shared_options(group)):  # the latter imports all commands
         allowed = ", ".join(sorted(shared_options(group)))
         raise click.UsageError(
-            f"recipe {recipe}: {', '.join(sorted(misplaced))} may not stand outside a section; only {allowed} may"
+            f"recipe {recipe}: {', '.join(sorted(misplaced))} cannot be set outside a section; only {allowed} can"
         )
     if unknown := section - set(_options(ctx.command)):
         raise click.UsageError(f"recipe {recipe}, [{ctx.info_name}]: no option is called {', '.join(sorted(unknown))}")
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
-    """The options of a command by parameter name."""
+    """Return the options of a command by parameter name."""
     return {option.name: option for option in command.params if isinstance(option, click.Option) and option.name is not None}
 
 
 def _shared(command: click.Command | None) -> set[str]:
-    """Names of the options that may stand outside a section."""
+    """Return the names of the options that are allowed outside a section."""
     options = _options(command) if command is not None else {}
     return {name for name, option in options.items() if isinstance(option, FieldOption) and option.source.option.shared}

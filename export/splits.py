@@ -1,4 +1,4 @@
-"""Labelled rows of every split, read, checked and kept apart."""
+"""Load the labelled rows of every split and remove training rows that also occur in another split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any
 
 from export.columns import Columns
-from export.data import LabelledRows, Rows, bind, encode_labels, hold_out, sample
+from export.data import LabelledRows, Rows, bind, encode_labels, hold_out, sample_indices
 from export.leaks import Leaks, find_leaks
 from export.sources import load_rows
 from export.tasks.trained import TrainedTask
@@ -18,18 +18,18 @@ from serving.errors import DataError
 from serving.reporting import logger
 
 HELD_OUT = 0.1
-"""Share of the training rows held out for validation where no validation rows are given."""
+"""Share of the training rows that is held out for validation if no validation rows are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """Labelled rows by split.
 
-    Args:
-        task: bound to their labels.
-        rows: ``train``, ``validation`` and perhaps ``test``.
-        leaks: what the splits had in common when they were read.
-        inputs: what tells the rows as they were read from others, JSON-ready.
+    Attributes:
+        task: The task, bound to the labels.
+        rows: The rows of ``train``, ``validation`` and, if given, ``test``.
+        leaks: Duplicates between the splits as they were read.
+        inputs: Number and SHA-256 of the rows as they were read, by split, JSON-ready.
     """
 
     task: TrainedTask
@@ -38,13 +38,13 @@ class Splits:
     inputs: dict[str, Any]
 
     def label_shares(self) -> dict[str, float]:
-        """Share of the training rows that have each label; empty where rows have none to count."""
+        """Compute the share of the training rows that have each label; empty if the rows have no class labels."""
         names = self.task.labels
         labels = [label if isinstance(label, list) else [label] for label in self.rows["train"].labels]
         if len(names) < 2 or not all(isinstance(one, int) for label in labels for one in label):
             return {}
         counts = Counter(one for label in labels for one in set(label))
-        return {name: counts[at] / len(labels) for at, name in enumerate(names)}
+        return {name: counts[index] / len(labels) for index, name in enumerate(names)}
 
 
 def load_splits(
@@ -53,39 +53,45 @@ def load_splits(
     task_type: type[TrainedTask],
     *,
     cache: Path,
-    most: int | None,
+    max_train_rows: int | None,
     seed: int,
     keep_leaks: bool,
 ) -> Splits:
     """Read the rows of every split that has a location, and bind the task to them.
 
     Args:
-        locations: of ``train`` and perhaps ``validation`` and ``test``, in this order. Without ``validation`` a tenth of the
-            training rows is held out.
-        cache: folder for what the quickstart fetches.
-        most: draw that many of the training rows; None: all.
-        keep_leaks: keep training rows that are rows of another split too.
+        locations: Data locations of ``train``, ``validation`` and ``test``, in this order (see
+            :func:`export.sources.load_rows`). Without ``validation``, a tenth of the training rows is held out.
+        columns: The columns that the user names.
+        task_type: The class of the task.
+        cache: Folder for the downloads of the quickstart.
+        max_train_rows: Number of training rows to sample; None: all.
+        seed: Seed of the sample and of the held-out rows.
+        keep_leaks: Keep training rows that also occur in another split.
+
+    Returns:
+        The rows, and the task bound to their labels.
 
     Raises:
-        DataError: rows, columns or labels are not as they must be.
-        SetupError: the quickstart could not be fetched.
+        DataError: Rows, columns or labels are not valid.
+        SetupError: The quickstart could not be downloaded.
     """
     found: dict[str, Rows] = {}
     for split, location in locations.items():
         if location is not None:
-            wanted = most if split == "train" else None
-            found[split] = load_rows(location, columns, task_type, split=split, cache=cache, most=wanted, seed=seed)
-            _require_same_kind(found["train"], found[split])
+            max_rows = max_train_rows if split == "train" else None
+            found[split] = load_rows(location, columns, task_type, split=split, cache=cache, max_rows=max_rows, seed=seed)
+            _require_same_label_type(found["train"], found[split])
     task = bind(task_type, found["train"], pair=len(found["train"].texts) == 2)
     if "validation" not in found:
         found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed, key=task_type.group_key)
-        logger.info(f"no --validation: {len(found['validation'])} of the training rows are held out for it")
-    found["train"] = found["train"].take(sample(len(found["train"]), most, seed))
+        logger.info(f"no --validation: {len(found['validation'])} of the training rows are held out for validation")
+    found["train"] = found["train"].take(sample_indices(len(found["train"]), max_train_rows, seed))
     splits = {split: encode_labels(rows, task) for split, rows in found.items()}
     leaks = find_leaks(splits)
     if not keep_leaks:
-        splits["train"] = _without(splits["train"], leaks)
-    _tell(leaks, kept=keep_leaks)
+        splits["train"] = _without_leaks(splits["train"], leaks)
+    _report_leaks(leaks, removed=not keep_leaks)
     return Splits(
         task=task,
         rows=splits,
@@ -94,38 +100,39 @@ def load_splits(
     )
 
 
-def _without(rows: LabelledRows, leaks: Leaks) -> LabelledRows:
+def _without_leaks(rows: LabelledRows, leaks: Leaks) -> LabelledRows:
     leaked = set(leaks.training)
     if len(leaked) == len(rows):
-        raise DataError("every training row is a validation or test row too", hint="give other rows, or --keep-leaks")
-    return rows.take([at for at in range(len(rows)) if at not in leaked]) if leaked else rows
+        raise DataError("every training row also occurs in the validation or test rows", hint="give other rows, or --keep-leaks")
+    return rows.take([index for index in range(len(rows)) if index not in leaked]) if leaked else rows
 
 
-def _tell(leaks: Leaks, *, kept: bool) -> None:
+def _report_leaks(leaks: Leaks, *, removed: bool) -> None:
     for split, rows in leaks.shared.items():
         if rows:
-            logger.info(f"{split} rows that are training rows too, but for case, spaces and punctuation: {rows}")
+            logger.info(f"{rows} {split} rows duplicate training rows (ignoring case, spaces and punctuation)")
     if leaks.training:
-        told = "learnt from nevertheless" if kept else "not learnt from (--keep-leaks would)"
-        logger.info(f"training rows that those are, {told}: {len(leaks.training)}")
-    if leaks.contradicting:
-        logger.info(f"texts that stand among the training rows with more than one label: {leaks.contradicting}")
+        action = "removed from training (--keep-leaks keeps them)" if removed else "kept for training"
+        logger.info(f"{len(leaks.training)} training rows also occur in other splits: {action}")
+    if leaks.conflicting_texts:
+        logger.info(f"{leaks.conflicting_texts} training texts have conflicting labels")
 
 
-def _require_same_kind(train: Rows, other: Rows) -> None:
-    """Refuse rows whose labels would only seem to be those of the training rows: positions where those have names."""
-    ours, theirs = _kind(train), _kind(other)
-    if theirs not in (ours, "lists of nothing") and (ours, theirs) != ("numbers", "whole numbers"):  # none of these has a fraction
-        raise DataError(
-            f"{train.location} has labels such as {train.labels[0]!r}, {other.location} such as {other.labels[0]!r}: "
-            f"one has {ours}, the other {theirs}"
-        )
+def _require_same_label_type(train: Rows, other: Rows) -> None:
+    """Refuse rows with labels of another type, such as indices if the training rows have label names."""
+    ours, theirs = _label_type(train), _label_type(other)
+    if theirs in (ours, "empty lists") or (ours, theirs) == ("numbers", "whole numbers"):
+        return
+    raise DataError(
+        f"{train.location} has labels such as {train.labels[0]!r} ({ours}), "
+        f"but {other.location} has labels such as {other.labels[0]!r} ({theirs})"
+    )
 
 
-def _kind(rows: Rows) -> str:
-    kinds = {str: "names", int: "whole numbers", float: "numbers", NoneType: "nothing"}
-    found = type(rows.labels[0])
-    if found is not list:
-        return kinds.get(found, found.__name__)
-    first = type(next((one for label in rows.labels for one in label), None))
-    return f"lists of {kinds.get(first, first.__name__)}"
+def _label_type(rows: Rows) -> str:
+    names = {str: "names", int: "whole numbers", float: "numbers", NoneType: "no labels"}
+    label_type = type(rows.labels[0])
+    if label_type is not list:
+        return names.get(label_type, label_type.__name__)
+    first = next((one for label in rows.labels for one in label), None)
+    return "empty lists" if first is None else f"lists of {names.get(type(first), type(first).__name__)}"

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from export import checkpoint as checkpoints
 from export import convert, graph, optimize, verify
-from export.data import prepare, sample, write_evaluation
+from export.data import prepare_rows, sample_indices, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
 from export.original import one_thread, original_run, require_length, usable_device
 from export.output_head import add_output_head
 from export.rows import EncodedRows
 from serving.artifact import json_ready, provenance
+from serving.bundle import served_code
 from serving.errors import ExportError
 from serving.manifests import (
     BundleManifest,
@@ -37,19 +38,21 @@ from serving.runtime.types import Arrays
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PROBED = 32
-"""Number of the longest rows that are run with all tensors visible to find what overflows in fp16. Each is padded together with one
-of the other rows, from the shortest up, because attention masks overflow too, and only where there is padding."""
+OVERFLOW_ROWS = 32
+"""Number of the longest rows that are run with all intermediate tensors visible to find fp16 overflows.
+
+Each is batched with one of the other rows, the shortest first, because attention masks overflow too, but only with padding.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Workshop:
-    """What making and verifying every variant needs.
+class _VariantContext:
+    """Everything that the export and verification of one variant needs.
 
     Attributes:
         source: The checkpoint and its rows.
         options: Options of the stage.
-        device: The device for all variants but int8.
+        device: The device for all variants except int8.
         raw: The graph as it was converted.
         rows: The rows as model inputs.
         reference: The original's outputs for them.
@@ -75,7 +78,7 @@ class _Graph:
 
     Attributes:
         fusion: The tool that fused it.
-        fp32_nodes: Names of the nodes that stayed in fp32.
+        fp32_nodes: Names of the nodes that stay in fp32.
         gates: Gates that only this precision has.
     """
 
@@ -127,32 +130,35 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
         names = _input_names(raw)
         require_length(run, names, max_length, padding={tokenizer.pad_token_id, source.config.get("pad_token_id")})
         encoder = TextEncoder(str(staging / "tokenizer.json"), max_length=max_length, names=names, padding=padding)
-        source = replace(source, rows=prepare(source.rows, source.task, encoder, location="the rows to verify on", training=False))
+        source = replace(
+            source, rows=prepare_rows(source.rows, source.task, encoder, location="the rows to verify on", training=False)
+        )
         write_evaluation(source.rows, staging)
         rows = _rows(source, options, encoder, tokenizer, names, max_length)
         reference = _reference(run, source, rows)
-        workshop = _Workshop(
+        context = _VariantContext(
             source=source, options=options, device=device, raw=raw, rows=rows, reference=reference, staging=staging
         )
-        variants = {precision: _variant(precision, workshop) for precision in options.precisions}
-    manifest = _manifest(workshop, variants, run, inputs, max_length=max_length, padding=padding, output_head=output_head)
-    _remove_failed(variants, workshop)
+        variants = {precision: _variant(precision, context) for precision in options.precisions}
+    manifest = _manifest(context, variants, run, inputs, max_length=max_length, padding=padding, output_head=output_head)
+    _remove_failed(variants, context)
     return manifest
 
 
 def _max_length(source: ExportSource, options: ExportOptions, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the number of tokens kept of a row, and report it, because truncation changes answers."""
-    chosen = checkpoints.chosen_max_length(source.max_length, tokenizer, source.config, default=source.usual_length)
+    """Return the maximum number of tokens per row, and report it, because truncation changes answers."""
+    default = source.recommended_length
+    max_length = checkpoints.resolve_max_length(source.max_length, tokenizer, source.config, default=default)
     if options.max_length is not None:
-        reason = "as asked"
+        reason = "as requested"
     elif source.max_length is not None:
         reason = "as in fine-tuning"
-    elif source.usual_length is not None:
-        reason = "as the checkpoint says; --max-length cuts them elsewhere"
+    elif default is not None:
+        reason = "as the checkpoint recommends (--max-length changes this)"
     else:
-        reason = "what the model takes; --max-length cuts them shorter"
-    logger.info(f"rows are cut at {chosen} tokens: {reason}")
-    return chosen
+        reason = "the model's limit (--max-length reduces this)"
+    logger.info(f"rows are truncated at {max_length} tokens, {reason}")
+    return max_length
 
 
 def _rows(
@@ -164,20 +170,20 @@ def _rows(
     max_length: int,
 ) -> EncodedRows:
     """Return the rows to verify on as model inputs, after checking that the served tokenizer and graph give the same ones."""
-    rows = EncodedRows(source.rows.take(sample(len(source.rows), options.verify_rows, options.seed)), source.task, encoder)
+    rows = EncodedRows(source.rows.take(sample_indices(len(source.rows), options.verify_rows, options.seed)), source.task, encoder)
     rows.require_equal(tokenizer, names, max_length)
     rows.require_plain_types(names)
     return rows
 
 
 def _reference(run: verify.Run, source: ExportSource, rows: EncodedRows) -> verify.Reference:
-    outputs = verify.outputs_of(run, rows, source.task, rows.batches(verify.BATCH), title="PyTorch")
+    outputs = verify.compute_outputs(run, rows, source.task, rows.batches(verify.BATCH), title="PyTorch")
     verify.require_finite(outputs)
     return verify.Reference(task=source.task, outputs=outputs, origins=rows.origins, references=rows.references)
 
 
 def _manifest(
-    workshop: _Workshop,
+    context: _VariantContext,
     variants: Mapping[Precision, _Variant],
     run: verify.Run,
     inputs: StageInputs,
@@ -187,12 +193,12 @@ def _manifest(
     output_head: str | None,
 ) -> BundleManifest:
     """Measure the speed of the original and of every variant, and describe the bundle."""
-    task, options = workshop.source.task, workshop.options
+    task, options = context.source.task, context.options
     logger.info("measuring speed")
-    runs = {"original": run} | {precision: _run(precision, workshop, threads=1) for precision in variants}
+    runs = {"original": run} | {precision: _run(precision, context, threads=1) for precision in variants}
     with one_thread():
-        timings = verify.speeds(runs, workshop.rows, seed=options.seed)
-    warning = verify.few_rows_warning(len(workshop.rows))
+        timings = verify.speeds(runs, context.rows, seed=options.seed)
+    warning = verify.few_rows_warning(len(context.rows))
     return BundleManifest(
         **provenance(inputs),
         name=options.name,
@@ -200,16 +206,17 @@ def _manifest(
         labels=task.labels,
         settings=json_ready(task.served.to_settings()),
         evaluation_settings=json_ready(task.evaluation_settings),
+        verified_with=served_code(task.name),
         main_metric=task.main_metric,
-        device=workshop.device,
+        device=context.device,
         warnings=(warning,) if warning else (),
-        original=_original(workshop, timings["original"]),
+        original=_original(context, timings["original"]),
         precisions={
             precision: VariantRecord(
                 file=f"{precision}/model.onnx",
                 verdict="passed" if variant.verdict.passed else "failed",
                 gates=variant.verdict.gates,
-                figures=_figures(variant, timings[precision], _device(precision, workshop)),
+                figures=_figures(variant, timings[precision], _device(precision, context)),
             )
             for precision, variant in variants.items()
         },
@@ -220,17 +227,17 @@ def _manifest(
     )
 
 
-def _original(workshop: _Workshop, timing: verify.ModelTiming) -> OriginalFigures:
-    source = workshop.source
+def _original(context: _VariantContext, timing: verify.ModelTiming) -> OriginalFigures:
+    source = context.source
     checkpoint = OriginalCheckpoint(name=source.name, sha256=checkpoints.weights_sha256(source.folder))
     return OriginalFigures(
-        **verify.task_metrics(workshop.reference),
-        rows=len(workshop.rows),
+        **verify.task_metrics(context.reference),
+        rows=len(context.rows),
         bytes=checkpoints.weights_size(source.folder),
         checkpoint=checkpoint,
         latency_ms=timing.latency_ms,
         throughput=timing.throughput,
-        speed_device=workshop.device,
+        speed_device=context.device,
     )
 
 
@@ -261,69 +268,69 @@ def _copy_files(source: ExportSource, tokenizer: PreTrainedTokenizerFast, max_le
             shutil.copyfile(Path(folder) / name, staging / name)
 
 
-def _remove_failed(variants: Mapping[Precision, _Variant], workshop: _Workshop) -> None:
+def _remove_failed(variants: Mapping[Precision, _Variant], context: _VariantContext) -> None:
     for precision, variant in variants.items():
         if not variant.verdict.passed:
-            shutil.rmtree(workshop.file(precision).parent)
+            shutil.rmtree(context.file(precision).parent)
 
 
 def _input_names(raw: Path) -> list[str]:
     names = graph.input_names(raw)
     if unknown := [name for name in names if name not in FIELDS]:
-        raise ExportError(f"the model takes {', '.join(unknown)}, which no tokenizer gives; known are {', '.join(FIELDS)}")
+        raise ExportError(f"unsupported model inputs: {', '.join(unknown)}; a tokenizer provides only {', '.join(FIELDS)}")
     return names
 
 
-def _variant(precision: Precision, workshop: _Workshop) -> _Variant:
-    """Make and verify one variant."""
-    logger.info(f"making and verifying {precision}")
-    path = workshop.file(precision)
-    made = _MAKERS[precision](path, workshop)
-    rows = workshop.rows
+def _variant(precision: Precision, context: _VariantContext) -> _Variant:
+    """Export and verify one variant."""
+    logger.info(f"exporting and verifying {precision}")
+    path = context.file(precision)
+    made = _MAKERS[precision](path, context)
+    rows = context.rows
     # the int8 answer to a row depends on the other rows of its batch, so it is verified as it is served: one request at a time
-    batches = rows.alone() if precision == "int8" else rows.batches(verify.BATCH)
-    outputs = verify.outputs_of(_run(precision, workshop), rows, workshop.source.task, batches, title=precision)
-    limits = verify.GateLimits(max_metric_drop=workshop.options.max_metric_drop, min_agreement=workshop.options.min_agreement)
-    verdict = verify.judge(precision, workshop.reference, outputs, limits)
+    batches = rows.request_batches() if precision == "int8" else rows.batches(verify.BATCH)
+    outputs = verify.compute_outputs(_run(precision, context), rows, context.source.task, batches, title=precision)
+    limits = verify.GateLimits(max_metric_drop=context.options.max_metric_drop, min_agreement=context.options.min_agreement)
+    verdict = verify.verify_variant(precision, context.reference, outputs, limits)
     verdict = replace(verdict, gates=(*verdict.gates, *made.gates))
     return _Variant(graph=made, verdict=verdict, bytes=graph.size(path), operators=optimize.operators(path))
 
 
-def _device(precision: Precision, workshop: _Workshop) -> ComputeDevice:
-    """Return the device that the variant is verified and timed on: the GPU has no kernels for dynamic int8."""
-    return "cpu" if precision == "int8" else workshop.device
+def _device(precision: Precision, context: _VariantContext) -> ComputeDevice:
+    """Return the device that a variant is verified and timed on: the CPU for int8, which has no GPU kernels."""
+    return "cpu" if precision == "int8" else context.device
 
 
-def _run(precision: Precision, workshop: _Workshop, *, threads: int = 0) -> verify.Run:
-    on_cpu = _device(precision, workshop) == "cpu"
+def _run(precision: Precision, context: _VariantContext, *, threads: int = 0) -> verify.Run:
+    on_cpu = _device(precision, context) == "cpu"
     providers = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-    session = graph.session(workshop.file(precision), providers=providers, threads=threads)
-    return graph.runner(session, workshop.source.task.model_outputs)
+    session = graph.session(context.file(precision), providers=providers, threads=threads)
+    return graph.runner(session, context.source.task.model_outputs)
 
 
-def _make_fp32(path: Path, workshop: _Workshop) -> _Graph:
-    return _Graph(fusion=optimize.fuse(workshop.raw, workshop.source.folder, path))
+def _make_fp32(path: Path, context: _VariantContext) -> _Graph:
+    return _Graph(fusion=optimize.fuse(context.raw, context.source.folder, path))
 
 
-def _make_fp16(path: Path, workshop: _Workshop) -> _Graph:
-    feeds = _probes(workshop.rows)
+def _make_fp16(path: Path, context: _VariantContext) -> _Graph:
+    feeds = _overflow_feeds(context.rows)
     with tempfile.TemporaryDirectory() as folder:
         fused = Path(folder) / "model.onnx"
-        fusion = optimize.fuse(workshop.raw, workshop.source.folder, fused)
-        kept = optimize.to_fp16(fused, path, feeds)
-        overflowed = optimize.overflowed(path, fused, feeds)
-    return _Graph(fusion=fusion, fp32_nodes=tuple(kept), gates=(verify.overflow_gate(overflowed),))
+        fusion = optimize.fuse(context.raw, context.source.folder, fused)
+        fp32_nodes = optimize.to_fp16(fused, path, feeds)
+        overflowed = optimize.overflowed_tensors(path, fused, feeds)
+    return _Graph(fusion=fusion, fp32_nodes=tuple(fp32_nodes), gates=(verify.overflow_gate(overflowed),))
 
 
-def _probes(rows: EncodedRows) -> Sequence[Arrays]:
+def _overflow_feeds(rows: EncodedRows) -> Sequence[Arrays]:
     order = rows.by_length()
-    longest, others = order[:PROBED], order[PROBED:] or order
-    partners = [others[-1 - place * len(others) // len(longest)] for place in range(len(longest))]
+    longest, others = order[:OVERFLOW_ROWS], order[OVERFLOW_ROWS:] or order
+    partners = [others[-1 - index * len(others) // len(longest)] for index in range(len(longest))]
     return [rows.feed(pair) for pair in zip(longest, partners, strict=True)]
 
 
-def _make_int8(path: Path, workshop: _Workshop) -> _Graph:
-    optimize.to_int8(workshop.raw, path)
+def _make_int8(path: Path, context: _VariantContext) -> _Graph:
+    optimize.to_int8(context.raw, path)
     return _Graph(fusion="none: ONNX Runtime fuses it when it loads it")
 
 

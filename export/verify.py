@@ -1,4 +1,4 @@
-"""Compare each ONNX variant with the PyTorch original on real rows: figures, and gates that measurement noise does not flip."""
+"""Compare each ONNX variant with the PyTorch original on real rows. Gates take confidence intervals into account."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rich.progress import track
 
 from export import metric
-from export.data import sample
+from export.data import sample_indices
 from export.rows import EncodedRows
 from export.tasks.exported import ExportedTask
 from serving.errors import ExportError
@@ -33,9 +33,12 @@ BATCH = 16
 ROUNDING = 1e-6
 """Added before a sum of shares is rounded down to whole rows."""
 MIN_ROWS = 64
-"""Minimum number of rows for a meaningful verification: if all labels of 64 rows agree, up to 5.6 % of all may still differ."""
+"""Minimum number of rows for a meaningful verification.
+
+If all labels of 64 rows agree, up to 5.6 % of all rows may still differ.
+"""
 SPEED_ROWS, SPEED_PASSES = 128, 3
-"""Rows that speed is measured on, and how often."""
+"""Number of rows that the speed is measured on, and number of passes over them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantVerdict:
-    """What :func:`judge` found about one variant.
+    """Result of :func:`verify_variant` for one variant.
 
     Attributes:
         metrics: Figures of the task's metrics by name.
@@ -113,7 +116,7 @@ class ModelTiming:
     throughput: Throughput
 
 
-def outputs_of(run: Run, rows: EncodedRows, task: ExportedTask, batches: Sequence[range], *, title: str) -> Arrays:
+def compute_outputs(run: Run, rows: EncodedRows, task: ExportedTask, batches: Sequence[range], *, title: str) -> Arrays:
     """Run a model on all rows.
 
     Args:
@@ -160,8 +163,7 @@ def require_finite(outputs: Arrays) -> None:
     finite = _finite_rows(outputs)
     if not finite.all():
         raise ExportError(
-            f"the checkpoint itself gives {' and '.join(outputs)} that are NaN or infinite, for {(~finite).sum()} of "
-            f"{len(finite)} rows",
+            f"the PyTorch checkpoint gives NaN or infinite {' and '.join(outputs)} for {(~finite).sum()} of {len(finite)} rows",
             hint="its weights are damaged, or its training diverged",
         )
 
@@ -172,12 +174,12 @@ def few_rows_warning(rows: int) -> str | None:
         return None
     unseen = metric.share_interval(0, rows)[1]
     return (
-        f"verified on {rows} rows only, fewer than {MIN_ROWS}: that proves little. "
+        f"verified on only {rows} rows, fewer than {MIN_ROWS}, which is weak evidence. "
         f"Even if all labels agree on them, {unseen:.1%} of all rows may differ"
     )
 
 
-def judge(precision: str, reference: Reference, variant: Arrays, limits: GateLimits) -> VariantVerdict:
+def verify_variant(precision: str, reference: Reference, variant: Arrays, limits: GateLimits) -> VariantVerdict:
     """Compare a variant with the original, row by row.
 
     Args:
@@ -186,27 +188,30 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: GateLim
         variant: Outputs of the variant for the same rows. A row with a NaN or infinite output does not agree, counts as wrong in
             the accuracy and as zeros in any other metric, and fails a gate of its own.
         limits: Limits of the gates.
+
+    Returns:
+        Figures and gates.
     """
     task, rows = reference.task, len(reference.references)
     finite = _finite_rows(variant)
-    shown = variant
+    outputs = variant
     if not finite.all():
-        shown = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
-    asked = np.ones(reference.origins.count, dtype=np.bool_)
-    asked[reference.origins.sample_mapping[~finite]] = False
-    whole = np.logical_and.reduce(asked.reshape(-1, rows))  # a labelled row may take several requests
-    ours, theirs = reference.answers(shown), reference.answers(reference.outputs)
-    drop, interval = _drop(reference, task.predictions(theirs), task.predictions(ours), whole)
-    agreement = task.agreement(ours, theirs)
-    ties = whole & (agreement < 1) & task.ties(theirs)
-    agreeing = float(np.where(whole, np.where(ties, 1, agreement), 0).sum())
+        outputs = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
+    finite_requests = np.ones(reference.origins.count, dtype=np.bool_)
+    finite_requests[reference.origins.sample_mapping[~finite]] = False
+    valid = np.logical_and.reduce(finite_requests.reshape(-1, rows))  # a labelled row may take several requests
+    answers, original = reference.answers(outputs), reference.answers(reference.outputs)
+    drop, interval = _drop(reference, task.predictions(original), task.predictions(answers), valid)
+    agreement = task.agreement(answers, original)
+    ties = valid & (agreement < 1) & task.ties(original)
+    agreeing = float(np.where(valid, np.where(ties, 1, agreement), 0).sum())
     largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
-    metrics = metric.compute(task.metric, task.predictions(ours), reference.references)
-    metrics |= task.extra_figures(shown, reference.outputs, reference.origins, reference.references)
+    metrics = metric.compute(task.metric, task.predictions(answers), reference.references)
+    metrics |= task.extra_figures(outputs, reference.outputs, reference.origins, reference.references)
     gates = [
-        _finite_gate(int((~whole).sum()), rows),
+        _finite_gate(int((~valid).sum()), rows),
         _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
-        _agreement_gate(agreeing, rows, _least_agreement(precision, limits)),
+        _agreement_gate(agreeing, rows, _required_agreement(precision, limits)),
     ]
     if precision == "fp32":
         gates.append(_difference_gate(largest, max(float(np.abs(values).max()) for values in reference.outputs.values())))
@@ -222,16 +227,17 @@ def judge(precision: str, reference: Reference, variant: Arrays, limits: GateLim
 
 
 def _drop(
-    reference: Reference, original: Sequence[Any], variant: Sequence[Any], whole: npt.NDArray[np.bool_]
+    reference: Reference, original: Sequence[Any], variant: Sequence[Any], valid: npt.NDArray[np.bool_]
 ) -> tuple[float, tuple[float, float]]:
     """Return the drop of the main metric and its 95 % interval, which is exact if the metric is the accuracy."""
-    task, wanted = reference.task, reference.references
+    task, references = reference.task, reference.references
     if task.main_metric != "accuracy":
-        return metric.bootstrapped_drop(task.metric, task.main_metric, original, variant, wanted)
-    theirs, ours = (
-        np.array([one == right for one, right in zip(predicted, wanted, strict=True)]) for predicted in (original, variant)
+        return metric.bootstrapped_drop(task.metric, task.main_metric, original, variant, references)
+    original_correct, variant_correct = (
+        np.array([prediction == label for prediction, label in zip(predictions, references, strict=True)])
+        for predictions in (original, variant)
     )
-    return metric.paired_drop(theirs, ours & whole)
+    return metric.paired_drop(original_correct, variant_correct & valid)
 
 
 def _finite_rows(outputs: Arrays) -> npt.NDArray[np.bool_]:
@@ -245,13 +251,13 @@ def _differences(original: Arrays, variant: Arrays) -> tuple[float, float]:
     """Return the largest and the mean difference over all outputs, in float64 because float32 could overflow."""
     largest = total = 0.0
     for name, values in original.items():
-        for row, other in zip(values, variant[name], strict=True):  # all at once they may be more than fits into memory
+        for row, other in zip(values, variant[name], strict=True):  # row by row, to limit the memory
             differences = np.abs(other.astype(np.float64) - row)
             largest, total = max(largest, float(differences.max())), total + float(differences.sum())
     return largest, total / sum(values.size for values in original.values())
 
 
-def _least_agreement(precision: str, limits: GateLimits) -> float:
+def _required_agreement(precision: str, limits: GateLimits) -> float:
     if precision == "fp32" or limits.min_agreement is None:
         return MIN_AGREEMENT[precision]
     return limits.min_agreement
@@ -263,7 +269,7 @@ def _finite_gate(broken: int, rows: int) -> VariantGate:
 
 
 def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: float) -> VariantGate:
-    message = f"{name} drops by {drop:.2f} points (95 % interval {interval[0]:.2f} to {interval[1]:.2f}), allowed are {limit:g}"
+    message = f"{name} drops by {drop:.2f} points (95 % interval {interval[0]:.2f} to {interval[1]:.2f}), the limit is {limit:g}"
     return VariantGate(name="metric_drop", limit=limit, value=drop, interval=interval, passed=interval[0] <= limit, message=message)
 
 
@@ -279,7 +285,7 @@ def _agreement_gate(agreeing: float, rows: int, limit: float) -> VariantGate:
     low, high = metric.share_interval(int(agreeing + ROUNDING), rows)
     message = (
         f"{agreeing:g} of {rows} labels agree with the original, {share:.2%} "
-        f"(95 % interval {low:.2%} to {high:.2%}), required are {limit:.2%}"
+        f"(95 % interval {low:.2%} to {high:.2%}), the minimum is {limit:.2%}"
     )
     return VariantGate(
         name="label_agreement", limit=limit, value=share, interval=(low, high), passed=high >= limit, message=message
@@ -296,7 +302,7 @@ def _difference_gate(difference: float | None, largest: float) -> VariantGate:
     limit = MAX_LOGIT_DIFFERENCE * max(1.0, largest)
     passed = difference is not None and difference <= limit
     found = "cannot be compared" if difference is None else f"differ by up to {difference:.2g}"
-    message = f"logits {found}, allowed are {limit:.2g}"
+    message = f"logits {found}, the limit is {limit:.2g}"
     return VariantGate(name="max_logit_difference", limit=limit, value=difference, interval=None, passed=passed, message=message)
 
 
@@ -330,12 +336,12 @@ def speeds(runs: Mapping[str, Run], rows: EncodedRows, *, seed: int) -> dict[str
     Returns:
         The speed by name.
     """
-    chosen = sample(len(rows.lengths), SPEED_ROWS, seed)
+    chosen = sample_indices(len(rows.lengths), SPEED_ROWS, seed)
     np.random.default_rng(seed).shuffle(chosen)
     feeds = {size: [rows.feed(chosen[start : start + size]) for start in range(0, len(chosen), size)] for size in (1, BATCH)}
     timings: dict[tuple[str, int], list[list[float]]] = {(name, size): [] for name in runs for size in feeds}
     for run in runs.values():
-        _timed(run, feeds[1][:5] + feeds[BATCH][:1])  # first calls allocate
+        _timed(run, feeds[1][:5] + feeds[BATCH][:1])  # warm-up: the first calls allocate memory
     for _ in range(SPEED_PASSES):
         for (name, size), passes in timings.items():
             passes.append(_timed(runs[name], feeds[size]))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.artifact import read_manifest
+from serving.artifact import code_fingerprint, read_manifest, task_code
 from serving.errors import ArtifactError
 from serving.manifests import BundleManifest, VariantFigures
 from serving.options import Precision
-from serving.runtime.tasks import load_served
+from serving.runtime.tasks import load_served, served_names
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tokenization import TextEncoder
 
@@ -119,3 +119,8 @@ def load_bundle(folder: Path) -> Bundle:
         variants=variants,
         manifest=manifest,
     )
+
+
+def served_code(task: str) -> dict[str, str]:
+    """Return the SHA-256 of the served half of a task, by path: what the answers are made with."""
+    return code_fingerprint(task_code(["serving/runtime/tasks"], task, served_names()))

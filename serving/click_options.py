@@ -33,7 +33,7 @@ class FieldOption(click.Option):
 
     Attributes:
         source: The field.
-        former: Whether this is a former spelling: hidden, and told when it is used.
+        former: Whether this is a former spelling, which is hidden and causes a message when it is used.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FieldOption(click.Option):
             ctx: Context of the command.
 
         Returns:
-            What stands in brackets behind the help text.
+            The contents of the brackets after the help text.
         """
         extra = super().get_help_extra(ctx)
         if not self.required and self.source.default_text is not None:

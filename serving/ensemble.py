@@ -1,7 +1,6 @@
-"""Pure wiring: a task, a graph's inputs and a plan → the four model configurations, as dicts in the fields of Triton's
-``ModelConfig``.
+"""Build the four model configurations of an ensemble, as dicts with the fields of Triton's ``ModelConfig``.
 
-Nothing here looks at a task's name: tensors come from the task, model inputs and outputs from the exported graph.
+No code depends on the name of a task: the ensemble's tensors come from the task, the model's inputs and outputs from the graph.
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """Inputs and outputs of an exported graph; dims without the batch dimension, -1 where dynamic.
+    """Inputs and outputs of an exported graph.
 
-    Args:
-        max_rows: most rows in one execution.
+    Attributes:
+        inputs: Inputs; dims without the batch dimension, -1 for dynamic ones.
+        outputs: Outputs, with dims as for the inputs.
+        max_rows: Maximum number of rows in one execution.
     """
 
     inputs: tuple[Tensor, ...]
@@ -35,7 +36,14 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class Warmup:
-    """A sample that Triton runs before it reports ready: file under ``warmup/`` by tensor name, and its dims."""
+    """A request that Triton runs before it reports that the model is ready.
+
+    Attributes:
+        name: Name of the request.
+        batch_size: Number of rows.
+        files: File in ``warmup/`` with the content of each tensor, by name of the tensor.
+        dims: Dims of each tensor without the batch dimension, by name of the tensor.
+    """
 
     name: str
     batch_size: int
@@ -44,7 +52,7 @@ class Warmup:
 
 
 def preprocess_config(name: str, task: ServedTask, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
-    """Text → token ids: batches whatever waits, at no delay."""
+    """Configure the step from text to token ids. It batches the waiting requests without delay."""
     return {
         "name": f"{name}_preprocess",
         "backend": "python",
@@ -58,7 +66,7 @@ def preprocess_config(name: str, task: ServedTask, graph: Graph, plan: Plan, war
 
 
 def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
-    """Token ids → logits."""
+    """Configure the step from token ids to logits."""
     ragged = plan.batching == "ragged"
     config: Config = {
         "name": f"{name}_model",
@@ -87,7 +95,7 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
 
 
 def postprocess_config(name: str, task: ServedTask, graph: Graph, warmups: Iterable[Warmup]) -> Config:
-    """Logits → answers. Requests whose logits have unlike shapes may wait in one queue."""
+    """Configure the step from logits to answers. Requests with logits of different shapes share one queue."""
     return {
         "name": f"{name}_postprocess",
         "backend": "python",
@@ -104,8 +112,10 @@ def postprocess_config(name: str, task: ServedTask, graph: Graph, warmups: Itera
 
 
 def ensemble_config(name: str, task: ServedTask, graph: Graph, plan: Plan, *, model_sha256: str) -> Config:
-    """The three steps wired by tensor name: what clients call. Its parameters tell a client which task it speaks to, and which
-    model's answers it gets."""
+    """Configure the ensemble that clients call: the three steps, connected by tensor name.
+
+    Its parameters give a client the task with its settings, and the checksum of the model.
+    """
     steps = (
         (f"{name}_preprocess", task.inputs(), (*graph.inputs, *_metadata(task))),
         (f"{name}_model", graph.inputs, graph.outputs),
@@ -127,17 +137,17 @@ def ensemble_config(name: str, task: ServedTask, graph: Graph, plan: Plan, *, mo
                 {
                     "model_name": model,
                     "model_version": -1,
-                    "input_map": {tensor.name: tensor.name for tensor in taken},
-                    "output_map": {tensor.name: tensor.name for tensor in given},
+                    "input_map": {tensor.name: tensor.name for tensor in inputs},
+                    "output_map": {tensor.name: tensor.name for tensor in outputs},
                 }
-                for model, taken, given in steps
+                for model, inputs, outputs in steps
             ]
         },
     }
 
 
 def _metadata(task: ServedTask) -> tuple[Tensor, ...]:
-    """What travels around the model."""
+    """Return the tensor that passes metadata from the first step to the last, if the task has one."""
     return (Tensor(METADATA, "TYPE_STRING"),) if task.carries_metadata else ()
 
 

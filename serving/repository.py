@@ -20,12 +20,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-import numpy as np
 import onnx
 
 from serving import ensemble
@@ -43,19 +41,20 @@ from serving.artifact import (
     task_code,
     write_manifest,
 )
-from serving.bundle import Bundle, file_inside, load_bundle
-from serving.ensemble import Graph, Warmup
+from serving.bundle import Bundle, file_inside, load_bundle, served_code
+from serving.ensemble import Graph
 from serving.errors import ArtifactError, ExportError
 from serving.manifests import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest, StageInputs
 from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan, make_plan
 from serving.prologue import IDS, add_prologue, request_inputs
-from serving.runtime.metadata import METADATA, pack
+from serving.reporting import logger
 from serving.runtime.tasks import served_names
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Tensor
 from serving.tuning import Tuning, read_tuning
+from serving.warmups import write_warmups
 
 RUNTIME = Path(__file__).parent / "runtime"
 SHAPING = (
@@ -64,6 +63,7 @@ SHAPING = (
     "serving/plan.py",
     "serving/prologue.py",
     "serving/repository.py",
+    "serving/warmups.py",
 )
 TASK_SHAPING = ("serving/runtime",)
 """The code that decides what packaging writes; of the second, not the modules of other tasks (:func:`serving.artifact.task_code`).
@@ -107,6 +107,7 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     if objection is not None:
         plan = replace(plan, reasons=plan.reasons | {"configuration": f"not as tuned: {objection}"})
     inputs = _inputs(options, bundle, plan, tuning)
+    _warn_unverified(bundle)
     current = options.repository / f"{options.name}_model" / "current"
     if not options.force and is_current(current, RepositoryManifest, inputs) and _linked(options.repository, options.name):
         return PackagedEnsemble(manifest=read_manifest(current, RepositoryManifest), unchanged=True)
@@ -120,6 +121,17 @@ def package(options: PackageOptions) -> PackagedEnsemble:
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
         _switch(options.repository, options.name, generation)
     return PackagedEnsemble(manifest=manifest, unchanged=False)
+
+
+def _warn_unverified(bundle: Bundle) -> None:
+    """Warn where the bundle was verified with other code than what is packaged with it."""
+    verified, now = bundle.manifest.verified_with, served_code(bundle.task.name)
+    changed = sorted(path for path in verified.keys() | now.keys() if verified.get(path) != now.get(path))
+    if changed:
+        logger.warning(
+            f"the bundle was verified before {', '.join(changed)} changed; verify it again with: "
+            f"tritonize export --name {bundle.manifest.name} --task {bundle.task.name} --force"
+        )
 
 
 def _inputs(options: PackageOptions, bundle: Bundle, plan: Plan, tuning: Tuning | None) -> StageInputs:
@@ -152,8 +164,12 @@ def probe_body(task: ServedTask) -> ProbeBody:
 
 
 def serving_code() -> dict[str, str]:
-    """Return the SHA-256 of the code that decides what is served and how it runs, by path."""
-    return code_fingerprint([*SHAPING, *TASK_SHAPING, *STARTING])
+    """Return the SHA-256 of the code that decides how fast an ensemble answers, by path.
+
+    The tasks are left out: they decide what the answers are, and the tuner chooses how the model between them runs.
+    """
+    steps = [path for path in task_code(TASK_SHAPING, "", served_names()) if "/tasks/" not in path]
+    return code_fingerprint([*SHAPING, *steps, *STARTING])
 
 
 def _tuning(options: PackageOptions) -> tuple[Tuning | None, str | None]:
@@ -223,12 +239,12 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> No
     """Write the four model folders."""
     task = bundle.task
     graph = read_graph(bundle.variant(plan.precision).path, task, plan.max_batch_size)
-    texts, ids, logits = _warmups(folder, bundle, plan, name, graph)
+    warmups = write_warmups(folder, bundle, plan, name, graph)
     configs = {
         name: ensemble.ensemble_config(name, task, graph, plan, model_sha256=sha256(bundle.variant(plan.precision).path)),
-        f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, texts),
-        f"{name}_model": ensemble.model_config(name, graph, plan, ids),
-        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, logits),
+        f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, warmups.preprocess),
+        f"{name}_model": ensemble.model_config(name, graph, plan, warmups.model),
+        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, warmups.postprocess),
     }
     for model, config in configs.items():
         (folder / model / "1").mkdir(parents=True, exist_ok=True)
@@ -294,42 +310,6 @@ def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Grap
         "parallel": plan.device == "gpu",
     }
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) -> tuple[list[Warmup], list[Warmup], list[Warmup]]:
-    """Write the warm-up requests of each step: the task's example, and a long one that fills the model."""
-    texts, ids, logits = [], [], []
-    task, encoder = bundle.task, bundle.encoder([tensor.name for tensor in graph.inputs])
-    for label, request in (("short", task.example), ("long", task.long_example(bundle.max_length))):
-        payloads = {tensor: _bytes_tensor(text.encode()) for tensor, text in request.items()}
-        texts.append(_save_warmup(folder / f"{name}_preprocess", label, 1, payloads, dict.fromkeys(payloads, (1,))))
-        features = task.preprocess([[text] for text in request.values()], encoder)
-        arrays = encoder.arrays(features.encodings[:1])
-        rows = graph.max_rows if label == "long" and plan.device == "gpu" else 1
-        raw = {tensor: array.tobytes() for tensor, array in arrays.items()}
-        shapes = {tensor: array.shape[1:] for tensor, array in arrays.items()}
-        ids.append(_save_warmup(folder / f"{name}_model", label, rows, raw, shapes))
-        length = next(iter(arrays.values())).shape[1] if task.token_level else 1  # of what else there may be several
-        shapes = {tensor.name: tuple(length if dim < 0 else dim for dim in tensor.dims) for tensor in graph.outputs}
-        raw = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
-        if task.carries_metadata:
-            note = pack(features.origins.sample_mapping[:1], features.origins.metadata[:1])[0, 0]
-            raw[METADATA], shapes[METADATA] = _bytes_tensor(note), (1,)
-        logits.append(_save_warmup(folder / f"{name}_postprocess", label, 1, raw, shapes))
-    return texts, ids, logits
-
-
-def _save_warmup(model: Path, label: str, rows: int, payloads: dict[str, bytes], dims: dict[str, tuple[int, ...]]) -> Warmup:
-    (model / "warmup").mkdir(parents=True, exist_ok=True)
-    files = {tensor: f"{label}_{tensor}" for tensor in payloads}
-    for tensor, payload in payloads.items():
-        (model / "warmup" / files[tensor]).write_bytes(payload)
-    return Warmup(name=label, batch_size=rows, files=files, dims=dims)
-
-
-def _bytes_tensor(element: bytes) -> bytes:
-    """Encode one element of a BYTES tensor as Triton does: its length, then its bytes."""
-    return struct.pack("<I", len(element)) + element
 
 
 def _links(name: str) -> dict[str, str]:

@@ -71,7 +71,7 @@ async def batches(rows: AsyncIterator[T], size: int) -> AsyncGenerator[list[T], 
 
 
 async def cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel the futures and wait until all have ended. Their exceptions are dropped: nobody awaits them any more."""
+    """Cancel the futures and wait until all have ended. Their exceptions are dropped, because their results are not needed."""
     remaining = list(futures)
     for future in remaining:
         future.cancel()

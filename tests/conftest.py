@@ -20,7 +20,7 @@ from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
 from tests.helpers.servers import Server, serve_options
 from tests.helpers.shared import SST2
 
-TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle", "in_folder"}
+TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle", "in_folder", "trained", "ask"}
 """Tests that use one of these fixtures train, export or package a model, or wait for one: they are marked slow."""
 TOGETHER = {
     "shared server": {

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import grimp
 import pytest
@@ -10,9 +14,10 @@ import pytest
 from export import bundle, finetune
 from export.tasks import task_names
 from serving import repository
-from serving.artifact import PROJECT, task_code
+from serving.artifact import PROJECT, checksums, task_code
 
 STAGES = {module.__name__: (*module.SHAPING, *module.TASK_SHAPING) for module in (bundle, finetune, repository)}
+COPIED = ("export", "serving", "benchmarks", "pyproject.toml")
 TASK_PACKAGES = sorted({path.replace("/", ".") for paths in STAGES.values() for path in paths if path.endswith("/tasks")})
 EVERYWHERE = {
     "serving.bundle": "how bundles are read: what is taken of one is recorded by its checksum",
@@ -34,6 +39,8 @@ ROWS = {
 WITHOUT_EFFECT = {
     "export.bundle": {
         **ROWS,
+        "export.tasks.trained": "only fine-tuning calls it",
+        "serving.runtime.tasks": "the graphs do not depend on it; the bundle records what it was verified with",
         "export.export_options": "the options that decide are recorded",
         "serving.machine": "whether there is a GPU: the device is recorded in the bundle",
     },
@@ -114,3 +121,56 @@ def test_a_module_that_is_forgotten_is_found() -> None:
     assert unlisted("export.bundle", {"export.verify", "export.training.train", "export.metrics.spans.spans"}) == {
         "export.training.train"
     }
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project, to edit."""
+    for name in COPIED:
+        place = PROJECT / name
+        if place.is_dir():
+            shutil.copytree(place, tmp_path / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(place, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def edit(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_an_edit_makes_only_that_out_of_date_which_it_decides(
+    project: Path, tiny_checkpoint: Path, review_file: Path, tmp_path: Path
+) -> None:
+    """Training code makes nothing out of date; a served task only the repository; evaluation the bundle."""
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "export.cli", *arguments, "--name", "tiny", "--recipe", str(tmp_path / "recipe.toml")]
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+        return done.stdout + done.stderr
+
+    places = f'artifacts = "{tmp_path / "artifacts"}"\nrepository = "{tmp_path / "models"}"\n'
+    rows = f'[export]\ncheckpoint = "{tiny_checkpoint}"\ntest = "{review_file}"\nprecision = ["fp32"]\n'
+    (tmp_path / "recipe.toml").write_text(places + rows, encoding="utf-8")
+    package = ("package", "--bundle", str(tmp_path / "artifacts" / "tiny" / "bundle"))
+    assert "up to date" not in run("export")
+    assert "is packaged" in run(*package)
+    packaged = checksums(tmp_path / "models")
+
+    for module in ("training/trainer.py", "finetune.py", "tasks/trained.py", "tasks/translation.py"):
+        edit(project / "export" / module)
+    edit(project / "benchmarks" / "run.py")
+    edit(project / "serving" / "runtime" / "tasks" / "fill_mask.py")  # of another task
+    assert "up to date" in run("export")
+    assert "is up to date" in run(*package)
+    assert checksums(tmp_path / "models") == packaged
+
+    edit(project / "serving" / "runtime" / "tasks" / "text_classification.py")
+    assert "up to date" in run("export")
+    again = run(*package)
+    assert "is packaged" in again
+    assert "the bundle was verified before serving/runtime/tasks/text_classification.py changed" in again
+
+    edit(project / "export" / "metrics" / "classification" / "classification.py")
+    assert "up to date" not in run("export"), "its figures come from there"

@@ -64,7 +64,7 @@ def weigh_rounds(levels: Levels) -> Levels:
     off = np.abs(np.concatenate([_off(levels.before), _off(levels.now)], axis=1))
     usual = np.median(off, axis=1, keepdims=True)
     floor = STEADY * np.median(usual)
-    if floor == 0:  # most figures are the same in most rounds, which cannot be told apart then
+    if floor == 0:  # most figures are the same in most rounds, so the rounds cannot be distinguished
         weights = np.ones(off.shape[1])
     else:
         rough = np.median(off / np.maximum(usual, floor), axis=0)

@@ -208,13 +208,13 @@ def _description(axis: str, law: dict[str, float], longest: int, rows_in_flight:
         alone, waiting, talking = law.values()
         formula = f"rows/s = {alone:.3g} N / (1 + {waiting:.3g} (N − 1) + {talking:.3g} N (N − 1))"
         most = float(np.sqrt((1 - waiting) / talking)) if talking > 0 else None
-        peak = "no number of clients is too many" if most is None else f"the most with {max(most, 1):.0f} clients"
-        return formula, f"one client gets {alone:.0f} rows/s; {waiting:.0%} of the work waits for its turn; {peak}"
+        peak = "more clients never reduce the throughput" if most is None else f"the maximum is at {max(most, 1):.0f} clients"
+        return formula, f"one client gets {alone:.0f} rows/s; {waiting:.0%} of the work is serialized; {peak}"
     if axis == "batch":
         formula = f"ms per call = {law['a']:.3g} + {law['b']:.3g} · batch"
         most = 1000 * rows_in_flight / law["b"] if law["b"] > 0 else None
-        bound = "a row more costs nothing" if most is None else f"no batch gets more than {most:.0f} rows/s"
-        return formula, f"{law['a']:.3g} ms of every call are spent whatever its rows; {bound}"
+        bound = "additional rows cost nothing" if most is None else f"no batch gets more than {most:.0f} rows/s"
+        return formula, f"{law['a']:.3g} ms of every call do not depend on its rows; {bound}"
     formula = f"ms per call = {law['a']:.3g} + {law['b']:.3g} · length + {law['c']:.3g} · length²"
     square = law["c"] * longest**2
     whole = square + law["b"] * longest + law["a"]

@@ -15,6 +15,8 @@ from serving.manifests import LoadRecord, TrialRecord
 
 LEANER = 0.95
 """A configuration that needs less than this share of the fastest one's memory is preferred if both are equally fast."""
+LARGEST_LOSS = 0.05
+"""By so much may the fastest exceed the throughput of a configuration that is preferred for its memory."""
 LEAST_GAIN = 0.02
 """A smaller gain does not justify another configuration, even if it is steady."""
 
@@ -90,18 +92,25 @@ def beats(one: Measured, other: Measured) -> bool:
 def choose(finalists: Iterable[Measured], default: Configuration) -> Measured | None:
     """Return the winner, or None if no finalist is within the latency budget.
 
-    Among the finalists that the fastest does not beat, the ``default`` wins; without it, the one that needs clearly less memory
-    than the fastest.
+    The fastest wins, unless it does not beat the ``default``: then the default stays. A finalist that needs clearly less memory
+    is preferred to the fastest if it is about as fast and beats the default too. (That the fastest does not beat it is no proof
+    of that: noise alone can be the reason.)
     """
     able = [one for one in finalists if one.best is not None]
     if not able:
         return None
     fastest = max(able, key=lambda one: one.objective)
-    equal = [one for one in able if one is fastest or not beats(fastest, one)]
-    for one in equal:
-        if one.configuration == default:
-            return one
-    leaner = [one for one in equal if one.memory_mib < LEANER * fastest.memory_mib]
+    untuned = next((one for one in able if one.configuration == default), None)
+    if untuned is not None and (untuned is fastest or not beats(fastest, untuned)):
+        return untuned
+    leaner = [
+        one
+        for one in able
+        if one.memory_mib < LEANER * fastest.memory_mib
+        and gain(fastest, one) < LARGEST_LOSS
+        and not beats(fastest, one)
+        and (untuned is None or beats(one, untuned))
+    ]
     return min(leaner, key=lambda one: one.memory_mib, default=fastest)
 
 

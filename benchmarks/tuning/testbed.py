@@ -20,7 +20,7 @@ from benchmarks.processes import MemoryMeter
 from benchmarks.served import ANSWERS_PER_CLIENT, Clients, ServerConnection, Target
 from benchmarks.served_package import read_package
 from benchmarks.tuning.tune_options import TuneOptions
-from export.data import read_evaluation, sample
+from export.data import read_evaluation, sample_indices
 from export.tasks import bundle_task
 from serving.bundle import Bundle
 from serving.configuration import Configuration
@@ -136,7 +136,7 @@ def make_testbed(bundle: Bundle, options: TuneOptions) -> Testbed:
     columns = list(zip(*task.requests(read_evaluation(bundle.folder, task).texts), strict=True))
     return Testbed(
         bundle=bundle,
-        rows=[list(columns[index]) for index in sample(len(columns), options.rows, options.seed)],
+        rows=[list(columns[index]) for index in sample_indices(len(columns), options.rows, options.seed)],
         concurrencies=options.loads,
         duration=options.duration,
         load_generator=find_perf_analyzer(triton_environment()),

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from serving.runtime.tokenization import TextEncoder
 
 ATTEMPTS = 6
-"""Tokens of a text that are tried for a mask: where only part of a word is masked, the rest may become other tokens."""
-MASKED, KEPT, RANDOM = 0.15, 0.1, 0.1
-"""BERT's recipe (Devlin et al. 2019): this share of all tokens is to be predicted; of those, shares stay or become any token."""
+"""Number of tokens of a text that are tried for a mask. Masking a part of a word can change the tokens of the rest."""
+MASKED, UNCHANGED, RANDOM = 0.15, 0.1, 0.1
+"""Shares of BERT's masking (Devlin et al. 2019): tokens to predict; of these, those left unchanged and those replaced at random."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Masking:
     """Masks tokens of texts.
 
     Attributes:
-        token: The mask token as it stands in texts.
+        token: The text of the mask token.
         token_id: Its id.
         specials: Ids of tokens that are never masked.
     """
@@ -71,8 +71,8 @@ class Masking:
         for position in (positions[index] for index in order.tolist()):
             start, end = encoding.offsets[position]
             before = text[:start]
-            for kept in dict.fromkeys((before, before.rstrip())):
-                attempts.append((kept + self.token + text[end:], position))
+            for prefix in dict.fromkeys((before, before.rstrip())):
+                attempts.append((prefix + self.token + text[end:], position))
         return attempts
 
     def mask_at_random(self, batch: Arrays, generator: np.random.Generator, *, vocabulary: int) -> Arrays:
@@ -89,5 +89,5 @@ class Masking:
         chosen = maskable & ((draws < MASKED) | (draws == draws.min(axis=1, keepdims=True)))
         fate = generator.random(ids.shape)
         anything = generator.integers(0, vocabulary, ids.shape, dtype=ids.dtype)
-        shown = np.where(fate < RANDOM, anything, np.where(fate < RANDOM + KEPT, ids, self.token_id))
+        shown = np.where(fate < RANDOM, anything, np.where(fate < RANDOM + UNCHANGED, ids, self.token_id))
         return {**batch, "input_ids": np.where(chosen, shown, ids), "labels": np.where(chosen, ids, labels)}

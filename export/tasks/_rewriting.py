@@ -1,4 +1,4 @@
-"""What tasks of encoder-decoders have in common: a text → another text. They are trained, not exported yet."""
+"""The common base of the tasks of encoder-decoders, which generate a text from a text. They are trained, but not exported yet."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RewritingTask(TrainedTask):
             ValueError: The checkpoint is not an encoder-decoder.
         """
         if not config.get("is_encoder_decoder"):
-            raise ValueError("it is no encoder-decoder, and writes no other text than the one it reads")
+            raise ValueError("it is not an encoder-decoder and cannot generate a target text")
         tasks = cast("Mapping[str, Mapping[str, str]]", config.get("task_specific_params") or {})
         prefix = tasks.get(cls.name, {}).get("prefix") or config.get("prefix") or ""
         return {"prefix": cast(str, prefix)} | super().checkpoint_settings(config, files, chosen)
@@ -78,7 +78,7 @@ class RewritingTask(TrainedTask):
     def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003 - texts are the labels
         """Accept any rows of single texts."""
         if pair:
-            raise ValueError(f"{cls.name} learns from single texts, not from pairs")
+            raise ValueError(f"{cls.name} trains on single texts, not on pairs")
         return cls()
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
@@ -87,7 +87,7 @@ class RewritingTask(TrainedTask):
         whole = tokenizer(text_target="a")["input_ids"]
         starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
         if not starts:
-            raise ValueError("its tokenizer writes targets otherwise than texts")
+            raise ValueError("its tokenizer tokenizes targets differently from texts")
         start, end = whole[: starts[0]], whole[starts[0] + len(bare) :]
         return replace(self, pad_token_id=tokenizer.pad_token_id, target_start=tuple(start), target_end=tuple(end))
 
@@ -98,7 +98,7 @@ class RewritingTask(TrainedTask):
         """Read a text, or a list of texts that are all right: the first is trained on, all are used for evaluation."""
         labels = label if isinstance(label, list) else [label]
         if not labels or not all(isinstance(one, str) and one.strip() for one in labels):
-            raise ValueError("the label is no text, nor a list of texts")
+            raise ValueError("the label is neither a text nor a list of texts")
         return texts, cast(Label, labels)
 
     def reference(self, label: Label) -> Reference:

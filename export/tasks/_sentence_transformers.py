@@ -31,13 +31,13 @@ def hidden_size(config: Mapping[str, object]) -> int:
     """Return the length of a token's vector.
 
     Raises:
-        ValueError: The config does not say.
+        ValueError: The config has none of :data:`HIDDEN_KEYS`.
     """
     for key in HIDDEN_KEYS:
         value = config.get(key)
         if isinstance(value, int):
             return value
-    raise ValueError(f"its config.json does not say how long a token's vector is, under none of {', '.join(HIDDEN_KEYS)}")
+    raise ValueError(f"its config.json has none of the keys {', '.join(HIDDEN_KEYS)} with the size of a token's vector")
 
 
 def read_settings(config: Mapping[str, object], files: Files, *, pooling: str | None) -> dict[str, JsonValue]:
@@ -116,28 +116,26 @@ def _modules(files: Files) -> list[str]:
     types = [str(module["type"]) for module in cast("list[_Json]", files[MODULES])]
     kinds = [name.rsplit(".", 1)[-1] if name.startswith(own) else name for name in types]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ValueError(
-            f"{MODULES} chains {', '.join(kinds)}; known is Transformer, then Pooling, and perhaps Normalize after these"
-        )
+        raise ValueError(f"{MODULES} chains {', '.join(kinds)}; supported is Transformer, Pooling and, optionally, Normalize")
     return kinds
 
 
 def _pooling(files: Files) -> str:
-    """Read how the pooling module pools: old files have a flag for each way, new ones one word.
+    """Read the pooling mode: old files have one flag per mode, new files have one word.
 
     Raises:
-        ValueError: There is no such file, or it asks for an unknown way, or for several.
+        ValueError: The file is missing, or names an unsupported mode or several modes.
     """
     path = f"{cast('list[_Json]', files[MODULES])[1]['path']}/config.json"
     if path not in files:
-        raise ValueError(f"{MODULES} names {path}, which says how its tokens are pooled, and it is not there")
+        raise ValueError(f"{MODULES} names {path} with the pooling mode, but this file is missing")
     config = cast(_Json, files[path])
     if config.get("include_prompt") is False:
-        raise ValueError(f"{path} leaves prompts out of the pooling, which is not known here")
+        raise ValueError(f"{path} excludes prompts from pooling, which is not supported")
     word = config.get("pooling_mode")
     flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     chosen = [word] if isinstance(word, str) else [POOLING_KEYS.get(key, key.removeprefix("pooling_mode_")) for key in flags]
     found = [{"lasttoken": LAST}.get(one, one) for one in chosen]
     if len(found) != 1 or found[0] not in POOLINGS:
-        raise ValueError(f"{path} asks for pooling by {' and '.join(found) or 'nothing'}; known are {', '.join(POOLINGS)}")
+        raise ValueError(f"{path} asks for pooling by {' and '.join(found) or 'nothing'}; supported are {', '.join(POOLINGS)}")
     return found[0]

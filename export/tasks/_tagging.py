@@ -25,7 +25,7 @@ class TaggedWords(TypedDict):
 
 
 def read_list(value: object) -> list[object] | None:
-    """Read a list, or the JSON of one. None where it is neither."""
+    """Read a list, or a string with a JSON list; return None for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -41,7 +41,7 @@ def tagged_text(text: object, entities: list[object]) -> TaggedWords:
         ValueError: The text is not text, or an entity is invalid or overlaps another.
     """
     if not isinstance(text, str):
-        raise ValueError(f"the words are {type(text).__name__}, not a list, and no text either")
+        raise ValueError(f"the words are of type {type(text).__name__}, neither a list nor a text")
     spans = sorted((_span(entity, text) for entity in entities), key=lambda span: span[0])
     if any(one[1] > other[0] for one, other in pairwise(spans)):
         raise ValueError("entities overlap")
@@ -60,7 +60,7 @@ def _span(entity: object, text: str) -> tuple[int, int, str]:
     match entity:
         case {"start": int(start), "end": int(end), "label": str(label)} if 0 <= start < end <= len(text):
             return start, end, label
-    raise ValueError(f"no entity of this text with start, end and label: {entity!r:.80}")
+    raise ValueError(f"not an entity of this text with start, end and label: {entity!r:.80}")
 
 
 def first_tokens(starts: Integers, ends: Integers, words: Mapping[str, Sequence[object]]) -> Integers:
@@ -72,7 +72,7 @@ def first_tokens(starts: Integers, ends: Integers, words: Mapping[str, Sequence[
         words: ``start`` and ``end`` of the words, ascending.
 
     Returns:
-        ``[words]``: -1 where a word has no token (it was truncated, or the tokenizer drops it).
+        ``[words]``: -1 if a word has no token (it was truncated, or the tokenizer drops it).
     """
     begin, stop = (np.array(words[side], dtype=np.int64) for side in ("start", "end"))
     if not len(starts):

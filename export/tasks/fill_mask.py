@@ -133,7 +133,7 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
             raise ValueError(f"a labelled text needs one {self.served.mask_token}, this has {masks}: {text!r:.80}")
         token = label if isinstance(label, int) else target_id(label, tokenizer)
         if token is None or not self.is_reference(token):
-            raise ValueError(f"label {label!r} is no token of the vocabulary: {text!r:.80}")
+            raise ValueError(f"label {label!r} is not a token of the vocabulary: {text!r:.80}")
         return token
 
     @cached_property

@@ -78,7 +78,7 @@ class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
             return self.labels.index(label)
         position = int(label) if isinstance(label, str) and label.isdecimal() else label
         if not self.is_reference(position):
-            raise ValueError(f"{label!r} is no position of a choice, counted from 0")
+            raise ValueError(f"{label!r} is not the index of a choice (indices start at 0)")
         return position
 
     def is_reference(self, value: object) -> bool:
@@ -140,8 +140,8 @@ def _position(choices: Sequence[str], label: object) -> int:
     if type(label) is not int:
         raise ValueError(f"the label must be a position, a letter or the text of one of the choices, not {label!r:.80}")
     if not 0 <= label < len(choices):
-        withheld = " (a negative one means that the labels are withheld: use another split)" if label < 0 else ""
-        raise ValueError(f"the label is {label}, and the choices are {len(choices)}, counted from 0{withheld}")
+        withheld = " (a negative label means that the labels of this split are withheld: use another split)" if label < 0 else ""
+        raise ValueError(f"the label is {label}, but there are {len(choices)} choices, counted from 0{withheld}")
     return label
 
 

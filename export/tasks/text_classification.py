@@ -114,7 +114,7 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
         """Return a number, the positions of several labels, or the position of one."""
         if self.problem_type == REGRESSION:
             if not isinstance(label, int | float):
-                raise ValueError(f"label {label!r:.80} is no number")
+                raise ValueError(f"label {label!r:.80} is not a number")
             return float(label)
         if self.problem_type == MULTI_LABEL:
             return sorted({self._position(one) for one in (label if isinstance(label, list) else [label])})
@@ -132,8 +132,12 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
     def _position(self, label: Label) -> int:
         """Find a label. A whole number that is not a name is a position: data sets commonly hold those."""
         if not isinstance(label, str | int) or label not in self._positions:
-            hint = " (a negative label means that the labels are withheld: use another split)" if label in (-1, "-1") else ""
-            raise ValueError(f"unknown label {label!r}, known are {', '.join(self.labels)}{hint}")
+            hint = (
+                " (a negative label means that the labels of this split are withheld: use another split)"
+                if label in (-1, "-1")
+                else ""
+            )
+            raise ValueError(f"unknown label {label!r}, known labels: {', '.join(self.labels)}{hint}")
         return self._positions[label]
 
     @cached_property
@@ -214,7 +218,7 @@ def _read_list(label: object) -> list[JsonValue]:
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(type(name) in (str, int) and name != "" for name in names):
-        raise ValueError('the label is no list of names or whole numbers, written as JSON where it is text: ["joy", "fear"]')
+        raise ValueError('the label is not a list of names or whole numbers, written as JSON in text files: ["joy", "fear"]')
     return names
 
 

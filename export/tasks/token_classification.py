@@ -85,7 +85,9 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
         """
         labels = read_list(label)
         if labels is None:
-            raise ValueError("the label is no list of names or whole numbers, and no list of entities with start, end and label")
+            raise ValueError(
+                "the label is neither a list of names or whole numbers nor a list of entities with start, end and label"
+            )
         words = read_list(texts[0])
         if words is None:
             return (texts[0],), cast(Label, tagged_text(texts[0], labels))
@@ -113,7 +115,7 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
             return str(label)
         if isinstance(label, int) and 0 <= label < len(self.labels):
             return self.labels[label]
-        raise ValueError(f"unknown label {label!r}, known are {', '.join(self.labels)}")
+        raise ValueError(f"unknown label {label!r}, known labels: {', '.join(self.labels)}")
 
     @cached_property
     def _positions(self) -> dict[str, int]:

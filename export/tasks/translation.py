@@ -44,11 +44,11 @@ class TranslationTask(RewritingTask):
         given = {"source_language": self.source_language, "target_language": self.target_language}
         if not hasattr(tokenizer, "tgt_lang"):
             if any(given.values()):
-                raise ValueError("its tokenizer knows no languages: leave out source_language and target_language")
+                raise ValueError("its tokenizer has no languages: leave out source_language and target_language")
             return super().with_tokenizer(tokenizer)
         for name, language in given.items():
             if not language:
-                raise ValueError(f"its tokenizer must be told the languages: give --setting {name}=… as it calls it")
+                raise ValueError(f"its tokenizer needs the languages: give --setting {name}=… with the tokenizer's language code")
             if language not in tokenizer.get_vocab():
                 raise ValueError(f"its tokenizer has no {name} {language!r}")
         tokenizer.src_lang, tokenizer.tgt_lang = given.values()

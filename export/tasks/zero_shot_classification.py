@@ -73,7 +73,7 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
     def reference(self, label: Label) -> Reference:
         """Return the position of the label."""
         if label not in self.labels:
-            raise ValueError(f"unknown label {label!r}, known are {', '.join(self.labels)}")
+            raise ValueError(f"unknown label {label!r}, known labels: {', '.join(self.labels)}")
         return self.labels.index(label)
 
     def is_reference(self, value: object) -> bool:

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch.nn import functional
 
 from export import checkpoint as checkpoints
-from export.data import LabelledRows, model_rows
+from export.data import LabelledRows, tokenize_rows
 from export.tasks.base import IGNORED, label_names
 from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from export.training.batches import TEACHER_LOGITS
@@ -66,13 +66,13 @@ class Teacher:
         Raises:
             DataError: The teacher cannot take a row.
         """
-        max_length = checkpoints.chosen_max_length(None, self.tokenizer, self.model.config.to_dict(), default=max_length)
+        max_length = checkpoints.resolve_max_length(None, self.tokenizer, self.model.config.to_dict(), default=max_length)
         place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         model = self.model.to(place)
         names = [name for name in self.tokenizer.model_input_names if name in FIELDS and name in self.inputs]
         padding = {"input_ids": self.tokenizer.pad_token_id}
         encoder = TextEncoder(self.tokenizer.backend_tokenizer, max_length=max_length, names=names, padding=padding)
-        encodings = model_rows(rows, self.task, encoder, training=True).encodings
+        encodings = tokenize_rows(rows, self.task, encoder, training=True).encodings
         found: list[list[float]] = [[]] * len(encodings)
         for places in _batches(sorted(range(len(encodings)), key=lambda at: len(encodings[at])), batch_size):
             arrays = encoder.arrays([encodings[at] for at in places])

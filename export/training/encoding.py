@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.data import LabelledRows, model_rows
+from export.data import LabelledRows, tokenize_rows
 from export.tasks.trained import OwnLossTask
 from export.training.batches import TEACHER_LOGITS, training_columns
 from export.training.distributed import world_size
@@ -138,7 +138,7 @@ def _columns(rows: LabelledRows, job: TrainingJob) -> tuple[Mapping[str, Any], O
 def _features(rows: LabelledRows, job: TrainingJob, tokenizer: Any) -> tuple[Features, list[str]]:
     """Tokenize the rows; return them and the names of the model's inputs."""
     names = [name for name in tokenizer.model_input_names if name in FIELDS]
-    return model_rows(rows, job.task, _encoder(job, tokenizer), training=True), names
+    return tokenize_rows(rows, job.task, _encoder(job, tokenizer), training=True), names
 
 
 def _encoder(job: TrainingJob, tokenizer: Any) -> TextEncoder:

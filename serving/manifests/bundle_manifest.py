@@ -140,6 +140,7 @@ class BundleManifest(Manifest):
         labels: Label names in the order of the model's outputs; empty if the task has none.
         settings: Settings of the task that serving reads.
         evaluation_settings: Settings of the task that only evaluation reads.
+        verified_with: SHA-256 of the served code of the task that the variants were verified with, by path.
         main_metric: Name of the metric that the gates compare.
         device: The device that fp32 and fp16 were verified on.
         warnings: Sentences that the user must read.
@@ -160,6 +161,7 @@ class BundleManifest(Manifest):
     labels: tuple[str, ...]
     settings: dict[str, JsonValue]
     evaluation_settings: dict[str, JsonValue]
+    verified_with: dict[str, str]
     main_metric: str
     device: ComputeDevice
     warnings: tuple[str, ...]

@@ -68,6 +68,7 @@ def test_a_build_does_not_fail_itself_and_one_that_is_twice_as_slow_fails(report
     assert all(name.startswith(SERVED) for names in flagged for name in names)
 
 
+@pytest.mark.slow
 def test_by_the_statistics_alone_false_alarms_are_as_rare_as_promised() -> None:
     """A thousand comparisons of sixty figures: by chance, that of ten tries being 1 %, one of them."""
     draw, figures, rounds = np.random.default_rng(5), 60, 5

@@ -62,7 +62,7 @@ def test_the_law_of_scaling_is_found_again(protocol: str) -> None:
     assert growth.fit is not None
     assert list(growth.fit.coefficients.values()) == pytest.approx(made_up.SCALING[protocol], rel=1e-3)
     assert growth.fit.r2 == pytest.approx(1)
-    assert "the most with" in growth.fit.meaning
+    assert "the maximum is at" in growth.fit.meaning
 
 
 def test_throughput_in_proportion_to_clients_has_no_most() -> None:

@@ -156,6 +156,16 @@ def test_among_equals_that_beat_the_default_the_leaner_one_is_taken() -> None:
     same = measured(FOURTH, 199, 198, 201, pss_mib=299.0)
     assert choose([default, fast, lean], OFF) == lean
     assert choose([default, fast, same], OFF) == fast
+    assert choose([fast, lean], OFF) == lean, "the default cannot be served"
+
+
+def test_noise_makes_no_winner_of_what_is_slower_than_the_default() -> None:
+    # as on a busy machine: noise hides that the leanest is slower than the fastest
+    default, fast = measured(OFF, 1280, 1344, 1361), measured(OTHER, 1471, 1511, 1383)
+    noisy = measured(FOURTH, 1223, 938, 1360, pss_mib=91.0)
+    assert beats(fast, default) and not beats(fast, noisy)
+    assert choose([default, fast, noisy], OFF) == fast
+    assert choose([fast, noisy], OFF) == fast, "nor of what may well be slower than the fastest"
 
 
 def test_who_keeps_within_the_latency_beats_who_does_not() -> None:

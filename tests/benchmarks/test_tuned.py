@@ -121,6 +121,7 @@ def test_the_search_tries_all_and_nothing_twice(tmp_path: Path) -> None:
     assert tried[: len(TERMS.space.grid())] == TERMS.space.grid()
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_best_of_a_large_space_early(tmp_path: Path) -> None:
     space = Space(device="cpu", cores=64, precisions=("fp32", "fp16", "int8"), most_clients=64)
 
@@ -227,9 +228,8 @@ def test_the_code_that_serves_has_checksums() -> None:
         "serving/plan.py",
         "serving/server.py",
         "serving/runtime/preprocess.py",
-        "serving/runtime/tasks/base.py",
     } <= serving_code().keys()
-    assert not any("__pycache__" in name for name in serving_code())
+    assert not any("__pycache__" in name or "/tasks/" in name for name in serving_code())
 
 
 TUNED = Tuning(

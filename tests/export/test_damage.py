@@ -65,8 +65,8 @@ def export_damaged(
     """The damaged variant's entry in the manifest of a real export."""
     make = variants._MAKERS[precision]
 
-    def made(path: Path, workshop: Any) -> Any:
-        found = make(path, workshop)
+    def made(path: Path, context: Any) -> Any:
+        found = make(path, context)
         damage(path)
         return found
 

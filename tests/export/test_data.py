@@ -63,18 +63,18 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"text": "a", "label": 0}\n{"text": "b", "label": "x"}\n',
-            r"line 2: label 'x' is text and those before it are a",
+            r"line 2: label 'x' is text, but the first label is a",
         ),
         ("a.jsonl", '{"text": "\\ud83d", "label": 0}\n', r"line 1: column 'text' holds half of a surrogate pair"),
         (
             "a.jsonl",
             '{"text": "a", "label": "x"}\n{"text": "b", "label": 0.5}\n',
-            r"line 2: label 0\.5 is a number and those before it are text",
+            r"line 2: label 0\.5 is a number, but the first label is text",
         ),
         (
             "a.jsonl",
             '{"text": "a", "label": ["x"]}\n{"text": "b", "label": "x"}\n',
-            r"line 2: label 'x' is text and those before it are a list",
+            r"line 2: label 'x' is text, but the first label is a list",
         ),
         (
             "a.jsonl",
@@ -83,12 +83,12 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
         ),
         ("a.jsonl", '{"text": "a", "label": NaN}\n', r"line 1: the label is nan, not a name, a number or a list of names"),
         ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: the label is empty"),
-        ("a.jsonl", '{"text": "a", "label": ["x", 0.5]}\n', r"line 1: the label is no list of names or whole numbers"),
-        ("a.jsonl", '{"text": "a", "label": ["x", ""]}\n', r"line 1: the label is no list of names or whole numbers"),
+        ("a.jsonl", '{"text": "a", "label": ["x", 0.5]}\n', r"line 1: the label is not a list of names or whole numbers"),
+        ("a.jsonl", '{"text": "a", "label": ["x", ""]}\n', r"line 1: the label is not a list of names or whole numbers"),
         (
             "a.tsv",
             "text\tlabel\na\t['x', 'y']\n",
-            r'line 2: the label is no list .* written as JSON where it is text: \["joy", "fear"\]: ',
+            r'line 2: the label is not a list .* written as JSON in text files: \["joy", "fear"\]: ',
         ),
         ("a.jsonl", '{"text": "a"\n', r"line 1 is not JSON: "),
         ("a.jsonl", "[1]\n", r"line 1 is not a JSON object: \[1\]"),
@@ -105,7 +105,7 @@ def test_where_texts_and_label_were_looked_for_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "one,two,gold\nfine,,\n")
     with pytest.raises(DataError, match=r"line 2: the label is empty: \{'one': 'fine', 'two': '', 'gold': ''\}") as caught:
         load(path, Columns(text="one", text_pair="two", labels=("gold",)))
-    assert caught.value.hint == "it is read from the columns one, two and gold"
+    assert caught.value.hint == "columns read: one, two, gold"
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -223,21 +223,21 @@ def test_numbers_stay_numbers() -> None:
     assert {type(label) for label in found} == {float}
 
 
-WITHHELD = " (a negative label means that the labels are withheld: use another split)"
+WITHHELD = " (a negative label means that the labels of this split are withheld: use another split)"
 
 
 @pytest.mark.parametrize(
     ("label", "task", "message"),
     [
-        ("c", task_of("a", "b"), "unknown label 'c', known are a, b"),
-        (2, task_of("a", "b"), "unknown label 2, known are a, b"),
-        (0, task_of("1", "2"), "unknown label 0, known are 1, 2"),
-        (-1, task_of("0", "1"), f"unknown label -1, known are 0, 1{WITHHELD}"),
+        ("c", task_of("a", "b"), "unknown label 'c', known labels: a, b"),
+        (2, task_of("a", "b"), "unknown label 2, known labels: a, b"),
+        (0, task_of("1", "2"), "unknown label 0, known labels: 1, 2"),
+        (-1, task_of("0", "1"), f"unknown label -1, known labels: 0, 1{WITHHELD}"),
         (["a"], task_of("a", "b"), "label ['a'] is a list, and a row has one of a, b"),
-        (["a", "c"], task_of("a", "b", problem_type=MULTI_LABEL), "unknown label 'c', known are a, b"),
-        ([0, -1], task_of("a", "b", problem_type=MULTI_LABEL), f"unknown label -1, known are a, b{WITHHELD}"),
-        ("c", task_of("score", problem_type=REGRESSION), "label 'c' is no number"),
-        ([1], task_of("score", problem_type=REGRESSION), "label [1] is no number"),
+        (["a", "c"], task_of("a", "b", problem_type=MULTI_LABEL), "unknown label 'c', known labels: a, b"),
+        ([0, -1], task_of("a", "b", problem_type=MULTI_LABEL), f"unknown label -1, known labels: a, b{WITHHELD}"),
+        ("c", task_of("score", problem_type=REGRESSION), "label 'c' is not a number"),
+        ([1], task_of("score", problem_type=REGRESSION), "label [1] is not a number"),
     ],
 )
 def test_unknown_label_is_refused_with_the_row(label: Any, task: TextClassificationTask, message: str) -> None:
@@ -247,8 +247,8 @@ def test_unknown_label_is_refused_with_the_row(label: Any, task: TextClassificat
 
 
 def test_sampling_and_holding_out_are_seeded_and_disjoint() -> None:
-    assert data.sample(10, 4, seed=1) == data.sample(10, 4, seed=1) != data.sample(10, 4, seed=2)
-    assert data.sample(3, 4, seed=0) == data.sample(3, None, seed=0) == [0, 1, 2]
+    assert data.sample_indices(10, 4, seed=1) == data.sample_indices(10, 4, seed=1) != data.sample_indices(10, 4, seed=2)
+    assert data.sample_indices(3, 4, seed=0) == data.sample_indices(3, None, seed=0) == [0, 1, 2]
     texts = tuple("abcdefghijklmnopqrstuvwxyz"[index * index % 26] + str(index % 3) for index in range(200))
     kept, held = data.hold_out(Rows(location="rows", texts=(texts,), labels=tuple(range(200))), 0.1, seed=0)
     assert not set(kept.texts[0]) & set(held.texts[0]), "equal texts stay on one side"
@@ -280,14 +280,17 @@ def test_evaluation_rows_survive_the_file(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (data.LabelledRows(texts=(("a",), ("b",)), labels=(0,)), "with the columns text and label: it has text, text_pair, label"),
-        (data.LabelledRows(texts=((),), labels=()), "with the columns text and label: it has none"),
+        (
+            data.LabelledRows(texts=(("a",), ("b",)), labels=(0,)),
+            "with the columns text and label, but has the columns text, text_pair, label",
+        ),
+        (data.LabelledRows(texts=((),), labels=()), "with the columns text and label, but has no rows"),
         (
             data.LabelledRows(texts=(("a", "b"),), labels=(1, 2)),
-            "row 2: label 2 is none of this checkpoint's: {'text': 'b', 'label': 2}",
+            "row 2: label 2 is not a label of this checkpoint: {'text': 'b', 'label': 2}",
         ),
-        (data.LabelledRows(texts=(("a",),), labels=(0.5,)), "row 1: label 0.5 is none of this checkpoint's"),
-        (data.LabelledRows(texts=(("a",),), labels=([0],)), "row 1: label [0] is none of this checkpoint's"),
+        (data.LabelledRows(texts=(("a",),), labels=(0.5,)), "row 1: label 0.5 is not a label of this checkpoint"),
+        (data.LabelledRows(texts=(("a",),), labels=([0],)), "row 1: label [0] is not a label of this checkpoint"),
         (data.LabelledRows(texts=((None,),), labels=(0,)), "row 1: column 'text' holds NoneType, not text"),  # type: ignore[arg-type]
     ],
 )
@@ -303,7 +306,7 @@ def test_absent_and_foreign_evaluation_rows_are_refused(tmp_path: Path) -> None:
         data.read_evaluation(tmp_path, task_of("a", "b"))
     for task, label in ((task_of("a", problem_type=MULTI_LABEL), 0), (task_of("score", problem_type=REGRESSION), 1)):
         data.write_evaluation(data.LabelledRows(texts=(("a",),), labels=(label,)), tmp_path)
-        with pytest.raises(DataError, match=rf"row 1: label {label} is none of this checkpoint's"):
+        with pytest.raises(DataError, match=rf"row 1: label {label} is not a label of this checkpoint"):
             data.read_evaluation(tmp_path, task)
 
 
@@ -345,17 +348,17 @@ def test_hub_lists_of_labels_keep_their_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(0, -1), ([0], [1, -1])])
 def test_withheld_labels_are_refused(tmp_path: Path, first: Any, second: Any) -> None:
-    with pytest.raises(DataError, match="row 2: label -1 is none of bad, awful") as caught:
+    with pytest.raises(DataError, match="row 2: label -1 is not an index into the labels bad, awful") as caught:
         hub_rows(f"hub:{hub_folder(tmp_path / 'set', first, second)}:validation", Columns(text="sentence"), "test")
     assert "another split" in caught.value.hint
 
 
 def test_unknown_hub_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'hub:' names no data set"):
+    with pytest.raises(DataError, match="'hub:' does not name a data set"):
         hub_rows("hub:", Columns(), "train")
     with pytest.raises(DataError, match="cannot load 'train' of data set 'nobody/nothing'"):
         hub_rows("hub:nobody/nothing", Columns(), "train")
-    with pytest.raises(ArtifactError, match="no checkpoint folder nobody/nothing, and the Hub did not give one"):
+    with pytest.raises(ArtifactError, match="no checkpoint folder nobody/nothing, and it could not be downloaded from the Hub"):
         sources.checkpoint_folder("nobody/nothing", tmp_path)
     with pytest.raises(ArtifactError, match=r"no checkpoint folder \./here"):
         sources.checkpoint_folder("./here", tmp_path)

@@ -21,7 +21,7 @@ import pytest
 from export import bundle as bundles
 from export import cli, graph, optimize
 from export.bundle import export
-from export.checkpoint import chosen_max_length, load_model, read_config, save_tokenizer
+from export.checkpoint import load_model, read_config, resolve_max_length, save_tokenizer
 from export.columns import Columns
 from export.data import EVALUATION, LabelledRows, read_evaluation, write_evaluation
 from export.export_options import ExportOptions
@@ -261,7 +261,7 @@ def test_failed_variant_is_left_out_and_asked_for_fails(
     assert record.figures.label_agreement < 0.97
     assert "int8/model.onnx" not in manifest.files
     assert not (folder / "int8").exists()
-    assert f"int8 is left out: {record.gates[2].message}" in output
+    assert f"int8 is left out of the bundle: {record.gates[2].message}" in output
     with pytest.raises(ArtifactError, match=r"failed its gates: .* labels agree"):
         load_bundle(folder).variant("int8")
 
@@ -297,7 +297,7 @@ def test_wrong_fp32_fails_always_and_keeps_the_old_bundle(
         return done
 
     monkeypatch.setattr(optimize, "fuse", fuse_wrongly)
-    with pytest.raises(GateError, match=r"fp32 failed: .*logits differ by up to 0\.01, allowed are 0\.001"):
+    with pytest.raises(GateError, match=r"fp32 failed: .*logits differ by up to 0\.01, the limit is 0\.001"):
         export(options(tiny_checkpoint, review_file, tmp_path, precision=("int8",), verify_rows=50, force=True))
     assert (chosen.target / "manifest.json").read_bytes() == before
     assert [path.name for path in chosen.target.parent.iterdir()] == ["bundle"], "nothing half-written"
@@ -358,7 +358,7 @@ def test_few_rows_are_verified_on_with_a_warning(
     rows = write_tsv(in_folder / "few.tsv", review_rows(20, seed=4))
     for _ in range(2):  # the second is up to date, and says it again
         assert cli.main(arguments(tiny_checkpoint, rows, "--precision", "fp32")) == 0
-        assert "\nwarning: verified on 20 rows only, fewer than 64: that proves little" in capsys.readouterr().err
+        assert "\nwarning: verified on only 20 rows, fewer than 64, which is weak evidence" in capsys.readouterr().err
     assert len(read_manifest(in_folder / "artifacts" / "tiny" / "bundle", BundleManifest).warnings) == 1
 
 
@@ -395,12 +395,12 @@ def test_a_checkpoint_not_fine_tuned_here_is_cut_where_the_model_ends() -> None:
     limited, unlimited = SimpleNamespace(model_max_length=400), SimpleNamespace(model_max_length=10**30)
     own = {"model_type": "bert", "max_position_embeddings": 300}
     endless = {"model_type": "deberta-v2", "max_position_embeddings": -1}
-    assert chosen_max_length(None, limited, own, default=None) == 300
-    assert chosen_max_length(None, limited, endless, default=None) == 400
-    assert chosen_max_length(None, unlimited, endless, default=None) == 512
-    assert chosen_max_length(9, limited, own, default=None) == 9
-    assert chosen_max_length(None, limited, own, default=128) == chosen_max_length(None, unlimited, endless, default=128) == 128
-    assert chosen_max_length(None, SimpleNamespace(model_max_length=64), own, default=128) == 64
+    assert resolve_max_length(None, limited, own, default=None) == 300
+    assert resolve_max_length(None, limited, endless, default=None) == 400
+    assert resolve_max_length(None, unlimited, endless, default=None) == 512
+    assert resolve_max_length(9, limited, own, default=None) == 9
+    assert resolve_max_length(None, limited, own, default=128) == resolve_max_length(None, unlimited, endless, default=128) == 128
+    assert resolve_max_length(None, SimpleNamespace(model_max_length=64), own, default=128) == 64
 
 
 def test_the_chosen_length_is_said(
@@ -408,17 +408,17 @@ def test_the_chosen_length_is_said(
 ) -> None:
     def said(checkpoint: Path, *more: str) -> str:
         assert cli.main(arguments(checkpoint, review_file, "--precision", "fp32", "--verify-rows", "64", *more)) == 0
-        return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("rows are cut at "))
+        return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("rows are truncated at "))
 
     # its positions are relative: no weights depend on how many there may be
     long = changed(make_checkpoint("deberta-v2"), in_folder / "long", max_position_embeddings=150)
     tokenizer = json.loads((long / "tokenizer_config.json").read_text()) | {"model_max_length": 10**30}
     (long / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    assert said(long) == "rows are cut at 150 tokens: what the model takes; --max-length cuts them shorter"
+    assert said(long) == "rows are truncated at 150 tokens, the model's limit (--max-length reduces this)"
     assert read_manifest(in_folder / "artifacts" / "tiny" / "bundle", BundleManifest).max_length == 150
-    assert said(long, "--max-length", "32") == "rows are cut at 32 tokens: as asked"
+    assert said(long, "--max-length", "32") == "rows are truncated at 32 tokens, as requested"
     write_manifest(long, checkpoint_manifest(max_length=48))
-    assert said(long) == "rows are cut at 48 tokens: as in fine-tuning"
+    assert said(long) == "rows are truncated at 48 tokens, as in fine-tuning"
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta"])
@@ -430,7 +430,7 @@ def test_a_length_the_model_does_not_take_is_noticed(architecture: str, make_che
     config = read_config(make_checkpoint(architecture))
     run = original_run(load_model(make_checkpoint(architecture), type(task)), task, device="cpu")
     names, padding = ["input_ids", "attention_mask"], {config["pad_token_id"]}
-    limit = chosen_max_length(None, SimpleNamespace(model_max_length=10**30), config, default=None)
+    limit = resolve_max_length(None, SimpleNamespace(model_max_length=10**30), config, default=None)
     require_length(run, names, limit, padding=padding)
     with pytest.raises(ArtifactError, match=f"cannot take {limit + 1} tokens"):
         require_length(run, names, limit + 1, padding=padding)
@@ -452,7 +452,7 @@ def test_a_config_without_a_padding_id_has_positions_all_the_same() -> None:
     tokenizer = SimpleNamespace(model_max_length=10**30)
     for padding in ({}, {"pad_token_id": None}, {"pad_token_id": 1}):
         config = {"model_type": "roberta", "max_position_embeddings": 514} | padding
-        assert chosen_max_length(None, tokenizer, config, default=None) == 512
+        assert resolve_max_length(None, tokenizer, config, default=None) == 512
 
 
 def test_without_a_usable_gpu_auto_is_the_cpu_and_gpu_is_refused(
@@ -465,8 +465,8 @@ def test_without_a_usable_gpu_auto_is_the_cpu_and_gpu_is_refused(
     assert original.usable_device("cpu") == "cpu"
     assert caplog.messages == []
     assert original.usable_device("auto") == "cpu"
-    assert "do not both see it" in caplog.text
-    with pytest.raises(SetupError, match="do not both see a GPU"):
+    assert "torch or ONNX Runtime does not find it" in caplog.text
+    with pytest.raises(SetupError, match="torch or ONNX Runtime does not find a GPU"):
         original.usable_device("gpu")
 
 
@@ -519,7 +519,10 @@ def changed(checkpoint: Path, folder: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architectures": ["BertForMaskedLM"]}, "is no text-classification checkpoint: its config names BertForMaskedLM"),
+        (
+            {"architectures": ["BertForMaskedLM"]},
+            "is not a text-classification checkpoint: the architecture in its config is BertForMaskedLM",
+        ),
         ({"architectures": None}, "its config names no architecture"),
         ({"model_type": "funnel"}, "Optimum cannot export the architecture 'funnel'"),
         ({"model_type": "trocr"}, "Optimum cannot export the architecture 'trocr' for text-classification, only for"),
@@ -554,7 +557,7 @@ def test_missing_and_damaged_input_is_refused(
     assert "no checkpoint at artifacts/tiny/checkpoint (make one with: tritonize finetune)" in said("export", "--name", "tiny")
     assert "no labelled rows to verify on (give some with --test)" in said("export", "--checkpoint", str(tiny_checkpoint))
     other = write_tsv(in_folder / "other.tsv", [("fine", "neutral"), ("good", "positive")])
-    assert "unknown label 'neutral', known are negative, positive" in said(*arguments(tiny_checkpoint, other))
+    assert "unknown label 'neutral', known labels: negative, positive" in said(*arguments(tiny_checkpoint, other))
     assert "takes at most 64 tokens, not 65" in said(*arguments(tiny_checkpoint, review_file, "--max-length", "65"))
     torn = changed(tiny_checkpoint, in_folder / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:1000])
@@ -568,13 +571,12 @@ def test_rows_without_the_texts_that_the_checkpoint_takes_are_refused(
     pairs = changed(tiny_checkpoint, in_folder / "pairs")
     write_manifest(pairs, checkpoint_manifest(pair=True))
     assert cli.main(arguments(pairs, review_file)) == 1
-    message = (
-        "error: the checkpoint takes 2 texts a row, the rows hold 1 (name the columns with --text-column and --text-pair-column)"
-    )
-    assert capsys.readouterr().err.splitlines()[-1] == message
+    message = "error: the checkpoint takes 2 texts per row, but the rows have 1"
+    hint = "(name the columns with --text-column and --text-pair-column)"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{message} {hint}"
     write_evaluation(LabelledRows(texts=(("good",),), labels=(1,)), tiny := changed(tiny_checkpoint, in_folder / "tiny"))
     assert cli.main(["export", "--checkpoint", str(tiny), "--text-pair-column", "other"]) == 1
-    message = "does not hold the rows wanted, with the columns text, text_pair and label: it has text, label"
+    message = "must have rows with the columns text, text_pair and label, but has the columns text, label"
     assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
@@ -600,4 +602,4 @@ def test_a_tokenizer_that_cannot_be_served_is_refused(
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", lower_in_python)
     assert cli.main(arguments(tiny_checkpoint, review_file)) == 1
-    assert "tokenizer.json gives other input_ids than the checkpoint's tokenizer for row" in capsys.readouterr().err
+    assert "tokenizer.json and the checkpoint's tokenizer give different input_ids for row" in capsys.readouterr().err

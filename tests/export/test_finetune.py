@@ -217,10 +217,10 @@ def test_pairs_and_numbered_labels(data: Path, base_checkpoint: Path) -> None:
     [
         (("--text-column", "nope"), "no column 'nope'"),
         (("--train", "absent.tsv"), "no file absent.tsv"),
-        (("--test", "other.tsv"), "row 2: unknown label 'neutral', known are negative, positive: ('fine',)"),
-        (("--test", "numbers.tsv"), "one has names, the other whole numbers"),
-        (("--validation", "lists.tsv"), "one has names, the other lists of names"),
-        (("--validation", "broken.tsv"), "line 2: the label is no list of names or whole numbers"),
+        (("--test", "other.tsv"), "row 2: unknown label 'neutral', known labels: negative, positive: ('fine',)"),
+        (("--test", "numbers.tsv"), "but numbers.tsv has labels such as '1' (whole numbers)"),
+        (("--validation", "lists.tsv"), "but lists.tsv has labels such as ['negative'] (lists of names)"),
+        (("--validation", "broken.tsv"), "line 2: the label is not a list of names or whole numbers"),
         (("--train", "one.tsv"), "one label only, 'negative'"),
         (("--checkpoint", "."), "it has no config.json"),
     ],
@@ -249,13 +249,13 @@ def test_bad_input_is_told_before_torch_is_imported(
         ((0.5,), (1,), ""),
         (([], ["a"]), (["b"],), ""),
         ((["a"],), ([],), ""),
-        ((1,), (0.5,), "train has labels such as 1, other such as 0.5: one has whole numbers, the other numbers"),
+        ((1,), (0.5,), "train has labels such as 1 (whole numbers), but other has labels such as 0.5 (numbers)"),
         (
             (["a"],),
             ([], [0]),
-            "train has labels such as ['a'], other such as []: one has lists of names, the other lists of whole n",
+            "train has labels such as ['a'] (lists of names), but other has labels such as [] (lists of whole n",
         ),
-        ((["a"],), ("a",), "train has labels such as ['a'], other such as 'a': one has lists of names, the other names"),
+        ((["a"],), ("a",), "train has labels such as ['a'] (lists of names), but other has labels such as 'a' (names)"),
     ],
 )
 def test_labels_of_two_files_must_be_of_one_kind(train: tuple[Any, ...], other: tuple[Any, ...], message: str) -> None:
@@ -264,10 +264,10 @@ def test_labels_of_two_files_must_be_of_one_kind(train: tuple[Any, ...], other: 
         Rows(location=name, texts=(("",) * len(labels),), labels=labels) for name, labels in (("train", train), ("other", other))
     )
     if not message:
-        splits._require_same_kind(ours, theirs)
+        splits._require_same_label_type(ours, theirs)
         return
     with pytest.raises(DataError) as caught:
-        splits._require_same_kind(ours, theirs)
+        splits._require_same_label_type(ours, theirs)
     assert caught.value.message.startswith(message)
 
 

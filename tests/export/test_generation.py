@@ -163,7 +163,7 @@ def test_a_model_of_several_languages_is_told_which(
     data: Path, made: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(command("translation", made("nllb"))) == 1
-    assert "its tokenizer must be told the languages: give --setting source_language=…" in capsys.readouterr().err
+    assert "its tokenizer needs the languages: give --setting source_language=…" in capsys.readouterr().err
     source = ("--setting", f"source_language={LANGUAGES[0]}", "--setting", "max_new_tokens=6")
     assert cli.main(command("translation", made("nllb"), *source, "--setting", "target_language=de")) == 1
     assert "its tokenizer has no target_language 'de'" in capsys.readouterr().err
@@ -225,7 +225,8 @@ def test_what_is_cut_of_targets_is_told(
     once = ("--setting", "max_new_tokens=2", "--epochs", "1", "--max-train-rows", "16", "--adapter", "lora")
     assert cli.main(command("translation", folder, *once)) == 0
     assert re.search(
-        r"targets cut at 2 tokens \(--setting max_new_tokens=…\): \d+ of 16; the longest has \d", capsys.readouterr().err
+        r"\d+ of 16 targets are truncated at 2 tokens \(--setting max_new_tokens=… changes this\); the longest has \d",
+        capsys.readouterr().err,
     )
     written, figures = checkpoint_of(data)
     assert figures.steps == 1
@@ -294,19 +295,24 @@ def test_adapters_and_teachers_are_for_models_that_write_too(
 @pytest.mark.parametrize(
     ("task", "architecture", "more", "message"),
     [
-        ("translation", "gpt2", (), "it is no encoder-decoder"),
+        ("translation", "gpt2", (), "it is not an encoder-decoder"),
         ("translation", "t5", ("--label-column", "nope"), "no column 'nope'"),
         ("translation", "t5", ("--label-column", "target.de"), "no column 'target.de'"),
-        ("translation", "t5", ("--train", "empty.jsonl", "--test", "empty.jsonl"), "the label is no text, nor a list of texts"),
+        (
+            "translation",
+            "t5",
+            ("--train", "empty.jsonl", "--test", "empty.jsonl"),
+            "the label is neither a text nor a list of texts",
+        ),
         ("summarization", "t5", ("--setting", "max_new_tokens=0"), "max_new_tokens must be 1 or more"),
         ("summarization", "t5", ("--class-weights", "--label-column", "target", "--text-column", "source"), "leave it out for"),
         ("text-generation", "gpt2", ("--label-column", "text"), "rows of plain text have no label"),
-        ("text-generation", "gpt2", ("--text-pair-column", "text"), "learns from single texts, not from pairs"),
+        ("text-generation", "gpt2", ("--text-pair-column", "text"), "trains on single texts, not on pairs"),
         (
             "text-generation",
             "t5",
             (),
-            "T5ForConditionalGeneration, not one that ends in ForCausalLM or LMHeadModel",
+            "T5ForConditionalGeneration, which does not end in ForCausalLM or LMHeadModel",
         ),
         ("translation", "t5", ("--quantization-aware",), "checkpoints of translation are not exported to int8"),
         ("text-generation", "gpt2", ("--max-length", "49"), "the model takes at most 48 tokens, not 49"),
@@ -338,7 +344,7 @@ def test_a_tokenizer_without_an_end_cannot_teach_one(
 def test_what_is_not_served_yet_is_not_exported(task: str, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "--task", task, "--checkpoint", "."]) == 1
     error = capsys.readouterr().err
-    assert f"error: checkpoints of {task} are fine-tuned here, not exported yet" in error
+    assert f"error: checkpoints of {task} can be fine-tuned but not exported" in error
     assert task not in served_names()
 
 

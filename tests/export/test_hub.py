@@ -83,7 +83,7 @@ def test_what_the_hub_refuses_stays_here(data: Path, base_checkpoint: Path, stan
     done = run(*finetune(base_checkpoint, "--push-to-hub", "me/tiny"), token="wrong")  # noqa: S106 - of nothing
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: the Hub did not take artifacts/tiny/checkpoint: 401 Client Error") and "HF_TOKEN" in last
+    assert last.startswith("error: cannot upload artifacts/tiny/checkpoint to the Hub: 401 Client Error") and "HF_TOKEN" in last
     assert read_manifest(data / "artifacts" / "tiny" / "checkpoint", CheckpointManifest)
     done = run(*finetune(base_checkpoint, "--push-to-hub", "me/tiny"))
     assert done.returncode == 0 and "is up to date" in done.stderr, "given again it is only uploaded"
@@ -99,7 +99,7 @@ def test_a_name_that_is_none_is_told_at_once(data: Path, base_checkpoint: Path, 
 def test_offline_is_told(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(finetune(base_checkpoint, "--push-to-hub", "me/tiny")) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: the Hub did not take artifacts/tiny/checkpoint: ") and "offline" in last
+    assert last.startswith("error: cannot upload artifacts/tiny/checkpoint to the Hub: ") and "offline" in last
 
 
 def test_the_card_says_what_a_colleague_needs(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,4 +117,4 @@ def test_the_card_says_what_a_colleague_needs(data: Path, base_checkpoint: Path,
     assert 'pipeline("text-classification"' in card and "tritonize export --name tiny" in card
     assert "## Intended use and limits" in card
     assert "base_model" not in card, "a folder of somebody's disk says nothing to others"
-    assert "test rows that are training rows too" in output.err
+    assert "test rows duplicate training rows" in output.err

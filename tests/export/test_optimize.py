@@ -54,11 +54,11 @@ def test_what_would_overflow_stays_in_fp32(raw: Path, tiny_checkpoint: Path, tmp
     kept = optimize.to_fp16(fused, half, rows)
     assert kept
     assert len(kept) < len(graph.load(fused).graph.node) / 2, "only what needs it"
-    assert optimize.overflowed(half, fused, rows) == []
+    assert optimize.overflowed_tensors(half, fused, rows) == []
     assert np.abs(logits(half, rows[0]) - logits(fused, rows[0])).max() < 0.02
 
     assert optimize.to_fp16(fused, careless, []) == [], "without rows nothing is seen"
-    assert optimize.overflowed(careless, fused, rows) != []
+    assert optimize.overflowed_tensors(careless, fused, rows) != []
 
 
 def test_weights_beside_the_graph_travel_with_it(

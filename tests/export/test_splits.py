@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_a_column_for_each_label(in_folder: Path) -> None:
     task = TextClassificationTask.from_labels(rows.labels, names=rows.names, pair=False)
     assert (task.problem_type, task.labels) == (MULTI_LABEL, ("joy", "fear")), "in the order of the columns"
     (in_folder / "odd.csv").write_text("text,joy,fear\nso so,0,maybe\n")
-    with pytest.raises(DataError, match=r"line 2: column 'fear' says 'maybe', not whether the row has that label"):
+    with pytest.raises(DataError, match=r"line 2: column 'fear' holds 'maybe', but a column for one label must hold 1, 0"):
         texts_of("odd.csv", columns=Columns(labels=("joy", "fear")))
     with pytest.raises(DataError, match="has no column 'anger'"):
         texts_of("rows.csv", columns=Columns(labels=("joy", "anger")))
@@ -131,7 +132,7 @@ def test_held_out_rows_have_the_labels_of_the_rest() -> None:
     ],
 )
 def test_texts_are_compared_without_what_makes_no_other_text(one: str, other: str, same: bool) -> None:
-    assert (leaks.normalised(one) == leaks.normalised(other)) is same
+    assert (leaks.normalize_text(one) == leaks.normalize_text(other)) is same
 
 
 def test_training_rows_of_other_splits_are_found() -> None:
@@ -140,33 +141,37 @@ def test_training_rows_of_other_splits_are_found() -> None:
         "test": LabelledRows(texts=(("one", "one", "four"),), labels=(0, 0, 1)),
     }
     found = leaks.find_leaks(splits)
-    assert (found.shared, found.training, found.contradicting) == ({"test": 2}, (0,), 1)
+    assert (found.shared, found.training, found.conflicting_texts) == ({"test": 2}, (0,), 1)
 
 
-def test_they_are_not_learnt_from(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_they_are_not_learnt_from(in_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tsv(in_folder / "train.tsv", [("one", "a"), ("two", "b"), ("three", "b"), ("four", "a")])
     write_tsv(in_folder / "dev.tsv", [("One!", "a"), ("five", "b")])
     locations = {"train": "train.tsv", "validation": "dev.tsv", "test": None}
 
+    caplog.set_level(logging.INFO)
+
     def load(*, keep: bool) -> list[str]:
-        found = load_splits(locations, Columns(), TextClassificationTask, cache=in_folder, most=None, seed=0, keep_leaks=keep)
+        found = load_splits(
+            locations, Columns(), TextClassificationTask, cache=in_folder, max_train_rows=None, seed=0, keep_leaks=keep
+        )
         return list(found.rows["train"].texts[0])
 
     assert load(keep=False) == ["two", "three", "four"]
-    said = capsys.readouterr().err
-    assert "validation rows that are training rows too, but for case, spaces and punctuation: 1" in said
-    assert "training rows that those are, not learnt from (--keep-leaks would): 1" in said
+    said = caplog.text
+    assert "1 validation rows duplicate training rows (ignoring case, spaces and punctuation)" in said
+    assert "1 training rows also occur in other splits: removed from training" in said
     assert load(keep=True) == ["one", "two", "three", "four"]
     locations["validation"] = "train.tsv"
-    with pytest.raises(DataError, match="every training row is a validation or test row too"):
+    with pytest.raises(DataError, match="every training row also occurs in the validation or test rows"):
         load(keep=False)
 
 
 def test_rows_are_cut_where_most_are_whole(
     in_folder: Path, base_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert lengths.usual_length([5] * 99 + [500], least=16) == 16
-    assert lengths.usual_length([5] * 50 + [33] * 50, least=16) == 40
+    assert lengths.fitted_length([5] * 99 + [500], minimum=16) == 16
+    assert lengths.fitted_length([5] * 50 + [33] * 50, minimum=16) == 40
     monkeypatch.setattr(TextClassificationTask, "default_max_length", 16)
     rows = review_rows(100, seed=1)
     write_tsv(
@@ -178,7 +183,7 @@ def test_rows_are_cut_where_most_are_whole(
     found = read_manifest(in_folder / "artifacts" / "model" / "checkpoint", CheckpointManifest).max_length
     assert found % 8 == 0 and 16 < found <= 64
     assert cli.main([*command, "--max-length", "16"]) == 0
-    assert "training rows cut at 16 tokens: " in capsys.readouterr().err
+    assert " training rows are truncated at 16 tokens; the longest has " in capsys.readouterr().err
 
 
 def test_large_data_sets_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,11 +196,13 @@ def test_large_data_sets_are_streamed(tmp_path: Path, monkeypatch: pytest.Monkey
         "        names:\n          '0': good\n          '1': bad\n  splits:\n"
         "  - name: train\n    num_bytes: 3000\n    num_examples: 300\n---\n"
     )
-    monkeypatch.setattr(sources, "LARGE", 1000)
+    monkeypatch.setattr(sources, "STREAMING_BYTES", 1000)
 
     def load(most: int | None, seed: int = 0) -> Rows:
         location = f"hub:{folder}"
-        return sources.load_rows(location, Columns(), TextClassificationTask, split="train", cache=tmp_path, most=most, seed=seed)
+        return sources.load_rows(
+            location, Columns(), TextClassificationTask, split="train", cache=tmp_path, max_rows=most, seed=seed
+        )
 
     found = load(20)
     assert len(found) == 20 and found.names == ("good", "bad") and set(found.labels) == {"good", "bad"}

@@ -44,7 +44,9 @@ def against(original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist())
 
 def gates(precision: str, variant: np.ndarray, limits: verify.GateLimits = LIMITS) -> dict[str, VariantGate]:
     """Gates of a variant that predicts those labels where the original is always right."""
-    return {gate.name: gate for gate in verify.judge(precision, against(logits_for(LABELS)), logits_for(variant), limits).gates}
+    return {
+        gate.name: gate for gate in verify.verify_variant(precision, against(logits_for(LABELS)), logits_for(variant), limits).gates
+    }
 
 
 def test_metric_module_is_local_and_right() -> None:
@@ -164,7 +166,9 @@ def test_equal_answers_have_no_drop_but_prove_only_so_much(rows: int) -> None:
     drop, (low, high) = metric.paired_drop(answers, answers)
     most = 1 - 0.025 ** (1 / rows)
     assert (drop, low, high) == (0.0, pytest.approx(-most), pytest.approx(most))
-    message = next(gate.message for gate in verify.judge("int8", against(logits_for(LABELS)), logits_for(LABELS), LIMITS).gates[1:])
+    message = next(
+        gate.message for gate in verify.verify_variant("int8", against(logits_for(LABELS)), logits_for(LABELS), LIMITS).gates[1:]
+    )
     assert "drops by 0.00 points (95 % interval -0.37 to 0.37)" in message
 
 
@@ -172,13 +176,13 @@ def test_few_rows_are_said_to_prove_little() -> None:
     assert verify.few_rows_warning(verify.MIN_ROWS) is None
     warning = verify.few_rows_warning(40)
     assert warning is not None
-    assert warning.startswith("verified on 40 rows only, fewer than 64: that proves little")
+    assert warning.startswith("verified on only 40 rows, fewer than 64, which is weak evidence")
     assert "8.8% of all rows may differ" in warning
 
 
 def test_noise_does_not_fail_the_metric_gate_and_a_real_drop_does() -> None:
     original, variant = flipped(LABELS, 0, 20), flipped(LABELS, 20, 30)
-    verdict = verify.judge("int8", against(logits_for(original)), logits_for(variant), LIMITS)
+    verdict = verify.verify_variant("int8", against(logits_for(original)), logits_for(variant), LIMITS)
     noise = next(gate for gate in verdict.gates if gate.name == "metric_drop")
     assert noise.value == pytest.approx(1.0), "twice the limit: 30 rows lost, 20 won"
     assert noise.passed
@@ -218,7 +222,7 @@ def test_a_tie_in_the_original_is_no_disagreement() -> None:
     tied["logits"][1] = (1.0, 1.0 - 1e-2)
     other = tied["logits"].copy()
     other[:2] = other[:2, ::-1]
-    verdict = verify.judge("fp16", against(tied), {"logits": other}, LIMITS)
+    verdict = verify.verify_variant("fp16", against(tied), {"logits": other}, LIMITS)
     assert verdict.ties == 1
     assert verdict.label_agreement == pytest.approx(0.999)
 
@@ -227,7 +231,7 @@ def test_a_tie_in_the_original_is_no_disagreement() -> None:
 def test_fp32_logits_must_be_those_of_the_original(wrong: float, passed: bool) -> None:
     variant = logits_for(LABELS, margin=1.0)
     variant["logits"][-1, 0] += wrong
-    verdict = verify.judge("fp32", against(logits_for(LABELS, margin=1.0)), variant, LIMITS)
+    verdict = verify.verify_variant("fp32", against(logits_for(LABELS, margin=1.0)), variant, LIMITS)
     gate = next(gate for gate in verdict.gates if gate.name == "max_logit_difference")
     assert gate.passed is verdict.passed is passed
 
@@ -240,7 +244,7 @@ def test_logits_that_are_no_numbers_fail_at_every_precision(precision: str, brok
     reference = against(logits_for(right), right.tolist())
     variant = logits_for(right)
     variant["logits"][:3] = broken
-    verdict = verify.judge(precision, reference, variant, verify.GateLimits(max_metric_drop=100, min_agreement=0))
+    verdict = verify.verify_variant(precision, reference, variant, verify.GateLimits(max_metric_drop=100, min_agreement=0))
     gate = next(gate for gate in verdict.gates if gate.name == "finite")
     assert not verdict.passed and not gate.passed
     assert gate.value == 3
@@ -271,10 +275,10 @@ def test_a_row_with_several_labels_agrees_where_all_of_them_do() -> None:
     assert verify.task_metrics(reference) == {"f1": 1, "f1_macro": 1, "exact": 1}
     original["logits"][0] = 4
     variant = changed(original, slice(0, 1), [4, 4, -4])
-    verdict = verify.judge("int8", reference, variant, LIMITS)
+    verdict = verify.verify_variant("int8", reference, variant, LIMITS)
     assert verdict.label_agreement == pytest.approx(399 / 400)
     assert verdict.passed
-    verdict = verify.judge("int8", reference, changed(original, slice(0, 100), -original["logits"][:100]), LIMITS)
+    verdict = verify.verify_variant("int8", reference, changed(original, slice(0, 100), -original["logits"][:100]), LIMITS)
     gates = {gate.name: gate for gate in verdict.gates}
     assert not gates["metric_drop"].passed and not gates["label_agreement"].passed
     assert gates["metric_drop"].message.startswith("f1 drops by ")
@@ -285,7 +289,7 @@ def test_a_score_at_the_threshold_is_a_tie() -> None:
     original = drawn(400, 3)
     original["logits"][:2] = [[3, -3, 1e-5], [3, -3, 1e-2]]
     variant = changed(original, slice(0, 2), [[3, -3, -1e-5], [3, -3, -1e-2]])
-    verdict = verify.judge("fp16", against(original, [[0]] * 400, MANY), variant, LIMITS)
+    verdict = verify.verify_variant("fp16", against(original, [[0]] * 400, MANY), variant, LIMITS)
     assert (verdict.ties, verdict.label_agreement) == (1, pytest.approx(399 / 400))
 
 
@@ -294,10 +298,12 @@ def test_numbers_agree_where_they_are_near_by_what_the_original_spans() -> None:
     span = float(np.ptp(original["logits"]))
     reference = against(original, original["logits"][:, 0].tolist(), NUMBERS)
     for off, agreeing in ((0.04, 400), (0.06, 390)):
-        verdict = verify.judge("int8", reference, changed(original, slice(0, 10), original["logits"][:10] + off * span), LIMITS)
+        verdict = verify.verify_variant(
+            "int8", reference, changed(original, slice(0, 10), original["logits"][:10] + off * span), LIMITS
+        )
         assert (verdict.label_agreement, verdict.ties) == (pytest.approx(agreeing / 400), 0)
         assert verdict.metrics["spearman"] > 0.99
-    verdict = verify.judge("int8", reference, changed(original, slice(0, 200), -original["logits"][:200]), LIMITS)
+    verdict = verify.verify_variant("int8", reference, changed(original, slice(0, 200), -original["logits"][:200]), LIMITS)
     drop = next(gate for gate in verdict.gates if gate.name == "metric_drop")
     assert not drop.passed
     assert drop.message.startswith("spearman drops by ")
@@ -306,7 +312,7 @@ def test_numbers_agree_where_they_are_near_by_what_the_original_spans() -> None:
 def test_numbers_that_hardly_differ_agree() -> None:
     """An original that says the same of every row has no span to go by."""
     original = {"logits": np.full((100, 1), 0.3, dtype=np.float32)}
-    verdict = verify.judge("fp32", against(original, [0.3] * 100, NUMBERS), {"logits": original["logits"] + 5e-5}, LIMITS)
+    verdict = verify.verify_variant("fp32", against(original, [0.3] * 100, NUMBERS), {"logits": original["logits"] + 5e-5}, LIMITS)
     assert verdict.label_agreement == 1
 
 
@@ -325,8 +331,8 @@ def test_a_row_of_which_one_window_is_no_number_is_broken_as_a_whole() -> None:
     origins = Origins(np.array([0, 0, 1, 2, 2]))
     reference = verify.Reference(task=task, outputs=original, origins=origins, references=[0, 1, 1])
     assert verify.task_metrics(reference)["accuracy"] == 1
-    assert verify.judge("fp32", reference, original, LIMITS).passed
-    verdict = verify.judge("int8", reference, changed(original, slice(1, 2), np.nan), LIMITS)
+    assert verify.verify_variant("fp32", reference, original, LIMITS).passed
+    verdict = verify.verify_variant("int8", reference, changed(original, slice(1, 2), np.nan), LIMITS)
     assert next(gate.value for gate in verdict.gates if gate.name == "finite") == 1
     assert verdict.label_agreement == pytest.approx(2 / 3)
     assert verdict.metric_drop == pytest.approx(100 / 3)
@@ -351,9 +357,9 @@ def test_a_row_that_takes_two_requests_is_judged_once() -> None:
     original = logits_for(np.array([0, 1, 1, 0, 0, 1, 1, 0]))  # the first requests of four rows, then the second
     reference = against(original, [0, 1, 1, 0], task)
     assert verify.task_metrics(reference)["accuracy"] == 1
-    half = verify.judge("int8", reference, changed(original, slice(5, 6), [2, 0]), LIMITS)
+    half = verify.verify_variant("int8", reference, changed(original, slice(5, 6), [2, 0]), LIMITS)
     assert half.label_agreement == pytest.approx(3.5 / 4), "rows that agree in part count in part"
-    broken = verify.judge("int8", reference, changed(original, slice(5, 6), np.nan), LIMITS)
+    broken = verify.verify_variant("int8", reference, changed(original, slice(5, 6), np.nan), LIMITS)
     assert next(gate.message for gate in broken.gates if gate.name == "finite").endswith("for 1 of 4 rows")
     assert broken.label_agreement == pytest.approx(3 / 4)
 
@@ -361,7 +367,7 @@ def test_a_row_that_takes_two_requests_is_judged_once() -> None:
 @pytest.mark.parametrize(("task", "references"), [(MANY, [[0]] * 100), (NUMBERS, [float(row) for row in range(100)])])
 def test_figures_that_are_no_shares_fail_where_outputs_are_no_numbers(task: TextClassificationTask, references: list[Any]) -> None:
     original = drawn(100, len(task.labels))
-    verdict = verify.judge("int8", against(original, references, task), changed(original, slice(4, 5), np.nan), LIMITS)
+    verdict = verify.verify_variant("int8", against(original, references, task), changed(original, slice(4, 5), np.nan), LIMITS)
     gates = {gate.name: gate for gate in verdict.gates}
     assert (gates["finite"].value, gates["finite"].passed) == (1, False)
     assert verdict.label_agreement == pytest.approx(0.99)
@@ -376,12 +382,12 @@ def test_an_original_that_gives_no_numbers_is_refused() -> None:
     verify.require_finite(logits_for(LABELS))
     broken = logits_for(LABELS)
     broken["logits"][7, 1] = np.nan
-    with pytest.raises(ExportError, match=r"the checkpoint itself gives logits .* for 1 of 1000 rows"):
+    with pytest.raises(ExportError, match=r"the PyTorch checkpoint gives NaN or infinite logits for 1 of 1000 rows"):
         verify.require_finite(broken)
 
 
 def test_a_verdict_has_gates_and_the_figures_of_the_metric() -> None:
-    verdict = verify.judge("int8", against(logits_for(LABELS)), logits_for(flipped(LABELS, 0, 90)), LIMITS)
+    verdict = verify.verify_variant("int8", against(logits_for(LABELS)), logits_for(flipped(LABELS, 0, 90)), LIMITS)
     assert not verdict.passed
     assert {gate.name: gate.passed for gate in verdict.gates} == {"finite": True, "metric_drop": False, "label_agreement": False}
     assert set(verdict.metrics) == {"accuracy", "f1", "f1_positive"}
@@ -417,7 +423,7 @@ def test_int8_is_judged_with_the_rows_of_its_own_request(tiny_checkpoint: Path) 
     encoder = TextEncoder(str(tiny_checkpoint / "tokenizer.json"), max_length=16, names=["input_ids"], padding={})
     rows = EncodedRows(LabelledRows(texts=(("good film", "bad film", "film"),), labels=(0, 1, 2)), task, encoder)
     assert len(rows.lengths) == 9
-    assert rows.alone() == [range(3), range(3, 6), range(6, 9)]
+    assert rows.request_batches() == [range(3), range(3, 6), range(6, 9)]
     assert rows.batches(4) == [range(4), range(4, 8), range(8, 9)]
 
 
@@ -426,7 +432,7 @@ def test_outputs_of_all_rows_are_put_together() -> None:
         ids = feed["input_ids"].astype(np.float32)
         return {"first": ids[:, :1], "longest": np.full((len(ids), 2), ids.shape[1], dtype=np.float32)}
 
-    found = verify.outputs_of(run, Padded(), TASK, TWO_AT_A_TIME, title="")  # type: ignore[arg-type]
+    found = verify.compute_outputs(run, Padded(), TASK, TWO_AT_A_TIME, title="")  # type: ignore[arg-type]
     assert found["first"].tolist() == [[0], [1], [2], [3], [4]]
     assert found["longest"][:, 0].tolist() == [2, 2, 3, 3, 2], "two at a time, in the order given"
 
@@ -438,7 +444,7 @@ def test_outputs_by_position_end_with_their_rows(monkeypatch: pytest.MonkeyPatch
     def ones(feed: Arrays) -> Arrays:
         return {"logits": np.ones((*feed["input_ids"].shape, 4), dtype=np.float32)}
 
-    found = verify.outputs_of(ones, Padded(), TASK, TWO_AT_A_TIME, title="")["logits"]  # type: ignore[arg-type]
+    found = verify.compute_outputs(ones, Padded(), TASK, TWO_AT_A_TIME, title="")["logits"]  # type: ignore[arg-type]
     assert found.shape == (5, 3, 4)
     assert found[:, :, 0].tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serving.artifact import inputs_record, provenance
+from serving.bundle import served_code
 from serving.configuration import Configuration
 from serving.machine import hardware
 from serving.manifests import (
@@ -95,6 +96,7 @@ def bundle_manifest(inputs: StageInputs = NOTHING, **changes: Any) -> BundleMani
         "labels": ("negative", "positive"),
         "settings": {},
         "evaluation_settings": {},
+        "verified_with": served_code("text-classification"),
         "main_metric": "accuracy",
         "device": "cpu",
         "warnings": (),

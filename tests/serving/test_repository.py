@@ -91,32 +91,45 @@ def test_unchanged_work_is_not_done_again(bundle: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "tiny_model" / "generations").iterdir())) == 1
 
 
+PACKAGES_UNTIL_KILLED = """
+import os, sys
+from pathlib import Path
+import onnx, serving.bundle, serving.plan
+from serving.options import PackageOptions
+from serving.repository import package
+
+bundle, repository = map(Path, sys.argv[1:])
+for _ in sys.stdin:
+    child, threads = os.fork(), 1
+    while child == 0:
+        threads = 3 - threads
+        package(PackageOptions(bundle=bundle, repository=repository, name="tiny", precision="fp32", device="cpu", instances=1,
+                               threads=threads, force=True))
+    print(child, flush=True)
+    print("killed" if os.waitpid(child, 0)[1] == 9 else "ended", flush=True)
+"""
+
+
 def test_killed_at_any_moment_the_old_repository_stands(bundle: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     package(options(bundle, repository))
     started = time.monotonic()
     package(options(bundle, repository, force=True))
     longest = 2 * (time.monotonic() - started)  # on a busy machine too some are killed after the switch
-    script = (
-        "import sys; from pathlib import Path; from serving.repository import *\n"
-        "import serving.repository, onnx, serving.bundle, serving.plan\n"
-        "print('go', flush=True); threads = 1\n"
-        "while True:\n"
-        "    threads = 3 - threads\n"
-        "    package(PackageOptions(bundle=Path(sys.argv[1]), repository=Path(sys.argv[2]), name='tiny', precision='fp32',\n"
-        "                           device='cpu', instances=1, threads=threads, force=True))\n"
-    )
     chance, generations = random.Random(5), set()
-    for _ in range(25):
-        process = subprocess.Popen([sys.executable, "-c", script, str(bundle), str(repository)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "go\n"
-        time.sleep(chance.uniform(0, longest))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        generations.add(assert_whole(repository))
-        assert sorted(entry.name for entry in repository.iterdir()) == sorted(STEPS)  # nothing that Triton would take for a model
+    command = [sys.executable, "-c", PACKAGES_UNTIL_KILLED, str(bundle), str(repository)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin is not None and parent.stdout is not None
+        for _ in range(25):
+            parent.stdin.write("begin\n")
+            parent.stdin.flush()
+            packaging = int(parent.stdout.readline())
+            time.sleep(chance.uniform(0, longest))
+            os.kill(packaging, signal.SIGKILL)
+            assert parent.stdout.readline() == "killed\n"
+            generations.add(assert_whole(repository))
+            # nothing that Triton would take for a model
+            assert sorted(entry.name for entry in repository.iterdir()) == sorted(STEPS)
     assert len(generations) > 1  # some were killed after the switch, some before
     package(options(bundle, repository, force=True))
     assert len(list((repository / "tiny_model" / "generations").iterdir())) == 1  # what the killed ones left is gone

@@ -7,7 +7,9 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = "Share of right rows, for predictions that are no labels, such as the number of a choice, so that F1 does not apply."
+DESCRIPTION = (
+    "Share of correct rows, for predictions without fixed classes, such as the index of a choice, where F1 does not apply."
+)
 INPUTS = """
 Args:
     predictions: one integer per row: the chosen choice or the filled-in token.

@@ -47,7 +47,7 @@ class Spans(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
 
 
 def _row(prediction: str, references: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    # as in SQuAD 2.0's script, an answer without words is no answer
+    # as in the script of SQuAD 2.0, an answer without words counts as no answer
     right = [words for answer in references if (words := _words(answer["text"]))] or [[]]
     found = _words(prediction)
     return float(found in right), max(_f1(found, words) for words in right)

@@ -115,11 +115,11 @@ class Windows:
         texts = []
         for row, packed in enumerate(metadata):
             tokens[row], first, count, opened, differ = _HEAD.unpack_from(packed)
-            told = slice(first, first + count)
+            described = slice(first, first + count)
             kinds = 4 if differ else 2
             place = _HEAD.size + 4 * kinds * count
-            spans[:kinds, row, told] = np.frombuffer(packed, np.int32, kinds * count, _HEAD.size).reshape(kinds, count)
-            bits[row, told] = np.frombuffer(packed, np.uint8, count, place) if differ else ANSWERABLE | WORD
+            spans[:kinds, row, described] = np.frombuffer(packed, np.int32, kinds * count, _HEAD.size).reshape(kinds, count)
+            bits[row, described] = np.frombuffer(packed, np.uint8, count, place) if differ else ANSWERABLE | WORD
             bits[row, 0] |= ANSWERABLE * opened
             texts.append(packed[place + count * differ :])
         return cls(tokens, bits, spans, texts)

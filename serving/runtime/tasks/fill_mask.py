@@ -7,9 +7,9 @@ The answers are those of ``transformers.pipeline("fill-mask")``, including these
 * A list of one text gives what the text alone gives.
 * A target that is not a token of the vocabulary stands for the first token of its own text. A target without any is skipped.
 
-The pipeline fails on a text longer than the model accepts unless it is told to truncate; here such a text is truncated. Where no
-mask is left, it is refused like a text without a mask. A text may have at most :data:`MOST_MASKS` masks, because every row of a
-batch costs as much as the row with the most; and it gets at most :data:`MOST_ANSWERS` answers.
+A text longer than the model accepts is truncated. (The pipeline fails on it unless truncation is on.) If no mask is left, it is
+refused like a text without a mask. A text may have at most :data:`MOST_MASKS` masks, because every row of a batch costs as much as
+the row with the most masks, and it gets at most :data:`MOST_ANSWERS` answers.
 """
 
 from __future__ import annotations

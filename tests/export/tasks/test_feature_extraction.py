@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from transformers import AutoTokenizer
 
 from export import cli, convert, graph
-from export.checkpoint import read_files, settings, write_files
+from export.checkpoint import read_files, read_settings, write_files
 from export.finetune import finetune
 from export.finetune_options import FinetuneOptions
 from export.original import original_run
@@ -127,7 +127,7 @@ def test_a_graph_gives_what_pooling_the_pipeline_gives(
     import transformers
 
     folder = make_checkpoint(architecture)
-    bound = bound_to(settings(folder, FeatureExtractionTask, {}))
+    bound = bound_to(read_settings(folder, FeatureExtractionTask, {}))
     pipe = transformers.pipeline("feature-extraction", model=str(folder), device="cpu")
     if architecture not in ("bert", "roberta"):
         pipe.tokenizer.model_input_names = [
@@ -152,6 +152,7 @@ def test_a_graph_gives_what_pooling_the_pipeline_gives(
 # -- what a checkpoint says ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_largest_of_tokens_is_found_in_fp16_too(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +167,7 @@ def test_the_largest_of_tokens_is_found_in_fp16_too(
 def said(tmp_path: Path, files: dict[str, Any], **chosen: Any) -> dict[str, Any]:
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}), encoding="utf-8")
     write_files(files, tmp_path)
-    return settings(tmp_path, FeatureExtractionTask, chosen)
+    return read_settings(tmp_path, FeatureExtractionTask, chosen)
 
 
 def modules(*kinds: str) -> list[dict[str, Any]]:
@@ -229,7 +230,7 @@ def test_what_is_chosen_wins(tmp_path: Path) -> None:
             },
             "cls and mean",
         ),
-        ({"modules.json": ["strange"]}, "not of the form"),
+        ({"modules.json": ["strange"]}, "does not have the expected structure"),
         ({"config_sentence_transformers.json": {"default_prompt_name": "query", "prompts": {}}}, "no prompt 'query'"),
         ({"config_sentence_transformers.json": {"truncate_dim": "many"}}, "truncate_dim"),
     ],
@@ -444,7 +445,7 @@ def test_training_learns_and_its_figures_are_of_the_right_rows(trained: Path) ->
     manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     reported = manifest["figures"]["validation"]["spearman"]
     assert reported > 0.5, "a fresh model has to learn which words are good"
-    assert settings(checkpoint, FeatureExtractionTask, {}) == {
+    assert read_settings(checkpoint, FeatureExtractionTask, {}) == {
         "hidden": 32,
         "dims": 32,
         "pooling": "max",

@@ -19,7 +19,7 @@ from export.checkpoint import load_tokenizer
 from export.cli import main
 from export.columns import Columns
 from export.convert import convert
-from export.data import LabelledRows, encode_labels, prepare, read_evaluation
+from export.data import LabelledRows, encode_labels, prepare_rows, read_evaluation
 from export.output_head import add_output_head
 from export.sources import load_rows
 from export.tasks import bundle_task
@@ -126,7 +126,7 @@ def test_gives_what_the_pipeline_gives(fillers: Callable[[str], Filler], family:
 def test_only_masked_positions_reach_the_vocabulary(fillers: Callable[[str], Filler], family: str) -> None:
     said = fillers(family).said
     assert said is not None
-    assert "in front of MatMul" in said
+    assert "before MatMul" in said
     model = graph.load(fillers(family).path)
     (projection,) = [node for node in model.graph.node if "masked/picked" in node.input]
     assert projection.input[1] in {
@@ -237,7 +237,7 @@ def _projecting(bias: list[int], op: str = "MatMul") -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     ("bias", "said"),
-    [([9], "in front of MatMul decoder"), ([1, 1, 9], "in front of MatMul"), ([4, 9], "from the logits: no projection")],
+    [([9], "before MatMul decoder"), ([1, 1, 9], "before MatMul"), ([4, 9], "from the logits, because no projection")],
 )
 def test_the_tail_computes_what_numpy_computes(tmp_path: Path, bias: list[int], said: str) -> None:
     """A bias that differs by position must stay where the positions are."""
@@ -263,23 +263,23 @@ def _rows_of(text: list[str], labels: list[Any]) -> LabelledRows:
 def test_rows_to_be_judged_on_lack_one_token(fillers: Callable[[str], Filler], family: str) -> None:
     filler = fillers(family)
     texts = [text for text, _ in review_rows(60, seed=3)]
-    made = prepare(_rows_of(texts, [None] * 60), filler.task, filler.encoder, location="rows", training=False)
-    again = prepare(_rows_of(texts[::-1], [None] * 60), filler.task, filler.encoder, location="rows", training=False)
+    made = prepare_rows(_rows_of(texts, [None] * 60), filler.task, filler.encoder, location="rows", training=False)
+    again = prepare_rows(_rows_of(texts[::-1], [None] * 60), filler.task, filler.encoder, location="rows", training=False)
     assert len(made) > 50
     assert sorted(zip(made.texts[0], made.labels, strict=True)) == sorted(zip(again.texts[0], again.labels, strict=True))
     whole = {tuple(encoding.ids) for encoding in filler.encoder.encode(texts)}
     for encoding, token in zip(filler.encoder.encode(made.texts[0]), made.labels, strict=True):
         ids = [token if one == filler.served.mask_token_id else one for one in encoding.ids]
         assert tuple(ids) in whole
-    kept = prepare(made, filler.task, filler.encoder, location="rows", training=False)
+    kept = prepare_rows(made, filler.task, filler.encoder, location="rows", training=False)
     assert kept == made  # as they are read again from a checkpoint or a bundle
 
 
 def test_texts_without_a_word_are_of_no_use(fillers: Callable[[str], Filler]) -> None:
     filler = fillers("bert")
     with pytest.raises(DataError, match="no row that fill-mask can use"):
-        prepare(_rows_of(["", " ", "[MASK]"], [None] * 3), filler.task, filler.encoder, location="rows", training=False)
-    kept = prepare(_rows_of(["", "good"], [None] * 2), filler.task, filler.encoder, location="rows", training=True)
+        prepare_rows(_rows_of(["", " ", "[MASK]"], [None] * 3), filler.task, filler.encoder, location="rows", training=False)
+    kept = prepare_rows(_rows_of(["", "good"], [None] * 2), filler.task, filler.encoder, location="rows", training=True)
     assert kept.texts == (("good",),)
 
 
@@ -288,22 +288,22 @@ def test_labels_that_users_give(fillers: Callable[[str], Filler], tmp_path: Path
     path = tmp_path / "rows.tsv"
     path.write_text("text\ttoken\na [MASK] film\tgood\n[MASK]\tbad\n", encoding="utf-8")
     rows = encode_labels(load_rows(str(path), Columns(labels=("token",)), FillMaskTask, split="test", cache=tmp_path), filler.task)
-    made = prepare(rows, filler.task, filler.encoder, location="rows", training=False)
+    made = prepare_rows(rows, filler.task, filler.encoder, location="rows", training=False)
     assert made.labels == tuple(map(filler.encoder.tokenizer.token_to_id, ("good", "bad")))
     digits = tmp_path / "digits.tsv"
     digits.write_text("text\ttoken\na [MASK] film\t1\n[MASK]\t7\n", encoding="utf-8")
     rows = encode_labels(
         load_rows(str(digits), Columns(labels=("token",)), FillMaskTask, split="test", cache=tmp_path), filler.task
     )
-    made = prepare(rows, filler.task, filler.encoder, location="rows", training=False)
+    made = prepare_rows(rows, filler.task, filler.encoder, location="rows", training=False)
     assert made.labels == tuple(map(filler.encoder.tokenizer.token_to_id, "17")), "tokens of digits, not their numbers"
     for text, label, message in (
         ("a b", "good", "needs one"),
         ("[MASK] [MASK]", "good", "this has 2"),
-        ("[MASK]", 999, "no token"),
+        ("[MASK]", 999, "not a token"),
     ):
         with pytest.raises(DataError, match=message):
-            prepare(_rows_of([text], [label]), filler.task, filler.encoder, location="rows", training=False)
+            prepare_rows(_rows_of([text], [label]), filler.task, filler.encoder, location="rows", training=False)
 
 
 def test_masks_are_drawn_as_bert_does(fillers: Callable[[str], Filler]) -> None:

@@ -133,7 +133,7 @@ def test_positions_that_the_data_set_names() -> None:
     assert Task.from_labels(["0", "1"], names=("0", "1"), pair=True) == Task(served=MultipleChoice())
     with pytest.raises(ValueError, match="in every row"):
         Task.from_labels([1, 1], names=(), pair=True)
-    with pytest.raises(ValueError, match="no position"):
+    with pytest.raises(ValueError, match="not the index of a choice"):
         task.reference("choice3")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.data import LabelledRows, Rows, encode_labels, hold_out, model_rows, read_evaluation, write_evaluation
+from export.data import LabelledRows, Rows, encode_labels, hold_out, read_evaluation, tokenize_rows, write_evaluation
 from export.metric import compute
 from export.sources import Columns, load_rows
 from export.tasks import load_task, task_names
@@ -369,7 +369,7 @@ def test_windows_too_small_are_refused_or_serve(encoder: TextEncoder, length: in
 
 def test_a_row_that_cannot_be_trained_on_is_said(encoder: TextEncoder) -> None:
     with pytest.raises(DataError, match="the model cannot take the rows: row 0: a window of 64 tokens"):
-        model_rows(LabelledRows(texts=(("the film " * 100,), ("superb",)), labels=([],)), task(), encoder)
+        tokenize_rows(LabelledRows(texts=(("the film " * 100,), ("superb",)), labels=([],)), task(), encoder)
 
 
 # -- judging -------------------------------------------------------------------------------------------------------------------

@@ -349,7 +349,7 @@ def test_rows_of_another_kind_than_the_checkpoints_are_refused(
         assert cli.main([*asked, "--precision", "fp32"]) == 1
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "row 1: unknown label 'joy', known are blame, praise: ('good 0',)" in said(MULTI_LABEL, ["joy"])
-    assert "row 1: unknown label 0.5, known are blame, praise: ('good 0',)" in said(MULTI_LABEL, 0.5)
-    assert "row 1: label 'praise' is no number: ('good 0',)" in said(REGRESSION, "praise")
-    assert "row 1: label ['praise'] is no number: ('good 0',)" in said(REGRESSION, ["praise"])
+    assert "row 1: unknown label 'joy', known labels: blame, praise: ('good 0',)" in said(MULTI_LABEL, ["joy"])
+    assert "row 1: unknown label 0.5, known labels: blame, praise: ('good 0',)" in said(MULTI_LABEL, 0.5)
+    assert "row 1: label 'praise' is not a number: ('good 0',)" in said(REGRESSION, "praise")
+    assert "row 1: label ['praise'] is not a number: ('good 0',)" in said(REGRESSION, ["praise"])

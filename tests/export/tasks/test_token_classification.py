@@ -225,11 +225,11 @@ def test_entities_of_a_text_become_labels_of_its_words() -> None:
         (["a", "b"], ["O"], "there are 2 words and 1 labels"),
         (["a", 1], ["O", "O"], "the words are not all text"),
         (["a"], [0.5], "not all names, nor all whole numbers"),
-        (["a"], "O", "the label is no list"),
-        (["a"], None, "the label is no list"),
-        ("a b", [{"start": 0, "end": 9, "label": "X"}], "no entity of this text"),
+        (["a"], "O", "the label is neither a list"),
+        (["a"], None, "the label is neither a list"),
+        ("a b", [{"start": 0, "end": 9, "label": "X"}], "not an entity of this text"),
         ("a b", [{"start": 0, "end": 3, "label": "X"}, {"start": 2, "end": 3, "label": "Y"}], "entities overlap"),
-        (7, [], "the words are int, not a list"),
+        (7, [], "the words are of type int, neither a list nor a text"),
     ],
 )
 def test_bad_rows_are_refused(text: Any, label: Any, message: str) -> None:
@@ -248,7 +248,7 @@ def test_labels_are_named_outside_first_and_every_kind_has_both_marks(tmp_path: 
     task = bind(TASK, read, pair=False)
     assert task.to_settings()["labels"] == ("O", "I-a", "B-b", "I-b")
     assert encode_labels(read, task).labels[0] == {"start": [0, 2], "end": [1, 3], "label": ["B-b", "O"]}
-    with pytest.raises(DataError, match=r"rows.jsonl, row 1: unknown label 'B-b', known are O, B-c"):
+    with pytest.raises(DataError, match=r"rows.jsonl, row 1: unknown label 'B-b', known labels: O, B-c"):
         encode_labels(read, labelled_by("O", "B-c"))
 
 
@@ -294,7 +294,7 @@ def test_evaluation_rows_travel(tmp_path: Path) -> None:
     rows = LabelledRows(texts=(("the film", ""),), labels=references)
     write_evaluation(rows, tmp_path)
     assert read_evaluation(tmp_path, task) == rows
-    with pytest.raises(DataError, match=r"row 1: label .* is none of this checkpoint's"):
+    with pytest.raises(DataError, match=r"row 1: label .* is not a label of this checkpoint"):
         read_evaluation(tmp_path, labelled_by("O", "B-other"))
 
 
