@@ -332,7 +332,7 @@ def test_weights_outside_the_graph_lie_beside_it(bundle: Path, tmp_path: Path, l
     ],
 )
 def test_a_bundle_whose_task_cannot_be_served_is_refused(
-    bundle: Path, tmp_path: Path, change: dict[str, Any], message: str
+    bundle: Path, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
