@@ -75,7 +75,7 @@ def test_an_unknown_option_is_refused_with_those_there_are() -> None:
 
 
 def test_what_no_option_changes_is_made_once() -> None:
-    first = FillMask(mask_token="[MASK]", vocabulary=10)
+    first = FillMask(vocabulary=10)
     assert first.with_options({"top_k": 2})._words is first.with_options({"targets": "a"})._words
     assert TASK.with_options({"top_k": 1})._label_bytes.tolist() == [b"no", b"yes"]
 
