@@ -16,10 +16,7 @@ REPORTS = Path("benchmarks/reports")
 
 
 def parse_percent(text: str) -> float:
-    """Read a percentage.
-
-    Args:
-        text: Such as ``10%``.
+    """Read a percentage such as ``10%``.
 
     Returns:
         The share, 0.1.
@@ -55,10 +52,7 @@ class OpenLoop:
 
 
 def parse_open_loop(text: str) -> OpenLoop:
-    """Read an open loop.
-
-    Args:
-        text: A rate such as ``100`` or a share such as ``80%``.
+    """Read an open loop: a rate such as ``100``, or a share such as ``80%``.
 
     Raises:
         ValueError: It is neither.

@@ -63,11 +63,7 @@ def read_environment() -> Environment:
 
 
 def stolen_percent(before: Any, after: Any) -> float | None:
-    """Compute the share of processor time that the host gave to other guests between two readings.
-
-    Args:
-        before: Earlier reading of ``psutil.cpu_times()``.
-        after: Later reading.
+    """Compute the share of processor time that the host gave to other guests between two readings of ``psutil.cpu_times()``.
 
     Returns:
         Percent; None if the system does not count it.

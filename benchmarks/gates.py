@@ -64,9 +64,7 @@ def figures_in(expression: str) -> list[str]:
 def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> BenchmarkGate:
     """Evaluate a gate in every round; it passes if it holds in more than half of them.
 
-    Args:
-        expression: The gate.
-        rounds: Figures of each round by their dotted names; figures that are the same in all rounds are in each.
+    Figures that are the same in all rounds are in each.
 
     Returns:
         The result. A gate fails, and says why, if it names a figure that was not measured, divides by zero, or is NaN or infinite.

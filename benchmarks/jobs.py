@@ -1,10 +1,10 @@
-"""Messages between the benchmark and its worker processes (:mod:`benchmarks.runners`), one JSON line each."""
+"""Messages between the benchmark and its worker processes (:mod:`benchmarks.runners`)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 RequestRows = Sequence[Sequence[str]]
@@ -12,8 +12,6 @@ RequestRows = Sequence[Sequence[str]]
 
 Span = tuple[int, int]
 """Start and end of one call, ns on a clock that all processes share."""
-
-END = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +32,15 @@ class WorkerJob:
     """
 
     backend: str
-    source: str
-    bundle: str
+    source: Path
+    bundle: Path
     device: str
     half: bool = False
     threads: int | None = None
     most_rows: int
     first: list[str]
     labelled: list[list[str]]
-    logits: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """What a worker times next.
-
-    Attributes:
-        rows: One list of strings per row, as in :class:`WorkerJob`.
-        batch: Rows per call.
-        seconds: Whole passes over ``rows`` are made until this time is over.
-    """
-
-    rows: list[list[str]]
-    batch: int
-    seconds: float
+    logits: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +54,10 @@ class WorkerFacts:
         first_answer_seconds: Time of the first answer after that.
         peak_rss_mib: Peak resident memory, MiB.
         gpu_memory_mib: GPU memory, MiB; None without a GPU.
-        answers: Answers to the labelled rows: tensors by name as JSON, or a list of the library's own answers.
+        answers: Answers to the labelled rows: tensors by name, or a list of the library's own answers.
     """
 
-    file: str
+    file: Path
     sha256: str
     precision: str
     threads: int
@@ -83,8 +66,3 @@ class WorkerFacts:
     peak_rss_mib: float
     gpu_memory_mib: float | None
     answers: Any
-
-
-def to_line(message: WorkerJob | Slice) -> str:
-    """Write a message as the worker reads it."""
-    return json.dumps(asdict(message))

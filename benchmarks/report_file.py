@@ -24,9 +24,6 @@ def write_report(folder: Path, report: Report) -> None:
 def read_report(path: Path) -> Report:
     """Read a report and validate every field.
 
-    Args:
-        path: A ``report.json``, or the folder it stands in.
-
     Raises:
         DataError: The file is missing, is not a report, has an unsupported schema version, or lacks fields.
     """

@@ -20,10 +20,10 @@ def to_samples(spans_by_name: Mapping[str, Spans]) -> Samples:
     Args:
         spans_by_name: Spans by the names of :data:`Samples`.
     """
-    first: dict[bool, int] = {}
-    for name, spans in spans_by_name.items():
-        clock = name.startswith("served.")
-        first[clock] = min(int(spans[0, 0]), first.get(clock, int(spans[0, 0])))
+    first = {
+        clock: min((int(spans[0, 0]) for name, spans in spans_by_name.items() if name.startswith("served.") == clock), default=0)
+        for clock in (False, True)
+    }
     return {
         name: {
             "start_us": ((spans[:, 0] - first[name.startswith("served.")]) / 1e3).round(1).tolist(),

@@ -50,10 +50,6 @@ class ServerConnection:
     def __init__(self, address: ServerAddress, name: str) -> None:
         """Connect.
 
-        Args:
-            address: Where the server listens.
-            name: Name of the ensemble.
-
         Raises:
             ServerError: Nothing answers, or the server does not serve the ensemble.
         """
@@ -93,10 +89,6 @@ class ServerConnection:
 
     def ask(self, rows: list[list[str]], options: Mapping[str, Any]) -> Arrays:
         """Ask the server, one request per row, :data:`IN_FLIGHT` at a time.
-
-        Args:
-            rows: Rows, each a list of strings in the order of the task's inputs.
-            options: Options of the request.
 
         Returns:
             Answers in the order of the rows, tensors by name.
@@ -231,35 +223,29 @@ class UnderLoad:
         Raises:
             RequestError: The server refused a row.
         """
-        self._target, self._inputs, self._energy = target, inputs, energy
+        self._target, self._inputs = target, inputs
         self.process = check_process(target.server.address, target.package)
         self._memory = MemoryMeter(self.process) if self.process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
             self._answers = target.server.ask(inputs.rows.labelled, inputs.task.evaluation_options)
-        self._seconds_per_row = (time.perf_counter() - asked) / len(inputs.rows.labelled)
+        seconds_per_row = (time.perf_counter() - asked) / len(inputs.rows.labelled)
         self.ways: list[Clients] = []
         for mode in planned_loads(inputs):
-            self.ways.append(self._clients(mode))
-
-    def _clients(self, mode: LoadMode) -> Clients:
-        closed = [way for way in self.ways if way.mode.concurrency and way.mode.protocol == mode.protocol and way.length is None]
-        return Clients(
-            target=self._target,
-            inputs=self._inputs.bundle.task.inputs(),
-            mode=mode,
-            closed=closed,
-            least_seconds=ANSWERS_PER_CLIENT * (mode.concurrency or 1) * self._seconds_per_row,
-            memory=self._memory,
-            energy=self._energy,
-        )
+            same_protocol = [way for way in self.ways if way.mode.protocol == mode.protocol]
+            clients = Clients(
+                target=target,
+                inputs=inputs.bundle.task.inputs(),
+                mode=mode,
+                closed=[way for way in same_protocol if way.mode.concurrency and way.length is None],
+                least_seconds=ANSWERS_PER_CLIENT * (mode.concurrency or 1) * seconds_per_row,
+                memory=self._memory,
+                energy=energy,
+            )
+            self.ways.append(clients)
 
     def found(self, original: Arrays) -> Served:
-        """Collect what was measured.
-
-        Returns:
-            The served model with loads and quality.
-        """
+        """Collect what was measured."""
         server, package = self._target.server, self._target.package
         return Served(
             precision=package.precision,
@@ -275,25 +261,19 @@ class UnderLoad:
             size_mib=graph.size(package.file) / MIB,
         )
 
-    def rounds(self, served: Served) -> list[dict[str, float]]:
+    def rounds(self) -> list[dict[str, float]]:
         """The figures that each round has of its own, by name."""
-        rounds: list[dict[str, float]] = [{} for _ in range(self._inputs.options.rounds)]
-        for way, load in zip(self.ways, served.loads, strict=True):
-            for found, own in zip(rounds, way.rounds(), strict=True):
-                found |= {f"{served.name}.{load.name}.{key}": value for key, value in own.items()}
-        return rounds
+        return [
+            {f"{self._name(way)}.{key}": value for way, own in zip(self.ways, found, strict=True) for key, value in own.items()}
+            for found in zip(*(way.rounds() for way in self.ways), strict=True)
+        ]
 
-    def samples(self, served: Served) -> dict[str, Spans]:
-        """Collect the spans behind the speeds.
+    def samples(self) -> dict[str, Spans]:
+        """The spans behind the speeds, by the names of :data:`benchmarks.samples.Samples`."""
+        return {f"{self._name(way)}.r{index + 1}": found.spans for way in self.ways for index, found in enumerate(way.slices)}
 
-        Returns:
-            Spans by the names of :data:`benchmarks.samples.Samples`.
-        """
-        return {
-            f"{served.name}.{load.name}.r{index + 1}": found.spans
-            for way, load in zip(self.ways, served.loads, strict=True)
-            for index, found in enumerate(way.slices)
-        }
+    def _name(self, way: Clients) -> str:
+        return f"served.{self._target.package.precision}.{way.mode.name}"
 
 
 def _load_seconds(address: ServerAddress, process: psutil.Process | None) -> float | None:

@@ -74,10 +74,6 @@ def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
 def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Process | None:
     """Find the server's process and check that it serves the package.
 
-    Args:
-        address: Where the server listens.
-        package: The package that it should serve.
-
     Returns:
         The process; None if it is not visible from here (another machine, or a container).
 

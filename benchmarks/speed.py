@@ -15,6 +15,7 @@ from serving.errors import SetupError
 Spans = npt.NDArray[np.int64]
 """Start and end of each call, ns on one clock, ``[calls, 2]``."""
 
+PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p95_ms": 95, "p99_ms": 99}
 MEASURE_LONGER = "measure longer: --duration, or in fewer --rounds"
 
 
@@ -97,10 +98,6 @@ def side_by_side(workers: Sequence[Spans], batch: int) -> SliceTiming:
 
     The rate is counted while all of them worked, as the last one has the machine to itself for a while.
 
-    Args:
-        workers: Calls by process.
-        batch: Rows per call.
-
     Raises:
         SetupError: They never worked at the same time.
     """
@@ -132,5 +129,5 @@ def _latencies(workers: Sequence[Spans]) -> npt.NDArray[np.float64]:
 
 
 def _percentiles(milliseconds: npt.NDArray[np.float64]) -> dict[str, float]:
-    shares = (50, 90, 95, 99)
-    return {f"p{share}_ms": float(value) for share, value in zip(shares, np.percentile(milliseconds, shares), strict=True)}
+    values = np.percentile(milliseconds, list(PERCENTILES.values()))
+    return dict(zip(PERCENTILES, map(float, values), strict=True))

@@ -8,9 +8,9 @@ from statistics import mean
 from typing import Protocol
 
 from benchmarks.tuning.choice import Measured
-from benchmarks.tuning.trial import Trial
 from benchmarks.tuning.tuning_study import TuningStudy
 from serving.configuration import Configuration
+from serving.manifests import TrialRecord
 from serving.reporting import logger
 
 ROUNDS = 3
@@ -25,7 +25,7 @@ class Measures(Protocol):
     def expected_seconds(self) -> float:
         """Return the expected duration of a trial in seconds, before any was made."""
 
-    def measure(self, configuration: Configuration, number: int) -> Trial:
+    def measure(self, configuration: Configuration, number: int) -> TrialRecord:
         """Make a trial in the given round."""
 
 
@@ -49,10 +49,10 @@ class Schedule:
     latency_p99_ms: float | None
     finalists: int
     begin: Callable[[int, int, str], None]
-    final_trials: list[Trial] = field(default_factory=list)
+    final_trials: list[TrialRecord] = field(default_factory=list)
 
     @property
-    def trials(self) -> list[Trial]:
+    def trials(self) -> list[TrialRecord]:
         """All trials so far, those of the search first."""
         return [*self.study.trials, *self.final_trials]
 
@@ -84,7 +84,7 @@ class Schedule:
         more = f" and {len(untried) - LISTED} more" if len(untried) > LISTED else ""
         logger.warning(f"not tried, as {self.minutes:g} minutes are too few: {named}{more}")
 
-    def _try(self, configuration: Configuration, number: int, about: int) -> Trial:
+    def _try(self, configuration: Configuration, number: int, about: int) -> TrialRecord:
         count = len(self.trials) + 1
         self.begin(count, about, str(configuration))
         trial = self.testbed.measure(configuration, number)
@@ -99,8 +99,8 @@ class Schedule:
         left = 60 * self.minutes - sum(trial.seconds for trial in trials)
         return len(trials) + int(left // usual)
 
-    def _described(self, trial: Trial) -> str:
+    def _described(self, trial: TrialRecord) -> str:
         if trial.failure is not None:
             return f"failed: {trial.failure}"
-        measured = Measured(configuration=trial.configuration, trials=[trial], latency_p99_ms=self.latency_p99_ms)
+        measured = Measured(trials=[trial], latency_p99_ms=self.latency_p99_ms)
         return f"{measured.shown}{'' if measured.best else ', too slow'}"
