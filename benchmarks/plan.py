@@ -94,7 +94,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
 
 
 def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:
-    """Plan the loads on the server: closed loops, rows of one length, and then open loops, whose rates follow from the closed ones."""
+    """Plan the loads on the server: closed loops, rows of one length, then open loops, whose rates follow from the closed ones."""
     options = inputs.options
     first, concurrencies = options.protocols[0], sorted(options.concurrencies)
     closed = [

@@ -309,7 +309,7 @@ def test_a_load_generator_that_fails_says_what_it_said(address: ServerAddress) -
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_strange_texts_go_through_the_load_generator(address: ServerAddress, protocol: str) -> None:
     options = LoadOptions(
-        name=NAME, url=ServerConnection(address, NAME).url(protocol), protocol=protocol, concurrency=4, duration=0.4
+        model=NAME, url=ServerConnection(address, NAME).url(protocol), protocol=protocol, concurrency=4, duration=0.4
     )
     rows = [[text] for text in servers.STRANGE_TEXTS if "\0" not in text]  # perf_analyzer itself cuts a text at a zero byte
     found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
