@@ -78,7 +78,6 @@ class Arrangement:
     Attributes:
         name: ``b32`` is 32 rows per call, ``p2t1`` two processes of one thread each; a suffix ``l128`` means rows of 128 tokens.
         threads: Threads of one operator in each process.
-        batch: Rows per call.
         length: Tokens of every row; None for rows as they are.
         load_seconds: Time from an empty process to a loaded model.
         first_answer_seconds: Time of the first answer after that.
@@ -115,8 +114,6 @@ class InProcess:
         kind: ``pytorch``, ``compiled`` (torch.compile), ``pipeline`` (transformers), ``exported`` (ONNX as Optimum wrote it),
             ``onnx`` (a variant of the bundle) or ``tensorrt``.
         precision: Precision that really ran, as read from the file or the tensors.
-        device: ``cpu`` or ``gpu``.
-        file: Name of the file that ran.
         size_mib: Size of all files with weights, MiB.
         fused_operators: Number of ONNX Runtime's own operators in the file by type; None if it is not an ONNX file.
     """
@@ -157,7 +154,6 @@ class Step:
     """Triton's statistics of one step of the ensemble.
 
     Attributes:
-        executed_batch: Rows per execution.
         queue_us: Mean time that a request waited, µs.
         compute_us: Mean time that a request spent in the step, including the rest of its batch, µs.
         cost_us: Time the step was busy per row, µs.
@@ -177,9 +173,6 @@ class Split:
         client: Packing and unpacking in the load generator.
         network: Between the client and Triton's ensemble, both ways, protocol included.
         queue: Waiting for any of the steps.
-        preprocess: In the step of that name.
-        model: In the step of that name.
-        postprocess: In the step of that name.
         ensemble: Rest of the ensemble: scheduling, and copies between steps.
     """
 
@@ -260,8 +253,6 @@ class Served:
     Attributes:
         precision: Precision of the repository's ONNX file, which is still the packaged one.
         package: Settings of the package from the repository's manifest.
-        sha256: Checksum of the ONNX file.
-        loads: What was measured under each load.
         load_seconds: Time from the start of the server to its first answers; None if tritonize did not start it on this machine.
         peak_rss_mib: Peak resident memory of the server's processes under load, MiB (see ``MemoryMeter``); None if not visible.
         pss_mib: The same with shared pages counted once.

@@ -47,11 +47,8 @@ class ReportSettings:
         rows_sha256: Checksum of the labelled rows and their labels.
         timed_sha256: Checksums of the timed rows by :func:`length_key`.
         duration: Seconds of timing per figure.
-        seed: Seed that draws and orders the rows.
-        device: ``cpu`` or ``gpu``, in process.
         max_length: Tokens at which rows are truncated.
         test: Source of the labelled rows; None for those of the bundle.
-        bundle_created: When the bundle was exported.
     """
 
     rows: PositiveInt
@@ -75,12 +72,8 @@ class Report:
     Attributes:
         created: Start of the run, UTC, ISO 8601.
         main_metric: The figure of the task's metric that stands for its quality.
-        environment: The machine and its software.
-        in_process: Models that ran in process.
-        served: The served model; None without a server.
         rounds: The figures that each round has of its own (throughput, percentiles, Triton's statistics) by the names of
             :meth:`figures`, one dictionary per round.
-        baseline: Comparison with the baseline; None without one.
         samples: Raw samples behind every speed.
     """
 

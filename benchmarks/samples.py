@@ -28,11 +28,7 @@ Samples = dict[str, CallTimes]
 
 
 def to_samples(spans_by_name: Mapping[str, Spans]) -> Samples:
-    """Convert measured spans into samples.
-
-    Args:
-        spans_by_name: Spans by the names of :data:`Samples`.
-    """
+    """Convert measured spans, by the names of :data:`Samples`, into samples."""
     first = {
         clock: min((int(spans[0, 0]) for name, spans in spans_by_name.items() if name.startswith("served.") == clock), default=0)
         for clock in (False, True)

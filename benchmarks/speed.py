@@ -25,11 +25,7 @@ class RoundSpeed:
     """Speed in one round.
 
     Attributes:
-        throughput: Rows per second.
         p50_ms: Median time of one call, ms (a call carries one row unless stated otherwise).
-        p90_ms: 90th percentile, ms.
-        p95_ms: 95th percentile, ms.
-        p99_ms: 99th percentile, ms.
     """
 
     throughput: NonNegativeFloat
@@ -44,8 +40,6 @@ class Speed(RoundSpeed):
     """Speed over all rounds: the median of their throughputs, and the percentiles of all their calls together.
 
     Attributes:
-        throughput_low: Throughput of the slowest round.
-        throughput_high: Throughput of the fastest round.
         calls: Number of calls behind the percentiles.
         seconds: Measured time, all rounds together.
     """
@@ -61,7 +55,6 @@ class SliceTiming:
     """Result of one slice of timing.
 
     Attributes:
-        throughput: Rows per second.
         seconds: Time over which this was counted.
         latencies: Duration of each call, ms, ``[calls]``.
     """

@@ -111,6 +111,11 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
     return _train_and_write(options, base, teacher, data, inputs)
 
 
+def shaping_code(task: str) -> dict[str, str]:
+    """Return the SHA-256 of the code that decides what an epoch of a task consists of, by path."""
+    return code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, task, task_names())])
+
+
 def _configured(task: TrainedTask, options: FinetuneOptions, base: Path) -> TrainedTask:
     """Return the task with the settings of the checkpoint and those that the user chose.
 
@@ -161,8 +166,7 @@ def _train_and_write(
     with main_first(options.device):
         if is_main_process():
             recorded = inputs.model_dump(mode="json")
-            code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, options.task, task_names())])
-            made_from = {"inputs": recorded, "code": code, "versions": versions(), "processes": world_size()}
+            made_from = {"inputs": recorded, "code": shaping_code(options.task), "versions": versions(), "processes": world_size()}
             _prepare_scratch(scratch, made_from | {"folder": str(scratch)})
     started = time.monotonic()
     job = TrainingJob(

@@ -55,7 +55,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
     settings: ClassVar[Mapping[str, Setting]] = {
         "pooling": Setting(str, choices=POOLINGS, help="How the vectors of a row's tokens become one."),
         "lower_case": Setting(bool, help="Lower-case the texts first."),
-        "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding to keep."),
+        "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding that the graph gives."),
     }
     checkpoint_files: ClassVar[tuple[str, ...]] = library.FILES
     columns: ClassVar[Mapping[str, str | None]] = {**FeatureExtraction.columns, "label": "score"}

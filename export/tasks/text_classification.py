@@ -131,6 +131,8 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
 
     def _position(self, label: Label) -> int:
         """Find a label. A whole number that is not a name is a position: data sets commonly hold those."""
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)  # csv files that pandas wrote have 1.0 for 1
         if not isinstance(label, str | int) or label not in self._positions:
             hint = (
                 " (a negative label means that the labels of this split are withheld: use another split)"

@@ -223,6 +223,13 @@ def test_numbers_stay_numbers() -> None:
     assert {type(label) for label in found} == {float}
 
 
+def test_whole_numbers_with_a_fraction_of_zero_are_positions() -> None:
+    """As pandas writes a column of labels that has gaps."""
+    assert data.encode_labels(rows_of(1.0, 0.0), task_of("neg", "pos")).labels == (1, 0)
+    with pytest.raises(DataError, match=r"unknown label 0\.5"):
+        data.encode_labels(rows_of(0.5), task_of("neg", "pos"))
+
+
 WITHHELD = " (a negative label means that the labels of this split are withheld: use another split)"
 
 

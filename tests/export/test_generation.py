@@ -77,7 +77,7 @@ def test_a_language_model_is_judged_by_every_token_of_long_texts_too(
     rows = [json.loads(line)["text"] for line in (data / "test.jsonl").read_text().splitlines()]
     long = " ".join(FILLING * 5)
     (data / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*rows, long]))
-    monkeypatch.setattr(encoding, "AT_ONCE", 10)  # texts of several rows, in several parts
+    monkeypatch.setattr(encoding, "CHUNK_TEXTS", 10)  # texts of several rows, in several parts
     assert cli.main(command("text-generation", made("gpt2"))) == 0
     folder, figures = checkpoint_of(data)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
