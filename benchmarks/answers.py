@@ -21,10 +21,9 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
 
 
 def differences(answers: Arrays, original: Arrays) -> npt.NDArray[np.float64] | None:
-    """Compute how far answers, tensors ``[rows, …]`` by name, differ from the original's.
+    """Compute how far answers, tensors ``[rows, …]`` by name, differ from the original's: the maximum of each row.
 
-    Returns:
-        The largest difference of any floating-point number in each row, ``[rows]``; None if there are no floating-point tensors.
+    None if there are no floating-point tensors.
     """
     each = [
         np.abs(values.astype(np.float64) - original[name]).reshape(len(values), -1).max(axis=1, initial=0.0)

@@ -39,7 +39,6 @@ class OpenLoop:
     """Requests that arrive at random times, whether answers come or not. One of the two is None.
 
     Attributes:
-        rate: Requests per second.
         share: Rate as a share of the best closed loop's throughput, 0.8 is 80 %.
     """
 
@@ -101,11 +100,7 @@ class Tolerances:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(ExportedModelOptions):
-    """Options of ``tritonize benchmark``.
-
-    Attributes:
-        started: When the command was given.
-    """
+    """Options of ``tritonize benchmark``."""
 
     checkpoint: Annotated[
         str | None,

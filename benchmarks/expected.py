@@ -40,11 +40,7 @@ class Expected:
     models: Sequence[str] = ()
 
     def reason_against(self, name: str) -> str:
-        """State why there will be no figure of a name.
-
-        Returns:
-            The reason, with the closest figures; empty if there may be such a figure.
-        """
+        """State why there will be no figure of a name, with the closest figures; empty if there may be one."""
         owner = name.rpartition(".")[0]
         if name in self.figures or owner in self.models:
             return ""

@@ -38,9 +38,7 @@ class Findings:
     """What was measured in process.
 
     Attributes:
-        rounds: Their figures of each round.
         samples: Spans behind their speeds, by the names of :data:`benchmarks.samples.Samples`.
-        original: The original's answers to the labelled rows.
     """
 
     models: list[InProcess]
@@ -54,9 +52,7 @@ class Batched:
     """A way of answering: loaded processes, asked ``batch`` rows at a time.
 
     Attributes:
-        batch: Rows per call.
         length: Tokens of the rows; None: as they are.
-        energy: Meter of the machine's energy.
         slices: Spans that were measured, by round and by process.
         watts: Power of the machine meanwhile, by round; empty without counters.
     """

@@ -20,12 +20,10 @@ class WorkerJob:
 
     Attributes:
         backend: A key of :data:`benchmarks.backends.BACKENDS`.
-        source: The checkpoint folder, or the ONNX file.
         bundle: The bundle whose task, tokenizer and ``max_length`` apply.
         device: ``cpu`` or ``gpu``.
         half: Run in the device's best half precision (PyTorch), or let TensorRT use fp16.
         threads: Threads of one operator; None leaves the library's own choice.
-        most_rows: Rows of the largest call that will be made.
         first: The row of the first call: strings in the order of the task's inputs.
         labelled: Rows answered one by one before anything is timed: their answers are evaluated, and they warm up the model.
         logits: File for the model's outputs for those rows (``.npz``); None for none.
@@ -48,11 +46,9 @@ class WorkerFacts:
     """What a worker reports at its end.
 
     Attributes:
-        file: The file that was loaded.
         precision: Precision that the model computes in; empty if only the bundle's manifest tells it.
         load_seconds: Time from an empty process to a loaded model.
         first_answer_seconds: Time of the first answer after that.
-        peak_rss_mib: Peak resident memory, MiB.
         gpu_memory_mib: GPU memory, MiB; None without a GPU.
         answers: Answers to the labelled rows: tensors by name, or a list of the library's own answers.
     """

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measurements import LoadMode
 from benchmarks.speed import MEASURE_LONGER, Spans, as_spans
 from serving.errors import ServerError, SetupError
 from serving.runtime.types import Tensor
@@ -33,22 +34,17 @@ _DELAYED = re.compile(r"([\d.]+)% of the requests were delayed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions:
+class LoadOptions(LoadMode):
     """One run of the load generator.
 
     Attributes:
+        model: Name of the ensemble.
         url: ``host:port`` without a scheme.
-        protocol: ``grpc`` or ``http``.
-        concurrency: Requests kept in flight, a closed loop; None if ``rate`` is given.
-        rate: Requests per second, sent at random times (Poisson) whether answers come or not, an open loop.
         duration: Seconds measured, after a warm-up of half as long.
     """
 
-    name: str
+    model: str
     url: str
-    protocol: str
-    concurrency: int | None = None
-    rate: float | None = None
     duration: float
 
     @property
@@ -125,7 +121,7 @@ def input_data(tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> dict
 def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
     """Build the command line of one run; its files are in ``folder``."""
     arguments = {
-        "-m": options.name,
+        "-m": options.model,
         "-u": options.url,
         "-i": options.protocol,
         "--input-data": folder / INPUT,

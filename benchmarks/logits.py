@@ -47,11 +47,7 @@ def outputs_file(file: Path | None) -> Iterator[Callable[[Arrays], None]]:
 
 
 def largest_difference(file: Path | None, original: Path | None) -> float | None:
-    """Compute the largest difference between two files of outputs.
-
-    Returns:
-        The largest difference; None if one of the two was not kept, or a difference is NaN or infinite.
-    """
+    """Compute the largest difference between two files of outputs; None if one was not kept, or a difference is not finite."""
     if file is None or original is None or not file.is_file() or not original.is_file():
         return None
     with np.load(file) as mine, np.load(original) as theirs:

@@ -22,12 +22,7 @@ OPTIONAL = "tensorrt"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRun:
-    """Processes that load the same model, and the calls they are timed with.
-
-    Attributes:
-        job: What each process loads.
-        processes: Number of processes side by side.
-    """
+    """Processes that load the same model, and the calls they are timed with."""
 
     job: WorkerJob
     precision: str
@@ -99,10 +94,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
 
 
 def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:
-    """Plan the loads on the server: closed loops, rows of one length, and then open loops.
-
-    Open loops come last: their rates follow from the closed loops of the first round.
-    """
+    """Plan the loads on the server: closed loops, rows of one length, then open loops, whose rates follow from the closed ones."""
     options = inputs.options
     first, concurrencies = options.protocols[0], sorted(options.concurrencies)
     closed = [

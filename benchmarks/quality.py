@@ -53,8 +53,7 @@ def evaluate(
 def evaluate_pipeline(task: ExportedTask, rows: BenchmarkRows, answers: Sequence[JsonValue], original: Arrays) -> Quality:
     """Compute how many answers of ``transformers.pipeline`` equal the original's in the pipeline's own form.
 
-    Returns:
-        The quality; the pipeline does not return enough for the metric.
+    The pipeline does not return enough for the metric.
     """
     wanted = task.served.add_inputs(
         task.served.format_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled]
@@ -102,11 +101,7 @@ def calibration_error(
 
 
 def changed_answers(task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
-    """List the answers that differ most from the original's: other labels first, then other scores.
-
-    Returns:
-        At most :data:`SHOWN` answers; equal answers are left out.
-    """
+    """List the answers that differ most from the original's: other labels first, then other scores; at most :data:`SHOWN`."""
     agreement, apart = task.agreement(answers, original), differences(answers, original)
     requests = len(rows.labelled) // len(rows.references)  # a labelled row may take several
     by_row = None if apart is None else np.nan_to_num(apart, nan=np.inf).reshape(requests, -1).max(axis=0)

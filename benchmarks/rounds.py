@@ -7,24 +7,14 @@ minutes apart, their ratio would contain that change; here they are measured sid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
+from benchmarks.in_process import Batched
 from benchmarks.inputs import BenchmarkInputs
+from benchmarks.served import Clients
 from serving.reporting import logger
 
 
-class Way(Protocol):
-    """A way of answering that is ready to be timed: a loaded model with a batch size, or a load on the server."""
-
-    @property
-    def length(self) -> int | None:
-        """Tokens of the rows that it is timed on; None: rows as they are."""
-
-    def measure(self, rows: list[list[str]], seconds: float) -> None:
-        """Answer ``rows`` repeatedly for ``seconds`` or longer and keep the result as the next round's."""
-
-
-def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs) -> None:
+def measure_rounds(ways: Sequence[Batched | Clients], inputs: BenchmarkInputs) -> None:
     """Time every way on the rows of one round, then of the next.
 
     Every other round runs in reverse order, so that no way always follows the same neighbour or always comes last.

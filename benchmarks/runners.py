@@ -54,10 +54,7 @@ def timed_passes(runner: Callable[[RequestRows], object], rows: RequestRows, bat
 
 
 def peak_rss_mib() -> float:
-    """Read the peak resident set of this process, MiB.
-
-    ``ru_maxrss`` would be inherited from the parent process.
-    """
+    """Read the peak resident set of this process, MiB; ``ru_maxrss`` would be inherited from the parent process."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024

@@ -125,12 +125,10 @@ class Clients:
     """A load on the server that is measured round by round.
 
     Attributes:
-        inputs: Input tensors of the ensemble.
         mode: The load; an open loop's share becomes a rate in the first round.
         closed: Closed loops that have been measured before in each round; the best one's throughput gives an open loop its rate.
         least_seconds: Least duration of a slice, for every client to get answers.
         memory: Meter of the server's memory; None if its process is not visible.
-        energy: Meter of the machine's energy.
         slices: What the load generator measured, by round.
         counts: Triton's counts of each step, by round.
         joules: Energy of the machine, by round; empty without counters.
@@ -161,12 +159,7 @@ class Clients:
             seconds = max(seconds, OPEN_REQUESTS / self.mode.rate)
         server, name = self.target.server, self.target.package.name
         options = LoadOptions(
-            name=name,
-            url=server.url(self.mode.protocol),
-            protocol=self.mode.protocol,
-            concurrency=self.mode.concurrency,
-            rate=self.mode.rate,
-            duration=max(seconds, self.least_seconds),
+            **asdict(self.mode), model=name, url=server.url(self.mode.protocol), duration=max(seconds, self.least_seconds)
         )
         with self.memory or nullcontext():
             before, used = server.statistics(), self.energy.read()
@@ -214,7 +207,6 @@ class UnderLoad:
 
     Attributes:
         process: The server's process; None if it is not visible from here.
-        ways: The loads, ready to be measured.
     """
 
     def __init__(self, target: Target, inputs: BenchmarkInputs, energy: EnergyMeter) -> None:

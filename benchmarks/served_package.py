@@ -22,7 +22,6 @@ class ServedPackage:
     """A package in the repository.
 
     Attributes:
-        precision: Precision of the ONNX file.
         manifest: The manifest that ``tritonize package`` wrote.
         sha256: Checksum of the ONNX file, which is still the packaged one.
     """

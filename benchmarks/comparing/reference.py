@@ -38,8 +38,6 @@ class SpeedFigure:
 
     Attributes:
         kind: A key of :data:`SPEEDS`.
-        before: Value in the earlier report.
-        now: Value in the later report.
         excluded: Why it is not compared; empty if it is.
     """
 

@@ -35,11 +35,9 @@ class Fit:
     """A law fitted to points, weighted by relative error, as noise grows with the value.
 
     Attributes:
-        formula: The law with its coefficients.
         coefficients: Coefficients by the letter that the law is known with.
         r2: Share of the variance that the law explains, of ms per call or of rows per second as the formula gives; None if there
             are no more points than coefficients, as any law fits then.
-        meaning: Meaning of the coefficients in a sentence.
     """
 
     formula: str
@@ -53,12 +51,9 @@ class Growth:
     """Speeds that differ in one thing.
 
     Attributes:
-        name: Name of the model that gates use.
         axis: What differs: ``batch``, ``length`` or ``concurrency``.
         way: What they have in common.
         rows_in_flight: Rows that are worked on or wait at the same time; None if that is what differs.
-        points: Speeds by ``x``.
-        fit: The fitted law; None without one.
         why: Why there is no law; empty if there is one.
     """
 

@@ -116,12 +116,7 @@ def choose(finalists: Iterable[Measured], default: Configuration) -> Measured | 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """A configuration under one load.
-
-    Attributes:
-        measured: The configuration and its trials.
-        level: Its speed under that load.
-    """
+    """A configuration under one load."""
 
     measured: Measured
     level: LoadRecord

@@ -15,7 +15,6 @@ class TuningOutcome:
     """The outcome of a tuning.
 
     Attributes:
-        trials: All trials of the search and of the final.
         default: How the model is served untuned.
         latency_p99_ms: Latency budget in ms, or None.
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Protocol
 
 from benchmarks.tuning.choice import Measured
+from benchmarks.tuning.testbed import Testbed
 from benchmarks.tuning.tuning_study import TuningStudy
 from serving.configuration import Configuration
 from serving.manifests import TrialRecord
@@ -19,16 +19,6 @@ LEAST_ROUNDS = 2
 LISTED = 3
 
 
-class Measures(Protocol):
-    """What measures a configuration: see :class:`benchmarks.tuning.testbed.Testbed`."""
-
-    def expected_seconds(self) -> float:
-        """Return the expected duration of a trial in seconds, before any was made."""
-
-    def measure(self, configuration: Configuration, number: int) -> TrialRecord:
-        """Make a trial in the given round."""
-
-
 @dataclass(kw_only=True)
 class Schedule:
     """Makes trials until the allowed time is used up.
@@ -36,14 +26,13 @@ class Schedule:
     Attributes:
         study: Chooses and keeps the trials of the search. The time of trials that an earlier run made counts too, so an
             interrupted tuning ends like one that was not interrupted.
-        minutes: Allowed time of all trials together.
         latency_p99_ms: Latency budget in ms, or None.
         finalists: Number of places in the final besides the default.
         begin: Called when a trial begins, with its number, the expected number of trials, and the configuration.
         final_trials: Trials of the final so far, in order.
     """
 
-    testbed: Measures
+    testbed: Testbed
     study: TuningStudy
     minutes: float
     latency_p99_ms: float | None

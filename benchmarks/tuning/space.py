@@ -30,9 +30,6 @@ class Space:
     """All configurations that may be served on this machine.
 
     Attributes:
-        device: ``cpu`` or ``gpu``.
-        cores: CPU cores of the machine.
-        precisions: Precisions that may be served.
         most_clients: Clients of the heaviest load that is measured. A batch cannot hold more requests.
     """
 

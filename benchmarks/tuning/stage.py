@@ -64,7 +64,6 @@ class TuningSubject:
 
     Attributes:
         default: How it is served untuned.
-        search: What the search depends on.
         goal: Options that decide the outcome but not what a trial measures, JSON-ready.
     """
 

@@ -44,8 +44,6 @@ class Testbed:
     Attributes:
         rows: Evaluation rows, each a list of strings in the order of the task's inputs.
         concurrencies: Numbers of clients, one load each, ascending.
-        duration: Seconds that each load is measured.
-        load_generator: Path of ``perf_analyzer``.
     """
 
     bundle: Bundle

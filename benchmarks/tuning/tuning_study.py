@@ -37,7 +37,6 @@ class SearchTerms:
     """What a search depends on.
 
     Attributes:
-        space: Configurations that may be tried.
         first: Configurations that are tried before the sampler decides, in order.
         conditions: Everything that a measured trial depends on, JSON-ready. Trials of other conditions are not comparable.
         latency_p99_ms: Latency budget for the 99th percentile in ms, or None.
