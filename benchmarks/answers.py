@@ -1,4 +1,4 @@
-"""Answers to labelled rows as tensors: conversion to JSON and back, and comparison."""
+"""Answers to labelled rows as tensors: joining and comparison."""
 
 from __future__ import annotations
 
@@ -9,33 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Arrays
 
 SAME = 1e-3
 """Numbers that differ by no more than this are equal."""
-
-
-def to_json(answers: Arrays) -> dict[str, Any]:
-    """Convert the tensors of a task's outputs to JSON, BYTES to text."""
-    return {name: [_text(row) for row in array.tolist()] for name, array in answers.items()}
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_text(one) for one in value]
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def from_json(task: ServedTask, content: dict[str, Any]) -> Arrays:
-    """Convert JSON back into tensors; the inverse of :func:`to_json`."""
-    return {tensor.name: _array(tensor.dtype, content[tensor.name]) for tensor in task.outputs()}
-
-
-def _array(dtype: str, rows: list[Any]) -> Any:
-    if dtype == "TYPE_STRING":
-        return np.array([[text.encode() for text in row] for row in rows], dtype=np.object_)
-    return np.array(rows, dtype={"TYPE_FP32": np.float32, "TYPE_INT64": np.int64}[dtype])
 
 
 def joined(parts: Sequence[Arrays]) -> Arrays:
@@ -44,14 +21,9 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
 
 
 def differences(answers: Arrays, original: Arrays) -> npt.NDArray[np.float64] | None:
-    """Compute how far answers differ from the original's.
+    """Compute how far answers, tensors ``[rows, …]`` by name, differ from the original's: the maximum of each row.
 
-    Args:
-        answers: Tensors by name, ``[rows, …]``.
-        original: The original's tensors.
-
-    Returns:
-        The largest difference of any floating-point number in each row, ``[rows]``; None if there are no floating-point tensors.
+    None if there are no floating-point tensors.
     """
     each = [
         np.abs(values.astype(np.float64) - original[name]).reshape(len(values), -1).max(axis=1, initial=0.0)
@@ -73,6 +45,6 @@ def same(mine: Any, theirs: Any) -> bool:
         return mine.keys() == theirs.keys() and all(same(value, theirs[key]) for key, value in mine.items())
     if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple):
         return len(mine) == len(theirs) and all(map(same, mine, theirs))
-    if isinstance(mine, float) or isinstance(theirs, float):
+    if isinstance(mine, float | np.floating) or isinstance(theirs, float | np.floating):
         return math.isclose(mine, theirs, rel_tol=0, abs_tol=SAME)
     return bool(mine == theirs)

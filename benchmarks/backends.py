@@ -11,7 +11,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.jobs import RequestRows, WorkerJob
 from export.tasks import bundle_task
@@ -28,8 +28,8 @@ TENSORRT = "TensorrtExecutionProvider"
 TORCH_PRECISIONS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 
-class Runner(Protocol):
-    """A loaded model: rows of requests in, answers out, tokenization included.
+class _AsServed(ABC):
+    """A model between the first and the last step of the ensemble, without Triton: rows of requests in, answers out.
 
     Attributes:
         file: The file that was loaded; its checksum tells which variant ran.
@@ -39,20 +39,6 @@ class Runner(Protocol):
 
     file: Path
     threads: int
-    outputs: Arrays
-
-    def __call__(self, rows: RequestRows) -> Any:
-        """Answer a batch: the tensors of the task's outputs, or a list of the library's own answers."""
-
-    def evaluate(self, rows: RequestRows) -> Any:
-        """Answer a batch with the options that quality is measured with."""
-
-    def precision(self) -> str:
-        """Name the precision that the model computes in (``fp32``, ``fp16``, ``bf16``); empty if the library does not tell."""
-
-
-class _AsServed(ABC):
-    """A model between the first and the last step of the ensemble, without Triton."""
 
     def __init__(self, bundle: Bundle, names: list[str]) -> None:
         """Prepare tokenization and answers for a model with the inputs ``names``."""
@@ -64,7 +50,12 @@ class _AsServed(ABC):
     def _run(self, feed: Arrays) -> Arrays:
         """Model inputs ``[model rows, longest]`` → ``model_outputs`` by name."""
 
+    @abstractmethod
+    def precision(self) -> str:
+        """Name the precision that the model computes in (``fp32``, ``fp16``, ``bf16``); empty if the library does not tell."""
+
     def __call__(self, rows: RequestRows) -> Arrays:
+        """Answer a batch: the tensors of the task's outputs."""
         return self._answer(rows, self._task.served)
 
     def evaluate(self, rows: RequestRows) -> Arrays:
@@ -100,7 +91,7 @@ class PyTorch(_AsServed):
         taken = inspect.signature(model.forward).parameters
         super().__init__(bundle, [name for name in FIELDS if name in taken])
         self._dtype = ""
-        self.file = weights_file(Path(job.source))
+        self.file = weights_file(job.source)
         self.threads = torch.get_num_threads()
 
     def _prepared(self, model: Any) -> Any:
@@ -130,15 +121,14 @@ class Compiled(PyTorch):
 
     def _run(self, feed: Arrays) -> Arrays:
         outputs = super()._run(feed)
-        if not self._torch._dynamo.utils.counters["stats"][
-            "unique_graphs"
-        ]:  # torch continues without compilation, and does not report it
+        # torch continues without compilation, and does not report it
+        if not self._torch._dynamo.utils.counters["stats"]["unique_graphs"]:
             raise RuntimeError("torch.compile compiled no graph of this model")
         return outputs
 
 
 class TransformersPipeline:
-    """``transformers.pipeline``, as most people run a checkpoint."""
+    """``transformers.pipeline``, as most people run a checkpoint. Its answers have the library's own form."""
 
     def __init__(self, job: WorkerJob, bundle: Bundle) -> None:
         """Load the checkpoint of ``job``."""
@@ -146,11 +136,13 @@ class TransformersPipeline:
         import transformers
 
         self._task = bundle_task(bundle)
-        self._pipeline = transformers.pipeline(bundle.task.name, model=job.source, device=0 if job.device == "gpu" else "cpu")
-        _leave_out_unknown(self._pipeline.tokenizer, self._pipeline.model)
+        self._pipeline = transformers.pipeline(bundle.task.name, model=str(job.source), device=0 if job.device == "gpu" else "cpu")
+        tokenizer, taken = self._pipeline.tokenizer, inspect.signature(self._pipeline.model.forward).parameters
+        # a tokenizer may make tensors that the model does not take, such as token_type_ids for DistilBERT
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
         self._max_length = bundle.max_length
         self.outputs: Arrays = {}
-        self.file = weights_file(Path(job.source))
+        self.file = weights_file(job.source)
         self.threads = torch.get_num_threads()
 
     def __call__(self, rows: RequestRows) -> list[Any]:
@@ -178,12 +170,12 @@ class OnnxRuntime(_AsServed):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job.threads or 0
         providers = self._providers(job, bundle)
-        self._session = onnxruntime.InferenceSession(job.source, options, providers=providers)
+        self._session = onnxruntime.InferenceSession(str(job.source), options, providers=providers)
         wanted = providers[0][0]
         if wanted not in self._session.get_providers():  # onnxruntime falls back to the CPU with no more than a log line
             raise RuntimeError(f"onnxruntime could not load {wanted}")
         super().__init__(bundle, [node.name for node in self._session.get_inputs()])
-        self.file = Path(job.source)
+        self.file = job.source
         self.threads = job.threads or cores()
 
     def _providers(self, job: WorkerJob, bundle: Bundle) -> list[tuple[str, dict[str, str]]]:  # noqa: ARG002 - TensorRT uses it
@@ -210,7 +202,7 @@ class TensorRT(OnnxRuntime):
 
         from export.graph import input_names
 
-        names = input_names(Path(job.source))
+        names = input_names(job.source)
         encoder = bundle.encoder(names)
         asked = [*job.labelled, job.first]
         widest = max(len(bundle.task.preprocess([[text] for text in row], encoder).encodings) for row in asked)
@@ -233,7 +225,7 @@ class TensorRT(OnnxRuntime):
         return "fp16" if self._half else "fp32"
 
 
-BACKENDS: dict[str, Callable[[WorkerJob, Bundle], Runner]] = {
+BACKENDS: dict[str, Callable[[WorkerJob, Bundle], _AsServed | TransformersPipeline]] = {
     "pytorch": PyTorch,
     "compiled": Compiled,
     "pipeline": TransformersPipeline,
@@ -241,12 +233,6 @@ BACKENDS: dict[str, Callable[[WorkerJob, Bundle], Runner]] = {
     "onnx": OnnxRuntime,
     "tensorrt": TensorRT,
 }
-
-
-def _leave_out_unknown(tokenizer: Any, model: Any) -> None:
-    """Remove tensors that the tokenizer makes but the model does not take, such as ``token_type_ids`` for DistilBERT."""
-    taken = inspect.signature(model.forward).parameters
-    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
 
 
 def weights_file(checkpoint: Path) -> Path:

@@ -16,10 +16,7 @@ REPORTS = Path("benchmarks/reports")
 
 
 def parse_percent(text: str) -> float:
-    """Read a percentage.
-
-    Args:
-        text: Such as ``10%``.
+    """Read a percentage such as ``10%``.
 
     Returns:
         The share, 0.1.
@@ -42,7 +39,6 @@ class OpenLoop:
     """Requests that arrive at random times, whether answers come or not. One of the two is None.
 
     Attributes:
-        rate: Requests per second.
         share: Rate as a share of the best closed loop's throughput, 0.8 is 80 %.
     """
 
@@ -55,10 +51,7 @@ class OpenLoop:
 
 
 def parse_open_loop(text: str) -> OpenLoop:
-    """Read an open loop.
-
-    Args:
-        text: A rate such as ``100`` or a share such as ``80%``.
+    """Read an open loop: a rate such as ``100``, or a share such as ``80%``.
 
     Raises:
         ValueError: It is neither.
@@ -107,11 +100,7 @@ class Tolerances:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(ExportedModelOptions):
-    """Options of ``tritonize benchmark``.
-
-    Attributes:
-        started: When the command was given.
-    """
+    """Options of ``tritonize benchmark``."""
 
     checkpoint: Annotated[
         str | None,

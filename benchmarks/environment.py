@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import NonNegativeFloat, PositiveInt
 
 from benchmarks import nvml
 from benchmarks.processes import MIB, process_tree
@@ -23,24 +24,21 @@ class Environment:
 
     Attributes:
         cores: Cores that the benchmark may use.
-        memory_mib: Memory of the machine, MiB.
         gpus: Name and memory (MiB) of each GPU.
         driver: Version of the NVIDIA driver. Another driver does not make it another machine.
-        system: Name of the operating system.
         busy_percent: How busy the machine was with other work when the run began.
-        versions: Versions of the libraries by name.
         commit: Commit of the code that measures, with ``+changes`` if files differ from it; None outside a checkout.
         others_percent: Share of the processor time that other processes used during the run; None if it was not measured.
         stolen_percent: Share of the processor time that the host took away during the run; None if it does not count it.
     """
 
     cpu: str
-    cores: int
-    memory_mib: int
+    cores: PositiveInt
+    memory_mib: PositiveInt
     gpus: list[str]
     driver: str | None = None
     system: str
-    busy_percent: float
+    busy_percent: NonNegativeFloat
     versions: dict[str, str]
     commit: str | None
     others_percent: float | None = None
@@ -63,15 +61,7 @@ def read_environment() -> Environment:
 
 
 def stolen_percent(before: Any, after: Any) -> float | None:
-    """Compute the share of processor time that the host gave to other guests between two readings.
-
-    Args:
-        before: Earlier reading of ``psutil.cpu_times()``.
-        after: Later reading.
-
-    Returns:
-        Percent; None if the system does not count it.
-    """
+    """Compute how much processor time the host gave to other guests between two readings, percent; None if it is not counted."""
     if not hasattr(after, "steal"):
         return None
     earlier, later = _cpu_seconds(before), _cpu_seconds(after)
@@ -83,11 +73,7 @@ class ForeignWork:
     """Measure how much of the machine's processor time other processes use, from now on."""
 
     def __init__(self, server: psutil.Process | None) -> None:
-        """Start to measure.
-
-        Args:
-            server: Root of the server's processes; None if it is not visible: then its work on this machine counts as foreign.
-        """
+        """Start to measure. If the root of the server's processes is not visible (None), its work here counts as foreign."""
         self._roots = [psutil.Process(), *([server] if server is not None else [])]
         self._before = self._read()
 

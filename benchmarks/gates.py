@@ -9,6 +9,7 @@ import ast
 import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from math import isfinite
 from statistics import median
 
@@ -64,9 +65,7 @@ def figures_in(expression: str) -> list[str]:
 def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> BenchmarkGate:
     """Evaluate a gate in every round; it passes if it holds in more than half of them.
 
-    Args:
-        expression: The gate.
-        rounds: Figures of each round by their dotted names; figures that are the same in all rounds are in each.
+    Figures that are the same in all rounds are in each.
 
     Returns:
         The result. A gate fails, and says why, if it names a figure that was not measured, divides by zero, or is NaN or infinite.
@@ -75,18 +74,19 @@ def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Benchm
         DataError: It is not a gate.
     """
     parsed = parse_gate(expression)
+    unchecked = partial(BenchmarkGate, expression=expression, comparison="", held=0, rounds=len(rounds), passed=False)
     unknown = [name for name in figures_in(expression) if any(name not in figures for figures in rounds)]
     if unknown:
         near = closest(unknown[0], set(rounds[0]).intersection(*rounds))
-        return _unchecked(expression, rounds, f"no figure is called {unknown[0]}{f'; close to it: {near}' if near else ''}")
+        return unchecked(why=f"no figure is called {unknown[0]}{f'; close to it: {near}' if near else ''}")
     try:
         values = [[_value(side, figures) for side in (parsed.left, *parsed.comparators)] for figures in rounds]
     except ZeroDivisionError:
-        return _unchecked(expression, rounds, "it divides by zero")
+        return unchecked(why="it divides by zero")
     except OverflowError:
-        return _unchecked(expression, rounds, "it is not a finite number")
+        return unchecked(why="it is not a finite number")
     if not all(isfinite(side) for sides in values for side in sides):
-        return _unchecked(expression, rounds, "it is not a finite number")
+        return unchecked(why="it is not a finite number")
     symbols, holds = zip(*(_COMPARISONS[type(comparison)] for comparison in parsed.ops), strict=True)
     held = sum(all(hold(left, right) for hold, left, right in zip(holds, sides, sides[1:], strict=False)) for sides in values)
     medians = [median(side) for side in zip(*values, strict=True)]
@@ -94,10 +94,6 @@ def check_gate(expression: str, rounds: Sequence[Mapping[str, float]]) -> Benchm
     passed = 2 * held > len(rounds)
     missed = None if passed else _miss(parsed, medians)
     return BenchmarkGate(expression=expression, comparison=sides, held=held, rounds=len(rounds), passed=passed, missed=missed)
-
-
-def _unchecked(expression: str, rounds: Sequence[Mapping[str, float]], why: str) -> BenchmarkGate:
-    return BenchmarkGate(expression=expression, comparison="", held=0, rounds=len(rounds), passed=False, why=why)
 
 
 def closest(name: str, names: Iterable[str]) -> str:

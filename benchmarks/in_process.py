@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks import logits
-from benchmarks.answers import from_json
 from benchmarks.backends import weights_file
 from benchmarks.energy import EnergyMeter
 from benchmarks.inputs import BenchmarkInputs
@@ -21,7 +20,7 @@ from benchmarks.plan import OPTIONAL, ModelRun, planned_runs
 from benchmarks.processes import MIB
 from benchmarks.quality import evaluate, evaluate_pipeline
 from benchmarks.report import flatten
-from benchmarks.speed import SliceTiming, Spans, over_rounds, side_by_side
+from benchmarks.speed import PERCENTILES, SliceTiming, Spans, over_rounds, side_by_side
 from benchmarks.workers import Workers, started
 from export import graph, optimize
 from export.checkpoint import weights_size
@@ -39,9 +38,7 @@ class Findings:
     """What was measured in process.
 
     Attributes:
-        rounds: Their figures of each round.
         samples: Spans behind their speeds, by the names of :data:`benchmarks.samples.Samples`.
-        original: The original's answers to the labelled rows.
     """
 
     models: list[InProcess]
@@ -55,9 +52,7 @@ class Batched:
     """A way of answering: loaded processes, asked ``batch`` rows at a time.
 
     Attributes:
-        batch: Rows per call.
         length: Tokens of the rows; None: as they are.
-        energy: Meter of the machine's energy.
         slices: Spans that were measured, by round and by process.
         watts: Power of the machine meanwhile, by round; empty without counters.
     """
@@ -121,9 +116,6 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter) -> Iterator[list[Loaded
 def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
     """End the processes and collect what was measured.
 
-    Returns:
-        The models with speeds and quality.
-
     Raises:
         SetupError: A worker failed.
         ArtifactError: A file that ran is not the one its bundle describes.
@@ -145,11 +137,10 @@ def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
                 for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
                     rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
                     samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
-    original = from_json(inputs.bundle.task, ended[ORIGINAL][0][1][0].answers)
+    original = ended[ORIGINAL][0][1][0].answers
     models = [_model(name, ended, arrangements[name], inputs, original) for name in ended]
-    return Findings(
-        models=models, rounds=[found | _short_names(models, found) for found in rounds], samples=samples, original=original
-    )
+    rounds = [found | _short_names(models, found) for found in rounds]
+    return Findings(models=models, rounds=rounds, samples=samples, original=original)
 
 
 def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[str, float]:
@@ -157,12 +148,8 @@ def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[s
 
     They are those of the arrangement that is best over all rounds: the best of each round would be selected by noise.
     """
-    short = {}
-    for model in models:
-        short[f"{model.name}.throughput"] = found[f"{model.name}.{model.best}.throughput"]
-        for percentile in ("p50_ms", "p90_ms", "p95_ms", "p99_ms"):
-            short[f"{model.name}.{percentile}"] = found[f"{model.name}.{model.quickest}.{percentile}"]
-    return short
+    figures = {model.name: [("throughput", model.best), *((key, model.quickest) for key in PERCENTILES)] for model in models}
+    return {f"{name}.{key}": found[f"{name}.{one}.{key}"] for name, keys in figures.items() for key, one in keys}
 
 
 def require_original(bundle: Bundle, checkpoint: Path) -> None:
@@ -198,7 +185,7 @@ def bundle_precision(bundle: Bundle, sha256: str) -> str:
 def _precision(bundle: Bundle, job: WorkerJob, facts: WorkerFacts) -> str:
     """The precision that ran: read from the tensors, the bundle's checksum of the file, or the file's weights."""
     if job.backend == "exported":
-        return graph.precision(Path(facts.file))
+        return graph.precision(facts.file)
     return facts.precision or bundle_precision(bundle, facts.sha256)
 
 
@@ -228,12 +215,13 @@ def _model(
     original: Arrays,
 ) -> InProcess:
     """A model with its quality. Its first run is the one that answered the labelled rows."""
-    (first, (facts, *_)), file = ended[name][0], Path(ended[name][0][1][0].file)
-    task = inputs.task
+    (first, (facts, *_)) = ended[name][0]
+    task, file = inputs.task, facts.file
     if isinstance(facts.answers, dict):
-        difference = None if name == ORIGINAL else _logit_difference(first.run.job, ended[ORIGINAL][0][0].run.job)
-        answers = from_json(task.served, facts.answers)
-        quality = evaluate(task, inputs.rows, answers, None if name == ORIGINAL else original, logit_difference=difference)
+        is_original = name == ORIGINAL
+        theirs = ended[ORIGINAL][0][0].run.job.logits
+        difference = None if is_original else logits.largest_difference(first.run.job.logits, theirs)
+        quality = evaluate(task, inputs.rows, facts.answers, None if is_original else original, logit_difference=difference)
     else:
         quality = evaluate_pipeline(task, inputs.rows, facts.answers, original)
     is_onnx = file.suffix == ".onnx"
@@ -249,9 +237,3 @@ def _model(
         arrangements=arrangements,
         quality=quality,
     )
-
-
-def _logit_difference(job: WorkerJob, original: WorkerJob) -> float | None:
-    if job.logits is None or original.logits is None:
-        return None
-    return logits.largest_difference(Path(job.logits), Path(original.logits))

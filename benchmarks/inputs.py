@@ -33,8 +33,6 @@ class BenchmarkInputs:
     """What a benchmark measures.
 
     Attributes:
-        options: The options of the command.
-        precisions: ONNX variants to run in process.
         device: ``cpu`` or ``gpu``, in process.
         exported: The ONNX graph as Optimum exports it; None if it does not run, or was not exported yet.
     """

@@ -1,10 +1,10 @@
-"""Messages between the benchmark and its worker processes (:mod:`benchmarks.runners`), one JSON line each."""
+"""Messages between the benchmark and its worker processes (:mod:`benchmarks.runners`)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 RequestRows = Sequence[Sequence[str]]
@@ -13,8 +13,6 @@ RequestRows = Sequence[Sequence[str]]
 Span = tuple[int, int]
 """Start and end of one call, ns on a clock that all processes share."""
 
-END = "end"
-
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
@@ -22,42 +20,25 @@ class WorkerJob:
 
     Attributes:
         backend: A key of :data:`benchmarks.backends.BACKENDS`.
-        source: The checkpoint folder, or the ONNX file.
         bundle: The bundle whose task, tokenizer and ``max_length`` apply.
         device: ``cpu`` or ``gpu``.
         half: Run in the device's best half precision (PyTorch), or let TensorRT use fp16.
         threads: Threads of one operator; None leaves the library's own choice.
-        most_rows: Rows of the largest call that will be made.
         first: The row of the first call: strings in the order of the task's inputs.
         labelled: Rows answered one by one before anything is timed: their answers are evaluated, and they warm up the model.
         logits: File for the model's outputs for those rows (``.npz``); None for none.
     """
 
     backend: str
-    source: str
-    bundle: str
+    source: Path
+    bundle: Path
     device: str
     half: bool = False
     threads: int | None = None
     most_rows: int
     first: list[str]
     labelled: list[list[str]]
-    logits: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """What a worker times next.
-
-    Attributes:
-        rows: One list of strings per row, as in :class:`WorkerJob`.
-        batch: Rows per call.
-        seconds: Whole passes over ``rows`` are made until this time is over.
-    """
-
-    rows: list[list[str]]
-    batch: int
-    seconds: float
+    logits: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +46,14 @@ class WorkerFacts:
     """What a worker reports at its end.
 
     Attributes:
-        file: The file that was loaded.
         precision: Precision that the model computes in; empty if only the bundle's manifest tells it.
         load_seconds: Time from an empty process to a loaded model.
         first_answer_seconds: Time of the first answer after that.
-        peak_rss_mib: Peak resident memory, MiB.
         gpu_memory_mib: GPU memory, MiB; None without a GPU.
-        answers: Answers to the labelled rows: tensors by name as JSON, or a list of the library's own answers.
+        answers: Answers to the labelled rows: tensors by name, or a list of the library's own answers.
     """
 
-    file: str
+    file: Path
     sha256: str
     precision: str
     threads: int
@@ -83,8 +62,3 @@ class WorkerFacts:
     peak_rss_mib: float
     gpu_memory_mib: float | None
     answers: Any
-
-
-def to_line(message: WorkerJob | Slice) -> str:
-    """Write a message as the worker reads it."""
-    return json.dumps(asdict(message))

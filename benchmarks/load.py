@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.speed import MEASURE_LONGER, Spans
+from benchmarks.measurements import LoadMode
+from benchmarks.speed import MEASURE_LONGER, Spans, as_spans
 from serving.errors import ServerError, SetupError
 from serving.runtime.types import Tensor
 
@@ -35,22 +34,17 @@ _DELAYED = re.compile(r"([\d.]+)% of the requests were delayed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions:
+class LoadOptions(LoadMode):
     """One run of the load generator.
 
     Attributes:
+        model: Name of the ensemble.
         url: ``host:port`` without a scheme.
-        protocol: ``grpc`` or ``http``.
-        concurrency: Requests kept in flight, a closed loop; None if ``rate`` is given.
-        rate: Requests per second, sent at random times (Poisson) whether answers come or not, an open loop.
         duration: Seconds measured, after a warm-up of half as long.
     """
 
-    name: str
+    model: str
     url: str
-    protocol: str
-    concurrency: int | None = None
-    rate: float | None = None
     duration: float
 
     @property
@@ -126,30 +120,20 @@ def input_data(tensors: Sequence[Tensor], rows: Sequence[Sequence[str]]) -> dict
 
 def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
     """Build the command line of one run; its files are in ``folder``."""
-    window = round(1000 * options.duration / (WINDOWS - WARM_UP_WINDOWS))
+    arguments = {
+        "-m": options.model,
+        "-u": options.url,
+        "-i": options.protocol,
+        "--input-data": folder / INPUT,
+        "--measurement-interval": round(1000 * options.duration / (WINDOWS - WARM_UP_WINDOWS)),
+        "--stability-percentage": 999,
+        "--profile-export-file": folder / EXPORT,
+        "-f": folder / SUMMARY,
+    }
     load = ["--concurrency-range", str(options.concurrency)]
     if options.rate is not None:
         load = ["--request-rate-range", f"{options.rate:g}", "--request-distribution", "poisson", "--async"]
-    return [
-        os.fspath(binary),
-        "-m",
-        options.name,
-        "-u",
-        options.url,
-        "-i",
-        options.protocol,
-        "--input-data",
-        os.fspath(folder / INPUT),
-        *load,
-        "--measurement-interval",
-        str(window),
-        "--stability-percentage",
-        "999",
-        "--profile-export-file",
-        os.fspath(folder / EXPORT),
-        "-f",
-        os.fspath(folder / SUMMARY),
-    ]
+    return [os.fspath(binary), *load, *(str(word) for pair in arguments.items() for word in pair)]
 
 
 def parse_export(content: dict[str, Any]) -> tuple[Spans, Spans]:
@@ -162,20 +146,14 @@ def parse_export(content: dict[str, Any]) -> tuple[Spans, Spans]:
         ServerError: The file holds no requests, or one without an answer.
     """
     experiment = content["experiments"][0]
-    measured_from = experiment["window_boundaries"][WARM_UP_WINDOWS]
-    every = _spans(experiment["requests"])
-    measured: Spans = every[every[:, 0] >= measured_from]
+    requests = experiment["requests"]
+    if any(len(request["response_timestamps"]) != 1 for request in requests):
+        raise ServerError(f"{BINARY} recorded a request without an answer")
+    every = as_spans(sorted((request["timestamp"], request["response_timestamps"][0]) for request in requests))
+    measured: Spans = every[every[:, 0] >= experiment["window_boundaries"][WARM_UP_WINDOWS]]
     if len(measured) < 2:
         raise ServerError(f"{BINARY} saw {len(measured)} requests answered: too few to measure", hint=MEASURE_LONGER)
     return every, measured
-
-
-def _spans(requests: list[dict[str, Any]]) -> Spans:
-    if any(len(request["response_timestamps"]) != 1 for request in requests):
-        raise ServerError(f"{BINARY} recorded a request without an answer")
-    pairs = [(request["timestamp"], request["response_timestamps"][0]) for request in requests]
-    spans: Spans = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
-    return spans
 
 
 def parse_summary(text: str) -> float:
@@ -194,12 +172,6 @@ def run_load(binary: Path, options: LoadOptions, tensors: Sequence[Tensor], rows
     """Put a load on the server and record when each request was sent and answered.
 
     If the machine stalled meanwhile, the run is repeated, so that earlier measurements are not lost.
-
-    Args:
-        binary: ``perf_analyzer``.
-        options: The load.
-        tensors: Input tensors of the ensemble.
-        rows: Rows to send.
 
     Raises:
         ServerError: The load generator failed; the message holds its last line.

@@ -28,11 +28,7 @@ def driver_version() -> str | None:
 
 
 def memory_mib(processes: Iterable[int]) -> float | None:
-    """GPU memory that processes hold.
-
-    Returns:
-        Memory, MiB; None if the driver does not list the processes (no GPU, or other process ids in a container).
-    """
+    """GPU memory that processes hold, MiB; None if the driver does not list them (no GPU, or other ids in a container)."""
     wanted = set(processes)
     running = [process for nvml, gpu in _devices() for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)]
     held = [process.usedGpuMemory for process in running if process.pid in wanted and process.usedGpuMemory is not None]

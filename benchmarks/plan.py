@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,7 @@ OPTIONAL = "tensorrt"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRun:
-    """Processes that load the same model, and the calls they are timed with.
-
-    Attributes:
-        job: What each process loads.
-        processes: Number of processes side by side.
-    """
+    """Processes that load the same model, and the calls they are timed with."""
 
     job: WorkerJob
     precision: str
@@ -48,15 +42,7 @@ class ModelRun:
 
 
 def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
-    """Plan the models in process.
-
-    Args:
-        inputs: What is measured.
-        folder: Folder for the models' outputs for the labelled rows.
-
-    Yields:
-        Every run, the original first.
-    """
+    """Plan the models in process, the original first; outputs for the labelled rows go to ``folder``."""
     checkpoint, device = inputs.checkpoint, inputs.device
     batches: tuple[Call, ...] = tuple((batch, None) for batch in sorted({1, *inputs.options.batches}))
     smallest_and_largest = tuple(dict.fromkeys([batches[0], batches[-1]]))
@@ -76,12 +62,12 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
         outputs = folder / f"{backend}-{source.parent.name}-{job.get('half', False)}.npz"
         common: dict[str, Any] = {
             "backend": backend,
-            "source": os.fspath(source),
-            "bundle": os.fspath(inputs.bundle.folder),
+            "source": source,
+            "bundle": inputs.bundle.folder,
             "device": device,
             "first": inputs.rows.timed[None][0],
             "labelled": inputs.rows.labelled if labelled else [],
-            "logits": os.fspath(outputs) if labelled else None,
+            "logits": outputs if labelled else None,
             "most_rows": max(batch for batch, _ in calls),
         }
         return ModelRun(job=WorkerJob(**common | job), precision=precision, processes=processes, calls=calls)
@@ -108,10 +94,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
 
 
 def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:
-    """Plan the loads on the server: closed loops, rows of one length, and then open loops.
-
-    Open loops come last: their rates follow from the closed loops of the first round.
-    """
+    """Plan the loads on the server: closed loops, rows of one length, then open loops, whose rates follow from the closed ones."""
     options = inputs.options
     first, concurrencies = options.protocols[0], sorted(options.concurrencies)
     closed = [

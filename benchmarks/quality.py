@@ -26,18 +26,16 @@ SHOWN = 10
 def evaluate(
     task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
 ) -> Quality:
-    """Compute the task's metric over answers to the labelled rows, and their distance from the original's.
-
-    Args:
-        task: The task.
-        rows: The rows.
-        answers: Answers to the labelled rows, tensors by name.
-        original: The original's answers to the same rows; None if these are the original's.
-        logit_difference: Largest difference of the model's outputs, if they were recorded.
-    """
+    """Compute the metric over answers to the labelled rows, and their distance from the original's; None: they are its own."""
     predictions = task.predictions(answers)
     metrics = metric.compute(task.metric, predictions, rows.references)
     theirs = answers if original is None else original
+    drop = None
+    if original is not None:
+        lost, (low, high) = metric.bootstrapped_drop(
+            task.metric, task.main_metric, task.predictions(original), predictions, rows.references
+        )
+        drop = _estimate(lost, low, high)
     return Quality(
         rows=len(rows.references),
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
@@ -45,7 +43,7 @@ def evaluate(
         max_score_difference=_finite(largest_difference(answers, theirs)),
         max_logit_difference=logit_difference,
         main=_estimate(*metric.bootstrapped(task.metric, task.main_metric, predictions, rows.references)),
-        drop=None if original is None else _drop(task, predictions, task.predictions(original), rows.references),
+        drop=drop,
         calibration_error=calibration_error(task.confidence(answers), predictions, rows.references),
         not_finite=not_finite(answers),
         changed_answers=[] if original is None else changed_answers(task, rows, answers, original),
@@ -55,25 +53,13 @@ def evaluate(
 def evaluate_pipeline(task: ExportedTask, rows: BenchmarkRows, answers: Sequence[JsonValue], original: Arrays) -> Quality:
     """Compute how many answers of ``transformers.pipeline`` equal the original's in the pipeline's own form.
 
-    Args:
-        task: The task.
-        rows: The rows.
-        answers: The pipeline's answers to the labelled rows.
-        original: The original's answers to the same rows, tensors by name.
-
-    Returns:
-        The quality; the pipeline does not return enough for the metric.
+    The pipeline does not return enough for the metric.
     """
     wanted = task.served.add_inputs(
         task.served.format_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled]
     )
     agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
     return Quality(rows=len(rows.labelled), metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)
-
-
-def _drop(task: ExportedTask, mine: Sequence[Any], original: Sequence[Any], references: Sequence[Any]) -> Estimate | None:
-    drop, (low, high) = metric.bootstrapped_drop(task.metric, task.main_metric, original, mine, references)
-    return _estimate(drop, low, high)
 
 
 def _estimate(value: float, low: float, high: float) -> Estimate | None:
@@ -115,17 +101,7 @@ def calibration_error(
 
 
 def changed_answers(task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
-    """List the answers that differ most from the original's: other labels first, then other scores.
-
-    Args:
-        task: The task.
-        rows: The rows.
-        answers: Answers to the labelled rows, tensors by name.
-        original: The original's answers.
-
-    Returns:
-        At most :data:`SHOWN` answers; equal answers are left out.
-    """
+    """List the answers that differ most from the original's: other labels first, then other scores; at most :data:`SHOWN`."""
     agreement, apart = task.agreement(answers, original), differences(answers, original)
     requests = len(rows.labelled) // len(rows.references)  # a labelled row may take several
     by_row = None if apart is None else np.nan_to_num(apart, nan=np.inf).reshape(requests, -1).max(axis=0)

@@ -1,15 +1,16 @@
 """The report of a benchmark: measured values only; every derived figure is computed from them.
 
-A report is one tree of frozen dataclasses, which pydantic validates when a ``report.json`` is read
-(:mod:`benchmarks.report_file`).
+A report is one tree of frozen dataclasses, which pydantic validates strictly when a ``report.json`` is read
+(:mod:`benchmarks.report_file`): a field of another type, a field out of its bounds and an unknown field are errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 
 from benchmarks.environment import Environment
@@ -46,40 +47,33 @@ class ReportSettings:
         rows_sha256: Checksum of the labelled rows and their labels.
         timed_sha256: Checksums of the timed rows by :func:`length_key`.
         duration: Seconds of timing per figure.
-        seed: Seed that draws and orders the rows.
-        device: ``cpu`` or ``gpu``, in process.
         max_length: Tokens at which rows are truncated.
         test: Source of the labelled rows; None for those of the bundle.
-        bundle_created: When the bundle was exported.
     """
 
-    rows: int
-    tokens: dict[str, float] = field(default_factory=dict)
-    labelled_rows: int
+    rows: PositiveInt
+    tokens: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    labelled_rows: PositiveInt
     rows_sha256: str | None = None
     timed_sha256: dict[str, str] = field(default_factory=dict)
-    duration: float
-    rounds: int
+    duration: NonNegativeFloat
+    rounds: PositiveInt
     seed: int
     device: str
-    max_length: int
+    max_length: PositiveInt
     test: str | None
     bundle_created: str
 
 
-@validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False))
+@validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Report:
     """Everything that one run of ``tritonize benchmark`` measured.
 
     Attributes:
         created: Start of the run, UTC, ISO 8601.
         main_metric: The figure of the task's metric that stands for its quality.
-        environment: The machine and its software.
-        in_process: Models that ran in process.
-        served: The served model; None without a server.
         rounds: The figures that each round has of its own (throughput, percentiles, Triton's statistics) by the names of
             :meth:`figures`, one dictionary per round.
-        baseline: Comparison with the baseline; None without one.
         samples: Raw samples behind every speed.
     """
 
@@ -91,10 +85,10 @@ class Report:
     settings: ReportSettings
     in_process: list[InProcess]
     served: Served | None
-    rounds: list[dict[str, float]]
+    rounds: Annotated[list[dict[str, float]], Field(min_length=1)]
     gates: list[BenchmarkGate]
     baseline: ReportComparison | None = None
-    samples: Samples = field(default_factory=dict, repr=False)
+    samples: Samples = field(repr=False)
 
     @property
     def regressions(self) -> list[FigureComparison]:

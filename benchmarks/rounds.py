@@ -7,42 +7,21 @@ minutes apart, their ratio would contain that change; here they are measured sid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
 
+from benchmarks.in_process import Batched
 from benchmarks.inputs import BenchmarkInputs
+from benchmarks.served import Clients
 from serving.reporting import logger
 
-Row = TypeVar("Row")
 
-
-class Way(Protocol):
-    """A way of answering that is ready to be timed: a loaded model with a batch size, or a load on the server."""
-
-    @property
-    def length(self) -> int | None:
-        """Tokens of the rows that it is timed on; None: rows as they are."""
-
-    def measure(self, rows: list[list[str]], seconds: float) -> None:
-        """Answer ``rows`` repeatedly for ``seconds`` or longer and keep the result as the next round's."""
-
-
-def chunks(rows: Sequence[Row], rounds: int) -> list[Sequence[Row]]:
-    """Distribute rows over the rounds: each row belongs to one round, and sizes differ by at most one."""
-    return [rows[first::rounds] for first in range(rounds)]
-
-
-def measure_rounds(ways: Sequence[Way], inputs: BenchmarkInputs) -> None:
+def measure_rounds(ways: Sequence[Batched | Clients], inputs: BenchmarkInputs) -> None:
     """Time every way on the rows of one round, then of the next.
 
     Every other round runs in reverse order, so that no way always follows the same neighbour or always comes last.
-
-    Args:
-        ways: What is timed.
-        inputs: Rows, rounds and duration.
     """
     rounds = inputs.options.rounds
-    by_round = {length: chunks(rows, rounds) for length, rows in inputs.rows.timed.items()}
     for index in range(rounds):
         logger.info(f"round {index + 1} of {rounds}")
         for way in reversed(ways) if index % 2 else ways:
-            way.measure(list(by_round[way.length][index]), inputs.options.duration / rounds)
+            rows = inputs.rows.timed[way.length][index::rounds]  # each row belongs to one round
+            way.measure(rows, inputs.options.duration / rounds)

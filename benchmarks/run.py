@@ -132,8 +132,8 @@ def _measure(inputs: BenchmarkInputs, target: Target | None) -> Report:
     served, samples, rounds = None, found.samples, found.rounds
     if under_load is not None:
         served = under_load.found(found.original)
-        samples = samples | under_load.samples(served)
-        rounds = [one | other for one, other in zip(rounds, under_load.rounds(served), strict=True)]
+        samples = samples | under_load.samples()
+        rounds = [one | other for one, other in zip(rounds, under_load.rounds(), strict=True)]
     report = Report(
         name=inputs.options.name,
         task=inputs.task.name,

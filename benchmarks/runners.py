@@ -1,25 +1,24 @@
-"""A worker process that loads one model and times it: ``python -m benchmarks.runners``.
+"""A worker process that loads one model and times it: ``python -m benchmarks.runners FD``.
 
-The process reads a :class:`WorkerJob` as one JSON line, loads it and answers ``{"ready": …}``. Each further line is a
-:class:`Slice`, which it times and answers with ``{"spans": …}``; in between it sleeps. The last line is ``end``, answered with
-``{"facts": …}``. Nothing heavy is imported before the job is read: load time and memory are those of the backend alone.
-:mod:`benchmarks.workers` is the other end.
+``FD`` is the process's end of a :func:`multiprocessing.Pipe`. The process receives a :class:`WorkerJob` and sends None when the
+model is loaded. For each (rows, batch, seconds) that it receives, it times a slice and sends its spans; in between it sleeps. For
+None it sends its :class:`WorkerFacts` and ends. Nothing heavy is imported before the job is read: load time and memory are those of
+the backend alone. :mod:`benchmarks.workers` is the other end.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from benchmarks.backends import BACKENDS
-from benchmarks.jobs import END, RequestRows, Slice, Span, WorkerFacts, WorkerJob
+from benchmarks.jobs import RequestRows, Span, WorkerFacts, WorkerJob
 from serving.artifact import sha256
 
 WARM_UP = 0.1
@@ -55,67 +54,57 @@ def timed_passes(runner: Callable[[RequestRows], object], rows: RequestRows, bat
 
 
 def peak_rss_mib() -> float:
-    """Read the peak resident set of this process, MiB.
-
-    ``ru_maxrss`` would be inherited from the parent process.
-    """
+    """Read the peak resident set of this process, MiB; ``ru_maxrss`` would be inherited from the parent process."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
 
 
-class Worker:
-    """A loaded job that has answered its labelled rows and is ready to be timed."""
+def serve_job(channel: Connection[Any, Any]) -> None:
+    """Load the job that arrives on a channel, answer its labelled rows, and time slices until the benchmark asks for the facts.
 
-    def __init__(self, job: WorkerJob, started: int) -> None:
-        """Load the job and answer its labelled rows.
+    Raises:
+        EOFError: The benchmark has ended without asking for them.
+    """
+    started = time.perf_counter_ns()
+    job: WorkerJob = channel.recv()
+    from benchmarks.logits import outputs_file
+    from serving.bundle import load_bundle
 
-        Args:
-            job: What to load.
-            started: Start of this process, ns of ``time.perf_counter_ns``.
-        """
-        from benchmarks.logits import OutputsFile
-        from serving.bundle import load_bundle
-
-        bundle = load_bundle(Path(job.bundle))
-        self._job = job
-        self._runner = BACKENDS[job.backend](job, bundle)
-        loaded = time.perf_counter_ns()
-        self._load_seconds = (loaded - started) / 1e9
-        self._runner([job.first])
-        self._first_answer_seconds = (time.perf_counter_ns() - loaded) / 1e9
-        self._answers = []
-        with OutputsFile(Path(job.logits) if job.logits is not None else None) as outputs:
-            for row in job.labelled:
-                self._answers.append(self._runner.evaluate([row]))
-                outputs.add(self._runner.outputs)
-
-    def time(self, wanted: Slice) -> list[Span]:
-        """Time one slice: start and end of every call, ns."""
-        timed_passes(self._runner, wanted.rows[: wanted.batch], wanted.batch, WARM_UP * wanted.seconds)
-        return timed_passes(self._runner, wanted.rows, wanted.batch, wanted.seconds)
-
-    def facts(self) -> WorkerFacts:
-        """Describe what was loaded, what it cost and what it answered."""
-        return WorkerFacts(
-            file=str(self._runner.file),
-            sha256=sha256(self._runner.file),
-            precision=self._runner.precision(),
-            threads=self._runner.threads,
-            load_seconds=self._load_seconds,
-            first_answer_seconds=self._first_answer_seconds,
-            peak_rss_mib=peak_rss_mib(),
-            gpu_memory_mib=_gpu_memory_mib(self._job),
-            answers=_as_json(self._answers),
-        )
+    runner = BACKENDS[job.backend](job, load_bundle(job.bundle))
+    loaded = time.perf_counter_ns()
+    runner([job.first])
+    answered = time.perf_counter_ns()
+    answers = []
+    with outputs_file(job.logits) as add:
+        for row in job.labelled:
+            answers.append(runner.evaluate([row]))
+            add(runner.outputs)
+    channel.send(None)
+    while (wanted := channel.recv()) is not None:
+        rows, batch, seconds = wanted
+        timed_passes(runner, rows[:batch], batch, WARM_UP * seconds)
+        channel.send(timed_passes(runner, rows, batch, seconds))
+    facts = WorkerFacts(
+        file=runner.file,
+        sha256=sha256(runner.file),
+        precision=runner.precision(),
+        threads=runner.threads,
+        load_seconds=(loaded - started) / 1e9,
+        first_answer_seconds=(answered - loaded) / 1e9,
+        peak_rss_mib=peak_rss_mib(),
+        gpu_memory_mib=_gpu_memory_mib(job),
+        answers=_joined(answers),
+    )
+    channel.send(facts)
 
 
-def _as_json(answers: list[Any]) -> Any:
-    """Answers to one row each as JSON: tensors by name, or a list of the library's own answers."""
+def _joined(answers: list[Any]) -> Any:
+    """Join answers to one row each: tensors by name, or a list of the library's own answers."""
     if answers and isinstance(answers[0], dict):
-        from benchmarks.answers import joined, to_json
+        from benchmarks.answers import joined
 
-        return to_json(joined(answers))
+        return joined(answers)
     return [item for row in answers for item in row]
 
 
@@ -127,26 +116,5 @@ def _gpu_memory_mib(job: WorkerJob) -> float | None:
     return memory_mib([os.getpid()])
 
 
-def main() -> int:
-    """Serve one job over standard input and output; what libraries print goes to standard error."""
-    started = time.perf_counter_ns()
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    job = WorkerJob(**json.loads(sys.stdin.readline()))
-
-    def say(message: dict[str, Any]) -> None:
-        channel.write(json.dumps(message, default=float) + "\n")  # a pipeline's scores may be numpy's
-        channel.flush()
-
-    worker = Worker(job, started)
-    say({"ready": {}})
-    for line in iter(sys.stdin.readline, ""):
-        if line.strip() == END:
-            say({"facts": asdict(worker.facts())})
-            return 0
-        say({"spans": worker.time(Slice(**json.loads(line)))})
-    return 1  # the benchmark has ended without asking for the facts
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    serve_job(Connection(int(sys.argv[1])))

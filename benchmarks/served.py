@@ -50,10 +50,6 @@ class ServerConnection:
     def __init__(self, address: ServerAddress, name: str) -> None:
         """Connect.
 
-        Args:
-            address: Where the server listens.
-            name: Name of the ensemble.
-
         Raises:
             ServerError: Nothing answers, or the server does not serve the ensemble.
         """
@@ -94,10 +90,6 @@ class ServerConnection:
     def ask(self, rows: list[list[str]], options: Mapping[str, Any]) -> Arrays:
         """Ask the server, one request per row, :data:`IN_FLIGHT` at a time.
 
-        Args:
-            rows: Rows, each a list of strings in the order of the task's inputs.
-            options: Options of the request.
-
         Returns:
             Answers in the order of the rows, tensors by name.
 
@@ -133,12 +125,10 @@ class Clients:
     """A load on the server that is measured round by round.
 
     Attributes:
-        inputs: Input tensors of the ensemble.
         mode: The load; an open loop's share becomes a rate in the first round.
         closed: Closed loops that have been measured before in each round; the best one's throughput gives an open loop its rate.
         least_seconds: Least duration of a slice, for every client to get answers.
         memory: Meter of the server's memory; None if its process is not visible.
-        energy: Meter of the machine's energy.
         slices: What the load generator measured, by round.
         counts: Triton's counts of each step, by round.
         joules: Energy of the machine, by round; empty without counters.
@@ -169,12 +159,7 @@ class Clients:
             seconds = max(seconds, OPEN_REQUESTS / self.mode.rate)
         server, name = self.target.server, self.target.package.name
         options = LoadOptions(
-            name=name,
-            url=server.url(self.mode.protocol),
-            protocol=self.mode.protocol,
-            concurrency=self.mode.concurrency,
-            rate=self.mode.rate,
-            duration=max(seconds, self.least_seconds),
+            **asdict(self.mode), model=name, url=server.url(self.mode.protocol), duration=max(seconds, self.least_seconds)
         )
         with self.memory or nullcontext():
             before, used = server.statistics(), self.energy.read()
@@ -222,7 +207,6 @@ class UnderLoad:
 
     Attributes:
         process: The server's process; None if it is not visible from here.
-        ways: The loads, ready to be measured.
     """
 
     def __init__(self, target: Target, inputs: BenchmarkInputs, energy: EnergyMeter) -> None:
@@ -231,35 +215,29 @@ class UnderLoad:
         Raises:
             RequestError: The server refused a row.
         """
-        self._target, self._inputs, self._energy = target, inputs, energy
+        self._target, self._inputs = target, inputs
         self.process = check_process(target.server.address, target.package)
         self._memory = MemoryMeter(self.process) if self.process is not None else None
         asked = time.perf_counter()
         with self._memory or nullcontext():
             self._answers = target.server.ask(inputs.rows.labelled, inputs.task.evaluation_options)
-        self._seconds_per_row = (time.perf_counter() - asked) / len(inputs.rows.labelled)
+        seconds_per_row = (time.perf_counter() - asked) / len(inputs.rows.labelled)
         self.ways: list[Clients] = []
         for mode in planned_loads(inputs):
-            self.ways.append(self._clients(mode))
-
-    def _clients(self, mode: LoadMode) -> Clients:
-        closed = [way for way in self.ways if way.mode.concurrency and way.mode.protocol == mode.protocol and way.length is None]
-        return Clients(
-            target=self._target,
-            inputs=self._inputs.bundle.task.inputs(),
-            mode=mode,
-            closed=closed,
-            least_seconds=ANSWERS_PER_CLIENT * (mode.concurrency or 1) * self._seconds_per_row,
-            memory=self._memory,
-            energy=self._energy,
-        )
+            same_protocol = [way for way in self.ways if way.mode.protocol == mode.protocol]
+            clients = Clients(
+                target=target,
+                inputs=inputs.bundle.task.inputs(),
+                mode=mode,
+                closed=[way for way in same_protocol if way.mode.concurrency and way.length is None],
+                least_seconds=ANSWERS_PER_CLIENT * (mode.concurrency or 1) * seconds_per_row,
+                memory=self._memory,
+                energy=energy,
+            )
+            self.ways.append(clients)
 
     def found(self, original: Arrays) -> Served:
-        """Collect what was measured.
-
-        Returns:
-            The served model with loads and quality.
-        """
+        """Collect what was measured."""
         server, package = self._target.server, self._target.package
         return Served(
             precision=package.precision,
@@ -275,25 +253,19 @@ class UnderLoad:
             size_mib=graph.size(package.file) / MIB,
         )
 
-    def rounds(self, served: Served) -> list[dict[str, float]]:
+    def rounds(self) -> list[dict[str, float]]:
         """The figures that each round has of its own, by name."""
-        rounds: list[dict[str, float]] = [{} for _ in range(self._inputs.options.rounds)]
-        for way, load in zip(self.ways, served.loads, strict=True):
-            for found, own in zip(rounds, way.rounds(), strict=True):
-                found |= {f"{served.name}.{load.name}.{key}": value for key, value in own.items()}
-        return rounds
+        return [
+            {f"{self._name(way)}.{key}": value for way, own in zip(self.ways, found, strict=True) for key, value in own.items()}
+            for found in zip(*(way.rounds() for way in self.ways), strict=True)
+        ]
 
-    def samples(self, served: Served) -> dict[str, Spans]:
-        """Collect the spans behind the speeds.
+    def samples(self) -> dict[str, Spans]:
+        """The spans behind the speeds, by the names of :data:`benchmarks.samples.Samples`."""
+        return {f"{self._name(way)}.r{index + 1}": found.spans for way in self.ways for index, found in enumerate(way.slices)}
 
-        Returns:
-            Spans by the names of :data:`benchmarks.samples.Samples`.
-        """
-        return {
-            f"{served.name}.{load.name}.r{index + 1}": found.spans
-            for way, load in zip(self.ways, served.loads, strict=True)
-            for index, found in enumerate(way.slices)
-        }
+    def _name(self, way: Clients) -> str:
+        return f"served.{self._target.package.precision}.{way.mode.name}"
 
 
 def _load_seconds(address: ServerAddress, process: psutil.Process | None) -> float | None:

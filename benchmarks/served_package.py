@@ -22,7 +22,6 @@ class ServedPackage:
     """A package in the repository.
 
     Attributes:
-        precision: Precision of the ONNX file.
         manifest: The manifest that ``tritonize package`` wrote.
         sha256: Checksum of the ONNX file, which is still the packaged one.
     """
@@ -73,10 +72,6 @@ def require_same_bundle(package: ServedPackage, bundle: Path) -> None:
 
 def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Process | None:
     """Find the server's process and check that it serves the package.
-
-    Args:
-        address: Where the server listens.
-        package: The package that it should serve.
 
     Returns:
         The process; None if it is not visible from here (another machine, or a container).

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import NonNegativeFloat, NonNegativeInt
 
 from serving.errors import SetupError
 
 Spans = npt.NDArray[np.int64]
 """Start and end of each call, ns on one clock, ``[calls, 2]``."""
 
+PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p95_ms": 95, "p99_ms": 99}
 MEASURE_LONGER = "measure longer: --duration, or in fewer --rounds"
 
 
@@ -23,18 +25,14 @@ class RoundSpeed:
     """Speed in one round.
 
     Attributes:
-        throughput: Rows per second.
         p50_ms: Median time of one call, ms (a call carries one row unless stated otherwise).
-        p90_ms: 90th percentile, ms.
-        p95_ms: 95th percentile, ms.
-        p99_ms: 99th percentile, ms.
     """
 
-    throughput: float
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
+    throughput: NonNegativeFloat
+    p50_ms: NonNegativeFloat
+    p90_ms: NonNegativeFloat
+    p95_ms: NonNegativeFloat
+    p99_ms: NonNegativeFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +40,14 @@ class Speed(RoundSpeed):
     """Speed over all rounds: the median of their throughputs, and the percentiles of all their calls together.
 
     Attributes:
-        throughput_low: Throughput of the slowest round.
-        throughput_high: Throughput of the fastest round.
         calls: Number of calls behind the percentiles.
         seconds: Measured time, all rounds together.
     """
 
-    throughput_low: float
-    throughput_high: float
-    calls: int
-    seconds: float
+    throughput_low: NonNegativeFloat
+    throughput_high: NonNegativeFloat
+    calls: NonNegativeInt
+    seconds: NonNegativeFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +55,6 @@ class SliceTiming:
     """Result of one slice of timing.
 
     Attributes:
-        throughput: Rows per second.
         seconds: Time over which this was counted.
         latencies: Duration of each call, ms, ``[calls]``.
     """
@@ -97,10 +92,6 @@ def side_by_side(workers: Sequence[Spans], batch: int) -> SliceTiming:
 
     The rate is counted while all of them worked, as the last one has the machine to itself for a while.
 
-    Args:
-        workers: Calls by process.
-        batch: Rows per call.
-
     Raises:
         SetupError: They never worked at the same time.
     """
@@ -132,5 +123,5 @@ def _latencies(workers: Sequence[Spans]) -> npt.NDArray[np.float64]:
 
 
 def _percentiles(milliseconds: npt.NDArray[np.float64]) -> dict[str, float]:
-    shares = (50, 90, 95, 99)
-    return {f"p{share}_ms": float(value) for share, value in zip(shares, np.percentile(milliseconds, shares), strict=True)}
+    values = np.percentile(milliseconds, list(PERCENTILES.values()))
+    return dict(zip(PERCENTILES, map(float, values), strict=True))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf, log1p
 from typing import Annotated
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, NonNegativeInt, PositiveInt
 
 
 def relative(before: float, now: float) -> float | None:
@@ -40,7 +40,6 @@ class BenchmarkGate:
     """A gate, evaluated in every round.
 
     Attributes:
-        expression: The comparison that must hold.
         comparison: The values of its sides, each the median of the rounds; empty if it could not be evaluated.
         held: Number of rounds in which it held.
         passed: Whether it held in more than half of the rounds. The comparison of the medians may differ.
@@ -50,8 +49,8 @@ class BenchmarkGate:
 
     expression: str
     comparison: str
-    held: int
-    rounds: int
+    held: NonNegativeInt
+    rounds: PositiveInt
     passed: bool
     missed: Miss | None = None
     why: str = ""
@@ -82,7 +81,6 @@ class FigureComparison:
         tolerance: How much worse it may be, in the unit of the change; None if it was not compared, or there is no such change.
         noise: Standard error of the change; None if nothing repeats the figure.
         verdict: One of :data:`VERDICTS`.
-        why: Why it was not compared.
     """
 
     figure: str
@@ -143,10 +141,7 @@ class ReportComparison:
 
     Attributes:
         before: The earlier report: its model, time and commit.
-        figures: Every figure that both have.
         notes: Differences between the two runs that limit the comparison.
-        only_before: Figures that only the earlier one has.
-        only_now: Figures that only the later one has.
     """
 
     before: str

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import IO, Any, cast
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import IO, Any
 
-from benchmarks.jobs import END, Slice, WorkerFacts, WorkerJob, to_line
+from benchmarks.jobs import WorkerFacts, WorkerJob
 from benchmarks.speed import Spans, as_spans
 from serving.errors import SetupError
 
 
 @dataclass(frozen=True)
 class _Worker:
-    process: subprocess.Popen[str]
-    stdin: IO[str]
-    stdout: IO[str]
+    process: subprocess.Popen[bytes]
+    channel: Connection[Any, Any]
     errors: IO[str]
 
-    def send(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it ended: receive() says why
-            self.stdin.write(line + "\n")
-            self.stdin.flush()
+    def send(self, message: object) -> None:
+        with contextlib.suppress(ConnectionError):  # it ended: receive() says why
+            self.channel.send(message)
 
-    def receive(self, kind: str) -> Any:
-        line = self.stdout.readline()
-        if not line:
-            self._raise()
-        return json.loads(line)[kind]
-
-    def _raise(self) -> None:
-        code = self.process.wait()
+    def receive(self) -> Any:
+        try:
+            return self.channel.recv()
+        except (EOFError, ConnectionError):
+            code = self.process.wait()
         self.errors.seek(0)
         lines = [line.strip() for line in self.errors if line.strip()]
         reason = lines[-1] if lines and code > 0 else f"it was ended by signal {-code}"
@@ -69,21 +65,18 @@ class Workers:
         """
         for index, worker in enumerate(self.processes):
             start = index * len(rows) // len(self.processes)
-            worker.send(to_line(Slice(rows=rows[start:] + rows[:start], batch=batch, seconds=seconds)))
-        return [as_spans(worker.receive("spans")) for worker in self.processes]
+            worker.send((rows[start:] + rows[:start], batch, seconds))
+        return [as_spans(worker.receive()) for worker in self.processes]
 
     def end(self) -> list[WorkerFacts]:
-        """End the processes; nothing can be measured after that.
-
-        Returns:
-            What each process reports.
+        """End the processes, and return what each reports; nothing can be measured after that.
 
         Raises:
             SetupError: A worker failed.
         """
         for worker in self.processes:
-            worker.send(END)
-        return [WorkerFacts(**worker.receive("facts")) for worker in self.processes]
+            worker.send(None)
+        return [worker.receive() for worker in self.processes]
 
 
 @contextlib.contextmanager
@@ -99,28 +92,26 @@ def started(job: WorkerJob, processes: int = 1) -> Iterator[Workers]:
         workers = []
         for index in range(processes):
             worker = stack.enter_context(_started())
-            worker.send(to_line(replace(job, labelled=job.labelled if index == 0 else [])))
-            worker.receive("ready")
+            worker.send(replace(job, labelled=job.labelled if index == 0 else []))
+            worker.receive()
             workers.append(worker)
         yield Workers(workers)
 
 
 @contextlib.contextmanager
 def _started() -> Iterator[_Worker]:
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "benchmarks.runners"],
-            text=True,
-            encoding="utf-8",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-        stdin = cast(IO[str], process.stdin)
+    ours, theirs = Pipe()
+    with ours, tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "benchmarks.runners", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+            )
         with process:
             try:
-                yield _Worker(process, stdin, cast(IO[str], process.stdout), errors)
+                yield _Worker(process, ours, errors)
             finally:
                 process.kill()  # it has reported its facts, or they are not needed
-                with contextlib.suppress(BrokenPipeError):  # a line that it did not read before it ended
-                    stdin.close()

@@ -53,8 +53,8 @@ TASK_SHAPING = ("export/tasks",)
 The served half of a task is not included: the graphs do not depend on it, and the bundle records the served code that it was
 verified with (see :func:`serving.bundle.served_code`).
 """
-TRAINING_ONLY = "export/tasks/trained.py"
-"""The only module of the tasks that is called in fine-tuning alone."""
+TRAINING_ONLY = frozenset({"export/tasks/trained.py", "export/tasks/_rewriting.py"})
+"""Modules of the tasks that only fine-tuning calls."""
 
 
 def export(options: ExportOptions) -> BundleManifest:
@@ -127,5 +127,10 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
     files = fingerprint(checkpoint_files(source.folder), root=source.folder)
-    tasks = [path for path in task_code(TASK_SHAPING, options.task, task_names()) if path != TRAINING_ONLY]
-    return inputs_record(record, files, code_fingerprint([*SHAPING, *tasks]))
+    return inputs_record(record, files, shaping_code(options.task))
+
+
+def shaping_code(task: str) -> dict[str, str]:
+    """Return the SHA-256 of the code that decides what a bundle of a task holds, by path."""
+    tasks = [path for path in task_code(TASK_SHAPING, task, task_names()) if path not in TRAINING_ONLY]
+    return code_fingerprint([*SHAPING, *tasks])

@@ -115,8 +115,18 @@ class AsyncTritonPipeline:
             )
         self._batch_size = min(self._batch_size, int(config["max_batch_size"]))
         self._parameters = parameters
-        self._task = load_served(parameters["task"], json.loads(parameters["settings"]))
+        self._task = self._load_task(parameters)
         return self._task
+
+    def _load_task(self, parameters: dict[str, str]) -> ServedTask:
+        try:
+            return load_served(parameters["task"], json.loads(parameters["settings"]))
+        except (KeyError, ValueError) as error:
+            raise RequestError(
+                f"{self.name} was packaged by another version of tritonize: {error}",
+                status="INVALID_ARGUMENT",
+                hint="package it again with: tritonize package",
+            ) from error
 
     async def identity(self) -> EnsembleIdentity:
         """Return the ensemble's name and the parameters that packaging wrote into its configuration."""

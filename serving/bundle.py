@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.artifact import code_fingerprint, read_manifest, task_code
+from serving.artifact import MANIFEST, code_fingerprint, read_manifest, task_code
 from serving.errors import ArtifactError
 from serving.manifests import BundleManifest, VariantFigures
 from serving.options import Precision
@@ -113,12 +113,20 @@ def load_bundle(folder: Path) -> Bundle:
     }
     return Bundle(
         folder=folder,
-        task=load_served(manifest.task, manifest.settings),
+        task=_served_task(folder, manifest),
         max_length=manifest.max_length,
         padding=manifest.padding,
         variants=variants,
         manifest=manifest,
     )
+
+
+def _served_task(folder: Path, manifest: BundleManifest) -> ServedTask:
+    try:
+        return load_served(manifest.task, manifest.settings)
+    except (KeyError, ValueError) as error:
+        reason = f"no task is called {error}" if isinstance(error, KeyError) else error
+        raise ArtifactError(f"{folder / MANIFEST}: {reason}", hint="write it again with: tritonize export --force") from error
 
 
 def served_code(task: str) -> dict[str, str]:

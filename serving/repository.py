@@ -138,7 +138,7 @@ def _inputs(options: PackageOptions, bundle: Bundle, plan: Plan, tuning: Tuning 
     """Return what decides the content of the repository."""
     chosen = asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}
     files = [bundle.folder / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer]
-    code = code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, bundle.task.name, served_names())])
+    code = shaping_code(bundle.task.name)
     return inputs_record(chosen, fingerprint(files, root=bundle.folder), code)
 
 
@@ -161,6 +161,11 @@ def probe_body(task: ServedTask) -> ProbeBody:
     return ProbeBody(
         inputs=tuple(ProbeInput(name=name, datatype="BYTES", shape=(1, 1), data=(text,)) for name, text in task.example.items())
     )
+
+
+def shaping_code(task: str) -> dict[str, str]:
+    """Return the SHA-256 of the code that decides what packaging writes for a task, by path."""
+    return code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, task, served_names())])
 
 
 def serving_code() -> dict[str, str]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import grimp
 import pytest
@@ -110,6 +111,24 @@ def test_no_task_imports_another(package: str) -> None:
         assert import_graph().find_upstream_modules(module) & modules <= {module}
 
 
+@pytest.mark.parametrize(
+    ("stage", "modules"),
+    [
+        (bundle, {"export/tasks/fill_mask.py", "export/tasks/base.py", "export/metrics/accuracy/accuracy.py", "export/verify.py"}),
+        (
+            finetune,
+            {"export/tasks/fill_mask.py", "export/tasks/trained.py", "serving/runtime/tasks/fill_mask.py", "export/checkpoint.py"},
+        ),
+        (repository, {"serving/runtime/tasks/fill_mask.py", "serving/runtime/preprocess.py", "serving/prologue.py"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_code_of_a_stage_holds_the_task(stage: ModuleType, modules: set[str]) -> None:
+    found = stage.shaping_code("fill-mask")
+    assert modules <= found.keys()
+    assert not any("question_answering" in path for path in found)
+
+
 def test_of_the_tasks_only_its_own_is_in_a_fingerprint() -> None:
     found = task_code(["serving/runtime"], "fill-mask", task_names())
     for module in ("preprocess.py", "tasks/fill_mask.py", "tasks/base.py", "tasks/_strings.py"):
@@ -158,7 +177,7 @@ def test_an_edit_makes_only_that_out_of_date_which_it_decides(
     assert "is packaged" in run(*package)
     packaged = checksums(tmp_path / "models")
 
-    for module in ("training/trainer.py", "finetune.py", "tasks/trained.py", "tasks/translation.py"):
+    for module in ("training/trainer.py", "finetune.py", "tasks/trained.py", "tasks/_rewriting.py", "tasks/translation.py"):
         edit(project / "export" / module)
     edit(project / "benchmarks" / "run.py")
     edit(project / "serving" / "runtime" / "tasks" / "fill_mask.py")  # of another task
@@ -172,5 +191,5 @@ def test_an_edit_makes_only_that_out_of_date_which_it_decides(
     assert "is packaged" in again
     assert "the bundle was verified before serving/runtime/tasks/text_classification.py changed" in again
 
-    edit(project / "export" / "metrics" / "classification" / "classification.py")
+    edit(project / "export" / "tasks" / "text_classification.py")
     assert "up to date" not in run("export"), "its figures come from there"

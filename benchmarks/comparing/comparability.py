@@ -32,11 +32,7 @@ def other_machine(before: Report, now: Report) -> str:
 
 
 def taken_away(before: Report, now: Report) -> str:
-    """Describe in which run other processes, or other guests of the host, used too much of the processor time.
-
-    Returns:
-        Run and share; empty if it was negligible in both.
-    """
+    """Describe in which run other processes, or other guests of the host, used too much processor time; empty if in neither."""
     found = []
     for which, report in (("before", before), ("now", now)):
         percent = (report.environment.others_percent or 0.0) + (report.environment.stolen_percent or 0.0)
@@ -57,13 +53,7 @@ def same_labelled_rows(before: Report, now: Report) -> bool | None:
 
 
 def same_timed_rows(before: Report, now: Report, length: int | None) -> bool:
-    """Whether speed was measured on the same rows, truncated at the same length.
-
-    Args:
-        before: Earlier report.
-        now: Later report.
-        length: Tokens of the rows; None for rows as they are.
-    """
+    """Whether speed was measured on the same rows of ``length`` tokens (None: as they are), truncated at the same length."""
     key = length_key(length)
     ours, theirs = ((one.settings.timed_sha256.get(key), one.settings.max_length) for one in (before, now))
     return ours == theirs

@@ -60,11 +60,6 @@ ROUNDING = 1e-9
 def compare(before: Report, now: Report, tolerances: Tolerances) -> ReportComparison:
     """Compare a report with an earlier one.
 
-    Args:
-        before: Earlier report.
-        now: Later report.
-        tolerances: How much worse the later one may be.
-
     Returns:
         The comparison of every figure that both have.
 

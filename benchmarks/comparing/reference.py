@@ -38,8 +38,6 @@ class SpeedFigure:
 
     Attributes:
         kind: A key of :data:`SPEEDS`.
-        before: Value in the earlier report.
-        now: Value in the later report.
         excluded: Why it is not compared; empty if it is.
     """
 
@@ -98,9 +96,6 @@ def compare_speeds(
         now: Later report.
         tolerance: How much worse a figure may be, relative, whatever the noise.
         absolute_too: Count a change as worse or better only if the absolute change exceeds the noise too.
-
-    Returns:
-        The comparisons, and notes about them.
     """
     found = list(_shared(before, now))
     members = _originals(before)

@@ -14,15 +14,7 @@ HEAD = ("", "figure", "before", "now", "change", "beside PyTorch", "allowed")
 
 
 def to_text(compared: ReportComparison, *, everything: bool = False) -> str:
-    """Write a comparison for the terminal.
-
-    Args:
-        compared: The comparison.
-        everything: List the figures that stayed the same too.
-
-    Returns:
-        Which reports, notes, the figures that changed, and the number of figures by verdict.
-    """
+    """Write a comparison for the terminal."""
     rows = _rows(compared, everything)
     table = [*aligned([HEAD, *rows], left=(0, 1, 6)), ""] if rows else []
     heading = [f"before: {compared.before}", f"now:    {compared.now}", *(f"note: {note}" for note in compared.remarks)]
@@ -30,12 +22,7 @@ def to_text(compared: ReportComparison, *, everything: bool = False) -> str:
 
 
 def to_markdown(compared: ReportComparison, *, everything: bool = False) -> str:
-    """Write a comparison for a pull request.
-
-    Args:
-        compared: The comparison.
-        everything: List the figures that stayed the same too.
-    """
+    """Write a comparison for a pull request."""
     items = [("before", compared.before), ("now", compared.now), *(("note", note) for note in compared.remarks)]
     heading = "\n".join(f"* {name}: {escaped(text)}" for name, text in items)
     rows = _rows(compared, everything)

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
@@ -70,38 +70,37 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Plot:
     """A plot of the page.
 
     Attributes:
         description: Text for readers who cannot see the plot.
-        svg: An ``svg`` element; empty if the plot was not drawn.
         missing: Why it was not drawn; empty if it was.
+        svg: An ``svg`` element; empty if the plot was not drawn.
     """
 
     name: str
     title: str
     description: str = ""
     caption: str = ""
-    svg: str = ""
     missing: str = ""
+    svg: str = field(default="", init=False)
 
 
 @contextmanager
-def drawing(name: str) -> Iterator[None]:
-    """Give figures made and saved in the block the common style, and make their SVG reproducible."""
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        yield
+def drawn(plot: Plot, height: float, xlabel: str, ylabel: str = "", *, columns: int = 2) -> Iterator[Axes]:
+    """Draw a plot on one pair of axes, ``height`` inches high without the legend, and give it its reproducible SVG."""
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": plot.name}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        yield axes
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _legend(figure, columns)
+        plot.svg = _as_svg(figure, plot.name)
 
 
-def axes(height: float) -> tuple[Figure, Axes]:
-    """Create a figure with one pair of axes, ``height`` inches high with all labels."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def legend(figure: Figure, *, columns: int = 2) -> None:
+def _legend(figure: Figure, columns: int) -> None:
     """Draw a legend below everything, in as many of ``columns`` as fit."""
     names = {label for drawn in figure.axes for label in drawn.get_legend_handles_labels()[1]}
     for count in range(columns, 0, -1):
@@ -136,7 +135,7 @@ def _plain(value: float, _: Any) -> str:
     return f"{value:g}"
 
 
-def as_svg(figure: Figure, name: str) -> str:
+def _as_svg(figure: Figure, name: str) -> str:
     """Convert a figure into a self-contained ``svg`` element whose ids begin with ``name``."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

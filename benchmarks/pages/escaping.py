@@ -20,12 +20,6 @@ def code(text: str) -> str:
 
 
 def markdown_table(head: Sequence[str], cells: Sequence[Sequence[str]], *, words: int) -> str:
-    """Write a table.
-
-    Args:
-        head: Headings.
-        cells: Rows of cells that are Markdown already.
-        words: Number of columns from the first that hold words rather than numbers.
-    """
+    """Write a table of cells that are Markdown already; the first ``words`` columns hold words, the others numbers."""
     rule = ["---" if index < words else "---:" for index in range(len(head))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(map(escaped, head)), rule, *cells])

@@ -67,15 +67,7 @@ def answer(value: JsonValue) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
-    """Align a table for the terminal.
-
-    Args:
-        rows: Rows of cells, the headings first.
-        left: Columns that hold words; the others hold numbers and are aligned to the right.
-
-    Returns:
-        One line per row.
-    """
+    """Align rows, the headings first, for the terminal; the columns ``left`` hold words, the others numbers."""
     table = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for column in range(len(rows[0])):
         table.add_column(justify="left" if column in left else "right", no_wrap=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measurements import InProcess, Served
 from benchmarks.report import Report
 from benchmarks.speed import Speed
 
@@ -17,6 +16,8 @@ LEAST = 3
 """Least number of points for a fit."""
 
 Floats = npt.NDArray[np.float64]
+_Line = tuple[str, str, str, int | None]
+"""Name, axis, way and rows in flight of a growth, see :class:`Growth`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,6 @@ class GrowthPoint:
     throughput: float
     low: float
     high: float
-    p50_ms: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,9 @@ class Fit:
     """A law fitted to points, weighted by relative error, as noise grows with the value.
 
     Attributes:
-        formula: The law with its coefficients.
         coefficients: Coefficients by the letter that the law is known with.
         r2: Share of the variance that the law explains, of ms per call or of rows per second as the formula gives; None if there
             are no more points than coefficients, as any law fits then.
-        meaning: Meaning of the coefficients in a sentence.
     """
 
     formula: str
@@ -53,12 +51,9 @@ class Growth:
     """Speeds that differ in one thing.
 
     Attributes:
-        name: Name of the model that gates use.
         axis: What differs: ``batch``, ``length`` or ``concurrency``.
         way: What they have in common.
         rows_in_flight: Rows that are worked on or wait at the same time; None if that is what differs.
-        points: Speeds by ``x``.
-        fit: The fitted law; None without one.
         why: Why there is no law; empty if there is one.
     """
 
@@ -79,54 +74,39 @@ class Growth:
 
 def growths(report: Report) -> list[Growth]:
     """List every axis along which ``report`` has two speeds or more."""
-    found = [growth for model in report.in_process for growth in _in_process(model)]
-    return found + (list(_served(report.served)) if report.served is not None else [])
+    found: dict[_Line, list[GrowthPoint]] = {}
+    for line, x, speed in _speeds(report):
+        point = GrowthPoint(x=x, throughput=speed.throughput, low=speed.throughput_low, high=speed.throughput_high)
+        found.setdefault(line, []).append(point)
+    names = list(dict.fromkeys(name for name, *_ in found))
+    lines = sorted(found, key=lambda line: (names.index(line[0]), line[1] == "length"))
+    return [_growth(*line, found[line]) for line in lines if len({point.x for point in found[line]}) > 1]
 
 
-def _in_process(model: InProcess) -> Iterator[Growth]:
-    by_layout: dict[tuple[int, int], list[tuple[int, Speed]]] = {}
-    by_batch: dict[tuple[int, int, int], list[tuple[int, Speed]]] = {}
-    for one in model.arrangements.values():
-        if one.length is None:
-            by_layout.setdefault((one.processes, one.threads), []).append((one.batch, one.speed))
-        else:
-            by_batch.setdefault((one.processes, one.threads, one.batch), []).append((one.length, one.speed))
-    for (processes, threads), found in by_layout.items():
-        yield from _growth(model.name, "batch", _layout(processes, threads), processes, found)
-    for (processes, threads, batch), found in by_batch.items():
-        way = _layout(processes, threads) + (f", {batch} rows per call" if batch > 1 else "")
-        yield from _growth(model.name, "length", way, processes * batch, found)
-
-
-def _served(served: Served) -> Iterator[Growth]:
-    by_protocol: dict[str, list[tuple[int, Speed]]] = {}
-    by_clients: dict[tuple[str, int], list[tuple[int, Speed]]] = {}
-    for load in served.loads:
-        if load.concurrency is None:
-            continue
-        if load.length is None:
-            by_protocol.setdefault(load.protocol, []).append((load.concurrency, load.speed))
-        else:
-            by_clients.setdefault((load.protocol, load.concurrency), []).append((load.length, load.speed))
-    for protocol, found in by_protocol.items():
-        yield from _growth(served.name, "concurrency", protocol, None, found)
-    for (protocol, clients), found in by_clients.items():
-        yield from _growth(served.name, "length", f"{protocol}, {clients} clients", clients, found)
-
-
-def _layout(processes: int, threads: int) -> str:
-    return f"{processes} × {threads} threads"
-
-
-def _growth(name: str, axis: str, way: str, rows: int | None, found: Iterable[tuple[int, Speed]]) -> Iterator[Growth]:
-    points = [
-        GrowthPoint(x=x, throughput=speed.throughput, low=speed.throughput_low, high=speed.throughput_high, p50_ms=speed.p50_ms)
-        for x, speed in sorted(found, key=lambda one: one[0])
-    ]
-    if len({point.x for point in points}) < 2:
+def _speeds(report: Report) -> Iterator[tuple[_Line, int, Speed]]:
+    """Yield every speed with the line that it is a point of, and its place there."""
+    for model in report.in_process:
+        for one in model.arrangements.values():
+            way = f"{one.processes} × {one.threads} threads"
+            if one.length is None:
+                yield (model.name, "batch", way, one.processes), one.batch, one.speed
+            else:
+                way += f", {one.batch} rows per call" if one.batch > 1 else ""
+                yield (model.name, "length", way, one.processes * one.batch), one.length, one.speed
+    if report.served is None:
         return
+    for load in report.served.loads:
+        if load.concurrency is not None and load.length is None:
+            yield (report.served.name, "concurrency", load.protocol, None), load.concurrency, load.speed
+        elif load.concurrency is not None and load.length is not None:
+            way = f"{load.protocol}, {load.concurrency} clients"
+            yield (report.served.name, "length", way, load.concurrency), load.length, load.speed
+
+
+def _growth(name: str, axis: str, way: str, rows: int | None, points: list[GrowthPoint]) -> Growth:
+    points.sort(key=lambda point: point.x)
     fit, why = fitted_law(axis, points, rows or 1)
-    yield Growth(name=name, axis=axis, way=way, rows_in_flight=rows, points=points, fit=fit, why=why)
+    return Growth(name=name, axis=axis, way=way, rows_in_flight=rows, points=points, fit=fit, why=why)
 
 
 def fitted_law(axis: str, points: Sequence[GrowthPoint], rows_in_flight: int = 1) -> tuple[Fit | None, str]:

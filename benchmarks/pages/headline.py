@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from benchmarks.measurements import InProcess, Load, Quality, Served
 from benchmarks.pages.formatting import interval, marked, number
@@ -24,8 +25,7 @@ class Conclusion:
     notes: list[str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Key:
+class Key(NamedTuple):
     """A key figure, and what it is of."""
 
     label: str
@@ -42,17 +42,13 @@ def conclusion(report: Report) -> Conclusion:
     elif failed:
         text = f"{len(failed)} of {len(report.gates)} gates failed, {len(report.gates) - len(failed)} held"
     else:
-        text = _all(len(report.gates))
+        text = "The one gate held" if len(report.gates) == 1 else f"All {len(report.gates)} gates held"
     evaluated = bool(report.gates)
     if compared is not None:
         text += f". Against the baseline: {compared.summary}"
         evaluated = evaluated or any(one.verdict != "not compared" for one in compared.figures)
     passed = not failed and not report.regressions if evaluated else None
     return Conclusion(passed=passed, text=f"{text}.", notes=compared.remarks if compared is not None else [])
-
-
-def _all(gates: int) -> str:
-    return "The one gate held" if gates == 1 else f"All {gates} gates held"
 
 
 def original(report: Report) -> InProcess | None:
@@ -73,25 +69,18 @@ def keys(report: Report) -> list[Key]:
 
 
 def _served(report: Report, served: Served) -> Iterator[Key]:
-    loads = real_loads(served)
-    if loads:
-        best, quickest = loads[0], min(loads, key=lambda load: load.speed.p50_ms)
-        yield Key(
-            label="rows/s served",
-            value=f"{best.speed.throughput:.0f}",
-            note=f"{served.precision}, {_clients(best)}: {marked(best.speed)}, p99 {best.speed.p99_ms:.3g} ms",
-        )
-        yield from _times(report, best.speed.throughput)
-        yield Key(
-            label="ms, one answer",
-            value=f"{quickest.speed.p50_ms:.3g}",
-            note=f"p50 with {_clients(quickest)}, p99 {quickest.speed.p99_ms:.3g} ms",
-        )
+    if loads := real_loads(served):
+        best, quickest = loads[0].speed, min(loads, key=lambda load: load.speed.p50_ms)
+        note = f"{served.precision}, {_clients(loads[0])}: {marked(best)}, p99 {best.p99_ms:.3g} ms"
+        yield Key("rows/s served", f"{best.throughput:.0f}", note)
+        yield from _times(report, best.throughput)
+        note = f"p50 with {_clients(quickest)}, p99 {quickest.speed.p99_ms:.3g} ms"
+        yield Key("ms, one answer", f"{quickest.speed.p50_ms:.3g}", note)
     yield from _quality(report, served.quality)
     memory = served.pss_mib if served.pss_mib is not None else served.peak_rss_mib
     if memory is not None:
         kind = "shared pages counted once" if served.pss_mib is not None else "shared pages counted in every process"
-        yield Key(label="MiB in memory", value=f"{memory:.0f}", note=f"the server's process tree under load, {kind}")
+        yield Key("MiB in memory", f"{memory:.0f}", f"the server's process tree under load, {kind}")
 
 
 def _clients(load: Load) -> str:
@@ -104,36 +93,25 @@ def _in_process(report: Report) -> Iterator[Key]:
         return
     model = max(own, key=lambda one: one.arrangements[one.best].speed.throughput)
     best, quickest = model.arrangements[model.best], model.arrangements[model.quickest]
-    yield Key(
-        label="rows/s in process",
-        value=f"{best.speed.throughput:.0f}",
-        note=f"{model.name}.{model.best}: {marked(best.speed)}, p99 {best.speed.p99_ms:.3g} ms a call",
-    )
+    note = f"{model.name}.{model.best}: {marked(best.speed)}, p99 {best.speed.p99_ms:.3g} ms a call"
+    yield Key("rows/s in process", f"{best.speed.throughput:.0f}", note)
     yield from _times(report, best.speed.throughput)
-    yield Key(label="ms a call", value=f"{quickest.speed.p50_ms:.3g}", note=f"p50 of {model.name}.{model.quickest}")
+    yield Key("ms a call", f"{quickest.speed.p50_ms:.3g}", f"p50 of {model.name}.{model.quickest}")
     yield from _quality(report, model.quality)
-    yield Key(label="MiB in memory", value=f"{best.peak_rss_mib:.0f}", note=f"peak RSS of {model.name}.{model.best}")
+    yield Key("MiB in memory", f"{best.peak_rss_mib:.0f}", f"peak RSS of {model.name}.{model.best}")
 
 
 def _times(report: Report, throughput: float) -> Iterator[Key]:
-    first = original(report)
-    if first is None:
-        return
-    own = first.arrangements[first.best].speed
-    yield Key(
-        label="the original's rows/s",
-        value=f"×{throughput / own.throughput:.1f}",
-        note=f"against {first.name}.{first.best}, the original at its best: {marked(own)} rows/s",
-    )
+    if (first := original(report)) is not None:
+        own = first.arrangements[first.best].speed
+        note = f"against {first.name}.{first.best}, the original at its best: {marked(own)} rows/s"
+        yield Key("the original's rows/s", f"×{throughput / own.throughput:.1f}", note)
 
 
 def _quality(report: Report, quality: Quality) -> Iterator[Key]:
     metric = report.main_metric
     if quality.drop is not None:
-        yield Key(
-            label=f"{metric} lost",
-            value=number(quality.drop.value, ".4f").replace("-", "−"),
-            note=f"95 % interval {interval(quality.drop).partition(' ')[2].strip('()')}; {metric} {interval(quality.main)}",
-        )
+        note = f"95 % interval {interval(quality.drop).partition(' ')[2].strip('()')}; {metric} {interval(quality.main)}"
+        yield Key(f"{metric} lost", number(quality.drop.value, ".4f").replace("-", "−"), note)
     elif metric in quality.metrics:
-        yield Key(label=metric, value=f"{quality.metrics[metric]:.4f}", note=f"on {quality.rows} rows")
+        yield Key(metric, f"{quality.metrics[metric]:.4f}", f"on {quality.rows} rows")

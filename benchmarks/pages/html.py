@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
 
 from benchmarks.pages import tables
 from benchmarks.pages.conditions import conditions, machine, method
-from benchmarks.pages.drawing import Plot
 from benchmarks.pages.formatting import answer, clipped, number
 from benchmarks.pages.headline import conclusion, keys
 from benchmarks.pages.plots import plots
-from benchmarks.pages.tables import Table
 from benchmarks.report import Report
 
 TEMPLATE = "report.html.jinja"
@@ -44,21 +41,9 @@ def render(report: Report) -> str:
         machine=machine(report),
         method=method(report),
         conditions=conditions(report),
-        svg=_svg,
-        words=_is_words,
         number=number,
         answer=answer,
         clipped=clipped,
         most_shown=MOST_SHOWN,
         most_text=MOST_TEXT,
     ) + "\n"  # fmt: skip
-
-
-def _svg(plot: Plot) -> Markup:
-    """The drawing is markup made here; its title and description are escaped."""
-    label = Markup('<svg role="img" aria-label="{}"').format(f"{plot.title}. {plot.description}")
-    return label + Markup(plot.svg.removeprefix("<svg"))  # noqa: S704 - matplotlib escapes the texts in it
-
-
-def _is_words(table: Table, column: int) -> bool:
-    return column < table.words

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from benchmarks.measurements import InProcess, Load, Quality, Split
+from benchmarks.measurements import InProcess, Load, Quality
 from benchmarks.pages.drawing import (
     BLUE,
     GREEN,
@@ -23,11 +23,8 @@ from benchmarks.pages.drawing import (
     SKY,
     VERMILION,
     Plot,
-    as_svg,
-    axes,
     doubling,
-    drawing,
-    legend,
+    drawn,
     logarithmic,
 )
 from benchmarks.pages.growth import Growth, growths
@@ -93,8 +90,18 @@ def _latency_against_throughput(report: Report) -> Plot:
     loads = _loads(report)
     if not loads:
         return Plot(name=name, title=title, missing="nothing was served")
-    with drawing(name):
-        figure, ax = axes(3.7)
+    best = max((load for load in loads if load.concurrency), key=lambda load: load.speed.throughput, default=loads[0])
+    plot = Plot(
+        name=name,
+        title=title,
+        description=f"The served model answers up to {best.speed.throughput:.0f} rows a second, at a median latency of "
+        f"{best.speed.p50_ms:.1f} ms ({best.name}).",
+        caption="Right is more rows per second, down is quicker. Lines: the server with as many clients as the numbers say, each "
+        "waiting for its answer; thin lines reach to the 99th percentile. Hollow: requests at random moments, as users send them. "
+        "Where a line turns upwards the server is full. In process a call carries up to a whole batch.",
+    )
+    every = [load.speed for load in loads]
+    with drawn(plot, 3.7, "rows/s", "p50 ms of a call, up to p99") as ax:
         for index, protocol in enumerate(dict.fromkeys(load.protocol for load in loads)):
             _sweep(ax, protocol, [load for load in loads if load.protocol == protocol], above=index % 2 == 1)
         for model in _shown(report):
@@ -102,24 +109,10 @@ def _latency_against_throughput(report: Report) -> Plot:
             speeds = [one.speed for one in model.on_real_rows.values()]
             ax.scatter([one.throughput for one in speeds], [one.p50_ms for one in speeds], s=26, color=colour, marker=marker,
                        label=f"{model.name}, in process", zorder=2)  # fmt: skip
-        every = [load.speed for load in loads] + [one.speed for model in _shown(report) for one in model.on_real_rows.values()]
+            every += speeds
         logarithmic(ax, "x", [speed.throughput for speed in every])
         logarithmic(ax, "y", [speed.p50_ms for speed in every])
-        ax.set_xlabel("rows/s")
-        ax.set_ylabel("p50 ms of a call, up to p99")
-        legend(figure)
-        svg = as_svg(figure, name)
-    best = max((load for load in loads if load.concurrency), key=lambda load: load.speed.throughput, default=loads[0])
-    return Plot(
-        name=name,
-        title=title,
-        svg=svg,
-        description=f"The served model answers up to {best.speed.throughput:.0f} rows a second, at a median latency of "
-        f"{best.speed.p50_ms:.1f} ms ({best.name}).",
-        caption="Right is more rows per second, down is quicker. Lines: the server with as many clients as the numbers say, each "
-        "waiting for its answer; thin lines reach to the 99th percentile. Hollow: requests at random moments, as users send them. "
-        "Where a line turns upwards the server is full. In process a call carries up to a whole batch.",
-    )
+    return plot
 
 
 def _sweep(ax: Axes, protocol: str, loads: list[Load], *, above: bool) -> None:
@@ -140,40 +133,32 @@ def _sweep(ax: Axes, protocol: str, loads: list[Load], *, above: bool) -> None:
 
 
 def _quality_against_speed(report: Report) -> Plot:
-    name, title = "quality-speed", "Quality against throughput"
+    name, title, metric = "quality-speed", "Quality against throughput", report.main_metric
     evaluated = list(_evaluated(report))
     if not evaluated:
-        return Plot(name=name, title=title, missing=f"no answers were evaluated by {report.main_metric}")
-    with drawing(name):
-        figure, ax = axes(3.2)
+        return Plot(name=name, title=title, missing=f"no answers were evaluated by {metric}")
+    without = [model.name for model in report.in_process if metric not in model.quality.metrics]
+    plot = Plot(
+        name=name,
+        title=title,
+        description="; ".join(f"{label}: {one.metrics[metric]:.4f} at {rate:.0f} rows/s" for label, rate, one in evaluated),
+        caption="Right is faster, up is better; bars are 95 % intervals over the rows where there are any, the dotted line is the "
+        "original. Bars overlap more than the variants differ, as all answer the same rows: go by the drop and its own interval."
+        + (f" Left out, as it tells no {metric}: {', '.join(without)}." if without else ""),
+    )
+    with drawn(plot, 3.2, "rows/s at best", metric) as ax:
         for label, throughput, quality in evaluated:
             colour, marker = _looks(report)[label]
-            value = quality.metrics[report.main_metric]
-            main = quality.main
+            value, main = quality.metrics[metric], quality.main
             interval = None if main is None else np.array([[value - main.low], [main.high - value]]).clip(min=0)
             ax.errorbar([throughput], [value], yerr=interval, linestyle="", color=colour, marker=marker, elinewidth=1.0, capsize=2,
                         label=label, ms=7)  # fmt: skip
         first = original(report)
-        if first is not None and report.main_metric in first.quality.metrics:
-            ax.axhline(first.quality.metrics[report.main_metric], color=INK, linewidth=0.8, linestyle=":")
+        if first is not None and metric in first.quality.metrics:
+            ax.axhline(first.quality.metrics[metric], color=INK, linewidth=0.8, linestyle=":")
         logarithmic(ax, "x", [throughput for _, throughput, _ in evaluated])
         ax.margins(x=0.08)
-        ax.set_xlabel("rows/s at best")
-        ax.set_ylabel(report.main_metric)
-        legend(figure)
-        svg = as_svg(figure, name)
-    without = [model.name for model in report.in_process if report.main_metric not in model.quality.metrics]
-    return Plot(
-        name=name,
-        title=title,
-        svg=svg,
-        description="; ".join(
-            f"{label}: {quality.metrics[report.main_metric]:.4f} at {rate:.0f} rows/s" for label, rate, quality in evaluated
-        ),
-        caption="Right is faster, up is better; bars are 95 % intervals over the rows where there are any, the dotted line is the "
-        "original. Bars overlap more than the variants differ, as all answer the same rows: go by the drop and its own interval."
-        + (f" Left out, as it tells no {report.main_metric}: {', '.join(without)}." if without else ""),
-    )
+    return plot
 
 
 def _evaluated(report: Report) -> Iterator[tuple[str, float, Quality]]:
@@ -187,43 +172,40 @@ def _evaluated(report: Report) -> Iterator[tuple[str, float, Quality]]:
 
 def _latencies(report: Report) -> Plot:
     name, title = "latencies", "Distribution of latencies"
-    found = {label: took for label, figure in _answering(report).items() if (took := _took(report.samples, figure)).size}
+    found = {figure: took for figure in _answering(report) if (took := _took(report.samples, figure)).size}
     if not found:
         return Plot(name=name, title=title, missing="the report came without its samples")
-    with drawing(name):
-        figure, ax = axes(3.1)
+    described = (f"{label}: half within {np.median(took):.1f} ms, 99 % within {np.quantile(took, 0.99):.1f} ms"
+                 for label, took in found.items())  # fmt: skip
+    plot = Plot(
+        name=name,
+        title=title,
+        description="; ".join(described),
+        caption="The further left and the steeper, the better. A tail to the right is the wait of a few callers; "
+        "a step means two kinds of calls, such as those that waited behind another in the queue.",
+    )
+    with drawn(plot, 3.1, "ms per call", "% of calls answered by then") as ax:
         for (label, took), (colour, _), style in zip(found.items(), cycle(SERIES), cycle(("-", "--", "-.", ":")), strict=False):
             shares = np.concatenate([np.linspace(0, 0.99, 100), np.linspace(0.991, 1, 10)])
             ax.plot(np.quantile(took, shares), 100 * shares, color=colour, linestyle=style, label=label)
         ax.set_yticks((0, 25, 50, 75, 90, 99))
         logarithmic(ax, "x", [float(np.quantile(took, share)) for took in found.values() for share in (0, 1)])
-        ax.set_xlabel("ms per call")
-        ax.set_ylabel("% of calls answered by then")
-        legend(figure)
-        svg = as_svg(figure, name)
-    description = "; ".join(f"{label}: half within {np.median(took):.1f} ms, 99 % within {np.quantile(took, 0.99):.1f} ms"
-                     for label, took in found.items())  # fmt: skip
-    return Plot(name=name, title=title, svg=svg, description=description,
-                caption="The further left and the steeper, the better. A tail to the right is the wait of a few callers; "
-                "a step means two kinds of calls, such as those that waited behind another in the queue.")  # fmt: skip
+    return plot
 
 
-def _answering(report: Report) -> dict[str, str]:
-    """Names of the arrangements and loads whose latencies are compared, and of their samples."""
-    found = {f"{model.name}.{model.quickest}": f"{model.name}.{model.quickest}" for model in _shown(report)}
+def _answering(report: Report) -> list[str]:
+    """Names of the arrangements and loads whose latencies are compared."""
+    found = [f"{model.name}.{model.quickest}" for model in _shown(report)]
     if report.served is None:
         return found
     loads = [load for load in _loads(report) if load.protocol == _loads(report)[0].protocol]
     closed = sorted((load for load in loads if load.concurrency), key=lambda load: load.concurrency or 0)
+    chosen = closed[:1]
     if closed:
-        many = min(closed, key=lambda load: abs((load.concurrency or 0) - MANY_CLIENTS))
-        for load in dict.fromkeys((closed[0].name, many.name)):
-            found[f"{report.served.name}.{load}"] = f"{report.served.name}.{load}"
-    opened = [load for load in loads if load.share is not None]
-    if opened:
-        busy = min(opened, key=lambda load: abs((load.share or 0) - BUSY_SHARE))
-        found[f"{report.served.name}.{busy.name}"] = f"{report.served.name}.{busy.name}"
-    return found
+        chosen.append(min(closed, key=lambda load: abs((load.concurrency or 0) - MANY_CLIENTS)))
+    if opened := [load for load in loads if load.share is not None]:
+        chosen.append(min(opened, key=lambda load: abs((load.share or 0) - BUSY_SHARE)))
+    return found + [f"{report.served.name}.{name}" for name in dict.fromkeys(load.name for load in chosen)]
 
 
 def _took(samples: Samples, figure: str) -> npt.NDArray[np.float64]:
@@ -237,39 +219,30 @@ def _time_split(report: Report) -> Plot:
     loads = _loads(report)
     if not loads:
         return Plot(name=name, title=title, missing="nothing was served")
-    shares = {load.name: _shares(load.split) for load in loads}
-    totals = [load.split.total / 1e3 for load in loads]
-    with drawing(name):
-        figure, ax = axes(0.8 + 0.23 * len(loads))
+    shares = {load.name: {part: 100 * value / load.split.total for part, value in asdict(load.split).items()} for load in loads}
+    plot = Plot(
+        name=name,
+        title=title,
+        description="; ".join(f"{name}: {one['model']:.0f} % model, {one['queue']:.0f} % queue" for name, one in shares.items()),
+        caption="One bar for each load: c16 is 16 clients, load80 is 80 % of what the server can do, at random moments. "
+        "Long queues call for more instances or fewer clients; with long pre- and postprocessing, a faster model does not help.",
+    )
+    with drawn(plot, 0.8 + 0.23 * len(loads), "% of the mean latency, which stands at the right", columns=4) as ax:
         left = np.zeros(len(loads))
         for part, (colour, hatch) in PARTS.items():
             width = np.array([share[part] for share in shares.values()])
             ax.barh(range(len(loads)), width, left=left, height=0.78, color=colour, hatch=hatch, edgecolor=PAGE, linewidth=0.6,
                     label=part)  # fmt: skip
             left += width
-        for index, total in enumerate(totals):
-            ax.annotate(f"{total:.1f} ms", (100, index), textcoords="offset points", xytext=(4, 0), va="center", color=INK,
-                        fontsize=8.5, annotation_clip=False)  # fmt: skip
+        for index, load in enumerate(loads):
+            ax.annotate(f"{load.split.total / 1e3:.1f} ms", (100, index), textcoords="offset points", xytext=(4, 0), va="center",
+                        color=INK, fontsize=8.5, annotation_clip=False)  # fmt: skip
         ax.set_yticks(range(len(loads)), list(shares))
         ax.invert_yaxis()
         ax.set_xlim(0, 100)
         ax.grid(visible=False)
         ax.tick_params(axis="y", length=0)
-        ax.set_xlabel("% of the mean latency, which stands at the right")
-        legend(figure, columns=4)
-        svg = as_svg(figure, name)
-    description = "; ".join(
-        f"{load.name}: {share['model']:.0f} % model, {share['queue']:.0f} % queue"
-        for load, share in zip(loads, shares.values(), strict=True)
-    )
-    return Plot(name=name, title=title, svg=svg, description=description,
-                caption="One bar for each load: c16 is 16 clients, load80 is 80 % of what the server can do, at random moments. "
-                "Long queues call for more instances or fewer clients; with long pre- and postprocessing, a faster model does not "
-                "help.")  # fmt: skip
-
-
-def _shares(split: Split) -> Mapping[str, float]:
-    return {part: 100 * value / split.total for part, value in asdict(split).items()}
+    return plot
 
 
 def _growth(axis: str, found: list[Growth], looks: Mapping[str, tuple[str, str]]) -> Plot:
@@ -277,8 +250,10 @@ def _growth(axis: str, found: list[Growth], looks: Mapping[str, tuple[str, str]]
     name = f"growth-{axis}"
     if not found:
         return Plot(name=name, title=title, missing=f"no speed was measured at two or more {label}")
-    with drawing(name):
-        figure, ax = axes(3.1)
+    fits = "; ".join(f"{growth.name}, {growth.way}: {growth.fit.formula}" for growth in found if growth.fit is not None)
+    plot = Plot(name=name, title=f"{title}: rows per second", description=fits or "No law could be fitted.",
+                caption=f"{caption} Dashed: the fitted law; bars: slowest and fastest round.")  # fmt: skip
+    with drawn(plot, 3.1, label, "rows/s") as ax:
         for growth in found:
             alone = sum(other.name == growth.name for other in found) == 1 and not growth.name.startswith("served")
             look = PROTOCOLS[growth.way][1:3] if axis == "concurrency" else looks[growth.name]
@@ -288,13 +263,7 @@ def _growth(axis: str, found: list[Growth], looks: Mapping[str, tuple[str, str]]
             ax.set_ylim(bottom=0)
         else:
             logarithmic(ax, "y", [end for growth in found for point in growth.points for end in (point.low, point.high)])
-        ax.set_xlabel(label)
-        ax.set_ylabel("rows/s")
-        legend(figure)
-        svg = as_svg(figure, name)
-    fits = "; ".join(f"{growth.name}, {growth.way}: {growth.fit.formula}" for growth in found if growth.fit is not None)
-    return Plot(name=name, title=f"{title}: rows per second", svg=svg, description=fits or "No law could be fitted.",
-                caption=f"{caption} Dashed: the fitted law; bars: slowest and fastest round.")  # fmt: skip
+    return plot
 
 
 def _points(ax: Axes, growth: Growth, colour: str, marker: str, label: str) -> None:

@@ -55,11 +55,6 @@ def with_winner(content: str, comment: str, values: Mapping[str, str | int]) -> 
 
     If the recipe pins another precision, it gets no winner: nothing else was measured for that precision.
 
-    Args:
-        content: The recipe.
-        comment: From :func:`remark`.
-        values: From :func:`recipe_values`.
-
     Raises:
         ArtifactError: The recipe is not TOML, or does not have the section as a table with a header.
     """

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.tuning.trial import LevelSpeed, Trial
 from serving.configuration import Configuration
+from serving.manifests import LoadRecord, TrialRecord
 
 LEANER = 0.95
 """A configuration that needs less than this share of the fastest one's memory is preferred if both are equally fast."""
@@ -30,23 +30,27 @@ class Measured:
         latency_p99_ms: Latency budget in ms, or None.
     """
 
-    configuration: Configuration
-    trials: Sequence[Trial]
+    trials: Sequence[TrialRecord]
     latency_p99_ms: float | None
 
     @property
-    def levels(self) -> list[LevelSpeed]:
+    def configuration(self) -> Configuration:
+        """The configuration."""
+        return self.trials[0].configuration
+
+    @property
+    def levels(self) -> list[LoadRecord]:
         """Medians over the trials, one per number of clients."""
         return [_median(column) for column in zip(*(trial.levels for trial in self.trials), strict=True)]
 
     @property
-    def best(self) -> LevelSpeed | None:
+    def best(self) -> LoadRecord | None:
         """The level of highest throughput within the latency budget, or None if no level is within it."""
         allowed = [level for level in self.levels if self.latency_p99_ms is None or level.p99_ms <= self.latency_p99_ms]
         return max(allowed, key=lambda level: level.throughput, default=None)
 
     @property
-    def shown(self) -> LevelSpeed:
+    def shown(self) -> LoadRecord:
         """The best level; if no level is within the budget, the one of lowest latency."""
         return self.best or min(self.levels, key=lambda level: level.p99_ms)
 
@@ -112,15 +116,10 @@ def choose(finalists: Iterable[Measured], default: Configuration) -> Measured | 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """A configuration under one load.
-
-    Attributes:
-        measured: The configuration and its trials.
-        level: Its speed under that load.
-    """
+    """A configuration under one load."""
 
     measured: Measured
-    level: LevelSpeed
+    level: LoadRecord
 
     def dominates(self, other: OperatingPoint) -> bool:
         """Return whether this point is no worse in throughput, p99 and memory, and better in one of them."""
@@ -142,11 +141,5 @@ def _gains(one: Measured, other: Measured) -> list[float]:
     return [mine / theirs - 1 for mine, theirs in zip(one.throughputs(), other.throughputs(), strict=True)]
 
 
-def _median(levels: Sequence[LevelSpeed]) -> LevelSpeed:
-    return LevelSpeed(
-        concurrency=levels[0].concurrency,
-        throughput=median(level.throughput for level in levels),
-        p50_ms=median(level.p50_ms for level in levels),
-        p99_ms=median(level.p99_ms for level in levels),
-        executed_batch=median(level.executed_batch for level in levels),
-    )
+def _median(levels: Sequence[LoadRecord]) -> LoadRecord:
+    return LoadRecord.model_validate({name: median(getattr(level, name) for level in levels) for name in LoadRecord.model_fields})

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.tuning.choice import Measured, OperatingPoint, choose, gain, pareto_front
-from benchmarks.tuning.trial import Trial
 from serving.configuration import Configuration
+from serving.manifests import TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +15,11 @@ class TuningOutcome:
     """The outcome of a tuning.
 
     Attributes:
-        trials: All trials of the search and of the final.
         default: How the model is served untuned.
         latency_p99_ms: Latency budget in ms, or None.
     """
 
-    trials: Sequence[Trial]
+    trials: Sequence[TrialRecord]
     default: Configuration
     latency_p99_ms: float | None
 
@@ -35,7 +34,7 @@ class TuningOutcome:
         """Every configuration of the final that failed in no round, best first."""
         final = [trial for trial in self.trials if trial.round > 0]
         failed = {trial.configuration for trial in final if trial.failure is not None}
-        by_configuration: dict[Configuration, list[Trial]] = {}
+        by_configuration: dict[Configuration, list[TrialRecord]] = {}
         for trial in final:
             if trial.configuration not in failed:
                 by_configuration.setdefault(trial.configuration, []).append(trial)
@@ -75,5 +74,5 @@ class TuningOutcome:
         """The Pareto front of throughput, p99 latency and memory."""
         return pareto_front(self.measured)
 
-    def _measured(self, trials: Sequence[Trial]) -> Measured:
-        return Measured(configuration=trials[0].configuration, trials=trials, latency_p99_ms=self.latency_p99_ms)
+    def _measured(self, trials: Sequence[TrialRecord]) -> Measured:
+        return Measured(trials=trials, latency_p99_ms=self.latency_p99_ms)

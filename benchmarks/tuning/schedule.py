@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Protocol
 
 from benchmarks.tuning.choice import Measured
-from benchmarks.tuning.trial import Trial
+from benchmarks.tuning.testbed import Testbed
 from benchmarks.tuning.tuning_study import TuningStudy
 from serving.configuration import Configuration
+from serving.manifests import TrialRecord
 from serving.reporting import logger
 
 ROUNDS = 3
 LEAST_ROUNDS = 2
 """A single round cannot tell a gain from noise."""
 LISTED = 3
-
-
-class Measures(Protocol):
-    """What measures a configuration: see :class:`benchmarks.tuning.testbed.Testbed`."""
-
-    def expected_seconds(self) -> float:
-        """Return the expected duration of a trial in seconds, before any was made."""
-
-    def measure(self, configuration: Configuration, number: int) -> Trial:
-        """Make a trial in the given round."""
 
 
 @dataclass(kw_only=True)
@@ -36,23 +26,22 @@ class Schedule:
     Attributes:
         study: Chooses and keeps the trials of the search. The time of trials that an earlier run made counts too, so an
             interrupted tuning ends like one that was not interrupted.
-        minutes: Allowed time of all trials together.
         latency_p99_ms: Latency budget in ms, or None.
         finalists: Number of places in the final besides the default.
         begin: Called when a trial begins, with its number, the expected number of trials, and the configuration.
         final_trials: Trials of the final so far, in order.
     """
 
-    testbed: Measures
+    testbed: Testbed
     study: TuningStudy
     minutes: float
     latency_p99_ms: float | None
     finalists: int
     begin: Callable[[int, int, str], None]
-    final_trials: list[Trial] = field(default_factory=list)
+    final_trials: list[TrialRecord] = field(default_factory=list)
 
     @property
-    def trials(self) -> list[Trial]:
+    def trials(self) -> list[TrialRecord]:
         """All trials so far, those of the search first."""
         return [*self.study.trials, *self.final_trials]
 
@@ -84,7 +73,7 @@ class Schedule:
         more = f" and {len(untried) - LISTED} more" if len(untried) > LISTED else ""
         logger.warning(f"not tried, as {self.minutes:g} minutes are too few: {named}{more}")
 
-    def _try(self, configuration: Configuration, number: int, about: int) -> Trial:
+    def _try(self, configuration: Configuration, number: int, about: int) -> TrialRecord:
         count = len(self.trials) + 1
         self.begin(count, about, str(configuration))
         trial = self.testbed.measure(configuration, number)
@@ -99,8 +88,8 @@ class Schedule:
         left = 60 * self.minutes - sum(trial.seconds for trial in trials)
         return len(trials) + int(left // usual)
 
-    def _described(self, trial: Trial) -> str:
+    def _described(self, trial: TrialRecord) -> str:
         if trial.failure is not None:
             return f"failed: {trial.failure}"
-        measured = Measured(configuration=trial.configuration, trials=[trial], latency_p99_ms=self.latency_p99_ms)
+        measured = Measured(trials=[trial], latency_p99_ms=self.latency_p99_ms)
         return f"{measured.shown}{'' if measured.best else ', too slow'}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import optuna
 
@@ -29,9 +30,6 @@ class Space:
     """All configurations that may be served on this machine.
 
     Attributes:
-        device: ``cpu`` or ``gpu``.
-        cores: CPU cores of the machine.
-        precisions: Precisions that may be served.
         most_clients: Clients of the heaviest load that is measured. A batch cannot hold more requests.
     """
 
@@ -60,12 +58,7 @@ class Space:
         return (*smaller, MAX_BATCH_SIZE, *larger)
 
     def allowed(self, choice: str, earlier: Values) -> Sequence[str | int]:
-        """Return the values of one choice that go with the earlier choices.
-
-        Args:
-            choice: One of :data:`CHOICES`.
-            earlier: Values of the choices before it. Further values are ignored.
-        """
+        """Return the values of one choice that go with the earlier choices."""
         match choice:
             case "precision":
                 return self.precisions
@@ -84,11 +77,11 @@ class Space:
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:
         """Let Optuna choose: each choice with several allowed values is one parameter, the index of the value."""
-        values: dict[str, str | int] = {}
+        values: dict[str, Any] = {}
         for choice in CHOICES:
             allowed = self.allowed(choice, values)
             values[choice] = allowed[trial.suggest_int(choice, 0, len(allowed) - 1)] if len(allowed) > 1 else allowed[0]
-        return self._configuration(values)
+        return Configuration(device=self.device, **values)
 
     def parameters(self, configuration: Configuration) -> dict[str, int]:
         """Return the parameters with which :meth:`suggest` returns ``configuration``.
@@ -107,10 +100,10 @@ class Space:
 
     def configurations(self) -> list[Configuration]:
         """List the whole space."""
-        partial: list[dict[str, str | int]] = [{}]
+        partial: list[dict[str, Any]] = [{}]
         for choice in CHOICES:
             partial = [values | {choice: value} for values in partial for value in self.allowed(choice, values)]
-        return [self._configuration(values) for values in partial]
+        return [Configuration(device=self.device, **values) for values in partial]
 
     def grid(self) -> list[Configuration]:
         """List a coarse grid: each precision with and without batching; on a CPU in each arrangement that uses all cores."""
@@ -138,17 +131,6 @@ class Space:
         instances = max(step for step in self.threads if step * step <= self.cores)
         threads = max(step for step in self.threads if step * instances <= self.cores)
         return dict.fromkeys([(self.cores, 1), (1, self.cores), (instances, threads)])
-
-    def _configuration(self, values: Values) -> Configuration:
-        return Configuration(
-            precision=str(values["precision"]),
-            device=self.device,
-            batching=str(values["batching"]),
-            instances=int(values["instances"]),
-            threads=int(values["threads"]),
-            max_batch_size=int(values["max_batch_size"]),
-            queue_delay_us=int(values["queue_delay_us"]),
-        )
 
 
 def _powers(most: int) -> tuple[int, ...]:

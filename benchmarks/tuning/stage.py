@@ -6,7 +6,7 @@ interleaved rounds: the speed of a shared machine drifts, and only measurements 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from benchmarks.tuning.outcome import TuningOutcome
 from benchmarks.tuning.schedule import Schedule
 from benchmarks.tuning.space import Space
 from benchmarks.tuning.testbed import make_testbed
-from benchmarks.tuning.trial import Trial
 from benchmarks.tuning.tune_options import TuneOptions
 from benchmarks.tuning.tuning_study import SearchTerms, opened
 from serving.artifact import (
@@ -36,7 +35,7 @@ from serving.configuration import Configuration
 from serving.errors import ServerError
 from serving.install import server_versions
 from serving.machine import cores, hardware, resolve_device
-from serving.manifests import HardwareRecord, StageInputs, TuningManifest
+from serving.manifests import HardwareRecord, StageInputs, TrialRecord, TuningManifest
 from serving.plan import make_plan
 from serving.reporting import logger
 from serving.repository import serving_code
@@ -65,7 +64,6 @@ class TuningSubject:
 
     Attributes:
         default: How it is served untuned.
-        search: What the search depends on.
         goal: Options that decide the outcome but not what a trial measures, JSON-ready.
     """
 
@@ -78,7 +76,7 @@ class TuningSubject:
         """Return everything that the outcome depends on, JSON-ready."""
         return {"conditions": dict(self.search.conditions), "goal": self.goal}
 
-    def outcome(self, trials: list[Trial]) -> TuningOutcome:
+    def outcome(self, trials: Sequence[TrialRecord]) -> TuningOutcome:
         """Return the outcome of these trials."""
         return TuningOutcome(trials=trials, default=self.default, latency_p99_ms=self.search.latency_p99_ms)
 
@@ -133,16 +131,10 @@ def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:
     record = tuning_folder(options.bundle_folder)
     inputs = inputs_record(subject.terms(), fingerprint([options.bundle_folder / MANIFEST], root=options.bundle_folder))
     if not options.fresh and is_current(record, TuningManifest, inputs):
-        return Tuned(outcome=subject.outcome(_trials(read_manifest(record, TuningManifest))), unchanged=True)
-    testbed = make_testbed(
-        subject.bundle,
-        rows=options.rows,
-        concurrencies=options.loads,
-        duration=options.duration,
-        seed=options.seed,
-    )
+        return Tuned(outcome=subject.outcome(read_manifest(record, TuningManifest).trials), unchanged=True)
+    testbed = make_testbed(subject.bundle, options)
     storage = record.with_name(STORAGE)
-    earlier = [] if options.fresh else _earlier(record, subject)
+    earlier = () if options.fresh else _earlier(record, subject)
     with opened(storage, subject.search, earlier, fresh=options.fresh) as study:
         if study.trials:
             logger.info(f"trials of an earlier run that are used again: {len(study.trials)}")
@@ -209,13 +201,9 @@ def _manifest(subject: TuningSubject, outcome: TuningOutcome, inputs: StageInput
     )
 
 
-def _earlier(record: Path, subject: TuningSubject) -> list[Trial]:
+def _earlier(record: Path, subject: TuningSubject) -> Sequence[TrialRecord]:
     """Return the trials of a finished tuning under the same conditions."""
     if not record.exists():
-        return []
+        return ()
     manifest = read_manifest(record, TuningManifest)
-    return _trials(manifest) if manifest.conditions == subject.search.conditions else []
-
-
-def _trials(manifest: TuningManifest) -> list[Trial]:
-    return [Trial.model_validate(trial.model_dump()) for trial in manifest.trials]
+    return manifest.trials if manifest.conditions == subject.search.conditions else ()

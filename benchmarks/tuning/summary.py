@@ -10,6 +10,7 @@ from benchmarks.pages.formatting import aligned
 from benchmarks.tuning.choice import Measured, OperatingPoint
 from benchmarks.tuning.outcome import TuningOutcome
 from serving.errors import GateError, ServerError
+from serving.manifests import LoadRecord
 
 HEADINGS = ("rows/s", "p99 ms", "clients", "MiB", "batch", "served as")
 
@@ -67,22 +68,17 @@ def require_winner(outcome: TuningOutcome) -> Measured:
 def to_json(outcome: TuningOutcome) -> dict[str, Any]:
     """Return ``winner``, ``untuned``, ``ratio``, ``latency_p99_ms``, ``frontier`` and ``trials``, JSON-ready."""
     return {
-        "winner": _as_json(outcome.winner),
-        "untuned": _as_json(outcome.untuned),
+        "winner": outcome.winner and _as_json(outcome.winner, outcome.winner.shown),
+        "untuned": outcome.untuned and _as_json(outcome.untuned, outcome.untuned.shown),
         "ratio": outcome.ratio,
         "latency_p99_ms": outcome.latency_p99_ms,
-        "frontier": [
-            {**asdict(point.measured.configuration), **point.level.model_dump(), "memory_mib": point.measured.memory_mib}
-            for point in outcome.frontier
-        ],
+        "frontier": [_as_json(point.measured, point.level) for point in outcome.frontier],
         "trials": [trial.model_dump(mode="json") for trial in outcome.trials],
     }
 
 
-def _as_json(measured: Measured | None) -> dict[str, Any] | None:
-    if measured is None:
-        return None
-    return {**asdict(measured.configuration), **measured.shown.model_dump(), "memory_mib": measured.memory_mib}
+def _as_json(measured: Measured, level: LoadRecord) -> dict[str, Any]:
+    return {**asdict(measured.configuration), **level.model_dump(), "memory_mib": measured.memory_mib}
 
 
 def _figures(point: OperatingPoint) -> Sequence[str]:

@@ -19,13 +19,14 @@ from benchmarks.measurements import LoadMode
 from benchmarks.processes import MemoryMeter
 from benchmarks.served import ANSWERS_PER_CLIENT, Clients, ServerConnection, Target
 from benchmarks.served_package import read_package
-from benchmarks.tuning.trial import LevelSpeed, Trial
+from benchmarks.tuning.tune_options import TuneOptions
 from export.data import read_evaluation, sample_indices
 from export.tasks import bundle_task
 from serving.bundle import Bundle
 from serving.configuration import Configuration
 from serving.errors import ExportError, RequestError, ServerError
 from serving.install import find_install, triton_environment
+from serving.manifests import LoadRecord, TrialRecord
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
 from serving.server import TritonServer, temporary_prefix
@@ -43,8 +44,6 @@ class Testbed:
     Attributes:
         rows: Evaluation rows, each a list of strings in the order of the task's inputs.
         concurrencies: Numbers of clients, one load each, ascending.
-        duration: Seconds that each load is measured.
-        load_generator: Path of ``perf_analyzer``.
     """
 
     bundle: Bundle
@@ -57,25 +56,21 @@ class Testbed:
         """Return the expected duration of a trial. Each load is warmed up for half of ``duration``."""
         return 10 + len(self.concurrencies) * (1.5 * self.duration + 1.5)
 
-    def measure(self, configuration: Configuration, number: int) -> Trial:
+    def measure(self, configuration: Configuration, number: int) -> TrialRecord:
         """Make a trial. If the configuration cannot be served, the trial has a failure instead of figures.
-
-        Args:
-            configuration: What to try.
-            number: Round, 0 for the search.
 
         Raises:
             SetupError: No configuration can be served on this machine.
         """
         begun = time.monotonic()
-        trial = Trial(configuration=configuration, round=number, seconds=0)
+        trial = TrialRecord(configuration=configuration, round=number, seconds=0)
         try:
             trial = self._served(trial)
         except (ServerError, RequestError, ExportError) as error:
             trial = trial.model_copy(update={"failure": error.message})
         return trial.model_copy(update={"seconds": time.monotonic() - begun})
 
-    def _served(self, trial: Trial) -> Trial:
+    def _served(self, trial: TrialRecord) -> TrialRecord:
         # The prefix lets the next server remove this folder if this process is killed.
         with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
             repository = Path(folder) / "models"
@@ -89,7 +84,7 @@ class Testbed:
                 with _ends_explained(server):
                     return self._under_load(options, server, trial.model_copy(update={"load_seconds": load_seconds}))
 
-    def _under_load(self, options: ServeOptions, server: TritonServer, trial: Trial) -> Trial:
+    def _under_load(self, options: ServeOptions, server: TritonServer, trial: TrialRecord) -> TrialRecord:
         memory = MemoryMeter(psutil.Process(server.pid))
         with contextlib.closing(ServerConnection(options, NAME)) as connection:
             target = Target(server=connection, package=read_package(options.repository, NAME), load_generator=self.load_generator)
@@ -107,7 +102,7 @@ class Testbed:
             }
         )
 
-    def _level(self, target: Target, memory: MemoryMeter, concurrency: int, seconds_per_row: float) -> LevelSpeed:
+    def _level(self, target: Target, memory: MemoryMeter, concurrency: int, seconds_per_row: float) -> LoadRecord:
         clients = Clients(
             target=target,
             inputs=self.bundle.task.inputs(),
@@ -118,7 +113,7 @@ class Testbed:
         )
         clients.measure(self.rows, self.duration)
         load = clients.load()
-        return LevelSpeed(
+        return LoadRecord(
             concurrency=concurrency,
             throughput=load.speed.throughput,
             p50_ms=load.speed.p50_ms,
@@ -127,15 +122,8 @@ class Testbed:
         )
 
 
-def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], duration: float, seed: int) -> Testbed:
+def make_testbed(bundle: Bundle, options: TuneOptions) -> Testbed:
     """Return a testbed on evaluation rows of the bundle.
-
-    Args:
-        bundle: What is served.
-        rows: Number of rows to draw at random.
-        concurrencies: Numbers of clients, one load each, ascending.
-        duration: Seconds that each load is measured.
-        seed: Seed of the draw.
 
     Raises:
         DataError: The bundle holds no evaluation rows.
@@ -146,9 +134,9 @@ def make_testbed(bundle: Bundle, *, rows: int, concurrencies: tuple[int, ...], d
     columns = list(zip(*task.requests(read_evaluation(bundle.folder, task).texts), strict=True))
     return Testbed(
         bundle=bundle,
-        rows=[list(columns[index]) for index in sample_indices(len(columns), rows, seed)],
-        concurrencies=concurrencies,
-        duration=duration,
+        rows=[list(columns[index]) for index in sample_indices(len(columns), options.rows, options.seed)],
+        concurrencies=options.loads,
+        duration=options.duration,
         load_generator=find_perf_analyzer(triton_environment()),
     )
 

@@ -23,9 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from benchmarks.tuning.choice import Measured
 from benchmarks.tuning.space import Space
-from benchmarks.tuning.trial import Trial
 from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
+from serving.manifests import TrialRecord
 
 MEASURED, CONDITIONS = "measured", "conditions"
 """Attributes of a trial and of a study in the storage."""
@@ -37,7 +37,6 @@ class SearchTerms:
     """What a search depends on.
 
     Attributes:
-        space: Configurations that may be tried.
         first: Configurations that are tried before the sampler decides, in order.
         conditions: Everything that a measured trial depends on, JSON-ready. Trials of other conditions are not comparable.
         latency_p99_ms: Latency budget for the 99th percentile in ms, or None.
@@ -49,9 +48,9 @@ class SearchTerms:
     latency_p99_ms: float | None
     seed: int
 
-    def objective(self, trial: Trial) -> float:
+    def objective(self, trial: TrialRecord) -> float:
         """Return what the study maximizes; see :attr:`benchmarks.tuning.choice.Measured.objective`."""
-        return Measured(configuration=trial.configuration, trials=[trial], latency_p99_ms=self.latency_p99_ms).objective
+        return Measured(trials=[trial], latency_p99_ms=self.latency_p99_ms).objective
 
 
 class TuningStudy:
@@ -64,7 +63,7 @@ class TuningStudy:
         self._trials = {trial.configuration: trial for trial in measured_trials(study)}
 
     @property
-    def trials(self) -> list[Trial]:
+    def trials(self) -> list[TrialRecord]:
         """All trials of the search, those of an earlier run first."""
         return list(self._trials.values())
 
@@ -95,7 +94,7 @@ class TuningStudy:
         self._study.tell(trial, state=TrialState.FAIL)
         return self._begin(self._nearest(proposal, untried))
 
-    def tell(self, asked: optuna.Trial, trial: Trial) -> None:
+    def tell(self, asked: optuna.Trial, trial: TrialRecord) -> None:
         """Write down what was measured. A configuration that cannot be served counts as pruned: the sampler avoids its like."""
         self._trials[trial.configuration] = trial
         asked.set_user_attr(MEASURED, trial.model_dump(mode="json"))
@@ -125,7 +124,7 @@ class TuningStudy:
 
 
 @contextlib.contextmanager
-def opened(path: Path, terms: SearchTerms, earlier: Sequence[Trial], *, fresh: bool) -> Iterator[TuningStudy]:
+def opened(path: Path, terms: SearchTerms, earlier: Sequence[TrialRecord], *, fresh: bool) -> Iterator[TuningStudy]:
     """Open the study in the SQLite file ``path`` for this process alone; create it if it does not exist.
 
     A study of the same conditions but another latency budget gives its trials to this one.
@@ -157,9 +156,9 @@ def opened(path: Path, terms: SearchTerms, earlier: Sequence[Trial], *, fresh: b
             yield TuningStudy(study, terms)
 
 
-def measured_trials(study: optuna.Study) -> list[Trial]:
+def measured_trials(study: optuna.Study) -> list[TrialRecord]:
     """Return the trials of a study that have figures, in order."""
-    return [Trial.model_validate(trial.user_attrs[MEASURED]) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    return [TrialRecord.model_validate(trial.user_attrs[MEASURED]) for trial in study.get_trials(states=(TrialState.COMPLETE,))]
 
 
 @contextlib.contextmanager
@@ -182,7 +181,7 @@ def _connection(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _resumed(storage: optuna.storages.RDBStorage, path: Path, terms: SearchTerms, earlier: Sequence[Trial]) -> optuna.Study:
+def _resumed(storage: optuna.storages.RDBStorage, path: Path, terms: SearchTerms, earlier: Sequence[TrialRecord]) -> optuna.Study:
     """Return the study of this latency budget, with every trial that is known."""
     known = {trial.configuration: trial for trial in earlier if trial.round == 0 and trial.failure is None}
     for name in optuna.get_all_study_names(storage):
@@ -219,7 +218,7 @@ def _require_same(stored: Mapping[str, object], conditions: Mapping[str, object]
         )
 
 
-def _frozen(trial: Trial, terms: SearchTerms) -> optuna.trial.FrozenTrial:
+def _frozen(trial: TrialRecord, terms: SearchTerms) -> optuna.trial.FrozenTrial:
     """Return a finished Optuna trial for one that was measured in another study."""
     parameters = optuna.trial.FixedTrial(dict(terms.space.parameters(trial.configuration)))
     terms.space.suggest(parameters)

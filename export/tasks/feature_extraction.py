@@ -55,7 +55,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
     settings: ClassVar[Mapping[str, Setting]] = {
         "pooling": Setting(str, choices=POOLINGS, help="How the vectors of a row's tokens become one."),
         "lower_case": Setting(bool, help="Lower-case the texts first."),
-        "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding to keep."),
+        "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding that the graph gives."),
     }
     checkpoint_files: ClassVar[tuple[str, ...]] = library.FILES
     columns: ClassVar[Mapping[str, str | None]] = {**FeatureExtraction.columns, "label": "score"}
@@ -206,7 +206,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         return cast("npt.NDArray[np.float64]", each.reshape(2, -1).mean(axis=0))
 
     def ties(self, original: Arrays) -> Flags:
-        """Return none: nothing is decided here, so nothing is close."""
+        """Return no ties, because embeddings involve no decision."""
         return np.zeros(len(original["EMBEDDING"]) // 2, dtype=np.bool_)
 
 

@@ -137,7 +137,7 @@ class BundleManifest(Manifest):
     Attributes:
         name: Name of the model.
         task: The task.
-        labels: Label names in the order of the model's outputs; empty if the task has none.
+        labels: Names of the labels: of the model's outputs, of the candidates it was verified with, or of positions; may be empty.
         settings: Settings of the task that serving reads.
         evaluation_settings: Settings of the task that only evaluation reads.
         verified_with: SHA-256 of the served code of the task that the variants were verified with, by path.

@@ -35,9 +35,14 @@ class LoadRecord(Record):
     p99_ms: float
     executed_batch: float
 
+    def __str__(self) -> str:
+        """Return the speed in words."""
+        clients = f"{self.concurrency} client{'s' if self.concurrency > 1 else ''}"
+        return f"{self.throughput:.0f} rows/s, p99 {self.p99_ms:.3g} ms at {clients}"
+
 
 class TrialRecord(Record):
-    """One configuration that was tried on a server.
+    """One configuration that was tried on a server; without figures if it failed.
 
     Attributes:
         configuration: The configuration.
@@ -54,12 +59,25 @@ class TrialRecord(Record):
     configuration: Configuration
     round: int
     seconds: float
-    failure: str | None
-    levels: tuple[LoadRecord, ...]
-    load_seconds: float | None
-    pss_mib: float | None
-    peak_rss_mib: float | None
-    gpu_memory_mib: float | None
+    failure: str | None = None
+    levels: tuple[LoadRecord, ...] = ()
+    load_seconds: float | None = None
+    pss_mib: float | None = None
+    peak_rss_mib: float | None = None
+    gpu_memory_mib: float | None = None
+
+    @property
+    def memory_mib(self) -> float:
+        """Memory that the configuration needs on the device of the model, MiB.
+
+        Raises:
+            ValueError: The trial failed.
+        """
+        on_gpu = self.configuration.device == "gpu" and self.gpu_memory_mib is not None
+        memory = self.gpu_memory_mib if on_gpu else self.pss_mib
+        if memory is None:
+            raise ValueError("a failed trial has no figures")
+        return memory
 
 
 class TuningManifest(Manifest):

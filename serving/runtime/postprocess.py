@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from .metadata import METADATA, unpack
 from .tasks import load_served
 from .tasks.base import ServedTask
-from .types import Arrays, Origins
+from .types import LONGEST_KEPT, Arrays, Origins
 
 
 class TritonPythonModel:
@@ -28,7 +28,8 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         self._task = load_served(settings["task"], settings["settings"])
-        self._with_parameters = lru_cache(maxsize=64)(self._parse)
+        self._task.check_options()
+        self._parsed = lru_cache(maxsize=64)(self._parse)
         self._names = [tensor.name for tensor in self._task.outputs()]
         if not settings["parallel"]:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
@@ -64,9 +65,14 @@ class TritonPythonModel:
             message = "the answer could not be made of what the model gave"
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))]
 
+    def _with_parameters(self, parameters: str) -> ServedTask:
+        """Return the task with the parameters of a request, given as JSON or empty. Short ones are kept for the next request."""
+        if not parameters:
+            return self._task
+        return self._parsed(parameters) if len(parameters) <= LONGEST_KEPT else self._parse(parameters)
+
     def _parse(self, parameters: str) -> ServedTask:
-        """Return the task with the parameters of a request, given as JSON or empty."""
-        return self._task.with_options(json.loads(parameters)) if parameters else self._task
+        return self._task.with_options(json.loads(parameters))
 
     def _answered(self, task: ServedTask, parts: Sequence[Sequence[Any]], metadata: Sequence[Any] | None) -> list[Any]:
         """Answer requests with the same parameters, whose model outputs have one shape per row.

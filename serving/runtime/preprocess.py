@@ -18,7 +18,7 @@ from .metadata import METADATA, pack
 from .tasks import load_served
 from .tasks.base import ServedTask
 from .tokenization import PADDING, TextEncoder
-from .types import Features
+from .types import LONGEST_KEPT, Features
 
 
 @dataclass
@@ -46,7 +46,8 @@ class TritonPythonModel:
         if not settings["parallel"]:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
         self._task = load_served(settings["task"], settings["settings"])
-        self._with_parameters = lru_cache(maxsize=64)(self._parse)
+        self._task.check_options()
+        self._parsed = lru_cache(maxsize=64)(self._parse)
         self._inputs = [tensor.name for tensor in self._task.inputs()]
         self._max_model_rows = settings["max_model_rows"]
         self._encoder = TextEncoder(
@@ -87,9 +88,14 @@ class TritonPythonModel:
             column.extend(strings)
         group.spans.append((index, start, len(group.columns[0])))
 
+    def _with_parameters(self, parameters: str) -> ServedTask:
+        """Return the task with the parameters of a request, given as JSON or empty. Short ones are kept for the next request."""
+        if not parameters:
+            return self._task
+        return self._parsed(parameters) if len(parameters) <= LONGEST_KEPT else self._parse(parameters)
+
     def _parse(self, parameters: str) -> ServedTask:
-        """Return the task with the parameters of a request, given as JSON or empty."""
-        return self._task.with_options(json.loads(parameters)) if parameters else self._task
+        return self._task.with_options(json.loads(parameters))
 
     def _answered(self, group: _Group) -> list[tuple[int, Any]]:
         """Answer a group's requests; return the responses with their positions. A request that cannot be used is refused alone."""

@@ -301,7 +301,7 @@ def test_a_server_of_another_repository_is_refused(address: ServerAddress, serve
 
 
 def test_a_load_generator_that_fails_says_what_it_said(address: ServerAddress) -> None:
-    options = LoadOptions(name="absent", url=address.grpc_url, protocol="grpc", concurrency=2, duration=0.2)
+    options = LoadOptions(model="absent", url=address.grpc_url, protocol="grpc", concurrency=2, duration=0.2)
     with pytest.raises(ServerError, match=r"perf_analyzer failed over grpc at concurrency 2: .*absent"):
         run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], [["a"], ["b"]])
 
@@ -309,7 +309,7 @@ def test_a_load_generator_that_fails_says_what_it_said(address: ServerAddress) -
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_strange_texts_go_through_the_load_generator(address: ServerAddress, protocol: str) -> None:
     options = LoadOptions(
-        name=NAME, url=ServerConnection(address, NAME).url(protocol), protocol=protocol, concurrency=4, duration=0.4
+        model=NAME, url=ServerConnection(address, NAME).url(protocol), protocol=protocol, concurrency=4, duration=0.4
     )
     rows = [[text] for text in servers.STRANGE_TEXTS if "\0" not in text]  # perf_analyzer itself cuts a text at a zero byte
     found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], rows)
@@ -318,7 +318,7 @@ def test_strange_texts_go_through_the_load_generator(address: ServerAddress, pro
 
 
 def test_an_open_loop_sends_what_it_was_asked_for_at_random_moments(address: ServerAddress) -> None:
-    options = LoadOptions(name=NAME, url=address.grpc_url, protocol="grpc", rate=40.0, duration=3.0)
+    options = LoadOptions(model=NAME, url=address.grpc_url, protocol="grpc", rate=40.0, duration=3.0)
     found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], [["fine"], ["dull"]])
     gaps = np.diff(found.spans[:, 0]) / 1e9
     assert 1 / gaps.mean() == pytest.approx(40, rel=0.4)

@@ -12,7 +12,7 @@ from tests.helpers import made_up
 
 
 def _points(throughputs: dict[int, float]) -> list[GrowthPoint]:
-    return [GrowthPoint(x=x, throughput=found, low=0.9 * found, high=1.1 * found, p50_ms=1.0) for x, found in throughputs.items()]
+    return [GrowthPoint(x=x, throughput=found, low=0.9 * found, high=1.1 * found) for x, found in throughputs.items()]
 
 
 def _of(name: str, axis: str, way: str = "") -> Growth:

@@ -28,7 +28,7 @@ from serving.errors import ServerError, SetupError
 from serving.install import triton_environment
 from serving.runtime.types import Tensor
 
-OPTIONS = LoadOptions(name="reviews", url="127.0.0.1:8001", protocol="grpc", concurrency=16, duration=3.0)
+OPTIONS = LoadOptions(model="reviews", url="127.0.0.1:8001", protocol="grpc", concurrency=16, duration=3.0)
 MS = 1_000_000
 
 
@@ -203,7 +203,7 @@ def test_a_machine_that_stood_still_gets_another_try(
     binary.parent.mkdir()
     binary.write_text(FLAKY.format(count=count, failures=failures, said=said, export=samples))
     binary.chmod(0o755)
-    options = LoadOptions(name="x", url="127.0.0.1:1", protocol="grpc", concurrency=1, duration=0.5)
+    options = LoadOptions(model="x", url="127.0.0.1:1", protocol="grpc", concurrency=1, duration=0.5)
     if message:
         with pytest.raises(ServerError, match=message):
             run_load(binary, options, [Tensor("TEXT", "TYPE_STRING")], [["a"]])

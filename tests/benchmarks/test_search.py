@@ -13,12 +13,11 @@ from benchmarks.tuning.choice import Measured, beats, choose, gain, pareto_front
 from benchmarks.tuning.outcome import TuningOutcome
 from benchmarks.tuning.space import Space
 from benchmarks.tuning.summary import require_winner, summary, table, to_json
-from benchmarks.tuning.trial import LevelSpeed, Trial
 from serving import plan
 from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
 from serving.errors import GateError, ServerError
-from serving.manifests import VariantFigures
+from serving.manifests import LoadRecord, TrialRecord, VariantFigures
 from serving.options import Precision
 from tests.helpers.manifests import bundle_manifest, variant_figures
 
@@ -106,17 +105,17 @@ def test_batches_are_tried_that_the_load_can_fill(clients: int, sizes: tuple[int
     assert gpu(clients).max_batch_sizes == sizes
 
 
-def level(clients: int, throughput: float, p99_ms: float) -> LevelSpeed:
-    return LevelSpeed(concurrency=clients, throughput=throughput, p50_ms=p99_ms / 2, p99_ms=p99_ms, executed_batch=1.0)
+def level(clients: int, throughput: float, p99_ms: float) -> LoadRecord:
+    return LoadRecord(concurrency=clients, throughput=throughput, p50_ms=p99_ms / 2, p99_ms=p99_ms, executed_batch=1.0)
 
 
-def trial(configuration: Configuration, *levels: LevelSpeed, number: int = 0, **fields: Any) -> Trial:
-    return Trial(configuration=configuration, round=number, seconds=20, levels=levels, **{"pss_mib": 300.0} | fields)
+def trial(configuration: Configuration, *levels: LoadRecord, number: int = 0, **fields: Any) -> TrialRecord:
+    return TrialRecord(configuration=configuration, round=number, seconds=20, levels=levels, **{"pss_mib": 300.0} | fields)
 
 
 def measured(configuration: Configuration, *throughputs: float, p99_ms: float = 40, **fields: Any) -> Measured:
     trials = [trial(configuration, level(1, 10, 5), level(16, one, p99_ms), **fields) for one in throughputs]
-    return Measured(configuration=configuration, trials=trials, latency_p99_ms=50)
+    return Measured(trials=trials, latency_p99_ms=50)
 
 
 def test_the_best_level_is_the_fastest_within_the_latency_allowed() -> None:
@@ -170,7 +169,7 @@ def test_noise_makes_no_winner_of_what_is_slower_than_the_default() -> None:
 
 
 def test_who_keeps_within_the_latency_beats_who_does_not() -> None:
-    default = Measured(configuration=OFF, trials=[trial(OFF, level(16, 500, 80))] * 3, latency_p99_ms=50)
+    default = Measured(trials=[trial(OFF, level(16, 500, 80))] * 3, latency_p99_ms=50)
     slower = measured(OTHER, 100, 100, 100)
     assert beats(slower, default) and not beats(default, slower)
     assert choose([default, slower], OFF) == slower
@@ -184,11 +183,11 @@ def test_the_frontier_is_what_nothing_dominates() -> None:
     assert [(point.measured.configuration, point.level.concurrency) for point in points] == [(OFF, 16), (OTHER, 16), (OTHER, 1)]
 
 
-def outcome(*trials: Trial, latency: float | None = 50) -> TuningOutcome:
+def outcome(*trials: TrialRecord, latency: float | None = 50) -> TuningOutcome:
     return TuningOutcome(trials=trials, default=OFF, latency_p99_ms=latency)
 
 
-def rounds(configuration: Configuration, throughput: float, p99_ms: float = 40) -> list[Trial]:
+def rounds(configuration: Configuration, throughput: float, p99_ms: float = 40) -> list[TrialRecord]:
     return [trial(configuration, level(16, throughput, p99_ms), number=number) for number in range(4)]
 
 
@@ -232,7 +231,7 @@ def test_a_finalist_that_failed_once_is_none() -> None:
 
 def test_a_trial_survives_its_record() -> None:
     one = trial(RAGGED, level(1, 10, 5), level(16, 90, 40), gpu_memory_mib=2000.0, load_seconds=3.5)
-    assert Trial.model_validate(one.model_dump(mode="json")) == one
+    assert TrialRecord.model_validate(one.model_dump(mode="json")) == one
     assert one.memory_mib == 300, "on a CPU; what others have on a GPU beside it is not its"
     assert one.model_copy(update={"configuration": replace(RAGGED, device="gpu")}).memory_mib == 2000
     with pytest.raises(ValueError, match="failed"):

@@ -21,7 +21,6 @@ import pytest
 from benchmarks.tuning import stage
 from benchmarks.tuning.stage import Tuned, prepare, tune
 from benchmarks.tuning.testbed import make_testbed
-from benchmarks.tuning.trial import LevelSpeed, Trial
 from benchmarks.tuning.tune_options import TuneOptions
 from export.cli import main
 from serving import plan
@@ -29,7 +28,7 @@ from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
-from serving.manifests import RepositoryManifest, TuningManifest
+from serving.manifests import LoadRecord, RepositoryManifest, TrialRecord, TuningManifest
 from serving.reporting import logger
 from tests.helpers.servers import left_behind
 
@@ -53,15 +52,15 @@ class MadeUp:
     def expected_seconds(self) -> float:
         return 20
 
-    def measure(self, configuration: Configuration, number: int) -> Trial:
+    def measure(self, configuration: Configuration, number: int) -> TrialRecord:
         if len(self.made) == self.limit:
             raise KeyboardInterrupt
         self.made.append((configuration, number))
         throughput = self.speed(configuration)
         if throughput is None:
-            return Trial(configuration=configuration, round=number, seconds=20, failure="out of memory")
-        levels = (LevelSpeed(concurrency=16, throughput=throughput, p50_ms=20, p99_ms=4000 / throughput, executed_batch=1),)
-        return Trial(configuration=configuration, round=number, seconds=20, levels=levels, pss_mib=300, peak_rss_mib=400)
+            return TrialRecord(configuration=configuration, round=number, seconds=20, failure="out of memory")
+        levels = (LoadRecord(concurrency=16, throughput=throughput, p50_ms=20, p99_ms=4000 / throughput, executed_batch=1),)
+        return TrialRecord(configuration=configuration, round=number, seconds=20, levels=levels, pss_mib=300, peak_rss_mib=400)
 
 
 def best_at(*instances: int) -> Speed:
@@ -304,7 +303,7 @@ def running(pid: int) -> list[psutil.Process]:
 
 @pytest.mark.server
 def test_a_trial_is_made_on_a_real_server(own: Path) -> None:
-    bed = make_testbed(load_bundle(own), rows=16, concurrencies=(1, 8), duration=0.4, seed=0)
+    bed = make_testbed(load_bundle(own), asked(own, rows=16, concurrencies=(1, 8), duration=0.4))
     configuration = Configuration(
         precision="fp32", device="cpu", batching="ragged", instances=1, threads=1, max_batch_size=16, queue_delay_us=3000
     )

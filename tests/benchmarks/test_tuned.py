@@ -16,7 +16,6 @@ import pytest
 
 from benchmarks.tuning.applied import pins, recipe_values, remark, with_winner
 from benchmarks.tuning.space import Space
-from benchmarks.tuning.trial import LevelSpeed, Trial
 from benchmarks.tuning.tuning_study import SearchTerms, opened
 from serving import install
 from serving.artifact import MANIFEST, sha256, write_manifest
@@ -25,6 +24,7 @@ from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
 from serving.install import server_versions
 from serving.machine import cores
+from serving.manifests import LoadRecord, TrialRecord
 from serving.options import Precision
 from serving.plan import Plan, make_plan
 from serving.repository import serving_code
@@ -44,9 +44,9 @@ TERMS = SearchTerms(
 SPACE = TERMS.space.configurations()
 
 
-def trial(configuration: Configuration, throughput: float = 9, failure: str | None = None) -> Trial:
-    levels = (LevelSpeed(concurrency=1, throughput=throughput, p50_ms=1, p99_ms=20, executed_batch=1),)
-    return Trial(configuration=configuration, round=0, seconds=20, failure=failure, levels=() if failure else levels)
+def trial(configuration: Configuration, throughput: float = 9, failure: str | None = None) -> TrialRecord:
+    levels = (LoadRecord(concurrency=1, throughput=throughput, p50_ms=1, p99_ms=20, executed_batch=1),)
+    return TrialRecord(configuration=configuration, round=0, seconds=20, failure=failure, levels=() if failure else levels)
 
 
 def test_a_study_survives_what_ends_in_the_middle_of_it(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_language_model_is_judged_by_every_token_of_long_texts_too(
     rows = [json.loads(line)["text"] for line in (data / "test.jsonl").read_text().splitlines()]
     long = " ".join(FILLING * 5)
     (data / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*rows, long]))
-    monkeypatch.setattr(encoding, "AT_ONCE", 10)  # texts of several rows, in several parts
+    monkeypatch.setattr(encoding, "CHUNK_TEXTS", 10)  # texts of several rows, in several parts
     assert cli.main(command("text-generation", made("gpt2"))) == 0
     folder, figures = checkpoint_of(data)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -312,7 +312,7 @@ def test_adapters_and_teachers_are_for_models_that_write_too(
             "text-generation",
             "t5",
             (),
-            "T5ForConditionalGeneration, which does not end in ForCausalLM or LMHeadModel",
+            "T5ForConditionalGeneration, but one that ends in ForCausalLM or LMHeadModel is needed",
         ),
         ("translation", "t5", ("--quantization-aware",), "checkpoints of translation are not exported to int8"),
         ("text-generation", "gpt2", ("--max-length", "49"), "the model takes at most 48 tokens, not 49"),

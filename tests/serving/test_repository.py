@@ -323,6 +323,25 @@ def test_weights_outside_the_graph_lie_beside_it(bundle: Path, tmp_path: Path, l
     assert not list((tmp_path / "models").iterdir()), "nothing half-written"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "foo"}, "no task is called 'foo'"),
+        ({"settings": {}}, "settings of text-classification are incomplete"),
+        ({"settings": {"labels": ["a"], "function_to_apply": "none", "threshold": 1}}, "has no setting threshold"),
+    ],
+)
+def test_a_bundle_whose_task_cannot_be_served_is_refused(
+    bundle: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    (copy / "manifest.json").write_text(json.dumps(manifest | change), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=message):
+        load_bundle(copy)
+
+
 def test_a_bundle_that_lacks_a_file_or_is_none(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no bundle at"):
         load_bundle(tmp_path)

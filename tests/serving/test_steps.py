@@ -309,3 +309,23 @@ def test_whoever_breaks_a_step_is_refused_alone_and_not_told_how(steps: Steps) -
     answers = after.execute([good[0], *forged, good[1]])
     told = (INTERNAL, "the answer could not be made of what the model gave")
     assert [answer.error and (answer.error.code, answer.error.message) for answer in answers] == [None, told, told, told, None]
+
+
+def test_parameters_are_read_once_unless_they_are_long(steps: Steps) -> None:
+    """Clients choose them: what is kept of them is bounded."""
+    before, after = steps()
+    for step in (before, after):
+        short, long = json.dumps({"top_k": 1}), json.dumps({"top_k": 1}) + " " * 5000
+        assert step._with_parameters(short) is step._with_parameters(short)
+        assert step._with_parameters(long) is not step._with_parameters(long)
+        assert step._with_parameters(long) == step._with_parameters(short)
+        assert step._with_parameters("") is step._task
+
+
+def test_defaults_that_no_request_could_ask_for_stop_the_step(steps: Steps) -> None:
+    class Refusing(TextClassification):
+        def check_options(self) -> None:
+            raise ValueError("option top_k must be less")
+
+    with pytest.raises(ValueError, match="option top_k must be less"):
+        steps(Refusing)

@@ -104,6 +104,8 @@ class ServedTask(ABC):
     def with_options(self, given: Mapping[str, JsonValue]) -> Self:
         """Return the task with the parameters of a request in place of its defaults.
 
+        Cached properties are shared, so none of them may depend on an option.
+
         Raises:
             ValueError: A parameter is unknown, of another kind, or not allowed. The message is for the client.
         """
@@ -114,6 +116,8 @@ class ServedTask(ABC):
         checked = {name: self.options[name].check(name, value) for name, value in given.items()}
         chosen = replace(self, **checked)  # type: ignore[arg-type]
         chosen.check_options()
+        names = {field.name for field in fields(self)}
+        vars(chosen).update({name: value for name, value in vars(self).items() if name not in names})  # cached properties
         return chosen
 
     def check_options(self) -> None:  # noqa: B027 - most options are checked one by one

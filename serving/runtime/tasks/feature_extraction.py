@@ -49,7 +49,7 @@ class FeatureExtraction(ServedTask):
     options: ClassVar[Mapping[str, Setting]] = {
         **ServedTask.options,
         "normalize": Setting(bool, help="Scale embeddings to norm 1."),
-        "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding to keep."),
+        "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding to keep; the others become 0."),
         "prompt": Setting(str, help="Text put in front of every text."),
     }
     presentation_options: ClassVar[frozenset[str]] = frozenset({"truncate_dim"})

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import numpy as np
 
-from ..types import Arrays, Features, Origins, Setting, Tensor, TextColumns
+from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, TextColumns
 from ._masks import NUMBERS, Mask, Row, best_tokens, cleaned_up, read_metadata, with_metadata
 from ._strings import read_option
 from .base import ServedTask
 
 if TYPE_CHECKING:
+    from typing import Self  # the Python inside Triton may be older than 3.11
+
     from tokenizers import Tokenizer
 
     from ..tokenization import TextEncoder
@@ -90,6 +92,11 @@ class FillMask(ServedTask):
     def long_example(self, repeats: int) -> dict[str, str]:
         """Return a text with a mask at either end: one of them is left, whichever side is truncated."""
         return {"TEXT": " ".join([self.mask_token, *["The capital of France."] * repeats, self.mask_token])}
+
+    def with_options(self, given: Mapping[str, JsonValue]) -> Self:
+        """Return the task with the parameters of a request; it shares the cache of decoded tokens."""
+        _ = self._words  # made before it is shared
+        return super().with_options(given)
 
     def check_options(self) -> None:
         """Refuse a ``top_k`` larger than the vocabulary."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from serving.runtime.tasks import load_served
+from serving.runtime.tasks.fill_mask import FillMask
 from serving.runtime.tasks.text_classification import TextClassification
 from serving.runtime.types import Setting
 
@@ -70,3 +72,25 @@ def test_an_unknown_option_is_refused_with_those_there_are() -> None:
         TASK.with_options({"top_p": 1, "truncation": True, "padding": True})
     with pytest.raises(ValueError, match="option function_to_apply must be one of softmax, sigmoid, none, not 'relu'"):
         TASK.with_options({"function_to_apply": "relu"})
+
+
+def test_what_no_option_changes_is_made_once() -> None:
+    first = FillMask(vocabulary=10)
+    assert first.with_options({"top_k": 2})._words is first.with_options({"targets": "a"})._words
+    assert TASK.with_options({"top_k": 1})._label_bytes.tolist() == [b"no", b"yes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "text-classification",
+            {"labels": ["a"], "function_to_apply": "none", "problem_type": "regression"},
+            "has no setting problem_type",
+        ),
+        ("text-classification", {"labels": ["a"]}, "settings of text-classification are incomplete"),
+    ],
+)
+def test_settings_of_another_version_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_served(name, settings)
