@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
     from export.finetune import finetune
+    from export.metric import shown
     from export.training import distributed
 
     ctx = click.get_current_context()
@@ -38,8 +39,8 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
     if output.json and is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest.figures.model_dump(mode="json")}, indent=2))
     for split, measured in manifest.figures.splits.items():
-        shown = ", ".join(f"{key} {value:.4f}" for key, value in measured.items())
-        logger.info(f"{split}: {shown}")
+        values = ", ".join(f"{key} {shown(value, '.4f')}" for key, value in measured.items())
+        logger.info(f"{split}: {values}")
     logger.info(f"checkpoint: {options.target}")
     if is_main_process():
         _share(options.target, sharing)
@@ -126,8 +127,10 @@ def _failed_gates(manifest: BundleManifest) -> list[str]:
 
 
 def _line(title: str, metric: str, figures: SpeedFigures, size: int, *, agreement: float, difference: float | None) -> str:
-    shown = "none" if difference is None else format(difference, ".2g")
+    from export.metric import shown
+
+    main, differs = shown(figures.metrics[metric], ".4f"), shown(difference, ".2g")
     return (
-        f"{title:8} {figures.metrics[metric]:9.4f} {agreement:10.2%} {shown:>10} {size / 1e6:7.1f} {figures.latency_ms:7.2f} "
+        f"{title:8} {main:>9} {agreement:10.2%} {differs:>10} {size / 1e6:7.1f} {figures.latency_ms:7.2f} "
         f"{figures.throughput.one_by_one:7.0f}"
     )

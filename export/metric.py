@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def compute(name: str, predictions: Sequence[Any], references: Sequence[Any]) ->
     """
     figures: dict[str, float] = load_metric(name).compute(predictions=predictions, references=references)
     return figures
+
+
+def finite_or_none(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace figures that are NaN or infinite by None, as manifests record them."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def shown(value: float | None, form: str) -> str:
+    """Format a figure; ``none`` if it is NaN or infinite."""
+    return "none" if value is None else format(value, form)
 
 
 def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[float, float]]:

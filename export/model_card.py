@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 
+from export.metric import shown
 from export.tasks import is_exported, trained_class
 from serving.manifests import CheckpointManifest
 
@@ -81,7 +82,7 @@ def _figures(manifest: CheckpointManifest) -> Iterator[str]:
         "| --- | ---: | " + " | ".join("---:" for _ in metrics) + " |",
     )
     for split, measured in figures.splits.items():
-        yield f"| {split} | {figures.rows[split]} | " + " | ".join(f"{measured[key]:.4f}" for key in metrics) + " |"
+        yield f"| {split} | {figures.rows[split]} | " + " | ".join(shown(measured[key], ".4f") for key in metrics) + " |"
     yield ""
     low, high = figures.interval
     yield (

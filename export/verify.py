@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class VariantVerdict:
     """Result of :func:`verify_variant` for one variant.
 
     Attributes:
-        metrics: Figures of the task's metrics by name.
+        metrics: Figures of the task's metrics by name; None if one is NaN or infinite.
         metric_drop: Points (hundredths) of the main metric that the variant loses.
         label_agreement: Share of rows whose answer equals the original's.
         ties: Number of rows that count as agreeing because the original's best two labels are tied.
@@ -89,7 +90,7 @@ class VariantVerdict:
         gates: The gates.
     """
 
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     metric_drop: float
     label_agreement: float
     ties: int
@@ -144,11 +145,24 @@ def compute_outputs(run: Run, rows: EncodedRows, task: ExportedTask, batches: Se
     return found if task.served.token_level else {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def task_metrics(reference: Reference) -> dict[str, float]:
-    """Return the figures of the task's metric for the original, by name."""
-    task, outputs = reference.task, reference.outputs
-    found = metric.compute(task.metric, task.predictions(reference.answers(outputs)), reference.references)
-    return found | task.extra_figures(outputs, outputs, reference.origins, reference.references)
+def task_metrics(reference: Reference) -> dict[str, float | None]:
+    """Return the figures of the task's metric for the original, by name; None if one is NaN or infinite.
+
+    Raises:
+        ExportError: The main metric is NaN or infinite.
+    """
+    return _metrics(reference, reference.outputs, reference.answers(reference.outputs), title="the PyTorch checkpoint")
+
+
+def _metrics(reference: Reference, outputs: Arrays, answers: Arrays, *, title: str) -> dict[str, float | None]:
+    task = reference.task
+    found = metric.compute(task.metric, task.predictions(answers), reference.references)
+    found |= task.extra_figures(outputs, reference.outputs, reference.origins, reference.references)
+    if not math.isfinite(main := found[task.main_metric]):
+        raise ExportError(
+            f"{task.main_metric} of {title} is {main}, so nothing can be compared", hint="check the rows to verify on"
+        )
+    return metric.finite_or_none(found)
 
 
 def require_finite(outputs: Arrays) -> None:
@@ -191,6 +205,9 @@ def verify_variant(precision: str, reference: Reference, variant: Arrays, limits
 
     Returns:
         Figures and gates.
+
+    Raises:
+        ExportError: The main metric is NaN or infinite.
     """
     task, rows = reference.task, len(reference.references)
     finite = _finite_rows(variant)
@@ -201,13 +218,12 @@ def verify_variant(precision: str, reference: Reference, variant: Arrays, limits
     finite_requests[reference.origins.sample_mapping[~finite]] = False
     valid = np.logical_and.reduce(finite_requests.reshape(-1, rows))  # a labelled row may take several requests
     answers, original = reference.answers(outputs), reference.answers(reference.outputs)
+    metrics = _metrics(reference, outputs, answers, title=precision)
     drop, interval = _drop(reference, task.predictions(original), task.predictions(answers), valid)
     agreement = task.agreement(answers, original)
     ties = valid & (agreement < 1) & task.ties(original)
     agreeing = float(np.where(valid, np.where(ties, 1, agreement), 0).sum())
     largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
-    metrics = metric.compute(task.metric, task.predictions(answers), reference.references)
-    metrics |= task.extra_figures(outputs, reference.outputs, reference.origins, reference.references)
     gates = [
         _finite_gate(int((~valid).sum()), rows),
         _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),

@@ -176,10 +176,8 @@ class _Number(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not a number", param, ctx)
-        if math.isinf(number) and not self.may_be_infinite:
-            self.fail(f"{value} is not a finite number", param, ctx)
+        if math.isnan(number) or (math.isinf(number) and not self.may_be_infinite):
+            self.fail(f"{value} is not a {'' if self.may_be_infinite else 'finite '}number", param, ctx)
         return number
 
 

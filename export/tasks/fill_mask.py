@@ -203,8 +203,9 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
     ) -> dict[str, float]:
         """Compute perplexity and the figures of the :data:`BEST` tokens.
 
-        ``perplexity``: e to the mean negative log-likelihood of the right token. ``accuracy_at_5``: share of rows whose right token
-        is among the best. ``agreement_at_5``: share of the original's best tokens that are among the best here.
+        ``perplexity``: e to the mean negative log-likelihood of the right token, infinite if it overflows. ``accuracy_at_5``: share
+        of rows whose right token is among the best. ``agreement_at_5``: share of the original's best tokens that are among the best
+        here.
         """
         losses, hits, shared = [], [], []
         right = cast("Sequence[int]", references)
@@ -213,8 +214,10 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
             losses.append(log_sum(row[:1])[0] - row[0, reference])
             hits.append(reference in best)
             shared.append(np.isin(best, top(theirs[:1], BEST)[0]).mean())
+        with np.errstate(over="ignore"):
+            perplexity = float(np.exp(np.mean(losses, dtype=np.float64)))
         return {
-            "perplexity": float(np.exp(np.mean(losses, dtype=np.float64))),
+            "perplexity": perplexity,
             "accuracy_at_5": float(np.mean(hits)),
             "agreement_at_5": float(np.mean(shared)),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -206,7 +207,7 @@ def merge_adapter(model: Any, base: Any | None, folder: Path, batch: Mapping[str
     after = _outputs(whole, batch)
     difference = max(float((one - other).abs().max()) for one, other in zip(before, after, strict=True))
     largest = max(1.0, *(float(one.abs().max()) for one in before))
-    if not difference <= TOLERANCE * largest:  # NaN fails this check too
+    if not (math.isfinite(difference) and difference <= TOLERANCE * largest):
         raise ArtifactError(
             f"merging the adapter changed the model's outputs by {difference:.2g}; rounding explains {TOLERANCE * largest:.2g}",
             hint="that method's weights cannot be merged exactly; use another --adapter",

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from export import checkpoint as checkpoints
-from export.metric import bootstrapped, compute
+from export.metric import bootstrapped, compute, finite_or_none
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training import adapters
@@ -55,7 +55,7 @@ def train(job: TrainingJob, callbacks: Sequence[TrainerCallback] = ()) -> Traini
     Raises:
         ArtifactError: The checkpoint cannot be loaded for the task, an epoch cannot be written, or memory ran out.
         DataError: The rows of a step cannot be divided over the processes, or the adapter does not exist.
-        DivergedError: A loss is NaN or infinite.
+        DivergedError: A loss or the main metric is NaN or infinite.
         SetupError: The device is ``gpu`` and torch sees none.
     """
     _check(job)
@@ -79,6 +79,8 @@ def train(job: TrainingJob, callbacks: Sequence[TrainerCallback] = ()) -> Traini
         trainer.compute_metrics = None  # the trainer only predicts from here on, on other rows too
         settings = _fit_settings(trainer, rows["validation"], job, figures["validation"])
         figures |= _final_figures(trainer, rows, job.task.with_settings(settings), job.tokenizer)
+    splits = [split for split in ("validation", "test") if split in figures]
+    figures |= {split: _recorded(figures[split], split, job.task.main_metric) for split in splits}
     return TrainingResult(model=trainer.model.cpu(), adapter=adapter, settings=settings, options=job.options, figures=figures)
 
 
@@ -224,6 +226,14 @@ def _training_figures(trainer: TaskTrainer, job: TrainingJob) -> dict[str, Any]:
     # without fake quantization the metrics are others
     metrics = trainer.evaluate() if job.options.quantization_aware else best
     return counts | _peak_memory() | {"validation": _without_timing(metrics, "eval_")}
+
+
+def _recorded(figures: Mapping[str, float], split: str, main_metric: str) -> dict[str, float | None]:
+    """Return the figures of a split as manifests record them, after checking the main metric."""
+    if not math.isfinite(main := figures[main_metric]):
+        message = f"training diverged: {main_metric} on the {split} rows is {main}"
+        raise DivergedError(message, hint="give a smaller --learning-rate")
+    return finite_or_none(figures)
 
 
 def _without_timing(logged: Mapping[str, float], prefix: str) -> dict[str, float]:

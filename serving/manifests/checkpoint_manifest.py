@@ -74,8 +74,8 @@ class TrainingFigures(Record):
         peak_rss_mib: Peak memory of the process, MiB.
         peak_gpu_mib: Peak memory that torch allocated on the GPU, MiB; absent without a GPU.
         merged_difference: Largest logit difference between the adapter and the merged weights; absent without an adapter.
-        validation: Loss and metrics on the validation rows.
-        test: Loss and metrics on the test rows; absent without test rows.
+        validation: Loss and metrics on the validation rows; a figure that is NaN or infinite is None.
+        test: The same on the test rows; absent without test rows.
         interval: 95 % interval of the main metric on the test rows, or on the validation rows without test rows.
         rows: Number of rows by split.
         seconds: Duration of the training, s.
@@ -90,15 +90,15 @@ class TrainingFigures(Record):
     peak_rss_mib: int
     peak_gpu_mib: int | None = Field(default=None, exclude_if=is_none)
     merged_difference: float | None = Field(default=None, exclude_if=is_none)
-    validation: dict[str, float]
-    test: dict[str, float] | None = Field(default=None, exclude_if=is_none)
+    validation: dict[str, float | None]
+    test: dict[str, float | None] | None = Field(default=None, exclude_if=is_none)
     interval: tuple[float, float]
     rows: dict[str, int]
     seconds: float
     search: SearchFigures | None = Field(default=None, exclude_if=is_none)
 
     @property
-    def splits(self) -> dict[str, dict[str, float]]:
+    def splits(self) -> dict[str, dict[str, float | None]]:
         """Loss and metrics by split: ``validation``, and ``test`` if there are test rows."""
         return {"validation": self.validation} | ({} if self.test is None else {"test": self.test})
 

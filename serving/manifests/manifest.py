@@ -26,13 +26,16 @@ class Record(BaseModel):
 
 
 class MetricRecord(Record):
-    """A part of a manifest that also holds the figures of the task's metrics, whose names depend on the task."""
+    """A part of a manifest that also holds the figures of the task's metrics, whose names depend on the task.
+
+    A figure is None if it is NaN or infinite, as a perplexity that overflows.
+    """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float] = Field(init=False)
+    __pydantic_extra__: dict[str, float | None] = Field(init=False)
 
     @property
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float | None]:
         """The figures of the task's metrics by name."""
         return dict(self.__pydantic_extra__)
 

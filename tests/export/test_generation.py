@@ -360,6 +360,7 @@ def test_metrics_of_texts() -> None:
     assert rouge == {"rouge_1": 0.5, "rouge_2": 0.5, "rouge_l": 0.5}, "stems are compared"
     tokens = load_metric("next_token").compute(predictions=[[1, 2, 2.0], [1, 6, 6.0]], references=[None, None])
     assert tokens == {"token_accuracy": 0.25, "perplexity": pytest.approx(math.e), "likelihood": pytest.approx(1 / math.e)}
+    assert load_metric("next_token").compute(predictions=[[0, 2, 1e4]], references=[None])["perplexity"] == math.inf
     whole, low, high = bootstrapped("translation", "chrf", said * 20, right * 20)
     assert low < whole < high
     assert whole == pytest.approx(found["chrf"])

@@ -74,6 +74,36 @@ def test_a_loss_that_is_no_number_shows_its_batch(
     assert "resuming after checkpoint-15" in capsys.readouterr().err
 
 
+def with_figures(monkeypatch: pytest.MonkeyPatch, **figures: float) -> None:
+    """Let the metric of the training return other figures too."""
+    from export import metric
+    from export.training import train
+
+    monkeypatch.setattr(train, "compute", lambda *given: metric.compute(*given) | figures)
+
+
+def test_a_metric_that_overflows_is_recorded_as_none(
+    data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_figures(monkeypatch, perplexity=float("inf"))
+    assert cli.main(command(base_checkpoint, "--epochs", "1")) == 0
+    assert "perplexity none" in capsys.readouterr().err
+    folder = data / "artifacts" / "tiny" / "checkpoint"
+    figures = read_manifest(folder, CheckpointManifest).figures
+    assert figures.validation["perplexity"] is None and figures.validation["accuracy"] is not None
+    assert " none |" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_main_metric_that_is_no_number_is_one_line(
+    data: Path, base_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_figures(monkeypatch, accuracy=float("nan"))
+    assert cli.main(command(base_checkpoint, "--epochs", "1")) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: training diverged: accuracy on the validation rows is nan (give a smaller --learning-rate)"
+    assert not (data / "artifacts" / "tiny" / "checkpoint").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "hint"),
     [

@@ -20,6 +20,7 @@ from export.tasks.text_classification import MULTI_LABEL, REGRESSION, TextClassi
 from serving.errors import ExportError
 from serving.manifests import VariantGate
 from serving.runtime.types import Arrays, Origins
+from tests.helpers.manifests import variant_figures
 from tests.helpers.tasks import classification
 
 TASK = load_task("text-classification", {"labels": ["negative", "positive"], "function_to_apply": "softmax", "pair": False})
@@ -91,6 +92,24 @@ def test_correlations_are_those_of_scipy() -> None:
     assert metric.compute("correlation", [1, 2, 40], [1, 2, 3])["spearman"] == pytest.approx(1)
     assert metric.compute("correlation", [1, 2, 3], [3, 2, 1]) == {"pearson": pytest.approx(-1), "spearman": pytest.approx(-1)}
     assert metric.compute("correlation", [0.5, 0.5], [1.0, 2.0]) == {"pearson": 0, "spearman": 0}, "all the same follows nothing"
+
+
+def test_a_main_metric_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = metric.compute
+    monkeypatch.setattr(metric, "compute", lambda *given: compute(*given) | {"accuracy": float("nan")})
+    with pytest.raises(ExportError, match="accuracy of the PyTorch checkpoint is nan"):
+        verify.task_metrics(against(logits_for(LABELS)))
+    with pytest.raises(ExportError, match="accuracy of int8 is nan"):
+        verify.verify_variant("int8", against(logits_for(LABELS)), logits_for(LABELS), LIMITS)
+
+
+def test_a_metric_that_overflows_is_recorded_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextClassificationTask, "extra_figures", lambda *_: {"perplexity": float("inf")})
+    reference = against(logits_for(LABELS))
+    assert verify.task_metrics(reference)["perplexity"] is None
+    verdict = verify.verify_variant("fp32", reference, reference.outputs, LIMITS)
+    assert verdict.passed and verdict.metrics["perplexity"] is None
+    assert variant_figures(**verdict.metrics).metrics["perplexity"] is None
 
 
 def test_share_interval_is_exact() -> None:

@@ -143,7 +143,7 @@ def test_none_stands_for_an_empty_list() -> None:
         (("--place", __file__), "is a file"),
         (("--place", ".", "--inner-size", "0"), "x>=1"),
         (("--place", ".", "--rate", "1"), "0<=x<1"),
-        (("--place", ".", "--rate", "nan"), "nan is not a number"),
+        (("--place", ".", "--rate", "nan"), "nan is not a finite number"),
         (("--place", ".", "--wait", "nan"), "nan is not a number"),
         (("--place", ".", "--ratio", "-inf"), "-inf is not a finite number"),
         (("--place", ".", "--heat", "inf", "--teacher", "x"), "inf is not a finite number"),

@@ -14,7 +14,7 @@ Args:
 Returns:
     likelihood: geometric mean of the probability of a token, 1 / perplexity, 0 to 1.
     token_accuracy: share of tokens that the model finds most likely, 0 to 1.
-    perplexity: exponential of the mean negative log-likelihood, 1 or more; lower is better.
+    perplexity: exponential of the mean negative log-likelihood, 1 or more, infinite if it overflows; lower is better.
 """
 
 
@@ -38,4 +38,6 @@ class NextToken(evaluate.Metric):  # type: ignore[misc]  # the library is untype
         """Compute the figures from the statistics of some texts."""
         hits, counted, negative_log_likelihood = statistics.sum(axis=0)
         mean = negative_log_likelihood / counted
-        return {"likelihood": float(np.exp(-mean)), "token_accuracy": float(hits / counted), "perplexity": float(np.exp(mean))}
+        with np.errstate(over="ignore"):
+            perplexity = float(np.exp(mean))
+        return {"likelihood": float(np.exp(-mean)), "token_accuracy": float(hits / counted), "perplexity": perplexity}

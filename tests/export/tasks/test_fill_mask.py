@@ -340,6 +340,14 @@ def test_figures(fillers: Callable[[str], Filler]) -> None:
     assert found["agreement_at_5"] == 0.0
 
 
+def test_a_perplexity_may_overflow(fillers: Callable[[str], Filler]) -> None:
+    task = fillers("bert").task
+    logits = np.zeros((2, 1, 100), dtype=np.float32)
+    logits[:, 0, 3] = 1e4
+    found = task.extra_figures({"logits": logits}, {"logits": logits}, None, [4, 4])  # type: ignore[arg-type]
+    assert found["perplexity"] == float("inf")
+
+
 @pytest.mark.slow
 def test_finetune_learns_and_export_keeps_its_rows(tmp_path: Path) -> None:
     """Plain text in; masks drawn anew each step, perplexity well below that of guessing; the bundle judges on the same rows."""
