@@ -218,7 +218,8 @@ def _last_complete_checkpoint(scratch: Path) -> Path | None:
 def _training_figures(trainer: TaskTrainer, job: TrainingJob) -> dict[str, Any]:
     """Return the figures of the run and the best epoch's metrics on the validation rows."""
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    best = next(entry for entry in evaluations if entry["step"] == trainer.state.best_global_step)
+    # the trainer names no best epoch if the main metric is NaN in all
+    best = next((entry for entry in evaluations if entry["step"] == trainer.state.best_global_step), evaluations[0])
     if not math.isfinite(best["eval_loss"]):
         message = f"training diverged: the best epoch's validation loss is {best['eval_loss']}"
         raise DivergedError(message, hint="give a smaller --learning-rate")
