@@ -120,6 +120,7 @@ class TritonPipeline:
     def _wait(self, function: Callable[[], Awaitable[T]]) -> T:
         """Await ``function()`` on the loop. If this thread is interrupted, cancel the call and wait until it has ended."""
         running: list[asyncio.Task[Any]] = []
+        future: concurrent.futures.Future[T] | None = None
 
         async def call() -> T:
             running.append(cast("asyncio.Task[Any]", asyncio.current_task()))
@@ -134,6 +135,8 @@ class TritonPipeline:
         except concurrent.futures.CancelledError:
             raise closed_error(self._pipeline.name) from None  # only close(), in another thread, cancels a call
         except BaseException:  # Ctrl-C reaches this thread, not the loop, and possibly before the call was submitted
+            if future is not None and future.done():  # the error is that of the call itself
+                raise
             with self._lock:
                 ended = None if self._closed else self._submit(streams.cancel(running))
             if ended is not None:

@@ -27,6 +27,16 @@ pytestmark = pytest.mark.server
 TOLERANCE = 1e-3
 
 
+def test_a_failed_call_needs_one_trip_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    trips = []
+    with TritonPipeline("absent", url=f"127.0.0.1:{free_port()}", retries=0) as pipe:
+        submit = pipe._submit
+        monkeypatch.setattr(pipe, "_submit", lambda coroutine: trips.append(coroutine) or submit(coroutine))
+        with pytest.raises(RequestError, match="no Triton server answers"):
+            pipe("text")
+        assert len(trips) == 1
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("name", ["ragged", "alone"])
 def test_equals_the_pipeline_on_every_text(server: Server, expected: Any, texts: list[str], name: str, protocol: str) -> None:
