@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from serving.errors import DataError
 from serving.option_fields import Option
+from serving.options import ChoiceColumns, TextColumn, TextPairColumn
 
 if TYPE_CHECKING:
     from export.tasks.base import Task
@@ -17,21 +18,9 @@ if TYPE_CHECKING:
 class Columns:
     """Columns that the user names. The task's default names apply to the others."""
 
-    text: Annotated[
-        str | None,
-        Option("Column of the text, or of the first text of a pair.", flag="--text-column", default_text="the task's"),
-    ] = None
-    text_pair: Annotated[
-        str | None, Option("Column of the second text of a pair.", flag="--text-pair-column", default_text="the task's")
-    ] = None
-    choices: Annotated[
-        tuple[str, ...],
-        Option(
-            "Column with a list of choices. Repeat the option for columns with one choice each.",
-            flag="--choice-column",
-            default_text="the task's",
-        ),
-    ] = ()
+    text: TextColumn = None
+    text_pair: TextPairColumn = None
+    choices: ChoiceColumns = ()
     labels: Annotated[
         tuple[str, ...],
         Option(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from export.options import StageOptions
+from export.options import MAX_LENGTH, StageOptions
 from serving.option_fields import Option
 from serving.options import PRECISIONS, Force, Precision, Seed
 
@@ -24,11 +24,7 @@ class ExportOptions(StageOptions):
     ] = None
     max_length: Annotated[
         int | None,
-        Option(
-            "Maximum number of tokens per row; longer rows are truncated.",
-            minimum=4,
-            default_text="as fine-tuned, otherwise the model's limit, at most 512 if it has none",
-        ),
+        replace(MAX_LENGTH, default_text="as fine-tuned, otherwise the model's limit, at most 512 if it has none"),
     ] = None
     precision: Annotated[
         tuple[Precision, ...],

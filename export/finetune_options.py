@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from export.options import StageOptions
+from export.options import MAX_LENGTH, StageOptions
 from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
 from serving.option_fields import Option
 from serving.options import Force
@@ -37,11 +37,7 @@ class FinetuneOptions(StageOptions):
     ] = None
     max_length: Annotated[
         int | None,
-        Option(
-            "Maximum number of tokens per row; longer rows are truncated.",
-            minimum=4,
-            default_text="the task's; more if rows are longer, up to the model's limit",
-        ),
+        replace(MAX_LENGTH, default_text="the task's; more if rows are longer, up to the model's limit"),
     ] = None
     keep_leaks: Annotated[bool, Option("Keep training rows that also occur in the validation or test rows.")] = False
     training: Hyperparameters = field(default_factory=Hyperparameters)

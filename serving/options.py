@@ -40,6 +40,21 @@ ModelName = Annotated[
 ]
 Device = Annotated[Literal["auto", "cpu", "gpu"], Option("Device to compute on; auto: the GPU if there is one.", shared=True)]
 Seed = Annotated[int, Option("Seed of all random choices.", minimum=0, maximum=2**32 - 1, shared=True)]
+TextColumn = Annotated[
+    str | None,
+    Option("Column of the text, or of the first text of a pair.", flag="--text-column", default_text="the task's"),
+]
+TextPairColumn = Annotated[
+    str | None, Option("Column of the second text of a pair.", flag="--text-pair-column", default_text="the task's")
+]
+ChoiceColumns = Annotated[
+    tuple[str, ...],
+    Option(
+        "Column with a list of choices. Repeat the option for columns with one choice each.",
+        flag="--choice-column",
+        default_text="the task's",
+    ),
+]
 Force = Annotated[bool, Option("Run the stage even if its inputs have not changed.")]
 
 
@@ -209,17 +224,9 @@ class PredictOptions:
             former_keys=("output_file",),
         ),
     ] = None
-    text_column: Annotated[
-        str | None, Option("Column of the text in --input, or of the first of two texts.", default_text="the task's")
-    ] = None
-    text_pair_column: Annotated[str | None, Option("Column of the second text in --input.", default_text="the task's")] = None
-    choice_column: Annotated[
-        tuple[str, ...],
-        Option(
-            "Column with a list of choices in --input; given several times: columns with one choice each.",
-            default_text="the task's",
-        ),
-    ] = ()
+    text_column: TextColumn = None
+    text_pair_column: TextPairColumn = None
+    choice_column: ChoiceColumns = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -195,3 +196,14 @@ def test_a_model_name_is_plain_ascii_in_every_command(name: str, capsys: pytest.
 def test_a_hub_repository_is_plain_ascii(name: str) -> None:
     with pytest.raises(ValueError, match="is not the name of a repository on the Hub"):
         parse_hub_repository(name)
+
+
+@pytest.mark.parametrize("flag", ["--text-column", "--text-pair-column", "--choice-column", "--max-length"])
+def test_an_option_of_several_commands_is_written_once(flag: str) -> None:
+    commands = [tritonize.get_command(ROOT, name) for name in COMMANDS]
+    parameters = [parameter for command in commands if command is not None for parameter in command.params]
+    found = [one.source.option for one in parameters if isinstance(one, FieldOption) and flag in one.opts]
+    assert len(found) > 1
+    assert {replace(option, flag=flag, default_text=None) for option in found} == {
+        replace(found[0], flag=flag, default_text=None)
+    }, "but for the description of the default"
