@@ -137,7 +137,7 @@ def figures_of(in_process: Sequence[InProcess], served: Served | None) -> dict[s
 
 def _model_figures(model: InProcess) -> Figures:
     by_name = {name: asdict(arrangement.speed) | _costs(arrangement) for name, arrangement in model.arrangements.items()}
-    best, quickest = model.arrangements[model.best], model.arrangements[model.quickest]
+    best, quickest = model.best, model.quickest
     throughputs = {key: value for key, value in asdict(best.speed).items() if key.startswith("throughput")}
     percentiles = {key: value for key, value in asdict(quickest.speed).items() if key.startswith("p")}
     return by_name | throughputs | percentiles | _costs(best) | {"size_mib": model.size_mib} | _quality_figures(model.quality)

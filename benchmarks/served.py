@@ -55,8 +55,7 @@ class ServerConnection:
         """
         import tritonclient.grpc as triton
 
-        self._triton, self._name = triton, name
-        self.address = address
+        self._name, self.address = name, address
         self._client = triton.InferenceServerClient(address.grpc_url)
         try:
             ready = self._client.is_server_ready(client_timeout=10) and self._client.is_model_ready(name, client_timeout=10)
@@ -241,7 +240,7 @@ class UnderLoad:
         server, package = self._target.server, self._target.package
         return Served(
             precision=package.precision,
-            package=package.settings,
+            package=asdict(package.manifest.configuration),
             sha256=package.sha256,
             server=server.version,
             loads=[way.load() for way in self.ways],

@@ -39,19 +39,16 @@ def glance(report: Report) -> Table:
     """Tabulate every model in one row: best throughput, best latency, and loss of quality."""
     metric = report.main_metric
     first = original(report)
-    base = first.arrangements[first.best].speed.throughput if first is not None else None
+    base = first.best.speed.throughput if first is not None else None
     rows = []
     for model in report.in_process:
-        best, quickest = model.arrangements[model.best], model.arrangements[model.quickest]
-        memory = number(best.peak_rss_mib)
-        rows.append([model.name, *_best(best.speed, quickest.speed, base), *_lost(model.quality, metric), memory])
+        speeds = _best(model.best.speed, model.quickest.speed, base)
+        rows.append([model.name, *speeds, *_lost(model.quality, metric), number(model.best.peak_rss_mib)])
     if report.served is not None and (loads := real_loads(report.served)):
-        quickest_load = min(loads, key=lambda load: load.speed.p50_ms)
-        lost = _lost(report.served.quality, metric)
-        rows.append(
-            [report.served.name, *_best(loads[0].speed, quickest_load.speed, base), *lost, number(report.served.peak_rss_mib)]
-        )
-    against = f" × is against {first.name}.{first.best}." if first is not None else ""
+        speeds = _best(loads[0].speed, min((load.speed for load in loads), key=lambda speed: speed.p50_ms), base)
+        lost, memory = _lost(report.served.quality, metric), number(report.served.peak_rss_mib)
+        rows.append([report.served.name, *speeds, *lost, memory])
+    against = f" × is against {first.name}.{first.best.name}." if first is not None else ""
     return Table(
         name="glance",
         title="At a glance",
@@ -112,7 +109,7 @@ def in_process(report: Report) -> Table:
     rows = []
     for model in report.in_process:
         for name, one in model.arrangements.items():
-            mark = " (best)" if name == model.best and len(model.on_real_rows) > 1 else ""
+            mark = " (best)" if one == model.best and len(model.on_real_rows) > 1 else ""
             how = f"{one.processes} × {one.threads}, {one.batch}" + (f", {one.length} tokens" if one.length else "") + mark
             costs = [f"{one.load_seconds:.1f}", f"{one.first_answer_seconds:.2f}", f"{one.peak_rss_mib:.0f}"]
             drawn = [number(one.joules_per_row, ".3g")] if energy else []
