@@ -150,9 +150,8 @@ def _costs(arrangement: Arrangement) -> dict[str, float | None]:
 def _served_figures(served: Served) -> Figures:
     loads: dict[str, Figures] = {}
     for load in served.loads:
-        steps = {name: asdict(step) for name, step in load.steps.items()}
         own = {key: getattr(load, key) for key in LOAD_COSTS} | {"split": asdict(load.split)}
-        loads[load.name] = asdict(load.speed) | own | steps
+        loads[load.name] = asdict(load.speed) | own | {name: asdict(step) for name, step in load.steps.items()}
     costs = {key: getattr(served, key) for key in SERVED_COSTS}
     return loads | costs | _quality_figures(served.quality)
 

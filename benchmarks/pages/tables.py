@@ -11,7 +11,6 @@ from benchmarks.pages.growth import growths
 from benchmarks.pages.headline import original, real_loads
 from benchmarks.report import Report
 from benchmarks.speed import RoundSpeed, Speed
-from benchmarks.verdicts import BenchmarkGate
 
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
 LATE = 0.01
@@ -81,15 +80,11 @@ def _spread(report: Report) -> str:
 
 def gates(report: Report) -> Table:
     """Tabulate every gate with the values of its sides, failed gates first."""
-    order = sorted(report.gates, key=lambda gate: gate.passed)
-    rows = [[gate.expression, _gate_words(gate), gate.why or gate.comparison, f"{gate.held} of {gate.rounds}"] for gate in order]
+    rows = []
+    for gate in sorted(report.gates, key=lambda gate: gate.passed):
+        result = "held" if gate.passed else "failed" if gate.missed is None else f"failed, {gate.missed}"
+        rows.append([gate.expression, result, gate.why or gate.comparison, f"{gate.held} of {gate.rounds}"])
     return Table(name="gates", title="Gates", head=["gate", "", "medians of the rounds", "held in rounds"], rows=rows, words=3)
-
-
-def _gate_words(gate: BenchmarkGate) -> str:
-    if gate.passed:
-        return "held"
-    return "failed" if gate.missed is None else f"failed, {gate.missed}"
 
 
 def regressions(report: Report) -> Table:
@@ -174,15 +169,11 @@ def split(found: Served) -> Table:
 
 def steps(found: Served) -> Table:
     """Tabulate Triton's statistics of the ensemble's steps."""
-    rows = [
-        [
-            f"{load.name} {name}",
-            f"{step.executed_batch:.2f}",
-            *(f"{value:.0f}" for value in (step.queue_us, step.compute_us, step.cost_us)),
-        ]
-        for load in found.loads
-        for name, step in load.steps.items()
-    ]
+    rows = []
+    for load in found.loads:
+        for name, step in load.steps.items():
+            times = [f"{value:.0f}" for value in (step.queue_us, step.compute_us, step.cost_us)]
+            rows.append([f"{load.name} {name}", f"{step.executed_batch:.2f}", *times])
     head = ["", "executed batch", "queued µs", "in the step µs", "busy µs per row"]
     return Table(name="steps", title="Steps, by Triton's statistics", head=head, rows=rows)
 
