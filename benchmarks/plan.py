@@ -79,7 +79,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
                 yield run(OPTIONAL, inputs.exported, precision, everything, threads=1, half=precision == "fp16")
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
-            on_cores = {"device": "cpu", "threads": threads, "processes": processes}
+            on_cores: dict[str, Any] = {"device": "cpu", "threads": threads, "processes": processes}
             if index == 0:
                 yield run("onnx", file, precision, everything, **on_cores)
             else:  # the first one has answered the labelled rows
