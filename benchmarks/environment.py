@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import NonNegativeFloat, PositiveInt
 
 from benchmarks import nvml
 from benchmarks.processes import MIB, process_tree
@@ -32,12 +33,12 @@ class Environment:
     """
 
     cpu: str
-    cores: int
-    memory_mib: int
+    cores: PositiveInt
+    memory_mib: PositiveInt
     gpus: list[str]
     driver: str | None = None
     system: str
-    busy_percent: float
+    busy_percent: NonNegativeFloat
     versions: dict[str, str]
     commit: str | None
     others_percent: float | None = None

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, JsonValue
+from pydantic import AfterValidator, AliasChoices, Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from benchmarks.speed import Speed
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A part of a whole, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class ChangedAnswer:
         difference: Largest difference between any two of their scores; None if the answers hold no numbers.
     """
 
-    row: int
+    row: NonNegativeInt
     texts: dict[str, str]
     reference: JsonValue
     original: JsonValue
@@ -54,15 +57,15 @@ class Quality:
         changed_answers: The rows whose answers differ most, the largest difference first.
     """
 
-    rows: int
+    rows: PositiveInt
     metrics: dict[str, float]
-    agreement: float
-    max_score_difference: float | None
-    max_logit_difference: float | None = None
+    agreement: Share
+    max_score_difference: NonNegativeFloat | None
+    max_logit_difference: NonNegativeFloat | None = None
     main: Estimate | None = None
     drop: Estimate | None = None
-    calibration_error: float | None = None
-    not_finite: int = 0
+    calibration_error: Share | None = None
+    not_finite: NonNegativeInt = 0
     changed_answers: Annotated[list[ChangedAnswer], Field(validation_alias=AliasChoices("changed_answers", "moved"))] = field(
         default_factory=list
     )
@@ -84,16 +87,23 @@ class Arrangement:
     """
 
     name: str
-    processes: int
-    threads: int
-    batch: int
-    length: int | None = None
+    processes: PositiveInt
+    threads: PositiveInt
+    batch: PositiveInt
+    length: PositiveInt | None = None
     speed: Speed
-    load_seconds: float
-    first_answer_seconds: float
-    peak_rss_mib: float
-    gpu_memory_mib: float | None
+    load_seconds: NonNegativeFloat
+    first_answer_seconds: NonNegativeFloat
+    peak_rss_mib: NonNegativeFloat
+    gpu_memory_mib: NonNegativeFloat | None
     joules_per_row: float | None = None
+
+
+def _require_real_rows(arrangements: dict[str, Arrangement]) -> dict[str, Arrangement]:
+    """Refuse arrangements of which none was timed on rows as they are: the model would have no speed of its own."""
+    if all(one.length is not None for one in arrangements.values()):
+        raise ValueError("no arrangement was timed on rows as they are (length null)")
+    return arrangements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +123,9 @@ class InProcess:
     device: str
     file: str
     sha256: str
-    size_mib: float
-    fused_operators: dict[str, int] | None
-    arrangements: dict[str, Arrangement]
+    size_mib: NonNegativeFloat
+    fused_operators: dict[str, NonNegativeInt] | None
+    arrangements: Annotated[dict[str, Arrangement], AfterValidator(_require_real_rows)]
     quality: Quality
 
     @property
@@ -196,10 +206,10 @@ class LoadMode:
     """
 
     protocol: str
-    concurrency: int | None = None
-    rate: float | None = None
-    share: float | None = None
-    length: int | None = None
+    concurrency: PositiveInt | None = None
+    rate: NonNegativeFloat | None = None
+    share: NonNegativeFloat | None = None
+    length: PositiveInt | None = None
 
     @property
     def name(self) -> str:
@@ -228,7 +238,7 @@ class Load(LoadMode):
         joules_per_row: Energy of the whole machine per row, load generator included; None if the machine has no readable counters.
     """
 
-    delayed: float = 0.0
+    delayed: Share = 0.0
     speed: Speed
     executed_batch: float
     steps: dict[str, Step]
@@ -256,11 +266,11 @@ class Served:
     server: str
     loads: list[Load]
     quality: Quality
-    load_seconds: float | None
-    peak_rss_mib: float | None
-    pss_mib: float | None
-    gpu_memory_mib: float | None
-    size_mib: float
+    load_seconds: NonNegativeFloat | None
+    peak_rss_mib: NonNegativeFloat | None
+    pss_mib: NonNegativeFloat | None
+    gpu_memory_mib: NonNegativeFloat | None
+    size_mib: NonNegativeFloat
 
     @property
     def name(self) -> str:

@@ -1,15 +1,16 @@
 """The report of a benchmark: measured values only; every derived figure is computed from them.
 
-A report is one tree of frozen dataclasses, which pydantic validates when a ``report.json`` is read
-(:mod:`benchmarks.report_file`).
+A report is one tree of frozen dataclasses, which pydantic validates strictly when a ``report.json`` is read
+(:mod:`benchmarks.report_file`): a field of another type, a field out of its bounds and an unknown field are errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 
 from benchmarks.environment import Environment
@@ -50,21 +51,21 @@ class ReportSettings:
         test: Source of the labelled rows; None for those of the bundle.
     """
 
-    rows: int
-    tokens: dict[str, float] = field(default_factory=dict)
-    labelled_rows: int
+    rows: PositiveInt
+    tokens: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    labelled_rows: PositiveInt
     rows_sha256: str | None = None
     timed_sha256: dict[str, str] = field(default_factory=dict)
-    duration: float
-    rounds: int
+    duration: NonNegativeFloat
+    rounds: PositiveInt
     seed: int
     device: str
-    max_length: int
+    max_length: PositiveInt
     test: str | None
     bundle_created: str
 
 
-@validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False))
+@validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Report:
     """Everything that one run of ``tritonize benchmark`` measured.
 
@@ -84,10 +85,10 @@ class Report:
     settings: ReportSettings
     in_process: list[InProcess]
     served: Served | None
-    rounds: list[dict[str, float]]
+    rounds: Annotated[list[dict[str, float]], Field(min_length=1)]
     gates: list[BenchmarkGate]
     baseline: ReportComparison | None = None
-    samples: Samples = field(default_factory=dict, repr=False)
+    samples: Samples = field(repr=False)
 
     @property
     def regressions(self) -> list[FigureComparison]:

@@ -9,10 +9,12 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.report import OLDEST_VERSION, SCHEMA_VERSION, Report
+from serving.artifact import first_error
 from serving.errors import DataError
 
 REPORT = "report.json"
 _HINT = "give the report.json of a benchmark"
+_DAMAGED = "the report is damaged or was edited: run tritonize benchmark again, or give another report.json"
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -24,8 +26,11 @@ def write_report(folder: Path, report: Report) -> None:
 def read_report(path: Path) -> Report:
     """Read a report and validate every field.
 
+    The figures are left out: :meth:`Report.figures` computes them again.
+
     Raises:
-        DataError: The file is missing, is not a report, has an unsupported schema version, or lacks fields.
+        DataError: The file is missing, is not a report, has an unsupported schema version, lacks fields, or has wrong or unknown
+            ones.
     """
     file = path / REPORT if path.is_dir() else path
     try:
@@ -43,8 +48,7 @@ def read_report(path: Path) -> Report:
             hint="read it with the tritonize that wrote it",
         )
     try:
-        return TypeAdapter(Report).validate_python(content)
+        fields = {key: value for key, value in content.items() if key not in ("schema_version", "figures")}
+        return TypeAdapter(Report).validate_json(json.dumps(fields))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(f"{file} is not a whole benchmark report: {place}: {first['msg']}", hint=_HINT) from error
+        raise DataError(f"{file} is not a whole benchmark report: {first_error(error)}", hint=_DAMAGED) from error

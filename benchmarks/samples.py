@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
 
 from benchmarks.speed import Spans
 
-Samples = dict[str, dict[str, list[float]]]
-"""Samples by the name of the speed and the round (``….r1``; for several processes also the process: ``….r1.0``): ``start_us``, the
-start of each call in µs after the first of the benchmark, and ``took_us``, its duration in µs. Loads on the server have the load
-generator's clock, which also starts at 0."""
+
+class CallTimes(TypedDict):
+    """Times of the calls of one process in one round.
+
+    Attributes:
+        start_us: Start of each call, µs after the first call of the benchmark. Loads on the server have the load generator's clock,
+            which also starts at 0.
+        took_us: Duration of each call, µs.
+    """
+
+    start_us: list[float]
+    took_us: list[float]
+
+
+Samples = dict[str, CallTimes]
+"""Samples by the name of the speed and the round (``….r1``; for several processes also the process: ``….r1.0``)."""
 
 
 def to_samples(spans_by_name: Mapping[str, Spans]) -> Samples:
@@ -29,8 +42,8 @@ def to_samples(spans_by_name: Mapping[str, Spans]) -> Samples:
     }
 
 
-def to_spans(sample: Mapping[str, list[float]]) -> Spans:
+def to_spans(sample: CallTimes) -> Spans:
     """Convert one sample back into spans: start and end of each call, ns."""
-    start, took = (np.array(sample[key]) * 1e3 for key in ("start_us", "took_us"))
+    start, took = (np.array(times) * 1e3 for times in (sample["start_us"], sample["took_us"]))
     spans: Spans = np.stack([start, start + took], axis=1).round().astype(np.int64)
     return spans

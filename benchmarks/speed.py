@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import NonNegativeFloat, NonNegativeInt
 
 from serving.errors import SetupError
 
@@ -27,11 +28,11 @@ class RoundSpeed:
         p50_ms: Median time of one call, ms (a call carries one row unless stated otherwise).
     """
 
-    throughput: float
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
+    throughput: NonNegativeFloat
+    p50_ms: NonNegativeFloat
+    p90_ms: NonNegativeFloat
+    p95_ms: NonNegativeFloat
+    p99_ms: NonNegativeFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,10 @@ class Speed(RoundSpeed):
         seconds: Measured time, all rounds together.
     """
 
-    throughput_low: float
-    throughput_high: float
-    calls: int
-    seconds: float
+    throughput_low: NonNegativeFloat
+    throughput_high: NonNegativeFloat
+    calls: NonNegativeInt
+    seconds: NonNegativeFloat
 
 
 @dataclass(frozen=True, kw_only=True)

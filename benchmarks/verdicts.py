@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf, log1p
 from typing import Annotated
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, NonNegativeInt, PositiveInt
 
 
 def relative(before: float, now: float) -> float | None:
@@ -49,8 +49,8 @@ class BenchmarkGate:
 
     expression: str
     comparison: str
-    held: int
-    rounds: int
+    held: NonNegativeInt
+    rounds: PositiveInt
     passed: bool
     missed: Miss | None = None
     why: str = ""

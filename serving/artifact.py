@@ -306,10 +306,10 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
     try:
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ArtifactError(f"{path}: {_first_error(error)}", hint=anew) from error
+        raise ArtifactError(f"{path}: {first_error(error)}", hint=anew) from error
 
 
-def _first_error(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
     """Return one line that names the first wrong field and what is wrong with it."""
     first, *others = error.errors(include_url=False, include_context=False)
     field = ".".join(str(part) for part in first["loc"])

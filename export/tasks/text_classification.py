@@ -63,7 +63,9 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
             raise ValueError(f"its labels are not all different: {', '.join(labels)}")
         if problem == REGRESSION or (problem != MULTI_LABEL and len(labels) == 1):
             if len(labels) > 1:
-                raise ValueError(f"it predicts {len(labels)} numbers a row, {', '.join(labels)}: rows can be held against one only")
+                raise ValueError(
+                    f"it predicts {len(labels)} numbers per row, {', '.join(labels)}, but only one number can be evaluated"
+                )
             # a single label is trained as a number even where the config does not say so, but the pipeline applies a sigmoid then
             return cls._of(labels, "none" if problem == REGRESSION else "sigmoid", REGRESSION, pair=pair)
         if problem == MULTI_LABEL:

@@ -92,9 +92,9 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
         if words is None:
             return (texts[0],), cast(Label, tagged_text(texts[0], labels))
         if not all(isinstance(word, str) for word in words):
-            raise ValueError("the words are not all text")
+            raise ValueError("some of the words are not text")
         if not all(type(one) in (str, int) for one in labels):
-            raise ValueError("the labels are not all names, nor all whole numbers")
+            raise ValueError("the labels must be all names or all whole numbers")
         if len(words) != len(labels):
             raise ValueError(f"there are {len(words)} words and {len(labels)} labels")
         parts = cast("list[str]", words)

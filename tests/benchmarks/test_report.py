@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gates import check_gate
-from benchmarks.report import SCHEMA_VERSION, Report
+from benchmarks.report import OLDEST_VERSION, SCHEMA_VERSION, Report
 from benchmarks.report_file import read_report, write_report
 from benchmarks.samples import to_samples, to_spans
 from benchmarks.speed import as_spans
@@ -101,6 +102,68 @@ def test_a_report_with_a_field_missing_or_of_another_kind_is_refused_by_its_name
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(DataError, match=r"served\.loads\.0\.speed\.throughput"):
         read_report(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("in_process", 0, "arrangements"), {}),
+        (("in_process", 0, "arrangements", "b1", "batch"), 0),
+        (("in_process", 0, "size_mib"), "86.7"),
+        (("served", "quality", "agreement"), "0.5"),
+        (("served", "quality", "agreement"), True),
+        (("served", "quality", "agreement"), 1.5),
+        (("served", "quality", "rows"), -5),
+        (("served", "loads", 0, "speed", "p50_ms"), -1.0),
+        (("served", "colour"), "red"),
+        (("settings", "rows"), -5),
+        (("settings", "rows"), 5.5),
+        (("settings", "colour"), "red"),
+        (("environment", "colour"), "red"),
+        (("gates", 0, "rounds"), 0),
+        (("rounds",), []),
+        (("samples",), None),
+        (("samples", "onnx.int8.p1t2.r1"), {"start_us": [0.0]}),
+        (("colour",), "red"),
+    ],
+    ids=str,
+)
+def test_a_damaged_report_is_refused_in_one_line(
+    report: Report, tmp_path: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    write_report(tmp_path, report)
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    *parents, last = place
+    inner = content
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    (tmp_path / "report.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(f"report: {'.'.join(map(str, place))}")) as refused:
+        read_report(tmp_path)
+    assert "\n" not in refused.value.message and "report.json" in refused.value.message
+    assert "run tritonize benchmark again" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("version", range(OLDEST_VERSION, SCHEMA_VERSION + 1))
+def test_a_report_without_samples_is_refused(report: Report, tmp_path: Path, version: int) -> None:
+    """All versions that can be read have samples."""
+    write_report(tmp_path, report)
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    del content["samples"]
+    (tmp_path / "report.json").write_text(json.dumps(content | {"schema_version": version}), encoding="utf-8")
+    with pytest.raises(DataError, match="samples"):
+        read_report(tmp_path)
+
+
+def test_arrangements_on_rows_of_one_length_alone_are_refused(report: Report, tmp_path: Path) -> None:
+    write_report(tmp_path, report)
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    arrangements = content["in_process"][0]["arrangements"]
+    content["in_process"][0]["arrangements"] = {"b1l16": arrangements["b1l16"]}
+    (tmp_path / "report.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match=r"in_process\.0\.arrangements.*rows as they are"):
+        read_report(tmp_path)
 
 
 def test_a_report_of_the_previous_schema_version_is_read(report: Report, tmp_path: Path) -> None:

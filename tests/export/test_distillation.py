@@ -236,7 +236,7 @@ def test_teachers_that_cannot_teach_are_refused(
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"id2label": {"0": "good", "1": "bad"}}))
     for teacher, message in (
-        (base_checkpoint, "is not a text-classification checkpoint: the architecture in its config is BertModel"),
+        (base_checkpoint, "is not a text-classification checkpoint: its config names BertModel"),
         (other, f"{other} knows the labels good, bad, the rows have {', '.join(LABELS)}"),
         (tmp_path / "absent", f"no checkpoint folder {tmp_path / 'absent'}"),
     ):

@@ -243,7 +243,8 @@ def report(**changes: Any) -> Report:
         ),
         in_process=models,
         served=served,
-        rounds=[],
+        rounds=[{}],
+        samples={},
         gates=[
             BenchmarkGate(
                 expression="served.int8.c16.throughput >= 2 * pytorch.fp32.throughput",
