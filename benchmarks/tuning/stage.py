@@ -114,11 +114,7 @@ def prepare(options: TuneOptions) -> TuningSubject:
 
 
 def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:
-    """Find the best configuration and record it.
-
-    Args:
-        options: What to tune and how.
-        begin: Called when a trial begins, with its number, the expected number of trials, and the configuration.
+    """Find the best configuration and record it; ``begin`` is called for each trial as in :class:`Schedule`.
 
     Returns:
         The result. Its outcome has no winner, and nothing is recorded, if no configuration is within the latency budget.
