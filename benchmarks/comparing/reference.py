@@ -91,8 +91,8 @@ def compare_speeds(
 ) -> tuple[list[FigureComparison], list[str]]:
     """Compare throughputs and percentiles of every model as a whole, and of each arrangement and load that both reports have.
 
-    A figure may be worse by ``tolerance``, relative, whatever the noise; with ``absolute_too``, a change counts only if the absolute
-    change exceeds the noise too. The second value is notes about the comparison.
+    A figure may be worse by ``tolerance``, relative, whatever the noise; with ``absolute_too``, the absolute change must exceed the
+    noise too. The second value is notes about the comparison.
     """
     found = list(_shared(before, now))
     members = _originals(before)

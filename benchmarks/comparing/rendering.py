@@ -50,7 +50,7 @@ def require_no_worse(compared: ReportComparison) -> None:
 
 
 def _rows(compared: ReportComparison, everything: bool) -> list[Sequence[str]]:
-    rows = []
+    rows: list[Sequence[str]] = []
     for one in (one for verdict in (VERDICTS if everything else ("worse", "better")) for one in compared.of(verdict)):
         beside = "" if one.against_reference is None else f"{one.against_reference:+.1%}"
         values = f"{one.before:.4g}", f"{one.now:.4g}"
