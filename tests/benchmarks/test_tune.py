@@ -225,7 +225,7 @@ def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
     ("arguments", "message"),
     [
         ([], "name the model"),
-        (["../x"], "letters, digits"),
+        (["../x"], "is not a model name"),
         (["x", "--latency-p99-ms", "0"], "--latency-p99-ms"),
         (["x", "--precision", "fp8"], "'fp8' is not one of"),
         (["x", "--device", "tpu"], "tpu"),
