@@ -65,7 +65,7 @@ class TuningSubject:
 
     def outcome(self, trials: Sequence[TrialRecord]) -> TuningOutcome:
         """Return the outcome of these trials."""
-        return TuningOutcome(trials=trials, default=self.default, latency_p99_ms=self.search.latency_p99_ms)
+        return TuningOutcome(trials=tuple(trials), default=self.default, latency_p99_ms=self.search.latency_p99_ms)
 
 
 def prepare(options: TuneOptions) -> TuningSubject:
