@@ -22,7 +22,6 @@ from serving.bundle import served_code
 from serving.errors import ExportError
 from serving.manifests import (
     BundleManifest,
-    ComputeDevice,
     OriginalCheckpoint,
     OriginalFigures,
     StageInputs,
@@ -30,7 +29,7 @@ from serving.manifests import (
     VariantGate,
     VariantRecord,
 )
-from serving.options import Precision
+from serving.options import ComputeDevice, Precision
 from serving.reporting import logger
 from serving.runtime.tokenization import FIELDS, TextEncoder
 from serving.runtime.types import Arrays
