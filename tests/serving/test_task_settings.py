@@ -18,7 +18,7 @@ TEXT: dict[str, JsonValue] = {"labels": ["no", "yes"], "function_to_apply": "sof
         (
             "text-classification",
             TEXT | {"function_to_apply": 5},
-            "setting function_to_apply of text-classification must be str, not 5",
+            "setting function_to_apply of text.* must be str, not 5",
         ),
         ("text-classification", TEXT | {"top_k": True}, r"setting top_k of text-classification must be int \| None, not True"),
         ("text-classification", TEXT | {"top_k": 1.5}, "setting top_k"),
