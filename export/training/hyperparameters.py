@@ -63,7 +63,7 @@ class Hyperparameters:
         bool,
         Option("Simulate int8 rounding in training (quantization-aware training).", former=("--quantisation-aware",)),
     ] = False
-    compiled: Annotated[bool, Option("Compile the model with torch.compile.", flag="--compile", former=("--compiled",))] = False
+    compiled: Annotated[bool, Option("Compile the model with torch.compile.", flag="--compile", former_keys=("compiled",))] = False
     seed: Seed = 0
 
     def per_device_batch_size(self, processes: int) -> int:
