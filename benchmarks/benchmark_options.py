@@ -156,9 +156,9 @@ class BenchmarkOptions(ExportedModelOptions):
         tuple[int, ...], Option("Rows per call in process.", flag="--batch", metavar="N[,N…]", minimum=1, commas=True)
     ] = (1, 8, 32)
     exported: Annotated[bool, Option("Run the ONNX graph as Optimum exports it, before any fusion, too.")] = True
-    compiled: Annotated[bool, Option("Run the original through torch.compile too.", flag="--compile", former=("--compiled",))] = (
-        False
-    )
+    compiled: Annotated[
+        bool, Option("Run the original through torch.compile too.", flag="--compile", former_keys=("compiled",))
+    ] = False
     test: Annotated[
         str | None, Option("Labelled rows to measure on.", metavar="FILE|hub:NAME", default_text="those in the bundle")
     ] = None
@@ -199,7 +199,7 @@ class BenchmarkOptions(ExportedModelOptions):
 class CompareOptions:
     """Options of ``tritonize compare``."""
 
-    everything: Annotated[bool, Option("List the figures that stayed the same too.", flag="--all", former=("--everything",))] = (
+    everything: Annotated[bool, Option("List the figures that stayed the same too.", flag="--all", former_keys=("everything",))] = (
         False
     )
     markdown: Annotated[Path | None, Option("Write the tables as Markdown too.", metavar="FILE", path="file")] = None

@@ -148,7 +148,9 @@ def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[s
 
     They are those of the arrangement that is best over all rounds: the best of each round would be selected by noise.
     """
-    figures = {model.name: [("throughput", model.best), *((key, model.quickest) for key in PERCENTILES)] for model in models}
+    figures = {
+        model.name: [("throughput", model.best.name), *((key, model.quickest.name) for key in PERCENTILES)] for model in models
+    }
     return {f"{name}.{key}": found[f"{name}.{one}.{key}"] for name, keys in figures.items() for key, one in keys}
 
 

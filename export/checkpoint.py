@@ -107,8 +107,8 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
     if not any(name.endswith(endings) for name in architectures) and all(endings):
         found = ", ".join(architectures) or "no architecture"
         raise ArtifactError(
-            f"{location} is not a {task.name} checkpoint: the architecture in its config is {found}, "
-            f"which does not end in {' or '.join(endings)}",
+            f"{location} is not a {task.name} checkpoint: its config names {found}, "
+            f"but an architecture that ends in {' or '.join(endings)} is needed",
             hint=f"fine-tune it first with: tritonize finetune --task {task.trained_as or task.name} --checkpoint {location}",
         )
 

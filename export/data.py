@@ -166,7 +166,7 @@ def _cell(location: str, where: str, row: Mapping[str, Any], column: str) -> Any
     return value
 
 
-def bind(task: type[TrainedTask], rows: Rows, *, pair: bool) -> TrainedTask:
+def bind_training_labels(task: type[TrainedTask], rows: Rows, *, pair: bool) -> TrainedTask:
     """Create the task for a model that is to be trained on ``rows``.
 
     Args:

@@ -54,7 +54,7 @@ def find_source(options: ExportOptions) -> ExportSource:
             f"checkpoints of {task_type.name} can be fine-tuned but not exported: the model generates one token at a time",
             hint="use the checkpoint with transformers.pipeline",
         )
-    name, folder = _located(options)
+    name, folder = _locate(options)
     config = checkpoints.read_config(folder)
     trained = read_manifest(folder, CheckpointManifest) if (folder / MANIFEST).is_file() else None
     if trained is not None and trained.task not in (options.task, task_type.trained_as):
@@ -82,7 +82,7 @@ def find_source(options: ExportOptions) -> ExportSource:
     )
 
 
-def _located(options: ExportOptions) -> tuple[str, Path]:
+def _locate(options: ExportOptions) -> tuple[str, Path]:
     """Return the name of the checkpoint and its folder."""
     if options.checkpoint is None:
         folder = options.artifacts / options.name / "checkpoint"

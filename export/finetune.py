@@ -101,7 +101,7 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
         )
         base = checkpoint_folder(options.checkpoint, cache)
         teacher = checkpoint_folder(options.distillation.teacher, cache) if options.distillation is not None else None
-    data = replace(data, task=_configured(data.task, options, base))
+    data = replace(data, task=_with_settings(data.task, options, base))
     inputs = _inputs(options, base, teacher, data)
     if not options.force and is_current(options.target, CheckpointManifest, inputs):
         logger.info(f"{options.target} is up to date")
@@ -112,11 +112,11 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
 
 
 def shaping_code(task: str) -> dict[str, str]:
-    """Return the SHA-256 of the code that decides what an epoch of a task consists of, by path."""
+    """Return the SHA-256 of each file that the result of an epoch of a task depends on, by path."""
     return code_fingerprint([*SHAPING, *task_code(TASK_SHAPING, task, task_names())])
 
 
-def _configured(task: TrainedTask, options: FinetuneOptions, base: Path) -> TrainedTask:
+def _with_settings(task: TrainedTask, options: FinetuneOptions, base: Path) -> TrainedTask:
     """Return the task with the settings of the checkpoint and those that the user chose.
 
     Raises:
@@ -187,7 +187,7 @@ def _train_and_write(
         tokens=scratch / "tokens",
         report_to=options.report_to if is_main_process() else (),
     )
-    found = _searched(options, job)
+    found = _search_hyperparameters(options, job)
     trained = train(job if found is None else replace(job, options=found.options))
     figures = trained.figures | {
         "rows": {split: len(rows) for split, rows in data.rows.items()},
@@ -231,7 +231,7 @@ def _warn_truncated_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, se
         logger.warning(f"{truncated} of {len(counts)} targets are truncated at {where}; the longest has {counts[-1]}")
 
 
-def _searched(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None:
+def _search_hyperparameters(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None:
     if not options.search:
         return None
     from export.training.search import search
@@ -293,7 +293,7 @@ def _manifest(
         main_metric=task.main_metric,
         evaluation_split="test" if options.test else "validation",
         base_checkpoint=options.checkpoint,
-        data=_described(options, data),
+        data=_training_data(options, data),
         training=json_ready(asdict(trained.options)),
         adapter=None if options.adapter is None else AdapterRecord.model_validate(asdict(options.adapter)),
         distillation=None if options.distillation is None else DistillationRecord.model_validate(asdict(options.distillation)),
@@ -302,7 +302,7 @@ def _manifest(
     )
 
 
-def _described(options: FinetuneOptions, data: Splits) -> TrainingData:
+def _training_data(options: FinetuneOptions, data: Splits) -> TrainingData:
     """Describe the rows."""
     columns = options.columns.resolved(type(data.task))
     return TrainingData(

@@ -50,7 +50,7 @@ def parse_hub_repository(text: str) -> str:
     Raises:
         ValueError: The name is not valid.
     """
-    if not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}", text):
+    if not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]{0,95}", text, re.ASCII):
         raise ValueError(f"{text!r} is not the name of a repository on the Hub: give OWNER/NAME")
     return text
 

@@ -12,6 +12,7 @@ from typing import cast
 import click
 
 from serving.click_options import FieldOption
+from serving.reporting import logger
 
 RECIPE = "tritonize.recipe"
 """Key of the recipe in the metadata of a Click context."""
@@ -123,11 +124,12 @@ def apply_recipe(ctx: click.Context, _: click.Parameter, recipe: str | None) -> 
     sections = {key: value for key, value in content.items() if isinstance(value, dict)}
     outside = {key.replace("-", "_"): value for key, value in content.items() if key not in sections}
     section = {key.replace("-", "_"): value for key, value in sections.get(ctx.info_name or "", {}).items()}
+    section = _renamed(ctx, recipe, section)
     _refuse_unknown(ctx, recipe, set(sections), set(outside), set(section))
-    known = _options(ctx.command)
+    known = _parameters(ctx.command)
     chosen = {key: value for key, value in outside.items() if key in known} | section
     # A single value of a repeatable option need not be written as a list.
-    given = {key: [value] if known[key].multiple and not isinstance(value, list) else value for key, value in chosen.items()}
+    given = {key: [value] if _takes_list(known[key]) and not isinstance(value, list) else value for key, value in chosen.items()}
     ctx.default_map = given | dict(ctx.default_map or {})
 
 
@@ -154,16 +156,36 @@ def _refuse_unknown(ctx: click.Context, recipe: str, sections: set[str], outside
         raise click.UsageError(
             f"recipe {recipe}: {', '.join(sorted(misplaced))} cannot be set outside a section; only {allowed} can"
         )
-    if unknown := section - set(_options(ctx.command)):
+    if unknown := section - set(_parameters(ctx.command)):
         raise click.UsageError(f"recipe {recipe}, [{ctx.info_name}]: no option is called {', '.join(sorted(unknown))}")
 
 
-def _options(command: click.Command) -> dict[str, click.Option]:
-    """Return the options of a command by parameter name."""
-    return {option.name: option for option in command.params if isinstance(option, click.Option) and option.name is not None}
+def _renamed(ctx: click.Context, recipe: str, section: Mapping[str, object]) -> dict[str, object]:
+    """Replace former keys by today's, with a warning. A value under today's key wins."""
+    found = dict(section)
+    for option in _field_options(ctx.command):
+        for key in option.source.option.former_keys:
+            if key in found:
+                logger.warning(f"recipe {recipe}, [{ctx.info_name}]: {key} is now {option.name}; the old name will be removed")
+                found = {option.name or "": found.pop(key)} | found
+    return found
+
+
+def _parameters(command: click.Command) -> dict[str, click.Parameter]:
+    """Return what a recipe may set: options and arguments of a command, by name."""
+    return {parameter.name: parameter for parameter in command.params if parameter.name is not None}
+
+
+def _takes_list(parameter: click.Parameter) -> bool:
+    """Return whether a parameter takes several values: a repeatable option, or a variadic argument."""
+    return parameter.nargs == -1 or (isinstance(parameter, click.Option) and parameter.multiple)
+
+
+def _field_options(command: click.Command) -> list[FieldOption]:
+    return [parameter for parameter in command.params if isinstance(parameter, FieldOption)]
 
 
 def _shared(command: click.Command | None) -> set[str]:
     """Return the names of the options that are allowed outside a section."""
-    options = _options(command) if command is not None else {}
-    return {name for name, option in options.items() if isinstance(option, FieldOption) and option.source.option.shared}
+    options = _field_options(command) if command is not None else []
+    return {option.name for option in options if option.source.option.shared and option.name is not None}

@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any
 
 from export.columns import Columns
-from export.data import LabelledRows, Rows, bind, encode_labels, hold_out, sample_indices
+from export.data import LabelledRows, Rows, bind_training_labels, encode_labels, hold_out, sample_indices
 from export.leaks import Leaks, find_leaks
 from export.sources import load_rows
 from export.tasks.trained import TrainedTask
@@ -82,7 +82,7 @@ def load_splits(
             max_rows = max_train_rows if split == "train" else None
             found[split] = load_rows(location, columns, task_type, split=split, cache=cache, max_rows=max_rows, seed=seed)
             _require_same_label_type(found["train"], found[split])
-    task = bind(task_type, found["train"], pair=len(found["train"].texts) == 2)
+    task = bind_training_labels(task_type, found["train"], pair=len(found["train"].texts) == 2)
     if "validation" not in found:
         found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed, key=task_type.group_key)
         logger.info(f"no --validation: {len(found['validation'])} of the training rows are held out for validation")

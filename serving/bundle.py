@@ -36,7 +36,7 @@ class Bundle:
     Attributes:
         folder: The folder.
         task: The task, bound to the bundle's settings.
-        max_length: Tokens kept of a row.
+        max_length: Maximum tokens of a row.
         padding: Padding value by model input.
         variants: The variants that passed their gates, by precision, fp32 first.
         manifest: The whole manifest.

@@ -169,12 +169,16 @@ def parse_key_value(text: str) -> tuple[str, str]:
     return key.strip().replace("-", "_"), value.lstrip()
 
 
-class _Finite(click.FloatRange):
-    """A number within a range that is neither NaN nor infinite."""
+class _Number(click.FloatRange):
+    """A number within a range. It is never NaN, and infinite only where :attr:`Option.may_be_infinite` is set."""
+
+    may_be_infinite = False
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
+        if math.isnan(number):
+            self.fail(f"{value} is not a number", param, ctx)
+        if math.isinf(number) and not self.may_be_infinite:
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
 
@@ -203,13 +207,18 @@ class _Pairs(click.ParamType[dict[str, object]]):
         self.parse = parse
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, object]:
-        if isinstance(value, dict):
-            return value
         try:
-            key, text = parse_key_value(str(value))
-            return {key: self.parse(text)}
+            pairs = value if isinstance(value, dict) else self._pair(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        for key, one in pairs.items():
+            if isinstance(one, float) and not math.isfinite(one):
+                self.fail(f"{key}: {one} is not a finite number", param, ctx)
+        return pairs
+
+    def _pair(self, text: str) -> dict[str, object]:
+        key, value = parse_key_value(text)
+        return {key: self.parse(value)}
 
 
 class _Listed(click.ParamType[tuple[object, ...]]):
@@ -253,16 +262,24 @@ def _click_type(kind: object, option: Option) -> click.ParamType[Any]:
         exists, is_file = option.path.startswith("existing"), option.path.endswith("file")
         element = click.Path(exists=exists, file_okay=option.path != "folder", dir_okay=not is_file, path_type=Path)
     elif kind in {int, float}:
-        low, high = _either(option.minimum, option.above), _either(option.maximum, option.below)
-        bounds = {"min_open": option.above is not None, "max_open": option.below is not None}
-        element = click.IntRange(low, high, **bounds) if kind is int else _Finite(low, high, **bounds)  # type: ignore[arg-type]
-        if low is None and high is None:
-            element = click.INT if kind is int else _Finite()
+        element = _number(int if kind is int else float, option)
     elif kind is str:
         element = click.STRING
     else:
         raise TypeError(f"no command-line type for {kind}: give the option a parse function")
     return _Listed(element, may_be_none=option.may_be_none) if option.commas else element
+
+
+def _number(kind: type[int] | type[float], option: Option) -> click.ParamType[Any]:
+    low, high = _either(option.minimum, option.above), _either(option.maximum, option.below)
+    open_low, open_high = option.above is not None, option.below is not None
+    if kind is float:
+        number = _Number(low, high, min_open=open_low, max_open=open_high)
+        number.may_be_infinite = option.may_be_infinite
+        return number
+    if low is None and high is None:
+        return click.INT
+    return click.IntRange(low, high, min_open=open_low, max_open=open_high)  # type: ignore[arg-type]
 
 
 def _either(closed: float | None, opened: float | None) -> float | None:

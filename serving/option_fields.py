@@ -37,6 +37,7 @@ class Option:
         maximum: Greatest number allowed.
         above: Number that the value must exceed.
         below: Number that the value must stay under.
+        may_be_infinite: Whether a float may be infinite, which stands for no limit. NaN is always refused.
         parse: Function from the string on the command line to the value. It raises ValueError with a message for the user. For a
             tuple it reads one element.
         show: Inverse of ``parse``, which formats the default.
@@ -45,7 +46,9 @@ class Option:
         path: What must hold for a path: ``file`` and ``folder`` refuse an existing path of the other kind; ``existing`` and
             ``existing-file`` require the path to exist.
         shared: Whether a recipe may set the option outside any section, for every command that has it.
-        former: Flags under which the option was known in the previous release. They work, with a warning.
+        former: Flags of the option in the previous release. They work, in recipes too, with a warning.
+        former_keys: Keys of the option in recipes of the previous release, with underscores, that never were flags. They work in
+            recipes, with a warning.
     """
 
     help: str | Callable[[], str]
@@ -57,6 +60,7 @@ class Option:
     maximum: float | None = None
     above: float | None = None
     below: float | None = None
+    may_be_infinite: bool = False
     parse: Callable[[str], object] | None = None
     show: Callable[[Any], str] = str
     commas: bool = False
@@ -64,6 +68,7 @@ class Option:
     path: Literal["any", "file", "folder", "existing", "existing-file"] = "any"
     shared: bool = False
     former: tuple[str, ...] = ()
+    former_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

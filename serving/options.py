@@ -22,8 +22,8 @@ def parse_model_name(text: str) -> str:
     Raises:
         ValueError: It cannot be one.
     """
-    if not re.fullmatch(r"\w[\w.-]*", text):
-        raise ValueError(f"{text!r} is not a model name: use letters, digits, '.', '_' and '-', and none of '.' and '-' first")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
+        raise ValueError(f"{text!r} is not a model name: use A-Z, a-z, 0-9, '_', '.' and '-', and neither '.' nor '-' first")
     return text
 
 
@@ -51,7 +51,7 @@ Force = Annotated[bool, Option("Run the stage even if its inputs have not change
 class OutputOptions:
     """How a command prints its result."""
 
-    json: Annotated[bool, Option("Print one JSON object on standard output.", former=("--as-json",))] = False
+    json: Annotated[bool, Option("Print one JSON object on standard output.", former_keys=("as_json",))] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,9 @@ class ServerAddress(ServerPort):
 class ServeOptions(RepositoryOptions, ServerAddress):
     """Options of ``tritonize serve``."""
 
-    ready_timeout: Annotated[float, Option("Seconds to wait for the first answers of all models.", minimum=1)] = 300.0
+    ready_timeout: Annotated[
+        float, Option("Seconds to wait for the first answers of all models.", minimum=1, may_be_infinite=True)
+    ] = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +201,7 @@ class PredictOptions:
     input: Annotated[
         Path | None,
         Option(
-            "Rows to predict: a csv, tsv, jsonl or parquet file.", path="existing-file", metavar="FILE", former=("--input-file",)
+            "Rows to predict: a csv, tsv, jsonl or parquet file.", path="existing-file", metavar="FILE", former_keys=("input_file",)
         ),
     ] = None
     output: Annotated[
@@ -208,7 +210,7 @@ class PredictOptions:
             "File for the answers as jsonl. If the file exists, the run resumes.",
             path="file",
             metavar="FILE",
-            former=("--output-file",),
+            former_keys=("output_file",),
         ),
     ] = None
     text_column: Annotated[
@@ -235,4 +237,4 @@ class RequestOptions:
     protocol: Annotated[WireProtocol, Option("Protocol of the requests.")] = "grpc"
     concurrency: Annotated[int, Option("Number of requests in flight.", minimum=1, maximum=1024)] = 16
     batch_size: Annotated[int, Option("Rows per request.", minimum=1, maximum=4096)] = 1
-    timeout: Annotated[float, Option("Time limit of one request in seconds.", minimum=0.001)] = 60.0
+    timeout: Annotated[float, Option("Time limit of one request in seconds.", minimum=0.001, may_be_infinite=True)] = 60.0

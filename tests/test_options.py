@@ -5,20 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 
-from export import bundle, cli, finetune
+from export import cli
 from export.cli import COMMANDS, tritonize
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
+from export.options import parse_hub_repository
 from export.reference import command_reference
 from export.tasks import task_names
 from export.training.hyperparameters import ADAPTER_METHODS, Adapter, Hyperparameters
 from serving.click_options import FieldOption
 from serving.options import RequestOptions
+from tests.helpers.recorded_stages import record_export, record_finetune
 
 ROOT = click.Context(tritonize, info_name="tritonize", terminal_width=400, **tritonize.context_settings)
 OPTIONS = [
@@ -88,17 +89,9 @@ def test_the_adapters_are_those_that_peft_can_merge() -> None:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneOptions | ExportOptions]:
-    """Options that a stage was called with, in place of running it."""
-    found: list[FinetuneOptions | ExportOptions] = []
-
-    def stop(options: FinetuneOptions | ExportOptions) -> dict[str, Any]:
-        found.append(options)
-        raise click.Abort
-
-    monkeypatch.setattr(finetune, "finetune", stop)
-    monkeypatch.setattr(bundle, "export", stop)
-    return found
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneOptions]:
+    """Options that the fine-tuning stage was called with."""
+    return record_finetune(monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -113,22 +106,26 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneOptions | ExportOption
     ],
 )
 def test_the_former_spelling_works_with_a_warning(
-    seen: list[FinetuneOptions], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], recipe: str, warned: bool
+    trained: list[FinetuneOptions], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], recipe: str, warned: bool
 ) -> None:
     (tmp_path / "r.toml").write_text(f"[finetune]\n{recipe}\n")
     given = ["--checkpoint", "c", "--train", "t", "--recipe", str(tmp_path / "r.toml")]
-    assert cli.main(["finetune", *given, *flags]) == 1
-    assert seen[0].training == Hyperparameters(quantization_aware=True) and seen[0].fixed == ("quantization_aware",)
+    assert cli.main(["finetune", *given, *flags]) == 0
+    assert trained[0].training == Hyperparameters(quantization_aware=True) and trained[0].fixed == ("quantization_aware",)
     assert capsys.readouterr().err.count("--quantisation-aware is now --quantization-aware") == warned
 
 
-def test_options_that_are_not_given_are_the_fields_defaults(seen: list[FinetuneOptions | ExportOptions]) -> None:
-    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t"]) == 1
-    assert cli.main(["export"]) == 1
-    assert seen == [FinetuneOptions(checkpoint="c", train="t"), ExportOptions()]
+def test_options_that_are_not_given_are_the_fields_defaults(
+    trained: list[FinetuneOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = record_export(monkeypatch)
+    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t"]) == 0
+    assert cli.main(["export"]) == 0
+    assert trained == [FinetuneOptions(checkpoint="c", train="t")]
+    assert exported == [ExportOptions()]
 
 
-def test_settings_and_adapter_options_are_typed(seen: list[FinetuneOptions]) -> None:
+def test_settings_and_adapter_options_are_typed(trained: list[FinetuneOptions]) -> None:
     setting = ["--task", "feature-extraction", "--setting", "pooling=cls", "--setting", "truncate-dim=8"]
     adapter = [
         "--adapter",
@@ -140,9 +137,9 @@ def test_settings_and_adapter_options_are_typed(seen: list[FinetuneOptions]) -> 
         "--adapter-option",
         "bias=all",
     ]
-    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t", *setting, *adapter]) == 1
-    assert seen[0].setting == {"pooling": "cls", "truncate_dim": 8}
-    assert seen[0].adapter == Adapter(method="lora", options={"r": 8, "use_rslora": True, "bias": "all"})
+    assert cli.main(["finetune", "--checkpoint", "c", "--train", "t", *setting, *adapter]) == 0
+    assert trained[0].setting == {"pooling": "cls", "truncate_dim": 8}
+    assert trained[0].adapter == Adapter(method="lora", options={"r": 8, "use_rslora": True, "bias": "all"})
 
 
 def test_the_clients_defaults_are_those_of_predict() -> None:
@@ -154,3 +151,47 @@ def test_the_clients_defaults_are_those_of_predict() -> None:
     defaults = RequestOptions()
     for name in ("url", "protocol", "concurrency", "batch_size", "timeout"):
         assert signature.parameters[name].default == getattr(defaults, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "finite"),
+    [
+        (["serve", "--ready-timeout"], False),
+        (["predict", "m", "--timeout"], False),
+        (["compare", "/", "/", "--max-quality-drop"], True),
+        (["benchmark", "m", "--duration"], True),
+        (["tune", "m", "--duration"], True),
+        (["tune", "m", "--minutes"], True),
+        (["tune", "m", "--latency-p99-ms"], True),
+        (["export", "--max-metric-drop"], True),
+        (["finetune", "--checkpoint", "c", "--train", "t", "--learning-rate"], True),
+    ],
+)
+def test_a_limit_may_be_infinite_and_no_number_may_be_nan(arguments: list[str], finite: bool) -> None:
+    command = tritonize.get_command(ROOT, arguments[0])
+    assert command is not None
+    name = arguments[-1][2:].replace("-", "_")
+    with pytest.raises(click.BadParameter, match="nan is not a number"):
+        command.make_context(arguments[0], [*arguments[1:], "nan"], parent=ROOT)
+    if finite:
+        with pytest.raises(click.BadParameter, match="inf is not a finite number"):
+            command.make_context(arguments[0], [*arguments[1:], "inf"], parent=ROOT)
+    else:
+        assert command.make_context(arguments[0], [*arguments[1:], "inf"], parent=ROOT).params[name] == float("inf")
+
+
+@pytest.mark.parametrize("name", ["модель", "x²", "-x", ".x", "a/b", "a b", "", "x\n"])
+def test_a_model_name_is_plain_ascii_in_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [["finetune", "--checkpoint", "c", "--train", "t"], ["export"], ["package"], ["benchmark"], ["tune"]]
+    for command in commands:
+        assert cli.main([*command, f"--name={name}"]) == 2
+        assert f"{name!r} is not a model name: use A-Z, a-z, 0-9, '_', '.' and '-'" in " ".join(capsys.readouterr().err.split())
+    for command in ["benchmark", "tune"]:
+        assert cli.main([command, "--", name]) == 2
+        assert f"{name!r} is not a model name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["владелец/модель", "owner/x²", "/x", "a/b/c"])
+def test_a_hub_repository_is_plain_ascii(name: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of a repository on the Hub"):
+        parse_hub_repository(name)

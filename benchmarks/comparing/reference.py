@@ -179,7 +179,7 @@ def _reference(before: Report, now: Report, figures: list[SpeedFigure], without:
     members = _originals(before) | (_unchanged(before, now) if served else set())
     found = []
     for model in before.in_process:
-        real = {f"{model.name}.{name}.throughput" for name in model.on_real_rows}
+        real = {f"{model.name}.{one.name}.throughput" for one in model.on_real_rows}
         shared = [figure for figure in figures if figure.name in real]
         if model.name in members - {without} and shared:
             sides = [np.mean([one.levels(report) for one in shared], axis=0) for report in (before, now)]

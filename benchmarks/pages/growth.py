@@ -116,11 +116,6 @@ def fitted_law(axis: str, points: Sequence[GrowthPoint], rows_in_flight: int = 1
     counts long rows as what they cost. ``batch``: a + b · batch. ``length``: a + b · length + c · length², for attention. None of
     a, b, c is negative. ``concurrency``: see :func:`_scaling`.
 
-    Args:
-        axis: ``batch``, ``length`` or ``concurrency``.
-        points: The speeds.
-        rows_in_flight: Rows that are worked on or wait at the same time.
-
     Returns:
         The fit, or None and the reason.
     """

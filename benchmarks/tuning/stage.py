@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tuning.outcome import TuningOutcome
-from benchmarks.tuning.schedule import Schedule
+from benchmarks.tuning.schedule import FINALISTS, Schedule
 from benchmarks.tuning.space import Space
 from benchmarks.tuning.testbed import make_testbed
 from benchmarks.tuning.tune_options import TuneOptions
@@ -41,7 +41,6 @@ from serving.reporting import logger
 from serving.repository import serving_code
 from serving.tuning import tuning_folder
 
-FINALISTS = 3
 STORAGE = "tuning.partial.sqlite3"
 """Beside the record: the study, for as long as there is no winner."""
 
@@ -138,14 +137,7 @@ def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:
     with opened(storage, subject.search, earlier, fresh=options.fresh) as study:
         if study.trials:
             logger.info(f"trials of an earlier run that are used again: {len(study.trials)}")
-        schedule = Schedule(
-            testbed=testbed,
-            study=study,
-            minutes=options.minutes,
-            latency_p99_ms=options.latency_p99_ms,
-            finalists=FINALISTS,
-            begin=begin,
-        )
+        schedule = Schedule(testbed=testbed, study=study, options=options, begin=begin)
         outcome = _run(subject, schedule)
         if outcome.winner is not None:
             with publish(record) as folder:

@@ -206,7 +206,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         return cast("npt.NDArray[np.float64]", each.reshape(2, -1).mean(axis=0))
 
     def ties(self, original: Arrays) -> Flags:
-        """Return none: nothing is decided here, so nothing is close."""
+        """Return no ties, because embeddings involve no decision."""
         return np.zeros(len(original["EMBEDDING"]) // 2, dtype=np.bool_)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from serving.runtime.tokenization import TextEncoder
 
 CLOSE = 1e-3
-"""Two tokens whose logits are nearer to each other than this are a close call."""
+"""The two best tokens count as tied if their logits differ by less."""
 BEST = 5
 """Number of best tokens that the figures beside accuracy look at."""
 EVALUATED_ROWS = 2000
@@ -62,7 +62,7 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
     def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003 - tokens are the labels
         """Accept any rows of single texts."""
         if pair:
-            raise ValueError("fill-mask learns from single texts, not from pairs")
+            raise ValueError("fill-mask trains on single texts, not on pairs")
         return cls(served=FillMask())
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
@@ -251,7 +251,7 @@ def _require_equal_decoding(served: FillMask, tokenizer: PreTrainedTokenizerFast
         for skip in (True, False):
             ours = served.decode(tokenizer.backend_tokenizer, [ids], skip_special_tokens=skip)[0]
             if ours != tokenizer.decode(ids, skip_special_tokens=skip):
-                raise ValueError(f"its tokenizer decodes tokens {ids} by Python code of its own, which cannot be served")
+                raise ValueError(f"its tokenizer decodes tokens {ids} with Python code, which cannot be served")
 
 
 def _firsts(row: list[list[MaskAnswer]]) -> list[int]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CLOSE = 1e-4
-"""Two best scores nearer to each other than this are a close call."""
+"""The two best choices count as tied if their scores differ by less."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -61,11 +61,11 @@ class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
         The label is a position counted from 0, a letter (A is the first), or the text of the right choice.
         """
         if len(texts) != 2:
-            raise ValueError(f"a row is one text and its choices; here are {len(texts)} columns")
+            raise ValueError(f"a row is one text and its choices, but there are {len(texts)} columns")
         text, given = texts
         choices = read_strings(given, "the column of choices") if isinstance(given, str) else _strings(given)
         if len(choices) < 2:
-            raise ValueError("there is one choice only")
+            raise ValueError("there is only one choice")
         return (text, write_strings(choices)), _position(choices, label)
 
     def with_evaluation_labels(self, labels: Sequence[Label], *, names: Sequence[str]) -> Self:  # noqa: ARG002
@@ -135,7 +135,7 @@ def _position(choices: Sequence[str], label: object) -> int:
         named = choices.index(label) if choices.count(label) == 1 else None
         counted = int(label) if label.isdecimal() else LETTERS.index(label) if len(label) == 1 and label in LETTERS else None
         if named is not None and counted not in (None, named):
-            raise ValueError(f"the label {label!r} may be the text of choice {named} or stand for choice {counted}, counted from 0")
+            raise ValueError(f"the label {label!r} is ambiguous: the text of choice {named}, and the number of choice {counted}")
         label = label if named is None and counted is None else named if counted is None else counted
     if type(label) is not int:
         raise ValueError(f"the label must be a position, a letter or the text of one of the choices, not {label!r:.80}")
@@ -146,7 +146,7 @@ def _position(choices: Sequence[str], label: object) -> int:
 
 
 def _without_digits(names: Sequence[str]) -> tuple[str, ...]:
-    """Drop names that are numbers: they say no more than the positions."""
+    """Drop names that are numbers, because they are the same as the positions."""
     return () if all(name.isdecimal() for name in names) else tuple(names)
 
 

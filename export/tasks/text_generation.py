@@ -60,14 +60,14 @@ class TextGenerationTask(TrainedTask):
         known = cast("list[str]", config.get("architectures") or [])
         if not any(name.endswith(cls.architectures) for name in known):
             wanted = " or ".join(cls.architectures)
-            raise ValueError(f"its config names {', '.join(known) or 'no architecture'}, not one that ends in {wanted}")
+            raise ValueError(f"its config names {', '.join(known) or 'no architecture'}, but one that ends in {wanted} is needed")
         return super().checkpoint_settings(config, files, chosen)
 
     @classmethod
     def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003 - there are no labels
         """Accept any rows of single texts."""
         if pair:
-            raise ValueError(f"{cls.name} learns from single texts, not from pairs")
+            raise ValueError(f"{cls.name} trains on single texts, not on pairs")
         return cls()
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import Pipeline
 
 CLOSE = 1e-4
-"""Two best scores nearer to each other than this are a close call."""
+"""The two best labels count as tied if their scores differ by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
         named = [int(index) for label, index in label2id.items() if str(label).lower().startswith("entail")]
         entailment = named[0] if named else len(id2label) - 1
         if not 0 <= entailment < len(id2label):
-            raise ValueError(f"its label2id says that entailment is logit {entailment}, and there are {len(id2label)}")
+            raise ValueError(f"its label2id says that entailment is logit {entailment}, but there are {len(id2label)} logits")
         contradiction = len(id2label) - 1 if named and entailment == 0 else 0
         return cls(served=ZeroShotClassification(entailment=entailment, contradiction=contradiction))
 
@@ -55,7 +55,7 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
     def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
         """Read one text and the name of its label."""
         if len(texts) != 1:
-            raise ValueError(f"a row is one text and its label; here are {len(texts)} texts")
+            raise ValueError(f"a row is one text and its label, but there are {len(texts)} texts")
         if type(label) is int or (isinstance(label, str) and label):
             return texts, label
         raise ValueError(f"the label must be a name, not {label!r:.80}")
@@ -65,7 +65,7 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
         found = tuple(names) or tuple(sorted(set(cast("Sequence[str]", labels))))
         if not all(isinstance(label, str) for label in found):
             shown = ", ".join(map(str, found[:5]))
-            raise ValueError(f"the labels are numbers ({shown}), which say nothing to a model that reads them: give their names")
+            raise ValueError(f"the labels are numbers ({shown}), but a zero-shot model reads label names: give rows with names")
         if len(found) < 2:
             raise ValueError(f"has one label only, {found[0]!r}: there is nothing to tell apart")
         return replace(self, labels=found)
@@ -123,7 +123,7 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
         return np.array([len(row) > 1 and row[0] - row[1] < CLOSE for row in rows], dtype=np.bool_)
 
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:  # noqa: ARG002
-        """Ask by list of labels: the pipeline takes one at a time. It truncates at the tokenizer's length."""
+        """Ask once per list of labels, because the pipeline takes one list per call. It truncates at the tokenizer's length."""
         answers: list[object] = [None] * len(rows)
         for labels in dict.fromkeys(labels for _, labels in rows):
             places = [place for place, row in enumerate(rows) if row[1] == labels]

@@ -14,7 +14,7 @@ from serving.runtime.tokenization import FIELDS
 from serving.runtime.types import Features
 
 TEACHER_LOGITS = "teacher_logits"
-"""Name of the column with the teacher's logits, where they are computed once in advance."""
+"""Name of the column with the teacher's logits, if they are computed once in advance."""
 
 
 def training_columns(

@@ -13,7 +13,7 @@ from serving.options import Seed
 
 
 def parse_json_or_text(text: str) -> Any:
-    """Read a JSON value such as ``16`` or ``true``; text that is not JSON stands for itself.
+    """Read a JSON value such as ``16`` or ``true``; text that is not JSON is returned unchanged.
 
     Args:
         text: As given on the command line.
@@ -63,7 +63,7 @@ class Hyperparameters:
         bool,
         Option("Simulate int8 rounding in training (quantization-aware training).", former=("--quantisation-aware",)),
     ] = False
-    compiled: Annotated[bool, Option("Compile the model with torch.compile.", flag="--compile", former=("--compiled",))] = False
+    compiled: Annotated[bool, Option("Compile the model with torch.compile.", flag="--compile", former_keys=("compiled",))] = False
     seed: Seed = 0
 
     def per_device_batch_size(self, processes: int) -> int:

@@ -35,7 +35,7 @@ def loss_function(
         unlabelled: Whether some rows have no label (see :func:`missing_label`).
 
     Returns:
-        The loss; None where the model's own loss is right.
+        The loss; None if the model's own loss applies.
 
     Raises:
         DataError: Class weights or label smoothing do not apply to the task's labels.
@@ -83,7 +83,10 @@ def _is_missing(target: Target) -> bool:
 
 
 def _of_labelled_rows(loss: Loss) -> Loss:
-    """Apply ``loss`` to the labelled rows, scaled by their share of the batch, so that gradient accumulation changes nothing."""
+    """Apply ``loss`` to the labelled rows, scaled by their share of the batch.
+
+    So gradient accumulation does not change the result.
+    """
 
     def labelled(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         first = labels if labels.ndim == 1 else labels[:, 0]

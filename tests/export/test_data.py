@@ -118,7 +118,7 @@ def rows_of(*labels: Any, names: tuple[str, ...] = ()) -> Rows:
 
 
 def bound(*labels: Any, names: tuple[str, ...] = ()) -> TextClassificationTask:
-    task = data.bind(TextClassificationTask, rows_of(*labels, names=names), pair=False)
+    task = data.bind_training_labels(TextClassificationTask, rows_of(*labels, names=names), pair=False)
     assert isinstance(task, TextClassificationTask)
     return task
 
@@ -194,7 +194,11 @@ def test_lists_of_labels_are_the_same_in_jsonl_and_parquet(tmp_path: Path) -> No
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert jsonl.labels == (["joy", "fear"], [], ["joy"])
     assert jsonl.digest() == load(tmp_path / "a.parquet").digest()
-    assert data.encode_labels(jsonl, data.bind(TextClassificationTask, jsonl, pair=False)).labels == ([0, 1], [], [1])
+    assert data.encode_labels(jsonl, data.bind_training_labels(TextClassificationTask, jsonl, pair=False)).labels == (
+        [0, 1],
+        [],
+        [1],
+    )
 
 
 def test_labels_become_positions() -> None:
@@ -339,7 +343,7 @@ def test_hub_data_set_keeps_its_label_names(tmp_path: Path) -> None:
     columns = Columns(text="sentence")
     rows = hub_rows(location, columns, "validation")
     assert (rows.texts, rows.labels, rows.names) == ((("a", "b"),), ("bad", "awful"), ("bad", "awful"))
-    assert data.bind(TextClassificationTask, rows, pair=False).to_settings()["labels"] == ("bad", "awful")
+    assert data.bind_training_labels(TextClassificationTask, rows, pair=False).to_settings()["labels"] == ("bad", "awful")
     assert hub_rows(f"{location}:validation", columns, "train") == rows
     with pytest.raises(DataError, match="cannot load 'nope' of data set"):
         hub_rows(f"{location}:nope", columns, "train")
@@ -348,7 +352,7 @@ def test_hub_data_set_keeps_its_label_names(tmp_path: Path) -> None:
 def test_hub_lists_of_labels_keep_their_names(tmp_path: Path) -> None:
     rows = hub_rows(f"hub:{hub_folder(tmp_path / 'set', first=[1, 0], second=[])}", Columns(text="sentence"), "validation")
     assert (rows.labels, rows.names) == ((["awful", "bad"], []), ("bad", "awful"))
-    task = data.bind(TextClassificationTask, rows, pair=False)
+    task = data.bind_training_labels(TextClassificationTask, rows, pair=False)
     assert (task.to_settings()["labels"], task.main_metric) == (("bad", "awful"), "f1")
     assert data.encode_labels(rows, task).labels == ([0, 1], [])
 

@@ -236,7 +236,7 @@ def test_teachers_that_cannot_teach_are_refused(
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"id2label": {"0": "good", "1": "bad"}}))
     for teacher, message in (
-        (base_checkpoint, "is not a text-classification checkpoint: the architecture in its config is BertModel"),
+        (base_checkpoint, "is not a text-classification checkpoint: its config names BertModel"),
         (other, f"{other} knows the labels good, bad, the rows have {', '.join(LABELS)}"),
         (tmp_path / "absent", f"no checkpoint folder {tmp_path / 'absent'}"),
     ):
@@ -257,5 +257,5 @@ def test_a_teacher_of_tokens_needs_the_students_tokenizer(make_checkpoint: Calla
     assert not load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), options).cacheable
     with pytest.raises(DataError, match="n-gram augmentation does not support token-classification"):
         load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), Distillation(teacher="x", parts=1))
-    with pytest.raises(DataError, match="x has another tokenizer than the student"):
+    with pytest.raises(DataError, match="x and the student have different tokenizers"):
         load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(make_checkpoint("roberta")), options)

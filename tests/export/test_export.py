@@ -521,7 +521,7 @@ def changed(checkpoint: Path, folder: Path, **config: Any) -> Path:
     [
         (
             {"architectures": ["BertForMaskedLM"]},
-            "is not a text-classification checkpoint: the architecture in its config is BertForMaskedLM",
+            "is not a text-classification checkpoint: its config names BertForMaskedLM",
         ),
         ({"architectures": None}, "its config names no architecture"),
         ({"model_type": "funnel"}, "Optimum cannot export the architecture 'funnel'"),
@@ -530,7 +530,7 @@ def changed(checkpoint: Path, folder: Path, **config: Any) -> Path:
             {"id2label": {"0": "same", "1": "same"}},
             "changed cannot be served for text-classification: its labels are not all different: same, same (see its config.json)",
         ),
-        ({"problem_type": "regression"}, "it predicts 2 numbers a row, negative, positive: rows can be held against one only"),
+        ({"problem_type": "regression"}, "it predicts 2 numbers per row, negative, positive, but only one number can be evaluated"),
         ({"hidden_size": 36}, "error: cannot load "),
     ],
 )
@@ -555,7 +555,7 @@ def test_missing_and_damaged_input_is_refused(
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "no checkpoint at artifacts/tiny/checkpoint (make one with: tritonize finetune)" in said("export", "--name", "tiny")
-    assert "no labelled rows to verify on (give some with --test)" in said("export", "--checkpoint", str(tiny_checkpoint))
+    assert "no labelled rows to verify on (give rows with --test)" in said("export", "--checkpoint", str(tiny_checkpoint))
     other = write_tsv(in_folder / "other.tsv", [("fine", "neutral"), ("good", "positive")])
     assert "unknown label 'neutral', known labels: negative, positive" in said(*arguments(tiny_checkpoint, other))
     assert "takes at most 64 tokens, not 65" in said(*arguments(tiny_checkpoint, review_file, "--max-length", "65"))

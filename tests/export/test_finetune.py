@@ -218,7 +218,7 @@ def test_pairs_and_numbered_labels(data: Path, base_checkpoint: Path) -> None:
         (("--text-column", "nope"), "no column 'nope'"),
         (("--train", "absent.tsv"), "no file absent.tsv"),
         (("--test", "other.tsv"), "row 2: unknown label 'neutral', known labels: negative, positive: ('fine',)"),
-        (("--test", "numbers.tsv"), "but numbers.tsv has labels such as '1' (whole numbers)"),
+        (("--test", "numbers.tsv"), "but numbers.tsv has labels such as 1 (whole numbers)"),
         (("--validation", "lists.tsv"), "but lists.tsv has labels such as ['negative'] (lists of names)"),
         (("--validation", "broken.tsv"), "line 2: the label is not a list of names or whole numbers"),
         (("--train", "one.tsv"), "one label only, 'negative'"),

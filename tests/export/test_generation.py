@@ -312,7 +312,7 @@ def test_adapters_and_teachers_are_for_models_that_write_too(
             "text-generation",
             "t5",
             (),
-            "T5ForConditionalGeneration, which does not end in ForCausalLM or LMHeadModel",
+            "T5ForConditionalGeneration, but one that ends in ForCausalLM or LMHeadModel is needed",
         ),
         ("translation", "t5", ("--quantization-aware",), "checkpoints of translation are not exported to int8"),
         ("text-generation", "gpt2", ("--max-length", "49"), "the model takes at most 48 tokens, not 49"),

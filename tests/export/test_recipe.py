@@ -13,23 +13,14 @@ import pytest
 
 from export import cli
 from export.export_options import ExportOptions
-from export.finetune_options import FinetuneOptions
 from export.recipe import RECIPES, builtin_recipes, write_options
+from tests.helpers.recorded_stages import record_export, record_finetune
 
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[ExportOptions]:
     """Options that the export stage was called with, in place of exporting."""
-    from export import bundle
-
-    seen: list[ExportOptions] = []
-
-    def stop(options: ExportOptions) -> dict[str, Any]:
-        seen.append(options)
-        raise click.Abort
-
-    monkeypatch.setattr(bundle, "export", stop)
-    return seen
+    return record_export(monkeypatch)
 
 
 def recipe(folder: Path, content: str) -> str:
@@ -49,8 +40,78 @@ def test_recipe_gives_defaults_and_flags_win(tmp_path: Path, given: list[ExportO
         [finetune]
         epochs = 9
     """
-    assert cli.main(["export", "--verify-rows", "80", "--recipe", recipe(tmp_path, content)]) == 1
+    assert cli.main(["export", "--verify-rows", "80", "--recipe", recipe(tmp_path, content)]) == 0
     assert given == [ExportOptions(name="shared", seed=3, max_metric_drop=2.0, verify_rows=80, precision=("fp32", "int8"))]
+
+
+def parameters(command: str, *arguments: str) -> dict[str, Any]:
+    """What a command would run with."""
+    group = click.Context(cli.tritonize)
+    found = cli.tritonize.get_command(group, command)
+    assert found is not None
+    return found.make_context(command, list(arguments), parent=group).params
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "arguments", "expected"),
+    [
+        ("predict", 'name = "top"', [], {"name": "top", "texts": ()}),
+        ("predict", 'name = "top"\n[predict]\nname = "own"\ntexts = ["a", "b"]', [], {"name": "own", "texts": ("a", "b")}),
+        ("predict", '[predict]\nname = "own"\ntexts = "one text"', [], {"name": "own", "texts": ("one text",)}),
+        ("predict", 'name = "top"', ["given", "text"], {"name": "given", "texts": ("text",)}),
+        ("benchmark", '[benchmark]\nmodel = "own"', [], {"model": "own"}),
+        ("tune", '[tune]\nmodel = "own"', ["given"], {"model": "given"}),
+        ("compare", '[compare]\nbefore = "/"\nnow = "/tmp"', [], {"before": Path("/"), "now": Path("/tmp")}),  # noqa: S108
+    ],
+)
+def test_recipes_give_arguments_too(
+    tmp_path: Path, command: str, content: str, arguments: list[str], expected: dict[str, object]
+) -> None:
+    found = parameters(command, "--recipe", recipe(tmp_path, content), *arguments)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_the_quickstart_recipe_names_the_model_of_predict() -> None:
+    assert (
+        parameters("predict", "--recipe", "quickstart")["name"]
+        == tomllib.loads((RECIPES / "quickstart.toml").read_text(encoding="utf-8"))["name"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "field", "value"),
+    [
+        ("export", "as_json = true", "json", True),
+        ("export", "as-json = true", "json", True),
+        ("export", "as-json = true\njson = false", "json", False),
+        ("finetune", "compiled = true\ncheckpoint = 'c'\ntrain = 't'", "compile", True),
+        ("predict", f"name = 'm'\ninput_file = '{__file__}'", "input", Path(__file__)),
+        ("predict", "name = 'm'\noutput_file = 'o.jsonl'", "output", Path("o.jsonl")),
+        ("benchmark", "compiled = true", "compile", True),
+        ("compare", "before = '/'\nnow = '/'\neverything = true", "all", True),
+    ],
+)
+def test_former_keys_work_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, command: str, content: str, field: str, value: object
+) -> None:
+    assert parameters(command, "--recipe", recipe(tmp_path, f"[{command}]\n{content}"))[field] == value
+    assert [line.split("]: ")[1].split("; ")[0].split(" is now ")[1] for line in caplog.messages] == [field]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        *((name, "--as-json") for name in ("finetune", "export", "package", "predict", "doctor", "benchmark", "tune", "compare")),
+        ("predict", "--input-file"),
+        ("predict", "--output-file"),
+        ("finetune", "--compiled"),
+        ("benchmark", "--compiled"),
+        ("compare", "--everything"),
+    ],
+)
+def test_former_keys_are_no_flags(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, flag]) == 2
+    assert f"No such option '{flag}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -66,23 +127,15 @@ def test_recipe_gives_defaults_and_flags_win(tmp_path: Path, given: list[ExportO
 def test_other_training_rows_are_not_judged_on_those_of_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], kept: tuple[str | None]
 ) -> None:
-    from export import finetune
-
-    seen: list[FinetuneOptions] = []
-
-    def record(options: FinetuneOptions) -> dict[str, Any]:
-        seen.append(options)
-        raise click.Abort
-
-    monkeypatch.setattr(finetune, "finetune", record)
+    seen = record_finetune(monkeypatch)
     content = '[finetune]\ncheckpoint = "c"\ntrain = "t.csv"\nvalidation = "v.csv"\ntest = "e.csv"\n'
-    assert cli.main(["finetune", "--recipe", recipe(tmp_path, content), *flags]) == 1
+    assert cli.main(["finetune", "--recipe", recipe(tmp_path, content), *flags]) == 0
     assert [(options.train, options.validation, options.test) for options in seen] == [kept]
     assert ("are ignored" in capsys.readouterr().err) == (kept[1] is None)
 
 
 def test_precision_takes_commas_and_repetition(given: list[ExportOptions]) -> None:
-    assert cli.main(["export", "--precision", "fp16,int8", "--precision", "fp32,int8"]) == 1
+    assert cli.main(["export", "--precision", "fp16,int8", "--precision", "fp32,int8"]) == 0
     assert given == [ExportOptions(precision=("fp16", "int8", "fp32"))]
 
 
@@ -110,22 +163,13 @@ def test_unknown_recipe_names_the_builtin_ones(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_builtin_recipes_are_complete(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export import commands, finetune
-
-    seen: list[FinetuneOptions] = []
-
-    def stop(options: FinetuneOptions) -> dict[str, Any]:
-        seen.append(options)
-        raise click.Abort
-
-    monkeypatch.setattr(finetune, "finetune", stop)
+    seen = record_finetune(monkeypatch)
     content = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
     if "finetune" not in content:
         pytest.skip("a recipe for checkpoints that are fine-tuned already")
-    assert cli.main(["finetune", "--recipe", name]) == 1
+    assert cli.main(["finetune", "--recipe", name]) == 0
     assert seen[0].name == content["name"]
     assert seen[0].training.epochs == content["finetune"]["epochs"]
-    assert commands.finetune_command.name == "finetune"
 
 
 @pytest.mark.parametrize("command", ["finetune", "export"])

@@ -39,6 +39,8 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     teacher: Teacher | None = None
     rate: Annotated[float, Option("Rate.", minimum=0, below=1)] = 0.5
+    wait: Annotated[float, Option("Wait.", minimum=1, may_be_infinite=True)] = 300.0
+    ratio: Annotated[float, Option("Ratio.")] = 1.0
     counts: Annotated[tuple[int, ...], Option("Counts.", commas=True, may_be_none=True, minimum=1)] = (1, 4)
     kinds: Annotated[tuple[Literal["a", "b"], ...], Option("Kinds.", commas=True)] = ()
     words: Annotated[tuple[str, ...], Option("Words.")] = ()
@@ -123,6 +125,12 @@ def test_recipes_may_hold_values_of_other_types() -> None:
     assert options == Outer(place=Path(), counts=(2, 4, 8), pairs={"x": 1}, share=0.2, extra=False)
 
 
+def test_only_options_without_an_upper_limit_may_be_infinite() -> None:
+    assert run("--wait", "inf")[0].wait == float("inf")
+    assert run(default_map={"wait": float("inf")})[0].wait == float("inf")
+    assert "x: nan is not a finite number" in refused("--place", ".", default_map={"pairs": [{"x": float("nan")}]})
+
+
 def test_none_stands_for_an_empty_list() -> None:
     assert run("--counts", "none")[0].counts == ()
     assert "'none'" in refused("--place", ".", "--kinds", "none")
@@ -135,8 +143,10 @@ def test_none_stands_for_an_empty_list() -> None:
         (("--place", __file__), "is a file"),
         (("--place", ".", "--inner-size", "0"), "x>=1"),
         (("--place", ".", "--rate", "1"), "0<=x<1"),
-        (("--place", ".", "--rate", "nan"), "nan"),
-        (("--place", ".", "--heat", "inf", "--teacher", "x"), "inf"),
+        (("--place", ".", "--rate", "nan"), "nan is not a number"),
+        (("--place", ".", "--wait", "nan"), "nan is not a number"),
+        (("--place", ".", "--ratio", "-inf"), "-inf is not a finite number"),
+        (("--place", ".", "--heat", "inf", "--teacher", "x"), "inf is not a finite number"),
         (("--place", ".", "--counts", "1,0"), "0 is not in the range x>=1"),
         (("--place", ".", "--kinds", "a,c"), "'c' is not one of 'a', 'b'"),
         (("--place", ".", "--share", "3"), "'3' is not a percentage"),

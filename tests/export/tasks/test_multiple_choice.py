@@ -107,7 +107,9 @@ def test_choices_of_several_columns_or_one(label: Any, position: int | None) -> 
 def test_a_label_that_may_be_a_text_or_a_position_is_refused(choices: list[str], label: Any, position: int | None) -> None:
     record = {"text": "how many", "choices": choices, "label": label}
     if position is None:
-        with pytest.raises(DataError, match=r"row 1: the label '\w+' may be the text of choice \d or stand for choice \d"):
+        with pytest.raises(
+            DataError, match=r"row 1: the label '\w+' is ambiguous: the text of choice \d, and the number of choice \d"
+        ):
             rows_of([record])
     else:
         assert rows_of([record]).labels == (position,)

@@ -75,7 +75,7 @@ def test_the_config_says_which_kind_it_is(config: dict[str, Any], expected: tupl
         ({"id2label": {"0": "same", "1": "same"}, "problem_type": MULTI_LABEL}, "its labels are not all different: same, same"),
         (
             {"id2label": {"0": "x", "1": "y"}, "problem_type": REGRESSION},
-            "it predicts 2 numbers a row, x, y: rows can be held against",
+            "it predicts 2 numbers per row, x, y, but only one number can be",
         ),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from export import convert, graph
 from export.columns import Columns
-from export.data import LabelledRows, bind, encode_labels, read_evaluation, write_evaluation
+from export.data import LabelledRows, bind_training_labels, encode_labels, read_evaluation, write_evaluation
 from export.metric import bootstrapped_drop, compute
 from export.sources import load_rows
 from export.tasks.token_classification import TASK, TokenClassificationTask
@@ -223,8 +223,8 @@ def test_entities_of_a_text_become_labels_of_its_words() -> None:
     ("text", "label", "message"),
     [
         (["a", "b"], ["O"], "there are 2 words and 1 labels"),
-        (["a", 1], ["O", "O"], "the words are not all text"),
-        (["a"], [0.5], "not all names, nor all whole numbers"),
+        (["a", 1], ["O", "O"], "some of the words are not text"),
+        (["a"], [0.5], "the labels must be all names or all whole numbers"),
         (["a"], "O", "the label is neither a list"),
         (["a"], None, "the label is neither a list"),
         ("a b", [{"start": 0, "end": 9, "label": "X"}], "not an entity of this text"),
@@ -245,7 +245,7 @@ def _rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_labels_are_named_outside_first_and_every_kind_has_both_marks(tmp_path: Path) -> None:
     rows = [{"tokens": ["x", "y"], "ner": ["B-b", "O"]}, {"tokens": ["x"], "ner": ["I-a"]}]
     read = load_rows(str(_rows(tmp_path / "rows.jsonl", rows)), Columns(), TASK, split="train", cache=tmp_path)
-    task = bind(TASK, read, pair=False)
+    task = bind_training_labels(TASK, read, pair=False)
     assert task.to_settings()["labels"] == ("O", "I-a", "B-b", "I-b")
     assert encode_labels(read, task).labels[0] == {"start": [0, 2], "end": [1, 3], "label": ["B-b", "O"]}
     with pytest.raises(DataError, match=r"rows.jsonl, row 1: unknown label 'B-b', known labels: O, B-c"):
@@ -267,7 +267,7 @@ def test_names_of_the_hub_are_taken(tmp_path: Path) -> None:
     rows = {"tokens": [["an", "x"], ["y"]], "ner_tags": [[2, 0], [2]]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     read = load_rows(f"hub:{tmp_path}", Columns(labels=("ner_tags",)), TASK, split="train", cache=tmp_path)
-    task = bind(TASK, read, pair=False)
+    task = bind_training_labels(TASK, read, pair=False)
     assert task.to_settings()["labels"] == ("B-x", "I-x", "O")
     assert encode_labels(read, task).labels[0]["label"] == ["O", "B-x"]
 
@@ -407,7 +407,7 @@ def test_a_tokenizer_without_decoder_or_unknown_token(reader: Callable[[str], Re
 @needs_shared(WNUT)
 def test_real_rows_are_read() -> None:
     rows = load_rows(str(WNUT), Columns(), TASK, split="validation", cache=Path())
-    task = bind(TASK, rows, pair=False)
+    task = bind_training_labels(TASK, rows, pair=False)
     kinds = ("corporation", "creative-work", "group", "location", "person", "product")
     assert task.to_settings()["labels"] == ("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI"))
     labelled = encode_labels(rows, task)
