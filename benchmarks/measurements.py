@@ -134,19 +134,19 @@ class InProcess:
         return f"{self.kind}.{self.precision}"
 
     @property
-    def on_real_rows(self) -> dict[str, Arrangement]:
+    def on_real_rows(self) -> list[Arrangement]:
         """The arrangements that were timed on rows as they are."""
-        return {name: one for name, one in self.arrangements.items() if one.length is None}
+        return [one for one in self.arrangements.values() if one.length is None]
 
     @property
-    def best(self) -> str:
+    def best(self) -> Arrangement:
         """The arrangement with the highest throughput over all rounds on rows as they are."""
-        return max(self.on_real_rows, key=lambda name: self.arrangements[name].speed.throughput)
+        return max(self.on_real_rows, key=lambda one: one.speed.throughput)
 
     @property
-    def quickest(self) -> str:
+    def quickest(self) -> Arrangement:
         """The arrangement with the lowest median latency over all rounds on rows as they are."""
-        return min(self.on_real_rows, key=lambda name: self.arrangements[name].speed.p50_ms)
+        return min(self.on_real_rows, key=lambda one: one.speed.p50_ms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,25 +49,15 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
     by_length: tuple[Call, ...] = tuple((1, length) for length in inputs.lengths)
     everything = (*batches, *by_length)
 
-    def run(
-        backend: str,
-        source: Path,
-        precision: str,
-        calls: tuple[Call, ...],
-        *,
-        labelled: bool = True,
-        processes: int = 1,
-        **job: Any,
-    ) -> ModelRun:
-        outputs = folder / f"{backend}-{source.parent.name}-{job.get('half', False)}.npz"
+    def run(backend: str, source: Path, precision: str, calls: tuple[Call, ...], *, processes: int = 1, **job: Any) -> ModelRun:
         common: dict[str, Any] = {
             "backend": backend,
             "source": source,
             "bundle": inputs.bundle.folder,
             "device": device,
             "first": inputs.rows.timed[None][0],
-            "labelled": inputs.rows.labelled if labelled else [],
-            "logits": outputs if labelled else None,
+            "labelled": inputs.rows.labelled,
+            "logits": folder / f"{backend}-{source.parent.name}-{job.get('half', False)}.npz",
             "most_rows": max(batch for batch, _ in calls),
         }
         return ModelRun(job=WorkerJob(**common | job), precision=precision, processes=processes, calls=calls)
@@ -89,8 +79,11 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
                 yield run(OPTIONAL, inputs.exported, precision, everything, threads=1, half=precision == "fp16")
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
-            calls = everything if index == 0 else batches[:1]
-            yield run("onnx", file, precision, calls, labelled=index == 0, device="cpu", threads=threads, processes=processes)
+            on_cores: dict[str, Any] = {"device": "cpu", "threads": threads, "processes": processes}
+            if index == 0:
+                yield run("onnx", file, precision, everything, **on_cores)
+            else:  # the first one has answered the labelled rows
+                yield run("onnx", file, precision, batches[:1], labelled=[], logits=None, **on_cores)
 
 
 def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:

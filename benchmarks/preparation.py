@@ -10,11 +10,10 @@ from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
 from benchmarks.row_lengths import rows_of_length
 from export import convert, graph
-from export.data import LabelledRows, encode_labels, read_evaluation, sample_indices
+from export.data import encode_labels, read_evaluation, sample_indices
 from export.output_head import add_output_head
 from export.sources import checkpoint_folder, load_rows
 from export.tasks import bundle_task
-from export.tasks.exported import ExportedTask
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
 from serving.machine import resolve_device
@@ -62,7 +61,11 @@ def read_rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
         DataError: The rows cannot be read, are of another task, or are too few.
     """
     task = bundle_task(bundle)
-    labelled = _labelled(options, bundle.folder, task)
+    if options.test is None:
+        labelled = read_evaluation(bundle.folder, task)
+    else:
+        cache = options.artifacts / QUICKSTART_CACHE
+        labelled = encode_labels(load_rows(options.test, options.columns, type(task), split="test", cache=cache), task)
     if len(labelled.texts) != task.text_columns:
         raise DataError(
             f"the model takes {task.text_columns} texts a row, the rows have {len(labelled.texts)}",
@@ -98,10 +101,3 @@ def _by_length(options: BenchmarkOptions, bundle: Bundle, rows: list[list[str]])
 def model_inputs(bundle: Bundle) -> list[str]:
     """Names of the inputs of the bundle's graphs."""
     return graph.input_names(next(iter(bundle.variants.values())).path)
-
-
-def _labelled(options: BenchmarkOptions, folder: Path, task: ExportedTask) -> LabelledRows:
-    if options.test is None:
-        return read_evaluation(folder, task)
-    found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / QUICKSTART_CACHE)
-    return encode_labels(found, task)

@@ -138,7 +138,7 @@ def figures_of(in_process: Sequence[InProcess], served: Served | None) -> dict[s
 
 def _model_figures(model: InProcess) -> Figures:
     by_name = {name: asdict(arrangement.speed) | _costs(arrangement) for name, arrangement in model.arrangements.items()}
-    best, quickest = model.arrangements[model.best], model.arrangements[model.quickest]
+    best, quickest = model.best, model.quickest
     throughputs = {key: value for key, value in asdict(best.speed).items() if key.startswith("throughput")}
     percentiles = {key: value for key, value in asdict(quickest.speed).items() if key.startswith("p")}
     return by_name | throughputs | percentiles | _costs(best) | {"size_mib": model.size_mib} | _quality_figures(model.quality)
@@ -151,9 +151,8 @@ def _costs(arrangement: Arrangement) -> dict[str, float | None]:
 def _served_figures(served: Served) -> Figures:
     loads: dict[str, Figures] = {}
     for load in served.loads:
-        steps = {name: asdict(step) for name, step in load.steps.items()}
         own = {key: getattr(load, key) for key in LOAD_COSTS} | {"split": asdict(load.split)}
-        loads[load.name] = asdict(load.speed) | own | steps
+        loads[load.name] = asdict(load.speed) | own | {name: asdict(step) for name, step in load.steps.items()}
     costs = {key: getattr(served, key) for key in SERVED_COSTS}
     return loads | costs | _quality_figures(served.quality)
 

@@ -16,16 +16,11 @@ def rows_of_length(
     """Make rows of ``length`` tokens, or a few less where no truncation gives it, by appending the texts of the following rows.
 
     Rows that fit completely come first, then truncated rows. Rows that are invalid after truncation (without a mask, or without any
-    text) are left out.
-
-    Args:
-        bundle: The bundle.
-        names: The model's inputs.
-        rows: Rows of requests; a task with several texts keeps all but the one that may be long.
-        length: Number of tokens, at most the bundle's maximum.
-        count: Maximum number of rows.
+    text) are left out. A task with several texts keeps all but the one that may be long. There are at most ``count`` rows.
     """
-    column = _long_column(bundle)
+    long, short = bundle.task.long_example(bundle.max_length), bundle.task.example
+    inputs = [tensor.name for tensor in bundle.task.inputs()]
+    column = next(place for place, name in enumerate(inputs) if len(long[name]) > len(short[name]))  # whose text may be long
     tokens = _counter(bundle, names)
     special = [token.content for token in bundle.encoder(names).tokenizer.get_added_tokens_decoder().values()]
     own = [_or_none(tokens, row) for row in rows]
@@ -44,13 +39,6 @@ def mean_tokens(bundle: Bundle, names: list[str], rows: Sequence[list[str]]) -> 
     """Compute the mean number of tokens of the rows."""
     tokens = _counter(bundle, names)
     return sum(map(tokens, rows)) / len(rows)
-
-
-def _long_column(bundle: Bundle) -> int:
-    """Number of the first input whose text may have any length."""
-    task = bundle.task
-    long, short = task.long_example(bundle.max_length), task.example
-    return next(place for place, tensor in enumerate(task.inputs()) if len(long[tensor.name]) > len(short[tensor.name]))
 
 
 def _counter(bundle: Bundle, names: list[str]) -> Callable[[Sequence[str]], int]:

@@ -55,8 +55,7 @@ class ServerConnection:
         """
         import tritonclient.grpc as triton
 
-        self._triton, self._name = triton, name
-        self.address = address
+        self._name, self.address = name, address
         self._client = triton.InferenceServerClient(address.grpc_url)
         try:
             ready = self._client.is_server_ready(client_timeout=10) and self._client.is_model_ready(name, client_timeout=10)
@@ -175,17 +174,16 @@ class Clients:
         steps = {step: counts.step() for step, counts in counted.items() if step != ENSEMBLE}
         speed = over_rounds([closed_loop(found.spans) for found in self.slices])
         requests = [found.requests for found in self.slices]
+        delayed, mean_us, client_us = (
+            fmean((getattr(found, mean) for found in self.slices), requests) for mean in ("delayed", "mean_us", "client_us")
+        )
         return Load(
             **asdict(self.mode),
-            delayed=fmean((found.delayed for found in self.slices), requests),
+            delayed=delayed,
             speed=speed,
             executed_batch=steps["model"].executed_batch,
             steps=steps,
-            split=split(
-                counted,
-                mean_us=fmean((found.mean_us for found in self.slices), requests),
-                client_us=fmean((found.client_us for found in self.slices), requests),
-            ),
+            split=split(counted, mean_us=mean_us, client_us=client_us),
             joules_per_row=sum(self.joules) / counted[ENSEMBLE].rows if len(self.joules) == len(self.slices) else None,
         )
 
@@ -193,13 +191,9 @@ class Clients:
         """Yield the figures that each round has of its own."""
         for found, counts in zip(self.slices, self.counts, strict=True):
             steps = {step: asdict(counted.step()) for step, counted in counts.items() if step != ENSEMBLE}
-            parts = split(counts, mean_us=found.mean_us, client_us=found.client_us)
-            own = {
-                **asdict(closed_loop(found.spans).speed()),
-                "executed_batch": steps["model"]["executed_batch"],
-                "split": asdict(parts),
-            }
-            yield dict(flatten("", own | steps))
+            speed = asdict(closed_loop(found.spans).speed())
+            parts = asdict(split(counts, mean_us=found.mean_us, client_us=found.client_us))
+            yield dict(flatten("", {**speed, "executed_batch": steps["model"]["executed_batch"], "split": parts, **steps}))
 
 
 class UnderLoad:
@@ -241,7 +235,7 @@ class UnderLoad:
         server, package = self._target.server, self._target.package
         return Served(
             precision=package.precision,
-            package=package.settings,
+            package=asdict(package.manifest.configuration),
             sha256=package.sha256,
             server=server.version,
             loads=[way.load() for way in self.ways],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -22,25 +22,17 @@ class ServedPackage:
     """A package in the repository.
 
     Attributes:
+        file: The ONNX file that is served.
         manifest: The manifest that ``tritonize package`` wrote.
         sha256: Checksum of the ONNX file, which is still the packaged one.
     """
 
     name: str
     repository: Path
+    file: Path
     precision: str
     manifest: RepositoryManifest
     sha256: str
-
-    @property
-    def file(self) -> Path:
-        """The ONNX file that is served."""
-        return self.repository / f"{self.name}_model" / "1" / "model.onnx"
-
-    @property
-    def settings(self) -> dict[str, str | int]:
-        """Settings that the model is served with."""
-        return asdict(self.manifest.configuration)
 
 
 def read_package(repository: Path, name: str) -> ServedPackage:
@@ -57,7 +49,9 @@ def read_package(repository: Path, name: str) -> ServedPackage:
     found = sha256(repository / file)
     if found != packaged:
         raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_AGAIN)
-    return ServedPackage(name=name, repository=repository, precision=manifest.precision, manifest=manifest, sha256=found)
+    return ServedPackage(
+        name=name, repository=repository, file=repository / file, precision=manifest.precision, manifest=manifest, sha256=found
+    )
 
 
 def require_same_bundle(package: ServedPackage, bundle: Path) -> None:

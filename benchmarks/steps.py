@@ -63,13 +63,7 @@ def counts_between(before: dict[str, Any], after: dict[str, Any], name: str) -> 
 
 
 def split(counts: Mapping[str, Counts], *, mean_us: float, client_us: float) -> Split:
-    """Split the mean latency of a request into its parts.
-
-    Args:
-        counts: Counts of the steps and of the ensemble.
-        mean_us: Mean latency that clients measured, µs.
-        client_us: The client's own part of it, µs.
-    """
+    """Split the mean latency of a request that clients measured, µs, into its parts; the client's own part is known."""
     requests = counts[ENSEMBLE].requests
     steps = {name: counts[name].compute_ns / requests / 1e3 for name in STEPS}
     queue = sum(counts[name].queue_ns for name in steps) / requests / 1e3

@@ -44,12 +44,14 @@ def tune_command(
     if dry.dry_run:
         _print_grid(options, as_json=output.json)
         return
+    from benchmarks.tuning.applied import with_winner
     from benchmarks.tuning.stage import tune
     from benchmarks.tuning.summary import require_winner, summary, table, to_json
     from serving.repository import refuse_foreign
 
     refuse_foreign(options.repository, options.name)  # now rather than after a quarter of an hour
-    _require_writable(recipe_file(ctx))
+    if (own := recipe_file(ctx)) is not None:
+        with_winner(_read(own), "", {})  # an error now if a winner cannot be written into it
     with _progress() as begin:
         tuned = tune(options, begin)
     if tuned.unchanged:
@@ -63,7 +65,7 @@ def tune_command(
     for line in summary(tuned.outcome):
         logger.info(line)
     winner = require_winner(tuned.outcome)
-    recipe = _apply(options, winner.configuration, recipe_file(ctx))
+    recipe = _apply(options, winner.configuration, own)
     if output.json:
         click.echo(json.dumps(to_json(tuned.outcome) | {"recipe": str(recipe)}, ensure_ascii=False))
 
@@ -105,14 +107,6 @@ def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Pat
     same = "the same as a recipe" if effect == SERVES else f"as a recipe, whose [package] {effect}"
     logger.info(f"{same}: tritonize package --recipe {recipe}{flag}")
     return recipe
-
-
-def _require_writable(recipe: Path | None) -> None:
-    """Check that a winner can be written into the user's own recipe."""
-    from benchmarks.tuning.applied import with_winner
-
-    if recipe is not None:
-        with_winner(_read(recipe), "", {})
 
 
 def _write(recipe: Path, bundle: Path) -> str:

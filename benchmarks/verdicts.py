@@ -97,14 +97,10 @@ class FigureComparison:
     why: str = ""
 
     @property
-    def evaluated(self) -> float | None:
-        """The change that the verdict is about."""
-        return self.change if self.against_reference is None else self.against_reference
-
-    @property
     def size(self) -> float:
-        """Size of that change: half as much is as large as twice as much."""
-        return abs(log1p(self.evaluated)) if self.evaluated is not None and self.evaluated > -1 else inf
+        """Size of the change that the verdict is about: half as much is as large as twice as much."""
+        change = self.change if self.against_reference is None else self.against_reference
+        return abs(log1p(change)) if change is not None and change > -1 else inf
 
     @property
     def absolute(self) -> str:

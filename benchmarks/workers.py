@@ -52,11 +52,6 @@ class Workers:
 
         Each process begins its passes over the rows at another row, so that they do not work on the same one together.
 
-        Args:
-            rows: The rows.
-            batch: Rows per call.
-            seconds: Least duration.
-
         Returns:
             Start and end of every call, ns, by process.
 

@@ -56,7 +56,7 @@ class GateLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class OriginalOutputs:
     """The PyTorch original, which variants are compared with.
 
     Attributes:
@@ -145,19 +145,19 @@ def compute_outputs(run: Run, rows: EncodedRows, task: ExportedTask, batches: Se
     return found if task.served.token_level else {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def task_metrics(reference: Reference) -> dict[str, float | None]:
+def task_metrics(original: OriginalOutputs) -> dict[str, float | None]:
     """Return the figures of the task's metric for the original, by name; None if one is NaN or infinite.
 
     Raises:
         ExportError: The main metric is NaN or infinite.
     """
-    return _metrics(reference, reference.outputs, reference.answers(reference.outputs), title="the PyTorch checkpoint")
+    return _metrics(original, original.outputs, original.answers(original.outputs), title="the PyTorch checkpoint")
 
 
-def _metrics(reference: Reference, outputs: Arrays, answers: Arrays, *, title: str) -> dict[str, float | None]:
-    task = reference.task
-    found = metric.compute(task.metric, task.predictions(answers), reference.references)
-    found |= task.extra_figures(outputs, reference.outputs, reference.origins, reference.references)
+def _metrics(original: OriginalOutputs, outputs: Arrays, answers: Arrays, *, title: str) -> dict[str, float | None]:
+    task = original.task
+    found = metric.compute(task.metric, task.predictions(answers), original.references)
+    found |= task.extra_figures(outputs, original.outputs, original.origins, original.references)
     if not math.isfinite(main := found[task.main_metric]):
         raise ExportError(
             f"{task.main_metric} of {title} is {main}, so nothing can be compared", hint="check the rows to verify on"
@@ -193,12 +193,12 @@ def few_rows_warning(rows: int) -> str | None:
     )
 
 
-def verify_variant(precision: str, reference: Reference, variant: Arrays, limits: GateLimits) -> VariantVerdict:
+def verify_variant(precision: str, original: OriginalOutputs, variant: Arrays, limits: GateLimits) -> VariantVerdict:
     """Compare a variant with the original, row by row.
 
     Args:
         precision: Precision of the variant.
-        reference: The original; its outputs are finite.
+        original: The original; its outputs are finite.
         variant: Outputs of the variant for the same rows. A row with a NaN or infinite output does not agree, counts as wrong in
             the accuracy and as zeros in any other metric, and fails a gate of its own.
         limits: Limits of the gates.
@@ -209,28 +209,28 @@ def verify_variant(precision: str, reference: Reference, variant: Arrays, limits
     Raises:
         ExportError: The main metric is NaN or infinite.
     """
-    task, rows = reference.task, len(reference.references)
+    task, rows = original.task, len(original.references)
     finite = _finite_rows(variant)
     outputs = variant
     if not finite.all():
         outputs = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
-    finite_requests = np.ones(reference.origins.count, dtype=np.bool_)
-    finite_requests[reference.origins.sample_mapping[~finite]] = False
+    finite_requests = np.ones(original.origins.count, dtype=np.bool_)
+    finite_requests[original.origins.sample_mapping[~finite]] = False
     valid = np.logical_and.reduce(finite_requests.reshape(-1, rows))  # a labelled row may take several requests
-    answers, original = reference.answers(outputs), reference.answers(reference.outputs)
-    metrics = _metrics(reference, outputs, answers, title=precision)
-    drop, interval = _drop(reference, task.predictions(original), task.predictions(answers), valid)
-    agreement = task.agreement(answers, original)
-    ties = valid & (agreement < 1) & task.ties(original)
+    answers, original_answers = original.answers(outputs), original.answers(original.outputs)
+    metrics = _metrics(original, outputs, answers, title=precision)
+    drop, interval = _drop(original, task.predictions(original_answers), task.predictions(answers), valid)
+    agreement = task.agreement(answers, original_answers)
+    ties = valid & (agreement < 1) & task.ties(original_answers)
     agreeing = float(np.where(valid, np.where(ties, 1, agreement), 0).sum())
-    largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
+    largest, mean = _differences(original.outputs, variant) if finite.all() else (None, None)
     gates = [
         _finite_gate(int((~valid).sum()), rows),
         _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
         _agreement_gate(agreeing, rows, _required_agreement(precision, limits)),
     ]
     if precision == "fp32":
-        gates.append(_difference_gate(largest, max(float(np.abs(values).max()) for values in reference.outputs.values())))
+        gates.append(_difference_gate(largest, max(float(np.abs(values).max()) for values in original.outputs.values())))
     return VariantVerdict(
         metrics=metrics,
         metric_drop=100 * drop,
@@ -243,15 +243,15 @@ def verify_variant(precision: str, reference: Reference, variant: Arrays, limits
 
 
 def _drop(
-    reference: Reference, original: Sequence[Any], variant: Sequence[Any], valid: npt.NDArray[np.bool_]
+    original: OriginalOutputs, expected: Sequence[Any], variant: Sequence[Any], valid: npt.NDArray[np.bool_]
 ) -> tuple[float, tuple[float, float]]:
     """Return the drop of the main metric and its 95 % interval, which is exact if the metric is the accuracy."""
-    task, references = reference.task, reference.references
+    task, references = original.task, original.references
     if task.main_metric != "accuracy":
-        return metric.bootstrapped_drop(task.metric, task.main_metric, original, variant, references)
+        return metric.bootstrapped_drop(task.metric, task.main_metric, expected, variant, references)
     original_correct, variant_correct = (
         np.array([prediction == label for prediction, label in zip(predictions, references, strict=True)])
-        for predictions in (original, variant)
+        for predictions in (expected, variant)
     )
     return metric.paired_drop(original_correct, variant_correct & valid)
 

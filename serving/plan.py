@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
 from serving.machine import cores, resolve_device
-from serving.options import MAX_BATCH_SIZE
+from serving.options import MAX_BATCH_SIZE, Batching, ComputeDevice, Precision
 from serving.tuning import Tuning
 
 INT8_SCALES = "dynamic int8 scales span the whole batch, so an answer would depend on the other requests in it"
@@ -33,9 +34,9 @@ class Plan(Configuration):
 def make_plan(
     bundle: Bundle,
     *,
-    precision: str,
-    device: str,
-    batching: str,
+    precision: Literal["auto", Precision],
+    device: Literal["auto", ComputeDevice],
+    batching: Literal["auto", Batching],
     instances: int | None,
     threads: int | None,
     max_batch_size: int | None,
@@ -141,7 +142,7 @@ def _timed_on_cpu(variant: Variant) -> bool:
     return variant.figures.speed_device == "cpu"
 
 
-def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[str, str]) -> str:
+def _choose_batching(variant: Variant, device: str, asked: Literal["auto", Batching], reasons: dict[str, str]) -> Batching:
     if asked != "auto":
         if asked == "ragged" and variant.precision == "int8":
             reasons["batching"] = f"ragged, as asked: {INT8_SCALES}"
@@ -156,7 +157,7 @@ def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[st
         reasons["batching"] = f"off: {variant.precision} was not timed on a CPU, where batches of mixed lengths mostly add padding"
         return "off"
     alone, together = variant.figures.throughput.one_by_one, variant.figures.throughput.batched
-    chosen = "ragged" if together > alone else "off"
+    chosen: Batching = "ragged" if together > alone else "off"
     reasons["batching"] = f"{chosen}: export measured {alone:.0f} rows/s one by one and {together:.0f} rows/s in batches of 16"
     return chosen
 

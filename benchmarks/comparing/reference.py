@@ -91,11 +91,8 @@ def compare_speeds(
 ) -> tuple[list[FigureComparison], list[str]]:
     """Compare throughputs and percentiles of every model as a whole, and of each arrangement and load that both reports have.
 
-    Args:
-        before: Earlier report.
-        now: Later report.
-        tolerance: How much worse a figure may be, relative, whatever the noise.
-        absolute_too: Count a change as worse or better only if the absolute change exceeds the noise too.
+    A figure may be worse by ``tolerance``, relative, whatever the noise; with ``absolute_too``, the absolute change must exceed the
+    noise too. The second value is notes about the comparison.
     """
     found = list(_shared(before, now))
     members = _originals(before)
@@ -179,7 +176,7 @@ def _reference(before: Report, now: Report, figures: list[SpeedFigure], without:
     members = _originals(before) | (_unchanged(before, now) if served else set())
     found = []
     for model in before.in_process:
-        real = {f"{model.name}.{name}.throughput" for name in model.on_real_rows}
+        real = {f"{model.name}.{one.name}.throughput" for one in model.on_real_rows}
         shared = [figure for figure in figures if figure.name in real]
         if model.name in members - {without} and shared:
             sides = [np.mean([one.levels(report) for one in shared], axis=0) for report in (before, now)]

@@ -91,20 +91,20 @@ def _in_process(report: Report) -> Iterator[Key]:
     own = [model for model in report.in_process if model.kind in ("onnx", "tensorrt")]
     if not own:
         return
-    model = max(own, key=lambda one: one.arrangements[one.best].speed.throughput)
-    best, quickest = model.arrangements[model.best], model.arrangements[model.quickest]
-    note = f"{model.name}.{model.best}: {marked(best.speed)}, p99 {best.speed.p99_ms:.3g} ms a call"
+    model = max(own, key=lambda one: one.best.speed.throughput)
+    best, quickest = model.best, model.quickest
+    note = f"{model.name}.{best.name}: {marked(best.speed)}, p99 {best.speed.p99_ms:.3g} ms a call"
     yield Key("rows/s in process", f"{best.speed.throughput:.0f}", note)
     yield from _times(report, best.speed.throughput)
-    yield Key("ms a call", f"{quickest.speed.p50_ms:.3g}", f"p50 of {model.name}.{model.quickest}")
+    yield Key("ms a call", f"{quickest.speed.p50_ms:.3g}", f"p50 of {model.name}.{quickest.name}")
     yield from _quality(report, model.quality)
-    yield Key("MiB in memory", f"{best.peak_rss_mib:.0f}", f"peak RSS of {model.name}.{model.best}")
+    yield Key("MiB in memory", f"{best.peak_rss_mib:.0f}", f"peak RSS of {model.name}.{best.name}")
 
 
 def _times(report: Report, throughput: float) -> Iterator[Key]:
     if (first := original(report)) is not None:
-        own = first.arrangements[first.best].speed
-        note = f"against {first.name}.{first.best}, the original at its best: {marked(own)} rows/s"
+        own = first.best.speed
+        note = f"against {first.name}.{first.best.name}, the original at its best: {marked(own)} rows/s"
         yield Key("the original's rows/s", f"×{throughput / own.throughput:.1f}", note)
 
 

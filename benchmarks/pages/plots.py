@@ -69,7 +69,7 @@ def _shown(report: Report) -> list[InProcess]:
     """The models that the served one is compared with: the original, the fastest ONNX file, and the pipeline."""
     first = original(report)
     onnx = [model for model in report.in_process if model.kind in ("onnx", "tensorrt")]
-    best = [max(onnx, key=lambda model: model.arrangements[model.best].speed.throughput)] if onnx else []
+    best = [max(onnx, key=lambda model: model.best.speed.throughput)] if onnx else []
     return [*([first] if first else []), *best, *(model for model in report.in_process if model.kind == "pipeline")]
 
 
@@ -106,7 +106,7 @@ def _latency_against_throughput(report: Report) -> Plot:
             _sweep(ax, protocol, [load for load in loads if load.protocol == protocol], above=index % 2 == 1)
         for model in _shown(report):
             colour, marker = _looks(report)[model.name]
-            speeds = [one.speed for one in model.on_real_rows.values()]
+            speeds = [one.speed for one in model.on_real_rows]
             ax.scatter([one.throughput for one in speeds], [one.p50_ms for one in speeds], s=26, color=colour, marker=marker,
                        label=f"{model.name}, in process", zorder=2)  # fmt: skip
             every += speeds
@@ -164,7 +164,7 @@ def _quality_against_speed(report: Report) -> Plot:
 def _evaluated(report: Report) -> Iterator[tuple[str, float, Quality]]:
     for model in report.in_process:
         if report.main_metric in model.quality.metrics:
-            yield model.name, model.arrangements[model.best].speed.throughput, model.quality
+            yield model.name, model.best.speed.throughput, model.quality
     closed = [load.speed.throughput for load in _loads(report) if load.concurrency]
     if report.served is not None and closed and report.main_metric in report.served.quality.metrics:
         yield report.served.name, max(closed), report.served.quality
@@ -195,7 +195,7 @@ def _latencies(report: Report) -> Plot:
 
 def _answering(report: Report) -> list[str]:
     """Names of the arrangements and loads whose latencies are compared."""
-    found = [f"{model.name}.{model.quickest}" for model in _shown(report)]
+    found = [f"{model.name}.{model.quickest.name}" for model in _shown(report)]
     if report.served is None:
         return found
     loads = [load for load in _loads(report) if load.protocol == _loads(report)[0].protocol]

@@ -11,7 +11,6 @@ from benchmarks.pages.growth import growths
 from benchmarks.pages.headline import original, real_loads
 from benchmarks.report import Report
 from benchmarks.speed import RoundSpeed, Speed
-from benchmarks.verdicts import BenchmarkGate
 
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
 LATE = 0.01
@@ -39,19 +38,16 @@ def glance(report: Report) -> Table:
     """Tabulate every model in one row: best throughput, best latency, and loss of quality."""
     metric = report.main_metric
     first = original(report)
-    base = first.arrangements[first.best].speed.throughput if first is not None else None
+    base = first.best.speed.throughput if first is not None else None
     rows = []
     for model in report.in_process:
-        best, quickest = model.arrangements[model.best], model.arrangements[model.quickest]
-        memory = number(best.peak_rss_mib)
-        rows.append([model.name, *_best(best.speed, quickest.speed, base), *_lost(model.quality, metric), memory])
+        speeds = _best(model.best.speed, model.quickest.speed, base)
+        rows.append([model.name, *speeds, *_lost(model.quality, metric), number(model.best.peak_rss_mib)])
     if report.served is not None and (loads := real_loads(report.served)):
-        quickest_load = min(loads, key=lambda load: load.speed.p50_ms)
-        lost = _lost(report.served.quality, metric)
-        rows.append(
-            [report.served.name, *_best(loads[0].speed, quickest_load.speed, base), *lost, number(report.served.peak_rss_mib)]
-        )
-    against = f" × is against {first.name}.{first.best}." if first is not None else ""
+        speeds = _best(loads[0].speed, min((load.speed for load in loads), key=lambda speed: speed.p50_ms), base)
+        lost, memory = _lost(report.served.quality, metric), number(report.served.peak_rss_mib)
+        rows.append([report.served.name, *speeds, *lost, memory])
+    against = f" × is against {first.name}.{first.best.name}." if first is not None else ""
     return Table(
         name="glance",
         title="At a glance",
@@ -84,15 +80,11 @@ def _spread(report: Report) -> str:
 
 def gates(report: Report) -> Table:
     """Tabulate every gate with the values of its sides, failed gates first."""
-    order = sorted(report.gates, key=lambda gate: gate.passed)
-    rows = [[gate.expression, _gate_words(gate), gate.why or gate.comparison, f"{gate.held} of {gate.rounds}"] for gate in order]
+    rows = []
+    for gate in sorted(report.gates, key=lambda gate: gate.passed):
+        result = "held" if gate.passed else "failed" if gate.missed is None else f"failed, {gate.missed}"
+        rows.append([gate.expression, result, gate.why or gate.comparison, f"{gate.held} of {gate.rounds}"])
     return Table(name="gates", title="Gates", head=["gate", "", "medians of the rounds", "held in rounds"], rows=rows, words=3)
-
-
-def _gate_words(gate: BenchmarkGate) -> str:
-    if gate.passed:
-        return "held"
-    return "failed" if gate.missed is None else f"failed, {gate.missed}"
 
 
 def regressions(report: Report) -> Table:
@@ -112,7 +104,7 @@ def in_process(report: Report) -> Table:
     rows = []
     for model in report.in_process:
         for name, one in model.arrangements.items():
-            mark = " (best)" if name == model.best and len(model.on_real_rows) > 1 else ""
+            mark = " (best)" if one == model.best and len(model.on_real_rows) > 1 else ""
             how = f"{one.processes} × {one.threads}, {one.batch}" + (f", {one.length} tokens" if one.length else "") + mark
             costs = [f"{one.load_seconds:.1f}", f"{one.first_answer_seconds:.2f}", f"{one.peak_rss_mib:.0f}"]
             drawn = [number(one.joules_per_row, ".3g")] if energy else []
@@ -177,15 +169,11 @@ def split(found: Served) -> Table:
 
 def steps(found: Served) -> Table:
     """Tabulate Triton's statistics of the ensemble's steps."""
-    rows = [
-        [
-            f"{load.name} {name}",
-            f"{step.executed_batch:.2f}",
-            *(f"{value:.0f}" for value in (step.queue_us, step.compute_us, step.cost_us)),
-        ]
-        for load in found.loads
-        for name, step in load.steps.items()
-    ]
+    rows = []
+    for load in found.loads:
+        for name, step in load.steps.items():
+            times = [f"{value:.0f}" for value in (step.queue_us, step.compute_us, step.cost_us)]
+            rows.append([f"{load.name} {name}", f"{step.executed_batch:.2f}", *times])
     head = ["", "executed batch", "queued µs", "in the step µs", "busy µs per row"]
     return Table(name="steps", title="Steps, by Triton's statistics", head=head, rows=rows)
 

@@ -8,11 +8,14 @@ from statistics import mean
 
 from benchmarks.tuning.choice import Measured
 from benchmarks.tuning.testbed import Testbed
+from benchmarks.tuning.tune_options import TuneOptions
 from benchmarks.tuning.tuning_study import TuningStudy
 from serving.configuration import Configuration
 from serving.manifests import TrialRecord
 from serving.reporting import logger
 
+FINALISTS = 3
+"""Number of places in the final besides the default."""
 ROUNDS = 3
 LEAST_ROUNDS = 2
 """A single round cannot tell a gain from noise."""
@@ -26,17 +29,13 @@ class Schedule:
     Attributes:
         study: Chooses and keeps the trials of the search. The time of trials that an earlier run made counts too, so an
             interrupted tuning ends like one that was not interrupted.
-        latency_p99_ms: Latency budget in ms, or None.
-        finalists: Number of places in the final besides the default.
         begin: Called when a trial begins, with its number, the expected number of trials, and the configuration.
         final_trials: Trials of the final so far, in order.
     """
 
     testbed: Testbed
     study: TuningStudy
-    minutes: float
-    latency_p99_ms: float | None
-    finalists: int
+    options: TuneOptions
     begin: Callable[[int, int, str], None]
     final_trials: list[TrialRecord] = field(default_factory=list)
 
@@ -47,7 +46,7 @@ class Schedule:
 
     def search(self) -> None:
         """Try one configuration after the other, as long as the final fits into the remaining time."""
-        final = ROUNDS * (self.finalists + 1)
+        final = ROUNDS * (FINALISTS + 1)
         while untried := self.study.untried:
             count = len(self.study.trials)
             if count and self._affordable() < count + 1 + final:
@@ -71,7 +70,7 @@ class Schedule:
     def _report_untried(self, untried: Sequence[Configuration]) -> None:
         named = "; ".join(map(str, untried[:LISTED]))
         more = f" and {len(untried) - LISTED} more" if len(untried) > LISTED else ""
-        logger.warning(f"not tried, as {self.minutes:g} minutes are too few: {named}{more}")
+        logger.warning(f"not tried, as {self.options.minutes:g} minutes are too few: {named}{more}")
 
     def _try(self, configuration: Configuration, number: int, about: int) -> TrialRecord:
         count = len(self.trials) + 1
@@ -85,11 +84,11 @@ class Schedule:
         trials = self.trials
         seconds = [trial.seconds for trial in trials if trial.failure is None]
         usual = mean(seconds) if seconds else self.testbed.expected_seconds()
-        left = 60 * self.minutes - sum(trial.seconds for trial in trials)
+        left = 60 * self.options.minutes - sum(trial.seconds for trial in trials)
         return len(trials) + int(left // usual)
 
     def _described(self, trial: TrialRecord) -> str:
         if trial.failure is not None:
             return f"failed: {trial.failure}"
-        measured = Measured(trials=[trial], latency_p99_ms=self.latency_p99_ms)
+        measured = Measured(trials=[trial], latency_p99_ms=self.options.latency_p99_ms)
         return f"{measured.shown}{'' if measured.best else ', too slow'}"

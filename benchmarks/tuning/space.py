@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import optuna
 
 from serving.configuration import Configuration
-from serving.options import MAX_BATCH_SIZE
+from serving.options import MAX_BATCH_SIZE, ComputeDevice, Precision
 
 QUEUE_DELAYS_US = (0, 500, 2000)
 MAX_BATCH_SIZES = (16, 64, 256)
@@ -33,9 +34,9 @@ class Space:
         most_clients: Clients of the heaviest load that is measured. A batch cannot hold more requests.
     """
 
-    device: str
+    device: ComputeDevice
     cores: int
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     most_clients: int
 
     @property
@@ -107,22 +108,11 @@ class Space:
 
     def grid(self) -> list[Configuration]:
         """List a coarse grid: each precision with and without batching; on a CPU in each arrangement that uses all cores."""
-        corners = (
-            Configuration(
-                precision=precision,
-                device=self.device,
-                batching=batching,
-                instances=instances,
-                threads=threads,
-                max_batch_size=MAX_BATCH_SIZE,
-                queue_delay_us=0,
-            )
-            for batching in ("off", "ragged")
-            for instances, threads in self._arrangements()
-            for precision in self.precisions
-        )
-        known = set(self.configurations())
-        return [configuration for configuration in corners if configuration in known]
+        usual = [one for one in self.configurations() if (one.queue_delay_us, one.max_batch_size) == (0, MAX_BATCH_SIZE)]
+        known = {(one.batching, one.instances, one.threads, one.precision): one for one in usual}
+        corners = product(("off", "ragged"), self._arrangements(), self.precisions)
+        keys = [(batching, *arrangement, precision) for batching, arrangement, precision in corners]
+        return [known[key] for key in keys if key in known]
 
     def _arrangements(self) -> Iterable[tuple[int, int]]:
         """Instances and threads per instance: one instance per core, one instance on all cores, and half-way."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -63,18 +64,19 @@ class Testbed:
             SetupError: No configuration can be served on this machine.
         """
         begun = time.monotonic()
-        trial = TrialRecord(configuration=configuration, round=number, seconds=0)
+        figures: dict[str, Any]
         try:
-            trial = self._served(trial)
+            figures = self._served(configuration)
         except (ServerError, RequestError, ExportError) as error:
-            trial = trial.model_copy(update={"failure": error.message})
-        return trial.model_copy(update={"seconds": time.monotonic() - begun})
+            figures = {"failure": error.message}
+        return TrialRecord(configuration=configuration, round=number, seconds=time.monotonic() - begun, **figures)
 
-    def _served(self, trial: TrialRecord) -> TrialRecord:
+    def _served(self, configuration: Configuration) -> dict[str, Any]:
+        """Return the figures of a trial."""
         # The prefix lets the next server remove this folder if this process is killed.
         with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
             repository = Path(folder) / "models"
-            choices = asdict(trial.configuration)
+            choices = asdict(configuration)
             package(PackageOptions(bundle=self.bundle.folder, repository=repository, name=NAME, tuned=False, **choices))
             options = _serve_options(repository)
             started, said = time.monotonic(), deque[str](maxlen=1)
@@ -82,9 +84,9 @@ class Testbed:
                 server.wait_until_ready()
                 load_seconds = time.monotonic() - started
                 with _ends_explained(server):
-                    return self._under_load(options, server, trial.model_copy(update={"load_seconds": load_seconds}))
+                    return self._under_load(options, server) | {"load_seconds": load_seconds}
 
-    def _under_load(self, options: ServeOptions, server: TritonServer, trial: TrialRecord) -> TrialRecord:
+    def _under_load(self, options: ServeOptions, server: TritonServer) -> dict[str, Any]:
         memory = MemoryMeter(psutil.Process(server.pid))
         with contextlib.closing(ServerConnection(options, NAME)) as connection:
             target = Target(server=connection, package=read_package(options.repository, NAME), load_generator=self.load_generator)
@@ -93,14 +95,8 @@ class Testbed:
             seconds_per_row = (time.perf_counter() - asked) / len(self.rows[:WARM_UP_ROWS])
             levels = tuple(self._level(target, memory, clients, seconds_per_row) for clients in self.concurrencies)
             gpu_memory = connection.gpu_memory_mib()
-        return trial.model_copy(
-            update={
-                "levels": levels,
-                "pss_mib": memory.pss_mib,
-                "peak_rss_mib": memory.peak_rss_mib,
-                "gpu_memory_mib": gpu_memory,
-            }
-        )
+        memories = {"pss_mib": memory.pss_mib, "peak_rss_mib": memory.peak_rss_mib, "gpu_memory_mib": gpu_memory}
+        return {"levels": levels, **memories}
 
     def _level(self, target: Target, memory: MemoryMeter, concurrency: int, seconds_per_row: float) -> LoadRecord:
         clients = Clients(

@@ -129,12 +129,6 @@ def opened(path: Path, terms: SearchTerms, earlier: Sequence[TrialRecord], *, fr
 
     A study of the same conditions but another latency budget gives its trials to this one.
 
-    Args:
-        path: The file.
-        terms: What the search depends on.
-        earlier: Trials of a finished tuning under the same conditions.
-        fresh: Drop what is stored.
-
     Raises:
         ServerError: Another process tunes this bundle.
         ArtifactError: The file cannot be read, or its trials were measured under other conditions.

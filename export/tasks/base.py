@@ -47,17 +47,17 @@ class Task(ABC):
     auto_model: ClassVar[str]
     """Auto class of ``transformers`` that loads a checkpoint of this task."""
     architectures: ClassVar[tuple[str, ...]] = ()
-    """Endings of the names of its model classes, where they differ from that of :attr:`auto_model`."""
+    """Suffixes of the names of its model classes, if they differ from that of :attr:`auto_model`."""
     trained_as: ClassVar[str] = ""
-    """Task that its checkpoints are fine-tuned for, where that is another one."""
+    """Task that its checkpoints are fine-tuned for, if that is another one."""
     has_pipeline: ClassVar[bool] = True
     """Whether ``transformers`` has a pipeline for the task that gives the same answers."""
     heads: ClassVar[tuple[str, ...]] = ("logits",)
     """Outputs of the model in ``transformers`` that are used, in the order in which it gives them."""
     grouped: ClassVar[bool] = False
-    """Whether the model in ``transformers`` takes all model rows of a request row along an axis of their own.
+    """Whether the model in ``transformers`` takes all model rows of a request row along a separate axis.
 
-    Its inputs are then ``[request rows, rows, tokens]``. Those of the served graph never are."""
+    Its inputs are then ``[request rows, rows, tokens]``. The served graph has no such axis."""
     settings: ClassVar[Mapping[str, Setting]] = {}
     """Settings that a user may choose for a checkpoint with ``--setting``, by name. Each is a dataclass field too."""
     checkpoint_files: ClassVar[tuple[str, ...]] = ()
@@ -74,7 +74,7 @@ class Task(ABC):
 
     @property
     def pair(self) -> bool:
-        """Tell whether a row is two texts, which the model must tell apart."""
+        """Return whether a row is a pair of texts."""
         return False
 
     @property
@@ -113,7 +113,7 @@ class Task(ABC):
     @classmethod
     def checkpoint_settings(
         cls,
-        config: Mapping[str, object],  # noqa: ARG003 - most checkpoints say nothing of their settings
+        config: Mapping[str, object],  # noqa: ARG003 - most checkpoints record no settings
         files: Mapping[str, object],  # noqa: ARG003
         chosen: Mapping[str, JsonValue],
     ) -> dict[str, JsonValue]:
@@ -125,13 +125,13 @@ class Task(ABC):
             chosen: Settings, as :meth:`check_settings` gave them.
 
         Raises:
-            ValueError: The checkpoint cannot be used for this task. The message says why.
+            ValueError: The checkpoint cannot be used for this task. The message has the reason.
         """
         return dict(chosen)
 
     @classmethod
     def checkpoint_length(cls, files: Mapping[str, object]) -> int | None:  # noqa: ARG003
-        """Return the number of tokens of a row that a checkpoint says it is used with. None: it does not say."""
+        """Return the maximum row length in tokens that a checkpoint recommends; None if it recommends none."""
         return None
 
     @classmethod
@@ -156,11 +156,11 @@ class Task(ABC):
         """
         return replace(self, **as_fields(settings))
 
-    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:  # noqa: ARG002 - most tasks need nothing of it
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:  # noqa: ARG002 - most tasks do not need it
         """Return the task bound to the checkpoint's tokenizer, before it is used.
 
         Raises:
-            ValueError: The checkpoint cannot be used for this task with it. The message says why.
+            ValueError: The checkpoint's tokenizer cannot be used for this task. The message has the reason.
         """
         return self
 
@@ -173,7 +173,7 @@ class Task(ABC):
 
         Args:
             texts: Cells of the text columns.
-            label: Cell of the label column. None where there is no such column.
+            label: Cell of the label column. None if there is no such column.
 
         Returns:
             The strings of a request (the caller checks that they are strings), and the label.
@@ -184,7 +184,7 @@ class Task(ABC):
 
     @classmethod
     def group_key(cls, texts: tuple[str, ...]) -> str | tuple[str, ...]:
-        """Return what rows share that must all be held out together, or none of them. Default: all their texts."""
+        """Return the key of the group that a row belongs to. A split holds out whole groups. Default: all texts of the row."""
         return texts
 
     @property
@@ -222,7 +222,7 @@ class Task(ABC):
 
     @abstractmethod
     def is_reference(self, value: object) -> bool:
-        """Tell whether :meth:`reference` could have given ``value``, which was read from a file."""
+        """Return whether ``value``, which was read from a file, is a valid result of :meth:`reference`."""
 
     def prepare_rows(
         self,
@@ -260,11 +260,11 @@ class Task(ABC):
     @property
     @abstractmethod
     def main_metric(self) -> str:
-        """Return the figure of the metric that gates and the choice of the best epoch look at. Higher is better, 1 is best."""
+        """Return the figure of the metric that decides gates and the best epoch. Higher is better, 1 is best."""
 
     def extra_figures(
         self,
-        outputs: Arrays,  # noqa: ARG002 - most metrics say enough
+        outputs: Arrays,  # noqa: ARG002 - most metrics are sufficient
         original: Arrays,  # noqa: ARG002
         origins: Origins,  # noqa: ARG002
         references: Sequence[Reference],  # noqa: ARG002

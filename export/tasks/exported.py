@@ -39,9 +39,9 @@ class ExportedTask(Task, Generic[Served_co]):
     served_class: ClassVar[type[ServedTask]]
     """Class of the served half."""
     optimum_task: ClassVar[str] = ""
-    """Name of the task in Optimum, where it is not :attr:`name`."""
+    """Name of the task in Optimum, if it differs from :attr:`name`."""
     evaluation_options: ClassVar[Mapping[str, JsonValue]] = {}
-    """Request parameters that training and verification use, where the default answer says too little for the metric."""
+    """Request parameters for training and verification, if the metric needs more than the default answer."""
     pipeline_options: ClassVar[Mapping[str, object]] = {}
     """Options of the pipeline that make its answers comparable in a benchmark."""
     has_output_head: ClassVar[bool] = False
@@ -62,7 +62,7 @@ class ExportedTask(Task, Generic[Served_co]):
 
     @property
     def pair(self) -> bool:
-        """Tell whether a row is two texts, which the model must tell apart."""
+        """Return whether a row is a pair of texts."""
         return self.served.pair
 
     @property
@@ -147,10 +147,10 @@ class ExportedTask(Task, Generic[Served_co]):
     # -- the exported graph ---------------------------------------------------------------------------------------------------
 
     def add_output_head(self, model: onnx.ModelProto) -> str | None:  # noqa: ARG002 - most graphs are complete
-        """Append to a raw fp32 graph, in place, what turns :attr:`heads` into :attr:`model_outputs`. Default: nothing.
+        """Append to a raw fp32 graph, in place, the nodes that compute :attr:`model_outputs` from :attr:`heads`. Default: none.
 
         Returns:
-            A sentence for the manifest, if there is something to say.
+            A description of the change for the manifest; None if nothing is appended.
 
         Raises:
             ExportError: The graph lacks an input that the head needs.
@@ -174,7 +174,7 @@ class ExportedTask(Task, Generic[Served_co]):
         return self.served.with_options(self.evaluation_options)
 
     def answers(self, outputs: Arrays, origins: Origins) -> Arrays:
-        """Compute the served answers, and under other names what :meth:`agreement` and :meth:`ties` need besides.
+        """Compute the served answers, and the additional arrays that :meth:`agreement` and :meth:`ties` need.
 
         Args:
             outputs: :attr:`model_outputs`, ``[model rows, …]``.
@@ -190,17 +190,17 @@ class ExportedTask(Task, Generic[Served_co]):
     def predictions(self, answers: Arrays) -> list[Prediction]:
         """Convert answers to what the metric takes: one per labelled row, in the form of :meth:`reference`."""
 
-    def confidence(self, answers: Arrays) -> npt.NDArray[np.float64] | None:  # noqa: ARG002 - most scores are no probabilities
-        """Return the probability of each prediction, ``[labelled rows]``, where predictions are one of several choices."""
+    def confidence(self, answers: Arrays) -> npt.NDArray[np.float64] | None:  # noqa: ARG002 - most scores are not probabilities
+        """Return the probability of each prediction, ``[labelled rows]``, if each prediction is one of several choices."""
         return None
 
     @abstractmethod
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
-        """Compare a variant's answers with the original's: ``[labelled rows]``, 1 where they are the same, 0 where they differ."""
+        """Compare a variant's answers with the original's: ``[labelled rows]``, 1 if they are the same, 0 if they differ."""
 
     @abstractmethod
     def ties(self, original: Arrays) -> Flags:
-        """Find the answers of the original that are so close a call that either side is right: ``[labelled rows]``."""
+        """Find the answers of the original that are nearly tied, so that either answer counts as equal: ``[labelled rows]``."""
 
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
         """Ask a ``transformers.pipeline`` about rows of requests, all in one batch.
@@ -208,7 +208,7 @@ class ExportedTask(Task, Generic[Served_co]):
         Args:
             pipeline: The pipeline.
             rows: Strings of each row.
-            max_length: Tokens kept of a row.
+            max_length: Maximum tokens of a row.
 
         Returns:
             One answer per row.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from serving.runtime.tokenization import TextEncoder
 
 CLOSE = 1e-3
-"""Two tokens whose logits are nearer to each other than this are a close call."""
+"""The two best tokens count as tied if their logits differ by less."""
 BEST = 5
 """Number of best tokens that the figures beside accuracy look at."""
 EVALUATED_ROWS = 2000

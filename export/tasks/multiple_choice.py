@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CLOSE = 1e-4
-"""Two best scores nearer to each other than this are a close call."""
+"""The two best choices count as tied if their scores differ by less."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 

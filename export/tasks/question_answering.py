@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from transformers import Pipeline
 
 CLOSE = 1e-4
-"""Two answers whose scores are nearer to each other than this are a close call."""
+"""Two answers count as tied if their scores differ by less."""
 MARGIN = "MARGIN"
-"""FP32 ``[rows, 1]``: the score of the best answer minus that of the next one; infinite where there is one only. Evaluation needs
-it; it is not a tensor of the ensemble."""
+"""FP32 ``[rows, 1]``: the score of the best answer minus that of the next one; infinite if there is only one answer.
+
+Evaluation needs it; it is not a tensor of the ensemble.
+"""
 
 
 class KnownAnswer(TypedDict):

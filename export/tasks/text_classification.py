@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 """Values of ``problem_type`` in ``transformers``."""
 CLOSE = 1e-4
-"""Scores nearer to each other (or to the threshold) than this are a close call; a number predicted this near is the same."""
+"""Two scores, or a score and the threshold, count as tied if they differ by less; predicted numbers count as equal."""
 SAME_NUMBER = 0.05
 """Largest difference of two numbers that agree, as a share of the range of the original's numbers."""
 
@@ -66,7 +66,7 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
                 raise ValueError(
                     f"it predicts {len(labels)} numbers per row, {', '.join(labels)}, but only one number can be evaluated"
                 )
-            # a single label is trained as a number even where the config does not say so, but the pipeline applies a sigmoid then
+            # transformers trains a single label as regression by default, but the pipeline then applies a sigmoid
             return cls._of(labels, "none" if problem == REGRESSION else "sigmoid", REGRESSION, pair=pair)
         if problem == MULTI_LABEL:
             return cls._of(labels, "sigmoid", MULTI_LABEL, pair=pair)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedTokenizerFast
 
 CLOSE = 1e-4
-"""Where two models label a token differently with scores nearer to each other than this, it is a close call."""
+"""Two labels of a token by different models count as tied if their scores differ by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
         return np.array([_shared(_by_place(ours), _by_place(theirs)) for ours, theirs in pairs], dtype=np.float64)
 
     def ties(self, original: Arrays) -> Flags:
-        """Return none: :meth:`agreement` counts close calls as the same, token by token."""
+        """Return no ties, because :meth:`agreement` already counts tied tokens as equal."""
         return np.zeros(len(original["ENTITIES"]), dtype=np.bool_)
 
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:  # noqa: ARG002

@@ -41,11 +41,11 @@ class TrainedTask(Task):
 
         Args:
             labels: Labels of all rows, as :meth:`read_row` gave them.
-            names: Label names in order where the data set itself defines them, otherwise empty.
+            names: Label names in order if the data set defines them, otherwise empty.
             pair: Whether rows are two texts.
 
         Raises:
-            ValueError: Nothing can be learned from them.
+            ValueError: The labels cannot be used for training.
         """
 
     def head(self) -> dict[str, object]:

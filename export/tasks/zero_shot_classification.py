@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import Pipeline
 
 CLOSE = 1e-4
-"""Two best scores nearer to each other than this are a close call."""
+"""The two best labels count as tied if their scores differ by less."""
 
 
 @dataclass(frozen=True, kw_only=True)

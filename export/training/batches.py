@@ -11,10 +11,10 @@ import torch
 from export.tasks.base import IGNORED
 from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from serving.runtime.tokenization import FIELDS
-from serving.runtime.types import Features
+from serving.runtime.types import Features, Integers
 
 TEACHER_LOGITS = "teacher_logits"
-"""Name of the column with the teacher's logits, where they are computed once in advance."""
+"""Name of the column with the teacher's logits, if they are computed once in advance."""
 
 
 def training_columns(
@@ -36,7 +36,7 @@ def training_columns(
     """
     inputs: dict[str, Any] = {name: [getattr(encoding, FIELDS[name]) for encoding in features.encodings] for name in names}
     if task.grouped:
-        inputs, targets = _by_owner(inputs, features.origins.sample_mapping), _by_owner(targets, features.origins.sample_mapping)
+        inputs, targets = _by_sample(inputs, features.origins.sample_mapping), _by_sample(targets, features.origins.sample_mapping)
     elif isinstance(task, OwnLossTask):
         inputs = _by_row(inputs, len(next(iter(targets.values()))))
     else:
@@ -44,9 +44,9 @@ def training_columns(
     return {**inputs, **targets, "length": [max(map(len, rows)) for rows in inputs["input_ids"]]}
 
 
-def _by_owner(columns: Mapping[str, Sequence[Any]], owners: Any) -> dict[str, list[Any]]:
+def _by_sample(columns: Mapping[str, Sequence[Any]], sample_mapping: Integers) -> dict[str, list[Any]]:
     """Group the columns of model rows into one list per request row."""
-    ends = np.cumsum(np.bincount(owners)).tolist()
+    ends = np.cumsum(np.bincount(sample_mapping)).tolist()
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     return {name: [list(values[start:end]) for start, end in spans] for name, values in columns.items()}
 

@@ -35,7 +35,7 @@ class Teacher:
         tokenizer: Its tokenizer.
         task: The student's task.
         options: Temperature, weight and n-gram augmentation.
-        order: Position of each of the student's labels among the teacher's; None where the task has no labels.
+        order: Position of each of the student's labels among the teacher's; None if the task has no labels.
         inputs: Names of the inputs of its model.
     """
 
@@ -139,7 +139,7 @@ def load_teacher(folder: Path, task: TrainedTask, student: Any, options: Distill
 
     Raises:
         ArtifactError: It cannot be loaded, or was fine-tuned for another task or other labels.
-        DataError: The task does not support distillation, or the teacher's tokenizer differs where it must not.
+        DataError: The task does not support distillation, or the teacher's tokenizer differs and the logits belong to tokens.
     """
     if isinstance(task, OwnLossTask):
         raise DataError(f"distillation requires logits, and {task.name} has none", hint="leave out --teacher")
@@ -149,7 +149,7 @@ def load_teacher(folder: Path, task: TrainedTask, student: Any, options: Distill
         raise DataError(f"n-gram augmentation does not support {task.name}", hint="leave out --teacher-parts")
     if not _cacheable(task) and _tokenizer_rules(tokenizer) != _tokenizer_rules(student):
         raise DataError(
-            f"{options.teacher} has another tokenizer than the student, so their tokens do not correspond",
+            f"{options.teacher} and the student have different tokenizers, so their tokens do not correspond",
             hint=f"a teacher for {task.name} must have the same tokenizer",
         )
     model = checkpoints.load_model(folder, type(task)).requires_grad_(False)

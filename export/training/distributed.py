@@ -1,6 +1,6 @@
 """Distributed training: several processes, started by ``accelerate launch`` or ``torchrun``, that each run the whole command.
 
-Imports torch only where there are several processes.
+Imports torch only if there are several processes.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class EncodedSplit:
 
     @property
     def labels(self) -> Sequence[Any]:
-        """The column ``labels``; empty where the task has other targets."""
+        """Return the column ``labels``; empty if the task has other targets."""
         return self.dataset["labels"][:] if "labels" in self.targets else ()
 
 

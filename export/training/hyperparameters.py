@@ -13,7 +13,7 @@ from serving.options import Seed
 
 
 def parse_json_or_text(text: str) -> Any:
-    """Read a JSON value such as ``16`` or ``true``; text that is not JSON stands for itself.
+    """Read a JSON value such as ``16`` or ``true``; text that is not JSON is returned unchanged.
 
     Args:
         text: As given on the command line.

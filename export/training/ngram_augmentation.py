@@ -15,7 +15,7 @@ MIN_WORDS = 2
 def random_spans(texts: Sequence[str], count: int, encoder: TextEncoder, generator: random.Random) -> list[list[str]]:
     """Draw ``count`` random spans of consecutive words from each text.
 
-    Words are those of the tokenizer, or those between spaces where the tokenizer finds fewer words. A span has from
+    Words are those of the tokenizer, or those between spaces if the tokenizer finds fewer words. A span has from
     :data:`MIN_WORDS` words to one less than the text. A text that is too short stands for its own spans.
 
     Args:

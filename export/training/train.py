@@ -85,7 +85,7 @@ def train(job: TrainingJob, callbacks: Sequence[TrainerCallback] = ()) -> Traini
 
 
 def with_learning_rate(job: TrainingJob, parameters: int | None = None) -> TrainingJob:
-    """Fill in the learning rate where the job has none.
+    """Fill in the learning rate if the job has none.
 
     Args:
         job: The training job.

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from serving.manifests.manifest import ComputeDevice, Manifest, MetricRecord, Record
-from serving.options import Precision
+from serving.manifests.manifest import Manifest, MetricRecord, Record
+from serving.options import ComputeDevice, Precision
 
 
 class Throughput(Record):
@@ -146,7 +146,7 @@ class BundleManifest(Manifest):
         warnings: Sentences that the user must read.
         original: Figures of the PyTorch original.
         precisions: The variants that were made, by precision.
-        max_length: Tokens kept of a row.
+        max_length: Maximum tokens of a row.
         padding: Padding value by model input.
         output_head: What was appended to the graph, if anything.
         opset: ONNX operator set of the graphs.

@@ -122,7 +122,7 @@ class CheckpointManifest(Manifest):
         adapter: The adapter, if one was trained.
         distillation: The teacher, if there was one.
         figures: What was measured.
-        max_length: Tokens kept of a row.
+        max_length: Maximum tokens of a row.
     """
 
     artifact_kind: ClassVar[str] = "checkpoint"

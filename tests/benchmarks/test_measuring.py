@@ -310,7 +310,7 @@ def test_a_models_own_figure_is_of_the_same_arrangement_in_every_round(inputs: B
     )
     found = findings(inputs, [one, steady, changing])
     original, model = found.models
-    assert (original.name, model.name, model.best, model.quickest) == ("pytorch.fp32", "onnx.fp32", "p1t1", "p1t2")
+    assert (original.name, model.name, model.best.name, model.quickest.name) == ("pytorch.fp32", "onnx.fp32", "p1t1", "p1t2")
     assert (original.fused_operators, model.fused_operators) == (None, {})
     assert model.size_mib == file.stat().st_size / 2**20
     assert model.arrangements["p1t1"].joules_per_row == pytest.approx(0.5), "50 W at 100 rows/s"

@@ -257,5 +257,5 @@ def test_a_teacher_of_tokens_needs_the_students_tokenizer(make_checkpoint: Calla
     assert not load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), options).cacheable
     with pytest.raises(DataError, match="n-gram augmentation does not support token-classification"):
         load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(folder), Distillation(teacher="x", parts=1))
-    with pytest.raises(DataError, match="x has another tokenizer than the student"):
+    with pytest.raises(DataError, match="x and the student have different tokenizers"):
         load_teacher(tmp_path / "tagger", task, AutoTokenizer.from_pretrained(make_checkpoint("roberta")), options)

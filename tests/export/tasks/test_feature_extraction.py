@@ -210,7 +210,7 @@ def test_a_checkpoint_without_such_files_is_pooled_by_mean_and_not_normalised(tm
 
 def test_what_is_chosen_wins(tmp_path: Path) -> None:
     files = {"modules.json": modules("Transformer", "Pooling", "Normalize")}  # the pooling's own file is lost
-    with pytest.raises(ArtifactError, match=r"1_Pooling/config\.json.*not there"):
+    with pytest.raises(ArtifactError, match=r"1_Pooling/config\.json.*is missing"):
         said(tmp_path, files)
     found = said(tmp_path, files, pooling="max", normalize="false")
     assert (found["pooling"], found["normalize"]) == ("max", False)
