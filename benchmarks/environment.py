@@ -104,9 +104,7 @@ def _own_seconds(process: psutil.Process) -> float:
 
 
 def _commit() -> str | None:
-    if shutil.which("git") is None:
-        return None
-    head = _git("rev-parse", "HEAD")
+    head = _git("rev-parse", "HEAD") if shutil.which("git") else None
     if head is None:
         return None
     return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")

@@ -72,10 +72,6 @@ class Batched:
         if before is not None and after is not None:  # the model works all the time, in the untimed calls at first too
             self.watts.append((after - before) / (time.perf_counter() - begun))
 
-    def timings(self) -> list[SliceTiming]:
-        """Timings by round."""
-        return [side_by_side(workers, self.batch) for workers in self.slices]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -84,6 +80,9 @@ class Loaded:
     run: ModelRun
     workers: Workers
     ways: list[Batched]
+
+
+_Ended = tuple[Loaded, list[WorkerFacts]]
 
 
 @contextlib.contextmanager
@@ -120,27 +119,27 @@ def findings(inputs: BenchmarkInputs, measured: Sequence[Loaded]) -> Findings:
         SetupError: A worker failed.
         ArtifactError: A file that ran is not the one its bundle describes.
     """
-    ended: dict[str, list[tuple[Loaded, list[WorkerFacts]]]] = {}
+    ended: dict[str, list[_Ended]] = {}
     for one in measured:
         facts = one.workers.end()
         ended.setdefault(f"{one.run.job.backend}.{_precision(inputs.bundle, one.run.job, facts[0])}", []).append((one, facts))
     rounds: list[dict[str, float]] = [{} for _ in range(inputs.options.rounds)]
     samples: dict[str, Spans] = {}
-    arrangements: dict[str, dict[str, Arrangement]] = {name: {} for name in ended}
+    models = []
     for name, parts in ended.items():
+        arrangements: dict[str, Arrangement] = {}
         for one, facts in parts:
             for way in one.ways:
-                timings = way.timings()
+                timings = [side_by_side(workers, way.batch) for workers in way.slices]
                 arrangement = _arrangement(one.run, way, facts, timings)
-                arrangements[name][arrangement.name] = arrangement
+                arrangements[arrangement.name] = arrangement
                 figure = f"{name}.{arrangement.name}"
                 for index, (workers, timing) in enumerate(zip(way.slices, timings, strict=True)):
                     rounds[index] |= flatten(f"{figure}.", asdict(timing.speed()))
                     samples |= {f"{figure}.r{index + 1}.{process}": spans for process, spans in enumerate(workers)}
-    original = ended[ORIGINAL][0][1][0].answers
-    models = [_model(name, ended, arrangements[name], inputs, original) for name in ended]
+        models.append(_model(name, parts[0], ended[ORIGINAL][0], arrangements, inputs))
     rounds = [found | _short_names(models, found) for found in rounds]
-    return Findings(models=models, rounds=rounds, samples=samples, original=original)
+    return Findings(models=models, rounds=rounds, samples=samples, original=ended[ORIGINAL][0][1][0].answers)
 
 
 def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[str, float]:
@@ -209,23 +208,17 @@ def _arrangement(run: ModelRun, way: Batched, facts: list[WorkerFacts], timings:
     )
 
 
-def _model(
-    name: str,
-    ended: dict[str, list[tuple[Loaded, list[WorkerFacts]]]],
-    arrangements: dict[str, Arrangement],
-    inputs: BenchmarkInputs,
-    original: Arrays,
-) -> InProcess:
-    """A model with its quality. Its first run is the one that answered the labelled rows."""
-    (first, (facts, *_)) = ended[name][0]
+def _model(name: str, ended: _Ended, original: _Ended, arrangements: dict[str, Arrangement], inputs: BenchmarkInputs) -> InProcess:
+    """A model with its quality, from its first run, which answered the labelled rows."""
+    (first, (facts, *_)), (reference, (theirs, *_)) = ended, original
     task, file = inputs.task, facts.file
-    if isinstance(facts.answers, dict):
-        is_original = name == ORIGINAL
-        theirs = ended[ORIGINAL][0][0].run.job.logits
-        difference = None if is_original else logits.largest_difference(first.run.job.logits, theirs)
-        quality = evaluate(task, inputs.rows, facts.answers, None if is_original else original, logit_difference=difference)
+    if first is reference:
+        quality = evaluate(task, inputs.rows, facts.answers, None)
+    elif isinstance(facts.answers, dict):
+        difference = logits.largest_difference(first.run.job.logits, reference.run.job.logits)
+        quality = evaluate(task, inputs.rows, facts.answers, theirs.answers, logit_difference=difference)
     else:
-        quality = evaluate_pipeline(task, inputs.rows, facts.answers, original)
+        quality = evaluate_pipeline(task, inputs.rows, facts.answers, theirs.answers)
     is_onnx = file.suffix == ".onnx"
     kind, _, precision = name.partition(".")
     return InProcess(

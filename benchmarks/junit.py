@@ -9,7 +9,7 @@ from pathlib import Path
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from benchmarks.report import Report
-from benchmarks.verdicts import BenchmarkGate, ReportComparison
+from benchmarks.verdicts import ReportComparison
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped; junitparser writes them all the same."""
@@ -17,7 +17,7 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def write_junit(path: Path, report: Report) -> None:
     """Write a report's gates and its comparison with the baseline, one suite each. A failure says by how much."""
-    suites = [_gates(report.name, report.created, report.gates)] if report.gates else []
+    suites = [_gates(report)] if report.gates else []
     if report.baseline is not None:
         suites.append(_figures(report.name, report.baseline))
     _write(path, f"benchmark of {report.name}", suites)
@@ -28,11 +28,11 @@ def write_comparison(path: Path, compared: ReportComparison) -> None:
     _write(path, "comparison of benchmarks", [_figures("compare", compared)])
 
 
-def _gates(name: str, created: str, gates: Sequence[BenchmarkGate]) -> TestSuite:
+def _gates(report: Report) -> TestSuite:
     suite = TestSuite("gates")
-    suite.timestamp = created.partition("+")[0]
-    for gate in gates:
-        case = TestCase(_clean(gate.expression), _clean(f"{name}.gates"))
+    suite.timestamp = report.created.partition("+")[0]
+    for gate in report.gates:
+        case = TestCase(_clean(gate.expression), _clean(f"{report.name}.gates"))
         if gate.passed:
             case.system_out = _clean(str(gate))
         else:

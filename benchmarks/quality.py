@@ -84,13 +84,8 @@ def calibration_error(
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks".
 
-    Args:
-        confidence: Probability of each prediction, ``[rows]``; None if the task's scores are not probabilities.
-        predictions: The predictions.
-        references: The labels.
-
     Returns:
-        The error, 0 to 1; None without probabilities, or if one of them is NaN or infinite.
+        The error, 0 to 1; None without a probability of each prediction, ``[rows]``, or if one of them is NaN or infinite.
     """
     if confidence is None or not np.isfinite(confidence).all():
         return None

@@ -16,14 +16,7 @@ def rows_of_length(
     """Make rows of ``length`` tokens, or a few less where no truncation gives it, by appending the texts of the following rows.
 
     Rows that fit completely come first, then truncated rows. Rows that are invalid after truncation (without a mask, or without any
-    text) are left out.
-
-    Args:
-        bundle: The bundle.
-        names: The model's inputs.
-        rows: Rows of requests; a task with several texts keeps all but the one that may be long.
-        length: Number of tokens, at most the bundle's maximum.
-        count: Maximum number of rows.
+    text) are left out. A task with several texts keeps all but the one that may be long. There are at most ``count`` rows.
     """
     long, short = bundle.task.long_example(bundle.max_length), bundle.task.example
     inputs = [tensor.name for tensor in bundle.task.inputs()]

@@ -17,7 +17,7 @@ from export.tasks.base import Task
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
 from serving.errors import DataError
-from serving.records import Record, checked_text, read_file, shown
+from serving.records import LocatedRow, checked_text, read_file, shown
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Features
 
@@ -95,7 +95,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
-def checked_rows(location: str, records: Iterable[Record], columns: ResolvedColumns, task: type[Task]) -> Rows:
+def checked_rows(location: str, records: Iterable[LocatedRow], columns: ResolvedColumns, task: type[Task]) -> Rows:
     """Select the columns of ``records`` and check every row.
 
     Labels become numbers if all of them are written as numbers.

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serving.errors import DataError
-from serving.records import FORMATS, Record, read_file
+from serving.records import FORMATS, LocatedRow, read_file
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """Prefixes of the names of a split's files and folders, such as ``train-00000-of-00002.parquet``."""
 TEXT_FILES = "*.txt"
 
 
-def read_rows(location: str, split: str) -> Iterator[Record]:
+def read_rows(location: str, split: str) -> Iterator[LocatedRow]:
     """Read the rows of a file, of all files that match a pattern such as ``part-*.csv``, or of a folder.
 
     If a folder has files that are named after the split, only these are read, otherwise all files that are not named after another
@@ -41,7 +41,7 @@ def read_rows(location: str, split: str) -> Iterator[Record]:
         yield from read_file(path)
 
 
-def _folder_rows(folder: Path, split: str) -> Iterator[Record]:
+def _folder_rows(folder: Path, split: str) -> Iterator[LocatedRow]:
     files = [path for path in sorted(folder.iterdir()) if path.suffix in FORMATS]
     if files:
         named = [path for path in files if _belongs_to(path, split)]
@@ -65,7 +65,7 @@ def _belongs_to(path: Path, split: str) -> bool:
     return any(stem == name or (stem.startswith(name) and not stem[len(name)].isalnum()) for name in SPLITS.get(split, (split,)))
 
 
-def _read_files(paths: list[Path], location: str) -> Iterator[Record]:
+def _read_files(paths: list[Path], location: str) -> Iterator[LocatedRow]:
     if not paths:
         raise DataError(f"no file {location}")
     for path in paths:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -15,7 +15,7 @@ from export.tasks.exported import ExportedTask
 from export.verify import Run
 from serving.errors import ArtifactError, SetupError
 from serving.machine import resolve_device
-from serving.manifests import ComputeDevice
+from serving.options import ComputeDevice
 from serving.reporting import logger
 from serving.runtime.types import Arrays
 
@@ -78,7 +78,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def usable_device(device: str) -> ComputeDevice:
+def usable_device(device: Literal["auto", ComputeDevice]) -> ComputeDevice:
     """Choose a device that torch and ONNX Runtime can both use.
 
     Args:

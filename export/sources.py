@@ -14,7 +14,7 @@ from export.data import Rows, checked_rows
 from export.files import read_rows
 from export.tasks.base import Task
 from serving.errors import ArtifactError, DataError
-from serving.records import Record
+from serving.records import LocatedRow
 
 HUB = "hub:"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -121,7 +121,7 @@ def _hub_rows(dataset: Any, location: str, columns: ResolvedColumns, task: type[
     return replace(rows, names=tuple(names or rows.names))
 
 
-def _records(dataset: Any, location: str, label: str | None, names: list[str] | None) -> Iterator[Record]:
+def _records(dataset: Any, location: str, label: str | None, names: list[str] | None) -> Iterator[LocatedRow]:
     for number, row in enumerate(dataset, start=1):
         place = f"row {number}"
         yield place, row if names is None else row | {label: _label_name(row[label], names, f"{location}, {place}")}

@@ -22,7 +22,6 @@ from serving.bundle import served_code
 from serving.errors import ExportError
 from serving.manifests import (
     BundleManifest,
-    ComputeDevice,
     OriginalCheckpoint,
     OriginalFigures,
     StageInputs,
@@ -30,7 +29,7 @@ from serving.manifests import (
     VariantGate,
     VariantRecord,
 )
-from serving.options import Precision
+from serving.options import ComputeDevice, Precision
 from serving.reporting import logger
 from serving.runtime.tokenization import FIELDS, TextEncoder
 from serving.runtime.types import Arrays
@@ -55,7 +54,7 @@ class _VariantContext:
         device: The device for all variants except int8.
         raw: The graph as it was converted.
         rows: The rows as model inputs.
-        reference: The original's outputs for them.
+        original: The original's outputs for them.
         staging: The bundle's folder.
     """
 
@@ -64,7 +63,7 @@ class _VariantContext:
     device: ComputeDevice
     raw: Path
     rows: EncodedRows
-    reference: verify.Reference
+    original: verify.OriginalOutputs
     staging: Path
 
     def file(self, precision: str) -> Path:
@@ -135,9 +134,9 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
         )
         write_evaluation(source.rows, staging)
         rows = _rows(source, options, encoder, tokenizer, names, max_length)
-        reference = _reference(run, source, rows)
+        original = _original_outputs(run, source, rows)
         context = _VariantContext(
-            source=source, options=options, device=device, raw=raw, rows=rows, reference=reference, staging=staging
+            source=source, options=options, device=device, raw=raw, rows=rows, original=original, staging=staging
         )
         variants = {precision: _variant(precision, context) for precision in options.precisions}
     manifest = _manifest(context, variants, run, inputs, max_length=max_length, padding=padding, output_head=output_head)
@@ -176,10 +175,10 @@ def _rows(
     return rows
 
 
-def _reference(run: verify.Run, source: ExportSource, rows: EncodedRows) -> verify.Reference:
+def _original_outputs(run: verify.Run, source: ExportSource, rows: EncodedRows) -> verify.OriginalOutputs:
     outputs = verify.compute_outputs(run, rows, source.task, rows.batches(verify.BATCH), title="PyTorch")
     verify.require_finite(outputs)
-    return verify.Reference(task=source.task, outputs=outputs, origins=rows.origins, references=rows.references)
+    return verify.OriginalOutputs(task=source.task, outputs=outputs, origins=rows.origins, references=rows.references)
 
 
 def _manifest(
@@ -231,7 +230,7 @@ def _original(context: _VariantContext, timing: verify.ModelTiming) -> OriginalF
     source = context.source
     checkpoint = OriginalCheckpoint(name=source.name, sha256=checkpoints.weights_sha256(source.folder))
     return OriginalFigures(
-        **verify.task_metrics(context.reference),
+        **verify.task_metrics(context.original),
         rows=len(context.rows),
         bytes=checkpoints.weights_size(source.folder),
         checkpoint=checkpoint,
@@ -291,7 +290,7 @@ def _variant(precision: Precision, context: _VariantContext) -> _Variant:
     batches = rows.request_batches() if precision == "int8" else rows.batches(verify.BATCH)
     outputs = verify.compute_outputs(_run(precision, context), rows, context.source.task, batches, title=precision)
     limits = verify.GateLimits(max_metric_drop=context.options.max_metric_drop, min_agreement=context.options.min_agreement)
-    verdict = verify.verify_variant(precision, context.reference, outputs, limits)
+    verdict = verify.verify_variant(precision, context.original, outputs, limits)
     verdict = replace(verdict, gates=(*verdict.gates, *made.gates))
     return _Variant(graph=made, verdict=verdict, bytes=graph.size(path), operators=optimize.operators(path))
 

@@ -55,7 +55,7 @@ class GateLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class OriginalOutputs:
     """The PyTorch original, which variants are compared with.
 
     Attributes:
@@ -144,11 +144,11 @@ def compute_outputs(run: Run, rows: EncodedRows, task: ExportedTask, batches: Se
     return found if task.served.token_level else {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def task_metrics(reference: Reference) -> dict[str, float]:
+def task_metrics(original: OriginalOutputs) -> dict[str, float]:
     """Return the figures of the task's metric for the original, by name."""
-    task, outputs = reference.task, reference.outputs
-    found = metric.compute(task.metric, task.predictions(reference.answers(outputs)), reference.references)
-    return found | task.extra_figures(outputs, outputs, reference.origins, reference.references)
+    task, outputs = original.task, original.outputs
+    found = metric.compute(task.metric, task.predictions(original.answers(outputs)), original.references)
+    return found | task.extra_figures(outputs, outputs, original.origins, original.references)
 
 
 def require_finite(outputs: Arrays) -> None:
@@ -179,12 +179,12 @@ def few_rows_warning(rows: int) -> str | None:
     )
 
 
-def verify_variant(precision: str, reference: Reference, variant: Arrays, limits: GateLimits) -> VariantVerdict:
+def verify_variant(precision: str, original: OriginalOutputs, variant: Arrays, limits: GateLimits) -> VariantVerdict:
     """Compare a variant with the original, row by row.
 
     Args:
         precision: Precision of the variant.
-        reference: The original; its outputs are finite.
+        original: The original; its outputs are finite.
         variant: Outputs of the variant for the same rows. A row with a NaN or infinite output does not agree, counts as wrong in
             the accuracy and as zeros in any other metric, and fails a gate of its own.
         limits: Limits of the gates.
@@ -192,29 +192,29 @@ def verify_variant(precision: str, reference: Reference, variant: Arrays, limits
     Returns:
         Figures and gates.
     """
-    task, rows = reference.task, len(reference.references)
+    task, rows = original.task, len(original.references)
     finite = _finite_rows(variant)
     outputs = variant
     if not finite.all():
         outputs = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in variant.items()}
-    finite_requests = np.ones(reference.origins.count, dtype=np.bool_)
-    finite_requests[reference.origins.sample_mapping[~finite]] = False
+    finite_requests = np.ones(original.origins.count, dtype=np.bool_)
+    finite_requests[original.origins.sample_mapping[~finite]] = False
     valid = np.logical_and.reduce(finite_requests.reshape(-1, rows))  # a labelled row may take several requests
-    answers, original = reference.answers(outputs), reference.answers(reference.outputs)
-    drop, interval = _drop(reference, task.predictions(original), task.predictions(answers), valid)
-    agreement = task.agreement(answers, original)
-    ties = valid & (agreement < 1) & task.ties(original)
+    answers, original_answers = original.answers(outputs), original.answers(original.outputs)
+    drop, interval = _drop(original, task.predictions(original_answers), task.predictions(answers), valid)
+    agreement = task.agreement(answers, original_answers)
+    ties = valid & (agreement < 1) & task.ties(original_answers)
     agreeing = float(np.where(valid, np.where(ties, 1, agreement), 0).sum())
-    largest, mean = _differences(reference.outputs, variant) if finite.all() else (None, None)
-    metrics = metric.compute(task.metric, task.predictions(answers), reference.references)
-    metrics |= task.extra_figures(outputs, reference.outputs, reference.origins, reference.references)
+    largest, mean = _differences(original.outputs, variant) if finite.all() else (None, None)
+    metrics = metric.compute(task.metric, task.predictions(answers), original.references)
+    metrics |= task.extra_figures(outputs, original.outputs, original.origins, original.references)
     gates = [
         _finite_gate(int((~valid).sum()), rows),
         _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
         _agreement_gate(agreeing, rows, _required_agreement(precision, limits)),
     ]
     if precision == "fp32":
-        gates.append(_difference_gate(largest, max(float(np.abs(values).max()) for values in reference.outputs.values())))
+        gates.append(_difference_gate(largest, max(float(np.abs(values).max()) for values in original.outputs.values())))
     return VariantVerdict(
         metrics=metrics,
         metric_drop=100 * drop,
@@ -227,15 +227,15 @@ def verify_variant(precision: str, reference: Reference, variant: Arrays, limits
 
 
 def _drop(
-    reference: Reference, original: Sequence[Any], variant: Sequence[Any], valid: npt.NDArray[np.bool_]
+    original: OriginalOutputs, expected: Sequence[Any], variant: Sequence[Any], valid: npt.NDArray[np.bool_]
 ) -> tuple[float, tuple[float, float]]:
     """Return the drop of the main metric and its 95 % interval, which is exact if the metric is the accuracy."""
-    task, references = reference.task, reference.references
+    task, references = original.task, original.references
     if task.main_metric != "accuracy":
-        return metric.bootstrapped_drop(task.metric, task.main_metric, original, variant, references)
+        return metric.bootstrapped_drop(task.metric, task.main_metric, expected, variant, references)
     original_correct, variant_correct = (
         np.array([prediction == label for prediction, label in zip(predictions, references, strict=True)])
-        for predictions in (original, variant)
+        for predictions in (expected, variant)
     )
     return metric.paired_drop(original_correct, variant_correct & valid)
 

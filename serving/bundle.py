@@ -46,7 +46,7 @@ class Bundle:
     task: ServedTask
     max_length: int
     padding: dict[str, int]
-    variants: dict[str, Variant]
+    variants: dict[Precision, Variant]
     manifest: BundleManifest
 
     @property
@@ -106,7 +106,7 @@ def load_bundle(folder: Path) -> Bundle:
     missing = [name for name in manifest.files if not (folder / name).is_file()]
     if missing:
         raise ArtifactError(f"{folder} lacks {', '.join(missing)}", hint="write it again with: tritonize export --force")
-    variants: dict[str, Variant] = {
+    variants: dict[Precision, Variant] = {
         precision: Variant(precision=precision, path=file_inside(folder, record.file), figures=record.figures)
         for precision, record in manifest.precisions.items()
         if record.verdict == "passed"

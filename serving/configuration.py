@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import NonNegativeInt, PositiveInt
+
+from serving.options import Batching, ComputeDevice, Precision
+
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
@@ -19,13 +23,13 @@ class Configuration:
         queue_delay_us: How long a request may wait for others to share its execution, in µs. Always 0 without batching.
     """
 
-    precision: str
-    device: str
-    batching: str
-    instances: int
-    threads: int
-    max_batch_size: int
-    queue_delay_us: int
+    precision: Precision
+    device: ComputeDevice
+    batching: Batching
+    instances: PositiveInt
+    threads: PositiveInt
+    max_batch_size: PositiveInt
+    queue_delay_us: NonNegativeInt
 
     def __str__(self) -> str:
         """Describe the settings in a few words for people."""

@@ -7,7 +7,9 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
+
+from serving.options import ComputeDevice
 
 
 class Hardware(TypedDict):
@@ -39,7 +41,7 @@ def has_gpu() -> bool:
     )
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: Literal["auto", ComputeDevice]) -> ComputeDevice:
     """Turn ``auto`` into ``gpu`` if this machine has one and into ``cpu`` otherwise. Return other values unchanged."""
     return ("gpu" if has_gpu() else "cpu") if device == "auto" else device
 

@@ -31,6 +31,10 @@ WireProtocol = Literal["grpc", "http"]
 """How a client talks to the server."""
 Precision = Literal["fp32", "fp16", "int8"]
 """A variant of a bundle."""
+ComputeDevice = Literal["cpu", "gpu"]
+"""A device that computes, once ``auto`` is resolved."""
+Batching = Literal["ragged", "off"]
+"""How requests are batched, once ``auto`` is resolved."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_BATCH_SIZE = 64
 """Maximum number of rows per request, unless the user or tuning says otherwise."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
 from serving.machine import cores, resolve_device
-from serving.options import MAX_BATCH_SIZE
+from serving.options import MAX_BATCH_SIZE, Batching, ComputeDevice, Precision
 from serving.tuning import Tuning
 
 INT8_SCALES = "dynamic int8 scales span the whole batch, so an answer would depend on the other requests in it"
@@ -33,9 +34,9 @@ class Plan(Configuration):
 def make_plan(
     bundle: Bundle,
     *,
-    precision: str,
-    device: str,
-    batching: str,
+    precision: Literal["auto", Precision],
+    device: Literal["auto", ComputeDevice],
+    batching: Literal["auto", Batching],
     instances: int | None,
     threads: int | None,
     max_batch_size: int | None,
@@ -63,12 +64,8 @@ def make_plan(
     tuning = _applicable(tuning, bundle, precision, chosen_device, reasons)
     tuned = tuning.winner if tuning is not None else None
     if tuned is not None:
-        precision = tuned.precision
-        batching = tuned.batching if batching == "auto" else batching
-        if instances is None and (threads is None or chosen_device == "gpu"):  # tuning measured the two together
-            instances = tuned.instances
-            threads = tuned.threads if chosen_device == "cpu" else threads
-        max_batch_size = tuned.max_batch_size if max_batch_size is None else max_batch_size
+        precision, batching = tuned.precision, tuned.batching if batching == "auto" else batching
+        instances, threads = _tuned_instances(tuned, instances, threads)
     variant = _choose_variant(bundle, chosen_device, reasons) if precision == "auto" else bundle.variant(precision)
     chosen_batching = _choose_batching(variant, chosen_device, batching, reasons)
     chosen_instances, chosen_threads = _choose_instances(chosen_device, chosen_batching, instances, threads, reasons)
@@ -78,7 +75,7 @@ def make_plan(
         batching=chosen_batching,
         instances=chosen_instances,
         threads=chosen_threads,
-        max_batch_size=max_batch_size or MAX_BATCH_SIZE,
+        max_batch_size=max_batch_size or (MAX_BATCH_SIZE if tuned is None else tuned.max_batch_size),
         queue_delay_us=_choose_delay(chosen_batching, queue_delay_us, tuned, reasons),
         reasons=reasons,
     )
@@ -94,6 +91,13 @@ def _applicable(tuning: Tuning | None, bundle: Bundle, precision: str, device: s
         return tuning
     reasons["configuration"] = f"not as tuned: {objection}"
     return None
+
+
+def _tuned_instances(tuned: Configuration, instances: int | None, threads: int | None) -> tuple[int | None, int | None]:
+    """Take the instances and threads that were tuned, together or not at all, because tuning measured them together."""
+    if tuned.device == "gpu":  # threads have no effect
+        return instances or tuned.instances, threads
+    return (tuned.instances, tuned.threads) if instances is None and threads is None else (instances, threads)
 
 
 def _choose_delay(batching: str, asked: int | None, tuned: Configuration | None, reasons: dict[str, str]) -> int:
@@ -141,7 +145,7 @@ def _timed_on_cpu(variant: Variant) -> bool:
     return variant.figures.speed_device == "cpu"
 
 
-def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[str, str]) -> str:
+def _choose_batching(variant: Variant, device: str, asked: Literal["auto", Batching], reasons: dict[str, str]) -> Batching:
     if asked != "auto":
         if asked == "ragged" and variant.precision == "int8":
             reasons["batching"] = f"ragged, as asked: {INT8_SCALES}"
@@ -156,7 +160,7 @@ def _choose_batching(variant: Variant, device: str, asked: str, reasons: dict[st
         reasons["batching"] = f"off: {variant.precision} was not timed on a CPU, where batches of mixed lengths mostly add padding"
         return "off"
     alone, together = variant.figures.throughput.one_by_one, variant.figures.throughput.batched
-    chosen = "ragged" if together > alone else "off"
+    chosen: Batching = "ragged" if together > alone else "off"
     reasons["batching"] = f"{chosen}: export measured {alone:.0f} rows/s one by one and {together:.0f} rows/s in batches of 16"
     return chosen
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from serving.errors import DataError
 
-Record = tuple[str, Mapping[str, Any]]
+LocatedRow = tuple[str, Mapping[str, Any]]
 """The place of a row, such as ``line 12``, and its values by column."""
 
 
-def read_file(path: Path) -> Iterator[Record]:
+def read_file(path: Path) -> Iterator[LocatedRow]:
     """Read the rows of a csv (quoted as usual), tsv (split at tabs, no quoting), jsonl or parquet file.
 
     Raises:
@@ -32,7 +32,7 @@ def read_file(path: Path) -> Iterator[Record]:
         raise DataError(f"cannot read {path}: {str(error) or type(error).__name__}") from error
 
 
-def _read_csv(path: Path) -> Iterator[Record]:
+def _read_csv(path: Path) -> Iterator[LocatedRow]:
     csv.field_size_limit(2**31 - 1)  # a long document exceeds the default of 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -42,7 +42,7 @@ def _read_csv(path: Path) -> Iterator[Record]:
                 yield _record(path, header, values, f"line {reader.line_num}")
 
 
-def _read_tsv(path: Path) -> Iterator[Record]:
+def _read_tsv(path: Path) -> Iterator[LocatedRow]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         header = file.readline().rstrip("\r\n").split("\t")
         for number, line in enumerate(file, start=2):
@@ -50,13 +50,13 @@ def _read_tsv(path: Path) -> Iterator[Record]:
                 yield _record(path, header, stripped.split("\t"), f"line {number}")
 
 
-def _record(path: Path, header: list[str], values: list[str], where: str) -> Record:
+def _record(path: Path, header: list[str], values: list[str], where: str) -> LocatedRow:
     if len(values) != len(header):
         raise DataError(f"{path}, {where}: {len(values)} fields where the header has {len(header)}: {shown(values)}")
     return where, dict(zip(header, values, strict=True))
 
 
-def _read_jsonl(path: Path) -> Iterator[Record]:
+def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -70,7 +70,7 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
             yield f"line {number}", row
 
 
-def _read_parquet(path: Path) -> Iterator[Record]:
+def _read_parquet(path: Path) -> Iterator[LocatedRow]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:

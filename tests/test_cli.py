@@ -91,7 +91,7 @@ def test_every_command_is_there_documented_and_takes_a_recipe() -> None:
     [
         (["nothing"], "No such command 'nothing'"),
         (["package", "--precision", "fp8", "--name", "x"], "fp8"),
-        (["package", "--name", "../x"], "letters, digits"),
+        (["package", "--name", "../x"], "is not a model name"),
         (["serve", "--http-port", "0"], "--http-port"),
         (["serve", "--recipe", "no-such-recipe"], "no recipe 'no-such-recipe'"),
         (["predict"], "Missing argument"),

@@ -11,10 +11,10 @@ import pytest
 
 from export import cli
 from export.cli import COMMANDS, tritonize
+from export.command_reference import command_reference
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
 from export.options import parse_hub_repository
-from export.reference import command_reference
 from export.tasks import task_names
 from export.training.hyperparameters import ADAPTER_METHODS, Adapter, Hyperparameters
 from serving.click_options import FieldOption
@@ -61,11 +61,13 @@ def test_options_of_a_command_have_distinct_names(name: str) -> None:
 
 def test_the_command_reference_is_up_to_date() -> None:
     written = Path(cli.__file__).with_name("COMMANDS.md").read_text(encoding="utf-8")
-    assert written == command_reference(), "run: python -m export.reference > export/COMMANDS.md"
+    assert written == command_reference(), "run: python -m export.command_reference > export/COMMANDS.md"
 
 
 def test_the_command_reference_can_be_generated_without_torch() -> None:
-    script = "import sys; from export.reference import command_reference; command_reference(); print('torch' in sys.modules)"
+    script = (
+        "import sys; from export.command_reference import command_reference; command_reference(); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

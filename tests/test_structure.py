@@ -132,14 +132,23 @@ def test_every_served_task_has_an_exported_half_of_its_name() -> None:
     assert {name: task.served_class for name, task in exported.items()} == {name: served_class(name) for name in served_names()}
 
 
-def test_no_two_classes_have_one_name() -> None:
-    counts = Counter(
-        node.name
-        for package in PACKAGES
-        for path in modules(package)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef)
-    )
+def type_names(path: Path) -> list[str]:
+    """Names of the classes in a file, wherever in it, and of its type aliases: ``Name = X[…]``, ``Name = X | Y``, ``Name = X``."""
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    found = [node.name for node in ast.walk(module) if isinstance(node, ast.ClassDef)]
+    for node in module.body:
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript() | ast.BinOp() | ast.Name() | ast.Attribute())
+                | ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Name(id="TypeAlias"))
+            ) if name[0].isupper() and not name.isupper():
+                found.append(name)
+    return found
+
+
+def test_no_two_classes_or_type_aliases_have_one_name() -> None:
+    counts = Counter(name for package in PACKAGES for path in modules(package) for name in type_names(path))
+    assert "Reference" in counts and "JsonValue" in counts, "aliases count"
     assert [name for name, count in counts.items() if count > 1] == ["TritonPythonModel"], "the one name is Triton's"
 
 

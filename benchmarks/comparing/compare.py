@@ -29,15 +29,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.benchmark_options import Tolerances
-from benchmarks.comparing.comparability import (
-    differences,
-    other_machine,
-    other_reference,
-    same_labelled_rows,
-    same_timed_rows,
-    taken_away,
-    title,
-)
+from benchmarks.comparing import comparability
 from benchmarks.comparing.reference import OTHER_ROWS, SPEEDS, compare_speeds
 from benchmarks.report import Report
 from benchmarks.verdicts import FigureComparison, ReportComparison, relative
@@ -66,7 +58,7 @@ def compare(before: Report, now: Report, tolerances: Tolerances) -> ReportCompar
     Raises:
         DataError: They have no figure in common.
     """
-    versions = other_reference(before, now)
+    versions = comparability.other_reference(before, now)
     speeds, notes = compare_speeds(before, now, tolerance=tolerances.max_regression, absolute_too=bool(versions))
     found = [*speeds, *_costs(before, now)]
     if others := sum(one.why == OTHER_ROWS for one in found):
@@ -82,10 +74,10 @@ def compare(before: Report, now: Report, tolerances: Tolerances) -> ReportCompar
         )
     ours, theirs = _names(before), _names(now)
     return ReportComparison(
-        before=title(before),
-        now=title(now),
+        before=comparability.title(before),
+        now=comparability.title(now),
         figures=found + quality,
-        notes=[*said, *notes, *about_quality, *differences(before, now)],
+        notes=[*said, *notes, *about_quality, *comparability.differences(before, now)],
         only_before=_lacking(ours, theirs),
         only_now=_lacking(theirs, ours),
     )
@@ -95,7 +87,7 @@ def _excluded(
     before: Report, now: Report, found: list[FigureComparison], *, any_machine: bool
 ) -> tuple[list[FigureComparison], list[str]]:
     """The comparisons without those that another machine, or foreign work on it, makes meaningless; and notes about it."""
-    elsewhere, taken = other_machine(before, now), taken_away(before, now)
+    elsewhere, taken = comparability.other_machine(before, now), comparability.taken_away(before, now)
     notes = []
     if elsewhere:
         notes.append(f"another machine: {elsewhere}")
@@ -133,13 +125,13 @@ def _costs(before: Report, now: Report) -> Iterator[FigureComparison]:
             tolerance=max(share, least / was) if was else None,
             verdict="worse" if more else "better" if less else "same",
         )
-        other_rows = kind == "joules_per_row" and not same_timed_rows(before, now, ways[way].length)
+        other_rows = kind == "joules_per_row" and not comparability.same_timed_rows(before, now, ways[way].length)
         yield _not_compared(one, OTHER_ROWS) if other_rows else one
 
 
 def _qualities(before: Report, now: Report, tolerance: float) -> tuple[list[FigureComparison], list[str]]:
     """Metrics and agreement of every model, and notes about them."""
-    same = same_labelled_rows(before, now)
+    same = comparability.same_labelled_rows(before, now)
     why = {None: "the reports do not say on which rows", False: "on other labelled rows", True: ""}[same]
     ours, theirs = _quality_figures(before), _quality_figures(now)
     found = []

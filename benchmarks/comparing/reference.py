@@ -91,11 +91,8 @@ def compare_speeds(
 ) -> tuple[list[FigureComparison], list[str]]:
     """Compare throughputs and percentiles of every model as a whole, and of each arrangement and load that both reports have.
 
-    Args:
-        before: Earlier report.
-        now: Later report.
-        tolerance: How much worse a figure may be, relative, whatever the noise.
-        absolute_too: Count a change as worse or better only if the absolute change exceeds the noise too.
+    A figure may be worse by ``tolerance``, relative, whatever the noise; with ``absolute_too``, the absolute change must exceed the
+    noise too. The second value is notes about the comparison.
     """
     found = list(_shared(before, now))
     members = _originals(before)

@@ -50,10 +50,9 @@ def require_no_worse(compared: ReportComparison) -> None:
 
 
 def _rows(compared: ReportComparison, everything: bool) -> list[Sequence[str]]:
-    verdicts = VERDICTS if everything else ("worse", "better")
-    return [_row(one) for verdict in verdicts for one in compared.of(verdict)]
-
-
-def _row(one: FigureComparison) -> Sequence[str]:
-    beside = "" if one.against_reference is None else f"{one.against_reference:+.1%}"
-    return one.verdict, one.figure, f"{one.before:.4g}", f"{one.now:.4g}", one.absolute, beside, one.limits or one.why
+    rows: list[Sequence[str]] = []
+    for one in (one for verdict in (VERDICTS if everything else ("worse", "better")) for one in compared.of(verdict)):
+        beside = "" if one.against_reference is None else f"{one.against_reference:+.1%}"
+        values = f"{one.before:.4g}", f"{one.now:.4g}"
+        rows.append((one.verdict, one.figure, *values, one.absolute, beside, one.limits or one.why))
+    return rows

@@ -15,7 +15,7 @@ from benchmarks.speed import Speed
 LEAST = 3
 """Least number of points for a fit."""
 
-Floats = npt.NDArray[np.float64]
+Doubles = npt.NDArray[np.float64]
 _Line = tuple[str, str, str, int | None]
 """Name, axis, way and rows in flight of a growth, see :class:`Growth`."""
 
@@ -65,7 +65,7 @@ class Growth:
     fit: Fit | None
     why: str
 
-    def fitted(self, x: Floats) -> Floats:
+    def fitted(self, x: Doubles) -> Doubles:
         """Compute rows per second by the fitted law."""
         if self.fit is None:
             raise ValueError(f"{self.name} has no fit")
@@ -141,7 +141,7 @@ def fitted_law(axis: str, points: Sequence[GrowthPoint], rows_in_flight: int = 1
     return Fit(formula=formula, coefficients=coefficients, r2=r2, meaning=meaning), ""
 
 
-def _polynomial(x: Floats, milliseconds: Floats, *, degree: int) -> list[float]:
+def _polynomial(x: Doubles, milliseconds: Doubles, *, degree: int) -> list[float]:
     from scipy.optimize import nnls
 
     powers = x[:, None] ** np.arange(degree + 1)
@@ -150,7 +150,7 @@ def _polynomial(x: Floats, milliseconds: Floats, *, degree: int) -> list[float]:
     return [float(value) for value in found / scale]
 
 
-def _scaling(clients: Floats, throughput: Floats) -> list[float] | None:
+def _scaling(clients: Doubles, throughput: Doubles) -> list[float] | None:
     """λ, σ, κ of the universal scalability law, λN / (1 + σ(N − 1) + κN(N − 1)): N. J. Gunther, Guerrilla Capacity Planning, 2007.
 
     λ is the throughput of one client, σ the serial share of the work, κ the cost of coordination per pair of clients.
@@ -174,8 +174,8 @@ def _scaling(clients: Floats, throughput: Floats) -> list[float] | None:
     return [float(value) for value in found]
 
 
-def _fitted(axis: str, law: Sequence[Any], rows_in_flight: int, x: Floats) -> Floats:
-    fitted: Floats
+def _fitted(axis: str, law: Sequence[Any], rows_in_flight: int, x: Doubles) -> Doubles:
+    fitted: Doubles
     if axis == "concurrency":
         alone, waiting, talking = law
         fitted = alone * x / (1 + waiting * (x - 1) + talking * x * (x - 1))
@@ -184,11 +184,11 @@ def _fitted(axis: str, law: Sequence[Any], rows_in_flight: int, x: Floats) -> Fl
     return fitted
 
 
-def _milliseconds(law: Sequence[float], x: Floats) -> Floats:
+def _milliseconds(law: Sequence[float], x: Doubles) -> Doubles:
     return np.asarray(np.polynomial.polynomial.polyval(x, np.array(law)), dtype=np.float64)
 
 
-def _explained(observed: Floats, expected: Floats) -> float | None:
+def _explained(observed: Doubles, expected: Doubles) -> float | None:
     total = float(((observed - observed.mean()) ** 2).sum())
     return 1 - float(((observed - expected) ** 2).sum()) / total if total > 0 else None
 

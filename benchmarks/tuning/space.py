@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 
 from serving.configuration import Configuration
-from serving.options import MAX_BATCH_SIZE
+from serving.options import MAX_BATCH_SIZE, ComputeDevice, Precision
 
 QUEUE_DELAYS_US = (0, 500, 2000)
 MAX_BATCH_SIZES = (16, 64, 256)
@@ -34,9 +34,9 @@ class Space:
         most_clients: Clients of the heaviest load that is measured. A batch cannot hold more requests.
     """
 
-    device: str
+    device: ComputeDevice
     cores: int
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     most_clients: int
 
     @property

@@ -17,19 +17,7 @@ from benchmarks.tuning.space import Space
 from benchmarks.tuning.testbed import make_testbed
 from benchmarks.tuning.tune_options import TuneOptions
 from benchmarks.tuning.tuning_study import SearchTerms, opened
-from serving.artifact import (
-    MANIFEST,
-    fingerprint,
-    inputs_record,
-    is_current,
-    json_ready,
-    provenance,
-    publish,
-    read_manifest,
-    sha256,
-    versions,
-    write_manifest,
-)
+from serving import artifact
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
 from serving.errors import ServerError
@@ -77,7 +65,7 @@ class TuningSubject:
 
     def outcome(self, trials: Sequence[TrialRecord]) -> TuningOutcome:
         """Return the outcome of these trials."""
-        return TuningOutcome(trials=trials, default=self.default, latency_p99_ms=self.search.latency_p99_ms)
+        return TuningOutcome(trials=tuple(trials), default=self.default, latency_p99_ms=self.search.latency_p99_ms)
 
 
 def prepare(options: TuneOptions) -> TuningSubject:
@@ -114,11 +102,7 @@ def prepare(options: TuneOptions) -> TuningSubject:
 
 
 def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:
-    """Find the best configuration and record it.
-
-    Args:
-        options: What to tune and how.
-        begin: Called when a trial begins, with its number, the expected number of trials, and the configuration.
+    """Find the best configuration and record it; ``begin`` is called for each trial as in :class:`Schedule`.
 
     Returns:
         The result. Its outcome has no winner, and nothing is recorded, if no configuration is within the latency budget.
@@ -128,9 +112,10 @@ def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:
     """
     subject = prepare(options)
     record = tuning_folder(options.bundle_folder)
-    inputs = inputs_record(subject.terms(), fingerprint([options.bundle_folder / MANIFEST], root=options.bundle_folder))
-    if not options.fresh and is_current(record, TuningManifest, inputs):
-        return Tuned(outcome=subject.outcome(read_manifest(record, TuningManifest).trials), unchanged=True)
+    bundle = options.bundle_folder
+    inputs = artifact.inputs_record(subject.terms(), artifact.fingerprint([bundle / artifact.MANIFEST], root=bundle))
+    if not options.fresh and artifact.is_current(record, TuningManifest, inputs):
+        return Tuned(outcome=subject.outcome(artifact.read_manifest(record, TuningManifest).trials), unchanged=True)
     testbed = make_testbed(subject.bundle, options)
     storage = record.with_name(STORAGE)
     earlier = () if options.fresh else _earlier(record, subject)
@@ -140,8 +125,8 @@ def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:
         schedule = Schedule(testbed=testbed, study=study, options=options, begin=begin)
         outcome = _run(subject, schedule)
         if outcome.winner is not None:
-            with publish(record) as folder:
-                write_manifest(folder, _manifest(subject, outcome, inputs))
+            with artifact.publish(record) as folder:
+                artifact.write_manifest(folder, _manifest(subject, outcome, inputs))
             storage.unlink()
     return Tuned(outcome=outcome, unchanged=False)
 
@@ -163,9 +148,9 @@ def _run(subject: TuningSubject, schedule: Schedule) -> TuningOutcome:
 def _conditions(options: TuneOptions) -> dict[str, Any]:
     """Return everything that a trial's figures depend on besides its configuration, JSON-ready."""
     return {
-        "bundle": sha256(options.bundle_folder / MANIFEST),
+        "bundle": artifact.sha256(options.bundle_folder / artifact.MANIFEST),
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": artifact.versions(),
         "server": server_versions(),
         "code": serving_code(),
         "rows": options.rows,
@@ -179,9 +164,9 @@ def _manifest(subject: TuningSubject, outcome: TuningOutcome, inputs: StageInput
     winner = outcome.winner
     assert winner is not None
     return TuningManifest(
-        **provenance(inputs),
-        conditions=json_ready(subject.search.conditions),
-        goal=json_ready(subject.goal),
+        **artifact.provenance(inputs),
+        conditions=artifact.json_ready(subject.search.conditions),
+        goal=artifact.json_ready(subject.goal),
         bundle_sha256=str(subject.search.conditions["bundle"]),
         hardware=HardwareRecord.model_validate(subject.search.conditions["hardware"]),
         latency_p99_ms=outcome.latency_p99_ms,
@@ -197,5 +182,5 @@ def _earlier(record: Path, subject: TuningSubject) -> Sequence[TrialRecord]:
     """Return the trials of a finished tuning under the same conditions."""
     if not record.exists():
         return ()
-    manifest = read_manifest(record, TuningManifest)
+    manifest = artifact.read_manifest(record, TuningManifest)
     return manifest.trials if manifest.conditions == subject.search.conditions else ()

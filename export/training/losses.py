@@ -19,12 +19,12 @@ from serving.errors import DataError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps the logits and labels of a batch to a tensor with one number."""
-Target = Any
+LossTarget = Any
 """Target of a model row: a class (int), a number (float), a list of classes, or a list of one float per label."""
 
 
 def loss_function(
-    task: TrainedTask, options: Hyperparameters, targets: Sequence[Target], *, unlabelled: bool = False
+    task: TrainedTask, options: Hyperparameters, targets: Sequence[LossTarget], *, unlabelled: bool = False
 ) -> Loss | None:
     """Choose the loss that replaces the model's own.
 
@@ -46,7 +46,7 @@ def loss_function(
     return _of_labelled_rows(_weighted_loss(task, options, known) or _default_loss(task))
 
 
-def missing_label(target: Target) -> Target:
+def missing_label(target: LossTarget) -> LossTarget:
     """Return the value that marks a missing target of the same type: :data:`IGNORED` for classes, NaN for numbers."""
     if isinstance(target, list):
         return [missing_label(one) for one in target]
@@ -77,7 +77,7 @@ def _default_loss(task: TrainedTask) -> Loss:
             return _cross_entropy(None, 0.0)
 
 
-def _is_missing(target: Target) -> bool:
+def _is_missing(target: LossTarget) -> bool:
     first = target[0] if isinstance(target, list) else target
     return first == IGNORED if isinstance(first, int) else math.isnan(first)
 
@@ -96,7 +96,7 @@ def _of_labelled_rows(loss: Loss) -> Loss:
     return labelled
 
 
-def _weighted_loss(task: TrainedTask, options: Hyperparameters, targets: Sequence[Target]) -> Loss | None:
+def _weighted_loss(task: TrainedTask, options: Hyperparameters, targets: Sequence[LossTarget]) -> Loss | None:
     if not (options.class_weights or options.label_smoothing):
         return grouped_cross_entropy if task.grouped else None
     option = "--class-weights" if options.class_weights else "--label-smoothing"
@@ -129,7 +129,7 @@ def _binary_cross_entropy(weights: torch.Tensor | None) -> Loss:
     return loss
 
 
-def _class_weights(targets: Sequence[Target], labels: int) -> torch.Tensor:
+def _class_weights(targets: Sequence[LossTarget], labels: int) -> torch.Tensor:
     """Return scikit-learn's balanced class weights, ``[labels]``; 0 for labels that no row has."""
     flat = np.fromiter(chain.from_iterable(target if isinstance(target, list) else [target] for target in targets), dtype=np.int64)
     flat = flat[flat != IGNORED]
@@ -139,7 +139,7 @@ def _class_weights(targets: Sequence[Target], labels: int) -> torch.Tensor:
     return weights
 
 
-def _positive_weights(targets: Sequence[Target]) -> torch.Tensor:
+def _positive_weights(targets: Sequence[LossTarget]) -> torch.Tensor:
     """Return for each label the ratio of rows without it to rows with it, ``[labels]``."""
     positive = torch.tensor(targets).sum(dim=0).clamp(min=1)
     return (len(targets) - positive).clamp(min=1) / positive

@@ -22,7 +22,7 @@ from serving.manifests.checkpoint_manifest import (
     TrainingData,
     TrainingFigures,
 )
-from serving.manifests.manifest import SCHEMA_VERSION, ComputeDevice, Manifest, StageInputs
+from serving.manifests.manifest import SCHEMA_VERSION, Manifest, StageInputs
 from serving.manifests.repository_manifest import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest
 from serving.manifests.tuning_manifest import HardwareRecord, LoadRecord, TrialRecord, TuningManifest
 
@@ -32,7 +32,6 @@ __all__ = [
     "BundleManifest",
     "BundleProvenance",
     "CheckpointManifest",
-    "ComputeDevice",
     "DistillationRecord",
     "HardwareRecord",
     "LoadRecord",

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from serving.manifests.manifest import ComputeDevice, Manifest, MetricRecord, Record
-from serving.options import Precision
+from serving.manifests.manifest import Manifest, MetricRecord, Record
+from serving.options import ComputeDevice, Precision
 
 
 class Throughput(Record):

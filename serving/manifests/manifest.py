@@ -9,7 +9,6 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Pla
 SCHEMA_VERSION: Literal[2] = 2
 """Raise it when a change makes the files that are on disk unreadable."""
 
-ComputeDevice = Literal["cpu", "gpu"]
 Moment = Annotated[AwareDatetime, PlainSerializer(lambda moment: moment.isoformat(timespec="seconds"), return_type=str)]
 """A point in time in whole seconds, ISO 8601 with its offset from UTC."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import JsonValue
+from pydantic import JsonValue, NonNegativeInt, PositiveInt
 
 from serving.configuration import Configuration
 from serving.manifests.bundle_manifest import VariantFigures
-from serving.manifests.manifest import ComputeDevice, Manifest, Record, StageInputs
-from serving.options import Precision
+from serving.manifests.manifest import Manifest, Record, StageInputs
+from serving.options import Batching, ComputeDevice, Precision
 
 
 class ProbeInput(Record):
@@ -63,11 +63,11 @@ class RepositoryManifest(Manifest):
     probe: ProbeBody
     precision: Precision
     device: ComputeDevice
-    batching: Literal["ragged", "off"]
-    instances: int
-    threads: int
-    max_batch_size: int
-    queue_delay_us: int
+    batching: Batching
+    instances: PositiveInt
+    threads: PositiveInt
+    max_batch_size: PositiveInt
+    queue_delay_us: NonNegativeInt
     reasons: dict[str, str]
     bundle: BundleProvenance
 

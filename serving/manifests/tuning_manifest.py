@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import JsonValue
+from pydantic import AfterValidator, JsonValue
 
 from serving.configuration import Configuration
 from serving.manifests.manifest import Manifest, Record
+
+
+def _require_tunable(configuration: Configuration) -> Configuration:
+    """Refuse combinations that tuning never tries and packaging never chooses by itself."""
+    if configuration.precision == "int8" and configuration.batching == "ragged":
+        raise ValueError("int8 is never tuned with ragged batching")
+    if configuration.batching == "off" and configuration.queue_delay_us:
+        raise ValueError("queue_delay_us is 0 without batching")
+    if configuration.device == "gpu" and configuration.threads != 1:
+        raise ValueError("threads is 1 on a GPU")
+    return configuration
+
+
+TunedConfiguration = Annotated[Configuration, AfterValidator(_require_tunable)]
 
 
 class HardwareRecord(Record):
@@ -56,7 +70,7 @@ class TrialRecord(Record):
         gpu_memory_mib: Memory in use on the GPUs, MiB.
     """
 
-    configuration: Configuration
+    configuration: TunedConfiguration
     round: int
     seconds: float
     failure: str | None = None
@@ -105,8 +119,8 @@ class TuningManifest(Manifest):
     bundle_sha256: str
     hardware: HardwareRecord
     latency_p99_ms: float | None
-    winner: Configuration
+    winner: TunedConfiguration
     speed: LoadRecord
-    default: Configuration
+    default: TunedConfiguration
     ratio: float | None
     trials: tuple[TrialRecord, ...]

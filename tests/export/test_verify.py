@@ -38,8 +38,12 @@ def flipped(labels: np.ndarray, start: int, count: int) -> np.ndarray:
     return other
 
 
-def against(original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist()), task: ExportedTask = TASK) -> verify.Reference:
-    return verify.Reference(task=task, outputs=original, origins=Origins(np.arange(len(original["logits"]))), references=references)
+def against(
+    original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist()), task: ExportedTask = TASK
+) -> verify.OriginalOutputs:
+    return verify.OriginalOutputs(
+        task=task, outputs=original, origins=Origins(np.arange(len(original["logits"]))), references=references
+    )
 
 
 def gates(precision: str, variant: np.ndarray, limits: verify.GateLimits = LIMITS) -> dict[str, VariantGate]:
@@ -329,7 +333,7 @@ def test_a_row_of_which_one_window_is_no_number_is_broken_as_a_whole() -> None:
     task = Windowed.from_settings({"labels": ["negative", "positive"], "function_to_apply": "softmax"})
     original = {"logits": np.array([[1, 0], [3, 2], [0, 1], [2, 0], [0, 5]], dtype=np.float32)}
     origins = Origins(np.array([0, 0, 1, 2, 2]))
-    reference = verify.Reference(task=task, outputs=original, origins=origins, references=[0, 1, 1])
+    reference = verify.OriginalOutputs(task=task, outputs=original, origins=origins, references=[0, 1, 1])
     assert verify.task_metrics(reference)["accuracy"] == 1
     assert verify.verify_variant("fp32", reference, original, LIMITS).passed
     verdict = verify.verify_variant("int8", reference, changed(original, slice(1, 2), np.nan), LIMITS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,22 @@ def test_a_new_record_makes_a_repository_out_of_date(own: Path) -> None:
     assert not package(replace(options, tuned=False)).unchanged
 
 
-def test_without_a_record_that_can_be_read_it_is_packaged_untuned_and_that_is_said(own: Path) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        (lambda _: "{", " is not readable as JSON"),
+        (lambda text: text.replace('"instances": 3', '"instances": -3'), ": winner.instances: Input should be greater than 0"),
+    ],
+    ids=["text", "winner"],
+)
+def test_without_a_record_that_can_be_read_it_is_packaged_untuned_and_that_is_said(
+    own: Path, damaged: Callable[[str], str], reason: str
+) -> None:
     before = manifest_of(own)
     path = record(own) / MANIFEST
-    path.write_text("{")
+    path.write_text(damaged(path.read_text()))
     manifest = manifest_of(own)
-    assert manifest.reasons.pop("configuration").startswith(f"not as tuned: {path} is not readable as JSON")
+    assert manifest.reasons.pop("configuration").startswith(f"not as tuned: {path}{reason}")
     assert (manifest.configuration, manifest.reasons) == (before.configuration, before.reasons)
     options = PackageOptions(bundle=own, repository=own.parent / "models", name="tiny", device="cpu")
     assert package(options).unchanged

@@ -22,7 +22,7 @@ Returns:
     f1_macro: unweighted mean of the F1 of each kind that occurs, 0 to 1.
     word_accuracy: share of words with the right label, 0 to 1.
 """
-Row = Mapping[str, Sequence[Any]]
+EntityRow = Mapping[str, Sequence[Any]]
 
 
 class Entities(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
@@ -34,11 +34,11 @@ class Entities(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
         features = datasets.Features({"predictions": row, "references": row})
         return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
 
-    def _compute(self, predictions: Sequence[Row], references: Sequence[Row]) -> dict[str, float]:
+    def _compute(self, predictions: Sequence[EntityRow], references: Sequence[EntityRow]) -> dict[str, float]:
         return self.figures(self.statistics(predictions, references))
 
     @staticmethod
-    def statistics(predictions: Sequence[Row], references: Sequence[Row]) -> Any:
+    def statistics(predictions: Sequence[EntityRow], references: Sequence[EntityRow]) -> Any:
         """Count per row, ``[rows, 1 + kinds, 3]``: right words, words, 0; then per kind right, predicted and reference entities."""
         pairs = [(_word_labels(ours, words), list(words["label"])) for ours, words in zip(predictions, references, strict=True)]
         found = [(_entities(ours), _entities(wanted)) for ours, wanted in pairs]
@@ -69,7 +69,7 @@ class Entities(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
         }
 
 
-def _word_labels(tokens: Row, words: Row) -> list[str]:
+def _word_labels(tokens: EntityRow, words: EntityRow) -> list[str]:
     """Return the predicted label of each word."""
     starts, ends = (np.array(tokens[side], dtype=np.int64) for side in ("start", "end"))
     firsts = first_tokens(starts, ends, words).tolist()

@@ -23,7 +23,7 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class Spans(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
+class SpanMatch(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
     """Exact match and F1."""
 
     def _info(self) -> evaluate.MetricInfo:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ..tokenization import TextEncoder
+
+
+def _has_type(value: object, kind: object) -> bool:
+    """Return whether a JSON value has the type of a dataclass field: a plain type, ``tuple[X, ...]`` or a union of these."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(_has_type(one, get_args(kind)[0]) for one in value)
+    return any(_has_type(value, one) for one in get_args(kind)) or type(value) is kind or (kind is float and type(value) is int)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +70,16 @@ class ServedTask(ABC):
         """Rebuild a task from what :meth:`to_settings` gave.
 
         Raises:
-            ValueError: A setting is unknown or missing.
+            ValueError: A setting is unknown or missing, or its value has another type than its field.
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(settings.keys() - known):
             raise ValueError(f"{cls.name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        types = get_type_hints(cls)
+        for name, value in settings.items():
+            if not _has_type(value, types[name]):
+                kind = types[name].__name__ if isinstance(types[name], type) else types[name]
+                raise ValueError(f"setting {name} of {cls.name} must be {kind}, not {value!r:.80}")
         try:
             return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})  # type: ignore[arg-type]
         except TypeError as error:  # a required field is missing
