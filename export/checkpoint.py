@@ -6,11 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from export.tasks.base import Task
 from serving.artifact import sha256
 from serving.errors import ArtifactError
+from serving.runtime.types import JsonValue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
@@ -43,7 +47,7 @@ def _read_json(path: Path) -> Any:
         raise ArtifactError(f"cannot read {path}: {error}") from error
 
 
-def read_settings(folder: Path, task: type[Task], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(folder: Path, task: type[Task], chosen: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Read the settings of ``task`` from a checkpoint. Chosen settings take precedence.
 
     Args:
@@ -67,7 +71,7 @@ def read_settings(folder: Path, task: type[Task], chosen: Mapping[str, Any]) -> 
         raise ArtifactError(f"{folder} cannot be used for {task.name}: {reason}", hint=hint) from error
 
 
-def read_files(folder: Path, task: type[Task]) -> dict[str, Any]:
+def read_files(folder: Path, task: type[Task]) -> dict[str, JsonValue]:
     """Read the JSON files of a checkpoint that ``task`` needs besides the config.
 
     Args:
@@ -84,7 +88,7 @@ def read_files(folder: Path, task: type[Task]) -> dict[str, Any]:
     return {path.relative_to(folder).as_posix(): _read_json(path) for path in paths}
 
 
-def write_files(files: Mapping[str, Any], folder: Path) -> None:
+def write_files(files: Mapping[str, JsonValue], folder: Path) -> None:
     """Write JSON files in the form that :func:`read_files` returns."""
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -113,7 +117,7 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
         )
 
 
-def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> Any:
+def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTokenizerFast:
     """Load the checkpoint's fast tokenizer. Slow tokenizers have no ``tokenizer.json``, which serving needs.
 
     Args:
@@ -121,7 +125,7 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> Any:
         pads_with_end: Use the end-of-text token for padding if the tokenizer has no padding token.
 
     Returns:
-        A ``transformers.PreTrainedTokenizerFast``.
+        The tokenizer.
 
     Raises:
         ArtifactError: There is no fast tokenizer, or it has no padding token.
@@ -142,7 +146,7 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> Any:
     return tokenizer
 
 
-def bind_tokenizer(task: AnyTask, tokenizer: Any, location: str) -> AnyTask:
+def bind_tokenizer(task: AnyTask, tokenizer: PreTrainedTokenizerFast, location: str) -> AnyTask:
     """Bind ``task`` to the checkpoint's tokenizer.
 
     Args:
@@ -162,7 +166,7 @@ def bind_tokenizer(task: AnyTask, tokenizer: Any, location: str) -> AnyTask:
         raise ArtifactError(f"{location} cannot be used for {task.name}: {error}", hint="see its tokenizer_config.json") from None
 
 
-def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
+def load_model(folder: Path, task: type[Task], **options: Any) -> PreTrainedModel:
     """Load a checkpoint in float32 with the auto class of ``task``, in evaluation mode.
 
     Args:
@@ -171,7 +175,7 @@ def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
         options: Arguments for ``from_pretrained``.
 
     Returns:
-        The ``transformers`` model.
+        The model.
 
     Raises:
         ArtifactError: The architecture does not support the task, or the weights do not fit the config.
@@ -179,7 +183,7 @@ def load_model(folder: Path, task: type[Task], **options: Any) -> Any:
     return load_for_training(folder, task, **options)[0]
 
 
-def load_for_training(folder: Path, task: type[Task], **options: Any) -> tuple[Any, set[str]]:
+def load_for_training(folder: Path, task: type[Task], **options: Any) -> tuple[PreTrainedModel, set[str]]:
     """Load a checkpoint as :func:`load_model` does, and list its newly initialized parameters.
 
     Args:
@@ -213,7 +217,9 @@ def first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def resolve_max_length(requested: int | None, tokenizer: Any, config: dict[str, Any], *, default: int | None) -> int:
+def resolve_max_length(
+    requested: int | None, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], *, default: int | None
+) -> int:
     """Determine the maximum number of tokens per row.
 
     Args:
@@ -250,7 +256,7 @@ def _positions(config: dict[str, Any]) -> int | None:
     return int(positions) - ((1 if padding is None else int(padding)) + 1 if shifted else 0)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_length: int) -> None:
     """Write the tokenizer's files. ``tokenizer.json`` truncates rows at ``max_length`` tokens and does not pad."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()

@@ -155,7 +155,6 @@ def _train_and_write(
 ) -> CheckpointManifest:
     from export.training import distillation, tracking
     from export.training.job import TrainingJob
-    from export.training.train import train
 
     tracking.check_trackers(options.report_to)
     tokenizer = checkpoints.load_tokenizer(base, pads_with_end=data.task.causal)
@@ -187,19 +186,32 @@ def _train_and_write(
         tokens=scratch / "tokens",
         report_to=options.report_to if is_main_process() else (),
     )
-    found = _search_hyperparameters(options, job)
-    trained = train(job if found is None else replace(job, options=found.options))
-    figures = trained.figures | {
-        "rows": {split: len(rows) for split, rows in data.rows.items()},
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    if found is not None:
-        figures["search"] = SearchFigures(**{job.task.main_metric: found.value}, trials=found.trials)
-    trained = replace(trained, figures=figures)
+    trained = _search_and_train(options, job, started)
     with main_first(options.device):
         if is_main_process():
             return _write(options, job, trained, data, inputs)
     return read_manifest(options.target, CheckpointManifest)
+
+
+def _search_and_train(options: FinetuneOptions, job: TrainingJob, started: float) -> TrainingResult:
+    """Search hyperparameters if that was asked for, train with the best, and add the figures of the whole run.
+
+    Args:
+        options: Options of the stage.
+        job: The training job.
+        started: Start of the run by ``time.monotonic``, s.
+    """
+    from export.training.train import train
+
+    found = _search_hyperparameters(options, job)
+    trained = train(job if found is None else replace(job, options=found.options))
+    figures = trained.figures | {
+        "rows": {split: len(rows) for split, rows in job.splits.items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if found is not None:
+        figures["search"] = SearchFigures(**{job.task.main_metric: found.value}, trials=found.trials)
+    return replace(trained, figures=figures)
 
 
 def _max_length(options: FinetuneOptions, base: Path, tokenizer: PreTrainedTokenizerFast, data: Splits) -> int:

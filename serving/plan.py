@@ -64,12 +64,8 @@ def make_plan(
     tuning = _applicable(tuning, bundle, precision, chosen_device, reasons)
     tuned = tuning.winner if tuning is not None else None
     if tuned is not None:
-        precision = tuned.precision
-        batching = tuned.batching if batching == "auto" else batching
-        if instances is None and (threads is None or chosen_device == "gpu"):  # tuning measured the two together
-            instances = tuned.instances
-            threads = tuned.threads if chosen_device == "cpu" else threads
-        max_batch_size = tuned.max_batch_size if max_batch_size is None else max_batch_size
+        precision, batching = tuned.precision, tuned.batching if batching == "auto" else batching
+        instances, threads = _tuned_instances(tuned, instances, threads)
     variant = _choose_variant(bundle, chosen_device, reasons) if precision == "auto" else bundle.variant(precision)
     chosen_batching = _choose_batching(variant, chosen_device, batching, reasons)
     chosen_instances, chosen_threads = _choose_instances(chosen_device, chosen_batching, instances, threads, reasons)
@@ -79,7 +75,7 @@ def make_plan(
         batching=chosen_batching,
         instances=chosen_instances,
         threads=chosen_threads,
-        max_batch_size=max_batch_size or MAX_BATCH_SIZE,
+        max_batch_size=max_batch_size or (MAX_BATCH_SIZE if tuned is None else tuned.max_batch_size),
         queue_delay_us=_choose_delay(chosen_batching, queue_delay_us, tuned, reasons),
         reasons=reasons,
     )
@@ -95,6 +91,13 @@ def _applicable(tuning: Tuning | None, bundle: Bundle, precision: str, device: s
         return tuning
     reasons["configuration"] = f"not as tuned: {objection}"
     return None
+
+
+def _tuned_instances(tuned: Configuration, instances: int | None, threads: int | None) -> tuple[int | None, int | None]:
+    """Take the instances and threads that were tuned, together or not at all, because tuning measured them together."""
+    if tuned.device == "gpu":  # threads have no effect
+        return instances or tuned.instances, threads
+    return (tuned.instances, tuned.threads) if instances is None and threads is None else (instances, threads)
 
 
 def _choose_delay(batching: str, asked: int | None, tuned: Configuration | None, reasons: dict[str, str]) -> int:

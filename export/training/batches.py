@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from export.tasks.base import IGNORED
 from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from serving.runtime.tokenization import FIELDS
 from serving.runtime.types import Features, Integers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TEACHER_LOGITS = "teacher_logits"
 """Name of the column with the teacher's logits, if they are computed once in advance."""
@@ -62,7 +65,7 @@ class Collator:
     Random augmentation depends on numpy's global state, which the trainer saves with its checkpoints.
     """
 
-    def __init__(self, tokenizer: Any, task: TrainedTask) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, task: TrainedTask) -> None:
         """Bind the collator to a tokenizer and a task.
 
         Args:
@@ -90,12 +93,12 @@ class Collator:
                 values = [[*value, *[IGNORED] * (longest - len(value))] for value in values]
             batch[name] = torch.tensor(values)
         if not isinstance(self._task, AugmentedTask):
-            return dict(batch)
+            return batch
         generator = np.random.default_rng(np.random.randint(2**31))
         augmented = self._task.augment_batch({name: values.numpy() for name, values in batch.items()}, generator)
         return {name: torch.from_numpy(values) for name, values in augmented.items()}
 
-    def _padded(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
+    def _padded(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         if self._task.grouped:
             return self._padded_groups(inputs)
         if isinstance(self._task, OwnLossTask):  # the first requests of all rows, then the second requests …
@@ -103,7 +106,7 @@ class Collator:
             inputs = [{name: values[place] for name, values in row.items()} for place in range(requests) for row in inputs]
         return self._pad(inputs)
 
-    def _padded_groups(self, groups: Sequence[Mapping[str, Any]]) -> Any:
+    def _padded_groups(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad to ``[groups, rows of the largest group, tokens]``.
 
         A group with fewer rows repeats its first row, because a row of padding alone makes the model return NaN.
@@ -113,5 +116,5 @@ class Collator:
         batch = self._pad([{name: values[index] for name, values in group.items()} for group, index in chosen])
         return {name: values.view(len(groups), most, -1) for name, values in batch.items()}
 
-    def _pad(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        return self._tokenizer.pad(rows, padding_side="right", return_tensors="pt")
+    def _pad(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        return dict(self._tokenizer.pad(rows, padding_side="right", return_tensors="pt"))

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
@@ -21,6 +21,9 @@ from export.training.hyperparameters import Distillation
 from serving.errors import ArtifactError, DataError
 from serving.reporting import console, logger
 from serving.runtime.tokenization import FIELDS, TextEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 REPORTS = 10
 """Number of progress lines in a log."""
@@ -39,8 +42,8 @@ class Teacher:
         inputs: Names of the inputs of its model.
     """
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
     task: TrainedTask
     options: Distillation
     order: Sequence[int] | None
@@ -83,7 +86,7 @@ class Teacher:
         self.model.to("cpu")  # it is not needed again
         return found
 
-    def loss(self, hard: Any, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+    def loss(self, hard: torch.Tensor, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Combine the loss on the labels with the distance to the teacher's logits.
 
         Args:
@@ -105,10 +108,10 @@ class Teacher:
         weight = self.options.weight
         return (1 - weight) * hard + weight * sum(distances) / len(distances)
 
-    def _ordered(self, logits: Any) -> Any:
+    def _ordered(self, logits: torch.Tensor) -> torch.Tensor:
         return logits if self.order is None else logits[..., self.order]
 
-    def _distance(self, ours: Any, theirs: Any, labels: Any) -> Any:
+    def _distance(self, ours: torch.Tensor, theirs: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         kind = self.task.head().get("problem_type")
         if kind == "regression":
             return functional.mse_loss(ours, theirs)
@@ -125,7 +128,7 @@ class Teacher:
         return functional.kl_div(*soft, reduction="batchmean", log_target=True) * temperature**2
 
 
-def load_teacher(folder: Path, task: TrainedTask, student: Any, options: Distillation) -> Teacher:
+def load_teacher(folder: Path, task: TrainedTask, student: PreTrainedTokenizerFast, options: Distillation) -> Teacher:
     """Load a teacher.
 
     Args:
@@ -178,7 +181,7 @@ def _batches(places: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
         yield places[start : start + batch_size]
 
 
-def _tokenizer_rules(tokenizer: Any) -> tuple[Any, ...]:
+def _tokenizer_rules(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, ...]:
     backend = tokenizer.backend_tokenizer
     steps = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
     return (backend.get_vocab(), *(None if step is None else step.__getstate__() for step in steps))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sized
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,13 @@ from export.training.losses import Loss
 from serving.errors import DivergedError
 from serving.runtime.tokenization import FIELDS
 from serving.runtime.types import Arrays, Origins
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+    from transformers.trainer_utils import EvalLoopOutput
+
+LossAndOutputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, Mapping[str, torch.Tensor]]
+"""The loss of a batch, alone or with the outputs of the model by name."""
 
 SHOWN_ROWS = 3
 """Number of rows of a batch that an error message shows."""
@@ -35,7 +42,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
     def __init__(
         self,
         task: TrainedTask,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerFast,
         *,
         loss: Loss | None = None,
         teacher: Teacher | None = None,
@@ -61,11 +68,13 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         if loss or teacher:  # these losses are means over the batch, not sums divided by the number of targets
             self.model_accepts_loss_kwargs = False
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+    def _get_eval_sampler(self, eval_dataset: Sized) -> torch.utils.data.SequentialSampler:
         """Keep the order of the rows: the library would group these by length too, away from their references."""
         return torch.utils.data.SequentialSampler(eval_dataset)
 
-    def compute_loss(self, model: Any, inputs: Mapping[str, Any], return_outputs: bool = False, **arguments: Any) -> Any:
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], return_outputs: bool = False, **arguments: Any
+    ) -> LossAndOutputs:
         """Compute the loss of a batch.
 
         Args:
@@ -85,7 +94,9 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
             return self._own_loss(self._task, model, inputs, return_outputs)
         return super().compute_loss(model, inputs, return_outputs=return_outputs, **arguments)
 
-    def _own_loss(self, task: OwnLossTask, model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
+    def _own_loss(
+        self, task: OwnLossTask, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], return_outputs: bool
+    ) -> LossAndOutputs:
         targets = {name: inputs[name] for name in self.label_names}
         feed = {name: value for name, value in inputs.items() if name not in targets}
         heads = model(**feed)
@@ -97,7 +108,9 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         by_row = {name: values.unflatten(0, (-1, rows)).transpose(0, 1) for name, values in outputs.items()}
         return loss, {"loss": loss, **by_row}
 
-    def _replaced_loss(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    def _replaced_loss(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         own = {name: values for name, values in inputs.items() if name != TEACHER_LOGITS}
         if self._loss is None:
             hard, outputs = super().compute_loss(model, own, return_outputs=True)
@@ -113,7 +126,9 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         super()._set_signature_columns_if_needed()
         self._signature_columns += [name for name in (TEACHER_LOGITS, "length") if name not in self._signature_columns]
 
-    def training_step(self, model: Any, inputs: Mapping[str, Any], *arguments: Any, **named: Any) -> Any:
+    def training_step(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], *arguments: Any, **named: Any
+    ) -> torch.Tensor:
         """Run the forward and backward pass of a batch.
 
         Args:
@@ -137,20 +152,22 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
             )
         return loss
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
         """Make the learning rate schedule; warm-up of less than a step is dropped, because the first warm-up step has rate 0."""
         if num_training_steps * self.args.warmup_ratio < 1:
             self.args.warmup_ratio = 0.0
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def create_optimizer(self) -> Any:
+    def create_optimizer(self) -> torch.optim.Optimizer:
         """Make the optimizer, AdamW, with a learning rate per layer if there is a layer decay."""
         optimizer = super().create_optimizer()
         if self._layer_decay != 1:
             _decay_by_layer(optimizer, self.model, self._layer_decay)
         return optimizer
 
-    def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
+    def evaluation_loop(self, *arguments: Any, **named: Any) -> EvalLoopOutput:
         """Evaluate all rows, each once.
 
         Distributed samplers repeat rows to fill batches, and the library's trainer for encoder-decoders would count them twice.
@@ -158,7 +175,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         self.gather_function = self.accelerator.gather_for_metrics
         return super().evaluation_loop(*arguments, **named)
 
-    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+    def prediction_step(self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], *arguments: Any, **named: Any) -> Any:
         """Return the loss, the outputs after the output head, and the targets of a batch."""
         loss, outputs, targets = super().prediction_step(model, inputs, *arguments, **named)
         task = self._task
@@ -170,7 +187,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         return loss, tuple(torch.from_numpy(reduced[name]) for name in task.model_outputs), targets
 
 
-def _describe_batch(tokenizer: Any, inputs: Mapping[str, Any]) -> str:
+def _describe_batch(tokenizer: PreTrainedTokenizerFast, inputs: Mapping[str, torch.Tensor]) -> str:
     """Describe the first texts of a batch and their targets."""
     ids = inputs["input_ids"]
     texts = tokenizer.batch_decode(ids.reshape(-1, ids.shape[-1])[:SHOWN_ROWS], skip_special_tokens=True)
@@ -183,14 +200,14 @@ def _describe_batch(tokenizer: Any, inputs: Mapping[str, Any]) -> str:
     return f"{quoted} and {len(ids) - len(texts)} more, {targets}" if len(ids) > len(texts) else f"{quoted}, {targets}"
 
 
-def _decay_by_layer(optimizer: Any, model: Any, decay: float) -> None:
+def _decay_by_layer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, decay: float) -> None:
     """Split the optimizer's groups by layer: a layer's learning rate is multiplied by ``decay`` once per layer above it."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     layers = [int(found[1]) for name in names.values() if (found := LAYER.search(name))]
     top = max(layers, default=-1) + 2
     groups, optimizer.param_groups = optimizer.param_groups, []
     for group in groups:
-        by_depth: dict[int, list[Any]] = {}
+        by_depth: dict[int, list[torch.nn.Parameter]] = {}
         for parameter in group["params"]:
             by_depth.setdefault(_depth(names[id(parameter)], top), []).append(parameter)
         for depth, parameters in sorted(by_depth.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -54,21 +55,28 @@ def training_arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{job.task.main_metric}",
         greater_is_better=True,
-        logging_strategy="steps" if job.report_to else "epoch",
-        logging_steps=0.01,
-        logging_nan_inf_filter=False,  # the filter hides NaN and infinite losses
-        report_to=list(job.report_to) or "none",
-        run_name=job.checkpoint_name,
-        logging_dir=str(job.scratch.parent / "runs"),
+        **_logging(job),
         seed=options.seed,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        disable_tqdm=True,  # export.training.progress reports instead
         restore_callback_states_from_checkpoint=True,
     )
     # with several GPUs the trainer would wrap the model in nn.DataParallel and multiply the rows of a step
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _logging(job: TrainingJob) -> dict[str, Any]:
+    """Return the trainer's arguments for its log and the trackers."""
+    return {
+        "logging_strategy": "steps" if job.report_to else "epoch",
+        "logging_steps": 0.01,
+        "logging_nan_inf_filter": False,  # the filter hides NaN and infinite losses
+        "report_to": list(job.report_to) or "none",
+        "run_name": job.checkpoint_name,
+        "logging_dir": str(job.scratch.parent / "runs"),
+        "disable_tqdm": True,  # export.training.progress reports instead
+    }
 
 
 def _mixed_precision(chosen: str, *, on_gpu: bool) -> dict[str, bool]:
