@@ -11,7 +11,7 @@ quoted      = '$(subst ','\'',$(1))'
 PYTHON     ?= python3
 RECIPE     ?= quickstart
 RECIPE_AT  := $(firstword $(wildcard $(RECIPE) export/recipes/$(RECIPE).toml))
-NAME       ?= $(if $(RECIPE_AT),$(shell sed -n 's/^name *= *"\([^"]*\)".*/\1/p' $(call quoted,$(RECIPE_AT))))
+NAME       ?= $(if $(RECIPE_AT),$(shell sed -n "s/^name *= *[\"']\([^\"']*\)[\"'].*/\1/p" $(call quoted,$(RECIPE_AT))))
 override NAME := $(NAME)
 ARTIFACTS  ?= artifacts
 REPOSITORY ?= model_repository
@@ -53,7 +53,7 @@ all: setup help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  variables: RECIPE NAME TASK CHECKPOINT TRAIN PRECISION DEVICE BATCHING REPOSITORY HOST HTTP_PORT GRPC_PORT METRICS_PORT LATENCY_P99_MS …'
+	@echo '  variables: $(filter-out PYTHON PYTEST,$(GIVEN))' | fold -s -w 120
 
 setup: .venv/ready-$(PLATFORM) .triton/ready-$(PLATFORM) ## create both environments: .venv (toolchain) and .triton (embedded server)
 
@@ -67,14 +67,14 @@ package: export ## build the Triton model repository
 	@$(TRITONIZE) package $(SHARED) --bundle $(call quoted,$(ARTIFACTS)/$(NAME)/bundle) --repository $(call quoted,$(REPOSITORY)) $(PACKAGING)
 
 serve: package ## run Triton in the foreground until Ctrl-C
-	@$(TRITONIZE) serve --repository $(call quoted,$(REPOSITORY)) $(call flag,host,HOST) $(PORTS)
+	@$(TRITONIZE) serve --recipe $(call quoted,$(RECIPE)) --repository $(call quoted,$(REPOSITORY)) $(call flag,host,HOST) $(PORTS)
 
 stop: setup ## stop a server started with `tritonize serve --detach`
-	@$(TRITONIZE) stop $(call flag,http-port,HTTP_PORT)
+	@$(TRITONIZE) stop --recipe $(call quoted,$(RECIPE)) $(call flag,http-port,HTTP_PORT)
 
 predict: override export TEXT := $(value TEXT)
 predict: setup ## query the running server: make predict TEXT="…"
-	@printf '%s\n' "$$TEXT" | $(TRITONIZE) predict $(call quoted,$(NAME)) $(if $(GRPC_PORT),--url $(call quoted,127.0.0.1:$(GRPC_PORT)))
+	@printf '%s\n' "$$TEXT" | $(TRITONIZE) predict $(call quoted,$(NAME)) --recipe $(call quoted,$(RECIPE)) $(if $(GRPC_PORT),--url $(call quoted,127.0.0.1:$(GRPC_PORT)))
 
 benchmark: setup ## measure speed and quality of the served model against PyTorch
 	@$(TRITONIZE) benchmark $(call quoted,$(NAME)) $(STORED) $(call flag,device,DEVICE) $(PORTS) $(JUDGING)
@@ -95,7 +95,7 @@ lint: setup .venv/ready-dev ## run ruff and mypy
 
 check: lint test ## run lint and test
 
-clean: ## remove what the stages made; keep the environments and other models
+clean: ## remove all artifacts, reports and packaged models; keep the environments and models of other tools
 	@rm -rf $(call quoted,$(ARTIFACTS)) benchmarks/reports .mypy_cache .ruff_cache .pytest_cache
 	@for home in $(call quoted,$(REPOSITORY))/*_model; do if [ -L "$$home/current" ]; then \
 	  name="$${home%_model}"; rm -rf "$$home" "$$name" "$${name}_preprocess" "$${name}_postprocess"; fi; done

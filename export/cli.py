@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: no half-written artifact is left; run the same command to start again", err=True)
+        click.echo("interrupted: no half-written artifact is left; run the same command again to continue or restart", err=True)
         return 1
     except TritonizeError as error:
         if meta.get(DEBUG):

@@ -59,7 +59,7 @@ def find_source(options: ExportOptions) -> ExportSource:
     trained = read_manifest(folder, CheckpointManifest) if (folder / MANIFEST).is_file() else None
     if trained is not None and trained.task not in (options.task, task_type.trained_as):
         raise ArtifactError(f"{folder} was fine-tuned for {trained.task}, not {options.task}", hint=f"give --task {trained.task}")
-    checkpoints.require_task(config, task_type, name)
+    checkpoints.require_task(config, task_type, options.checkpoint or name)
     pair = len(options.columns.resolved(task_type).texts) == 2 or (trained is not None and trained.pair)
     chosen = ({} if trained is None else trained.chosen_settings) | dict(options.setting)
     try:

@@ -284,12 +284,13 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
         ArtifactError: The manifest is missing, damaged, of another kind, or of another schema version.
     """
     path = folder / MANIFEST
-    anew = f"write it again with: {model.remedy}"
+    remedy = model.remedy.replace("NAME", folder.parent.name) if folder.name == model.artifact_kind else model.remedy
+    anew = f"write it again with: {remedy}"
     try:
         text = path.read_bytes()
         content = json.loads(text)
     except FileNotFoundError:
-        raise ArtifactError(f"no {model.artifact_kind} at {folder}", hint=f"make one with: {model.remedy}") from None
+        raise ArtifactError(f"no {model.artifact_kind} at {folder}", hint=f"make one with: {remedy}") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

@@ -25,6 +25,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from serving import ensemble
 from serving.artifact import (
@@ -214,9 +215,10 @@ def read_graph(path: Path, task: ServedTask, max_batch_size: int) -> Graph:
         max_batch_size: Maximum number of rows in a request.
 
     Raises:
+        ArtifactError: The file is damaged.
         ExportError: An input cannot be made from text, an output is missing, or Triton has no name for the type of a tensor.
     """
-    model = onnx.load(path, load_external_data=False)
+    model = _load_graph(path)
     try:
         carried = request_inputs([info.name for info in model.graph.input], pair=task.pair)
     except ValueError as error:
@@ -229,6 +231,18 @@ def read_graph(path: Path, task: ServedTask, max_batch_size: int) -> Graph:
         outputs=tuple(_tensor(outputs[name]) for name in task.model_outputs),
         max_rows=max_batch_size * task.fan_out,
     )
+
+
+def _load_graph(path: Path) -> onnx.ModelProto:
+    """Load an ONNX file without its external weights.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    try:
+        return onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ArtifactError(f"{path} is damaged: it is not an ONNX graph", hint="write it again with: tritonize export --force") from error
 
 
 def _tensor(info: onnx.ValueInfoProto) -> Tensor:
@@ -264,7 +278,7 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> No
 def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:
     """Write the variant's graph with the prologue in front, and its external weights under their own names."""
     source = bundle.variant(plan.precision).path
-    model = onnx.load(source, load_external_data=False)
+    model = _load_graph(source)
     weights = _external_files(model, source.parent)
     add_prologue(model, pad_token_id=bundle.padding.get(IDS, 0), pair=bundle.task.pair, ragged=plan.batching == "ragged")
     onnx.save(model, folder / "model.onnx")

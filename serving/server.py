@@ -272,13 +272,12 @@ def check_ports(options: ServerAddress) -> None:
     """Check that all ports are free. Triton would report an occupied one only after it has loaded the models.
 
     Raises:
-        ServerError: A port is occupied, or the address does not belong to this machine.
+        ServerError: A port is occupied or given twice, or the address does not belong to this machine.
     """
-    for flag, port in (
-        ("--http-port", options.http_port),
-        ("--grpc-port", options.grpc_port),
-        ("--metrics-port", options.metrics_port),
-    ):
+    ports = {"--http-port": options.http_port, "--grpc-port": options.grpc_port, "--metrics-port": options.metrics_port}
+    if len(set(ports.values())) < len(ports):
+        raise ServerError("HTTP, gRPC and metrics need a port each", hint=f"give different ports with {', '.join(ports)}")
+    for flag, port in ports.items():
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -206,6 +206,16 @@ def test_what_make_is_given_is_read_by_neither_make_nor_the_shell(tmp_path: Path
     assert sorted(path.name for path in project.iterdir()) == [".venv", "Makefile"], "something was run"
 
 
+@pytest.mark.parametrize("written", ['name = "tickets"', "name='tickets'  # the ensemble"])
+def test_make_reads_the_name_and_the_ports_of_a_recipe(tmp_path: Path, written: str) -> None:
+    (tmp_path / "Makefile").write_text(MAKEFILE, encoding="utf-8")
+    (tmp_path / "own.toml").write_text(f"{written}\n[serve]\nhttp-port = 9000\n", encoding="utf-8")
+    command = ["make", "--dry-run", "-o", "setup", "package", "serve", "predict", "stop", "RECIPE=own.toml"]
+    shown = subprocess.run(command, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, check=True, capture_output=True, text=True).stdout
+    assert "--bundle 'artifacts/tickets/bundle'" in shown and "predict 'tickets'" in shown
+    assert all(f"tritonize {command} --recipe 'own.toml'" in shown for command in ("serve", "stop"))
+
+
 def test_cleaning_takes_names_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(MAKEFILE, encoding="utf-8")
     given = {name: f"{tmp_path}/{name} {HOSTILE}".replace("/\\", "") for name in ("ARTIFACTS", "REPOSITORY")}

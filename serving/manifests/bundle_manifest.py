@@ -153,7 +153,7 @@ class BundleManifest(Manifest):
     """
 
     artifact_kind: ClassVar[str] = "bundle"
-    remedy: ClassVar[str] = "tritonize export"
+    remedy: ClassVar[str] = "tritonize export --name NAME"
 
     kind: Literal["bundle"] = "bundle"
     name: str

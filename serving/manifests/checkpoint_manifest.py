@@ -126,7 +126,7 @@ class CheckpointManifest(Manifest):
     """
 
     artifact_kind: ClassVar[str] = "checkpoint"
-    remedy: ClassVar[str] = "tritonize finetune"
+    remedy: ClassVar[str] = "tritonize finetune --name NAME"
 
     kind: Literal["checkpoint"] = "checkpoint"
     name: str

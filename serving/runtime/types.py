@@ -63,7 +63,7 @@ class Setting:
         choices: Allowed strings. Empty: any string.
         minimum: Smallest allowed number.
         maximum: Largest allowed number.
-        help: One sentence for ``--help``.
+        help: What it means, in one sentence.
     """
 
     kind: type

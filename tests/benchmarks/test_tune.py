@@ -191,7 +191,7 @@ def test_a_record_that_cannot_be_read_is_an_error_but_to_fresh(
     for options in (asked(own), asked(own, latency_p99_ms=30.0)):
         with pytest.raises(ArtifactError, match=re.escape(str(record))) as raised:
             run(monkeypatch, options, testbed := MadeUp(best_at(1, 2)))
-        assert raised.value.hint == "write it again with: tritonize tune NAME --fresh"
+        assert raised.value.hint == f"write it again with: tritonize tune {own.parent.name} --fresh"
         assert not testbed.made
     tuned, _ = run(monkeypatch, asked(own, fresh=True), MadeUp(best_at(1, 2)))
     assert not tuned.unchanged and run(monkeypatch, asked(own), MadeUp(best_at(1, 2)))[0].unchanged

@@ -137,8 +137,8 @@ def test_two_folders_change_places_or_nothing_happens(tmp_path: Path, monkeypatc
 
 
 MANIFESTS = {
-    CheckpointManifest: (checkpoint_manifest, "tritonize finetune"),
-    BundleManifest: (bundle_manifest, "tritonize export"),
+    CheckpointManifest: (checkpoint_manifest, "tritonize finetune --name NAME"),
+    BundleManifest: (bundle_manifest, "tritonize export --name NAME"),
     RepositoryManifest: (repository_manifest, "tritonize package"),
     TuningManifest: (tuning_manifest, "tritonize tune NAME --fresh"),
 }
@@ -182,6 +182,9 @@ def test_a_manifest_that_is_missing_damaged_or_foreign_is_one_line_and_a_remedy(
     with pytest.raises(ArtifactError, match=rf"^no {model.artifact_kind} at .*{tmp_path.name}$") as raised:
         read_manifest(tmp_path, model)
     assert raised.value.hint == f"make one with: {remedy}"
+    with pytest.raises(ArtifactError) as raised:
+        read_manifest(tmp_path / "tickets" / model.artifact_kind, model)
+    assert raised.value.hint == f"make one with: {remedy}".replace("NAME", "tickets"), "it can be copied"
     write_manifest(tmp_path, make())
     content = json.loads(path.read_text())
     foreign = next(other for other in MANIFESTS if other is not model).artifact_kind

@@ -304,6 +304,18 @@ def test_a_bundle_refers_to_nothing_outside_it(bundle: Path, tmp_path: Path, nam
     assert repr(name) in raised.value.message
 
 
+@pytest.mark.parametrize("content", [b"no graph", None], ids=["foreign", "truncated"])
+def test_a_damaged_graph_is_one_clear_error(bundle: Path, tmp_path: Path, content: bytes | None) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    path = copy / "fp32" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-1000] if content is None else content)
+    with pytest.raises(ArtifactError, match=r"model\.onnx is damaged") as raised:
+        package(options(copy, tmp_path / "models"))
+    assert raised.value.hint == "write it again with: tritonize export --force"
+    assert not list((tmp_path / "models").iterdir()), "nothing half-written"
+
+
 @pytest.mark.parametrize("location", ["../../outside", "/etc/hostname", "sub/weights", "model.onnx", "..", "linked"])
 def test_weights_outside_the_graph_lie_beside_it(bundle: Path, tmp_path: Path, location: str) -> None:
     copy = tmp_path / "copy"

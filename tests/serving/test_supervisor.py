@@ -23,7 +23,7 @@ from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
 from serving.options import PackageOptions, ServeOptions
 from serving.probe import ask, find_probes, read_traffic
 from serving.repository import package
-from serving.server import STUB
+from serving.server import STUB, check_ports
 from serving.supervisor import RESTARTS, Running, _started, find_running, start_detached, stop
 from tests.helpers.servers import left_behind, serve_options
 
@@ -218,6 +218,12 @@ def test_killing_the_keeper_takes_the_server_along(repository: Path) -> None:
     assert not alive
     start_detached(options)  # the ports are free again, the note of the dead keeper is not in the way, and what it left is swept up
     stop(options.http_port)
+
+
+def test_each_protocol_needs_a_port_of_its_own(repository: Path) -> None:
+    options = serve_options(repository)
+    with pytest.raises(ServerError, match="need a port each"):
+        check_ports(replace(options, metrics_port=options.http_port))
 
 
 def test_occupied_port(repository: Path) -> None:
