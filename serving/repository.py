@@ -242,7 +242,9 @@ def _load_graph(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path, load_external_data=False)
     except DecodeError as error:
-        raise ArtifactError(f"{path} is damaged: it is not an ONNX graph", hint="write it again with: tritonize export --force") from error
+        raise ArtifactError(
+            f"{path} is damaged: it is not an ONNX graph", hint="write it again with: tritonize export --force"
+        ) from error
 
 
 def _tensor(info: onnx.ValueInfoProto) -> Tensor:

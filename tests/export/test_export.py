@@ -554,7 +554,9 @@ def test_missing_and_damaged_input_is_refused(
         assert cli.main(list(arguments)) == 1
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "no checkpoint at artifacts/tiny/checkpoint (make one with: tritonize finetune --name tiny)" in said("export", "--name", "tiny")
+    assert "no checkpoint at artifacts/tiny/checkpoint (make one with: tritonize finetune --name tiny)" in said(
+        "export", "--name", "tiny"
+    )
     assert "no labelled rows to verify on (give rows with --test)" in said("export", "--checkpoint", str(tiny_checkpoint))
     other = write_tsv(in_folder / "other.tsv", [("fine", "neutral"), ("good", "positive")])
     assert "unknown label 'neutral', known labels: negative, positive" in said(*arguments(tiny_checkpoint, other))
