@@ -79,7 +79,7 @@ def _task_help() -> str:
 
 
 def _setting_help() -> str:
-    described = (f"{task.name}: {', '.join(_task_settings(task))}." for task in _tasks())
+    described = (f"{task.name}: {', '.join(settings)}." for task in _tasks() if (settings := [*_task_settings(task)]))
     meaning = "Setting of the task. The default in brackets holds unless the checkpoint has a value of its own. Repeatable."
     return "\n\n".join([meaning, *described])
 
@@ -90,9 +90,7 @@ class StageOptions(ArtifactsOptions):
 
     name: ModelName = "model"
     task: Annotated[str, Option(_task_help, parse=parse_task, metavar="TASK", shared=True)] = "text-classification"
-    setting: Annotated[Mapping[str, Any], Option(_setting_help, metavar="KEY=VALUE", default_text="the checkpoint's")] = field(
-        default_factory=dict
-    )
+    setting: Annotated[Mapping[str, Any], Option(_setting_help, metavar="KEY=VALUE", default_text="")] = field(default_factory=dict)
     device: Device = "auto"
     columns: Columns = field(default_factory=Columns)
 

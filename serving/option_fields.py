@@ -32,7 +32,8 @@ class Option:
         help: Help text in full sentences, or a named function that returns it where the text lists what exists.
         flag: Flag such as ``--text-column``; empty: the name of the field with dashes.
         metavar: Placeholder of the value in help pages.
-        default_text: Description of a default that is chosen later, where the field holds None or an empty tuple.
+        default_text: Description of a default that is chosen later, where the field holds None or an empty value. If it is empty,
+            no default is shown.
         minimum: Least number allowed.
         maximum: Greatest number allowed.
         above: Number that the value must exceed.
@@ -113,7 +114,7 @@ class OptionField:
     def default_text(self) -> str | None:
         """The default as help pages show it; None for flags, which are off, and for required options."""
         if self.option.default_text is not None:
-            return self.option.default_text
+            return self.option.default_text or None
         if self.required or self.default is False:
             return None
         if self.kind is bool:

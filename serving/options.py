@@ -239,7 +239,7 @@ class RequestOptions:
 
     url: Annotated[
         str | None,
-        Option("Address of the server.", metavar="HOST:PORT", default_text="this machine, the protocol's default port"),
+        Option("Address of the server.", metavar="HOST:PORT", default_text="127.0.0.1:8001 for gRPC, 127.0.0.1:8000 for HTTP"),
     ] = None
     protocol: Annotated[WireProtocol, Option("Protocol of the requests.")] = "grpc"
     concurrency: Annotated[int, Option("Number of requests in flight.", minimum=1, maximum=1024)] = 16
