@@ -211,7 +211,7 @@ def test_a_record_that_cannot_be_read_is_an_error_with_a_way_out(tmp_path: Path,
     with pytest.raises(ArtifactError, match=reason) as raised:
         read_tuning(bundle)
     assert raised.value.message.startswith(f"{path}")
-    assert raised.value.hint.endswith("with: tritonize tune NAME --fresh")
+    assert raised.value.hint.endswith(f"with: tritonize tune {tmp_path.name} --fresh")
 
 
 def test_versions_of_the_server_are_read_without_starting_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
