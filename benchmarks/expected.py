@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from benchmarks.gates import closest, figures_in
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.measurements import Arrangement, Estimate, InProcess, Load, Quality, Served, Split, Step
-from benchmarks.plan import planned_loads, planned_runs
+from benchmarks.model_runs import planned_loads, planned_runs
 from benchmarks.report import figures_of
 from benchmarks.speed import Speed
 from benchmarks.steps import STEPS

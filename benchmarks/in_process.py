@@ -16,7 +16,7 @@ from benchmarks.energy import EnergyMeter
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.jobs import WorkerFacts, WorkerJob
 from benchmarks.measurements import Arrangement, InProcess
-from benchmarks.plan import OPTIONAL, ModelRun, planned_runs
+from benchmarks.model_runs import OPTIONAL, ModelRun, planned_runs
 from benchmarks.processes import MIB
 from benchmarks.quality import evaluate, evaluate_pipeline
 from benchmarks.report import flatten

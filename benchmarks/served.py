@@ -20,7 +20,7 @@ from benchmarks.energy import EnergyMeter
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.load import LoadFound, LoadOptions, run_load
 from benchmarks.measurements import Load, LoadMode, Served
-from benchmarks.plan import planned_loads
+from benchmarks.model_runs import planned_loads
 from benchmarks.processes import MIB, MemoryMeter
 from benchmarks.quality import evaluate
 from benchmarks.report import flatten

@@ -152,6 +152,24 @@ def test_no_two_classes_or_type_aliases_have_one_name() -> None:
     assert [name for name, count in counts.items() if count > 1] == ["TritonPythonModel"], "the one name is Triton's"
 
 
+NAMED_ALIKE = {
+    "bundle": "export writes it, serving reads it",
+    "commands": "one per package",
+    "errors": "of every stage, and the search for the cause of a failed training",
+    "options": "one per package",
+    "translation": "the task and its metric",
+}
+
+
+def test_no_two_modules_have_one_name_without_a_reason() -> None:
+    paths = [path for package in PACKAGES for path in modules(package) if path.stem != "__init__"]
+    halves = {path.stem for path in paths if path.parent == PROJECT / "serving" / "runtime" / "tasks"}
+    counts = Counter(path.stem for path in paths)
+    alike = {name for name, count in counts.items() if count > 1}
+    assert alike - halves == NAMED_ALIKE.keys() - halves
+    assert all(counts[name] == 2 for name in alike & halves), "the two halves of a task"
+
+
 def test_nothing_of_training_runs_in_triton() -> None:
     words = re.compile(r"train|fine-?tun|\bloss(es)?\b|gradient|\bmetrics?\b|data ?sets?\b", re.IGNORECASE)
     for path in (PROJECT / "serving" / "runtime").rglob("*.py"):

@@ -25,7 +25,7 @@ from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
 from benchmarks.jobs import WorkerFacts, WorkerJob
 from benchmarks.load import LoadFound, LoadOptions
 from benchmarks.measurements import LoadMode
-from benchmarks.plan import ModelRun
+from benchmarks.model_runs import ModelRun
 from benchmarks.processes import MemoryMeter, process_tree
 from benchmarks.quality import evaluate_pipeline
 from benchmarks.rounds import measure_rounds

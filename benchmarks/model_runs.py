@@ -1,4 +1,4 @@
-"""The plan of a benchmark: which models run in process, in which arrangements, and how the server is loaded."""
+"""The runs of a benchmark: which models run in process, in which arrangements, and how the server is loaded."""
 
 from __future__ import annotations
 
