@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import tempfile
 import tomllib
@@ -157,7 +158,10 @@ def _refuse_unknown(ctx: click.Context, recipe: str, sections: set[str], outside
             f"recipe {recipe}: {', '.join(sorted(misplaced))} cannot be set outside a section; only {allowed} can"
         )
     if unknown := section - set(_parameters(ctx.command)):
-        raise click.UsageError(f"recipe {recipe}, [{ctx.info_name}]: no option is called {', '.join(sorted(unknown))}")
+        names = ", ".join(name.replace("_", "-") for name in sorted(unknown))
+        close = difflib.get_close_matches(sorted(unknown)[0], _parameters(ctx.command), n=1)
+        meant = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
+        raise click.UsageError(f"recipe {recipe}, [{ctx.info_name}]: no option is called {names}{meant}")
 
 
 def _renamed(ctx: click.Context, recipe: str, section: Mapping[str, object]) -> dict[str, object]:

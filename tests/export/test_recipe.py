@@ -143,6 +143,7 @@ def test_precision_takes_commas_and_repetition(given: list[ExportOptions]) -> No
     ("content", "message"),
     [
         ("[export]\nepochs = 3\n", "[export]: no option is called epochs"),
+        ("[export]\nverify-row = 3\n", "no option is called verify-row; did you mean verify-rows?"),
         ("[exports]\n", "no command is called exports"),
         ("name = \n", "recipe"),
         ("[export]\nopset = 12\n", "12"),
