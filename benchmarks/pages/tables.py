@@ -138,20 +138,24 @@ def served(found: Served) -> Table:
     energy = any(load.joules_per_row is not None for load in found.loads)
     rows = []
     for load in found.loads:
-        how = f"{load.concurrency} clients" if load.concurrency is not None else f"{rate(load.rate or 0)} requests/s at random"
+        how = (
+            f"{load.concurrency} client{'s' * (load.concurrency != 1)}"
+            if load.concurrency is not None
+            else f"{rate(load.rate or 0)} requests/s at random"
+        )
         how += f", {load.length} tokens" if load.length else ""
         how += f", {load.delayed:.0%} of them sent late" if load.delayed >= LATE else ""
         drawn = [number(load.joules_per_row, ".3g")] if energy else []
         rows.append([load.name, f"{load.protocol}, {how}", *_speed(load.speed), f"{load.executed_batch:.2f}", *drawn])
     package = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.package.items())
+    gpu = "" if found.gpu_memory_mib is None else f" Memory in use on the GPU by all programs: {number(found.gpu_memory_mib)} MiB."
     notes = [
         f"{found.server}; {package}.",
         f"From start to first answers: {number(found.load_seconds, '.1f')} s. Process tree under load: peak RSS "
-        f"{number(found.peak_rss_mib)} MiB, PSS {number(found.pss_mib)} MiB. GPU memory in use there, by whomever: "
-        f"{number(found.gpu_memory_mib)} MiB.",
+        f"{number(found.peak_rss_mib)} MiB, PSS {number(found.pss_mib)} MiB.{gpu}",
     ]
     if found.package.get("batching") == "off":
-        notes.append("Batching is off: an executed batch above 1 was handed over together and run one by one.")
+        notes.append("Batching is off: the server runs the requests of an executed batch one by one.")
     head = ["", "load", *SPEED, "executed batch", *(["J per row"] if energy else [])]
     return Table(name="served", title="Served", head=head, rows=rows, words=2, notes=notes)
 

@@ -88,6 +88,7 @@ def test_the_key_table_and_every_part_are_there(report: Report) -> None:
     assert "| `served.int8` | 504 (473–534) | 3.08 | 3.85 | 0.8320 (0.8088 to 0.8552) | 0.0070 (−0.0015 to 0.0155) | 355 |" in first
     for line in (
         "| `pytorch.fp32.b32` | 1 × 2, 32 (best) | 163 (153–173) | 196.00 |",
+        "grpc, 1 client |",
         "| `http.c16` | http, 16 clients | 491 (462–521) |",
         "| `load80` | grpc, 403 requests/s at random |",
         "| `c1` | 0.09 | 0.24 | 0.34 | 0.30 | 2.70 | 0.18 | 0.12 | 3.97 |",
@@ -96,7 +97,7 @@ def test_the_key_table_and_every_part_are_there(report: Report) -> None:
         "ms per call = 0.8 + 1.9 · batch | 1.000 |",
         "| `17` | 0.44 | A film that is neither good nor bad \\| but long. | negative |",
         "13 SkipLayerNormalization",
-        "run one by one",
+        "executed batch one by one",
     ):
         assert line in folded, line
     assert folded.count("<details>") == folded.count("</details>") - 1
