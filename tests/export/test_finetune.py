@@ -19,23 +19,7 @@ from serving.artifact import is_current, read_manifest
 from serving.errors import DataError
 from serving.manifests import CheckpointManifest
 from tests.helpers.disk import full_disk
-from tests.helpers.reviews import review_rows, write_tsv
-
-TRAINING = (
-    "--epochs",
-    "6",
-    "--batch-size",
-    "16",
-    "--learning-rate",
-    "5e-3",
-    "--max-length",
-    "32",
-    "--device",
-    "cpu",
-    "--name",
-    "tiny",
-    "--keep-leaks",  # made-up rows of one word are often the same
-)
+from tests.helpers.reviews import TRAINING, review_rows, write_tsv
 
 
 @pytest.fixture

@@ -10,6 +10,22 @@ BAD = ("bad", "dull", "tedious", "a mess", "cold", "lifeless", "ugly", "dreadful
 FILLING = ("the film", "this story", "its cast", "and", "but", "of course", "with", "every scene", "is", "was", "again", "café")
 SAMPLE = Path(__file__).parents[1] / "data" / "reviews.tsv"  # 40 rows
 LABELS = ("negative", "positive")
+TRAINING = (
+    "--epochs",
+    "6",
+    "--batch-size",
+    "16",
+    "--learning-rate",
+    "5e-3",
+    "--max-length",
+    "32",
+    "--device",
+    "cpu",
+    "--name",
+    "tiny",
+    "--keep-leaks",  # made-up rows of one word are often the same
+)
+"""Options with which a tiny checkpoint learns them."""
 
 
 def review_rows(count: int, seed: int) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from serving.bundle import Bundle, load_bundle
 from serving.manifests import BundleManifest, CheckpointManifest
 from serving.runtime.types import Arrays, Features, Origins
 from tests.helpers.parity import assert_same
-from tests.helpers.reviews import BAD, FILLING, GOOD
+from tests.helpers.reviews import BAD, FILLING, GOOD, TRAINING
 
 # said by transformers' own modules when they are imported
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
@@ -261,23 +261,13 @@ def trained(base_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 files[split] = folder / f"{split}.jsonl"
                 files[split].write_text("\n".join(map(json.dumps, labelled(kind, count, seed))))
             data = [argument for split, path in files.items() for argument in (f"--{split}", str(path))]
-            common = ["--name", "tiny", "--artifacts", str(folder), "--device", "cpu"]
-            training = [
-                "--epochs",
-                "6",
-                "--batch-size",
-                "16",
-                "--learning-rate",
-                "5e-3",
-                "--max-length",
-                "32",
-                "--early-stopping",
-                "0",
-                "--keep-leaks",  # made-up rows of one word are often the same
-            ]
+            artifacts = ["--artifacts", str(folder)]
+            training = [*TRAINING, "--early-stopping", "0", *artifacts]
             with contextlib.redirect_stderr(io.StringIO()) as said:
-                assert cli.main(["finetune", "--checkpoint", str(base_checkpoint), *data, *common, *training]) == 0, said.getvalue()
-                assert cli.main(["export", *common, "--precision", "fp32"]) == 0, said.getvalue()
+                assert cli.main(["finetune", "--checkpoint", str(base_checkpoint), *data, *training]) == 0, said.getvalue()
+                assert cli.main(["export", "--name", "tiny", "--device", "cpu", *artifacts, "--precision", "fp32"]) == 0, (
+                    said.getvalue()
+                )
             made[kind] = folder / "tiny"
         return made[kind]
 
