@@ -16,7 +16,7 @@ from benchmarks.energy import EnergyMeter
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.jobs import WorkerFacts, WorkerJob
 from benchmarks.measurements import Arrangement, InProcess
-from benchmarks.model_runs import OPTIONAL, ModelRun, planned_runs
+from benchmarks.model_runs import OPTIONAL_BACKEND, ModelRun, planned_runs
 from benchmarks.processes import MIB
 from benchmarks.quality import evaluate, evaluate_pipeline
 from benchmarks.report import flatten
@@ -103,7 +103,7 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter) -> Iterator[list[Loaded
             try:
                 workers = stack.enter_context(started(run.job, run.processes))
             except SetupError as error:
-                if run.job.backend != OPTIONAL:
+                if run.job.backend != OPTIONAL_BACKEND:
                     raise
                 logger.warning(f"{run.job.backend} is left out: {error.message}")
                 continue

@@ -16,7 +16,7 @@ from serving.machine import cores
 Call = tuple[int, int | None]
 """Rows per call, and tokens of each row; None for rows as they are."""
 
-OPTIONAL = "tensorrt"
+OPTIONAL_BACKEND = "tensorrt"
 """A backend that is installed may still not support this model: then the others are measured all the same."""
 
 
@@ -76,7 +76,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
         if device == "gpu" and precision != "int8":  # CUDA has no kernels for dynamic int8
             yield run("onnx", file, precision, everything, threads=1)
             if inputs.exported is not None and has_tensorrt():
-                yield run(OPTIONAL, inputs.exported, precision, everything, threads=1, half=precision == "fp16")
+                yield run(OPTIONAL_BACKEND, inputs.exported, precision, everything, threads=1, half=precision == "fp16")
             continue
         for index, (processes, threads) in enumerate(dict.fromkeys([(1, cores()), (1, 1), (cores(), 1)])):
             on_cores: dict[str, Any] = {"device": "cpu", "threads": threads, "processes": processes}

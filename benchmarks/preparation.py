@@ -10,7 +10,7 @@ from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
 from benchmarks.row_lengths import rows_of_length
 from export import convert, graph
-from export.data import encode_labels, read_evaluation, sample_indices
+from export.data import encode_labels, prepare_rows, read_evaluation, sample_indices
 from export.output_head import add_output_head
 from export.sources import checkpoint_folder, load_rows
 from export.tasks import bundle_task
@@ -65,7 +65,8 @@ def read_rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
         labelled = read_evaluation(bundle.folder, task)
     else:
         cache = options.artifacts / QUICKSTART_CACHE
-        labelled = encode_labels(load_rows(options.test, options.columns, type(task), split="test", cache=cache), task)
+        found = encode_labels(load_rows(options.test, options.columns, type(task), split="test", cache=cache), task)
+        labelled = prepare_rows(found, task, bundle.encoder(model_inputs(bundle)), location=options.test, training=False)
     if len(labelled.texts) != task.text_columns:
         raise DataError(
             f"the model takes {task.text_columns} texts a row, the rows have {len(labelled.texts)}",

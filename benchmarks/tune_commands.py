@@ -34,11 +34,11 @@ def tune_command(
 ) -> None:
     """Find the best configuration to serve a model on this machine, by trials on a real server with real texts.
 
-    Measures a coarse grid of precision, instances, threads, batching, batch size and queue delay, then further configurations
-    that Optuna chooses, as long as --minutes allow; then the best three and the untuned default again in interleaved rounds.
-    The winner has the highest throughput within --latency-p99-ms, and is better than the default beyond measurement noise. It
-    is packaged, written into the recipe next to your own choices, and used by every later tritonize package of this bundle. If
-    a run is interrupted, the same command resumes it.
+    Measures a coarse grid of precision, instances, threads and batching, then further configurations that Optuna chooses, with
+    other batch sizes and queue delays, as long as --minutes allow; then the best three and the untuned default again in
+    interleaved rounds. The winner has the highest throughput within --latency-p99-ms, and is better than the default beyond
+    measurement noise. It is packaged, written into the recipe next to your own choices, and used by every later tritonize
+    package of this bundle. If a run is interrupted, the same command resumes it.
     """
     options = with_model_name(ctx, model, options)
     if dry.dry_run:

@@ -36,7 +36,7 @@ def require_supported(config: dict[str, Any], task: type[ExportedTask]) -> None:
     try:
         tasks = TasksManager.get_supported_tasks_for_model_type(model_type, "onnx", library_name="transformers")
     except KeyError:
-        tested = "bert, distilbert, roberta, albert, electra, mpnet, deberta-v2, xlm-roberta and modernbert are tested"
+        tested = "bert, distilbert, roberta, albert, electra, mpnet, deberta-v2, xlm-roberta, camembert and modernbert are tested"
         raise ExportError(f"Optimum cannot export the architecture {model_type!r}", hint=tested) from None
     if (task.optimum_task or task.name) not in tasks:
         known = ", ".join(sorted(tasks))

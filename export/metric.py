@@ -57,7 +57,7 @@ def finite_or_none(figures: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def shown(value: float | None, form: str) -> str:
-    """Format a figure; ``none`` if it is NaN or infinite."""
+    """Format a figure; ``none`` for None, which stands for NaN or infinite."""
     return "none" if value is None else format(value, form)
 
 

@@ -34,7 +34,8 @@ T = TypeVar("T")
 def package_command(options: PackageOptions, output: OutputOptions) -> None:
     """Turn a bundle into a Triton model repository, in one atomic step.
 
-    If tritonize tune has found a configuration for this bundle on such a machine, it replaces the defaults.
+    If tritonize tune has found a configuration for this bundle, on a machine with as many cores or the same GPUs, it replaces the
+    defaults.
     """
     from serving.repository import package
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl as tls
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -130,7 +131,7 @@ class Connection:
         client: InferClient = InferenceServerClient(
             self._url,
             conn_limit=self._concurrency,
-            conn_timeout=self._timeout,
+            conn_timeout=self._timeout if math.isfinite(self._timeout) else None,  # None: no limit
             ssl=self._ssl,
             ssl_context=tls.create_default_context() if self._ssl else None,  # without it, tritonclient verifies no certificate
         )

@@ -12,7 +12,7 @@
     ├── ServerError             Triton did not start, stopped, or was not found
     └── RequestError            a request failed; carries Triton's status code
 
-Only the command line (``export.cli.main``) prints them.
+Only the main functions of the programs (``export.cli.main``, ``serving.supervisor.main``) print them.
 """
 
 from __future__ import annotations

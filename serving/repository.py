@@ -305,7 +305,7 @@ def _external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
 
 
 def step_modules(step: str, task: str) -> list[Path]:
-    """Return the files that a step of an ensemble runs: of the tasks only its own, with what all tasks share.
+    """Return the files that a step of an ensemble runs: of the tasks only its own, with the helpers of all tasks.
 
     Args:
         step: ``preprocess`` or ``postprocess``.

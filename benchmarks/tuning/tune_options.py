@@ -47,7 +47,9 @@ class TuneOptions(ExportedModelOptions):
     duration: Annotated[
         float, Option("Seconds that each load is measured in each trial, after a warm-up of half of that.", above=0)
     ] = 4.0
-    minutes: Annotated[float, Option("Maximum time of all trials together.", above=0)] = 15.0
+    minutes: Annotated[
+        float, Option("Time for all trials together; the first trial and two rounds of the final are always made.", above=0)
+    ] = 15.0
     fresh: Annotated[bool, Option("Discard all earlier trials and measure again.")] = False
     seed: Seed = 0
 

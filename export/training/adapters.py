@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from export.checkpoint import first_line
 from export.training.hyperparameters import Adapter
 from serving.errors import ArtifactError, DataError, SetupError
 
@@ -134,8 +135,9 @@ def add_adapter(model: Any, adapter: Adapter, *, new: Collection[str], keeps_hea
         config = peft.get_peft_config({"peft_type": adapter.method.upper(), **chosen})
         return peft.get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError, KeyError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ArtifactError(f"{adapter.method} cannot be used with this model: {reason}", hint="see --adapter-option") from error
+        raise ArtifactError(
+            f"{adapter.method} cannot be used with this model: {first_line(error)}", hint="see --adapter-option"
+        ) from error
 
 
 def _modules_to_save(model: Any, new: Collection[str], *, keeps_head: bool) -> Iterator[str]:

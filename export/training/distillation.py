@@ -83,7 +83,7 @@ class Teacher:
                 outputs = model(**{name: torch.from_numpy(values).to(place) for name, values in arrays.items()})
             for at, logits in zip(places, self._ordered(outputs[self.task.heads[0]]).float().tolist(), strict=True):
                 found[at] = logits
-        self.model.to("cpu")  # it is not needed again
+        self.model.to("cpu")  # the memory of the GPU is for the student
         return found
 
     def loss(self, hard: torch.Tensor, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -117,11 +117,11 @@ def _write(rows: LabelledRows, job: TrainingJob, folder: Path, *, training: bool
 def _with_teacher_logits(rows: LabelledRows, job: TrainingJob, teacher: Teacher, *, seed: int) -> dict[str, Any]:
     """Make columns with the teacher's logits for the rows and for random spans of them, which have no label."""
     generator = random.Random(seed + job.options.seed)  # noqa: S311 - nothing secret
-    encoder, count = _encoder(job, job.tokenizer), teacher.options.parts
+    encoder, count = _encoder(job), teacher.options.parts
     spans = [chain.from_iterable(random_spans(column, count, encoder, generator)) for column in rows.texts]
     texts = tuple((*column, *parts) for column, parts in zip(rows.texts, spans, strict=True))
     whole = LabelledRows(texts=texts, labels=(*rows.labels, *[None] * count * len(rows)))
-    features, names = _features(whole, job, job.tokenizer)
+    features, names = _features(whole, job)
     targets = job.task.targets(features, rows.labels)
     targets = {name: [*known, *[missing_label(known[0])] * count * len(rows)] for name, known in targets.items()}
     batch_size = 2 * job.options.per_device_batch_size(world_size())  # as in evaluation
@@ -130,16 +130,16 @@ def _with_teacher_logits(rows: LabelledRows, job: TrainingJob, teacher: Teacher,
 
 
 def _columns(rows: LabelledRows, job: TrainingJob) -> tuple[Mapping[str, Any], Origins]:
-    features, names = _features(rows, job, job.tokenizer)
-    targets = job.task.targets(features, job.task.encode_targets(rows.labels, _encoder(job, job.tokenizer)))
+    features, names = _features(rows, job)
+    targets = job.task.targets(features, job.task.encode_targets(rows.labels, _encoder(job)))
     return training_columns(features, names, targets, job.task), features.origins
 
 
-def _features(rows: LabelledRows, job: TrainingJob, tokenizer: Any) -> tuple[Features, list[str]]:
+def _features(rows: LabelledRows, job: TrainingJob) -> tuple[Features, list[str]]:
     """Tokenize the rows; return them and the names of the model's inputs."""
-    names = [name for name in tokenizer.model_input_names if name in FIELDS]
-    return tokenize_rows(rows, job.task, _encoder(job, tokenizer), training=True), names
+    names = [name for name in job.tokenizer.model_input_names if name in FIELDS]
+    return tokenize_rows(rows, job.task, _encoder(job), training=True), names
 
 
-def _encoder(job: TrainingJob, tokenizer: Any) -> TextEncoder:
-    return TextEncoder(tokenizer.backend_tokenizer, max_length=job.max_length, names=(), padding={})
+def _encoder(job: TrainingJob) -> TextEncoder:
+    return TextEncoder(job.tokenizer.backend_tokenizer, max_length=job.max_length, names=(), padding={})

@@ -6,7 +6,6 @@ import json
 import os
 import traceback
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 from .metadata import METADATA, unpack
-from .tasks import load_served
+from .tasks import load_served, parameter_reader
 from .tasks.base import ServedTask
-from .types import LONGEST_KEPT, Arrays, Origins
+from .types import Arrays, Origins
 
 
 class TritonPythonModel:
@@ -29,7 +28,7 @@ class TritonPythonModel:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         self._task = load_served(settings["task"], settings["settings"])
         self._task.check_options()
-        self._parsed = lru_cache(maxsize=64)(self._parse)
+        self._with_parameters = parameter_reader(self._task)
         self._names = [tensor.name for tensor in self._task.outputs()]
         if not settings["parallel"]:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
@@ -64,15 +63,6 @@ class TritonPythonModel:
             pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
             message = "the answer could not be made of what the model gave"
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))]
-
-    def _with_parameters(self, parameters: str) -> ServedTask:
-        """Return the task with the parameters of a request, given as JSON or empty. Short ones are kept for the next request."""
-        if not parameters:
-            return self._task
-        return self._parsed(parameters) if len(parameters) <= LONGEST_KEPT else self._parse(parameters)
-
-    def _parse(self, parameters: str) -> ServedTask:
-        return self._task.with_options(json.loads(parameters))
 
     def _answered(self, task: ServedTask, parts: Sequence[Sequence[Any]], metadata: Sequence[Any] | None) -> list[Any]:
         """Answer requests with the same parameters, whose model outputs have one shape per row.

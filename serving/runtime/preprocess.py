@@ -7,7 +7,6 @@ import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .metadata import METADATA, pack
-from .tasks import load_served
+from .tasks import load_served, parameter_reader
 from .tasks.base import ServedTask
 from .tokenization import PADDING, TextEncoder
-from .types import LONGEST_KEPT, Features
+from .types import Features
 
 
 @dataclass
@@ -47,7 +46,7 @@ class TritonPythonModel:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
         self._task = load_served(settings["task"], settings["settings"])
         self._task.check_options()
-        self._parsed = lru_cache(maxsize=64)(self._parse)
+        self._with_parameters = parameter_reader(self._task)
         self._inputs = [tensor.name for tensor in self._task.inputs()]
         self._max_model_rows = settings["max_model_rows"]
         self._encoder = TextEncoder(
@@ -87,15 +86,6 @@ class TritonPythonModel:
         for column, strings in zip(group.columns, rows, strict=True):
             column.extend(strings)
         group.spans.append((index, start, len(group.columns[0])))
-
-    def _with_parameters(self, parameters: str) -> ServedTask:
-        """Return the task with the parameters of a request, given as JSON or empty. Short ones are kept for the next request."""
-        if not parameters:
-            return self._task
-        return self._parsed(parameters) if len(parameters) <= LONGEST_KEPT else self._parse(parameters)
-
-    def _parse(self, parameters: str) -> ServedTask:
-        return self._task.with_options(json.loads(parameters))
 
     def _answered(self, group: _Group) -> list[tuple[int, Any]]:
         """Answer a group's requests; return the responses with their positions. A request that cannot be used is refused alone."""

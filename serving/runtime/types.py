@@ -46,9 +46,6 @@ class Tensor:
     dims: tuple[int, ...] = (1,)
 
 
-LONGEST_KEPT = 4096
-"""Characters of request parameters whose task is kept for the next request: clients choose them, so what is kept is bounded."""
-
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 

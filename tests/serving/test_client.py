@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import shutil
 import signal
 import socket
@@ -353,9 +354,10 @@ def test_a_step_is_not_an_ensemble(server: Server) -> None:
         pipe("text")
 
 
+@pytest.mark.parametrize("timeout", [5.0, math.inf])
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_no_server(protocol: str) -> None:
-    with TritonPipeline("x", url=f"127.0.0.1:{free_port()}", protocol=protocol, retries=1) as pipe:
+def test_no_server(protocol: str, timeout: float) -> None:
+    with TritonPipeline("x", url=f"127.0.0.1:{free_port()}", protocol=protocol, retries=1, timeout=timeout) as pipe:
         started = time.monotonic()
         with pytest.raises(RequestError) as caught:
             pipe("text")

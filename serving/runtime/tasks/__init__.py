@@ -5,12 +5,17 @@ There is one module per task. A module whose name begins with an underscore is p
 
 from __future__ import annotations
 
+import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib import import_module
 
 from ..types import JsonValue
 from .base import ServedTask
+
+MAX_CACHED_CHARACTERS = 4096
+"""Longest request parameters that are cached: clients choose them, so the cache must be bounded."""
 
 
 def served_names() -> list[str]:
@@ -39,3 +44,22 @@ def load_served(name: str, settings: Mapping[str, JsonValue]) -> ServedTask:
         ValueError: A setting is unknown or missing.
     """
     return served_class(name).from_settings(settings)
+
+
+def parameter_reader(task: ServedTask) -> Callable[[str], ServedTask]:
+    """Return a function that applies the parameters of a request to ``task``, given as JSON or empty. It caches short ones.
+
+    The function raises ``ValueError`` if a parameter is not allowed; the message is for the client.
+    """
+
+    def parse(parameters: str) -> ServedTask:
+        return task.with_options(json.loads(parameters))
+
+    cached = lru_cache(maxsize=64)(parse)
+
+    def read(parameters: str) -> ServedTask:
+        if not parameters:
+            return task
+        return cached(parameters) if len(parameters) <= MAX_CACHED_CHARACTERS else parse(parameters)
+
+    return read
