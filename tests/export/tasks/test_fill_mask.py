@@ -14,6 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
+from benchmarks.benchmark_options import BenchmarkOptions
+from benchmarks.preparation import read_rows
 from export import graph
 from export.checkpoint import load_tokenizer
 from export.cli import main
@@ -388,6 +390,16 @@ def test_a_real_checkpoint_on_real_rows(tmp_path: Path) -> None:
     filler = Filler.of(bundle.variant("fp32").path, task, BERT_TINY, bundle.manifest.output_head)
     texts = list(read_evaluation(folder, task).texts[0])[:40]
     assert_same(filler(texts), [filler.pipe(text) for text in texts])
+
+
+def test_a_benchmark_masks_plain_texts_as_export_does(tmp_path: Path) -> None:
+    rows = text_file(tmp_path / "rows.tsv", 60)
+    folder = exported(tmp_path, masked_checkpoint(tmp_path / "checkpoint", "bert"), rows, "--precision", "fp32")
+    bundle = load_bundle(folder)
+    verified = read_evaluation(folder, bundle_task(bundle))
+    read = read_rows(BenchmarkOptions(name="fill", test=str(rows), rows=10, lengths=()), bundle)
+    assert [row[0] for row in read.labelled] == list(verified.texts[0])
+    assert read.references == list(verified.labels)
 
 
 def test_answers_without_number_are_refused(fillers: Callable[[str], Filler], monkeypatch: pytest.MonkeyPatch) -> None:
