@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,10 +9,18 @@ from benchmarks.processes import MIB
 from serving.machine import has_gpu
 
 
-def missing_package() -> str:
+def unreadable() -> str:
     """State why the GPUs of this machine cannot be read; empty if they can be, or if there are none."""
-    if has_gpu() and importlib.util.find_spec("pynvml") is None:
+    if not has_gpu():
+        return ""
+    try:
+        import pynvml
+    except ImportError:
         return "the NVIDIA driver is loaded, but nvidia-ml-py is not installed: GPUs are not recorded; install it with: make setup"
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return f"the NVIDIA driver is loaded, but NVML does not work: GPUs are not recorded: {error}"
     return ""
 
 
@@ -60,11 +67,11 @@ def _devices() -> Iterator[tuple[Any, Any]]:
     """The library and the handle of each GPU; nothing without the library or a driver."""
     try:
         import pynvml
-    except ImportError:  # missing_package() states it where there is a GPU
+    except ImportError:  # unreadable() states it where there is a GPU
         return
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver, so no GPU
+    except pynvml.NVMLError:  # no driver; unreadable() states it where there is a GPU
         return
     for index in range(pynvml.nvmlDeviceGetCount()):
         yield pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)

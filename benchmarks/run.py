@@ -112,8 +112,8 @@ def _target(options: BenchmarkOptions) -> Target | None:
 
 
 def _measure(inputs: BenchmarkInputs, target: Target | None) -> Report:
-    if missing := nvml.missing_package():
-        logger.warning(missing)
+    if unreadable := nvml.unreadable():
+        logger.warning(unreadable)
     environment = read_environment()
     if environment.busy_percent > BUSY_PERCENT:
         logger.warning(f"the machine is {environment.busy_percent:.0f} % busy with other work: speeds will be too low")

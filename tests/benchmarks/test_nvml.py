@@ -63,8 +63,14 @@ def test_without_library_or_driver_there_are_no_gpus(found: Any, monkeypatch: py
     assert (nvml.gpus(), nvml.driver_version(), nvml.memory_mib([7]), nvml.energy_counters()) == ([], None, None, [])
 
 
-@pytest.mark.parametrize(("gpu", "installed", "stated"), [(True, False, True), (True, True, False), (False, False, False)])
-def test_a_gpu_without_the_package_is_stated(gpu: bool, installed: bool, stated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "has_gpu", lambda: gpu)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object() if installed else None)
-    assert ("nvidia-ml-py is not installed" in nvml.missing_package()) is stated
+@pytest.mark.parametrize(
+    ("found", "stated"),
+    [(None, "nvidia-ml-py is not installed"), (library(driver=False), "NVML does not work"), (library(), "")],
+    ids=["no library", "broken", "working"],
+)
+def test_a_gpu_that_cannot_be_read_is_stated(found: Any, stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", found)
+    monkeypatch.setattr(nvml, "has_gpu", lambda: False)
+    assert not nvml.unreadable()
+    monkeypatch.setattr(nvml, "has_gpu", lambda: True)
+    assert stated in nvml.unreadable() and bool(nvml.unreadable()) is bool(stated)
