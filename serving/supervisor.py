@@ -28,10 +28,8 @@ from serving.server import DRAIN_SECONDS, TritonServer, check_ports
 
 START_ATTEMPTS = 3
 """How often the first start is tried if a signal ended the server: Triton's start fails now and then by chance."""
-HEALTHY_SECONDS = 60
-"""After this many seconds without failure, the next restart does not wait."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Pause before the second restart in a row, in seconds. It doubles with every further one, to the longest."""
+"""Pause after the second start in a row that failed, in seconds. It doubles with every further one, to the longest."""
 POLL_SECONDS = 0.1
 
 
@@ -87,7 +85,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
         _recorded(options) as record,
         _checked_front(options) as front,
     ):
-        announced, failures = False, 0
+        announced, failed_starts = False, 0
         while not stopped():
             begun = time.monotonic()
             server = TritonServer(options, log=logger.info, address=front.triton)
@@ -96,6 +94,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
                     server.wait_until_ready(stopped)
                     if not stopped():
                         record(time.monotonic() - begun)
+                        failed_starts = 0
                         front.open()
                         if not announced:
                             on_ready()
@@ -107,12 +106,12 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
                         front.wait_idle(DRAIN_SECONDS)
                         server.drain()
             except ServerError as error:
-                if not announced and (not server.was_killed or failures + 1 >= START_ATTEMPTS):
+                failed_starts += 1
+                if not announced and (not server.was_killed or failed_starts >= START_ATTEMPTS):
                     raise
                 failure = error.message
             if not stopped():
-                failures = 1 if time.monotonic() - begun > HEALTHY_SECONDS else failures + 1
-                _pause_before_restart(f"tritonserver {failure}", failures, stopped)
+                _pause_before_restart(f"tritonserver {failure}", failed_starts, stopped)
         if not announced:
             raise ServerError("stopped before it was ready")
 
@@ -153,10 +152,10 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _pause_before_restart(failure: str, failures: int, stopped: Callable[[], bool]) -> None:
-    """Say that the server is restarted, and wait the longer the more often it failed in a row."""
-    pause = 0.0 if failures == 1 else min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 2))
-    logger.warning(f"{failure}; restarting" + (f" in {pause:g} s (failure {failures} in a row)" if pause else ""))
+def _pause_before_restart(failure: str, failed_starts: int, stopped: Callable[[], bool]) -> None:
+    """Say that the server is restarted. It is at once if it was ready, and the later the more starts have failed in a row."""
+    pause = 0.0 if failed_starts < 2 else min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed_starts - 2))
+    logger.warning(f"{failure}; restarting" + (f" in {pause:g} s ({failed_starts} starts have failed in a row)" if pause else ""))
     deadline = time.monotonic() + pause
     while not stopped() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
