@@ -59,4 +59,5 @@ def test_a_panic_refuses_its_own_request_alone(fragile: ServeOptions, protocol: 
         answers = list(pool.map(ask, [text for pair in zip(texts, [PANIC] * len(texts), strict=True) for text in pair]))
         assert_same(answers[::2], expected)
         for refused in answers[1::2]:
-            assert (refused.status, refused.message) == ("INTERNAL", "this request could not be prepared")
+            assert refused.status == "INTERNAL"
+            assert refused.message == "in ensemble 'fragile', this request could not be prepared"
