@@ -31,7 +31,7 @@ class ServerHealth:
         self._checked = time.monotonic()
         self._completed = -1
         self._asking: Future[None] | None = None
-        self._asked = self._busy_until = 0.0
+        self._asked = 0.0
         self._processor_seconds = 0.0
         self._executor = ThreadPoolExecutor(1, "probe")
 
@@ -47,12 +47,15 @@ class ServerHealth:
             self._asking = self._executor.submit(self._check)
         return None
 
+    def close(self) -> None:
+        """End the thread. A request that it still waits for ends with the server."""
+        self._executor.shutdown(wait=False)
+
     def _check(self) -> None:
         """Ask for the counts; if nothing was completed since the last time, send every ensemble a request.
 
         Raises:
-            ServerError: An ensemble answers otherwise than it did at first.
-            OSError: The server did not answer.
+                OSError: The server did not answer.
             RequestError: It refused the request.
         """
         completed = self._server.traffic().first_step_ended

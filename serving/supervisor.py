@@ -111,7 +111,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
                     raise
                 failure = error.message
             if not stopped():
-                _pause_before_restart(f"tritonserver {failure}", failed_starts, stopped)
+                _pause_before_restart(str(failure), failed_starts, stopped)
         if not announced:
             raise ServerError("stopped before it was ready")
 
@@ -122,14 +122,15 @@ def _watch(server: TritonServer, front: Front, stopped: Callable[[], bool]) -> s
     Returns:
         Why it must be restarted, or None if it is to stop.
     """
-    health = ServerHealth(server)
-    while not stopped():
-        time.sleep(POLL_SECONDS)
-        front.revive()
-        failure = server.failure() or health.failure()
-        if failure is not None:
-            server.fail(failure)
-            return failure
+    with contextlib.closing(ServerHealth(server)) as health:
+        while not stopped():
+            time.sleep(POLL_SECONDS)
+            front.revive()
+            failure = server.failure() or front.alarm() or health.failure()
+            if failure is not None:
+                front.close()
+                server.fail(failure)
+                return f"tritonserver {failure}"
     return None
 
 

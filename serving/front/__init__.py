@@ -45,6 +45,10 @@ class Front(Protocol):
         """Start the front again if it has ended."""
         ...
 
+    def alarm(self) -> str | None:
+        """Return once what the front has seen Triton do wrong, as the rest of a sentence about it, or None."""
+        ...
+
 
 @contextlib.contextmanager
 def start_front(options: ServeOptions, *, log: Callable[[str], None]) -> Iterator[Front]:
@@ -83,3 +87,7 @@ class DirectFront:
 
     def revive(self) -> None:
         """Do nothing."""
+
+    def alarm(self) -> str | None:
+        """Return None: nothing sees the answers."""
+        return None

@@ -31,6 +31,8 @@ START_SECONDS = 20
 POLL_SECONDS = 0.05
 MIN_IN_FLIGHT = 16
 """Requests in flight that keep all steps of an ensemble busy, however few instances its model has."""
+WRONG_ANSWER = "belongs to another request"
+"""Part of the line that the guard logs when it has kept back an answer."""
 MIN_KEY_CHARACTERS = 16
 
 
@@ -62,7 +64,7 @@ class EnvoyFront:
         self._log = log
         self._tail: deque[str] = deque(maxlen=20)
         self._cleanup = contextlib.ExitStack()
-        self._open = False
+        self._open = self._alarmed = False
 
     def __enter__(self) -> Self:
         """Start Envoy and wait until it listens.
@@ -115,6 +117,11 @@ class EnvoyFront:
         self._start()
         if self._open:
             self.open()
+
+    def alarm(self) -> str | None:
+        """Return once that an answer belonged to another request, or None."""
+        alarmed, self._alarmed = self._alarmed, False
+        return "gave an answer that belongs to another request" if alarmed else None
 
     def _write_configuration(self) -> None:
         options = self._options
@@ -176,6 +183,8 @@ class EnvoyFront:
                 line = raw.rstrip()
                 self._tail.append(line)
                 self._log(line)
+                if WRONG_ANSWER in line:
+                    self._alarmed = True
 
     def _set_gate(self, percent: int) -> None:
         status, body = fetch(self._admin, f"/runtime_modify?{GATE}={percent}", timeout=5, method="POST")
