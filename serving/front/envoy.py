@@ -18,7 +18,8 @@ from typing import Self
 
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError, ServerError, SetupError
-from serving.front.configuration import GATE, FrontPlan, front_configuration
+from serving.front.bootstrap import GATE, envoy_bootstrap
+from serving.front.front_plan import FrontPlan
 from serving.install import site_packages, triton_environment
 from serving.isolation import die_with_parent, temporary_prefix
 from serving.manifests import RepositoryManifest
@@ -145,7 +146,7 @@ class EnvoyFront:
         )
         path = self._folder / "envoy.json"
         path.touch(mode=0o600)
-        path.write_text(json.dumps(front_configuration(plan)), encoding="utf-8")
+        path.write_text(json.dumps(envoy_bootstrap(plan)), encoding="utf-8")
 
     def _start(self) -> None:
         command = [str(self._binary), "--config-path", str(self._folder / "envoy.json"), "--disable-hot-restart"]
