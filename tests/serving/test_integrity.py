@@ -6,6 +6,7 @@ import importlib.util
 import os
 import py_compile
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -318,16 +319,16 @@ def test_planted_bytecode_does_not_run_even_where_nobody_checks(
     """Nor does a server write any."""
     ran = tmp_path / "ran"
     step = repository / "one_preprocess" / "1"
-    evil = tmp_path / "metadata.py"
-    evil.write_text((step / "metadata.py").read_text() + f"\nopen({str(ran)!r}, 'w')\n")
-    code = importlib.util.cache_from_source(step / "metadata.py")
-    py_compile.compile(str(evil), cfile=code, dfile=str(step / "metadata.py"))
-    header = bytearray(Path(code).read_bytes())
-    source = (step / "metadata.py").stat()
-    header[8:16] = int(source.st_mtime).to_bytes(4, "little") + source.st_size.to_bytes(4, "little")
-    Path(code).write_bytes(header)
-    probe = f"import importlib, sys; sys.path.insert(0, {str(step)!r}); importlib.import_module('metadata')"
-    subprocess.run([sys.executable, "-c", probe], check=True)
+    for name in ("metadata.py", "model.py"):
+        evil = tmp_path / name
+        evil.write_text((step / name).read_text() + f"\nopen({str(ran)!r}, 'w')\n")
+        code = Path(importlib.util.cache_from_source(step / name))
+        py_compile.compile(str(evil), cfile=str(code), dfile=str(step / name), doraise=True)
+        source, compiled = (step / name).stat(), code.read_bytes()
+        stamp = struct.pack("<II", int(source.st_mtime), source.st_size)
+        code.write_bytes(compiled[:8] + stamp + compiled[16:])
+    ordinary = f"import importlib, sys; sys.path.insert(0, {str(step.parent)!r}); importlib.import_module('1.metadata')"
+    subprocess.run([sys.executable, "-B", "-c", ordinary], check=True)
     assert ran.exists(), "an ordinary Python runs it"
     ran.unlink()
     monkeypatch.setattr(server, "check_repository", lambda _: None)
