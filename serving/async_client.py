@@ -15,10 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from serving import streams
 from serving.connection import DEFAULT_URLS, Connection, check_process, closed_error
 from serving.errors import DataError, RequestError
 from serving.options import RequestOptions, WireProtocol
+from serving.runtime.digest import DIGEST, ForeignAnswerError, row_digests
 from serving.runtime.tasks import load_served
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Arrays
@@ -278,6 +282,8 @@ class AsyncTritonPipeline:
         columns = zip(call.task.inputs(), zip(*rows, strict=True), strict=True)
         tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
         result = await self._connection.infer(self.name, tensors, call.parameters)
+        if result.get_output(DIGEST) is not None:  # a proxy may have compared and removed it
+            _require_own_answer(result.as_numpy(DIGEST), tensors)
         return {tensor.name: result.as_numpy(tensor.name) for tensor in call.task.outputs()}
 
 
@@ -310,6 +316,24 @@ class _Call:
             raise TypeError(str(error)) from None
         formatting = {name: value for name, value in given.items() if name not in task.options or name in task.presentation_options}
         return cls(task=task, parameters=parameters, formatting=formatting)
+
+
+def _require_own_answer(found: npt.NDArray[np.int64], sent: Mapping[str, Sequence[bytes]]) -> None:
+    """Check that an answer has the digests of the rows that were sent.
+
+    Args:
+        found: INT64 ``[rows, 1]``, the digests that came with the answer.
+        sent: The rows of each input tensor.
+
+    Raises:
+        RequestError: The answer belongs to another request.
+    """
+    if not np.array_equal(found.reshape(-1), row_digests(sent)):
+        raise RequestError(
+            f"{ForeignAnswerError()}: its digest is not that of the texts sent",
+            status="INTERNAL",
+            hint="send the request again; if this repeats, restart the server",
+        )
 
 
 def _encoded(text: str) -> bytes:

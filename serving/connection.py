@@ -46,6 +46,10 @@ class InferResult(Protocol):
         """Return an output tensor by its name."""
         ...
 
+    def get_output(self, name: str) -> object | None:
+        """Return the description of an output tensor, or None if the result does not have it."""
+        ...
+
 
 class InferClient(Protocol):
     """The methods that tritonclient's two asynchronous clients have in common."""

@@ -57,6 +57,47 @@ def test_gives_the_same_structure(server: Server, pipeline: Any, inputs: Any, op
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_an_answer_to_other_texts_is_an_error(server: Server, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server answers the request before once more, as Triton does after a pause."""
+    infer = Connection.infer
+    other = {"TEXT": [b"of another client"]}
+
+    async def stale(self: Connection, model: str, inputs: Any, parameters: Any) -> Any:
+        return await infer(self, model, {"TEXT": [*other["TEXT"] * len(inputs["TEXT"])]}, parameters)
+
+    with TritonPipeline("ragged", url=server.url(protocol), protocol=protocol, batch_size=2) as pipe:
+        expected = pipe("of another client")
+        monkeypatch.setattr(Connection, "infer", stale)
+        assert pipe("of another client") == expected
+        for texts in ("my text", ["of another client", "my text"], ["of another client."]):
+            with pytest.raises(RequestError, match="the answer belongs to another request") as caught:
+                pipe(texts)
+            assert caught.value.status == "INTERNAL"
+            with pytest.raises(RequestError, match="the answer belongs to another request"):
+                pipe.tensors([(text,) for text in ([texts] if isinstance(texts, str) else texts)])
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_proxy_may_remove_the_digest(server: Server, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    infer = Connection.infer
+
+    async def without(self: Connection, model: str, inputs: Any, parameters: Any) -> Any:
+        result = await infer(self, model, inputs, parameters)
+        if protocol == "grpc":
+            outputs, raw = result._result.outputs, result._result.raw_output_contents
+            place = [output.name for output in outputs].index("DIGEST")
+            del outputs[place], raw[place]
+        else:
+            result._result["outputs"] = [output for output in result._result["outputs"] if output["name"] != "DIGEST"]
+        return result
+
+    with TritonPipeline("ragged", url=server.url(protocol), protocol=protocol) as pipe:
+        expected = pipe(["a warm film", "b"])
+        monkeypatch.setattr(Connection, "infer", without)
+        assert_same(pipe(["a warm film", "b"]), expected)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("function", ["softmax", "sigmoid", "none", None])
 def test_options_of_the_pipeline_reach_the_server(
     server: Server, pipeline: Any, texts: list[str], function: str | None, protocol: str

@@ -24,6 +24,7 @@ from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
 from serving.plan import Plan, make_plan
 from serving.repository import package
+from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST
 from tests.helpers.manifests import variant_figures
 
 STEPS = ("tiny", "tiny_preprocess", "tiny_model", "tiny_postprocess")
@@ -57,8 +58,10 @@ def test_configs_are_wired_from_the_graph(bundle: Path, pair_bundle: Path, tmp_p
     package(options(bundle, tmp_path, batching="ragged", max_batch_size=32))
     model, ensemble = config(tmp_path, "tiny_model"), config(tmp_path, "tiny")
     assert ensemble["parameters"]["model_sha256"]["string_value"] == sha256(bundle / "fp32" / "model.onnx")
-    assert [tensor["name"] for tensor in model["input"]] == ["input_ids"]
-    assert model["input"][0]["allow_ragged_batch"] is True
+    assert [tensor["name"] for tensor in model["input"]] == ["input_ids", REQUEST_DIGEST]
+    assert [tensor["allow_ragged_batch"] for tensor in model["input"]] == [True, True]
+    assert [tensor["name"] for tensor in model["output"]] == ["logits", MODEL_DIGEST]
+    assert [tensor["name"] for tensor in ensemble["output"]] == ["LABEL", "SCORE", "SCORES", DIGEST]
     assert model["batch_input"] == [
         {"kind": "BATCH_ITEM_SHAPE", "target_name": ["row_lengths"], "data_type": "TYPE_INT32", "source_input": ["input_ids"]}
     ]
@@ -71,7 +74,7 @@ def test_configs_are_wired_from_the_graph(bundle: Path, pair_bundle: Path, tmp_p
     assert {config(tmp_path, name)["max_batch_size"] for name in STEPS} == {32}
     package(options(pair_bundle, tmp_path, batching="off"))
     model = config(tmp_path, "tiny_model")
-    assert [tensor["name"] for tensor in model["input"]] == ["input_ids", "token_type_ids"]
+    assert [tensor["name"] for tensor in model["input"]] == ["input_ids", "token_type_ids", REQUEST_DIGEST]
     assert "dynamic_batching" not in model and "batch_input" not in model
     assert [tensor["name"] for tensor in config(tmp_path, "tiny")["input"]] == ["TEXT", "TEXT_PAIR"]
     assert all("model_warmup" in config(tmp_path, name) for name in STEPS[1:])
