@@ -21,6 +21,7 @@ import psutil
 
 from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
+from serving.integrity import check_repository
 from serving.isolation import SHARED_MEMORY, die_with_parent, keep_files_private, remove_abandoned_files, temporary_prefix
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
@@ -80,10 +81,11 @@ class TritonServer:
             address: Where to listen. None: where the options say, without a front.
 
         Raises:
-            ArtifactError: The repository holds no packaged ensemble.
+            ArtifactError: The repository holds no packaged ensemble, or one that was altered.
             SetupError: There is no tritonserver on this machine.
         """
         self.options = options
+        check_repository(options.repository)
         self.probes = find_probes(options.repository)
         self.address = address or tcp_address(options)
         self._install = find_install()
@@ -110,7 +112,9 @@ class TritonServer:
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             cleanup.callback(self._remove_shared_memory)
             backends = prepare_backends(self._install, folder)
-            self._process = self._start(server_command(self._install, self.options, self.address, backends, self._shm_prefix))
+            environment = server_environment(self._install, backends)
+            command = server_command(self._install, self.options, self.address, backends, self._shm_prefix)
+            self._process = self._start(command, environment)
             cleanup.callback(self._terminate)
             self._reader.start()
             self._cleanup = cleanup.pop_all()
@@ -120,11 +124,11 @@ class TritonServer:
         """Stop the server and remove its temporary files."""
         self._cleanup.close()
 
-    def _start(self, command: list[str]) -> subprocess.Popen[str]:
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
         try:
             return subprocess.Popen(
                 command,
-                env=server_environment(self._install),
+                env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -77,7 +77,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
         on_ready: Called once, when every ensemble has answered for the first time.
 
     Raises:
-        ServerError: The server could not be started, or was stopped before it was ready for the first time.
+        TritonizeError: The server could not be started, or was stopped before it was ready for the first time.
     """
     raise_file_limit()
     with (
@@ -88,8 +88,9 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
         announced, failed_starts = False, 0
         while not stopped():
             begun = time.monotonic()
-            server = TritonServer(options, log=logger.info, address=front.triton)
+            server: TritonServer | None = None
             try:
+                server = TritonServer(options, log=logger.info, address=front.triton)
                 with server:
                     server.wait_until_ready(stopped)
                     if not stopped():
@@ -105,9 +106,10 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
                     if failure is None:
                         front.wait_idle(DRAIN_SECONDS)
                         server.drain()
-            except ServerError as error:
+            except TritonizeError as error:
                 failed_starts += 1
-                if not announced and (not server.was_killed or failed_starts >= START_ATTEMPTS):
+                by_chance = server is not None and server.was_killed and failed_starts < START_ATTEMPTS
+                if not announced and not by_chance:
                     raise
                 failure = error.message
             if not stopped():

@@ -72,7 +72,7 @@ def _route(pattern: str, cluster: str, *, method: str | None = None) -> EnvoyFie
             "retry_policy": retries,
         },
     }
-    if cluster == "triton_http":
+    if "grpc" not in cluster:
         # Triton ends when a large body has the content type of a form, which curl sends by default
         route["request_headers_to_add"] = [overwritten("content-type", "application/json")]
     return route
