@@ -23,6 +23,7 @@ import psutil
 
 from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
+from serving.integrity import check_repository
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
 from serving.probe import ask, find_probes, is_ready, read_traffic
@@ -78,10 +79,11 @@ class TritonServer:
             log: Called with every line that the server prints.
 
         Raises:
-            ArtifactError: The repository holds no packaged ensemble.
+            ArtifactError: The repository holds no packaged ensemble, or one that was altered.
             SetupError: There is no tritonserver on this machine.
         """
         self.options = options
+        check_repository(options.repository)
         self.probes = find_probes(options.repository)
         self._install = find_install()
         self._log = log
@@ -103,10 +105,11 @@ class TritonServer:
         with contextlib.ExitStack() as cleanup:  # undoes every step so far if a later one fails
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             cleanup.callback(self._remove_shared_memory)
-            command = server_command(self._install, self.options, prepare_backends(self._install, folder), self._shm_prefix)
+            backends = prepare_backends(self._install, folder)
+            command = server_command(self._install, self.options, backends, self._shm_prefix)
             self._process = subprocess.Popen(
                 command,
-                env=server_environment(self._install),
+                env=server_environment(self._install, backends),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -93,9 +93,10 @@ class TextEncoder:
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize texts without special tokens and without truncation."""
         self._tokenizer.no_truncation()
-        found = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        self._cut_at_the_end()
-        return found
+        try:
+            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        finally:
+            self._cut_at_the_end()
 
     def windows(self, texts: Sequence[Text], *, stride: int, max_length: int | None = None) -> tuple[list[Encoding], Integers]:
         """Tokenize every row in one call, with offsets. Text that is too long becomes several windows.
@@ -129,9 +130,9 @@ class TextEncoder:
         try:
             encodings = self._tokenizer.encode_batch(texts)
         except BaseException as error:  # the library raises Exception itself; its panics are a BaseException of its own
-            if isinstance(error, KeyboardInterrupt | SystemExit):
+            if "too short" not in str(error) and "`stride`" not in str(error):
                 raise
-            reason = "the first text leaves the second no room in it" if pairs else error
+            reason = "the first text leaves the second no room in it" if pairs else "the stride leaves no room in it"
             raise ValueError(f"no window of {length} tokens holds this: {reason}") from None
         finally:
             self._cut_at_the_end()
@@ -153,8 +154,10 @@ class TextEncoder:
         if _most_tokens(cut) <= (self.most_rows - 1) * (advance - _most_tokens(first)):
             return
         self._tokenizer.no_truncation()
-        question, tokens = (len(self._tokenizer.encode(part, add_special_tokens=False)) for part in (first, cut))
-        self._cut_at_the_end()
+        try:
+            question, tokens = (len(self._tokenizer.encode(part, add_special_tokens=False)) for part in (first, cut))
+        finally:
+            self._cut_at_the_end()
         if advance > question and tokens - (room - question) > (self.most_rows - 1) * (advance - question):
             windows = 1 - (tokens - (room - question)) // (question - advance)
             raise TooManyRowsError(

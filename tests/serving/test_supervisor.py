@@ -25,6 +25,7 @@ from serving.probe import ask, find_probes, read_traffic
 from serving.repository import package
 from serving.server import STUB, check_ports
 from serving.supervisor import RESTARTS, Running, _started, find_running, start_detached, stop
+from tests.helpers.resealing import reseal
 from tests.helpers.servers import left_behind, serve_options
 
 pytestmark = pytest.mark.server
@@ -244,6 +245,7 @@ def test_a_model_that_cannot_load_ends_with_the_reason(repository: Path, tmp_pat
     copy = tmp_path / "model_repository"
     subprocess.run(["cp", "-a", repository, copy], check=True)
     (copy / "one_model" / "1" / "model.onnx").write_bytes(b"no graph")
+    reseal(copy / "one_model" / "current")
     code, _, err = end_after_exit(serve(serve_options(copy)))
     assert code == 1
     assert "before it was ready: failed to load 'one_model'" in err.splitlines()[-1]
