@@ -12,6 +12,7 @@ from typing import Any
 
 from serving.plan import Plan
 from serving.prologue import LENGTHS
+from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST
 from serving.runtime.metadata import METADATA
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Tensor
@@ -58,7 +59,7 @@ def preprocess_config(name: str, task: ServedTask, graph: Graph, plan: Plan, war
         "backend": "python",
         "max_batch_size": plan.max_batch_size,
         "input": [_tensor(tensor) for tensor in task.inputs()],
-        "output": [_tensor(tensor) for tensor in (*graph.inputs, *_metadata(task))],
+        "output": [_tensor(tensor) for tensor in (*_model_inputs(graph), *_metadata(task))],
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],
         "dynamic_batching": {},
         "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups],
@@ -73,10 +74,10 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
         "backend": "onnxruntime",
         "default_model_filename": "model.onnx",
         "max_batch_size": graph.max_rows,
-        "input": [_tensor(tensor) | ({"allow_ragged_batch": True} if ragged else {}) for tensor in graph.inputs],
-        "output": [_tensor(tensor) for tensor in graph.outputs],
+        "input": [_tensor(tensor) | ({"allow_ragged_batch": True} if ragged else {}) for tensor in _model_inputs(graph)],
+        "output": [_tensor(tensor) for tensor in _model_outputs(graph)],
         "instance_group": [{"kind": "KIND_GPU" if plan.device == "gpu" else "KIND_CPU", "count": plan.instances}],
-        "model_warmup": [_warmup(warmup, graph.inputs) for warmup in warmups],
+        "model_warmup": [_warmup(warmup, _model_inputs(graph)) for warmup in warmups],
     }
     if plan.device == "cpu":
         threads = {"intra_op_thread_count": plan.threads, "inter_op_thread_count": 1}
@@ -102,12 +103,12 @@ def postprocess_config(name: str, task: ServedTask, graph: Graph, warmups: Itera
         "max_batch_size": graph.max_rows,
         "input": [
             _tensor(tensor) | ({"allow_ragged_batch": True} if -1 in tensor.dims else {})
-            for tensor in (*graph.outputs, *_metadata(task))
+            for tensor in (*_model_outputs(graph), *_metadata(task))
         ],
-        "output": [_tensor(tensor) for tensor in task.outputs()],
+        "output": [_tensor(tensor) for tensor in _answers(task)],
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],
         "dynamic_batching": {},
-        "model_warmup": [_warmup(warmup, (*graph.outputs, *_metadata(task))) for warmup in warmups],
+        "model_warmup": [_warmup(warmup, (*_model_outputs(graph), *_metadata(task))) for warmup in warmups],
     }
 
 
@@ -117,16 +118,16 @@ def ensemble_config(name: str, task: ServedTask, graph: Graph, plan: Plan, *, mo
     Its parameters give a client the task with its settings, and the checksum of the model.
     """
     steps = (
-        (f"{name}_preprocess", task.inputs(), (*graph.inputs, *_metadata(task))),
-        (f"{name}_model", graph.inputs, graph.outputs),
-        (f"{name}_postprocess", (*graph.outputs, *_metadata(task)), task.outputs()),
+        (f"{name}_preprocess", task.inputs(), (*_model_inputs(graph), *_metadata(task))),
+        (f"{name}_model", _model_inputs(graph), _model_outputs(graph)),
+        (f"{name}_postprocess", (*_model_outputs(graph), *_metadata(task)), _answers(task)),
     )
     return {
         "name": name,
         "platform": "ensemble",
         "max_batch_size": plan.max_batch_size,
         "input": [_tensor(tensor) for tensor in task.inputs()],
-        "output": [_tensor(tensor) for tensor in task.outputs()],
+        "output": [_tensor(tensor) for tensor in _answers(task)],
         "parameters": {
             "task": {"string_value": task.name},
             "settings": {"string_value": json.dumps(task.to_settings(), ensure_ascii=False)},
@@ -144,6 +145,21 @@ def ensemble_config(name: str, task: ServedTask, graph: Graph, plan: Plan, *, mo
             ]
         },
     }
+
+
+def _model_inputs(graph: Graph) -> tuple[Tensor, ...]:
+    """Return the inputs of the served model: those of the graph, and the digest."""
+    return (*graph.inputs, Tensor(REQUEST_DIGEST, "TYPE_INT64"))
+
+
+def _model_outputs(graph: Graph) -> tuple[Tensor, ...]:
+    """Return the outputs of the served model: those of the graph, and the digest."""
+    return (*graph.outputs, Tensor(MODEL_DIGEST, "TYPE_INT64"))
+
+
+def _answers(task: ServedTask) -> tuple[Tensor, ...]:
+    """Return the outputs of the ensemble: those of the task, and the digest of what was answered."""
+    return (*task.outputs(), Tensor(DIGEST, "TYPE_INT64"))
 
 
 def _metadata(task: ServedTask) -> tuple[Tensor, ...]:

@@ -7,6 +7,8 @@ with :data:`~serving.runtime.tokenization.PADDING` at the end of short rows, and
 With ragged batching, rows of any length arrive concatenated: Triton passes a model with ``allow_ragged_batch`` one flat tensor,
 and the length of every row through ``batch_input``. The prologue turns them into the ``[rows, longest]`` tensors that the graph
 was exported with. Requests of different lengths so share an execution, and no client pads its rows.
+
+Each row's digest passes through the graph unchanged, so that the outputs tell whose they are (see ``serving.runtime.digest``).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import TensorProto, helper
 
+from serving.runtime.digest import MODEL_DIGEST, REQUEST_DIGEST
 from serving.runtime.tokenization import PADDING
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
@@ -42,7 +45,7 @@ def request_inputs(inputs: Sequence[str], *, pair: bool) -> list[str]:
 
 
 def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragged: bool) -> onnx.ModelProto:
-    """Change ``model`` in place, so that it takes only :func:`request_inputs`.
+    """Change ``model`` in place, so that it takes only :func:`request_inputs` and the digest of each row, which it also returns.
 
     Args:
         model: The exported model, with INT64 inputs ``[rows, longest]``.
@@ -65,12 +68,14 @@ def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragge
         _rename_inputs(node, inner)
     nodes = _ragged_nodes(carried) if ragged else []
     nodes += _derived_nodes(names, carried, ragged=ragged)
+    nodes.append(_digest_node(ragged=ragged))
     nodes += graph.node
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(_constants(pad_token_id))
     del graph.input[:]
     graph.input.extend(_inputs(carried, ragged=ragged))
+    graph.output.append(helper.make_tensor_value_info(MODEL_DIGEST, TensorProto.INT64, ["rows", 1]))
     return model
 
 
@@ -84,16 +89,18 @@ def _require_int64_rows(inputs: Sequence[onnx.ValueInfoProto]) -> None:
 def _constants(pad_token_id: int) -> list[onnx.TensorProto]:
     scalars = {"zero": 0, "one": 1, "pad": pad_token_id, "marker": PADDING[IDS]}
     behind = {f"{IDS}/behind": PADDING[IDS], f"{TYPES}/behind": 0}
-    return [
+    made = [
         helper.make_tensor(_P + name, TensorProto.INT64, dims, [value])
         for constants, dims in ((scalars, []), (behind, [1]))
         for name, value in constants.items()
     ]
+    return [*made, helper.make_tensor(_P + "column", TensorProto.INT64, [2], [-1, 1])]
 
 
 def _inputs(carried: Sequence[str], *, ragged: bool) -> list[onnx.ValueInfoProto]:
     dims = ["positions"] if ragged else ["rows", "longest"]
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, dims) for name in carried]
+    inputs.append(helper.make_tensor_value_info(REQUEST_DIGEST, TensorProto.INT64, ["rows"] if ragged else ["rows", 1]))
     if ragged:
         inputs.append(helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["rows", 1]))
     return inputs
@@ -139,6 +146,14 @@ def _derived_nodes(names: Sequence[str], carried: Sequence[str], *, ragged: bool
     elif TYPES in names:
         nodes.append(_node("Mul", [given[IDS], _P + "zero"], TYPES))
     return nodes
+
+
+def _digest_node(*, ragged: bool) -> onnx.NodeProto:
+    """Return the node that passes the digest of each row on unchanged, as ``[rows, 1]``. Ragged inputs are flat."""
+    name = f"{_P}{MODEL_DIGEST}"
+    if ragged:
+        return helper.make_node("Reshape", [REQUEST_DIGEST, _P + "column"], [MODEL_DIGEST], name=name)
+    return helper.make_node("Identity", [REQUEST_DIGEST], [MODEL_DIGEST], name=name)
 
 
 def _rename_inputs(node: onnx.NodeProto, inner: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from serving.bundle import Bundle
 from serving.ensemble import Graph, Warmup
 from serving.plan import Plan
+from serving.runtime.digest import MODEL_DIGEST, REQUEST_DIGEST, row_digests
 from serving.runtime.metadata import METADATA, pack
 
 
@@ -36,19 +37,22 @@ def write_warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Gr
     texts, ids, logits = [], [], []
     task, encoder = bundle.task, bundle.encoder([tensor.name for tensor in graph.inputs])
     for label, request in (("short", task.example), ("long", task.long_example(bundle.max_length))):
-        payloads = {tensor: _bytes_tensor(text.encode()) for tensor, text in request.items()}
+        encoded = {tensor: text.encode() for tensor, text in request.items()}
+        payloads = {tensor: _bytes_tensor(text) for tensor, text in encoded.items()}
+        digests = row_digests({tensor: [text] for tensor, text in encoded.items()})
         texts.append(_save(folder / f"{name}_preprocess", label, 1, payloads, dict.fromkeys(payloads, (1,))))
         features = task.preprocess([[text] for text in request.values()], encoder)
         arrays = encoder.arrays(features.encodings[:1])
         rows = graph.max_rows if label == "long" and plan.device == "gpu" else 1
-        raw = {tensor: array.tobytes() for tensor, array in arrays.items()}
-        shapes = {tensor: array.shape[1:] for tensor, array in arrays.items()}
+        raw = {tensor: array.tobytes() for tensor, array in arrays.items()} | {REQUEST_DIGEST: digests.tobytes()}
+        shapes = {tensor: array.shape[1:] for tensor, array in arrays.items()} | {REQUEST_DIGEST: (1,)}
         ids.append(_save(folder / f"{name}_model", label, rows, raw, shapes))
         length = next(iter(arrays.values())).shape[1] if task.token_level else 1  # any other dynamic axis may be 1
         shapes = {tensor.name: tuple(length if dim < 0 else dim for dim in tensor.dims) for tensor in graph.outputs}
         raw = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
+        raw[MODEL_DIGEST], shapes[MODEL_DIGEST] = digests.tobytes(), (1,)
         if task.carries_metadata:
-            packed = pack(features.origins.sample_mapping[:1], features.origins.metadata[:1])[0, 0]
+            packed = pack(features.origins.sample_mapping[:1], digests, features.origins.metadata[:1])[0, 0]
             raw[METADATA], shapes[METADATA] = _bytes_tensor(packed), (1,)
         logits.append(_save(folder / f"{name}_postprocess", label, 1, raw, shapes))
     return StepWarmups(preprocess=tuple(texts), model=tuple(ids), postprocess=tuple(logits))

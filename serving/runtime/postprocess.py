@@ -13,10 +13,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
-from .metadata import METADATA, unpack
+from .digest import DIGEST, MODEL_DIGEST, ForeignAnswerError
+from .metadata import METADATA, Unpacked, unpack
 from .tasks import load_served, parameter_reader
 from .tasks.base import ServedTask
-from .types import Arrays, Origins
+from .types import Arrays, Integers, Origins
 
 
 class TritonPythonModel:
@@ -54,23 +55,32 @@ class TritonPythonModel:
         alone.
         """
         try:
-            metadata = [_array(request, METADATA) for request in requests] if self._task.carries_metadata else None
-            return self._answered(self._with_parameters(requests[0].parameters()), outputs, metadata)
-        except Exception as error:
+            digests = [_array(request, MODEL_DIGEST).reshape(-1) for request in requests]
+            metadata = unpack([_array(request, METADATA) for request in requests]) if self._task.carries_metadata else None
+            if metadata is not None:
+                _require_own_answers(digests, metadata)
+            return self._answered(self._with_parameters(requests[0].parameters()), outputs, np.concatenate(digests), metadata)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
             if len(requests) > 1:
                 pairs = zip(requests, outputs, strict=True)
                 return [response for request, arrays in pairs for response in self._isolated([request], [arrays])]
             pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-            message = "the answer could not be made of what the model gave"
+            foreign = isinstance(error, ForeignAnswerError)
+            message = str(error) if foreign else "the answer could not be made of what the model gave"
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))]
 
-    def _answered(self, task: ServedTask, parts: Sequence[Sequence[Any]], metadata: Sequence[Any] | None) -> list[Any]:
+    def _answered(
+        self, task: ServedTask, parts: Sequence[Sequence[Any]], digests: Integers, metadata: Unpacked | None
+    ) -> list[Any]:
         """Answer requests with the same parameters, whose model outputs have one shape per row.
 
         Args:
             task: The task with the requests' parameters.
             parts: The model's outputs, by request and :attr:`~serving.runtime.tasks.base.ServedTask.model_outputs`.
-            metadata: By request, where the task carries it.
+            digests: INT64 ``[model rows]``, as they come from the model.
+            metadata: Of all requests, where the task carries it.
         """
         outputs = {
             name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -80,12 +90,13 @@ class TritonPythonModel:
             counts = [len(arrays[0]) for arrays in parts]
             origins = Origins(np.arange(sum(counts)))
         else:
-            origins, counts = unpack(metadata)
+            origins, counts = metadata.origins, metadata.request_rows
+            digests = digests[np.searchsorted(origins.sample_mapping, np.arange(origins.count))]
         if self._tokenizer is None:
             found = task.postprocess(outputs, origins)
         else:
             found = task.decoded_postprocess(outputs, origins, self._tokenizer)
-        answers = {name: found[name] for name in self._names}
+        answers = {name: found[name] for name in self._names} | {DIGEST: digests[:, None]}
         responses, start = [], 0
         for arrays, count in zip(parts, counts, strict=True):
             responses.append(
@@ -93,6 +104,28 @@ class TritonPythonModel:
             )
             start += count
         return responses
+
+
+def _require_own_answers(digests: Sequence[Integers], metadata: Unpacked) -> None:
+    """Check that what came through the model belongs to the request whose metadata went around it.
+
+    Triton passes an old reply of a step that paused on as the reply to the next request.
+
+    Args:
+        digests: By request, the digest of each model row as it comes from the model.
+        metadata: Metadata of the same requests.
+
+    Raises:
+        ForeignAnswerError: A digest is not that of the metadata, or the model rows of a request row have different ones.
+    """
+    mapping, expected = metadata.origins.sample_mapping, metadata.digests
+    firsts = np.searchsorted(mapping, np.arange(metadata.origins.count))
+    if (
+        list(map(len, digests)) != metadata.model_rows
+        or not np.array_equal(np.concatenate(digests), expected)
+        or not np.array_equal(expected[firsts][mapping], expected)
+    ):
+        raise ForeignAnswerError
 
 
 def _array(request: Any, name: str) -> Any:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .digest import REQUEST_DIGEST, row_digests
 from .metadata import METADATA, pack
 from .tasks import load_served, parameter_reader
 from .tasks.base import ServedTask
 from .tokenization import PADDING, TextEncoder
-from .types import Features
+from .types import Features, Integers
 
 MOST_CHARACTERS = 2**17
 """Longest text that is tokenized where it cannot be cut, or as much of it as may be read to see what the model gets.
@@ -33,11 +34,13 @@ class _Group:
     Attributes:
         task: The task with those parameters.
         columns: Rows of all requests, by input tensor.
+        digests: The digest of each of these rows, by request.
         spans: Position of each request in the batch, its first row, and the row after its last.
     """
 
     task: ServedTask
     columns: list[list[str]]
+    digests: list[Integers] = field(default_factory=list)
     spans: list[tuple[int, int, int]] = field(default_factory=list)
 
 
@@ -71,7 +74,9 @@ class TritonPythonModel:
         for index, request in enumerate(requests):
             try:
                 self._sort_in(groups, index, request)
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
                 responses[index] = _refused(error)
         for group in groups.values():
             for index, response in self._answered(group):
@@ -84,7 +89,8 @@ class TritonPythonModel:
         Raises:
             ValueError: A text or a parameter is invalid.
         """
-        rows = [_strings(request, name) for name in self._inputs]
+        raw = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1).tolist() for name in self._inputs}
+        rows = [_strings(column, name) for name, column in raw.items()]
         parameters = request.parameters()
         if parameters not in groups:
             groups[parameters] = _Group(self._with_parameters(parameters), [[] for _ in self._inputs])
@@ -92,13 +98,16 @@ class TritonPythonModel:
         start = len(group.columns[0])
         for column, strings in zip(group.columns, rows, strict=True):
             column.extend(strings)
+        group.digests.append(row_digests(raw))
         group.spans.append((index, start, len(group.columns[0])))
 
     def _answered(self, group: _Group) -> list[tuple[int, Any]]:
         """Answer a group's requests; return the responses with their positions. A request that cannot be used is refused alone."""
         try:
             return self._responses(group)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
             if len(group.spans) == 1:
                 return [(group.spans[0][0], _refused(error))]
             return [response for alone in _one_by_one(group) for response in self._answered(alone)]
@@ -110,15 +119,23 @@ class TritonPythonModel:
             ValueError: One of the requests cannot be used. The message is for its client.
         """
         features = group.task.preprocess(group.columns, self._encoder)
+        digests = np.concatenate(group.digests)[features.origins.sample_mapping]
         firsts = np.searchsorted(features.origins.sample_mapping, [start for _, start, _ in group.spans]).tolist()
         ends = [*firsts[1:], len(features.encodings)]
         return [
-            (index, self._response(features, start, slice(first, end)))
+            (index, self._response(features, digests[first:end], start, slice(first, end)))
             for (index, start, _), first, end in zip(group.spans, firsts, ends, strict=True)
         ]
 
-    def _response(self, features: Features, start: int, rows: slice) -> Any:
-        """Build the response to one request, whose first row is ``start`` and whose model rows are ``rows``."""
+    def _response(self, features: Features, digests: Integers, start: int, rows: slice) -> Any:
+        """Build the response to one request.
+
+        Args:
+            features: The model rows of all requests.
+            digests: INT64, the digest of the request row of each of this request's model rows.
+            start: Position of the request's first row.
+            rows: Positions of the request's model rows.
+        """
         encodings = features.encodings[rows]
         if len(encodings) > self._max_model_rows:
             return _refusal(
@@ -126,27 +143,28 @@ class TritonPythonModel:
                 "send fewer rows at once, or shorter ones"
             )
         tensors = [pb_utils.Tensor(name, array) for name, array in self._encoder.arrays(encodings).items()]
+        tensors.append(pb_utils.Tensor(REQUEST_DIGEST, digests[:, None]))
         if self._task.carries_metadata:
             origins = features.origins
-            tensors.append(pb_utils.Tensor(METADATA, pack(origins.sample_mapping[rows] - start, origins.metadata[rows])))
+            packed = pack(origins.sample_mapping[rows] - start, digests, origins.metadata[rows])
+            tensors.append(pb_utils.Tensor(METADATA, packed))
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
 def _one_by_one(group: _Group) -> list[_Group]:
     """Put each request of a group into a group of its own."""
     return [
-        _Group(group.task, [column[start:end] for column in group.columns], [(index, 0, end - start)])
-        for index, start, end in group.spans
+        _Group(group.task, [column[start:end] for column in group.columns], [digests], [(index, 0, end - start)])
+        for (index, start, end), digests in zip(group.spans, group.digests, strict=True)
     ]
 
 
-def _strings(request: Any, name: str) -> Sequence[str]:
-    """Decode a BYTES ``[rows, 1]`` tensor.
+def _strings(rows: Sequence[bytes], name: str) -> Sequence[str]:
+    """Decode the elements of a BYTES tensor.
 
     Raises:
         ValueError: A row is not UTF-8.
     """
-    rows = pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
     strings: list[str] = []
     try:
         for row in rows:
@@ -156,7 +174,7 @@ def _strings(request: Any, name: str) -> Sequence[str]:
     return strings
 
 
-def _refused(error: Exception) -> Any:
+def _refused(error: BaseException) -> Any:
     """Build the response to a request that failed. A ``ValueError`` is for the client; anything else goes to the log only."""
     if isinstance(error, ValueError):
         return _refusal(str(error))

@@ -142,9 +142,10 @@ class TextEncoder:
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize texts without special tokens and without truncation."""
         self._tokenizer.no_truncation()
-        found = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        self._cut_at_the_end()
-        return found
+        try:
+            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        finally:
+            self._cut_at_the_end()
 
     def windows(self, texts: Sequence[Text], *, stride: int, max_length: int | None = None) -> tuple[list[Encoding], Integers]:
         """Tokenize every row in one call, with offsets. Text that is too long becomes several windows.
@@ -178,9 +179,9 @@ class TextEncoder:
         try:
             encodings = self._tokenizer.encode_batch(texts)
         except BaseException as error:  # the library raises Exception itself; its panics are a BaseException of its own
-            if isinstance(error, KeyboardInterrupt | SystemExit):
+            if "too short" not in str(error) and "`stride`" not in str(error):
                 raise
-            reason = "the first text leaves the second no room in it" if pairs else error
+            reason = "the first text leaves the second no room in it" if pairs else "the stride leaves no room in it"
             raise ValueError(_no_window(length, reason)) from None
         finally:
             self._cut_at_the_end()

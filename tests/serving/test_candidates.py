@@ -25,6 +25,7 @@ from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
 from serving.supervisor import start_detached, stop
+from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
 from tests.helpers.parity import assert_same
 from tests.helpers.servers import STRANGE_TEXTS, serve_options
@@ -146,6 +147,16 @@ def test_bad_candidates_are_refused_and_their_neighbours_answered(served: Served
         else:
             assert status == "StatusCode.INVALID_ARGUMENT"
             assert "Traceback" not in answer
+
+
+def test_every_answer_says_whose_it_is(served: Served) -> None:
+    """Rows of one candidate and of many; what differs is the text, or only a candidate."""
+    lists = [json.dumps(LABELS[: 1 + place % 4]) for place in range(6)]
+    texts = ["a mess", "a mess", "한국어", "", "word " * 80, "a mes"]
+    zero = [{"TEXT": text, "CANDIDATE_LABELS": labels} for text, labels in zip(texts, lists, strict=True)]
+    assert_digests_are_right(served.options, ["zero", "alone"], zero)
+    choice = [{"TEXT": text, "CHOICES": choices} for text, choices in zip(texts, lists, strict=True)]
+    assert_digests_are_right(served.options, ["choice"], choice)
 
 
 def test_options_that_are_none(served: Served) -> None:

@@ -21,6 +21,7 @@ from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
 from serving.supervisor import start_detached, stop
+from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.servers import STRANGE_TEXTS, serve_options
 
 pytestmark = pytest.mark.server
@@ -79,6 +80,10 @@ def test_pooling_the_pipeline_gives_the_same(
     found = pipes[name](mixed)
     assert isinstance(found, list) and isinstance(found[0], list) and isinstance(found[0][0], float)
     np.testing.assert_allclose(found, np.stack([pooled(text) for text in mixed]), atol=1e-3)
+
+
+def test_every_answer_says_whose_it_is(embedder: ServeOptions) -> None:
+    assert_digests_are_right(embedder, NAMES, [{"TEXT": text} for text in STRANGE_TEXTS[:8]])
 
 
 def test_forms(pipes: dict[str, TritonPipeline], pooled: Callable[[str], Any]) -> None:

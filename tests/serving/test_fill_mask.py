@@ -16,6 +16,7 @@ from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
 from serving.supervisor import start_detached, stop
+from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.filling import exported, masked_checkpoint, text_file
 from tests.helpers.parity import assert_same
 from tests.helpers.servers import serve_options
@@ -108,6 +109,12 @@ def test_bad_input_is_refused_alone(masked_server: ServeOptions, text: str, opti
             bad.result()
         assert raised.value.status == "INVALID_ARGUMENT"
         assert all(len(one.result()) == 5 for one in good)
+
+
+def test_every_answer_says_whose_it_is(masked_server: ServeOptions) -> None:
+    """Texts of one mask, of several, and as long as the model takes."""
+    texts = ["good [MASK]", "[MASK]", "[MASK] [MASK] film", "bad [MASK] " + "story " * 200, "한국어 [MASK]"]
+    assert_digests_are_right(masked_server, KINDS, [{"TEXT": text} for text in texts])
 
 
 def test_a_long_document(masked_server: ServeOptions, pipeline: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from serving.bundle import load_bundle
 from serving.prologue import LENGTHS, add_prologue, request_inputs
+from serving.runtime.digest import MODEL_DIGEST, REQUEST_DIGEST
 from serving.runtime.tokenization import PADDING
 
 
@@ -41,19 +42,23 @@ def test_equals_padding_by_hand(bundle: Path, pair: bool) -> None:
     expected = raw.run(None, feed)[0]
 
     ragged = session(add_prologue(onnx.load(path), pad_token_id=0, pair=pair, ragged=True))
+    digests = np.array([2**52 - 1, 0, 7, 7], np.int64)
     flat: dict[str, Any] = {
         "input_ids": np.concatenate(rows).astype(np.int64),
         LENGTHS: np.array([[len(row)] for row in rows], np.int32),
+        REQUEST_DIGEST: digests,
     }
-    plain: dict[str, Any] = {"input_ids": padded(rows, PADDING["input_ids"])}
+    plain: dict[str, Any] = {"input_ids": padded(rows, PADDING["input_ids"]), REQUEST_DIGEST: digests[:, None]}
     if pair:
         flat["token_type_ids"] = np.concatenate(types).astype(np.int64)
         plain["token_type_ids"] = padded(types, 0)
     assert {entry.name for entry in ragged.get_inputs()} == set(flat)
     np.testing.assert_array_equal(ragged.run(None, flat)[0], expected)  # bit for bit
+    np.testing.assert_array_equal(ragged.run([MODEL_DIGEST], flat)[0], digests[:, None])
 
     alone = session(add_prologue(onnx.load(path), pad_token_id=0, pair=pair, ragged=False))
     np.testing.assert_array_equal(alone.run(None, plain)[0], expected)
+    np.testing.assert_array_equal(alone.run([MODEL_DIGEST], plain)[0], digests[:, None])
 
 
 def test_inputs_that_no_text_gives_are_refused(bundle: Path) -> None:

@@ -21,6 +21,7 @@ from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers import answering
+from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.parity import assert_same
 from tests.helpers.servers import serve_options
 
@@ -170,6 +171,13 @@ def infer(server: ServeOptions, rows: list[tuple[bytes, bytes]], options: dict[s
             await connection.close()
 
     return asyncio.run(ask())
+
+
+def test_every_answer_says_whose_it_is(server: ServeOptions) -> None:
+    """Texts of one window and of several; the same text of another question."""
+    contexts = [*answering.STRANGE_TEXTS[:4], CONTEXT + " the film" * 700, CONTEXT]
+    rows = [{"QUESTION": QUESTION, "CONTEXT": context} for context in contexts]
+    assert_digests_are_right(server, ["ragged", "off"], [*rows, {"QUESTION": "film", "CONTEXT": CONTEXT}])
 
 
 def test_tensors(server: ServeOptions, pipeline: Any) -> None:

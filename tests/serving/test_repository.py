@@ -24,7 +24,9 @@ from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
 from serving.plan import Plan, make_plan
 from serving.repository import package
+from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST
 from tests.helpers.manifests import variant_figures
+from tests.helpers.resealing import reseal
 
 STEPS = ("tiny", "tiny_preprocess", "tiny_model", "tiny_postprocess")
 
@@ -57,8 +59,10 @@ def test_configs_are_wired_from_the_graph(bundle: Path, pair_bundle: Path, tmp_p
     package(options(bundle, tmp_path, batching="ragged", max_batch_size=32))
     model, ensemble = config(tmp_path, "tiny_model"), config(tmp_path, "tiny")
     assert ensemble["parameters"]["model_sha256"]["string_value"] == sha256(bundle / "fp32" / "model.onnx")
-    assert [tensor["name"] for tensor in model["input"]] == ["input_ids"]
-    assert model["input"][0]["allow_ragged_batch"] is True
+    assert [tensor["name"] for tensor in model["input"]] == ["input_ids", REQUEST_DIGEST]
+    assert [tensor["allow_ragged_batch"] for tensor in model["input"]] == [True, True]
+    assert [tensor["name"] for tensor in model["output"]] == ["logits", MODEL_DIGEST]
+    assert [tensor["name"] for tensor in ensemble["output"]] == ["LABEL", "SCORE", "SCORES", DIGEST]
     assert model["batch_input"] == [
         {"kind": "BATCH_ITEM_SHAPE", "target_name": ["row_lengths"], "data_type": "TYPE_INT32", "source_input": ["input_ids"]}
     ]
@@ -71,7 +75,7 @@ def test_configs_are_wired_from_the_graph(bundle: Path, pair_bundle: Path, tmp_p
     assert {config(tmp_path, name)["max_batch_size"] for name in STEPS} == {32}
     package(options(pair_bundle, tmp_path, batching="off"))
     model = config(tmp_path, "tiny_model")
-    assert [tensor["name"] for tensor in model["input"]] == ["input_ids", "token_type_ids"]
+    assert [tensor["name"] for tensor in model["input"]] == ["input_ids", "token_type_ids", REQUEST_DIGEST]
     assert "dynamic_batching" not in model and "batch_input" not in model
     assert [tensor["name"] for tensor in config(tmp_path, "tiny")["input"]] == ["TEXT", "TEXT_PAIR"]
     assert all("model_warmup" in config(tmp_path, name) for name in STEPS[1:])
@@ -298,7 +302,7 @@ def test_a_bundle_refers_to_nothing_outside_it(bundle: Path, tmp_path: Path, nam
     (copy / "linked").symlink_to(tmp_path / "outside")
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["precisions"]["fp32"]["file"] = name
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    reseal(copy, precisions=manifest["precisions"])
     with pytest.raises(ArtifactError, match="which is not a file inside it") as raised:
         load_bundle(copy)
     assert repr(name) in raised.value.message
@@ -310,6 +314,7 @@ def test_a_damaged_graph_is_one_clear_error(bundle: Path, tmp_path: Path, conten
     shutil.copytree(bundle, copy)
     path = copy / "fp32" / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1000] if content is None else content)
+    reseal(copy)
     with pytest.raises(ArtifactError, match=r"model\.onnx is damaged") as raised:
         package(options(copy, tmp_path / "models"))
     assert raised.value.hint == "write it again with: tritonize export --force"
@@ -321,7 +326,8 @@ def test_weights_outside_the_graph_lie_beside_it(bundle: Path, tmp_path: Path, l
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
     (tmp_path / "outside").write_text("secret")
-    (copy / "fp32" / "linked").symlink_to(tmp_path / "outside")
+    if location == "linked":
+        (copy / "fp32" / "linked").symlink_to(tmp_path / "outside")
     path = copy / "fp32" / "model.onnx"
     model = onnx.load(path)
     onnx.external_data_helper.convert_model_to_external_data(model, location="weights", size_threshold=0)
@@ -330,9 +336,10 @@ def test_weights_outside_the_graph_lie_beside_it(bundle: Path, tmp_path: Path, l
         for entry in tensor.external_data:
             entry.value = location if entry.key == "location" else entry.value
     onnx.save(model, path)
-    with pytest.raises(ArtifactError, match=r"which is not a file (of its own beside|inside) it"):
+    reseal(copy)
+    with pytest.raises(ArtifactError, match=r"which is not a file (of its own beside|inside) it|linked is a link"):
         package(options(copy, tmp_path / "models"))
-    assert not list((tmp_path / "models").iterdir()), "nothing half-written"
+    assert not list((tmp_path / "models").glob("*")), "nothing half-written"
 
 
 @pytest.mark.parametrize(
@@ -348,8 +355,7 @@ def test_a_bundle_whose_task_cannot_be_served_is_refused(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
-    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
-    (copy / "manifest.json").write_text(json.dumps(manifest | change), encoding="utf-8")
+    reseal(copy, **change)
     with pytest.raises(ArtifactError, match=message):
         load_bundle(copy)
 

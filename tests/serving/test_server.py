@@ -15,7 +15,8 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from serving.probe import pending_requests
-from tests.helpers.servers import Server
+from tests.helpers.digests import assert_digests_are_right
+from tests.helpers.servers import STRANGE_TEXTS, Server
 
 pytestmark = pytest.mark.server
 LEAKS = ("Traceback", "/tmp", "/home", "/root", ".py", "model_repository", "site-packages")  # noqa: S108
@@ -107,6 +108,12 @@ def test_outputs_have_the_types_and_shapes_of_the_contract(server: Server) -> No
     assert (score.dtype, all_scores.dtype) == (np.float32, np.float32)
     assert set(label.reshape(-1)) <= {b"negative", b"positive"}
     np.testing.assert_allclose(all_scores.sum(axis=1), 1, atol=1e-6)
+
+
+def test_every_answer_says_whose_it_is(server: Server) -> None:
+    assert_digests_are_right(server.options, ["ragged", "alone", "int8"], [{"TEXT": text} for text in STRANGE_TEXTS])
+    pairs = [{"TEXT": text, "TEXT_PAIR": pair} for text in ("", "a b", "a") for pair in ("b", "c")]
+    assert_digests_are_right(server.options, ["pairs"], pairs)
 
 
 BAD_JSON = {
@@ -283,7 +290,9 @@ def test_ids_that_the_model_has_not_do_not_harm_their_neighbours(server: Server)
     def ids(value: int) -> list[grpcclient.InferInput]:
         entry = grpcclient.InferInput("input_ids", [1, 4], "INT64")
         entry.set_data_from_numpy(np.full((1, 4), value, np.int64))
-        return [entry]
+        digest = grpcclient.InferInput("request_digest", [1, 1], "INT64")
+        digest.set_data_from_numpy(np.zeros((1, 1), np.int64))
+        return [entry, digest]
 
     with grpcclient.InferenceServerClient(server.url("grpc")) as client:
         right = client.infer("ragged_model", ids(5)).as_numpy("logits")

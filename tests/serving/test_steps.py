@@ -14,11 +14,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import Sequence, Split
 
+from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST
 from serving.runtime.metadata import METADATA, pack, unpack
 from serving.runtime.tasks.text_classification import TextClassification
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Arrays, Features, Origins, TextColumns
+from tests.helpers.digests import expected_digest
 
 INVALID_ARG, INTERNAL = 3, 13
 
@@ -27,30 +31,32 @@ INVALID_ARG, INTERNAL = 3, 13
 
 
 def test_notes_survive_the_way_around_the_model() -> None:
-    first = pack(np.array([0, 0, 1, 2]), [b"a", b"", b"\x00\xff" * 500, "é".encode()])
-    second = pack(np.array([0]), [b"alone"])
-    third = pack(np.array([0, 1, 1]), [b"x", b"y", b"z"])
+    first = pack(np.array([0, 0, 1, 2]), np.array([7, 7, 2**52 - 1, 0]), [b"a", b"", b"\x00\xff" * 500, "é".encode()])
+    second = pack(np.array([0]), np.array([9]), [b"alone"])
+    third = pack(np.array([0, 1, 1]), np.array([1, 2, 2]), [b"x", b"y", b"z"])
     assert (first.shape, first.dtype) == ((4, 1), np.object_)
     assert all(isinstance(note, bytes) for note in first[:, 0]), "what a BYTES tensor holds"
-    origins, counts = unpack([first, second, third])
+    unpacked = unpack([first, second, third])
+    origins = unpacked.origins
     assert origins.sample_mapping.tolist() == [0, 0, 1, 2, 3, 4, 5, 5]
     assert origins.sample_mapping.dtype == np.int64
     assert list(origins.metadata) == [b"a", b"", b"\x00\xff" * 500, "é".encode(), b"alone", b"x", b"y", b"z"]
-    assert counts == [3, 1, 2]
+    assert (unpacked.request_rows, unpacked.model_rows) == ([3, 1, 2], [4, 1, 3])
+    assert unpacked.digests.tolist() == [7, 7, 2**52 - 1, 0, 9, 1, 2, 2]
     assert origins.count == 6
 
 
 @pytest.mark.parametrize("owners", [[1], [0, 2], [0, 2**31 - 1], [-1], [0, 1, 0], []], ids=str)
 def test_notes_that_nobody_packed_are_refused(owners: list[int]) -> None:
     """The last step may be asked by itself, with any of them."""
-    made = np.array([[struct.pack("<i", owner)] for owner in owners], dtype=np.object_).reshape(-1, 1)
+    made = np.array([[struct.pack("<iq", owner, 0)] for owner in owners], dtype=np.object_).reshape(-1, 1)
     with pytest.raises(ValueError, match="the sample mapping"):
         unpack([made])
 
 
 def test_as_many_notes_as_rows() -> None:
     with pytest.raises(ValueError, match="zip"):
-        pack(np.array([0, 1]), [b"one only"])
+        pack(np.array([0, 1]), np.array([1, 1]), [b"one only"])
 
 
 def test_origins_count_requests() -> None:
@@ -139,7 +145,7 @@ def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         made = []
         for name in ("preprocess", "postprocess"):
             module = importlib.import_module(f"serving.runtime.{name}")
-            monkeypatch.delitem(sys.modules, module.__name__)  # it holds the backend made for this test
+            sys.modules.pop(module.__name__)  # it holds the backend made for this test
             monkeypatch.setattr(module, "load_served", lambda _, given: task.from_settings(given))
             step = module.TritonPythonModel()
             step.initialize({"model_repository": str(tmp_path), "model_version": "1"})
@@ -158,9 +164,8 @@ def modelled(response: Any, request: Request) -> Request:
     """A model that counts the words of each row: the second logit is their number, the first is 2.5."""
     ids = response.tensors["input_ids"]
     logits = np.stack([np.full(len(ids), 2.5), (ids >= 0).sum(axis=1) - 2], axis=1).astype(np.float32)
-    return Request(
-        {"logits": logits} | ({METADATA: response.tensors[METADATA]} if METADATA in response.tensors else {}), request.options
-    )
+    around = {METADATA: response.tensors[METADATA]} if METADATA in response.tensors else {}
+    return Request({"logits": logits, MODEL_DIGEST: response.tensors[REQUEST_DIGEST]} | around, request.options)
 
 
 def asked(steps: tuple[Any, Any], requests: list[Request]) -> list[Any]:
@@ -183,7 +188,7 @@ def test_each_request_gets_its_own_unpadded_ids(steps: Steps) -> None:
     shapes = [response.tensors["input_ids"].shape for response in responses]
     assert shapes == [(1, 3), (2, 6), (1, 8)]
     assert (responses[1].tensors["input_ids"] == -1).sum() == 3, "rows of one request are padded to each other"
-    assert all(set(response.tensors) == {"input_ids"} for response in responses), "nothing travels around this model"
+    assert all(set(response.tensors) == {"input_ids", REQUEST_DIGEST} for response in responses), "nothing goes around this model"
 
 
 def test_neighbours_of_bad_requests_are_answered(steps: Steps) -> None:
@@ -245,7 +250,7 @@ def test_requests_of_one_batch_may_ask_for_different_things(steps: Steps) -> Non
 def test_only_the_request_whose_outputs_are_no_numbers_fails(steps: Steps) -> None:
     _, after = steps()
     given = [np.array([[1, 2]], np.float32), np.array([[0, 0], [0, np.nan]], np.float32), np.array([[3, 2]], np.float32)]
-    responses = after.execute([Request({"logits": logits}) for logits in given])
+    responses = after.execute([Request({"logits": logits, MODEL_DIGEST: np.zeros((len(logits), 1), np.int64)}) for logits in given])
     assert [response.error and (response.error.code, response.error.message) for response in responses] == [
         None,
         (INTERNAL, "the model gave values that are not finite for this input"),
@@ -270,9 +275,9 @@ def test_rows_that_become_several_are_answered_as_one(steps: Steps) -> None:
     responses = before.execute(requests)
     rows = [response.tensors["input_ids"].shape[0] if response.error is None else 0 for response in responses]
     assert rows == [1, 6, 0, 3, 1]
-    origins, counts = unpack([responses[1].tensors[METADATA]])
-    assert (origins.sample_mapping.tolist(), counts) == ([0, 0, 0, 1, 2, 2], [3])
-    assert origins.metadata[1] == str((len(LONG) + 1, len(LONG) + 5)).encode(), "where the second window begins"
+    unpacked = unpack([responses[1].tensors[METADATA]])
+    assert (unpacked.origins.sample_mapping.tolist(), unpacked.request_rows) == ([0, 0, 0, 1, 2, 2], [3])
+    assert unpacked.origins.metadata[1] == str((len(LONG) + 1, len(LONG) + 5)).encode(), "where the second window begins"
     answers = asked((before, after), requests)
     assert [response.error and response.error.message for response in answers] == [None, None, "row 0 is boom", None, None]
     assert [labels(answers[index]) for index in (0, 1, 3, 4)] == [["few"], ["many", "few", "many"], ["few", "many"], ["few"]]
@@ -301,10 +306,9 @@ def test_whoever_breaks_a_step_is_refused_alone_and_not_told_how(steps: Steps) -
         None,
     ]
     good = [modelled(responses[index], text_request(texts[index])) for index in (0, 3)]
-    logits = good[0].tensors["logits"]
     forged = [
-        Request({"logits": logits, METADATA: np.array([[note]], dtype=np.object_)})
-        for note in (b"", b"\xff\xff\xff\x7f", struct.pack("<i", 1))
+        Request(good[0].tensors | {METADATA: np.array([[note]], dtype=np.object_)})
+        for note in (b"", b"\xff\xff\xff\x7f", struct.pack("<iq", 1, 0))
     ]
     answers = after.execute([good[0], *forged, good[1]])
     told = (INTERNAL, "the answer could not be made of what the model gave")
@@ -329,3 +333,144 @@ def test_defaults_that_no_request_could_ask_for_stop_the_step(steps: Steps) -> N
 
     with pytest.raises(ValueError, match="option top_k must be less"):
         steps(Refusing)
+
+
+# The digest
+
+
+def digests(*rows: str | bytes) -> list[list[int]]:
+    """What the ensemble says of such rows."""
+    return [[expected_digest({"TEXT": row if isinstance(row, bytes) else row.encode()})] for row in rows]
+
+
+def test_every_answer_says_of_which_text_it_is(steps: Steps) -> None:
+    rows = [("good", "bad film", "good"), ("é",), (f"{LONG} cold",), ("bad", b"ab\xff"), ("",)]
+    for task in (TextClassification, Windowed):
+        responses = asked(steps(task), [text_request(*row) for row in rows])
+        assert [response.error is None for response in responses] == [True, True, True, False, True]
+        for row, response in zip(rows, responses, strict=True):
+            if response.error is None:
+                assert response.tensors[DIGEST].dtype == np.int64
+                assert response.tensors[DIGEST].tolist() == digests(*row)
+
+
+def test_the_model_gets_the_digest_of_the_bytes_for_each_of_its_rows(steps: Steps) -> None:
+    before, _ = steps(Windowed)
+    alone, several = before.execute([text_request("good"), text_request(f"{LONG} {LONG} cold", "film")])
+    assert alone.tensors[REQUEST_DIGEST].tolist() == digests("good")
+    assert several.tensors[REQUEST_DIGEST].tolist() == digests(*[f"{LONG} {LONG} cold"] * 3, "film")
+
+
+FOREIGN = (INTERNAL, "the answer belongs to another request")
+MIXED = (("good",), (f"{LONG} cold", "bad"), ("film", f"{LONG} bad"), ("bad cast",))
+
+
+@pytest.mark.parametrize("victim", range(4))
+@pytest.mark.parametrize("source", range(4))
+def test_an_old_reply_of_the_model_is_no_answer(steps: Steps, victim: int, source: int) -> None:
+    """Its metadata went around the model, so one reply can be old and the other not."""
+    before, after = steps(Windowed)
+    requests = [text_request(*rows) for rows in MIXED]
+    ready = [modelled(response, request) for response, request in zip(before.execute(requests), requests, strict=True)]
+    stale = {name: ready[source].tensors[name] for name in ("logits", MODEL_DIGEST)}
+    given = [Request(one.tensors | (stale if index == victim else {})) for index, one in enumerate(ready)]
+    for index, (rows, answer) in enumerate(zip(MIXED, after.execute(given), strict=True)):
+        if index == victim != source:
+            assert (answer.error.code, answer.error.message) == FOREIGN
+        else:
+            assert answer.error is None and answer.tensors[DIGEST].tolist() == digests(*rows)
+            assert labels(answer) == ["many" if "cold" in row or ("bad" in row and len(row) > 9) else "few" for row in rows]
+
+
+def test_two_replies_that_are_swapped_are_both_no_answers(steps: Steps) -> None:
+    """Of as many rows as the right ones, so that nothing but the digest can tell."""
+    before, after = steps(Windowed)
+    requests = [text_request(text) for text in ("good", "bad", "film")]
+    ready = [modelled(response, request) for response, request in zip(before.execute(requests), requests, strict=True)]
+    metadata = [one.tensors[METADATA] for one in ready]
+    given = [Request(one.tensors | {METADATA: metadata[place]}) for one, place in zip(ready, (1, 0, 2), strict=True)]
+    answers = after.execute(given)
+    assert [answer.error and (answer.error.code, answer.error.message) for answer in answers] == [FOREIGN, FOREIGN, None]
+    assert answers[2].tensors[DIGEST].tolist() == digests("film")
+
+
+def test_model_rows_of_one_row_have_one_digest(steps: Steps) -> None:
+    _, after = steps(Windowed)
+    logits = np.ones((2, 2), np.float32)
+
+    def forged(*found: int) -> Request:
+        column = np.array(found)
+        return Request({"logits": logits, MODEL_DIGEST: column[:, None], METADATA: pack(np.array([0, 0]), column, [b"0", b"1"])})
+
+    answers = after.execute([forged(3, 3), forged(3, 4), forged(5, 5)])
+    assert [answer.error and (answer.error.code, answer.error.message) for answer in answers] == [None, FOREIGN, None]
+
+
+# Panics of the tokenizer
+
+
+def panicking(folder: Path) -> None:
+    """Replace the tokenizer by one whose expression backtracks without end on a row of x."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = Sequence([Split(Regex("(x+x+)+y"), "isolated"), tokenizer.pre_tokenizer])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+PANIC = "x" * 40
+
+
+@pytest.mark.parametrize("task", [TextClassification, Windowed])
+def test_a_panic_of_the_tokenizer_refuses_its_own_request_alone(
+    steps: Steps, tmp_path: Path, task: type[TextClassification], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panicking(tmp_path / "1")
+    both = steps(task)
+    with pytest.raises(BaseException, match="Onig") as caught:
+        both[0]._encoder.encode([PANIC])
+    assert not isinstance(caught.value, Exception), "what a panic is"
+    logged: list[str] = []
+    monkeypatch.setattr(sys.modules["triton_python_backend_utils"].Logger, "log_error", logged.append)
+    rows = [("good film",), ("bad", PANIC), (f"{LONG} cold",), ("film",)]
+    answers = asked(both, [text_request(*row) for row in rows])
+    refused = (INTERNAL, "this request could not be prepared")
+    assert [answer.error and (answer.error.code, answer.error.message) for answer in answers] == [None, refused, None, None]
+    assert [answers[index].tensors[DIGEST].tolist() for index in (0, 2, 3)] == [digests(*rows[index]) for index in (0, 2, 3)]
+    assert len(logged) == 1 and "retry-limit-in-match" in logged[0], "the log says why"
+    again = asked(both, [text_request("film " * 30)])
+    assert again[0].error is None, "it cuts as before"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_the_end_of_the_process_is_no_panic(steps: Steps, stop: type[BaseException]) -> None:
+    class Ending(TextClassification):
+        def preprocess(self, *_: Any) -> Features:
+            raise stop
+
+        def postprocess(self, *_: Any) -> Arrays:
+            raise stop
+
+    before, after = steps(Ending)
+    with pytest.raises(stop):
+        before.execute([text_request("good"), text_request("bad")])
+    with pytest.raises(stop):
+        after.execute([Request({"logits": np.ones((1, 2), np.float32), MODEL_DIGEST: np.zeros((1, 1), np.int64)})] * 2)
+
+
+def test_a_panic_of_the_last_step_refuses_its_own_request_alone(steps: Steps) -> None:
+    class Decoding(TextClassification):
+        def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:
+            if (outputs["logits"] == 7).any():
+                provoke_panic()
+            return super().postprocess(outputs, origins)
+
+    _, after = steps(Decoding)
+    given = [Request({"logits": np.full((1, 2), value, np.float32), MODEL_DIGEST: np.array([[value]])}) for value in (1, 7, 2)]
+    answers = after.execute(given)
+    refused = (INTERNAL, "the answer could not be made of what the model gave")
+    assert [answer.error and (answer.error.code, answer.error.message) for answer in answers] == [None, refused, None]
+    assert [answers[index].tensors[DIGEST].tolist() for index in (0, 2)] == [[[1]], [[2]]]
+
+
+def provoke_panic() -> None:
+    """By an expression that backtracks without end."""
+    Split(Regex("(x+x+)+y"), "isolated").pre_tokenize_str(PANIC)

@@ -22,6 +22,7 @@ from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
 from serving.supervisor import start_detached, stop
+from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.exporting import export_bundle
 from tests.helpers.parity import assert_same
 from tests.helpers.servers import serve_options
@@ -105,6 +106,13 @@ def test_long_documents_are_read_in_windows_or_cut(taggers: Taggers) -> None:
             assert_same([ours], [taggers.wanted(text, **options)])
         assert ours[-1]["end"] > len(text) / 2
         assert pipe("the film " * 20_000) == pipe("the film " * 1000)
+
+
+def test_every_answer_says_whose_it_is(taggers: Taggers) -> None:
+    """Read in one window, and in several."""
+    rows = [{"TEXT": text} for text in TEXTS[:7]] + [{"TEXT": TEXTS[0] * 8}]
+    for parameters in (None, {"stride": 4}):
+        assert_digests_are_right(taggers.options, ["ragged", "off"], rows, parameters)
 
 
 def test_a_document_of_too_many_windows_is_refused_alone(taggers: Taggers) -> None:

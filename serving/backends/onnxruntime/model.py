@@ -86,7 +86,9 @@ class TritonPythonModel:
         ]
         try:
             outputs = self._session.run(self._outputs, self._ragged_feed(inputs) if self._batch_inputs else inputs[0])
-        except Exception as error:  # onnxruntime's errors have no base class, and no client may see a traceback
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # onnxruntime's errors have no base class, and no client may see a traceback
             if len(requests) > 1:  # find the bad request, and answer the others
                 return [response for request in requests for response in self._run([request])]
             pb_utils.Logger.log_error(f"onnxruntime: {error}")
