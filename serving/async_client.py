@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from serving import streams
-from serving.connection import DEFAULT_URLS, Connection, closed_error
+from serving.connection import DEFAULT_URLS, Connection, check_process, closed_error
 from serving.errors import DataError, RequestError
 from serving.options import RequestOptions, WireProtocol
 from serving.runtime.digest import DIGEST, ForeignAnswerError, row_digests
@@ -44,8 +47,9 @@ class ClientOptions(TypedDict, total=False):
     batch_size: int
     concurrency: int
     timeout: float
-    retries: int
-    ssl: bool
+    retries: int | None
+    ssl: bool | str | Path
+    api_key: str | None
 
 
 class AsyncTritonPipeline:
@@ -63,8 +67,9 @@ class AsyncTritonPipeline:
         batch_size: int = RequestOptions.batch_size,
         concurrency: int = RequestOptions.concurrency,
         timeout: float = RequestOptions.timeout,
-        retries: int = 3,
-        ssl: bool = False,
+        retries: int | None = None,
+        ssl: bool | str | Path = False,
+        api_key: str | None = None,
     ) -> None:
         """Create the client. It connects at the first call.
 
@@ -77,11 +82,16 @@ class AsyncTritonPipeline:
             concurrency: Requests that one call has in flight at the same time. Over HTTP also the number of connections, which
                 all calls share.
             timeout: Time limit of one request in seconds, retries included.
-            retries: How often a request is repeated after UNAVAILABLE. Other errors are never retried.
-            ssl: Use TLS: gRPC with TLS, or HTTP behind a TLS proxy. The server's certificate is verified.
+            retries: Maximum number of retries of a request that the server could not take, or whose connection broke; inference
+                has no side effects. None: as many as the timeout allows, so that requests survive a restart of the server. But
+                if this client has never reached the server, it gives up after 0.7 s without a connection.
+            ssl: Use TLS: gRPC with TLS, or HTTP behind a TLS proxy. The server's certificate is verified: with True by the CAs
+                that this machine trusts, with a path by those in this PEM file.
+            api_key: Sent with every request as the header ``x-api-key``. None means the environment variable
+                ``TRITONIZE_API_KEY``, if it is set.
 
         Raises:
-            ValueError: ``protocol``, ``batch_size`` or ``concurrency`` has a value that is not allowed.
+            ValueError: ``protocol``, ``batch_size``, ``concurrency``, ``ssl`` or ``api_key`` has a value that is not allowed.
         """
         if protocol not in DEFAULT_URLS:
             raise ValueError(f"protocol must be grpc or http, not {protocol!r}")
@@ -90,7 +100,10 @@ class AsyncTritonPipeline:
         self.name = name
         self._batch_size = batch_size
         self._concurrency = concurrency
-        self._connection = Connection(url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl)
+        self._connection = Connection(
+            url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl, api_key=api_key
+        )
+        self._process = os.getpid()
         self._closed = False
         self._task: ServedTask | None = None
         self._parameters: dict[str, str] = {}
@@ -103,8 +116,9 @@ class AsyncTritonPipeline:
 
         Raises:
             RequestError: There is no server, no such ensemble, or tritonize did not package this model.
-            RuntimeError: The client is closed.
+            RuntimeError: The client is closed, or this process was forked from the one that created it.
         """
+        check_process(self._process)
         if self._closed:
             raise closed_error(self.name)
         if self._task is not None:
@@ -194,7 +208,12 @@ class AsyncTritonPipeline:
                 yield answer
 
     async def close(self) -> None:
-        """Close the connection. The client cannot be used afterwards."""
+        """Close the connection. The client cannot be used afterwards.
+
+        Raises:
+            RuntimeError: This process was forked from the one that created the client, whose connection stays open.
+        """
+        check_process(self._process)
         self._closed = True
         await self._connection.close()
 
@@ -203,9 +222,10 @@ class AsyncTritonPipeline:
         await self.connect()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        """Close the connection."""
-        await self.close()
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the connection. An error that leaves the block in a forked process stays as it is."""
+        if error is None or os.getpid() == self._process:
+            await self.close()
 
     async def _all_answers(self, rows: list[RequestRow], ask: Callable[[list[RequestRow]], Awaitable[list[T]]]) -> list[T]:
         """Answer rows that are all known, with one worker per request that may be in flight."""

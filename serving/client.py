@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
+import selectors
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
@@ -17,7 +19,7 @@ from typing import Any, Self, TypeVar, Unpack, cast
 
 from serving import streams
 from serving.async_client import AsyncTritonPipeline, ClientOptions, EnsembleIdentity
-from serving.connection import closed_error
+from serving.connection import check_process, closed_error
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Arrays
 
@@ -34,7 +36,8 @@ class TritonPipeline:
         with TritonPipeline("reviews") as pipe:
             pipe("A warm, funny film.")  # [{'label': 'positive', 'score': 0.99…}]
 
-    Several threads may use one client at the same time.
+    Several threads may use one client at the same time. A process that is forked, such as a worker of ``DataLoader``, creates its
+    own; a client of its parent raises ``RuntimeError`` there.
     """
 
     def __init__(self, name: str, **options: Unpack[ClientOptions]) -> None:
@@ -42,7 +45,9 @@ class TritonPipeline:
         self._pipeline = AsyncTritonPipeline(name, **options)
         self._closed = False
         self._lock = threading.Lock()
-        self._loop = asyncio.new_event_loop()
+        self._process = os.getpid()
+        # A forked process shares the epoll object of an ordinary loop: when it ends, it would unregister this loop's sockets.
+        self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"TritonPipeline {name}", daemon=True)
         self._thread.start()
 
@@ -85,12 +90,17 @@ class TritonPipeline:
             while (answer := self._wait(partial(anext, answers, streams.END))) is not streams.END:
                 yield answer
         finally:
-            if not self._closed:  # otherwise close() has ended both
+            if not self._closed and os.getpid() == self._process:  # otherwise close() has ended both, or the parent does
                 self._wait(answers.aclose)
                 self._wait(rows.aclose)
 
     def close(self) -> None:
-        """Cancel all calls, end all streams, close the connection and end the thread. Further calls do nothing."""
+        """Cancel all calls, end all streams, close the connection and end the thread. Further calls do nothing.
+
+        Raises:
+            RuntimeError: This process was forked from the one that created the client, whose connection stays open.
+        """
+        check_process(self._process)
         with self._lock:
             if self._closed:
                 return
@@ -106,8 +116,9 @@ class TritonPipeline:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the client."""
-        self.close()
+        """Close the client. An error that leaves the block in a forked process stays as it is."""
+        if error is None or os.getpid() == self._process:
+            self.close()
 
     async def _end(self) -> None:
         await streams.cancel(asyncio.all_tasks() - {asyncio.current_task()})
@@ -119,6 +130,7 @@ class TritonPipeline:
 
     def _wait(self, function: Callable[[], Awaitable[T]]) -> T:
         """Await ``function()`` on the loop. If this thread is interrupted, cancel the call and wait until it has ended."""
+        check_process(self._process)
         running: list[asyncio.Task[Any]] = []
         future: concurrent.futures.Future[T] | None = None
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import ssl as tls
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,12 +18,24 @@ import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
 from serving.errors import RequestError
+from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
 from serving.options import ServerAddress, WireProtocol
+from serving.retries import RequestRetries
 
+API_KEY_VARIABLE = "TRITONIZE_API_KEY"
+"""Environment variable of the API key. A key on a command line could be read by every user of the machine."""
+API_KEY_HEADER = "x-api-key"
+CHANNEL_ARGUMENTS = (
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+"""Options of the gRPC channel: messages of any size, and a server that was restarted is found within half a second.
+
+gRPC's own limit of the pause between two attempts to connect is two minutes.
+"""
 DEFAULT_URLS = {"grpc": ServerAddress().grpc_url, "http": ServerAddress().base_url.removeprefix("http://")}
-HTTP_STATUSES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "503": "UNAVAILABLE", "504": "DEADLINE_EXCEEDED"}
-FIRST_PAUSE = 0.1
-"""Pause before the first retry, in seconds. It doubles with every further retry."""
 T = TypeVar("T")
 
 
@@ -40,11 +54,18 @@ class InferResult(Protocol):
 class InferClient(Protocol):
     """The methods that tritonclient's two asynchronous clients have in common."""
 
-    async def get_model_config(self, model_name: str, **options: object) -> dict[str, Any]:
+    async def get_model_config(self, model_name: str, *, headers: dict[str, str] | None, **options: object) -> dict[str, Any]:
         """Return the model's configuration as JSON."""
         ...
 
-    async def infer(self, model_name: str, inputs: Sequence[object], *, parameters: Mapping[str, object] | None) -> InferResult:
+    async def infer(
+        self,
+        model_name: str,
+        inputs: Sequence[object],
+        *,
+        parameters: Mapping[str, object] | None,
+        headers: dict[str, str] | None,
+    ) -> InferResult:
         """Send one request."""
         ...
 
@@ -57,7 +78,15 @@ class Connection:
     """A connection to one server. It opens with the first request."""
 
     def __init__(
-        self, url: str | None, *, protocol: WireProtocol, concurrency: int, timeout: float, retries: int, ssl: bool
+        self,
+        url: str | None,
+        *,
+        protocol: WireProtocol,
+        concurrency: int,
+        timeout: float,
+        retries: int | None,
+        ssl: bool | str | Path,
+        api_key: str | None = None,
     ) -> None:
         """Create the connection without opening it.
 
@@ -66,17 +95,25 @@ class Connection:
             protocol: ``grpc`` or ``http``.
             concurrency: Number of connections that HTTP may open. gRPC needs only one.
             timeout: Time limit of one request in seconds, retries included.
-            retries: How often a request is repeated after UNAVAILABLE. Other errors are never retried.
-            ssl: Use TLS. The server's certificate is verified.
+            retries: Maximum number of retries of a request; None: as many as the time limit allows, see :mod:`serving.retries`.
+            ssl: Use TLS. The server's certificate is verified: with the CAs of this machine, or with those in a PEM file.
+            api_key: The API key; None means the environment variable ``TRITONIZE_API_KEY``, if it is set.
+
+        Raises:
+            ValueError: ``ssl`` is not a PEM file of certificates, or the API key cannot stand in a header.
         """
         self._url = url or DEFAULT_URLS[protocol]
         self._protocol = protocol
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
-        self._ssl = ssl
+        self._tls = _tls_context(ssl)
+        self._ca_file = None if isinstance(ssl, bool) else Path(ssl)
+        self._headers = _headers(os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key)
+        self._failures = FailureTranslator(url=self._url, protocol=protocol)
         self._client: InferClient | None = None
         self._closed = False
+        self._reached = False
 
     async def model_config(self, model: str) -> dict[str, Any]:
         """Return Triton's configuration of ``model``, as the JSON form of ``ModelConfig``.
@@ -86,7 +123,7 @@ class Connection:
             RuntimeError: The connection is closed.
         """
         options = {"as_json": True} if self._protocol == "grpc" else {}
-        answer = await self._with_retries(lambda: self._open().get_model_config(model, **options))
+        answer = await self._with_retries(lambda: self._open().get_model_config(model, headers=self._headers, **options))
         config: dict[str, Any] = answer.get("config", answer)
         return config
 
@@ -106,7 +143,9 @@ class Connection:
             RuntimeError: The connection is closed.
         """
         tensors = [self._tensor(name, rows) for name, rows in inputs.items()]
-        return await self._with_retries(lambda: self._open().infer(model, tensors, parameters=parameters or None))
+        return await self._with_retries(
+            lambda: self._open().infer(model, tensors, parameters=parameters or None, headers=self._headers)
+        )
 
     async def close(self) -> None:
         """Close the connection. It cannot be used afterwards."""
@@ -114,6 +153,8 @@ class Connection:
         if self._client is not None:
             await self._client.close()
             self._client = None
+            if self._protocol == "grpc":
+                _channels.closed()
 
     def _open(self) -> InferClient:
         if self._closed:
@@ -126,18 +167,24 @@ class Connection:
     def _grpc_client(self) -> InferClient:
         from tritonclient.grpc.aio import InferenceServerClient
 
-        client: InferClient = InferenceServerClient(self._url, ssl=self._ssl)
+        _channels.opened()
+        client: InferClient = InferenceServerClient(
+            self._url,
+            ssl=self._tls is not None,
+            root_certificates=self._ca_file,
+            channel_args=CHANNEL_ARGUMENTS,
+        )
         return client
 
     def _http_client(self) -> InferClient:
-        from tritonclient.http.aio import InferenceServerClient
+        from serving.http_client import HttpTritonClient
 
-        client: InferClient = InferenceServerClient(
+        client: InferClient = HttpTritonClient(
             self._url,
             conn_limit=self._concurrency,
             conn_timeout=self._timeout if math.isfinite(self._timeout) else None,  # None: no limit
-            ssl=self._ssl,
-            ssl_context=tls.create_default_context() if self._ssl else None,  # without it, tritonclient verifies no certificate
+            ssl=self._tls is not None,
+            ssl_context=self._tls,  # without it, tritonclient verifies no certificate
         )
         return client
 
@@ -152,85 +199,111 @@ class Connection:
         return tensor
 
     async def _with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Await ``call()`` within the time limit. Retry it after UNAVAILABLE, with growing pauses."""
-        pause = FIRST_PAUSE
+        """Await ``call()`` within the time limit, as often as it may be retried."""
+        retries = RequestRetries(self._retries)
+        last: AttemptFailure | None = None
         try:
             async with asyncio.timeout(self._timeout):
-                for attempt in range(self._retries + 1):
+                while True:
                     try:
-                        return await call()
-                    except (InferenceServerException, aiohttp.ClientError, grpc.aio.AioRpcError) as error:
-                        failure = self._failure(error)
-                        if failure.status != "UNAVAILABLE" or attempt == self._retries:
-                            raise failure from error
+                        answer = await call()
+                    except TimeoutError:  # aiohttp's, which is an aiohttp.ClientError too
+                        raise
+                    except (InferenceServerException, HttpAnswerError, aiohttp.ClientError, grpc.aio.AioRpcError) as error:
+                        last = self._failures.translate(error)
+                        self._reached |= last.retry is not Retry.UNREACHABLE
+                        pause = retries.pause(last, reached=self._reached)
+                        if pause is None:
+                            raise last.error from error
+                    else:
+                        self._reached = True
+                        return answer
                     await asyncio.sleep(pause)
-                    pause *= 2
         except TimeoutError:
-            raise self._timed_out() from None
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            raise self._timed_out(last) from None
 
-    def _failure(self, error: Exception) -> RequestError:
-        """Translate ``error``. Over HTTP, UNAVAILABLE means that the server certainly did not receive the request."""
-        if isinstance(error, aiohttp.ClientError):
-            return self._http_failure(error)
-        if isinstance(error, InferenceServerException):
-            status = str(error.status()).removeprefix("StatusCode.")
-            status = HTTP_STATUSES.get(status, "INTERNAL" if status.isdigit() else status)
-            message = error.message()
-        else:
-            assert isinstance(error, grpc.aio.AioRpcError)
-            status, message = error.code().name, error.details() or ""
-        if status == "UNAVAILABLE" and "SSL_ERROR" in message:
-            return self._no_tls(message)
-        if status == "UNAVAILABLE" and "connect" in message:
-            return self._unavailable()
-        return RequestError(message, status=status)
+    def _timed_out(self, last: AttemptFailure | None) -> RequestError:
+        message = f"{self._url} did not answer within {self._timeout:g} s"
+        if last is None:
+            return RequestError(message, status="DEADLINE_EXCEEDED", hint="raise the timeout")
+        return RequestError(
+            f"{message}; last: {last.error.message}", status="DEADLINE_EXCEEDED", hint=last.error.hint or "raise the timeout"
+        )
 
-    def _http_failure(self, error: aiohttp.ClientError) -> RequestError:
-        match error:
-            case TimeoutError():
-                return self._timed_out()
-            case aiohttp.ClientSSLError():
-                return self._no_tls(str(error))
-            case aiohttp.ClientConnectorError() | aiohttp.ClientConnectionResetError():
-                return self._unavailable()
-            case aiohttp.InvalidURL():
-                return _bad_url(self._url)
-            case aiohttp.ClientResponseError():
-                hint = "check the port: HTTP is 8000 by default"
-                return RequestError(
-                    f"the server at {self._url} does not answer like Triton: {error.message}", status="UNKNOWN", hint=hint
+
+class _OpenChannels:
+    """Counts the open gRPC channels of this process. With one, gRPC crashes in a forked process that opens another."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._count = 0
+
+    def opened(self) -> None:
+        """Count a channel that is about to be opened.
+
+        Raises:
+            RuntimeError: This process was forked while its parent had an open channel.
+        """
+        if os.getpid() != self._process:
+            if self._count > 0:
+                raise RuntimeError(
+                    f"gRPC does not work here: process {self._process} forked this one while it had an open TritonPipeline over "
+                    'gRPC; use protocol="http", close that one before the fork, or start processes by "spawn"'
                 )
-        found = str(error) or type(error).__name__
-        return RequestError(
-            f"{self._url} closed the connection before it answered: {found}",
-            status="UNKNOWN",
-            hint="the server may have processed the request; see its log",
-        )
+            self._process = os.getpid()
+        self._count += 1
 
-    def _no_tls(self, found: str) -> RequestError:
-        return RequestError(
-            f"no TLS connection to {self._url}: {found}",
-            status="FAILED_PRECONDITION",
-            hint="the server must use TLS, with a certificate that this machine trusts",
-        )
+    def closed(self) -> None:
+        """Count a channel that was closed."""
+        self._count -= 1
 
-    def _timed_out(self) -> RequestError:
-        return RequestError(
-            f"{self._url} did not answer within {self._timeout:g} s", status="DEADLINE_EXCEEDED", hint="raise the timeout"
-        )
 
-    def _unavailable(self) -> RequestError:
-        return RequestError(
-            f"no Triton server answers at {self._url} ({self._protocol})",
-            status="UNAVAILABLE",
-            hint="start one with: tritonize serve",
-        )
+_channels = _OpenChannels()
+
+
+def _tls_context(ssl: bool | str | Path) -> tls.SSLContext | None:
+    """Return the context of verified TLS connections; None without TLS.
+
+    Raises:
+        ValueError: ``ssl`` is not a PEM file of certificates.
+    """
+    if isinstance(ssl, bool):
+        return tls.create_default_context() if ssl else None
+    try:
+        return tls.create_default_context(cafile=ssl)
+    except OSError as error:  # ssl.SSLError too
+        raise ValueError(f"ssl must be True, False or a PEM file of certificates, not {str(ssl)!r}: {error}") from None
+
+
+def _headers(api_key: str | None) -> dict[str, str] | None:
+    """Return the headers of every request.
+
+    Raises:
+        ValueError: The API key cannot stand in a header. The message does not show it.
+    """
+    if not api_key:
+        return None
+    if not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
+        raise ValueError(f"the API key (api_key or {API_KEY_VARIABLE}) must be printable ASCII without spaces around it")
+    return {API_KEY_HEADER: api_key}
 
 
 def closed_error(what: str) -> RuntimeError:
     """Return the error of a client that is used after its ``close()``."""
     return RuntimeError(f"the client of {what} is closed: create a new one")
+
+
+def check_process(creator: int) -> None:
+    """Check that a client is used in the process that created it. Its thread and its connections do not survive a fork.
+
+    Args:
+        creator: The id of that process.
+
+    Raises:
+        RuntimeError: This is a child that was forked from it.
+    """
+    if os.getpid() != creator:
+        raise RuntimeError(f"this TritonPipeline was made in process {creator}: create one in each process")
 
 
 def _check_url(url: str) -> None:
@@ -239,10 +312,4 @@ def _check_url(url: str) -> None:
     except ValueError:  # the port is not a number, or out of range
         wrong = True
     if wrong:
-        raise _bad_url(url)
-
-
-def _bad_url(url: str) -> RequestError:
-    return RequestError(
-        f"{url!r} is not host:port", status="INVALID_ARGUMENT", hint="write it like 127.0.0.1:8001, without http://"
-    )
+        raise bad_url(url)

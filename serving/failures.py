@@ -1,0 +1,208 @@
+"""What went wrong with one attempt of a request, and whether the request may be sent again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import aiohttp
+import grpc
+from tritonclient.utils import InferenceServerException
+
+from serving.errors import RequestError
+from serving.options import WireProtocol
+
+HTTP_STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    413: "INVALID_ARGUMENT",  # gRPC's own RESOURCE_EXHAUSTED would say that the same request may succeed later
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+HINTS = {
+    "UNAUTHENTICATED": "give the API key: api_key=…, or the environment variable TRITONIZE_API_KEY",
+    "PERMISSION_DENIED": "check the API key: api_key=…, or the environment variable TRITONIZE_API_KEY",
+}
+TOO_LARGE = re.compile(r"larger than max|payload too large|status: 413", re.IGNORECASE)
+"""gRPC's messages about a request that exceeds the limit of the server, or of a proxy in front of it."""
+UNREACHABLE = re.compile(r"failed to connect to|errors resolving|DNS resolution failed")
+"""gRPC's messages about a connection that it could not open."""
+BROKEN = re.compile(r"Socket closed|[Cc]onnection reset|RST_STREAM|GOAWAY|Broken pipe|disconnect/reset")
+"""gRPC's and Envoy's messages about a connection that broke while the server had the request."""
+ENDING = re.compile(r"has no available versions|is not ready")
+"""Triton's messages about a model while the server starts or ends. A model that does not exist "is not found"."""
+STUB_DIED = re.compile(r"not healthy|Stub process")
+"""Triton's messages about a Python step whose process died."""
+
+
+class HttpAnswerError(Exception):
+    """An HTTP answer with an error status.
+
+    Attributes:
+        status: The HTTP status.
+        body: The body of the answer.
+        retry_after: The header ``Retry-After``; None if the answer has none.
+    """
+
+    def __init__(self, status: int, body: str, retry_after: str | None) -> None:
+        """Create the error from the parts of the answer."""
+        super().__init__(f"HTTP status {status}: {body}")
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
+
+
+class Retry(Enum):
+    """Whether a request may be sent again, and why."""
+
+    NO = "the answer would be the same"
+    LATER = "the server is there and did not compute the request"
+    UNREACHABLE = "no connection to the server could be opened"
+    BROKEN = "the connection or the step broke while the server had the request"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptFailure:
+    """One failed attempt.
+
+    Attributes:
+        error: What the caller is told if there is no further attempt.
+        retry: Whether the request may be sent again.
+        retry_after: The server's wish for a pause in seconds; 0 if it has none.
+    """
+
+    error: RequestError
+    retry: Retry = Retry.NO
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureTranslator:
+    """Translates the exceptions of the clients for one server.
+
+    Attributes:
+        url: ``host:port`` of the server.
+        protocol: ``grpc`` or ``http``.
+    """
+
+    url: str
+    protocol: WireProtocol
+
+    def translate(self, error: Exception) -> AttemptFailure:
+        """Translate an exception of tritonclient, aiohttp or gRPC.
+
+        Args:
+            error: ``HttpAnswerError``, ``aiohttp.ClientError``, ``InferenceServerException`` or ``grpc.aio.AioRpcError``.
+        """
+        match error:
+            case aiohttp.ClientError():
+                return self._http_connection(error)
+            case HttpAnswerError():
+                status = HTTP_STATUSES.get(error.status, "INVALID_ARGUMENT" if error.status < 500 else "INTERNAL")
+                message = "Payload Too Large" if error.status == 413 else _body_message(error)
+                return self._answered(status, message, seconds(error.retry_after))
+            case InferenceServerException():
+                status = str(error.status()).removeprefix("StatusCode.")
+                return self._answered(status, error.message() or "", seconds(_trailing(error.__context__).get("retry-after")))
+            case grpc.aio.AioRpcError():
+                return self._answered(error.code().name, error.details() or "", seconds(_trailing(error).get("retry-after")))
+        raise TypeError(f"no error of a client: {error!r}")
+
+    def _answered(self, status: str, message: str, retry_after: float) -> AttemptFailure:
+        """Translate a gRPC status, which may also come from the gRPC library in this process."""
+        if status == "UNAVAILABLE" and "SSL_ERROR" in message:
+            return AttemptFailure(error=self._no_tls(message))
+        if status == "UNAVAILABLE" and UNREACHABLE.search(message):
+            return AttemptFailure(error=self._unreachable(), retry=Retry.UNREACHABLE)
+        if status in {"INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNKNOWN"} and TOO_LARGE.search(message):
+            hint = "send fewer rows in a request (batch_size), or shorter texts"
+            return AttemptFailure(
+                error=RequestError("the request is larger than the server accepts", status="INVALID_ARGUMENT", hint=hint)
+            )
+        retry = _retry(status, message)
+        if retry is not Retry.NO and status not in {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}:
+            status = "UNAVAILABLE"  # Triton says NOT_FOUND or INTERNAL of what is there again after its restart
+        return AttemptFailure(
+            error=RequestError(message, status=status, hint=HINTS.get(status, "")), retry=retry, retry_after=retry_after
+        )
+
+    def _http_connection(self, error: aiohttp.ClientError) -> AttemptFailure:
+        match error:
+            case aiohttp.ClientSSLError():
+                return AttemptFailure(error=self._no_tls(str(error)))
+            case aiohttp.ClientConnectorError():
+                return AttemptFailure(error=self._unreachable(), retry=Retry.UNREACHABLE)
+            case aiohttp.InvalidURL():
+                return AttemptFailure(error=bad_url(self.url))
+            case aiohttp.ClientResponseError():
+                message = f"the server at {self.url} does not answer like Triton: {error.message}"
+                hint = "check the port: HTTP is 8000 by default"
+                return AttemptFailure(error=RequestError(message, status="UNKNOWN", hint=hint))
+        message = f"{self.url} closed the connection before it answered: {str(error) or type(error).__name__}"
+        return AttemptFailure(
+            error=RequestError(message, status="UNAVAILABLE", hint="see the log of the server"), retry=Retry.BROKEN
+        )
+
+    def _no_tls(self, found: str) -> RequestError:
+        return RequestError(
+            f"no TLS connection to {self.url}: {found}",
+            status="FAILED_PRECONDITION",
+            hint="the server must use TLS, with a certificate that this machine trusts",
+        )
+
+    def _unreachable(self) -> RequestError:
+        return RequestError(
+            f"no Triton server answers at {self.url} ({self.protocol})",
+            status="UNAVAILABLE",
+            hint="start one with: tritonize serve",
+        )
+
+
+def _retry(status: str, message: str) -> Retry:
+    """Decide whether a request with such an answer may be sent again. Inference has no side effects."""
+    match status:
+        case "UNAVAILABLE" | "CANCELLED" | "UNKNOWN" | "INTERNAL" if BROKEN.search(message):
+            return Retry.BROKEN
+        case "UNAVAILABLE" | "RESOURCE_EXHAUSTED":
+            return Retry.LATER
+        case "NOT_FOUND" | "INVALID_ARGUMENT" if ENDING.search(message):
+            return Retry.LATER
+        case "INTERNAL" if STUB_DIED.search(message):
+            return Retry.BROKEN
+    return Retry.NO
+
+
+def _body_message(error: HttpAnswerError) -> str:
+    """Return what the body says: Triton's JSON has it in ``error``; a proxy may answer with plain text."""
+    try:
+        return str(json.loads(error.body)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = " ".join(error.body.split())
+        return f"HTTP status {error.status}" + (f": {text:.200}" if text else "")
+
+
+def _trailing(error: BaseException | None) -> Mapping[str, str | bytes]:
+    """Return the metadata that ended a gRPC call, by key."""
+    return dict(error.trailing_metadata() or ()) if isinstance(error, grpc.aio.AioRpcError) else {}
+
+
+def seconds(retry_after: str | bytes | None) -> float:
+    """Return a ``Retry-After`` in seconds; 0 if there is none, or if it is a date."""
+    text = retry_after.decode("latin-1") if isinstance(retry_after, bytes) else retry_after or ""
+    return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip()) else 0.0
+
+
+def bad_url(url: str) -> RequestError:
+    """Return the error of an address that is none."""
+    return RequestError(
+        f"{url!r} is not host:port", status="INVALID_ARGUMENT", hint="write it like 127.0.0.1:8001, without http://"
+    )
