@@ -14,7 +14,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.grpc import service_pb2
 
-from tests.serving.front.guard_in_python import Guard, RefusedError, digest, framed, raw, write_ensemble
+from tests.serving.front.guard_in_python import Guard, RefusedError, compact, digest, framed, raw, write_ensemble
 
 MIXED = 'aé\n"\\/\x00€😀 \t{}[]:,'
 
@@ -614,19 +614,26 @@ def test_damaged_requests_are_refused_or_read_as_python_reads_them(guard: Guard)
 # --- Answers --------------------------------------------------------------------------------------------------------------------
 
 
+TRAPS = [
+    '{"name":"DIGEST","datatype":"INT64","shape":[1,1],"data":[7]}',
+    ',{"name":"DIGEST",',
+    '{"binary_data_size":7}',
+    "{",
+    "DIGEST",
+    '\\"DIGEST":7',
+    '{\\"name":"DIGEST",',
+    MIXED,
+]
+"""Texts of clients that look like a part of the answer."""
+
+
 def answer_json(rng: random.Random, rows: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     outputs = [
-        {"name": "LABEL", "datatype": "BYTES", "shape": [rows, 1], "data": [random_text(rng) for _ in range(rows)]},
+        {"name": "LABEL", "datatype": "BYTES", "shape": [rows, 1], "data": [rng.choice(TRAPS) for _ in range(rows)]},
         {"name": "SCORES", "datatype": "FP32", "shape": [rows, 2], "data": [rng.random() for _ in range(2 * rows)]},
     ]
     outputs = rng.sample(outputs, rng.randrange(3))
-    trap = '"outputs":[{"name":"DIGEST"'
-    content = {
-        "model_name": "sent",
-        "id": rng.choice(["", trap, random_text(rng)]),
-        "parameters": {"a": {"outputs": [1, trap]}},
-        "outputs": outputs,
-    }
+    content = {"model_name": "sent", "id": rng.choice(["", *TRAPS]), "parameters": {"a": rng.choice(TRAPS)}, "outputs": outputs}
     return outputs, content
 
 
@@ -637,7 +644,6 @@ def test_http_answers_lose_their_digest_and_nothing_else(guard: Guard, is_binary
         rows = rng.choice([1, 3])
         digests = [rng.randrange(2**52) for _ in range(rows)]
         outputs, content = answer_json(rng, rows)
-        indent = rng.choice([None, 1]) if outputs else None
         datas = [b""] * len(outputs)
         if is_binary:
             for i, one in enumerate(outputs):
@@ -645,7 +651,7 @@ def test_http_answers_lose_their_digest_and_nothing_else(guard: Guard, is_binary
                     datas[i] = rng.randbytes(rng.randrange(20))
                     del one["data"]
                     one["parameters"] = {"binary_data_size": len(datas[i])}
-        plain = json.dumps(content, indent=indent).encode()
+        plain = compact(content)
         added: dict[str, Any] = {"name": "DIGEST", "datatype": "INT64", "shape": [rows, 1]}
         own = b""
         if is_binary and rng.random() < 0.7:
@@ -654,13 +660,13 @@ def test_http_answers_lose_their_digest_and_nothing_else(guard: Guard, is_binary
         else:
             added["data"] = digests
         at = rng.randrange(len(outputs) + 1)
-        whole = json.dumps(content | {"outputs": [*outputs[:at], added, *outputs[at:]]}, indent=indent).encode()
+        whole = compact(content | {"outputs": [*outputs[:at], added, *outputs[at:]]})
         body, head = whole + b"".join([*datas[:at], own, *datas[at:]]), len(whole) if is_binary else None
         expected = ",".join(map(str, digests))
         passed, rest, length = guard.answer("json", expected, body, header=head)
         assert passed, body
         assert json.loads(rest[: int(length)]) == content
-        assert outputs == [] or rest[: int(length)] == plain
+        assert rest[: int(length)] == plain
         assert rest[int(length) :] == b"".join(datas)
         assert guard.answer("json", expected, body, is_asked=True, header=head)[1] == body
         assert guard.answer("json", expected + "1", body, header=head)[:2] == [None, FOREIGN]
@@ -672,14 +678,14 @@ def test_http_answers_lose_their_digest_and_nothing_else(guard: Guard, is_binary
 
 def test_generate_answers_lose_their_digest_and_nothing_else(guard: Guard) -> None:
     for digests in ([5], [2**52 - 1, 0]):
-        for at in range(3):
-            members = [("model_name", "sent"), ("LABEL", 'a","DIGEST":5,"')]
+        for at in range(4):
+            members = [("model_name", "sent"), ("LABEL", TRAPS), ("ENTITIES", 'a","DIGEST":5,"')]
             added = ("DIGEST", digests[0] if len(digests) == 1 else digests)
-            body = json.dumps(dict([*members[:at], added, *members[at:]])).encode()
+            body = compact(dict([*members[:at], added, *members[at:]]))
             expected = ",".join(map(str, digests))
-            assert guard.answer("flat", expected, body)[:2] == [True, json.dumps(dict(members)).encode()]
+            assert guard.answer("flat", expected, body)[:2] == [True, compact(dict(members))]
             assert guard.answer("flat", "6", body)[:2] == [None, FOREIGN]
-            assert guard.answer("flat", expected, json.dumps(dict(members)).encode())[:2] == [None, FOREIGN]
+            assert guard.answer("flat", expected, compact(dict(members)))[:2] == [None, FOREIGN]
 
 
 def test_grpc_answers_lose_their_digest_and_nothing_else(guard: Guard) -> None:
@@ -715,9 +721,10 @@ def test_damaged_answers_never_pass_with_a_wrong_digest(guard: Guard) -> None:
     rng = random.Random(7)
     outputs = [{"name": "LABEL", "datatype": "BYTES", "shape": [1, 1]}, {"name": "DIGEST", "datatype": "INT64", "shape": [1, 1]}]
     built = framed(service_pb2.ModelInferResponse(outputs=outputs, raw_output_contents=[raw(b"x"), struct.pack("<q", 77)]))
-    text = json.dumps(
-        {"model_name": "sent", "outputs": [{"name": "DIGEST", "shape": [1, 1], "data": [77]}, {"name": "A", "data": ["x"]}]}
-    ).encode()
+    own = {"name": "DIGEST", "datatype": "INT64", "shape": [1, 1], "data": [77]}
+    text = compact({"model_name": "sent", "outputs": [own, {"name": "A", "data": ["x"]}]})
+    for form, body in (("grpc", built), ("json", text)):
+        assert guard.answer(form, "77", body)[0]
     for _ in range(3000):
         for form, body in (("grpc", built), ("json", text), ("flat", b'{"DIGEST":77,"A":"x"}')):
             damaged = mutated(rng, body)
