@@ -352,19 +352,31 @@ def refuse_foreign(repository: Path, name: str) -> None:
         name: Name of the ensemble.
 
     Raises:
-        ArtifactError: One of the names belongs to a model that tritonize did not write.
+        ArtifactError: One of the names belongs to another ensemble, or to a model that tritonize did not write.
     """
     home = repository / f"{name}_model"
     foreign = [
         repository / link
         for link, target in _links(name).items()
-        if (repository / link).exists()
+        if os.path.lexists(repository / link)
         and not ((repository / link).is_symlink() and (repository / link).readlink() == Path(target))
     ]
     if home.exists() and not (home / "current").is_symlink():
         foreign.append(home)
+    if foreign and (owner := _owner(foreign[0])):
+        raise ArtifactError(
+            f"{foreign[0]} belongs to the ensemble {owner}",
+            hint="choose another --name: an ensemble X has the steps X_preprocess, X_model and X_postprocess",
+        )
     if foreign:
         raise ArtifactError(f"{foreign[0]} exists and was not packaged by tritonize", hint="choose another --name, or move it away")
+
+
+def _owner(model: Path) -> str | None:
+    """Return the ensemble that a model folder of the repository belongs to; None if tritonize did not write it."""
+    home = model.parent / next(iter(model.readlink().parts), "") if model.is_symlink() else model
+    name = home.name.removesuffix("_model")
+    return name if name != home.name and (home / "current").is_symlink() and model.name in {home.name, *_links(name)} else None
 
 
 def _staging_root(repository: Path) -> Path:
