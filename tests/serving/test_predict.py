@@ -224,9 +224,10 @@ def test_files_are_read_as_everywhere(tmp_path: Path, name: str, content: str, t
 
 
 def test_two_runs_do_not_write_one_file(server: Server, tmp_path: Path, texts: list[str]) -> None:
-    """The first waits in the middle for rows from a pipe, where the second must find the file locked and leave it alone."""
+    """The first is stopped in the middle. The second must find the file locked and leave it alone."""
+    many = [*texts, *texts, *texts, *texts][:3000]
     rows, output = tmp_path / "rows.jsonl", tmp_path / "new" / "answers.jsonl"
-    write_rows(rows, texts[:3000])
+    write_rows(rows, many)
     files = ["--input", str(rows), "--output", str(output), "--text-column", "sentence"]
     with subprocess.Popen(command(server, "ragged", *files), stderr=subprocess.PIPE) as first:
         while not output.exists() or not output.stat().st_size:
@@ -239,7 +240,7 @@ def test_two_runs_do_not_write_one_file(server: Server, tmp_path: Path, texts: l
         assert output.read_bytes() == written
         first.send_signal(signal.SIGCONT)
         assert first.wait(120) == 0
-    assert [row["text"] for row in answers(output)] == texts[:3000]
+    assert [row["text"] for row in answers(output)] == many
     assert sorted(path.name for path in output.parent.iterdir()) == ["answers.jsonl", "answers.jsonl.source.json"]
     assert subprocess.run(command(server, "ragged", *files), check=False).returncode == 0  # the lock ended with its run
 
