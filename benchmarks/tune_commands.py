@@ -47,7 +47,7 @@ def tune_command(
     from benchmarks.tuning.applied import with_winner
     from benchmarks.tuning.stage import tune
     from benchmarks.tuning.summary import require_winner, summary, table, to_json
-    from serving.repository import refuse_foreign
+    from serving.placement import refuse_foreign
 
     refuse_foreign(options.repository, options.name)  # now rather than after a quarter of an hour
     if (own := recipe_file(ctx)) is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from export import checkpoint as checkpoints
 from export.data import EVALUATION, LabelledRows, bind_evaluation_labels, encode_labels, read_evaluation
 from export.export_options import ExportOptions
-from export.sources import checkpoint_folder, load_rows
+from export.sources import check_unaltered, checkpoint_folder, load_rows
 from export.tasks import is_exported, task_class
 from export.tasks.exported import ExportedTask
 from serving.artifact import MANIFEST, read_manifest
@@ -44,7 +44,7 @@ def find_source(options: ExportOptions) -> ExportSource:
     """Find the checkpoint and the rows, and check that they fit the task and each other.
 
     Raises:
-        ArtifactError: The checkpoint is missing, or of another task.
+        ArtifactError: The checkpoint is missing, of another task, or was altered since fine-tuning.
         DataError: There are no rows, or their labels are not those of the checkpoint.
         ExportError: The task cannot be exported, or this checkpoint cannot be served for it.
     """
@@ -57,6 +57,8 @@ def find_source(options: ExportOptions) -> ExportSource:
     name, folder = _locate(options)
     config = checkpoints.read_config(folder)
     trained = read_manifest(folder, CheckpointManifest) if (folder / MANIFEST).is_file() else None
+    if trained is not None:
+        check_unaltered(folder, trained)
     if trained is not None and trained.task not in (options.task, task_type.trained_as):
         raise ArtifactError(f"{folder} was fine-tuned for {trained.task}, not {options.task}", hint=f"give --task {trained.task}")
     checkpoints.require_task(config, task_type, options.checkpoint or name)

@@ -63,6 +63,7 @@ SHAPING = (
     "export/metrics",
     "export/splits.py",
     "export/training",
+    "serving/runtime/cutting.py",
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
 )

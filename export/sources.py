@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from export.columns import Columns, ResolvedColumns
 from export.data import Rows, checked_rows
 from export.files import read_rows
 from export.tasks.base import Task
+from serving.artifact import sha256
 from serving.errors import ArtifactError, DataError
+from serving.manifests import CheckpointManifest
 from serving.records import LocatedRow
 
 HUB = "hub:"
@@ -23,6 +26,7 @@ STREAMING_BYTES = 2**30
 """Size in bytes from which a split of a Hub data set is streamed if only some of its rows are requested."""
 SHUFFLE_BUFFER_ROWS = 10_000
 """Minimum size of the shuffle buffer of a stream; it holds at least twice as many rows as are requested."""
+MODEL_CARD = "README.md"
 MODULE_FOLDERS = "[0-9]*_*"
 """Pattern of the folders in which sentence-transformers describes its modules, such as ``1_Pooling``."""
 
@@ -61,6 +65,27 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """List the files that define a checkpoint's model and tokenizer, and its :data:`MODULE_FOLDERS`, sorted by path."""
     files = {path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.name != "manifest.json"}
     return sorted(files | {path for path in folder.glob(MODULE_FOLDERS) if path.is_dir()})
+
+
+def check_unaltered(folder: Path, manifest: CheckpointManifest) -> None:
+    """Compare the files of a checkpoint with its manifest.
+
+    Files that no stage reads may be added or left out, as by a download, and the model card may be edited.
+
+    Raises:
+        ArtifactError: A file was altered, is missing, or would be read although it is not in the manifest.
+    """
+    remedy = f"write it again with: tritonize finetune --name {manifest.name} --force"
+    for path in checkpoint_files(folder):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and file.relative_to(folder).as_posix() not in manifest.files:
+                raise ArtifactError(f"{file} is not in the manifest", hint=f"remove it, or {remedy}")
+    for name, digest in manifest.files.items():
+        if (folder / name).is_file():
+            if name != MODEL_CARD and sha256(folder / name) != digest:
+                raise ArtifactError(f"{folder / name} was altered: it does not have the checksum in the manifest", hint=remedy)
+        elif any(fnmatch(name, pattern) for pattern in CHECKPOINT_FILES):
+            raise ArtifactError(f"{folder / name} is missing", hint=remedy)
 
 
 def _hub_checkpoint(name: str) -> Path:

@@ -31,6 +31,8 @@ from serving.manifests import SCHEMA_VERSION, Manifest, StageInputs
 from serving.writing import writing
 
 MANIFEST = "manifest.json"
+DIGEST_FIELD = "manifest_sha256"
+"""The field of a manifest that holds its own checksum."""
 PROJECT = Path(__file__).parents[1]
 """The folder that holds our packages."""
 RECORDED_LIBRARIES = (
@@ -152,9 +154,7 @@ def sha256(path: Path) -> str:
 
 def checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file under ``folder`` except its manifest, by relative path, sorted."""
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST and path.parent.name != "__pycache__"
-    )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
@@ -162,7 +162,7 @@ def fingerprint(paths: Iterable[Path], *, root: Path) -> dict[str, str]:
     """Return the SHA-256 of files by their path relative to ``root``.
 
     Args:
-        paths: Files and folders under ``root``; all files of a folder count.
+        paths: Files and folders under ``root``; all files of a folder count, except Python's caches of compiled modules.
         root: The folder that the keys are relative to.
 
     Raises:
@@ -170,11 +170,10 @@ def fingerprint(paths: Iterable[Path], *, root: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for path in paths:
-        name = path.relative_to(root).as_posix()
         if not path.exists():
             raise ArtifactError(f"{path} is missing", hint="is the installation complete?" if root == PROJECT else "")
-        sums = {f"{name}/{inner}": digest for inner, digest in checksums(path).items()} if path.is_dir() else {name: sha256(path)}
-        _merge(found, sums)
+        files = sorted(inner for inner in path.rglob("*") if inner.is_file() and inner.parent.name != "__pycache__")
+        _merge(found, {inner.relative_to(root).as_posix(): sha256(inner) for inner in (files if path.is_dir() else [path])})
     return found
 
 
@@ -262,16 +261,27 @@ def write_manifest(folder: Path, manifest: ManifestT) -> ManifestT:
         manifest: The content, see :func:`provenance`.
 
     Returns:
-        The manifest with the checksums of the files in ``folder``.
+        The manifest with the checksums of the files in ``folder`` and of itself.
 
     Raises:
         ValueError: A value is NaN or infinite, which JSON cannot hold.
     """
     complete = manifest.model_copy(update={"files": checksums(folder)})
     content = complete.model_dump(mode="json")
+    content[DIGEST_FIELD] = manifest_digest(content)
     content["files"] = content.pop("files")  # the longest part stands last
     (folder / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    return complete
+    return complete.model_copy(update={DIGEST_FIELD: content[DIGEST_FIELD]})
+
+
+def manifest_digest(content: Mapping[str, JsonValue]) -> str:
+    """Return the SHA-256 of a manifest's content without the field that holds this checksum.
+
+    Args:
+        content: The content as JSON gives it. Neither the order of the fields nor the spaces between them count.
+    """
+    covered = {name: value for name, value in content.items() if name != DIGEST_FIELD}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
@@ -282,7 +292,7 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
         model: The kind of manifest.
 
     Raises:
-        ArtifactError: The manifest is missing, damaged, of another kind, or of another schema version.
+        ArtifactError: The manifest is missing, damaged, altered, of another kind, or of another schema version.
     """
     path = folder / MANIFEST
     remedy = model.remedy.replace("NAME", folder.parent.name) if folder.name == model.artifact_kind else model.remedy
@@ -294,7 +304,7 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
         raise ArtifactError(f"no {model.artifact_kind} at {folder}", hint=f"make one with: {remedy}") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not readable as JSON: {error}", hint=anew) from error
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind != model.artifact_kind:
@@ -305,8 +315,10 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
             f"{path}: schema_version is {json.dumps(found)}, this tritonize reads {SCHEMA_VERSION}",
             hint=f"upgrade tritonize, or {anew}" if newer else anew,
         )
+    if content.get(DIGEST_FIELD) != manifest_digest(content):
+        raise ArtifactError(f"{path} was altered: it does not have the checksum that it records", hint=anew)
     try:
-        return model.model_validate_json(text, strict=True)
+        return model.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_error(error)}", hint=anew) from error
 

@@ -64,7 +64,7 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
         _announce(options)
         click.echo(f"its log: {log}   stop it with: tritonize stop --http-port {options.http_port}")
         return
-    supervise(options, on_ready=lambda _: _announce(options))
+    supervise(options, on_ready=lambda: _announce(options))
 
 
 @click.command("stop")

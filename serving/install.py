@@ -11,6 +11,8 @@ from pathlib import Path
 from serving.errors import SetupError
 
 PROJECT = Path(__file__).parents[1]
+OVERLAY = "environment"
+"""Folder in the backend directory with the environment that the stubs run in."""
 STAND_IN = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
 ENVIRONMENT_VARIABLE = "TRITONIZE_TRITON_ENV"
 IMAGE_VERSION = "NVIDIA_TRITON_SERVER_VERSION"
@@ -125,6 +127,8 @@ def check_numpy(install: Install) -> None:
 def prepare_backends(install: Install, folder: Path) -> Path | None:
     """Create a backend directory with the wheel's Python backend and the replacement for the onnxruntime backend.
 
+    It also holds the environment that the stubs run in, see :func:`server_environment`.
+
     The files are copied, because Triton refuses backend libraries behind links that lead out of the directory.
 
     Args:
@@ -147,17 +151,43 @@ def prepare_backends(install: Install, folder: Path) -> Path | None:
             f"the embedded server has no Python backend for Python {version}", hint="create .triton with Python 3.11 or 3.12"
         )
     shutil.copytree(install.wheel / "backends" / "python", folder / "python", ignore=shutil.ignore_patterns("__pycache__"))
+    _write_overlay(install, folder.absolute() / OVERLAY)
     shutil.copy(stub, folder / "python")
     (folder / "onnxruntime").mkdir()
     shutil.copy(STAND_IN, folder / "onnxruntime")
     return folder
 
 
-def server_environment(install: Install) -> dict[str, str]:
-    """Return the environment variables that tritonserver is started with."""
+def _write_overlay(install: Install, overlay: Path) -> None:
+    """Create a virtual environment over that of the server, whose stubs neither write nor read ``__pycache__`` beside a module.
+
+    A stub ignores Python's environment variables, and it imports the model before anything else. But as every Python it first runs
+    the ``.pth`` files of its environment, which is that of the first ``python3`` on its PATH.
+    """
+    assert install.environment is not None
+    packages = site_packages(install.environment)
+    python = install.environment / "bin" / "python3"
+    (overlay / "bin").mkdir(parents=True)
+    (overlay / "bin" / "python3").symlink_to(python.resolve())
+    (overlay / "pyvenv.cfg").write_text(f"home = {python.resolve().parent}\n", encoding="utf-8")
+    ours = overlay / packages.relative_to(install.environment)
+    ours.mkdir(parents=True)
+    settings = f"sys.dont_write_bytecode = True; sys.pycache_prefix = {os.fspath(overlay / 'bytecode')!r}"
+    line = f"import site, sys; {settings}; site.addsitedir({os.fspath(packages.absolute())!r})\n"
+    (ours / "tritonize.pth").write_text(line, encoding="utf-8")
+
+
+def server_environment(install: Install, backends: Path | None = None) -> dict[str, str]:
+    """Return the environment variables that tritonserver is started with.
+
+    Args:
+        install: The tritonserver to run.
+        backends: What :func:`prepare_backends` returned.
+    """
     variables = dict(os.environ) | NO_TELEMETRY
     if install.environment is not None and install.wheel is not None:
-        variables["PATH"] = f"{install.environment / 'bin'}{os.pathsep}{variables.get('PATH', '')}"
+        environment = install.environment if backends is None else backends.absolute() / OVERLAY
+        variables["PATH"] = f"{environment / 'bin'}{os.pathsep}{variables.get('PATH', '')}"
         libraries = site_packages(install.environment) / "nvidia_pytriton.libs"
         variables["LD_LIBRARY_PATH"] = f"{libraries}{os.pathsep}{variables.get('LD_LIBRARY_PATH', '')}".rstrip(os.pathsep)
         variables.pop("PYTHONPATH", None)

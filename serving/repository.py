@@ -18,11 +18,9 @@ Triton follows the links and ignores what is no version number. At every moment 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from uuid import uuid4
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -45,9 +43,12 @@ from serving.artifact import (
 from serving.bundle import Bundle, file_inside, load_bundle, served_code
 from serving.ensemble import Graph
 from serving.errors import ArtifactError, ExportError
+from serving.integrity import check_files
+from serving.layout import CURRENT, model_home
 from serving.manifests import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest, StageInputs
 from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
+from serving.placement import is_linked, refuse_foreign, staging_root, switch
 from serving.plan import Plan, make_plan
 from serving.prologue import IDS, add_prologue, request_inputs
 from serving.reporting import logger
@@ -61,7 +62,9 @@ from serving.writing import writing
 RUNTIME = Path(__file__).parent / "runtime"
 SHAPING = (
     "serving/ensemble.py",
+    "serving/layout.py",
     "serving/pbtxt.py",
+    "serving/placement.py",
     "serving/plan.py",
     "serving/prologue.py",
     "serving/repository.py",
@@ -74,6 +77,8 @@ A repository that was written by other code is not up to date.
 """
 STARTING = ("serving/backends/onnxruntime", "serving/server.py")
 """The code that decides how a packaged model runs, but not what packaging writes."""
+REMEDY = "write it again with: tritonize export --force"
+"""What to do about a bundle that was altered."""
 DTYPES = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.INT32: "TYPE_INT32",
@@ -99,30 +104,31 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     """Write or replace the four models of ``options.name``.
 
     Raises:
-        ArtifactError: There is no usable bundle, it refers to files outside it, or one of the four names belongs to a model that
-            tritonize did not write.
+        ArtifactError: There is no usable bundle, it was altered, it refers to files outside it, or one of the four names belongs to
+            a model that tritonize did not write.
         ExportError: The graph takes inputs that cannot be made from text.
     """
     bundle = load_bundle(options.bundle_folder)
+    check_files(bundle.folder, bundle.manifest.files, remedy=REMEDY)
     tuning, objection = _tuning(options)
     plan = _plan(bundle, options, tuning)
     if objection is not None:
         plan = replace(plan, reasons=plan.reasons | {"configuration": f"not as tuned: {objection}"})
     inputs = _inputs(options, bundle, plan, tuning)
     _warn_unverified(bundle)
-    current = options.repository / f"{options.name}_model" / "current"
-    if not options.force and is_current(current, RepositoryManifest, inputs) and _linked(options.repository, options.name):
+    current = model_home(options.repository, options.name) / CURRENT
+    if not options.force and is_current(current, RepositoryManifest, inputs) and is_linked(options.repository, options.name):
         return PackagedEnsemble(manifest=read_manifest(current, RepositoryManifest), unchanged=True)
     refuse_foreign(options.repository, options.name)
     options.repository.mkdir(parents=True, exist_ok=True)
-    staging = staging_folder(_staging_root(options.repository), f"{options.repository.name}-{options.name}")
+    staging = staging_folder(staging_root(options.repository), f"{options.repository.name}-{options.name}")
     with writing(options.repository / options.name), staging as folder:
         generation = folder / "generation"
         generation.mkdir()
         _write_generation(generation, bundle, plan, options.name)
         manifest = write_manifest(generation, _manifest(options, bundle, plan, inputs))
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
-        _switch(options.repository, options.name, generation)
+        switch(options.repository, options.name, generation)
     return PackagedEnsemble(manifest=manifest, unchanged=False)
 
 
@@ -313,7 +319,7 @@ def step_modules(step: str, task: str) -> list[Path]:
         step: ``preprocess`` or ``postprocess``.
         task: Name of the task.
     """
-    shared = [RUNTIME / f"{name}.py" for name in (step, "digest", "metadata", "tokenization", "types")]
+    shared = [RUNTIME / f"{name}.py" for name in (step, "cutting", "digest", "metadata", "tokenization", "types")]
     tasks = RUNTIME / "tasks"
     helpers = sorted(tasks.glob("_*.py"))  # __init__.py too
     return [*shared, *helpers, tasks / "base.py", tasks / f"{task.replace('-', '_')}.py"]
@@ -333,81 +339,3 @@ def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Grap
         "parallel": plan.device == "gpu",
     }
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _links(name: str) -> dict[str, str]:
-    """Return the symbolic links in the repository in the order in which they are made: the ensemble after its steps."""
-    return {model: f"{name}_model/current/{model}" for model in (f"{name}_preprocess", f"{name}_postprocess", name)}
-
-
-def _linked(repository: Path, name: str) -> bool:
-    return all(
-        (repository / link).is_symlink() and (repository / link).readlink() == Path(target) for link, target in _links(name).items()
-    )
-
-
-def refuse_foreign(repository: Path, name: str) -> None:
-    """Check that no other model has one of the four names.
-
-    Args:
-        repository: The model repository.
-        name: Name of the ensemble.
-
-    Raises:
-        ArtifactError: One of the names belongs to another ensemble, or to a model that tritonize did not write.
-    """
-    home = repository / f"{name}_model"
-    foreign = [
-        repository / link
-        for link, target in _links(name).items()
-        if os.path.lexists(repository / link)
-        and not ((repository / link).is_symlink() and (repository / link).readlink() == Path(target))
-    ]
-    if home.exists() and not (home / "current").is_symlink():
-        foreign.append(home)
-    if foreign and (owner := _owner(foreign[0])):
-        raise ArtifactError(
-            f"{foreign[0]} belongs to the ensemble {owner}",
-            hint="choose another --name: an ensemble X has the steps X_preprocess, X_model and X_postprocess",
-        )
-    if foreign:
-        raise ArtifactError(f"{foreign[0]} exists and was not packaged by tritonize", hint="choose another --name, or move it away")
-
-
-def _owner(model: Path) -> str | None:
-    """Return the ensemble that a model folder of the repository belongs to; None if tritonize did not write it."""
-    home = model.parent / next(iter(model.readlink().parts), "") if model.is_symlink() else model
-    name = home.name.removesuffix("_model")
-    return name if name != home.name and (home / "current").is_symlink() and model.name in {home.name, *_links(name)} else None
-
-
-def _staging_root(repository: Path) -> Path:
-    """Return a folder to write in: beside the repository, or inside it if it is a file system of its own (a mounted volume)."""
-    parent = repository.absolute().parent
-    same = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
-    return parent if same else repository
-
-
-def _switch(repository: Path, name: str, generation: Path) -> None:
-    """Bring a complete generation into service by renaming the link ``current``."""
-    home = repository / f"{name}_model"
-    target = f"generations/{uuid4().hex[:12]}"
-    if not home.exists():
-        first = generation.parent / "home"
-        (first / "generations").mkdir(parents=True)
-        generation.rename(first / target)
-        (first / "current").symlink_to(target)
-        for entry in ("config.pbtxt", "1", "warmup"):
-            (first / entry).symlink_to(f"current/{name}_model/{entry}")
-        first.rename(home)
-    else:
-        generation.rename(home / target)
-        link = generation.parent / "current"
-        link.symlink_to(target)
-        link.rename(home / "current")
-    for link_name, link_target in _links(name).items():
-        if not (repository / link_name).is_symlink():
-            (repository / link_name).symlink_to(link_target)
-    for old in (home / "generations").iterdir():
-        if old != home / target:
-            shutil.rmtree(old)

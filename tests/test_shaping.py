@@ -51,6 +51,7 @@ WITHOUT_EFFECT = {
         "export.model_card": "only words",
     },
     "serving.repository": {
+        "serving.integrity": "it only refuses",
         "serving.machine": "the plan is recorded with all of its choices",
         "serving.tuning": "the plan is recorded with all of its choices",
     },

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 """Raise it when a change makes the files that are on disk unreadable."""
 
 Moment = Annotated[AwareDatetime, PlainSerializer(lambda moment: moment.isoformat(timespec="seconds"), return_type=str)]
@@ -59,6 +59,7 @@ class Manifest(Record):
         versions: Versions of Python and of the libraries that shape an artifact.
         inputs: What the stage read.
         files: SHA-256 of each file of the artifact, by its path relative to the artifact.
+        manifest_sha256: SHA-256 of the manifest itself without this field, see :func:`serving.artifact.manifest_digest`.
     """
 
     artifact_kind: ClassVar[str]
@@ -66,9 +67,10 @@ class Manifest(Record):
     remedy: ClassVar[str]
     """The command that writes the artifact again."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     kind: str
     created: Moment
     versions: dict[str, str]
     inputs: StageInputs
     files: dict[str, str]
+    manifest_sha256: str = ""

@@ -30,6 +30,7 @@ from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
 from serving.manifests import LoadRecord, RepositoryManifest, TrialRecord, TuningManifest
 from serving.reporting import logger
+from tests.helpers.resealing import reseal, sealed
 from tests.helpers.servers import left_behind
 
 Speed = Callable[[Configuration], float | None]
@@ -187,7 +188,7 @@ def test_a_record_that_cannot_be_read_is_an_error_but_to_fresh(
 ) -> None:
     run(monkeypatch, asked(own), MadeUp(best_at(1, 2)))
     record = own.parent / "tuning" / "manifest.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    record.write_text(json.dumps(sealed(json.loads(record.read_text()) | change)))
     for options in (asked(own), asked(own, latency_p99_ms=30.0)):
         with pytest.raises(ArtifactError, match=re.escape(str(record))) as raised:
             run(monkeypatch, options, testbed := MadeUp(best_at(1, 2)))
@@ -215,7 +216,7 @@ def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
     manifest = json.loads((own / "manifest.json").read_text())
     gate = {"name": "metric_drop", "limit": 0.5, "value": 9.0, "interval": None, "passed": False, "message": "accuracy drops"}
     manifest["precisions"]["int8"] |= {"verdict": "failed", "gates": [gate]}
-    (own / "manifest.json").write_text(json.dumps(manifest))
+    reseal(own, precisions=manifest["precisions"])
     assert "int8" not in {one.precision for one in prepare(asked(own)).search.first}
     with pytest.raises(ArtifactError, match="it failed its gates: accuracy drops"):
         prepare(asked(own, precisions=("int8",)))

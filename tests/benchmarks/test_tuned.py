@@ -31,6 +31,7 @@ from serving.repository import serving_code
 from serving.tuning import Tuning, read_tuning, tuning_folder
 from tests.helpers.disk import full_disk
 from tests.helpers.manifests import bundle_manifest, tuning_manifest, variant_figures
+from tests.helpers.resealing import sealed
 
 RAGGED = Configuration(
     precision="fp32", device="cpu", batching="ragged", instances=3, threads=5, max_batch_size=16, queue_delay_us=500
@@ -221,7 +222,7 @@ def test_a_record_that_cannot_be_read_is_an_error_with_a_way_out(tmp_path: Path,
     bundle = made_up_bundle(tmp_path / "bundle").folder
     assert read_tuning(bundle) is None
     path = record(bundle) / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()) | changes)))
     with pytest.raises(ArtifactError, match=reason) as raised:
         read_tuning(bundle)
     assert raised.value.message.startswith(f"{path}")

@@ -15,6 +15,7 @@ import pytest
 
 from serving import artifact
 from serving.artifact import (
+    DIGEST_FIELD,
     MANIFEST,
     fingerprint,
     inputs_record,
@@ -35,6 +36,7 @@ from tests.helpers.manifests import (
     tuning_manifest,
     variant_figures,
 )
+from tests.helpers.resealing import sealed
 
 LAST_BREATH = """
 import os, sys
@@ -193,12 +195,18 @@ def test_a_manifest_that_is_missing_damaged_or_foreign_is_one_line_and_a_remedy(
         ("\xff", "is not readable as JSON"),
         ("[]", f"does not describe a {model.artifact_kind}: kind is null"),
         (json.dumps(content | {"kind": foreign}), f'does not describe a {model.artifact_kind}: kind is "{foreign}"'),
-        (json.dumps(content | {"schema_version": 1}), ": schema_version is 1, this tritonize reads 2"),
-        (json.dumps(content | {"schema_version": 9}), ": schema_version is 9, this tritonize reads 2"),
-        (json.dumps({key: value for key, value in content.items() if key != "versions"}), ": versions: Field required"),
-        (json.dumps(content | {"files": {"a": 1}}), ": files.a: Input should be a valid string"),
-        (json.dumps(content | {"created": "yesterday"}), ": created: Input should be a valid datetime"),
-        (json.dumps(content | {"extra": 1, "more": 2}), ": extra: Extra inputs are not permitted (and 1 more)"),
+        (json.dumps(content | {"schema_version": 1}), ": schema_version is 1, this tritonize reads 3"),
+        (json.dumps(content | {"schema_version": 9}), ": schema_version is 9, this tritonize reads 3"),
+        (json.dumps(content | {"files": {"a": "0"}}), " was altered: it does not have the checksum that it records"),
+        (json.dumps({key: value for key, value in content.items() if key != DIGEST_FIELD}), " was altered"),
+        ("[" * 100_000, "is not readable as JSON: maximum recursion depth exceeded"),
+        (
+            json.dumps(sealed({key: value for key, value in content.items() if key != "versions"})),
+            ": versions: Field required",
+        ),
+        (json.dumps(sealed(content | {"files": {"a": 1}})), ": files.a: Input should be a valid string"),
+        (json.dumps(sealed(content | {"created": "yesterday"})), ": created: Input should be a valid datetime"),
+        (json.dumps(sealed(content | {"extra": 1, "more": 2})), ": extra: Extra inputs are not permitted (and 1 more)"),
     ):
         path.write_text(text, encoding="latin-1")
         with pytest.raises(ArtifactError) as raised:
@@ -223,7 +231,7 @@ def test_the_message_names_the_field(keys: tuple[str, ...], value: object, messa
     content = json.loads((tmp_path / MANIFEST).read_text())
     *outer, last = keys
     reduce(getitem, outer, content)[last] = value
-    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    (tmp_path / MANIFEST).write_text(json.dumps(sealed(content)))
     with pytest.raises(ArtifactError, match=re.escape(message)):
         read_manifest(tmp_path, BundleManifest)
 

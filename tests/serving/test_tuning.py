@@ -24,6 +24,7 @@ from serving.plan import make_plan
 from serving.repository import package
 from serving.tuning import read_tuning, tuning_folder
 from tests.helpers.manifests import tuning_manifest
+from tests.helpers.resealing import sealed
 
 RAGGED = Configuration(
     precision="fp32", device="cpu", batching="ragged", instances=3, threads=1, max_batch_size=16, queue_delay_us=500
@@ -126,9 +127,13 @@ def test_a_new_record_makes_a_repository_out_of_date(own: Path) -> None:
     ("damaged", "reason"),
     [
         (lambda _: "{", " is not readable as JSON"),
-        (lambda text: text.replace('"instances": 3', '"instances": -3'), ": winner.instances: Input should be greater than 0"),
+        (lambda text: text.replace('"instances": 3', '"instances": 2'), " was altered"),
+        (
+            lambda text: json.dumps(sealed(json.loads(text.replace('"instances": 3', '"instances": -3')))),
+            ": winner.instances: Input should be greater than 0",
+        ),
     ],
-    ids=["text", "winner"],
+    ids=["text", "altered", "winner"],
 )
 def test_without_a_record_that_can_be_read_it_is_packaged_untuned_and_that_is_said(
     own: Path, damaged: Callable[[str], str], reason: str

@@ -1,0 +1,348 @@
+"""Nothing is packaged or served that was altered, planted or left out, and the message names the file."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import py_compile
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving import server
+from serving.artifact import MANIFEST
+from serving.errors import ArtifactError
+from serving.integrity import check_files, check_repository
+from serving.options import PackageOptions
+from serving.probe import ask
+from serving.repository import package
+from serving.server import TritonServer
+from tests.helpers.resealing import reseal
+from tests.helpers.servers import serve_options
+
+
+@pytest.fixture(scope="module")
+def pristine(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ensembles of one bundle, in two precisions."""
+    repository = tmp_path_factory.mktemp("pristine") / "models"
+    for name, precision in (("one", "fp32"), ("other", "int8")):
+        package(PackageOptions(bundle=bundle, repository=repository, name=name, precision=precision, device="cpu"))
+    return repository
+
+
+@pytest.fixture
+def repository(pristine: Path, tmp_path: Path) -> Path:
+    subprocess.run(["cp", "-a", pristine, tmp_path / "models"], check=True)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def copied_bundle(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def link(path: Path) -> None:
+    """The same content, but somebody else can exchange it at any time."""
+    elsewhere = tempfile.mkdtemp(dir=path.parents[3])
+    shutil.move(path, elsewhere)
+    path.symlink_to(Path(elsewhere) / path.name)
+
+
+DAMAGES: list[Callable[[Path], None]] = [flip, truncate, empty, delete]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def said(repository: Path) -> str:
+    with pytest.raises(ArtifactError) as raised:
+        check_repository(repository)
+    assert "\n" not in raised.value.message and raised.value.hint
+    return f"{raised.value.message} ({raised.value.hint})"
+
+
+def test_what_was_packaged_passes(pristine: Path) -> None:
+    check_repository(pristine)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_every_damaged_file_of_a_generation_is_refused_by_name(repository: Path, damage: Callable[[Path], None]) -> None:
+    current = (repository / "one_model" / "current").resolve()
+    found = files(current)
+    assert len(found) > 20
+    for path in found:
+        content = path.read_bytes()
+        if not content and damage in (flip, truncate, empty):
+            continue  # an empty file, as tasks/__init__.py may be, has nothing to lose
+        damage(path)
+        message = said(repository)
+        assert str(path.relative_to(current)) in message, (path, message)
+        assert message.endswith("--force)") or path.name == MANIFEST, message
+        path.write_bytes(content)
+        check_repository(repository)
+
+
+def planted_entry(name: str) -> Callable[[Path], str]:
+    def plant(repository: Path) -> str:
+        path = repository / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"planted")
+        return "is not in the manifest"
+
+    return plant
+
+
+def planted_version(repository: Path) -> str:
+    (repository / "one_model" / "2").mkdir()
+    shutil.copy(repository / "one_model" / "1" / "model.onnx", repository / "one_model" / "2")
+    return "one_model/2 was not written by tritonize package (remove it)"
+
+
+def another_link(repository: Path) -> str:
+    (repository / "one_postprocess").unlink()
+    (repository / "one_postprocess").symlink_to("other_model/current/other_postprocess")
+    return "one_postprocess is not the link to"
+
+
+def model_of_the_other(repository: Path) -> str:
+    (repository / "one_model" / "1").unlink()
+    (repository / "one_model" / "1").symlink_to("../other_model/current/other_model/1")
+    return "one_model/1 is not the link to"
+
+
+def current_leads_out(repository: Path) -> str:
+    (repository / "one_model" / "current").unlink()
+    target = (repository / "other_model" / "current").readlink()
+    (repository / "one_model" / "current").symlink_to(f"../other_model/{target}")
+    return f"one_model/current leads to ../other_model/{target}, which is not a folder in generations"
+
+
+def current_is_absolute(repository: Path) -> str:
+    target = (repository / "one_model" / "current").resolve()
+    (repository / "one_model" / "current").unlink()
+    (repository / "one_model" / "current").symlink_to(target)
+    return "which is not a folder in generations"
+
+
+def current_is_a_folder(repository: Path) -> str:
+    target = (repository / "one_model" / "current").resolve()
+    (repository / "one_model" / "current").unlink()
+    shutil.copytree(target, repository / "one_model" / "current", symlinks=True)
+    return "one_model/current is not a link"
+
+
+def current_is_gone(repository: Path) -> str:
+    (repository / "one_model" / "current").unlink()
+    return "one_model/current is missing"
+
+
+def generations_elsewhere(repository: Path) -> str:
+    (repository / "one_model" / "generations").rename(repository.parent / "generations")
+    (repository / "one_model" / "generations").symlink_to("../../generations")
+    return "one_model/generations is a link"
+
+
+def generation_of_the_other(repository: Path) -> str:
+    ours, theirs = ((repository / f"{name}_model" / "current").resolve() for name in ("one", "other"))
+    shutil.rmtree(ours)
+    shutil.copytree(theirs, ours, symlinks=True)
+    return "manifest.json belongs to the ensemble other, not to one"
+
+
+def home_is_gone(repository: Path) -> str:
+    shutil.rmtree(repository / "one_model")
+    return "one_model/current is missing"
+
+
+def ensemble_is_gone(repository: Path) -> str:
+    (repository / "one").unlink()
+    return "models/one is missing"
+
+
+def manifest_is_gone(repository: Path) -> str:
+    (repository / "one_model" / "current" / MANIFEST).unlink()
+    return "manifest.json is missing"
+
+
+def manifest_names_other_files(repository: Path) -> str:
+    """Who can rewrite the checksums still cannot add a link."""
+    current = (repository / "one_model" / "current").resolve()
+    link(current / "one_preprocess" / "1" / "settings.json")
+    reseal(current)
+    return "one_preprocess/1/settings.json is a link"
+
+
+def model_of_another_precision(repository: Path) -> str:
+    shutil.copy(repository / "other_model" / "1" / "model.onnx", repository / "one_model" / "1" / "model.onnx")
+    return "one_model/1/model.onnx was altered"
+
+
+def a_pipe(repository: Path) -> str:
+    """It would hold whoever reads it."""
+    path = (repository / "one_model" / "1").resolve() / "model.onnx"
+    path.unlink()
+    os.mkfifo(path)
+    return "one_model/1/model.onnx is not a file"
+
+
+TRICKS = [
+    planted_entry("one_preprocess/1/__pycache__/model.cpython-311.pyc"),
+    planted_entry("one_postprocess/1/tasks/__pycache__/base.cpython-311.pyc"),
+    planted_entry("one_postprocess/1/model.cpython-311-x86_64-linux-gnu.so"),
+    planted_entry("one_preprocess/1/numpy.py"),
+    planted_entry("one_preprocess/1/manifest.json"),
+    planted_entry("one_preprocess/.hidden"),
+    planted_entry("one_preprocess/2/model.py"),
+    planted_entry("one/2/empty"),
+    planted_entry("one_model/1/model.onnx.data"),
+    planted_version,
+    another_link,
+    model_of_the_other,
+    current_leads_out,
+    current_is_absolute,
+    current_is_a_folder,
+    current_is_gone,
+    generations_elsewhere,
+    generation_of_the_other,
+    home_is_gone,
+    ensemble_is_gone,
+    manifest_is_gone,
+    manifest_names_other_files,
+    model_of_another_precision,
+    a_pipe,
+]
+
+
+@pytest.mark.parametrize("trick", TRICKS, ids=lambda trick: trick.__qualname__.split(".")[0])
+def test_every_trick_is_refused_by_name(repository: Path, trick: Callable[[Path], str]) -> None:
+    expected = trick(repository)
+    assert expected in said(repository)
+    with pytest.raises(ArtifactError):
+        TritonServer(serve_options(repository), log=print)
+
+
+def test_the_remedy_works(repository: Path, bundle: Path) -> None:
+    planted_entry("one_preprocess/1/__pycache__/model.cpython-311.pyc")(repository)
+    another_link(repository)
+    model_of_the_other(repository)
+    options = PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu")
+    assert not package(options).unchanged
+    check_repository(repository)
+    current_is_gone(repository)
+    package(options)
+    check_repository(repository)
+    planted_version(repository)
+    with pytest.raises(ArtifactError, match=r"one_model/2 was not written by tritonize package"):
+        package(options)
+
+
+def test_models_of_other_tools_are_let_be(repository: Path) -> None:
+    for name in ("theirs", "theirs_model"):
+        (repository / name / "1" / "__pycache__").mkdir(parents=True)
+        (repository / name / "2").symlink_to("1")
+    check_repository(repository)
+
+
+def test_a_generation_that_is_replaced_meanwhile_is_no_damage(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, bundle: Path
+) -> None:
+    """A server may start while the ensemble is packaged again."""
+    from serving import integrity
+
+    options = PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu", force=True)
+    read, packaged = integrity.read_manifest, []
+
+    def packaging(folder: Path, model: type) -> object:
+        if not packaged:
+            packaged.append(package(options))
+        return read(folder, model)
+
+    monkeypatch.setattr(integrity, "read_manifest", packaging)
+    check_repository(repository)
+    assert packaged
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, link], ids=lambda damage: damage.__name__)
+def test_every_damaged_file_of_a_bundle_is_refused_by_name(
+    copied_bundle: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    options = PackageOptions(bundle=copied_bundle, repository=tmp_path / "models", name="one", precision="fp32", device="cpu")
+    for path in files(copied_bundle):
+        content = path.read_bytes()
+        damage(path)
+        with pytest.raises(ArtifactError) as raised:
+            package(options)
+        message = f"{raised.value.message} {raised.value.hint}"
+        if path.name != MANIFEST or damage is not link:
+            assert path.relative_to(copied_bundle).as_posix() in message or "no bundle at" in message, (path, message)
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+    assert not (tmp_path / "models").exists()
+
+
+def test_nothing_is_served_beside_what_a_folder_lists(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(ArtifactError, match="sub is not in the manifest"):
+        check_files(tmp_path, {}, remedy="do it again")
+    check_files(tmp_path, {}, remedy="do it again", folders=["sub"])
+
+
+@pytest.mark.server
+def test_planted_bytecode_does_not_run_even_where_nobody_checks(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor does a server write any."""
+    ran = tmp_path / "ran"
+    step = repository / "one_preprocess" / "1"
+    for name in ("metadata.py", "model.py"):
+        evil = tmp_path / name
+        evil.write_text((step / name).read_text() + f"\nopen({str(ran)!r}, 'w')\n")
+        code = Path(importlib.util.cache_from_source(step / name))
+        py_compile.compile(str(evil), cfile=str(code), dfile=str(step / name), doraise=True)
+        source, compiled = (step / name).stat(), code.read_bytes()
+        stamp = struct.pack("<II", int(source.st_mtime), source.st_size)
+        code.write_bytes(compiled[:8] + stamp + compiled[16:])
+    ordinary = f"import importlib, sys; sys.path.insert(0, {str(step.parent)!r}); importlib.import_module('1.metadata')"
+    subprocess.run([sys.executable, "-B", "-c", ordinary], check=True)
+    assert ran.exists(), "an ordinary Python runs it"
+    ran.unlink()
+    monkeypatch.setattr(server, "check_repository", lambda _: None)
+    with TritonServer(serve_options(repository), log=lambda _: None) as running:
+        running.wait_until_ready()
+        assert ask(running.options.base_url, running.probes[0], timeout=10)
+    assert not ran.exists()
+    assert [path.name for path in repository.rglob("__pycache__")] == ["__pycache__"], "only the planted one"
+    with pytest.raises(ArtifactError, match="__pycache__ is not in the manifest"):
+        check_repository(repository)
+
+
+@pytest.mark.server
+def test_a_server_leaves_the_repository_as_it_is(repository: Path) -> None:
+    with TritonServer(serve_options(repository), log=lambda _: None) as running:
+        running.wait_until_ready()
+    check_repository(repository)
