@@ -9,6 +9,9 @@ from typing import Annotated, Literal, get_args
 
 from serving.option_fields import Option
 
+LONGEST_NAME = 200
+"""Limit of a model's name in characters. Names of files have 255, and the names of steps and of temporary folders are longer."""
+
 
 def parse_model_name(text: str) -> str:
     """Check the name of a model, which becomes a folder and part of URLs.
@@ -24,6 +27,8 @@ def parse_model_name(text: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
         raise ValueError(f"{text!r} is not a model name: use A-Z, a-z, 0-9, '_', '.' and '-', and neither '.' nor '-' first")
+    if len(text) > LONGEST_NAME:
+        raise ValueError(f"{text[:20] + '…'!r} is not a model name: it has {len(text)} characters, more than {LONGEST_NAME}")
     return text
 
 

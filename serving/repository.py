@@ -57,6 +57,7 @@ from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Tensor
 from serving.tuning import Tuning, read_tuning
 from serving.warmups import write_warmups
+from serving.writing import writing
 
 RUNTIME = Path(__file__).parent / "runtime"
 SHAPING = (
@@ -120,7 +121,8 @@ def package(options: PackageOptions) -> PackagedEnsemble:
         return PackagedEnsemble(manifest=read_manifest(current, RepositoryManifest), unchanged=True)
     refuse_foreign(options.repository, options.name)
     options.repository.mkdir(parents=True, exist_ok=True)
-    with staging_folder(staging_root(options.repository), f"{options.repository.name}-{options.name}") as folder:
+    staging = staging_folder(staging_root(options.repository), f"{options.repository.name}-{options.name}")
+    with writing(options.repository / options.name), staging as folder:
         generation = folder / "generation"
         generation.mkdir()
         _write_generation(generation, bundle, plan, options.name)

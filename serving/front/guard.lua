@@ -25,7 +25,8 @@ local bit = require("bit")
 local ffi = require("ffi")
 
 local band, bor, bxor, bnot, lshift, rshift = bit.band, bit.bor, bit.bxor, bit.bnot, bit.lshift, bit.rshift
-local byte, char, find, format, gsub, match, sub = string.byte, string.char, string.find, string.format, string.gsub, string.match, string.sub
+local byte, char, find, format, sub = string.byte, string.char, string.find, string.format, string.sub
+local gmatch, gsub, match = string.gmatch, string.gsub, string.match
 local concat, floor, sort = table.concat, math.floor, table.sort
 
 local MAX_DEPTH = 64
@@ -403,74 +404,6 @@ local function decode(text)
   return value
 end
 
--- The next three functions read texts that Triton wrote, which are valid: they find their way without decoding what is not needed.
-
--- Returns the position after the value that starts at pos.
-local function skip_value(text, pos)
-  local depth = 0
-  while true do
-    local at = find(text, '["%[%]{},]', pos)
-    if not at then
-      return #text + 1
-    end
-    local b = byte(text, at)
-    if b == 34 then
-      local quote = string_end(text, at + 1, at + 1)
-      if not quote then
-        return #text + 1
-      end
-      pos = quote + 1
-    elseif b == 44 then
-      if depth == 0 then
-        return at
-      end
-      -- A comma between numbers: the next bracket or string comes after all of them.
-      pos = find(text, '["%[%]{}]', at + 1) or #text + 1
-    else
-      depth = depth + ((b == 91 or b == 123) and 1 or -1)
-      if depth < 0 then
-        return at
-      end
-      pos = at + 1
-    end
-    if depth == 0 and b ~= 44 then
-      return pos
-    end
-  end
-end
-
--- Returns the parts of the object or array at pos: a list of {key, first, value, last} with positions, and the position of its end.
-local function parts(text, pos)
-  local found, is_object = {}, byte(text, pos) == 123
-  pos = find(text, "[^ \n\r\t]", pos + 1)
-  while pos and pos <= #text and not find(text, "^[%]}]", pos) do
-    local part = { first = pos, value = pos }
-    if is_object then
-      local quote = string_end(text, pos + 1, pos + 1)
-      part.key = sub(text, pos + 1, (quote or pos) - 1)
-      part.value = match(text, "^%s*:%s*()", (quote or pos) + 1)
-      if not quote or not part.value then
-        return found
-      end
-    end
-    part.last = skip_value(text, part.value) - 1
-    found[#found + 1] = part
-    pos = match(text, "^[%s,]*()", part.last + 1)
-  end
-  return found, pos
-end
-
--- Returns a text without the part of the given index, and without the comma beside it.
-local function without_part(text, list, index)
-  local part, following, previous = list[index], list[index + 1], list[index - 1]
-  if following then
-    return sub(text, 1, part.first - 1) .. sub(text, following.first)
-  elseif previous then
-    return sub(text, 1, previous.last) .. sub(text, part.last + 1)
-  end
-  return sub(text, 1, part.first - 1) .. sub(text, part.last + 1)
-end
-
 local function json_string(text)
   text = gsub(text, '[%z\1-\31"\\]', function(c)
     return format("\\u%04x", byte(c))
@@ -693,24 +626,27 @@ local function read_manifest(text)
     names[i] = input.fields.name
   end
   sort(names)
-  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES, time = os.time() }
+  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES }
 end
 
--- Returns an ensemble of ours, or nil. Only positive results are kept: clients choose the names.
+-- Returns an ensemble of ours, or nil. Only ensembles are kept: clients choose the names. What was one stays one if its manifest is
+-- gone or damaged, because Triton may still serve it.
 local function find_ensemble(name)
   local known, now = ensembles[name], os.time()
   if known and now - known.time < MANIFEST_SECONDS and now >= known.time then
     return known
   end
-  ensembles[name] = nil
   local file = REPOSITORY and io.open(REPOSITORY .. "/" .. name .. "/manifest.json", "rb")
-  if not file then
-    return nil
+  local text = file and file:read("*a")
+  if file then
+    file:close()
   end
-  local text = file:read("*a")
-  file:close()
-  ensembles[name] = text and read_manifest(text)
-  return ensembles[name]
+  local ensemble = text and read_manifest(text) or known
+  if ensemble then
+    ensemble.time = now
+    ensembles[name] = ensemble
+  end
+  return ensemble
 end
 
 -- Checks the name of the model of an inference request. Returns the ensemble if it is ours.
@@ -1235,100 +1171,81 @@ local function check_grpc(body)
 end
 
 ---------------------------------------------------------------------------------------------------------------------------------
--- Answers. Each function returns the digests in the answer, or nil; and the answer without its DIGEST.
+-- Answers. Each function returns the digests in the answer as digests_text writes them, or nil; and the answer without its DIGEST.
+--
+-- JSON is searched, not decoded. A search for '{"name":"DIGEST",' finds an object and never a client's text: within a string the first
+-- quotation mark would stand behind a backslash, and one that ends a string is not followed by a letter. The same holds for
+-- '{"binary_data_size":' and '"DIGEST":'. Triton writes JSON without spaces; an answer that is written in another way does not pass.
+
+-- Returns the position of the only occurrence of a text.
+local function find_once(body, text)
+  local first, last = find(body, text, 1, true)
+  return first and not find(body, text, last, true) and first or nil
+end
+
+-- Returns a text without [first, after), and without the comma beside it.
+local function cut(text, first, after)
+  if byte(text, first - 1) == 44 then
+    first = first - 1
+  elseif byte(text, after) == 44 then
+    after = after + 1
+  end
+  return sub(text, 1, first - 1) .. sub(text, after)
+end
 
 -- Reads INT64 numbers that are not negative from 8-byte little-endian data.
 local function raw_digests(text, first, after)
-  local digests = {}
-  local words = ffi.cast(UINT32, ffi.cast(UINT8, text) + (first - 1))
-  for i = 1, floor((after - first) / 8) do
+  if (after - first) % 8 ~= 0 or after > #text + 1 then
+    return nil
+  end
+  local digests, words = {}, ffi.cast(UINT32, ffi.cast(UINT8, text) + (first - 1))
+  for i = 1, (after - first) / 8 do
     digests[i] = words[2 * i - 2] + 2 ^ 32 * words[2 * i - 1]
-  end
-  return (after - first) % 8 == 0 and digests_text(digests) or nil
-end
-
-local function json_digests(value)
-  if type(value) == "number" then
-    return digests_text({ value })
-  end
-  local digests = {}
-  for i, item in ipairs(type(value) == "table" and value.items or {}) do
-    if type(item) ~= "number" then
-      return nil
-    end
-    digests[i] = item
   end
   return digests_text(digests)
 end
 
--- Returns the index of the part with that key if there is exactly one.
-local function only(list, key)
-  local found
-  for i, part in ipairs(list) do
-    if part.key == key then
-      if found then
-        return nil
-      end
-      found = i
-    end
-  end
-  return found
-end
-
 -- Reads the answer to a generate request, a flat object.
 local function flat_answer(body)
-  if byte(body, 1) ~= 123 then
+  local first = find_once(body, '"DIGEST":')
+  if not first then
     return nil
   end
-  local members = parts(body, 1)
-  local index = only(members, DIGEST)
-  if not index then
-    return nil
+  local digest, after = match(body, '^"DIGEST":(%d+)()', first)
+  if not digest then
+    digest, after = match(body, '^"DIGEST":%[([%d,]+)%]()', first)
   end
-  return json_digests(decode(sub(body, members[index].value, members[index].last))), without_part(body, members, index)
+  return digest, digest and cut(body, first, after)
 end
 
--- Returns the index of the output DIGEST, its decoded fields, and the position of its binary data in the body.
-local function find_output(header, outputs, first)
-  local index, found, found_first
-  for i, part in ipairs(outputs) do
-    local members = parts(header, part.value)
-    local name, parameters = only(members, "name"), only(members, "parameters")
-    if name and sub(header, members[name].value, members[name].last) == '"DIGEST"' then
-      if index then
-        return nil
-      end
-      index, found, found_first = i, decode(sub(header, part.value, part.last)).fields, first
-    end
-    if parameters then
-      local values = decode(sub(header, members[parameters].value, members[parameters].last))
-      first = first + (values.fields.binary_data_size or 0)
-    end
-  end
-  return index, found, found_first
-end
+local OUTPUT = '{"name":"DIGEST",'
+local JSON_OUTPUT = '^{"name":"DIGEST","datatype":"INT64","shape":%[[%d,]*%],"data":%[([%d,]*)%]}()'
+local BINARY_OUTPUT = '^{"name":"DIGEST","datatype":"INT64","shape":%[[%d,]*%],"parameters":{"binary_data_size":(%d+)}}()'
 
 -- Reads the answer to an inference request. Also returns the length of the JSON header without DIGEST.
 local function infer_answer(body, length_header)
   local header_length = header_length_of(length_header, body)
-  local header = sub(body, 1, header_length)
-  local members = byte(header, 1) == 123 and parts(header, 1) or {}
-  local index = only(members, "outputs")
-  if not index or byte(header, members[index].value) ~= 91 then
+  local header = header_length == #body and body or sub(body, 1, header_length)
+  local first = find_once(header, OUTPUT)
+  if not first then
     return nil
   end
-  local outputs = parts(header, members[index].value)
-  local output, fields, first = find_output(header, outputs, header_length + 1)
-  if not output then
-    return nil
+  local digests, after = match(header, JSON_OUTPUT, first)
+  if digests then
+    local rest = cut(header, first, after)
+    return digests, rest .. sub(body, header_length + 1), #rest
   end
-  local rest = without_part(header, outputs, output)
-  local size = fields.parameters and fields.parameters.fields.binary_data_size
+  local size
+  size, after = match(header, BINARY_OUTPUT, first)
   if not size then
-    return json_digests(fields.data), rest .. sub(body, header_length + 1), #rest
+    return nil
   end
-  local answer = rest .. sub(body, header_length + 1, first - 1) .. sub(body, first + size)
-  return raw_digests(body, first, first + size), answer, #rest
+  local data = header_length + 1
+  for earlier in gmatch(sub(header, 1, first), '{"binary_data_size":(%d+)') do
+    data = data + tonumber(earlier)
+  end
+  local data_after, rest = data + tonumber(size), cut(header, first, after)
+  return raw_digests(body, data, data_after), rest .. sub(body, header_length + 1, data - 1) .. sub(body, data_after), #rest
 end
 
 -- Reads a gRPC body that holds one ModelInferResponse.
@@ -1423,6 +1340,16 @@ local function respond_http(handle, status, message)
   handle:respond({ [":status"] = status, ["content-type"] = "application/json" }, error_body(message))
 end
 
+-- What is kept of a request until its answer comes, as one text: Envoy copies a text faster than a table.
+local function kept_text(checked)
+  return checked.form .. (checked.is_asked and "+" or "-") .. checked.expected
+end
+
+local function read_kept(text)
+  local form, asked, expected = match(text, "^(%a+)([+-])(.*)$")
+  return { form = form, is_asked = asked == "+", expected = expected }
+end
+
 local function read_body(handle)
   local body = handle:body(true)
   local length = body:length()
@@ -1469,9 +1396,7 @@ local function on_request(handle)
   local text, body = read_body(handle)
   local checked = check(text)
   headers = handle:headers()
-  -- The answer must be readable, too.
-  headers:remove("accept-encoding")
-  headers:remove("grpc-accept-encoding")
+  headers:remove("accept-encoding") -- the answer must be readable, too; Triton compresses no gRPC answers unless it is told to
   if not checked then
     return
   end
@@ -1481,8 +1406,7 @@ local function on_request(handle)
   if checked.body then
     body:setBytes(checked.body)
   end
-  local kept = { form = checked.form, expected = checked.expected, is_asked = checked.is_asked }
-  handle:streamInfo():dynamicMetadata():set(METADATA, "request", kept)
+  handle:streamInfo():dynamicMetadata():set(METADATA, "request", kept_text(checked))
 end
 
 function envoy_on_request(handle)
@@ -1525,17 +1449,15 @@ local function on_http_error(handle)
   end
 end
 
-local function on_http_answer(handle, request)
+local function on_http_answer(handle, request, length_header)
   local text, body = read_body(handle)
-  local headers = handle:headers()
-  local length_header = headers:get("inference-header-content-length")
   local is_equal, answer, header_length = check_answer(request.form, request.expected, request.is_asked, text, length_header)
   if not is_equal then
     handle:logErr("an answer was withheld: " .. answer)
     replace_http(handle, "500", answer)
   elseif not request.is_asked then
     if length_header then
-      headers:replace("inference-header-content-length", format("%d", header_length))
+      handle:headers():replace("inference-header-content-length", format("%d", header_length))
     end
     body:setBytes(answer)
   end
@@ -1582,21 +1504,23 @@ end
 
 local function on_response(handle)
   local headers = handle:headers()
-  local status = tonumber(headers:get(":status"))
-  local kept = handle:streamInfo():dynamicMetadata():get(METADATA)
-  local request = kept and kept.request
-  if is_grpc(headers) then
-    if headers:get("grpc-status") then
-      on_grpc_error(headers)
+  local status = headers:get(":status")
+  local metadata = handle:streamInfo():dynamicMetadata():get(METADATA)
+  local request = metadata and read_kept(metadata.request)
+  if request and request.form ~= "grpc" and status == "200" then
+    on_http_answer(handle, request, headers:get("inference-header-content-length"))
+  elseif not is_grpc(headers) then
+    if find(status, "^[45]") then
+      on_http_error(handle)
     elseif request then
-      on_grpc_answer(handle, request)
-    else
-      on_grpc_error(handle:trailers())
+      error("an answer with the status " .. status)
     end
-  elseif status >= 400 then
-    on_http_error(handle)
+  elseif headers:get("grpc-status") then
+    on_grpc_error(headers)
   elseif request then
-    on_http_answer(handle, request)
+    on_grpc_answer(handle, request)
+  else
+    on_grpc_error(handle:trailers())
   end
 end
 

@@ -83,6 +83,11 @@ def framed(message: Any) -> bytes:
     return b"\0" + struct.pack(">I", len(text)) + text
 
 
+def compact(value: Any) -> bytes:
+    """Return JSON as Triton writes it, without spaces."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def digest(*texts: bytes) -> int:
     """Digest of a row whose texts stand in the order of the tensors' names."""
     crc = 0

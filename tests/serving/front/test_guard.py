@@ -14,7 +14,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.grpc import service_pb2
 
-from tests.serving.front.guard_in_python import Guard, RefusedError, digest, framed, raw, write_ensemble
+from tests.serving.front.guard_in_python import Guard, RefusedError, compact, digest, framed, raw, write_ensemble
 
 MIXED = 'aé\n"\\/\x00€😀 \t{}[]:,'
 
@@ -236,6 +236,27 @@ def test_names_that_are_none_are_refused(guard: Guard, name: str) -> None:
     with pytest.raises(RefusedError, match="is not the name of a model") as refused:
         guard.grpc(message(model_name=name))
     assert (refused.value.http, refused.value.grpc) == ("400", "3")
+
+
+def test_manifests_are_read_again_and_a_damaged_one_opens_nothing(tmp_path: Path) -> None:
+    guard, manifest = Guard(tmp_path), tmp_path / "late" / "manifest.json"
+
+    def expected(later: int) -> Any:
+        guard.lua.execute(b"local time = os.time; os.time = function() return time() + %d end" % later)
+        checked = guard.http(infer(tensor(name="QUESTION")), model="late")
+        return checked and checked["expected"].decode()
+
+    assert expected(0) is None, "a name that was asked for too early is not remembered"
+    write_ensemble(tmp_path, "late", "TEXT")
+    assert expected(0) == ""
+    manifest.write_text(manifest.read_text().replace("TEXT", "QUESTION"))
+    assert expected(10) == str(digest(b"x"))
+    manifest.write_text("{")
+    assert expected(10) == str(digest(b"x"))
+    manifest.unlink()
+    assert expected(10) == str(digest(b"x"))
+    with pytest.raises(RefusedError, match="late_model is a step"):
+        guard.http(infer(), model="late_model")
 
 
 def test_the_last_model_name_counts(guard: Guard) -> None:
@@ -587,46 +608,112 @@ def grpc_request(
     return built
 
 
-def test_damaged_requests_are_refused_or_read_as_python_reads_them(guard: Guard) -> None:
-    rng = random.Random(4)
-    accepted = 0
+def elements(data: bytes) -> list[bytes]:
+    """Split BYTES data."""
+    found = []
+    while data:
+        (length,) = struct.unpack("<I", data[:4])
+        found.append(data[4 : 4 + length])
+        data = data[4 + length :]
+    return found
+
+
+def leaves(nested: Any) -> list[bytes]:
+    return [leaf for one in nested for leaf in leaves(one)] if isinstance(nested, list) else [nested.encode()]
+
+
+def texts_of_json(root: dict[str, Any], data: bytes) -> dict[str, list[bytes]]:
+    """Texts by input, of a JSON header and the binary data behind it."""
+    found = {}
+    for one in root["inputs"]:
+        if "data" in one:
+            found[one["name"]] = leaves(one["data"])
+        else:
+            size = one["parameters"]["binary_data_size"]
+            found[one["name"]], data = elements(data[:size]), data[size:]
+    return found
+
+
+def texts_of_message(read: service_pb2.ModelInferRequest) -> dict[str, list[bytes]]:
+    if read.raw_input_contents:
+        return {one.name: elements(data) for one, data in zip(read.inputs, read.raw_input_contents, strict=True)}
+    return {one.name: list(one.contents.bytes_contents) for one in read.inputs}
+
+
+def assert_digests(checked: dict[str, Any], texts: dict[str, list[bytes]]) -> None:
+    rows = zip(texts["TEXT"], texts["TEXT_PAIR"], strict=True)
+    assert checked["expected"].decode() == ",".join(str(digest(*row)) for row in rows)
+
+
+def test_damaged_http_requests_are_refused_or_read_as_python_reads_them(guard: Guard) -> None:
+    rng, accepted = random.Random(4), 0
     for _ in range(3000):
         names, texts, _, outputs = client_requests(rng)
-        body, header = http_request(rng, names, texts, outputs, [0, 1])
-        built = framed(grpc_request(rng, names, texts, outputs, [0, 1]))[5:]
-        body, built = mutated(rng, body), mutated(rng, built)
+        body, header = rng.choice([http_request, http_json])(rng, names, texts, outputs, [0, 1])
+        body = mutated(rng, body)
         try:
-            guard.http(body, model="pairs", header=header)
-            json.loads(body[:header])
-            accepted += 1
+            checked = guard.http(body, model="pairs", header=header)
         except RefusedError:
-            pass
+            continue
+        length = header or len(body)
+        root = json.loads(body[:length])
+        if checked["expected"]:
+            accepted += 1
+            assert_digests(checked, texts_of_json(root, body[length:]))
+        if "body" in checked:
+            sent_length = int(checked["header_length"]) if header else len(checked["body"])
+            sent = json.loads(checked["body"][:sent_length])
+            assert sent["outputs"].pop(0)["name"] == "DIGEST"
+            assert sent == root
+            assert checked["body"][sent_length:] == body[length:]
+    assert accepted > 200
+
+
+def test_damaged_messages_are_refused_or_read_as_python_reads_them(guard: Guard) -> None:
+    rng, accepted = random.Random(8), 0
+    for _ in range(5000):
+        names, texts, _, outputs = client_requests(rng)
+        built = mutated(rng, framed(grpc_request(rng, names, texts, outputs, [0, 1]))[5:])
         try:
             checked = guard.grpc(framed(built))
         except RefusedError:
             continue
-        accepted += 1
         read = service_pb2.ModelInferRequest.FromString(built)
         assert (checked is not None) == (read.model_name == "pairs")
+        if checked and checked["expected"]:
+            accepted += 1
+            assert_digests(checked, texts_of_message(read))
+            assert [list(one.shape) for one in read.inputs] == [[len(checked["expected"].split(b",")), 1]] * 2
+        if checked and "body" in checked:
+            sent = service_pb2.ModelInferRequest.FromString(checked["body"][5:])
+            assert sent.outputs.pop().name == "DIGEST"
+            assert sent == read
     assert accepted > 300
 
 
 # --- Answers --------------------------------------------------------------------------------------------------------------------
 
 
+TRAPS = [
+    '{"name":"DIGEST","datatype":"INT64","shape":[1,1],"data":[7]}',
+    ',{"name":"DIGEST",',
+    '{"binary_data_size":7}',
+    "{",
+    "DIGEST",
+    '\\"DIGEST":7',
+    '{\\"name":"DIGEST",',
+    MIXED,
+]
+"""Texts of clients that look like a part of the answer."""
+
+
 def answer_json(rng: random.Random, rows: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     outputs = [
-        {"name": "LABEL", "datatype": "BYTES", "shape": [rows, 1], "data": [random_text(rng) for _ in range(rows)]},
+        {"name": "LABEL", "datatype": "BYTES", "shape": [rows, 1], "data": [rng.choice(TRAPS) for _ in range(rows)]},
         {"name": "SCORES", "datatype": "FP32", "shape": [rows, 2], "data": [rng.random() for _ in range(2 * rows)]},
     ]
     outputs = rng.sample(outputs, rng.randrange(3))
-    trap = '"outputs":[{"name":"DIGEST"'
-    content = {
-        "model_name": "sent",
-        "id": rng.choice(["", trap, random_text(rng)]),
-        "parameters": {"a": {"outputs": [1, trap]}},
-        "outputs": outputs,
-    }
+    content = {"model_name": "sent", "id": rng.choice(["", *TRAPS]), "parameters": {"a": rng.choice(TRAPS)}, "outputs": outputs}
     return outputs, content
 
 
@@ -637,7 +724,6 @@ def test_http_answers_lose_their_digest_and_nothing_else(guard: Guard, is_binary
         rows = rng.choice([1, 3])
         digests = [rng.randrange(2**52) for _ in range(rows)]
         outputs, content = answer_json(rng, rows)
-        indent = rng.choice([None, 1]) if outputs else None
         datas = [b""] * len(outputs)
         if is_binary:
             for i, one in enumerate(outputs):
@@ -645,7 +731,7 @@ def test_http_answers_lose_their_digest_and_nothing_else(guard: Guard, is_binary
                     datas[i] = rng.randbytes(rng.randrange(20))
                     del one["data"]
                     one["parameters"] = {"binary_data_size": len(datas[i])}
-        plain = json.dumps(content, indent=indent).encode()
+        plain = compact(content)
         added: dict[str, Any] = {"name": "DIGEST", "datatype": "INT64", "shape": [rows, 1]}
         own = b""
         if is_binary and rng.random() < 0.7:
@@ -654,13 +740,13 @@ def test_http_answers_lose_their_digest_and_nothing_else(guard: Guard, is_binary
         else:
             added["data"] = digests
         at = rng.randrange(len(outputs) + 1)
-        whole = json.dumps(content | {"outputs": [*outputs[:at], added, *outputs[at:]]}, indent=indent).encode()
+        whole = compact(content | {"outputs": [*outputs[:at], added, *outputs[at:]]})
         body, head = whole + b"".join([*datas[:at], own, *datas[at:]]), len(whole) if is_binary else None
         expected = ",".join(map(str, digests))
         passed, rest, length = guard.answer("json", expected, body, header=head)
         assert passed, body
         assert json.loads(rest[: int(length)]) == content
-        assert outputs == [] or rest[: int(length)] == plain
+        assert rest[: int(length)] == plain
         assert rest[int(length) :] == b"".join(datas)
         assert guard.answer("json", expected, body, is_asked=True, header=head)[1] == body
         assert guard.answer("json", expected + "1", body, header=head)[:2] == [None, FOREIGN]
@@ -672,14 +758,14 @@ def test_http_answers_lose_their_digest_and_nothing_else(guard: Guard, is_binary
 
 def test_generate_answers_lose_their_digest_and_nothing_else(guard: Guard) -> None:
     for digests in ([5], [2**52 - 1, 0]):
-        for at in range(3):
-            members = [("model_name", "sent"), ("LABEL", 'a","DIGEST":5,"')]
+        for at in range(4):
+            members = [("model_name", "sent"), ("LABEL", TRAPS), ("ENTITIES", 'a","DIGEST":5,"')]
             added = ("DIGEST", digests[0] if len(digests) == 1 else digests)
-            body = json.dumps(dict([*members[:at], added, *members[at:]])).encode()
+            body = compact(dict([*members[:at], added, *members[at:]]))
             expected = ",".join(map(str, digests))
-            assert guard.answer("flat", expected, body)[:2] == [True, json.dumps(dict(members)).encode()]
+            assert guard.answer("flat", expected, body)[:2] == [True, compact(dict(members))]
             assert guard.answer("flat", "6", body)[:2] == [None, FOREIGN]
-            assert guard.answer("flat", expected, json.dumps(dict(members)).encode())[:2] == [None, FOREIGN]
+            assert guard.answer("flat", expected, compact(dict(members)))[:2] == [None, FOREIGN]
 
 
 def test_grpc_answers_lose_their_digest_and_nothing_else(guard: Guard) -> None:
@@ -715,9 +801,10 @@ def test_damaged_answers_never_pass_with_a_wrong_digest(guard: Guard) -> None:
     rng = random.Random(7)
     outputs = [{"name": "LABEL", "datatype": "BYTES", "shape": [1, 1]}, {"name": "DIGEST", "datatype": "INT64", "shape": [1, 1]}]
     built = framed(service_pb2.ModelInferResponse(outputs=outputs, raw_output_contents=[raw(b"x"), struct.pack("<q", 77)]))
-    text = json.dumps(
-        {"model_name": "sent", "outputs": [{"name": "DIGEST", "shape": [1, 1], "data": [77]}, {"name": "A", "data": ["x"]}]}
-    ).encode()
+    own = {"name": "DIGEST", "datatype": "INT64", "shape": [1, 1], "data": [77]}
+    text = compact({"model_name": "sent", "outputs": [own, {"name": "A", "data": ["x"]}]})
+    for form, body in (("grpc", built), ("json", text)):
+        assert guard.answer(form, "77", body)[0]
     for _ in range(3000):
         for form, body in (("grpc", built), ("json", text), ("flat", b'{"DIGEST":77,"A":"x"}')):
             damaged = mutated(rng, body)

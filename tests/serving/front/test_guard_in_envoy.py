@@ -20,7 +20,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.serving.front.guard_in_python import GUARD, digest, raw, write_ensemble
+from tests.serving.front.guard_in_python import GUARD, compact, digest, raw, write_ensemble
 
 ENVOY = Path(__file__).parents[3] / ".triton/lib/python3.11/site-packages/envoy/_bin/envoy"
 TYPES = "type.googleapis.com/envoy.extensions"
@@ -184,7 +184,7 @@ OUTPUT = {"name": "DIGEST", "datatype": "INT64", "shape": [1, 1], "data": [diges
 
 
 def set_answer(body: bytes | dict[str, Any], status: int = 200, **headers: str) -> None:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    content = body if isinstance(body, bytes) else compact(body)
     Upstream.answer = (status, {key.replace("_", "-"): value for key, value in headers.items()}, content)
 
 
@@ -222,8 +222,10 @@ def test_binary_requests_and_answers(front: Front) -> None:
     del one["data"]
     header = json.dumps({"inputs": [one], "outputs": [{"name": "LABEL", "parameters": {"binary_data": True}}]}).encode()
     data = {"LABEL": raw(b"good"), "DIGEST": struct.pack("<q", digest(TEXT.encode()))}
-    described = [{"name": name, "shape": [1, 1], "parameters": {"binary_data_size": len(data[name])}} for name in data]
-    plain, whole = (json.dumps({"outputs": outputs}).encode() for outputs in (described[:1], described))
+    described = [
+        {"name": name, "datatype": "INT64", "shape": [1, 1], "parameters": {"binary_data_size": len(data[name])}} for name in data
+    ]
+    plain, whole = (compact({"outputs": outputs}) for outputs in (described[:1], described))
     set_answer(whole + data["LABEL"] + data["DIGEST"], inference_header_content_length=str(len(whole)))
     status, headers, body = front.post(PATH, header + raw(TEXT.encode()), inference_header_content_length=str(len(header)))
     assert (status, body) == (200, plain + data["LABEL"])
@@ -235,6 +237,18 @@ def test_binary_requests_and_answers(front: Front) -> None:
     set_answer(whole + data["LABEL"] + b"12345678", inference_header_content_length=str(len(whole)))
     status, headers, body = front.post(PATH, header + raw(TEXT.encode()), inference_header_content_length=str(len(header)))
     assert (status, json.loads(body), "inference-header-content-length" in headers) == (500, {"error": FOREIGN}, False)
+
+
+def test_a_header_given_twice_is_refused(front: Front) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", front.http_port, timeout=10)
+    body = compact({"inputs": [INPUT]})
+    with contextlib.closing(connection):
+        connection.putrequest("POST", PATH)
+        for key, value in [("Content-Length", len(body)), *[("Inference-Header-Content-Length", len(body))] * 2]:
+            connection.putheader(key, str(value))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        assert (answer.status, b"Inference-Header-Content-Length" in answer.read()) == (400, True)
 
 
 def test_generate(front: Front) -> None:
