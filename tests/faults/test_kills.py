@@ -114,7 +114,9 @@ def test_a_stop_answers_what_it_accepted_and_refuses_the_rest(options: ServeOpti
     start_detached(options)
     late = [attempt.sent - begun for attempt in traffic.answered(begun)]
     reasons = traffic.failures(begun)
-    sys.stdout.write(f"\nstopped in {ended - begun:.1f} s; last request accepted {max(late, default=0):.2f} s after SIGTERM; {reasons}\n")
+    sys.stdout.write(
+        f"\nstopped in {ended - begun:.1f} s; last request accepted {max(late, default=0):.2f} s after SIGTERM; {reasons}\n"
+    )
     assert not [attempt for attempt in traffic.attempts if attempt.failure and attempt.sent < begun]
     assert not traffic.wrong
     assert max(late, default=0) < 1

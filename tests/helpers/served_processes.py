@@ -42,7 +42,9 @@ def _roles(process: psutil.Process) -> list[str]:
     if name == "envoy":
         return ["front"]
     if name.startswith(STUB[:15]):
-        return [step for step in ("preprocess", "model", "postprocess") if any(f"_{step}" in part for part in process.cmdline()[1:])]
+        return [
+            step for step in ("preprocess", "model", "postprocess") if any(f"_{step}" in part for part in process.cmdline()[1:])
+        ]
     return []
 
 
