@@ -159,6 +159,7 @@ class EnvoyFront:
             text=True,
             errors="replace",
             process_group=0,
+            umask=0o077,  # the access log names clients
             preexec_fn=die_with_parent,  # noqa: PLW1509
         )
         self._reader = threading.Thread(target=self._forward, daemon=True)

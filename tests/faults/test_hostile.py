@@ -94,9 +94,10 @@ def attack(
         traffic.wait_for_all(time.monotonic())
     took = sorted(attempt.ended - attempt.sent for attempt in traffic.answered(begun))
     sys.stdout.write(
-        f"\n{len(requests)} hostile requests in {ended - begun:.0f} s (slowest {slowest[0]:.1f} s: {slowest[1]}) among {len(took)} good "
-        f"ones: {sum(traffic.failures().values())} lost, {len(traffic.wrong)} wrong; p50 {1000 * statistics.median(took):.0f} ms, p99 "
-        f"{1000 * took[len(took) * 99 // 100]:.0f} ms, longest {1000 * took[-1]:.0f} ms; memory {memory >> 20} → "
+        f"\n{len(requests)} hostile requests in {ended - begun:.0f} s (slowest {slowest[0]:.1f} s: {slowest[1]}) "
+        f"among {len(took)} good ones: {sum(traffic.failures().values())} lost, {len(traffic.wrong)} wrong; "
+        f"p50 {1000 * statistics.median(took):.0f} ms, p99 {1000 * took[len(took) * 99 // 100]:.0f} ms, longest "
+        f"{1000 * took[-1]:.0f} ms; memory {memory >> 20} → "
         f"{resident_bytes(options) >> 20} MiB; log +{log_path(options).stat().st_size - log} bytes\n"
     )
     assert identities(options) == before, restarts(options)

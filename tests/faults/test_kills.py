@@ -61,17 +61,16 @@ def kill(options: ServeOptions, answers: dict[str, Answer], deaths: Sequence[tup
             killed = time.monotonic()
             send(victims, how)
             wait_ended(victims)
-            first, last = traffic.wait_for_all(time.monotonic() + 0.2)
+            _, last = traffic.wait_for_all(time.monotonic() + 0.2)
             gap = traffic.longest_gap(since=killed - 0.5)
-            running = find_running(options.http_port)
-            assert running is not None
             sys.stdout.write(
-                f"\n{number + 1}: {role} ended by {how.name}: longest gap {gap:.1f} s, all clients served {last:.1f} s after its end, "
-                f"{len(traffic.attempts) - before} answers meanwhile, restarts so far {len(restarts(options))}"
+                f"\n{number + 1}: {role} ended by {how.name}: longest gap {gap:.1f} s, "
+                f"all clients served {last:.1f} s after its end, {len(traffic.attempts) - before} answers meanwhile, restarts "
+                f"so far {len(restarts(options))}"
             )
     sys.stdout.write(
-        f"\n{len(deaths)} deaths: {len(traffic.answered())} answers, {len(traffic.wrong)} wrong, {sum(traffic.failures().values())} "
-        f"lost, longest gap {traffic.longest_gap():.1f} s\n"
+        f"\n{len(deaths)} deaths: {len(traffic.answered())} answers, {len(traffic.wrong)} wrong, "
+        f"{sum(traffic.failures().values())} lost, longest gap {traffic.longest_gap():.1f} s\n"
     )
     assert not traffic.wrong, traffic.wrong[:5]
     assert not traffic.failures()
@@ -96,7 +95,7 @@ def test_no_request_is_lost_when_the_server_is_stopped_and_started(options: Serv
         traffic.wait_for_all(time.monotonic())
         stop(options.http_port)
         start_detached(options)
-        first, last = traffic.wait_for_all(time.monotonic())
+        _, last = traffic.wait_for_all(time.monotonic())
     sys.stdout.write(
         f"\nstopped and started: {len(traffic.answered())} answers, longest gap {traffic.longest_gap():.1f} s, all clients served "
         f"{last:.1f} s after the start\n"

@@ -184,7 +184,10 @@ class _Grpc:
     def __init__(self, plan: LoadPlan) -> None:
         parameters = {key: {"string_param": value} for key, value in RAW.items()}
         self._texts = [
-            (text_message(plan.name, raw_input_contents=[bytes_of(text.encode())], parameters=parameters).SerializeToString(), scores)
+            (
+                text_message(plan.name, raw_input_contents=[bytes_of(text.encode())], parameters=parameters).SerializeToString(),
+                scores,
+            )
             for text, scores in plan.texts
         ]
         self._url = plan.url
