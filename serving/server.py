@@ -33,7 +33,7 @@ PROBE_SECONDS = 15
 """Time limit of one probe in seconds. A request to stop waits for the probe to end."""
 RESTRICTED = ("model-repository", "logging", "trace", "shared-memory")
 """Triton APIs that change the server or map its memory. They are closed: see :data:`CLOSED`."""
-CLOSED = "closed\n=\n"
+CLOSED = "closed\n=\nx"
 """Name and value of the header that opens the :data:`RESTRICTED` APIs. A header cannot hold a line break, so nobody can send it."""
 DRAIN_SECONDS = 30
 """How long requests in flight may take to finish after the server is asked to stop, in seconds."""

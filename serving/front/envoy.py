@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -126,11 +127,12 @@ class EnvoyFront:
 
     def _write_configuration(self) -> None:
         options = self._options
+        host = _numeric(options.host)
         plan = FrontPlan(
             repository=options.repository.absolute(),
-            http=(options.host, options.http_port),
-            grpc=(options.host, options.grpc_port),
-            metrics=(options.host, options.metrics_port),
+            http=(host, options.http_port),
+            grpc=(host, options.grpc_port),
+            metrics=(host, options.metrics_port),
             triton_http=_socket(self.triton.http),
             triton_grpc=_socket(self.triton.grpc),
             triton_metrics=_socket(self.triton.metrics),
@@ -211,6 +213,18 @@ class EnvoyFront:
                 self._process.kill()
                 self._process.wait()
         self._reader.join(5)
+
+
+def _numeric(host: str) -> str:
+    """Return the IP address of a host.
+
+    Raises:
+        ServerError: It has none.
+    """
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ServerError(f"--host {host}: {error.strerror}", hint="give an address of this machine") from error
 
 
 def _socket(url: str) -> Path:
