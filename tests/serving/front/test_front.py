@@ -28,7 +28,8 @@ from serving.errors import RequestError, ServerError, SetupError
 from serving.front.bootstrap import envoy_bootstrap
 from serving.front.envoy import find_envoy, needed_in_flight, read_api_keys
 from serving.install import PROJECT
-from serving.options import ServeOptions
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
 from serving.supervisor import start_detached, stop
 from tests.helpers.servers import Server, serve_options
 
@@ -337,13 +338,23 @@ def wait_for_line(path: Path, part: str, seconds: float) -> str:
 # -- starting -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
+    """A repository of one ensemble, which starts quickly."""
+    folder = tmp_path_factory.mktemp("small") / "model_repository"
+    package(PackageOptions(bundle=bundle, repository=folder, name="ragged", precision="fp32", device="cpu", instances=1))
+    return folder
+
+
 @pytest.mark.server
-@pytest.mark.parametrize("host", ["::1", "0.0.0.0", "localhost"])  # noqa: S104
-@pytest.mark.parametrize("front", ["envoy", "none"])
-def test_it_listens_where_the_user_says(packaged: Path, host: str, front: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "front"),
+    [("::1", "envoy"), ("::1", "none"), ("0.0.0.0", "envoy"), ("localhost", "none")],  # noqa: S104
+)
+def test_it_listens_where_the_user_says(small: Path, host: str, front: str) -> None:
     if host == "::1" and not has_ipv6():
         pytest.skip("this machine has no IPv6")
-    options = replace(serve_options(packaged), host=host, front=front)  # type: ignore[arg-type]
+    options = replace(serve_options(small), host=host, front=front)  # type: ignore[arg-type]
     log = start_detached(options)
     try:
         for protocol in ("grpc", "http"):
