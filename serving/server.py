@@ -26,7 +26,7 @@ from serving.install import Install, find_install, prepare_backends, server_envi
 from serving.integrity import check_repository
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
-from serving.probe import ask, find_probes, is_ready, read_traffic
+from serving.probe import ask, check_answers, find_probes, is_ready, read_traffic
 
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 15
@@ -133,16 +133,16 @@ class TritonServer:
         return self._process.pid
 
     def wait_until_ready(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Wait until every ensemble has answered a real request.
+        """Wait until every ensemble has given the answers that packaging recorded.
 
         Args:
             interrupted: Ends the wait early when it returns True.
 
         Raises:
-            ServerError: The server ended, refused a probe, or took longer than ``ready_timeout``.
+            ServerError: The server ended, refused a probe, gave another answer, or took longer than ``ready_timeout``.
         """
         deadline = time.monotonic() + self.options.ready_timeout
-        waiting = list(self.probes)
+        waiting = find_probes(self.options.repository, all_texts=True)
         while waiting and not interrupted():
             if self._process.poll() is not None:
                 code = self._process.returncode
@@ -155,7 +155,7 @@ class TritonServer:
                     f"tritonserver was not ready after {self.options.ready_timeout:.0f} s", hint="raise --ready-timeout"
                 )
             try:
-                ask(self.options.base_url, waiting[0], timeout=PROBE_SECONDS)
+                check_answers(waiting[0], ask(self.options.base_url, waiting[0], timeout=PROBE_SECONDS))
                 waiting.pop(0)
             except RequestError as error:
                 if error.status != "UNAVAILABLE" and is_ready(self.options.base_url):
