@@ -12,6 +12,7 @@ import click
 from benchmarks.benchmark_options import CompareOptions, Tolerances
 from serving.click_options import with_options
 from serving.options import OutputOptions
+from serving.writing import writing
 
 if TYPE_CHECKING:
     from benchmarks.report import Report
@@ -33,7 +34,8 @@ def compare_command(before: Path, now: Path, tolerances: Tolerances, options: Co
 
     compared = compare(_read("BEFORE", before), _read("NOW", now), tolerances)
     if options.markdown is not None:
-        options.markdown.write_text(to_markdown(compared, everything=options.everything), encoding="utf-8")
+        with writing(options.markdown):
+            options.markdown.write_text(to_markdown(compared, everything=options.everything), encoding="utf-8")
     if options.junit is not None:
         write_comparison(options.junit, compared)
     if output.json:

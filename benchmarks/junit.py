@@ -10,6 +10,7 @@ from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from benchmarks.report import Report
 from benchmarks.verdicts import ReportComparison
+from serving.writing import writing
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped; junitparser writes them all the same."""
@@ -71,4 +72,5 @@ def _write(path: Path, name: str, suites: Sequence[TestSuite]) -> None:
         xml.add_testsuite(suite)
     xml.update_statistics()  # type: ignore[no-untyped-call]
     path.parent.mkdir(parents=True, exist_ok=True)
-    xml.write(str(path), pretty=True)
+    with writing(path):
+        xml.write(str(path), pretty=True)

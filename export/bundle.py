@@ -43,6 +43,7 @@ SHAPING = (
     "export/variants.py",
     "export/verify.py",
     "serving/prologue.py",
+    "serving/runtime/cutting.py",
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
 )

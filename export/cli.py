@@ -18,6 +18,7 @@ from serving.errors import TritonizeError
 from serving.install import NO_TELEMETRY
 from serving.option_fields import Option, option_fields
 from serving.reporting import report_to_stderr
+from serving.writing import describe
 
 COMMANDS = {
     "finetune": "export.commands",
@@ -165,8 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if meta.get(DEBUG):
             traceback.print_exc()
-        place = f" {os.fspath(error.filename)}" if error.filename else ""
-        click.echo(f"error:{place} {error.strerror or error}", err=True)
+        click.echo(f"error: {describe(error)}", err=True)
         return 1
     return 0
 

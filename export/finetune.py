@@ -44,6 +44,7 @@ from serving.manifests import (
     TrainingFigures,
 )
 from serving.reporting import is_main_process, logger
+from serving.writing import writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -62,6 +63,7 @@ SHAPING = (
     "export/metrics",
     "export/splits.py",
     "export/training",
+    "serving/runtime/cutting.py",
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
 )
@@ -344,4 +346,5 @@ def _prepare_scratch(scratch: Path, made_from: Mapping[str, object]) -> None:
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
-    record.write_text(wanted, encoding="utf-8")
+    with writing(record):
+        record.write_text(wanted, encoding="utf-8")

@@ -15,6 +15,7 @@ import click
 
 from serving.click_options import FieldOption
 from serving.reporting import logger
+from serving.writing import writing
 
 RECIPE = "tritonize.recipe"
 """Key of the recipe in the metadata of a Click context."""
@@ -101,7 +102,7 @@ def write_recipe(path: Path, content: str) -> None:
         OSError: The file cannot be written. Its content is unchanged.
     """
     path = path.resolve()
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with writing(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder) / path.name
         written.write_bytes(content.encode())
         if path.exists():

@@ -28,6 +28,7 @@ from pydantic import JsonValue, ValidationError
 
 from serving.errors import ArtifactError
 from serving.manifests import SCHEMA_VERSION, Manifest, StageInputs
+from serving.writing import writing
 
 MANIFEST = "manifest.json"
 DIGEST_FIELD = "manifest_sha256"
@@ -93,11 +94,11 @@ def publish(target: Path) -> Iterator[Path]:
         target: The artifact's folder.
 
     Raises:
-        OSError: The folders cannot be renamed; ``target`` is unchanged.
+        OSError: The disk is full, or the folders cannot be renamed; ``target`` is unchanged.
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with staging_folder(target.parent, target.name) as staging:
+    with writing(target), staging_folder(target.parent, target.name) as staging:
         fresh = staging / "fresh"
         fresh.mkdir()
         yield fresh

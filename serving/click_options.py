@@ -181,15 +181,17 @@ class _Number(click.FloatRange):
         return number
 
 
-class _Parsed(click.ParamType[object]):
-    """A value that :attr:`Option.parse` reads. Recipes may give numbers in place of strings."""
+class ParsedText(click.ParamType[object]):
+    """A value that a function such as :attr:`Option.parse` reads. Recipes may give numbers in place of strings."""
 
     name = "text"
 
     def __init__(self, parse: Callable[[str], object]) -> None:
+        """Create the type from the function, which raises :exc:`ValueError` for a text that it refuses."""
         self.parse = parse
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        """Parse the value."""
         try:
             return self.parse(str(value))
         except ValueError as error:
@@ -253,7 +255,7 @@ def _click_type(kind: object, option: Option) -> click.ParamType[Any]:
     if kind is Mapping:
         return _Pairs(option.parse or str)
     if option.parse is not None:
-        element: click.ParamType[Any] = _Parsed(option.parse)
+        element: click.ParamType[Any] = ParsedText(option.parse)
     elif get_origin(kind) is Literal:
         element = click.Choice(get_args(kind))
     elif kind is Path:

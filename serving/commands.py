@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from serving.click_options import with_options
+from serving.click_options import ParsedText, with_options
 from serving.options import (
     OutputOptions,
     PackageOptions,
@@ -19,6 +19,7 @@ from serving.options import (
     ServerAddress,
     ServerPort,
     StartOptions,
+    parse_model_name,
 )
 from serving.reporting import console, logger
 
@@ -63,7 +64,7 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
         _announce(options)
         click.echo(f"its log: {log}   stop it with: tritonize stop --http-port {options.http_port}")
         return
-    supervise(options, on_ready=lambda _: _announce(options))
+    supervise(options, on_ready=lambda: _announce(options))
 
 
 @click.command("stop")
@@ -77,7 +78,7 @@ def stop_command(port: ServerPort) -> None:
 
 
 @click.command("predict")
-@click.argument("name")
+@click.argument("name", type=ParsedText(parse_model_name))
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @with_options
 def predict_command(

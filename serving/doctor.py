@@ -14,9 +14,10 @@ from pathlib import Path
 
 from serving.errors import TritonizeError
 from serving.install import Install, check_numpy, find_install, numpy_version, prepare_backends, server_environment, stub_version
+from serving.isolation import SHARED_MEMORY
 from serving.machine import cores, has_gpu
 from serving.options import ServerAddress
-from serving.server import SHARED_MEMORY, check_ports
+from serving.server import check_ports
 
 MINIMUM_PYTHON = (3, 11)
 DISK_GIB = 5

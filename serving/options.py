@@ -9,6 +9,9 @@ from typing import Annotated, Literal, get_args
 
 from serving.option_fields import Option
 
+LONGEST_NAME = 200
+"""Limit of a model's name in characters. Names of files have 255, and the names of steps and of temporary folders are longer."""
+
 
 def parse_model_name(text: str) -> str:
     """Check the name of a model, which becomes a folder and part of URLs.
@@ -24,6 +27,8 @@ def parse_model_name(text: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
         raise ValueError(f"{text!r} is not a model name: use A-Z, a-z, 0-9, '_', '.' and '-', and neither '.' nor '-' first")
+    if len(text) > LONGEST_NAME:
+        raise ValueError(f"{text[:20] + '…'!r} is not a model name: it has {len(text)} characters, more than {LONGEST_NAME}")
     return text
 
 
@@ -192,7 +197,56 @@ class ServerAddress(ServerPort):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(RepositoryOptions, ServerAddress):
+class FrontOptions:
+    """How the proxy between clients and Triton works."""
+
+    front: Annotated[
+        Literal["envoy", "none"],
+        Option(
+            "Proxy in front of Triton; envoy: it refuses harmful requests, bounds the queue and checks that each answer belongs to "
+            "its request; none: clients reach Triton directly."
+        ),
+    ] = "envoy"
+    max_request_mib: Annotated[float, Option("Largest body of a request in MiB.", above=0, maximum=1024)] = 4.0
+    in_flight: Annotated[
+        int | None,
+        Option(
+            "Number of requests that Triton works on at the same time, for each protocol.",
+            minimum=1,
+            maximum=10_000,
+            default_text="as many as the packaged models need",
+        ),
+    ] = None
+    queue: Annotated[
+        int,
+        Option(
+            "Number of requests that wait for their turn, for each protocol; further ones are refused with 503 and "
+            "RESOURCE_EXHAUSTED.",
+            minimum=1,
+            maximum=100_000,
+        ),
+    ] = 128
+    tls_certificate: Annotated[
+        Path | None, Option("Certificate chain for TLS, as a PEM file.", path="existing-file", metavar="FILE")
+    ] = None
+    tls_key: Annotated[
+        Path | None, Option("Private key of that certificate, as a PEM file.", path="existing-file", metavar="FILE")
+    ] = None
+    api_keys: Annotated[
+        Path | None,
+        Option(
+            "File with one API key per line. Clients must send one of them in the header x-api-key or as a bearer token.",
+            path="existing-file",
+            metavar="FILE",
+        ),
+    ] = None
+    access_log: Annotated[
+        Path | None, Option("File for the access log: one JSON object per request, without texts.", path="file", metavar="FILE")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(RepositoryOptions, ServerAddress, FrontOptions):
     """Options of ``tritonize serve``."""
 
     ready_timeout: Annotated[

@@ -29,18 +29,32 @@ def refuse_foreign(repository: Path, name: str) -> None:
         name: Name of the ensemble.
 
     Raises:
-        ArtifactError: One of the names belongs to a model that tritonize did not write, or there is something else in its home.
+        ArtifactError: One of the names belongs to another ensemble or to a model that tritonize did not write, or there is
+            something else in its home.
     """
     home = model_home(repository, name)
     links = {repository / link: target for link, target in repository_links(name).items()}
     ours = is_home(home)
-    foreign = [link for link in links if link.exists() and not (link.is_symlink() and (ours or leads_to(link, links[link])))]
+    taken = [link for link in links if os.path.lexists(link)]
+    foreign = [link for link in taken if not (link.is_symlink() and (ours or leads_to(link, links[link])))]
     if home.exists() and not ours:
         foreign.append(home)
+    if foreign and (owner := _owner(foreign[0])):
+        raise ArtifactError(
+            f"{foreign[0]} belongs to the ensemble {owner}",
+            hint="choose another --name: an ensemble X has the steps X_preprocess, X_model and X_postprocess",
+        )
     if foreign:
         raise ArtifactError(f"{foreign[0]} exists and was not packaged by tritonize", hint="choose another --name, or move it away")
     if ours:
         refuse_planted(home, name)
+
+
+def _owner(model: Path) -> str | None:
+    """Return the ensemble that a model folder of the repository belongs to; None if tritonize did not write it."""
+    home = model.parent / next(iter(model.readlink().parts), "") if model.is_symlink() else model
+    name = home.name.removesuffix("_model")
+    return name if name != home.name and is_home(home) and model.name in {home.name, *repository_links(name)} else None
 
 
 def staging_root(repository: Path) -> Path:

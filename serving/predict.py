@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from serving.async_client import EnsembleIdentity
 from serving.client import TritonPipeline
 from serving.errors import DataError
 from serving.records import checked_text, read_file, shown
+from serving.writing import writing
 
 ColumnNames = dict[str, str | tuple[str, ...]]
 """File column by pipeline key, as in ``{"text": "sentence"}``; several columns if each holds one of a list of texts."""
@@ -57,9 +61,44 @@ def predict_file(
         Number of rows that the output already had, and number of rows answered now.
 
     Raises:
-        DataError: A file is unreadable, a column is missing, or the output belongs to another input or ensemble.
+        DataError: A file is unreadable, a column is missing, the output belongs to another input or ensemble, or another run
+            writes it.
         RequestError: The server refused a row or is not there. Earlier answers stay in the output.
     """
+    with _locked(options.output):
+        return _answer_rest(pipe, options, progress)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other runs from writing ``path``, which is created if it does not exist and removed if an error leaves it empty.
+
+    Raises:
+        DataError: Another run writes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    created = not path.exists()
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked = False
+        else:  # the file may have been removed since it was opened
+            locked = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        if not locked:
+            raise DataError(f"another predict writes {path}", hint="wait until it ends, or choose another --output")
+        try:
+            yield
+        except BaseException:
+            if created and os.fstat(file.fileno()).st_size == 0:
+                path.unlink(missing_ok=True)
+            raise
+
+
+def _answer_rest(
+    pipe: TritonPipeline, options: PredictFile, progress: Callable[[Iterable[object], int], Iterable[object]]
+) -> tuple[int, int]:
+    """Answer the rows that the output does not have yet; see :func:`predict_file`."""
     done = _resume(options, pipe.identity)
     unanswered: deque[PipelineRow] = deque()
 
@@ -70,7 +109,7 @@ def predict_file(
             yield next(iter(row.values())) if len(row) == 1 else row
 
     answered = 0
-    with options.output.open("a", encoding="utf-8") as output:
+    with writing(options.output), options.output.open("a", encoding="utf-8") as output:
         for answer in progress(pipe.stream(rows()), done):
             output.write(json.dumps(unanswered.popleft() | {"answer": answer}, ensure_ascii=False) + "\n")
             answered += 1
@@ -219,8 +258,8 @@ def _resume(options: PredictFile, identity: EnsembleIdentity) -> int:
     if done:
         _check_source(options, identity)
     else:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.source.write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with writing(options.source):
+            options.source.write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if len(complete) < len(data):
         with options.output.open("r+b") as file:
             file.truncate(len(complete))

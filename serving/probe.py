@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from serving.answer_comparison import TOLERANCES, first_difference
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError, ServerError
 from serving.manifests import ExpectedTensor, RepositoryManifest
+from serving.triton_address import fetch
 
 PENDING_METRIC = "nv_inference_pending_request_count"
 
@@ -82,15 +81,12 @@ def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:
         RequestError: Triton answered with an error.
         OSError: No server answered in time.
     """
-    url = f"{base_url}/v2/models/{probe.ensemble}/infer"
-    request = urllib.request.Request(url, json.dumps(probe.body).encode())  # noqa: S310 - http only
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
-            answer: dict[str, Any] = json.load(response)
-            return answer
-    except urllib.error.HTTPError as error:
-        message = error.read().decode(errors="replace")
-        raise RequestError(f"{probe.ensemble}: {message}", status="UNAVAILABLE" if error.code == 503 else "INTERNAL") from error
+    status, content = fetch(base_url, f"/v2/models/{probe.ensemble}/infer", json.dumps(probe.body).encode(), timeout=timeout)
+    if status != 200:
+        message = content.decode(errors="replace")
+        raise RequestError(f"{probe.ensemble}: {message}", status="UNAVAILABLE" if status == 503 else "INTERNAL")
+    answer: dict[str, Any] = json.loads(content)
+    return answer
 
 
 def check_answers(probe: Probe, answer: Mapping[str, Any]) -> None:
@@ -117,8 +113,7 @@ def check_answers(probe: Probe, answer: Mapping[str, Any]) -> None:
 def is_ready(base_url: str) -> bool:
     """Return whether Triton reports that it is ready."""
     try:
-        with urllib.request.urlopen(f"{base_url}/v2/health/ready", timeout=5) as response:  # noqa: S310
-            return bool(response.status == 200)
+        return fetch(base_url, "/v2/health/ready", timeout=5)[0] == 200
     except OSError:
         return False
 
@@ -139,13 +134,19 @@ class Traffic:
 def read_traffic(base_url: str, metrics_url: str, probes: list[Probe]) -> Traffic:
     """Read the statistics of every step, and the number of requests that wait for the first one.
 
+    Args:
+        base_url: The base URL of the HTTP API.
+        metrics_url: The base URL of the metrics.
+        probes: The ensembles.
+
     Raises:
         OSError: The server did not answer.
     """
-    with urllib.request.urlopen(f"{base_url}/v2/models/stats", timeout=5) as response:  # noqa: S310
-        statistics = {entry["name"]: entry["inference_stats"] for entry in json.load(response)["model_stats"]}
-    with urllib.request.urlopen(metrics_url, timeout=5) as response:  # noqa: S310
-        pending = pending_requests(response.read().decode())
+    status, content = fetch(base_url, "/v2/models/stats", timeout=5)
+    if status != 200:
+        raise ConnectionError(f"{base_url}: the statistics were refused with status {status}")
+    statistics = {entry["name"]: entry["inference_stats"] for entry in json.loads(content)["model_stats"]}
+    pending = pending_requests(fetch(metrics_url, "/metrics", timeout=5)[1].decode())
     first_step_ended = in_flight = 0
     for probe in probes:
         first, *later = (statistics[f"{probe.ensemble}_{step}"] for step in ("preprocess", "model", "postprocess"))

@@ -58,6 +58,7 @@ from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Tensor
 from serving.tuning import Tuning, read_tuning
 from serving.warmups import write_warmups
+from serving.writing import writing
 
 RUNTIME = Path(__file__).parent / "runtime"
 SHAPING = (
@@ -123,7 +124,8 @@ def package(options: PackageOptions) -> PackagedEnsemble:
         return PackagedEnsemble(manifest=read_manifest(current, RepositoryManifest), unchanged=True)
     refuse_foreign(options.repository, options.name)
     options.repository.mkdir(parents=True, exist_ok=True)
-    with staging_folder(staging_root(options.repository), f"{options.repository.name}-{options.name}") as folder:
+    staging = staging_folder(staging_root(options.repository), f"{options.repository.name}-{options.name}")
+    with writing(options.repository / options.name), staging as folder:
         generation = folder / "generation"
         generation.mkdir()
         graph = _write_generation(generation, bundle, plan, options.name)
@@ -318,7 +320,7 @@ def step_modules(step: str, task: str) -> list[Path]:
         step: ``preprocess`` or ``postprocess``.
         task: Name of the task.
     """
-    shared = [RUNTIME / f"{name}.py" for name in (step, "digest", "metadata", "tokenization", "types")]
+    shared = [RUNTIME / f"{name}.py" for name in (step, "cutting", "digest", "metadata", "tokenization", "types")]
     tasks = RUNTIME / "tasks"
     helpers = sorted(tasks.glob("_*.py"))  # __init__.py too
     return [*shared, *helpers, tasks / "base.py", tasks / f"{task.replace('-', '_')}.py"]

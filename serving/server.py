@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,27 +22,25 @@ import psutil
 from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
 from serving.integrity import check_repository
+from serving.isolation import SHARED_MEMORY, die_with_parent, keep_files_private, remove_abandoned_files, temporary_prefix
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
-from serving.probe import ask, check_answers, find_probes, is_ready, read_traffic
+from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
+from serving.triton_address import SOCKET_SCHEME, TritonAddress, tcp_address
 
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 15
 """Time limit of one probe in seconds. A request to stop waits for the probe to end."""
 RESTRICTED = ("model-repository", "logging", "trace", "shared-memory")
-"""Triton APIs that change the server or map its memory. They need a key that stands only on the server's command line."""
+"""Triton APIs that change the server or map its memory. They are closed: see :data:`CLOSED`."""
+CLOSED = "closed\n=\n"
+"""Name and value of the header that opens the :data:`RESTRICTED` APIs. A header cannot hold a line break, so nobody can send it."""
 DRAIN_SECONDS = 30
 """How long requests in flight may take to finish after the server is asked to stop, in seconds."""
 STANDSTILL_SECONDS = 5
 """Draining ends after this many seconds without progress: the remaining requests were abandoned by their clients."""
 EXIT_SECONDS = 5
 """How long Triton may then take to unload its models, in seconds. Without a limit it waits for idle client connections."""
-TRACE = "tritonize_"
-"""Prefix of the names of all temporary files and folders.
-
-The process id and the process namespace of their owner follow it. They tell the files of a killed owner, which can be
-removed, from those of an owner in another container on this machine."""
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Triton's Python backend creates its regions there
 ALLOCATION_POOL_SIZE = 64
 """Number of gRPC message buffers that Triton keeps allocated; its default is 8."""
 STUB = "triton_python_backend_stub"
@@ -59,6 +55,10 @@ NO_GPU_NOISE = (
 """Parts of the errors that the server logs on every machine without a GPU."""
 LINK_NOISE = "which fails to convert to integral number"
 """Part of the error that it logs for ``current`` and ``generations`` (see ``serving.repository``)."""
+SOCKET_NOISE = "NODELAY NOT SUPPORTED"
+"""Part of the warning that it logs for every connection through a Unix socket."""
+UNHEALTHY = ("is not healthy", "belongs to another request")
+"""Parts of the log lines after which answers can belong to other requests: Triton has given up a stub that may still answer."""
 LOG_PREFIX = re.compile(r"^E\d+ [\d:.]+ \d+ \S+\] ")
 """The time, thread and source line in front of an error in the server's log."""
 
@@ -69,14 +69,16 @@ class TritonServer:
     Attributes:
         options: The options that the server runs with.
         probes: One probe for each ensemble in the repository.
+        address: Where it listens.
     """
 
-    def __init__(self, options: ServeOptions, *, log: Callable[[str], None]) -> None:
+    def __init__(self, options: ServeOptions, *, log: Callable[[str], None], address: TritonAddress | None = None) -> None:
         """Find the ensembles and tritonserver.
 
         Args:
             options: The options to run the server with.
             log: Called with every line that the server prints.
+            address: Where to listen. None: where the options say, without a front.
 
         Raises:
             ArtifactError: The repository holds no packaged ensemble, or one that was altered.
@@ -85,6 +87,7 @@ class TritonServer:
         self.options = options
         check_repository(options.repository)
         self.probes = find_probes(options.repository)
+        self.address = address or tcp_address(options)
         self._install = find_install()
         self._log = log
         self._tail: deque[str] = deque(maxlen=40)
@@ -92,6 +95,7 @@ class TritonServer:
         self._cleanup = contextlib.ExitStack()
         self._reader = threading.Thread(target=self._forward, daemon=True)
         self._stubs: list[psutil.Process] = []
+        self._failure: str | None = None
 
     def __enter__(self) -> Self:
         """Start the server, without waiting until it is ready.
@@ -100,24 +104,17 @@ class TritonServer:
             ServerError: A port is occupied.
             SetupError: The embedded server cannot run here.
         """
-        check_ports(self.options)
-        _remove_abandoned_files()
+        if not self.address.http.startswith(SOCKET_SCHEME):
+            check_ports(self.options)
+        self._remove_sockets()
+        remove_abandoned_files()
         with contextlib.ExitStack() as cleanup:  # undoes every step so far if a later one fails
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             cleanup.callback(self._remove_shared_memory)
             backends = prepare_backends(self._install, folder)
-            command = server_command(self._install, self.options, backends, self._shm_prefix)
-            self._process = subprocess.Popen(
-                command,
-                env=server_environment(self._install, backends),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                errors="replace",
-                process_group=0,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509
-            )
+            environment = server_environment(self._install, backends)
+            command = server_command(self._install, self.options, self.address, backends, self._shm_prefix)
+            self._process = self._start(command, environment)
             cleanup.callback(self._terminate)
             self._reader.start()
             self._cleanup = cleanup.pop_all()
@@ -126,6 +123,31 @@ class TritonServer:
     def __exit__(self, *_: object) -> None:
         """Stop the server and remove its temporary files."""
         self._cleanup.close()
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+        try:
+            return subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+                process_group=0,
+                preexec_fn=_prepare_process,  # noqa: PLW1509
+            )
+        except subprocess.SubprocessError as error:
+            raise ServerError(
+                "cannot keep the server's shared memory private: this system refuses system call filters (seccomp)",
+                hint="run it where seccomp is allowed",
+            ) from error
+
+    def _remove_sockets(self) -> None:
+        """Remove the sockets that a server which was killed has left."""
+        for url in (self.address.http, self.address.grpc, self.address.metrics):
+            if url.startswith(SOCKET_SCHEME):
+                Path(url.removeprefix(SOCKET_SCHEME)).unlink(missing_ok=True)
 
     @property
     def pid(self) -> int:
@@ -145,9 +167,9 @@ class TritonServer:
         waiting = find_probes(self.options.repository, all_texts=True)
         while waiting and not interrupted():
             if self._process.poll() is not None:
-                code = self._process.returncode
+                ended = self._failure or f"{describe_exit(self._process.returncode)} before it was ready: {self._last_error()}"
                 raise ServerError(
-                    f"tritonserver ended with code {code} before it was ready: {self._last_error()}",
+                    f"tritonserver {ended}",
                     hint="see its log, or check this machine with: tritonize doctor",
                 )
             if time.monotonic() > deadline:
@@ -155,10 +177,10 @@ class TritonServer:
                     f"tritonserver was not ready after {self.options.ready_timeout:.0f} s", hint="raise --ready-timeout"
                 )
             try:
-                check_answers(waiting[0], ask(self.options.base_url, waiting[0], timeout=PROBE_SECONDS))
+                check_answers(waiting[0], ask(self.address.http, waiting[0], timeout=PROBE_SECONDS))
                 waiting.pop(0)
             except RequestError as error:
-                if error.status != "UNAVAILABLE" and is_ready(self.options.base_url):
+                if error.status != "UNAVAILABLE" and is_ready(self.address.http):
                     raise ServerError(f"an ensemble failed its first request: {error.message}") from error
                 time.sleep(0.05)
             except OSError:
@@ -166,19 +188,58 @@ class TritonServer:
         self._stubs = [child for child in psutil.Process(self.pid).children(recursive=True) if child.name().startswith(STUB[:15])]
 
     def failure(self) -> str | None:
-        """Return why the server must be restarted, or None.
+        """Return why the server must be restarted, as the rest of a sentence about it, or None.
 
-        It must be restarted if it ended or if one of its stub processes died. Triton neither reports nor restarts a dead stub.
+        It must be restarted if it ended, if one of its stub processes died, or if Triton gave up a stub process that may still
+        answer. Triton neither reports nor restarts a dead stub.
         """
+        if self._failure is None:
+            self._failure = self._find_failure()
+        return self._failure
+
+    def _find_failure(self) -> str | None:
         code = self._process.poll()
         if code is not None:
-            return f"tritonserver ended with code {code}: {self._last_error()}"
+            return f"{describe_exit(code)}: {self._last_error()}"
         for stub in self._stubs:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if stub.is_running() and stub.status() != psutil.STATUS_ZOMBIE:
                     continue
-            return f"a Python backend process ({stub.pid}) died"
+            return f"lost a Python backend process ({stub.pid}), which {_describe_zombie(stub.pid)}"
         return None
+
+    def fail(self, reason: str) -> None:
+        """Kill the server at once, with all its processes, because it cannot be trusted any more."""
+        if self._failure is None:
+            self._failure = reason
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    @property
+    def _started(self) -> bool:
+        return self._reader.ident is not None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it, and not its own decision: the next start may succeed."""
+        return self._started and (self._process.poll() or 0) < 0
+
+    def traffic(self) -> Traffic:
+        """Read how many requests have ended and how many are in flight.
+
+        Raises:
+            OSError: The server did not answer.
+        """
+        return read_traffic(self.address.http, self.address.metrics, self.probes)
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that the server's processes have used so far, in seconds."""
+        used = 0.0
+        for process in (psutil.Process(self.pid), *self._stubs):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                used += times.user + times.system
+        return used
 
     def drain(self) -> None:
         """Wait until no request is between the steps of an ensemble, for at most :data:`DRAIN_SECONDS`.
@@ -190,7 +251,7 @@ class TritonServer:
         before, changed = None, time.monotonic()
         while time.monotonic() < deadline:
             try:
-                traffic = read_traffic(self.options.base_url, self.options.metrics_url, self.probes)
+                traffic = self.traffic()
             except OSError:
                 return  # the server has stopped answering
             if traffic != before:
@@ -205,7 +266,9 @@ class TritonServer:
         with self._process.stdout as output:
             for raw in output:
                 line = raw.rstrip()
-                if LINK_NOISE in line or (not gpu and any(noise in line for noise in NO_GPU_NOISE)):
+                if any(part in line for part in UNHEALTHY):
+                    self.fail(f"may give answers that belong to other requests: {LOG_PREFIX.sub('', line)}")
+                if LINK_NOISE in line or SOCKET_NOISE in line or (not gpu and any(noise in line for noise in NO_GPU_NOISE)):
                     continue
                 self._tail.append(line)
                 self._log(line)
@@ -216,7 +279,7 @@ class TritonServer:
         return causes[0] if causes else errors[-1] if errors else "it logged no error"
 
     def _terminate(self) -> None:
-        if self._process.poll() is None:
+        if self._process.poll() is None and self._failure is None:
             self._process.send_signal(signal.SIGTERM)
             try:
                 self._process.wait(EXIT_SECONDS + 10)
@@ -226,7 +289,8 @@ class TritonServer:
                 self._process.wait()
         with contextlib.suppress(ProcessLookupError):  # a server that crashed leaves its stubs running
             os.killpg(self._process.pid, signal.SIGKILL)
-        if self._reader.ident is not None:  # it was started
+        self._process.wait()
+        if self._started:
             self._reader.join(5)
 
     def _remove_shared_memory(self) -> None:
@@ -234,19 +298,26 @@ class TritonServer:
             region.unlink(missing_ok=True)
 
 
-def server_command(install: Install, options: ServeOptions, backends: Path | None, shm_prefix: str) -> list[str]:
+def _prepare_process() -> None:
+    die_with_parent()
+    keep_files_private()
+
+
+def server_command(
+    install: Install, options: ServeOptions, address: TritonAddress, backends: Path | None, shm_prefix: str
+) -> list[str]:
     """Return the command line of tritonserver.
 
-    Models cannot be loaded or unloaded while it runs, the APIs in :data:`RESTRICTED` need a random key, and the start fails
-    if one model cannot be loaded.
+    Models cannot be loaded or unloaded while it runs, the APIs in :data:`RESTRICTED` are closed, and the start fails if one model
+    cannot be loaded.
 
     Args:
         install: The tritonserver to run.
         options: The options of ``tritonize serve``.
+        address: Where it listens.
         backends: The backend directory. None means the server's own.
         shm_prefix: Prefix of the names of the shared memory regions.
     """
-    key = f"tritonize-admin={secrets.token_urlsafe(24)}"
     command = [
         str(install.binary),
         f"--model-repository={options.repository.absolute()}",
@@ -254,14 +325,9 @@ def server_command(install: Install, options: ServeOptions, backends: Path | Non
         "--exit-on-error=true",
         "--strict-readiness=true",
         f"--exit-timeout-secs={EXIT_SECONDS}",
-        f"--http-address={options.host}",
-        f"--http-port={options.http_port}",
-        f"--grpc-address={options.host}",
-        f"--grpc-port={options.grpc_port}",
-        f"--metrics-address={options.host}",
-        f"--metrics-port={options.metrics_port}",
-        f"--http-restricted-api={','.join(RESTRICTED)}:{key}",
-        f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{key}",
+        *address.flags,
+        f"--http-restricted-api={','.join(RESTRICTED)}:{CLOSED}",
+        f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{CLOSED}",
         f"--grpc-infer-allocation-pool-size={ALLOCATION_POOL_SIZE}",
         "--log-info=false",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
@@ -269,6 +335,25 @@ def server_command(install: Install, options: ServeOptions, backends: Path | Non
     if backends is not None:
         command += [f"--backend-directory={backends}", f"--backend-config=onnxruntime,shm-region-prefix-name={shm_prefix}"]
     return command
+
+
+def describe_exit(code: int) -> str:
+    """Describe the end of a process by its return code: ``was ended by SIGSEGV`` for -11."""
+    if code >= 0:
+        return f"ended with code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"was ended by signal {-code}"
+
+
+def _describe_zombie(pid: int) -> str:
+    """Describe the end of another process's child, which Linux remembers until its parent asks for it."""
+    try:
+        status = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[-1])
+    except (OSError, ValueError):
+        return "died"
+    return describe_exit(-(status & 0x7F) or status >> 8)
 
 
 def check_ports(options: ServerAddress) -> None:
@@ -291,29 +376,3 @@ def check_ports(options: ServerAddress) -> None:
                     f"cannot listen on {options.host}:{port}: {error.strerror}",
                     hint=f"choose another port with {flag}, or stop the server there with: tritonize stop --http-port …",
                 ) from error
-
-
-def temporary_prefix() -> str:
-    """Return the prefix of the names of this process's temporary files; see :data:`TRACE`."""
-    return f"{TRACE}{os.getpid()}_{_namespace()}_"
-
-
-def _remove_abandoned_files() -> None:
-    """Remove the temporary files of processes that were killed before they could do it themselves."""
-    for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-        for left in place.glob(f"{TRACE}*_{_namespace()}_*"):
-            owner = left.name.removeprefix(TRACE).split("_")[0]
-            with contextlib.suppress(FileNotFoundError):  # another server that starts now removes them too
-                if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-def _namespace() -> int:
-    """Return the number of the process namespace. Process ids of different containers differ by it."""
-    return Path("/proc/self/ns/pid").stat().st_ino
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to send SIGTERM to tritonserver when its parent process is killed."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import signal
@@ -15,16 +16,21 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+from pydantic import TypeAdapter
 
 from serving.errors import ServerError, TritonizeError
+from serving.front import UNPROTECTED, Front, start_front
+from serving.health import ServerHealth
+from serving.isolation import raise_file_limit
 from serving.options import ServeOptions
 from serving.reporting import logger, report_to_stderr
-from serving.server import DRAIN_SECONDS, TritonServer
+from serving.server import DRAIN_SECONDS, TritonServer, check_ports
 
-RESTARTS = 3
-HEALTHY_SECONDS = 600
-"""After this many seconds without failure, the count of restarts begins again."""
-POLL_SECONDS = 0.25
+START_ATTEMPTS = 3
+"""How often the first start is tried if a signal ended the server: Triton's start fails now and then by chance."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Pause after the second start in a row that failed, in seconds. It doubles with every further one, to the longest."""
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,41 +69,99 @@ def _started(process: psutil.Process) -> float:
     return float(process.create_time() - psutil.boot_time())
 
 
-def supervise(options: ServeOptions, *, on_ready: Callable[[TritonServer], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain the server and return.
+def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain the server and return. A server that fails is restarted, for ever.
 
     Args:
         options: The options of ``tritonize serve``.
         on_ready: Called once, when every ensemble has answered for the first time.
 
     Raises:
-        ServerError: The server could not be started, or failed more than :data:`RESTARTS` times.
+        TritonizeError: The server could not be started, or was stopped before it was ready for the first time.
     """
-    with _stop_signals() as stopped, _recorded(options) as record:
-        restarts, announced = 0, False
-        while True:
+    raise_file_limit()
+    with (
+        _stop_signals() as stopped,
+        _recorded(options) as record,
+        _checked_front(options) as front,
+    ):
+        announced, failed_starts = False, 0
+        while not stopped():
             begun = time.monotonic()
-            with TritonServer(options, log=logger.info) as server:
-                server.wait_until_ready(stopped)
-                since = time.monotonic()
-                if not stopped():
-                    record(since - begun)
-                    if not announced:
-                        on_ready(server)
-                        announced = True
-                failure = None
-                while failure is None and not stopped():
-                    time.sleep(POLL_SECONDS)
-                    failure = server.failure()
-                record(None)
-                if failure is None:
-                    server.drain()
-            if stopped():
-                return
-            restarts = 1 if time.monotonic() - since > HEALTHY_SECONDS else restarts + 1
-            if restarts > RESTARTS:
-                raise ServerError(f"{failure}; restarted {RESTARTS} times already", hint="see its log for the cause")
-            logger.warning(f"{failure}; restarting ({restarts} of {RESTARTS})")
+            server: TritonServer | None = None
+            try:
+                server = TritonServer(options, log=logger.info, address=front.triton)
+                with server:
+                    server.wait_until_ready(stopped)
+                    if not stopped():
+                        record(time.monotonic() - begun)
+                        failed_starts = 0
+                        front.open()
+                        if not announced:
+                            on_ready()
+                            announced = True
+                    failure = _watch(server, front, stopped)
+                    front.close()
+                    record(None)
+                    if failure is None:
+                        front.wait_idle(DRAIN_SECONDS)
+                        server.drain()
+            except TritonizeError as error:
+                failed_starts += 1
+                by_chance = server is not None and server.was_killed and failed_starts < START_ATTEMPTS
+                if not announced and not by_chance:
+                    raise
+                failure = error.message
+            if not stopped():
+                _pause_before_restart(str(failure), failed_starts, stopped)
+        if not announced:
+            raise ServerError("stopped before it was ready")
+
+
+def _watch(server: TritonServer, front: Front, stopped: Callable[[], bool]) -> str | None:
+    """Watch a server that is ready.
+
+    Returns:
+        Why it must be restarted, or None if it is to stop.
+    """
+    with contextlib.closing(ServerHealth(server)) as health:
+        while not stopped():
+            time.sleep(POLL_SECONDS)
+            front.revive()
+            failure = server.failure() or front.alarm() or health.failure()
+            if failure is not None:
+                front.close()
+                server.fail(failure)
+                return f"tritonserver {failure}"
+    return None
+
+
+@contextlib.contextmanager
+def _checked_front(options: ServeOptions) -> Iterator[Front]:
+    check_ports(options)
+    if options.front == "none":
+        logger.warning(UNPROTECTED)
+    if not _is_loopback(options.host):
+        secured = "" if options.tls_certificate and options.api_keys else "; protect it with --tls-certificate and --api-keys"
+        logger.warning(f"--host {options.host}: other machines can reach this server{secured}")
+    with start_front(options, log=logger.info) as front:
+        yield front
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _pause_before_restart(failure: str, failed_starts: int, stopped: Callable[[], bool]) -> None:
+    """Say that the server is restarted. It is at once if it was ready, and the later the more starts have failed in a row."""
+    pause = 0.0 if failed_starts < 2 else min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed_starts - 2))
+    logger.warning(f"{failure}; restarting" + (f" in {pause:g} s ({failed_starts} starts have failed in a row)" if pause else ""))
+    deadline = time.monotonic() + pause
+    while not stopped() and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def start_detached(options: ServeOptions) -> Path:
@@ -111,7 +175,7 @@ def start_detached(options: ServeOptions) -> Path:
     """
     _refuse_second(options.http_port)  # before the log of a running server is overwritten
     log_path = state_folder() / f"{options.http_port}.log"
-    payload = json.dumps(asdict(options) | {"repository": str(options.repository.absolute())})
+    payload = json.dumps(asdict(options), default=lambda path: str(path.absolute()))
     output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     supervisor = os.posix_spawn(  # subprocess.Popen would warn about a child that outlives this process
         sys.executable,
@@ -253,11 +317,10 @@ def _refuse_second(http_port: int) -> None:
 
 def main() -> int:
     """Run a supervisor in the background. Its options come as JSON on the command line, and its output goes to the log."""
-    values = json.loads(sys.argv[1])
-    options = ServeOptions(**values | {"repository": Path(values["repository"])})
+    options = TypeAdapter(ServeOptions).validate_json(sys.argv[1])
     with report_to_stderr():
         try:
-            supervise(options, on_ready=lambda _: logger.info("ready"))
+            supervise(options, on_ready=lambda: logger.info("ready"))
         except TritonizeError as error:
             logger.error(error.message + (f" ({error.hint})" if error.hint else ""))
             return 1

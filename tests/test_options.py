@@ -19,7 +19,7 @@ from export.options import parse_hub_repository
 from export.tasks import task_names
 from export.training.hyperparameters import ADAPTER_METHODS, Adapter, Hyperparameters
 from serving.click_options import FieldOption
-from serving.options import RequestOptions
+from serving.options import RequestOptions, parse_model_name
 from tests.helpers.recorded_stages import record_export, record_finetune
 
 ROOT = click.Context(tritonize, info_name="tritonize", terminal_width=400, **tritonize.context_settings)
@@ -185,15 +185,29 @@ def test_a_limit_may_be_infinite_and_no_number_may_be_nan(arguments: list[str], 
         assert command.make_context(arguments[0], [*arguments[1:], "inf"], parent=ROOT).params[name] == float("inf")
 
 
-@pytest.mark.parametrize("name", ["модель", "x²", "-x", ".x", "a/b", "a b", "", "x\n"])
+@pytest.mark.parametrize("name", ["модель", "x²", "-x", ".x", "a/b", "a b", "", "x\n", "../x"])
 def test_a_model_name_is_plain_ascii_in_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [["finetune", "--checkpoint", "c", "--train", "t"], ["export"], ["package"], ["benchmark"], ["tune"]]
     for command in commands:
         assert cli.main([*command, f"--name={name}"]) == 2
         assert f"{name!r} is not a model name: use A-Z, a-z, 0-9, '_', '.' and '-'" in " ".join(capsys.readouterr().err.split())
-    for command in ["benchmark", "tune"]:
+    for command in ["benchmark", "tune", "predict"]:
         assert cli.main([command, "--", name]) == 2
         assert f"{name!r} is not a model name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["finetune --checkpoint c --train t", "export", "package", "benchmark", "tune"])
+def test_the_name_in_a_recipe_follows_the_same_rule(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('name = "../x"\n', encoding="utf-8")
+    assert cli.main([*command.split(), "--recipe", str(recipe)]) == 2
+    assert "'../x' is not a model name" in capsys.readouterr().err
+
+
+def test_a_model_name_has_a_limit() -> None:
+    assert parse_model_name("x" * 200) == "x" * 200
+    with pytest.raises(ValueError, match="it has 201 characters, more than 200"):
+        parse_model_name("x" * 201)
 
 
 @pytest.mark.parametrize("name", ["владелец/модель", "owner/x²", "/x", "a/b/c"])

@@ -27,10 +27,11 @@ from serving.bundle import Bundle
 from serving.configuration import Configuration
 from serving.errors import ExportError, RequestError, ServerError
 from serving.install import find_install, triton_environment
+from serving.isolation import temporary_prefix
 from serving.manifests import LoadRecord, TrialRecord
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.server import TritonServer, temporary_prefix
+from serving.server import TritonServer
 
 NAME = "tuned"
 WARM_UP_ROWS = 32

@@ -142,12 +142,26 @@ def opened(path: Path, terms: SearchTerms, earlier: Sequence[TrialRecord], *, fr
             raise ServerError("this bundle is being tuned already", hint="wait for that run, or end it with Ctrl-C") from None
         if fresh:
             file.truncate(0)
-        with _storage(path) as storage:
+        with _full_disk_named(path), _storage(path) as storage:
             try:
                 study = _resumed(storage, path, terms, earlier)
             except (ValueError, TypeError, KeyError, RuntimeError, SQLAlchemyError) as error:
                 raise ArtifactError(f"{path} cannot be read: {error}", hint=FRESH) from error
             yield TuningStudy(study, terms)
+
+
+@contextlib.contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """Name the file if SQLite cannot write it.
+
+    Raises:
+        ArtifactError: A change could not be written.
+    """
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise ArtifactError(f"cannot write {path}: {reason}", hint="is the disk full?") from error
 
 
 def measured_trials(study: optuna.Study) -> list[TrialRecord]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from .cutting import TextCutter, kept_tokens, room_for, without_overflow
 from .types import Arrays, Integers, Text, TooManyRowsError
 
 PADDING = {"input_ids": -1}
@@ -15,6 +16,10 @@ PADDING = {"input_ids": -1}
 
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Attributes of ``tokenizers.Encoding`` by the input names of ``transformers`` models."""
+
+WIDE = 4
+"""Product of the lengths of two texts, as multiples of the tokens that the model takes. Of a larger one, each text is truncated by
+itself. Of a smaller one, the library makes about 16 overflowing parts at most."""
 
 
 class TextEncoder:
@@ -27,6 +32,8 @@ class TextEncoder:
         names: Model inputs to make, out of :data:`FIELDS`.
         padding: Padding value by model input name. 0 where absent.
         most_rows: Maximum number of model rows that one request row may become. None: no limit.
+        most_characters: Characters of the longest text that is tokenized as a whole (see :class:`TextCutter`). None: no limit.
+        cutter: Cuts the texts. None: one with the limits above.
     """
 
     def __init__(
@@ -37,11 +44,14 @@ class TextEncoder:
         names: Sequence[str],
         padding: dict[str, int],
         most_rows: int | None = None,
+        most_characters: int | None = None,
+        cutter: TextCutter | None = None,
     ) -> None:
         self._tokenizer = Tokenizer.from_file(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self._max_length = max_length
         self.most_rows = most_rows
         self._direction = (self._tokenizer.truncation or {}).get("direction", "right")
+        self._cutter = cutter or TextCutter(self._tokenizer, most_characters=most_characters)
         self._cut_at_the_end()
         self._tokenizer.no_padding()
         self._fields = [(name, FIELDS[name], padding.get(name, 0)) for name in names]
@@ -68,12 +78,21 @@ class TextEncoder:
             strategy: Which text of a pair is truncated: ``longest_first``, ``only_first`` or ``only_second``.
 
         Raises:
-            ValueError: A row is too long and truncation is off, or truncating one text leaves the other too long.
+            ValueError: A row is too long and truncation is off, or truncating one text leaves the other too long. Or a text is
+                longer than can be tokenized, and cannot be cut.
         """
-        encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
-        self._tokenizer.enable_truncation(self._max_length, strategy=strategy, direction=self._direction)
+        self._tokenizer.no_truncation()
         try:
-            encodings: list[Encoding] = encode(texts)
+            texts = self._cutter.cut(texts, max_length=self._max_length, strategy=strategy)
+            wide = [(row, text) for row, text in enumerate(texts) if not isinstance(text, str) and self._is_wide(*text)]
+            pairs = {row: self._encode_pair(*text, strategy, offsets=offsets) for row, text in wide}
+            encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
+            self._tokenizer.enable_truncation(self._max_length, strategy=strategy, direction=self._direction)
+            if not pairs:
+                encodings: list[Encoding] = encode(texts)
+            else:
+                others = iter(encode([text for row, text in enumerate(texts) if row not in pairs]))
+                encodings = [pairs[row] if row in pairs else next(others) for row in range(len(texts))]
         except Exception as error:  # the library raises Exception itself; it calls the text that may be truncated "too short"
             if "too short" not in str(error):
                 raise
@@ -89,6 +108,36 @@ class TextEncoder:
                         f"row {row} is longer than the {self._max_length} tokens the model takes, and truncation is off"
                     )
         return encodings
+
+    def _is_wide(self, first: str, second: str) -> bool:
+        """Return whether both texts of a pair may be several times as long as the model takes.
+
+        The library pairs every part of the first text that is too much with every such part of the second: two texts of 64 KB
+        take 16 GB.
+        """
+        return len(first) * len(second) > WIDE * self._max_length**2
+
+    def _encode_pair(self, first: str, second: str, strategy: str, *, offsets: bool) -> Encoding:
+        """Tokenize a pair of which not all overflow is kept: one token of each text that is truncated.
+
+        Raises:
+            Exception: As the library does where the text that may be truncated is too short.
+        """
+        encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
+        processor = self._tokenizer.post_processor
+        self._tokenizer.no_truncation()
+        self._tokenizer.post_processor = None  # the pair is processed once, as a whole
+        try:
+            both = encode([first, ("", second)])
+        finally:
+            self._tokenizer.post_processor = processor
+            self._tokenizer.enable_truncation(self._max_length, strategy=strategy, direction=self._direction)
+        lengths = (len(both[0]), len(both[1]))
+        kept = kept_tokens(*lengths, room_for(self._tokenizer, self._max_length, pair=True), strategy)
+        if not all(count < length for count, length in zip(kept, lengths, strict=True)):
+            return encode([(first, second)])[0]  # one text is truncated at most
+        one, other = (without_overflow(part, count + 1, direction=self._direction) for part, count in zip(both, kept, strict=True))
+        return self._tokenizer.post_process(one, other)
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize texts without special tokens and without truncation."""
@@ -133,7 +182,7 @@ class TextEncoder:
             if "too short" not in str(error) and "`stride`" not in str(error):
                 raise
             reason = "the first text leaves the second no room in it" if pairs else "the stride leaves no room in it"
-            raise ValueError(f"no window of {length} tokens holds this: {reason}") from None
+            raise ValueError(_no_window(length, reason)) from None
         finally:
             self._cut_at_the_end()
         parts = [[encoding, *encoding.overflowing] for encoding in encodings]
@@ -145,24 +194,33 @@ class TextEncoder:
 
         Raises:
             TooManyRowsError: There would be more than :attr:`most_rows`.
+            ValueError: The first text of a pair leaves no room, or a text is longer than can be tokenized.
         """
         if self.most_rows is None:
             return
         first, cut = ("", text) if isinstance(text, str) else text
-        room = length - self._tokenizer.num_special_tokens_to_add(not isinstance(text, str))
-        advance = room - stride
-        if _most_tokens(cut) <= (self.most_rows - 1) * (advance - _most_tokens(first)):
+        room = room_for(self._tokenizer, length, pair=not isinstance(text, str))
+        most, advance = self.most_rows - 1, room - stride
+        if _most_tokens(cut) <= most * (advance - _most_tokens(first)):
             return
         self._tokenizer.no_truncation()
         try:
-            question, tokens = (len(self._tokenizer.encode(part, add_special_tokens=False)) for part in (first, cut))
+            question, _ = self._cutter.count(first, room, row=row)
+            if question >= advance:  # either there is one window, or none
+                most = 0
+            enough = max(0, room - question) + most * (advance - question)
+            tokens, exact = self._cutter.count(cut, enough, row=row)
         finally:
             self._cut_at_the_end()
-        if advance > question and tokens - (room - question) > (self.most_rows - 1) * (advance - question):
-            windows = 1 - (tokens - (room - question)) // (question - advance)
-            raise TooManyRowsError(
-                f"row {row} makes {windows} rows for the model, which takes {self.most_rows} at most: send shorter text"
-            )
+        if tokens <= enough and question <= room:
+            return
+        if question >= advance:
+            raise ValueError(_no_window(length, "the first text leaves the second no room in it"))
+        windows = 1 - (tokens - (room - question)) // (question - advance)
+        raise TooManyRowsError(
+            f"row {row} makes {windows}{'' if exact else ' or more'} rows for the model, which takes {self.most_rows} at most: "
+            "send shorter text"
+        )
 
     def _cut_at_the_end(self) -> None:
         self._tokenizer.enable_truncation(self._max_length, direction=self._direction)
@@ -191,5 +249,13 @@ class TextEncoder:
 
 
 def _most_tokens(text: str) -> int:
-    """Return an upper bound for the tokens of a text: its bytes (at most four per character), and one for its beginning."""
-    return (len(text) if text.isascii() else 4 * len(text)) + 1 if text else 0
+    """Return an upper bound for the tokens of a text: its bytes (at most four per character), and one for its beginning.
+
+    Of ASCII text twice that: some tokenizers mark the beginning of each punctuation mark. The few characters that normalization
+    makes long are not considered: what they make too much is refused after it was made.
+    """
+    return (2 if text.isascii() else 4) * len(text) + 1 if text else 0
+
+
+def _no_window(length: int, reason: object) -> str:
+    return f"no window of {length} tokens holds this: {reason}"

@@ -130,3 +130,7 @@ class Features:
 
 class TooManyRowsError(ValueError):
     """One row of a request would become more model rows than the model accepts."""
+
+
+class TextTooLongError(ValueError):
+    """A text is longer than is tokenized for one row, and cannot be cut before."""

@@ -114,3 +114,10 @@ def test_what_is_no_report_is_wrong_usage(folders: Path, tmp_path: Path, capsys:
 def test_wrong_options_are_wrong_usage(folders: Path, arguments: list[str]) -> None:
     both = [] if arguments in ([], ["one"]) else [str(folders / "before")] * 2
     assert main(["compare", *both, *arguments]) == 2
+
+
+@pytest.mark.parametrize("option", ["--markdown", "--junit"])
+def test_a_full_disk_is_one_line_that_names_the_file(folders: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(folders / "before"), str(folders / "before"), option, "/dev/full"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: cannot write /dev/full: No space left on device (free space") and error.count("\n") == 1

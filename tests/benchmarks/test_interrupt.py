@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.server import SHARED_MEMORY, TRACE
+from serving.isolation import SHARED_MEMORY, TRACE
 from tests.helpers import servers
 
 pytestmark = pytest.mark.server

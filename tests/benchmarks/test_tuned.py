@@ -29,6 +29,7 @@ from serving.options import Precision
 from serving.plan import Plan, make_plan
 from serving.repository import serving_code
 from serving.tuning import Tuning, read_tuning, tuning_folder
+from tests.helpers.disk import full_disk
 from tests.helpers.manifests import bundle_manifest, tuning_manifest, variant_figures
 from tests.helpers.resealing import sealed
 
@@ -104,6 +105,19 @@ def test_a_study_is_one_process_at_a_time_and_readable_or_an_error(tmp_path: Pat
     assert "--fresh" in raised.value.hint
     with opened(path, TERMS, [], fresh=True) as study:
         assert not study.trials
+
+
+def test_a_full_disk_is_an_error_that_names_the_study(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.partial.sqlite3"
+    with opened(path, TERMS, [], fresh=False):
+        pass
+    with (
+        pytest.raises(ArtifactError, match=r"^cannot write .*tuning\.partial\.sqlite3: ") as raised,
+        opened(path, TERMS, [], fresh=False) as study,
+        full_disk(1000),
+    ):
+        study.ask()
+    assert raised.value.hint == "is the disk full?"
 
 
 def searched(path: Path, terms: SearchTerms, throughput: Callable[[Configuration], float], most: int) -> list[Configuration]:

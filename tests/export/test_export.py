@@ -587,7 +587,9 @@ def test_full_disk_is_one_line_and_leaves_nothing(
 ) -> None:
     with full_disk():
         assert cli.main(arguments(tiny_checkpoint, review_file)) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "error: File too large"
+    target = in_folder / "artifacts" / "tiny" / "bundle"
+    remedy = "(free space on its disk, and run the same command again)"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: cannot write {target}: File too large {remedy}"
     assert not list((in_folder / "artifacts" / "tiny").iterdir())
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from serving.isolation import SHARED_MEMORY, TRACE
 from serving.options import ServeOptions
-from serving.server import SHARED_MEMORY, TRACE
 
 STRANGE_TEXTS = [
     "",

@@ -427,16 +427,16 @@ def test_deadline(protocol: str) -> None:
 
 
 def test_http_keeps_to_our_deadline_and_opens_as_many_connections_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tritonclient.http import aio
+    from serving import http_client
 
     given: dict[str, Any] = {}
 
-    class Client(aio.InferenceServerClient):  # type: ignore[misc]
+    class Client(http_client.HttpTritonClient):
         def __init__(self, url: str, **options: Any) -> None:
             given.update(options)
             super().__init__(url, **options)
 
-    monkeypatch.setattr(aio, "InferenceServerClient", Client)
+    monkeypatch.setattr(http_client, "HttpTritonClient", Client)
     url = f"127.0.0.1:{free_port()}"
     with (
         TritonPipeline("x", url=url, protocol="http", timeout=90, concurrency=200, retries=0) as pipe,

@@ -16,6 +16,7 @@ import pytest
 
 from export.cli import main
 from serving.predict import read_rows
+from tests.helpers.disk import full_disk
 from tests.helpers.servers import Server
 
 pytestmark = pytest.mark.server
@@ -220,3 +221,44 @@ def test_unusable_files(
 def test_files_are_read_as_everywhere(tmp_path: Path, name: str, content: str, texts: list[str]) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
     assert list(read_rows(tmp_path / name, {"text": "text"})) == [{"text": text} for text in texts]
+
+
+def test_two_runs_do_not_write_one_file(server: Server, tmp_path: Path, texts: list[str]) -> None:
+    """The first is stopped in the middle. The second must find the file locked and leave it alone."""
+    many = [*texts, *texts, *texts, *texts][:3000]
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "new" / "answers.jsonl"
+    write_rows(rows, many)
+    files = ["--input", str(rows), "--output", str(output), "--text-column", "sentence"]
+    with subprocess.Popen(command(server, "ragged", *files), stderr=subprocess.PIPE) as first:
+        while not output.exists() or not output.stat().st_size:
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        written = output.read_bytes()
+        error = refused(command(server, "ragged", *files))
+        assert error == f"error: another predict writes {output} (wait until it ends, or choose another --output)\n"
+        assert output.read_bytes() == written
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(120) == 0
+    assert [row["text"] for row in answers(output)] == many
+    assert sorted(path.name for path in output.parent.iterdir()) == ["answers.jsonl", "answers.jsonl.source.json"]
+    assert subprocess.run(command(server, "ragged", *files), check=False).returncode == 0  # the lock ended with its run
+
+
+def test_a_full_disk_names_the_file_and_the_run_goes_on_later(
+    server: Server, tmp_path: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output = write_rows(tmp_path / "rows.csv", texts[:200]), tmp_path / "answers.jsonl"
+    files = ["--input", str(rows), "--output", str(output), "--text-column", "sentence"]
+    with full_disk(5000):
+        assert predict(server, *files) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot write {output}: File too large (free space") and error.count("\n") == 1
+    assert predict(server, *files) == 0
+    assert [row["text"] for row in answers(output)] == texts[:200]
+
+
+def test_an_input_that_is_refused_leaves_no_output(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("no JSON\n")
+    assert predict(server, "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "answers.jsonl")) == 1
+    assert not (tmp_path / "answers.jsonl").exists()

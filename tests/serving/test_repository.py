@@ -180,6 +180,35 @@ def test_every_system_call_of_a_first_packaging_may_be_the_last(
     assert limit >= 5
 
 
+@pytest.mark.parametrize("step", ["preprocess", "model", "postprocess"])
+def test_a_name_like_a_step_of_another_ensemble_is_refused(bundle: Path, tmp_path: Path, step: str) -> None:
+    """Whichever is packaged first: the other is refused, and the first stays whole."""
+    for number, (first, second) in enumerate([("tiny", f"tiny_{step}"), (f"tiny_{step}", "tiny")]):
+        repository = tmp_path / str(number)
+        package(replace(options(bundle, repository), name=first))
+        before = sorted(path.relative_to(repository) for path in repository.rglob("*"))
+        with pytest.raises(ArtifactError, match=f"tiny_{step} belongs to the ensemble {first}$") as caught:
+            package(replace(options(bundle, repository), name=second))
+        assert "X_preprocess, X_model and X_postprocess" in caught.value.hint
+        assert sorted(path.relative_to(repository) for path in repository.rglob("*")) == before
+
+
+@pytest.mark.parametrize("target", [".", "..", "/", "nowhere", "other_model/current/tiny"])
+def test_a_link_that_somebody_else_made_is_not_overwritten(bundle: Path, tmp_path: Path, target: str) -> None:
+    (tmp_path / "other_model").mkdir()
+    (tmp_path / "other_model" / "current").mkdir()
+    (tmp_path / "other_model" / "current" / "tiny").mkdir()
+    (tmp_path / "tiny").symlink_to(target)
+    with pytest.raises(ArtifactError, match="not packaged by tritonize"):
+        package(options(bundle, tmp_path))
+
+
+def test_the_longest_name_is_packaged(bundle: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "model_repository"
+    assert not package(replace(options(bundle, repository), name="x" * 200)).unchanged
+    assert package(replace(options(bundle, repository), name="x" * 200)).unchanged
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_somebody_elses_model_is_not_overwritten(bundle: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()

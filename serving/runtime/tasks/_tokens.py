@@ -109,6 +109,8 @@ class Vocabulary:
         if self._marks:
             found = self._lengths[ids] != ends - starts
             return found
+        last = int(starts.max(initial=0)) + 1
+        texts = [text[:last] for text in texts]  # the rest of a long text was truncated
         sizes = np.array([len(text) + 1 for text in texts])  # one beyond the end, where there is no space
         spaces = np.frombuffer(("\0".join(texts) + "\0").encode("utf-32-le"), dtype="<u4") == ord(" ")
         here = (np.cumsum(sizes) - sizes)[rows] + starts

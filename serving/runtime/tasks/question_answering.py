@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import numpy as np
 
-from ..types import Arrays, Features, Origins, Setting, Tensor, TextColumns, TooManyRowsError
+from ..types import Arrays, Features, Origins, Setting, Tensor, TextColumns, TextTooLongError, TooManyRowsError
 from ._spans import Windows, best_spans, metadata_of, probabilities
 from .base import ServedTask
 
@@ -120,7 +120,7 @@ class QuestionAnswering(ServedTask):
         rows = [(question, context) for question, context in zip(*columns, strict=True)]
         try:
             encodings, mapping = encoder.windows(rows, stride=stride, max_length=length)
-        except TooManyRowsError:
+        except (TooManyRowsError, TextTooLongError):
             raise
         except ValueError:
             row = next(row for row, texts in enumerate(rows) if not _fits(texts, encoder, stride, length))

@@ -1,0 +1,93 @@
+"""The front: what is between clients and Triton.
+
+It is the Envoy proxy, unless the user turns it off. It refuses requests that harm Triton, bounds the queue, and checks that each
+answer belongs to its request. :mod:`serving.front.bootstrap` configures it, ``guard.lua`` is its filter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from serving.front.envoy import EnvoyFront
+from serving.options import ServeOptions
+from serving.triton_address import TritonAddress, tcp_address
+
+UNPROTECTED = (
+    "--front none: clients reach Triton directly. Some requests end this server, nothing bounds its queue or the size of a "
+    "request, and only TritonPipeline notices an answer that belongs to another request"
+)
+
+
+class Front(Protocol):
+    """What is between clients and Triton.
+
+    Attributes:
+        triton: Where tritonserver must listen.
+    """
+
+    triton: TritonAddress
+
+    def open(self) -> None:
+        """Let requests pass."""
+        ...
+
+    def close(self) -> None:
+        """Refuse new requests. Those that have passed go on."""
+        ...
+
+    def wait_idle(self, seconds: float) -> None:
+        """Wait until no request that has passed is left, for at most that many seconds."""
+        ...
+
+    def revive(self) -> None:
+        """Start the front again if it has ended."""
+        ...
+
+    def alarm(self) -> str | None:
+        """Return once what the front has seen Triton do wrong, as the rest of a sentence about it, or None."""
+        ...
+
+
+@contextlib.contextmanager
+def start_front(options: ServeOptions, *, log: Callable[[str], None]) -> Iterator[Front]:
+    """Run the front that the options name while the block runs. It is closed at first.
+
+    Args:
+        options: The options of ``tritonize serve``.
+        log: Called with every line that the front prints.
+
+    Raises:
+        ServerError: The front could not be started.
+        SetupError: There is no Envoy on this machine.
+    """
+    if options.front == "none":
+        yield DirectFront(options)
+        return
+    with EnvoyFront(options, log=log) as front:
+        yield front
+
+
+class DirectFront:
+    """Nothing is between clients and Triton, so nothing can refuse their requests."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        """Take the address that clients use."""
+        self.triton = tcp_address(options)
+
+    def open(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def wait_idle(self, seconds: float) -> None:
+        """Do nothing: Triton's own drain waits."""
+
+    def revive(self) -> None:
+        """Do nothing."""
+
+    def alarm(self) -> str | None:
+        """Return None: nothing sees the answers."""
+        return None

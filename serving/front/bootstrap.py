@@ -1,0 +1,249 @@
+"""The configuration of the Envoy proxy in front of Triton, as a dict with the fields of Envoy's ``Bootstrap``.
+
+``tritonize serve`` and the image use the same configuration; they differ in addresses only. Run as a program, this module prints
+the configuration of the image (``serving/docker/envoy.json``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving.front.envoy_fields import EnvoyFields, address, http_filter, network_filter, type_url
+from serving.front.front_plan import FrontPlan
+from serving.front.replies import key_rules, local_replies
+from serving.front.routes import IDLE_SECONDS, grpc_routes, http_routes, metrics_routes
+
+GUARD = Path(__file__).parent / "guard.lua"
+GATE = "fault.http.abort.abort_percent"
+"""Runtime key of Envoy: 100 refuses every request, 0 lets them pass."""
+REGEX_SIZE = "re2.max_program_size.error_level"
+HEADERS_SECONDS = 10
+"""How long a client may take to send its headers, in seconds."""
+UPLOAD_SECONDS = 60
+"""How long a client may take to send a request, in seconds."""
+MAX_CONNECTIONS = 10_000
+"""Client connections at the same time."""
+MAX_HEAP_BYTES = 1024 * 2**20
+"""Memory of Envoy at which it refuses requests."""
+
+
+def envoy_bootstrap(plan: FrontPlan) -> EnvoyFields:
+    """Return the configuration of Envoy."""
+    config: EnvoyFields = {
+        "node": {"id": "tritonize", "cluster": "tritonize"},
+        "static_resources": {
+            "listeners": [
+                _listener("http", plan.http, http_routes(), plan),
+                _listener("grpc", plan.grpc, grpc_routes(), plan),
+                _listener("metrics", plan.metrics, metrics_routes(plan), plan),
+            ],
+            "clusters": _clusters(plan),
+        },
+        "layered_runtime": {
+            "layers": [
+                {"name": "start", "static_layer": {GATE: 0 if plan.starts_open else 100, REGEX_SIZE: 1000}},
+                {"name": "gate", "admin_layer": {}},
+            ]
+        },
+        "overload_manager": _overload(),
+    }
+    if plan.admin is not None:
+        config["admin"] = {"address": {"pipe": {"path": str(plan.admin), "mode": 0o600}}}
+    return config
+
+
+# -- listeners and filters ----------------------------------------------------------------------------------------------------
+
+
+def _listener(name: str, where: tuple[str, int], routes: Sequence[EnvoyFields], plan: FrontPlan) -> EnvoyFields:
+    chain: EnvoyFields = {"filters": [network_filter("http_connection_manager", _manager(name, routes, plan))]}
+    if plan.certificate is not None and name != "metrics":
+        chain["transport_socket"] = _tls(plan)
+    return {
+        "name": name,
+        "address": address(where),
+        "per_connection_buffer_limit_bytes": 2**20,
+        "enable_reuse_port": False,  # a second proxy at the same port must fail
+        "filter_chains": [chain],
+    }
+
+
+def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> EnvoyFields:
+    manager: EnvoyFields = {
+        "@type": type_url("filters.network.http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": name,
+        "codec_type": "HTTP2" if name == "grpc" else "AUTO",
+        "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
+        "http_filters": _filters(name, plan),
+        "common_http_protocol_options": {"idle_timeout": f"{IDLE_SECONDS}s", "max_headers_count": 100},
+        "http2_protocol_options": {"max_concurrent_streams": 1024},
+        "max_request_headers_kb": 32,
+        "request_headers_timeout": f"{HEADERS_SECONDS}s",
+        "stream_idle_timeout": f"{IDLE_SECONDS}s",
+        "request_timeout": f"{UPLOAD_SECONDS}s",
+        "generate_request_id": False,
+        "server_header_transformation": "PASS_THROUGH",
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "strip_any_host_port": True,
+        "local_reply_config": local_replies(grpc=name == "grpc", plan=plan),
+    }
+    if plan.access_log is not None and name != "metrics":
+        manager["access_log"] = [_access_log(plan.access_log)]
+    return manager
+
+
+def _filters(name: str, plan: FrontPlan) -> list[EnvoyFields]:
+    router = http_filter("router", "router.v3.Router", {"suppress_envoy_headers": True})
+    if name == "metrics":
+        return [router]
+    gate = {"abort": {"http_status": 503, "percentage": {"numerator": 0, "denominator": "HUNDRED"}}}
+    filters = [http_filter("fault", "fault.v3.HTTPFault", gate)]
+    if plan.api_keys:
+        filters.append(http_filter("rbac", "rbac.v3.RBAC", key_rules(plan.api_keys)))
+    if name == "http":
+        filters.append(http_filter("decompressor", "decompressor.v3.Decompressor", _gzip()))
+    buffer = {"max_request_bytes": plan.max_request_bytes}
+    return [
+        *filters,
+        http_filter("buffer", "buffer.v3.Buffer", buffer),
+        http_filter("lua", "lua.v3.Lua", {"default_source_code": {"inline_string": guard_source(plan.repository)}}),
+        router,
+    ]
+
+
+def guard_source(repository: Path) -> str:
+    """Return the source of the Lua filter for a model repository."""
+    return f"REPOSITORY = {json.dumps(str(repository))}\n{GUARD.read_text(encoding='utf-8')}"
+
+
+def _gzip() -> EnvoyFields:
+    """Decompress requests, so that the limit of the body and the guard see what Triton would unpack."""
+    return {
+        "decompressor_library": {
+            "name": "gzip",
+            "typed_config": {"@type": type_url("compression.gzip.decompressor.v3.Gzip"), "max_inflate_ratio": 100},
+        },
+        "response_direction_config": {
+            "common_config": {"enabled": {"default_value": False, "runtime_key": "front.decompress_responses"}}
+        },
+    }
+
+
+def _access_log(path: Path) -> EnvoyFields:
+    """Describe the log: one JSON object a line, without the texts."""
+    fields = {
+        "time": "%START_TIME%",
+        "client": "%DOWNSTREAM_REMOTE_ADDRESS%",
+        "protocol": "%PROTOCOL%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%REQ(:PATH)%",
+        "status": "%RESPONSE_CODE%",
+        "grpc_status": "%GRPC_STATUS%",
+        "flags": "%RESPONSE_FLAGS%",
+        "ms": "%DURATION%",
+        "bytes_received": "%BYTES_RECEIVED%",
+        "bytes_sent": "%BYTES_SENT%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+        "traceparent": "%REQ(TRACEPARENT)%",
+    }
+    return {
+        "name": "file",
+        "typed_config": {
+            "@type": type_url("access_loggers.file.v3.FileAccessLog"),
+            "path": str(path),
+            "log_format": {"json_format": fields},
+        },
+    }
+
+
+def _tls(plan: FrontPlan) -> EnvoyFields:
+    certificate = {
+        "certificate_chain": {"filename": str(plan.certificate)},
+        "private_key": {"filename": str(plan.private_key)},
+    }
+    common = {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "tls_certificates": [certificate],
+        "alpn_protocols": ["h2", "http/1.1"],
+    }
+    return {
+        "name": "tls",
+        "typed_config": {"@type": type_url("transport_sockets.tls.v3.DownstreamTlsContext"), "common_tls_context": common},
+    }
+
+
+# -- clusters -----------------------------------------------------------------------------------------------------------------
+
+
+def _clusters(plan: FrontPlan) -> list[EnvoyFields]:
+    """Describe Triton's servers. Reads have connections of their own, so that they do not wait behind inference."""
+    clusters = [
+        _cluster("triton_http", plan.triton_http, connections=plan.in_flight, queue=plan.queue),
+        _cluster("triton_http_control", plan.triton_http, connections=8, queue=64),
+        _cluster("triton_metrics", plan.triton_metrics, connections=4, queue=16),
+        _cluster("triton_grpc", plan.triton_grpc, connections=1, queue=plan.queue, streams=plan.in_flight),
+        _cluster("triton_grpc_control", plan.triton_grpc, connections=1, queue=64, streams=8),
+    ]
+    if plan.admin is not None:
+        clusters.append(_cluster("front_admin", plan.admin, connections=2, queue=8))
+    return clusters
+
+
+def _cluster(name: str, where: Path | tuple[str, int], *, connections: int, queue: int, streams: int | None = None) -> EnvoyFields:
+    thresholds = {
+        "max_connections": connections,
+        "max_pending_requests": queue,
+        "max_requests": max(connections, streams or 0),
+        "max_retries": 16,
+    }
+    protocol: EnvoyFields = {"http_protocol_options": {}}
+    if streams is not None:
+        protocol = {"http2_protocol_options": {"max_concurrent_streams": streams}}
+    return {
+        "name": name,
+        "type": "STATIC" if isinstance(where, Path) or where[0][0].isdigit() else "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(where)}}]}],
+        },
+        "circuit_breakers": {"thresholds": [thresholds]},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": type_url("upstreams.http.v3.HttpProtocolOptions"),
+                "explicit_http_config": protocol,
+            }
+        },
+    }
+
+
+def _overload() -> EnvoyFields:
+    heap = {
+        "name": "envoy.resource_monitors.fixed_heap",
+        "typed_config": {
+            "@type": type_url("resource_monitors.fixed_heap.v3.FixedHeapConfig"),
+            "max_heap_size_bytes": MAX_HEAP_BYTES,
+        },
+    }
+    connections = {
+        "name": "envoy.resource_monitors.global_downstream_max_connections",
+        "typed_config": {
+            "@type": type_url("resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"),
+            "max_active_downstream_connections": MAX_CONNECTIONS,
+        },
+    }
+    return {
+        "refresh_interval": "0.25s",
+        "resource_monitors": [heap, connections],
+        "actions": [
+            {
+                "name": f"envoy.overload_actions.{action}",
+                "triggers": [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": value}}],
+            }
+            for action, value in (("shrink_heap", 0.8), ("stop_accepting_requests", 0.95))
+        ],
+    }

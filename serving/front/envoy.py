@@ -1,0 +1,272 @@
+"""One Envoy process in front of Triton: start it, open and close its gate, wait until it is idle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from serving.artifact import read_manifest
+from serving.errors import ArtifactError, ServerError, SetupError
+from serving.front.bootstrap import GATE, envoy_bootstrap
+from serving.front.front_plan import FrontPlan
+from serving.install import site_packages, triton_environment
+from serving.isolation import die_with_parent, temporary_prefix
+from serving.manifests import RepositoryManifest
+from serving.options import ServeOptions
+from serving.probe import find_probes
+from serving.triton_address import SOCKET_SCHEME, TritonAddress, fetch, socket_address
+
+START_SECONDS = 20
+"""How long Envoy may take to listen, in seconds."""
+POLL_SECONDS = 0.05
+MIN_IN_FLIGHT = 16
+"""Requests in flight that keep all steps of an ensemble busy, however few instances its model has."""
+WRONG_ANSWER = "belongs to another request"
+"""Part of the line that the guard logs when it has kept back an answer."""
+MIN_KEY_CHARACTERS = 16
+
+
+class EnvoyFront:
+    """An Envoy process with its folder, as a context manager. The folder also holds the sockets that Triton listens on.
+
+    Attributes:
+        triton: Where tritonserver must listen.
+    """
+
+    def __init__(self, options: ServeOptions, *, log: Callable[[str], None]) -> None:
+        """Find Envoy and check the options.
+
+        Args:
+            options: The options of ``tritonize serve``.
+            log: Called with every line that Envoy prints.
+
+        Raises:
+            ArtifactError: The repository holds no packaged ensemble.
+            ServerError: The options contradict each other, or a file that they name cannot be used.
+            SetupError: There is no Envoy on this machine.
+        """
+        if (options.tls_certificate is None) != (options.tls_key is None):
+            raise ServerError("TLS needs a certificate and its key", hint="give both --tls-certificate and --tls-key")
+        self._options = options
+        self._keys = read_api_keys(options.api_keys) if options.api_keys is not None else ()
+        self._in_flight = options.in_flight or needed_in_flight(options.repository)
+        self._binary = find_envoy()
+        self._log = log
+        self._tail: deque[str] = deque(maxlen=20)
+        self._cleanup = contextlib.ExitStack()
+        self._open = self._alarmed = False
+
+    def __enter__(self) -> Self:
+        """Start Envoy and wait until it listens.
+
+        Raises:
+            ServerError: It could not be started.
+        """
+        with contextlib.ExitStack() as cleanup:
+            self._folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
+            self.triton: TritonAddress = socket_address(self._folder)
+            self._write_configuration()
+            cleanup.callback(self._stop)
+            self._start()
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop Envoy and remove its folder."""
+        self._cleanup.close()
+
+    def open(self) -> None:
+        """Let requests pass."""
+        self._set_gate(0)
+        self._open = True
+
+    def close(self) -> None:
+        """Refuse new requests. Those that have passed go on."""
+        self._open = False
+        with contextlib.suppress(OSError):  # an Envoy that has ended refuses everything
+            self._set_gate(100)
+
+    def wait_idle(self, seconds: float) -> None:
+        """Wait until no request that has passed is left, for at most that many seconds."""
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(OSError):
+            while time.monotonic() < deadline and self._active_requests() > 0:
+                time.sleep(POLL_SECONDS)
+
+    def revive(self) -> None:
+        """Start Envoy again if it has ended.
+
+        Raises:
+            ServerError: It could not be started.
+        """
+        code = self._process.poll()
+        if code is None:
+            return
+        self._log(f"warning: the proxy in front of Triton ended with code {code}; starting it again")
+        self._reader.join(1)
+        self._start()
+        if self._open:
+            self.open()
+
+    def alarm(self) -> str | None:
+        """Return once that an answer belonged to another request, or None."""
+        alarmed, self._alarmed = self._alarmed, False
+        return "gave an answer that belongs to another request" if alarmed else None
+
+    def _write_configuration(self) -> None:
+        options = self._options
+        plan = FrontPlan(
+            repository=options.repository.absolute(),
+            http=(options.host, options.http_port),
+            grpc=(options.host, options.grpc_port),
+            metrics=(options.host, options.metrics_port),
+            triton_http=_socket(self.triton.http),
+            triton_grpc=_socket(self.triton.grpc),
+            triton_metrics=_socket(self.triton.metrics),
+            admin=self._folder / "admin",
+            starts_open=False,
+            in_flight=self._in_flight,
+            queue=options.queue,
+            max_request_bytes=int(options.max_request_mib * 2**20),
+            certificate=options.tls_certificate and options.tls_certificate.absolute(),
+            private_key=options.tls_key and options.tls_key.absolute(),
+            api_keys=self._keys,
+            access_log=options.access_log and options.access_log.absolute(),
+        )
+        path = self._folder / "envoy.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(envoy_bootstrap(plan)), encoding="utf-8")
+
+    def _start(self) -> None:
+        command = [str(self._binary), "--config-path", str(self._folder / "envoy.json"), "--disable-hot-restart"]
+        command += ["--concurrency", "1", "--log-level", "warning", "--log-format", "%l %v"]
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            process_group=0,
+            preexec_fn=die_with_parent,  # noqa: PLW1509
+        )
+        self._reader = threading.Thread(target=self._forward, daemon=True)
+        self._reader.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            if self._process.poll() is not None:
+                self._reader.join(5)
+                raise ServerError(f"the proxy in front of Triton did not start: {self._tail[-1] if self._tail else 'no message'}")
+            if time.monotonic() > deadline:
+                raise ServerError(f"the proxy in front of Triton did not start within {START_SECONDS} s")
+            time.sleep(POLL_SECONDS)
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(OSError):
+            return fetch(self._admin, "/ready", timeout=5)[0] == 200
+        return False
+
+    def _forward(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for raw in output:
+                line = raw.rstrip()
+                self._tail.append(line)
+                self._log(line)
+                if WRONG_ANSWER in line:
+                    self._alarmed = True
+
+    def _set_gate(self, percent: int) -> None:
+        status, body = fetch(self._admin, f"/runtime_modify?{GATE}={percent}", timeout=5, method="POST")
+        if status != 200:
+            raise ServerError(f"the proxy in front of Triton does not obey: {body.decode(errors='replace')}")
+
+    def _active_requests(self) -> int:
+        _, body = fetch(self._admin, "/stats?format=json&filter=^http\\.(http|grpc)\\.downstream_rq_active$", timeout=5)
+        return sum(stat["value"] for stat in json.loads(body)["stats"] if "value" in stat)
+
+    @property
+    def _admin(self) -> str:
+        return f"{SOCKET_SCHEME}{self._folder / 'admin'}"
+
+    def _stop(self) -> None:
+        if not hasattr(self, "_process"):
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._reader.join(5)
+
+
+def _socket(url: str) -> Path:
+    return Path(url.removeprefix(SOCKET_SCHEME))
+
+
+def find_envoy() -> Path:
+    """Find Envoy on PATH, or else in the environment of the embedded server.
+
+    Raises:
+        SetupError: There is no Envoy.
+    """
+    on_path = shutil.which("envoy")
+    if on_path:
+        return Path(on_path)
+    binary = site_packages(triton_environment()) / "envoy" / "_bin" / "envoy"
+    if not os.access(binary, os.X_OK):
+        raise SetupError(
+            "no envoy on PATH or in the .triton environment", hint="install it with: make setup; or serve without it: --front none"
+        )
+    return binary
+
+
+def read_api_keys(path: Path) -> tuple[str, ...]:
+    """Read a file with one API key per line. Empty lines and lines that begin with # are skipped.
+
+    Raises:
+        ServerError: The file cannot be read, holds no key, or a key is too short or has characters that a header cannot carry.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServerError(f"cannot read the API keys in {path}: {error}") from error
+    keys = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))
+    if not keys:
+        raise ServerError(f"{path} holds no API key", hint="write one key per line, such as: openssl rand -hex 24")
+    for key in keys:
+        if len(key) < MIN_KEY_CHARACTERS or not (key.isascii() and key.isprintable()) or " " in key:
+            raise ServerError(
+                f"{path}: a key must have {MIN_KEY_CHARACTERS} or more printable ASCII characters and no space",
+                hint="make one with: openssl rand -hex 24",
+            )
+    return keys
+
+
+def needed_in_flight(repository: Path) -> int:
+    """Return how many requests at the same time keep the packaged models busy.
+
+    Two full batches for each instance that batches, and eight requests for each that does not: while one is computed, the next
+    ones pass the other steps. More would only wait in Triton, where a request that its client has given up is still computed.
+
+    Raises:
+        ArtifactError: The repository holds no packaged ensemble.
+    """
+    manifests = [read_manifest(repository / probe.ensemble, RepositoryManifest) for probe in find_probes(repository)]
+    if not manifests:
+        raise ArtifactError(f"{repository} holds no packaged ensemble", hint="create one with: tritonize package")
+    each = [manifest.instances * (2 * manifest.max_batch_size if manifest.batching == "ragged" else 8) for manifest in manifests]
+    return max(MIN_IN_FLIGHT, *each)

@@ -1,0 +1,91 @@
+"""The routes of the proxy: only these paths reach Triton."""
+
+from __future__ import annotations
+
+from serving.front.envoy_fields import EnvoyFields, overwritten
+from serving.front.front_plan import FrontPlan
+
+IDLE_SECONDS = 600
+"""After this many seconds without a byte, a connection or a request without an answer is closed."""
+GRPC_METHODS = (
+    "ServerLive|ServerReady|ServerMetadata|ModelReady|ModelMetadata|ModelConfig|ModelStatistics|RepositoryIndex|"
+    "TraceSetting|LogSettings|SystemSharedMemoryStatus|CudaSharedMemoryStatus"
+)
+"""Methods of Triton's gRPC service that change nothing. Triton itself refuses those of them that are restricted."""
+
+MODEL = r"/v2/models/[^/]+(?:/versions/[0-9]+)?"
+CHANGING = r"/v2/(?:repository|logging|trace|systemsharedmemory|cudasharedmemory)(?:/.*)?|/v2/models/[^/]+/trace/.*"
+
+
+def http_routes() -> list[EnvoyFields]:
+    """Return the routes of the HTTP listener."""
+    return [
+        _health(r"/v2/health/(?:live|ready)", "triton_http_control"),
+        _route(rf"{MODEL}/(?:infer|generate|generate_stream)", "triton_http", method="POST"),
+        _route(r"/v2/?", "triton_http_control"),
+        _route(r"/v2/models/stats", "triton_http_control"),
+        _route(rf"{MODEL}(?:/(?:config|ready|stats))?", "triton_http_control"),
+        _refusal(CHANGING, 403, "this part of Triton's API is closed"),
+        _refusal(r"/.*", 404, "there is nothing at this path"),
+    ]
+
+
+def grpc_routes() -> list[EnvoyFields]:
+    """Return the routes of the gRPC listener."""
+    service = r"/inference\.GRPCInferenceService/"
+    return [
+        _health(r"/grpc\.health\.v1\.Health/Check", "triton_grpc_control"),
+        _health(rf"{service}Server(?:Live|Ready)", "triton_grpc_control"),
+        _route(rf"{service}ModelInfer", "triton_grpc", method="POST"),
+        _route(rf"{service}(?:{GRPC_METHODS})", "triton_grpc_control"),
+        _refusal(rf"{service}ModelStreamInfer", 404, "no model here streams: use ModelInfer"),
+        _refusal(rf"{service}.*", 403, "this part of Triton's API is closed"),
+        _refusal(r"/.*", 404, "there is no such service"),
+    ]
+
+
+def metrics_routes(plan: FrontPlan) -> list[EnvoyFields]:
+    """Return the routes of the metrics listener: Triton's metrics, and the proxy's own where it has an administration."""
+    routes = [_route(r"/metrics", "triton_metrics", method="GET")]
+    if plan.admin is not None:
+        own = _route(r"/metrics/front", "front_admin", method="GET")
+        own["route"]["regex_rewrite"] = {"pattern": {"regex": ".*"}, "substitution": "/stats/prometheus?usedonly"}
+        routes.append(own)
+    return [*routes, _refusal(r"/.*", 404, "there is nothing at this path: metrics are at /metrics")]
+
+
+def _route(pattern: str, cluster: str, *, method: str | None = None) -> EnvoyFields:
+    match: EnvoyFields = {"safe_regex": {"regex": pattern}}
+    if method is not None:
+        match["headers"] = [{"name": ":method", "string_match": {"exact": method}}]
+    retries = {
+        "retry_on": "connect-failure,refused-stream,reset-before-request",
+        "num_retries": 2,
+        "retry_back_off": {"base_interval": "0.025s"},
+    }
+    route: EnvoyFields = {
+        "match": match,
+        "route": {
+            "cluster": cluster,
+            "timeout": f"{IDLE_SECONDS}s",
+            "max_stream_duration": {"grpc_timeout_header_max": "0s"},
+            "retry_policy": retries,
+        },
+    }
+    if "grpc" not in cluster:
+        # Triton ends when a large body has the content type of a form, which curl sends by default
+        route["request_headers_to_add"] = [overwritten("content-type", "application/json")]
+    return route
+
+
+def _health(pattern: str, cluster: str) -> EnvoyFields:
+    """Route health checks, which need no API key."""
+    disabled = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+    return _route(pattern, cluster) | {"typed_per_filter_config": {"rbac": disabled}}
+
+
+def _refusal(pattern: str, status: int, message: str) -> EnvoyFields:
+    return {
+        "match": {"safe_regex": {"regex": pattern}},
+        "direct_response": {"status": status, "body": {"inline_string": message}},
+    }

@@ -1,0 +1,88 @@
+"""What the processes that serve have in common: names of temporary files, the end with their parent, files for this user only."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import resource
+import shutil
+import signal
+import struct
+import tempfile
+from pathlib import Path
+
+import psutil
+
+TRACE = "tritonize_"
+"""Prefix of the names of all temporary files and folders.
+
+The process id and the process namespace of their owner follow it. They tell the files of a killed owner, which can be
+removed, from those of an owner in another container on this machine."""
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Triton's Python backend creates its regions there
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+SECCOMP_MODE_FILTER = 2
+FCHMOD = {"x86_64": (0xC000003E, 91), "aarch64": (0xC00000B7, 52)}
+"""By machine: the number of its system call interface (``AUDIT_ARCH_…``), and of the system call ``fchmod`` in it."""
+
+
+def temporary_prefix() -> str:
+    """Return the prefix of the names of this process's temporary files; see :data:`TRACE`."""
+    return f"{TRACE}{os.getpid()}_{_namespace()}_"
+
+
+def remove_abandoned_files() -> None:
+    """Remove the temporary files of processes that were killed before they could do it themselves."""
+    for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+        for left in place.glob(f"{TRACE}*_{_namespace()}_*"):
+            owner = left.name.removeprefix(TRACE).split("_")[0]
+            with contextlib.suppress(FileNotFoundError):  # another server that starts now removes them too
+                if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _namespace() -> int:
+    """Return the number of the process namespace. Process ids of different containers differ by it."""
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def raise_file_limit() -> None:
+    """Allow this process and its children as many open files as the system lets them have. Each connection needs one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def die_with_parent() -> None:
+    """Ask Linux to send SIGTERM to this process when its parent is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def keep_files_private() -> None:
+    """Make every file that this process and its children create readable by this user only.
+
+    The mode of the file creation mask is not enough: Triton's Python backend sets the mode of its shared memory regions, which
+    hold texts, with ``fchmod`` to 0644. A system call filter (see ``seccomp(2)``) makes that call succeed without effect.
+
+    Raises:
+        KeyError: The system calls of this machine are not known.
+        OSError: Linux refused the filter.
+    """
+    os.umask(0o077)
+    interface, fchmod = FCHMOD[platform.machine()]
+    libc = ctypes.CDLL(None, use_errno=True)
+    load, jump_equal, give = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
+    allow, succeed = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO with error 0
+    instructions = [
+        (load, 0, 0, 4),  # the interface
+        (jump_equal, 0, 3, interface),
+        (load, 0, 0, 0),  # the number of the call
+        (jump_equal, 0, 1, fchmod),
+        (give, 0, 0, succeed),
+        (give, 0, 0, allow),
+    ]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in instructions))
+    described = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(program)))
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, described, 0, 0):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
