@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from export.tasks.base import Task
 from serving.artifact import sha256
-from serving.errors import ArtifactError, TritonizeError
+from serving.errors import ArtifactError, refusing
 from serving.runtime.types import JsonValue
 
 if TYPE_CHECKING:
@@ -50,25 +49,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"cannot read {path}: {error}", hint=REPAIR) from error
-
-
-@contextlib.contextmanager
-def refusing(message: str, *, hint: str) -> Iterator[None]:
-    """Turn any error of the block into one line: a damaged file makes the libraries raise errors of every type.
-
-    Args:
-        message: What could not be done.
-        hint: What to do next.
-
-    Raises:
-        ArtifactError: The block failed.
-    """
-    try:
-        yield
-    except (TritonizeError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # panics of the tokenizers library are no Exception
-        raise ArtifactError(f"{message}: {first_line(error)}", hint=hint) from error
 
 
 def check_readable(folder: Path) -> None:
@@ -244,11 +224,6 @@ def load_for_training(folder: Path, task: type[Task], **options: Any) -> tuple[P
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     return model.eval(), {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if the message is empty."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def resolve_max_length(

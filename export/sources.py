@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from export import quickstart
-from export.checkpoint import check_readable, first_line
+from export.checkpoint import check_readable
 from export.columns import Columns, ResolvedColumns
 from export.data import Rows, checked_rows
 from export.files import read_rows
 from export.tasks.base import Task
 from serving.artifact import sha256
-from serving.errors import ArtifactError, DataError
+from serving.errors import ArtifactError, DataError, first_line
 from serving.manifests import CheckpointManifest
 from serving.records import LocatedRow
 

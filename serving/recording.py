@@ -14,8 +14,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from tokenizers import Tokenizer
 
 from serving.answer_comparison import TOLERANCES, differences, tensor_values
-from serving.bundle import Bundle
-from serving.errors import ArtifactError
+from serving.bundle import REMEDY, Bundle
+from serving.errors import ArtifactError, refusing
 from serving.machine import cores
 from serving.manifests import ExpectedAnswer, ExpectedTensor, ProbeBody, ProbeInput
 from serving.plan import Plan
@@ -61,24 +61,21 @@ def record_answers(bundle: Bundle, plan: Plan, *, most_rows: int) -> tuple[Expec
     """
     path = bundle.variant(plan.precision).path
     try:
-        session = _session(path, plan.device)
-        encoder = bundle.encoder([tensor.name for tensor in session.get_inputs()])
-        encoder.most_rows = most_rows
-        requests = _requests(bundle, encoder, most_rows)
-        return tuple(_answer(bundle, plan, session, encoder, request) for request in requests)
-    except errors.NotImplemented as error:
+        with refusing(f"{path} cannot be run", hint=REMEDY):
+            session = _session(path, plan.device)
+            names = [tensor.name for tensor in session.get_inputs()]
+    except ArtifactError as error:
+        if not isinstance(error.__cause__, errors.NotImplemented):
+            raise
         logger.warning(
-            f"the answers of {path} cannot be recorded, because this machine cannot run it: {_line(error)}; "
+            f"no answers are recorded, because this machine cannot run the model: {error.message}; "
             "a server will not compare its answers: package it where it is served"
         )
         return ()
-    except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.RuntimeException, errors.InvalidArgument) as error:
-        hint = "write it again with: tritonize export --force"
-        raise ArtifactError(f"{path} cannot be run: {_line(error)}", hint=hint) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    encoder = bundle.encoder(names)
+    encoder.most_rows = most_rows
+    requests = _requests(bundle, encoder, most_rows)
+    return tuple(_answer(bundle, plan, session, encoder, request) for request in requests)
 
 
 def _session(path: Path, device: str) -> Any:
@@ -117,12 +114,13 @@ def _answer(bundle: Bundle, plan: Plan, session: Any, encoder: TextEncoder, requ
     """Compute one answer.
 
     Raises:
-        ArtifactError: The graph gives values that are not finite.
+        ArtifactError: The graph fails, or gives values that are not finite.
     """
     task = bundle.task
     features = _features(task, encoder, request)
     feed = encoder.arrays(features.encodings)
-    outputs = dict(zip(task.model_outputs, session.run(list(task.model_outputs), feed), strict=True))
+    with refusing(f"{bundle.variant(plan.precision).path} cannot be run", hint=REMEDY):
+        outputs = dict(zip(task.model_outputs, session.run(list(task.model_outputs), feed), strict=True))
     if not all(np.isfinite(array).all() for array in outputs.values()):
         raise ArtifactError(
             f"{bundle.variant(plan.precision).path} gives values that are not finite for the example of {task.name}",

@@ -40,7 +40,7 @@ from serving.artifact import (
     task_code,
     write_manifest,
 )
-from serving.bundle import Bundle, file_inside, load_bundle, served_code
+from serving.bundle import REMEDY, Bundle, file_inside, load_bundle, served_code
 from serving.ensemble import Graph
 from serving.errors import ArtifactError, ExportError
 from serving.integrity import check_files
@@ -80,8 +80,6 @@ A repository that was written by other code is not up to date.
 """
 STARTING = ("serving/backends/onnxruntime", "serving/server.py")
 """The code that decides how a packaged model runs, but not what packaging writes."""
-REMEDY = "write it again with: tritonize export --force"
-"""What to do about a bundle that was altered."""
 DTYPES = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.INT32: "TYPE_INT32",
@@ -230,10 +228,10 @@ def read_graph(path: Path, task: ServedTask, max_batch_size: int) -> Graph:
     try:
         carried = request_inputs([info.name for info in model.graph.input], pair=task.pair)
     except ValueError as error:
-        raise ExportError(str(error)) from error
+        raise ExportError(f"{path}: {error}") from error
     outputs = {info.name: info for info in model.graph.output}
     if missing := [name for name in task.model_outputs if name not in outputs]:
-        raise ExportError(f"the graph has no output {', '.join(missing)}, only {', '.join(outputs)}")
+        raise ExportError(f"{path} has no output {', '.join(missing)}, only {', '.join(outputs)}")
     return Graph(
         inputs=tuple(_tensor(info) for info in model.graph.input if info.name in carried),
         outputs=tuple(_tensor(outputs[name]) for name in task.model_outputs),
@@ -250,9 +248,7 @@ def _load_graph(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path, load_external_data=False)
     except DecodeError as error:
-        raise ArtifactError(
-            f"{path} is damaged: it is not an ONNX graph", hint="write it again with: tritonize export --force"
-        ) from error
+        raise ArtifactError(f"{path} is damaged: it is not an ONNX graph", hint=REMEDY) from error
 
 
 def _tensor(info: onnx.ValueInfoProto) -> Tensor:
