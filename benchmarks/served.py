@@ -265,6 +265,6 @@ class UnderLoad:
 def _load_seconds(address: ServerAddress, process: psutil.Process | None) -> float | None:
     """Load time that the supervisor recorded, if it runs this very server."""
     running = find_running(address.http_port)
-    if running is None or process is None or running.pid not in {parent.pid for parent in process.parents()}:
+    if running is None or process is None or running.pid not in {process.pid, *(parent.pid for parent in process.parents())}:
         return None
     return running.ready_seconds

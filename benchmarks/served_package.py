@@ -68,14 +68,16 @@ def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Proc
     """Find the server's process and check that it serves the package.
 
     Returns:
-        The process; None if it is not visible from here (another machine, or a container).
+        The process whose tree is the server: the supervisor, with the proxy and Triton below it, or Triton where clients reach it
+        directly. None if it is not visible from here (another machine, or a container).
 
     Raises:
         ArtifactError: It serves another repository, or was started before the package was written.
     """
-    process = listening_process(address.grpc_port) if address.host in LOCAL else None
-    if process is None:
+    listening = listening_process(address.grpc_port) if address.host in LOCAL else None
+    if listening is None:
         return None
+    root, process = _server_of(listening)
     flag = "--model-repository="
     served = [process.cwd() / Path(word.removeprefix(flag)) for word in process.cmdline() if word.startswith(flag)]
     if served and not any(folder.resolve() == package.repository.resolve() for folder in served):
@@ -90,4 +92,14 @@ def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Proc
             f"the server on port {address.grpc_port} was started before {package.name} was packaged, so it serves an older package",
             hint="restart it: tritonize stop, tritonize serve",
         )
-    return process
+    return root
+
+
+def _server_of(listening: psutil.Process) -> tuple[psutil.Process, psutil.Process]:
+    """Return the root of the server's process tree, and Triton in it, by the process that listens for clients."""
+    supervisor = listening.parent()
+    if listening.name() == "envoy" and supervisor is not None:
+        for process in supervisor.children():
+            if process.name() == "tritonserver":
+                return supervisor, process
+    return listening, listening

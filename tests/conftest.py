@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize, train_bert
 from tests.helpers.exporting import export_bundle
 from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
-from tests.helpers.servers import Server, serve_options
+from tests.helpers.servers import Server, running_server, serve_options
 from tests.helpers.shared import SST2
 
 TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle", "in_folder", "trained", "ask"}
@@ -230,13 +231,16 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, bundle: Path, pair_bundle
 @pytest.fixture(scope="session")
 def server(packaged: Path, bundle: Path, pair_bundle: Path, trained_checkpoint: Path) -> Iterator[Server]:
     """One real server of all that is packaged, started once a run."""
-    from serving.supervisor import start_detached, stop
+    with running_server(serve_options(packaged), {"bundle": bundle, "pairs": pair_bundle}, trained_checkpoint) as server:
+        yield server
 
-    options = serve_options(packaged)
-    start_detached(options)
-    names = {"ragged": bundle, "alone": bundle, "int8": bundle, "pairs": pair_bundle}
-    yield Server(options=options, bundles=names, checkpoints=dict.fromkeys(names, trained_checkpoint))
-    stop(options.http_port)
+
+@pytest.fixture(scope="session")
+def direct_server(packaged: Path, bundle: Path, pair_bundle: Path, trained_checkpoint: Path) -> Iterator[Server]:
+    """The same without a proxy in front: what the proxy refuses or removes passes here."""
+    options = replace(serve_options(packaged), front="none")
+    with running_server(options, {"bundle": bundle, "pairs": pair_bundle}, trained_checkpoint) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ UPLOAD_SECONDS = 60
 """How long a client may take to send a request, in seconds."""
 MAX_CONNECTIONS = 10_000
 """Client connections at the same time."""
+MAX_ANSWER_BYTES = 64 * 2**20
+"""Largest answer: the guard reads an answer whole before it passes."""
 MAX_HEAP_BYTES = 1024 * 2**20
 """Memory of Envoy at which it refuses requests."""
 
@@ -64,7 +66,7 @@ def _listener(name: str, where: tuple[str, int], routes: Sequence[EnvoyFields], 
     return {
         "name": name,
         "address": address(where),
-        "per_connection_buffer_limit_bytes": 2**20,
+        "per_connection_buffer_limit_bytes": MAX_ANSWER_BYTES,
         "enable_reuse_port": False,  # a second proxy at the same port must fail
         "filter_chains": [chain],
     }

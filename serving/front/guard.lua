@@ -626,24 +626,27 @@ local function read_manifest(text)
     names[i] = input.fields.name
   end
   sort(names)
-  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES, time = os.time() }
+  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES }
 end
 
--- Returns an ensemble of ours, or nil. Only positive results are kept: clients choose the names.
+-- Returns an ensemble of ours, or nil. Only ensembles are kept: clients choose the names. What was one stays one if its manifest is
+-- gone or damaged, because Triton may still serve it.
 local function find_ensemble(name)
   local known, now = ensembles[name], os.time()
   if known and now - known.time < MANIFEST_SECONDS and now >= known.time then
     return known
   end
-  ensembles[name] = nil
   local file = REPOSITORY and io.open(REPOSITORY .. "/" .. name .. "/manifest.json", "rb")
-  if not file then
-    return nil
+  local text = file and file:read("*a")
+  if file then
+    file:close()
   end
-  local text = file:read("*a")
-  file:close()
-  ensembles[name] = text and read_manifest(text)
-  return ensembles[name]
+  local ensemble = text and read_manifest(text) or known
+  if ensemble then
+    ensemble.time = now
+    ensembles[name] = ensemble
+  end
+  return ensemble
 end
 
 -- Checks the name of the model of an inference request. Returns the ensemble if it is ours.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +55,19 @@ class Server:
         }
         flags = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", str(value))]
         return [sys.executable, "-m", "export.cli", "benchmark", name, *flags]
+
+
+@contextlib.contextmanager
+def running_server(options: ServeOptions, bundles: dict[str, Path], checkpoint: Path) -> Iterator[Server]:
+    """A server in the background of the repository ``packaged``."""
+    from serving.supervisor import start_detached, stop
+
+    start_detached(options)
+    names = dict.fromkeys(("ragged", "alone", "int8"), bundles["bundle"]) | {"pairs": bundles["pairs"]}
+    try:
+        yield Server(options=options, bundles=names, checkpoints=dict.fromkeys(names, checkpoint))
+    finally:
+        stop(options.http_port)
 
 
 def free_port() -> int:

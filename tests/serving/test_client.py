@@ -57,7 +57,7 @@ def test_gives_the_same_structure(server: Server, pipeline: Any, inputs: Any, op
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_an_answer_to_other_texts_is_an_error(server: Server, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_to_other_texts_is_an_error(direct_server: Server, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server answers the request before once more, as Triton does after a pause."""
     infer = Connection.infer
     other = {"TEXT": [b"of another client"]}
@@ -65,7 +65,7 @@ def test_an_answer_to_other_texts_is_an_error(server: Server, protocol: str, mon
     async def stale(self: Connection, model: str, inputs: Any, parameters: Any) -> Any:
         return await infer(self, model, {"TEXT": [*other["TEXT"] * len(inputs["TEXT"])]}, parameters)
 
-    with TritonPipeline("ragged", url=server.url(protocol), protocol=protocol, batch_size=2) as pipe:
+    with TritonPipeline("ragged", url=direct_server.url(protocol), protocol=protocol, batch_size=2) as pipe:
         expected = pipe("of another client")
         monkeypatch.setattr(Connection, "infer", stale)
         assert pipe("of another client") == expected
@@ -78,7 +78,7 @@ def test_an_answer_to_other_texts_is_an_error(server: Server, protocol: str, mon
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_proxy_may_remove_the_digest(server: Server, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_may_remove_the_digest(direct_server: Server, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     infer = Connection.infer
 
     async def without(self: Connection, model: str, inputs: Any, parameters: Any) -> Any:
@@ -91,7 +91,7 @@ def test_a_proxy_may_remove_the_digest(server: Server, protocol: str, monkeypatc
             result._result["outputs"] = [output for output in result._result["outputs"] if output["name"] != "DIGEST"]
         return result
 
-    with TritonPipeline("ragged", url=server.url(protocol), protocol=protocol) as pipe:
+    with TritonPipeline("ragged", url=direct_server.url(protocol), protocol=protocol) as pipe:
         expected = pipe(["a warm film", "b"])
         monkeypatch.setattr(Connection, "infer", without)
         assert_same(pipe(["a warm film", "b"]), expected)

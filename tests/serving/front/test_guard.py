@@ -238,6 +238,27 @@ def test_names_that_are_none_are_refused(guard: Guard, name: str) -> None:
     assert (refused.value.http, refused.value.grpc) == ("400", "3")
 
 
+def test_manifests_are_read_again_and_a_damaged_one_opens_nothing(tmp_path: Path) -> None:
+    guard, manifest = Guard(tmp_path), tmp_path / "late" / "manifest.json"
+
+    def expected(later: int) -> Any:
+        guard.lua.execute(b"local time = os.time; os.time = function() return time() + %d end" % later)
+        checked = guard.http(infer(tensor(name="QUESTION")), model="late")
+        return checked and checked["expected"].decode()
+
+    assert expected(0) is None, "a name that was asked for too early is not remembered"
+    write_ensemble(tmp_path, "late", "TEXT")
+    assert expected(0) == ""
+    manifest.write_text(manifest.read_text().replace("TEXT", "QUESTION"))
+    assert expected(10) == str(digest(b"x"))
+    manifest.write_text("{")
+    assert expected(10) == str(digest(b"x"))
+    manifest.unlink()
+    assert expected(10) == str(digest(b"x"))
+    with pytest.raises(RefusedError, match="late_model is a step"):
+        guard.http(infer(), model="late_model")
+
+
 def test_the_last_model_name_counts(guard: Guard) -> None:
     last = service_pb2.ModelInferRequest(model_name="sent_model").SerializeToString()
     with pytest.raises(RefusedError, match="is a step"):
@@ -587,27 +608,86 @@ def grpc_request(
     return built
 
 
-def test_damaged_requests_are_refused_or_read_as_python_reads_them(guard: Guard) -> None:
-    rng = random.Random(4)
-    accepted = 0
+def elements(data: bytes) -> list[bytes]:
+    """Split BYTES data."""
+    found = []
+    while data:
+        (length,) = struct.unpack("<I", data[:4])
+        found.append(data[4 : 4 + length])
+        data = data[4 + length :]
+    return found
+
+
+def leaves(nested: Any) -> list[bytes]:
+    return [leaf for one in nested for leaf in leaves(one)] if isinstance(nested, list) else [nested.encode()]
+
+
+def texts_of_json(root: dict[str, Any], data: bytes) -> dict[str, list[bytes]]:
+    """Texts by input, of a JSON header and the binary data behind it."""
+    found = {}
+    for one in root["inputs"]:
+        if "data" in one:
+            found[one["name"]] = leaves(one["data"])
+        else:
+            size = one["parameters"]["binary_data_size"]
+            found[one["name"]], data = elements(data[:size]), data[size:]
+    return found
+
+
+def texts_of_message(read: service_pb2.ModelInferRequest) -> dict[str, list[bytes]]:
+    if read.raw_input_contents:
+        return {one.name: elements(data) for one, data in zip(read.inputs, read.raw_input_contents, strict=True)}
+    return {one.name: list(one.contents.bytes_contents) for one in read.inputs}
+
+
+def assert_digests(checked: dict[str, Any], texts: dict[str, list[bytes]]) -> None:
+    rows = zip(texts["TEXT"], texts["TEXT_PAIR"], strict=True)
+    assert checked["expected"].decode() == ",".join(str(digest(*row)) for row in rows)
+
+
+def test_damaged_http_requests_are_refused_or_read_as_python_reads_them(guard: Guard) -> None:
+    rng, accepted = random.Random(4), 0
     for _ in range(3000):
         names, texts, _, outputs = client_requests(rng)
-        body, header = http_request(rng, names, texts, outputs, [0, 1])
-        built = framed(grpc_request(rng, names, texts, outputs, [0, 1]))[5:]
-        body, built = mutated(rng, body), mutated(rng, built)
+        body, header = rng.choice([http_request, http_json])(rng, names, texts, outputs, [0, 1])
+        body = mutated(rng, body)
         try:
-            guard.http(body, model="pairs", header=header)
-            json.loads(body[:header])
-            accepted += 1
+            checked = guard.http(body, model="pairs", header=header)
         except RefusedError:
-            pass
+            continue
+        length = header or len(body)
+        root = json.loads(body[:length])
+        if checked["expected"]:
+            accepted += 1
+            assert_digests(checked, texts_of_json(root, body[length:]))
+        if "body" in checked:
+            sent_length = int(checked["header_length"]) if header else len(checked["body"])
+            sent = json.loads(checked["body"][:sent_length])
+            assert sent["outputs"].pop(0)["name"] == "DIGEST"
+            assert sent == root
+            assert checked["body"][sent_length:] == body[length:]
+    assert accepted > 200
+
+
+def test_damaged_messages_are_refused_or_read_as_python_reads_them(guard: Guard) -> None:
+    rng, accepted = random.Random(8), 0
+    for _ in range(5000):
+        names, texts, _, outputs = client_requests(rng)
+        built = mutated(rng, framed(grpc_request(rng, names, texts, outputs, [0, 1]))[5:])
         try:
             checked = guard.grpc(framed(built))
         except RefusedError:
             continue
-        accepted += 1
         read = service_pb2.ModelInferRequest.FromString(built)
         assert (checked is not None) == (read.model_name == "pairs")
+        if checked and checked["expected"]:
+            accepted += 1
+            assert_digests(checked, texts_of_message(read))
+            assert [list(one.shape) for one in read.inputs] == [[len(checked["expected"].split(b",")), 1]] * 2
+        if checked and "body" in checked:
+            sent = service_pb2.ModelInferRequest.FromString(checked["body"][5:])
+            assert sent.outputs.pop().name == "DIGEST"
+            assert sent == read
     assert accepted > 300
 
 

@@ -239,6 +239,18 @@ def test_binary_requests_and_answers(front: Front) -> None:
     assert (status, json.loads(body), "inference-header-content-length" in headers) == (500, {"error": FOREIGN}, False)
 
 
+def test_a_header_given_twice_is_refused(front: Front) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", front.http_port, timeout=10)
+    body = compact({"inputs": [INPUT]})
+    with contextlib.closing(connection):
+        connection.putrequest("POST", PATH)
+        for key, value in [("Content-Length", len(body)), *[("Inference-Header-Content-Length", len(body))] * 2]:
+            connection.putheader(key, str(value))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        assert (answer.status, b"Inference-Header-Content-Length" in answer.read()) == (400, True)
+
+
 def test_generate(front: Front) -> None:
     set_answer({"model_name": "sent", "DIGEST": digest(TEXT.encode()), "LABEL": "good"})
     status, _, body = front.post("/v2/models/sent/generate", {"TEXT": TEXT})
