@@ -24,6 +24,8 @@ FIRST_PREFIX = 2048
 """Characters of the first prefix at least. Most rows are shorter, and cost one comparison."""
 CHARACTERS_PER_TOKEN = 8
 """Characters of the first prefix for each token that is kept: English has 4 to 5 for each token, few texts have 8."""
+ROWS = 4
+"""Texts of the largest length for which all rows together have the time."""
 GROWTH = 4
 """Factor between the lengths of two prefixes that are tried."""
 
@@ -105,6 +107,8 @@ class TextCutter:
         found = list(texts)
         while waiting:
             parts = {row: [self._prefix(text, size) for text in _texts(texts[row])] for row in waiting}
+            if size > self.first_size(max_length):
+                self.require_few((part.text for row in parts.values() for part in row), len(texts) * self.first_size(max_length))
             counts = self._counts(part for row in parts.values() if not all(part.whole for part in row) for part in row)
             waiting = []
             for row, tried in parts.items():
@@ -141,6 +145,25 @@ class TextCutter:
             if size == self._limited(size + 1, enough):
                 raise TextTooLongError(_refusal(row, len(text), size))
             size = self._limited(GROWTH * size, enough)
+
+    def require_few(self, texts: Iterable[str], harmless: int) -> None:
+        """Refuse texts that have too many characters together, whatever each has.
+
+        Args:
+            texts: The texts, or what is tokenized of them.
+            harmless: Number of characters that is always taken.
+
+        Raises:
+            TextTooLongError: There are more than :data:`ROWS` times ``most_characters``.
+        """
+        if self._most is None:
+            return
+        total, most = sum(map(len, texts)), max(harmless, ROWS * self._most)
+        if total > most:
+            raise TextTooLongError(
+                f"the rows have {total} characters together which have to be tokenized, {most} are taken at most: "
+                "send fewer rows at once, or shorter text"
+            )
 
     def _limited(self, size: int, tokens: int) -> int:
         """Return a length of prefixes, reduced to what may be tokenized: never less than the first prefix."""
@@ -297,7 +320,7 @@ def _boundary(tokenizer: Tokenizer) -> str | None:
     whitespace = " \n" if kinds <= _KEEPING_LINES and _split_at_lines(splits) else " "
     found = _WORD_END.format(whitespace)
     plain = all(content.isascii() and not re.search(r"\s", content) for content in contents)
-    if plain and not any(token.single_word for token in added):
+    if plain:
         if splits[:1] == [{"type": "BertPreTokenizer"}] and any(one.get("handle_chinese_chars") for one in normalizers):
             found = f"{_BETWEEN_IDEOGRAPHS}|{found}" if len(normalizers) == 1 else found
         elif splits and splits[0]["type"] == "ByteLevel" and kinds <= {"NFC"}:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from .cutting import TextCutter, kept_tokens, room_for, without_overflow
+from .cutting import CHARACTERS_PER_TOKEN, TextCutter, kept_tokens, room_for, without_overflow
 from .types import Arrays, Integers, Text, TooManyRowsError
 
 PADDING = {"input_ids": -1}
@@ -163,11 +163,15 @@ class TextEncoder:
         Raises:
             ValueError: The stride, or the first text of a pair, leaves no room in a window.
             TooManyRowsError: A text becomes more windows than the model accepts.
+            TextTooLongError: The texts are more than is tokenized at once.
         """
         pairs = bool(texts) and not isinstance(texts[0], str)
         length = self._max_length if max_length is None else min(max_length, self._max_length)
         if not 0 <= stride < length - self._tokenizer.num_special_tokens_to_add(pairs):  # the library then makes longer ones
             raise ValueError(f"a window of {length} tokens has no room for new text beside {stride} tokens of the one before")
+        if self.most_rows is not None and len(texts) > 1:
+            harmless = CHARACTERS_PER_TOKEN * self.most_rows * length
+            self._cutter.require_few((part for text in texts for part in ((text,) if isinstance(text, str) else text)), harmless)
         for row, text in enumerate(texts):
             self._require_few_windows(row, text, length, stride)
         self._tokenizer.enable_truncation(

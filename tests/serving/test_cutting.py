@@ -428,6 +428,34 @@ def test_what_cannot_be_cut_is_refused_by_length(kind: str, row: Text, text: str
             taken.windows([row], stride=1)
 
 
+def test_many_rows_that_cannot_be_cut_are_refused_together() -> None:
+    taken = encoder("unigram", 12, first=64, rows=8, most=1_000)
+    assert len(taken.encode(["字" * 999] * 4)) == 4
+    with pytest.raises(TextTooLongError, match=r"the rows have 4995 characters together .* 4000 are taken at most"):
+        taken.encode(["字" * 999] * 5)
+    assert len(taken.encode(["good film " * 999] * 32)) == 32, "these are cut"
+    with pytest.raises(TextTooLongError, match="the rows have 4995 characters together"):
+        taken.windows(["字" * 999] * 5, stride=1)
+    assert len(taken.windows(["字" * 999] * 4, stride=1)[0]) == 4
+
+
+@pytest.mark.parametrize("joined", ["\u0301", "\u0e33", "\uff9e", "\u200d", "\U0001f3fd"])
+def test_a_text_is_not_cut_beside_a_character_that_joins_a_space(joined: str) -> None:
+    taken = TextCutter(make_tokenizer("bpe").backend_tokenizer)
+    assert taken._prefix(f"film {joined}" * 100, 300).text == ""
+    assert taken._prefix(f"film{joined} " * 100, 300).text == ""
+    assert taken._prefix(f"film {joined}" * 50 + "good film " * 50, 400).text.endswith(("good", "film"))
+
+
+def test_a_text_is_not_cut_where_normalization_ends_the_word_before() -> None:
+    """Without its accent, this letter is a space."""
+    normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])
+    text = "film \u037a " * 100
+    plain, stripping = (TextCutter(changed("bpe", normalizer=one)()) for one in (normalizers.NFC(), normalizer))
+    ends = [cutter._prefix(text, size).text[-1] for cutter in (plain, stripping) for size in (98, 99)]
+    assert ends == ["\u037a", "\u037a", "m", "m"]
+
+
 def test_long_text_is_cut_where_it_can_be(cuts: list[int]) -> None:
     """Chinese without spaces, lines, a mask before much text, and pairs of which one text is short."""
     for kind, row, left in (

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MOST_MASKS = 16
 """Maximum number of masks in one text."""
+LONGEST_TARGETS = 2**15
+"""Maximum number of characters of the targets: each target is tokenized."""
 MOST_ANSWERS = 10_000
 """Maximum number of answers to one text, all its masks together: each answer holds the whole text."""
 
@@ -99,7 +101,9 @@ class FillMask(ServedTask):
         return super().with_options(given)
 
     def check_options(self) -> None:
-        """Refuse a ``top_k`` larger than the vocabulary."""
+        """Refuse a ``top_k`` larger than the vocabulary, and targets that take long to look up."""
+        if len(self.targets) > LONGEST_TARGETS:
+            raise ValueError(f"option targets has {len(self.targets)} characters, at most {LONGEST_TARGETS} are taken")
         if self.top_k > self.vocabulary > 0 and not self.targets:
             raise ValueError(f"option top_k must be {self.vocabulary} or less, the model knows no more tokens")
 
