@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -26,7 +25,7 @@ from serving.isolation import die_with_parent, temporary_prefix
 from serving.manifests import RepositoryManifest
 from serving.options import ServeOptions
 from serving.probe import find_probes
-from serving.triton_address import SOCKET_SCHEME, TritonAddress, fetch, socket_address
+from serving.triton_address import SOCKET_SCHEME, TritonAddress, fetch, numeric_host, socket_address
 
 START_SECONDS = 20
 """How long Envoy may take to listen, in seconds."""
@@ -127,7 +126,7 @@ class EnvoyFront:
 
     def _write_configuration(self) -> None:
         options = self._options
-        host = _numeric(options.host)
+        host = numeric_host(options.host)
         plan = FrontPlan(
             repository=options.repository.absolute(),
             http=(host, options.http_port),
@@ -213,18 +212,6 @@ class EnvoyFront:
                 self._process.kill()
                 self._process.wait()
         self._reader.join(5)
-
-
-def _numeric(host: str) -> str:
-    """Return the IP address of a host.
-
-    Raises:
-        ServerError: It has none.
-    """
-    try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise ServerError(f"--host {host}: {error.strerror}", hint="give an address of this machine") from error
 
 
 def _socket(url: str) -> Path:
