@@ -108,6 +108,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
                     if failure is None:
                         front.wait_idle(DRAIN_SECONDS)
                         server.drain()
+                        front.shut_down()
             except TritonizeError as error:
                 failed_starts += 1
                 by_chance = server is not None and server.was_killed and failed_starts < START_ATTEMPTS

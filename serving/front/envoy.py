@@ -77,7 +77,7 @@ class EnvoyFront:
             self._folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             self.triton: TritonAddress = socket_address(self._folder)
             self._write_configuration()
-            cleanup.callback(self._stop)
+            cleanup.callback(self.shut_down)
             self._start()
             self._cleanup = cleanup.pop_all()
         return self
@@ -201,7 +201,8 @@ class EnvoyFront:
     def _admin(self) -> str:
         return f"{SOCKET_SCHEME}{self._folder / 'admin'}"
 
-    def _stop(self) -> None:
+    def shut_down(self) -> None:
+        """End Envoy. Triton then need not wait for idle connections before it ends."""
         if not hasattr(self, "_process"):
             return
         if self._process.poll() is None:
