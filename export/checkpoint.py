@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from export.tasks.base import Task
 from serving.artifact import sha256
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, refusing
 from serving.runtime.types import JsonValue
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 
+REPAIR = "download it or save it again"
+"""What to do about a checkpoint whose files are damaged."""
 UNKNOWN_LIMIT = 512
 """Maximum tokens of a row if neither the tokenizer nor the model has a limit."""
 UNLIMITED = 10**6
@@ -37,14 +39,31 @@ def read_config(folder: Path) -> dict[str, Any]:
         ArtifactError: The file is not readable.
     """
     config: dict[str, Any] = _read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{folder / 'config.json'} is damaged: it is not a JSON object", hint=REPAIR)
     return config
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}", hint=REPAIR) from error
+
+
+def check_readable(folder: Path) -> None:
+    """Check that every JSON file of a checkpoint can be parsed, and that its weights are complete.
+
+    Raises:
+        ArtifactError: A file is damaged.
+    """
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.json")):
+        _read_json(path)
+    for path in sorted(folder.glob("*.safetensors")):
+        with refusing(f"{path} is damaged", hint=REPAIR), safe_open(path, framework="np"):
+            pass
 
 
 def read_settings(folder: Path, task: type[Task], chosen: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
@@ -107,7 +126,8 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
         ArtifactError: The architecture belongs to another task.
     """
     endings = task.architectures or (task.auto_model.removeprefix("AutoModel"),)
-    architectures = config.get("architectures") or []
+    named = config.get("architectures")
+    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     if not any(name.endswith(endings) for name in architectures) and all(endings):
         found = ", ".join(architectures) or "no architecture"
         raise ArtifactError(
@@ -132,11 +152,8 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    try:
+    with refusing(f"cannot load the tokenizer of {folder}", hint="a tokenizer.json is needed"):
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = "a tokenizer.json is needed"
-        raise ArtifactError(f"cannot load the tokenizer of {folder}: {first_line(error)}", hint=hint) from error
     if not tokenizer.is_fast:
         raise ArtifactError(f"the tokenizer of {folder} is not a fast tokenizer and cannot be served: a tokenizer.json is needed")
     if tokenizer.pad_token_id is None and pads_with_end:
@@ -199,22 +216,14 @@ def load_for_training(folder: Path, task: type[Task], **options: Any) -> tuple[P
     """
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     transformers.logging.set_verbosity_error()  # a newly initialized head is expected
     auto = getattr(transformers, task.auto_model)
-    try:
+    with refusing(f"cannot load {folder} for {task.name}", hint="see its config.json"):
         model, info = auto.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"cannot load {folder} for {task.name}: {first_line(error)}") from error
     return model.eval(), {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the name of its type if the message is empty."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def resolve_max_length(
@@ -235,7 +244,10 @@ def resolve_max_length(
     Raises:
         ArtifactError: The requested length exceeds the model's limit.
     """
-    limits = [limit for limit in (tokenizer.model_max_length, _positions(config)) if limit is not None and limit < UNLIMITED]
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int) or longest < 1:
+        raise ArtifactError(f"model_max_length in tokenizer_config.json is {longest!r}, not a number of tokens", hint=REPAIR)
+    limits = [limit for limit in (longest, _positions(config)) if limit is not None and limit < UNLIMITED]
     if requested is None:
         return min(limits, default=UNKNOWN_LIMIT) if default is None else min([default, *limits])
     limit = min(limits, default=UNLIMITED)

@@ -14,9 +14,8 @@ import numpy as np
 import onnx
 
 from export import graph
-from export.checkpoint import first_line
 from export.tasks.exported import ExportedTask
-from serving.errors import ExportError
+from serving.errors import ExportError, first_line
 
 
 def require_supported(config: dict[str, Any], task: type[ExportedTask]) -> None:

@@ -66,8 +66,11 @@ def find_source(options: ExportOptions) -> ExportSource:
     chosen = ({} if trained is None else trained.chosen_settings) | dict(options.setting)
     try:
         task = task_type.from_config(config, pair=pair).with_settings(checkpoints.read_settings(folder, task_type, chosen))
-    except ValueError as error:
-        raise ExportError(f"{name} cannot be served for {task_type.name}: {error}", hint="see its config.json") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # the file may hold any JSON
+        reason = str(error) if isinstance(error, ValueError) else "it does not have the expected structure"
+        raise ExportError(
+            f"{name} cannot be served for {task_type.name}: {reason}", hint=f"see {folder / 'config.json'}"
+        ) from error
     if options.test is None and trained is not None and trained.task != options.task:
         raise DataError(
             f"the rows in {folder} are for {trained.task} and cannot verify {options.task}", hint="give rows with --test"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.checkpoint import first_line
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, first_line
 
 
 def push(folder: Path, repository: str, *, private: bool, within: str = "") -> str:

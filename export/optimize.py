@@ -13,9 +13,8 @@ import numpy.typing as npt
 import onnx
 
 from export import graph
-from export.checkpoint import first_line
 from export.convert import silence_exporters
-from serving.errors import ExportError
+from serving.errors import ExportError, first_line
 from serving.runtime.types import Arrays
 
 FP16_MAX = 65504.0

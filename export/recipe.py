@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import shutil
 import tempfile
 import tomllib
@@ -47,7 +48,7 @@ def read_recipe(recipe: str) -> dict[str, object]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise click.UsageError(f"no recipe {recipe!r}: give a TOML file or one of {', '.join(builtin_recipes())}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # a number of too many digits is no TOMLDecodeError
         raise click.UsageError(f"recipe {path}: {error}") from None
 
 
@@ -132,7 +133,23 @@ def apply_recipe(ctx: click.Context, _: click.Parameter, recipe: str | None) -> 
     chosen = {key: value for key, value in outside.items() if key in known} | section
     # A single value of a repeatable option need not be written as a list.
     given = {key: [value] if _takes_list(known[key]) and not isinstance(value, list) else value for key, value in chosen.items()}
+    for key, value in given.items():
+        _refuse_misshapen(recipe, key, known[key], value)
     ctx.default_map = given | dict(ctx.default_map or {})
+
+
+def _refuse_misshapen(recipe: str, key: str, parameter: click.Parameter, value: object) -> None:
+    """Refuse values that no command line can give, on which Click would fail: lists, tables, dates, and an infinite integer.
+
+    Raises:
+        click.UsageError: The value is one of them.
+    """
+    for one in value if isinstance(value, list) and _takes_list(parameter) else [value]:
+        scalar = isinstance(one, str | int | float) and not (
+            isinstance(one, float) and not math.isfinite(one) and isinstance(parameter.type, type(click.INT))
+        )
+        if not scalar and not (isinstance(one, dict) and _takes_list(parameter)):
+            raise click.UsageError(f"recipe {recipe}: {key.replace('_', '-')} cannot be {one!r:.80}")
 
 
 def shared_options(group: click.Group) -> set[str]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from export import quickstart
-from export.checkpoint import first_line
+from export.checkpoint import check_readable
 from export.columns import Columns, ResolvedColumns
 from export.data import Rows, checked_rows
 from export.files import read_rows
 from export.tasks.base import Task
 from serving.artifact import sha256
-from serving.errors import ArtifactError, DataError
+from serving.errors import ArtifactError, DataError, first_line
 from serving.manifests import CheckpointManifest
 from serving.records import LocatedRow
 
@@ -43,7 +43,7 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
         The folder.
 
     Raises:
-        ArtifactError: The checkpoint does not exist, or has no ``config.json`` or no safetensors weights.
+        ArtifactError: The checkpoint does not exist, has no ``config.json`` or no safetensors weights, or a file is damaged.
         SetupError: pip could not download the quickstart.
     """
     if location == quickstart.MINILM:
@@ -58,6 +58,7 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
             f"{location} has no safetensors weights; pickled weights are not loaded, because they can run code",
             hint="if you trust it, load it with transformers and save it with save_pretrained(…), which writes safetensors",
         )
+    check_readable(folder)
     return folder
 
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.artifact import MANIFEST, code_fingerprint, read_manifest, task_code
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, refusing
 from serving.manifests import BundleManifest, VariantFigures
 from serving.options import Precision
 from serving.runtime.tasks import load_served, served_names
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tokenization import TextEncoder
+
+REMEDY = "write it again with: tritonize export --force"
+"""What to do about a bundle that is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +81,12 @@ class Bundle:
 
         Args:
             names: The model inputs that it gives.
+
+        Raises:
+            ArtifactError: The file is damaged.
         """
-        return TextEncoder(str(self.tokenizer), max_length=self.max_length, names=names, padding=self.padding)
+        with refusing(f"{self.tokenizer} is damaged", hint=REMEDY):
+            return TextEncoder(str(self.tokenizer), max_length=self.max_length, names=names, padding=self.padding)
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -105,7 +112,7 @@ def load_bundle(folder: Path) -> Bundle:
     manifest = read_manifest(folder, BundleManifest)
     missing = [name for name in manifest.files if not (folder / name).is_file()]
     if missing:
-        raise ArtifactError(f"{folder} lacks {', '.join(missing)}", hint="write it again with: tritonize export --force")
+        raise ArtifactError(f"{folder} lacks {', '.join(missing)}", hint=REMEDY)
     variants: dict[Precision, Variant] = {
         precision: Variant(precision=precision, path=file_inside(folder, record.file), figures=record.figures)
         for precision, record in manifest.precisions.items()
@@ -126,7 +133,7 @@ def _served_task(folder: Path, manifest: BundleManifest) -> ServedTask:
         return load_served(manifest.task, manifest.settings)
     except (KeyError, ValueError) as error:
         reason = f"no task is called {error}" if isinstance(error, KeyError) else error
-        raise ArtifactError(f"{folder / MANIFEST}: {reason}", hint="write it again with: tritonize export --force") from error
+        raise ArtifactError(f"{folder / MANIFEST}: {reason}", hint=REMEDY) from error
 
 
 def served_code(task: str) -> dict[str, str]:

@@ -17,6 +17,9 @@ Only the main functions of the programs (``export.cli.main``, ``serving.supervis
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class TritonizeError(Exception):
     """Base class of every error that tritonize raises on purpose.
@@ -72,3 +75,27 @@ class RequestError(TritonizeError):
         """Create the error from its message, status and hint."""
         super().__init__(message, hint=hint)
         self.status = status
+
+
+@contextlib.contextmanager
+def refusing(message: str, *, hint: str) -> Iterator[None]:
+    """Turn any error of the block into one line: a damaged file makes the libraries raise errors of every type.
+
+    Args:
+        message: What could not be done.
+        hint: What to do next.
+
+    Raises:
+        ArtifactError: The block failed.
+    """
+    try:
+        yield
+    except (TritonizeError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # panics of the tokenizers library are no Exception
+        raise ArtifactError(f"{message}: {first_line(error)}", hint=hint) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -21,7 +21,7 @@ HTTP_STATUSES = {
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED",
-    413: "INVALID_ARGUMENT",  # gRPC's own RESOURCE_EXHAUSTED would say that the same request may succeed later
+    413: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED",
     500: "INTERNAL",
     502: "UNAVAILABLE",
@@ -32,7 +32,7 @@ HINTS = {
     "UNAUTHENTICATED": "give the API key: api_key=…, or the environment variable TRITONIZE_API_KEY",
     "PERMISSION_DENIED": "check the API key: api_key=…, or the environment variable TRITONIZE_API_KEY",
 }
-TOO_LARGE = re.compile(r"larger than max|payload too large|status: 413", re.IGNORECASE)
+TOO_LARGE = re.compile(r"message larger than max \(|payload too large|http2 header with status: 413", re.IGNORECASE)
 """gRPC's messages about a request that exceeds the limit of the server, or of a proxy in front of it."""
 UNREACHABLE = re.compile(r"failed to connect to|errors resolving|DNS resolution failed")
 """gRPC's messages about a connection that it could not open."""
@@ -106,10 +106,11 @@ class FailureTranslator:
         match error:
             case aiohttp.ClientError():
                 return self._http_connection(error)
+            case HttpAnswerError(status=413):
+                return _too_large()
             case HttpAnswerError():
                 status = HTTP_STATUSES.get(error.status, "INVALID_ARGUMENT" if error.status < 500 else "INTERNAL")
-                message = "Payload Too Large" if error.status == 413 else _body_message(error)
-                return self._answered(status, message, seconds(error.retry_after))
+                return self._answered(status, _body_message(error), seconds(error.retry_after))
             case InferenceServerException():
                 status = str(error.status()).removeprefix("StatusCode.")
                 return self._answered(status, error.message() or "", seconds(_trailing(error.__context__).get("retry-after")))
@@ -123,11 +124,8 @@ class FailureTranslator:
             return AttemptFailure(error=self._no_tls(message))
         if status == "UNAVAILABLE" and UNREACHABLE.search(message):
             return AttemptFailure(error=self._unreachable(), retry=Retry.UNREACHABLE)
-        if status in {"INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNKNOWN"} and TOO_LARGE.search(message):
-            hint = "send fewer rows in a request (batch_size), or shorter texts"
-            return AttemptFailure(
-                error=RequestError("the request is larger than the server accepts", status="INVALID_ARGUMENT", hint=hint)
-            )
+        if status in {"RESOURCE_EXHAUSTED", "UNKNOWN"} and TOO_LARGE.search(message):
+            return _too_large()
         retry = _retry(status, message)
         if retry is not Retry.NO and status not in {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}:
             status = "UNAVAILABLE"  # Triton says NOT_FOUND or INTERNAL of what is there again after its restart
@@ -165,6 +163,12 @@ class FailureTranslator:
             status="UNAVAILABLE",
             hint="start one with: tritonize serve",
         )
+
+
+def _too_large() -> AttemptFailure:
+    """Return the failure of a request that will never be accepted; gRPC's RESOURCE_EXHAUSTED would say that it may be later."""
+    hint = "send fewer rows in a request (batch_size), or shorter texts"
+    return AttemptFailure(error=RequestError("the request is larger than the server accepts", status="INVALID_ARGUMENT", hint=hint))
 
 
 def _retry(status: str, message: str) -> Retry:

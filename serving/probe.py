@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.answer_comparison import TOLERANCES, first_difference
 from serving.artifact import MANIFEST, read_manifest
-from serving.errors import ArtifactError, RequestError
-from serving.manifests import RepositoryManifest
+from serving.errors import ArtifactError, RequestError, ServerError
+from serving.manifests import ExpectedTensor, RepositoryManifest
 from serving.triton_address import fetch
 
 PENDING_METRIC = "nv_inference_pending_request_count"
@@ -23,28 +25,45 @@ class Probe:
     Attributes:
         ensemble: The name of the ensemble.
         body: The request in Triton's JSON form.
+        expected: The tensors of the answer that packaging computed; empty if it could not.
+        tolerance: How far their numbers may be off, see :data:`serving.answer_comparison.TOLERANCES`.
     """
 
     ensemble: str
     body: dict[str, Any]
+    expected: tuple[ExpectedTensor, ...] = ()
+    tolerance: float = 0.0
 
     def curl(self, base_url: str) -> str:
         """Return a curl command line that sends the request."""
         return f"curl -s {base_url}/v2/models/{self.ensemble}/infer -d {shlex.quote(json.dumps(self.body, ensure_ascii=False))}"
 
 
-def find_probes(repository: Path) -> list[Probe]:
-    """Return one probe for each ensemble that tritonize packaged into ``repository``.
+def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
+    """Return the probes of each ensemble that tritonize packaged into ``repository``.
+
+    Args:
+        repository: The model repository.
+        all_texts: Return one probe for each text whose answer packaging recorded, instead of one for each ensemble.
 
     Raises:
         ArtifactError: The repository holds no such ensemble, or an older version of tritonize packaged one.
     """
-    probes = []
+    probes: list[Probe] = []
     for manifest_path in sorted(repository.glob(f"*/{MANIFEST}")):
         if not (repository / f"{manifest_path.parent.name}_model" / "current").is_symlink():
             continue  # a model of another tool that has a manifest too
         manifest = read_manifest(manifest_path.parent, RepositoryManifest)
-        probes.append(Probe(ensemble=manifest.name, body=manifest.probe.model_dump(mode="json")))
+        bodies = [(answer.request, answer.outputs) for answer in manifest.answers] or [(manifest.probe, ())]
+        probes += [
+            Probe(
+                ensemble=manifest.name,
+                body=request.model_dump(mode="json"),
+                expected=outputs,
+                tolerance=TOLERANCES[manifest.precision],
+            )
+            for request, outputs in (bodies if all_texts else bodies[:1])
+        ]
     if not probes:
         raise ArtifactError(f"{repository} holds no packaged ensemble", hint="create one with: tritonize package")
     return probes
@@ -68,6 +87,27 @@ def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:
         raise RequestError(f"{probe.ensemble}: {message}", status="UNAVAILABLE" if status == 503 else "INTERNAL")
     answer: dict[str, Any] = json.loads(content)
     return answer
+
+
+def check_answers(probe: Probe, answer: Mapping[str, Any]) -> None:
+    """Compare the answer to a probe with the one that packaging recorded. Further outputs are not compared.
+
+    With batching, an int8 answer depends on the other requests in its batch: then it can only be compared on an idle server.
+
+    Args:
+        probe: The probe.
+        answer: What :func:`ask` returned for it.
+
+    Raises:
+        ServerError: The answer is another one.
+    """
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    for tensor in probe.expected:
+        if difference := first_difference(tensor, outputs.get(tensor.name), probe.tolerance):
+            raise ServerError(
+                f"{probe.ensemble} does not answer as it did when it was packaged: {difference}",
+                hint=f"package it again on this machine with: tritonize package --name {probe.ensemble} --force",
+            )
 
 
 def is_ready(base_url: str) -> bool:

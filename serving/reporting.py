@@ -10,8 +10,10 @@ import contextlib
 import functools
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -53,6 +55,36 @@ def report_to_stderr() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+class LogLimit(logging.Handler):
+    """Keeps the file that standard error is appended to small: a full file becomes the previous one, and a new one begins.
+
+    A rotating handler of :mod:`logging` would not do: the file also receives what Python itself and libraries write.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        """Watch a file.
+
+        Args:
+            path: The file.
+            max_bytes: Size at which a new one begins.
+        """
+        super().__init__()
+        self._path = path
+        self._max_bytes = max_bytes
+
+    def emit(self, _: logging.LogRecord) -> None:
+        """Begin a new file if this one is full."""
+        descriptor = sys.stderr.fileno()
+        if os.fstat(descriptor).st_size > self._max_bytes:
+            shutil.copyfile(self._path, previous_log(self._path))
+            os.ftruncate(descriptor, 0)
+
+
+def previous_log(path: Path) -> Path:
+    """Return where the previous part of a log is."""
+    return path.with_name(f"{path.name}.1")
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

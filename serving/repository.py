@@ -40,17 +40,18 @@ from serving.artifact import (
     task_code,
     write_manifest,
 )
-from serving.bundle import Bundle, file_inside, load_bundle, served_code
+from serving.bundle import REMEDY, Bundle, file_inside, load_bundle, served_code
 from serving.ensemble import Graph
 from serving.errors import ArtifactError, ExportError
 from serving.integrity import check_files
 from serving.layout import CURRENT, model_home
-from serving.manifests import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest, StageInputs
+from serving.manifests import BundleProvenance, ExpectedAnswer, RepositoryManifest, StageInputs
 from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.placement import is_linked, refuse_foreign, staging_root, switch
 from serving.plan import Plan, make_plan
 from serving.prologue import IDS, add_prologue, request_inputs
+from serving.recording import probe_body, record_answers
 from serving.reporting import logger
 from serving.runtime.tasks import served_names
 from serving.runtime.tasks.base import ServedTask
@@ -61,12 +62,14 @@ from serving.writing import writing
 
 RUNTIME = Path(__file__).parent / "runtime"
 SHAPING = (
+    "serving/answer_comparison.py",
     "serving/ensemble.py",
     "serving/layout.py",
     "serving/pbtxt.py",
     "serving/placement.py",
     "serving/plan.py",
     "serving/prologue.py",
+    "serving/recording.py",
     "serving/repository.py",
     "serving/warmups.py",
 )
@@ -77,8 +80,6 @@ A repository that was written by other code is not up to date.
 """
 STARTING = ("serving/backends/onnxruntime", "serving/server.py")
 """The code that decides how a packaged model runs, but not what packaging writes."""
-REMEDY = "write it again with: tritonize export --force"
-"""What to do about a bundle that was altered."""
 DTYPES = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.INT32: "TYPE_INT32",
@@ -125,8 +126,9 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     with writing(options.repository / options.name), staging as folder:
         generation = folder / "generation"
         generation.mkdir()
-        _write_generation(generation, bundle, plan, options.name)
-        manifest = write_manifest(generation, _manifest(options, bundle, plan, inputs))
+        graph = _write_generation(generation, bundle, plan, options.name)
+        answers = record_answers(bundle, plan, most_rows=graph.max_rows)
+        manifest = write_manifest(generation, _manifest(options, bundle, plan, inputs, answers))
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
         switch(options.repository, options.name, generation)
     return PackagedEnsemble(manifest=manifest, unchanged=False)
@@ -151,7 +153,9 @@ def _inputs(options: PackageOptions, bundle: Bundle, plan: Plan, tuning: Tuning 
     return inputs_record(chosen, fingerprint(files, root=bundle.folder), code)
 
 
-def _manifest(options: PackageOptions, bundle: Bundle, plan: Plan, inputs: StageInputs) -> RepositoryManifest:
+def _manifest(
+    options: PackageOptions, bundle: Bundle, plan: Plan, inputs: StageInputs, answers: tuple[ExpectedAnswer, ...]
+) -> RepositoryManifest:
     variant = bundle.variant(plan.precision)
     content = {
         **provenance(inputs),
@@ -159,17 +163,11 @@ def _manifest(options: PackageOptions, bundle: Bundle, plan: Plan, inputs: Stage
         "name": options.name,
         "task": bundle.task.name,
         "settings": json_ready(bundle.task.to_settings()),
-        "probe": probe_body(bundle.task),
+        "probe": probe_body(bundle.task.example),
+        "answers": answers,
         "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=variant.figures),
     }
     return RepositoryManifest.model_validate(content)
-
-
-def probe_body(task: ServedTask) -> ProbeBody:
-    """Return a request for the task's example."""
-    return ProbeBody(
-        inputs=tuple(ProbeInput(name=name, datatype="BYTES", shape=(1, 1), data=(text,)) for name, text in task.example.items())
-    )
 
 
 def shaping_code(task: str) -> dict[str, str]:
@@ -230,10 +228,10 @@ def read_graph(path: Path, task: ServedTask, max_batch_size: int) -> Graph:
     try:
         carried = request_inputs([info.name for info in model.graph.input], pair=task.pair)
     except ValueError as error:
-        raise ExportError(str(error)) from error
+        raise ExportError(f"{path}: {error}") from error
     outputs = {info.name: info for info in model.graph.output}
     if missing := [name for name in task.model_outputs if name not in outputs]:
-        raise ExportError(f"the graph has no output {', '.join(missing)}, only {', '.join(outputs)}")
+        raise ExportError(f"{path} has no output {', '.join(missing)}, only {', '.join(outputs)}")
     return Graph(
         inputs=tuple(_tensor(info) for info in model.graph.input if info.name in carried),
         outputs=tuple(_tensor(outputs[name]) for name in task.model_outputs),
@@ -250,9 +248,7 @@ def _load_graph(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path, load_external_data=False)
     except DecodeError as error:
-        raise ArtifactError(
-            f"{path} is damaged: it is not an ONNX graph", hint="write it again with: tritonize export --force"
-        ) from error
+        raise ArtifactError(f"{path} is damaged: it is not an ONNX graph", hint=REMEDY) from error
 
 
 def _tensor(info: onnx.ValueInfoProto) -> Tensor:
@@ -264,8 +260,8 @@ def _tensor(info: onnx.ValueInfoProto) -> Tensor:
     return Tensor(info.name, DTYPES[kind.elem_type], tuple(dim.dim_value or -1 for dim in kind.shape.dim[1:]))
 
 
-def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> None:
-    """Write the four model folders."""
+def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> Graph:
+    """Write the four model folders, and return the inputs and outputs of the graph."""
     task = bundle.task
     graph = read_graph(bundle.variant(plan.precision).path, task, plan.max_batch_size)
     warmups = write_warmups(folder, bundle, plan, name, graph)
@@ -283,6 +279,7 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> No
         _write_step(folder / f"{name}_{step}" / "1", step, bundle, plan, graph)
     for step in ("preprocess", *(["postprocess"] if task.needs_tokenizer else [])):
         shutil.copy(bundle.tokenizer, folder / f"{name}_{step}" / "1")
+    return graph
 
 
 def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:

@@ -25,7 +25,7 @@ from serving.integrity import check_repository
 from serving.isolation import SHARED_MEMORY, die_with_parent, keep_files_private, remove_abandoned_files, temporary_prefix
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
-from serving.probe import Traffic, ask, find_probes, is_ready, read_traffic
+from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
 from serving.triton_address import SOCKET_SCHEME, TritonAddress, tcp_address
 
 POLL_SECONDS = 0.1
@@ -33,7 +33,7 @@ PROBE_SECONDS = 15
 """Time limit of one probe in seconds. A request to stop waits for the probe to end."""
 RESTRICTED = ("model-repository", "logging", "trace", "shared-memory")
 """Triton APIs that change the server or map its memory. They are closed: see :data:`CLOSED`."""
-CLOSED = "closed\n=\n"
+CLOSED = "closed\n=\nx"
 """Name and value of the header that opens the :data:`RESTRICTED` APIs. A header cannot hold a line break, so nobody can send it."""
 DRAIN_SECONDS = 30
 """How long requests in flight may take to finish after the server is asked to stop, in seconds."""
@@ -155,16 +155,16 @@ class TritonServer:
         return self._process.pid
 
     def wait_until_ready(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Wait until every ensemble has answered a real request.
+        """Wait until every ensemble has given the answers that packaging recorded.
 
         Args:
             interrupted: Ends the wait early when it returns True.
 
         Raises:
-            ServerError: The server ended, refused a probe, or took longer than ``ready_timeout``.
+            ServerError: The server ended, refused a probe, gave another answer, or took longer than ``ready_timeout``.
         """
         deadline = time.monotonic() + self.options.ready_timeout
-        waiting = list(self.probes)
+        waiting = find_probes(self.options.repository, all_texts=True)
         while waiting and not interrupted():
             if self._process.poll() is not None:
                 ended = self._failure or f"{describe_exit(self._process.returncode)} before it was ready: {self._last_error()}"
@@ -177,7 +177,7 @@ class TritonServer:
                     f"tritonserver was not ready after {self.options.ready_timeout:.0f} s", hint="raise --ready-timeout"
                 )
             try:
-                ask(self.address.http, waiting[0], timeout=PROBE_SECONDS)
+                check_answers(waiting[0], ask(self.address.http, waiting[0], timeout=PROBE_SECONDS))
                 waiting.pop(0)
             except RequestError as error:
                 if error.status != "UNAVAILABLE" and is_ready(self.address.http):

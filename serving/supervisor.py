@@ -23,7 +23,7 @@ from serving.front import UNPROTECTED, Front, start_front
 from serving.health import ServerHealth
 from serving.isolation import raise_file_limit
 from serving.options import ServeOptions
-from serving.reporting import logger, report_to_stderr
+from serving.reporting import LogLimit, logger, previous_log, report_to_stderr
 from serving.server import DRAIN_SECONDS, TritonServer, check_ports
 
 START_ATTEMPTS = 3
@@ -31,6 +31,8 @@ START_ATTEMPTS = 3
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Pause after the second start in a row that failed, in seconds. It doubles with every further one, to the longest."""
 POLL_SECONDS = 0.1
+MAX_LOG_BYTES = 16 * 2**20
+"""Size of the log of a server in the background at which a new one begins. The one before is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
                     if failure is None:
                         front.wait_idle(DRAIN_SECONDS)
                         server.drain()
+                        front.shut_down()
             except TritonizeError as error:
                 failed_starts += 1
                 by_chance = server is not None and server.was_killed and failed_starts < START_ATTEMPTS
@@ -174,7 +177,7 @@ def start_detached(options: ServeOptions) -> Path:
         ServerError: The server ended before it was ready, or one already runs at the same port.
     """
     _refuse_second(options.http_port)  # before the log of a running server is overwritten
-    log_path = state_folder() / f"{options.http_port}.log"
+    log_path = _log_file(options.http_port)
     payload = json.dumps(asdict(options), default=lambda path: str(path.absolute()))
     output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     supervisor = os.posix_spawn(  # subprocess.Popen would warn about a child that outlives this process
@@ -228,7 +231,8 @@ def stop(http_port: int) -> Running:
         if time.monotonic() > deadline:
             raise ServerError(f"the server's process {running.pid} did not end", hint=f"end it with: kill -9 {running.pid}")
         time.sleep(0.05)
-    (state_folder() / f"{http_port}.log").unlink(missing_ok=True)
+    for log in (_log_file(http_port), previous_log(_log_file(http_port))):
+        log.unlink(missing_ok=True)
     _remove_state(http_port)
     return running
 
@@ -248,6 +252,10 @@ def state_folder() -> Path:
 
 def _state_file(http_port: int) -> Path:
     return state_folder() / f"{http_port}.json"
+
+
+def _log_file(http_port: int) -> Path:
+    return state_folder() / f"{http_port}.log"
 
 
 def _remove_state(http_port: int) -> None:
@@ -319,6 +327,7 @@ def main() -> int:
     """Run a supervisor in the background. Its options come as JSON on the command line, and its output goes to the log."""
     options = TypeAdapter(ServeOptions).validate_json(sys.argv[1])
     with report_to_stderr():
+        logger.addHandler(LogLimit(_log_file(options.http_port), max_bytes=MAX_LOG_BYTES))
         try:
             supervise(options, on_ready=lambda: logger.info("ready"))
         except TritonizeError as error:

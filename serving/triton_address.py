@@ -8,7 +8,7 @@ import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import SetupError
+from serving.errors import ServerError, SetupError
 from serving.options import ServerAddress
 
 SOCKET_SCHEME = "unix:"
@@ -34,14 +34,30 @@ class TritonAddress:
 
 
 def tcp_address(options: ServerAddress) -> TritonAddress:
-    """Return the address of a server that clients reach directly."""
-    v6 = ":" in options.host
-    hosts = {"http": f"ipv6:{options.host}", "grpc": f"[{options.host}]", "metrics": f"ipv6:{options.host}"} if v6 else {}
+    """Return the address of a server that clients reach directly.
+
+    Raises:
+        ServerError: The host has no address.
+    """
+    host = numeric_host(options.host)
+    hosts = {"http": f"ipv6:{host}", "grpc": f"[{host}]", "metrics": f"ipv6:{host}"} if ":" in host else {}
     ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
-    flags = [flag for name, port in ports.items() for flag in _flags(name, hosts.get(name, options.host), port)]
+    flags = [flag for name, port in ports.items() for flag in _flags(name, hosts.get(name, host), port)]
     return TritonAddress(
         http=options.base_url, grpc=options.grpc_url, metrics=options.metrics_url.removesuffix("/metrics"), flags=tuple(flags)
     )
+
+
+def numeric_host(host: str) -> str:
+    """Return the IP address of a host.
+
+    Raises:
+        ServerError: It has none.
+    """
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ServerError(f"--host {host}: {error.strerror}", hint="give an address of this machine") from error
 
 
 def socket_address(folder: Path) -> TritonAddress:

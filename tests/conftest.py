@@ -27,6 +27,7 @@ TOGETHER = {
     "shared server": {
         "tests/benchmarks/test_benchmark.py",
         "tests/benchmarks/test_interrupt.py",
+        "tests/serving/front/test_front.py",
         "tests/serving/test_client.py",
         "tests/serving/test_evaluator.py",
         "tests/serving/test_predict.py",

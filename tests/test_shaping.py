@@ -29,6 +29,7 @@ EVERYWHERE = {
     "serving.option_fields": "the options that decide are recorded",
     "serving.options": "the options that decide are recorded",
     "serving.reporting": "only words",
+    "serving.writing": "only words: it names the file in an error",
 }
 ROWS = {
     "export.files": "rows and checkpoints are recorded by their checksums",

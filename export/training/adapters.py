@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from export.checkpoint import first_line
 from export.training.hyperparameters import Adapter
-from serving.errors import ArtifactError, DataError, SetupError
+from serving.errors import ArtifactError, DataError, SetupError, first_line
 
 PEFT_TARGETS = {"IA3"}
 """Methods for which ``peft`` chooses the layers by architecture."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from safetensors import SafetensorError
 
-from export import checkpoint as checkpoints
 from export.training.distributed import world_size
 from export.training.job import TrainingJob
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, first_line
 
 
 def translate_error(error: Exception, job: TrainingJob) -> ArtifactError | None:
@@ -26,7 +25,7 @@ def translate_error(error: Exception, job: TrainingJob) -> ArtifactError | None:
     if isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error):
         return ArtifactError(f"cannot write an epoch into {job.scratch}: {error}", hint="is the disk full?")
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return ArtifactError(f"out of memory: {checkpoints.first_line(error)}", hint=_memory_hint(job))
+        return ArtifactError(f"out of memory: {first_line(error)}", hint=_memory_hint(job))
     return None
 
 

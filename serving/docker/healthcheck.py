@@ -3,10 +3,15 @@
 Triton's readiness report is not enough: a model whose stub process died still reports ready.
 """
 
+import http.client
 import json
+import os
+import socket
 import sys
-import urllib.request
+import urllib.parse
 from pathlib import Path
+
+SOCKET_SCHEME = "unix:"
 
 
 def main(models: str, url: str) -> None:
@@ -14,14 +19,32 @@ def main(models: str, url: str) -> None:
 
     Args:
         models: The model repository.
-        url: The HTTP address of the server.
+        url: The HTTP address of the server, or ``unix:`` and the path of its socket.
+
+    Raises:
+        OSError: An ensemble did not answer.
     """
     for path in sorted(Path(models).glob("*/manifest.json")):
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if "probe" in manifest:
-            endpoint = f"{url}/v2/models/{manifest['name']}/infer"
-            urllib.request.urlopen(endpoint, json.dumps(manifest["probe"]).encode(), timeout=4)  # noqa: S310 - http only
+        if "probe" not in manifest:
+            continue
+        connection = _connection(url)
+        connection.request("POST", f"/v2/models/{manifest['name']}/infer", json.dumps(manifest["probe"]))
+        status = connection.getresponse().status
+        connection.close()
+        if status != 200:
+            raise ConnectionError(f"{manifest['name']} answered with status {status}")
+
+
+def _connection(url: str) -> http.client.HTTPConnection:
+    if not url.startswith(SOCKET_SCHEME):
+        return http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=4)
+    connection = http.client.HTTPConnection("localhost", timeout=4)
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.sock.settimeout(4)
+    connection.sock.connect(url.removeprefix(SOCKET_SCHEME))
+    return connection
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["/models", "http://127.0.0.1:8000"]))
+    main(*(sys.argv[1:] or ["/models", os.environ.get("TRITONIZE_HTTP", "http://127.0.0.1:8000")]))

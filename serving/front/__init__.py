@@ -41,6 +41,10 @@ class Front(Protocol):
         """Wait until no request that has passed is left, for at most that many seconds."""
         ...
 
+    def shut_down(self) -> None:
+        """End for good. Triton then need not wait for idle connections before it ends."""
+        ...
+
     def revive(self) -> None:
         """Start the front again if it has ended."""
         ...
@@ -84,6 +88,9 @@ class DirectFront:
 
     def wait_idle(self, seconds: float) -> None:
         """Do nothing: Triton's own drain waits."""
+
+    def shut_down(self) -> None:
+        """Do nothing."""
 
     def revive(self) -> None:
         """Do nothing."""

@@ -1,7 +1,6 @@
 """The configuration of the Envoy proxy in front of Triton, as a dict with the fields of Envoy's ``Bootstrap``.
 
-``tritonize serve`` and the image use the same configuration; they differ in addresses only. Run as a program, this module prints
-the configuration of the image (``serving/docker/envoy.json``).
+``tritonize serve`` and the image use the same configuration (:mod:`serving.front.image`); they differ in addresses only.
 """
 
 from __future__ import annotations

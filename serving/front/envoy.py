@@ -25,7 +25,7 @@ from serving.isolation import die_with_parent, temporary_prefix
 from serving.manifests import RepositoryManifest
 from serving.options import ServeOptions
 from serving.probe import find_probes
-from serving.triton_address import SOCKET_SCHEME, TritonAddress, fetch, socket_address
+from serving.triton_address import SOCKET_SCHEME, TritonAddress, fetch, numeric_host, socket_address
 
 START_SECONDS = 20
 """How long Envoy may take to listen, in seconds."""
@@ -77,7 +77,7 @@ class EnvoyFront:
             self._folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             self.triton: TritonAddress = socket_address(self._folder)
             self._write_configuration()
-            cleanup.callback(self._stop)
+            cleanup.callback(self.shut_down)
             self._start()
             self._cleanup = cleanup.pop_all()
         return self
@@ -126,11 +126,12 @@ class EnvoyFront:
 
     def _write_configuration(self) -> None:
         options = self._options
+        host = numeric_host(options.host)
         plan = FrontPlan(
             repository=options.repository.absolute(),
-            http=(options.host, options.http_port),
-            grpc=(options.host, options.grpc_port),
-            metrics=(options.host, options.metrics_port),
+            http=(host, options.http_port),
+            grpc=(host, options.grpc_port),
+            metrics=(host, options.metrics_port),
             triton_http=_socket(self.triton.http),
             triton_grpc=_socket(self.triton.grpc),
             triton_metrics=_socket(self.triton.metrics),
@@ -201,7 +202,8 @@ class EnvoyFront:
     def _admin(self) -> str:
         return f"{SOCKET_SCHEME}{self._folder / 'admin'}"
 
-    def _stop(self) -> None:
+    def shut_down(self) -> None:
+        """End Envoy. Triton then need not wait for idle connections before it ends."""
         if not hasattr(self, "_process"):
             return
         if self._process.poll() is None:

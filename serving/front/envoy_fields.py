@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 EnvoyFields = dict[str, Any]
 """A message of Envoy's API as a dict."""
+JSON_TYPE = ("content-type", "application/json")
+"""Header of an answer in JSON."""
 
 
 def address(where: Path | tuple[str, int]) -> EnvoyFields:
@@ -34,3 +37,8 @@ def type_url(name: str) -> str:
 def overwritten(key: str, value: str) -> EnvoyFields:
     """Return a header to add, in place of one that is there."""
     return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def json_error(message: str) -> str:
+    """Return the body of an error as Triton writes it."""
+    return json.dumps({"error": message}, ensure_ascii=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
-from serving.front.envoy_fields import EnvoyFields, overwritten
+from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overwritten
 from serving.front.front_plan import FrontPlan
 
 RETRY_AFTER = ("retry-after", "1")
@@ -33,9 +33,7 @@ def local_replies(*, grpc: bool, plan: FrontPlan) -> EnvoyFields:
     if plan.api_keys:
         message = "this server needs an API key, in the header x-api-key"
         replies.append(_Reply(_without_key(plan.api_keys), message, status=401, grpc_status=UNAUTHENTICATED))
-    text: EnvoyFields = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
-    form = text if grpc else {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}
-    return {"mappers": [reply.mapper(grpc=grpc) for reply in replies], "body_format": form}
+    return {"mappers": [reply.mapper(grpc=grpc) for reply in replies]}
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,14 @@ class _Reply:
         headers = [RETRY_AFTER] if self.retry else []
         if grpc:
             headers.append(("grpc-status", str(self.grpc_status)))
-        mapper: EnvoyFields = {"filter": self.condition, "body": {"inline_string": self.message}}
-        if headers:
-            mapper["headers_to_add"] = [overwritten(key, value) for key, value in headers]
+        else:
+            headers.append(JSON_TYPE)
+        message = self.message if grpc else json_error(self.message)
+        mapper: EnvoyFields = {
+            "filter": self.condition,
+            "body": {"inline_string": message},
+            "headers_to_add": [overwritten(key, value) for key, value in headers],
+        }
         if self.status is not None:
             mapper["status_code"] = self.status
         return mapper

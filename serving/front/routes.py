@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.front.envoy_fields import EnvoyFields, overwritten
+from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overwritten
 from serving.front.front_plan import FrontPlan
 
 IDLE_SECONDS = 600
@@ -38,9 +38,9 @@ def grpc_routes() -> list[EnvoyFields]:
         _health(rf"{service}Server(?:Live|Ready)", "triton_grpc_control"),
         _route(rf"{service}ModelInfer", "triton_grpc", method="POST"),
         _route(rf"{service}(?:{GRPC_METHODS})", "triton_grpc_control"),
-        _refusal(rf"{service}ModelStreamInfer", 404, "no model here streams: use ModelInfer"),
-        _refusal(rf"{service}.*", 403, "this part of Triton's API is closed"),
-        _refusal(r"/.*", 404, "there is no such service"),
+        _grpc_refusal(rf"{service}ModelStreamInfer", 404, "no model here streams: use ModelInfer"),
+        _grpc_refusal(rf"{service}.*", 403, "this part of Triton's API is closed"),
+        _grpc_refusal(r"/.*", 404, "there is no such service"),
     ]
 
 
@@ -87,5 +87,11 @@ def _health(pattern: str, cluster: str) -> EnvoyFields:
 def _refusal(pattern: str, status: int, message: str) -> EnvoyFields:
     return {
         "match": {"safe_regex": {"regex": pattern}},
-        "direct_response": {"status": status, "body": {"inline_string": message}},
+        "direct_response": {"status": status, "body": {"inline_string": json_error(message)}},
+        "response_headers_to_add": [overwritten(*JSON_TYPE)],
     }
+
+
+def _grpc_refusal(pattern: str, status: int, message: str) -> EnvoyFields:
+    """Refuse a call. Envoy turns the status into that of gRPC."""
+    return {"match": {"safe_regex": {"regex": pattern}}, "direct_response": {"status": status, "body": {"inline_string": message}}}

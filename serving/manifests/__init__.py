@@ -23,7 +23,14 @@ from serving.manifests.checkpoint_manifest import (
     TrainingFigures,
 )
 from serving.manifests.manifest import SCHEMA_VERSION, Manifest, StageInputs
-from serving.manifests.repository_manifest import BundleProvenance, ProbeBody, ProbeInput, RepositoryManifest
+from serving.manifests.repository_manifest import (
+    BundleProvenance,
+    ExpectedAnswer,
+    ExpectedTensor,
+    ProbeBody,
+    ProbeInput,
+    RepositoryManifest,
+)
 from serving.manifests.tuning_manifest import HardwareRecord, LoadRecord, TrialRecord, TuningManifest
 
 __all__ = [
@@ -33,6 +40,8 @@ __all__ = [
     "BundleProvenance",
     "CheckpointManifest",
     "DistillationRecord",
+    "ExpectedAnswer",
+    "ExpectedTensor",
     "HardwareRecord",
     "LoadRecord",
     "Manifest",

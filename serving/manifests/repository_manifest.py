@@ -27,6 +27,32 @@ class ProbeBody(Record):
     inputs: tuple[ProbeInput, ...]
 
 
+class ExpectedTensor(Record):
+    """One output tensor of an answer in Triton's JSON.
+
+    Attributes:
+        name: Name of the tensor.
+        datatype: Triton's name of the data type.
+        shape: The shape, with the rows first.
+        data: The elements, flat.
+        undecided: Paths in the elements of what a difference within the tolerance may change, such as the order of two labels with
+            almost equal scores. They are not compared.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: tuple[str | int | float, ...]
+    undecided: tuple[str, ...] = ()
+
+
+class ExpectedAnswer(Record):
+    """A request, and the answer that packaging computed for it."""
+
+    request: ProbeBody
+    outputs: tuple[ExpectedTensor, ...]
+
+
 class BundleProvenance(Record):
     """The bundle that a repository was packaged from.
 
@@ -47,6 +73,7 @@ class RepositoryManifest(Manifest):
         task: The task.
         settings: Settings of the task.
         probe: A request that the server checks itself with.
+        answers: The answers that the server must give, the first of them to ``probe``; empty if they could not be computed.
         reasons: Why each automatic choice was made, by option.
         bundle: Where the graph comes from.
 
@@ -61,6 +88,7 @@ class RepositoryManifest(Manifest):
     task: str
     settings: dict[str, JsonValue]
     probe: ProbeBody
+    answers: tuple[ExpectedAnswer, ...]
     precision: Precision
     device: ComputeDevice
     batching: Batching

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -65,6 +66,11 @@ def _word_counter(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
 
 
+def _weights(name: str) -> bytes:
+    """A safetensors file without tensors."""
+    return safetensors.numpy.save({}, metadata={"name": name})
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     """fp32 and int8 of the word counter (the latter a different file of the same answers), and the weights it came from."""
@@ -81,7 +87,7 @@ def bundle(tmp_path: Path) -> Bundle:
     checkpoint = folder.parent / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
-    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "model.safetensors").write_bytes(_weights("ours"))
     task = classification(("negative", "positive"))
     record = {"verdict": "passed", "gates": (), "figures": variant_figures()}
     manifest = bundle_manifest(
@@ -416,7 +422,7 @@ def test_the_precision_is_told_by_the_file_and_by_nothing_else(bundle: Bundle) -
 def test_another_checkpoint_than_the_bundles_original_is_refused(bundle: Bundle) -> None:
     checkpoint = bundle.folder.parent / "checkpoint"
     require_original(bundle, checkpoint)
-    (checkpoint / "model.safetensors").write_bytes(b"others")
+    (checkpoint / "model.safetensors").write_bytes(_weights("others"))
     with pytest.raises(ArtifactError, match="was not exported from"):
         require_original(bundle, checkpoint)
     (checkpoint / "model.safetensors").unlink()
@@ -512,7 +518,7 @@ def root(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (lambda root: (root / "artifacts/words/bundle/manifest.json").unlink(), [], "no bundle at artifacts/words/bundle"),
         (lambda root: (root / "artifacts/words/checkpoint/model.safetensors").unlink(), [], "no safetensors weights"),
-        (lambda root: (root / "artifacts/words/checkpoint/model.safetensors").write_bytes(b"x"), [], "the weights differ"),
+        (lambda root: (root / "artifacts/words/checkpoint/model.safetensors").write_bytes(_weights("x")), [], "the weights differ"),
         (_nothing, [], "evaluation.parquet"),
         (_nothing, ["--test", "absent.tsv"], "absent.tsv"),
         (

@@ -119,6 +119,7 @@ def repository_manifest(inputs: StageInputs = NOTHING, **changes: Any) -> Reposi
         "task": "text-classification",
         "settings": {},
         "probe": {"inputs": ({"name": "TEXT", "datatype": "BYTES", "shape": (1, 1), "data": ("good",)},)},
+        "answers": (),
         "reasons": {},
         "bundle": {"manifest": NOTHING, "figures": variant_figures()},
     }

@@ -158,6 +158,12 @@ def test_what_grpc_says_while_a_server_restarts_is_retried(refusal: tuple[int, s
     ("protocol", "refusal", "status", "message"),
     [
         ("http", (400, said("unexpected shape")), "INVALID_ARGUMENT", "unexpected shape"),
+        (
+            "http",
+            (400, said("doc_stride (400) is larger than max_seq_len (384)")),
+            "INVALID_ARGUMENT",
+            "doc_stride (400) is larger than max_seq_len (384)",
+        ),
         ("http", (401, "Unauthorized\n"), "UNAUTHENTICATED", "HTTP status 401: Unauthorized"),
         ("http", (403, ""), "PERMISSION_DENIED", "HTTP status 403: Forbidden"),
         ("http", (404, said(NOT_FOUND)), "NOT_FOUND", NOT_FOUND),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from export.cli import main
 from serving import server
 from serving.artifact import MANIFEST
 from serving.errors import ArtifactError
@@ -346,3 +347,33 @@ def test_a_server_leaves_the_repository_as_it_is(repository: Path) -> None:
     with TritonServer(serve_options(repository), log=lambda _: None) as running:
         running.wait_until_ready()
     check_repository(repository)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("trick", [model_of_another_precision, planted_version, TRICKS[0]], ids=["altered", "version", "bytecode"])
+def test_serve_names_the_file_and_ends(repository: Path, trick: Callable[[Path], str]) -> None:
+    expected = trick(repository)
+    options = serve_options(repository)
+    ports = [f"--{name}-port={getattr(options, f'{name}_port')}" for name in ("http", "grpc", "metrics")]
+    command = [sys.executable, "-m", "export.cli", "serve", f"--repository={repository}", *ports]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert ended.returncode == 1 and not ended.stdout and "Traceback" not in ended.stderr
+    (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert expected in error
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("name", ["fp32/model.onnx", "tokenizer.json", "manifest.json"])
+def test_a_damaged_bundle_with_fitting_checksums_is_one_line(
+    copied_bundle: Path, tmp_path: Path, name: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The libraries that read it raise errors of many types."""
+    damage(copied_bundle / name)
+    if name != MANIFEST:
+        reseal(copied_bundle)
+    given = ["--bundle", copied_bundle, "--repository", tmp_path / "models", "--name", "one", "--precision", "fp32"]
+    code = main(["package", *map(str, given)])
+    lines = capsys.readouterr().err.splitlines()
+    if (name, damage) != ("fp32/model.onnx", flip):  # one bit of a weight breaks no rule
+        assert code == 1 and lines[-1].startswith("error: ") and str(copied_bundle / name) in lines[-1]
+    assert not any("Traceback" in line for line in lines)

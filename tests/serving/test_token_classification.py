@@ -117,7 +117,7 @@ def test_every_answer_says_whose_it_is(taggers: Taggers) -> None:
 
 def test_a_document_of_too_many_windows_is_refused_alone(taggers: Taggers) -> None:
     with taggers.open(concurrency=8) as pipe:
-        with pytest.raises(RequestError, match=r"makes \d+ rows for the model, which takes 32 at most") as caught:
+        with pytest.raises(RequestError, match=r"makes \d+ or more rows for the model, which takes 32 at most") as caught:
             pipe("the film " * 2000, stride=10)
         assert caught.value.status == "INVALID_ARGUMENT"
         assert pipe("the film", stride=10)
