@@ -120,14 +120,14 @@ def is_ready(base_url: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Request counts from Triton's statistics, summed over all ensembles.
+    """Request counts from Triton's statistics.
 
     Attributes:
-        first_step_ended: Requests whose first step has ended so far, with or without success.
-        in_flight: Requests that wait for the first step of their ensemble, or that have passed it but not the last one.
+        answered: Requests that were answered so far, without the refused ones, by ensemble.
+        in_flight: Requests of all ensembles that wait for the first step of their ensemble, or that have passed it but not the last one.
     """
 
-    first_step_ended: int
+    answered: Mapping[str, int]
     in_flight: int
 
 
@@ -147,15 +147,18 @@ def read_traffic(base_url: str, metrics_url: str, probes: list[Probe]) -> Traffi
         raise ConnectionError(f"{base_url}: the statistics were refused with status {status}")
     statistics = {entry["name"]: entry["inference_stats"] for entry in json.loads(content)["model_stats"]}
     pending = pending_requests(fetch(metrics_url, "/metrics", timeout=5)[1].decode())
-    first_step_ended = in_flight = 0
+    answered, in_flight = dict[str, int](), 0
     for probe in probes:
-        first, *later = (statistics[f"{probe.ensemble}_{step}"] for step in ("preprocess", "model", "postprocess"))
+        steps = [f"{probe.ensemble}_{step}" for step in ("preprocess", "model", "postprocess")]
+        if missing := [step for step in steps if step not in statistics]:
+            raise ConnectionError(f"{base_url}: there are no statistics of {missing[0]}, which may be unloading")
+        first, *later = (statistics[step] for step in steps)
         failed = sum(step["fail"]["count"] for step in later)
-        first_step_ended += first["success"]["count"] + first["fail"]["count"]
+        answered[probe.ensemble] = later[-1]["success"]["count"]
         in_flight += (
             pending.get(f"{probe.ensemble}_preprocess", 0) + first["success"]["count"] - later[-1]["success"]["count"] - failed
         )
-    return Traffic(first_step_ended=first_step_ended, in_flight=in_flight)
+    return Traffic(answered=answered, in_flight=in_flight)
 
 
 def pending_requests(metrics: str) -> dict[str, int]:

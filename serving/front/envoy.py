@@ -100,6 +100,7 @@ class EnvoyFront:
     def wait_idle(self, seconds: float) -> None:
         """Wait until no request that has passed is left, for at most that many seconds."""
         deadline = time.monotonic() + seconds
+        time.sleep(POLL_SECONDS)  # the thread that takes requests learns a little later that the gate is closed
         with contextlib.suppress(OSError):
             while time.monotonic() < deadline and self._active_requests() > 0:
                 time.sleep(POLL_SECONDS)
@@ -160,6 +161,7 @@ class EnvoyFront:
             text=True,
             errors="replace",
             process_group=0,
+            umask=0o077,  # the access log is for this user only
             preexec_fn=die_with_parent,  # noqa: PLW1509
         )
         self._reader = threading.Thread(target=self._forward, daemon=True)
