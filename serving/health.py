@@ -29,7 +29,7 @@ class ServerHealth:
         """Begin with a server that has just answered."""
         self._server = server
         self._checked = time.monotonic()
-        self._completed = -1
+        self._answered: dict[str, int] = {}
         self._asking: Future[None] | None = None
         self._asked = 0.0
         self._processor_seconds = 0.0
@@ -52,18 +52,17 @@ class ServerHealth:
         self._executor.shutdown(wait=False)
 
     def _check(self) -> None:
-        """Ask for the counts; if nothing was completed since the last time, send every ensemble a request.
+        """Ask for the counts, and send a request to every ensemble that has answered none since the last time.
 
         Raises:
-                OSError: The server did not answer.
+            OSError: The server did not answer.
             RequestError: It refused the request.
         """
-        completed = self._server.traffic().first_step_ended
-        before, self._completed = self._completed, completed
-        if completed == before:
-            for probe in self._server.probes:
+        before, self._answered = self._answered, self._server.traffic(timeout=BUSY_SECONDS).answered
+        for probe in self._server.probes:
+            if self._answered[probe.ensemble] == before.get(probe.ensemble):
                 ask(self._server.address.http, probe, timeout=BUSY_SECONDS)
-            self._completed = self._server.traffic().first_step_ended
+                self._answered[probe.ensemble] += 1
 
     def _unanswered(self, now: float) -> str | None:
         assert self._asking is not None

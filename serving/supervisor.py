@@ -129,9 +129,9 @@ def _watch(server: TritonServer, front: Front, stopped: Callable[[], bool]) -> s
     """
     with contextlib.closing(ServerHealth(server)) as health:
         while not stopped():
-            time.sleep(POLL_SECONDS)
+            alarm = front.wait_for_alarm(POLL_SECONDS)
             front.revive()
-            failure = server.failure() or front.alarm() or health.failure()
+            failure = alarm or server.failure() or health.failure()
             if failure is not None:
                 front.close()
                 server.fail(failure)
