@@ -173,7 +173,8 @@ class EnvoyFront:
             text=True,
             errors="replace",
             process_group=0,
-            preexec_fn=_prepare_process,  # noqa: PLW1509
+            umask=0o077,  # the access log names clients
+            preexec_fn=die_with_parent,  # noqa: PLW1509
         )
         self._reader = threading.Thread(target=self._forward, daemon=True)
         self._reader.start()
@@ -226,11 +227,6 @@ class EnvoyFront:
                 self._process.kill()
                 self._process.wait()
         self._reader.join(5)
-
-
-def _prepare_process() -> None:
-    die_with_parent()
-    os.umask(0o077)  # for the access log
 
 
 def _socket(url: str) -> Path:
