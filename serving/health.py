@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from serving.errors import TritonizeError
@@ -21,18 +20,16 @@ IDLE_SHARE = 0.05
 
 
 class ServerHealth:
-    """Finds out whether a server still answers: from its own counts, and by a real request to an ensemble that answered nothing.
+    """Finds out whether a server still answers: from its own counts, and by a real request to each ensemble that answered nothing.
 
-    Refused requests do not count as answers: a server whose steps have failed refuses all.
-
-    The request runs in a thread, so that the supervisor sees meanwhile whether the server ends.
+    A refused request is no answer: a server whose steps have failed refuses all. The request runs in a thread, so that the supervisor sees meanwhile whether the server ends.
     """
 
     def __init__(self, server: TritonServer) -> None:
         """Begin with a server that has just answered."""
         self._server = server
         self._checked = time.monotonic()
-        self._answered: Mapping[str, int] = {}
+        self._answered: dict[str, int] = {}
         self._asking: Future[None] | None = None
         self._asked = 0.0
         self._processor_seconds = 0.0
@@ -61,12 +58,11 @@ class ServerHealth:
             OSError: The server did not answer.
             RequestError: It refused the request.
         """
-        before, self._answered = self._answered, self._server.traffic().answered
-        silent = [probe for probe in self._server.probes if self._answered[probe.ensemble] == before.get(probe.ensemble)]
-        for probe in silent:
-            ask(self._server.address.http, probe, timeout=BUSY_SECONDS)
-        if silent:
-            self._answered = self._server.traffic().answered
+        before, self._answered = self._answered, self._server.traffic(timeout=BUSY_SECONDS).answered
+        for probe in self._server.probes:
+            if self._answered[probe.ensemble] == before.get(probe.ensemble):
+                ask(self._server.address.http, probe, timeout=BUSY_SECONDS)
+                self._answered[probe.ensemble] += 1
 
     def _unanswered(self, now: float) -> str | None:
         assert self._asking is not None

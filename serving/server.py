@@ -232,13 +232,16 @@ class TritonServer:
         """Whether a signal ended it, and not its own decision: the next start may succeed."""
         return self._started and (self._process.poll() or 0) < 0
 
-    def traffic(self) -> Traffic:
+    def traffic(self, *, timeout: float = 5) -> Traffic:
         """Read how many requests have ended and how many are in flight.
+
+        Args:
+            timeout: Time limit of each of the two requests that it takes, in seconds.
 
         Raises:
             OSError: The server did not answer.
         """
-        return read_traffic(self.address.http, self.address.metrics, self.probes)
+        return read_traffic(self.address.http, self.address.metrics, self.probes, timeout=timeout)
 
     def processor_seconds(self) -> float:
         """Return the processor time that the server's processes have used so far, in seconds."""

@@ -115,6 +115,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
                     if failure is None:
                         front.wait_idle(DRAIN_SECONDS)
                         server.drain()
+                        front.shut_down()
             except (TritonizeError, OSError) as error:  # a full disk or too many processes may pass, too
                 failed_starts += 1
                 by_chance = server is not None and server.was_killed and failed_starts < START_ATTEMPTS
@@ -135,9 +136,9 @@ def _watch(server: TritonServer, front: Front, stopped: Callable[[], bool]) -> s
     """
     with contextlib.closing(ServerHealth(server)) as health:
         while not stopped():
-            time.sleep(POLL_SECONDS)
+            alarm = front.wait_for_alarm(POLL_SECONDS)
             front.revive()
-            failure = server.failure() or front.alarm() or health.failure()
+            failure = alarm or server.failure() or health.failure()
             if failure is not None:
                 front.close()
                 server.fail(failure)
