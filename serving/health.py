@@ -22,7 +22,8 @@ IDLE_SHARE = 0.05
 class ServerHealth:
     """Finds out whether a server still answers: from its own counts, and by a real request to each ensemble that answered nothing.
 
-    A refused request is no answer: a server whose steps have failed refuses all. The request runs in a thread, so that the supervisor sees meanwhile whether the server ends.
+    A refused request is no answer: a server whose steps have failed refuses all. The request runs in a thread, so that
+    the supervisor sees meanwhile whether the server ends.
     """
 
     def __init__(self, server: TritonServer) -> None:
