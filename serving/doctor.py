@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from serving.errors import TritonizeError
+from serving.errors import SetupError, TritonizeError
+from serving.front.envoy import find_envoy
 from serving.install import Install, check_numpy, find_install, numpy_version, prepare_backends, server_environment, stub_version
 from serving.isolation import SHARED_MEMORY
 from serving.machine import cores, has_gpu
@@ -120,6 +121,7 @@ def _server(install: Install) -> Iterator[Finding]:
         yield _attempt("onnxruntime in .triton", lambda: _triton_runtime(install))
         yield _attempt("Python backend", lambda: _backends(install))
     yield _attempt("server starts", lambda: _starts(install))
+    yield _attempt("proxy", _proxy)
 
 
 def _triton_numpy(install: Install) -> str:
@@ -150,6 +152,14 @@ def _starts(install: Install) -> str:
             hint="install the missing library with: make setup",
         )
     return "all its libraries are installed"
+
+
+def _proxy() -> str:
+    envoy = find_envoy()
+    run = subprocess.run([envoy, "--version"], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SetupError(f"{envoy} does not run: {run.stderr.strip()[-200:]}", hint="install it with: make setup")
+    return f"Envoy {run.stdout.rsplit('/', 4)[1]}"
 
 
 def _ports(options: ServerAddress) -> str:

@@ -1,4 +1,4 @@
-"""Whether a running server still answers: from its own counts, and by a real request where nothing was completed."""
+"""Whether a running server still answers: from its own counts, and by a real request to each ensemble that answered nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serving.probe import ask
 from serving.server import TritonServer
 
 CHECK_SECONDS = 3
-"""How often the supervisor looks whether requests are answered, in seconds. It asks itself if none was."""
+"""How often the supervisor looks whether requests are answered, in seconds."""
 ANSWER_SECONDS = 5
 """How long a server that uses no processor time may take to answer a probe, in seconds."""
 BUSY_SECONDS = 120
@@ -20,16 +20,17 @@ IDLE_SHARE = 0.05
 
 
 class ServerHealth:
-    """Finds out whether a server still answers: from its own counts, and by a real request where nothing was completed.
+    """Finds out whether a server still answers: from its own counts, and by a real request to each ensemble that answered nothing.
 
-    The request runs in a thread, so that the supervisor sees meanwhile whether the server ends.
+    A refused request is no answer: a server whose steps have failed refuses all. The request runs in a thread, so that
+    the supervisor sees meanwhile whether the server ends.
     """
 
     def __init__(self, server: TritonServer) -> None:
         """Begin with a server that has just answered."""
         self._server = server
         self._checked = time.monotonic()
-        self._completed = -1
+        self._answered: dict[str, int] = {}
         self._asking: Future[None] | None = None
         self._asked = 0.0
         self._processor_seconds = 0.0
@@ -52,18 +53,17 @@ class ServerHealth:
         self._executor.shutdown(wait=False)
 
     def _check(self) -> None:
-        """Ask for the counts; if nothing was completed since the last time, send every ensemble a request.
+        """Ask for the counts, and send a request to every ensemble that has answered none since the last time.
 
         Raises:
-                OSError: The server did not answer.
+            OSError: The server did not answer.
             RequestError: It refused the request.
         """
-        completed = self._server.traffic().first_step_ended
-        before, self._completed = self._completed, completed
-        if completed == before:
-            for probe in self._server.probes:
+        before, self._answered = self._answered, self._server.traffic(timeout=BUSY_SECONDS).answered
+        for probe in self._server.probes:
+            if self._answered[probe.ensemble] == before.get(probe.ensemble):
                 ask(self._server.address.http, probe, timeout=BUSY_SECONDS)
-            self._completed = self._server.traffic().first_step_ended
+                self._answered[probe.ensemble] += 1
 
     def _unanswered(self, now: float) -> str | None:
         assert self._asking is not None

@@ -120,42 +120,50 @@ def is_ready(base_url: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Request counts from Triton's statistics, summed over all ensembles.
+    """Request counts from Triton's statistics.
 
     Attributes:
-        first_step_ended: Requests whose first step has ended so far, with or without success.
+        first_step_ended: Requests of all ensembles whose first step has ended so far, with or without success.
         in_flight: Requests that wait for the first step of their ensemble, or that have passed it but not the last one.
+        answered: Requests that the last step has answered so far, by ensemble.
     """
 
     first_step_ended: int
     in_flight: int
+    answered: dict[str, int]
 
 
-def read_traffic(base_url: str, metrics_url: str, probes: list[Probe]) -> Traffic:
+def read_traffic(base_url: str, metrics_url: str, probes: list[Probe], *, timeout: float = 5) -> Traffic:
     """Read the statistics of every step, and the number of requests that wait for the first one.
 
     Args:
         base_url: The base URL of the HTTP API.
         metrics_url: The base URL of the metrics.
         probes: The ensembles.
+        timeout: Time limit of each of the two requests, in seconds.
 
     Raises:
         OSError: The server did not answer.
     """
-    status, content = fetch(base_url, "/v2/models/stats", timeout=5)
+    status, content = fetch(base_url, "/v2/models/stats", timeout=timeout)
     if status != 200:
         raise ConnectionError(f"{base_url}: the statistics were refused with status {status}")
     statistics = {entry["name"]: entry["inference_stats"] for entry in json.loads(content)["model_stats"]}
-    pending = pending_requests(fetch(metrics_url, "/metrics", timeout=5)[1].decode())
+    pending = pending_requests(fetch(metrics_url, "/metrics", timeout=timeout)[1].decode())
     first_step_ended = in_flight = 0
+    answered: dict[str, int] = {}
     for probe in probes:
-        first, *later = (statistics[f"{probe.ensemble}_{step}"] for step in ("preprocess", "model", "postprocess"))
+        steps = [f"{probe.ensemble}_{step}" for step in ("preprocess", "model", "postprocess")]
+        if missing := [step for step in steps if step not in statistics]:
+            raise ConnectionError(f"{base_url}: there are no statistics of {missing[0]}, which may be unloading")
+        first, *later = (statistics[step] for step in steps)
         failed = sum(step["fail"]["count"] for step in later)
         first_step_ended += first["success"]["count"] + first["fail"]["count"]
+        answered[probe.ensemble] = later[-1]["success"]["count"]
         in_flight += (
             pending.get(f"{probe.ensemble}_preprocess", 0) + first["success"]["count"] - later[-1]["success"]["count"] - failed
         )
-    return Traffic(first_step_ended=first_step_ended, in_flight=in_flight)
+    return Traffic(first_step_ended=first_step_ended, in_flight=in_flight, answered=answered)
 
 
 def pending_requests(metrics: str) -> dict[str, int]:

@@ -185,7 +185,15 @@ class TritonServer:
                 time.sleep(0.05)
             except OSError:
                 time.sleep(0.05)
-        self._stubs = [child for child in psutil.Process(self.pid).children(recursive=True) if child.name().startswith(STUB[:15])]
+        self._stubs = self._find_stubs()
+
+    def _find_stubs(self) -> list[psutil.Process]:
+        stubs = []
+        for child in psutil.Process(self.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended since it was listed
+                if child.name().startswith(STUB[:15]):
+                    stubs.append(child)
+        return stubs
 
     def failure(self) -> str | None:
         """Return why the server must be restarted, as the rest of a sentence about it, or None.
@@ -224,13 +232,16 @@ class TritonServer:
         """Whether a signal ended it, and not its own decision: the next start may succeed."""
         return self._started and (self._process.poll() or 0) < 0
 
-    def traffic(self) -> Traffic:
+    def traffic(self, *, timeout: float = 5) -> Traffic:
         """Read how many requests have ended and how many are in flight.
+
+        Args:
+            timeout: Time limit of each of the two requests that it takes, in seconds.
 
         Raises:
             OSError: The server did not answer.
         """
-        return read_traffic(self.address.http, self.address.metrics, self.probes)
+        return read_traffic(self.address.http, self.address.metrics, self.probes, timeout=timeout)
 
     def processor_seconds(self) -> float:
         """Return the processor time that the server's processes have used so far, in seconds."""

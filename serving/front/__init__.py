@@ -7,6 +7,7 @@ answer belongs to its request. :mod:`serving.front.bootstrap` configures it, ``g
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -49,8 +50,12 @@ class Front(Protocol):
         """Start the front again if it has ended."""
         ...
 
-    def alarm(self) -> str | None:
-        """Return once what the front has seen Triton do wrong, as the rest of a sentence about it, or None."""
+    def wait_for_alarm(self, seconds: float) -> str | None:
+        """Wait until the front sees that Triton cannot be trusted any more, for at most that many seconds.
+
+        Returns:
+            What it has seen, as the rest of a sentence about Triton, or None.
+        """
         ...
 
 
@@ -95,6 +100,7 @@ class DirectFront:
     def revive(self) -> None:
         """Do nothing."""
 
-    def alarm(self) -> str | None:
-        """Return None: nothing sees the answers."""
+    def wait_for_alarm(self, seconds: float) -> str | None:
+        """Wait. Nothing sees the answers."""
+        time.sleep(seconds)
         return None

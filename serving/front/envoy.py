@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from serving.isolation import die_with_parent, temporary_prefix
 from serving.manifests import RepositoryManifest
 from serving.options import ServeOptions
 from serving.probe import find_probes
+from serving.server import UNHEALTHY
 from serving.triton_address import SOCKET_SCHEME, TritonAddress, fetch, numeric_host, socket_address
 
 START_SECONDS = 20
@@ -32,8 +34,6 @@ START_SECONDS = 20
 POLL_SECONDS = 0.05
 MIN_IN_FLIGHT = 16
 """Requests in flight that keep all steps of an ensemble busy, however few instances its model has."""
-WRONG_ANSWER = "belongs to another request"
-"""Part of the line that the guard logs when it has kept back an answer."""
 MIN_KEY_CHARACTERS = 16
 
 
@@ -65,7 +65,8 @@ class EnvoyFront:
         self._log = log
         self._tail: deque[str] = deque(maxlen=20)
         self._cleanup = contextlib.ExitStack()
-        self._open = self._alarmed = False
+        self._open = False
+        self._alarms: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         """Start Envoy and wait until it listens.
@@ -88,6 +89,9 @@ class EnvoyFront:
 
     def open(self) -> None:
         """Let requests pass."""
+        with contextlib.suppress(queue.Empty):  # those about the server before
+            while True:
+                self._alarms.get_nowait()
         self._set_gate(0)
         self._open = True
 
@@ -100,6 +104,7 @@ class EnvoyFront:
     def wait_idle(self, seconds: float) -> None:
         """Wait until no request that has passed is left, for at most that many seconds."""
         deadline = time.monotonic() + seconds
+        time.sleep(POLL_SECONDS)  # the thread that takes requests learns a little later that the gate is closed
         with contextlib.suppress(OSError):
             while time.monotonic() < deadline and self._active_requests() > 0:
                 time.sleep(POLL_SECONDS)
@@ -119,10 +124,19 @@ class EnvoyFront:
         if self._open:
             self.open()
 
-    def alarm(self) -> str | None:
-        """Return once that an answer belonged to another request, or None."""
-        alarmed, self._alarmed = self._alarmed, False
-        return "gave an answer that belongs to another request" if alarmed else None
+    def wait_for_alarm(self, seconds: float) -> str | None:
+        """Wait until the guard sees an answer to another request, or a stub process that Triton gave up.
+
+        Args:
+            seconds: The longest time to wait.
+
+        Returns:
+            What it has seen, as the rest of a sentence about Triton, or None. Each alarm is returned once.
+        """
+        try:
+            return f"cannot be trusted any more: {self._alarms.get(timeout=seconds)}"
+        except queue.Empty:
+            return None
 
     def _write_configuration(self) -> None:
         options = self._options
@@ -186,8 +200,8 @@ class EnvoyFront:
                 line = raw.rstrip()
                 self._tail.append(line)
                 self._log(line)
-                if WRONG_ANSWER in line:
-                    self._alarmed = True
+                if any(part in line for part in UNHEALTHY):
+                    self._alarms.put(line)
 
     def _set_gate(self, percent: int) -> None:
         status, body = fetch(self._admin, f"/runtime_modify?{GATE}={percent}", timeout=5, method="POST")

@@ -40,6 +40,7 @@ local METADATA = "tritonize.guard"
 local SERVICE = "/inference.GRPCInferenceService/"
 local RESTARTING = "the server is restarting: try again"
 local MODEL_FAILED = "the model failed: the server's log tells why"
+local UNHEALTHY = "Triton gave up a stub process that is not healthy"
 local FOREIGN = "the answer belongs to another request"
 local NOT_COMPARABLE = "the answer could not be compared with the request: its inputs are not those of the model"
 
@@ -1304,12 +1305,13 @@ local function check_answer(form, expected, is_asked, body, length_header)
 end
 
 -- Says what a client is told instead of an error of Triton. Returns the message and whether it is worth to try again; nil: as it is.
-local function translate_error(message)
-  if find(message, "Stub process", 1, true) or find(message, "not healthy", 1, true) then
+-- is_internal tells Triton's own failures from its refusals, which repeat names and words of the client.
+local function translate_error(message, is_internal)
+  if is_internal and (find(message, "Stub process", 1, true) or find(message, "not healthy", 1, true)) then
     return RESTARTING, true
   elseif find(message, "Traceback (most recent call last)", 1, true) or find(message, "\nAt:\n", 1, true) then
     return MODEL_FAILED, false
-  elseif find(message, "has no available versions", 1, true) or find(message, "is not ready", 1, true) then
+  elseif find(message, "has no available versions$") or find(message, "is not ready$") then
     return message, true
   end
 end
@@ -1439,11 +1441,19 @@ local function replace_http(handle, status, message)
   handle:body(true):setBytes(error_body(message))
 end
 
-local function on_http_error(handle)
+-- Tells whoever reads Envoy's log that Triton must be restarted: from now on, its answers can belong to other requests.
+local function log_unhealthy(handle, told)
+  if told == RESTARTING then
+    handle:logErr(UNHEALTHY)
+  end
+end
+
+local function on_http_error(handle, status)
   local text = read_body(handle)
   local is_json, value = pcall(decode, text)
   local message = is_json and type(value) == "table" and value.fields and value.fields.error
-  local told, is_temporary = translate_error(type(message) == "string" and message or text)
+  local told, is_temporary = translate_error(type(message) == "string" and message or text, find(status, "^5") ~= nil)
+  log_unhealthy(handle, told)
   if told then
     replace_http(handle, is_temporary and "503" or "500", told)
   end
@@ -1464,9 +1474,11 @@ local function on_http_answer(handle, request, length_header)
 end
 
 -- Translates the error of a gRPC call. fields are its trailers, or its headers if the answer has nothing else.
-local function on_grpc_error(fields)
+local function on_grpc_error(handle, fields)
   local message = fields and fields:get("grpc-message")
-  local told, is_temporary = translate_error(percent_decoded(message or ""))
+  local is_internal = fields and fields:get("grpc-status") == "13"
+  local told, is_temporary = translate_error(percent_decoded(message or ""), is_internal)
+  log_unhealthy(handle, told)
   if told then
     fields:replace("grpc-status", is_temporary and "14" or "13")
     fields:replace("grpc-message", percent_encoded(told))
@@ -1481,7 +1493,7 @@ local function on_grpc_answer(handle, request)
     if #text > 0 then
       body:setBytes("")
     end
-    on_grpc_error(trailers)
+    on_grpc_error(handle, trailers)
     return
   end
   local is_equal, answer = nil, FOREIGN
@@ -1511,16 +1523,16 @@ local function on_response(handle)
     on_http_answer(handle, request, headers:get("inference-header-content-length"))
   elseif not is_grpc(headers) then
     if find(status, "^[45]") then
-      on_http_error(handle)
+      on_http_error(handle, status)
     elseif request then
       error("an answer with the status " .. status)
     end
   elseif headers:get("grpc-status") then
-    on_grpc_error(headers)
+    on_grpc_error(handle, headers)
   elseif request then
     on_grpc_answer(handle, request)
   else
-    on_grpc_error(handle:trailers())
+    on_grpc_error(handle, handle:trailers())
   end
 end
 
