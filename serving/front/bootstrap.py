@@ -14,7 +14,21 @@ from serving.front.front_plan import FrontPlan
 from serving.front.replies import key_rules, local_replies
 from serving.front.routes import IDLE_SECONDS, grpc_routes, http_routes, metrics_routes
 
-GUARD = Path(__file__).parent / "guard.lua"
+GUARD = Path(__file__).parent / "guard"
+GUARD_FILES = (
+    "refusals",
+    "text",
+    "json",
+    "protobuf",
+    "digest",
+    "models",
+    "tensors",
+    "http_requests",
+    "grpc_requests",
+    "answers",
+    "envoy",
+)
+"""Files of the Lua filter, in the order in which they use each other."""
 GATE = "fault.http.abort.abort_percent"
 """Runtime key of Envoy: 100 refuses every request, 0 lets them pass."""
 REGEX_SIZE = "re2.max_program_size.error_level"
@@ -117,8 +131,9 @@ def _filters(name: str, plan: FrontPlan) -> list[EnvoyFields]:
 
 
 def guard_source(repository: Path) -> str:
-    """Return the source of the Lua filter for a model repository."""
-    return f"REPOSITORY = {json.dumps(str(repository))}\n{GUARD.read_text(encoding='utf-8')}"
+    """Return the source of the Lua filter for a model repository. Envoy loads it as one text."""
+    files = [(GUARD / f"{name}.lua").read_text(encoding="utf-8") for name in GUARD_FILES]
+    return "\n".join([f"REPOSITORY = {json.dumps(str(repository))}", *files])
 
 
 def _gzip() -> EnvoyFields:
