@@ -1,4 +1,4 @@
-"""Whether a running server still answers: from its own counts, and by a real request where nothing was completed."""
+"""Whether a running server still answers: from its own counts, and by a real request to each ensemble that answered nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serving.probe import ask
 from serving.server import TritonServer
 
 CHECK_SECONDS = 3
-"""How often the supervisor looks whether requests are answered, in seconds. It asks itself if none was."""
+"""How often the supervisor looks whether requests are answered, in seconds."""
 ANSWER_SECONDS = 5
 """How long a server that uses no processor time may take to answer a probe, in seconds."""
 BUSY_SECONDS = 120
@@ -20,9 +20,10 @@ IDLE_SHARE = 0.05
 
 
 class ServerHealth:
-    """Finds out whether a server still answers: from its own counts, and by a real request where nothing was completed.
+    """Finds out whether a server still answers: from its own counts, and by a real request to each ensemble that answered nothing.
 
-    The request runs in a thread, so that the supervisor sees meanwhile whether the server ends.
+    A refused request is no answer: a server whose steps have failed refuses all. The request runs in a thread, so that
+    the supervisor sees meanwhile whether the server ends.
     """
 
     def __init__(self, server: TritonServer) -> None:

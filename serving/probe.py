@@ -153,7 +153,10 @@ def read_traffic(base_url: str, metrics_url: str, probes: list[Probe], *, timeou
     first_step_ended = in_flight = 0
     answered: dict[str, int] = {}
     for probe in probes:
-        first, *later = (statistics[f"{probe.ensemble}_{step}"] for step in ("preprocess", "model", "postprocess"))
+        steps = [f"{probe.ensemble}_{step}" for step in ("preprocess", "model", "postprocess")]
+        if missing := [step for step in steps if step not in statistics]:
+            raise ConnectionError(f"{base_url}: there are no statistics of {missing[0]}, which may be unloading")
+        first, *later = (statistics[step] for step in steps)
         failed = sum(step["fail"]["count"] for step in later)
         first_step_ended += first["success"]["count"] + first["fail"]["count"]
         answered[probe.ensemble] = later[-1]["success"]["count"]

@@ -185,7 +185,15 @@ class TritonServer:
                 time.sleep(0.05)
             except OSError:
                 time.sleep(0.05)
-        self._stubs = [child for child in psutil.Process(self.pid).children(recursive=True) if child.name().startswith(STUB[:15])]
+        self._stubs = self._find_stubs()
+
+    def _find_stubs(self) -> list[psutil.Process]:
+        stubs = []
+        for child in psutil.Process(self.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended since it was listed
+                if child.name().startswith(STUB[:15]):
+                    stubs.append(child)
+        return stubs
 
     def failure(self) -> str | None:
         """Return why the server must be restarted, as the rest of a sentence about it, or None.

@@ -25,6 +25,7 @@ from serving.isolation import raise_file_limit
 from serving.options import ServeOptions
 from serving.reporting import LogLimit, logger, previous_log, report_to_stderr
 from serving.server import DRAIN_SECONDS, TritonServer, check_ports
+from serving.writing import describe
 
 START_ATTEMPTS = 3
 """How often the first start is tried if a signal ended the server: Triton's start fails now and then by chance."""
@@ -88,17 +89,23 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
         _checked_front(options) as front,
     ):
         announced, failed_starts = False, 0
+
+        def interrupted() -> bool:
+            front.revive()
+            return stopped()
+
         while not stopped():
             begun = time.monotonic()
             server: TritonServer | None = None
             try:
+                front.close()
                 server = TritonServer(options, log=logger.info, address=front.triton)
                 with server:
-                    server.wait_until_ready(stopped)
+                    server.wait_until_ready(interrupted)
                     if not stopped():
+                        front.open()
                         record(time.monotonic() - begun)
                         failed_starts = 0
-                        front.open()
                         if not announced:
                             on_ready()
                             announced = True
@@ -109,12 +116,12 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
                         front.wait_idle(DRAIN_SECONDS)
                         server.drain()
                         front.shut_down()
-            except TritonizeError as error:
+            except (TritonizeError, OSError) as error:  # a full disk or too many processes may pass, too
                 failed_starts += 1
                 by_chance = server is not None and server.was_killed and failed_starts < START_ATTEMPTS
                 if not announced and not by_chance:
                     raise
-                failure = error.message
+                failure = error.message if isinstance(error, TritonizeError) else describe(error)
             if not stopped():
                 _pause_before_restart(str(failure), failed_starts, stopped)
         if not announced:
@@ -226,7 +233,7 @@ def stop(http_port: int) -> Running:
     if running is None:
         raise ServerError(f"you have no server at HTTP port {http_port}", hint="give its port with --http-port")
     os.kill(running.pid, signal.SIGTERM)
-    deadline = time.monotonic() + DRAIN_SECONDS + 30
+    deadline = time.monotonic() + 2 * DRAIN_SECONDS + 30  # the proxy drains, then Triton
     while running.is_alive():
         if time.monotonic() > deadline:
             raise ServerError(f"the server's process {running.pid} did not end", hint=f"end it with: kill -9 {running.pid}")

@@ -138,7 +138,8 @@ def _access_log(path: Path) -> EnvoyFields:
     """Describe the log: one JSON object a line, without the texts."""
     fields = {
         "time": "%START_TIME%",
-        "client": "%DOWNSTREAM_REMOTE_ADDRESS%",
+        "client": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
+        "forwarded_for": "%REQ(X-FORWARDED-FOR)%",
         "protocol": "%PROTOCOL%",
         "method": "%REQ(:METHOD)%",
         "path": "%REQ(:PATH)%",

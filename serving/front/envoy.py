@@ -104,6 +104,7 @@ class EnvoyFront:
     def wait_idle(self, seconds: float) -> None:
         """Wait until no request that has passed is left, for at most that many seconds."""
         deadline = time.monotonic() + seconds
+        time.sleep(POLL_SECONDS)  # the thread that takes requests learns a little later that the gate is closed
         with contextlib.suppress(OSError):
             while time.monotonic() < deadline and self._active_requests() > 0:
                 time.sleep(POLL_SECONDS)

@@ -1305,12 +1305,13 @@ local function check_answer(form, expected, is_asked, body, length_header)
 end
 
 -- Says what a client is told instead of an error of Triton. Returns the message and whether it is worth to try again; nil: as it is.
-local function translate_error(message)
-  if find(message, "Stub process", 1, true) or find(message, "not healthy", 1, true) then
+-- is_internal tells Triton's own failures from its refusals, which repeat names and words of the client.
+local function translate_error(message, is_internal)
+  if is_internal and (find(message, "Stub process", 1, true) or find(message, "not healthy", 1, true)) then
     return RESTARTING, true
   elseif find(message, "Traceback (most recent call last)", 1, true) or find(message, "\nAt:\n", 1, true) then
     return MODEL_FAILED, false
-  elseif find(message, "has no available versions", 1, true) or find(message, "is not ready", 1, true) then
+  elseif find(message, "has no available versions$") or find(message, "is not ready$") then
     return message, true
   end
 end
@@ -1447,11 +1448,11 @@ local function log_unhealthy(handle, told)
   end
 end
 
-local function on_http_error(handle)
+local function on_http_error(handle, status)
   local text = read_body(handle)
   local is_json, value = pcall(decode, text)
   local message = is_json and type(value) == "table" and value.fields and value.fields.error
-  local told, is_temporary = translate_error(type(message) == "string" and message or text)
+  local told, is_temporary = translate_error(type(message) == "string" and message or text, find(status, "^5") ~= nil)
   log_unhealthy(handle, told)
   if told then
     replace_http(handle, is_temporary and "503" or "500", told)
@@ -1475,7 +1476,8 @@ end
 -- Translates the error of a gRPC call. fields are its trailers, or its headers if the answer has nothing else.
 local function on_grpc_error(handle, fields)
   local message = fields and fields:get("grpc-message")
-  local told, is_temporary = translate_error(percent_decoded(message or ""))
+  local is_internal = fields and fields:get("grpc-status") == "13"
+  local told, is_temporary = translate_error(percent_decoded(message or ""), is_internal)
   log_unhealthy(handle, told)
   if told then
     fields:replace("grpc-status", is_temporary and "14" or "13")
@@ -1521,7 +1523,7 @@ local function on_response(handle)
     on_http_answer(handle, request, headers:get("inference-header-content-length"))
   elseif not is_grpc(headers) then
     if find(status, "^[45]") then
-      on_http_error(handle)
+      on_http_error(handle, status)
     elseif request then
       error("an answer with the status " .. status)
     end

@@ -207,6 +207,30 @@ def test_a_dead_proxy_is_started_again(repository: Path) -> None:
         end(process)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_and_its_proxy_that_end_together_are_started_again(repository: Path, number: signal.Signals) -> None:
+    options = serve_options(repository)
+    process = serve(options)
+    try:
+        wait_ready(options, process)
+        children = server_processes(process.pid)
+        (server,) = (child for child in children if name_of(child) == "tritonserver")
+        (proxy,) = (child for child in children if name_of(child) == "envoy")
+        server.send_signal(number)
+        wait_ended([server])
+        proxy.kill()
+        wait_ended([proxy])
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError, RequestError):
+                ask(options.base_url, find_probes(repository)[0], timeout=10)
+                break
+            assert process.poll() is None and time.monotonic() < deadline
+    finally:
+        code, _, err = end(process)
+    assert (code, "Traceback" in err) == (0, False), err
+
+
 def test_requests_in_flight_are_answered_before_it_stops(repository: Path) -> None:
     """Those that it has accepted are answered. New ones are refused at once, also where the server says whether it is ready."""
     options = replace(serve_options(repository), queue=1000)

@@ -327,6 +327,7 @@ def test_the_access_log_holds_requests_and_no_texts(guarded: ServeOptions, files
     url = tls_url(guarded, "http")
     with TritonPipeline("ragged", url=url, protocol="http", ssl=files / "ca.pem", api_key=KEY) as pipe:
         pipe("a text that nobody else may read")
+    assert (files / "access.log").stat().st_mode & 0o077 == 0
     stop_and_start = 11  # seconds: Envoy writes its log every ten
     text = wait_for_line(files / "access.log", '"/v2/models/ragged/infer"', stop_and_start)
     lines = [json.loads(line) for line in text.splitlines()]

@@ -813,22 +813,25 @@ def test_damaged_answers_never_pass_with_a_wrong_digest(guard: Guard) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told", "is_temporary"),
+    ("text", "is_internal", "told", "is_temporary"),
     [
-        ("Request for unknown model: 'sent' has no available versions", "same", True),
-        ("in ensemble 'sent', sent_model is not ready", "same", True),
-        ("Stub process 'sent_preprocess_0_0' is not healthy.", "the server is restarting: try again", True),
+        ("Request for unknown model: 'sent' has no available versions", False, "same", True),
+        ("in ensemble 'sent', sent_model is not ready", False, "same", True),
+        ("Stub process 'sent_preprocess_0_0' is not healthy.", True, "the server is restarting: try again", True),
         (
             "Failed to process: ValueError: x\n\nAt:\n  /opt/model.py(12): execute\n",
+            False,
             "the model failed: the server's log tells why",
             False,
         ),
-        ('Traceback (most recent call last):\n  File "/x.py"', "the model failed: the server's log tells why", False),
-        ("unexpected shape for input 'TEXT'", None, None),
+        ('Traceback (most recent call last):\n  File "/x.py"', True, "the model failed: the server's log tells why", False),
+        ("unexpected shape for input 'TEXT'", False, None, None),
+        ("[request id: a Stub process] no option 'x is not healthy'", False, None, None),
+        ("[request id: m is not ready] the model has no option 'has no available versions'", False, None, None),
     ],
 )
-def test_errors_are_translated(guard: Guard, text: str, told: str | None, is_temporary: bool | None) -> None:
-    message, temporary, _ = guard.call("translate_error", text.encode())
+def test_errors_are_translated(guard: Guard, text: str, is_internal: bool, told: str | None, is_temporary: bool | None) -> None:
+    message, temporary, _ = guard.call("translate_error", text.encode(), is_internal)
     assert (message and message.decode(), temporary) == (text if told == "same" else told, is_temporary)
 
 

@@ -300,6 +300,7 @@ def test_models_of_others_and_reads_pass_untouched(front: Front) -> None:
         (500, "Stub process 'sent_preprocess_0_0' is not healthy. At /opt", 503, "the server is restarting: try again"),
         (400, "Failed, message: E: x\n\nAt:\n  /opt/model.py(12): execute\n", 500, "the model failed: the server's log tells why"),
         (404, "Request for unknown model: 'x' is not found", 404, None),
+        (400, "[request id: Stub process] no option 'is not healthy'", 400, None),
     ],
 )
 def test_errors(front: Front, status: int, text: str, told: int, message: str | None) -> None:
@@ -366,7 +367,7 @@ def test_grpc_errors(front: Front, call: str, model: str) -> None:
             "the server is restarting: try again",
         ),
         (grpc.StatusCode.INTERNAL, "E: x\n\nAt:\n  /opt", grpc.StatusCode.INTERNAL, "the model failed: the server's log tells why"),
-        (grpc.StatusCode.INVALID_ARGUMENT, "wrong", grpc.StatusCode.INVALID_ARGUMENT, None),
+        (grpc.StatusCode.INVALID_ARGUMENT, "no 'Stub process'", grpc.StatusCode.INVALID_ARGUMENT, None),
     ]:
         front.service.answer = (code, text)
         with pytest.raises(grpc.RpcError) as failed:
