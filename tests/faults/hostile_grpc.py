@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import numpy as np
@@ -75,6 +75,7 @@ class HostileFrames:
     make: Callable[[], Iterable[bytes]]
     refused: bool = True
     timeout: float = 5.0
+    port: str = "grpc"
 
 
 def request(**fields: object) -> bytes:
@@ -290,4 +291,5 @@ def _frames() -> list[HostileFrames]:
 
 
 HOSTILE_CALLS = _calls()
-HOSTILE_FRAMES = _frames()
+HOSTILE_FRAMES = [replace(frames, port=port, name=f"{frames.name} to {port}") for frames in _frames() for port in ("grpc", "http")]
+"""To either port: both speak HTTP/2."""

@@ -104,6 +104,11 @@ def _known() -> list[HostileHttp]:
         HostileHttp("chunks to a path without a body", lambda: chunked("/v2/models/stats", [b"x"] * 600_000), refused=False),
         HostileHttp("chunks to metrics", lambda: chunked("/metrics", [b"x"] * 600_000), port="metrics"),
     ]
+    for path in ("/metrics", "/metrics/front"):
+        flood = chunked(path, [b"x"] * 600_000).replace(b"POST", b"GET", 1)
+        found.append(HostileHttp(f"chunks to GET {path}", lambda flood=flood: flood, port="metrics", refused=False))
+        body = post(path, b"x" * BIG, {"Content-Type": "application/x-www-form-urlencoded"}, method="GET")
+        found.append(HostileHttp(f"form to GET {path}", lambda body=body: body, port="metrics", refused=False))
     for path in (INFER, "/v2", "/v2/health/live", "/", "/nowhere", "/v2/models/one", "/v2/repository/index"):
         found.append(HostileHttp(f"4.2 MB as a form to {path}", lambda path=path: form(path)))
     for path in ("/metrics", "/", "/metrics/front"):

@@ -59,7 +59,7 @@ def send(options: ServeOptions) -> Iterator[Callable[[HostileRequest], str]]:
         if isinstance(request, HostileHttp):
             return outcome(exchange(ports[request.port], request.make(), timeout=request.timeout, wait=request.wait))
         if isinstance(request, HostileFrames):
-            return http2_exchange(options.grpc_port, request.make(), timeout=request.timeout)
+            return http2_exchange(ports[request.port], request.make(), timeout=request.timeout)
         if not hasattr(channels, "own"):
             channels.own = grpc.insecure_channel(options.grpc_url, options=[("grpc.use_local_subchannel_pool", 1)])
             opened.append(channels.own)
