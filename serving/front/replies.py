@@ -9,7 +9,7 @@ from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overw
 from serving.front.front_plan import FrontPlan
 
 RETRY_AFTER = ("retry-after", "1")
-RESOURCE_EXHAUSTED, UNAVAILABLE, UNAUTHENTICATED = 8, 14, 16
+INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, UNAUTHENTICATED = 3, 8, 14, 16
 """Status codes of gRPC."""
 BUSY = "the server is busy: its queue is full"
 CLOSED = "the server is starting, restarting or stopping"
@@ -27,7 +27,7 @@ def local_replies(*, grpc: bool, plan: FrontPlan) -> EnvoyFields:
         _Reply(
             _status(413),
             f"the request is larger than the {mebibytes:g} MiB that the server accepts",
-            grpc_status=RESOURCE_EXHAUSTED,
+            grpc_status=INVALID_ARGUMENT,
         ),
     ]
     if plan.api_keys:

@@ -9,6 +9,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -120,7 +121,18 @@ def test_a_body_that_is_too_large_is_refused(server: Server) -> None:
     with grpcclient.InferenceServerClient(server.url("grpc")) as client:
         with pytest.raises(InferenceServerException, match="larger than the 4 MiB") as caught:
             client.infer("ragged", tensor(b"x" * 5_000_000))
-        assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_client_does_not_try_a_body_that_is_too_large_again(server: Server, protocol: str) -> None:
+    with TritonPipeline("ragged", url=server.url(protocol), protocol=protocol, timeout=30) as pipe:  # type: ignore[arg-type]
+        begun = time.monotonic()
+        with pytest.raises(RequestError, match="the request is larger than the") as caught:
+            pipe("x" * 5_000_000)
+    assert caught.value.status == "INVALID_ARGUMENT"
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.server
@@ -325,8 +337,6 @@ def test_the_access_log_holds_requests_and_no_texts(guarded: ServeOptions, files
 
 
 def wait_for_line(path: Path, part: str, seconds: float) -> str:
-    import time
-
     deadline = time.monotonic() + seconds + 5
     while True:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
