@@ -42,6 +42,8 @@ MAX_ANSWER_BYTES = 64 * 2**20
 """Largest answer: the guard reads an answer whole before it passes."""
 MAX_HEAP_BYTES = 1024 * 2**20
 """Memory of Envoy at which it refuses requests."""
+STALLED_SECONDS = 2
+"""How long a request may stand still while Envoy's memory is short, in seconds."""
 
 
 def envoy_bootstrap(plan: FrontPlan) -> EnvoyFields:
@@ -257,10 +259,23 @@ def _overload() -> EnvoyFields:
         "refresh_interval": "0.25s",
         "resource_monitors": [heap, connections],
         "actions": [
-            {
-                "name": f"envoy.overload_actions.{action}",
-                "triggers": [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": value}}],
-            }
-            for action, value in (("shrink_heap", 0.8), ("stop_accepting_requests", 0.95))
+            _overload_action("shrink_heap", {"threshold": {"value": 0.5}}),
+            _overload_action("reduce_timeouts", {"scaled": {"scaling_threshold": 0.5, "saturation_threshold": 0.8}}) | _patience(),
+            _overload_action("stop_accepting_requests", {"threshold": {"value": 0.95}}),
         ],
     }
+
+
+def _overload_action(name: str, trigger: EnvoyFields) -> EnvoyFields:
+    """Return what is done when the memory is used to some share."""
+    return {
+        "name": f"envoy.overload_actions.{name}",
+        "triggers": [{"name": "envoy.resource_monitors.fixed_heap", **trigger}],
+    }
+
+
+def _patience() -> EnvoyFields:
+    """Return how long requests may stand still while memory is short. One client could otherwise hold it with unfinished ones."""
+    timer = {"timer": "HTTP_DOWNSTREAM_STREAM_IDLE", "min_timeout": f"{STALLED_SECONDS}s"}
+    kind = "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig"
+    return {"typed_config": {"@type": kind, "timer_scale_factors": [timer]}}

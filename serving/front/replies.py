@@ -21,7 +21,6 @@ def local_replies(*, grpc: bool, plan: FrontPlan) -> EnvoyFields:
     mebibytes = plan.max_request_bytes / 2**20
     replies = [
         _Reply(_flagged("UO"), BUSY, grpc_status=RESOURCE_EXHAUSTED, retry=True),
-        _Reply(_flagged("OM"), "the server is busy: its memory is full", grpc_status=RESOURCE_EXHAUSTED, retry=True),
         _Reply(_flagged("FI"), CLOSED, grpc_status=UNAVAILABLE, retry=True),
         _Reply(_flagged("UF", "UH", "UC", "LH", "URX"), DOWN, grpc_status=UNAVAILABLE, retry=True),
         _Reply(
@@ -33,6 +32,8 @@ def local_replies(*, grpc: bool, plan: FrontPlan) -> EnvoyFields:
     if plan.api_keys:
         message = "this server needs an API key, in the header x-api-key"
         replies.append(_Reply(_without_key(plan.api_keys), message, status=401, grpc_status=UNAUTHENTICATED))
+    # Envoy has no flag for its overload, but one for every other answer with this status
+    replies.append(_Reply(_status(503), "the server is busy: its memory is full", grpc_status=RESOURCE_EXHAUSTED, retry=True))
     return {"mappers": [reply.mapper(grpc=grpc) for reply in replies]}
 
 

@@ -358,6 +358,32 @@ def small(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
 
 
 @pytest.mark.server
+def test_unfinished_requests_do_not_keep_the_memory_from_others(small: Path) -> None:
+    """One client sends 300 requests of 4 MiB but for their last byte, and waits."""
+    options = serve_options(small)
+    start_detached(options)
+    url = f"{options.base_url}/v2/models/ragged/infer"
+    size = 4 * 2**20 - 200
+    head = b"POST /v2/models/ragged/infer HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size
+    outcomes = []
+    try:
+        with contextlib.ExitStack() as held:
+            for _ in range(300):
+                client = held.enter_context(socket.create_connection(("127.0.0.1", options.http_port), timeout=30))
+                with contextlib.suppress(ConnectionError):  # refused at once
+                    client.sendall(head + b"x" * (size - 1))
+            deadline = time.monotonic() + 20
+            while [outcome[0] for outcome in outcomes[-20:]] != [200] * 20:
+                assert time.monotonic() < deadline, outcomes[-1]
+                outcomes.append(ask(url, body("fine")))
+                time.sleep(0.01)
+    finally:
+        stop(options.http_port)
+    for outcome in outcomes:
+        assert outcome[0] == 200 or error_of(outcome) == (503, "the server is busy: its memory is full")
+
+
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("host", "front"),
     [("::1", "envoy"), ("::1", "none"), ("0.0.0.0", "envoy"), ("localhost", "none")],  # noqa: S104
