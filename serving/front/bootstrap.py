@@ -38,6 +38,8 @@ UPLOAD_SECONDS = 60
 """How long a client may take to send a request, in seconds."""
 MAX_CONNECTIONS = 10_000
 """Client connections at the same time."""
+MAX_STREAMS = 256
+"""Requests at the same time in one HTTP/2 connection. Its client lets further ones wait."""
 MAX_ANSWER_BYTES = 64 * 2**20
 """Largest answer: the guard reads an answer whole before it passes."""
 MAX_HEAP_BYTES = 1024 * 2**20
@@ -95,7 +97,7 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
         "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
         "http_filters": _filters(name, plan),
         "common_http_protocol_options": {"idle_timeout": f"{IDLE_SECONDS}s", "max_headers_count": 100},
-        "http2_protocol_options": {"max_concurrent_streams": 1024},
+        "http2_protocol_options": {"max_concurrent_streams": MAX_STREAMS},
         "max_request_headers_kb": 32,
         "request_headers_timeout": f"{HEADERS_SECONDS}s",
         "stream_idle_timeout": f"{IDLE_SECONDS}s",
