@@ -74,7 +74,7 @@ class ServerHealth:
             if isinstance(error, OSError | TritonizeError):
                 return f"does not answer a request: {error}"
             if error is not None:
-                raise error
+                return f"could not be asked: {type(error).__name__}: {error}"
             return None
         waited = now - self._asked
         if waited > BUSY_SECONDS:

@@ -59,6 +59,8 @@ SOCKET_NOISE = "NODELAY NOT SUPPORTED"
 """Part of the warning that it logs for every connection through a Unix socket."""
 UNHEALTHY = ("is not healthy", "belongs to another request")
 """Parts of the log lines after which answers can belong to other requests: Triton has given up a stub that may still answer."""
+SIGNALLED = "Signal (15) received"
+"""What it logs after SIGTERM. It then takes five seconds to end, and answers nothing meanwhile."""
 LOG_PREFIX = re.compile(r"^E\d+ [\d:.]+ \d+ \S+\] ")
 """The time, thread and source line in front of an error in the server's log."""
 
@@ -96,6 +98,7 @@ class TritonServer:
         self._reader = threading.Thread(target=self._forward, daemon=True)
         self._stubs: list[psutil.Process] = []
         self._failure: str | None = None
+        self._stopping = False
 
     def __enter__(self) -> Self:
         """Start the server, without waiting until it is ready.
@@ -279,6 +282,8 @@ class TritonServer:
                 line = raw.rstrip()
                 if any(part in line for part in UNHEALTHY):
                     self.fail(f"may give answers that belong to other requests: {LOG_PREFIX.sub('', line)}")
+                if SIGNALLED in line and not self._stopping:
+                    self.fail("was asked by somebody else to stop")
                 if LINK_NOISE in line or SOCKET_NOISE in line or (not gpu and any(noise in line for noise in NO_GPU_NOISE)):
                     continue
                 self._tail.append(line)
@@ -290,6 +295,7 @@ class TritonServer:
         return causes[0] if causes else errors[-1] if errors else "it logged no error"
 
     def _terminate(self) -> None:
+        self._stopping = True
         if self._process.poll() is None and self._failure is None:
             self._process.send_signal(signal.SIGTERM)
             try:

@@ -1,7 +1,7 @@
 """The front: what is between clients and Triton.
 
 It is the Envoy proxy, unless the user turns it off. It refuses requests that harm Triton, bounds the queue, and checks that each
-answer belongs to its request. :mod:`serving.front.bootstrap` configures it, ``guard.lua`` is its filter.
+answer belongs to its request. :mod:`serving.front.bootstrap` configures it, the folder ``guard`` holds its filter.
 """
 
 from __future__ import annotations

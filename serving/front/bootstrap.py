@@ -14,7 +14,21 @@ from serving.front.front_plan import FrontPlan
 from serving.front.replies import key_rules, local_replies
 from serving.front.routes import IDLE_SECONDS, grpc_routes, http_routes, metrics_routes
 
-GUARD = Path(__file__).parent / "guard.lua"
+GUARD = Path(__file__).parent / "guard"
+GUARD_FILES = (
+    "refusals",
+    "text",
+    "json",
+    "protobuf",
+    "digest",
+    "models",
+    "tensors",
+    "http_requests",
+    "grpc_requests",
+    "answers",
+    "envoy",
+)
+"""Files of the Lua filter, in the order in which they use each other."""
 GATE = "fault.http.abort.abort_percent"
 """Runtime key of Envoy: 100 refuses every request, 0 lets them pass."""
 REGEX_SIZE = "re2.max_program_size.error_level"
@@ -24,10 +38,14 @@ UPLOAD_SECONDS = 60
 """How long a client may take to send a request, in seconds."""
 MAX_CONNECTIONS = 10_000
 """Client connections at the same time."""
+MAX_STREAMS = 256
+"""Requests at the same time in one HTTP/2 connection. Its client lets further ones wait."""
 MAX_ANSWER_BYTES = 64 * 2**20
 """Largest answer: the guard reads an answer whole before it passes."""
 MAX_HEAP_BYTES = 1024 * 2**20
 """Memory of Envoy at which it refuses requests."""
+STALLED_SECONDS = 2
+"""How long a request may stand still while Envoy's memory is short, in seconds."""
 
 
 def envoy_bootstrap(plan: FrontPlan) -> EnvoyFields:
@@ -79,7 +97,7 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
         "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]},
         "http_filters": _filters(name, plan),
         "common_http_protocol_options": {"idle_timeout": f"{IDLE_SECONDS}s", "max_headers_count": 100},
-        "http2_protocol_options": {"max_concurrent_streams": 1024},
+        "http2_protocol_options": {"max_concurrent_streams": MAX_STREAMS},
         "max_request_headers_kb": 32,
         "request_headers_timeout": f"{HEADERS_SECONDS}s",
         "stream_idle_timeout": f"{IDLE_SECONDS}s",
@@ -117,8 +135,9 @@ def _filters(name: str, plan: FrontPlan) -> list[EnvoyFields]:
 
 
 def guard_source(repository: Path) -> str:
-    """Return the source of the Lua filter for a model repository."""
-    return f"REPOSITORY = {json.dumps(str(repository))}\n{GUARD.read_text(encoding='utf-8')}"
+    """Return the source of the Lua filter for a model repository. Envoy loads it as one text."""
+    files = [(GUARD / f"{name}.lua").read_text(encoding="utf-8") for name in GUARD_FILES]
+    return "\n".join([f"REPOSITORY = {json.dumps(str(repository))}", *files])
 
 
 def _gzip() -> EnvoyFields:
@@ -242,10 +261,23 @@ def _overload() -> EnvoyFields:
         "refresh_interval": "0.25s",
         "resource_monitors": [heap, connections],
         "actions": [
-            {
-                "name": f"envoy.overload_actions.{action}",
-                "triggers": [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": value}}],
-            }
-            for action, value in (("shrink_heap", 0.8), ("stop_accepting_requests", 0.95))
+            _overload_action("shrink_heap", {"threshold": {"value": 0.5}}),
+            _overload_action("reduce_timeouts", {"scaled": {"scaling_threshold": 0.5, "saturation_threshold": 0.8}}) | _patience(),
+            _overload_action("stop_accepting_requests", {"threshold": {"value": 0.95}}),
         ],
     }
+
+
+def _overload_action(name: str, trigger: EnvoyFields) -> EnvoyFields:
+    """Return what is done when the memory is used to some share."""
+    return {
+        "name": f"envoy.overload_actions.{name}",
+        "triggers": [{"name": "envoy.resource_monitors.fixed_heap", **trigger}],
+    }
+
+
+def _patience() -> EnvoyFields:
+    """Return how long requests may stand still while memory is short. One client could otherwise hold it with unfinished ones."""
+    timer = {"timer": "HTTP_DOWNSTREAM_STREAM_IDLE", "min_timeout": f"{STALLED_SECONDS}s"}
+    kind = "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig"
+    return {"typed_config": {"@type": kind, "timer_scale_factors": [timer]}}

@@ -26,12 +26,18 @@ from serving.isolation import die_with_parent, temporary_prefix
 from serving.manifests import RepositoryManifest
 from serving.options import ServeOptions
 from serving.probe import find_probes
-from serving.server import UNHEALTHY
+from serving.server import UNHEALTHY, describe_exit
 from serving.triton_address import SOCKET_SCHEME, TritonAddress, fetch, numeric_host, socket_address
 
 START_SECONDS = 20
 """How long Envoy may take to listen, in seconds."""
 POLL_SECONDS = 0.05
+CHECK_SECONDS = 3
+"""How often Envoy is asked whether it answers, in seconds."""
+ANSWER_SECONDS = 5
+"""How long it may take to answer, in seconds."""
+UNANSWERED_CHECKS = 2
+"""After so many checks without an answer, Envoy is killed and started again."""
 MIN_IN_FLIGHT = 16
 """Requests in flight that keep all steps of an ensemble busy, however few instances its model has."""
 MIN_KEY_CHARACTERS = 16
@@ -67,6 +73,8 @@ class EnvoyFront:
         self._cleanup = contextlib.ExitStack()
         self._open = False
         self._alarms: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._unanswered = 0
+        self._next_check = 0.0
 
     def __enter__(self) -> Self:
         """Start Envoy and wait until it listens.
@@ -110,19 +118,37 @@ class EnvoyFront:
                 time.sleep(POLL_SECONDS)
 
     def revive(self) -> None:
-        """Start Envoy again if it has ended.
+        """Start Envoy again if it has ended or hangs.
 
         Raises:
             ServerError: It could not be started.
         """
         code = self._process.poll()
+        if code is None and self._hangs():
+            self._process.kill()
+            code = self._process.wait()
         if code is None:
             return
-        self._log(f"warning: the proxy in front of Triton ended with code {code}; starting it again")
+        self._log(f"warning: the proxy in front of Triton {describe_exit(code)}; starting it again")
         self._reader.join(1)
         self._start()
         if self._open:
             self.open()
+
+    def _hangs(self) -> bool:
+        """Return whether Envoy has not answered a request for some time. Asks now and then; a refusal is an answer."""
+        if time.monotonic() < self._next_check:
+            return False
+        try:
+            fetch(self._options.metrics_url.removesuffix("/metrics"), "/", timeout=ANSWER_SECONDS)
+        except TimeoutError:
+            self._unanswered += 1
+        except OSError:
+            self._unanswered = 0  # it closes connections above its limit
+        else:
+            self._unanswered = 0
+        self._next_check = time.monotonic() + CHECK_SECONDS
+        return self._unanswered >= UNANSWERED_CHECKS
 
     def wait_for_alarm(self, seconds: float) -> str | None:
         """Wait until the guard sees an answer to another request, or a stub process that Triton gave up.
@@ -164,6 +190,7 @@ class EnvoyFront:
         path.write_text(json.dumps(envoy_bootstrap(plan)), encoding="utf-8")
 
     def _start(self) -> None:
+        self._unanswered, self._next_check = 0, time.monotonic() + CHECK_SECONDS
         command = [str(self._binary), "--config-path", str(self._folder / "envoy.json"), "--disable-hot-restart"]
         command += ["--concurrency", "1", "--log-level", "warning", "--log-format", "%l %v"]
         self._process = subprocess.Popen(

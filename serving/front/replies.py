@@ -9,7 +9,7 @@ from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overw
 from serving.front.front_plan import FrontPlan
 
 RETRY_AFTER = ("retry-after", "1")
-RESOURCE_EXHAUSTED, UNAVAILABLE, UNAUTHENTICATED = 8, 14, 16
+INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, UNAUTHENTICATED = 3, 8, 14, 16
 """Status codes of gRPC."""
 BUSY = "the server is busy: its queue is full"
 CLOSED = "the server is starting, restarting or stopping"
@@ -21,18 +21,19 @@ def local_replies(*, grpc: bool, plan: FrontPlan) -> EnvoyFields:
     mebibytes = plan.max_request_bytes / 2**20
     replies = [
         _Reply(_flagged("UO"), BUSY, grpc_status=RESOURCE_EXHAUSTED, retry=True),
-        _Reply(_flagged("OM"), "the server is busy: its memory is full", grpc_status=RESOURCE_EXHAUSTED, retry=True),
         _Reply(_flagged("FI"), CLOSED, grpc_status=UNAVAILABLE, retry=True),
         _Reply(_flagged("UF", "UH", "UC", "LH", "URX"), DOWN, grpc_status=UNAVAILABLE, retry=True),
         _Reply(
             _status(413),
             f"the request is larger than the {mebibytes:g} MiB that the server accepts",
-            grpc_status=RESOURCE_EXHAUSTED,
+            grpc_status=INVALID_ARGUMENT,
         ),
     ]
     if plan.api_keys:
         message = "this server needs an API key, in the header x-api-key"
         replies.append(_Reply(_without_key(plan.api_keys), message, status=401, grpc_status=UNAUTHENTICATED))
+    # Envoy has no flag for its overload, but one for every other answer with this status
+    replies.append(_Reply(_status(503), "the server is busy: its memory is full", grpc_status=RESOURCE_EXHAUSTED, retry=True))
     return {"mappers": [reply.mapper(grpc=grpc) for reply in replies]}
 
 

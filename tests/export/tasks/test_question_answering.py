@@ -60,7 +60,9 @@ def asker(encoder: TextEncoder, run: Run) -> Asked:
         task = QuestionAnswering().with_options(given)
         columns = [[row["question"] for row in rows], [row["context"] for row in rows]]
         features = task.preprocess(columns, encoder)
-        origins, counts = unpack([pack(features.origins.sample_mapping, features.origins.metadata)])
+        mapping = features.origins.sample_mapping
+        unpacked = unpack([pack(mapping, np.zeros_like(mapping), features.origins.metadata)])
+        origins, counts = unpacked.origins, unpacked.request_rows
         assert counts == [len(rows)]
         answers = task.postprocess(outputs(features, encoder, run), origins)
         assert answers["ANSWER"].shape == answers["START"].shape == (len(rows), 1)

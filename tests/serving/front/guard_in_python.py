@@ -11,7 +11,8 @@ from typing import Any
 import lupa.luajit21 as lupa
 from tritonclient.grpc import service_pb2
 
-GUARD = Path(__file__).parents[3] / "serving" / "front" / "guard.lua"
+from serving.front.bootstrap import guard_source
+
 CALL = b"function(f, ...) local done, result, second, third = pcall(f, ...); return done, result, second, third end"
 
 
@@ -28,8 +29,7 @@ class Guard:
 
     def __init__(self, repository: Path) -> None:
         self.lua = lupa.LuaRuntime(encoding=None)
-        self.lua.globals()[b"REPOSITORY"] = str(repository).encode()
-        self.functions = self.lua.execute(GUARD.read_bytes())
+        self.functions = self.lua.execute(guard_source(repository).encode())
         self._call = self.lua.eval(CALL)
         self.time = self.lua.eval(
             b"function(n, f, ...) local t = os.clock() for i = 1, n do f(...) end return (os.clock() - t) / n end"

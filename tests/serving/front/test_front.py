@@ -9,6 +9,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -120,7 +121,18 @@ def test_a_body_that_is_too_large_is_refused(server: Server) -> None:
     with grpcclient.InferenceServerClient(server.url("grpc")) as client:
         with pytest.raises(InferenceServerException, match="larger than the 4 MiB") as caught:
             client.infer("ragged", tensor(b"x" * 5_000_000))
-        assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_client_does_not_try_a_body_that_is_too_large_again(server: Server, protocol: str) -> None:
+    with TritonPipeline("ragged", url=server.url(protocol), protocol=protocol, timeout=30) as pipe:  # type: ignore[arg-type]
+        begun = time.monotonic()
+        with pytest.raises(RequestError, match="the request is larger than the") as caught:
+            pipe("x" * 5_000_000)
+    assert caught.value.status == "INVALID_ARGUMENT"
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.server
@@ -325,8 +337,6 @@ def test_the_access_log_holds_requests_and_no_texts(guarded: ServeOptions, files
 
 
 def wait_for_line(path: Path, part: str, seconds: float) -> str:
-    import time
-
     deadline = time.monotonic() + seconds + 5
     while True:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -345,6 +355,32 @@ def small(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     folder = tmp_path_factory.mktemp("small") / "model_repository"
     package(PackageOptions(bundle=bundle, repository=folder, name="ragged", precision="fp32", device="cpu", instances=1))
     return folder
+
+
+@pytest.mark.server
+def test_unfinished_requests_do_not_keep_the_memory_from_others(small: Path) -> None:
+    """One client sends 300 requests of 4 MiB but for their last byte, and waits."""
+    options = serve_options(small)
+    start_detached(options)
+    url = f"{options.base_url}/v2/models/ragged/infer"
+    size = 4 * 2**20 - 200
+    head = b"POST /v2/models/ragged/infer HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size
+    outcomes = []
+    try:
+        with contextlib.ExitStack() as held:
+            for _ in range(300):
+                client = held.enter_context(socket.create_connection(("127.0.0.1", options.http_port), timeout=30))
+                with contextlib.suppress(ConnectionError):  # refused at once
+                    client.sendall(head + b"x" * (size - 1))
+            deadline = time.monotonic() + 20
+            while [outcome[0] for outcome in outcomes[-20:]] != [200] * 20:
+                assert time.monotonic() < deadline, outcomes[-1]
+                outcomes.append(ask(url, body("fine")))
+                time.sleep(0.01)
+    finally:
+        stop(options.http_port)
+    for outcome in outcomes:
+        assert outcome[0] == 200 or error_of(outcome) == (503, "the server is busy: its memory is full")
 
 
 @pytest.mark.server

@@ -20,7 +20,8 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.serving.front.guard_in_python import GUARD, compact, digest, raw, write_ensemble
+from serving.front.bootstrap import guard_source
+from tests.serving.front.guard_in_python import compact, digest, raw, write_ensemble
 
 ENVOY = Path(__file__).parents[3] / ".triton/lib/python3.11/site-packages/envoy/_bin/envoy"
 TYPES = "type.googleapis.com/envoy.extensions"
@@ -145,7 +146,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     grpc_upstream = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    source = f'REPOSITORY = "{folder}"\n{GUARD.read_text(encoding="utf-8")}'
+    source = guard_source(folder)
     ports = free_port(), free_port()
     resources = {
         "listeners": [listener(ports[0], "http", source), listener(ports[1], "grpc", source)],

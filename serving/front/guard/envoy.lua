@@ -1,0 +1,234 @@
+-- Envoy. The functions envoy_on_request and envoy_on_response are its interface. Reading a body or trailers suspends them, and ends the
+-- life of the objects that they hold: handle:headers() must be called again after it.
+
+local function percent_encoded(text)
+  return (gsub(text, "[^\32-\36\38-\126]", function(c)
+    return format("%%%02X", byte(c))
+  end))
+end
+
+local function percent_decoded(text)
+  return (gsub(text, "%%(%x%x)", function(hex)
+    return char(tonumber(hex, 16))
+  end))
+end
+
+local function respond_grpc(handle, code, message)
+  local headers = { [":status"] = "200", ["content-type"] = "application/grpc", ["grpc-status"] = code }
+  headers["grpc-message"] = percent_encoded(message)
+  handle:respond(headers, "")
+end
+
+local function respond_http(handle, status, message)
+  handle:respond({ [":status"] = status, ["content-type"] = "application/json" }, error_body(message))
+end
+
+-- What is kept of a request until its answer comes, as one text: Envoy copies a text faster than a table.
+local function kept_text(checked)
+  return checked.form .. (checked.is_asked and "+" or "-") .. checked.expected
+end
+
+local function read_kept(text)
+  local form, asked, expected = match(text, "^(%a+)([+-])(.*)$")
+  return { form = form, is_asked = asked == "+", expected = expected }
+end
+
+local function read_body(handle)
+  local body = handle:body(true)
+  local length = body:length()
+  return length > 0 and body:getBytes(0, length) or "", body
+end
+
+local function is_grpc(headers)
+  local kind = headers:get("content-type")
+  return kind ~= nil and find(kind, "^application/grpc") ~= nil
+end
+
+-- Returns the check of a request that this filter must read, or nil.
+local function request_check(headers)
+  local path = match(headers:get(":path") or "", "^[^?]*")
+  if path == SERVICE .. "ModelInfer" then
+    return function(body)
+      return check_grpc(body)
+    end
+  elseif path == SERVICE .. "ModelStreamInfer" then
+    refuse("streams are not supported: use ModelInfer", UNSUPPORTED)
+  elseif find(path, "%", 1, true) then
+    refuse("the path holds percent-encoded characters")
+  end
+  local name, rest = match(path, "^/v2/models/([^/]*)/(.*)$")
+  local verb = rest and match(rest, "[^/]*$")
+  if verb == "infer" or verb == "generate" or verb == "generate_stream" then
+    local length_header = headers:get("inference-header-content-length")
+    return function(body)
+      return check_http(name, verb, length_header, body)
+    end
+  end
+end
+
+local function on_request(handle)
+  local headers = handle:headers()
+  local check = request_check(headers)
+  if not check then
+    return
+  end
+  local encoding = headers:get("content-encoding")
+  if encoding and encoding ~= "identity" then
+    refuse("the content encoding '" .. shown(encoding) .. "' is not supported")
+  end
+  local text, body = read_body(handle)
+  local checked = check(text)
+  headers = handle:headers()
+  headers:remove("accept-encoding") -- the answer must be readable, too; Triton compresses no gRPC answers unless it is told to
+  if not checked then
+    return
+  end
+  if checked.header_length then
+    headers:replace("inference-header-content-length", format("%d", checked.header_length))
+  end
+  if checked.body then
+    body:setBytes(checked.body)
+  end
+  handle:streamInfo():dynamicMetadata():set(METADATA, "request", kept_text(checked))
+end
+
+function envoy_on_request(handle)
+  local is_done, problem = pcall(on_request, handle)
+  if is_done then
+    return
+  end
+  local refusal = type(problem) == "table" and problem
+  if not refusal then
+    handle:logErr("the guard failed on a request: " .. tostring(problem))
+    refusal = { message = "the request could not be checked", kind = { http = "500", grpc = "13" } }
+  end
+  if is_grpc(handle:headers()) then
+    respond_grpc(handle, refusal.kind.grpc, refusal.message)
+  else
+    respond_http(handle, refusal.kind.http, refusal.message)
+  end
+end
+
+-- Replaces an HTTP answer by an error.
+local function replace_http(handle, status, message)
+  local headers = handle:headers()
+  headers:replace(":status", status)
+  headers:replace("content-type", "application/json")
+  headers:remove("inference-header-content-length")
+  headers:remove("content-encoding")
+  if status == "503" then
+    headers:replace("retry-after", "1")
+  end
+  handle:body(true):setBytes(error_body(message))
+end
+
+-- Tells whoever reads Envoy's log that Triton must be restarted: from now on, its answers can belong to other requests.
+local function log_unhealthy(handle, told)
+  if told == RESTARTING then
+    handle:logErr(UNHEALTHY)
+  end
+end
+
+local function on_http_error(handle, status)
+  local text = read_body(handle)
+  local is_json, value = pcall(decode, text)
+  local message = is_json and type(value) == "table" and value.fields and value.fields.error
+  local told, is_temporary = translate_error(type(message) == "string" and message or text, find(status, "^5") ~= nil)
+  log_unhealthy(handle, told)
+  if told then
+    replace_http(handle, is_temporary and "503" or "500", told)
+  end
+end
+
+local function on_http_answer(handle, request, length_header)
+  local text, body = read_body(handle)
+  local is_equal, answer, header_length = check_answer(request.form, request.expected, request.is_asked, text, length_header)
+  if not is_equal then
+    handle:logErr("an answer was withheld: " .. answer)
+    replace_http(handle, "500", answer)
+  elseif not request.is_asked then
+    if length_header then
+      handle:headers():replace("inference-header-content-length", format("%d", header_length))
+    end
+    body:setBytes(answer)
+  end
+end
+
+-- Translates the error of a gRPC call. fields are its trailers, or its headers if the answer has nothing else.
+local function on_grpc_error(handle, fields)
+  local message = fields and fields:get("grpc-message")
+  local is_internal = fields and fields:get("grpc-status") == "13"
+  local told, is_temporary = translate_error(percent_decoded(message or ""), is_internal)
+  log_unhealthy(handle, told)
+  if told then
+    fields:replace("grpc-status", is_temporary and "14" or "13")
+    fields:replace("grpc-message", percent_encoded(told))
+  end
+end
+
+local function on_grpc_answer(handle, request)
+  local text, body = read_body(handle)
+  local trailers = handle:trailers()
+  local status = trailers and trailers:get("grpc-status")
+  if trailers and status ~= "0" then
+    if #text > 0 then
+      body:setBytes("")
+    end
+    on_grpc_error(handle, trailers)
+    return
+  end
+  local is_equal, answer = nil, FOREIGN
+  if trailers then
+    is_equal, answer = check_answer("grpc", request.expected, request.is_asked, text)
+  end
+  if is_equal then
+    if not request.is_asked then
+      body:setBytes(answer)
+    end
+    return
+  end
+  handle:logErr("an answer was withheld: " .. answer)
+  body:setBytes("")
+  if trailers then
+    trailers:replace("grpc-status", "13")
+    trailers:replace("grpc-message", percent_encoded(answer))
+  end
+end
+
+local function on_response(handle)
+  local headers = handle:headers()
+  local status = headers:get(":status")
+  local metadata = handle:streamInfo():dynamicMetadata():get(METADATA)
+  local request = metadata and read_kept(metadata.request)
+  if request and request.form ~= "grpc" and status == "200" then
+    on_http_answer(handle, request, headers:get("inference-header-content-length"))
+  elseif not is_grpc(headers) then
+    if find(status, "^[45]") then
+      on_http_error(handle, status)
+    elseif request then
+      error("an answer with the status " .. status)
+    end
+  elseif headers:get("grpc-status") then
+    on_grpc_error(handle, headers)
+  elseif request then
+    on_grpc_answer(handle, request)
+  else
+    on_grpc_error(handle, handle:trailers())
+  end
+end
+
+function envoy_on_response(handle)
+  local is_done, problem = pcall(on_response, handle)
+  if is_done then
+    return
+  end
+  handle:logErr("the guard failed on an answer: " .. tostring(problem))
+  replace_http(handle, "500", "the answer could not be checked")
+end
+
+-- For the tests. Envoy ignores it.
+return {
+  decode = decode, is_utf8 = is_utf8, crc_text = crc_text, check_http = check_http, check_grpc = check_grpc,
+  check_answer = check_answer, translate_error = translate_error, percent_encoded = percent_encoded, percent_decoded = percent_decoded,
+  error_body = error_body,
+}
