@@ -18,6 +18,7 @@ from types import FrameType
 import psutil
 from pydantic import TypeAdapter
 
+from serving.backlog import Backlog
 from serving.errors import ServerError, TritonizeError
 from serving.front import UNPROTECTED, Front, start_front
 from serving.health import ServerHealth
@@ -134,10 +135,16 @@ def _watch(server: TritonServer, front: Front, stopped: Callable[[], bool]) -> s
     Returns:
         Why it must be restarted, or None if it is to stop.
     """
-    with contextlib.closing(ServerHealth(server)) as health:
+    with contextlib.ExitStack() as closing:
+        health = closing.enter_context(contextlib.closing(ServerHealth(server)))
+        backlog = None
+        if front.most_in_flight is not None:
+            backlog = closing.enter_context(contextlib.closing(Backlog(server, front.most_in_flight)))
         while not stopped():
             alarm = front.wait_for_alarm(POLL_SECONDS)
             front.revive()
+            if backlog is not None:
+                front.hold(on=backlog.is_too_long())
             failure = alarm or server.failure() or health.failure()
             if failure is not None:
                 front.close()

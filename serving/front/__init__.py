@@ -26,9 +26,11 @@ class Front(Protocol):
 
     Attributes:
         triton: Where tritonserver must listen.
+        most_in_flight: Requests that Triton has at the same time; None: there is no limit.
     """
 
     triton: TritonAddress
+    most_in_flight: int | None
 
     def open(self) -> None:
         """Let requests pass."""
@@ -36,6 +38,10 @@ class Front(Protocol):
 
     def close(self) -> None:
         """Refuse new requests. Those that have passed go on."""
+        ...
+
+    def hold(self, *, on: bool) -> None:
+        """Refuse inference, or let it pass again. Reads and health checks pass."""
         ...
 
     def wait_idle(self, seconds: float) -> None:
@@ -84,11 +90,15 @@ class DirectFront:
     def __init__(self, options: ServeOptions) -> None:
         """Take the address that clients use."""
         self.triton = tcp_address(options)
+        self.most_in_flight: int | None = None
 
     def open(self) -> None:
         """Do nothing."""
 
     def close(self) -> None:
+        """Do nothing."""
+
+    def hold(self, *, on: bool) -> None:
         """Do nothing."""
 
     def wait_idle(self, seconds: float) -> None:

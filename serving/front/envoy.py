@@ -21,6 +21,7 @@ from serving.artifact import read_manifest
 from serving.errors import ArtifactError, ServerError, SetupError
 from serving.front.bootstrap import GATE, envoy_bootstrap
 from serving.front.front_plan import FrontPlan
+from serving.front.routes import HOLD
 from serving.install import site_packages, triton_environment
 from serving.isolation import die_with_parent, temporary_prefix
 from serving.manifests import RepositoryManifest
@@ -48,6 +49,7 @@ class EnvoyFront:
 
     Attributes:
         triton: Where tritonserver must listen.
+        most_in_flight: Requests that Triton has at the same time, of both protocols together.
     """
 
     def __init__(self, options: ServeOptions, *, log: Callable[[str], None]) -> None:
@@ -67,11 +69,12 @@ class EnvoyFront:
         self._options = options
         self._keys = read_api_keys(options.api_keys) if options.api_keys is not None else ()
         self._in_flight = options.in_flight or needed_in_flight(options.repository)
+        self.most_in_flight: int | None = 2 * self._in_flight
         self._binary = find_envoy()
         self._log = log
         self._tail: deque[str] = deque(maxlen=20)
         self._cleanup = contextlib.ExitStack()
-        self._open = False
+        self._open = self._held = False
         self._alarms: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._unanswered = 0
         self._next_check = 0.0
@@ -100,6 +103,7 @@ class EnvoyFront:
         with contextlib.suppress(queue.Empty):  # those about the server before
             while True:
                 self._alarms.get_nowait()
+        self.hold(on=False)
         self._set_gate(0)
         self._open = True
 
@@ -108,6 +112,13 @@ class EnvoyFront:
         self._open = False
         with contextlib.suppress(OSError):  # an Envoy that has ended refuses everything
             self._set_gate(100)
+
+    def hold(self, *, on: bool) -> None:
+        """Refuse inference, or let it pass again. Reads and health checks pass."""
+        if on != self._held:
+            with contextlib.suppress(OSError):  # an Envoy that has ended refuses everything; it starts again without a hold
+                self._set_runtime(HOLD, 100 if on else 0)
+                self._held = on
 
     def wait_idle(self, seconds: float) -> None:
         """Wait until no request that has passed is left, for at most that many seconds."""
@@ -190,6 +201,7 @@ class EnvoyFront:
         path.write_text(json.dumps(envoy_bootstrap(plan)), encoding="utf-8")
 
     def _start(self) -> None:
+        self._held = False
         self._unanswered, self._next_check = 0, time.monotonic() + CHECK_SECONDS
         command = [str(self._binary), "--config-path", str(self._folder / "envoy.json"), "--disable-hot-restart"]
         command += ["--concurrency", "1", "--log-level", "warning", "--log-format", "%l %v"]
@@ -231,7 +243,10 @@ class EnvoyFront:
                     self._alarms.put(line)
 
     def _set_gate(self, percent: int) -> None:
-        status, body = fetch(self._admin, f"/runtime_modify?{GATE}={percent}", timeout=5, method="POST")
+        self._set_runtime(GATE, percent)
+
+    def _set_runtime(self, key: str, percent: int) -> None:
+        status, body = fetch(self._admin, f"/runtime_modify?{key}={percent}", timeout=5, method="POST")
         if status != 200:
             raise ServerError(f"the proxy in front of Triton does not obey: {body.decode(errors='replace')}")
 

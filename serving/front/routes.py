@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overwritten
 from serving.front.front_plan import FrontPlan
+from serving.front.replies import BUSY, RETRY_AFTER
+
+HOLD = "front.hold"
+"""Runtime key of Envoy: 100 refuses inference, 0 lets it pass. Reads always pass."""
 
 IDLE_SECONDS = 600
 """After this many seconds without a byte, a connection or a request without an answer is closed."""
-GRPC_METHODS = (
-    "ServerLive|ServerReady|ServerMetadata|ModelReady|ModelMetadata|ModelConfig|ModelStatistics|RepositoryIndex|"
-    "TraceSetting|LogSettings|SystemSharedMemoryStatus|CudaSharedMemoryStatus"
-)
-"""Methods of Triton's gRPC service that change nothing. Triton itself refuses those of them that are restricted."""
+GRPC_METHODS = "ServerMetadata|ModelReady|ModelMetadata|ModelConfig|ModelStatistics"
+"""Methods of Triton's gRPC service that need a key and change nothing."""
 
 MODEL = r"/v2/models/[^/]+(?:/versions/[0-9]+)?"
 CHANGING = r"/v2/(?:repository|logging|trace|systemsharedmemory|cudasharedmemory)(?:/.*)?|/v2/models/[^/]+/trace/.*"
@@ -21,6 +22,7 @@ def http_routes() -> list[EnvoyFields]:
     """Return the routes of the HTTP listener."""
     return [
         _health(r"/v2/health/(?:live|ready)", "triton_http_control"),
+        _held(rf"{MODEL}/(?:infer|generate|generate_stream)", json_error(BUSY), JSON_TYPE),
         _route(rf"{MODEL}/(?:infer|generate|generate_stream)", "triton_http", method="POST"),
         _route(r"/v2/?", "triton_http_control"),
         _route(r"/v2/models/stats", "triton_http_control"),
@@ -36,6 +38,7 @@ def grpc_routes() -> list[EnvoyFields]:
     return [
         _health(r"/grpc\.health\.v1\.Health/Check", "triton_grpc_control"),
         _health(rf"{service}Server(?:Live|Ready)", "triton_grpc_control"),
+        _held(rf"{service}ModelInfer", BUSY),
         _route(rf"{service}ModelInfer", "triton_grpc", method="POST"),
         _route(rf"{service}(?:{GRPC_METHODS})", "triton_grpc_control"),
         _grpc_refusal(rf"{service}ModelStreamInfer", 404, "no model here streams: use ModelInfer"),
@@ -82,6 +85,18 @@ def _health(pattern: str, cluster: str) -> EnvoyFields:
     """Route health checks, which need no API key."""
     disabled = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
     return _route(pattern, cluster) | {"typed_per_filter_config": {"rbac": disabled}}
+
+
+def _held(pattern: str, body: str, *headers: tuple[str, str]) -> EnvoyFields:
+    """Refuse inference for a while, where :data:`HOLD` says so."""
+    return {
+        "match": {
+            "safe_regex": {"regex": pattern},
+            "runtime_fraction": {"default_value": {"numerator": 0, "denominator": "HUNDRED"}, "runtime_key": HOLD},
+        },
+        "direct_response": {"status": 503, "body": {"inline_string": body}},
+        "response_headers_to_add": [overwritten(*header) for header in (RETRY_AFTER, *headers)],
+    }
 
 
 def _refusal(pattern: str, status: int, message: str) -> EnvoyFields:
