@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import aiohttp
 from tritonclient.http.aio import InferenceServerClient
 
 from serving.failures import HttpAnswerError
+
+LARGE_BYTES = 2**20
+"""Size of a body above which aiohttp warns."""
 
 
 class HttpTritonClient(InferenceServerClient):  # type: ignore[misc]
@@ -16,8 +20,12 @@ class HttpTritonClient(InferenceServerClient):  # type: ignore[misc]
     async def _get(self, *request: Any, **named: Any) -> aiohttp.ClientResponse:
         return await _checked(await super()._get(*request, **named))
 
-    async def _post(self, *request: Any, **named: Any) -> aiohttp.ClientResponse:
-        return await _checked(await super()._post(*request, **named))
+    async def _post(self, request_uri: str, request_body: bytes | str, *more: Any, **named: Any) -> aiohttp.ClientResponse:
+        body = request_body.encode() if isinstance(request_body, str) else request_body
+        # aiohttp warns about large bodies that it is not given as a file
+        return await _checked(
+            await super()._post(request_uri, io.BytesIO(body) if len(body) >= LARGE_BYTES else body, *more, **named)
+        )
 
 
 async def _checked(response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:

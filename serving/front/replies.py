@@ -12,6 +12,7 @@ RETRY_AFTER = ("retry-after", "1")
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, UNAUTHENTICATED = 3, 8, 14, 16
 """Status codes of gRPC."""
 BUSY = "the server is busy: its queue is full"
+FULL = "the server is busy: its queue or its memory is full"
 CLOSED = "the server is starting, restarting or stopping"
 DOWN = "the model server does not answer: it may be restarting"
 
@@ -32,8 +33,8 @@ def local_replies(*, grpc: bool, plan: FrontPlan) -> EnvoyFields:
     if plan.api_keys:
         message = "this server needs an API key, in the header x-api-key"
         replies.append(_Reply(_without_key(plan.api_keys), message, status=401, grpc_status=UNAUTHENTICATED))
-    # Envoy has no flag for its overload, but one for every other answer with this status
-    replies.append(_Reply(_status(503), "the server is busy: its memory is full", grpc_status=RESOURCE_EXHAUSTED, retry=True))
+    # Envoy has no flag for its own overload and for a hold, but one for every other answer with this status
+    replies.append(_Reply(_status(503), FULL, grpc_status=RESOURCE_EXHAUSTED, retry=True))
     return {"mappers": [reply.mapper(grpc=grpc) for reply in replies]}
 
 

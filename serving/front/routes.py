@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overwritten
 from serving.front.front_plan import FrontPlan
-from serving.front.replies import BUSY, RETRY_AFTER
+from serving.front.replies import FULL, RETRY_AFTER
 
 HOLD = "front.hold"
 """Runtime key of Envoy: 100 refuses inference, 0 lets it pass. Reads always pass."""
@@ -22,7 +22,7 @@ def http_routes() -> list[EnvoyFields]:
     """Return the routes of the HTTP listener."""
     return [
         _health(r"/v2/health/(?:live|ready)", "triton_http_control"),
-        _held(rf"{MODEL}/(?:infer|generate|generate_stream)", json_error(BUSY), JSON_TYPE),
+        _held(rf"{MODEL}/(?:infer|generate|generate_stream)", json_error(FULL), JSON_TYPE),
         _route(rf"{MODEL}/(?:infer|generate|generate_stream)", "triton_http", method="POST"),
         _route(r"/v2/?", "triton_http_control"),
         _route(r"/v2/models/stats", "triton_http_control"),
@@ -38,7 +38,7 @@ def grpc_routes() -> list[EnvoyFields]:
     return [
         _health(r"/grpc\.health\.v1\.Health/Check", "triton_grpc_control"),
         _health(rf"{service}Server(?:Live|Ready)", "triton_grpc_control"),
-        _held(rf"{service}ModelInfer", BUSY),
+        _held(rf"{service}ModelInfer", FULL),
         _route(rf"{service}ModelInfer", "triton_grpc", method="POST"),
         _route(rf"{service}(?:{GRPC_METHODS})", "triton_grpc_control"),
         _grpc_refusal(rf"{service}ModelStreamInfer", 404, "no model here streams: use ModelInfer"),

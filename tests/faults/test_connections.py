@@ -23,7 +23,7 @@ from tests.helpers.raw_wire import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS
 from tests.helpers.served_processes import identities, log_path, restarts
 from tests.helpers.servers import serve_options
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.endurance]
 KINDS = ("grpc", "http", "pipeline grpc", "pipeline http")
 LIMIT = 1024
 MANY = 2000
@@ -177,7 +177,6 @@ def test_slow_clients(options: ServeOptions, answers: dict[str, Answer]) -> None
     among(options, answers, slow(options, SLOW), 5, f"{SLOW} slow clients of each of four kinds")
 
 
-@pytest.mark.endurance
 def test_slow_clients_are_closed(options: ServeOptions, answers: dict[str, Answer]) -> None:
     """Those that send no complete headers for 10 s, and those that need more than a minute for a request."""
     before = identities(options)

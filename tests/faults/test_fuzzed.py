@@ -28,7 +28,7 @@ from tests.helpers.raw_wire import bytes_of, exchange, outcome, post, text_messa
 from tests.helpers.served_processes import identities, restarts
 from tests.helpers.servers import serve_options
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.endurance]
 PAIRS = {"one": ("TEXT",), "pairs": ("TEXT", "TEXT_PAIR")}
 OUTPUTS = ("LABEL", "SCORE", "SCORES", "DIGEST")
 MOST_ROWS = 5
@@ -261,13 +261,11 @@ def test_damaged_requests(options: ServeOptions, answers: dict[str, Answer]) -> 
     damaged(options, answers, 400)
 
 
-@pytest.mark.endurance
 @pytest.mark.timeout(1800)
 def test_many_unusual_requests(options: ServeOptions, answers: dict[str, Answer]) -> None:
     valid(options, answers, 10_000)
 
 
-@pytest.mark.endurance
 @pytest.mark.timeout(1800)
 def test_many_damaged_requests(options: ServeOptions, answers: dict[str, Answer]) -> None:
     damaged(options, answers, 20_000)

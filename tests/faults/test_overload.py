@@ -22,7 +22,7 @@ from tests.helpers.served_processes import identities, resident_bytes, restarts
 from tests.helpers.servers import serve_options
 from tests.helpers.sized_model import make_sized_bundle
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.endurance]
 NAME = "sized"
 WINDOW = 5.0
 
@@ -197,7 +197,6 @@ def test_texts_of_a_megabyte_for_a_moment(options: ServeOptions, answers: dict[s
     long_texts(options, answers, tmp_path, 1, replace(SHORT, seconds=2), turns=1)
 
 
-@pytest.mark.endurance
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("factor", [3, 5])
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -205,13 +204,11 @@ def test_overload(options: ServeOptions, answers: dict[str, Answer], tmp_path: P
     overload(options, answers, tmp_path, protocol, factor, STRICT)
 
 
-@pytest.mark.endurance
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_clients_that_give_up(options: ServeOptions, answers: dict[str, Answer], tmp_path: Path, protocol: str) -> None:
     abandon(options, answers, tmp_path, protocol, replace(STRICT, seconds=30))
 
 
-@pytest.mark.endurance
 @pytest.mark.parametrize("megabytes", [1, 6, 64])
 def test_texts_of_megabytes(options: ServeOptions, answers: dict[str, Answer], tmp_path: Path, megabytes: int) -> None:
     long_texts(options, answers, tmp_path, megabytes, replace(STRICT, seconds=8), turns=3)

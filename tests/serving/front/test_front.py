@@ -28,6 +28,7 @@ from serving.client import TritonPipeline
 from serving.errors import RequestError, ServerError, SetupError
 from serving.front.bootstrap import envoy_bootstrap
 from serving.front.envoy import find_envoy, needed_in_flight, read_api_keys
+from serving.front.replies import FULL
 from serving.install import PROJECT
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
@@ -134,12 +135,12 @@ def test_a_hold_refuses_inference_and_nothing_else(small: Path) -> None:
         front.open()
         front.hold(on=True)
         status, text, headers = ask(f"{options.base_url}/v2/models/ragged/infer", body("x"))
-        assert (status, json.loads(text), headers["retry-after"]) == (503, {"error": "the server is busy: its queue is full"}, "1")
+        assert (status, json.loads(text), headers["retry-after"]) == (503, {"error": FULL}, "1")
         with grpcclient.InferenceServerClient(options.grpc_url) as client, pytest.raises(InferenceServerException) as caught:
             client.infer("ragged", tensor(b"x"))
         assert (caught.value.status(), caught.value.message()) == (
-            "StatusCode.UNAVAILABLE",
-            "the server is busy: its queue is full",
+            "StatusCode.RESOURCE_EXHAUSTED",
+            FULL,
         )
         reads = [error_of(ask(f"{options.base_url}/v2/models/ragged"))[1]]
         front.hold(on=False)
@@ -405,7 +406,7 @@ def test_unfinished_requests_do_not_keep_the_memory_from_others(small: Path) -> 
     finally:
         stop(options.http_port)
     for outcome in outcomes:
-        assert outcome[0] == 200 or error_of(outcome) == (503, "the server is busy: its memory is full")
+        assert outcome[0] == 200 or error_of(outcome) == (503, FULL)
 
 
 @pytest.mark.server
