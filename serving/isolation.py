@@ -11,6 +11,7 @@ import shutil
 import signal
 import struct
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -40,6 +41,28 @@ def remove_abandoned_files() -> None:
             with contextlib.suppress(FileNotFoundError):  # another server that starts now removes them too
                 if owner.isdigit() and not psutil.pid_exists(int(owner)) and left.stat().st_uid == os.getuid():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@contextlib.contextmanager
+def remains_removed(shm_prefix: str) -> Iterator[None]:
+    """Remove after the block what a tritonserver that was killed leaves: shared memory, and a folder in ``/tmp``.
+
+    Its Python backend makes the folder for packed environments, fills it at its start or never, and does not read ``TMPDIR``. An
+    empty one of another server of this user is not missed.
+
+    Args:
+        shm_prefix: Prefix of the names of the server's shared memory regions.
+    """
+    places = Path("/tmp")  # noqa: S108
+    before = set(places.glob("python_env_*"))
+    try:
+        yield
+    finally:
+        for region in SHARED_MEMORY.glob(f"{shm_prefix}*"):
+            region.unlink(missing_ok=True)
+        for folder in set(places.glob("python_env_*")) - before:
+            with contextlib.suppress(OSError):  # it is in use, somebody else's, or gone
+                folder.rmdir()
 
 
 def _namespace() -> int:

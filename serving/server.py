@@ -22,7 +22,7 @@ import psutil
 from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
 from serving.integrity import check_repository
-from serving.isolation import SHARED_MEMORY, die_with_parent, keep_files_private, remove_abandoned_files, temporary_prefix
+from serving.isolation import die_with_parent, keep_files_private, remains_removed, remove_abandoned_files, temporary_prefix
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
 from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
@@ -113,7 +113,7 @@ class TritonServer:
         remove_abandoned_files()
         with contextlib.ExitStack() as cleanup:  # undoes every step so far if a later one fails
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
-            cleanup.callback(self._remove_shared_memory)
+            cleanup.enter_context(remains_removed(self._shm_prefix))
             backends = prepare_backends(self._install, folder)
             environment = server_environment(self._install, backends)
             command = server_command(self._install, self.options, self.address, backends, self._shm_prefix)
@@ -309,10 +309,6 @@ class TritonServer:
         self._process.wait()
         if self._started:
             self._reader.join(5)
-
-    def _remove_shared_memory(self) -> None:
-        for region in SHARED_MEMORY.glob(f"{self._shm_prefix}*"):  # a stub that crashed leaves its regions
-            region.unlink(missing_ok=True)
 
 
 def _prepare_process() -> None:
