@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -41,10 +42,9 @@ class Backlog:
     def is_too_long(self) -> bool:
         """Return whether inference must wait: from more waiting requests than can be in flight, until half of them are left."""
         if self._reading is not None and self._reading.done():
-            if self._reading.exception() is None:
-                waiting = self._reading.result()
-                self._too_long = waiting > (self._most // 2 if self._too_long else self._most)
-            self._reading = None
+            reading, self._reading = self._reading, None
+            with contextlib.suppress(OSError):  # whether the server still answers is not decided here
+                self._too_long = reading.result() > (self._most // 2 if self._too_long else self._most)
         if self._reading is None and time.monotonic() >= self._next:
             self._next = time.monotonic() + CHECK_SECONDS
             self._reading = self._executor.submit(self._read)
@@ -58,7 +58,7 @@ class Backlog:
         """Read how many requests wait for a step.
 
         Raises:
-            OSError: The server did not answer. Whether it still does is not decided here.
+            OSError: The server did not answer.
         """
         _, content = fetch(self._server.address.metrics, "/metrics", timeout=ANSWER_SECONDS)
         return sum(count for model, count in pending_requests(content.decode()).items() if model in self._steps)

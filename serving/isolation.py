@@ -10,8 +10,9 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -70,6 +71,30 @@ def _namespace() -> int:
     return Path("/proc/self/ns/pid").stat().st_ino
 
 
+def start_process(
+    command: Sequence[str], *, prepare: Callable[[], None], environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a child in a process group of its own. Its standard output and error are one stream of text.
+
+    Args:
+        command: The command line.
+        prepare: Called in the child before it becomes the command.
+        environment: The environment variables. None: those of this process.
+    """
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        process_group=0,
+        umask=0o077,
+        preexec_fn=prepare,  # noqa: PLW1509
+    )
+
+
 def raise_file_limit() -> None:
     """Allow this process and its children as many open files as the system lets them have. Each connection needs one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -81,17 +106,16 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def keep_files_private() -> None:
-    """Make every file that this process and its children create readable by this user only.
+def keep_shared_memory_private() -> None:
+    """Make every shared memory region that this process and its children create readable by this user only.
 
-    The mode of the file creation mask is not enough: Triton's Python backend sets the mode of its shared memory regions, which
-    hold texts, with ``fchmod`` to 0644. A system call filter (see ``seccomp(2)``) makes that call succeed without effect.
+    The file creation mask of :func:`start_process` is not enough: Triton's Python backend sets the mode of its regions, which hold
+    texts, with ``fchmod`` to 0644. A system call filter (see ``seccomp(2)``) makes that call succeed without effect.
 
     Raises:
         KeyError: The system calls of this machine are not known.
         OSError: Linux refused the filter.
     """
-    os.umask(0o077)
     interface, fchmod = FCHMOD[platform.machine()]
     libc = ctypes.CDLL(None, use_errno=True)
     load, jump_equal, give = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K

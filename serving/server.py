@@ -22,7 +22,14 @@ import psutil
 from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
 from serving.integrity import check_repository
-from serving.isolation import die_with_parent, keep_files_private, remains_removed, remove_abandoned_files, temporary_prefix
+from serving.isolation import (
+    die_with_parent,
+    keep_shared_memory_private,
+    remains_removed,
+    remove_abandoned_files,
+    start_process,
+    temporary_prefix,
+)
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
 from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
@@ -129,17 +136,7 @@ class TritonServer:
 
     def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
         try:
-            return subprocess.Popen(
-                command,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                errors="replace",
-                process_group=0,
-                preexec_fn=_prepare_process,  # noqa: PLW1509
-            )
+            return start_process(command, prepare=_prepare_process, environment=environment)
         except subprocess.SubprocessError as error:
             raise ServerError(
                 "cannot keep the server's shared memory private: this system refuses system call filters (seccomp)",
@@ -313,7 +310,7 @@ class TritonServer:
 
 def _prepare_process() -> None:
     die_with_parent()
-    keep_files_private()
+    keep_shared_memory_private()
 
 
 def server_command(

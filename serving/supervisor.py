@@ -20,7 +20,8 @@ from pydantic import TypeAdapter
 
 from serving.backlog import Backlog
 from serving.errors import ServerError, TritonizeError
-from serving.front import UNPROTECTED, Front, start_front
+from serving.front import UNPROTECTED, start_front
+from serving.front.interface import Front
 from serving.health import ServerHealth
 from serving.isolation import raise_file_limit
 from serving.options import ServeOptions
@@ -91,32 +92,22 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
     ):
         announced, failed_starts = False, 0
 
-        def interrupted() -> bool:
-            front.revive()
-            return stopped()
+        def report(ready_seconds: float | None) -> None:
+            nonlocal announced, failed_starts
+            record(ready_seconds)
+            if ready_seconds is None:
+                return
+            failed_starts = 0
+            if not announced:
+                on_ready()
+                announced = True
 
         while not stopped():
-            begun = time.monotonic()
             server: TritonServer | None = None
             try:
                 front.close()
                 server = TritonServer(options, log=logger.info, address=front.triton)
-                with server:
-                    server.wait_until_ready(interrupted)
-                    if not stopped():
-                        front.open()
-                        record(time.monotonic() - begun)
-                        failed_starts = 0
-                        if not announced:
-                            on_ready()
-                            announced = True
-                    failure = _watch(server, front, stopped)
-                    front.close()
-                    record(None)
-                    if failure is None:
-                        front.wait_idle(DRAIN_SECONDS)
-                        server.drain()
-                        front.shut_down()
+                failure = _serve_until_failure(server, front, stopped, report)
             except (TritonizeError, OSError) as error:  # a full disk or too many processes may pass, too
                 failed_starts += 1
                 by_chance = server is not None and server.was_killed and failed_starts < START_ATTEMPTS
@@ -127,6 +118,41 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[], None]) -> None:
                 _pause_before_restart(str(failure), failed_starts, stopped)
         if not announced:
             raise ServerError("stopped before it was ready")
+
+
+def _serve_until_failure(
+    server: TritonServer, front: Front, stopped: Callable[[], bool], report: Callable[[float | None], None]
+) -> str | None:
+    """Run a server until it must be restarted or is to stop; in the latter case drain it first.
+
+    Args:
+        server: The server, not yet started.
+        front: The front, closed.
+        stopped: Whether the server is to stop.
+        report: Called when it is ready, with the time that it took in seconds, and when it is not any more, with None.
+
+    Returns:
+        Why it must be restarted, or None if it was stopped.
+    """
+
+    def interrupted() -> bool:
+        front.revive()
+        return stopped()
+
+    begun = time.monotonic()
+    with server:
+        server.wait_until_ready(interrupted)
+        if not stopped():
+            front.open()
+            report(time.monotonic() - begun)
+        failure = _watch(server, front, stopped)
+        front.close()
+        report(None)
+        if failure is None:
+            front.wait_idle(DRAIN_SECONDS)
+            server.drain()
+            front.shut_down()
+    return failure
 
 
 def _watch(server: TritonServer, front: Front, stopped: Callable[[], bool]) -> str | None:

@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Self
 
 from serving.artifact import read_manifest
-from serving.errors import ArtifactError, ServerError, SetupError
+from serving.errors import ServerError, SetupError
 from serving.front.bootstrap import GATE, envoy_bootstrap
 from serving.front.front_plan import FrontPlan
+from serving.front.interface import Front
 from serving.front.routes import HOLD
 from serving.install import site_packages, triton_environment
-from serving.isolation import die_with_parent, temporary_prefix
+from serving.isolation import die_with_parent, start_process, temporary_prefix
 from serving.manifests import RepositoryManifest
 from serving.options import ServeOptions
 from serving.probe import find_probes
 from serving.server import UNHEALTHY, describe_exit
-from serving.triton_address import SOCKET_SCHEME, TritonAddress, fetch, numeric_host, socket_address
+from serving.triton_address import SOCKET_SCHEME, fetch, numeric_host, socket_address
 
 START_SECONDS = 20
 """How long Envoy may take to listen, in seconds."""
@@ -44,12 +45,10 @@ MIN_IN_FLIGHT = 16
 MIN_KEY_CHARACTERS = 16
 
 
-class EnvoyFront:
+class EnvoyFront(Front):
     """An Envoy process with its folder, as a context manager. The folder also holds the sockets that Triton listens on.
 
-    Attributes:
-        triton: Where tritonserver must listen.
-        most_in_flight: Requests that Triton has at the same time, of both protocols together.
+    ``most_in_flight`` counts both protocols together.
     """
 
     def __init__(self, options: ServeOptions, *, log: Callable[[str], None]) -> None:
@@ -69,7 +68,7 @@ class EnvoyFront:
         self._options = options
         self._keys = read_api_keys(options.api_keys) if options.api_keys is not None else ()
         self._in_flight = options.in_flight or needed_in_flight(options.repository)
-        self.most_in_flight: int | None = 2 * self._in_flight
+        self.most_in_flight = 2 * self._in_flight
         self._binary = find_envoy()
         self._log = log
         self._tail: deque[str] = deque(maxlen=20)
@@ -87,10 +86,10 @@ class EnvoyFront:
         """
         with contextlib.ExitStack() as cleanup:
             self._folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
-            self.triton: TritonAddress = socket_address(self._folder)
+            self.triton = socket_address(self._folder)
             self._write_configuration()
-            cleanup.callback(self.shut_down)
             self._start()
+            cleanup.callback(self.shut_down)
             self._cleanup = cleanup.pop_all()
         return self
 
@@ -205,19 +204,16 @@ class EnvoyFront:
         self._unanswered, self._next_check = 0, time.monotonic() + CHECK_SECONDS
         command = [str(self._binary), "--config-path", str(self._folder / "envoy.json"), "--disable-hot-restart"]
         command += ["--concurrency", "1", "--log-level", "warning", "--log-format", "%l %v"]
-        self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            process_group=0,
-            umask=0o077,  # the access log names clients
-            preexec_fn=die_with_parent,  # noqa: PLW1509
-        )
+        self._process = start_process(command, prepare=die_with_parent)
         self._reader = threading.Thread(target=self._forward, daemon=True)
         self._reader.start()
+        try:
+            self._wait_until_listening()
+        except ServerError:
+            self.shut_down()
+            raise
+
+    def _wait_until_listening(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready():
             if self._process.poll() is not None:
@@ -260,8 +256,6 @@ class EnvoyFront:
 
     def shut_down(self) -> None:
         """End Envoy. Triton then need not wait for idle connections before it ends."""
-        if not hasattr(self, "_process"):
-            return
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -325,7 +319,5 @@ def needed_in_flight(repository: Path) -> int:
         ArtifactError: The repository holds no packaged ensemble.
     """
     manifests = [read_manifest(repository / probe.ensemble, RepositoryManifest) for probe in find_probes(repository)]
-    if not manifests:
-        raise ArtifactError(f"{repository} holds no packaged ensemble", hint="create one with: tritonize package")
     each = [manifest.instances * (2 * manifest.max_batch_size if manifest.batching == "ragged" else 8) for manifest in manifests]
     return max(MIN_IN_FLIGHT, *each)
