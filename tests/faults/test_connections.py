@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.options import PackageOptions, ServeOptions
-from serving.repository import package
-from serving.supervisor import find_running, start_detached, stop
-from tests.helpers.good_traffic import Answer, GoodTraffic, known_answers
+from serving.options import ServeOptions
+from serving.supervisor import find_running, stop
+from tests.helpers.good_traffic import Answer, GoodTraffic
 from tests.helpers.raw_wire import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, grpc_headers, http2_frame
 from tests.helpers.served_processes import identities, log_path, restarts
 from tests.helpers.servers import serve_options
@@ -50,26 +49,6 @@ def _many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, NEEDED_FILES), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
-    folder = tmp_path_factory.mktemp("crowded") / "model_repository"
-    package(PackageOptions(bundle=bundle, repository=folder, name="one", precision="fp32", device="cpu"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def options(repository: Path) -> Iterator[ServeOptions]:
-    served = serve_options(repository)
-    start_detached(served)
-    yield served
-    stop(served.http_port)
-
-
-@pytest.fixture(scope="module")
-def answers(options: ServeOptions) -> dict[str, Answer]:
-    return known_answers(options.base_url.removeprefix("http://"), "one", 40)
 
 
 @contextlib.contextmanager

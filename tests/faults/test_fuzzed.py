@@ -11,7 +11,6 @@ import random
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,10 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from serving.options import PackageOptions, ServeOptions
-from serving.repository import package
-from serving.supervisor import start_detached, stop
-from tests.helpers.good_traffic import TOLERANCE, Answer, known_answers
+from serving.options import ServeOptions
+from tests.helpers.good_traffic import TOLERANCE, Answer
 from tests.helpers.raw_wire import bytes_of, exchange, outcome, post, text_message
 from tests.helpers.served_processes import identities, restarts
-from tests.helpers.servers import serve_options
 
 pytestmark = [pytest.mark.server, pytest.mark.endurance]
 PAIRS = {"one": ("TEXT",), "pairs": ("TEXT", "TEXT_PAIR")}
@@ -35,19 +31,8 @@ MOST_ROWS = 5
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory, bundle: Path, pair_bundle: Path) -> Iterator[ServeOptions]:
-    repository = tmp_path_factory.mktemp("fuzzed") / "model_repository"
-    for name, source in (("one", bundle), ("pairs", pair_bundle)):
-        package(PackageOptions(bundle=source, repository=repository, name=name, precision="fp32", device="cpu"))
-    served = serve_options(repository)
-    start_detached(served)
-    yield served
-    stop(served.http_port)
-
-
-@pytest.fixture(scope="module")
-def answers(options: ServeOptions) -> dict[str, Answer]:
-    return known_answers(options.base_url.removeprefix("http://"), "one", 40)
+def ensembles(bundle: Path, pair_bundle: Path) -> dict[str, Path]:
+    return {"one": bundle, "pairs": pair_bundle}
 
 
 def strange_text(choose: random.Random) -> str:

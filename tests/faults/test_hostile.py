@@ -10,20 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
 
-from serving.options import PackageOptions, ServeOptions
-from serving.repository import package
-from serving.supervisor import start_detached, stop
+from serving.options import ServeOptions
 from tests.faults.hostile_grpc import HOSTILE_CALLS, HOSTILE_FRAMES, HostileCall, HostileFrames
 from tests.faults.hostile_http import HOSTILE_HTTP, HostileHttp
-from tests.helpers.good_traffic import Answer, GoodTraffic, known_answers
+from tests.helpers.good_traffic import Answer, GoodTraffic
 from tests.helpers.raw_wire import exchange, http2_exchange, outcome
 from tests.helpers.served_processes import identities, log_path, resident_bytes, restarts
-from tests.helpers.servers import serve_options
 
 pytestmark = pytest.mark.server
 HostileRequest = HostileHttp | HostileCall | HostileFrames
@@ -31,21 +27,6 @@ ALL: list[HostileRequest] = [*HOSTILE_HTTP, *HOSTILE_CALLS, *HOSTILE_FRAMES]
 KINDS = ("grpc", "http", "pipeline grpc", "pipeline http")
 HOSTILE_CLIENTS = 4
 LOG_BYTES = 2**20
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[ServeOptions]:
-    repository = tmp_path_factory.mktemp("attacked") / "model_repository"
-    package(PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu"))
-    served = serve_options(repository)
-    start_detached(served)
-    yield served
-    stop(served.http_port)
-
-
-@pytest.fixture(scope="module")
-def answers(options: ServeOptions) -> dict[str, Answer]:
-    return known_answers(options.base_url.removeprefix("http://"), "one", 40)
 
 
 @pytest.fixture

@@ -6,40 +6,21 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import psutil
 import pytest
 
-from serving.options import PackageOptions, ServeOptions
-from serving.repository import package
-from serving.supervisor import find_running, start_detached, stop
-from tests.helpers.good_traffic import Answer, GoodTraffic, known_answers
+from serving.options import ServeOptions
+from serving.supervisor import start_detached, stop
+from tests.helpers.good_traffic import Answer, GoodTraffic
 from tests.helpers.served_processes import processes, restarts, send, wait_ready
-from tests.helpers.servers import serve_options
 
 pytestmark = pytest.mark.server
 VICTIMS = ("preprocess", "model", "postprocess", "server")
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV)
 PIPELINES = ("pipeline grpc", "pipeline http") * 4
 REPEATED = 10
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[ServeOptions]:
-    repository = tmp_path_factory.mktemp("killed") / "model_repository"
-    package(PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu"))
-    served = serve_options(repository)
-    start_detached(served)
-    yield served
-    if find_running(served.http_port) is not None:
-        stop(served.http_port)
-
-
-@pytest.fixture(scope="module")
-def answers(options: ServeOptions) -> dict[str, Answer]:
-    return known_answers(options.base_url.removeprefix("http://"), "one", 40)
 
 
 def wait_ended(victims: Sequence[psutil.Process], seconds: float = 30) -> None:

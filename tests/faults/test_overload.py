@@ -6,20 +6,17 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from serving.options import PackageOptions, ServeOptions
-from serving.repository import package
-from serving.supervisor import start_detached, stop
+from serving.options import ServeOptions
 from tests.conftest import Once
-from tests.helpers.good_traffic import Answer, GoodTraffic, known_answers
+from tests.helpers.good_traffic import Answer, GoodTraffic
 from tests.helpers.load_generator import ANSWERED, Generator, LoadPlan, Sent, by_window, generate, percentile
 from tests.helpers.served_processes import identities, resident_bytes, restarts
-from tests.helpers.servers import serve_options
 from tests.helpers.sized_model import make_sized_bundle
 
 pytestmark = [pytest.mark.server, pytest.mark.endurance]
@@ -54,19 +51,8 @@ NOWHERE = "/v2/nowhere"
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterator[ServeOptions]:
-    repository = tmp_path_factory.mktemp("overloaded") / "model_repository"
-    bundle = once("sized", make_sized_bundle)
-    package(PackageOptions(bundle=bundle, repository=repository, name=NAME, precision="fp32", device="cpu"))
-    served = serve_options(repository)
-    start_detached(served)
-    yield served
-    stop(served.http_port)
-
-
-@pytest.fixture(scope="module")
-def answers(options: ServeOptions) -> dict[str, Answer]:
-    return known_answers(url_of(options, "http"), NAME, 40)
+def ensembles(once: Once) -> dict[str, Path]:
+    return {NAME: once("sized", make_sized_bundle)}
 
 
 def url_of(options: ServeOptions, protocol: str) -> str:

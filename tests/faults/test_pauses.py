@@ -5,17 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from serving.options import PackageOptions, ServeOptions
-from serving.repository import package
-from serving.supervisor import find_running, start_detached, stop
-from tests.helpers.good_traffic import Answer, GoodTraffic, known_answers
+from serving.options import ServeOptions
+from serving.supervisor import find_running
+from tests.helpers.good_traffic import Answer, GoodTraffic
 from tests.helpers.served_processes import processes, restarts, send, wait_ready
-from tests.helpers.servers import serve_options
 
 pytestmark = pytest.mark.server
 TARGETS = ("preprocess", "model", "postprocess", "server", "tree")
@@ -25,21 +21,6 @@ BACK_SECONDS = 10
 """How long after a pause it may take until there are answers again, in seconds."""
 STARTS = 3
 """On a machine where a start of the server takes longer than a third of that, because it is busy: as long as three of them."""
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[ServeOptions]:
-    repository = tmp_path_factory.mktemp("paused") / "model_repository"
-    package(PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu"))
-    served = serve_options(repository)
-    start_detached(served)
-    yield served
-    stop(served.http_port)
-
-
-@pytest.fixture(scope="module")
-def answers(options: ServeOptions) -> dict[str, Answer]:
-    return known_answers(options.base_url.removeprefix("http://"), "one", 40)
 
 
 def pause(options: ServeOptions, answers: dict[str, Answer], target: str, seconds: float) -> None:
