@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +14,9 @@ from tritonclient.grpc import service_pb2
 
 from serving.front.bootstrap import guard_source
 
+MIXED = 'aé\n"\\/\x00€😀 \t{}[]:,'
+"""A text with every kind of character that JSON writes in another way."""
+FOREIGN = b"the answer belongs to another request"
 CALL = b"function(f, ...) local done, result, second, third = pcall(f, ...); return done, result, second, third end"
 
 
@@ -105,3 +109,46 @@ def write_ensemble(repository: Path, name: str, *inputs: str, **more: Any) -> No
 
 def raw(*texts: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    return {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["x"]} | changes
+
+
+def infer(*inputs: Any, **more: Any) -> dict[str, Any]:
+    return {"inputs": list(inputs) or [tensor()]} | more
+
+
+def message(**changes: Any) -> service_pb2.ModelInferRequest:
+    fields = {
+        "model_name": "sent",
+        "inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1]}],
+        "raw_input_contents": [raw(b"x")],
+    }
+    return service_pb2.ModelInferRequest(**(fields | changes))
+
+
+def one_input(**changes: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1]} | changes]}
+
+
+def random_text(rng: random.Random) -> str:
+    text = "".join(rng.choice('ab c"\\/\n\té€😀ßx' + chr(rng.randrange(1, 0xD800))) for _ in range(rng.randrange(20)))
+    return text * rng.choice([1, 1, 1, 30])
+
+
+def mutated(rng: random.Random, text: bytes) -> bytes:
+    """Change some bytes: replace, insert, remove, repeat."""
+    changed = bytearray(text)
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        at = rng.randrange(len(changed) + 1)
+        match rng.randrange(4):
+            case 0:
+                changed[at : at + 1] = bytes([rng.randrange(256)])
+            case 1:
+                changed[at:at] = rng.choice([b'"', b"\\", b"{", b"]", b",", b"0", b"\\u", b"\xe2", bytes([rng.randrange(256)])])
+            case 2:
+                del changed[at : at + rng.randrange(1, 4)]
+            case 3:
+                changed[at:at] = changed[at : at + rng.randrange(1, 30)]
+    return bytes(changed)
