@@ -28,6 +28,7 @@ TOGETHER = {
         "tests/benchmarks/test_benchmark.py",
         "tests/benchmarks/test_interrupt.py",
         "tests/serving/front/test_front.py",
+        "tests/serving/front/test_front_options.py",
         "tests/serving/test_client.py",
         "tests/serving/test_evaluator.py",
         "tests/serving/test_predict.py",

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the filter."""
+"""Fixtures of the tests of the proxy and of its filter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.options import PackageOptions
+from serving.repository import package
 from tests.serving.front.guard_in_python import Guard, write_ensemble
 
 
@@ -22,3 +24,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def guard(repository: Path) -> Guard:
     return Guard(repository)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
+    """A repository of one ensemble, which starts quickly."""
+    folder = tmp_path_factory.mktemp("small") / "model_repository"
+    package(PackageOptions(bundle=bundle, repository=folder, name="ragged", precision="fp32", device="cpu", instances=1))
+    return folder
