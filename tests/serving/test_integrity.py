@@ -54,6 +54,12 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def flip_first(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -362,18 +368,17 @@ def test_serve_names_the_file_and_ends(repository: Path, trick: Callable[[Path],
     assert expected in error
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, empty], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", [flip_first, truncate, empty], ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("name", ["fp32/model.onnx", "tokenizer.json", "manifest.json"])
 def test_a_damaged_bundle_with_fitting_checksums_is_one_line(
     copied_bundle: Path, tmp_path: Path, name: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The libraries that read it raise errors of many types."""
+    """The libraries that read it raise errors of many types. (A flipped bit in the middle may be a weight: no rule broken.)"""
     damage(copied_bundle / name)
     if name != MANIFEST:
         reseal(copied_bundle)
     given = ["--bundle", copied_bundle, "--repository", tmp_path / "models", "--name", "one", "--precision", "fp32"]
     code = main(["package", *map(str, given)])
     lines = capsys.readouterr().err.splitlines()
-    if (name, damage) != ("fp32/model.onnx", flip):  # one bit of a weight breaks no rule
-        assert code == 1 and lines[-1].startswith("error: ") and str(copied_bundle / name) in lines[-1]
+    assert code == 1 and lines[-1].startswith("error: ") and str(copied_bundle / name) in lines[-1]
     assert not any("Traceback" in line for line in lines)
