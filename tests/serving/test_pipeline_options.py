@@ -26,7 +26,10 @@ from tests.helpers.in_process import in_process
 from tests.helpers.parity import assert_alike, assert_same
 from tests.helpers.tagging import TEXTS, tiny_tagger
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # the pipeline's own
+]
 THREE = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
@@ -124,8 +127,6 @@ TEXT: list[Case] = [
             {"add_special_tokens": False},
             {"add_special_tokens": False, "max_length": 3},
             {"add_special_tokens": True},
-            {"text_pair": "again"},
-            {"text_pair": "again " * 9, "truncation": True, "max_length": 9},
             {"text_pair": None},
             # refused
             {"truncation": "foo"},
@@ -141,9 +142,6 @@ TEXT: list[Case] = [
     ),
     *each(
         [
-            {"text": "a", "text_pair": "b"},
-            [{"text": "a", "text_pair": "b"}, "a", {"text": "a", "text_pair": None}],
-            [[["a", "b"]]],
             "",
             [""],
             # refused
@@ -180,12 +178,13 @@ def test_text_classification(both: Any, case: Case) -> None:
     "case",
     [
         *each(["a", ["a", "b"], {"text": "a"}, {"text": "a", "text_pair": "b"}, [[["a", "b"]]]], [{}, {"top_k": 2}]),
+        *each(["a", ["a", "b"]], [{"text_pair": "again"}, {"text_pair": "again", "top_k": None}, {"text_pair": 5}]),
         *each(["the film " * 6, ["the film " * 60, "a"]], [{"text_pair": "a story " * 80, "truncation": True}]),
         *each(
             ["the film " * 6],
             [{"text_pair": "a story " * 8, "max_length": 9, "add_special_tokens": kept} for kept in (True, False)],
         ),
-        (([{"text": "a", "text_pair": "b"}, "a"],), {}),
+        (([{"text": "a", "text_pair": "b"}, "a", {"text": "a", "text_pair": None}],), {}),
     ],
     ids=shown,
 )
@@ -235,6 +234,9 @@ def test_text_classification_otherwise(both: Any) -> None:
         ours("a", max_length=-1)
     with pytest.raises(ValueError, match="only_first is not served"):
         both("text-classification", pair=True)[0]("a", text_pair="b", truncation="only_first")
+    for inputs, options in (({"text": "a", "text_pair": "b"}, {}), ([[["a", "b"]]], {}), ("a", {"text_pair": "b"})):
+        with pytest.raises(ValueError, match="exported for single texts, and its graph cannot tell two texts apart"):
+            ours(inputs, **options)
     with pytest.raises(TypeError, match="goes with texts that are strings"):
         ours({"text": "a"}, text_pair="b")
     with pytest.raises(DataError, match="half of a surrogate pair"):

@@ -29,7 +29,7 @@ class TextClassification(TokenizerOptionsTask):
         top_k: Number of labels of a row that the client lists, best first. None: only the best label. ``SCORES`` always has all.
         return_all_scores: Whether the client lists all labels, in the order of the logits, where there is no ``top_k``.
         json_texts: Whether a request's ``TEXT`` is a JSON list of one or two texts, and ``TEXT_PAIR`` is not read. So a model of
-            single texts takes a pair, and one of pairs a single text.
+            pairs takes a single text. A model of single texts takes no pair: its graph cannot tell two texts apart.
     """
 
     labels: tuple[str | int, ...]
@@ -70,7 +70,18 @@ class TextClassification(TokenizerOptionsTask):
 
     def texts(self, columns: TextColumns) -> Sequence[Text]:
         """Convert request rows to rows for the tokenizer: each text, or each pair of texts."""
-        return [_one_or_two(read_strings(row, "TEXT")) for row in columns[0]] if self.json_texts else super().texts(columns)
+        return [self._read_texts(row) for row in columns[0]] if self.json_texts else super().texts(columns)
+
+    def _read_texts(self, row: str) -> Text:
+        """Read a JSON list of one or two texts.
+
+        Raises:
+            ValueError: It is no such list, or there are more than the model takes.
+        """
+        texts = read_strings(row, "TEXT")
+        if len(texts) > 1 + self.pair:
+            raise ValueError(f"TEXT holds {len(texts)} texts, and the model takes {1 + self.pair}")
+        return (texts[0], texts[1]) if len(texts) == 2 else texts[0]
 
     def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:  # noqa: ARG002 - one model row each
         """Apply the function to the logits and find the best label."""
@@ -102,14 +113,19 @@ class TextClassification(TokenizerOptionsTask):
 
     def parse_inputs(self, inputs: object) -> list[tuple[str, ...]]:
         """Take strings or dicts with ``text``; for pairs, dicts with ``text`` and ``text_pair``, or ``[[text, text_pair]]``."""
-        return [_row_texts(row) for row in (inputs if isinstance(inputs, list | tuple) else [inputs])]
+        return [self._parse_row(row) for row in (inputs if isinstance(inputs, list | tuple) else [inputs])]
+
+    def _parse_row(self, row: object) -> tuple[str, ...]:
+        texts = _row_texts(row)
+        if len(texts) > 1 + self.pair:
+            raise ValueError(f"this model was exported for single texts, and its graph cannot tell two texts apart: {row!r:.80}")
+        return texts
 
     def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
-        """Write rows of another number of texts than the model has inputs as JSON."""
-        count = len(self.inputs())
-        if all(len(row) == count for row in rows):
+        """Write the rows of a model of pairs as JSON if one of them is a single text."""
+        if not self.pair or all(len(row) == 2 for row in rows):
             return rows, {}
-        return [(write_strings(row), "")[:count] for row in rows], {"json_texts": True}
+        return [(write_strings(row), "") for row in rows], {"json_texts": True}
 
     def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
         """Accept the function's name in any case, or as an enumeration member, as the pipeline does."""
@@ -148,17 +164,6 @@ class TextClassification(TokenizerOptionsTask):
         if (isinstance(inputs, str) or (isinstance(inputs, dict) and "text_pair" in options)) and "top_k" not in options:
             return answers
         return super().format_result(inputs, answers, options)
-
-
-def _one_or_two(texts: list[str]) -> Text:
-    """Return the texts of a row as the tokenizer takes them.
-
-    Raises:
-        ValueError: There are more than two.
-    """
-    if len(texts) > 2:
-        raise ValueError(f"TEXT holds {len(texts)} texts, one or two are taken")
-    return (texts[0], texts[1]) if len(texts) == 2 else texts[0]
 
 
 def _row_texts(row: object) -> tuple[str, ...]:
