@@ -37,7 +37,7 @@ from serving.runtime.tokenization import FIELDS, TextEncoder
 from serving.runtime.types import Arrays
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 OVERFLOW_ROWS = 32
 """Number of the longest rows that are run with all intermediate tensors visible to find fp16 overflows.
@@ -147,7 +147,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
             source=source, options=options, device=device, raw=raw, rows=rows, original=original, staging=staging
         )
         variants = {precision: _variant(precision, context) for precision in options.precisions}
-        comparison = _compare_with_library(context, variants, model, encoder)
+        comparison = _compare_with_library(context, variants, encoder)
     manifest = _manifest(context, variants, run, inputs, comparison=comparison, encoder=encoder, output_head=output_head)
     _remove_failed(variants, context)
     return manifest
@@ -298,22 +298,17 @@ def _input_names(raw: Path, fed: Sequence[str], run: verify.Run, max_length: int
     return names
 
 
-def _compare_with_library(
-    context: _VariantContext, variants: Mapping[Precision, _Variant], model: PreTrainedModel, encoder: TextEncoder
-) -> ReferenceCheck:
+def _compare_with_library(context: _VariantContext, variants: Mapping[Precision, _Variant], encoder: TextEncoder) -> ReferenceCheck:
     """Compare the answers of fp32, or of the raw graph if fp32 is not asked for, with those of the checkpoint's library."""
     source = context.source
     if "fp32" in variants and not variants["fp32"].verdict.passed:  # the export ends with its figures
         return ReferenceCheck(library=source.task.library_name, texts=0, max_difference=0)
-    running = graph.session(context.raw) if "fp32" not in variants else graph.session(context.file("fp32"))
-    served = reference.ServedGraph(
-        task=source.task,
-        run=graph.runner(running, source.task.model_outputs),
-        encoder=encoder,
-        max_length=encoder.max_length,
-    )
+    run = _run("fp32", context) if "fp32" in variants else graph.runner(graph.session(context.raw), source.task.model_outputs)
+    served = reference.ServedGraph(task=source.task, run=run, encoder=encoder, max_length=encoder.max_length)
     options = {name: value for name, value in source.chosen.items() if name in source.task.served.options and name != "truncation"}
-    tokenizer = checkpoints.load_tokenizer(source.folder)
+    model, tokenizer = checkpoints.load_model(source.folder, type(source.task)), checkpoints.load_tokenizer(source.folder)
+    padding_values(tokenizer, model, source.name)
+    model.to("cuda" if context.device == "gpu" else "cpu")  # type: ignore[arg-type]
     return reference.require_equal_answers(served, model, tokenizer, source.task.requests(source.rows.texts), options)
 
 

@@ -137,9 +137,9 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
 
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
         """Ask with ``max_length`` tokens per window. The pipeline does not know whether the checkpoint allows an empty answer."""
-        inputs = [{"question": question, "context": context} for question, context in rows]
+        questions, contexts = map(list, zip(*rows, strict=True))
         options = {"max_seq_len": max_length, "handle_impossible_answer": self.served.handle_impossible_answer}
-        found: object = pipeline(inputs, batch_size=len(inputs), **options)
+        found: object = pipeline(question=questions, context=contexts, batch_size=len(rows), **options)
         return found if isinstance(found, list) else [found]
 
 
