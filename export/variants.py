@@ -308,7 +308,7 @@ def _compare_with_library(context: _VariantContext, variants: Mapping[Precision,
     options = {name: value for name, value in source.chosen.items() if name in source.task.served.options and name != "truncation"}
     model, tokenizer = checkpoints.load_model(source.folder, type(source.task)), checkpoints.load_tokenizer(source.folder)
     padding_values(tokenizer, model, source.name)
-    model.to("cuda" if context.device == "gpu" else "cpu")  # type: ignore[arg-type]
+    model.to("cuda" if context.device == "gpu" else "cpu")
     return reference.require_equal_answers(served, model, tokenizer, source.task.requests(source.rows.texts), options)
 
 
