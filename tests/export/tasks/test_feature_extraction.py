@@ -390,7 +390,7 @@ def test_loss_of_a_batch_that_teaches_nothing_is_zero() -> None:
     assert loss.item() == 0 and torch.isfinite(rows.grad).all()
 
 
-def test_texts_of_a_row_stand_in_one_batch(base_checkpoint: Path) -> None:
+def test_texts_of_a_row_stand_in_one_batch() -> None:
     encodings: Any = [
         SimpleNamespace(ids=[place], attention_mask=[1]) for place in (1, 2, 3, 11, 12, 13)
     ]  # three rows of two texts
@@ -399,7 +399,7 @@ def test_texts_of_a_row_stand_in_one_batch(base_checkpoint: Path) -> None:
     columns = training_columns(features, names, {"labels": [0.1, 0.2, 0.3]}, task())
     assert columns["input_ids"] == [[[1], [11]], [[2], [12]], [[3], [13]]]
     rows = [{name: columns[name][row] for name in (*names, "labels")} for row in range(3)]
-    batch = Collator(AutoTokenizer.from_pretrained(base_checkpoint), task())(rows)
+    batch = Collator({}, task())(rows)
     assert batch["input_ids"].tolist() == [[1], [2], [3], [11], [12], [13]]
     assert batch["labels"].tolist() == pytest.approx([0.1, 0.2, 0.3])
 
@@ -458,7 +458,7 @@ def test_training_learns_and_its_figures_are_of_the_right_rows(trained: Path) ->
 
 
 def _cosines_by_transformers(checkpoint: Path, rows: list[list[str]]) -> list[float]:
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint).eval()
 
