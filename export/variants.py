@@ -120,7 +120,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     max_length = _max_length(source, options, tokenizer)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     _copy_files(source, tokenizer, max_length, staging)
-    model = checkpoints.load_model(source.folder, type(source.task))
+    model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
     run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         logger.info(f"converting {source.name} to ONNX")
