@@ -120,7 +120,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     tokenizer = checkpoints.load_tokenizer(source.folder)
     source = replace(source, task=checkpoints.bind_tokenizer(source.task, tokenizer, source.name))
     max_length = _max_length(source, options, tokenizer)
-    model = checkpoints.load_model(source.folder, type(source.task))
+    model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
     padding = padding_values(tokenizer, model, source.name)
     _copy_files(source, tokenizer, max_length, staging)
     run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
@@ -306,7 +306,8 @@ def _compare_with_library(context: _VariantContext, variants: Mapping[Precision,
     run = _run("fp32", context) if "fp32" in variants else graph.runner(graph.session(context.raw), source.task.model_outputs)
     served = reference.ServedGraph(task=source.task, run=run, encoder=encoder, max_length=encoder.max_length)
     options = {name: value for name, value in source.chosen.items() if name in source.task.served.options and name != "truncation"}
-    model, tokenizer = checkpoints.load_model(source.folder, type(source.task)), checkpoints.load_tokenizer(source.folder)
+    tokenizer = checkpoints.load_tokenizer(source.folder)
+    model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
     padding_values(tokenizer, model, source.name)
     model.to("cuda" if context.device == "gpu" else "cpu")
     return reference.require_equal_answers(served, model, tokenizer, source.task.requests(source.rows.texts), options)

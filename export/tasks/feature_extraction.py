@@ -42,10 +42,13 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         hidden: Length of a token's vector.
         pooling: One of :data:`~export.tasks._pooling.POOLINGS`: the mean of the row's tokens, the first token, the maximum of each
             number, or the last token.
+        unit_first: Scale embeddings to norm 1 before they are truncated, so that their norm is below 1 then. That is what
+            sentence-transformers does if normalizing is a module of the checkpoint.
     """
 
     hidden: int = 0
     pooling: str = MEAN
+    unit_first: bool = False
 
     name: ClassVar[str] = FeatureExtraction.name
     auto_model: ClassVar[str] = "AutoModel"
@@ -95,6 +98,8 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
             found["truncate_dim"] = cls.settings["truncate_dim"].check("truncate_dim", found["truncate_dim"])
         found |= chosen
         found["dims"] = found.pop("truncate_dim", found["hidden"])  # the graph truncates; a request may ask for less
+        if found.get("normalize") and found["dims"] != found["hidden"] and "normalize" not in chosen:
+            found |= {"normalize": False, "unit_first": True}
         return found
 
     @classmethod
@@ -107,7 +112,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         return library.files_written(
             hidden=self.hidden,
             pooling=self.pooling,
-            normalize=self.served.normalize,
+            normalize=self.served.normalize or self.unit_first,
             truncate_dim=self.served.dims if self.served.dims != self.hidden else None,
             prompt=self.served.prompt,
             lower_case=self.served.lower_case,
@@ -151,13 +156,14 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         from export.pooling_head import add_pooling_head
 
         (head,), (output,) = self.heads, self.model_outputs
-        add_pooling_head(model, head, output, pooling=self.pooling, dims=self.served.dims)
+        add_pooling_head(model, head, output, pooling=self.pooling, dims=self.served.dims, unit=self.unit_first)
         return None
 
     def apply_output_head(self, heads: Arrays, feed: Arrays) -> Arrays:
         """Pool the vectors of a row's tokens."""
         mask = feed["attention_mask"].astype(heads["last_hidden_state"].dtype)
-        return {POOLED: pooled(heads["last_hidden_state"], mask, self.pooling)[:, : self.served.dims]}
+        whole = pooled(heads["last_hidden_state"], mask, self.pooling)
+        return {POOLED: (unit(whole) if self.unit_first else whole)[:, : self.served.dims]}
 
     # -- training and evaluation ----------------------------------------------------------------------------------------------
 
@@ -237,9 +243,12 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
             fed = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 vector = poolings[self.pooling](model(**fed).last_hidden_state[0])
+            if self.unit_first:
+                vector = torch.nn.functional.normalize(vector, dim=0)
+            vector = vector[: self.served.dims]
             if self.served.normalize:
                 vector = torch.nn.functional.normalize(vector, dim=0)
-            return vector[: self.served.dims].tolist()
+            return vector.tolist()
 
         return encode
 

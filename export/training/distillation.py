@@ -156,7 +156,7 @@ def load_teacher(folder: Path, task: TrainedTask, student: PreTrainedTokenizerFa
             f"{options.teacher} and the student have different tokenizers, so their tokens do not correspond",
             hint=f"a teacher for {task.name} must have the same tokenizer",
         )
-    model = checkpoints.load_model(folder, type(task)).requires_grad_(False)
+    model = checkpoints.load_model(folder, type(task), tokenizer).requires_grad_(False)
     return Teacher(
         model=model,
         tokenizer=tokenizer,

@@ -94,15 +94,17 @@ def compare(
     names: list[str] | None = None,
     padding: dict[str, int] | None = None,
     split_special_tokens: bool | None = None,
+    opset: int = 18,
 ) -> ReferenceCheck:
     """Convert a checkpoint and compare it as ``export`` does; the last arguments replace what ``export`` would choose."""
     kind = task_class(task)
     assert issubclass(kind, ExportedTask)
-    tokenizer, model = load_tokenizer(folder), load_model(folder, kind)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, kind, tokenizer)
     bound: ExportedTask = kind.from_config(read_config(folder), pair=len(columns) == 2 and task == "text-classification")
     bound = bound.with_settings(settings or {}).with_tokenizer(tokenizer)
     values = padding_values(tokenizer, model, str(folder))
-    raw = convert.convert(folder, kind, folder / "graph", opset=18)
+    raw = convert.convert(folder, kind, folder / "graph", opset=opset)
     add_output_head(raw, bound)
     fed = graph.input_names(raw) if names is None else names
     if names is None and "token_type_ids" in fed and "token_type_ids" not in fed_inputs(tokenizer, model):
@@ -162,7 +164,7 @@ def test_no_padding_token_at_all_is_one_line(
 
 def test_a_config_without_a_padding_token_takes_that_of_the_tokenizer(checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint("llama", tokenizer=make_tokenizer("bpe", model_input_names=PLAIN_INPUTS), pad_token_id=None)
-    model = load_model(folder, TextClassificationTask)
+    model = load_model(folder, TextClassificationTask, load_tokenizer(folder))
     assert padding_values(load_tokenizer(folder), model, "it") == {"input_ids": 2, "token_type_ids": 0}
     assert model.config.pad_token_id == 2
     assert compare(folder).max_difference < 1e-4
@@ -170,7 +172,7 @@ def test_a_config_without_a_padding_token_takes_that_of_the_tokenizer(checkpoint
 
 def test_a_padding_token_without_an_embedding_is_refused(checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint("llama")
-    model = load_model(folder, TextClassificationTask)
+    model = load_model(folder, TextClassificationTask, load_tokenizer(folder))
     model.config.pad_token_id = 10_000
     with pytest.raises(ArtifactError, match="has the id 10000, but the model has only"):
         padding_values(load_tokenizer(folder), model, "it")
@@ -194,7 +196,7 @@ def test_token_types_that_the_graph_does_not_take_are_refused_where_they_matter(
 ) -> None:
     """GPT-2 adds the embedding of token 0 for type 0; DeBERTa's relatives without types ignore them."""
     for folder, matters in ((checkpoint("gpt2"), True), (make_checkpoint("deberta-v2"), False)):
-        model = load_model(folder, TextClassificationTask)
+        model = load_model(folder, TextClassificationTask, load_tokenizer(folder))
         assert "token_type_ids" in fed_inputs(load_tokenizer(folder), model)
         run = original_run(model, TextClassificationTask(served=classification(("a", "b"))), device="cpu")
         if matters:
@@ -260,11 +262,34 @@ def test_white_space_around_texts_is_embedded_as_by_the_version_that_wrote_the_f
         (folder / "config_sentence_transformers.json").write_text(json.dumps({"__version__": {"sentence_transformers": version}}))
     settings = read_settings(folder, FeatureExtractionTask, {})
     task = FeatureExtractionTask.from_config(read_config(folder)).with_settings(settings)
-    encode = task.library(load_model(folder, FeatureExtractionTask), load_tokenizer(folder), max_length=64, options={})
+    tokenizer = load_tokenizer(folder)
+    encode = task.library(load_model(folder, FeatureExtractionTask, tokenizer), tokenizer, max_length=64, options={})
     one, other = (np.array(encode((text,))) for text in ("a superb film\n", "a superb film"))
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(cosine, abs=1e-5)
     if version in ("5.3.0", "6.2.0"):
         assert compare(folder, task="feature-extraction", settings=settings).max_difference < 1e-4
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_embeddings_are_normalized_before_they_are_truncated_where_that_is_a_module(
+    opset: int, embedder: Path, tmp_path: Path
+) -> None:
+    """``SentenceTransformer(folder, truncate_dim=16).encode``, versions 5.3.0 and 6.2.0, gives a norm of 0.72819275."""
+    folder = shutil.copytree(embedder, tmp_path / "embedder")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    settings = read_settings(folder, FeatureExtractionTask, {"truncate_dim": 16})
+    assert (settings["normalize"], settings["unit_first"], settings["dims"]) == (False, True, 16)
+    task = FeatureExtractionTask.from_config(read_config(folder)).with_settings(settings)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, FeatureExtractionTask, tokenizer)
+    encode = task.library(model, tokenizer, max_length=64, options={})
+    assert np.linalg.norm(encode(("a superb film",))) == pytest.approx(0.72819275, abs=1e-6)
+    assert compare(folder, task="feature-extraction", settings=settings, opset=opset).max_difference < 1e-4
+    chosen = read_settings(folder, FeatureExtractionTask, {"truncate_dim": 16, "normalize": True})
+    assert chosen["normalize"] and "unit_first" not in chosen, "encode(normalize_embeddings=True)"
+    assert not read_settings(folder, FeatureExtractionTask, {"truncate_dim": 32}).get("unit_first")
 
 
 @pytest.fixture(scope="module")

@@ -390,10 +390,15 @@ def test_loss_of_a_batch_that_teaches_nothing_is_zero() -> None:
     assert loss.item() == 0 and torch.isfinite(rows.grad).all()
 
 
+class Encoded(SimpleNamespace):
+    """An encoding of these ids."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 def test_texts_of_a_row_stand_in_one_batch() -> None:
-    encodings: Any = [
-        SimpleNamespace(ids=[place], attention_mask=[1]) for place in (1, 2, 3, 11, 12, 13)
-    ]  # three rows of two texts
+    encodings: Any = [Encoded(ids=[place], attention_mask=[1]) for place in (1, 2, 3, 11, 12, 13)]  # three rows of two texts
     names = ["input_ids", "attention_mask"]
     features = Features(encodings, Origins(np.arange(6)))
     columns = training_columns(features, names, {"labels": [0.1, 0.2, 0.3]}, task())
@@ -476,7 +481,7 @@ def _cosines_by_transformers(checkpoint: Path, rows: list[list[str]]) -> list[fl
     ("setting", "message"),
     [
         ("pooling=median", "option pooling must be one of mean, cls, max, last"),
-        ("labels=a", "has no setting labels; it has lower_case, normalize, pooling, prompt, truncate_dim, truncation"),
+        ("labels=a", "has no setting labels; it has lower_case, normalize, pooling, prompt, strip, truncate_dim, truncation"),
         ("pooling", "not of the form KEY=VALUE"),
         ("normalize=perhaps", "true or false"),
         ("truncate_dim=1.5", "a whole number"),
