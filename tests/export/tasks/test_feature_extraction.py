@@ -250,8 +250,9 @@ def test_length_prompt_and_case_are_read(tmp_path: Path) -> None:
     assert FeatureExtractionTask.checkpoint_length(read_files(tmp_path, FeatureExtractionTask)) == 32
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    bound = task(pooling="last", normalize=True, dims=4, prompt="query: ", lower_case=True)
+@pytest.mark.parametrize("normalized", [{"normalize": True}, {"dims": 4}, {"dims": 4, "unit_first": True}])
+def test_what_is_written_is_what_is_read(normalized: dict[str, Any], tmp_path: Path) -> None:
+    bound = task(pooling="last", prompt="query: ", strip=True, lower_case=True, **normalized)
     assert task().with_settings(said(tmp_path, bound.files_written(48))) == bound
     assert FeatureExtractionTask.checkpoint_length(read_files(tmp_path, FeatureExtractionTask)) == 48
 
@@ -455,6 +456,7 @@ def test_training_learns_and_its_figures_are_of_the_right_rows(trained: Path) ->
         "dims": 32,
         "pooling": "max",
         "normalize": True,
+        "strip": True,
         "lower_case": False,
     }
     rows = [line.split("\t") for line in (trained / "validation.tsv").read_text(encoding="utf-8").splitlines()[1:]]
