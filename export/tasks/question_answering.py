@@ -143,10 +143,14 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         """Find rows whose two best answers are closer than :data:`CLOSE`."""
         return original[MARGIN][:, 0] < CLOSE
 
+    def asked_options(self, max_length: int) -> Mapping[str, object]:
+        """Return ``max_length`` tokens per window, and whether an empty answer is allowed, as in verification."""
+        return {"max_seq_len": max_length, "handle_impossible_answer": self.evaluated.handle_impossible_answer}
+
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
-        """Ask with ``max_length`` tokens per window."""
-        inputs = [{"question": question, "context": context} for question, context in rows]
-        found: object = pipeline(inputs, batch_size=len(inputs), max_seq_len=max_length)
+        """Ask with the :meth:`asked_options`."""
+        questions, contexts = map(list, zip(*rows, strict=True))
+        found: object = pipeline(question=questions, context=contexts, batch_size=len(rows), **self.asked_options(max_length))
         return found if isinstance(found, list) else [found]
 
 

@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from export import checkpoint as checkpoints
 from export.metric import bootstrapped, compute, finite_or_none
+from export.model_inputs import padding_values
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training import adapters
@@ -125,8 +126,15 @@ def _encode_splits(job: TrainingJob) -> dict[str, EncodedSplit]:
 def _load_model(job: TrainingJob, **options: Any) -> tuple[Any, set[str]]:
     """Load the model with the task's head; return it and the names of the parameters that the checkpoint lacks."""
     head = job.task.head()
-    model, new = checkpoints.load_for_training(job.base, type(job.task), **head, ignore_mismatched_sizes=True, **options)
-    _require_weights(model, new, job)
+    model, new = checkpoints.load_for_training(
+        job.base,
+        type(job.task),
+        job.tokenizer,
+        new_head=not (job.task.causal or job.task.generates),
+        **head,
+        **options,
+    )
+    padding_values(job.tokenizer, model, job.checkpoint_name)  # the model must look for the padding that batches have
     for name, value in head.items():  # overwrite the settings of the checkpoint's former head
         setattr(model.config, name, value)
     if job.task.generates:
@@ -134,18 +142,6 @@ def _load_model(job: TrainingJob, **options: Any) -> tuple[Any, set[str]]:
     if job.task.generates or job.task.causal:
         _require_saveable(model.generation_config, job.checkpoint_name)
     return model, new
-
-
-def _require_weights(model: Any, new: set[str], job: TrainingJob) -> None:
-    """Refuse a checkpoint that lacks weights other than those of the head and the pooler before it."""
-    whole = job.task.causal or job.task.generates
-    lost = sorted(name for name in new if whole or (name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name))
-    if lost:
-        raise ArtifactError(
-            f"{job.checkpoint_name} lacks {len(lost)} of the model's weights, or has them in another shape: "
-            f"{', '.join(lost[:3])} …",
-            hint="does its config.json belong to its weights?",
-        )
 
 
 def _require_saveable(generation: Any, checkpoint: str) -> None:
@@ -180,7 +176,7 @@ def _trainer(model: Any, rows: Mapping[str, EncodedSplit], job: TrainingJob, cal
         eval_dataset=rows["validation"].dataset,
         compute_metrics=lambda evaluated: _evaluate(evaluated.predictions, rows["validation"], job.task, job.tokenizer)[0],
         preprocess_logits_for_metrics=job.task.preprocess_logits_for_metrics,
-        data_collator=Collator(job.tokenizer, job.task),
+        data_collator=Collator(padding_values(job.tokenizer, model, job.checkpoint_name), job.task),
         callbacks=[*([EarlyStoppingCallback(patience)] if patience else []), *callbacks],
     )
     trainer.remove_callback(transformers.PrinterCallback)

@@ -211,7 +211,7 @@ def test_weights_that_do_not_fit_are_no_checkpoint(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"d_model": 64}))
     assert cli.main(command("translation", folder)) == 1
-    assert "of the model's weights, or has them in another shape: " in capsys.readouterr().err
+    assert "in another shape than T5ForConditionalGeneration by its config.json, where " in capsys.readouterr().err
 
 
 def test_what_is_cut_of_targets_is_told(

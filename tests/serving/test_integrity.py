@@ -19,6 +19,7 @@ from export.cli import main
 from serving import server
 from serving.artifact import MANIFEST
 from serving.errors import ArtifactError
+from serving.install import IMPORTS
 from serving.integrity import check_files, check_repository
 from serving.options import PackageOptions
 from serving.probe import ask
@@ -319,6 +320,32 @@ def test_nothing_is_served_beside_what_a_folder_lists(tmp_path: Path) -> None:
     check_files(tmp_path, {}, remedy="do it again", folders=["sub"])
 
 
+def plant_bytecode(module: Path, line: str) -> None:
+    """Write bytecode of the module with one line more, which Python takes for that of the module itself."""
+    source = module.parent / "planted.py"
+    source.write_text(f"{module.read_text()}\n{line}\n")
+    code = Path(importlib.util.cache_from_source(module))
+    py_compile.compile(str(source), cfile=str(code), dfile=str(module), doraise=True)
+    source.unlink()
+    facts, compiled = module.stat(), code.read_bytes()
+    code.write_bytes(compiled[:8] + struct.pack("<II", int(facts.st_mtime), facts.st_size) + compiled[16:])
+
+
+def test_bytecode_is_that_of_installed_packages_alone(tmp_path: Path) -> None:
+    """Those would take half a second to compile at each start of a stub."""
+    for folder in ("installed", "models"):
+        (tmp_path / folder).mkdir()
+        module = tmp_path / folder / f"from_{folder}.py"
+        module.write_text("print('source', __name__)")
+        plant_bytecode(module, "print('bytecode', __name__)")
+    places = [str(path) for path in (IMPORTS.parent, tmp_path / "installed", tmp_path / "models")]
+    code = f"import sys; sys.path += {places}; import imports; imports.ignore_bytecode({places[1]!r})"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", f"{code}; import from_installed, from_models"], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["source from_installed", "bytecode from_installed", "source from_models"]
+
+
 @pytest.mark.server
 def test_planted_bytecode_does_not_run_even_where_nobody_checks(
     repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -327,13 +354,7 @@ def test_planted_bytecode_does_not_run_even_where_nobody_checks(
     ran = tmp_path / "ran"
     step = repository / "one_preprocess" / "1"
     for name in ("metadata.py", "model.py"):
-        evil = tmp_path / name
-        evil.write_text((step / name).read_text() + f"\nopen({str(ran)!r}, 'w')\n")
-        code = Path(importlib.util.cache_from_source(step / name))
-        py_compile.compile(str(evil), cfile=str(code), dfile=str(step / name), doraise=True)
-        source, compiled = (step / name).stat(), code.read_bytes()
-        stamp = struct.pack("<II", int(source.st_mtime), source.st_size)
-        code.write_bytes(compiled[:8] + stamp + compiled[16:])
+        plant_bytecode(step / name, f"open({str(ran)!r}, 'w')")
     ordinary = f"import importlib, sys; sys.path.insert(0, {str(step.parent)!r}); importlib.import_module('1.metadata')"
     subprocess.run([sys.executable, "-B", "-c", ordinary], check=True)
     assert ran.exists(), "an ordinary Python runs it"
