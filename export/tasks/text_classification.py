@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from export.tasks.base import Label, Prediction, Reference, label_head, label_names
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
+from serving.records import parse_json
 from serving.runtime.tasks.text_classification import TextClassification
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Setting
 
@@ -218,7 +218,7 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
 
 def _read_list(label: object) -> list[JsonValue]:
     try:
-        names = json.loads(label) if isinstance(label, str) else label
+        names = parse_json(label) if isinstance(label, str) else label
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(type(name) in (str, int) and name != "" for name in names):
