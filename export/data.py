@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
 from serving.errors import DataError
 from serving.records import LocatedRow, checked_text, read_file, shown
+from serving.reporting import logger
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Features, NoTokensError
 
@@ -181,9 +183,44 @@ def bind_training_labels(task: type[TrainedTask], rows: Rows, *, pair: bool) -> 
         DataError: The labels cannot be used for training.
     """
     try:
-        return task.from_labels(rows.labels, names=rows.names, pair=pair)
+        bound = task.from_labels(rows.labels, names=rows.names, pair=pair)
     except ValueError as error:
         raise DataError(f"{rows.location}: {error}") from None
+    _check_spelling(bound.labels, rows.location)
+    return bound
+
+
+def _check_spelling(labels: Sequence[str], location: str) -> None:
+    """Check that no label is written in two ways, and point out labels that differ only in case.
+
+    Args:
+        labels: The different labels.
+        location: The source of the rows, for messages.
+
+    Raises:
+        DataError: Two labels differ only in spaces or in how characters are encoded.
+    """
+    if spaces := _spelled_alike(labels, _without_spaces):
+        raise DataError(
+            f"{location}: the labels {spaces} differ only in spaces or in how characters are encoded",
+            hint="write a label the same way in every row",
+        )
+    if case := _spelled_alike(labels, str.casefold):
+        logger.warning(f"{location}: the labels {case} differ only in upper and lower case, and count as different labels")
+
+
+def _spelled_alike(labels: Sequence[str], spelling: Callable[[str], str]) -> str:
+    """Name two labels that ``spelling`` makes equal; empty if there are none."""
+    first: dict[str, str] = {}
+    for label in labels:
+        other = first.setdefault(spelling(label), label)
+        if other != label:
+            return f"{other!r} and {label!r}"
+    return ""
+
+
+def _without_spaces(label: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", label).split())
 
 
 def bind_evaluation_labels(task: ExportedTask, rows: Rows) -> ExportedTask:
@@ -200,9 +237,12 @@ def bind_evaluation_labels(task: ExportedTask, rows: Rows) -> ExportedTask:
         DataError: The labels do not fit the checkpoint.
     """
     try:
-        return task.with_evaluation_labels(rows.labels, names=rows.names)
+        bound = task.with_evaluation_labels(rows.labels, names=rows.names)
     except ValueError as error:
         raise DataError(f"{rows.location}: {error}") from None
+    if bound.labels != task.labels:  # labels of the rows, not of the checkpoint
+        _check_spelling(bound.labels, rows.location)
+    return bound
 
 
 def encode_labels(rows: Rows, task: Task) -> LabelledRows:
