@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from export.columns import ResolvedColumns
+from export.spelling import check_spelling
 from export.tasks.base import Task
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
 from serving.errors import DataError
 from serving.records import LocatedRow, checked_text, read_file, shown
-from serving.reporting import logger
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Features, NoTokensError
 
@@ -186,41 +185,8 @@ def bind_training_labels(task: type[TrainedTask], rows: Rows, *, pair: bool) -> 
         bound = task.from_labels(rows.labels, names=rows.names, pair=pair)
     except ValueError as error:
         raise DataError(f"{rows.location}: {error}") from None
-    _check_spelling(bound.labels, rows.location)
+    check_spelling(bound.labels, rows.location)
     return bound
-
-
-def _check_spelling(labels: Sequence[str], location: str) -> None:
-    """Check that no label is written in two ways, and point out labels that differ only in case.
-
-    Args:
-        labels: The different labels.
-        location: The source of the rows, for messages.
-
-    Raises:
-        DataError: Two labels differ only in spaces or in how characters are encoded.
-    """
-    if spaces := _spelled_alike(labels, _without_spaces):
-        raise DataError(
-            f"{location}: the labels {spaces} differ only in spaces or in how characters are encoded",
-            hint="write a label the same way in every row",
-        )
-    if case := _spelled_alike(labels, str.casefold):
-        logger.warning(f"{location}: the labels {case} differ only in upper and lower case, and count as different labels")
-
-
-def _spelled_alike(labels: Sequence[str], spelling: Callable[[str], str]) -> str:
-    """Name two labels that ``spelling`` makes equal; empty if there are none."""
-    first: dict[str, str] = {}
-    for label in labels:
-        other = first.setdefault(spelling(label), label)
-        if other != label:
-            return f"{other!r} and {label!r}"
-    return ""
-
-
-def _without_spaces(label: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", label).split())
 
 
 def bind_evaluation_labels(task: ExportedTask, rows: Rows) -> ExportedTask:
@@ -241,7 +207,7 @@ def bind_evaluation_labels(task: ExportedTask, rows: Rows) -> ExportedTask:
     except ValueError as error:
         raise DataError(f"{rows.location}: {error}") from None
     if bound.labels != task.labels:  # labels of the rows, not of the checkpoint
-        _check_spelling(bound.labels, rows.location)
+        check_spelling(bound.labels, rows.location)
     return bound
 
 
