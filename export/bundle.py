@@ -44,6 +44,7 @@ SHAPING = (
     "export/rows.py",
     "export/variants.py",
     "export/verify.py",
+    "serving/answer_comparison.py",
     "serving/prologue.py",
     "serving/runtime/cutting.py",
     "serving/runtime/tokenization.py",
