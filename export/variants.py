@@ -14,8 +14,8 @@ from export import convert, graph, optimize, reference, verify
 from export.data import prepare_rows, sample_indices, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
-from export.model_inputs import TYPES, fed_inputs, padding_values, require_no_types
-from export.original import one_thread, original_run, require_length, usable_device
+from export.model_inputs import TYPES, fed_inputs, padding_values
+from export.original import one_thread, original_run, require_length, require_no_types, usable_device
 from export.output_head import add_output_head
 from export.rows import EncodedRows
 from serving.artifact import json_ready, provenance

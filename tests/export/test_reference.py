@@ -14,8 +14,8 @@ import pytest
 
 from export import cli, convert, graph, reference
 from export.checkpoint import load_model, load_tokenizer, read_config, read_settings, resolve_max_length, save_tokenizer
-from export.model_inputs import fed_inputs, padding_values, require_no_types
-from export.original import original_run
+from export.model_inputs import fed_inputs, padding_values
+from export.original import original_run, require_no_types
 from export.output_head import add_output_head
 from export.tasks import task_class
 from export.tasks.exported import ExportedTask
