@@ -1,4 +1,4 @@
-"""Determine what a model is fed: the inputs that the checkpoint's tokenizer gives, and the ids of padding. Imports torch."""
+"""Determine what a model is fed: the inputs that the checkpoint's tokenizer gives, and the ids of padding."""
 
 from __future__ import annotations
 
