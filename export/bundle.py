@@ -40,7 +40,7 @@ SHAPING = (
     "export/original.py",
     "export/output_head.py",
     "export/pooling_head.py",
-    "export/reference.py",
+    "export/library_answers.py",
     "export/rows.py",
     "export/variants.py",
     "export/verify.py",
