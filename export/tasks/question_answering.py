@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self, TypedDict, cast
@@ -12,6 +11,7 @@ import numpy as np
 from export.tasks.base import Label, Prediction, Reference
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
+from serving.records import parse_json
 from serving.runtime.tasks._spans import text_tokens
 from serving.runtime.tasks.question_answering import WINDOW, QuestionAnswering
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Origins
@@ -158,7 +158,7 @@ def _read_answers(label: object) -> list[KnownAnswer]:
     found = label
     try:
         if isinstance(label, str):
-            found = json.loads(label)
+            found = parse_json(label)
         if isinstance(found, dict):  # the Hub's data sets have parallel lists
             pairs = zip(found["text"], found["answer_start"], strict=True)
             found = [{"text": text, "answer_start": start} for text, start in pairs]
