@@ -19,7 +19,7 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize, train_bert
 from tests.helpers.exporting import export_bundle
 from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
-from tests.helpers.servers import Server, running_server, serve_options
+from tests.helpers.servers import Server, running_server, serve_options, wait_stopped
 from tests.helpers.shared import SST2
 
 TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle", "in_folder", "trained", "ask"}
@@ -112,6 +112,12 @@ def _few_speeds() -> Iterator[None]:
         patch.setattr("export.verify.SPEED_ROWS", 16)
         patch.setattr("export.verify.SPEED_PASSES", 1)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_stop() -> Iterator[None]:
+    yield
+    wait_stopped()
 
 
 @pytest.fixture(scope="session")
