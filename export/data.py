@@ -19,7 +19,7 @@ from export.tasks.trained import TrainedTask
 from serving.errors import DataError
 from serving.records import LocatedRow, checked_text, read_file, shown
 from serving.runtime.tokenization import TextEncoder
-from serving.runtime.types import Features
+from serving.runtime.types import Features, NoTokensError
 
 EVALUATION = "evaluation.parquet"
 """File with the evaluation rows of a checkpoint or bundle.
@@ -247,6 +247,8 @@ def tokenize_rows(rows: LabelledRows, task: Task, encoder: TextEncoder, *, train
         if training and isinstance(task, TrainedTask):
             return task.training_features(rows.texts, encoder)
         return task.features(rows.texts, encoder)
+    except NoTokensError:
+        raise DataError("a row has no tokens: its text is empty", hint="leave out rows with empty texts for this model") from None
     except ValueError as error:
         raise DataError(f"the model cannot take the rows: {error}", hint="a larger --max-length may help") from None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from typing import Any, Self, TypedDict, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving import streams
-from serving.connection import DEFAULT_URLS, Connection, check_process, closed_error
+from serving import forks, streams
+from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import DataError, RequestError
 from serving.options import RequestOptions, WireProtocol
 from serving.runtime.digest import DIGEST, ForeignAnswerError, row_digests
@@ -98,15 +97,28 @@ class AsyncTritonPipeline:
         if batch_size < 1 or concurrency < 1:
             raise ValueError("batch_size and concurrency must be 1 or more")
         self.name = name
+        self._options = ClientOptions(
+            url=url,
+            protocol=protocol,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            timeout=timeout,
+            retries=retries,
+            ssl=ssl,
+            api_key=api_key,
+        )
         self._batch_size = batch_size
         self._concurrency = concurrency
         self._connection = Connection(
             url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl, api_key=api_key
         )
-        self._process = os.getpid()
         self._closed = False
         self._task: ServedTask | None = None
         self._parameters: dict[str, str] = {}
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        """Pickle the arguments: a copy connects on its own. A key from the environment is not in the pickle, but read again."""
+        return partial(type(self), self.name, **self._options), ()
 
     async def connect(self) -> ServedTask:
         """Ask the server for the ensemble's task. Only the first call sends a request.
@@ -116,9 +128,8 @@ class AsyncTritonPipeline:
 
         Raises:
             RequestError: There is no server, no such ensemble, or tritonize did not package this model.
-            RuntimeError: The client is closed, or this process was forked from the one that created it.
+            RuntimeError: The client is closed.
         """
-        check_process(self._process)
         if self._closed:
             raise closed_error(self.name)
         if self._task is not None:
@@ -133,7 +144,8 @@ class AsyncTritonPipeline:
             )
         self._batch_size = min(self._batch_size, int(config["max_batch_size"]))
         self._parameters = parameters
-        self._task = self._load_task(parameters)
+        async with forks.no_fork():
+            self._task = self._load_task(parameters)
         return self._task
 
     def _load_task(self, parameters: dict[str, str]) -> ServedTask:
@@ -208,12 +220,7 @@ class AsyncTritonPipeline:
                 yield answer
 
     async def close(self) -> None:
-        """Close the connection. The client cannot be used afterwards.
-
-        Raises:
-            RuntimeError: This process was forked from the one that created the client, whose connection stays open.
-        """
-        check_process(self._process)
+        """Close the connection. The client cannot be used afterwards."""
         self._closed = True
         await self._connection.close()
 
@@ -223,9 +230,8 @@ class AsyncTritonPipeline:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the connection. An error that leaves the block in a forked process stays as it is."""
-        if error is None or os.getpid() == self._process:
-            await self.close()
+        """Close the connection."""
+        await self.close()
 
     async def _all_answers(self, rows: list[RequestRow], ask: Callable[[list[RequestRow]], Awaitable[list[T]]]) -> list[T]:
         """Answer rows that are all known, with one worker per request that may be in flight."""

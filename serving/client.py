@@ -8,24 +8,27 @@ cannot cancel.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import os
-import selectors
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast
+from weakref import WeakSet, finalize
 
-from serving import streams
+from serving import forks, streams
 from serving.async_client import AsyncTritonPipeline, ClientOptions, EnsembleIdentity
-from serving.connection import check_process, closed_error
+from serving.connection import closed_error
+from serving.loop_thread import LoopThread
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Arrays
 
 __all__ = ["AsyncTritonPipeline", "TritonPipeline"]
 
 T = TypeVar("T")
+_clients: WeakSet[TritonPipeline] = WeakSet()
 
 
 class TritonPipeline:
@@ -36,20 +39,24 @@ class TritonPipeline:
         with TritonPipeline("reviews") as pipe:
             pipe("A warm, funny film.")  # [{'label': 'positive', 'score': 0.99…}]
 
-    Several threads may use one client at the same time. A process that is forked, such as a worker of ``DataLoader``, creates its
-    own; a client of its parent raises ``RuntimeError`` there.
+    Several threads may use one client at the same time. A process that is forked, such as a worker of ``DataLoader``, may use it
+    too, over a connection of its own; see :mod:`serving.forks`.
     """
 
     def __init__(self, name: str, **options: Unpack[ClientOptions]) -> None:
-        """Create the client, with the arguments of :class:`AsyncTritonPipeline`, and start its thread."""
+        """Create the client, with the arguments of :class:`AsyncTritonPipeline`."""
+        self._options = options
         self._pipeline = AsyncTritonPipeline(name, **options)
         self._closed = False
         self._lock = threading.Lock()
-        self._process = os.getpid()
-        # A forked process shares the epoll object of an ordinary loop: when it ends, it would unregister this loop's sockets.
-        self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"TritonPipeline {name}", daemon=True)
-        self._thread.start()
+        self._thread: LoopThread | None = None
+        self._finalizer: finalize[..., TritonPipeline] | None = None
+        forks.register(self)
+        _clients.add(self)
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        """Pickle the arguments; see :meth:`AsyncTritonPipeline.__reduce__`."""
+        return partial(type(self), self.name, **self._options), ()
 
     @property
     def name(self) -> str:
@@ -83,54 +90,68 @@ class TritonPipeline:
         """Yield the answers to any number of rows; see :meth:`AsyncTritonPipeline.stream`.
 
         Inputs other than a list or a tuple are read in a thread of their own, so reading them may block.
+
+        Raises:
+            RuntimeError: The client is closed, or this process was forked after the stream began.
         """
         rows = streams.each(inputs) if isinstance(inputs, list | tuple) else streams.each_in_thread(inputs)
         answers = self._pipeline.stream(rows, **options)
+        process = os.getpid()
         try:
             while (answer := self._wait(partial(anext, answers, streams.END))) is not streams.END:
                 yield answer
+                if os.getpid() != process:
+                    raise RuntimeError(f"process {process} began this stream and forked this one: begin another stream here")
         finally:
-            if not self._closed and os.getpid() == self._process:  # otherwise close() has ended both, or the parent does
+            if not self._closed and os.getpid() == process:  # otherwise close() has ended both, or the parent does
                 self._wait(answers.aclose)
                 self._wait(rows.aclose)
 
     def close(self) -> None:
-        """Cancel all calls, end all streams, close the connection and end the thread. Further calls do nothing.
-
-        Raises:
-            RuntimeError: This process was forked from the one that created the client, whose connection stays open.
-        """
-        check_process(self._process)
+        """Cancel all calls, end all streams, close the connection and end the thread. Further calls do nothing."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            ended = self._submit(self._end())
-        ended.result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+            thread = self._forget_thread()
+            ended = None if thread is None else thread.end(self._pipeline.close)
+        if thread is not None and ended is not None:
+            ended.result()
+            thread.join()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's thread and its loop alone."""
+        self._lock = threading.Lock()  # perhaps a thread of the parent held it
+        if (thread := self._forget_thread()) is not None:
+            forks.abandon(thread)
+
+    def before_fork(self) -> None:
+        """Do nothing: the connection does what is needed."""
 
     def __enter__(self) -> Self:
         """Return the client itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the client. An error that leaves the block in a forked process stays as it is."""
-        if error is None or os.getpid() == self._process:
-            self.close()
-
-    async def _end(self) -> None:
-        await streams.cancel(asyncio.all_tasks() - {asyncio.current_task()})
-        await self._loop.shutdown_asyncgens()
-        await self._pipeline.close()
+        """Close the client."""
+        self.close()
 
     def _submit(self, coroutine: Coroutine[object, None, T]) -> concurrent.futures.Future[T]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Run a coroutine on the loop, whose thread starts with the first one. Call this with the lock held."""
+        if self._thread is None:
+            self._thread = LoopThread(f"TritonPipeline {self.name}")
+            self._finalizer = finalize(self, self._thread.end, self._pipeline.close)  # ends the thread of a client nobody closed
+            self._finalizer.atexit = False  # _close_all waits for it
+        return self._thread.submit(coroutine)
+
+    def _forget_thread(self) -> LoopThread | None:
+        thread, self._thread = self._thread, None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        return thread
 
     def _wait(self, function: Callable[[], Awaitable[T]]) -> T:
         """Await ``function()`` on the loop. If this thread is interrupted, cancel the call and wait until it has ended."""
-        check_process(self._process)
         running: list[asyncio.Task[Any]] = []
         future: concurrent.futures.Future[T] | None = None
 
@@ -154,3 +175,10 @@ class TritonPipeline:
             if ended is not None:
                 ended.result()
             raise
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what nobody closed, so that the libraries below do not complain when Python exits."""
+    for client in list(_clients):
+        client.close()

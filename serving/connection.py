@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import math
 import os
 import ssl as tls
@@ -17,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
+from serving import forks
 from serving.errors import RequestError
 from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
 from serving.options import ServerAddress, WireProtocol
@@ -30,10 +33,12 @@ CHANNEL_ARGUMENTS = (
     ("grpc.max_receive_message_length", 2**31 - 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 3000),
 )
 """Options of the gRPC channel: messages of any size, and a server that was restarted is found within half a second.
 
-gRPC's own limit of the pause between two attempts to connect is two minutes.
+gRPC's own limit of the pause between two attempts to connect is two minutes. The last option is the time limit of one attempt; a
+fork has to wait for an attempt to end.
 """
 DEFAULT_URLS = {"grpc": ServerAddress().grpc_url, "http": ServerAddress().base_url.removeprefix("http://")}
 T = TypeVar("T")
@@ -75,7 +80,7 @@ class InferClient(Protocol):
 
 
 class Connection:
-    """A connection to one server. It opens with the first request."""
+    """A connection to one server. It opens with the first request, and with the first one after a fork of this process again."""
 
     def __init__(
         self,
@@ -112,8 +117,12 @@ class Connection:
         self._headers = _headers(os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key)
         self._failures = FailureTranslator(url=self._url, protocol=protocol)
         self._client: InferClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_flight = 0
+        self._interruptions = 0
         self._closed = False
         self._reached = False
+        forks.register(self)
 
     async def model_config(self, model: str) -> dict[str, Any]:
         """Return Triton's configuration of ``model``, as the JSON form of ``ModelConfig``.
@@ -123,7 +132,7 @@ class Connection:
             RuntimeError: The connection is closed.
         """
         options = {"as_json": True} if self._protocol == "grpc" else {}
-        answer = await self._with_retries(lambda: self._open().get_model_config(model, headers=self._headers, **options))
+        answer = await self._with_retries(lambda client: client.get_model_config(model, headers=self._headers, **options))
         config: dict[str, Any] = answer.get("config", answer)
         return config
 
@@ -144,30 +153,56 @@ class Connection:
         """
         tensors = [self._tensor(name, rows) for name, rows in inputs.items()]
         return await self._with_retries(
-            lambda: self._open().infer(model, tensors, parameters=parameters or None, headers=self._headers)
+            lambda client: client.infer(model, tensors, parameters=parameters or None, headers=self._headers)
         )
 
     async def close(self) -> None:
         """Close the connection. It cannot be used afterwards."""
         self._closed = True
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
-            if self._protocol == "grpc":
-                _channels.closed()
+        await self._disconnect()
 
-    def _open(self) -> InferClient:
-        if self._closed:
-            raise closed_error(self._url)
-        if self._client is None:
-            _check_url(self._url)
-            self._client = self._grpc_client() if self._protocol == "grpc" else self._http_client()
+    def before_fork(self) -> concurrent.futures.Future[None] | None:
+        """Close a gRPC channel; what waits for an answer then asks again. See :meth:`serving.forks.ForkMember.before_fork`."""
+        if self._client is None or self._loop is None or self._protocol == "http":
+            return None
+        if self._loop.is_running() and asyncio._get_running_loop() is not self._loop:
+            return asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop)
+        if self._in_flight > 0:
+            return None  # the loop cannot run now, and those who wait for an answer hold the channel
+        closed: concurrent.futures.Future[None] = concurrent.futures.Future()
+        with contextlib.suppress(StopIteration):
+            self._disconnect().send(None)
+        closed.set_result(None)
+        return closed
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connection alone."""
+        if self._client is not None:
+            forks.abandon(self._client)
+        self._client = self._loop = None
+        self._in_flight = 0
+
+    async def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        self._interruptions += 1
+        if client is not None:
+            await client.close()
+
+    async def _open(self) -> InferClient:
+        while self._client is None:
+            async with forks.no_fork():
+                if self._closed:
+                    raise closed_error(self._url)
+                if self._client is None:  # nobody was faster
+                    _check_url(self._url)
+                    self._client = self._grpc_client() if self._protocol == "grpc" else self._http_client()
+                    self._loop = asyncio.get_running_loop()
         return self._client
 
     def _grpc_client(self) -> InferClient:
         from tritonclient.grpc.aio import InferenceServerClient
 
-        _channels.opened()
+        forks.require_grpc()
         client: InferClient = InferenceServerClient(
             self._url,
             ssl=self._tls is not None,
@@ -198,15 +233,15 @@ class Connection:
         tensor.set_data_from_numpy(array)
         return tensor
 
-    async def _with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Await ``call()`` within the time limit, as often as it may be retried."""
+    async def _with_retries(self, ask: Callable[[InferClient], Awaitable[T]]) -> T:
+        """Await ``ask(client)`` within the time limit, as often as it may be retried."""
         retries = RequestRetries(self._retries)
         last: AttemptFailure | None = None
         try:
             async with asyncio.timeout(self._timeout):
                 while True:
                     try:
-                        answer = await call()
+                        answer = await self._attempt(ask)
                     except TimeoutError:  # aiohttp's, which is an aiohttp.ClientError too
                         raise
                     except (InferenceServerException, HttpAnswerError, aiohttp.ClientError, grpc.aio.AioRpcError) as error:
@@ -222,6 +257,21 @@ class Connection:
         except TimeoutError:
             raise self._timed_out(last) from None
 
+    async def _attempt(self, ask: Callable[[InferClient], Awaitable[T]]) -> T:
+        """Await ``ask(client)``, and once more if a fork interrupted it."""
+        while True:
+            client = await self._open()
+            interruptions = self._interruptions
+            self._in_flight += 1
+            try:
+                return await ask(client)
+            except asyncio.CancelledError:  # gRPC raises it too where the channel was closed
+                if self._closed or self._interruptions == interruptions or _is_cancelled(asyncio.current_task()):
+                    raise
+            finally:
+                del client  # gRPC ends when nobody holds the channel
+                self._in_flight -= 1
+
     def _timed_out(self, last: AttemptFailure | None) -> RequestError:
         message = f"{self._url} did not answer within {self._timeout:g} s"
         if last is None:
@@ -229,36 +279,6 @@ class Connection:
         return RequestError(
             f"{message}; last: {last.error.message}", status="DEADLINE_EXCEEDED", hint=last.error.hint or "raise the timeout"
         )
-
-
-class _OpenChannels:
-    """Counts the open gRPC channels of this process. With one, gRPC crashes in a forked process that opens another."""
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._count = 0
-
-    def opened(self) -> None:
-        """Count a channel that is about to be opened.
-
-        Raises:
-            RuntimeError: This process was forked while its parent had an open channel.
-        """
-        if os.getpid() != self._process:
-            if self._count > 0:
-                raise RuntimeError(
-                    f"gRPC does not work here: process {self._process} forked this one while it had an open TritonPipeline over "
-                    'gRPC; use protocol="http", close that one before the fork, or start processes by "spawn"'
-                )
-            self._process = os.getpid()
-        self._count += 1
-
-    def closed(self) -> None:
-        """Count a channel that was closed."""
-        self._count -= 1
-
-
-_channels = _OpenChannels()
 
 
 def _tls_context(ssl: bool | str | Path) -> tls.SSLContext | None:
@@ -293,17 +313,9 @@ def closed_error(what: str) -> RuntimeError:
     return RuntimeError(f"the client of {what} is closed: create a new one")
 
 
-def check_process(creator: int) -> None:
-    """Check that a client is used in the process that created it. Its thread and its connections do not survive a fork.
-
-    Args:
-        creator: The id of that process.
-
-    Raises:
-        RuntimeError: This is a child that was forked from it.
-    """
-    if os.getpid() != creator:
-        raise RuntimeError(f"this TritonPipeline was made in process {creator}: create one in each process")
+def _is_cancelled(task: asyncio.Task[Any] | None) -> bool:
+    """Return whether somebody wants the task itself to end."""
+    return task is None or task.cancelling() > 0
 
 
 def _check_url(url: str) -> None:

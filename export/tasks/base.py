@@ -286,13 +286,36 @@ def as_fields(settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def label_names(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return a checkpoint's labels in the order of its logits.
+    """Return a checkpoint's labels in the order of its logits, as the config class of ``transformers`` has them.
 
     Args:
         config: Its ``config.json``.
+
+    Raises:
+        ValueError: ``id2label`` does not name each logit.
     """
-    id2label = cast("Mapping[str, str]", config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"})  # default of transformers
-    return tuple(label for _, label in sorted((int(index), str(label)) for index, label in id2label.items()))
+    id2label = config.get("id2label")
+    if id2label is None:
+        return tuple(f"LABEL_{index}" for index in range(_label_count(config)))
+    if not isinstance(id2label, Mapping) or not id2label:
+        raise ValueError(f"its id2label is {id2label!r:.80}, not an object of labels")
+    keys = [str(key) for key in id2label]
+    if sorted(keys) != sorted(map(str, range(len(keys)))):
+        raise ValueError(f"its id2label has the keys {', '.join(keys)}, but logits are numbered from 0 to {len(keys) - 1}")
+    return tuple(str(label) for _, label in sorted((int(key), label) for key, label in id2label.items()))
+
+
+def _label_count(config: Mapping[str, object]) -> int:
+    """Return the number of labels of a config that does not name them."""
+    count = config.get("num_labels")
+    if count is None:  # most config classes have two labels by default
+        from transformers import CONFIG_MAPPING
+
+        kind = str(config.get("model_type"))
+        return cast(int, CONFIG_MAPPING[kind]().num_labels) if kind in CONFIG_MAPPING else 2
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"its num_labels is {count!r:.80}, not a number of labels")
+    return count
 
 
 def label_head(labels: Sequence[str]) -> dict[str, object]:

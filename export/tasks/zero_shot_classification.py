@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from export.tasks.base import Label, Prediction, Reference
+from export.tasks.base import Label, Prediction, Reference, label_names
 from export.tasks.exported import ExportedTask
 from serving.runtime.tasks._strings import write_strings
 from serving.runtime.tasks.zero_shot_classification import ZeroShotClassification
@@ -42,14 +42,20 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
     @classmethod
     def from_config(cls, config: Mapping[str, object], *, pair: bool = True) -> Self:  # noqa: ARG003 - always pairs
         """Find the entailment logit as the pipeline of ``transformers`` does."""
-        id2label = cast("Mapping[str, str]", config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"})  # default of transformers
-        label2id = cast("Mapping[str, int | str]", config.get("label2id") or {label: index for index, label in id2label.items()})
+        labels = label_names(config)
+        given = config.get("label2id") if config.get("id2label") else None  # alone it is not read
+        label2id = cast("Mapping[str, int | str]", given or {label: index for index, label in enumerate(labels)})
         named = [int(index) for label, index in label2id.items() if str(label).lower().startswith("entail")]
-        entailment = named[0] if named else len(id2label) - 1
-        if not 0 <= entailment < len(id2label):
-            raise ValueError(f"its label2id says that entailment is logit {entailment}, but there are {len(id2label)} logits")
-        contradiction = len(id2label) - 1 if named and entailment == 0 else 0
+        entailment = named[0] if named else len(labels) - 1
+        if not 0 <= entailment < len(labels):
+            raise ValueError(f"its label2id says that entailment is logit {entailment}, but there are {len(labels)} logits")
+        contradiction = len(labels) - 1 if named and entailment == 0 else 0
         return cls(served=ZeroShotClassification(entailment=entailment, contradiction=contradiction))
+
+    @property
+    def plain_texts(self) -> int:
+        """Return 1: the labels are a list."""
+        return 1
 
     @classmethod
     def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:

@@ -127,6 +127,23 @@ class Features:
     encodings: Sequence[Encoding]
     origins: Origins
 
+    def __post_init__(self) -> None:
+        """Check that every row has a token.
+
+        Raises:
+            NoTokensError: A row has none.
+        """
+        if not all(map(len, self.encodings)):
+            empty = next(index for index, encoding in enumerate(self.encodings) if not len(encoding))
+            raise NoTokensError(
+                f"row {self.origins.sample_mapping[empty]} has no tokens, so the model cannot answer it: "
+                "its tokenizer makes none of an empty text"
+            )
+
+
+class NoTokensError(ValueError):
+    """A row has no tokens: its text is empty, and the tokenizer adds no special tokens."""
+
 
 class TooManyRowsError(ValueError):
     """One row of a request would become more model rows than the model accepts."""

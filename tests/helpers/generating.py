@@ -28,7 +28,7 @@ def _tokenizer(kind: str, template: str, **special: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=read, **length, **names)
 
 
-def _gpt2() -> tuple[Any, Any]:
+def gpt2() -> tuple[Any, Any]:
     from transformers import GPT2Config
 
     tokenizer = _tokenizer("bpe", "$A", eos="<|endoftext|>")  # no token for padding, as GPT-2 has none
@@ -85,7 +85,7 @@ def _nllb() -> tuple[Any, Any]:
     return tokenizer, M2M100Config(vocab_size=len(tokenizer), **named, **_seq2seq_sizes())
 
 
-KINDS = {"gpt2": _gpt2, "llama": _llama, "t5": _t5, "bart": _bart, "nllb": _nllb}
+KINDS = {"gpt2": gpt2, "llama": _llama, "t5": _t5, "bart": _bart, "nllb": _nllb}
 
 
 def write_checkpoint(architecture: str, folder: Path) -> Path:

@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -548,83 +547,3 @@ def test_a_certificate_nobody_vouches_for_is_refused(tmp_path: Path, protocol: s
             pipe("text")
         assert server.asked == 1 or protocol == "grpc"  # gRPC connects again on its own account
     assert caught.value.status == "FAILED_PRECONDITION"
-
-
-FORKED = """
-import asyncio, os, sys, time
-from serving.client import AsyncTritonPipeline, TritonPipeline
-
-def refused(use):
-    try:
-        use()
-    except RuntimeError as error:
-        return str(error)
-    return "not refused"
-
-def entered():
-    with pipe:
-        pass
-
-def left_by_an_error():
-    try:
-        with pipe:
-            raise KeyError("its own")
-    except KeyError:
-        raise RuntimeError("KeyError") from None
-
-url, protocol = sys.argv[1:]
-pipe = TritonPipeline("ragged", url=url, protocol=protocol)
-asynchronous = AsyncTritonPipeline("ragged", url=url, protocol=protocol)
-before = pipe("a text")
-stream = pipe.stream(["one", "two", "three"])
-next(stream)
-child = os.fork()
-if child == 0:
-    uses = [lambda: pipe("a text"), lambda: pipe.task, lambda: pipe.tensors([("x",)]), lambda: next(stream), entered, pipe.close,
-            lambda: next(pipe.stream(["x"])), lambda: asyncio.run(asynchronous("x")), lambda: asyncio.run(asynchronous.close())]
-    for use in uses:
-        print(refused(use))
-    print(refused(left_by_an_error))
-    own = TritonPipeline("ragged", url=url, protocol=protocol)
-    print(refused(lambda: own("a text")))
-    own.close()
-    sys.exit(0)  # not os._exit: whatever Python ends there must not reach the parent's connection
-_, status = os.waitpid(child, 0)
-print(os.waitstatus_to_exitcode(status), len(list(stream)), pipe("a text") == before)
-pipe.close()
-print("closed", os.getpid())
-"""
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_forked_process_is_told_to_create_its_own(server: Server, protocol: str) -> None:
-    command = [sys.executable, "-c", FORKED, server.url(protocol), protocol]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    *told, ended = done.stdout.splitlines()
-    creator = ended.removeprefix("closed ")
-    own = "not refused"
-    if protocol == "grpc":  # gRPC's own limit: it would crash
-        own = f"gRPC does not work here: process {creator} forked this one while it had an open TritonPipeline over gRPC; use "
-        own += 'protocol="http", close that one before the fork, or start processes by "spawn"'
-    assert told[:9] == [f"this TritonPipeline was made in process {creator}: create one in each process"] * 9
-    assert told[9:] == ["KeyError", own, "0 2 True"]
-    assert "Traceback" not in done.stderr and "ignored" not in done.stderr, done.stderr  # gRPC itself may note the fork
-
-
-def test_a_forked_process_uses_grpc_if_its_parent_has_closed_it(server: Server) -> None:
-    program = """
-import os, sys
-from serving.client import TritonPipeline
-def ask():
-    with TritonPipeline("ragged", url=sys.argv[1]) as pipe:
-        return pipe("a text")
-before = ask()
-child = os.fork()
-if child == 0:
-    sys.exit(ask() != before)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ask() == before)
-"""
-    command = [sys.executable, "-c", program, server.url("grpc")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.stdout, done.stderr) == ("0 True\n", "")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from export.tasks.base import label_names
 from serving.runtime.tasks import load_served
 from serving.runtime.tasks.fill_mask import FillMask
 from serving.runtime.tasks.text_classification import TextClassification
@@ -94,3 +95,21 @@ def test_what_no_option_changes_is_made_once() -> None:
 def test_settings_of_another_version_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_served(name, settings)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bert"},
+        {"model_type": "bart"},
+        {"model_type": "bart", "num_labels": 2},
+        {"model_type": "bert", "num_labels": 3, "label2id": {"a": 0, "b": 1, "c": 2}},
+        {"model_type": "bert", "num_labels": 3, "id2label": {"0": "a", "1": "b"}},
+        {"model_type": "roberta", "num_labels": None, "id2label": None},
+    ],
+)
+def test_labels_are_those_of_the_config_class(config: dict[str, Any]) -> None:
+    from transformers import CONFIG_MAPPING
+
+    theirs = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).id2label
+    assert label_names(config) == tuple(theirs[index] for index in range(len(theirs)))

@@ -54,7 +54,7 @@ def scores(*rows: list[float]) -> Arrays:
     ("config", "expected"),
     [
         ({}, (SINGLE_LABEL, "softmax", ("LABEL_0", "LABEL_1"))),
-        ({"id2label": {"1": "b", "0": "a", "10": "z", "2": "c"}}, (SINGLE_LABEL, "softmax", ("a", "b", "c", "z"))),
+        ({"id2label": {str(i): "abcdefghijk"[i] for i in (1, 10, *range(2, 10), 0)}}, (SINGLE_LABEL, "softmax", (*"abcdefghijk",))),
         ({"id2label": {"0": "a", "1": "b"}, "problem_type": SINGLE_LABEL}, (SINGLE_LABEL, "softmax", ("a", "b"))),
         ({"id2label": {"0": "a", "1": "b"}, "problem_type": MULTI_LABEL}, (MULTI_LABEL, "sigmoid", ("a", "b"))),
         ({"id2label": {"0": "a"}, "problem_type": MULTI_LABEL}, (MULTI_LABEL, "sigmoid", ("a",))),
@@ -228,6 +228,44 @@ def test_scores_are_those_of_the_pipeline(problem: str | None, count: int, tiny_
         for shown in ({}, {"top_k": None}, {"top_k": 2}):
             ours = task.served.format_answers(answers(task, logits, **asked), **shown)
             assert_same(ours, pipe(TEXTS, truncation=True, max_length=64, **asked, **shown))
+
+
+@pytest.mark.parametrize("count", [None, 1, 3])
+def test_labels_without_names_are_those_of_the_pipeline(count: int | None, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Three logits, one, or as many as the config class says, which a config need not write down."""
+    import transformers
+
+    size = {} if count is None else {"num_labels": count}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tiny_checkpoint, num_labels=count or 2, ignore_mismatched_sizes=True
+    )
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | size
+    unnamed = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
+    (tmp_path / "config.json").write_text(json.dumps(unnamed))
+    pipe = transformers.pipeline("text-classification", str(tmp_path), tokenizer=str(tiny_checkpoint), device="cpu")
+    task = TextClassificationTask.from_config(unnamed)
+    batch = pipe.tokenizer(TEXTS, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    ours = answers(task, pipe.model.eval()(**batch).logits.tolist())
+    for options in ({}, {"top_k": None}):
+        assert_same(task.served.format_answers(ours, **options), pipe(TEXTS, truncation=True, max_length=64, **options))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"id2label": {"1": "a", "2": "b"}}, "its id2label has the keys 1, 2, but logits are numbered from 0 to 1"),
+        ({"id2label": {"good": 0, "bad": 1}}, "its id2label has the keys good, bad, but logits are numbered from 0 to 1"),
+        ({"id2label": {"0": "a", 0: "b"}}, "its id2label has the keys 0, 0, but"),
+        ({"id2label": {}}, "its id2label is {}, not an object of labels"),
+        ({"id2label": ["a", "b"]}, r"its id2label is \['a', 'b'\], not an object of labels"),
+        ({"num_labels": "3"}, "its num_labels is '3', not a number of labels"),
+        ({"num_labels": 0}, "its num_labels is 0, not a number of labels"),
+    ],
+)
+def test_labels_that_do_not_name_each_logit_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextClassificationTask.from_config(config)
 
 
 def words(choose: random.Random, good: int, bad: int) -> str:

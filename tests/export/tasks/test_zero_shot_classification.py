@@ -161,3 +161,11 @@ def test_judged_by_the_labels_of_rows() -> None:
         task.with_evaluation_labels(["joy"], names=())
     with pytest.raises(ValueError, match="unknown label"):
         task.reference("love")
+
+
+def test_label2id_counts_only_beside_id2label() -> None:
+    """Transformers overwrites it where id2label is missing."""
+    config = {"model_type": "bert", "num_labels": 3, "label2id": {"entailment": 0, "neutral": 1, "contradiction": 2}}
+    assert list(transformers.CONFIG_MAPPING["bert"].from_dict(dict(config)).label2id) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    served = Task.from_config(config).served
+    assert (served.entailment, served.contradiction) == (2, 0)
