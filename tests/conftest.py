@@ -37,7 +37,7 @@ TOGETHER = {
         "tests/serving/test_predict.py",
         "tests/serving/test_server.py",
     },
-    "killed keepers": {"tests/benchmarks/test_tune.py", "tests/serving/test_supervisor.py"},
+    "killed keepers": {"tests/benchmarks/test_tune.py", "tests/serving/test_restarts.py", "tests/serving/test_supervisor.py"},
     "trained to answer": {"tests/export/tasks/test_question_answering.py", "tests/serving/test_question_answering.py"},
 }
 """Modules that run in one process, one after another: they share a server or a model, or look for what killed keepers left."""
