@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Generic, Self, cast
 
 import numpy as np
 from typing_extensions import TypeVar
@@ -40,8 +40,6 @@ class ExportedTask(Task, Generic[Served_co]):
     """Class of the served half."""
     optimum_task: ClassVar[str] = ""
     """Name of the task in Optimum, if it differs from :attr:`name`."""
-    evaluation_options: ClassVar[Mapping[str, JsonValue]] = {}
-    """Request parameters for training and verification, if the metric needs more than the default answer."""
     pipeline_options: ClassVar[Mapping[str, object]] = {}
     """Options of the pipeline that make its answers comparable in a benchmark."""
     library_name: ClassVar[str] = "transformers.pipeline"
@@ -68,6 +66,11 @@ class ExportedTask(Task, Generic[Served_co]):
         return self.served.pair
 
     @property
+    def evaluation_options(self) -> Mapping[str, JsonValue]:
+        """Return the request parameters for training and verification, if the metric needs more than the default answer."""
+        return {}
+
+    @property
     def model_outputs(self) -> tuple[str, ...]:
         """Return the outputs of the served graph."""
         return self.served.model_outputs
@@ -77,7 +80,8 @@ class ExportedTask(Task, Generic[Served_co]):
     @classmethod
     def known_settings(cls) -> Mapping[str, Setting]:
         """Return the defaults of request parameters, and the task's own settings."""
-        return {**cls.served_class.options, **cls.settings}
+        served = cls.served_class
+        return {name: one for name, one in served.options.items() if name not in served.request_only} | dict(cls.settings)
 
     @classmethod
     def setting_defaults(cls) -> dict[str, JsonValue]:
@@ -227,7 +231,7 @@ class ExportedTask(Task, Generic[Served_co]):
         return text
 
     def library(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, max_length: int, options: Mapping[str, Any]
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, max_length: int, options: Mapping[str, JsonValue]
     ) -> Callable[[Sequence[str]], object]:
         """Return a function that answers one row of raw texts as the library does that checkpoints of this task are made for.
 

@@ -33,8 +33,8 @@ BATCH = 16
 """Number of labelled rows in a batch."""
 DRAWS = 16
 """How often the graph's outputs are changed at random, to find the parts of an answer that a small difference decides."""
-Row = tuple[str, ...]
-Library = Callable[[Row], object]
+RawTexts = tuple[str, ...]
+Library = Callable[[RawTexts], object]
 """The library's answer to one row of raw texts."""
 
 
@@ -49,7 +49,7 @@ class Case:
     """
 
     name: str
-    row: Row
+    row: RawTexts
     labelled: bool = False
 
 
@@ -69,7 +69,7 @@ class ServedGraph:
     encoder: TextEncoder
     max_length: int
 
-    def answers(self, rows: Sequence[Row]) -> tuple[list[Any], list[set[tuple[str, ...]]]]:
+    def answers(self, rows: Sequence[RawTexts]) -> tuple[list[Any], list[set[tuple[str, ...]]]]:
         """Answer rows in one padded batch, in the client's form.
 
         Returns:
@@ -78,16 +78,13 @@ class ServedGraph:
         Raises:
             ValueError: A row is refused.
         """
-        options = self.task.asked_options(self.max_length)
-        served = self.task.served.with_options(self.task.served.sanitize_parameters(options))
+        parameters, shown = self.task.served.sanitize_parameters(self.task.asked_options(self.max_length))
+        served = self.task.served.with_options(parameters)
         features = served.preprocess([list(column) for column in zip(*rows, strict=True)], self.encoder)
         outputs = self.run(self.encoder.arrays(features.encodings))
 
         def formatted(arrays: Arrays) -> list[Any]:
             found = served.decoded_postprocess(arrays, features.origins, self.encoder.tokenizer)
-            shown = {
-                name: value for name, value in options.items() if name not in served.options or name in served.presentation_options
-            }
             return [_plain(one) for one in served.add_inputs(served.format_answers(found, **shown), rows)]
 
         answers = formatted({name: array.copy() for name, array in outputs.items()})
@@ -142,7 +139,7 @@ def require_equal_answers(
     return ReferenceCheck(library=task.library_name, texts=compared, max_difference=largest)
 
 
-def edge_cases(graph: ServedGraph, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> list[Case]:
+def edge_cases(graph: ServedGraph, tokenizer: PreTrainedTokenizerFast, rows: Sequence[RawTexts]) -> list[Case]:
     """Return rows with unusual texts, in each place of a row that holds plain text."""
     first = rows[0]
     cases = []
