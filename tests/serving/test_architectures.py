@@ -25,13 +25,12 @@ from serving.client import TritonPipeline
 from serving.errors import ExportError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers import answering
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
 from tests.helpers.parity import assert_same
 from tests.helpers.reviews import LABELS, review_rows
-from tests.helpers.servers import STRANGE_TEXTS, serve_options
+from tests.helpers.servers import STRANGE_TEXTS, running, serve_options
 
 NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
 CANDIDATES = ["good", "a dull story", "한국어"]
@@ -112,11 +111,8 @@ def serving(folder: Path, pairs: Collection[tuple[str, str]]) -> Iterator[Served
         bundle, repository = served.artifacts / name / "bundle", served.options.repository
         package(PackageOptions(name=name, repository=repository, bundle=bundle, precision="fp32", device="cpu", batching="ragged"))
         served.checkpoints[architecture, task] = checkpoint
-    start_detached(served.options)
-    try:
+    with running(served.options):
         yield served
-    finally:
-        stop(served.options.http_port)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +228,7 @@ def test_every_task_is_benchmarked(covering: Served, tmp_path: Path, task: str) 
     ports = ["--http-port", options.http_port, "--grpc-port", options.grpc_port, "--metrics-port", options.metrics_port]
     where = ["--artifacts", covering.artifacts, "--repository", options.repository, "--checkpoint", covering.checkpoints[pair]]
     short = ["--rows", 20, "--duration", 0.4, "--rounds", 1, "--concurrency", 2, "--precision", "fp32", "--batch", 1]
-    short += ["--length", 16, "--rate", "none", "--protocol", "grpc", "--output", tmp_path / "report"]
+    short += ["--length", 16, "--rate", "none", "--protocol", "grpc", "--no-exported", "--output", tmp_path / "report"]
     assert main(["benchmark", "_".join(pair), *map(str, [*ports, *where, *short])]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     figures = report["figures"]
