@@ -185,6 +185,13 @@ def test_text_classification(both: Any, case: Case) -> None:
             [{"text_pair": "a story " * 8, "max_length": 9, "add_special_tokens": kept} for kept in (True, False)],
         ),
         (([{"text": "a", "text_pair": "b"}, "a", {"text": "a", "text_pair": None}],), {}),
+        *each(
+            [f"{WORDS} and again", [LONG]],
+            [{"text_pair": WORDS, "truncation": way, "max_length": 14} for way in ("longest_first", "only_first", "only_second")],
+        ),
+        (("a",), {"text_pair": WORDS, "truncation": "only_first", "max_length": 6}),
+        ((LONG,), {"truncation": "only_first"}),
+        ((LONG,), {"truncation": "only_second"}),
     ],
     ids=shown,
 )
@@ -232,8 +239,6 @@ def test_text_classification_otherwise(both: Any) -> None:
         ours("a", truncation=True, max_length=1)
     with pytest.raises(ValueError, match="option max_length must be 1 or more"):
         ours("a", max_length=-1)
-    with pytest.raises(ValueError, match="only_first is not served"):
-        both("text-classification", pair=True)[0]("a", text_pair="b", truncation="only_first")
     for inputs, options in (({"text": "a", "text_pair": "b"}, {}), ([[["a", "b"]]], {}), ("a", {"text_pair": "b"})):
         with pytest.raises(ValueError, match="exported for single texts, and its graph cannot tell two texts apart"):
             ours(inputs, **options)

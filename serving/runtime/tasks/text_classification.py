@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..types import Arrays, Floats, JsonValue, Origins, Setting, Tensor, Text, TextColumns
 from ._labels import softmax
 from ._strings import read_strings, write_strings
-from ._tokenizer_options import TokenizerOptionsTask
+from ._tokenizer_options import STRATEGIES, TokenizerOptionsTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,10 @@ class TextClassification(TokenizerOptionsTask):
         **TokenizerOptionsTask.options,
         "function_to_apply": Setting(str, choices=("softmax", "sigmoid", "none"), help="Function that turns logits into scores."),
         "top_k": Setting(int, help="Number of labels that the client lists, best first."),
+        "truncation_strategy": Setting(str, choices=STRATEGIES, help="Which text of a pair is truncated."),
         "json_texts": Setting(bool, help="TEXT is a JSON list of one or two texts, and TEXT_PAIR is not read."),
     }
-    request_only: ClassVar[frozenset[str]] = TokenizerOptionsTask.request_only | {"json_texts"}
+    request_only: ClassVar[frozenset[str]] = TokenizerOptionsTask.request_only | {"truncation_strategy", "json_texts"}
     presentation_options: ClassVar[frozenset[str]] = frozenset({"top_k"})
     client_options: ClassVar[tuple[str, ...]] = ("return_all_scores", "text_pair")
 
