@@ -21,6 +21,7 @@ from serving import forks, streams
 from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import DataError, RequestError
 from serving.options import RequestOptions, WireProtocol
+from serving.pipeline_attributes import PipelineAttributes
 from serving.runtime.digest import DIGEST, ForeignAnswerError, row_digests
 from serving.runtime.tasks import load_served
 from serving.runtime.tasks.base import ServedTask
@@ -32,7 +33,7 @@ RequestRow = tuple[str, ...]
 
 
 class EnsembleIdentity(TypedDict):
-    """What tells an ensemble from another: its name and the parameters in its Triton configuration."""
+    """What tells an ensemble from another: its name and its task, settings and model in its Triton configuration."""
 
     ensemble: str
     parameters: dict[str, str]
@@ -113,8 +114,7 @@ class AsyncTritonPipeline:
             url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl, api_key=api_key
         )
         self._closed = False
-        self._task: ServedTask | None = None
-        self._parameters: dict[str, str] = {}
+        self._ensemble: _Ensemble | None = None
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         """Pickle the arguments: a copy connects on its own. A key from the environment is not in the pickle, but read again."""
@@ -130,38 +130,26 @@ class AsyncTritonPipeline:
             RequestError: There is no server, no such ensemble, or tritonize did not package this model.
             RuntimeError: The client is closed.
         """
-        if self._closed:
-            raise closed_error(self.name)
-        if self._task is not None:
-            return self._task
-        config = await self._connection.model_config(self.name)
-        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        if "task" not in parameters:
-            raise RequestError(
-                f"{self.name} is not an ensemble that tritonize packaged",
-                status="INVALID_ARGUMENT",
-                hint="give the name of the ensemble, not of one of its steps or of another model",
-            )
-        self._batch_size = min(self._batch_size, int(config["max_batch_size"]))
-        self._parameters = parameters
-        async with forks.no_fork():
-            self._task = self._load_task(parameters)
-        return self._task
-
-    def _load_task(self, parameters: dict[str, str]) -> ServedTask:
-        try:
-            return load_served(parameters["task"], json.loads(parameters["settings"]))
-        except (KeyError, ValueError) as error:
-            raise RequestError(
-                f"{self.name} was packaged by another version of tritonize: {error}",
-                status="INVALID_ARGUMENT",
-                hint="package it again with: tritonize package",
-            ) from error
+        return (await self._connect()).task
 
     async def identity(self) -> EnsembleIdentity:
-        """Return the ensemble's name and the parameters that packaging wrote into its configuration."""
-        await self.connect()
-        return {"ensemble": self.name, "parameters": dict(sorted(self._parameters.items()))}
+        """Return the ensemble's name and the parameters in its configuration that decide its answers."""
+        parameters = (await self._connect()).parameters
+        decisive = {name: value for name, value in sorted(parameters.items()) if name != "description"}
+        return {"ensemble": self.name, "parameters": decisive}
+
+    async def attributes(self) -> PipelineAttributes:
+        """Return the attributes ``model``, ``tokenizer`` and ``device`` of the pipeline."""
+        return (await self._connect()).attributes
+
+    async def _connect(self) -> _Ensemble:
+        if self._closed:
+            raise closed_error(self.name)
+        if self._ensemble is None:
+            config = await self._connection.model_config(self.name)
+            async with forks.no_fork():  # it imports the task
+                self._ensemble = _Ensemble.of(self.name, config)
+        return self._ensemble
 
     async def __call__(self, *arguments: object, **options: object) -> Any:
         """Return what ``transformers.pipeline(task)(*arguments, **options)`` returns for the served checkpoint.
@@ -235,7 +223,8 @@ class AsyncTritonPipeline:
 
     async def _all_answers(self, rows: list[RequestRow], ask: Callable[[list[RequestRow]], Awaitable[list[T]]]) -> list[T]:
         """Answer rows that are all known, with one worker per request that may be in flight."""
-        batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+        size = min(self._batch_size, (await self._connect()).max_batch_size)
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         answers: list[list[T]] = [[] for _ in batches]
         waiting = iter(enumerate(batches))
 
@@ -251,7 +240,7 @@ class AsyncTritonPipeline:
         return [answer for batch in answers for answer in batch]
 
     async def _answers(self, rows: AsyncIterator[RequestRow], call: _Call) -> AsyncGenerator[Any, None]:
-        batches = streams.batches(rows, self._batch_size)
+        batches = streams.batches(rows, min(self._batch_size, (await self._connect()).max_batch_size))
         reading: asyncio.Future[list[RequestRow] | streams.End] | None = None
         in_flight: deque[asyncio.Future[list[Any]]] = deque()
         try:
@@ -291,6 +280,51 @@ class AsyncTritonPipeline:
         if result.get_output(DIGEST) is not None:  # a proxy may have compared and removed it
             _require_own_answer(result.as_numpy(DIGEST), tensors)
         return {tensor.name: result.as_numpy(tensor.name) for tensor in call.task.outputs()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ensemble:
+    """What a client reads from the ensemble's Triton configuration.
+
+    Attributes:
+        task: The task, with the settings that it is served with.
+        attributes: The attributes of the pipeline.
+        parameters: The parameters that packaging wrote.
+        max_batch_size: Maximum number of rows in one request.
+    """
+
+    task: ServedTask
+    attributes: PipelineAttributes
+    parameters: Mapping[str, str]
+    max_batch_size: int
+
+    @classmethod
+    def of(cls, name: str, config: Mapping[str, Any]) -> Self:
+        """Read the configuration of the ensemble ``name``.
+
+        Raises:
+            RequestError: Tritonize did not package this model, or another version did.
+        """
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        if "task" not in parameters:
+            raise RequestError(
+                f"{name} is not an ensemble that tritonize packaged",
+                status="INVALID_ARGUMENT",
+                hint="give the name of the ensemble, not of one of its steps or of another model",
+            )
+        try:
+            return cls(
+                task=load_served(parameters["task"], json.loads(parameters["settings"])),
+                attributes=PipelineAttributes.of(name, json.loads(parameters["description"])),
+                parameters=parameters,
+                max_batch_size=int(config["max_batch_size"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise RequestError(
+                f"{name} was packaged by another version of tritonize: {error}",
+                status="INVALID_ARGUMENT",
+                hint="package it again with: tritonize package",
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

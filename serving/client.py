@@ -22,6 +22,7 @@ from serving import forks, streams
 from serving.async_client import AsyncTritonPipeline, ClientOptions, EnsembleIdentity
 from serving.connection import closed_error
 from serving.loop_thread import LoopThread
+from serving.pipeline_attributes import ServedDevice, ServedModel, ServedTokenizer
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Arrays
 
@@ -78,9 +79,32 @@ class TritonPipeline:
         """The name and the configuration of the ensemble; see :meth:`AsyncTritonPipeline.identity`."""
         return self._wait(self._pipeline.identity)
 
+    @property
+    def model(self) -> ServedModel:
+        """Stands for the pipeline's model: it has ``config`` and ``device``."""
+        return self._wait(self._pipeline.attributes).model
+
+    @property
+    def tokenizer(self) -> ServedTokenizer:
+        """Stands for the pipeline's tokenizer: it has ``model_max_length`` and the special tokens."""
+        return self._wait(self._pipeline.attributes).tokenizer
+
+    @property
+    def device(self) -> ServedDevice:
+        """The kind of device that the model runs on, on the server."""
+        return self._wait(self._pipeline.attributes).device
+
     def __call__(self, *arguments: object, **options: object) -> Any:
         """Answer the inputs; see :meth:`AsyncTritonPipeline.__call__`."""
         return self._wait(partial(self._pipeline, *arguments, **options))
+
+    def predict(self, inputs: object) -> Any:
+        """Call the client, under the name of a scikit-learn estimator's method, as the pipeline has it."""
+        return self(inputs)
+
+    def transform(self, inputs: object) -> Any:
+        """Call the client, as :meth:`predict` does."""
+        return self(inputs)
 
     def tensors(self, rows: Sequence[Sequence[str]], **options: object) -> list[Arrays]:
         """Return the ensemble's output tensors; see :meth:`AsyncTritonPipeline.tensors`."""
