@@ -78,8 +78,6 @@ class PyTorch(_AsServed):
         import torch
         import transformers
 
-        from serving.runtime.tokenization import FIELDS
-
         self._torch = torch
         self._device = "cuda" if job.device == "gpu" else "cpu"
         # On a GPU the weights themselves become half; on a CPU autocast keeps what bfloat16 cannot hold in fp32.
@@ -88,8 +86,7 @@ class PyTorch(_AsServed):
         auto = getattr(transformers, bundle_task(bundle).auto_model)
         model = auto.from_pretrained(job.source, dtype=weights, use_safetensors=True, trust_remote_code=False)
         self._model = self._prepared(model.eval().to(self._device))
-        taken = inspect.signature(model.forward).parameters
-        super().__init__(bundle, [name for name in FIELDS if name in taken])
+        super().__init__(bundle, list(bundle.manifest.model_inputs))
         self._dtype = ""
         self.file = weights_file(job.source)
         self.threads = torch.get_num_threads()
@@ -140,7 +137,7 @@ class TransformersPipeline:
         tokenizer, taken = self._pipeline.tokenizer, inspect.signature(self._pipeline.model.forward).parameters
         # a tokenizer may make tensors that the model does not take, such as token_type_ids for DistilBERT
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
-        self._max_length = bundle.max_length
+        tokenizer.model_max_length = self._max_length = bundle.max_length
         self.outputs: Arrays = {}
         self.file = weights_file(job.source)
         self.threads = torch.get_num_threads()

@@ -156,7 +156,7 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
         The tokenizer.
 
     Raises:
-        ArtifactError: There is no fast tokenizer, or it has no padding token.
+        ArtifactError: There is no fast tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -166,8 +166,6 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
         raise ArtifactError(f"the tokenizer of {folder} is not a fast tokenizer and cannot be served: a tokenizer.json is needed")
     if tokenizer.pad_token_id is None and pads_with_end:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise ArtifactError(f"the tokenizer of {folder} has no padding token", hint="set pad_token in its tokenizer_config.json")
     return tokenizer
 
 
@@ -254,16 +252,25 @@ def _load(
 
 
 def resolve_max_length(
-    requested: int | None, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], *, default: int | None
+    requested: int | None,
+    tokenizer: PreTrainedTokenizerFast,
+    config: dict[str, Any],
+    *,
+    default: int | None,
+    recommended: int | None = None,
 ) -> int:
     """Determine the maximum number of tokens per row.
+
+    The limit of the model is its number of positions. The tokenizer's ``model_max_length`` is only where ``transformers``
+    truncates if it is not told otherwise.
 
     Args:
         requested: The length that the user asked for, if any.
         tokenizer: The checkpoint's tokenizer.
         config: The checkpoint's ``config.json``.
-        default: Length if none was requested, reduced to the model's limit; None: the model's limit, at which ``transformers``
-            truncates too, or 512 if it has none.
+        default: Length if none was requested, reduced to where ``transformers`` truncates; None: that length, or 512 if there is
+            none.
+        recommended: Length that the checkpoint's other files recommend in place of the tokenizer's.
 
     Returns:
         The maximum number of tokens.
@@ -271,15 +278,17 @@ def resolve_max_length(
     Raises:
         ArtifactError: The requested length exceeds the model's limit.
     """
-    longest = tokenizer.model_max_length
-    if not isinstance(longest, int) or longest < 1:
-        raise ArtifactError(f"model_max_length in tokenizer_config.json is {longest!r}, not a number of tokens", hint=REPAIR)
-    limits = [limit for limit in (longest, _positions(config)) if limit is not None and limit < UNLIMITED]
+    truncated = tokenizer.model_max_length
+    if not isinstance(truncated, int) or truncated < 1:
+        raise ArtifactError(f"model_max_length in tokenizer_config.json is {truncated!r}, not a number of tokens", hint=REPAIR)
+    positions = _positions(config)
     if requested is None:
-        return min(limits, default=UNKNOWN_LIMIT) if default is None else min([default, *limits])
-    limit = min(limits, default=UNLIMITED)
-    if requested > limit:
-        raise ArtifactError(f"the model takes at most {limit} tokens, not {requested}", hint=f"give --max-length {limit} or less")
+        limits = [limit for limit in (recommended or truncated, positions, default) if limit is not None and limit < UNLIMITED]
+        return min(limits, default=UNKNOWN_LIMIT)
+    if positions is not None and requested > positions:
+        raise ArtifactError(
+            f"the model takes at most {positions} tokens, not {requested}", hint=f"give --max-length {positions} or less"
+        )
     return requested
 
 
@@ -296,7 +305,11 @@ def _positions(config: dict[str, Any]) -> int | None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_length: int) -> None:
-    """Write the tokenizer's files. ``tokenizer.json`` truncates rows at ``max_length`` tokens and does not pad."""
+    """Write the tokenizer's files. ``tokenizer.json`` truncates rows at ``max_length`` tokens and does not pad.
+
+    If the tokenizer would truncate at fewer tokens, it then truncates at ``max_length`` too.
+    """
+    tokenizer.model_max_length = max(tokenizer.model_max_length, max_length)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(max_length, direction=tokenizer.truncation_side)

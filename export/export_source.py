@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from export.tasks.exported import ExportedTask
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
 from serving.manifests import CheckpointManifest
+from serving.runtime.types import JsonValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class ExportSource:
         folder: The folder of the checkpoint.
         config: Its ``config.json``.
         task: The task, bound to the config.
+        chosen: Settings that the user chose for the checkpoint, in fine-tuning or now.
         rows: The rows.
         max_length: Maximum tokens of a row, as requested or as in fine-tuning; None if unknown.
         recommended_length: The maximum length that the checkpoint's files recommend, if any.
@@ -35,6 +38,7 @@ class ExportSource:
     folder: Path
     config: dict[str, Any]
     task: ExportedTask
+    chosen: Mapping[str, JsonValue]
     rows: LabelledRows
     max_length: int | None
     recommended_length: int | None
@@ -81,6 +85,7 @@ def find_source(options: ExportOptions) -> ExportSource:
         folder=folder,
         config=config,
         task=task,
+        chosen=chosen,
         rows=rows,
         max_length=options.max_length or (None if trained is None else trained.max_length),
         recommended_length=task_type.checkpoint_length(checkpoints.read_files(folder, task_type)),

@@ -144,6 +144,19 @@ def input_names(path: Path) -> list[str]:
     return [tensor.name for tensor in model.graph.input if tensor.name not in weights]
 
 
+def remove_token_types(path: Path) -> None:
+    """Replace the input ``token_type_ids`` of a raw graph by zeros, which a model uses if it is not given any."""
+    model = load(path)
+    zero = onnx.helper.make_tensor("no_token_types/zero", onnx.TensorProto.INT64, [], [0])
+    zeros = onnx.helper.make_node("Mul", ["input_ids", zero.name], ["token_type_ids"], name="no_token_types")
+    (types,) = [tensor for tensor in model.graph.input if tensor.name == "token_type_ids"]
+    model.graph.input.remove(types)
+    model.graph.initializer.append(zero)
+    model.graph.node.insert(0, zeros)
+    onnx.checker.check_model(model)
+    save(model, path)
+
+
 def precision(path: Path) -> str:
     """Return the precision of a graph's floating-point weights: ``fp32``, ``fp16``, or both joined by ``+``."""
     model = onnx.load(str(path), load_external_data=False)

@@ -19,7 +19,7 @@ PADDING_VALUE = -1e4
 Nodes = list[onnx.NodeProto]
 
 
-def add_pooling_head(model: onnx.ModelProto, head: str, output: str, *, pooling: str, dims: int) -> None:
+def add_pooling_head(model: onnx.ModelProto, head: str, output: str, *, pooling: str, dims: int, unit: bool) -> None:
     """Pool ``[rows, longest, hidden]`` by the attention mask to FP32 ``[rows, dims]``.
 
     Args:
@@ -28,6 +28,7 @@ def add_pooling_head(model: onnx.ModelProto, head: str, output: str, *, pooling:
         output: Name of the new output.
         pooling: One of :data:`~export.tasks._pooling.POOLINGS`.
         dims: Number of leading dimensions of the vector to keep.
+        unit: Whether the vector is scaled to norm 1 first.
 
     Raises:
         ExportError: The graph has no attention mask to pool by.
@@ -36,7 +37,8 @@ def add_pooling_head(model: onnx.ModelProto, head: str, output: str, *, pooling:
     if MASK not in [tensor.name for tensor in graph.input] and pooling != CLS:
         raise ExportError(f"the graph has no input {MASK}, so padding cannot be excluded", hint="give --setting pooling=cls")
     nodes = _POOLINGS[pooling](head, _opset(model))
-    nodes.append(_node("Slice", [_P + "whole", _P + "start", _P + "dims", _P + "last_axis"], output))
+    nodes += _unit(_opset(model)) if unit else []
+    nodes.append(_node("Slice", [_P + ("unit" if unit else "whole"), _P + "start", _P + "dims", _P + "last_axis"], output))
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
     graph.initializer.extend(tensor for tensor in _constants(dims) if tensor.name in used)
@@ -57,12 +59,33 @@ def _constants(dims: int) -> list[onnx.TensorProto]:
         "first": np.array(0),
         "axis": np.array(1),
         "least": np.array(PADDING_VALUE, dtype=np.float32),
+        "tiny": np.array(1e-6, dtype=np.float32),
     }
     return [numpy_helper.from_array(value, _P + name) for name, value in values.items()]
 
 
 def _node(op: str, inputs: list[str], output: str, **attributes: int | list[int]) -> onnx.NodeProto:
     return helper.make_node(op, inputs, [output], name=f"{_P}{output}/{op}", **attributes)
+
+
+def _unit(opset: int) -> Nodes:
+    """Scale to norm 1, over the largest number first, because in fp16 the squares of a vector may be too large to add up."""
+    reduced: list[onnx.NodeProto] = []
+    for operator, vector, result in (("ReduceMax", "sizes", "largest"), ("ReduceL2", "scaled", "norm")):
+        if opset < 18:  # axes became an input in opset 18
+            reduced.append(_node(operator, [_P + vector], _P + result, keepdims=1, axes=[-1]))
+        else:
+            reduced.append(_node(operator, [_P + vector, _P + "last_axis"], _P + result, keepdims=1))
+    largest, norm = reduced
+    return [
+        _node("Abs", [_P + "whole"], _P + "sizes"),
+        largest,
+        _node("Max", [_P + "largest", _P + "tiny"], _P + "scale"),
+        _node("Div", [_P + "whole", _P + "scale"], _P + "scaled"),
+        norm,
+        _node("Max", [_P + "norm", _P + "tiny"], _P + "positive_norm"),
+        _node("Div", [_P + "scaled", _P + "positive_norm"], _P + "unit"),
+    ]
 
 
 def _cls(head: str, _opset: int) -> Nodes:

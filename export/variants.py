@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export import checkpoint as checkpoints
-from export import convert, graph, optimize, verify
+from export import convert, graph, optimize, reference, verify
 from export.data import prepare_rows, sample_indices, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
+from export.model_inputs import TYPES, fed_inputs, padding_values, require_no_types
 from export.original import one_thread, original_run, require_length, usable_device
 from export.output_head import add_output_head
 from export.rows import EncodedRows
@@ -24,6 +25,7 @@ from serving.manifests import (
     BundleManifest,
     OriginalCheckpoint,
     OriginalFigures,
+    ReferenceCheck,
     StageInputs,
     VariantFigures,
     VariantGate,
@@ -118,17 +120,23 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     tokenizer = checkpoints.load_tokenizer(source.folder)
     source = replace(source, task=checkpoints.bind_tokenizer(source.task, tokenizer, source.name))
     max_length = _max_length(source, options, tokenizer)
-    padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    _copy_files(source, tokenizer, max_length, staging)
     model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
+    padding = padding_values(tokenizer, model, source.name)
+    _copy_files(source, tokenizer, max_length, staging)
     run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         logger.info(f"converting {source.name} to ONNX")
         raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
         output_head = add_output_head(raw, source.task)
-        names = _input_names(raw)
-        require_length(run, names, max_length, padding={tokenizer.pad_token_id, source.config.get("pad_token_id")})
-        encoder = TextEncoder(str(staging / "tokenizer.json"), max_length=max_length, names=names, padding=padding)
+        names = _input_names(raw, fed_inputs(tokenizer, model), run, max_length)
+        require_length(run, names, max_length, padding={tokenizer.pad_token_id, model.config.pad_token_id})
+        encoder = TextEncoder(
+            str(staging / "tokenizer.json"),
+            max_length=max_length,
+            names=names,
+            padding=padding,
+            split_special_tokens=tokenizer.split_special_tokens,
+        )
         source = replace(
             source, rows=prepare_rows(source.rows, source.task, encoder, location="the rows to verify on", training=False)
         )
@@ -139,20 +147,21 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
             source=source, options=options, device=device, raw=raw, rows=rows, original=original, staging=staging
         )
         variants = {precision: _variant(precision, context) for precision in options.precisions}
-    manifest = _manifest(context, variants, run, inputs, max_length=max_length, padding=padding, output_head=output_head)
+        comparison = _compare_with_library(context, variants, encoder)
+    manifest = _manifest(context, variants, run, inputs, comparison=comparison, encoder=encoder, output_head=output_head)
     _remove_failed(variants, context)
     return manifest
 
 
 def _max_length(source: ExportSource, options: ExportOptions, tokenizer: PreTrainedTokenizerFast) -> int:
     """Return the maximum number of tokens per row, and report it, because truncation changes answers."""
-    default = source.recommended_length
-    max_length = checkpoints.resolve_max_length(source.max_length, tokenizer, source.config, default=default)
+    recommended = source.recommended_length
+    max_length = checkpoints.resolve_max_length(source.max_length, tokenizer, source.config, default=None, recommended=recommended)
     if options.max_length is not None:
         reason = "as requested"
     elif source.max_length is not None:
         reason = "as in fine-tuning"
-    elif default is not None:
+    elif recommended is not None:
         reason = "as the checkpoint recommends (--max-length changes this)"
     else:
         reason = "the model's limit (--max-length reduces this)"
@@ -187,8 +196,8 @@ def _manifest(
     run: verify.Run,
     inputs: StageInputs,
     *,
-    max_length: int,
-    padding: dict[str, int],
+    comparison: ReferenceCheck,
+    encoder: TextEncoder,
     output_head: str | None,
 ) -> BundleManifest:
     """Measure the speed of the original and of every variant, and describe the bundle."""
@@ -210,6 +219,7 @@ def _manifest(
         device=context.device,
         warnings=(warning,) if warning else (),
         original=_original(context, timings["original"]),
+        reference=comparison,
         precisions={
             precision: VariantRecord(
                 file=f"{precision}/model.onnx",
@@ -219,8 +229,10 @@ def _manifest(
             )
             for precision, variant in variants.items()
         },
-        max_length=max_length,
-        padding=padding,
+        max_length=encoder.max_length,
+        model_inputs=encoder.names,
+        padding=encoder.padding,
+        split_special_tokens=encoder.tokenizer.encode_special_tokens,
         output_head=output_head,
         opset=options.opset,
     )
@@ -273,11 +285,32 @@ def _remove_failed(variants: Mapping[Precision, _Variant], context: _VariantCont
             shutil.rmtree(context.file(precision).parent)
 
 
-def _input_names(raw: Path) -> list[str]:
+def _input_names(raw: Path, fed: Sequence[str], run: verify.Run, max_length: int) -> list[str]:
+    """Return the inputs of the raw graph, after removing those that the checkpoint's tokenizer does not give."""
     names = graph.input_names(raw)
     if unknown := [name for name in names if name not in FIELDS]:
         raise ExportError(f"unsupported model inputs: {', '.join(unknown)}; a tokenizer provides only {', '.join(FIELDS)}")
+    if TYPES in fed and TYPES not in names:
+        require_no_types(run, max_length)
+    if TYPES in names and TYPES not in fed:
+        graph.remove_token_types(raw)
+        names.remove(TYPES)
     return names
+
+
+def _compare_with_library(context: _VariantContext, variants: Mapping[Precision, _Variant], encoder: TextEncoder) -> ReferenceCheck:
+    """Compare the answers of fp32, or of the raw graph if fp32 is not asked for, with those of the checkpoint's library."""
+    source = context.source
+    if "fp32" in variants and not variants["fp32"].verdict.passed:  # the export ends with its figures
+        return ReferenceCheck(library=source.task.library_name, texts=0, max_difference=0)
+    run = _run("fp32", context) if "fp32" in variants else graph.runner(graph.session(context.raw), source.task.model_outputs)
+    served = reference.ServedGraph(task=source.task, run=run, encoder=encoder, max_length=encoder.max_length)
+    options = {name: value for name, value in source.chosen.items() if name in source.task.served.options and name != "truncation"}
+    tokenizer = checkpoints.load_tokenizer(source.folder)
+    model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
+    padding_values(tokenizer, model, source.name)
+    model.to("cuda" if context.device == "gpu" else "cpu")
+    return reference.require_equal_answers(served, model, tokenizer, source.task.requests(source.rows.texts), options)
 
 
 def _variant(precision: Precision, context: _VariantContext) -> _Variant:

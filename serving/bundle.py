@@ -86,7 +86,13 @@ class Bundle:
             ArtifactError: The file is damaged.
         """
         with refusing(f"{self.tokenizer} is damaged", hint=REMEDY):
-            return TextEncoder(str(self.tokenizer), max_length=self.max_length, names=names, padding=self.padding)
+            return TextEncoder(
+                str(self.tokenizer),
+                max_length=self.max_length,
+                names=names,
+                padding=self.padding,
+                split_special_tokens=self.manifest.split_special_tokens,
+            )
 
 
 def file_inside(folder: Path, name: str) -> Path:

@@ -335,6 +335,7 @@ def _write_step(folder: Path, step: str, bundle: Bundle, plan: Plan, graph: Grap
         "settings": bundle.task.to_settings(),
         "max_length": bundle.max_length,
         "model_inputs": [tensor.name for tensor in graph.inputs],
+        "split_special_tokens": bundle.manifest.split_special_tokens,
         "max_model_rows": graph.max_rows,
         "parallel": plan.device == "gpu",
     }

@@ -83,6 +83,8 @@ class RewritingTask(TrainedTask):
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
         """Find the tokens that the tokenizer puts around a target."""
+        if tokenizer.pad_token_id is None:
+            raise ValueError("its tokenizer has no pad_token")
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = tokenizer(text_target="a")["input_ids"]
         starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]

@@ -21,6 +21,8 @@ POOLING_KEYS = {
 """Flags in a pooling module's file. Newer files have ``pooling_mode``."""
 HIDDEN_KEYS = ("hidden_size", "dim", "n_embd", "d_model")
 """Keys in ``config.json`` for the length of a token's vector, by architecture."""
+KEEPS_WHITE_SPACE = [5, 4]
+"""Version of sentence-transformers from which on white space around texts is tokenized too (checked: 5.1, 5.3, 5.4, 5.7, 6.2)."""
 
 Files = Mapping[str, object]
 """Contents of a checkpoint's JSON files by relative path."""
@@ -54,6 +56,7 @@ def read_settings(config: Mapping[str, object], files: Files, *, pooling: str | 
     found: dict[str, JsonValue] = {
         "hidden": hidden_size(config),
         "lower_case": bool(_transformer_file(files).get("do_lower_case")),
+        "strip": MODULES in files and _strips(cast(_Json, files.get(LIBRARY_FILE, {}))),
     }
     if MODULES in files:
         kinds = _modules(files)
@@ -104,6 +107,16 @@ def files_written(
 def _transformer_file(files: Files) -> _Json:
     """Find the file about the model itself. It is named after some architectures."""
     return next((cast(_Json, content) for path, content in sorted(files.items()) if fnmatchcase(path, TRANSFORMER_FILES)), {})
+
+
+def _strips(library: _Json) -> bool:
+    """Return whether the version of the library that wrote the files removes white space around texts.
+
+    Versions before 5.4 do, and before 2.0 they did not record themselves.
+    """
+    version = str(library.get("__version__", {}).get("sentence_transformers", "0"))
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
+    return numbers < KEEPS_WHITE_SPACE
 
 
 def _modules(files: Files) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
 
 import numpy as np
 from typing_extensions import TypeVar
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
     from tokenizers import Tokenizer
-    from transformers import Pipeline
+    from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerFast
 
     from serving.runtime.tokenization import TextEncoder
 
@@ -44,6 +44,8 @@ class ExportedTask(Task, Generic[Served_co]):
     """Request parameters for training and verification, if the metric needs more than the default answer."""
     pipeline_options: ClassVar[Mapping[str, object]] = {}
     """Options of the pipeline that make its answers comparable in a benchmark."""
+    library_name: ClassVar[str] = "transformers.pipeline"
+    """What :meth:`library` asks."""
     has_output_head: ClassVar[bool] = False
     """Whether :meth:`add_output_head` appends nodes to the exported graph."""
 
@@ -116,6 +118,11 @@ class ExportedTask(Task, Generic[Served_co]):
         changed = replace(self.served, **as_fields(served))  # type: ignore[arg-type]
         changed.check_options()
         return replace(self, served=changed, **as_fields(own))
+
+    @property
+    def plain_texts(self) -> int:
+        """Return the number of a request row's texts, counted from the first one, that are plain text and no JSON."""
+        return len(self.served.inputs())
 
     # -- rows of a data set ---------------------------------------------------------------------------------------------------
 
@@ -201,6 +208,41 @@ class ExportedTask(Task, Generic[Served_co]):
     @abstractmethod
     def ties(self, original: Arrays) -> Flags:
         """Find the answers of the original that are nearly tied, so that either answer counts as equal: ``[labelled rows]``."""
+
+    def asked_options(self, max_length: int) -> Mapping[str, object]:  # noqa: ARG002
+        """Return the options of a call to the client that make its answers those of :meth:`library`.
+
+        Args:
+            max_length: Maximum tokens of a row.
+        """
+        return self.pipeline_options
+
+    def edge_text(self, text: str, usual: str) -> str:  # noqa: ARG002 - most tasks take any text
+        """Change an unusual text so that the task accepts it.
+
+        Args:
+            text: The unusual text.
+            usual: The text of a row in the same place.
+        """
+        return text
+
+    def library(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, max_length: int, options: Mapping[str, Any]
+    ) -> Callable[[Sequence[str]], object]:
+        """Return a function that answers one row of raw texts as the library does that checkpoints of this task are made for.
+
+        It shares no code with the served half.
+
+        Args:
+            model: The checkpoint's model.
+            tokenizer: Its tokenizer, which truncates at ``max_length``.
+            max_length: Maximum tokens of a row.
+            options: Options that were chosen for the checkpoint.
+        """
+        import transformers
+
+        pipeline = transformers.pipeline(self.name, model=model, tokenizer=tokenizer, device=model.device, **options)
+        return lambda row: self.ask_pipeline(pipeline, [row], max_length=max_length)[0]
 
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
         """Ask a ``transformers.pipeline`` about rows of requests, all in one batch.

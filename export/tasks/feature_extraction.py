@@ -7,15 +7,15 @@ of the tokens, not normalized.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 
 from export.tasks import _sentence_transformers as library
-from export.tasks._pooling import FAR, MEAN, POOLINGS, cosines, halves, pooled
+from export.tasks._pooling import CLS, FAR, LAST, MAX, MEAN, POOLINGS, cosines, halves, pooled
 from export.tasks.base import Label, Prediction, Reference
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import OwnLossTask
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SCALE = 20.0
 """Factor of cosines in the loss, as in CoSENT."""
@@ -41,20 +42,25 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         hidden: Length of a token's vector.
         pooling: One of :data:`~export.tasks._pooling.POOLINGS`: the mean of the row's tokens, the first token, the maximum of each
             number, or the last token.
+        unit_first: Scale embeddings to norm 1 before they are truncated, so that their norm is below 1 then. That is what
+            sentence-transformers does if normalizing is a module of the checkpoint.
     """
 
     hidden: int = 0
     pooling: str = MEAN
+    unit_first: bool = False
 
     name: ClassVar[str] = FeatureExtraction.name
     auto_model: ClassVar[str] = "AutoModel"
     served_class: ClassVar[type[FeatureExtraction]] = FeatureExtraction
     has_pipeline: ClassVar[bool] = False
+    library_name: ClassVar[str] = "the rules of sentence-transformers"
     heads: ClassVar[tuple[str, ...]] = ("last_hidden_state",)
     has_output_head: ClassVar[bool] = True
     settings: ClassVar[Mapping[str, Setting]] = {
         "pooling": Setting(str, choices=POOLINGS, help="How the vectors of a row's tokens become one."),
         "lower_case": Setting(bool, help="Lower-case the texts first."),
+        "strip": Setting(bool, help="Remove white space around the texts first, as sentence-transformers before version 5.4 does."),
         "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding that the graph gives."),
     }
     checkpoint_files: ClassVar[tuple[str, ...]] = library.FILES
@@ -80,7 +86,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         """Check that the scores differ."""
         if len(set(cast("Sequence[float]", labels))) < 2:
             raise ValueError(f"every pair has the score {labels[0]!r}: there is nothing to learn")
-        return cls(served=FeatureExtraction())
+        return cls(served=FeatureExtraction(strip=True))  # as its files will say
 
     @classmethod
     def checkpoint_settings(
@@ -92,6 +98,8 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
             found["truncate_dim"] = cls.settings["truncate_dim"].check("truncate_dim", found["truncate_dim"])
         found |= chosen
         found["dims"] = found.pop("truncate_dim", found["hidden"])  # the graph truncates; a request may ask for less
+        if found.get("normalize") and found["dims"] != found["hidden"] and "normalize" not in chosen:
+            found |= {"normalize": False, "unit_first": True}
         return found
 
     @classmethod
@@ -104,7 +112,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         return library.files_written(
             hidden=self.hidden,
             pooling=self.pooling,
-            normalize=self.served.normalize,
+            normalize=self.served.normalize or self.unit_first,
             truncate_dim=self.served.dims if self.served.dims != self.hidden else None,
             prompt=self.served.prompt,
             lower_case=self.served.lower_case,
@@ -148,13 +156,14 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         from export.pooling_head import add_pooling_head
 
         (head,), (output,) = self.heads, self.model_outputs
-        add_pooling_head(model, head, output, pooling=self.pooling, dims=self.served.dims)
+        add_pooling_head(model, head, output, pooling=self.pooling, dims=self.served.dims, unit=self.unit_first)
         return None
 
     def apply_output_head(self, heads: Arrays, feed: Arrays) -> Arrays:
         """Pool the vectors of a row's tokens."""
         mask = feed["attention_mask"].astype(heads["last_hidden_state"].dtype)
-        return {POOLED: pooled(heads["last_hidden_state"], mask, self.pooling)[:, : self.served.dims]}
+        whole = pooled(heads["last_hidden_state"], mask, self.pooling)
+        return {POOLED: (unit(whole) if self.unit_first else whole)[:, : self.served.dims]}
 
     # -- training and evaluation ----------------------------------------------------------------------------------------------
 
@@ -208,6 +217,40 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
     def ties(self, original: Arrays) -> Flags:
         """Return no ties, because embeddings involve no decision."""
         return np.zeros(len(original["EMBEDDING"]) // 2, dtype=np.bool_)
+
+    def library(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        max_length: int,
+        options: Mapping[str, Any],  # noqa: ARG002 - settings of the checkpoint have them all
+    ) -> Callable[[Sequence[str]], object]:
+        """Embed a text as ``SentenceTransformer.encode`` does, from its code of versions 5.3 and 6.2."""
+        import torch
+
+        poolings: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+            MEAN: lambda tokens: tokens.mean(dim=0),
+            CLS: lambda tokens: tokens[0],
+            MAX: lambda tokens: tokens.max(dim=0).values,
+            LAST: lambda tokens: tokens[-1],
+        }
+
+        def encode(row: Sequence[str]) -> object:
+            text = self.served.prompt + row[0]
+            text = text.strip() if self.served.strip else text
+            text = text.lower() if self.served.lower_case else text
+            fed = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                vector = poolings[self.pooling](model(**fed).last_hidden_state[0])
+            if self.unit_first:
+                vector = torch.nn.functional.normalize(vector, dim=0)
+            vector = vector[: self.served.dims]
+            if self.served.normalize:
+                vector = torch.nn.functional.normalize(vector, dim=0)
+            return vector.tolist()
+
+        return encode
 
 
 TASK = FeatureExtractionTask

@@ -235,6 +235,10 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
             [any(mask[1]["score"] >= mask[0]["score"] * close for mask in row if len(mask) > 1) for row in rows], dtype=np.bool_
         )
 
+    def edge_text(self, text: str, usual: str) -> str:  # noqa: ARG002
+        """Put a mask in front of a text that has none."""
+        return text if self.served.mask_token in text else f"{self.served.mask_token} {text}"
+
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
         """Ask with truncation; the pipeline unwraps a list of one."""
         kwargs = {"truncation": True, "max_length": max_length}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from serving.runtime.types import Arrays, Features, Flags, JsonValue
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 CLOSE = 1e-4
 """The two best choices count as tied if their scores differ by less."""
@@ -53,6 +55,11 @@ class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
         if len(set(cast("Sequence[int]", labels))) < 2:
             raise ValueError(f"the right choice is {labels[0]!r} in every row: there is nothing to tell apart")
         return cls(served=MultipleChoice(), labels=_without_digits(names))
+
+    @property
+    def plain_texts(self) -> int:
+        """Return 1: the choices are a list."""
+        return 1
 
     @classmethod
     def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
@@ -119,6 +126,30 @@ class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
         """Find rows whose two best scores are closer than :data:`CLOSE`."""
         rows = [sorted(json.loads(scores))[-2:] for scores in original["SCORES"][:, 0]]
         return np.array([len(row) > 1 and row[1] - row[0] < CLOSE for row in rows], dtype=np.bool_)
+
+    def library(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        max_length: int,
+        options: Mapping[str, Any],  # noqa: ARG002 - the model has none
+    ) -> Callable[[Sequence[str]], object]:
+        """Ask the model itself, choice by choice, because there is no pipeline."""
+        import torch
+
+        def score(text: str, choice: str) -> torch.Tensor:
+            fed = tokenizer([text], [choice], truncation=True, max_length=max_length, return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                logits: torch.Tensor = model(**{name: tensor.unsqueeze(1) for name, tensor in fed.items()}).logits[0, 0]
+            return logits
+
+        def answer(row: Sequence[str]) -> object:
+            scores = torch.stack([score(row[0], choice) for choice in json.loads(row[1])]).softmax(dim=0).tolist()
+            best = scores.index(max(scores))
+            return {"choice": best, "score": scores[best], "scores": scores}
+
+        return answer
 
 
 def _strings(given: object) -> list[str]:

@@ -131,10 +131,15 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         """Find rows whose two best answers are closer than :data:`CLOSE`."""
         return original[MARGIN][:, 0] < CLOSE
 
+    def asked_options(self, max_length: int) -> Mapping[str, object]:
+        """Return ``max_length`` tokens per window."""
+        return {"max_seq_len": max_length}
+
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
-        """Ask with ``max_length`` tokens per window."""
-        inputs = [{"question": question, "context": context} for question, context in rows]
-        found: object = pipeline(inputs, batch_size=len(inputs), max_seq_len=max_length)
+        """Ask with ``max_length`` tokens per window. The pipeline does not know whether the checkpoint allows an empty answer."""
+        questions, contexts = map(list, zip(*rows, strict=True))
+        options = {"max_seq_len": max_length, "handle_impossible_answer": self.served.handle_impossible_answer}
+        found: object = pipeline(question=questions, context=contexts, batch_size=len(rows), **options)
         return found if isinstance(found, list) else [found]
 
 

@@ -52,6 +52,11 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
         contradiction = len(labels) - 1 if named and entailment == 0 else 0
         return cls(served=ZeroShotClassification(entailment=entailment, contradiction=contradiction))
 
+    @property
+    def plain_texts(self) -> int:
+        """Return 1: the labels are a list."""
+        return 1
+
     @classmethod
     def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
         """Read one text and the name of its label."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from export.tasks.base import IGNORED
 from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from serving.runtime.tokenization import FIELDS
 from serving.runtime.types import Features, Integers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 TEACHER_LOGITS = "teacher_logits"
 """Name of the column with the teacher's logits, if they are computed once in advance."""
@@ -65,14 +63,14 @@ class Collator:
     Random augmentation depends on numpy's global state, which the trainer saves with its checkpoints.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, task: TrainedTask) -> None:
-        """Bind the collator to a tokenizer and a task.
+    def __init__(self, padding: Mapping[str, int], task: TrainedTask) -> None:
+        """Bind the collator to a task.
 
         Args:
-            tokenizer: Tokenizer of ``transformers``, which pads.
+            padding: Value of padded positions by model input name (see :func:`export.model_inputs.padding_values`).
             task: The task, which may augment batches.
         """
-        self._tokenizer = tokenizer
+        self._padding = padding
         self._task = task
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -117,4 +115,9 @@ class Collator:
         return {name: values.view(len(groups), most, -1) for name, values in batch.items()}
 
     def _pad(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        return dict(self._tokenizer.pad(rows, padding_side="right", return_tensors="pt"))
+        return {
+            name: pad_sequence(
+                [torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=self._padding.get(name, 0)
+            )
+            for name in rows[0]
+        }

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from export import checkpoint as checkpoints
 from export.data import LabelledRows, tokenize_rows
+from export.model_inputs import fed_inputs, padding_values
 from export.tasks.base import IGNORED, label_names
 from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from export.training.batches import TEACHER_LOGITS
@@ -72,8 +73,8 @@ class Teacher:
         max_length = checkpoints.resolve_max_length(None, self.tokenizer, self.model.config.to_dict(), default=max_length)
         place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         model = self.model.to(place)
-        names = [name for name in self.tokenizer.model_input_names if name in FIELDS and name in self.inputs]
-        padding = {"input_ids": self.tokenizer.pad_token_id}
+        names = fed_inputs(self.tokenizer, self.model)
+        padding = padding_values(self.tokenizer, self.model, self.options.teacher)
         encoder = TextEncoder(self.tokenizer.backend_tokenizer, max_length=max_length, names=names, padding=padding)
         encodings = tokenize_rows(rows, self.task, encoder, training=True).encodings
         found: list[list[float]] = [[]] * len(encodings)

@@ -137,7 +137,7 @@ def _columns(rows: LabelledRows, job: TrainingJob) -> tuple[Mapping[str, Any], O
 
 def _features(rows: LabelledRows, job: TrainingJob) -> tuple[Features, list[str]]:
     """Tokenize the rows; return them and the names of the model's inputs."""
-    names = [name for name in job.tokenizer.model_input_names if name in FIELDS]
+    names = [name for name in FIELDS if name in job.tokenizer.model_input_names or name == "attention_mask"]
     return tokenize_rows(rows, job.task, _encoder(job), training=True), names
 
 

@@ -131,6 +131,20 @@ class VariantRecord(Record):
         return "; ".join(gate.message for gate in self.gates if not gate.passed)
 
 
+class ReferenceCheck(Record):
+    """How the graph's answers, made as they are served, compare with those of the library that the checkpoint is made for.
+
+    Attributes:
+        library: The library.
+        texts: Number of texts that both were asked about.
+        max_difference: Largest difference of two numbers in their answers.
+    """
+
+    library: str
+    texts: int
+    max_difference: float
+
+
 class BundleManifest(Manifest):
     """The manifest that ``tritonize export`` writes.
 
@@ -145,9 +159,12 @@ class BundleManifest(Manifest):
         device: The device that fp32 and fp16 were verified on.
         warnings: Sentences that the user must read.
         original: Figures of the PyTorch original.
+        reference: Comparison with the library's own answers.
         precisions: The variants that were made, by precision.
         max_length: Maximum tokens of a row.
+        model_inputs: Names of the model's inputs that the tokenizer gives.
         padding: Padding value by model input.
+        split_special_tokens: Whether the names of special tokens in a text are tokenized like other words.
         output_head: What was appended to the graph, if anything.
         opset: ONNX operator set of the graphs.
     """
@@ -166,8 +183,11 @@ class BundleManifest(Manifest):
     device: ComputeDevice
     warnings: tuple[str, ...]
     original: OriginalFigures
+    reference: ReferenceCheck
     precisions: dict[Precision, VariantRecord]
     max_length: int
+    model_inputs: tuple[str, ...]
     padding: dict[str, int]
+    split_special_tokens: bool
     output_head: str | None
     opset: int

@@ -65,6 +65,7 @@ class TritonPythonModel:
             padding=PADDING,
             most_rows=self._max_model_rows,
             most_characters=MOST_CHARACTERS,
+            split_special_tokens=settings["split_special_tokens"],
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:

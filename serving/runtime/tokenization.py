@@ -34,6 +34,7 @@ class TextEncoder:
         most_rows: Maximum number of model rows that one request row may become. None: no limit.
         most_characters: Characters of the longest text that is tokenized as a whole (see :class:`TextCutter`). None: no limit.
         cutter: Cuts the texts. None: one with the limits above.
+        split_special_tokens: Tokenize the names of special tokens in a text like other words. ``tokenizer.json`` cannot say so.
     """
 
     def __init__(
@@ -46,14 +47,19 @@ class TextEncoder:
         most_rows: int | None = None,
         most_characters: int | None = None,
         cutter: TextCutter | None = None,
+        split_special_tokens: bool = False,
     ) -> None:
         self._tokenizer = Tokenizer.from_file(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        if split_special_tokens:
+            self._tokenizer.encode_special_tokens = True
         self._max_length = max_length
         self.most_rows = most_rows
         self._direction = (self._tokenizer.truncation or {}).get("direction", "right")
         self._cutter = cutter or TextCutter(self._tokenizer, most_characters=most_characters)
         self._cut_at_the_end()
         self._tokenizer.no_padding()
+        self.names = tuple(names)
+        self.padding = dict(padding)
         self._fields = [(name, FIELDS[name], padding.get(name, 0)) for name in names]
 
     @property

@@ -561,7 +561,7 @@ def test_missing_and_damaged_input_is_refused(
     assert "no labelled rows to verify on (give rows with --test)" in said("export", "--checkpoint", str(tiny_checkpoint))
     other = write_tsv(in_folder / "other.tsv", [("fine", "neutral"), ("good", "positive")])
     assert "unknown label 'neutral', known labels: negative, positive" in said(*arguments(tiny_checkpoint, other))
-    assert "takes at most 64 tokens, not 65" in said(*arguments(tiny_checkpoint, review_file, "--max-length", "65"))
+    assert "takes at most 80 tokens, not 81" in said(*arguments(tiny_checkpoint, review_file, "--max-length", "81"))
     torn = changed(tiny_checkpoint, in_folder / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:1000])
     assert "torn/model.safetensors is damaged: " in said(*arguments(torn, review_file))

@@ -43,7 +43,7 @@ def vocabulary_model(kind: str, specials: list[str]) -> tuple[Any, Any]:
     return models.BPE({piece: index for index, piece in enumerate(known)}, merges), split
 
 
-def make_tokenizer(kind: str) -> Any:
+def make_tokenizer(kind: str, **options: Any) -> Any:
     """A tokenizer of the given family (wordpiece, bpe, unigram) that takes 64 tokens."""
     from tokenizers import Tokenizer, decoders, normalizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -64,7 +64,7 @@ def make_tokenizer(kind: str) -> Any:
         special_tokens=[(cls, tokenizer.token_to_id(cls)), (sep, tokenizer.token_to_id(sep))],
     )
     names = {f"{role}_token": token for role, token in special.items()}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names, **options)
 
 
 def make_config(architecture: str, tokenizer: Any) -> Any:

@@ -103,7 +103,10 @@ def bundle_manifest(inputs: StageInputs = NOTHING, **changes: Any) -> BundleMani
         "original": SPEED | {"accuracy": 0.9, "rows": 100, "bytes": 1000, "checkpoint": {"name": "base", "sha256": "0"}},
         "precisions": {"fp32": {"file": "fp32/model.onnx", "verdict": "passed", "gates": (), "figures": variant_figures()}},
         "max_length": 8,
+        "reference": {"library": "transformers.pipeline", "texts": 36, "max_difference": 1e-6},
+        "model_inputs": ("input_ids", "attention_mask"),
         "padding": {"input_ids": 0},
+        "split_special_tokens": False,
         "output_head": None,
         "opset": 18,
     }

@@ -136,6 +136,7 @@ def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "settings": TextClassification(labels=("few", "many"), function_to_apply="softmax").to_settings(),
         "max_length": 8,
         "model_inputs": ["input_ids"],
+        "split_special_tokens": False,
         "max_model_rows": 6,
         "parallel": True,
     }

@@ -140,8 +140,13 @@ class ServedTask(ABC):
         """
 
     def texts(self, columns: TextColumns) -> Sequence[Text]:
-        """Convert request rows to rows for the tokenizer: each text, or each pair of texts."""
-        return cast("list[Text]", list(zip(*columns, strict=True))) if self.pair else columns[0]
+        """Convert request rows to rows for the tokenizer: each text, or each pair of texts.
+
+        An empty second text is none, as the tokenizers of ``transformers`` take it: the row has no second separator then.
+        """
+        if not self.pair:
+            return columns[0]
+        return [(first, second) if second else first for first, second in zip(*columns, strict=True)]
 
     def preprocess(self, columns: TextColumns, encoder: TextEncoder) -> Features:
         """Convert request rows to model rows. Default: one model row each.

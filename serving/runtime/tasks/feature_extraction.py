@@ -35,6 +35,7 @@ class FeatureExtraction(ServedTask):
         truncate_dim: Numbers of an embedding to keep (for Matryoshka models). The shape of the
             answer stays; the other numbers are 0, which changes no cosine and no distance. None: all.
         prompt: Text put in front of every text.
+        strip: Remove white space around the texts, with their prompt.
         lower_case: Lower-case the texts first.
     """
 
@@ -42,6 +43,7 @@ class FeatureExtraction(ServedTask):
     normalize: bool = False
     truncate_dim: int | None = None
     prompt: str = ""
+    strip: bool = False
     lower_case: bool = False
 
     name: ClassVar[str] = "feature-extraction"
@@ -74,6 +76,8 @@ class FeatureExtraction(ServedTask):
         texts: Sequence[str] = columns[0]
         if self.prompt:
             texts = [self.prompt + text for text in texts]
+        if self.strip:
+            texts = [text.strip() for text in texts]
         if self.lower_case:
             texts = [text.lower() for text in texts]
         features = super().preprocess([texts], encoder)

@@ -250,8 +250,9 @@ def test_length_prompt_and_case_are_read(tmp_path: Path) -> None:
     assert FeatureExtractionTask.checkpoint_length(read_files(tmp_path, FeatureExtractionTask)) == 32
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    bound = task(pooling="last", normalize=True, dims=4, prompt="query: ", lower_case=True)
+@pytest.mark.parametrize("normalized", [{"normalize": True}, {"dims": 4}, {"dims": 4, "unit_first": True}])
+def test_what_is_written_is_what_is_read(normalized: dict[str, Any], tmp_path: Path) -> None:
+    bound = task(pooling="last", prompt="query: ", strip=True, lower_case=True, **normalized)
     assert task().with_settings(said(tmp_path, bound.files_written(48))) == bound
     assert FeatureExtractionTask.checkpoint_length(read_files(tmp_path, FeatureExtractionTask)) == 48
 
@@ -397,14 +398,14 @@ class Encoded(SimpleNamespace):
         return len(self.ids)
 
 
-def test_texts_of_a_row_stand_in_one_batch(base_checkpoint: Path) -> None:
+def test_texts_of_a_row_stand_in_one_batch() -> None:
     encodings: Any = [Encoded(ids=[place], attention_mask=[1]) for place in (1, 2, 3, 11, 12, 13)]  # three rows of two texts
     names = ["input_ids", "attention_mask"]
     features = Features(encodings, Origins(np.arange(6)))
     columns = training_columns(features, names, {"labels": [0.1, 0.2, 0.3]}, task())
     assert columns["input_ids"] == [[[1], [11]], [[2], [12]], [[3], [13]]]
     rows = [{name: columns[name][row] for name in (*names, "labels")} for row in range(3)]
-    batch = Collator(AutoTokenizer.from_pretrained(base_checkpoint), task())(rows)
+    batch = Collator({}, task())(rows)
     assert batch["input_ids"].tolist() == [[1], [2], [3], [11], [12], [13]]
     assert batch["labels"].tolist() == pytest.approx([0.1, 0.2, 0.3])
 
@@ -455,6 +456,7 @@ def test_training_learns_and_its_figures_are_of_the_right_rows(trained: Path) ->
         "dims": 32,
         "pooling": "max",
         "normalize": True,
+        "strip": True,
         "lower_case": False,
     }
     rows = [line.split("\t") for line in (trained / "validation.tsv").read_text(encoding="utf-8").splitlines()[1:]]
@@ -463,7 +465,7 @@ def test_training_learns_and_its_figures_are_of_the_right_rows(trained: Path) ->
 
 
 def _cosines_by_transformers(checkpoint: Path, rows: list[list[str]]) -> list[float]:
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint).eval()
 
@@ -481,7 +483,7 @@ def _cosines_by_transformers(checkpoint: Path, rows: list[list[str]]) -> list[fl
     ("setting", "message"),
     [
         ("pooling=median", "option pooling must be one of mean, cls, max, last"),
-        ("labels=a", "has no setting labels; it has lower_case, normalize, pooling, prompt, truncate_dim, truncation"),
+        ("labels=a", "has no setting labels; it has lower_case, normalize, pooling, prompt, strip, truncate_dim, truncation"),
         ("pooling", "not of the form KEY=VALUE"),
         ("normalize=perhaps", "true or false"),
         ("truncate_dim=1.5", "a whole number"),

@@ -154,8 +154,8 @@ def test_of_equal_scores_the_first_is_the_best() -> None:
     assert task.targets(Features([], origins), [1, 0]) == {"labels": [0, 1, 1, 0, 0]}
 
 
-def test_groups_of_unlike_sizes_are_trained_on_together(tiny_checkpoint: Path) -> None:
-    collate = Collator(transformers.AutoTokenizer.from_pretrained(tiny_checkpoint), Task(served=MultipleChoice()))
+def test_groups_of_unlike_sizes_are_trained_on_together() -> None:
+    collate = Collator({"input_ids": 0}, Task(served=MultipleChoice()))
     batch = collate(
         [
             {"input_ids": [[5, 6], [7]], "attention_mask": [[1, 1], [1]], "labels": [0, 1]},

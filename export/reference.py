@@ -1,0 +1,240 @@
+"""Compare the exported graph, fed as it is served, with the answers of the library that a checkpoint is made for.
+
+:mod:`export.verify` compares graphs that are fed alike, so wrong inputs would go unnoticed. Here the library gets nothing but the
+checkpoint and the raw texts, one by one, and the graph gets what the served preprocessing makes of them, in padded batches.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.model_inputs import fed_inputs
+from export.tasks.exported import ExportedTask
+from export.verify import Run
+from serving.answer_comparison import SMALLEST_SCALE, TOLERANCES, differences, largest_number
+from serving.errors import ExportError
+from serving.manifests import ReferenceCheck
+from serving.reporting import logger
+from serving.runtime.tokenization import TextEncoder
+from serving.runtime.types import Arrays, TextColumns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+ROWS = 32
+"""Number of labelled rows that are compared."""
+BATCH = 16
+"""Number of labelled rows in a batch."""
+DRAWS = 16
+"""How often the graph's outputs are changed at random, to find the parts of an answer that a small difference decides."""
+Row = tuple[str, ...]
+Library = Callable[[Row], object]
+"""The library's answer to one row of raw texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A request row that is compared.
+
+    Attributes:
+        name: What is special about it, for messages.
+        row: Its texts.
+        labelled: Whether it is one of the user's rows.
+    """
+
+    name: str
+    row: Row
+    labelled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedGraph:
+    """A graph between the first and the last step of the ensemble.
+
+    Attributes:
+        task: The task, whose served half makes the inputs and the answers.
+        run: The graph.
+        encoder: The tokenizer as it runs inside Triton.
+        max_length: Maximum tokens of a row.
+    """
+
+    task: ExportedTask
+    run: Run
+    encoder: TextEncoder
+    max_length: int
+
+    def answers(self, rows: Sequence[Row]) -> tuple[list[Any], list[set[tuple[str, ...]]]]:
+        """Answer rows in one padded batch, in the client's form.
+
+        Returns:
+            The answers, and the paths in each that a difference within the tolerance decides.
+
+        Raises:
+            ValueError: A row is refused.
+        """
+        options = self.task.asked_options(self.max_length)
+        served = self.task.served.with_options(self.task.served.sanitize_parameters(options))
+        features = served.preprocess([list(column) for column in zip(*rows, strict=True)], self.encoder)
+        outputs = self.run(self.encoder.arrays(features.encodings))
+
+        def formatted(arrays: Arrays) -> list[Any]:
+            found = served.decoded_postprocess(arrays, features.origins, self.encoder.tokenizer)
+            shown = {
+                name: value for name, value in options.items() if name not in served.options or name in served.presentation_options
+            }
+            return [_plain(one) for one in served.add_inputs(served.format_answers(found, **shown), rows)]
+
+        answers = formatted({name: array.copy() for name, array in outputs.items()})
+        undecided: list[set[tuple[str, ...]]] = [set() for _ in rows]
+        chance = np.random.default_rng(0)
+        for _ in range(DRAWS):
+            for paths, one, other in zip(undecided, answers, formatted(_changed(outputs, chance)), strict=True):
+                paths.update(path for path, *_ in differences(one, other, margin=math.inf))
+        return answers, undecided
+
+
+def require_equal_answers(
+    graph: ServedGraph, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: TextColumns, options: dict[str, Any]
+) -> ReferenceCheck:
+    """Compare the answers to labelled rows and to unusual texts.
+
+    Args:
+        graph: The graph.
+        model: The checkpoint's model, loaded for this purpose alone.
+        tokenizer: The checkpoint's tokenizer, loaded for this purpose alone.
+        rows: Columns of request rows.
+        options: Options of the pipeline that the user chose for the checkpoint.
+
+    Returns:
+        What was compared, and the largest difference of two numbers.
+
+    Raises:
+        ExportError: The answers differ. The message names the text.
+    """
+    task = graph.task
+    tokenizer.model_max_length = graph.max_length
+    # a tokenizer may give inputs that the model does not take, such as token_type_ids for DistilBERT
+    tokenizer.model_input_names = fed_inputs(tokenizer, model)
+    library = task.library(model.eval(), tokenizer, max_length=graph.max_length, options=options)
+    labelled = [Case(name=f"row {number}", row=row, labelled=True) for number, row in enumerate(zip(*rows, strict=True), start=1)]
+    labelled = labelled[:ROWS]
+    # the longest come first: BigBird's model, once it was given a short text, computes other attention for long ones too
+    batches = [[case, labelled[0]] for case in edge_cases(graph, tokenizer, [case.row for case in labelled])]
+    batches += [labelled[start : start + BATCH] for start in range(0, len(labelled), BATCH)]
+    largest, compared, refused = 0.0, 0, ""
+    for batch in batches:
+        with_answers = [(case, *_expected(library, case)) for case in batch]
+        refused = next((reason for case, _, reason in with_answers if case.labelled and reason), refused)
+        wanted = [(case, answer) for case, answer, reason in with_answers if not reason]
+        if not wanted or wanted[0][0] != batch[0]:  # the library refuses the unusual text
+            continue
+        largest = max(largest, _largest_difference(graph, wanted, task.library_name))
+        compared += len(wanted)
+    if not compared:
+        raise ExportError(f"{task.library_name} answers none of the rows to verify on: {refused}")
+    logger.info(f"{compared} texts are answered as by {task.library_name}, within {largest:.2g}")
+    return ReferenceCheck(library=task.library_name, texts=compared, max_difference=largest)
+
+
+def edge_cases(graph: ServedGraph, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> list[Case]:
+    """Return rows with unusual texts, in each place of a row that holds plain text."""
+    first = rows[0]
+    cases = []
+    for place in range(graph.task.plain_texts):
+        texts = [row[place] for row in rows]
+        usual = next((text for text in texts if text.strip()), next(iter(graph.task.served.example.values())))
+        unusual = {
+            f"a text of {graph.max_length} tokens": _long_text([usual, *texts], graph),
+            "an empty text": "",
+            "a text of all special tokens": " ".join(tokenizer.all_special_tokens),
+            "a text with outer white space and line breaks": f" \n\t{usual}\n\n",
+        }
+        nth = "" if graph.task.plain_texts == 1 else f" as input {place + 1}"
+        for name, text in unusual.items():
+            if graph.task.served.truncation or "tokens" not in name.split()[-1:]:
+                fitting = graph.task.edge_text(text, usual)
+                cases.append(Case(name=name + nth, row=(*first[:place], fitting, *first[place + 1 :])))
+    return cases
+
+
+def _long_text(texts: Sequence[str], graph: ServedGraph) -> str:
+    """Join texts, again and again, until they fill the model."""
+    counts = list(map(len, graph.encoder.plain_ids(texts)))
+    parts: list[str] = []
+    tokens = 0
+    while tokens <= graph.max_length:
+        for text, count in zip(texts, counts, strict=True):
+            parts.append(text)
+            tokens += max(count, 1)
+            if tokens > graph.max_length:
+                break
+    return " ".join(parts)
+
+
+def _expected(library: Library, case: Case) -> tuple[object, str]:
+    """Return the library's answer, and why it refuses the row, if it does.
+
+    A pipeline raises what its tokenizer and its model raise: errors of any type.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are about the library's own code
+            return _plain(library(case.row)), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _largest_difference(graph: ServedGraph, wanted: Sequence[tuple[Case, Any]], library: str) -> float:
+    """Compare one batch; return the largest difference of two numbers.
+
+    Raises:
+        ExportError: A difference is larger than the tolerance, or the served preprocessing refuses a row.
+    """
+    try:
+        answers, undecided = graph.answers([case.row for case, _ in wanted])
+    except ValueError as error:
+        raise ExportError(f"{library} answers {_named(wanted[0][0])}, which would be refused when served: {error}") from error
+    largest = 0.0
+    for (case, expected), found, open_paths in zip(wanted, answers, undecided, strict=True):
+        margin = TOLERANCES["fp32"] * max(largest_number(expected), SMALLEST_SCALE)
+        for path, one, other in differences(expected, found, 0.0):
+            if any(path[: len(known)] == known for known in open_paths):
+                continue
+            if not (isinstance(one, float) and isinstance(other, float) and abs(one - other) <= margin):
+                raise ExportError(
+                    f"the exported graph and {library} answer {_named(case)}, differently: "
+                    f"{'/'.join(path) or 'the answer'} is {other!r:.80}, expected {one!r:.80}",
+                    hint="such a checkpoint cannot be served with the answers that it gives in PyTorch"
+                    if "tokens" not in case.name
+                    else "its answers may depend on the length of a row in a way that a graph cannot express: reduce --max-length",
+                )
+            largest = max(largest, abs(one - other))
+    return largest
+
+
+def _named(case: Case) -> str:
+    return f"{case.name}, {' and '.join(f'{text:.100}' for text in map(repr, case.row))}"
+
+
+def _plain(value: Any) -> Any:
+    """Convert numpy's numbers to Python's, and tuples and arrays to lists."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _changed(outputs: Arrays, chance: np.random.Generator) -> Arrays:
+    """Return outputs that each differ from the given ones by up to the tolerance times the largest of their tensor."""
+    changed = {}
+    for name, array in outputs.items():
+        margin = TOLERANCES["fp32"] * np.abs(array).max(initial=0)
+        changed[name] = (array + margin * chance.uniform(-1, 1, array.shape)).astype(array.dtype)
+    return changed
