@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import forks, streams
+from serving.calls import Call, ItemGroups, LazyCall, check_batching
 from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import DataError, RequestError
 from serving.options import RequestOptions, WireProtocol
@@ -39,19 +40,6 @@ class EnsembleIdentity(TypedDict):
     parameters: dict[str, str]
 
 
-class ClientOptions(TypedDict, total=False):
-    """Keyword arguments of :class:`AsyncTritonPipeline`, which documents them."""
-
-    url: str | None
-    protocol: WireProtocol
-    batch_size: int
-    concurrency: int
-    timeout: float
-    retries: int | None
-    ssl: bool | str | Path
-    api_key: str | None
-
-
 class AsyncTritonPipeline:
     """Call a model on a Triton server from asynchronous code.
 
@@ -64,12 +52,14 @@ class AsyncTritonPipeline:
         *,
         url: str | None = RequestOptions.url,
         protocol: WireProtocol = RequestOptions.protocol,
-        batch_size: int = RequestOptions.batch_size,
+        batch_size: int | None = RequestOptions.batch_size,
+        num_workers: int | None = None,
         concurrency: int = RequestOptions.concurrency,
         timeout: float = RequestOptions.timeout,
         retries: int | None = None,
         ssl: bool | str | Path = False,
         api_key: str | None = None,
+        **defaults: object,
     ) -> None:
         """Create the client. It connects at the first call.
 
@@ -78,7 +68,8 @@ class AsyncTritonPipeline:
             url: ``host:port`` of the server for this protocol. None means the default port on this machine.
             protocol: ``grpc`` or ``http``.
             batch_size: Rows in one request, at most the server's ``max_batch_size``. The server batches requests itself, so 1 is
-                rarely slower. Larger values save round trips to a distant server.
+                rarely slower. Larger values save round trips to a distant server. None means 1.
+            num_workers: Has no effect. The pipeline's workers tokenize; here the server does.
             concurrency: Requests that one call has in flight at the same time. Over HTTP also the number of connections, which
                 all calls share.
             timeout: Time limit of one request in seconds, retries included.
@@ -89,26 +80,21 @@ class AsyncTritonPipeline:
                 that this machine trusts, with a path by those in this PEM file.
             api_key: Sent with every request as the header ``x-api-key``. None means the environment variable
                 ``TRITONIZE_API_KEY``, if it is set.
+            **defaults: Options of the pipeline, such as ``top_k=2``, for every call that does not have another value.
 
         Raises:
             ValueError: ``protocol``, ``batch_size``, ``concurrency``, ``ssl`` or ``api_key`` has a value that is not allowed.
         """
         if protocol not in DEFAULT_URLS:
             raise ValueError(f"protocol must be grpc or http, not {protocol!r}")
-        if batch_size < 1 or concurrency < 1:
-            raise ValueError("batch_size and concurrency must be 1 or more")
+        if concurrency < 1:
+            raise ValueError("concurrency must be 1 or more")
         self.name = name
-        self._options = ClientOptions(
-            url=url,
-            protocol=protocol,
-            batch_size=batch_size,
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            ssl=ssl,
-            api_key=api_key,
-        )
-        self._batch_size = batch_size
+        batching = {"batch_size": batch_size, "num_workers": num_workers}
+        connecting = {"url": url, "protocol": protocol, "timeout": timeout, "retries": retries, "ssl": ssl, "api_key": api_key}
+        self._options: dict[str, Any] = {"concurrency": concurrency, **batching, **connecting, **defaults}
+        self._batch_size = check_batching(batching) or 1
+        self._defaults = defaults
         self._concurrency = concurrency
         self._connection = Connection(
             url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl, api_key=api_key
@@ -154,17 +140,37 @@ class AsyncTritonPipeline:
     async def __call__(self, *arguments: object, **options: object) -> Any:
         """Return what ``transformers.pipeline(task)(*arguments, **options)`` returns for the served checkpoint.
 
+        For inputs that the pipeline reads one by one (a generator, a data set), and for iterators, other iterables and a
+        ``DataLoader``, that is an asynchronous generator of the answers to the items. An item of a ``DataLoader`` is a batch, whose
+        answer is a list. The call takes ``batch_size`` and ``num_workers`` as the constructor does.
+
         Raises:
             TypeError: The inputs have a form that the pipeline does not take, or an option is unknown.
             DataError: A text cannot be encoded as UTF-8.
             RequestError: The server refused a row, is not there, or did not answer in time.
         """
+        answer = await self.answer_or_defer(arguments, options)
+        if isinstance(answer, LazyCall):
+            return self.answer_items(answer)
+        return answer
+
+    async def answer_or_defer(self, arguments: tuple[object, ...], options: Mapping[str, object]) -> Any | LazyCall:
+        """Return what :meth:`__call__` returns, or the call itself where its inputs are read one by one; see :meth:`answer_items`.
+
+        Raises:
+            TypeError: As for :meth:`__call__`, and the next ones too.
+            DataError: See there.
+            RequestError: See there.
+        """
         task = await self.connect()
-        inputs, given = task.parse_call(arguments, options)
+        lazy = LazyCall.read(task, arguments, options, self._defaults)
+        if lazy is not None:
+            return lazy
+        inputs, call = Call.read(task, arguments, options, self._defaults)
         rows = task.parse_inputs(inputs)
         task.check_rows(rows)
-        answers = await self._all_answers(rows, partial(self._ask, _Call.of(task, given)))
-        return task.format_result(inputs, answers, given)
+        answers = await self._all_answers(rows, call.batch_size, partial(self._ask, call))
+        return task.format_result(inputs, answers, call.given)
 
     async def tensors(self, rows: Sequence[Sequence[str]], **options: object) -> list[Arrays]:
         """Return the ensemble's output tensors without further processing.
@@ -179,8 +185,8 @@ class AsyncTritonPipeline:
         Raises:
             RequestError: As for :meth:`__call__`.
         """
-        call = _Call(task=await self.connect(), parameters=options, formatting={})
-        return await self._all_answers([tuple(row) for row in rows], partial(self._raw_answers, call))
+        call = Call(task=await self.connect(), named={}, given={}, parameters=options, formatting={}, batch_size=None)
+        return await self._all_answers([tuple(row) for row in rows], None, partial(self._raw_answers, call))
 
     async def stream(self, inputs: AsyncIterable[object], **options: object) -> AsyncGenerator[Any, None]:
         """Yield the answers to any number of rows, in the order of the rows.
@@ -193,19 +199,24 @@ class AsyncTritonPipeline:
             **options: As for :meth:`__call__`.
         """
         task = await self.connect()
-        _, given = task.parse_call(([],), options)
-
-        async def checked() -> AsyncGenerator[RequestRow, None]:
-            async for row in inputs:
-                (request,) = task.parse_inputs(task.parse_call(([row],), options)[0])
-                task.check_rows([request])
-                yield request
-
-        rows = checked()
-        call = _Call.of(task, given)
-        async with contextlib.aclosing(rows), contextlib.aclosing(self._answers(rows, call)) as answers:
+        _, call = Call.read(task, ([],), options, self._defaults)
+        async with contextlib.aclosing(self.answer_items(LazyCall(inputs=inputs, call=call))) as answers:
             async for answer in answers:
                 yield answer
+
+    async def answer_items(self, lazy: LazyCall) -> AsyncGenerator[Any, None]:
+        """Yield the answers to the items of a call whose inputs are read one by one; see :meth:`stream`."""
+        groups = ItemGroups(lazy)
+        async with (
+            contextlib.aclosing(lazy.items()) as items,
+            contextlib.aclosing(groups.rows(items)) as rows,
+            contextlib.aclosing(self._answers(rows, lazy.call)) as answers,
+        ):
+            async for answer in answers:
+                for finished in groups.finished(answer):
+                    yield finished
+        for finished in groups.finished():
+            yield finished
 
     async def close(self) -> None:
         """Close the connection. The client cannot be used afterwards."""
@@ -221,9 +232,11 @@ class AsyncTritonPipeline:
         """Close the connection."""
         await self.close()
 
-    async def _all_answers(self, rows: list[RequestRow], ask: Callable[[list[RequestRow]], Awaitable[list[T]]]) -> list[T]:
+    async def _all_answers(
+        self, rows: list[RequestRow], batch_size: int | None, ask: Callable[[list[RequestRow]], Awaitable[list[T]]]
+    ) -> list[T]:
         """Answer rows that are all known, with one worker per request that may be in flight."""
-        size = min(self._batch_size, (await self._connect()).max_batch_size)
+        size = await self._rows_of_a_request(batch_size)
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         answers: list[list[T]] = [[] for _ in batches]
         waiting = iter(enumerate(batches))
@@ -239,8 +252,11 @@ class AsyncTritonPipeline:
             await streams.cancel(workers)
         return [answer for batch in answers for answer in batch]
 
-    async def _answers(self, rows: AsyncIterator[RequestRow], call: _Call) -> AsyncGenerator[Any, None]:
-        batches = streams.batches(rows, min(self._batch_size, (await self._connect()).max_batch_size))
+    async def _rows_of_a_request(self, batch_size: int | None) -> int:
+        return min(batch_size or self._batch_size, (await self._connect()).max_batch_size)
+
+    async def _answers(self, rows: AsyncIterator[RequestRow], call: Call) -> AsyncGenerator[Any, None]:
+        batches = streams.batches(rows, await self._rows_of_a_request(call.batch_size))
         reading: asyncio.Future[list[RequestRow] | streams.End] | None = None
         in_flight: deque[asyncio.Future[list[Any]]] = deque()
         try:
@@ -266,14 +282,14 @@ class AsyncTritonPipeline:
             await streams.cancel([*in_flight, *([reading] if reading is not None else [])])
             await batches.aclose()
 
-    async def _ask(self, call: _Call, rows: Sequence[RequestRow]) -> list[Any]:
+    async def _ask(self, call: Call, rows: Sequence[RequestRow]) -> list[Any]:
         answers = call.task.format_answers(await self._tensors(call, rows), **call.formatting)
         return list(call.task.add_inputs(answers, rows))
 
-    async def _raw_answers(self, call: _Call, rows: Sequence[RequestRow]) -> list[Arrays]:
+    async def _raw_answers(self, call: Call, rows: Sequence[RequestRow]) -> list[Arrays]:
         return [await self._tensors(call, rows)]
 
-    async def _tensors(self, call: _Call, rows: Sequence[RequestRow]) -> Arrays:
+    async def _tensors(self, call: Call, rows: Sequence[RequestRow]) -> Arrays:
         columns = zip(call.task.inputs(), zip(*rows, strict=True), strict=True)
         tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
         result = await self._connection.infer(self.name, tensors, call.parameters)
@@ -325,37 +341,6 @@ class _Ensemble:
                 status="INVALID_ARGUMENT",
                 hint="package it again with: tritonize package",
             ) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Call:
-    """One call of the pipeline, without its inputs.
-
-    Attributes:
-        task: The task of the ensemble.
-        parameters: Options that the server applies, sent as request parameters.
-        formatting: Options that the client applies to the server's answer.
-    """
-
-    task: ServedTask
-    parameters: Mapping[str, object]
-    formatting: Mapping[str, object]
-
-    @classmethod
-    def of(cls, task: ServedTask, given: Mapping[str, object]) -> Self:
-        """Split the options of a pipeline call into those of the server and those of the client.
-
-        Raises:
-            TypeError: An option has the wrong type or a value that is not allowed.
-            ValueError: The pipeline refuses such a call.
-        """
-        parameters = task.sanitize_parameters(given)
-        try:
-            task.with_options(parameters)
-        except ValueError as error:
-            raise TypeError(str(error)) from None
-        formatting = {name: value for name, value in given.items() if name not in task.options or name in task.presentation_options}
-        return cls(task=task, parameters=parameters, formatting=formatting)
 
 
 def _require_own_answer(found: npt.NDArray[np.int64], sent: Mapping[str, Sequence[bytes]]) -> None:

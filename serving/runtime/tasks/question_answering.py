@@ -19,11 +19,12 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypedDict
+from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
 import numpy as np
 
 from ..types import Arrays, Features, Origins, Setting, Tensor, TextColumns, TextTooLongError, TooManyRowsError
+from ._inputs import is_generator_or_torch_dataset, is_lazy
 from ._spans import Windows, best_spans, metadata_of, probabilities
 from .base import ServedTask
 
@@ -74,6 +75,7 @@ class QuestionAnswering(ServedTask):
     carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
     text_keys: ClassVar[tuple[str, ...]] = ("question", "context")
+    positional: ClassVar[tuple[str, ...]] = ("data",)
     columns: ClassVar[Mapping[str, str | None]] = {"text": "question", "text_pair": "context"}
     options: ClassVar[Mapping[str, Setting]] = {
         "top_k": Setting(int, minimum=1, maximum=MOST_ANSWERS, help="Number of answers."),
@@ -180,13 +182,21 @@ class QuestionAnswering(ServedTask):
             inputs = _rows(options.pop("question"), options.pop("context"))
         else:
             raise TypeError("give question=… and context=…")
-        return inputs, options
+        return (list(cast("Iterable[object]", inputs)) if is_lazy(inputs) else inputs), options
 
     def check_rows(self, rows: Sequence[tuple[str, ...]]) -> None:
         """Refuse empty questions and texts, as the pipeline does."""
         for row in rows:
             if not all(row):
                 raise ValueError(f"`{self.row_keys[row.index('')]}` cannot be empty")
+
+    def reads_lazily(self, inputs: object) -> bool:
+        """Read generators and torch's data sets one by one, as the pipeline does. It makes lists of other iterables."""
+        return is_generator_or_torch_dataset(inputs)
+
+    def parse_items(self, items: object) -> list[tuple[str, ...]]:
+        """Take dicts with more keys, and empty questions and texts: the pipeline does not look at items as it looks at a list."""
+        return self.parse_inputs([_without_others(item, self.row_keys) for item in cast("Sequence[object]", items)])
 
     def parse_inputs(self, inputs: object) -> list[tuple[str, ...]]:
         """Take dicts with ``question`` and ``context``, a dict of lists, or ``SquadExample`` objects."""
@@ -205,6 +215,11 @@ class QuestionAnswering(ServedTask):
         lists = isinstance(inputs, dict) and isinstance(inputs["question"], list)
         several = isinstance(inputs, list | tuple) and len(inputs) != 1
         return answers if lists or several else answers[0]
+
+
+def _without_others(row: object, keys: Sequence[str]) -> object:
+    """Return a dict without other keys, if it has these."""
+    return {key: row[key] for key in keys} if isinstance(row, Mapping) and row.keys() >= set(keys) else row
 
 
 def _row(question: object, context: object) -> dict[str, object]:
