@@ -78,16 +78,13 @@ class ServedGraph:
         Raises:
             ValueError: A row is refused.
         """
-        options = self.task.asked_options(self.max_length)
-        served = self.task.served.with_options(self.task.served.sanitize_parameters(options))
+        parameters, shown = self.task.served.sanitize_parameters(self.task.asked_options(self.max_length))
+        served = self.task.served.with_options({**self.task.served.pipeline_defaults(), **parameters})
         features = served.preprocess([list(column) for column in zip(*rows, strict=True)], self.encoder)
         outputs = self.run(self.encoder.arrays(features.encodings))
 
         def formatted(arrays: Arrays) -> list[Any]:
             found = served.decoded_postprocess(arrays, features.origins, self.encoder.tokenizer)
-            shown = {
-                name: value for name, value in options.items() if name not in served.options or name in served.presentation_options
-            }
             return [_plain(one) for one in served.add_inputs(served.format_answers(found, **shown), rows)]
 
         answers = formatted({name: array.copy() for name, array in outputs.items()})

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from serving import forks, streams
 from serving.calls import Call, ItemGroups, LazyCall, check_batching
 from serving.connection import DEFAULT_URLS, Connection, closed_error
-from serving.errors import DataError, RequestError
+from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError
 from serving.options import RequestOptions, WireProtocol
 from serving.pipeline_attributes import PipelineAttributes
 from serving.runtime.digest import DIGEST, ForeignAnswerError, row_digests
@@ -145,9 +145,14 @@ class AsyncTritonPipeline:
         answer is a list. The call takes ``batch_size`` and ``num_workers`` as the constructor does.
 
         Raises:
-            TypeError: The inputs have a form that the pipeline does not take, or an option is unknown.
+            TypeError: The inputs have a form that the pipeline does not take, or an option is unknown or of another type. This and
+                the next ones are the classes of ``transformers.pipeline``; nothing has been sent.
+            KeyError: An option is not one of its choices, or a row lacks a key.
+            ValueError: The content of the inputs or of an option is not allowed.
             DataError: A text cannot be encoded as UTF-8.
-            RequestError: The server refused a row, is not there, or did not answer in time.
+            InvalidArgumentError: The server refused a row. It is a ``ValueError`` too.
+            PipelineError: The server refused a row for which the pipeline raises its ``PipelineException``.
+            RequestError: The server is not there, or did not answer in time.
         """
         answer = await self.answer_or_defer(arguments, options)
         if isinstance(answer, LazyCall):
@@ -290,9 +295,16 @@ class AsyncTritonPipeline:
         return [await self._tensors(call, rows)]
 
     async def _tensors(self, call: Call, rows: Sequence[RequestRow]) -> Arrays:
+        rows, described = call.task.request_rows(rows)
         columns = zip(call.task.inputs(), zip(*rows, strict=True), strict=True)
         tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
-        result = await self._connection.infer(self.name, tensors, call.parameters)
+        try:
+            result = await self._connection.infer(self.name, tensors, {**call.parameters, **described})
+        except InvalidArgumentError as error:
+            if not any(part in error.message for part in call.task.pipeline_refusals):
+                raise
+            kind = PipelineError.catchable()
+            raise kind(error.message, task=call.task.name, model=self.name, hint=error.hint) from error
         if result.get_output(DIGEST) is not None:  # a proxy may have compared and removed it
             _require_own_answer(result.as_numpy(DIGEST), tensors)
         return {tensor.name: result.as_numpy(tensor.name) for tensor in call.task.outputs()}

@@ -10,7 +10,6 @@ from typing import Self
 from serving import streams
 from serving.runtime.tasks._inputs import is_batched, iterate
 from serving.runtime.tasks.base import ServedTask
-from serving.runtime.types import JsonValue
 
 BATCHING = ("batch_size", "num_workers")
 """Options of every pipeline that are not the task's."""
@@ -52,27 +51,25 @@ class Call:
             The inputs, and the call.
 
         Raises:
-            TypeError: The arguments do not go together, or an option is unknown or has the wrong type.
-            ValueError: The pipeline refuses such a call.
+            TypeError: The arguments do not go together, or an option is unknown or of another type.
+            KeyError: An option is not one of its choices.
+            ValueError: An option has a value that is not allowed.
         """
         batch_size = check_batching(options)
         own = {name: value for name, value in options.items() if name not in BATCHING}
         named = {name: value for name, value in defaults.items() if name not in task.positional[: len(arguments)]} | own
         inputs, left = task.parse_call(arguments, named)
         given = {name: value for name, value in left.items() if name not in defaults or name in own}
-        parameters, formatting = _sanitized(task, {name: value for name, value in defaults.items() if name in left})
-        own_parameters, own_formatting = _sanitized(task, given)
-        parameters |= own_parameters
-        try:
-            task.with_options(parameters)
-        except ValueError as error:
-            raise TypeError(str(error)) from None
+        parameters, formatting = task.sanitize_parameters({name: value for name, value in defaults.items() if name in left})
+        own_parameters, own_formatting = task.sanitize_parameters(given)
+        parameters = {**task.pipeline_defaults(), **parameters, **own_parameters}
+        task.with_options(parameters)
         return inputs, cls(
             task=task,
             named=named,
             given=given,
             parameters=parameters,
-            formatting=formatting | own_formatting,
+            formatting={**formatting, **own_formatting},
             batch_size=batch_size,
         )
 
@@ -163,12 +160,6 @@ class ItemGroups:
             else:
                 yield self._answers[:size]
                 del self._answers[:size]
-
-
-def _sanitized(task: ServedTask, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
-    """Return request parameters, and options that only format an answer."""
-    shown = {name: value for name, value in given.items() if name not in task.options or name in task.presentation_options}
-    return task.sanitize_parameters(given), shown
 
 
 def check_batching(options: Mapping[str, object]) -> int | None:

@@ -105,9 +105,12 @@ def test_options(pipes: dict[str, TritonPipeline], pooled: Callable[[str], Any])
     np.testing.assert_allclose(pipe("a warm film", truncate_dim=16), cut, atol=1e-3)
     np.testing.assert_allclose(pipe("a warm film", truncate_dim=16, normalize=True), cut / np.linalg.norm(cut), atol=1e-3)
     np.testing.assert_allclose(pipe("film", prompt="a warm "), wanted, atol=1e-3)
-    for wrong in ({"truncate_dim": 65}, {"normalize": "yes"}, {"tokenize_kwargs": {}}, {"return_tensors": "tf"}):
+    for wrong in ({"normalize": "yes"}, {"tokenize_kwargs": 1}, {"return_tensors": "tf"}):
         with pytest.raises(TypeError):
             pipe("a warm film", **wrong)
+    with pytest.raises(ValueError, match="truncate_dim must be 64 or less"):
+        pipe("a warm film", truncate_dim=65)
+    np.testing.assert_allclose(pipe("a warm film", tokenize_kwargs={"max_length": 3}), pooled("a"), atol=1e-3)
 
 
 def test_bad_requests_fail_alone(embedder: ServeOptions, pooled: Callable[[str], Any]) -> None:

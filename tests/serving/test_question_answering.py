@@ -16,7 +16,7 @@ import pytest
 from export.cli import main
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.connection import Connection
-from serving.errors import RequestError
+from serving.errors import InvalidArgumentError, RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
 from serving.supervisor import start_detached, stop
@@ -230,7 +230,7 @@ def test_neighbours_of_bad_requests_are_answered(server: ServeOptions, pipeline:
     found = asyncio.run(ask())
     assert_same(found[::3], [pipeline(row) for row in rows[20:40]])
     assert_same(found[2::3], [pipeline(row, max_answer_len=2) for row in rows[20:40]])
-    assert {type(error) for error in found[1::3]} == {RequestError}
+    assert {type(error) for error in found[1::3]} == {InvalidArgumentError}
 
 
 def test_predict(server: ServeOptions, pipeline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,11 +176,23 @@ def test_calls_that_the_pipeline_refuses(taggers: Taggers) -> None:
             pipe([])
         with pytest.raises(ValueError, match="stride needs"):
             pipe("the film", aggregation_strategy="none", stride=3)
-        for options in ({"top_k": 1}, {"stride": "4"}, {"aggregation_strategy": "best"}):
+        for options in ({"top_k": 1}, {"stride": "4"}):
             with pytest.raises(TypeError, match="option"):
                 pipe("the film", **options)
-        with pytest.raises(TypeError, match="each row must be a string"):
+        with pytest.raises(KeyError, match="option"):
+            pipe("the film", aggregation_strategy="best")
+        with pytest.raises(ValueError, match="each row must be a string"):
             pipe([["the", "film"]])
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_texts_that_are_words_already(taggers: Taggers, protocol: str) -> None:
+    words = [["the", "film", "(café)"], ["a", "delight"] * 60]
+    for options in ({}, {"aggregation_strategy": "first", "delimiter": "_"}):
+        with taggers.open("ragged", protocol, batch_size=2) as pipe:
+            assert_same(
+                pipe(words, is_split_into_words=True, **options), taggers.wanted(words, is_split_into_words=True, **options)
+            )
 
 
 class Words(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
