@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from export.checkpoint_checks import check_tokens, check_weights
+from export.checkpoint_checks import check_tokens, check_weights, warn_of_own_class
 from export.tasks.base import Task
 from serving.artifact import sha256
 from serving.errors import ArtifactError, refusing
@@ -245,6 +245,7 @@ def _load(
             ignore_mismatched_sizes=True,  # check_weights names them
             **options,
         )
+    warn_of_own_class(model, str(folder))
     remedy = f"fine-tune it first with: tritonize finetune --task {task.trained_as or task.name} --checkpoint {folder}"
     new = check_weights(model, info, str(folder), unused=unused, new_head=new_head, remedy=remedy)
     check_tokens(model, tokenizer, str(folder))

@@ -44,7 +44,7 @@ def refuse_adapter(folder: Path, location: str) -> None:
         return
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        base, task = config.get("base_model_name_or_path"), config.get("task_type")
+        base, task = config.get("base_model_name_or_path") or "another model", config.get("task_type")
     except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise ArtifactError(f"cannot read {file}: {error}", hint="download it or save it again") from error
     kind = f"AutoPeftModel{f'For{PEFT_CLASSES[task]}' if task in PEFT_CLASSES else ''}"
@@ -94,6 +94,18 @@ def _decides_answers(auto_class: str) -> bool:
 def _class_name(entry: object) -> str:
     """Return the class of an entry of ``auto_map``; of a slow and a fast tokenizer the one that would be used."""
     return str(next((one for one in reversed(entry) if one), "") if isinstance(entry, list) else entry)
+
+
+def warn_of_own_class(model: PreTrainedModel, location: str) -> None:
+    """Warn if a class saved the checkpoint that ``transformers`` does not have: the stock class may compute something else."""
+    import transformers
+
+    stock = set(dir(transformers))
+    if own := [name for name in model.config.architectures or () if name not in stock]:
+        logger.warning(
+            f"{location} was saved by {', '.join(own)}, which transformers does not have: {type(model).__name__} is used instead, "
+            "and may compute something else"
+        )
 
 
 def check_weights(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.columns import ResolvedColumns
+from export.spelling import check_spelling
 from export.tasks.base import Task
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
@@ -181,9 +182,11 @@ def bind_training_labels(task: type[TrainedTask], rows: Rows, *, pair: bool) -> 
         DataError: The labels cannot be used for training.
     """
     try:
-        return task.from_labels(rows.labels, names=rows.names, pair=pair)
+        bound = task.from_labels(rows.labels, names=rows.names, pair=pair)
     except ValueError as error:
         raise DataError(f"{rows.location}: {error}") from None
+    check_spelling(bound.labels, rows.location)
+    return bound
 
 
 def bind_evaluation_labels(task: ExportedTask, rows: Rows) -> ExportedTask:
@@ -200,9 +203,12 @@ def bind_evaluation_labels(task: ExportedTask, rows: Rows) -> ExportedTask:
         DataError: The labels do not fit the checkpoint.
     """
     try:
-        return task.with_evaluation_labels(rows.labels, names=rows.names)
+        bound = task.with_evaluation_labels(rows.labels, names=rows.names)
     except ValueError as error:
         raise DataError(f"{rows.location}: {error}") from None
+    if bound.labels != task.labels:  # labels of the rows, not of the checkpoint
+        check_spelling(bound.labels, rows.location)
+    return bound
 
 
 def encode_labels(rows: Rows, task: Task) -> LabelledRows:

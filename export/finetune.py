@@ -61,6 +61,7 @@ SHAPING = (
     "export/lengths.py",
     "export/metric.py",
     "export/metrics",
+    "export/model_inputs.py",
     "export/splits.py",
     "export/training",
     "serving/runtime/cutting.py",

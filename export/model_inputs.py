@@ -1,24 +1,17 @@
-"""Determine what a model is fed: the inputs that the checkpoint's tokenizer gives, and the ids of padding. Imports torch."""
+"""Determine what a model is fed: the inputs that the checkpoint's tokenizer gives, and the ids of padding."""
 
 from __future__ import annotations
 
 import inspect
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from serving.errors import ArtifactError, ExportError
+from serving.errors import ArtifactError
 from serving.runtime.tokenization import FIELDS
-from serving.runtime.types import Arrays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from export.verify import Run
-
 IDS, MASK, TYPES = FIELDS
-VISIBLE = 1e-3
-"""Smallest difference of a model's outputs that is one, as a share of the largest output above 1."""
 
 
 def fed_inputs(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> list[str]:
@@ -71,27 +64,3 @@ def padding_values(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, l
             hint="set pad_token_id in its config.json to a token that the model has",
         )
     return {IDS: int(wanted), TYPES: tokenizer.pad_token_type_id}
-
-
-def require_no_types(run: Run, max_length: int) -> None:
-    """Check that a model whose graph has no ``token_type_ids`` ignores those that its tokenizer gives.
-
-    GPT-2 takes them as further tokens, so zeros change its answers, and the exported graph has no input for them.
-
-    Args:
-        run: The model.
-        max_length: Maximum tokens of a row.
-
-    Raises:
-        ExportError: It does not.
-    """
-    tokens = min(8, max_length)
-    feed: Arrays = {IDS: np.arange(2, 2 + tokens, dtype=np.int64)[None], MASK: np.ones((1, tokens), dtype=np.int64)}
-    without, given = run(feed), run({**feed, TYPES: np.zeros((1, tokens), dtype=np.int64)})
-    for name, values in without.items():
-        if np.abs(values - given[name]).max() > VISIBLE * max(1.0, float(np.abs(values).max())):
-            raise ExportError(
-                f"the tokenizer gives {TYPES}, which change the answers of this model, but its exported graph has no such input",
-                hint=f'if the checkpoint was trained without them, set "model_input_names": ["{IDS}", "{MASK}"] '
-                "in its tokenizer_config.json",
-            )

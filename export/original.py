@@ -11,13 +11,17 @@ import numpy as np
 import onnxruntime
 import torch
 
+from export.model_inputs import IDS, MASK, TYPES
 from export.tasks.exported import ExportedTask
 from export.verify import Run
-from serving.errors import ArtifactError, SetupError
+from serving.errors import ArtifactError, ExportError, SetupError
 from serving.machine import resolve_device
 from serving.options import ComputeDevice
 from serving.reporting import logger
 from serving.runtime.types import Arrays
+
+VISIBLE = 1e-3
+"""Smallest difference of a model's outputs that is one, as a share of the largest output above 1."""
 
 
 def original_run(model: Any, task: ExportedTask, *, device: str) -> Run:
@@ -65,6 +69,30 @@ def require_length(run: Run, names: list[str], max_length: int, *, padding: Coll
         run(feed)
     except (IndexError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"the model cannot take {max_length} tokens: {error}", hint="give a smaller --max-length") from error
+
+
+def require_no_types(run: Run, max_length: int) -> None:
+    """Check that a model whose graph has no ``token_type_ids`` ignores those that its tokenizer gives.
+
+    GPT-2 takes them as further tokens, so zeros change its answers, and the exported graph has no input for them.
+
+    Args:
+        run: The model.
+        max_length: Maximum tokens of a row.
+
+    Raises:
+        ExportError: It does not.
+    """
+    tokens = min(8, max_length)
+    feed: Arrays = {IDS: np.arange(2, 2 + tokens, dtype=np.int64)[None], MASK: np.ones((1, tokens), dtype=np.int64)}
+    without, given = run(feed), run({**feed, TYPES: np.zeros((1, tokens), dtype=np.int64)})
+    for name, values in without.items():
+        if np.abs(values - given[name]).max() > VISIBLE * max(1.0, float(np.abs(values).max())):
+            raise ExportError(
+                f"the tokenizer gives {TYPES}, which change the answers of this model, but its exported graph has no such input",
+                hint=f'if the checkpoint was trained without them, set "model_input_names": ["{IDS}", "{MASK}"] '
+                "in its tokenizer_config.json",
+            )
 
 
 @contextlib.contextmanager

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export import checkpoint as checkpoints
-from export import convert, graph, optimize, reference, verify
+from export import convert, graph, library_answers, optimize, verify
 from export.data import prepare_rows, sample_indices, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
-from export.model_inputs import TYPES, fed_inputs, padding_values, require_no_types
-from export.original import one_thread, original_run, require_length, usable_device
+from export.model_inputs import TYPES, fed_inputs, padding_values
+from export.original import one_thread, original_run, require_length, require_no_types, usable_device
 from export.output_head import add_output_head
 from export.rows import EncodedRows
 from serving.artifact import json_ready, provenance
@@ -304,13 +304,13 @@ def _compare_with_library(context: _VariantContext, variants: Mapping[Precision,
     if "fp32" in variants and not variants["fp32"].verdict.passed:  # the export ends with its figures
         return ReferenceCheck(library=source.task.library_name, texts=0, max_difference=0)
     run = _run("fp32", context) if "fp32" in variants else graph.runner(graph.session(context.raw), source.task.model_outputs)
-    served = reference.ServedGraph(task=source.task, run=run, encoder=encoder, max_length=encoder.max_length)
+    served = library_answers.ServedGraph(task=source.task, run=run, encoder=encoder, max_length=encoder.max_length)
     options = {name: value for name, value in source.chosen.items() if name in source.task.served.options and name != "truncation"}
     tokenizer = checkpoints.load_tokenizer(source.folder)
     model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
     padding_values(tokenizer, model, source.name)
     model.to("cuda" if context.device == "gpu" else "cpu")
-    return reference.require_equal_answers(served, model, tokenizer, source.task.requests(source.rows.texts), options)
+    return library_answers.require_equal_answers(served, model, tokenizer, source.task.requests(source.rows.texts), options)
 
 
 def _variant(precision: Precision, context: _VariantContext) -> _Variant:

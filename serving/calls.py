@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from serving import streams
-from serving.runtime.tasks._inputs import is_batched, iterate
+from serving.runtime.tasks._inputs import batch_rows, is_batched, iterate
 from serving.runtime.tasks.base import ServedTask
 
 BATCHING = ("batch_size", "num_workers")
@@ -143,10 +143,9 @@ class ItemGroups:
         """
         task = self._call.task
         async for item in items:
-            listed = isinstance(item, list | tuple)
-            batch = [*item] if self._batched and isinstance(item, list | tuple) else [item]
-            rows = task.parse_items(task.parse_call((batch,), self._call.named)[0])
-            self._sizes.append(len(rows) if self._batched and listed else None)
+            listed = batch_rows(item) if self._batched else [item]
+            rows = task.parse_items(task.parse_call((listed,), self._call.named)[0])
+            self._sizes.append(len(rows) if self._batched else None)
             for row in rows:
                 yield row
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from serving.async_client import EnsembleIdentity
 from serving.client import TritonPipeline
 from serving.errors import DataError
-from serving.records import checked_text, read_file, shown
+from serving.records import checked_text, parse_json, read_file, shown
 from serving.writing import writing
 
 ColumnNames = dict[str, str | tuple[str, ...]]
@@ -204,8 +204,8 @@ def line_rows(lines: Iterable[tuple[str, str]], *, keys: Sequence[str]) -> Itera
 def _pair(where: str, line: str, keys: Sequence[str]) -> PipelineRow:
     hint = f"write {json.dumps(dict.fromkeys(keys, '…'), ensure_ascii=False)}"
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}: {shown(line)}", hint=hint) from error
     if not isinstance(row, dict) or set(row) != set(keys):
         raise DataError(f"{where} is not a pair of texts: {shown(row)}", hint=hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
     csv.field_size_limit(2**31 - 1)  # a long document exceeds the default of 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
-        header = next(reader, [])
+        header = _checked_header(path, next(reader, []))
         for values in reader:
             if values:
                 yield _record(path, header, values, f"line {reader.line_num}")
@@ -44,10 +44,31 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
 
 def _read_tsv(path: Path) -> Iterator[LocatedRow]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        header = file.readline().rstrip("\r\n").split("\t")
+        header = _checked_header(path, file.readline().rstrip("\r\n").split("\t"))
         for number, line in enumerate(file, start=2):
             if stripped := line.rstrip("\r\n"):
                 yield _record(path, header, stripped.split("\t"), f"line {number}")
+
+
+def _checked_header(path: Path, names: list[str]) -> list[str]:
+    """Return the names of the columns. Several columns may have no name, as spreadsheets write them at the end.
+
+    Raises:
+        DataError: Two columns have the same name, of which a row could hold only one.
+    """
+    if (twice := _first_repeated(name for name in names if name)) is not None:
+        raise DataError(f"{path}, line 1: column {twice!r} is there twice", hint="rename or remove one of the columns")
+    return names
+
+
+def _first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that another one before it equals; None if all are different."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _record(path: Path, header: list[str], values: list[str], where: str) -> LocatedRow:
@@ -62,8 +83,8 @@ def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = parse_json(line)
+            except ValueError as error:
                 raise DataError(f"{path}, line {number} is not JSON: {error}: {shown(line)}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number} is not a JSON object: {shown(row)}")
@@ -74,6 +95,8 @@ def _read_parquet(path: Path) -> Iterator[LocatedRow]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
+        if (twice := _first_repeated(file.schema_arrow.names)) is not None:
+            raise DataError(f"{path}: column {twice!r} is there twice", hint="rename or remove one of the columns")
         number = 0
         for batch in file.iter_batches():
             for row in batch.to_pylist():
@@ -83,6 +106,24 @@ def _read_parquet(path: Path) -> Iterator[LocatedRow]:
 
 FORMATS = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 """The readers by file name suffix."""
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON in which no object has a key twice.
+
+    Raises:
+        ValueError: It is not JSON, is nested too deeply, or has a key twice, of which Python would keep the last.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if (twice := _first_repeated(key for key, _ in pairs)) is not None:
+        raise ValueError(f"the key {twice!r} is there twice")
+    return dict(pairs)
 
 
 def shown(value: object) -> str:

@@ -32,6 +32,7 @@ EVERYWHERE = {
     "serving.writing": "only words: it names the file in an error",
 }
 ROWS = {
+    "export.spelling": "it only refuses",
     "export.files": "rows and checkpoints are recorded by their checksums",
     "export.options": "the options that decide are recorded",
     "export.quickstart": "as export.files",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -10,6 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from serving.records import parse_json
 from serving.runtime.tasks._labels import OUTSIDE
 from serving.runtime.types import Integers
 
@@ -28,7 +28,7 @@ def read_list(value: object) -> list[object] | None:
     """Read a list, or a string with a JSON list; return None for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             return None
     return value if isinstance(value, list) else None

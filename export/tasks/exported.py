@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Generic, Self, cast
 
 import numpy as np
 from typing_extensions import TypeVar
@@ -231,7 +231,7 @@ class ExportedTask(Task, Generic[Served_co]):
         return text
 
     def library(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, max_length: int, options: Mapping[str, Any]
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, max_length: int, options: Mapping[str, JsonValue]
     ) -> Callable[[Sequence[str]], object]:
         """Return a function that answers one row of raw texts as the library does that checkpoints of this task are made for.
 

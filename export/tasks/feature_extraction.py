@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
@@ -224,7 +224,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         tokenizer: PreTrainedTokenizerFast,
         *,
         max_length: int,
-        options: Mapping[str, Any],  # noqa: ARG002 - settings of the checkpoint have them all
+        options: Mapping[str, JsonValue],  # noqa: ARG002 - settings of the checkpoint have them all
     ) -> Callable[[Sequence[str]], object]:
         """Embed a text as ``SentenceTransformer.encode`` does, from its code of versions 5.3 and 6.2."""
         import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
@@ -133,7 +133,7 @@ class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
         tokenizer: PreTrainedTokenizerFast,
         *,
         max_length: int,
-        options: Mapping[str, Any],  # noqa: ARG002 - the model has none
+        options: Mapping[str, JsonValue],  # noqa: ARG002 - the model has none
     ) -> Callable[[Sequence[str]], object]:
         """Ask the model itself, choice by choice, because there is no pipeline."""
         import torch

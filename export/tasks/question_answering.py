@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self, TypedDict, cast
@@ -12,6 +11,7 @@ import numpy as np
 from export.tasks.base import Label, Prediction, Reference
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
+from serving.records import parse_json
 from serving.runtime.tasks._spans import text_tokens
 from serving.runtime.tasks.question_answering import WINDOW, QuestionAnswering
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Origins
@@ -144,14 +144,13 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         return original[MARGIN][:, 0] < CLOSE
 
     def asked_options(self, max_length: int) -> Mapping[str, object]:
-        """Return ``max_length`` tokens per window."""
-        return {"max_seq_len": max_length}
+        """Return ``max_length`` tokens per window, and whether an empty answer is allowed, as in verification."""
+        return {"max_seq_len": max_length, "handle_impossible_answer": self.evaluated.handle_impossible_answer}
 
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
-        """Ask with ``max_length`` tokens per window. The pipeline does not know whether the checkpoint allows an empty answer."""
+        """Ask with the :meth:`asked_options`."""
         questions, contexts = map(list, zip(*rows, strict=True))
-        options = {"max_seq_len": max_length, "handle_impossible_answer": self.served.handle_impossible_answer}
-        found: object = pipeline(question=questions, context=contexts, batch_size=len(rows), **options)
+        found: object = pipeline(question=questions, context=contexts, batch_size=len(rows), **self.asked_options(max_length))
         return found if isinstance(found, list) else [found]
 
 
@@ -159,7 +158,7 @@ def _read_answers(label: object) -> list[KnownAnswer]:
     found = label
     try:
         if isinstance(label, str):
-            found = json.loads(label)
+            found = parse_json(label)
         if isinstance(found, dict):  # the Hub's data sets have parallel lists
             pairs = zip(found["text"], found["answer_start"], strict=True)
             found = [{"text": text, "answer_start": start} for text, start in pairs]

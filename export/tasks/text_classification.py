@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import numpy as np
 from export.tasks.base import Label, Prediction, Reference, label_head, label_names
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
+from serving.records import parse_json
+from serving.reporting import logger
 from serving.runtime.tasks.text_classification import TextClassification
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Setting
 
@@ -24,6 +25,8 @@ SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_la
 """Values of ``problem_type`` in ``transformers``."""
 CLOSE = 1e-4
 """Two scores, or a score and the threshold, count as tied if they differ by less; predicted numbers count as equal."""
+MOST_CLASSES = 20
+"""Most different whole numbers that may be classes which a program wrote with a fraction."""
 SAME_NUMBER = 0.05
 """Largest difference of two numbers that agree, as a share of the range of the original's numbers."""
 
@@ -86,8 +89,7 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
     def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:
         """Choose the kind of labels: numbers with a fraction, lists, or single names."""
         if any(isinstance(label, float) for label in labels):
-            if len(set(cast("Sequence[float]", labels))) < 2:
-                raise ValueError(f"every row has the number {labels[0]!r}: there is nothing to learn")
+            _check_numbers(sorted(set(cast("Sequence[float]", labels))))
             return cls._of(("score",), "none", REGRESSION, pair=pair)
         several = any(isinstance(label, list) for label in labels)
         rows = cast("Sequence[list[str | int]]", labels if several else [[label] for label in labels])
@@ -115,9 +117,9 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
             return texts, str(label)
         if isinstance(label, float) and math.isfinite(label):
             return texts, label
-        if isinstance(label, int) or (isinstance(label, str) and label):
+        if isinstance(label, int) or (isinstance(label, str) and label.strip()):
             return texts, label
-        if label in (None, ""):
+        if label is None or isinstance(label, str):
             raise ValueError("the label is empty")
         found = str(label) if isinstance(label, float) else f"of type {type(label).__name__}"
         raise ValueError(f"the label is {found}, not a name, a number or a list of names")
@@ -226,14 +228,49 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
         return cast("Flags", ranked[:, -1] - ranked[:, -2] < CLOSE)
 
 
+def _check_numbers(values: Sequence[float]) -> None:
+    """Check that the different numbers of a training set are scores, and not classes that a program wrote as ``0.0`` and ``1.0``.
+
+    Raises:
+        ValueError: There are too few for scores.
+    """
+    if len(values) < 2:
+        raise ValueError(f"every row has the number {values[0]!r}: there is nothing to learn")
+    if len(values) > MOST_CLASSES or not all(map(float.is_integer, values)):
+        return
+    classes = f"{', '.join(f'{value:.0f}' for value in values[:3])}{' …' if len(values) > 3 else ''}"
+    if len(values) == 2:
+        raise ValueError(
+            f"the labels are {values[0]!r} and {values[1]!r}, which are too few numbers to predict a number (regression): "
+            f"for two classes, write {' and '.join(f'{value:.0f}' for value in values)}, or names"
+        )
+    found = f"{', '.join(map(repr, values[:3]))}{' …' if len(values) > 3 else ''}"
+    logger.warning(
+        f"the labels are numbers such as {found}: the model will predict a number (regression); "
+        f"for {len(values)} classes, write {classes}, or names"
+    )
+
+
 def _read_list(label: object) -> list[JsonValue]:
     try:
-        names = json.loads(label) if isinstance(label, str) else label
+        names = parse_json(label) if isinstance(label, str) else label
     except ValueError:
         names = None
-    if not isinstance(names, list) or not all(type(name) in (str, int) and name != "" for name in names):
+    if isinstance(names, list) and _is_multi_hot(names):
+        raise ValueError(
+            f"the label {names!r:.80} has a 1 or 0 for each label: list the labels of the row instead, "
+            "or give one column per label and name each with --label-column"
+        )
+    if not isinstance(names, list) or not all(type(name) in (str, int) and str(name).strip() for name in names):
         raise ValueError('the label is not a list of names or whole numbers, written as JSON in text files: ["joy", "fear"]')
     return names
+
+
+def _is_multi_hot(values: list[object]) -> bool:
+    """Return whether a list has 1 or 0 for each label: positions of labels are whole numbers, and none is there twice."""
+    if not all(isinstance(value, int | float) and value in (0, 1) for value in values):
+        return False
+    return len(set(values)) < len(values) or any(type(value) is not int for value in values)
 
 
 TASK = TextClassificationTask

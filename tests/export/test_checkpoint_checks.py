@@ -42,17 +42,27 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refusal(review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What a command says of a checkpoint that it refuses: the one line, without ``error:``."""
+def said(review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """What a command says of a checkpoint that it refuses, by line."""
 
-    def refusal(command: str, folder: Path, *arguments: str) -> str:
+    def said(command: str, folder: Path, *arguments: str) -> list[str]:
         rows = {"export": ["--test"], "finetune": ["--device", "cpu", "--train"]}[command]
         places = ["--name", "tiny", "--artifacts", str(tmp_path / "artifacts"), "--checkpoint", str(folder)]
         assert main([command, *places, *arguments, *rows, str(review_file)]) == 1
-        lines = capsys.readouterr().err.splitlines()
+        assert not [path for path in (tmp_path / "artifacts").rglob("manifest.json") if ".training" not in path.parts]
+        return capsys.readouterr().err.splitlines()
+
+    return said
+
+
+@pytest.fixture
+def refusal(said: Callable[..., list[str]]) -> Callable[..., str]:
+    """The one line with which a command refuses a checkpoint, without ``error:``."""
+
+    def refusal(command: str, folder: Path, *arguments: str) -> str:
+        lines = said(command, folder, *arguments)
         assert not any("Traceback" in line for line in lines)
         assert lines[-1].startswith("error: ")
-        assert not [path for path in (tmp_path / "artifacts").rglob("manifest.json") if ".training" not in path.parts]
         return lines[-1].removeprefix("error: ")
 
     return refusal
@@ -99,6 +109,17 @@ def test_a_pipeline_of_its_own_is_refused_for_its_task_alone(folder: Path, refus
     assert "has a text-classification pipeline of its own (custom_pipelines in config.json)" in refusal("export", folder)
     edit(folder / "config.json", custom_pipelines={"pair-classification": own})
     assert "pipeline" not in refusal("export", folder, "--max-length", "10000")
+
+
+def test_a_class_that_transformers_does_not_have_is_pointed_out(folder: Path, said: Callable[..., list[str]]) -> None:
+    edit(folder / "config.json", architectures=["OwnForSequenceClassification"])
+    rewrite(folder, without("classifier"))
+    *_, warning, error = said("export", folder)
+    assert warning == (
+        f"warning: {folder} was saved by OwnForSequenceClassification, which transformers does not have: "
+        "BertForSequenceClassification is used instead, and may compute something else"
+    )
+    assert "lacks 2 weights" in error
 
 
 # -- adapters --------------------------------------------------------------------------------------------------------------------

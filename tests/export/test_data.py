@@ -91,6 +91,15 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
             r'line 2: the label is not a list .* written as JSON in text files: \["joy", "fear"\]: ',
         ),
         ("a.jsonl", '{"text": "a"\n', r"line 1 is not JSON: "),
+        ("a.jsonl", "[" * 100_000, r"line 1 is not JSON: it is nested too deeply: '\[\["),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 0}\n{"text": "b", "label": 0, "text": "c"}\n',
+            r"a\.jsonl, line 2 is not JSON: the key 'text' is there twice: ",
+        ),
+        ("a.jsonl", '{"data": {"text": "a", "text": "b"}, "label": 0}\n', r"line 1 is not JSON: the key 'text' is there twice: "),
+        ("a.csv", "text,label,text\na,0,b\n", r"a\.csv, line 1: column 'text' is there twice"),
+        ("a.tsv", "label\ttext\tlabel\n0\ta\t1\n", r"a\.tsv, line 1: column 'label' is there twice"),
         ("a.jsonl", "[1]\n", r"line 1 is not a JSON object: \[1\]"),
         ("a.parquet", "no parquet", r"cannot read .*a\.parquet: "),
         ("a.xlsx", "", r"must be in a \.csv, \.tsv, \.jsonl, \.parquet file"),
@@ -99,6 +108,18 @@ def test_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
 def test_bad_files_are_refused_with_the_row(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(write(tmp_path / name, content))
+
+
+def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["a"]), pa.array([0]), pa.array(["b"])], names=["text", "label", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: column 'text' is there twice"):
+        load(tmp_path / "a.parquet")
+
+
+def test_columns_without_a_name_may_repeat(tmp_path: Path) -> None:
+    """Spreadsheets write them at the end."""
+    assert load(write(tmp_path / "a.csv", "text,label,,\na,x,,\nb,y,,\n")).texts == (("a", "b"),)
 
 
 def test_where_texts_and_label_were_looked_for_is_said(tmp_path: Path) -> None:

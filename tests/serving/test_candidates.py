@@ -24,11 +24,10 @@ from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
 from tests.helpers.parity import assert_same
-from tests.helpers.servers import STRANGE_TEXTS, serve_options
+from tests.helpers.servers import STRANGE_TEXTS, running, serve_options
 
 pytestmark = pytest.mark.server
 NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
@@ -75,10 +74,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 max_batch_size=MOST,
             )
         )
-    options = serve_options(folder / "models")
-    start_detached(options)
-    yield Served(options=options, zero_shot=zero_shot, choice=choice)
-    stop(options.http_port)
+    with running(serve_options(folder / "models")) as options:
+        yield Served(options=options, zero_shot=zero_shot, choice=choice)
 
 
 @pytest.fixture(scope="module")

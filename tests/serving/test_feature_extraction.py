@@ -20,9 +20,8 @@ from serving.client import TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers.digests import assert_digests_are_right
-from tests.helpers.servers import STRANGE_TEXTS, serve_options
+from tests.helpers.servers import STRANGE_TEXTS, running, serve_options
 
 pytestmark = pytest.mark.server
 MAX_LENGTH = 96
@@ -46,10 +45,8 @@ def embedder(tmp_path_factory: pytest.TempPathFactory, trained_checkpoint: Path,
                 bundle=folder / "e" / "bundle", repository=repository, name=name, device="cpu", batching=batching, max_batch_size=8
             )
         )
-    options = serve_options(repository)
-    start_detached(options)
-    yield options
-    stop(options.http_port)
+    with running(serve_options(repository)) as options:
+        yield options
 
 
 @pytest.fixture(scope="module")

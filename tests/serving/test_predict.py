@@ -72,6 +72,8 @@ def test_standard_input_and_pairs(server: Server) -> None:
     done = subprocess.run(ask, input=b"%b\n\n%b\n" % (pair, pair), capture_output=True, check=True)
     assert len(done.stdout.splitlines()) == 2
     assert "is not JSON" in refused(ask, b"no JSON\n")
+    assert "is not JSON: it is nested too deeply" in refused(ask, b"[" * 100_000)
+    assert "is not JSON: the key 'text' is there twice" in refused(ask, b'{"text": "a", "text": "b", "text_pair": "c"}\n')
     assert "line 2 of standard input is not a pair of texts: 'one' (write {" in refused(ask, b'%b\n"one"\n' % pair)
     assert "column 'text_pair' holds int, not text" in refused(ask, b'{"text": "one", "text_pair": 1}\n')
     assert "half of a surrogate pair" in refused(ask, b'{"text": "one", "text_pair": "\\ud83d"}\n')
@@ -194,6 +196,8 @@ def test_an_output_of_another_input_is_left_alone(
         ("rows.jsonl", b'{"text": "fine"}\n{"text": "\\ud83d"}\n', "line 2: column 'text' holds half of a surrogate pair"),
         ("rows.jsonl", b'{"text": "fine"}\n[1]\n', "line 2 is not a JSON object"),
         ("rows.jsonl", b"{", "line 1 is not JSON"),
+        ("rows.jsonl", b'{"text": "a", "text": "b"}\n', "line 1 is not JSON: the key 'text' is there twice"),
+        ("rows.csv", b"text,text\na,b\n", "line 1: column 'text' is there twice"),
         ("rows.parquet", b"no parquet", "cannot read "),
     ],
 )
@@ -225,7 +229,7 @@ def test_files_are_read_as_everywhere(tmp_path: Path, name: str, content: str, t
 
 def test_two_runs_do_not_write_one_file(server: Server, tmp_path: Path, texts: list[str]) -> None:
     """The first is stopped in the middle. The second must find the file locked and leave it alone."""
-    many = [*texts, *texts, *texts, *texts][:3000]
+    many = (texts * 4)[:900]
     rows, output = tmp_path / "rows.jsonl", tmp_path / "new" / "answers.jsonl"
     write_rows(rows, many)
     files = ["--input", str(rows), "--output", str(output), "--text-column", "sentence"]

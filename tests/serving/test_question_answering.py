@@ -19,11 +19,10 @@ from serving.connection import Connection
 from serving.errors import InvalidArgumentError, RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers import answering
 from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.parity import assert_same
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 
 pytestmark = [
     pytest.mark.server,
@@ -48,10 +47,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeOptions]:
                 bundle=answering.bundle(), repository=repository, name=batching, precision="fp32", device="cpu", batching=batching
             )
         )
-    options = serve_options(repository)
-    start_detached(options)
-    yield options
-    stop(options.http_port)
+    with running(serve_options(repository)) as options:
+        yield options
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,10 @@ from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.exporting import export_bundle
 from tests.helpers.parity import assert_same
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 from tests.helpers.tagging import LABELS, STRATEGIES, TEXTS, tiny_tagger
 
 pytestmark = pytest.mark.server
@@ -75,10 +74,8 @@ def taggers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taggers]:
         plan = {"device": "cpu", "batching": batching, "precision": "fp32"}
         package(PackageOptions(name=batching, repository=repository, bundle=bundle, max_batch_size=8, **plan))
     torch.set_num_threads(1)  # the server wants the other core
-    served = serve_options(repository)
-    start_detached(served)
-    yield Taggers(options=served, pipeline=pipeline("token-classification", model=str(checkpoint), device="cpu"))
-    stop(served.http_port)
+    with running(serve_options(repository)) as served:
+        yield Taggers(options=served, pipeline=pipeline("token-classification", model=str(checkpoint), device="cpu"))
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -30,6 +30,13 @@ def is_batched(inputs: object) -> bool:
     return hasattr(inputs, "collate_fn") and getattr(inputs, "batch_size", None) is not None
 
 
+def batch_rows(batch: object) -> list[object]:
+    """Return the rows of a batch, which torch collates to a list of texts, or to a dict with a list for each key."""
+    if isinstance(batch, Mapping):
+        return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    return [*batch] if isinstance(batch, list | tuple) else [batch]
+
+
 def iterate(inputs: object) -> Iterator[object]:
     """Read inputs one by one.
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 import numpy as np
 
 from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, TextColumns, TextTooLongError, TooManyRowsError
-from ._inputs import is_generator_or_torch_dataset, is_lazy
+from ._inputs import is_batched, is_generator_or_torch_dataset, is_lazy
 from ._spans import Windows, best_spans, metadata_of, probabilities
 from ._tokenizer_options import check_padding
 from .base import ServedTask
@@ -200,8 +200,8 @@ class QuestionAnswering(ServedTask):
                 raise ValueError(f"`{self.row_keys[row.index('')]}` cannot be empty")
 
     def reads_lazily(self, inputs: object) -> bool:
-        """Read generators and torch's data sets one by one, as the pipeline does. It makes lists of other iterables."""
-        return is_generator_or_torch_dataset(inputs)
+        """Read generators, torch's data sets and batches one by one. As in the pipeline, other iterables are read to the end."""
+        return is_generator_or_torch_dataset(inputs) or is_batched(inputs)
 
     def parse_items(self, items: object) -> list[tuple[str, ...]]:
         """Take dicts with more keys, and empty questions and texts: the pipeline does not look at items as it looks at a list."""

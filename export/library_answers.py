@@ -33,8 +33,8 @@ BATCH = 16
 """Number of labelled rows in a batch."""
 DRAWS = 16
 """How often the graph's outputs are changed at random, to find the parts of an answer that a small difference decides."""
-Row = tuple[str, ...]
-Library = Callable[[Row], object]
+RawTexts = tuple[str, ...]
+Library = Callable[[RawTexts], object]
 """The library's answer to one row of raw texts."""
 
 
@@ -49,7 +49,7 @@ class Case:
     """
 
     name: str
-    row: Row
+    row: RawTexts
     labelled: bool = False
 
 
@@ -69,7 +69,7 @@ class ServedGraph:
     encoder: TextEncoder
     max_length: int
 
-    def answers(self, rows: Sequence[Row]) -> tuple[list[Any], list[set[tuple[str, ...]]]]:
+    def answers(self, rows: Sequence[RawTexts]) -> tuple[list[Any], list[set[tuple[str, ...]]]]:
         """Answer rows in one padded batch, in the client's form.
 
         Returns:
@@ -139,7 +139,7 @@ def require_equal_answers(
     return ReferenceCheck(library=task.library_name, texts=compared, max_difference=largest)
 
 
-def edge_cases(graph: ServedGraph, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> list[Case]:
+def edge_cases(graph: ServedGraph, tokenizer: PreTrainedTokenizerFast, rows: Sequence[RawTexts]) -> list[Case]:
     """Return rows with unusual texts, in each place of a row that holds plain text."""
     first = rows[0]
     cases = []

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import cli, convert, graph, reference
+from export import cli, convert, graph, library_answers
 from export.checkpoint import load_model, load_tokenizer, read_config, read_settings, resolve_max_length, save_tokenizer
-from export.model_inputs import fed_inputs, padding_values, require_no_types
-from export.original import original_run
+from export.model_inputs import fed_inputs, padding_values
+from export.original import original_run, require_no_types
 from export.output_head import add_output_head
 from export.tasks import task_class
 from export.tasks.exported import ExportedTask
@@ -119,8 +119,8 @@ def compare(
         split_special_tokens=tokenizer.split_special_tokens if split_special_tokens is None else split_special_tokens,
     )
     run = graph.runner(graph.session(raw), bound.model_outputs)
-    served = reference.ServedGraph(task=bound, run=run, encoder=encoder, max_length=max_length)
-    return reference.require_equal_answers(served, model, load_tokenizer(folder), columns, {})
+    served = library_answers.ServedGraph(task=bound, run=run, encoder=encoder, max_length=max_length)
+    return library_answers.require_equal_answers(served, model, load_tokenizer(folder), columns, {})
 
 
 PLAIN_INPUTS = ["input_ids", "attention_mask"]
