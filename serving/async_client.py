@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import forks, streams
-from serving.calls import Call, ItemGroups, LazyCall, check_batching
+from serving.calls import ItemGroups, LazyCall, PipelineCall, check_batching
 from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError
 from serving.options import RequestOptions, WireProtocol
@@ -41,7 +41,7 @@ class EnsembleIdentity(TypedDict):
 
 
 class AsyncTritonPipeline:
-    """Call a model on a Triton server from asynchronous code.
+    """PipelineCall a model on a Triton server from asynchronous code.
 
     :class:`~serving.client.TritonPipeline` does the same without ``await``.
     """
@@ -171,7 +171,7 @@ class AsyncTritonPipeline:
         lazy = LazyCall.read(task, arguments, options, self._defaults)
         if lazy is not None:
             return lazy
-        inputs, call = Call.read(task, arguments, options, self._defaults)
+        inputs, call = PipelineCall.read(task, arguments, options, self._defaults)
         rows = task.parse_inputs(inputs)
         task.check_rows(rows)
         answers = await self._all_answers(rows, call.batch_size, partial(self._ask, call))
@@ -190,7 +190,7 @@ class AsyncTritonPipeline:
         Raises:
             RequestError: As for :meth:`__call__`.
         """
-        call = Call(task=await self.connect(), named={}, given={}, parameters=options, formatting={}, batch_size=None)
+        call = PipelineCall(task=await self.connect(), named={}, given={}, parameters=options, formatting={}, batch_size=None)
         return await self._all_answers([tuple(row) for row in rows], None, partial(self._raw_answers, call))
 
     async def stream(self, inputs: AsyncIterable[object], **options: object) -> AsyncGenerator[Any, None]:
@@ -204,7 +204,7 @@ class AsyncTritonPipeline:
             **options: As for :meth:`__call__`.
         """
         task = await self.connect()
-        _, call = Call.read(task, ([],), options, self._defaults)
+        _, call = PipelineCall.read(task, ([],), options, self._defaults)
         async with contextlib.aclosing(self.answer_items(LazyCall(inputs=inputs, call=call))) as answers:
             async for answer in answers:
                 yield answer
@@ -260,7 +260,7 @@ class AsyncTritonPipeline:
     async def _rows_of_a_request(self, batch_size: int | None) -> int:
         return min(batch_size or self._batch_size, (await self._connect()).max_batch_size)
 
-    async def _answers(self, rows: AsyncIterator[RequestRow], call: Call) -> AsyncGenerator[Any, None]:
+    async def _answers(self, rows: AsyncIterator[RequestRow], call: PipelineCall) -> AsyncGenerator[Any, None]:
         batches = streams.batches(rows, await self._rows_of_a_request(call.batch_size))
         reading: asyncio.Future[list[RequestRow] | streams.End] | None = None
         in_flight: deque[asyncio.Future[list[Any]]] = deque()
@@ -287,14 +287,14 @@ class AsyncTritonPipeline:
             await streams.cancel([*in_flight, *([reading] if reading is not None else [])])
             await batches.aclose()
 
-    async def _ask(self, call: Call, rows: Sequence[RequestRow]) -> list[Any]:
+    async def _ask(self, call: PipelineCall, rows: Sequence[RequestRow]) -> list[Any]:
         answers = call.task.format_answers(await self._tensors(call, rows), **call.formatting)
         return list(call.task.add_inputs(answers, rows))
 
-    async def _raw_answers(self, call: Call, rows: Sequence[RequestRow]) -> list[Arrays]:
+    async def _raw_answers(self, call: PipelineCall, rows: Sequence[RequestRow]) -> list[Arrays]:
         return [await self._tensors(call, rows)]
 
-    async def _tensors(self, call: Call, rows: Sequence[RequestRow]) -> Arrays:
+    async def _tensors(self, call: PipelineCall, rows: Sequence[RequestRow]) -> Arrays:
         rows, described = call.task.request_rows(rows)
         columns = zip(call.task.inputs(), zip(*rows, strict=True), strict=True)
         tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}

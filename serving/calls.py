@@ -16,7 +16,7 @@ BATCHING = ("batch_size", "num_workers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class PipelineCall:
     """One call of the pipeline, without its inputs.
 
     Attributes:
@@ -84,19 +84,19 @@ class LazyCall:
     """
 
     inputs: object
-    call: Call
+    call: PipelineCall
 
     @classmethod
     def read(
         cls, task: ServedTask, arguments: tuple[object, ...], options: Mapping[str, object], defaults: Mapping[str, object]
     ) -> Self | None:
-        """Read the arguments of a call as :meth:`Call.read` does. None: its inputs are of another kind."""
+        """Read the arguments of a call as :meth:`PipelineCall.read` does. None: its inputs are of another kind."""
         name, *_ = task.positional
         if len(arguments) > len(task.positional) or (arguments and name in options):
-            return None  # Call.read says what is wrong
+            return None  # PipelineCall.read says what is wrong
         named = dict(zip(task.positional, arguments, strict=False)) | dict(options)
         inputs = named.pop(name, None)
-        return cls(inputs=inputs, call=Call.read(task, ([],), named, defaults)[1]) if task.reads_lazily(inputs) else None
+        return cls(inputs=inputs, call=PipelineCall.read(task, ([],), named, defaults)[1]) if task.reads_lazily(inputs) else None
 
     def items(self) -> AsyncGenerator[object, None]:
         """Yield the items of the inputs. Unless they are asynchronous, a thread reads them, because that may block."""
