@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import forks, streams
-from serving.calls import ItemGroups, LazyCall, PipelineCall, check_batching
 from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError
 from serving.options import RequestOptions, WireProtocol
 from serving.pipeline_attributes import PipelineAttributes
+from serving.pipeline_call import ItemGroups, LazyCall, PipelineCall, check_batching
 from serving.runtime.digest import DIGEST, ForeignAnswerError, row_digests
 from serving.runtime.tasks import load_served
 from serving.runtime.tasks.base import ServedTask
@@ -41,7 +41,7 @@ class EnsembleIdentity(TypedDict):
 
 
 class AsyncTritonPipeline:
-    """PipelineCall a model on a Triton server from asynchronous code.
+    """Call a model on a Triton server from asynchronous code.
 
     :class:`~serving.client.TritonPipeline` does the same without ``await``.
     """

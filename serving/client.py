@@ -21,10 +21,10 @@ from weakref import WeakSet, finalize
 from serving import forks, streams
 from serving.answers import Answers
 from serving.async_client import AsyncTritonPipeline, EnsembleIdentity
-from serving.calls import LazyCall
 from serving.connection import closed_error
 from serving.loop_thread import LoopThread
 from serving.pipeline_attributes import ServedDevice, ServedModel, ServedTokenizer
+from serving.pipeline_call import LazyCall
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Arrays
 
