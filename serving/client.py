@@ -19,9 +19,9 @@ from typing import Any, Self, TypeVar, cast
 from weakref import WeakSet, finalize
 
 from serving import forks, streams
-from serving.answers import Answers
 from serving.async_client import AsyncTritonPipeline, EnsembleIdentity
 from serving.connection import closed_error
+from serving.lazy_answers import LazyAnswers
 from serving.loop_thread import LoopThread
 from serving.pipeline_attributes import ServedDevice, ServedModel, ServedTokenizer
 from serving.pipeline_call import LazyCall
@@ -103,7 +103,7 @@ class TritonPipeline:
             What the pipeline returns; an iterator of the answers where the inputs are read one by one.
         """
         answer = self._wait(partial(self._pipeline.answer_or_defer, arguments, options))
-        return Answers(answer.inputs, partial(self._answer_items, answer)) if isinstance(answer, LazyCall) else answer
+        return LazyAnswers(answer.inputs, partial(self._answer_items, answer)) if isinstance(answer, LazyCall) else answer
 
     def predict(self, inputs: object) -> Any:
         """Call the client, under the name of a scikit-learn estimator's method, as the pipeline has it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from serving import streams
-from serving.runtime.tasks._inputs import batch_rows, is_batched, iterate
+from serving.lazy_inputs import batch_rows, is_batched, is_generator_or_torch_dataset, is_lazy, iterate
 from serving.runtime.tasks.base import ServedTask
 
 BATCHING = ("batch_size", "num_workers")
@@ -96,7 +96,9 @@ class LazyCall:
             return None  # PipelineCall.read says what is wrong
         named = dict(zip(task.positional, arguments, strict=False)) | dict(options)
         inputs = named.pop(name, None)
-        return cls(inputs=inputs, call=PipelineCall.read(task, ([],), named, defaults)[1]) if task.reads_lazily(inputs) else None
+        if not is_lazy(inputs) or (task.lists_iterables and not (is_generator_or_torch_dataset(inputs) or is_batched(inputs))):
+            return None
+        return cls(inputs=inputs, call=PipelineCall.read(task, ([],), named, defaults)[1])
 
     def items(self) -> AsyncGenerator[object, None]:
         """Yield the items of the inputs. Unless they are asynchronous, a thread reads them, because that may block."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, ClassVar, cast, get_args, get_origin, get_type
 import numpy as np
 
 from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, Text, TextColumns
-from ._inputs import is_lazy
 
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
@@ -74,6 +73,8 @@ class ServedTask(ABC):
     """Keys of the texts of a row where ``transformers.pipeline`` takes it as a dict."""
     positional: ClassVar[tuple[str, ...]] = ("inputs",)
     """Names of the positional arguments of ``transformers.pipeline``, the inputs first."""
+    lists_iterables: ClassVar[bool] = False
+    """Whether ``transformers.pipeline`` makes lists of iterables that are not generators. Otherwise it does not take them."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None}
     """Default columns of a file's texts: ``text``, ``text_pair`` and, for some tasks, ``choices``."""
 
@@ -201,10 +202,6 @@ class ServedTask(ABC):
         if len(inputs) != 1:
             raise TypeError(f"{self.name} takes its inputs as one argument, not {len(inputs)}")
         return inputs[0], options
-
-    def reads_lazily(self, inputs: object) -> bool:
-        """Return whether inputs are read one by one and answered one by one. The pipeline does that with fewer types."""
-        return is_lazy(inputs)
 
     def parse_items(self, items: object) -> list[tuple[str, ...]]:
         """Convert items of inputs that are read one by one to rows. Default: as for a list of them."""

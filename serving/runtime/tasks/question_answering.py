@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 import numpy as np
 
 from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, TextColumns, TextTooLongError, TooManyRowsError
-from ._inputs import is_batched, is_generator_or_torch_dataset, is_lazy
 from ._spans import Windows, best_spans, metadata_of, probabilities
 from ._tokenizer_options import check_padding
 from .base import ServedTask
@@ -77,6 +76,7 @@ class QuestionAnswering(ServedTask):
     fan_out: ClassVar[int] = 4
     text_keys: ClassVar[tuple[str, ...]] = ("question", "context")
     positional: ClassVar[tuple[str, ...]] = ("data",)
+    lists_iterables: ClassVar[bool] = True
     client_options: ClassVar[tuple[str, ...]] = ("padding",)
     ignores_unknown_options: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str | None]] = {"text": "question", "text_pair": "context"}
@@ -191,17 +191,15 @@ class QuestionAnswering(ServedTask):
             raise ValueError("give question=… and context=…")
         else:
             inputs = _rows(named["question"], named["context"])
-        return (list(cast("Iterable[object]", inputs)) if is_lazy(inputs) else inputs), options
+        if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | tuple):
+            inputs = list(inputs)
+        return inputs, options
 
     def check_rows(self, rows: Sequence[tuple[str, ...]]) -> None:
         """Refuse empty questions and texts, as the pipeline does."""
         for row in rows:
             if not all(row):
                 raise ValueError(f"`{self.row_keys[row.index('')]}` cannot be empty")
-
-    def reads_lazily(self, inputs: object) -> bool:
-        """Read generators, torch's data sets and batches one by one. As in the pipeline, other iterables are read to the end."""
-        return is_generator_or_torch_dataset(inputs) or is_batched(inputs)
 
     def parse_items(self, items: object) -> list[tuple[str, ...]]:
         """Take dicts with more keys, and empty questions and texts: the pipeline does not look at items as it looks at a list."""

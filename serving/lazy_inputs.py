@@ -1,4 +1,4 @@
-"""Tells inputs that are read one by one from rows and lists of rows.
+"""Inputs that are read one by one, and how they differ from rows and lists of rows.
 
 They are recognized by their methods: neither ``torch`` nor ``datasets`` is imported.
 """

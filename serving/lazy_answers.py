@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sized
 from typing import Any, Self, cast
 
 
-class Answers:
+class LazyAnswers:
     """An iterator of answers, as ``transformers.pipeline`` returns it for a generator or a data set.
 
     It reads the inputs as far as its requests in flight need them. Like the pipeline's, it has the length of the inputs, and begins
