@@ -85,6 +85,7 @@ class PyTorch(_AsServed):
         self._autocast = job.half and job.device == "cpu"
         auto = getattr(transformers, bundle_task(bundle).auto_model)
         model = auto.from_pretrained(job.source, dtype=weights, use_safetensors=True, trust_remote_code=False)
+        model.config.pad_token_id = bundle.padding["input_ids"]  # as in the export, where the config of the checkpoint has none
         self._model = self._prepared(model.eval().to(self._device))
         super().__init__(bundle, list(bundle.manifest.model_inputs))
         self._dtype = ""
@@ -138,6 +139,7 @@ class TransformersPipeline:
         # a tokenizer may make tensors that the model does not take, such as token_type_ids for DistilBERT
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
         tokenizer.model_max_length = self._max_length = bundle.max_length
+        tokenizer.pad_token_id = self._pipeline.model.config.pad_token_id = bundle.padding["input_ids"]
         self.outputs: Arrays = {}
         self.file = weights_file(job.source)
         self.threads = torch.get_num_threads()

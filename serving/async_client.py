@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from serving import forks, streams
 from serving.connection import DEFAULT_URLS, Connection, closed_error
-from serving.errors import DataError, RequestError
+from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError
 from serving.options import RequestOptions, WireProtocol
 from serving.runtime.digest import DIGEST, ForeignAnswerError, row_digests
 from serving.runtime.tasks import load_served
@@ -167,15 +167,21 @@ class AsyncTritonPipeline:
         """Return what ``transformers.pipeline(task)(*arguments, **options)`` returns for the served checkpoint.
 
         Raises:
-            TypeError: The inputs have a form that the pipeline does not take, or an option is unknown.
+            TypeError: The inputs have a form that the pipeline does not take, or an option is unknown or of another type. This and
+                the next ones are the classes of ``transformers.pipeline``; nothing has been sent.
+            KeyError: An option is not one of its choices, or a row lacks a key.
+            ValueError: The content of the inputs or of an option is not allowed.
             DataError: A text cannot be encoded as UTF-8.
-            RequestError: The server refused a row, is not there, or did not answer in time.
+            InvalidArgumentError: The server refused a row. It is a ``ValueError`` too.
+            PipelineError: The server refused a row for which the pipeline raises its ``PipelineException``.
+            RequestError: The server is not there, or did not answer in time.
         """
         task = await self.connect()
         inputs, given = task.parse_call(arguments, options)
+        call = _Call.of(task, given)
         rows = task.parse_inputs(inputs)
         task.check_rows(rows)
-        answers = await self._all_answers(rows, partial(self._ask, _Call.of(task, given)))
+        answers = await self._all_answers(rows, partial(self._ask, call))
         return task.format_result(inputs, answers, given)
 
     async def tensors(self, rows: Sequence[Sequence[str]], **options: object) -> list[Arrays]:
@@ -285,9 +291,16 @@ class AsyncTritonPipeline:
         return [await self._tensors(call, rows)]
 
     async def _tensors(self, call: _Call, rows: Sequence[RequestRow]) -> Arrays:
+        rows, described = call.task.request_rows(rows)
         columns = zip(call.task.inputs(), zip(*rows, strict=True), strict=True)
         tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
-        result = await self._connection.infer(self.name, tensors, call.parameters)
+        try:
+            result = await self._connection.infer(self.name, tensors, {**call.parameters, **described})
+        except InvalidArgumentError as error:
+            if not any(part in error.message for part in call.task.pipeline_refusals):
+                raise
+            kind = PipelineError.catchable()
+            raise kind(error.message, task=call.task.name, model=self.name, hint=error.hint) from error
         if result.get_output(DIGEST) is not None:  # a proxy may have compared and removed it
             _require_own_answer(result.as_numpy(DIGEST), tensors)
         return {tensor.name: result.as_numpy(tensor.name) for tensor in call.task.outputs()}
@@ -312,15 +325,12 @@ class _Call:
         """Split the options of a pipeline call into those of the server and those of the client.
 
         Raises:
-            TypeError: An option has the wrong type or a value that is not allowed.
-            ValueError: The pipeline refuses such a call.
+            TypeError: There is no such option, or it has another type.
+            KeyError: An option is not one of its choices.
+            ValueError: An option has a value that is not allowed.
         """
-        parameters = task.sanitize_parameters(given)
-        try:
-            task.with_options(parameters)
-        except ValueError as error:
-            raise TypeError(str(error)) from None
-        formatting = {name: value for name, value in given.items() if name not in task.options or name in task.presentation_options}
+        parameters, formatting = task.sanitize_parameters(given)
+        task.with_options(parameters)
         return cls(task=task, parameters=parameters, formatting=formatting)
 
 

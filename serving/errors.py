@@ -11,6 +11,8 @@
     ├── GateError               every step ran, but a measured value is outside its gate
     ├── ServerError             Triton did not start, stopped, or was not found
     └── RequestError            a request failed; carries Triton's status code
+        └── InvalidArgumentError    the server refused its content; also a ValueError
+            └── PipelineError           transformers.pipeline raises its PipelineException for it; also one of these
 
 Only the main functions of the programs (``export.cli.main``, ``serving.supervisor.main``) print them.
 """
@@ -18,7 +20,9 @@ Only the main functions of the programs (``export.cli.main``, ``serving.supervis
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from functools import cache
 
 
 class TritonizeError(Exception):
@@ -75,6 +79,52 @@ class RequestError(TritonizeError):
         """Create the error from its message, status and hint."""
         super().__init__(message, hint=hint)
         self.status = status
+
+    @classmethod
+    def of(cls, message: str, *, status: str, hint: str = "") -> RequestError:
+        """Create the error whose class belongs to ``status``."""
+        if status == InvalidArgumentError.status:
+            return InvalidArgumentError(message, hint=hint)
+        return cls(message, status=status, hint=hint)
+
+
+class InvalidArgumentError(RequestError, ValueError):
+    """The server refused the content of a request."""
+
+    status = "INVALID_ARGUMENT"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        """Create the error from its message and hint."""
+        super().__init__(message, status=self.status, hint=hint)
+
+
+class PipelineError(InvalidArgumentError):
+    """The server refused a text for which ``transformers.pipeline`` raises its ``PipelineException``.
+
+    Attributes:
+        task: The name of the task.
+        model: The name of the ensemble.
+    """
+
+    def __init__(self, message: str, *, task: str, model: str, hint: str = "") -> None:
+        """Create the error from its message, task, model and hint."""
+        super().__init__(message, hint=hint)
+        self.task = task
+        self.model = model
+
+    @staticmethod
+    def catchable() -> type[PipelineError]:
+        """Return a class whose errors ``except PipelineException`` catches too.
+
+        Code that has such a clause has imported ``transformers``. Where nobody has, the class is this one.
+        """
+        base = sys.modules.get("transformers.pipelines.base")
+        return PipelineError if base is None else _with_base(base.PipelineException)
+
+
+@cache
+def _with_base(base: type[Exception]) -> type[PipelineError]:
+    return type(PipelineError.__name__, (PipelineError, base), {"__doc__": PipelineError.__doc__, "__module__": __name__})
 
 
 @contextlib.contextmanager

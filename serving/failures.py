@@ -12,7 +12,7 @@ import aiohttp
 import grpc
 from tritonclient.utils import InferenceServerException
 
-from serving.errors import RequestError
+from serving.errors import InvalidArgumentError, RequestError
 from serving.options import WireProtocol
 
 HTTP_STATUSES = {
@@ -130,7 +130,7 @@ class FailureTranslator:
         if retry is not Retry.NO and status not in {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}:
             status = "UNAVAILABLE"  # Triton says NOT_FOUND or INTERNAL of what is there again after its restart
         return AttemptFailure(
-            error=RequestError(message, status=status, hint=HINTS.get(status, "")), retry=retry, retry_after=retry_after
+            error=RequestError.of(message, status=status, hint=HINTS.get(status, "")), retry=retry, retry_after=retry_after
         )
 
     def _http_connection(self, error: aiohttp.ClientError) -> AttemptFailure:
@@ -168,7 +168,7 @@ class FailureTranslator:
 def _too_large() -> AttemptFailure:
     """Return the failure of a request that will never be accepted; gRPC's RESOURCE_EXHAUSTED would say that it may be later."""
     hint = "send fewer rows in a request (batch_size), or shorter texts"
-    return AttemptFailure(error=RequestError("the request is larger than the server accepts", status="INVALID_ARGUMENT", hint=hint))
+    return AttemptFailure(error=InvalidArgumentError("the request is larger than the server accepts", hint=hint))
 
 
 def _retry(status: str, message: str) -> Retry:

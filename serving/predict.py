@@ -220,8 +220,8 @@ def check_row(pipe: TritonPipeline, row: str | PipelineRow) -> None:
     """
     try:
         pipe.served_task.parse_inputs([row if not isinstance(row, dict) or len(row) > 1 else next(iter(row.values()))])
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{error}: {shown(row)}") from None
+    except (TypeError, ValueError, KeyError) as error:
+        raise DataError(f"{error.args[0]}: {shown(row)}") from None
 
 
 def named_columns(pipe: TritonPipeline, text: str | None, text_pair: str | None, choices: tuple[str, ...] = ()) -> ColumnNames:

@@ -19,7 +19,7 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize, train_bert
 from tests.helpers.exporting import export_bundle
 from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
-from tests.helpers.servers import Server, running_server, serve_options
+from tests.helpers.servers import Server, running_server, serve_options, wait_stopped
 from tests.helpers.shared import SST2
 
 TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle", "in_folder", "trained", "ask"}
@@ -37,7 +37,7 @@ TOGETHER = {
         "tests/serving/test_predict.py",
         "tests/serving/test_server.py",
     },
-    "killed keepers": {"tests/benchmarks/test_tune.py", "tests/serving/test_supervisor.py"},
+    "killed keepers": {"tests/benchmarks/test_tune.py", "tests/serving/test_restarts.py", "tests/serving/test_supervisor.py"},
     "trained to answer": {"tests/export/tasks/test_question_answering.py", "tests/serving/test_question_answering.py"},
 }
 """Modules that run in one process, one after another: they share a server or a model, or look for what killed keepers left."""
@@ -114,6 +114,12 @@ def _few_speeds() -> Iterator[None]:
         patch.setattr("export.verify.SPEED_ROWS", 16)
         patch.setattr("export.verify.SPEED_PASSES", 1)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_stop() -> Iterator[None]:
+    yield
+    wait_stopped()
 
 
 @pytest.fixture(scope="session")

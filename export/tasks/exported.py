@@ -40,8 +40,6 @@ class ExportedTask(Task, Generic[Served_co]):
     """Class of the served half."""
     optimum_task: ClassVar[str] = ""
     """Name of the task in Optimum, if it differs from :attr:`name`."""
-    evaluation_options: ClassVar[Mapping[str, JsonValue]] = {}
-    """Request parameters for training and verification, if the metric needs more than the default answer."""
     pipeline_options: ClassVar[Mapping[str, object]] = {}
     """Options of the pipeline that make its answers comparable in a benchmark."""
     library_name: ClassVar[str] = "transformers.pipeline"
@@ -68,6 +66,11 @@ class ExportedTask(Task, Generic[Served_co]):
         return self.served.pair
 
     @property
+    def evaluation_options(self) -> Mapping[str, JsonValue]:
+        """Return the request parameters for training and verification, if the metric needs more than the default answer."""
+        return {}
+
+    @property
     def model_outputs(self) -> tuple[str, ...]:
         """Return the outputs of the served graph."""
         return self.served.model_outputs
@@ -77,7 +80,8 @@ class ExportedTask(Task, Generic[Served_co]):
     @classmethod
     def known_settings(cls) -> Mapping[str, Setting]:
         """Return the defaults of request parameters, and the task's own settings."""
-        return {**cls.served_class.options, **cls.settings}
+        served = cls.served_class
+        return {name: one for name, one in served.options.items() if name not in served.request_only} | dict(cls.settings)
 
     @classmethod
     def setting_defaults(cls) -> dict[str, JsonValue]:

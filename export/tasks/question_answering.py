@@ -39,7 +39,14 @@ class KnownAnswer(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
-    """Trains and evaluates extractive question answering."""
+    """Trains and evaluates extractive question answering.
+
+    Attributes:
+        unanswerable: Whether some questions have no answer, so that an empty one is allowed in training and verification. What is
+            served does as the pipeline of ``transformers``, which allows it only where ``handle_impossible_answer`` says so.
+    """
+
+    unanswerable: bool = False
 
     name: ClassVar[str] = QuestionAnswering.name
     auto_model: ClassVar[str] = "AutoModelForQuestionAnswering"
@@ -51,17 +58,22 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object], *, pair: bool = True) -> Self:  # noqa: ARG003 - rows are always two texts
-        """Read from the config whether an empty answer is allowed."""
+        """Read from the config whether some questions have no answer."""
         tasks = cast("Mapping[str, Mapping[str, object]]", config.get("task_specific_params") or {})
         own = tasks.get(cls.name) or {}
-        return cls(served=QuestionAnswering(handle_impossible_answer=bool(own.get("handle_impossible_answer", False))))
+        return cls(served=QuestionAnswering(), unanswerable=bool(own.get("handle_impossible_answer", False)))
 
     @classmethod
     def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003
         """Allow an empty answer where some rows have none."""
         if not any(labels):
             raise ValueError("no row has an answer: there is nothing to learn")
-        return cls(served=QuestionAnswering(handle_impossible_answer=not all(labels)))
+        return cls(served=QuestionAnswering(), unanswerable=not all(labels))
+
+    @property
+    def evaluation_options(self) -> Mapping[str, JsonValue]:
+        """Return the request parameter that allows an empty answer where some questions have none."""
+        return {"handle_impossible_answer": True} if self.unanswerable else {}
 
     @classmethod
     def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
@@ -101,8 +113,8 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         return "f1"
 
     def head(self) -> dict[str, object]:
-        """Record in the config whether an empty answer is allowed: the served model then answers as the evaluated one."""
-        own = {"handle_impossible_answer": True} if self.served.handle_impossible_answer else None
+        """Record in the config whether some questions have no answer."""
+        own = {"handle_impossible_answer": True} if self.unanswerable else None
         return {"num_labels": 2, "task_specific_params": own and {self.name: own}}
 
     def targets(self, features: Features, references: Sequence[Reference]) -> dict[str, list[JsonValue]]:
@@ -132,14 +144,13 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         return original[MARGIN][:, 0] < CLOSE
 
     def asked_options(self, max_length: int) -> Mapping[str, object]:
-        """Return ``max_length`` tokens per window."""
-        return {"max_seq_len": max_length}
+        """Return ``max_length`` tokens per window, and whether an empty answer is allowed, as in verification."""
+        return {"max_seq_len": max_length, "handle_impossible_answer": self.evaluated.handle_impossible_answer}
 
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
-        """Ask with ``max_length`` tokens per window. The pipeline does not know whether the checkpoint allows an empty answer."""
+        """Ask with the :meth:`asked_options`."""
         questions, contexts = map(list, zip(*rows, strict=True))
-        options = {"max_seq_len": max_length, "handle_impossible_answer": self.served.handle_impossible_answer}
-        found: object = pipeline(question=questions, context=contexts, batch_size=len(rows), **options)
+        found: object = pipeline(question=questions, context=contexts, batch_size=len(rows), **self.asked_options(max_length))
         return found if isinstance(found, list) else [found]
 
 

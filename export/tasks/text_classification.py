@@ -55,7 +55,7 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
     @property
     def labels(self) -> tuple[str, ...]:
         """Return the label names in the order of the logits."""
-        return self.served.labels
+        return tuple(map(str, self.served.labels))
 
     @classmethod
     def from_config(cls, config: Mapping[str, object], *, pair: bool = False) -> Self:
@@ -74,6 +74,16 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
         if problem == MULTI_LABEL:
             return cls._of(labels, "sigmoid", MULTI_LABEL, pair=pair)
         return cls._of(labels, "softmax", SINGLE_LABEL, pair=pair)
+
+    @classmethod
+    def checkpoint_settings(
+        cls,
+        config: Mapping[str, object],
+        files: Mapping[str, object],  # noqa: ARG003 - the config is enough
+        chosen: Mapping[str, JsonValue],
+    ) -> dict[str, JsonValue]:
+        """Read ``return_all_scores``, which the pipeline of ``transformers`` reads too."""
+        return {"return_all_scores": bool(config.get("return_all_scores")), **chosen}
 
     @classmethod
     def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:

@@ -37,13 +37,17 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
     served_class: ClassVar[type[TokenClassification]] = TokenClassification
     token_level: ClassVar[bool] = TokenClassification.token_level
     columns: ClassVar[Mapping[str, str | None]] = {**TokenClassification.columns, "label": "ner"}
-    evaluation_options: ClassVar[Mapping[str, JsonValue]] = {"aggregation_strategy": "none", "ignore_labels": "[]"}
     pipeline_options: ClassVar[Mapping[str, object]] = {"aggregation_strategy": "none", "ignore_labels": []}
+
+    @property
+    def evaluation_options(self) -> Mapping[str, JsonValue]:
+        """Return the request parameters that give the label of every token."""
+        return {"aggregation_strategy": "none", "ignore_labels": "[]"}
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Return the label names in the order of the logits."""
-        return self.served.labels
+        return tuple(map(str, self.served.labels))
 
     @classmethod
     def from_config(cls, config: Mapping[str, object], *, pair: bool = False) -> Self:
@@ -206,7 +210,7 @@ def _refuse_pairs(pair: bool) -> None:
 
 
 def _label(item: Entity) -> str:
-    return item["entity"] if "entity" in item else item["entity_group"]
+    return str(item["entity"]) if "entity" in item else item["entity_group"]
 
 
 Place = tuple[int | None, int, int]

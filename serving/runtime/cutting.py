@@ -89,13 +89,14 @@ class TextCutter:
         """Return the characters of the first prefix that is tried where so many tokens are kept. Shorter text is not cut."""
         return max(self._first_prefix, self._characters_per_token * tokens)
 
-    def cut(self, texts: Sequence[Text], *, max_length: int, strategy: str) -> Sequence[Text]:
+    def cut(self, texts: Sequence[Text], *, max_length: int, strategy: str, special_tokens: bool = True) -> Sequence[Text]:
         """Cut the rows that are too long, where the tokens that are kept of them are the same.
 
         Args:
             texts: One text, or pair of texts, per row.
             max_length: Tokens kept of a row, special tokens included.
             strategy: Which text of a pair is truncated: ``longest_first``, ``only_first`` or ``only_second``.
+            special_tokens: Whether a row has special tokens.
 
         Raises:
             TextTooLongError: A text is longer than ``most_characters``, and no prefix of that length decides which tokens are kept.
@@ -112,7 +113,7 @@ class TextCutter:
             counts = self._counts(part for row in parts.values() if not all(part.whole for part in row) for part in row)
             waiting = []
             for row, tried in parts.items():
-                room = room_for(self._tokenizer, max_length, pair=len(tried) > 1)
+                room = room_for(self._tokenizer, max_length, pair=len(tried) > 1, special_tokens=special_tokens)
                 if all(part.whole for part in tried) or _is_decided(tried, [counts[part.text] for part in tried], room, strategy):
                     found[row] = (tried[0].text, tried[1].text) if len(tried) > 1 else tried[0].text
                 elif size == self._limited(size + 1, max_length):
@@ -198,9 +199,9 @@ class TextCutter:
         return bool(normal) and normal[-1] != _META and not normal[-1].isspace()
 
 
-def room_for(tokenizer: Tokenizer, max_length: int, *, pair: bool) -> int:
-    """Return the tokens of text that a row has room for, beside its special tokens."""
-    special: int = tokenizer.num_special_tokens_to_add(pair)
+def room_for(tokenizer: Tokenizer, max_length: int, *, pair: bool, special_tokens: bool = True) -> int:
+    """Return the tokens of text that a row has room for, beside its special tokens if it has them."""
+    special: int = tokenizer.num_special_tokens_to_add(pair) if special_tokens else 0
     return max(0, max_length - special)
 
 

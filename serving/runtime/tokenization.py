@@ -73,7 +73,14 @@ class TextEncoder:
         return self._tokenizer
 
     def encode(
-        self, texts: Sequence[Text], *, truncation: bool = True, offsets: bool = False, strategy: str = "longest_first"
+        self,
+        texts: Sequence[Text],
+        *,
+        truncation: bool = True,
+        offsets: bool = False,
+        strategy: str = "longest_first",
+        max_length: int | None = None,
+        special_tokens: bool = True,
     ) -> list[Encoding]:
         """Tokenize every row in one call.
 
@@ -82,48 +89,73 @@ class TextEncoder:
             truncation: Truncate rows that are too long. If false, such a row is an error.
             offsets: Record the position of each token in its text, in characters. Costs some time.
             strategy: Which text of a pair is truncated: ``longest_first``, ``only_first`` or ``only_second``.
+            max_length: Tokens kept of a row, if the model accepts more. None: what the model accepts.
+            special_tokens: Add special tokens.
 
         Raises:
             ValueError: A row is too long and truncation is off, or truncating one text leaves the other too long. Or a text is
-                longer than can be tokenized, and cannot be cut.
+                longer than can be tokenized, and cannot be cut. Or ``max_length`` has no room for the special tokens.
         """
+        length = self._max_length if max_length is None else min(max_length, self._max_length)
+        if max_length is not None and special_tokens and texts:
+            own = self._tokenizer.num_special_tokens_to_add(not all(isinstance(text, str) for text in texts))
+            if length < own:  # the library would not truncate at all
+                raise ValueError(f"max_length is {length}, and a row has {own} special tokens")
         self._tokenizer.no_truncation()
         try:
-            texts = self._cutter.cut(texts, max_length=self._max_length, strategy=strategy)
-            wide = [(row, text) for row, text in enumerate(texts) if not isinstance(text, str) and self._is_wide(*text)]
-            pairs = {row: self._encode_pair(*text, strategy, offsets=offsets) for row, text in wide}
+            texts = self._cutter.cut(texts, max_length=length, strategy=strategy, special_tokens=special_tokens)
+            wide = [(row, text) for row, text in enumerate(texts) if not isinstance(text, str) and self._is_wide(*text, length)]
+            pairs = {
+                row: self._encode_pair(*text, strategy, length, special_tokens=special_tokens, offsets=offsets)
+                for row, text in wide
+            }
             encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
-            self._tokenizer.enable_truncation(self._max_length, strategy=strategy, direction=self._direction)
+            self._tokenizer.enable_truncation(length, strategy=strategy, direction=self._direction)
             if not pairs:
-                encodings: list[Encoding] = encode(texts)
+                encodings: list[Encoding] = encode(texts, add_special_tokens=special_tokens)
             else:
-                others = iter(encode([text for row, text in enumerate(texts) if row not in pairs]))
+                others = iter(
+                    encode([text for row, text in enumerate(texts) if row not in pairs], add_special_tokens=special_tokens)
+                )
                 encodings = [pairs[row] if row in pairs else next(others) for row in range(len(texts))]
         except Exception as error:  # the library raises Exception itself; it calls the text that may be truncated "too short"
             if "too short" not in str(error):
                 raise
             raise ValueError(
-                f"a row needs more than the {self._max_length} tokens the model takes, even without the text that may be cut"
+                f"a row needs more than the {length} tokens the model takes, even without the text that may be cut"
             ) from None
         finally:
             self._cut_at_the_end()
         if not truncation:
-            for row, encoding in enumerate(encodings):
-                if encoding.overflowing:
-                    raise ValueError(
-                        f"row {row} is longer than the {self._max_length} tokens the model takes, and truncation is off"
-                    )
+            _require_whole(encodings, length)
         return encodings
 
-    def _is_wide(self, first: str, second: str) -> bool:
-        """Return whether both texts of a pair may be several times as long as the model takes.
+    def encode_words(self, rows: Sequence[Sequence[str]], *, truncation: bool = True) -> list[Encoding]:
+        """Tokenize rows that are split into words already. The position of a token is the one within its word.
+
+        Args:
+            rows: The words of each row.
+            truncation: Truncate rows that are too long. If false, such a row is an error.
+
+        Raises:
+            ValueError: A row is too long and truncation is off, or the words are more than is tokenized at once.
+        """
+        self._cutter.require_few((word for words in rows for word in words), 0)
+        encodings: list[Encoding] = self._tokenizer.encode_batch(rows, is_pretokenized=True)
+        if not truncation:
+            _require_whole(encodings, self._max_length)
+        return encodings
+
+    @staticmethod
+    def _is_wide(first: str, second: str, length: int) -> bool:
+        """Return whether both texts of a pair may be several times as long as what is kept of them.
 
         The library pairs every part of the first text that is too much with every such part of the second: two texts of 64 KB
         take 16 GB.
         """
-        return len(first) * len(second) > WIDE * self._max_length**2
+        return len(first) * len(second) > WIDE * length**2
 
-    def _encode_pair(self, first: str, second: str, strategy: str, *, offsets: bool) -> Encoding:
+    def _encode_pair(self, first: str, second: str, strategy: str, length: int, *, special_tokens: bool, offsets: bool) -> Encoding:
         """Tokenize a pair of which not all overflow is kept: one token of each text that is truncated.
 
         Raises:
@@ -137,13 +169,13 @@ class TextEncoder:
             both = encode([first, ("", second)])
         finally:
             self._tokenizer.post_processor = processor
-            self._tokenizer.enable_truncation(self._max_length, strategy=strategy, direction=self._direction)
+            self._tokenizer.enable_truncation(length, strategy=strategy, direction=self._direction)
         lengths = (len(both[0]), len(both[1]))
-        kept = kept_tokens(*lengths, room_for(self._tokenizer, self._max_length, pair=True), strategy)
+        kept = kept_tokens(*lengths, room_for(self._tokenizer, length, pair=True, special_tokens=special_tokens), strategy)
         if not all(count < length for count, length in zip(kept, lengths, strict=True)):
-            return encode([(first, second)])[0]  # one text is truncated at most
+            return encode([(first, second)], add_special_tokens=special_tokens)[0]  # one text is truncated at most
         one, other = (without_overflow(part, count + 1, direction=self._direction) for part, count in zip(both, kept, strict=True))
-        return self._tokenizer.post_process(one, other)
+        return self._tokenizer.post_process(one, other, special_tokens)
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize texts without special tokens and without truncation."""
@@ -256,6 +288,17 @@ class TextEncoder:
         for row, values in zip(padded, rows, strict=True):
             row[: len(values)] = values
         return padded
+
+
+def _require_whole(encodings: Sequence[Encoding], length: int) -> None:
+    """Refuse rows that were truncated.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for row, encoding in enumerate(encodings):
+        if encoding.overflowing:
+            raise ValueError(f"row {row} is longer than the {length} tokens the model takes, and truncation is off")
 
 
 def _most_tokens(text: str) -> int:

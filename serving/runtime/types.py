@@ -46,6 +46,18 @@ class Tensor:
     dims: tuple[int, ...] = (1,)
 
 
+class OptionTypeError(ValueError, TypeError):
+    """An option has a value of another type. Also a ``TypeError``, which ``transformers.pipeline`` raises for most of them."""
+
+
+class OptionChoiceError(ValueError, KeyError):
+    """An option has none of the strings that it may have. Also a ``KeyError``, which ``transformers.pipeline`` raises for them."""
+
+    def __str__(self) -> str:
+        """Return the message itself; a ``KeyError`` shows it in quotation marks."""
+        return str(self.args[0])
+
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -73,15 +85,17 @@ class Setting:
         """Return ``value`` as the option's kind. A whole number is accepted for a ``float``.
 
         Raises:
-            ValueError: The value has another kind or is not allowed. The message says what is allowed.
+            OptionTypeError: The value has another kind.
+            OptionChoiceError: It is none of the choices.
+            ValueError: It is too small or too large. All are ``ValueError``, and their messages say what is allowed.
         """
         whole = isinstance(value, int) and not isinstance(value, bool)
         if self.kind is float and whole:
             value = float(value)  # type: ignore[arg-type]
         elif type(value) is not self.kind:
-            raise ValueError(f"option {name} must be {_KINDS[self.kind]}, not {value!r:.80}")
+            raise OptionTypeError(f"option {name} must be {_KINDS[self.kind]}, not {value!r:.80}")
         if self.choices and value not in self.choices:
-            raise ValueError(f"option {name} must be one of {', '.join(self.choices)}, not {value!r:.80}")
+            raise OptionChoiceError(f"option {name} must be one of {', '.join(self.choices)}, not {value!r:.80}")
         if self.minimum is not None and not value >= self.minimum:  # type: ignore[operator]  # NaN fails this check too
             raise ValueError(f"option {name} must be {self.minimum:g} or more, not {value!r:.80}")
         if self.maximum is not None and not value <= self.maximum:  # type: ignore[operator]

@@ -84,6 +84,7 @@ def run(server: servers.Server, tmp_path_factory: pytest.TempPathFactory) -> Run
     command = server.benchmark(
         NAME,
         device="cpu",
+        precision="fp32,int8",
         rows=ROWS,
         duration=0.3,
         batch="1,32",

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -323,44 +323,35 @@ def test_a_trial_is_made_on_a_real_server(own: Path) -> None:
 
 
 @pytest.fixture
-def command(own: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts the shortest tuning there is, as a program."""
+def command(own: Path, tmp_path: Path) -> list[str]:
+    """The shortest tuning there is."""
     flags = ["--artifacts", tmp_path / "artifacts", "--repository", tmp_path / "models", "--device", "cpu", "--rows", 8]
     flags += ["--concurrency", "2", "--duration", "0.3", "--minutes", "0.01", "--precision", "int8"]
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: object) -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "export.cli", "tune", "tiny", *map(str, [*flags, *arguments])]
-        started.append(subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
+    return ["tune", "tiny", *map(str, flags)]
 
 
 @pytest.mark.server
-def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen[str]], own: Path, tmp_path: Path) -> None:
+def test_interrupted_resumed_and_applied(command: list[str], own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "mine.toml"
     mine = 'name = "tiny"  # what clients call it\n\n[package]\nqueue_delay_us = 9  # mine\n\n[serve]\nhttp-port = 8000\n'
     recipe.write_text(mine)
-    process = command("--recipe", recipe)
-    assert process.stderr is not None
-    first = process.stderr.readline()
-    assert first.startswith("trial 1 of about ") and " rows/s, p99 " in first
-    second = process.stderr.readline()  # on to the final
-    assert "2 rounds in the final instead of 3" in second or "not tried, as" in second
-    family = running(process.pid)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    recorded = [*command, "--recipe", str(recipe)]
+    with subprocess.Popen([sys.executable, "-m", "export.cli", *recorded], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert first.startswith("trial 1 of about ") and " rows/s, p99 " in first
+        second = process.stderr.readline()  # on to the final
+        assert "2 rounds in the final instead of 3" in second or "not tried, as" in second
+        family = running(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "interrupted" in err.splitlines()[-1], err
     assert not [member for member in family if member.is_running()]
     assert not left_behind()
     assert not (own.parent / "tuning").exists() and not (tmp_path / "models").exists()
 
-    process = command("--recipe", recipe)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    assert main(recorded) == 0
+    out, err = capsys.readouterr()
     assert "trials of an earlier run that are used again: 1" in err
     assert err.count("trial ") == 2, "two rounds of the final"
     assert "rows/s" in out.splitlines()[0] and "← best, untuned" in out
@@ -372,20 +363,21 @@ def test_interrupted_resumed_and_applied(command: Callable[..., subprocess.Popen
     assert tomllib.loads(written)["package"] | {"queue_delay_us": 9, "precision": "int8"} == tomllib.loads(written)["package"]
     package = ["package", "--recipe", str(recipe), "--bundle", str(own), "--repository", str(tmp_path / "models"), "--json"]
     assert main(package) == 0
+    capsys.readouterr()
     packaged = read_manifest(tmp_path / "models" / "tiny", RepositoryManifest)
     assert packaged.configuration == manifest.configuration, "the recipe serves it so"
 
-    process = command("--json")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "nothing has changed since this was measured" in err
+    assert main([*command, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "nothing has changed since this was measured" in err
     found = json.loads(out)
     assert found["winner"]["precision"] == "int8" and len(found["trials"]) == 3
     assert tomllib.loads((own.parent / "tuned.toml").read_text())["name"] == "tiny"
     assert found["recipe"] == str(own.parent / "tuned.toml")
 
     manifest = read_manifest(tmp_path / "models" / "tiny", RepositoryManifest)
-    process = command("--latency-p99-ms", "0.001")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert err.splitlines()[-1].startswith("error: no configuration stays within 0.001 ms at p99; nearest is int8")
+    assert main([*command, "--latency-p99-ms", "0.001"]) == 1
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: no configuration stays within 0.001 ms at p99; nearest is int8")
+    )
     assert read_manifest(tmp_path / "models" / "tiny", RepositoryManifest) == manifest

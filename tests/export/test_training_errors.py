@@ -224,7 +224,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_never(data: Path, base_
     moments = random.Random(0)
     arguments = [sys.executable, "-m", "export.cli", *command(base_checkpoint, name="killed")]
     ended = []
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
         scratch = data / "artifacts" / "killed" / ".training"
         while not scratch.exists() and process.poll() is None:

@@ -9,9 +9,8 @@ import pytest
 
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import find_running, start_detached, stop
 from tests.helpers.good_traffic import Answer, known_answers
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +29,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, ensembles: dict[str, Pa
 
 @pytest.fixture(scope="module")
 def options(repository: Path) -> Iterator[ServeOptions]:
-    served = serve_options(repository)
-    start_detached(served)
-    yield served
-    if find_running(served.http_port) is not None:  # a test may have stopped it
-        stop(served.http_port)
+    with running(serve_options(repository)) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ import pytest
 
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.conftest import Once
 from tests.helpers.good_traffic import Answer, known_answers
 from tests.helpers.load_generator import ANSWERED, LoadPlan, Sent, generate, percentile
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 from tests.helpers.sized_model import make_sized_bundle
 
 pytestmark = [pytest.mark.server, pytest.mark.endurance, pytest.mark.timeout(1200)]
@@ -33,11 +32,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory, once: Once, bundle: Path) 
     for name, source in (("tiny", bundle), ("sized", once("sized", make_sized_bundle))):
         package(PackageOptions(bundle=source, repository=repository, name=name, precision="fp32", device="cpu"))
     served = {front: replace(serve_options(repository), front=front) for front in FRONTS}
-    for options in served.values():
-        start_detached(options)
-    yield served
-    for options in served.values():
-        stop(options.http_port)
+    with running(served["envoy"]), running(served["none"]):
+        yield served
 
 
 @pytest.mark.parametrize("name", ["tiny", "sized"])

@@ -18,10 +18,10 @@ from serving.connection import API_KEY_VARIABLE
 from serving.isolation import SHARED_MEMORY, TRACE
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import find_running, start_detached, stop
+from serving.supervisor import find_running
 from tests.helpers.good_traffic import GoodTraffic, json_request
 from tests.helpers.served_processes import log_path, processes
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 
 pytestmark = [
     pytest.mark.server,
@@ -51,9 +51,8 @@ def options(tmp_path_factory: pytest.TempPathFactory, bundle: Path, public: Path
     keys.touch(mode=0o600)
     keys.write_text(KEY)
     served = replace(serve_options(folder / "model_repository"), api_keys=keys, access_log=public / "access.log")
-    start_detached(served)
-    yield served
-    stop(served.http_port)
+    with running(served):
+        yield served
 
 
 def look(options: ServeOptions, *, prefix: str | None = None, seconds: float = 3) -> dict[str, object]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -26,3 +29,17 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert isinstance(ours, float | np.floating), ours
         assert float(ours) == pytest.approx(float(theirs), abs=TOLERANCE)
         assert float(ours) == pytest.approx(float(theirs), rel=0.05, abs=1e-6), "a small score is not just any small number"
+
+
+def assert_alike(ours: Callable[..., Any], theirs: Callable[..., Any], *arguments: Any, **options: Any) -> Exception | None:
+    """The same answer, or an exception that an ``except`` for the pipeline's own catches, which is returned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            expected = theirs(*arguments, **deepcopy(options))  # the pipeline writes into some
+        except Exception as error:
+            with pytest.raises(type(error)) as caught:
+                ours(*arguments, **options)
+            return caught.value
+        assert_same([ours(*arguments, **options)], [expected])  # in a list, as one alone may be an array
+    return None

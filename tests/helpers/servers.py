@@ -7,6 +7,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import psutil
 
 from serving.isolation import SHARED_MEMORY, TRACE
 from serving.options import ServeOptions
+from serving.supervisor import find_running, start_detached, stop
+
+_STOPPING: list[tuple[ThreadPoolExecutor, Future[object]]] = []
 
 STRANGE_TEXTS = [
     "",
@@ -58,16 +62,31 @@ class Server:
 
 
 @contextlib.contextmanager
+def running(options: ServeOptions) -> Iterator[ServeOptions]:
+    """A server in the background. It takes some seconds to stop, in which other tests run: see :func:`wait_stopped`."""
+    start_detached(options)
+    try:
+        yield options
+    finally:
+        if find_running(options.http_port) is not None:  # a test may have stopped it
+            pool = ThreadPoolExecutor(1)
+            _STOPPING.append((pool, pool.submit(stop, options.http_port)))
+
+
+def wait_stopped() -> None:
+    """Wait until all servers of :func:`running` have stopped."""
+    while _STOPPING:
+        pool, stopping = _STOPPING.pop()
+        with pool:
+            stopping.result()
+
+
+@contextlib.contextmanager
 def running_server(options: ServeOptions, bundles: dict[str, Path], checkpoint: Path) -> Iterator[Server]:
     """A server in the background of the repository ``packaged``."""
-    from serving.supervisor import start_detached, stop
-
-    start_detached(options)
     names = dict.fromkeys(("ragged", "alone", "int8"), bundles["bundle"]) | {"pairs": bundles["pairs"]}
-    try:
+    with running(options):
         yield Server(options=options, bundles=names, checkpoints=dict.fromkeys(names, checkpoint))
-    finally:
-        stop(options.http_port)
 
 
 def free_port() -> int:
@@ -83,4 +102,5 @@ def serve_options(repository: Path) -> ServeOptions:
 def left_behind() -> list[str]:
     """Names of shared memory and temporary folders of keepers that no longer run."""
     named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
-    return [entry.name for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]
+    ended = [entry for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]
+    return [entry.name for entry in ended if entry.exists()]  # a keeper removes them before it ends

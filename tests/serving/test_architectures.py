@@ -25,13 +25,12 @@ from serving.client import TritonPipeline
 from serving.errors import ExportError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers import answering
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
 from tests.helpers.parity import assert_same
 from tests.helpers.reviews import LABELS, review_rows
-from tests.helpers.servers import STRANGE_TEXTS, serve_options
+from tests.helpers.servers import STRANGE_TEXTS, running, serve_options
 
 NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
 CANDIDATES = ["good", "a dull story", "한국어"]
@@ -112,11 +111,8 @@ def serving(folder: Path, pairs: Collection[tuple[str, str]]) -> Iterator[Served
         bundle, repository = served.artifacts / name / "bundle", served.options.repository
         package(PackageOptions(name=name, repository=repository, bundle=bundle, precision="fp32", device="cpu", batching="ragged"))
         served.checkpoints[architecture, task] = checkpoint
-    start_detached(served.options)
-    try:
+    with running(served.options):
         yield served
-    finally:
-        stop(served.options.http_port)
 
 
 @pytest.fixture(scope="module")

@@ -209,14 +209,17 @@ def seen(encoding: Encoding, *, offsets: bool) -> dict[str, object]:
     return found | {"overflowing": bool(encoding.overflowing)}
 
 
-def whole(kind: str, texts: list[Any], length: int, strategy: str, *, offsets: bool) -> list[dict[str, object]] | str:
+def whole(
+    kind: str, texts: list[Any], length: int, strategy: str, *, offsets: bool, special_tokens: bool = True
+) -> list[dict[str, object]] | str:
     """What the library makes of the whole texts, or its error."""
     tokenizer = Tokenizer.from_str(serialized(kind))
     tokenizer.no_padding()
     direction = (tokenizer.truncation or {}).get("direction", "right")
     tokenizer.enable_truncation(length, strategy=strategy, direction=direction)
     try:
-        encodings = (tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast)(texts)
+        encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+        encodings = encode(texts, add_special_tokens=special_tokens)
     except Exception as error:
         assert "too short" in str(error)
         return "refused"
@@ -277,6 +280,25 @@ def test_cut_pairs_have_the_tokens_of_whole_ones(kind: str, strategy: str, cuts:
         ), "the encoder is as it was"
     assert answered > 5
     assert cuts or kind in UNCUTTABLE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_may_ask_for_fewer_tokens_and_for_no_special_ones(kind: str, cuts: list[int]) -> None:
+    """Texts and pairs in one batch, by an encoder that would keep more."""
+    generator = random.Random(f"fewer {kind}")
+    for _ in range(20):
+        length, first, special_tokens = generator.randint(6, 24), generator.choice((1, 8, 30, 100)), generator.random() < 0.5
+        texts: list[Any] = [fuzzed(generator, generator.choice((3, 30, 200))) for _ in range(3)]
+        texts[generator.randint(0, 2)] = (fuzzed(generator, 100), fuzzed(generator, 100))
+        expected = whole(kind, texts, length, "longest_first", offsets=False, special_tokens=special_tokens)
+        if expected != "refused":
+            taken = encoder(kind, 40, first=first)
+            found = taken.encode(texts, max_length=length, special_tokens=special_tokens)
+            assert [seen(one, offsets=False) for one in found] == expected
+            assert [one.ids for one in taken.encode(["a good film"])] == [
+                one.ids for one in encoder(kind, 40, first=first).encode(["a good film"])
+            ], "the encoder is as it was"
+    assert bool(cuts) == (kind not in UNCUTTABLE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

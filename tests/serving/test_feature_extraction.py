@@ -20,9 +20,8 @@ from serving.client import TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers.digests import assert_digests_are_right
-from tests.helpers.servers import STRANGE_TEXTS, serve_options
+from tests.helpers.servers import STRANGE_TEXTS, running, serve_options
 
 pytestmark = pytest.mark.server
 MAX_LENGTH = 96
@@ -46,10 +45,8 @@ def embedder(tmp_path_factory: pytest.TempPathFactory, trained_checkpoint: Path,
                 bundle=folder / "e" / "bundle", repository=repository, name=name, device="cpu", batching=batching, max_batch_size=8
             )
         )
-    options = serve_options(repository)
-    start_detached(options)
-    yield options
-    stop(options.http_port)
+    with running(serve_options(repository)) as options:
+        yield options
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +102,12 @@ def test_options(pipes: dict[str, TritonPipeline], pooled: Callable[[str], Any])
     np.testing.assert_allclose(pipe("a warm film", truncate_dim=16), cut, atol=1e-3)
     np.testing.assert_allclose(pipe("a warm film", truncate_dim=16, normalize=True), cut / np.linalg.norm(cut), atol=1e-3)
     np.testing.assert_allclose(pipe("film", prompt="a warm "), wanted, atol=1e-3)
-    for wrong in ({"truncate_dim": 65}, {"normalize": "yes"}, {"tokenize_kwargs": {}}, {"return_tensors": "tf"}):
+    for wrong in ({"normalize": "yes"}, {"tokenize_kwargs": 1}, {"return_tensors": "tf"}):
         with pytest.raises(TypeError):
             pipe("a warm film", **wrong)
+    with pytest.raises(ValueError, match="truncate_dim must be 64 or less"):
+        pipe("a warm film", truncate_dim=65)
+    np.testing.assert_allclose(pipe("a warm film", tokenize_kwargs={"max_length": 3}), pooled("a"), atol=1e-3)
 
 
 def test_bad_requests_fail_alone(embedder: ServeOptions, pooled: Callable[[str], Any]) -> None:

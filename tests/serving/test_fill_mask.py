@@ -15,11 +15,10 @@ from serving.client import TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.filling import exported, masked_checkpoint, text_file
 from tests.helpers.parity import assert_same
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 
 pytestmark = pytest.mark.server
 TEXTS = [
@@ -48,10 +47,8 @@ def masked_server(masked_folder: Path) -> Iterator[ServeOptions]:
     for kind in KINDS:
         way: dict[str, Any] = {"precision": "fp32", "device": "cpu", "batching": kind, "max_batch_size": 8}
         package(PackageOptions(name=kind, bundle=masked_folder / "fill" / "bundle", repository=repository, **way))
-    options = serve_options(repository)
-    start_detached(options)
-    yield options
-    stop(options.http_port)
+    with running(serve_options(repository)) as options:
+        yield options
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,10 @@ from serving.client import TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers.exporting import export_bundle
 from tests.helpers.parity import assert_same
 from tests.helpers.reviews import SAMPLE
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 
 pytestmark = pytest.mark.server
 PANIC = "x" * 40
@@ -37,10 +36,8 @@ def fragile(trained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     bundle = export_bundle(folder, checkpoint, SAMPLE, "--precision", "fp32")
     repository = folder / "model_repository"
     package(PackageOptions(bundle=bundle, repository=repository, name="fragile", device="cpu", batching="ragged"))
-    options = serve_options(repository)
-    start_detached(options)
-    yield options
-    stop(options.http_port)
+    with running(serve_options(repository)) as options:
+        yield options
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -16,14 +16,13 @@ import pytest
 from export.cli import main
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.connection import Connection
-from serving.errors import RequestError
+from serving.errors import InvalidArgumentError, RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers import answering
 from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.parity import assert_same
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 
 pytestmark = [
     pytest.mark.server,
@@ -48,10 +47,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeOptions]:
                 bundle=answering.bundle(), repository=repository, name=batching, precision="fp32", device="cpu", batching=batching
             )
         )
-    options = serve_options(repository)
-    start_detached(options)
-    yield options
-    stop(options.http_port)
+    with running(serve_options(repository)) as options:
+        yield options
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +227,7 @@ def test_neighbours_of_bad_requests_are_answered(server: ServeOptions, pipeline:
     found = asyncio.run(ask())
     assert_same(found[::3], [pipeline(row) for row in rows[20:40]])
     assert_same(found[2::3], [pipeline(row, max_answer_len=2) for row in rows[20:40]])
-    assert {type(error) for error in found[1::3]} == {RequestError}
+    assert {type(error) for error in found[1::3]} == {InvalidArgumentError}
 
 
 def test_predict(server: ServeOptions, pipeline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +21,17 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from serving.errors import ArtifactError, RequestError, ServerError, SetupError
+from serving.errors import ArtifactError, ServerError, SetupError
 from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
-from serving.options import PackageOptions, ServeOptions
+from serving.options import PackageOptions
 from serving.probe import ask, find_probes
 from serving.repository import package
-from serving.server import STUB, check_ports
+from serving.server import check_ports
 from serving.supervisor import Running, _started, find_running, start_detached, stop
 from serving.triton_address import fetch
+from tests.helpers.foreground import end, serve, server_processes, stubs, wait_ready
 from tests.helpers.resealing import reseal
-from tests.helpers.servers import left_behind, serve_options
+from tests.helpers.servers import left_behind, running, serve_options
 
 pytestmark = pytest.mark.server
 HEALTHCHECK = PROJECT / "serving" / "docker" / "healthcheck.py"
@@ -42,60 +42,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     folder = tmp_path_factory.mktemp("one") / "model_repository"
     package(PackageOptions(bundle=bundle, repository=folder, name="one", precision="fp32", device="cpu"))
     return folder
-
-
-def serve(options: ServeOptions, *arguments: str) -> subprocess.Popen[str]:
-    ports = {"--http-port": options.http_port, "--grpc-port": options.grpc_port, "--metrics-port": options.metrics_port}
-    flags = [part for flag, port in ports.items() for part in (flag, str(port))]
-    command = [sys.executable, "-m", "export.cli", "serve", "--repository", str(options.repository), *flags, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_ready(options: ServeOptions, process: subprocess.Popen[str], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        running = find_running(options.http_port)
-        if running is not None and running.ready:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("not ready in time")
-
-
-def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
-
-
-def server_processes(keeper: int) -> list[psutil.Process]:
-    return psutil.Process(keeper).children(recursive=True)
-
-
-def stubs(keeper: int) -> list[psutil.Process]:
-    return [process for process in server_processes(keeper) if name_of(process).startswith(STUB[:15])]
-
-
-def name_of(process: psutil.Process) -> str:
-    try:
-        return str(process.name())
-    except psutil.NoSuchProcess:  # it ended since it was listed
-        return ""
-
-
-def wait_ended(processes: list[psutil.Process], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while any(is_alive(process) for process in processes):
-        assert time.monotonic() < deadline, processes
-        time.sleep(0.05)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)  # nobody may be there to reap it
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture(autouse=True)
@@ -155,138 +101,36 @@ def test_instances_of_a_model_share_their_weights(repository: Path, bundle: Path
     assert mapped[0] and mapped == [mapped[0]] * 3
 
 
-def test_it_is_restarted_for_ever(repository: Path) -> None:
-    options = serve_options(repository)
-    process = serve(options)
-    gaps, folders = [], set(Path("/tmp").glob("python_env_*"))  # noqa: S108
-    try:
-        wait_ready(options, process)
-        for _ in range(3):
-            old = stubs(process.pid)
-            killed = time.monotonic()
-            old[0].kill()
-            wait_ended(old)
-            gaps.append(answers_again(options, repository) - killed)
-    finally:
-        code, _, err = end(process)
-    kept = set(Path("/tmp").glob("python_env_*")) - folders  # noqa: S108
-    assert code == 0
-    assert len(kept) <= 2, "those of servers of other tests that run now"
-    assert err.count("which was ended by SIGKILL; restarting") == 3, err
-    assert max(gaps) < 30, "about 3 s on an idle machine"
-
-
-def answers_again(options: ServeOptions, repository: Path) -> float:
-    """Ask until the server answers, and return when it did. Until then it says that it is not available."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            ask(options.base_url, find_probes(repository)[0], timeout=10)
-            return time.monotonic()
-        except RequestError as error:
-            assert error.status == "UNAVAILABLE", error
-        except ConnectionError:
-            pass  # the proxy itself is being started
-        time.sleep(0.02)
-    raise AssertionError("it does not answer again")
-
-
-@pytest.mark.endurance
-def test_a_proxy_that_hangs_is_started_again(repository: Path) -> None:
-    options = serve_options(repository)
-    process = serve(options)
-    try:
-        wait_ready(options, process)
-        (proxy,) = [child for child in server_processes(process.pid) if name_of(child) == "envoy"]
-        proxy.suspend()
-        wait_ended([proxy], seconds=90)
-        answers_again(options, repository)
-    finally:
-        _, _, err = end(process)
-    assert "the proxy in front of Triton was ended by SIGKILL; starting it again" in err
-
-
-def test_a_triton_that_somebody_else_stops_is_restarted_at_once(repository: Path) -> None:
-    options = serve_options(repository)
-    process = serve(options)
-    try:
-        wait_ready(options, process)
-        (triton,) = [child for child in server_processes(process.pid) if name_of(child) == "tritonserver"]
-        triton.terminate()
-        wait_ended([triton])
-        answers_again(options, repository)
-    finally:
-        code, _, err = end(process)
-    assert code == 0
-    assert "was asked by somebody else to stop; restarting" in err
-
-
-def test_a_dead_proxy_is_started_again(repository: Path) -> None:
-    options = serve_options(repository)
-    process = serve(options)
-    try:
-        wait_ready(options, process)
-        server = [child for child in server_processes(process.pid) if name_of(child) == "tritonserver"]
-        proxies = [child for child in server_processes(process.pid) if name_of(child) == "envoy"]
-        proxies[0].kill()
-        wait_ended(proxies)
-        answers_again(options, repository)
-        assert is_alive(server[0])
-    finally:
-        end(process)
-
-
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.endurance), signal.SIGKILL])
-def test_a_server_and_its_proxy_that_end_together_are_started_again(repository: Path, number: signal.Signals) -> None:
-    options = serve_options(repository)
-    process = serve(options)
-    try:
-        wait_ready(options, process)
-        children = server_processes(process.pid)
-        (server,) = (child for child in children if name_of(child) == "tritonserver")
-        (proxy,) = (child for child in children if name_of(child) == "envoy")
-        server.send_signal(number)
-        wait_ended([server])
-        proxy.kill()
-        wait_ended([proxy])
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError, RequestError):
-                ask(options.base_url, find_probes(repository)[0], timeout=10)
-                break
-            assert process.poll() is None and time.monotonic() < deadline
-    finally:
-        code, _, err = end(process)
-    assert (code, "Traceback" in err) == (0, False), err
-
-
 def test_requests_in_flight_are_answered_before_it_stops(repository: Path) -> None:
     """Those that it has accepted are answered. New ones are refused at once, also where the server says whether it is ready."""
     options = replace(serve_options(repository), queue=1000)
-    start_detached(options)
-    outcomes: Counter[str] = Counter()
+    refusal, most = "starting, restarting or stopping", 500
+    outcomes: dict[int, str] = {}
+    sent = itertools.count()
 
-    def received(result: grpcclient.InferResult | None, error: InferenceServerException | None) -> None:
-        outcomes[str(error) if error else str(result.as_numpy("LABEL").shape)] += 1  # type: ignore[union-attr]
+    def received(number: int, result: grpcclient.InferResult | None, error: InferenceServerException | None) -> None:
+        outcomes[number] = "answered" if error is None else "refused" if refusal in str(error) else str(error)
 
     tensor = grpcclient.InferInput("TEXT", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([["word " * 90]], dtype=np.object_))
-    with grpcclient.InferenceServerClient(options.grpc_url) as client:
-        stopping = threading.Thread(target=stop, args=[options.http_port])
-        for _ in range(200):
-            client.async_infer("one", [tensor], received)
-        while not outcomes:
-            time.sleep(0.001)
-        stopping.start()
-        while str(fetch(options.base_url, "/v2/health/ready", timeout=5)[0]) == "200":
-            time.sleep(0.001)
+    with running(options), grpcclient.InferenceServerClient(options.grpc_url) as client:
+        stopping, in_flight = threading.Thread(target=stop, args=[options.http_port]), 0
+        while stopping.ident is None or str(fetch(options.base_url, "/v2/health/ready", timeout=5)[0]) == "200":
+            for number in itertools.islice(sent, most - in_flight):
+                client.async_infer("one", [tensor], partial(received, number))
+            in_flight = number + 1 - len(outcomes)
+            if outcomes and stopping.ident is None:
+                stopping.start()
         assert fetch(options.base_url, "/v2/models/one/ready", timeout=5)[0] == 503
-        with pytest.raises(InferenceServerException, match="starting, restarting or stopping") as caught:
+        with pytest.raises(InferenceServerException, match=refusal) as caught:
             client.infer("one", [tensor])
         assert caught.value.status() == "StatusCode.UNAVAILABLE"
-        assert sum(outcomes.values()) < 200, "some are in flight while new ones are refused"
+        assert len(outcomes) <= number, "some are in flight while new ones are refused"
         stopping.join(60)
-    assert outcomes == {"(1, 1)": 200}
+    by_number = [outcomes[one] for one in range(number + 1)]
+    accepted = by_number.count("answered")
+    assert by_number == ["answered"] * accepted + ["refused"] * (number + 1 - accepted), "from one moment on all are refused"
+    assert accepted > 1
 
 
 def test_detached_server_is_found_and_stopped(repository: Path) -> None:

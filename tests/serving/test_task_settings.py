@@ -13,8 +13,12 @@ TEXT: dict[str, JsonValue] = {"labels": ["no", "yes"], "function_to_apply": "sof
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("text-classification", TEXT | {"labels": "ab"}, r"setting labels of text-classification must be tuple\[str, \.\.\.\]"),
-        ("text-classification", TEXT | {"labels": ["no", 1]}, "setting labels"),
+        (
+            "text-classification",
+            TEXT | {"labels": "ab"},
+            r"setting labels of text-classification must be tuple\[str \| int, \.\.\.\]",
+        ),
+        ("text-classification", TEXT | {"labels": ["no", 1.5]}, "setting labels"),
         (
             "text-classification",
             TEXT | {"function_to_apply": 5},

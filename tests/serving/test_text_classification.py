@@ -14,10 +14,9 @@ from transformers.pipelines.text_classification import ClassificationFunction
 from serving.client import TritonPipeline
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers.exporting import export_bundle
 from tests.helpers.parity import assert_same
-from tests.helpers.servers import STRANGE_TEXTS, serve_options
+from tests.helpers.servers import STRANGE_TEXTS, running, serve_options
 
 pytestmark = pytest.mark.server
 TOLERANCE = 1e-3
@@ -76,10 +75,8 @@ def kinds(
         bundle = export_bundle(folder / name, checkpoint, file, "--precision", "fp32", *more[name])
         batching = "ragged" if name == "many" else "off"
         package(PackageOptions(name=name, repository=repository, bundle=bundle, precision="fp32", device="cpu", batching=batching))
-    options = serve_options(repository)
-    start_detached(options)
-    yield options
-    stop(options.http_port)
+    with running(serve_options(repository)) as options:
+        yield options
 
 
 @pytest.fixture(scope="module")

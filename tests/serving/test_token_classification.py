@@ -21,11 +21,10 @@ from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers.digests import assert_digests_are_right
 from tests.helpers.exporting import export_bundle
 from tests.helpers.parity import assert_same
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 from tests.helpers.tagging import LABELS, STRATEGIES, TEXTS, tiny_tagger
 
 pytestmark = pytest.mark.server
@@ -75,10 +74,8 @@ def taggers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taggers]:
         plan = {"device": "cpu", "batching": batching, "precision": "fp32"}
         package(PackageOptions(name=batching, repository=repository, bundle=bundle, max_batch_size=8, **plan))
     torch.set_num_threads(1)  # the server wants the other core
-    served = serve_options(repository)
-    start_detached(served)
-    yield Taggers(options=served, pipeline=pipeline("token-classification", model=str(checkpoint), device="cpu"))
-    stop(served.http_port)
+    with running(serve_options(repository)) as served:
+        yield Taggers(options=served, pipeline=pipeline("token-classification", model=str(checkpoint), device="cpu"))
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -176,11 +173,23 @@ def test_calls_that_the_pipeline_refuses(taggers: Taggers) -> None:
             pipe([])
         with pytest.raises(ValueError, match="stride needs"):
             pipe("the film", aggregation_strategy="none", stride=3)
-        for options in ({"top_k": 1}, {"stride": "4"}, {"aggregation_strategy": "best"}):
+        for options in ({"top_k": 1}, {"stride": "4"}):
             with pytest.raises(TypeError, match="option"):
                 pipe("the film", **options)
-        with pytest.raises(TypeError, match="each row must be a string"):
+        with pytest.raises(KeyError, match="option"):
+            pipe("the film", aggregation_strategy="best")
+        with pytest.raises(ValueError, match="each row must be a string"):
             pipe([["the", "film"]])
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_texts_that_are_words_already(taggers: Taggers, protocol: str) -> None:
+    words = [["the", "film", "(café)"], ["a", "delight"] * 60]
+    for options in ({}, {"aggregation_strategy": "first", "delimiter": "_"}):
+        with taggers.open("ragged", protocol, batch_size=2) as pipe:
+            assert_same(
+                pipe(words, is_split_into_words=True, **options), taggers.wanted(words, is_split_into_words=True, **options)
+            )
 
 
 class Words(evaluate.Metric):  # type: ignore[misc]  # the library is untyped

@@ -150,7 +150,7 @@ def _by_maximum(scores: Floats, firsts: Integers) -> LabelsAndScores:
 class Entity(TypedDict, total=False):
     """One item of an answer, as the pipeline gives it: a token has ``entity`` and ``index``, a group ``entity_group``."""
 
-    entity: str
+    entity: str | int
     entity_group: str
     score: float
     index: int

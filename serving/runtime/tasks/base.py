@@ -5,8 +5,9 @@ Triton runs this code, so it imports only the standard library and numpy. The ot
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, cast, get_args, get_origin, get_type_hints
 
@@ -52,6 +53,14 @@ class ServedTask(ABC):
     """Request parameters by name. Each is a dataclass field too, which holds its default."""
     presentation_options: ClassVar[frozenset[str]] = frozenset()
     """Those of the options that :meth:`format_answers` must know too, to format what the server answered."""
+    request_only: ClassVar[frozenset[str]] = frozenset()
+    """Those of the options that only a request has: no settings of a checkpoint, and no options of a pipeline call either."""
+    client_options: ClassVar[tuple[str, ...]] = ()
+    """Further options of ``transformers.pipeline``, which the client applies."""
+    ignores_unknown_options: ClassVar[bool] = False
+    """Whether ``transformers.pipeline`` ignores options that it does not have. Otherwise it raises ``TypeError``."""
+    pipeline_refusals: ClassVar[tuple[str, ...]] = ()
+    """Parts of the messages about rows for which ``transformers.pipeline`` raises its ``PipelineException``."""
     carries_metadata: ClassVar[bool] = False
     """Whether :meth:`preprocess` makes metadata, which then travels around the model."""
     needs_tokenizer: ClassVar[bool] = False
@@ -197,13 +206,15 @@ class ServedTask(ABC):
             One tuple of strings per row, in the order of :meth:`inputs`.
 
         Raises:
-            TypeError: The inputs have a form that the pipeline does not take. The message says which it takes.
-            ValueError: As ``TypeError``, for the content.
+            TypeError: The inputs have a form that the pipeline does not take. The message says which it takes. This and the next
+                ones are the classes that the pipeline raises.
+            KeyError: As ``TypeError``.
+            ValueError: As ``TypeError``.
         """
         rows: list[tuple[str, ...]] = []
         for row in inputs if isinstance(inputs, list | tuple) else [inputs]:
             if not isinstance(row, str):
-                raise TypeError(f"each row must be a string, not {row!r:.80}")
+                raise ValueError(f"each row must be a string, not {row!r:.80}")
             rows.append((row,))
         return rows
 
@@ -214,27 +225,57 @@ class ServedTask(ABC):
             ValueError: There is such a row.
         """
 
-    def sanitize_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
-        """Convert the options of a pipeline call to request parameters. None leaves the choice to the server.
+    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
+        """Convert the options of a pipeline call to request parameters, and to what :meth:`format_answers` needs of them.
+
+        None leaves the choice to the server. An option that the pipeline ignores is left out, with a warning.
+
+        Returns:
+            The request parameters, and the options of :meth:`format_answers`.
 
         Raises:
-            ValueError: The pipeline refuses them.
+            TypeError: There is no such option, or it has another type.
+            KeyError: An option is not one of its choices.
+            ValueError: An option has a value that the pipeline refuses.
         """
-        return {name: cast(JsonValue, value) for name, value in given.items() if name in self.options and value is not None}
+        known = self.call_options
+        if unknown := [name for name in given if name not in known]:
+            message = f"{self.name} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+            if not self.ignores_unknown_options:
+                raise TypeError(message)
+            warnings.warn(f"{message}; it is ignored, as transformers.pipeline does", UserWarning, stacklevel=2)
+        shown = {*self.client_options, *self.presentation_options}
+        return (
+            self.request_parameters({name: given[name] for name in known if name in given and name in self.options}),
+            {name: value for name, value in given.items() if name in shown},
+        )
 
-    def refuse_options(self, given: Mapping[str, object], *shown: str, known: Collection[str] = ()) -> None:
-        """Refuse options of a call that the pipeline does not have.
+    @property
+    def call_options(self) -> tuple[str, ...]:
+        """Return the names of the options that a pipeline call takes."""
+        return (*(name for name in self.options if name not in self.request_only), *self.client_options)
+
+    def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
+        """Return the strings of a request's tensors, and request parameters that describe them. Default: the rows, and none.
 
         Args:
-            given: Options of the call that are not the server's, or are :attr:`presentation_options`.
-            shown: Names of the pipeline's options that format an answer.
-            known: Further names that the pipeline accepts; the message does not list them.
-
-        Raises:
-            TypeError: There is another option.
+            rows: As :meth:`parse_inputs` gave them.
         """
-        if unknown := [name for name in given if name not in {*shown, *known, *self.presentation_options}]:
-            raise TypeError(f"{self.name} has no option {', '.join(unknown)}; it has {', '.join((*self.options, *shown))}")
+        return rows, {}
+
+    def request_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
+        """Convert values of :attr:`options` to request parameters: without None, with Python's own types.
+
+        0 and 1 are truth values for an option that is one. The pipeline takes any object there.
+        """
+        found: dict[str, JsonValue] = {}
+        for name, value in given.items():
+            plain = value.item() if isinstance(value, np.generic) else value
+            if self.options[name].kind is bool and isinstance(plain, int):
+                plain = bool(plain)
+            if plain is not None:
+                found[name] = cast(JsonValue, plain)
+        return found
 
     @abstractmethod
     def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
@@ -242,10 +283,7 @@ class ServedTask(ABC):
 
         Args:
             answers: Tensors of one request, ``[request rows, *dims]``.
-            options: Options of the pipeline that only format an answer, and the :attr:`presentation_options`.
-
-        Raises:
-            TypeError: The pipeline does not have such an option, or it has another type.
+            options: What :meth:`sanitize_parameters` gave for it.
         """
 
     def add_inputs(self, answers: Sequence[object], rows: Sequence[tuple[str, ...]]) -> Sequence[object]:  # noqa: ARG002

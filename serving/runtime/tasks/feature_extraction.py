@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from ..types import Arrays, Features, Origins, Setting, Tensor, TextColumns
-from .base import ServedTask
+from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, TextColumns
+from ._tokenizer_options import TokenizerOptionsTask
 
 if TYPE_CHECKING:
     from ..tokenization import TextEncoder
@@ -26,7 +26,7 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureExtraction(ServedTask):
+class FeatureExtraction(TokenizerOptionsTask):
     """Serves embeddings.
 
     Attributes:
@@ -49,12 +49,15 @@ class FeatureExtraction(ServedTask):
     name: ClassVar[str] = "feature-extraction"
     model_outputs: ClassVar[tuple[str, ...]] = (POOLED,)
     options: ClassVar[Mapping[str, Setting]] = {
-        **ServedTask.options,
+        **TokenizerOptionsTask.options,
         "normalize": Setting(bool, help="Scale embeddings to norm 1."),
         "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding to keep; the others become 0."),
         "prompt": Setting(str, help="Text put in front of every text."),
     }
     presentation_options: ClassVar[frozenset[str]] = frozenset({"truncate_dim"})
+    client_options: ClassVar[tuple[str, ...]] = ("return_tensors",)
+    ignores_unknown_options: ClassVar[bool] = True
+    tokenizer_kwargs: ClassVar[str | None] = "tokenize_kwargs"
     columns: ClassVar[Mapping[str, str | None]] = {"text": "sentence1", "text_pair": "sentence2"}
 
     def outputs(self) -> tuple[Tensor, ...]:
@@ -96,16 +99,20 @@ class FeatureExtraction(ServedTask):
 
     # -- the client -----------------------------------------------------------------------------------------------------------
 
+    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
+        """Refuse ``return_tensors`` of other kinds: the pipeline does not know them either."""
+        as_arrays = given.get("return_tensors")
+        if not isinstance(as_arrays, bool | None):
+            raise TypeError(f"return_tensors must be true (arrays of numpy) or false (lists), not {as_arrays!r:.80}")
+        return super().sanitize_parameters(given)
+
     def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
         """Return a list of ``dims`` floats per row, or a float32 array with ``return_tensors=True``.
 
         The pipeline gives a torch tensor there. The client does not need torch: ``torch.from_numpy`` makes one. With
         ``truncate_dim`` only that many numbers.
         """
-        self.refuse_options(options, "return_tensors")
         as_arrays = options.get("return_tensors", False)
-        if not isinstance(as_arrays, bool | None):
-            raise TypeError(f"return_tensors must be true (arrays of numpy) or false (lists), not {as_arrays!r:.80}")
         embeddings = answers["EMBEDDING"][:, : cast("int | None", options.get("truncate_dim"))]
         return list(embeddings) if as_arrays else cast("list[object]", embeddings.tolist())
 

@@ -15,7 +15,7 @@ the row with the most masks, and it gets at most :data:`MOST_ANSWERS` answers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypedDict
@@ -24,8 +24,8 @@ import numpy as np
 
 from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, TextColumns
 from ._masks import NUMBERS, Mask, Row, best_tokens, cleaned_up, read_metadata, with_metadata
-from ._strings import read_option
-from .base import ServedTask
+from ._strings import read_option, write_strings
+from ._tokenizer_options import TokenizerOptionsTask
 
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from ..tokenization import TextEncoder
 
+NO_MASK = "no mask token"
+"""Part of the message about a text without a mask."""
 MOST_MASKS = 16
 """Maximum number of masks in one text."""
 LONGEST_TARGETS = 2**15
@@ -52,7 +54,7 @@ class MaskAnswer(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillMask(ServedTask):
+class FillMask(TokenizerOptionsTask):
     """Serves fill-mask.
 
     Attributes:
@@ -75,12 +77,14 @@ class FillMask(ServedTask):
 
     name: ClassVar[str] = "fill-mask"
     options: ClassVar[Mapping[str, Setting]] = {
-        **ServedTask.options,
+        **TokenizerOptionsTask.options,
         "top_k": Setting(int, minimum=0, help="Number of answers per mask."),
         "targets": Setting(str, help="Score only these tokens, as JSON or separated by commas."),
     }
     carries_metadata: ClassVar[bool] = True
     needs_tokenizer: ClassVar[bool] = True
+    tokenizer_kwargs: ClassVar[str | None] = "tokenizer_kwargs"
+    pipeline_refusals: ClassVar[tuple[str, ...]] = (NO_MASK,)
 
     def outputs(self) -> tuple[Tensor, ...]:
         """Return ``PREDICTIONS``, a JSON list."""
@@ -110,13 +114,13 @@ class FillMask(ServedTask):
     def preprocess(self, columns: TextColumns, encoder: TextEncoder) -> Features:
         """Tokenize the texts; the metadata of a row are the targets and its token ids."""
         targets = self._target_ids(encoder.tokenizer)
-        encodings = encoder.encode(columns[0], truncation=self.truncation)
+        encodings = self._encode(columns, encoder)
         rows = [encoding.ids for encoding in encodings]
         for row, (ids, encoding) in enumerate(zip(rows, encodings, strict=True)):
             masks = ids.count(self.mask_token_id)
             if masks == 0:
                 within = f" within the {encoder.max_length} tokens the model takes" if encoding.overflowing else ""
-                raise ValueError(f"row {row}: no mask token ({self.mask_token}) found{within}")
+                raise ValueError(f"row {row}: {NO_MASK} ({self.mask_token}) found{within}")
             if masks > MOST_MASKS:
                 raise ValueError(f"row {row}: {masks} mask tokens ({self.mask_token}), at most {MOST_MASKS} can be filled at once")
             if masks * self.top_k > MOST_ANSWERS and not targets:
@@ -196,27 +200,24 @@ class FillMask(ServedTask):
 
     # -- the client -----------------------------------------------------------------------------------------------------------
 
-    def parse_call(self, arguments: tuple[object, ...], given: Mapping[str, object]) -> tuple[object, dict[str, object]]:
-        """Take ``targets`` as a string or a list of strings, and truncation within ``tokenizer_kwargs``."""
-        inputs, options = super().parse_call(arguments, given)
-        if isinstance(targets := options.get("targets"), str):
-            options["targets"] = json.dumps([targets], ensure_ascii=False)
-        elif targets is not None:
-            if not isinstance(targets, list | tuple) or not all(isinstance(target, str) for target in targets):
-                raise TypeError(f"targets must be a string or a list of them, not {targets!r:.80}")
-            options["targets"] = json.dumps(list(targets), ensure_ascii=False)
-        kwargs = options.pop("tokenizer_kwargs", None) or {}
-        if not isinstance(kwargs, Mapping) or set(kwargs) - {"truncation"}:
-            unknown = ", ".join(sorted(set(kwargs) - {"truncation"})) if isinstance(kwargs, Mapping) else repr(kwargs)
-            raise TypeError(f"tokenizer_kwargs may hold truncation only, not {unknown}")
-        return inputs, {**kwargs, **options}
+    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
+        """Take ``targets`` as a string or a list of strings."""
+        parameters, shown = super().sanitize_parameters({name: value for name, value in given.items() if name != "targets"})
+        targets = given.get("targets")
+        if targets is None:
+            return parameters, shown
+        listed = [targets] if isinstance(targets, str) else targets
+        if not isinstance(listed, Collection):
+            raise TypeError(f"targets must be a string or a list of them, not {targets!r:.80}")
+        if not all(isinstance(one, str) for one in listed):
+            raise ValueError(f"targets must be strings: {targets!r:.80}")
+        return {**parameters, "targets": write_strings([*listed])}, shown
 
-    def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
+    def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:  # noqa: ARG002
         """Return a list of ``{"score", "token", "token_str", "sequence"}`` per row, best first.
 
         A row with several masks gives a list of such lists.
         """
-        self.refuse_options(options)
         return [json.loads(row) for row in answers["PREDICTIONS"][:, 0]]
 
     def format_result(self, inputs: object, answers: Sequence[object], options: Mapping[str, object]) -> object:

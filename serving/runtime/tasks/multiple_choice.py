@@ -104,9 +104,8 @@ class MultipleChoice(ServedTask):
                     raise TypeError(f"choices {error}") from None
         raise TypeError(f"each row must be {{'text': …, 'choices': […]}}, not {row!r:.80}")
 
-    def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
+    def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:  # noqa: ARG002
         """Return ``{"choice", "score", "scores"}`` per row."""
-        self.refuse_options(options)
         rows = zip(answers["CHOICE"][:, 0].tolist(), map(json.loads, answers["SCORES"][:, 0]), strict=True)
         return [{"choice": choice, "score": scores[choice], "scores": scores} for choice, scores in rows]
 

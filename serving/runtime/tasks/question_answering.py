@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import numpy as np
 
-from ..types import Arrays, Features, Origins, Setting, Tensor, TextColumns, TextTooLongError, TooManyRowsError
+from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, TextColumns, TextTooLongError, TooManyRowsError
 from ._spans import Windows, best_spans, metadata_of, probabilities
+from ._tokenizer_options import check_padding
 from .base import ServedTask
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class QuestionAnswering(ServedTask):
     carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
     text_keys: ClassVar[tuple[str, ...]] = ("question", "context")
+    client_options: ClassVar[tuple[str, ...]] = ("padding",)
+    ignores_unknown_options: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str | None]] = {"text": "question", "text_pair": "context"}
     options: ClassVar[Mapping[str, Setting]] = {
         "top_k": Setting(int, minimum=1, maximum=MOST_ANSWERS, help="Number of answers."),
@@ -170,17 +173,22 @@ class QuestionAnswering(ServedTask):
     # -- the client -----------------------------------------------------------------------------------------------------------
 
     def parse_call(self, arguments: tuple[object, ...], given: Mapping[str, object]) -> tuple[object, dict[str, object]]:
-        """Take ``question=…, context=…`` (strings, lists, or questions and one text), both by position, or rows."""
+        """Take ``question=…, context=…`` (strings, lists, or questions and one text), both by position, or rows.
+
+        ``X=…`` and ``data=…`` are older names of rows. The pipeline looks for its inputs in this order, and ignores the others.
+        """
         options = dict(given)
+        named = {name: options.pop(name) for name in ("X", "data", "question", "context") if name in options}
         if len(arguments) == 2 and all(isinstance(argument, str) for argument in arguments):
-            inputs: object = _row(*arguments)
-        elif arguments:
-            inputs = arguments[0] if len(arguments) == 1 else list(arguments)
-        elif "question" in options and "context" in options:
-            inputs = _rows(options.pop("question"), options.pop("context"))
-        else:
-            raise TypeError("give question=… and context=…")
-        return inputs, options
+            return _row(*arguments), options
+        if arguments:
+            return (arguments[0] if len(arguments) == 1 else list(arguments)), options
+        for name in ("X", "data"):
+            if name in named:
+                return named[name], options
+        if len(named) < 2:
+            raise ValueError("give question=… and context=…")
+        return _rows(named["question"], named["context"]), options
 
     def check_rows(self, rows: Sequence[tuple[str, ...]]) -> None:
         """Refuse empty questions and texts, as the pipeline does."""
@@ -194,9 +202,17 @@ class QuestionAnswering(ServedTask):
             inputs = _rows(**inputs) if set(inputs) == set(self.row_keys) and isinstance(inputs["context"], list) else [inputs]
         return [_parse_row(row) for row in (inputs if isinstance(inputs, list | tuple) else [inputs])]
 
-    def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
+    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
+        """Take ``topk``, the older name of ``top_k``. Padding changes no answer: what it adds is not looked at."""
+        check_padding(given.get("padding"))
+        options = dict(given)
+        topk = options.pop("topk", None)
+        if options.get("top_k") is None and topk is not None:
+            options["top_k"] = topk
+        return super().sanitize_parameters(options)
+
+    def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:  # noqa: ARG002
         """Return ``{"score", "start", "end", "answer"}`` per row, or a list of them, best first, where there are several."""
-        self.refuse_options(options)
         rows = [json.loads(row) for row in answers["ANSWERS"][:, 0]]
         return [row[0] if len(row) == 1 else row for row in rows]
 
@@ -215,13 +231,12 @@ def _rows(question: object, context: object) -> object:
     """Convert keyword arguments of the pipeline to its row, or rows.
 
     Raises:
-        ValueError: The lists have different lengths.
-        TypeError: They are neither strings nor lists.
+        ValueError: The lists have different lengths, or they are neither strings nor lists.
     """
     if isinstance(question, str) and isinstance(context, str):
         return _row(question, context)
     if not isinstance(question, list) or not isinstance(context, str | list):
-        raise TypeError("question and context must both be strings or both lists, or questions a list and context a string")
+        raise ValueError("question and context must both be strings or both lists, or questions a list and context a string")
     contexts = [context] * len(question) if isinstance(context, str) else context
     if len(contexts) != len(question):
         raise ValueError(f"there are {len(question)} questions and {len(contexts)} contexts")
@@ -229,12 +244,24 @@ def _rows(question: object, context: object) -> object:
 
 
 def _parse_row(row: object) -> tuple[str, str]:
-    found = (getattr(row, "question_text", None), getattr(row, "context_text", None))  # the SquadExample of transformers
-    if isinstance(row, dict) and set(row) == {"question", "context"}:
+    """Return the texts of a row of the pipeline.
+
+    Raises:
+        KeyError: A key is missing.
+        TypeError: There is another key.
+        ValueError: It has another form.
+    """
+    if isinstance(row, dict):
+        if missing := [name for name in ("question", "context") if name not in row]:
+            raise KeyError(f"a row needs the keys question and context, {missing[0]} is missing: {row!r:.80}")
+        if other := row.keys() - {"question", "context"}:
+            raise TypeError(f"a row has the keys question and context, not {', '.join(map(repr, other))}: {row!r:.80}")
         found = (row["question"], row["context"])
+    else:
+        found = (getattr(row, "question_text", None), getattr(row, "context_text", None))  # the SquadExample of transformers
     if isinstance(found[0], str) and isinstance(found[1], str):
         return found[0], found[1]
-    raise TypeError(f"each row must be {{'question': …, 'context': …}} with two strings, not {row!r:.80}")
+    raise ValueError(f"each row must be {{'question': …, 'context': …}} with two strings, not {row!r:.80}")
 
 
 def _fits(texts: tuple[str, str], encoder: TextEncoder, stride: int, length: int) -> bool:

@@ -13,32 +13,41 @@ from typing import ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..types import Arrays, Floats, JsonValue, Origins, Setting, Tensor
+from ..types import Arrays, Floats, JsonValue, Origins, Setting, Tensor, Text, TextColumns
 from ._labels import softmax
-from .base import ServedTask
+from ._strings import read_strings, write_strings
+from ._tokenizer_options import TokenizerOptionsTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextClassification(ServedTask):
+class TextClassification(TokenizerOptionsTask):
     """Serves text classification.
 
     Attributes:
-        labels: Label names in the order of the logits.
+        labels: Label names in the order of the logits, as the checkpoint's config has them. ``LABEL`` is a string in any case.
         function_to_apply: ``softmax``, ``sigmoid`` or ``none``, chosen as the pipeline of ``transformers`` chooses it.
         top_k: Number of labels of a row that the client lists, best first. None: only the best label. ``SCORES`` always has all.
+        return_all_scores: Whether the client lists all labels, in the order of the logits, where there is no ``top_k``.
+        json_texts: Whether a request's ``TEXT`` is a JSON list of one or two texts, and ``TEXT_PAIR`` is not read. So a model of
+            pairs takes a single text. A model of single texts takes no pair: its graph cannot tell two texts apart.
     """
 
-    labels: tuple[str, ...]
+    labels: tuple[str | int, ...]
     function_to_apply: str
     top_k: int | None = None
+    return_all_scores: bool = False
+    json_texts: bool = False
 
     name: ClassVar[str] = "text-classification"
     options: ClassVar[Mapping[str, Setting]] = {
-        **ServedTask.options,
+        **TokenizerOptionsTask.options,
         "function_to_apply": Setting(str, choices=("softmax", "sigmoid", "none"), help="Function that turns logits into scores."),
-        "top_k": Setting(int, minimum=1, help="Number of labels that the client lists, best first."),
+        "top_k": Setting(int, help="Number of labels that the client lists, best first."),
+        "json_texts": Setting(bool, help="TEXT is a JSON list of one or two texts, and TEXT_PAIR is not read."),
     }
+    request_only: ClassVar[frozenset[str]] = TokenizerOptionsTask.request_only | {"json_texts"}
     presentation_options: ClassVar[frozenset[str]] = frozenset({"top_k"})
+    client_options: ClassVar[tuple[str, ...]] = ("return_all_scores", "text_pair")
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return ``TEXT``, and ``TEXT_PAIR`` where the model takes pairs."""
@@ -59,6 +68,21 @@ class TextClassification(ServedTask):
         text = {"TEXT": "A warm, funny and thoroughly engaging film."}
         return {**text, "TEXT_PAIR": "People enjoyed the film."} if self.pair else text
 
+    def texts(self, columns: TextColumns) -> Sequence[Text]:
+        """Convert request rows to rows for the tokenizer: each text, or each pair of texts."""
+        return [self._read_texts(row) for row in columns[0]] if self.json_texts else super().texts(columns)
+
+    def _read_texts(self, row: str) -> Text:
+        """Read a JSON list of one or two texts.
+
+        Raises:
+            ValueError: It is no such list, or there are more than the model takes.
+        """
+        texts = read_strings(row, "TEXT")
+        if len(texts) > 1 + self.pair:
+            raise ValueError(f"TEXT holds {len(texts)} texts, and the model takes {1 + self.pair}")
+        return (texts[0], texts[1]) if len(texts) == 2 else texts[0]
+
     def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:  # noqa: ARG002 - one model row each
         """Apply the function to the logits and find the best label."""
         scores = _FUNCTIONS[self.function_to_apply](outputs["logits"])
@@ -71,54 +95,96 @@ class TextClassification(ServedTask):
 
     @cached_property
     def _label_bytes(self) -> npt.NDArray[np.object_]:
-        return np.array([label.encode() for label in self.labels], dtype=np.object_)
+        return np.array([str(label).encode() for label in self.labels], dtype=np.object_)
 
     # -- the client -----------------------------------------------------------------------------------------------------------
 
+    def parse_call(self, arguments: tuple[object, ...], given: Mapping[str, object]) -> tuple[object, dict[str, object]]:
+        """Take ``text_pair=…`` too, the second text of every row."""
+        inputs, options = super().parse_call(arguments, given)
+        text_pair = options.get("text_pair")
+        if text_pair is None:
+            return inputs, options
+        rows = inputs if isinstance(inputs, list | tuple) else [inputs]
+        if not all(isinstance(row, str) for row in rows):
+            raise TypeError("text_pair=… goes with texts that are strings: give it as {'text': …, 'text_pair': …} otherwise")
+        pairs = [{"text": row, "text_pair": text_pair} for row in rows]
+        return (pairs if isinstance(inputs, list | tuple) else pairs[0]), options
+
     def parse_inputs(self, inputs: object) -> list[tuple[str, ...]]:
-        """Take strings or dicts with ``text``; for pairs, dicts with ``text`` and ``text_pair``."""
+        """Take strings or dicts with ``text``; for pairs, dicts with ``text`` and ``text_pair``, or ``[[text, text_pair]]``."""
         return [self._parse_row(row) for row in (inputs if isinstance(inputs, list | tuple) else [inputs])]
 
     def _parse_row(self, row: object) -> tuple[str, ...]:
-        if isinstance(row, dict) and row.get("text_pair", "") is None:  # evaluators write this for single texts
-            row = {name: value for name, value in row.items() if name != "text_pair"}
-        match row:
-            case str() if not self.pair:
-                return (row,)
-            case {"text": str(text), **rest} if not self.pair and not rest:
-                return (text,)
-            case {"text": str(text), "text_pair": str(text_pair), **rest} if self.pair and not rest:
-                return (text, text_pair)
-        wanted = "{'text': …, 'text_pair': …}" if self.pair else "a string or {'text': …}"
-        raise TypeError(f"each row must be {wanted}, not {row!r:.80}")
+        texts = _row_texts(row)
+        if len(texts) > 1 + self.pair:
+            raise ValueError(f"this model was exported for single texts, and its graph cannot tell two texts apart: {row!r:.80}")
+        return texts
 
-    def sanitize_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
+    def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
+        """Write the rows of a model of pairs as JSON if one of them is a single text."""
+        if not self.pair or all(len(row) == 2 for row in rows):
+            return rows, {}
+        return [(write_strings(row), "") for row in rows], {"json_texts": True}
+
+    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
         """Accept the function's name in any case, or as an enumeration member, as the pipeline does."""
-        parameters = super().sanitize_parameters(given)
+        parameters, shown = super().sanitize_parameters(given)
         if isinstance(function := parameters.get("function_to_apply"), str):
             parameters["function_to_apply"] = str(getattr(function, "value", function)).lower()
-        return parameters
+        return parameters, shown
 
     def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
-        """Return ``{"label", "score"}`` per row; with ``top_k``, a list of the best ``top_k`` (None: all), best first."""
-        self.refuse_options(options)
-        if self._best_only(options):
-            labels, scores = answers["LABEL"][:, 0], answers["SCORE"][:, 0].tolist()
-            return [{"label": label.decode(), "score": score} for label, score in zip(labels, scores, strict=True)]
-        top_k = cast("int | None", options.get("top_k", self.top_k))
-        rows = answers["SCORES"].tolist()
-        ranked = [sorted(zip(self.labels, row, strict=True), key=lambda item: -item[1])[:top_k] for row in rows]
-        return [[{"label": label, "score": score} for label, score in row] for row in ranked]
+        """Return ``{"label", "score"}`` per row; with ``top_k``, a list of the best ``top_k`` (None: all), best first.
+
+        With ``return_all_scores``, which is older, a list of all in the order of the logits.
+        """
+        top_k, ranked = self._listed(options)
+        if top_k == 1 and not ranked:
+            best = answers["SCORES"].argmax(axis=-1).tolist()
+            scores = answers["SCORE"][:, 0].tolist()
+            return [{"label": self.labels[place], "score": score} for place, score in zip(best, scores, strict=True)]
+        rows = [[*zip(self.labels, row, strict=True)] for row in answers["SCORES"].tolist()]
+        if ranked:
+            rows = [sorted(row, key=lambda item: -item[1])[:top_k] for row in rows]
+        return [[{"label": label, "score": score} for label, score in row] for row in rows]
+
+    def _listed(self, options: Mapping[str, object]) -> tuple[int | None, bool]:
+        """Return how many labels are listed, and whether best first, as the pipeline decides it. Not ranked, 1 means no list."""
+        if "top_k" in options:
+            return cast("int | None", options["top_k"]), True
+        everything = options.get("return_all_scores")
+        if everything is None and self.top_k is not None:
+            return self.top_k, True
+        everything = self.return_all_scores if everything is None else everything
+        return None if everything else 1, self.top_k is not None
 
     def format_result(self, inputs: object, answers: Sequence[object], options: Mapping[str, object]) -> object:
-        """Return a list for a single string without ``top_k`` too, as the pipeline does."""
-        if isinstance(inputs, str) and self._best_only(options):
+        """Return a list for a single string too where the call has no ``top_k``, as the pipeline does."""
+        if (isinstance(inputs, str) or (isinstance(inputs, dict) and "text_pair" in options)) and "top_k" not in options:
             return answers
         return super().format_result(inputs, answers, options)
 
-    def _best_only(self, options: Mapping[str, object]) -> bool:
-        """Tell whether a row's answer is one label and no list."""
-        return "top_k" not in options and self.top_k is None
+
+def _row_texts(row: object) -> tuple[str, ...]:
+    """Return the one or two texts of a row of the pipeline.
+
+    Raises:
+        TypeError: The row has other keys.
+        ValueError: It has another form.
+    """
+    match row:
+        case str():
+            return (row,)
+        case [[str(text), str(text_pair)]]:  # an older form
+            return (text, text_pair)
+        case {"text": str(text), "text_pair": str(text_pair), **rest} if not rest:
+            return (text, text_pair)
+        case {"text": str(text), **rest} if not rest or rest == {"text_pair": None}:  # evaluators write None for single texts
+            return (text,)
+        case {"text": _, **rest} if rest.keys() - {"text_pair"}:
+            raise TypeError(f"a row has the keys text and text_pair, not {', '.join(map(repr, rest))}: {row!r:.80}")
+    raise ValueError(f"each row must be a string, or {{'text': …}} with strings, for pairs with 'text_pair' too, not {row!r:.80}")
 
 
 def _sigmoid(logits: Floats) -> Floats:

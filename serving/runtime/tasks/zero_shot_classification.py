@@ -13,9 +13,9 @@ The answers are those of the pipeline of ``transformers``, including these rules
 * Of equal scores, the label given last comes first.
 * Only the text is truncated where a pair is too long, never the hypothesis.
 
-Differences: an empty text is answered (the pipeline refuses it). A hypothesis that leaves no room for the text is refused (the
-pipeline gives the model more tokens than it accepts). Labels must be strings. A template contains ``{}`` or ``{0}`` once and
-nothing else in braces (the pipeline formats whatever it gets), and at most :data:`LONGEST_TEMPLATE` characters.
+Differences: the server answers an empty text, which the pipeline and the client refuse. A hypothesis that leaves no room for the
+text is refused (the pipeline gives the model more tokens than it accepts). Labels must be strings. A template contains ``{}`` or
+``{0}`` once and nothing else in braces (the pipeline formats whatever it gets), and at most :data:`LONGEST_TEMPLATE` characters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
-from ..types import Arrays, Features, Integers, Origins, Setting, Tensor, Text, TextColumns
+from ..types import Arrays, Features, Integers, JsonValue, Origins, Setting, Tensor, Text, TextColumns
 from ._candidates import first_rows, require_few, softmax_by_sample
 from ._strings import json_column, read_strings, write_strings
 from .base import ServedTask
@@ -66,6 +66,7 @@ class ZeroShotClassification(ServedTask):
     carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
     text_keys: ClassVar[tuple[str, ...]] = ("text", "candidate_labels")
+    ignores_unknown_options: ClassVar[bool] = True
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return ``TEXT`` and ``CANDIDATE_LABELS``, a JSON list."""
@@ -147,7 +148,7 @@ class ZeroShotClassification(ServedTask):
         names = ("sequences", "candidate_labels")
         found = dict(zip(names, arguments, strict=False))
         if len(arguments) > len(names) or found.keys() & options.keys():
-            raise TypeError("give sequences and candidate_labels, each once")
+            raise ValueError("give sequences and candidate_labels, each once")
         found |= {name: options.pop(name) for name in names if name in options}
         if "sequences" not in found:
             raise TypeError("give sequences and candidate_labels, each once")
@@ -169,18 +170,34 @@ class ZeroShotClassification(ServedTask):
             case {"text": str(text), "candidate_labels": labels, **rest} if not rest:
                 if isinstance(labels, str):
                     labels = [label.strip() for label in labels.split(",") if label.strip()]
-                if not labels:
-                    raise ValueError("one candidate label is needed at least")
+                elif isinstance(labels, np.ndarray):
+                    labels = labels.tolist()
                 try:
-                    return text, write_strings(labels)
+                    written = write_strings(labels)
                 except TypeError as error:
                     raise TypeError(f"candidate_labels {error}, or a string of them with commas between") from None
+                if not labels:
+                    raise ValueError("one candidate label is needed at least")
+                return text, written
         wanted = "a string (with candidate_labels=[…] beside it) or {'text': …, 'candidate_labels': […]}"
         raise TypeError(f"each row must be {wanted}, not {row!r:.80}")
 
-    def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
+    def check_rows(self, rows: Sequence[tuple[str, ...]]) -> None:
+        """Refuse empty texts, as the pipeline does."""
+        if not all(text for text, _ in rows):
+            raise ValueError("a text is empty")
+
+    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
+        """Take ``multi_class``, the older name of ``multi_label``, which wins where both are given, as in the pipeline."""
+        options = dict(given)
+        if options.pop("multi_class", None) is not None:
+            options["multi_label"] = given["multi_class"]
+        if not isinstance(options.get("hypothesis_template", ""), str):
+            raise AttributeError(f"hypothesis_template must be a string, not {given['hypothesis_template']!r:.80}")
+        return super().sanitize_parameters(options)
+
+    def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:  # noqa: ARG002
         """Return ``{"labels", "scores"}`` per row. :meth:`add_inputs` puts the text in front."""
-        self.refuse_options(options, "candidate_labels")
         rows = zip(answers["LABELS"][:, 0], answers["SCORES"][:, 0], strict=True)
         return [{"labels": json.loads(labels), "scores": json.loads(scores)} for labels, scores in rows]
 

@@ -69,7 +69,7 @@ def test_options_that_are_not_asked_for_are_the_tasks_own() -> None:
 
 
 def test_an_unknown_option_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="text-classification has no option top_p, padding; it has truncation, function_to_apply"):
+    with pytest.raises(ValueError, match="text-classification has no option top_p, padding; it has truncation, max_length, add"):
         TASK.with_options({"top_p": 1, "truncation": True, "padding": True})
     with pytest.raises(ValueError, match="option function_to_apply must be one of softmax, sigmoid, none, not 'relu'"):
         TASK.with_options({"function_to_apply": "relu"})

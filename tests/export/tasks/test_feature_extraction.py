@@ -301,7 +301,7 @@ def test_pipeline_forms(embeddings: Any) -> None:
     bound = task().served
     assert bound.parse_inputs("one") == [("one",)]
     assert bound.parse_inputs(["one", "two"]) == [("one",), ("two",)]
-    with pytest.raises(TypeError, match="must be a string"):
+    with pytest.raises(ValueError, match="must be a string"):
         bound.parse_inputs([{"text": "one"}])
     lists = bound.format_answers({"EMBEDDING": embeddings})
     assert bound.format_result("one", lists[:1], {}) == embeddings[0].tolist()
@@ -311,9 +311,9 @@ def test_pipeline_forms(embeddings: Any) -> None:
     together = bound.format_result(["…"] * 6, arrays, {"return_tensors": True})
     np.testing.assert_array_equal(together, embeddings)
     assert bound.format_result("one", arrays[:1], {"return_tensors": True}).shape == (8,)
-    for wrong in ({"return_tensors": "pt"}, {"tokenize_kwargs": {}}):
+    for wrong in ({"return_tensors": "pt"}, {"tokenize_kwargs": 1}, {"tokenize_kwargs": {"return_tensors": "pt"}}):
         with pytest.raises(TypeError):
-            bound.format_answers({"EMBEDDING": embeddings}, **wrong)
+            bound.sanitize_parameters(wrong)
 
 
 # -- judging ---------------------------------------------------------------------------------------------------------------------

@@ -341,7 +341,8 @@ def test_files_and_what_travels_with_a_bundle(tmp_path: Path) -> None:
     found = load_rows(str(tmp_path / "rows.jsonl"), Columns(), TASK, split="train", cache=tmp_path)
     assert found.labels == (ANSWERS, [])
     task = TASK.from_labels(found.labels, names=(), pair=True)
-    assert task.served.handle_impossible_answer, "one row has no answer"
+    assert task.evaluated.handle_impossible_answer, "one row has no answer"
+    assert not task.served.handle_impossible_answer, "the pipeline allows no empty answer where nobody asks for it"
     assert TASK.from_config(task.head(), pair=True) == task == load_task(task.name, task.to_settings())
     labelled = encode_labels(found, task)
     write_evaluation(labelled, tmp_path)
@@ -440,15 +441,15 @@ def test_forms_of_calls(arguments: Any, given: Any, rows: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "given", "error"),
     [
-        ((), {}, TypeError),
-        ((), {"question": "a"}, TypeError),
-        ((), {"question": "a", "context": ["b"]}, TypeError),
+        ((), {}, ValueError),
+        ((), {"question": "a"}, ValueError),
+        ((), {"question": "a", "context": ["b"]}, ValueError),
         ((), {"question": ["a", "c"], "context": ["b"]}, ValueError),
         ((), {"question": "", "context": "b"}, ValueError),
-        (("a",), {}, TypeError),
-        (({"question": "a"},), {}, TypeError),
-        (({"question": "a", "context": None},), {}, TypeError),
-        (({"question": ["a"], "context": "b"},), {}, TypeError),
+        (("a",), {}, ValueError),
+        (({"question": "a"},), {}, KeyError),
+        (({"question": "a", "context": None},), {}, ValueError),
+        (({"question": ["a"], "context": "b"},), {}, ValueError),
         (([{"question": "a", "context": "b", "id": 1}],), {}, TypeError),
     ],
 )

@@ -186,11 +186,13 @@ def test_all_labels_are_ranked_and_the_order_of_equal_ones_is_the_checkpoints() 
     default = MANY.with_settings({"top_k": 2})
     assert [item["label"] for item in default.served.format_answers(scores([0.3, 0.9, 0.3]))[0]] == ["b", "a"]
     assert len(default.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=None)[0]) == 3
-    for wrong in (0, "2", True, 1.5):
+    for wrong in ("2", True, 1.5):
         with pytest.raises(ValueError, match="option top_k must be"):
             MANY.served.with_options({"top_k": wrong})
-    with pytest.raises(TypeError, match="no option topk; it has truncation, function_to_apply, top_k"):
-        MANY.served.format_answers(scores([0.3, 0.9, 0.3]), topk=1)
+    with pytest.raises(
+        TypeError, match="no option topk; it has truncation, function_to_apply, top_k, return_all_scores, text_pair"
+    ):
+        MANY.served.sanitize_parameters({"topk": 1})
 
 
 # Against the pipeline

@@ -113,17 +113,20 @@ def test_calls_as_the_pipeline_takes_them() -> None:
     "call",
     [
         lambda task: task.parse_call((), {"candidate_labels": ["a"]}),
-        lambda task: task.parse_call(("a", ["b"]), {"candidate_labels": ["b"]}),
-        lambda task: task.parse_call(("a", ["b"], "c"), {}),
         lambda task: task.parse_call(({"text": "a", "candidate_labels": ["b"]}, ["b"]), {}),
         lambda task: task.parse_inputs("a"),
         lambda task: task.parse_inputs({"text": "a", "candidate_labels": [1]}),
-        lambda task: task.format_answers({}, top_k=1),
     ],
 )
 def test_calls_that_are_none(call: Callable[[ZeroShotClassification], Any]) -> None:
     with pytest.raises(TypeError):
         call(Task.from_config(config(*NLI)).served)
+
+
+@pytest.mark.parametrize(("arguments", "given"), [(("a", ["b"]), {"candidate_labels": ["b"]}), (("a", ["b"], "c"), {})])
+def test_more_arguments_than_the_pipeline_takes(arguments: Any, given: Any) -> None:
+    with pytest.raises(ValueError, match="each once"):
+        Task.from_config(config(*NLI)).served.parse_call(arguments, given)
 
 
 @pytest.mark.parametrize("labels", ["[]", "", "{}", '["a", 1]', '"a"', "[" * 100_000, '["\\ud800"]'])

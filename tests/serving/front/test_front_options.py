@@ -27,7 +27,7 @@ from serving.install import PROJECT
 from serving.options import ServeOptions
 from serving.supervisor import start_detached, stop
 from tests.helpers.front_requests import ask, body, error_of, tensor
-from tests.helpers.servers import serve_options
+from tests.helpers.servers import running, serve_options
 
 KEY = "a-key-of-this-test-0123456789"
 
@@ -50,9 +50,9 @@ def files(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Pa
 
 
 @pytest.fixture(scope="module")
-def guarded(packaged: Path, files: Path) -> Iterator[ServeOptions]:
+def guarded(small: Path, files: Path) -> Iterator[ServeOptions]:
     options = replace(
-        serve_options(packaged),
+        serve_options(small),
         tls_certificate=files / "certificate.pem",
         tls_key=files / "key.pem",
         api_keys=files / "keys",
@@ -60,9 +60,8 @@ def guarded(packaged: Path, files: Path) -> Iterator[ServeOptions]:
         in_flight=2,
         queue=4,
     )
-    start_detached(options)
-    yield options
-    stop(options.http_port)
+    with running(options):
+        yield options
 
 
 def tls_url(options: ServeOptions, protocol: str) -> str:

@@ -1,0 +1,133 @@
+"""Base class of tasks whose pipeline in ``transformers`` passes options to the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ..types import Features, JsonValue, Origins, Setting, TextColumns
+from .base import ServedTask
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+    from ..tokenization import TextEncoder
+
+WITHOUT_EFFECT = ("padding", "pad_to_multiple_of", "padding_side", "stride", "verbose")
+"""Arguments of a tokenizer that change no answer: a padded token is not looked at, and the rest of a truncated text is dropped."""
+TAKEN = ("truncation", "max_length", "add_special_tokens")
+"""Arguments of a tokenizer that become request parameters."""
+TRUNCATIONS = {"longest_first": True, "only_first": True, "do_not_truncate": False}
+"""Request parameter ``truncation`` by name of the tokenizer's strategy."""
+PADDINGS = (True, False, "longest", "max_length", "do_not_pad")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptionsTask(ServedTask):
+    """Base class of tasks whose pipeline passes options to the tokenizer.
+
+    Attributes:
+        max_length: Tokens kept of a row, special tokens included. None: what the model accepts, which is always the limit.
+        add_special_tokens: Whether the tokenizer adds special tokens.
+    """
+
+    max_length: int | None = None
+    add_special_tokens: bool = True
+
+    options: ClassVar[Mapping[str, Setting]] = {
+        **ServedTask.options,
+        "max_length": Setting(int, minimum=1, help="Tokens kept of a row that is truncated, if the model accepts more."),
+        "add_special_tokens": Setting(bool, help="Add special tokens."),
+    }
+    request_only: ClassVar[frozenset[str]] = frozenset({"max_length", "add_special_tokens"})
+    tokenizer_kwargs: ClassVar[str | None] = None
+    """The pipeline's option that holds the arguments of the tokenizer. None: they are options themselves."""
+
+    def preprocess(self, columns: TextColumns, encoder: TextEncoder) -> Features:
+        """Convert each request row to one model row."""
+        encodings = self._encode(columns, encoder)
+        return Features(encodings, Origins(np.arange(len(encodings))))
+
+    def _encode(self, columns: TextColumns, encoder: TextEncoder) -> list[Encoding]:
+        """Tokenize the rows as the options say.
+
+        Raises:
+            ValueError: A row is too long and is not truncated, or it has no token.
+        """
+        texts = self.texts(columns)
+        if self.max_length is None and self.add_special_tokens:
+            return encoder.encode(texts, truncation=self.truncation)
+        encodings = encoder.encode(
+            texts, truncation=self.truncation, max_length=self.max_length, special_tokens=self.add_special_tokens
+        )
+        lengths = [len(encoding) for encoding in encodings]
+        if 0 in lengths:
+            raise ValueError(f"row {lengths.index(0)} has no token")
+        return encodings
+
+    # -- the client -----------------------------------------------------------------------------------------------------------
+
+    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
+        """Read the arguments of the tokenizer as the tokenizer does, then the other options."""
+        own = dict(given)
+        names = ("truncation",) if self.tokenizer_kwargs else (*TAKEN, *WITHOUT_EFFECT)
+        inner = {name: own.pop(name) for name in names if name in own}
+        if self.tokenizer_kwargs is not None:
+            held = own.pop(self.tokenizer_kwargs, None) or {}
+            if not isinstance(held, Mapping):
+                raise TypeError(f"{self.tokenizer_kwargs} must be a dictionary, not {held!r:.80}")
+            if inner.get("truncation") is not None and "truncation" in held:
+                raise ValueError(f"truncation is given twice, as an option and in {self.tokenizer_kwargs}")
+            inner |= held
+        parameters, shown = super().sanitize_parameters(own)
+        return parameters | self._tokenizer_parameters(inner), shown
+
+    @property
+    def call_options(self) -> tuple[str, ...]:
+        """Return the names of the options that a pipeline call takes."""
+        own = (self.tokenizer_kwargs,) if self.tokenizer_kwargs else ("max_length", "add_special_tokens", *WITHOUT_EFFECT)
+        return (*super().call_options, *own)
+
+    def _tokenizer_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
+        """Convert arguments of the tokenizer to request parameters.
+
+        Raises:
+            TypeError: The tokenizer has no such argument, or a request cannot have it.
+            ValueError: The tokenizer refuses the value, or a request cannot have it.
+        """
+        if unknown := [name for name in given if name not in (*TAKEN, *WITHOUT_EFFECT)]:
+            taken = ", ".join((*TAKEN, *WITHOUT_EFFECT))
+            raise TypeError(f"{self.name} has no option {', '.join(unknown)} of the tokenizer; it has {taken}")
+        check_padding(padding := given.get("padding"))
+        parameters = self.request_parameters({name: value for name, value in given.items() if name in TAKEN})
+        truncation = parameters.get("truncation")
+        if isinstance(truncation, str):
+            parameters["truncation"] = truncation = self._truncation(str(getattr(truncation, "value", truncation)))
+        if truncation is False or (truncation is None and padding):  # the tokenizer then ignores the length
+            parameters.pop("max_length", None)
+        return parameters
+
+    def _truncation(self, strategy: str) -> bool:
+        """Return whether a strategy truncates.
+
+        Raises:
+            ValueError: There is no such strategy, or a request cannot have it.
+        """
+        if self.pair and strategy in {"only_first", "only_second"}:
+            raise ValueError(f"truncation {strategy} is not served: of a pair that is too long, the longer text is truncated")
+        if strategy not in TRUNCATIONS:
+            raise ValueError(f"option truncation must be true, false or one of {', '.join(TRUNCATIONS)}, not {strategy!r:.80}")
+        return TRUNCATIONS[strategy]
+
+
+def check_padding(padding: object) -> None:
+    """Check the argument ``padding`` of a tokenizer. It changes no answer.
+
+    Raises:
+        ValueError: There is no such padding.
+    """
+    if padding is not None and getattr(padding, "value", padding) not in PADDINGS:
+        raise ValueError(f"option padding must be one of {', '.join(map(str, PADDINGS))}, not {padding!r:.80}")

@@ -1,0 +1,680 @@
+"""Every option and form of a call of ``transformers.pipeline``: the client gives the same answer, or an error of the same class.
+
+The served task runs in this process. What the client does otherwise on purpose is at the end of each part.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.tasks import task_class
+from serving.client import TritonPipeline
+from serving.errors import DataError, InvalidArgumentError, PipelineError
+from serving.runtime.tasks.text_classification import TextClassification
+from serving.runtime.tasks.token_classification import TokenClassification
+from tests.helpers.filling import masked_checkpoint
+from tests.helpers.graphs import random_checkpoint
+from tests.helpers.in_process import in_process
+from tests.helpers.parity import assert_alike, assert_same
+from tests.helpers.tagging import TEXTS, tiny_tagger
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # the pipeline's own
+]
+THREE = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
+CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
+    "text-classification": lambda folder: random_checkpoint(folder, "bert", task_class("text-classification"), **THREE),
+    "fill-mask": lambda folder: masked_checkpoint(folder, "bert"),
+    "question-answering": lambda folder: random_checkpoint(folder, "bert", task_class("question-answering")),
+    "zero-shot-classification": lambda folder: random_checkpoint(folder, "bert", task_class("zero-shot-classification"), **NLI),
+    "token-classification": lambda folder: tiny_tagger(folder, "bert"),
+    "feature-extraction": lambda folder: random_checkpoint(folder, "bert", task_class("feature-extraction")),
+}
+Case = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass
+class Made:
+    """Makes checkpoints, clients and pipelines once."""
+
+    folder: Path
+    stack: ExitStack
+
+    def checkpoint(self, task: str, **config: Any) -> Path:
+        folder = self.folder / f"{task}{len(config)}{'-'.join(map(str, config.values()))}"
+        if not folder.exists():
+            if config:
+                random_checkpoint(folder, "bert", task_class(task), **THREE, **config)
+            else:
+                CHECKPOINTS[task](folder)
+        return folder
+
+    def client(self, checkpoint: Path, task: str, **settings: Any) -> TritonPipeline:
+        return self.stack.enter_context(in_process(checkpoint, task_class(task), **settings))
+
+    def pipeline(self, checkpoint: Path, task: str, **options: Any) -> Any:
+        import transformers
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return transformers.pipeline(task, model=str(checkpoint), device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    with ExitStack() as stack:
+        yield Made(tmp_path_factory.mktemp("options"), stack)
+
+
+@pytest.fixture(scope="module")
+def both(made: Made) -> Callable[..., tuple[TritonPipeline, Any]]:
+    """Task → a client and the pipeline of its tiny checkpoint."""
+    known: dict[tuple[str, bool], tuple[TritonPipeline, Any]] = {}
+
+    def get(task: str, *, pair: bool = False) -> tuple[TritonPipeline, Any]:
+        if (task, pair) not in known:
+            checkpoint = made.checkpoint(task)
+            known[task, pair] = made.client(checkpoint, task, **({"pair": True} if pair else {})), made.pipeline(checkpoint, task)
+        return known[task, pair]
+
+    return get
+
+
+def each(inputs: list[Any], options: list[dict[str, Any]]) -> list[Case]:
+    return [((one,), chosen) for one in inputs for chosen in options]
+
+
+def shown(case: Case) -> str:
+    return f"{case[0]} {case[1]}"[:80]
+
+
+# -- text classification -------------------------------------------------------------------------------------------------------
+
+WORDS = "the film and this story with every scene"
+LONG = f"{WORDS} " * 40
+TEXT: list[Case] = [
+    *each(
+        ["the film", ["the film"], ["the film", "a dull mess"], {"text": "the film"}, [{"text": "a"}], []],
+        [
+            {},
+            *({"top_k": top_k} for top_k in (0, -1, 1, 2, 9, None)),
+            *({"return_all_scores": shown} for shown in (True, False, None)),
+            {"top_k": 2, "return_all_scores": True},
+            {"top_k": None, "return_all_scores": False},
+        ],
+    ),
+    *each(
+        [WORDS, [WORDS, WORDS]],
+        [
+            *({"function_to_apply": name} for name in ("SIGMOID", "none", None, "default", "relu")),
+            *({"truncation": way, "max_length": 5} for way in (True, False, "only_first", "longest_first", "do_not_truncate")),
+            {"max_length": 5},
+            {"max_length": 2},
+            {"max_length": 5, "padding": True},
+            {"max_length": 200, "truncation": True},
+            {"padding": "max_length", "max_length": 20, "truncation": True},
+            {"padding": True, "pad_to_multiple_of": 8, "verbose": False},
+            {"add_special_tokens": False},
+            {"add_special_tokens": False, "max_length": 3},
+            {"add_special_tokens": True},
+            {"text_pair": None},
+            # refused
+            {"truncation": "foo"},
+            {"padding": "foo"},
+            {"foo": 1},
+            {"is_split_into_words": True},
+            {"return_tensors": "pt"},
+            {"return_overflowing_tokens": True},
+            {"max_length": 2.5},
+            {"max_length": "5"},
+            {"tokenizer_kwargs": {"truncation": True}},
+        ],
+    ),
+    *each(
+        [
+            "",
+            [""],
+            # refused
+            None,
+            5,
+            [None],
+            ["a", None],
+            b"x",
+            [["a", "b"]],
+            [[]],
+            {},
+            {"text": 5},
+            {"txt": "a"},
+            {"text_pair": "b"},
+            {"text": "a", "foo": "b"},
+            {"text": "a", "text_pair": 5},
+        ],
+        [{}, {"top_k": 1}],
+    ),
+    ((), {}),
+    (("a", "b"), {}),
+    ((), {"inputs": "a"}),
+    ((LONG,), {"truncation": True}),
+    ((LONG,), {"truncation": True, "max_length": 9, "add_special_tokens": False}),
+]
+
+
+@pytest.mark.parametrize("case", TEXT, ids=shown)
+def test_text_classification(both: Any, case: Case) -> None:
+    assert_alike(*both("text-classification"), *case[0], **case[1])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *each(["a", ["a", "b"], {"text": "a"}, {"text": "a", "text_pair": "b"}, [[["a", "b"]]]], [{}, {"top_k": 2}]),
+        *each(["a", ["a", "b"]], [{"text_pair": "again"}, {"text_pair": "again", "top_k": None}, {"text_pair": 5}]),
+        *each(["the film " * 6, ["the film " * 60, "a"]], [{"text_pair": "a story " * 80, "truncation": True}]),
+        *each(
+            ["the film " * 6],
+            [{"text_pair": "a story " * 8, "max_length": 9, "add_special_tokens": kept} for kept in (True, False)],
+        ),
+        (([{"text": "a", "text_pair": "b"}, "a", {"text": "a", "text_pair": None}],), {}),
+    ],
+    ids=shown,
+)
+def test_text_classification_of_pairs_and_of_a_text_alone(both: Any, case: Case) -> None:
+    """By a model that was exported for pairs."""
+    assert_alike(*both("text-classification", pair=True), *case[0], **case[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "config"),
+    [
+        ({"top_k": 2}, {}),
+        ({"top_k": 1}, {}),
+        ({}, {"return_all_scores": True}),
+        ({}, {"return_all_scores": False}),
+        ({}, {"problem_type": "multi_label_classification"}),
+        ({}, {"problem_type": "single_label_classification", "function_to_apply": "none"}),
+    ],
+    ids=str,
+)
+def test_text_classification_as_it_was_exported(made: Made, settings: dict[str, Any], config: dict[str, Any]) -> None:
+    """With ``--setting``, as with options of the pipeline's construction; and with what the checkpoint's config says."""
+    checkpoint = made.checkpoint("text-classification", **config)
+    pair = made.client(checkpoint, "text-classification", **settings), made.pipeline(checkpoint, "text-classification", **settings)
+    for inputs in ("a", ["a"], ["a", "b"], {"text": "a"}, []):
+        for options in ({}, {"top_k": None}, {"top_k": 3}, {"function_to_apply": "sigmoid"}, {"return_all_scores": False}):
+            assert_alike(*pair, inputs, **options)
+
+
+def test_numbers_as_labels_stay_numbers() -> None:
+    task = TextClassification(labels=(0, 7), function_to_apply="softmax")
+    found = {"LABEL": np.array([[b"7"]], dtype=object), "SCORE": np.array([[0.8]]), "SCORES": np.array([[0.2, 0.8]])}
+    assert task.format_answers(found) == [{"label": 7, "score": 0.8}]
+    assert [item["label"] for item in task.format_answers(found, top_k=None)[0]] == [7, 0]  # type: ignore[index]
+    assert task._label_bytes.tolist() == [b"0", b"7"]
+
+
+def test_text_classification_otherwise(both: Any) -> None:
+    ours, _ = both("text-classification")
+    for options in ({"top_k": "2"}, {"top_k": True}, {"top_k": 2.0}, {"return_token_type_ids": False}):
+        with pytest.raises(TypeError, match="option"):
+            ours("a", **options)
+    assert len(ours("a", top_k=np.int64(2))) == 2
+    with pytest.raises(ValueError, match="max_length is 1, and a row has 2 special tokens"):
+        ours("a", truncation=True, max_length=1)
+    with pytest.raises(ValueError, match="option max_length must be 1 or more"):
+        ours("a", max_length=-1)
+    with pytest.raises(ValueError, match="only_first is not served"):
+        both("text-classification", pair=True)[0]("a", text_pair="b", truncation="only_first")
+    for inputs, options in (({"text": "a", "text_pair": "b"}, {}), ([[["a", "b"]]], {}), ("a", {"text_pair": "b"})):
+        with pytest.raises(ValueError, match="exported for single texts, and its graph cannot tell two texts apart"):
+            ours(inputs, **options)
+    with pytest.raises(TypeError, match="goes with texts that are strings"):
+        ours({"text": "a"}, text_pair="b")
+    with pytest.raises(DataError, match="half of a surrogate pair"):
+        ours("\ud83d")
+    with pytest.raises(InvalidArgumentError, match="truncation is off"):
+        ours(LONG, truncation=False)
+    assert_same(ours(LONG), ours(LONG, truncation=True))
+
+
+def test_nothing_is_asked_where_an_option_is_wrong(both: Any) -> None:
+    ours, _ = both("text-classification")
+    asked = ours._pipeline._connection.asked
+    before = len(asked)
+    for options in ({"foo": 1}, {"function_to_apply": "relu"}, {"top_k": "2"}, {"truncation": "foo"}, {"max_length": 0}):
+        with pytest.raises((TypeError, KeyError, ValueError)):
+            ours("a", **options)
+        with pytest.raises((TypeError, KeyError, ValueError)):
+            next(ours.stream(["a"], **options))
+    assert len(asked) == before
+
+
+# -- fill-mask -----------------------------------------------------------------------------------------------------------------
+
+ONE, TWO = "the film was [MASK] again", "a [MASK] story [MASK]"
+MASKS: list[Case] = [
+    *each(
+        [ONE, [ONE], [ONE, ONE], TWO, [TWO], [ONE, TWO], []],
+        [
+            {},
+            {"top_k": 2},
+            {"top_k": 0},
+            {"top_k": None},
+            {"targets": "good"},
+            {"targets": ["good", "bad", "good"], "top_k": 5},
+            {"targets": ("good", "bad")},
+            {"targets": {"good"}},
+        ],
+    ),
+    *each(
+        [ONE, TWO],
+        [
+            {"top_k": np.int64(2)},
+            {"tokenizer_kwargs": {}},
+            {"tokenizer_kwargs": None},
+            {"tokenizer_kwargs": {"truncation": True, "max_length": 7}},
+            {"tokenizer_kwargs": {"max_length": 7}},
+            {"tokenizer_kwargs": {"padding": "max_length", "max_length": 30}},
+            {"tokenizer_kwargs": {"add_special_tokens": False}},
+            # refused
+            {"tokenizer_kwargs": {"truncation": True, "max_length": 2}},
+            {"tokenizer_kwargs": {"foo": 1}},
+            {"tokenizer_kwargs": {"truncation": "foo"}},
+            {"tokenizer_kwargs": {"return_tensors": "pt"}},
+            {"tokenizer_kwargs": 5},
+            {"max_length": 5},
+            {"foo": 1},
+            {"top_k": "2"},
+            {"top_k": 2.0},
+            {"targets": []},
+            {"targets": ""},
+            {"targets": [""]},
+            {"targets": 5},
+            {"targets": [5]},
+        ],
+    ),
+    *each(["no mask", ["no mask"], [ONE, "no mask"], None, [None], 5, "", b"x", {"text": ONE}], [{}]),
+    ((), {}),
+    ((f"{ONE} and every scene" + " and every scene" * 60,), {"tokenizer_kwargs": {"truncation": True}}),
+    (
+        (f"{ONE} and every scene" + " and every scene" * 60,),
+        {"tokenizer_kwargs": {"truncation": True, "add_special_tokens": False}},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", MASKS, ids=shown)
+def test_fill_mask(both: Any, case: Case) -> None:
+    assert_alike(*both("fill-mask"), *case[0], **case[1])
+
+
+def test_a_text_without_a_mask_is_the_pipelines_own_exception(both: Any) -> None:
+    from transformers.pipelines import PipelineException
+
+    ours, _ = both("fill-mask")
+    with pytest.raises(PipelineException, match="no mask token") as caught:
+        ours("no mask")
+    assert isinstance(caught.value, PipelineError)
+    assert isinstance(caught.value, ValueError)
+    assert (caught.value.status, caught.value.task, caught.value.model) == ("INVALID_ARGUMENT", "fill-mask", "tiny")
+
+
+def test_fill_mask_as_it_was_exported(made: Made) -> None:
+    checkpoint = made.checkpoint("fill-mask")
+    pair = made.client(checkpoint, "fill-mask", top_k=2), made.pipeline(checkpoint, "fill-mask", top_k=2)
+    for options in ({}, {"top_k": 3}, {"targets": ["good"]}):
+        assert_alike(*pair, ONE, **options)
+
+
+def test_fill_mask_otherwise(both: Any) -> None:
+    ours, _ = both("fill-mask")
+    for top_k in (-1, 10**6):  # torch has a RuntimeError for it
+        with pytest.raises(ValueError, match="option top_k must be"):
+            ours(ONE, top_k=top_k)
+    with pytest.raises(ValueError, match="at most 16 can be filled"):
+        ours("[MASK] " * 17)
+    assert_same(ours(ONE, truncation=True), ours(ONE))
+
+
+# -- question answering --------------------------------------------------------------------------------------------------------
+
+QUESTION, CONTEXT = "is the film good", "of course the film was superb and moving and every scene was a delight"
+ROW = {"question": QUESTION, "context": CONTEXT}
+ANSWERS: list[Case] = [
+    *(
+        ((), {**ROW, **options})
+        for options in (
+            {},
+            {"top_k": 20},
+            {"topk": 3},
+            {"topk": 3, "top_k": 2},
+            {"top_k": np.int64(2)},
+            {"max_answer_len": 3},
+            {"handle_impossible_answer": True},
+            {"handle_impossible_answer": 1},
+            {"align_to_words": 0},
+            {"padding": True},
+            {"padding": "longest"},
+            {"padding": "max_length", "max_seq_len": 40},
+            {"doc_stride": 5, "max_seq_len": 20},
+            {"max_question_len": 1},
+            {"top_k": None, "max_seq_len": None},
+            {"max_seq_length": 50},  # no option: the pipeline passes over it
+            {"truncation": True},
+            {"foo": 1},
+            # refused
+            {"top_k": 0},
+            {"top_k": -1},
+            {"top_k": "3"},
+            {"top_k": 2.0},
+            {"max_answer_len": 0},
+            {"padding": "foo"},
+            {"doc_stride": 50, "max_seq_len": 20},
+            {"doc_stride": "x"},
+        )
+    ),
+    ((), {"data": ROW}),
+    ((), {"X": ROW}),
+    ((), {"data": [ROW, ROW]}),
+    ((), {"X": [ROW]}),
+    ((), {"data": [ROW, ROW], "X": ROW}),
+    ((), {"question": [QUESTION], "context": CONTEXT, "top_k": 2}),
+    ((), {"question": [QUESTION, QUESTION], "context": CONTEXT}),
+    ((), {"question": [QUESTION, QUESTION], "context": [CONTEXT, "a"]}),
+    ((), {"question": [], "context": []}),
+    ((), {"question": QUESTION, "context": "a"}),
+    ((), {"question": QUESTION, "context": CONTEXT * 20}),
+    ((), {"question": QUESTION, "context": CONTEXT * 20, "top_k": 4, "handle_impossible_answer": True}),
+    (([],), {}),
+    (([ROW, ROW],), {"top_k": 2}),
+    ((ROW, ROW), {}),
+    ((QUESTION, CONTEXT), {}),
+    (({"question": [QUESTION], "context": [CONTEXT]},), {}),
+    # refused
+    *(((), {"question": question, "context": context}) for question, context in (("", "b"), (None, "b"), ("a", None), ("a", ""))),
+    ((), {"question": [QUESTION, ""], "context": CONTEXT}),
+    ((), {"question": [QUESTION, None], "context": CONTEXT}),
+    ((), {"question": [QUESTION], "context": [CONTEXT, CONTEXT]}),
+    ((), {"question": QUESTION, "context": [CONTEXT]}),
+    ((), {"question": 5, "context": 5}),
+    ((), {"question": QUESTION}),
+    ((), {"context": CONTEXT}),
+    ((), {}),
+    *each(
+        [{}, {"question": "a"}, {"question": "a", "context": None}, {**ROW, "id": 1}, "a", 5, None, [5], [{"question": "a"}]],
+        [{}],
+    ),
+    ((QUESTION, CONTEXT, CONTEXT), {}),
+]
+
+
+@pytest.mark.parametrize("case", ANSWERS, ids=shown)
+def test_question_answering(both: Any, case: Case) -> None:
+    assert_alike(*both("question-answering"), *case[0], **case[1])
+
+
+def test_question_answering_as_it_was_exported(made: Made) -> None:
+    """The pipeline takes options of its construction, and passes over the config's ``task_specific_params``."""
+    task = "question-answering"
+    checkpoint = made.checkpoint(task, task_specific_params={task: {"handle_impossible_answer": True, "top_k": 3}})
+    assert_alike(made.client(checkpoint, task), made.pipeline(checkpoint, task), **ROW)
+    settings = {"top_k": 2, "handle_impossible_answer": True}
+    pair = made.client(checkpoint, task, **settings), made.pipeline(checkpoint, task, **settings)
+    for options in ({}, {"top_k": 1}, {"handle_impossible_answer": False}):
+        assert_alike(*pair, **ROW, **options)
+
+
+def test_question_answering_otherwise(both: Any) -> None:
+    ours, theirs = both("question-answering")
+    with pytest.warns(UserWarning, match="question-answering has no option max_seq_length; it has .* is ignored"):
+        ours(**ROW, max_seq_length=50)
+    with pytest.raises(TypeError, match="must be true or false"):
+        ours(**ROW, handle_impossible_answer="yes")
+    for options in ({"doc_stride": -1}, {"max_seq_len": 0}, {"max_seq_len": 8}, {"top_k": 1001}):
+        with pytest.raises(ValueError, match=r"option|no room for the question"):
+            ours(**ROW, **options)
+    few = {"question": QUESTION, "context": "a", "top_k": 5}
+    assert [answer["score"] == 0 for answer in theirs(**few)] == [False, True], (
+        "the pipeline fills up with answers of no probability"
+    )
+    assert_same(ours(**few), theirs(**few)[0])
+
+
+# -- zero-shot classification --------------------------------------------------------------------------------------------------
+
+LABELS = ["good", "dull story", "cold"]
+ZERO_SHOT: list[Case] = [
+    *each(
+        [ONE, [ONE], [ONE, "a mess"], []],
+        [
+            {"candidate_labels": LABELS},
+            {"candidate_labels": "good, bad"},
+            {"candidate_labels": "good"},
+            {"candidate_labels": ("good", "bad")},
+            {"candidate_labels": LABELS, "multi_label": True},
+            {"candidate_labels": LABELS, "multi_class": True},
+            {"candidate_labels": LABELS, "multi_class": False, "multi_label": True},
+            {"candidate_labels": LABELS, "multi_label": 1},
+            {"candidate_labels": LABELS, "hypothesis_template": "It is {}"},
+            {"candidate_labels": LABELS, "hypothesis_template": "{{}} is {0}!"},
+        ],
+    ),
+    *each(
+        [ONE],
+        [
+            {"candidate_labels": LABELS, "multi_label": None},
+            {"candidate_labels": LABELS, "foo": 1},
+            {"candidate_labels": LABELS, "truncation": True},
+            {"candidate_labels": ["a", "a"]},
+            {"candidate_labels": ["", "a"]},
+            # refused
+            {},
+            {"candidate_labels": ""},
+            {"candidate_labels": []},
+            {"candidate_labels": None},
+            {"candidate_labels": 5},
+            {"candidate_labels": {"a", "b"}},
+            {"candidate_labels": LABELS, "hypothesis_template": "none"},
+            {"candidate_labels": LABELS, "hypothesis_template": None},
+            {"candidate_labels": LABELS, "hypothesis_template": 5},
+            {"candidate_labels": LABELS, "hypothesis_template": "{"},
+        ],
+    ),
+    ((ONE, LABELS), {}),
+    ((), {"sequences": ONE, "candidate_labels": LABELS}),
+    ((ONE * 60, LABELS), {}),
+    # refused
+    ((ONE, LABELS, "x"), {}),
+    ((ONE, LABELS), {"candidate_labels": LABELS}),
+    ((), {"candidate_labels": LABELS}),
+    *(((inputs, LABELS), {}) for inputs in (None, "", ["", ONE], 5, [5], [None])),
+]
+
+
+@pytest.mark.parametrize("case", ZERO_SHOT, ids=shown)
+def test_zero_shot_classification(both: Any, case: Case) -> None:
+    assert_alike(*both("zero-shot-classification"), *case[0], **case[1])
+
+
+def test_zero_shot_classification_as_it_was_exported(made: Made) -> None:
+    task, settings = "zero-shot-classification", {"multi_label": True, "hypothesis_template": "So {}"}
+    checkpoint = made.checkpoint(task)
+    pair = made.client(checkpoint, task, **settings), made.pipeline(checkpoint, task, **settings)
+    for options in ({}, {"multi_label": False}, {"hypothesis_template": "It {}"}):
+        assert_alike(*pair, ONE, LABELS, **options)
+
+
+def test_zero_shot_classification_otherwise(both: Any) -> None:
+    ours, _ = both("zero-shot-classification")
+    with pytest.raises(TypeError, match="candidate_labels must be a list of strings"):
+        ours(ONE, [1, 2])
+    assert_same(ours(ONE, np.array(["good", "bad"])), ours(ONE, ["good", "bad"]))
+    for template in ("{} {}", "{x}", "{0.upper}"):
+        with pytest.raises(ValueError, match=r"hypothesis_template must contain \{\}"):
+            ours(ONE, LABELS, hypothesis_template=template)
+
+
+# -- token classification ------------------------------------------------------------------------------------------------------
+
+SPLIT = ["the", "film", "(café)", "", "unbelievably"]
+TAGS: list[Case] = [
+    *each(
+        [TEXTS[0], [TEXTS[0]], [TEXTS[0], "a"], []],
+        [
+            {},
+            {"aggregation_strategy": "simple"},
+            {"aggregation_strategy": "FIRST"},
+            {"aggregation_strategy": None},
+            {"ignore_labels": []},
+            {"ignore_labels": ("O", "film"), "aggregation_strategy": "average"},
+            {"grouped_entities": True},
+            {"grouped_entities": True, "ignore_subwords": True},
+            {"grouped_entities": False, "aggregation_strategy": "max"},
+            {"ignore_subwords": True},
+        ],
+    ),
+    *each(
+        [TEXTS[0]],
+        [
+            {"ignore_labels": None},
+            {"ignore_labels": {"O"}},
+            {"stride": 4},
+            {"stride": 4, "aggregation_strategy": "simple"},
+            {"stride": None},
+            {"is_split_into_words": False},
+            {"delimiter": "_"},
+            {"offset_mapping": None},
+            # refused
+            {"aggregation_strategy": "best"},
+            {"ignore_labels": "O"},
+            {"ignore_labels": 5},
+            {"stride": 4, "aggregation_strategy": "none"},
+            {"stride": 100, "aggregation_strategy": "simple"},
+            {"stride": "4"},
+            {"is_split_into_words": True},
+            {"offset_mapping": [[(0, 1)], [(0, 1)]]},
+            {"top_k": 1},
+        ],
+    ),
+    *each(
+        [SPLIT, [SPLIT, ["a"]], ["the"] * 200],
+        [
+            {"is_split_into_words": True},
+            {"is_split_into_words": True, "delimiter": "_", "aggregation_strategy": "simple"},
+            {"is_split_into_words": True, "delimiter": "", "aggregation_strategy": "max", "ignore_labels": []},
+        ],
+    ),
+    *each([None, 5, [None], ["a", 5], b"x", {"text": "a"}, [["a", "b"]]], [{}, {"aggregation_strategy": "simple"}]),
+    *each(["", [""], TEXTS[0] * 20], [{}, {"aggregation_strategy": "max"}]),
+    ((), {}),
+    ((["a", 5],), {"is_split_into_words": True}),
+    ((), {"inputs": TEXTS[0]}),
+]
+
+
+@pytest.mark.parametrize("case", TAGS, ids=shown)
+def test_token_classification(both: Any, case: Case) -> None:
+    assert_alike(*both("token-classification"), *case[0], **case[1])
+
+
+def test_words_of_a_tokenizer_without_marks(made: Made) -> None:
+    """RoBERTa's, whose words the pipeline tells apart by spaces of the text."""
+    checkpoint = tiny_tagger(made.folder / "roberta", "roberta")
+    pair = made.client(checkpoint, "token-classification"), made.pipeline(checkpoint, "token-classification")
+    for words in (SPLIT, [SPLIT, ["a"]]):
+        for strategy in ("none", "simple", "first"):
+            assert_alike(*pair, words, is_split_into_words=True, aggregation_strategy=strategy, ignore_labels=[])
+
+
+@pytest.mark.parametrize("strategy", ["max", "none", "simple"])
+def test_token_classification_as_it_was_exported(made: Made, strategy: str) -> None:
+    task = "token-classification"
+    checkpoint = made.checkpoint(task)
+    pair = (
+        made.client(checkpoint, task, aggregation_strategy=strategy, ignore_labels='["film"]'),
+        made.pipeline(checkpoint, task, aggregation_strategy=strategy, ignore_labels=["film"]),
+    )
+    for options in ({}, {"aggregation_strategy": "first"}, {"ignore_labels": ["O"]}, {"stride": 5}, {"grouped_entities": True}):
+        assert_alike(*pair, TEXTS[0], **options)
+
+
+def test_numbers_as_labels_of_tokens_stay_numbers() -> None:
+    task = TokenClassification(labels=(0, 7))
+    answers = np.array([[b'[{"entity": 7, "score": 0.5}]']], dtype=object)
+    assert task.format_answers({"ENTITIES": answers}) == [[{"entity": 7, "score": 0.5}]]
+    assert (task._group_names, task._kinds.tolist()) == (["0", "7"], [0, 1])
+
+
+def test_token_classification_otherwise(both: Any) -> None:
+    ours, _ = both("token-classification")
+    with pytest.raises(ValueError, match="offset_mapping is not served"):
+        ours(TEXTS[0], offset_mapping=[(0, 1)])
+    with pytest.raises(ValueError, match="words are not read in windows"):
+        ours(SPLIT, is_split_into_words=True, stride=3)
+    with pytest.raises(ValueError, match="option stride must be 0 or more"):
+        ours(TEXTS[0], stride=-1)
+    assert_same(ours(TEXTS[0], truncation=True), ours(TEXTS[0]))
+
+
+# -- feature extraction --------------------------------------------------------------------------------------------------------
+
+VECTORS: list[Case] = [
+    *each(
+        [ONE, [ONE], [ONE, "a"]],
+        [
+            {},
+            {"truncation": True},
+            {"tokenize_kwargs": None},
+            {"tokenize_kwargs": {"max_length": 3}},
+            {"tokenize_kwargs": {"truncation": True, "max_length": 4, "padding": False}},
+            {"truncation": True, "tokenize_kwargs": {"max_length": 4}},
+            {"truncation": False, "tokenize_kwargs": {"max_length": 4}},
+            {"tokenize_kwargs": {"add_special_tokens": False}},
+            {"return_tensors": False},
+            {"max_length": 3},  # no option here: the pipeline passes over it
+            {"truncation": True, "max_length": 3},
+            {"foo": 1},
+            # refused
+            {"truncation": True, "tokenize_kwargs": {"truncation": True}},
+            {"tokenize_kwargs": {"foo": 1}},
+            {"tokenize_kwargs": 5},
+            {"truncation": "foo"},
+        ],
+    ),
+    *each([None, [None], 5, {"text": "a"}, ["a", 5], "", [""], []], [{}]),
+    ((ONE * 40,), {"truncation": True}),
+    ((ONE * 40,), {"truncation": True, "tokenize_kwargs": {"max_length": 5}}),
+]
+
+
+@pytest.mark.parametrize("case", VECTORS, ids=shown)
+def test_feature_extraction(both: Any, case: Case) -> None:
+    """The mean of the vectors that the pipeline gives."""
+    ours, theirs = both("feature-extraction")
+
+    def pooled(*arguments: Any, **options: Any) -> Any:
+        found = theirs(*arguments, **options)
+        means = [np.mean(one[0], axis=0).tolist() for one in (found if isinstance(arguments[0], list) else [found])]
+        return means if isinstance(arguments[0], list) else means[0]
+
+    assert_alike(ours, pooled, *case[0], **case[1])
+
+
+def test_feature_extraction_otherwise(both: Any) -> None:
+    ours, theirs = both("feature-extraction")
+    array = ours(ONE, return_tensors=True)
+    assert (type(array), array.dtype) == (np.ndarray, np.float32)
+    np.testing.assert_allclose(array, theirs(ONE, return_tensors=True)[0].mean(axis=0).numpy(), atol=1e-5)
+    with pytest.raises(TypeError, match="return_tensors must be true"):
+        ours(ONE, return_tensors="pt")
+    with pytest.warns(UserWarning, match="feature-extraction has no option max_length; it has"):
+        ours(ONE, max_length=3)
