@@ -187,7 +187,9 @@ def _expected(library: Library, case: Case) -> tuple[object, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are about the library's own code
             return _plain(library(case.row)), ""
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # panics of the tokenizers library are no Exception
         return None, f"{type(error).__name__}: {error}"
 
 
