@@ -168,7 +168,7 @@ def _long_text(texts: Sequence[str], graph: ServedGraph) -> str:
     """Join texts, again and again, until they fill the model."""
     whole = " ".join(texts)
     tokens = len(graph.encoder.plain_ids([whole])[0])
-    while tokens <= graph.max_length:
+    while 0 < tokens <= graph.max_length:
         whole = " ".join([whole] * (1 + graph.max_length // tokens))
         tokens = len(graph.encoder.plain_ids([whole])[0])
     return whole
