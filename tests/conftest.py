@@ -84,6 +84,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if "packaged" in fixtures:
             item.add_marker(pytest.mark.server)
+            if group_of(item.nodeid) != "shared server":
+                raise pytest.UsageError(f"{item.nodeid} uses the shared server: add its module to TOGETHER")
         if fixtures & TRAINED_OR_EXPORTED:
             item.add_marker(pytest.mark.slow)
         groups.setdefault(group_of(item.nodeid), []).append(item)

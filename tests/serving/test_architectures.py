@@ -228,7 +228,7 @@ def test_every_task_is_benchmarked(covering: Served, tmp_path: Path, task: str) 
     ports = ["--http-port", options.http_port, "--grpc-port", options.grpc_port, "--metrics-port", options.metrics_port]
     where = ["--artifacts", covering.artifacts, "--repository", options.repository, "--checkpoint", covering.checkpoints[pair]]
     short = ["--rows", 20, "--duration", 0.4, "--rounds", 1, "--concurrency", 2, "--precision", "fp32", "--batch", 1]
-    short += ["--length", 16, "--rate", "none", "--protocol", "grpc", "--output", tmp_path / "report"]
+    short += ["--length", 16, "--rate", "none", "--protocol", "grpc", "--no-exported", "--output", tmp_path / "report"]
     assert main(["benchmark", "_".join(pair), *map(str, [*ports, *where, *short])]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     figures = report["figures"]
