@@ -81,7 +81,7 @@ class ServedGraph:
             ValueError: A row is refused.
         """
         parameters, shown = self.task.served.sanitize_parameters(self.task.asked_options(self.max_length))
-        served = self.task.served.with_options(parameters)
+        served = self.task.served.with_options({**self.task.served.pipeline_defaults(), **parameters})
         features = served.preprocess([list(column) for column in zip(*rows, strict=True)], self.encoder)
         outputs = self.run(self.encoder.arrays(features.encodings))
 

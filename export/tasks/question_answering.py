@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self, TypedDict, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from serving.runtime.types import Arrays, Features, Flags, JsonValue, Origins
 if TYPE_CHECKING:
     import numpy.typing as npt
     from tokenizers import Encoding
-    from transformers import Pipeline
+    from transformers import Pipeline, PreTrainedTokenizerFast
 
 CLOSE = 1e-4
 """Two answers count as tied if their scores differ by less."""
@@ -75,6 +75,10 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         """Return the request parameter that allows an empty answer where some questions have none."""
         return {"handle_impossible_answer": True} if self.unanswerable else {}
 
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
+        """Put the text in front of the question if the tokenizer pads on the left, as the pipeline of ``transformers`` does."""
+        return replace(self, served=replace(self.served, text_first=tokenizer.padding_side == "left"))
+
     @classmethod
     def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
         """Read answers: ``[{"text", "answer_start"}, …]`` or ``{"text": […], "answer_start": […]}``, also as JSON; perhaps none."""
@@ -121,7 +125,10 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         """Return the first and last token of the first right answer. A window without all of it points at its first token."""
         mapping = features.origins.sample_mapping.tolist()
         answers = cast("Sequence[list[KnownAnswer]]", references)
-        found = [_target(window, answers[row]) for window, row in zip(features.encodings, mapping, strict=True)]
+        found = [
+            _target(window, answers[row], text_first=self.served.text_first)
+            for window, row in zip(features.encodings, mapping, strict=True)
+        ]
         return {"start_positions": [start for start, _ in found], "end_positions": [end for _, end in found]}
 
     def answers(self, outputs: Arrays, origins: Origins) -> Arrays:
@@ -183,9 +190,9 @@ def _is_answer(value: object) -> bool:
     return isinstance(text, str) and bool(text) and type(start) is int and start >= 0
 
 
-def _target(window: Encoding, answers: Sequence[KnownAnswer]) -> tuple[int, int]:
+def _target(window: Encoding, answers: Sequence[KnownAnswer], *, text_first: bool) -> tuple[int, int]:
     """Find the first and the last token of the first of ``answers``; (0, 0) where the window does not hold all of it."""
-    first, count = text_tokens(window)
+    first, count = text_tokens(window, text_first=text_first)
     if not answers or not count:
         return 0, 0
     begin = answers[0]["answer_start"]

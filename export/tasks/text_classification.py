@@ -267,10 +267,13 @@ def _read_list(label: object) -> list[JsonValue]:
 
 
 def _is_multi_hot(values: list[object]) -> bool:
-    """Return whether a list has 1 or 0 for each label: positions of labels are whole numbers, and none is there twice."""
-    if not all(isinstance(value, int | float) and value in (0, 1) for value in values):
+    """Return whether a list has 1 or 0 for each label: positions of labels are whole numbers, and none is there twice.
+
+    A data set may name the two values ``"0"`` and ``"1"``.
+    """
+    if not all(isinstance(value, int | float | str) and value in (0, 1, "0", "1") for value in values):
         return False
-    return len(set(values)) < len(values) or any(type(value) is not int for value in values)
+    return len(set(values)) < len(values) or any(isinstance(value, bool | float) for value in values)
 
 
 TASK = TextClassificationTask

@@ -185,21 +185,24 @@ class TextEncoder:
         finally:
             self._cut_at_the_end()
 
-    def windows(self, texts: Sequence[Text], *, stride: int, max_length: int | None = None) -> tuple[list[Encoding], Integers]:
+    def windows(
+        self, texts: Sequence[Text], *, stride: int, max_length: int | None = None, strategy: str = "only_second"
+    ) -> tuple[list[Encoding], Integers]:
         """Tokenize every row in one call, with offsets. Text that is too long becomes several windows.
 
-        Of a pair, the second text is split into windows, and the first text stands in each of them.
+        Of a pair, one text is split into windows, and the other text stands in each of them.
 
         Args:
             texts: One text, or pair of texts, per row.
             stride: Tokens that two neighbouring windows share.
             max_length: Tokens of a window. None: what the model accepts.
+            strategy: Which text of a pair is split: ``only_first`` or ``only_second``.
 
         Returns:
             The windows of all rows, and the sample mapping, INT64 ``[windows]``.
 
         Raises:
-            ValueError: The stride, or the first text of a pair, leaves no room in a window.
+            ValueError: The stride, or the other text of a pair, leaves no room in a window.
             TooManyRowsError: A text becomes more windows than the model accepts.
             TextTooLongError: The texts are more than is tokenized at once.
         """
@@ -211,11 +214,11 @@ class TextEncoder:
             harmless = CHARACTERS_PER_TOKEN * self.most_rows * length
             self._cutter.require_few((part for text in texts for part in ((text,) if isinstance(text, str) else text)), harmless)
         for row, text in enumerate(texts):
-            self._require_few_windows(row, text, length, stride)
+            self._require_few_windows(row, text, length, stride, strategy)
         self._tokenizer.enable_truncation(
             length,
             stride=stride,
-            strategy="only_second" if pairs else "longest_first",
+            strategy=strategy if pairs else "longest_first",
             direction=self._direction,
         )
         try:
@@ -223,31 +226,30 @@ class TextEncoder:
         except BaseException as error:  # the library raises Exception itself; its panics are a BaseException of its own
             if "too short" not in str(error) and "`stride`" not in str(error):
                 raise
-            reason = "the first text leaves the second no room in it" if pairs else "the stride leaves no room in it"
-            raise ValueError(_no_window(length, reason)) from None
+            raise ValueError(_no_window(length, strategy if pairs else "")) from None
         finally:
             self._cut_at_the_end()
         parts = [[encoding, *encoding.overflowing] for encoding in encodings]
         mapping = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         return [window for part in parts for window in part], mapping
 
-    def _require_few_windows(self, row: int, text: Text, length: int, stride: int) -> None:
+    def _require_few_windows(self, row: int, text: Text, length: int, stride: int, strategy: str) -> None:
         """Refuse a text of too many windows before they are made. A client could otherwise ask for millions of them.
 
         Raises:
             TooManyRowsError: There would be more than :attr:`most_rows`.
-            ValueError: The first text of a pair leaves no room, or a text is longer than can be tokenized.
+            ValueError: The text of a pair that is not split leaves no room, or a text is longer than can be tokenized.
         """
         if self.most_rows is None:
             return
-        first, cut = ("", text) if isinstance(text, str) else text
+        whole, cut = ("", text) if isinstance(text, str) else text if strategy == "only_second" else text[::-1]
         room = room_for(self._tokenizer, length, pair=not isinstance(text, str))
         most, advance = self.most_rows - 1, room - stride
-        if _most_tokens(cut) <= most * (advance - _most_tokens(first)):
+        if _most_tokens(cut) <= most * (advance - _most_tokens(whole)):
             return
         self._tokenizer.no_truncation()
         try:
-            question, _ = self._cutter.count(first, room, row=row)
+            question, _ = self._cutter.count(whole, room, row=row)
             if question >= advance:  # either there is one window, or none
                 most = 0
             enough = max(0, room - question) + most * (advance - question)
@@ -257,7 +259,7 @@ class TextEncoder:
         if tokens <= enough and question <= room:
             return
         if question >= advance:
-            raise ValueError(_no_window(length, "the first text leaves the second no room in it"))
+            raise ValueError(_no_window(length, strategy))
         windows = 1 - (tokens - (room - question)) // (question - advance)
         raise TooManyRowsError(
             f"row {row} makes {windows}{'' if exact else ' or more'} rows for the model, which takes {self.most_rows} at most: "
@@ -310,5 +312,6 @@ def _most_tokens(text: str) -> int:
     return (2 if text.isascii() else 4) * len(text) + 1 if text else 0
 
 
-def _no_window(length: int, reason: object) -> str:
-    return f"no window of {length} tokens holds this: {reason}"
+def _no_window(length: int, strategy: str) -> str:
+    reasons = {"only_second": "the first text leaves the second no room", "only_first": "the second text leaves the first no room"}
+    return f"no window of {length} tokens holds this: {reasons.get(strategy, 'the stride leaves no room')} in it"

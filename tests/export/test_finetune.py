@@ -302,8 +302,8 @@ def test_training_that_diverged_is_told(
 def test_too_long_rows_and_missing_fast_tokenizer_are_refused(
     data: Path, base_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(command(base_checkpoint, "--max-length", "65")) == 1
-    assert "at most 64 tokens, not 65" in capsys.readouterr().err
+    assert cli.main(command(base_checkpoint, "--max-length", "81")) == 1
+    assert "at most 80 tokens, not 81" in capsys.readouterr().err
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):

@@ -40,7 +40,7 @@ MULTI_HOT = (
 )
 
 
-@pytest.mark.parametrize("label", [[0, 1, 1], [0, 0], [True, False], [0.0, 1.0]], ids=str)
+@pytest.mark.parametrize("label", [[0, 1, 1], [0, 0], [True, False], [0.0, 1.0], ["0", "1", "1"]], ids=str)
 def test_a_number_for_each_label_is_refused(label: list[Any], said: Callable[..., list[str]]) -> None:
     assert said(label)[-1].startswith(MULTI_HOT.format(label))
 

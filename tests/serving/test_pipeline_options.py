@@ -413,6 +413,9 @@ ANSWERS: list[Case] = [
         [{}, {"question": "a"}, {"question": "a", "context": None}, {**ROW, "id": 1}, "a", 5, None, [5], [{"question": "a"}]],
         [{}],
     ),
+    *(((question, context), {}) for question, context in ((None, CONTEXT), ("", CONTEXT), (QUESTION, None), (QUESTION, ""))),
+    ((), {"question": {"This": "is weird"}, "context": CONTEXT}),
+    ((), {"Y": None}),
     ((QUESTION, CONTEXT, CONTEXT), {}),
 ]
 
@@ -431,6 +434,44 @@ def test_question_answering_as_it_was_exported(made: Made) -> None:
     pair = made.client(checkpoint, task, **settings), made.pipeline(checkpoint, task, **settings)
     for options in ({}, {"top_k": 1}, {"handle_impossible_answer": False}):
         assert_alike(*pair, **ROW, **options)
+
+
+@pytest.fixture(scope="module")
+def padded_left(made: Made) -> tuple[TritonPipeline, Any]:
+    """A client and the pipeline of a checkpoint whose tokenizer pads on the left."""
+    import transformers
+
+    task = "question-answering"
+    checkpoint = random_checkpoint(made.folder / "left", "bert", task_class(task))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(checkpoint)
+    return made.client(checkpoint, task), made.pipeline(checkpoint, task)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"align_to_words": False, "top_k": 3}, {"handle_impossible_answer": True}])
+@pytest.mark.parametrize(
+    ("question", "context"),
+    [
+        (QUESTION, CONTEXT),
+        (QUESTION, CONTEXT * 20),
+        ("is the [CLS] film café", "a 한국어 film [SEP]"),
+        (CONTEXT, "a"),
+        (CONTEXT * 9, "a"),
+    ],
+    ids=range(5),
+)
+def test_a_tokenizer_that_pads_on_the_left_wants_the_text_first(
+    padded_left: Any, question: str, context: str, options: dict[str, Any]
+) -> None:
+    """The pipeline then takes words of the question for answers too."""
+    ours, theirs = padded_left
+    if question == CONTEXT * 9:
+        with pytest.raises(ValueError, match="row 0: a window of 64 tokens has no room for the question"):
+            ours(question=question, context=context, **options)
+    else:
+        assert_alike(ours, theirs, question=question, context=context, **options)
+        assert_alike(ours, theirs, question=question, context=context, doc_stride=3, **options)
 
 
 def test_question_answering_otherwise(both: Any) -> None:

@@ -30,14 +30,16 @@ with it, and where one ends that ends with it; where the bits differ, the same w
 the text in UTF-8, for the first window of its row."""
 
 
-def text_tokens(window: Encoding) -> tuple[int, int]:
+def text_tokens(window: Encoding, *, text_first: bool = False) -> tuple[int, int]:
     """Find where the text's tokens begin in a window, and how many there are."""
-    sequence = window.sequence_ids
-    count = sequence.count(1)
-    return (sequence.index(1) if count else 0), count
+    sequence, text = window.sequence_ids, 0 if text_first else 1
+    count = sequence.count(text)
+    return (sequence.index(text) if count else 0), count
 
 
-def metadata_of(windows: Sequence[Encoding], sample_mapping: Integers, contexts: Sequence[str], *, words: bool) -> list[bytes]:
+def metadata_of(
+    windows: Sequence[Encoding], sample_mapping: Integers, contexts: Sequence[str], *, words: bool, text_first: bool
+) -> list[bytes]:
     """Pack the metadata of each window, in the form of :data:`_HEAD`.
 
     Args:
@@ -45,11 +47,12 @@ def metadata_of(windows: Sequence[Encoding], sample_mapping: Integers, contexts:
         sample_mapping: ``[windows]``, positions in ``contexts``.
         contexts: Texts of the rows.
         words: Whether answers are widened to whole words.
+        text_first: Whether the text stands in front of the question. Every token may then be part of an answer.
     """
     metadata = []
     before = -1
     for window, row in zip(windows, sample_mapping.tolist(), strict=True):
-        packed = _pack(window, words=words)
+        packed = _pack_text_first(window, words=words) if text_first else _pack(window, words=words)
         metadata.append(packed if row == before else packed + contexts[row].encode())
         before = row
     return metadata
@@ -72,7 +75,12 @@ def _pack(window: Encoding, *, words: bool) -> bytes:
     return _HEAD.pack(len(ids), first, count, opened, False) + spans.T.tobytes()
 
 
-def _pack_by_token(window: Encoding, first: int, count: int, *, opened: bool, words: bool) -> bytes:
+def _pack_text_first(window: Encoding, *, words: bool) -> bytes:
+    """Pack a window in which the pipeline takes the tokens of the question, and special ones, for parts of the text too."""
+    return _pack_by_token(window, 0, len(window.ids), opened=False, words=words, text=0)
+
+
+def _pack_by_token(window: Encoding, first: int, count: int, *, opened: bool, words: bool, text: int = 1) -> bytes:
     """Pack the metadata of a window whose tokens must be described one by one.
 
     That is so where words are out of order or missing, or where the opening token's name is written out in the question, which the
@@ -83,7 +91,7 @@ def _pack_by_token(window: Encoding, first: int, count: int, *, opened: bool, wo
     spans, bits = [], []
     for token, number in enumerate(window.word_ids):
         inside = first <= token < first + count or (opened and ids[token] == ids[0])
-        word = window.word_to_chars(number, 1) if words and number is not None else None
+        word = window.word_to_chars(number, text) if words and number is not None else None
         spans.append(word or raw[token])
         bits.append(ANSWERABLE * inside + WORD * (word is not None or not words))
     both = np.concatenate((np.array(spans, dtype=np.int32).T, np.array(raw, dtype=np.int32).T))

@@ -7,19 +7,21 @@ The answers are those of the ``QuestionAnsweringPipeline`` of ``transformers`` 4
 * Answers of equal text, whatever their case and place, are one answer: it stands where the first was found, and its score is
   their sum. So overlapping windows count twice, and a score may be above 1.
 * ``align_to_words`` widens an answer to whole words as the tokenizer splits them, which in languages without spaces may be much.
+* With a tokenizer that pads on the left, such as XLNet's, the text stands in front of the question. Words of the question may then
+  be taken for an answer: of the text, what stands at their place.
 
 Differences: the pipeline fills up to ``top_k`` with spans of probability 0 (which ones depends on the version of numpy); here
-they are left out. With tokenizers that pad on the left, such as XLNet's, the pipeline puts the text before the question; here the
-question always comes first. A special token that opens a row counts as its ``[CLS]`` (OPT's is not meant as one).
+they are left out. A special token that opens a row counts as its ``[CLS]`` (OPT's is not meant as one).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
 import numpy as np
 
@@ -58,6 +60,7 @@ class QuestionAnswering(ServedTask):
         max_question_len: Has no effect, see above.
         handle_impossible_answer: Allow "no answer" (an empty one).
         align_to_words: Widen answers to whole words.
+        text_first: Whether the text stands in front of the question, as for a tokenizer that pads on the left.
     """
 
     pair: bool = True
@@ -68,6 +71,7 @@ class QuestionAnswering(ServedTask):
     max_question_len: int = 64
     handle_impossible_answer: bool = False
     align_to_words: bool = True
+    text_first: bool = False
 
     name: ClassVar[str] = "question-answering"
     model_outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
@@ -75,6 +79,8 @@ class QuestionAnswering(ServedTask):
     carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
     text_keys: ClassVar[tuple[str, ...]] = ("question", "context")
+    positional: ClassVar[tuple[str, ...]] = ("data",)
+    lists_iterables: ClassVar[bool] = True
     client_options: ClassVar[tuple[str, ...]] = ("padding",)
     ignores_unknown_options: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str | None]] = {"text": "question", "text_pair": "context"}
@@ -113,25 +119,28 @@ class QuestionAnswering(ServedTask):
         return self.example | {"CONTEXT": " ".join([text] * (1 + repeats // len(text.split())))}
 
     def preprocess(self, columns: TextColumns, encoder: TextEncoder) -> Features:
-        """Split each text into overlapping windows, each with the question in front."""
+        """Split each text into overlapping windows, each with the question."""
         length = self.max_seq_len or min(WINDOW, encoder.max_length)
         stride = min(length // 2, OVERLAP) if self.doc_stride is None else self.doc_stride
         if length > encoder.max_length:
             raise ValueError(f"max_seq_len is {length}, and the model takes {encoder.max_length} tokens at most")
         if stride > length:
             raise ValueError(f"doc_stride ({stride}) is larger than max_seq_len ({length})")
-        rows = [(question, context) for question, context in zip(*columns, strict=True)]
+        rows: list[tuple[str, str]] = list(zip(*(columns[::-1] if self.text_first else columns), strict=True))
+        strategy = "only_first" if self.text_first else "only_second"
+        split = partial(encoder.windows, stride=stride, max_length=length, strategy=strategy)
         try:
-            encodings, mapping = encoder.windows(rows, stride=stride, max_length=length)
+            encodings, mapping = split(rows)
         except (TooManyRowsError, TextTooLongError):
             raise
         except ValueError:
-            row = next(row for row, texts in enumerate(rows) if not _fits(texts, encoder, stride, length))
+            row = next(row for row, texts in enumerate(rows) if not _fits(texts, split))
             raise ValueError(
                 f"row {row}: a window of {length} tokens has no room for the question, {stride} tokens of overlap (doc_stride) and "
-                f"some of the text: {rows[row][0]!r:.80}"
+                f"some of the text: {columns[0][row]!r:.80}"
             ) from None
-        return Features(encodings, Origins(mapping, metadata_of(encodings, mapping, columns[1], words=self.align_to_words)))
+        metadata = metadata_of(encodings, mapping, columns[1], words=self.align_to_words, text_first=self.text_first)
+        return Features(encodings, Origins(mapping, metadata))
 
     def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:
         """Find the best answers of each row."""
@@ -182,19 +191,26 @@ class QuestionAnswering(ServedTask):
         if len(arguments) == 2 and all(isinstance(argument, str) for argument in arguments):
             return _row(*arguments), options
         if arguments:
-            return (arguments[0] if len(arguments) == 1 else list(arguments)), options
-        for name in ("X", "data"):
-            if name in named:
-                return named[name], options
-        if len(named) < 2:
+            inputs = arguments[0] if len(arguments) == 1 else list(arguments)
+        elif "X" in named or "data" in named:
+            inputs = named["X"] if "X" in named else named["data"]
+        elif len(named) < 2:
             raise ValueError("give question=… and context=…")
-        return _rows(named["question"], named["context"]), options
+        else:
+            inputs = _rows(named["question"], named["context"])
+        if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | tuple):
+            inputs = list(inputs)
+        return inputs, options
 
     def check_rows(self, rows: Sequence[tuple[str, ...]]) -> None:
         """Refuse empty questions and texts, as the pipeline does."""
         for row in rows:
             if not all(row):
                 raise ValueError(f"`{self.row_keys[row.index('')]}` cannot be empty")
+
+    def parse_items(self, items: object) -> list[tuple[str, ...]]:
+        """Take dicts with more keys, and empty questions and texts: the pipeline does not look at items as it looks at a list."""
+        return self.parse_inputs([_without_others(item, self.row_keys) for item in cast("Sequence[object]", items)])
 
     def parse_inputs(self, inputs: object) -> list[tuple[str, ...]]:
         """Take dicts with ``question`` and ``context``, a dict of lists, or ``SquadExample`` objects."""
@@ -221,6 +237,11 @@ class QuestionAnswering(ServedTask):
         lists = isinstance(inputs, dict) and isinstance(inputs["question"], list)
         several = isinstance(inputs, list | tuple) and len(inputs) != 1
         return answers if lists or several else answers[0]
+
+
+def _without_others(row: object, keys: Sequence[str]) -> object:
+    """Return a dict without other keys, if it has these."""
+    return {key: row[key] for key in keys} if isinstance(row, Mapping) and row.keys() >= set(keys) else row
 
 
 def _row(question: object, context: object) -> dict[str, object]:
@@ -264,9 +285,9 @@ def _parse_row(row: object) -> tuple[str, str]:
     raise ValueError(f"each row must be {{'question': …, 'context': …}} with two strings, not {row!r:.80}")
 
 
-def _fits(texts: tuple[str, str], encoder: TextEncoder, stride: int, length: int) -> bool:
+def _fits(texts: tuple[str, str], split: Callable[[list[tuple[str, str]]], object]) -> bool:
     try:
-        encoder.windows([texts], stride=stride, max_length=length)
+        split([texts])
     except ValueError:
         return False
     return True

@@ -276,11 +276,14 @@ def test_a_question_that_fills_the_window(encoder: TextEncoder) -> None:
     assert len(features(encoder, [{"question": "is it", "context": "the film"}]).encodings) == 1, "the encoder is as before"
 
 
-def test_targets_are_the_answers_tokens(encoder: TextEncoder) -> None:
+@pytest.mark.parametrize("text_first", [False, True])
+def test_targets_are_the_answers_tokens(encoder: TextEncoder, text_first: bool) -> None:
     rows = answering.rows(60, seed=5)
-    made = features(encoder, rows, max_seq_len=32)
+    served = QuestionAnswering(text_first=text_first)
+    columns = [[row["question"] for row in rows], [row["context"] for row in rows]]
+    made = served.with_options({"max_seq_len": 32}).preprocess(columns, encoder)
     references = [TASK.read_row((row["question"], row["context"]), row["answers"])[1] for row in rows]
-    targets = task().targets(made, [*references[:-1], []])
+    targets = TASK(served=served).targets(made, [*references[:-1], []])
     held = [False] * len(rows)
     for window, owner, start, end in zip(
         made.encodings, made.origins.sample_mapping.tolist(), targets["start_positions"], targets["end_positions"], strict=True

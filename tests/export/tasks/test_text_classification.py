@@ -251,6 +251,13 @@ def test_labels_without_names_are_those_of_the_pipeline(count: int | None, tiny_
     ours = answers(task, pipe.model.eval()(**batch).logits.tolist())
     for options in ({}, {"top_k": None}):
         assert_same(task.served.format_answers(ours, **options), pipe(TEXTS, truncation=True, max_length=64, **options))
+    rows = tmp_path / "rows.jsonl"
+    labels = [place / 7 if count == 1 else place % (count or 2) for place in range(70)]
+    rows.write_text("\n".join(json.dumps({"text": f"good {place}", "label": label}) for place, label in enumerate(labels)))
+    pipe.tokenizer.save_pretrained(tmp_path)
+    places = ["--name", "tiny", "--artifacts", str(tmp_path), "--checkpoint", str(tmp_path), "--test", str(rows)]
+    assert cli.main(["export", *places, "--precision", "fp32", "--max-metric-drop", "100"]) == 0
+    assert bundle_task(load_bundle(tmp_path / "tiny" / "bundle")).labels == tuple(pipe.model.config.id2label.values())
 
 
 @pytest.mark.parametrize(
