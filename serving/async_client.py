@@ -21,6 +21,8 @@ from serving import forks, streams
 from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError
 from serving.options import RequestOptions, WireProtocol
+from serving.pipeline_attributes import PipelineAttributes
+from serving.pipeline_call import ItemGroups, LazyCall, PipelineCall, check_batching
 from serving.runtime.digest import DIGEST, ForeignAnswerError, row_digests
 from serving.runtime.tasks import load_served
 from serving.runtime.tasks.base import ServedTask
@@ -32,23 +34,10 @@ RequestRow = tuple[str, ...]
 
 
 class EnsembleIdentity(TypedDict):
-    """What tells an ensemble from another: its name and the parameters in its Triton configuration."""
+    """What tells an ensemble from another: its name and its task, settings and model in its Triton configuration."""
 
     ensemble: str
     parameters: dict[str, str]
-
-
-class ClientOptions(TypedDict, total=False):
-    """Keyword arguments of :class:`AsyncTritonPipeline`, which documents them."""
-
-    url: str | None
-    protocol: WireProtocol
-    batch_size: int
-    concurrency: int
-    timeout: float
-    retries: int | None
-    ssl: bool | str | Path
-    api_key: str | None
 
 
 class AsyncTritonPipeline:
@@ -63,12 +52,14 @@ class AsyncTritonPipeline:
         *,
         url: str | None = RequestOptions.url,
         protocol: WireProtocol = RequestOptions.protocol,
-        batch_size: int = RequestOptions.batch_size,
+        batch_size: int | None = RequestOptions.batch_size,
+        num_workers: int | None = None,
         concurrency: int = RequestOptions.concurrency,
         timeout: float = RequestOptions.timeout,
         retries: int | None = None,
         ssl: bool | str | Path = False,
         api_key: str | None = None,
+        **defaults: object,
     ) -> None:
         """Create the client. It connects at the first call.
 
@@ -77,7 +68,8 @@ class AsyncTritonPipeline:
             url: ``host:port`` of the server for this protocol. None means the default port on this machine.
             protocol: ``grpc`` or ``http``.
             batch_size: Rows in one request, at most the server's ``max_batch_size``. The server batches requests itself, so 1 is
-                rarely slower. Larger values save round trips to a distant server.
+                rarely slower. Larger values save round trips to a distant server. None means 1.
+            num_workers: Has no effect. The pipeline's workers tokenize; here the server does.
             concurrency: Requests that one call has in flight at the same time. Over HTTP also the number of connections, which
                 all calls share.
             timeout: Time limit of one request in seconds, retries included.
@@ -88,33 +80,27 @@ class AsyncTritonPipeline:
                 that this machine trusts, with a path by those in this PEM file.
             api_key: Sent with every request as the header ``x-api-key``. None means the environment variable
                 ``TRITONIZE_API_KEY``, if it is set.
+            **defaults: Options of the pipeline, such as ``top_k=2``, for every call that does not have another value.
 
         Raises:
             ValueError: ``protocol``, ``batch_size``, ``concurrency``, ``ssl`` or ``api_key`` has a value that is not allowed.
         """
         if protocol not in DEFAULT_URLS:
             raise ValueError(f"protocol must be grpc or http, not {protocol!r}")
-        if batch_size < 1 or concurrency < 1:
-            raise ValueError("batch_size and concurrency must be 1 or more")
+        if concurrency < 1:
+            raise ValueError("concurrency must be 1 or more")
         self.name = name
-        self._options = ClientOptions(
-            url=url,
-            protocol=protocol,
-            batch_size=batch_size,
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            ssl=ssl,
-            api_key=api_key,
-        )
-        self._batch_size = batch_size
+        batching = {"batch_size": batch_size, "num_workers": num_workers}
+        connecting = {"url": url, "protocol": protocol, "timeout": timeout, "retries": retries, "ssl": ssl, "api_key": api_key}
+        self._options: dict[str, Any] = {"concurrency": concurrency, **batching, **connecting, **defaults}
+        self._batch_size = check_batching(batching) or 1
+        self._defaults = defaults
         self._concurrency = concurrency
         self._connection = Connection(
             url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl, api_key=api_key
         )
         self._closed = False
-        self._task: ServedTask | None = None
-        self._parameters: dict[str, str] = {}
+        self._ensemble: _Ensemble | None = None
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         """Pickle the arguments: a copy connects on its own. A key from the environment is not in the pickle, but read again."""
@@ -130,41 +116,33 @@ class AsyncTritonPipeline:
             RequestError: There is no server, no such ensemble, or tritonize did not package this model.
             RuntimeError: The client is closed.
         """
-        if self._closed:
-            raise closed_error(self.name)
-        if self._task is not None:
-            return self._task
-        config = await self._connection.model_config(self.name)
-        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        if "task" not in parameters:
-            raise RequestError(
-                f"{self.name} is not an ensemble that tritonize packaged",
-                status="INVALID_ARGUMENT",
-                hint="give the name of the ensemble, not of one of its steps or of another model",
-            )
-        self._batch_size = min(self._batch_size, int(config["max_batch_size"]))
-        self._parameters = parameters
-        async with forks.no_fork():
-            self._task = self._load_task(parameters)
-        return self._task
-
-    def _load_task(self, parameters: dict[str, str]) -> ServedTask:
-        try:
-            return load_served(parameters["task"], json.loads(parameters["settings"]))
-        except (KeyError, ValueError) as error:
-            raise RequestError(
-                f"{self.name} was packaged by another version of tritonize: {error}",
-                status="INVALID_ARGUMENT",
-                hint="package it again with: tritonize package",
-            ) from error
+        return (await self._connect()).task
 
     async def identity(self) -> EnsembleIdentity:
-        """Return the ensemble's name and the parameters that packaging wrote into its configuration."""
-        await self.connect()
-        return {"ensemble": self.name, "parameters": dict(sorted(self._parameters.items()))}
+        """Return the ensemble's name and the parameters in its configuration that decide its answers."""
+        parameters = (await self._connect()).parameters
+        decisive = {name: value for name, value in sorted(parameters.items()) if name != "description"}
+        return {"ensemble": self.name, "parameters": decisive}
+
+    async def attributes(self) -> PipelineAttributes:
+        """Return the attributes ``model``, ``tokenizer`` and ``device`` of the pipeline."""
+        return (await self._connect()).attributes
+
+    async def _connect(self) -> _Ensemble:
+        if self._closed:
+            raise closed_error(self.name)
+        if self._ensemble is None:
+            config = await self._connection.model_config(self.name)
+            async with forks.no_fork():  # it imports the task
+                self._ensemble = _Ensemble.of(self.name, config)
+        return self._ensemble
 
     async def __call__(self, *arguments: object, **options: object) -> Any:
         """Return what ``transformers.pipeline(task)(*arguments, **options)`` returns for the served checkpoint.
+
+        For inputs that the pipeline reads one by one (a generator, a data set), and for iterators, other iterables and a
+        ``DataLoader``, that is an asynchronous generator of the answers to the items. An item of a ``DataLoader`` is a batch, whose
+        answer is a list. The call takes ``batch_size`` and ``num_workers`` as the constructor does.
 
         Raises:
             TypeError: The inputs have a form that the pipeline does not take, or an option is unknown or of another type. This and
@@ -176,13 +154,28 @@ class AsyncTritonPipeline:
             PipelineError: The server refused a row for which the pipeline raises its ``PipelineException``.
             RequestError: The server is not there, or did not answer in time.
         """
+        answer = await self.answer_or_defer(arguments, options)
+        if isinstance(answer, LazyCall):
+            return self.answer_items(answer)
+        return answer
+
+    async def answer_or_defer(self, arguments: tuple[object, ...], options: Mapping[str, object]) -> Any | LazyCall:
+        """Return what :meth:`__call__` returns, or the call itself where its inputs are read one by one; see :meth:`answer_items`.
+
+        Raises:
+            TypeError: As for :meth:`__call__`, and the next ones too.
+            DataError: See there.
+            RequestError: See there.
+        """
         task = await self.connect()
-        inputs, given = task.parse_call(arguments, options)
-        call = _Call.of(task, given)
+        lazy = LazyCall.read(task, arguments, options, self._defaults)
+        if lazy is not None:
+            return lazy
+        inputs, call = PipelineCall.read(task, arguments, options, self._defaults)
         rows = task.parse_inputs(inputs)
         task.check_rows(rows)
-        answers = await self._all_answers(rows, partial(self._ask, call))
-        return task.format_result(inputs, answers, given)
+        answers = await self._all_answers(rows, call.batch_size, partial(self._ask, call))
+        return task.format_result(inputs, answers, call.given)
 
     async def tensors(self, rows: Sequence[Sequence[str]], **options: object) -> list[Arrays]:
         """Return the ensemble's output tensors without further processing.
@@ -197,8 +190,8 @@ class AsyncTritonPipeline:
         Raises:
             RequestError: As for :meth:`__call__`.
         """
-        call = _Call(task=await self.connect(), parameters=options, formatting={})
-        return await self._all_answers([tuple(row) for row in rows], partial(self._raw_answers, call))
+        call = PipelineCall(task=await self.connect(), named={}, given={}, parameters=options, formatting={}, batch_size=None)
+        return await self._all_answers([tuple(row) for row in rows], None, partial(self._raw_answers, call))
 
     async def stream(self, inputs: AsyncIterable[object], **options: object) -> AsyncGenerator[Any, None]:
         """Yield the answers to any number of rows, in the order of the rows.
@@ -211,19 +204,24 @@ class AsyncTritonPipeline:
             **options: As for :meth:`__call__`.
         """
         task = await self.connect()
-        _, given = task.parse_call(([],), options)
-
-        async def checked() -> AsyncGenerator[RequestRow, None]:
-            async for row in inputs:
-                (request,) = task.parse_inputs(task.parse_call(([row],), options)[0])
-                task.check_rows([request])
-                yield request
-
-        rows = checked()
-        call = _Call.of(task, given)
-        async with contextlib.aclosing(rows), contextlib.aclosing(self._answers(rows, call)) as answers:
+        _, call = PipelineCall.read(task, ([],), options, self._defaults)
+        async with contextlib.aclosing(self.answer_items(LazyCall(inputs=inputs, call=call))) as answers:
             async for answer in answers:
                 yield answer
+
+    async def answer_items(self, lazy: LazyCall) -> AsyncGenerator[Any, None]:
+        """Yield the answers to the items of a call whose inputs are read one by one; see :meth:`stream`."""
+        groups = ItemGroups(lazy)
+        async with (
+            contextlib.aclosing(lazy.items()) as items,
+            contextlib.aclosing(groups.rows(items)) as rows,
+            contextlib.aclosing(self._answers(rows, lazy.call)) as answers,
+        ):
+            async for answer in answers:
+                for finished in groups.finished(answer):
+                    yield finished
+        for finished in groups.finished():
+            yield finished
 
     async def close(self) -> None:
         """Close the connection. The client cannot be used afterwards."""
@@ -239,9 +237,12 @@ class AsyncTritonPipeline:
         """Close the connection."""
         await self.close()
 
-    async def _all_answers(self, rows: list[RequestRow], ask: Callable[[list[RequestRow]], Awaitable[list[T]]]) -> list[T]:
+    async def _all_answers(
+        self, rows: list[RequestRow], batch_size: int | None, ask: Callable[[list[RequestRow]], Awaitable[list[T]]]
+    ) -> list[T]:
         """Answer rows that are all known, with one worker per request that may be in flight."""
-        batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+        size = await self._rows_of_a_request(batch_size)
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         answers: list[list[T]] = [[] for _ in batches]
         waiting = iter(enumerate(batches))
 
@@ -256,8 +257,11 @@ class AsyncTritonPipeline:
             await streams.cancel(workers)
         return [answer for batch in answers for answer in batch]
 
-    async def _answers(self, rows: AsyncIterator[RequestRow], call: _Call) -> AsyncGenerator[Any, None]:
-        batches = streams.batches(rows, self._batch_size)
+    async def _rows_of_a_request(self, batch_size: int | None) -> int:
+        return min(batch_size or self._batch_size, (await self._connect()).max_batch_size)
+
+    async def _answers(self, rows: AsyncIterator[RequestRow], call: PipelineCall) -> AsyncGenerator[Any, None]:
+        batches = streams.batches(rows, await self._rows_of_a_request(call.batch_size))
         reading: asyncio.Future[list[RequestRow] | streams.End] | None = None
         in_flight: deque[asyncio.Future[list[Any]]] = deque()
         try:
@@ -283,14 +287,14 @@ class AsyncTritonPipeline:
             await streams.cancel([*in_flight, *([reading] if reading is not None else [])])
             await batches.aclose()
 
-    async def _ask(self, call: _Call, rows: Sequence[RequestRow]) -> list[Any]:
+    async def _ask(self, call: PipelineCall, rows: Sequence[RequestRow]) -> list[Any]:
         answers = call.task.format_answers(await self._tensors(call, rows), **call.formatting)
         return list(call.task.add_inputs(answers, rows))
 
-    async def _raw_answers(self, call: _Call, rows: Sequence[RequestRow]) -> list[Arrays]:
+    async def _raw_answers(self, call: PipelineCall, rows: Sequence[RequestRow]) -> list[Arrays]:
         return [await self._tensors(call, rows)]
 
-    async def _tensors(self, call: _Call, rows: Sequence[RequestRow]) -> Arrays:
+    async def _tensors(self, call: PipelineCall, rows: Sequence[RequestRow]) -> Arrays:
         rows, described = call.task.request_rows(rows)
         columns = zip(call.task.inputs(), zip(*rows, strict=True), strict=True)
         tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
@@ -307,31 +311,48 @@ class AsyncTritonPipeline:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Call:
-    """One call of the pipeline, without its inputs.
+class _Ensemble:
+    """What a client reads from the ensemble's Triton configuration.
 
     Attributes:
-        task: The task of the ensemble.
-        parameters: Options that the server applies, sent as request parameters.
-        formatting: Options that the client applies to the server's answer.
+        task: The task, with the settings that it is served with.
+        attributes: The attributes of the pipeline.
+        parameters: The parameters that packaging wrote.
+        max_batch_size: Maximum number of rows in one request.
     """
 
     task: ServedTask
-    parameters: Mapping[str, object]
-    formatting: Mapping[str, object]
+    attributes: PipelineAttributes
+    parameters: Mapping[str, str]
+    max_batch_size: int
 
     @classmethod
-    def of(cls, task: ServedTask, given: Mapping[str, object]) -> Self:
-        """Split the options of a pipeline call into those of the server and those of the client.
+    def of(cls, name: str, config: Mapping[str, Any]) -> Self:
+        """Read the configuration of the ensemble ``name``.
 
         Raises:
-            TypeError: There is no such option, or it has another type.
-            KeyError: An option is not one of its choices.
-            ValueError: An option has a value that is not allowed.
+            RequestError: Tritonize did not package this model, or another version did.
         """
-        parameters, formatting = task.sanitize_parameters(given)
-        task.with_options(parameters)
-        return cls(task=task, parameters=parameters, formatting=formatting)
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        if "task" not in parameters:
+            raise RequestError(
+                f"{name} is not an ensemble that tritonize packaged",
+                status="INVALID_ARGUMENT",
+                hint="give the name of the ensemble, not of one of its steps or of another model",
+            )
+        try:
+            return cls(
+                task=load_served(parameters["task"], json.loads(parameters["settings"])),
+                attributes=PipelineAttributes.of(name, json.loads(parameters["description"])),
+                parameters=parameters,
+                max_batch_size=int(config["max_batch_size"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise RequestError(
+                f"{name} was packaged by another version of tritonize: {error}",
+                status="INVALID_ARGUMENT",
+                hint="package it again with: tritonize package",
+            ) from error
 
 
 def _require_own_answer(found: npt.NDArray[np.int64], sent: Mapping[str, Sequence[bytes]]) -> None:

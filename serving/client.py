@@ -12,16 +12,19 @@ import atexit
 import concurrent.futures
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, cast
+from typing import Any, Self, TypeVar, cast
 from weakref import WeakSet, finalize
 
 from serving import forks, streams
-from serving.async_client import AsyncTritonPipeline, ClientOptions, EnsembleIdentity
+from serving.async_client import AsyncTritonPipeline, EnsembleIdentity
 from serving.connection import closed_error
+from serving.lazy_answers import LazyAnswers
 from serving.loop_thread import LoopThread
+from serving.pipeline_attributes import ServedDevice, ServedModel, ServedTokenizer
+from serving.pipeline_call import LazyCall
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Arrays
 
@@ -43,7 +46,7 @@ class TritonPipeline:
     too, over a connection of its own; see :mod:`serving.forks`.
     """
 
-    def __init__(self, name: str, **options: Unpack[ClientOptions]) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
         """Create the client, with the arguments of :class:`AsyncTritonPipeline`."""
         self._options = options
         self._pipeline = AsyncTritonPipeline(name, **options)
@@ -78,9 +81,37 @@ class TritonPipeline:
         """The name and the configuration of the ensemble; see :meth:`AsyncTritonPipeline.identity`."""
         return self._wait(self._pipeline.identity)
 
+    @property
+    def model(self) -> ServedModel:
+        """Stands for the pipeline's model: it has ``config`` and ``device``."""
+        return self._wait(self._pipeline.attributes).model
+
+    @property
+    def tokenizer(self) -> ServedTokenizer:
+        """Stands for the pipeline's tokenizer: it has ``model_max_length`` and the special tokens."""
+        return self._wait(self._pipeline.attributes).tokenizer
+
+    @property
+    def device(self) -> ServedDevice:
+        """The kind of device that the model runs on, on the server."""
+        return self._wait(self._pipeline.attributes).device
+
     def __call__(self, *arguments: object, **options: object) -> Any:
-        """Answer the inputs; see :meth:`AsyncTritonPipeline.__call__`."""
-        return self._wait(partial(self._pipeline, *arguments, **options))
+        """Answer the inputs; see :meth:`AsyncTritonPipeline.__call__`.
+
+        Returns:
+            What the pipeline returns; an iterator of the answers where the inputs are read one by one.
+        """
+        answer = self._wait(partial(self._pipeline.answer_or_defer, arguments, options))
+        return LazyAnswers(answer.inputs, partial(self._answer_items, answer)) if isinstance(answer, LazyCall) else answer
+
+    def predict(self, inputs: object) -> Any:
+        """Call the client, under the name of a scikit-learn estimator's method, as the pipeline has it."""
+        return self(inputs)
+
+    def transform(self, inputs: object) -> Any:
+        """Call the client, as :meth:`predict` does."""
+        return self(inputs)
 
     def tensors(self, rows: Sequence[Sequence[str]], **options: object) -> list[Arrays]:
         """Return the ensemble's output tensors; see :meth:`AsyncTritonPipeline.tensors`."""
@@ -95,7 +126,12 @@ class TritonPipeline:
             RuntimeError: The client is closed, or this process was forked after the stream began.
         """
         rows = streams.each(inputs) if isinstance(inputs, list | tuple) else streams.each_in_thread(inputs)
-        answers = self._pipeline.stream(rows, **options)
+        yield from self._until_end(self._pipeline.stream(rows, **options))
+
+    def _answer_items(self, lazy: LazyCall) -> Generator[Any, None, None]:
+        yield from self._until_end(self._pipeline.answer_items(lazy))
+
+    def _until_end(self, answers: AsyncGenerator[Any, None]) -> Generator[Any, None, None]:
         process = os.getpid()
         try:
             while (answer := self._wait(partial(anext, answers, streams.END))) is not streams.END:
@@ -103,9 +139,8 @@ class TritonPipeline:
                 if os.getpid() != process:
                     raise RuntimeError(f"process {process} began this stream and forked this one: begin another stream here")
         finally:
-            if not self._closed and os.getpid() == process:  # otherwise close() has ended both, or the parent does
+            if not self._closed and os.getpid() == process:  # otherwise close() has ended it, or the parent does
                 self._wait(answers.aclose)
-                self._wait(rows.aclose)
 
     def close(self) -> None:
         """Cancel all calls, end all streams, close the connection and end the thread. Further calls do nothing."""

@@ -6,7 +6,7 @@ No code depends on the name of a task: the ensemble's tensors come from the task
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from serving.prologue import LENGTHS
 from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST
 from serving.runtime.metadata import METADATA
 from serving.runtime.tasks.base import ServedTask
-from serving.runtime.types import Tensor
+from serving.runtime.types import JsonValue, Tensor
 
 Config = dict[str, Any]
 
@@ -112,10 +112,12 @@ def postprocess_config(name: str, task: ServedTask, graph: Graph, warmups: Itera
     }
 
 
-def ensemble_config(name: str, task: ServedTask, graph: Graph, plan: Plan, *, model_sha256: str) -> Config:
+def ensemble_config(
+    name: str, task: ServedTask, graph: Graph, plan: Plan, *, model_sha256: str, description: Mapping[str, JsonValue]
+) -> Config:
     """Configure the ensemble that clients call: the three steps, connected by tensor name.
 
-    Its parameters give a client the task with its settings, and the checksum of the model.
+    Its parameters give a client the task with its settings, the checksum of the model, and what its attributes tell of it.
     """
     steps = (
         (f"{name}_preprocess", task.inputs(), (*_model_inputs(graph), *_metadata(task))),
@@ -132,6 +134,7 @@ def ensemble_config(name: str, task: ServedTask, graph: Graph, plan: Plan, *, mo
             "task": {"string_value": task.name},
             "settings": {"string_value": json.dumps(task.to_settings(), ensure_ascii=False)},
             "model_sha256": {"string_value": model_sha256},
+            "description": {"string_value": json.dumps(description, ensure_ascii=False)},
         },
         "ensemble_scheduling": {
             "step": [

@@ -41,6 +41,7 @@ from serving.artifact import (
     write_manifest,
 )
 from serving.bundle import REMEDY, Bundle, file_inside, load_bundle, served_code
+from serving.description import describe
 from serving.ensemble import Graph
 from serving.errors import ArtifactError, ExportError
 from serving.integrity import check_files
@@ -63,6 +64,7 @@ from serving.writing import writing
 RUNTIME = Path(__file__).parent / "runtime"
 SHAPING = (
     "serving/answer_comparison.py",
+    "serving/description.py",
     "serving/ensemble.py",
     "serving/layout.py",
     "serving/pbtxt.py",
@@ -265,8 +267,9 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> Gr
     task = bundle.task
     graph = read_graph(bundle.variant(plan.precision).path, task, plan.max_batch_size)
     warmups = write_warmups(folder, bundle, plan, name, graph)
+    digest, description = sha256(bundle.variant(plan.precision).path), describe(bundle, plan.device)
     configs = {
-        name: ensemble.ensemble_config(name, task, graph, plan, model_sha256=sha256(bundle.variant(plan.precision).path)),
+        name: ensemble.ensemble_config(name, task, graph, plan, model_sha256=digest, description=description),
         f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, warmups.preprocess),
         f"{name}_model": ensemble.model_config(name, graph, plan, warmups.model),
         f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, warmups.postprocess),

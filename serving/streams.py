@@ -35,7 +35,7 @@ async def each(rows: Iterable[T]) -> AsyncGenerator[T, None]:
 async def each_in_thread(rows: Iterable[T]) -> AsyncGenerator[T, None]:
     """Yield each row of an iterable that may block. A thread reads a row only when it is asked for."""
     requested: SimpleQueue[Future[T | End] | None] = SimpleQueue()
-    threading.Thread(target=_read, args=(iter(rows), requested), name="TritonPipeline rows", daemon=True).start()
+    threading.Thread(target=_read, args=(rows, requested), name="TritonPipeline rows", daemon=True).start()
     try:
         while True:
             future: Future[T | End] = Future()
@@ -48,12 +48,15 @@ async def each_in_thread(rows: Iterable[T]) -> AsyncGenerator[T, None]:
         requested.put(None)
 
 
-def _read(rows: Iterator[T], requested: SimpleQueue[Future[T | End] | None]) -> None:
+def _read(rows: Iterable[T], requested: SimpleQueue[Future[T | End] | None]) -> None:
     """Read a row for each future until None comes instead of one; this is the thread of :func:`each_in_thread`."""
+    iterator: Iterator[T] | None = None
     while (future := requested.get()) is not None:
         if future.set_running_or_notify_cancel():
             try:
-                future.set_result(next(rows, END))
+                if iterator is None:
+                    iterator = iter(rows)
+                future.set_result(next(iterator, END))
             except Exception as error:  # any error of the iterable belongs to the reader of the row
                 future.set_exception(error)
 

@@ -34,6 +34,7 @@ TOGETHER = {
         "tests/serving/test_client_copies.py",
         "tests/serving/test_evaluator.py",
         "tests/serving/test_forks.py",
+        "tests/serving/test_pipeline_attributes.py",
         "tests/serving/test_predict.py",
         "tests/serving/test_server.py",
     },

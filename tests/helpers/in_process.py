@@ -48,7 +48,12 @@ class InProcess(Connection):
         self.asked: list[Mapping[str, object]] = []
 
     async def model_config(self, model: str) -> dict[str, Any]:  # noqa: ARG002
-        parameters = {"task": self._task.name, "settings": json.dumps(self._task.served.to_settings())}
+        description = json.dumps({"config": {}, "tokenizer": {}, "device": "cpu"})
+        parameters = {
+            "task": self._task.name,
+            "settings": json.dumps(self._task.served.to_settings()),
+            "description": description,
+        }
         return {"max_batch_size": 64, "parameters": {name: {"string_value": value} for name, value in parameters.items()}}
 
     async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]], parameters: Mapping[str, object]) -> Any:  # noqa: ARG002

@@ -71,6 +71,10 @@ class ServedTask(ABC):
     """Model rows that the model must accept at once, as a multiple of the rows of the largest request."""
     text_keys: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     """Keys of the texts of a row where ``transformers.pipeline`` takes it as a dict."""
+    positional: ClassVar[tuple[str, ...]] = ("inputs",)
+    """Names of the positional arguments of ``transformers.pipeline``, the inputs first."""
+    lists_iterables: ClassVar[bool] = False
+    """Whether ``transformers.pipeline`` makes lists of iterables that are not generators. Otherwise it does not take them."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None}
     """Default columns of a file's texts: ``text``, ``text_pair`` and, for some tasks, ``choices``."""
 
@@ -199,6 +203,12 @@ class ServedTask(ABC):
             raise TypeError(f"{self.name} takes its inputs as one argument, not {len(inputs)}")
         return inputs[0], options
 
+    def parse_items(self, items: object) -> list[tuple[str, ...]]:
+        """Convert items of inputs that are read one by one to rows. Default: as for a list of them."""
+        rows = self.parse_inputs(items)
+        self.check_rows(rows)
+        return rows
+
     def parse_inputs(self, inputs: object) -> list[tuple[str, ...]]:
         """Convert the inputs of ``transformers.pipeline`` to rows. Default: a string, or a list of strings.
 
@@ -249,6 +259,10 @@ class ServedTask(ABC):
             self.request_parameters({name: given[name] for name in known if name in given and name in self.options}),
             {name: value for name, value in given.items() if name in shown},
         )
+
+    def pipeline_defaults(self) -> dict[str, JsonValue]:
+        """Return request parameters of a pipeline without options, where they are not the server's defaults. Default: none."""
+        return {}
 
     @property
     def call_options(self) -> tuple[str, ...]:

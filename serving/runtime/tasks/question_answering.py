@@ -21,7 +21,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, TypedDict
+from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
 import numpy as np
 
@@ -79,6 +79,8 @@ class QuestionAnswering(ServedTask):
     carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
     text_keys: ClassVar[tuple[str, ...]] = ("question", "context")
+    positional: ClassVar[tuple[str, ...]] = ("data",)
+    lists_iterables: ClassVar[bool] = True
     client_options: ClassVar[tuple[str, ...]] = ("padding",)
     ignores_unknown_options: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str | None]] = {"text": "question", "text_pair": "context"}
@@ -189,19 +191,26 @@ class QuestionAnswering(ServedTask):
         if len(arguments) == 2 and all(isinstance(argument, str) for argument in arguments):
             return _row(*arguments), options
         if arguments:
-            return (arguments[0] if len(arguments) == 1 else list(arguments)), options
-        for name in ("X", "data"):
-            if name in named:
-                return named[name], options
-        if len(named) < 2:
+            inputs = arguments[0] if len(arguments) == 1 else list(arguments)
+        elif "X" in named or "data" in named:
+            inputs = named["X"] if "X" in named else named["data"]
+        elif len(named) < 2:
             raise ValueError("give question=… and context=…")
-        return _rows(named["question"], named["context"]), options
+        else:
+            inputs = _rows(named["question"], named["context"])
+        if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | tuple):
+            inputs = list(inputs)
+        return inputs, options
 
     def check_rows(self, rows: Sequence[tuple[str, ...]]) -> None:
         """Refuse empty questions and texts, as the pipeline does."""
         for row in rows:
             if not all(row):
                 raise ValueError(f"`{self.row_keys[row.index('')]}` cannot be empty")
+
+    def parse_items(self, items: object) -> list[tuple[str, ...]]:
+        """Take dicts with more keys, and empty questions and texts: the pipeline does not look at items as it looks at a list."""
+        return self.parse_inputs([_without_others(item, self.row_keys) for item in cast("Sequence[object]", items)])
 
     def parse_inputs(self, inputs: object) -> list[tuple[str, ...]]:
         """Take dicts with ``question`` and ``context``, a dict of lists, or ``SquadExample`` objects."""
@@ -228,6 +237,11 @@ class QuestionAnswering(ServedTask):
         lists = isinstance(inputs, dict) and isinstance(inputs["question"], list)
         several = isinstance(inputs, list | tuple) and len(inputs) != 1
         return answers if lists or several else answers[0]
+
+
+def _without_others(row: object, keys: Sequence[str]) -> object:
+    """Return a dict without other keys, if it has these."""
+    return {key: row[key] for key in keys} if isinstance(row, Mapping) and row.keys() >= set(keys) else row
 
 
 def _row(question: object, context: object) -> dict[str, object]:

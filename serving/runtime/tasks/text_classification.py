@@ -132,6 +132,8 @@ class TextClassification(TokenizerOptionsTask):
         parameters, shown = super().sanitize_parameters(given)
         if isinstance(function := parameters.get("function_to_apply"), str):
             parameters["function_to_apply"] = str(getattr(function, "value", function)).lower()
+        if shown.get("return_all_scores", True) is None:
+            del shown["return_all_scores"]
         return parameters, shown
 
     def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:

@@ -271,8 +271,7 @@ class TokenClassification(ServedTask):
     def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
         """Read the options as the pipeline does.
 
-        ``ignore_labels`` is a list. Two options that are older than the strategies still choose one. Without a strategy the client
-        asks for ``none``, except where the model was exported with another one.
+        ``ignore_labels`` is a list. Two options that are older than the strategies still choose one.
         """
         left_out = {"ignore_labels", "aggregation_strategy"}
         if not given.get("is_split_into_words"):
@@ -292,9 +291,11 @@ class TokenClassification(ServedTask):
             strategy = str(getattr(strategy, "value", strategy)).lower()
         if strategy == "none" and "stride" in parameters:
             raise ValueError("stride needs an aggregation_strategy other than none")
-        if strategy is None and self.aggregation_strategy is None:
-            strategy = "none"
         return parameters | self.request_parameters({"aggregation_strategy": strategy}), shown
+
+    def pipeline_defaults(self) -> dict[str, JsonValue]:
+        """Return the strategy ``none``, except where the model was exported with another one."""
+        return {"aggregation_strategy": "none"} if self.aggregation_strategy is None else {}
 
     def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:  # noqa: ARG002
         """Return a list of entities (or tokens) per row."""

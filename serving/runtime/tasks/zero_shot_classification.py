@@ -66,6 +66,7 @@ class ZeroShotClassification(ServedTask):
     carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
     text_keys: ClassVar[tuple[str, ...]] = ("text", "candidate_labels")
+    positional: ClassVar[tuple[str, ...]] = ("sequences", "candidate_labels")
     ignores_unknown_options: ClassVar[bool] = True
 
     def inputs(self) -> tuple[Tensor, ...]:

@@ -65,7 +65,8 @@ class Reader:
 
     def __call__(self, texts: list[str], **options: Any) -> list[Any]:
         """As the client gives it."""
-        return list(self.served.format_answers(self.entities(texts, **self.served.sanitize_parameters(options)[0])))
+        parameters = {**self.served.pipeline_defaults(), **self.served.sanitize_parameters(options)[0]}
+        return list(self.served.format_answers(self.entities(texts, **parameters)))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,177 @@
+"""A call of the pipeline: what its arguments and the options of the client mean for the task."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from serving import streams
+from serving.lazy_inputs import batch_rows, is_batched, is_generator_or_torch_dataset, is_lazy, iterate
+from serving.runtime.tasks.base import ServedTask
+
+BATCHING = ("batch_size", "num_workers")
+"""Options of every pipeline that are not the task's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineCall:
+    """One call of the pipeline, without its inputs.
+
+    Attributes:
+        task: The task of the ensemble.
+        named: The arguments that go with the inputs of the call, by name: its own, and the client's defaults of others.
+        given: The options of the call itself.
+        parameters: Options that the server applies, sent as request parameters.
+        formatting: Options that the client applies to the server's answer.
+        batch_size: Rows in one request; None: as the client says.
+    """
+
+    task: ServedTask
+    named: Mapping[str, object]
+    given: Mapping[str, object]
+    parameters: Mapping[str, object]
+    formatting: Mapping[str, object]
+    batch_size: int | None
+
+    @classmethod
+    def read(
+        cls, task: ServedTask, arguments: tuple[object, ...], options: Mapping[str, object], defaults: Mapping[str, object]
+    ) -> tuple[object, Self]:
+        """Split the arguments of a call into its inputs and all else.
+
+        Args:
+            task: The task of the ensemble.
+            arguments: The arguments by position.
+            options: The arguments by name.
+            defaults: Options of the client, which hold where the call has no other value.
+
+        Returns:
+            The inputs, and the call.
+
+        Raises:
+            TypeError: The arguments do not go together, or an option is unknown or of another type.
+            KeyError: An option is not one of its choices.
+            ValueError: An option has a value that is not allowed.
+        """
+        batch_size = check_batching(options)
+        own = {name: value for name, value in options.items() if name not in BATCHING}
+        named = {name: value for name, value in defaults.items() if name not in task.positional[: len(arguments)]} | own
+        inputs, left = task.parse_call(arguments, named)
+        given = {name: value for name, value in left.items() if name not in defaults or name in own}
+        parameters, formatting = task.sanitize_parameters({name: value for name, value in defaults.items() if name in left})
+        own_parameters, own_formatting = task.sanitize_parameters(given)
+        parameters = {**task.pipeline_defaults(), **parameters, **own_parameters}
+        task.with_options(parameters)
+        return inputs, cls(
+            task=task,
+            named=named,
+            given=given,
+            parameters=parameters,
+            formatting={**formatting, **own_formatting},
+            batch_size=batch_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LazyCall:
+    """A call whose inputs are read one by one.
+
+    Attributes:
+        inputs: The inputs.
+        call: All else.
+    """
+
+    inputs: object
+    call: PipelineCall
+
+    @classmethod
+    def read(
+        cls, task: ServedTask, arguments: tuple[object, ...], options: Mapping[str, object], defaults: Mapping[str, object]
+    ) -> Self | None:
+        """Read the arguments of a call as :meth:`PipelineCall.read` does. None: its inputs are of another kind."""
+        name, *_ = task.positional
+        if len(arguments) > len(task.positional) or (arguments and name in options):
+            return None  # PipelineCall.read says what is wrong
+        named = dict(zip(task.positional, arguments, strict=False)) | dict(options)
+        inputs = named.pop(name, None)
+        if not is_lazy(inputs) or (task.lists_iterables and not (is_generator_or_torch_dataset(inputs) or is_batched(inputs))):
+            return None
+        return cls(inputs=inputs, call=PipelineCall.read(task, ([],), named, defaults)[1])
+
+    def items(self) -> AsyncGenerator[object, None]:
+        """Yield the items of the inputs. Unless they are asynchronous, a thread reads them, because that may block."""
+        if isinstance(self.inputs, AsyncIterable):
+            return _asynchronous(self.inputs)
+        return streams.each_in_thread(_Items(self.inputs))
+
+
+async def _asynchronous(inputs: AsyncIterable[object]) -> AsyncGenerator[object, None]:
+    try:
+        async for item in inputs:
+            yield item
+    finally:
+        if isinstance(inputs, AsyncGenerator):
+            await inputs.aclose()
+
+
+class _Items:
+    """The items of inputs, beginning when they are iterated: a ``DataLoader`` then starts its processes."""
+
+    def __init__(self, inputs: object) -> None:
+        self._inputs = inputs
+
+    def __iter__(self) -> Iterator[object]:
+        return iterate(self._inputs)
+
+
+class ItemGroups:
+    """Turns items into rows, and the answers to the rows into answers to the items: an item that is a batch has several rows."""
+
+    def __init__(self, lazy: LazyCall) -> None:
+        """Create it for the items of ``lazy``."""
+        self._call = lazy.call
+        self._batched = is_batched(lazy.inputs)
+        self._sizes: deque[int | None] = deque()
+        self._answers: list[object] = []
+
+    async def rows(self, items: AsyncIterable[object]) -> AsyncGenerator[tuple[str, ...], None]:
+        """Yield the rows of each item.
+
+        Raises:
+            TypeError: An item has a form that the pipeline does not take.
+            ValueError: As ``TypeError``, for the content.
+        """
+        task = self._call.task
+        async for item in items:
+            listed = batch_rows(item) if self._batched else [item]
+            rows = task.parse_items(task.parse_call((listed,), self._call.named)[0])
+            self._sizes.append(len(rows) if self._batched else None)
+            for row in rows:
+                yield row
+
+    def finished(self, *answers: object) -> Iterator[object]:
+        """Take the answers to the next rows, and yield the answers to the items that are complete: a list for a batch."""
+        self._answers.extend(answers)
+        while self._sizes and len(self._answers) >= (1 if self._sizes[0] is None else self._sizes[0]):
+            size = self._sizes.popleft()
+            if size is None:
+                yield self._answers.pop(0)
+            else:
+                yield self._answers[:size]
+                del self._answers[:size]
+
+
+def check_batching(options: Mapping[str, object]) -> int | None:
+    """Check ``batch_size`` and ``num_workers``, and return the first.
+
+    Raises:
+        ValueError: One is not a number that the pipeline takes.
+    """
+    for name, least in zip(BATCHING, (1, 0), strict=True):
+        value = options.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ValueError(f"{name} must be a whole number of {least} or more, not {value!r:.80}")
+    size = options.get("batch_size")
+    return size if isinstance(size, int) else None
