@@ -231,6 +231,21 @@ def test_an_item_that_cannot_be_answered_raises_when_it_is_reached(tiny: TinyPip
             next(answers)
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, ZeroDivisionError])
+def test_whatever_ends_the_reading_reaches_the_caller(tiny: TinyPipelines, error: type[BaseException]) -> None:
+    client, _ = tiny.both("text-classification")
+
+    def rows() -> Iterator[str]:
+        yield "the film"
+        raise error("no more")
+
+    answers = client(rows())
+    assert next(answers)["label"]
+    with pytest.raises(ZeroDivisionError if error is ZeroDivisionError else RuntimeError, match="no more"):
+        next(answers)
+    assert client("the same client goes on")
+
+
 # -- batch_size and num_workers ------------------------------------------------------------------------------------------------
 
 
