@@ -523,7 +523,7 @@ ZERO_SHOT: list[Case] = [
             {"candidate_labels": []},
             {"candidate_labels": None},
             {"candidate_labels": 5},
-            {"candidate_labels": {"a", "b"}},
+            {"candidate_labels": {"a"}},
             {"candidate_labels": LABELS, "hypothesis_template": "none"},
             {"candidate_labels": LABELS, "hypothesis_template": None},
             {"candidate_labels": LABELS, "hypothesis_template": 5},
