@@ -55,9 +55,8 @@ def evaluate_pipeline(task: ExportedTask, rows: BenchmarkRows, answers: Sequence
 
     The pipeline does not return enough for the metric.
     """
-    wanted = task.served.add_inputs(
-        task.served.format_answers(original, **task.pipeline_options), [tuple(row) for row in rows.labelled]
-    )
+    _, shown = task.served.sanitize_parameters(task.pipeline_options)
+    wanted = task.served.add_inputs(task.served.format_answers(original, **shown), [tuple(row) for row in rows.labelled])
     agreeing = [same(mine, theirs) for mine, theirs in zip(answers, wanted, strict=True)]
     return Quality(rows=len(rows.labelled), metrics={}, agreement=float(np.mean(agreeing)), max_score_difference=None)
 

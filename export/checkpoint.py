@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from export.checkpoint_checks import check_tokens, check_weights, warn_of_own_class
+from export.checkpoint_checks import check_tokens, check_weights, refuse_own_pipeline, warn_of_own_class
 from export.tasks.base import Task
 from serving.artifact import sha256
 from serving.errors import ArtifactError, refusing
@@ -79,12 +79,14 @@ def read_settings(folder: Path, task: type[Task], chosen: Mapping[str, JsonValue
         Settings by name.
 
     Raises:
-        ArtifactError: A file is not readable, or requires something that is not supported.
+        ArtifactError: A file is not readable, or requires something that is not supported, such as a pipeline of its own.
         ValueError: A chosen setting does not exist, or its value is not allowed.
     """
     checked = task.check_settings(chosen)
+    config = read_config(folder)
+    refuse_own_pipeline(config, task.name, str(folder))
     try:
-        return task.checkpoint_settings(read_config(folder), read_files(folder, task), checked)
+        return task.checkpoint_settings(config, read_files(folder, task), checked)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # the files may hold any JSON
         reason = str(error) if isinstance(error, ValueError) else "one of its JSON files does not have the expected structure"
         hint = "see --setting, and the checkpoint's files"
@@ -124,18 +126,11 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
         location: The checkpoint, for messages.
 
     Raises:
-        ArtifactError: The architecture belongs to another task, or the checkpoint has a pipeline of its own for this one.
+        ArtifactError: The architecture belongs to another task.
     """
     endings = task.architectures or (task.auto_model.removeprefix("AutoModel"),)
     named = config.get("architectures")
     architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-    pipelines = config.get("custom_pipelines")
-    if isinstance(pipelines, dict) and task.name in pipelines:
-        raise ArtifactError(
-            f"{location} has a {task.name} pipeline of its own (custom_pipelines in config.json), which is never run, "
-            "and the pipeline of transformers would give other answers",
-            hint="remove custom_pipelines from its config.json if they give the same answers",
-        )
     if not any(name.endswith(endings) for name in architectures) and all(endings):
         found = ", ".join(architectures) or "no architecture"
         raise ArtifactError(

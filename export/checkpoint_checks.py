@@ -44,7 +44,7 @@ def refuse_adapter(folder: Path, location: str) -> None:
         return
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        base, task = config.get("base_model_name_or_path") or "another model", config.get("task_type")
+        base, task = config.get("base_model_name_or_path") or "another model", str(config.get("task_type"))
     except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise ArtifactError(f"cannot read {file}: {error}", hint="download it or save it again") from error
     kind = f"AutoPeftModel{f'For{PEFT_CLASSES[task]}' if task in PEFT_CLASSES else ''}"
@@ -72,17 +72,18 @@ def refuse_own_code(folder: Path, location: str) -> None:
     Raises:
         ArtifactError: A file names such a class in ``auto_map``.
     """
-    for name in ("config.json", "tokenizer_config.json"):
-        content = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+    for file in ("config.json", "tokenizer_config.json"):
+        content = json.loads((folder / file).read_text(encoding="utf-8")) if (folder / file).is_file() else {}
         entries = content.get("auto_map") if isinstance(content, dict) else None
         if isinstance(entries, list):  # old tokenizers have the two classes of AutoTokenizer alone
             entries = {"AutoTokenizer": entries}
-        own = [f"{auto} → {_class_name(entry)}" for auto, entry in (entries or {}).items() if _decides_answers(auto)]
+        named = {auto: _class_name(entry) for auto, entry in entries.items()} if isinstance(entries, dict) else {}
+        own = [f"{auto} → {name}" for auto, name in named.items() if name and _decides_answers(auto)]
         if own:
             raise ArtifactError(
-                f"{location} has code of its own ({name}, auto_map: {', '.join(own)}), which is never run, "
+                f"{location} has code of its own ({file}, auto_map: {', '.join(own)}), which is never run, "
                 f"and the classes of transformers would compute something else from its files",
-                hint=f"use a checkpoint without own code; or remove auto_map from its {name} if they compute the same",
+                hint=f"use a checkpoint without own code; or remove auto_map from its {file} if they compute the same",
             )
 
 
@@ -93,7 +94,27 @@ def _decides_answers(auto_class: str) -> bool:
 
 def _class_name(entry: object) -> str:
     """Return the class of an entry of ``auto_map``; of a slow and a fast tokenizer the one that would be used."""
-    return str(next((one for one in reversed(entry) if one), "") if isinstance(entry, list) else entry)
+    return str(next(filter(None, reversed(entry)), "") if isinstance(entry, list) else entry or "")
+
+
+def refuse_own_pipeline(config: Mapping[str, object], task: str, location: str) -> None:
+    """Refuse a checkpoint with a pipeline of its own for a task.
+
+    Args:
+        config: The checkpoint's ``config.json``.
+        task: Name of the task.
+        location: The checkpoint, for messages.
+
+    Raises:
+        ArtifactError: It has one.
+    """
+    pipelines = config.get("custom_pipelines")
+    if isinstance(pipelines, dict) and task in pipelines:
+        raise ArtifactError(
+            f"{location} has a {task} pipeline of its own (custom_pipelines in config.json), which is never run, "
+            "and the pipeline of transformers would give other answers",
+            hint="remove custom_pipelines from its config.json if they give the same answers",
+        )
 
 
 def warn_of_own_class(model: PreTrainedModel, location: str) -> None:

@@ -158,7 +158,7 @@ def edge_cases(graph: ServedGraph, tokenizer: PreTrainedTokenizerFast, rows: Seq
         nth = "" if graph.task.plain_texts == 1 else f" as input {place + 1}"
         for name, text in unusual.items():
             fills_model = name == full
-            if graph.task.served.truncation or not fills_model:
+            if not fills_model or (graph.task.served.truncation and place in graph.task.truncated_texts):
                 row = (*first[:place], graph.task.edge_text(text, usual), *first[place + 1 :])
                 cases.append(Case(name=name + nth, row=row, fills_model=fills_model))
     return cases
@@ -166,22 +166,18 @@ def edge_cases(graph: ServedGraph, tokenizer: PreTrainedTokenizerFast, rows: Seq
 
 def _long_text(texts: Sequence[str], graph: ServedGraph) -> str:
     """Join texts, again and again, until they fill the model."""
-    counts = list(map(len, graph.encoder.plain_ids(texts)))
-    parts: list[str] = []
-    tokens = 0
-    while tokens <= graph.max_length:
-        for text, count in zip(texts, counts, strict=True):
-            parts.append(text)
-            tokens += max(count, 1)
-            if tokens > graph.max_length:
-                break
-    return " ".join(parts)
+    whole = " ".join(texts)
+    tokens = len(graph.encoder.plain_ids([whole])[0])
+    while 0 < tokens <= graph.max_length:
+        whole = " ".join([whole] * (1 + graph.max_length // tokens))
+        tokens = len(graph.encoder.plain_ids([whole])[0])
+    return whole
 
 
 def _expected(library: Library, case: Case) -> tuple[object, str]:
     """Return the library's answer, and why it refuses the row, if it does.
 
-    A pipeline raises what its tokenizer and its model raise: errors of any type.
+    A pipeline raises what its tokenizer and its model raise: errors of any type, and panics of Rust code, which are no Exception.
     """
     try:
         with warnings.catch_warnings():
@@ -189,7 +185,7 @@ def _expected(library: Library, case: Case) -> tuple[object, str]:
             return _plain(library(case.row)), ""
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # panics of the tokenizers library are no Exception
+    except BaseException as error:
         return None, f"{type(error).__name__}: {error}"
 
 

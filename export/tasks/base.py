@@ -286,7 +286,14 @@ def as_fields(settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def label_names(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return :func:`config_labels` as strings."""
+    return tuple(map(str, config_labels(config)))
+
+
+def config_labels(config: Mapping[str, object]) -> tuple[str | int, ...]:
     """Return a checkpoint's labels in the order of its logits, as the config class of ``transformers`` has them.
+
+    A label is a string. A whole number stays one, as in the answers of the pipeline.
 
     Args:
         config: Its ``config.json``.
@@ -302,7 +309,8 @@ def label_names(config: Mapping[str, object]) -> tuple[str, ...]:
     keys = [str(key) for key in id2label]
     if sorted(keys) != sorted(map(str, range(len(keys)))):
         raise ValueError(f"its id2label has the keys {', '.join(keys)}, but logits are numbered from 0 to {len(keys) - 1}")
-    return tuple(str(label) for _, label in sorted((int(key), label) for key, label in id2label.items()))
+    ordered = [label for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
+    return tuple(label if type(label) is int else str(label) for label in ordered)
 
 
 def _label_count(config: Mapping[str, object]) -> int:

@@ -128,6 +128,11 @@ class ExportedTask(Task, Generic[Served_co]):
         """Return the number of a request row's texts, counted from the first one, that are plain text and no JSON."""
         return len(self.served.inputs())
 
+    @property
+    def truncated_texts(self) -> Sequence[int]:
+        """Return the positions of those of the :attr:`plain_texts` that are truncated in a row that is too long."""
+        return range(self.plain_texts)
+
     # -- rows of a data set ---------------------------------------------------------------------------------------------------
 
     @property

@@ -150,6 +150,11 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         """Find rows whose two best answers are closer than :data:`CLOSE`."""
         return original[MARGIN][:, 0] < CLOSE
 
+    @property
+    def truncated_texts(self) -> Sequence[int]:
+        """Return the position of the context. A question is never truncated."""
+        return (1,)
+
     def asked_options(self, max_length: int) -> Mapping[str, object]:
         """Return ``max_length`` tokens per window, and whether an empty answer is allowed, as in verification."""
         return {"max_seq_len": max_length, "handle_impossible_answer": self.evaluated.handle_impossible_answer}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from export.tasks.base import Label, Prediction, Reference, label_head, label_names
+from export.tasks.base import Label, Prediction, Reference, config_labels, label_head
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
 from serving.records import parse_json
@@ -60,14 +60,15 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
     @classmethod
     def from_config(cls, config: Mapping[str, object], *, pair: bool = False) -> Self:
         """Choose the kind of labels as the pipeline of ``transformers`` does."""
-        labels = label_names(config)
+        labels = config_labels(config)
         problem = config.get("problem_type")
-        if len(set(labels)) != len(labels):
-            raise ValueError(f"its labels are not all different: {', '.join(labels)}")
+        names = list(map(str, labels))
+        if len(set(names)) != len(names):
+            raise ValueError(f"its labels are not all different: {', '.join(names)}")
         if problem == REGRESSION or (problem != MULTI_LABEL and len(labels) == 1):
             if len(labels) > 1:
                 raise ValueError(
-                    f"it predicts {len(labels)} numbers per row, {', '.join(labels)}, but only one number can be evaluated"
+                    f"it predicts {len(labels)} numbers per row, {', '.join(names)}, but only one number can be evaluated"
                 )
             # transformers trains a single label as regression by default, but the pipeline then applies a sigmoid
             return cls._of(labels, "none" if problem == REGRESSION else "sigmoid", REGRESSION, pair=pair)
@@ -104,7 +105,7 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
         return cls._of(known, "sigmoid", MULTI_LABEL, pair=pair) if several else cls._of(known, "softmax", SINGLE_LABEL, pair=pair)
 
     @classmethod
-    def _of(cls, labels: tuple[str, ...], function_to_apply: str, problem_type: str, *, pair: bool) -> Self:
+    def _of(cls, labels: tuple[str | int, ...], function_to_apply: str, problem_type: str, *, pair: bool) -> Self:
         served = TextClassification(labels=labels, function_to_apply=function_to_apply, pair=pair)
         return cls(served=served, problem_type=problem_type)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 import numpy as np
 
 from export.tasks._tagging import TaggedWords, first_tokens, read_list, tagged_text
-from export.tasks.base import IGNORED, Label, Prediction, Reference, label_head, label_names
+from export.tasks.base import IGNORED, Label, Prediction, Reference, config_labels, label_head
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
 from serving.runtime.tasks._labels import OUTSIDE
@@ -53,7 +53,7 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
     def from_config(cls, config: Mapping[str, object], *, pair: bool = False) -> Self:
         """Take the labels of the config."""
         _refuse_pairs(pair)
-        return cls(served=TokenClassification(labels=label_names(config)))
+        return cls(served=TokenClassification(labels=config_labels(config)))
 
     @classmethod
     def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:

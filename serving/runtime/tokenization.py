@@ -118,8 +118,8 @@ class TextEncoder:
                     encode([text for row, text in enumerate(texts) if row not in pairs], add_special_tokens=special_tokens)
                 )
                 encodings = [pairs[row] if row in pairs else next(others) for row in range(len(texts))]
-        except Exception as error:  # the library raises Exception itself; it calls the text that may be truncated "too short"
-            if "too short" not in str(error):
+        except Exception as error:  # the library raises Exception itself; the text that may be truncated is too short or missing
+            if "too short" not in str(error) and "not provided" not in str(error):
                 raise
             raise ValueError(
                 f"a row needs more than the {length} tokens the model takes, even without the text that may be cut"

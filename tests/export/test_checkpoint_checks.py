@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from export.checkpoint import load_for_training, load_model, load_tokenizer
 from export.cli import main
+from export.sources import checkpoint_folder
 from export.tasks import task_class
 from tests.helpers.checkpoints import make_config, make_tokenizer
 
@@ -95,20 +96,20 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(
     )
 
 
-def test_own_classes_for_images_and_other_frameworks_do_no_harm(folder: Path) -> None:
-    from export.sources import checkpoint_folder
-
-    edit(folder / "config.json", auto_map={"AutoImageProcessor": "p.Own", "TFAutoModel": "m.Own"})
-    edit(folder / "tokenizer_config.json", auto_map={"AutoProcessor": "p.Own"})
+@pytest.mark.parametrize("auto_map", [{"AutoImageProcessor": "p.Own", "TFAutoModel": "m.Own"}, {"AutoModel": None}, {}, None, 3])
+def test_an_auto_map_without_models_and_tokenizers_does_no_harm(auto_map: object, folder: Path) -> None:
+    edit(folder / "config.json", auto_map=auto_map)
+    edit(folder / "tokenizer_config.json", auto_map={"AutoProcessor": "p.Own", "AutoTokenizer": [None, None]})
     assert checkpoint_folder(str(folder), folder) == folder
 
 
-def test_a_pipeline_of_its_own_is_refused_for_its_task_alone(folder: Path, refusal: Callable[..., str]) -> None:
+@pytest.mark.parametrize("command", ["export", "finetune"])
+def test_a_pipeline_of_its_own_is_refused_for_its_task_alone(command: str, folder: Path, refusal: Callable[..., str]) -> None:
     own = {"impl": "pair.PairPipeline", "pt": ["AutoModelForSequenceClassification"]}
     edit(folder / "config.json", custom_pipelines={"text-classification": own, "pair-classification": own})
-    assert "has a text-classification pipeline of its own (custom_pipelines in config.json)" in refusal("export", folder)
+    assert "has a text-classification pipeline of its own (custom_pipelines in config.json)" in refusal(command, folder)
     edit(folder / "config.json", custom_pipelines={"pair-classification": own})
-    assert "pipeline" not in refusal("export", folder, "--max-length", "10000")
+    assert "the model takes at most" in refusal(command, folder, "--max-length", "10000")
 
 
 def test_a_class_that_transformers_does_not_have_is_pointed_out(folder: Path, said: Callable[..., list[str]]) -> None:
@@ -162,6 +163,12 @@ def test_the_command_merges_the_adapter(adapter: Path, tmp_path: Path, refusal: 
     ids = torch.arange(10)[None]
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, whole(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "null", "[" * 10_000, '{"task_type": []}'])
+def test_a_damaged_adapter_is_one_line(content: str, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    (tmp_path / "adapter_config.json").write_text(content, encoding="utf-8")
+    assert "adapter_config.json" in refusal("export", tmp_path)
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------------------

@@ -75,8 +75,10 @@ class InProcess(Connection):
 
 
 @contextlib.contextmanager
-def in_process(checkpoint: Path, task: type[ExportedTask], *, pair: bool = False, **settings: Any) -> Iterator[TritonPipeline]:
-    """A client of a checkpoint that is served with ``settings``."""
-    with TritonPipeline("tiny") as pipe:
+def in_process(
+    checkpoint: Path, task: type[ExportedTask], *, pair: bool = False, defaults: Mapping[str, Any] | None = None, **settings: Any
+) -> Iterator[TritonPipeline]:
+    """A client, made with the options ``defaults``, of a checkpoint that is served with ``settings``."""
+    with TritonPipeline("tiny", **(defaults or {})) as pipe:
         pipe._pipeline._connection = InProcess(checkpoint, task, pair=pair, **settings)
         yield pipe

@@ -5,6 +5,7 @@ The served task runs in this process. What the client does otherwise on purpose 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -15,9 +16,8 @@ import pytest
 from export.tasks import task_class
 from serving.client import TritonPipeline
 from serving.errors import DataError, InvalidArgumentError, PipelineError
-from serving.runtime.tasks.text_classification import TextClassification
-from serving.runtime.tasks.token_classification import TokenClassification
 from tests.helpers.graphs import random_checkpoint
+from tests.helpers.in_process import in_process
 from tests.helpers.parity import assert_alike, assert_same
 from tests.helpers.tagging import TEXTS, tiny_tagger
 from tests.helpers.tiny_pipelines import TinyPipelines
@@ -136,6 +136,13 @@ def test_text_classification(both: Any, case: Case) -> None:
             [{"text_pair": "a story " * 8, "max_length": 9, "add_special_tokens": kept} for kept in (True, False)],
         ),
         (([{"text": "a", "text_pair": "b"}, "a", {"text": "a", "text_pair": None}],), {}),
+        *each(
+            [f"{WORDS} and again", [LONG]],
+            [{"text_pair": WORDS, "truncation": way, "max_length": 14} for way in ("longest_first", "only_first", "only_second")],
+        ),
+        (("a",), {"text_pair": WORDS, "truncation": "only_first", "max_length": 6}),
+        ((LONG,), {"truncation": "only_first"}),
+        ((LONG,), {"truncation": "only_second"}),
     ],
     ids=shown,
 )
@@ -165,12 +172,34 @@ def test_text_classification_as_it_was_exported(made: TinyPipelines, settings: d
             assert_alike(*pair, inputs, **options)
 
 
-def test_numbers_as_labels_stay_numbers() -> None:
-    task = TextClassification(labels=(0, 7), function_to_apply="softmax")
-    found = {"LABEL": np.array([[b"7"]], dtype=object), "SCORE": np.array([[0.8]]), "SCORES": np.array([[0.2, 0.8]])}
-    assert task.format_answers(found) == [{"label": 7, "score": 0.8}]
-    assert [item["label"] for item in task.format_answers(found, top_k=None)[0]] == [7, 0]  # type: ignore[index]
-    assert task._label_bytes.tolist() == [b"0", b"7"]
+@pytest.mark.parametrize(
+    "defaults",
+    [{"top_k": 2}, {"top_k": None}, {"return_all_scores": True}, {"return_all_scores": False}, {"function_to_apply": "none"}],
+    ids=str,
+)
+def test_text_classification_with_options_of_the_constructor(made: TinyPipelines, defaults: dict[str, Any]) -> None:
+    checkpoint = made.checkpoint("text-classification")
+    ours = made.stack.enter_context(in_process(checkpoint, task_class("text-classification"), defaults=defaults))
+    for inputs in ("a", ["a", "b"]):
+        for options in ({}, {"top_k": 3}, {"top_k": None}, {"return_all_scores": True}, {"return_all_scores": False}):
+            assert_alike(ours, made.pipeline(checkpoint, "text-classification", **defaults), inputs, **options)
+
+
+def with_number_labels(made: TinyPipelines, task: str) -> tuple[TritonPipeline, Any]:
+    checkpoint = random_checkpoint(made.folder / f"{task}-numbers", "bert", task_class(task))
+    file = checkpoint / "config.json"
+    labels = {"id2label": {"0": 7, "1": "7b"}, "label2id": {"7": 0, "7b": 1}}
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | labels), encoding="utf-8")
+    return made.client(checkpoint, task), made.pipeline(checkpoint, task)
+
+
+def test_numbers_as_labels_stay_numbers(made: TinyPipelines) -> None:
+    pair = with_number_labels(made, "text-classification")
+    for options in ({}, {"top_k": None}, {"return_all_scores": True}):
+        assert_alike(*pair, ["a", WORDS, "a dull mess"], **options)
+    assert {label["label"] for label in pair[0]("a", top_k=None)} == {7, "7b"}
+    (answer,) = pair[0].tensors([("a",)])
+    assert answer["LABEL"].item() in (b"7", b"7b")
 
 
 def test_text_classification_otherwise(both: Any) -> None:
@@ -183,8 +212,6 @@ def test_text_classification_otherwise(both: Any) -> None:
         ours("a", truncation=True, max_length=1)
     with pytest.raises(ValueError, match="option max_length must be 1 or more"):
         ours("a", max_length=-1)
-    with pytest.raises(ValueError, match="only_first is not served"):
-        both("text-classification", pair=True)[0]("a", text_pair="b", truncation="only_first")
     for inputs, options in (({"text": "a", "text_pair": "b"}, {}), ([[["a", "b"]]], {}), ("a", {"text_pair": "b"})):
         with pytest.raises(ValueError, match="exported for single texts, and its graph cannot tell two texts apart"):
             ours(inputs, **options)
@@ -474,7 +501,7 @@ ZERO_SHOT: list[Case] = [
             {"candidate_labels": []},
             {"candidate_labels": None},
             {"candidate_labels": 5},
-            {"candidate_labels": {"a", "b"}},
+            {"candidate_labels": {"a"}},
             {"candidate_labels": LABELS, "hypothesis_template": "none"},
             {"candidate_labels": LABELS, "hypothesis_template": None},
             {"candidate_labels": LABELS, "hypothesis_template": 5},
@@ -599,11 +626,13 @@ def test_token_classification_as_it_was_exported(made: TinyPipelines, strategy: 
         assert_alike(*pair, TEXTS[0], **options)
 
 
-def test_numbers_as_labels_of_tokens_stay_numbers() -> None:
-    task = TokenClassification(labels=(0, 7))
-    answers = np.array([[b'[{"entity": 7, "score": 0.5}]']], dtype=object)
-    assert task.format_answers({"ENTITIES": answers}) == [[{"entity": 7, "score": 0.5}]]
-    assert (task._group_names, task._kinds.tolist()) == (["0", "7"], [0, 1])
+def test_numbers_as_labels_of_tokens_stay_numbers(made: TinyPipelines) -> None:
+    pair = with_number_labels(made, "token-classification")
+    assert_alike(*pair, WORDS)
+    assert {token["entity"] for token in pair[0](WORDS)} == {7}
+    assert_alike(*pair, WORDS, ignore_labels=[7])
+    assert pair[0](WORDS, ignore_labels=[7]) == []
+    assert {entity["entity_group"] for entity in pair[0](WORDS, aggregation_strategy="simple")} == {"7"}, "the pipeline fails"
 
 
 def test_token_classification_otherwise(both: Any) -> None:

@@ -20,8 +20,10 @@ WITHOUT_EFFECT = ("padding", "pad_to_multiple_of", "padding_side", "stride", "ve
 """Arguments of a tokenizer that change no answer: a padded token is not looked at, and the rest of a truncated text is dropped."""
 TAKEN = ("truncation", "max_length", "add_special_tokens")
 """Arguments of a tokenizer that become request parameters."""
-TRUNCATIONS = {"longest_first": True, "only_first": True, "do_not_truncate": False}
-"""Request parameter ``truncation`` by name of the tokenizer's strategy."""
+STRATEGIES = ("longest_first", "only_first", "only_second")
+"""Which text of a pair is truncated, by the tokenizer's own names."""
+NO_TRUNCATION = "do_not_truncate"
+"""The tokenizer's name for no truncation."""
 PADDINGS = (True, False, "longest", "max_length", "do_not_pad")
 
 
@@ -32,10 +34,12 @@ class TokenizerOptionsTask(ServedTask):
     Attributes:
         max_length: Tokens kept of a row, special tokens included. None: what the model accepts, which is always the limit.
         add_special_tokens: Whether the tokenizer adds special tokens.
+        truncation_strategy: Which text of a pair is truncated, one of :data:`STRATEGIES`. An option where a task takes pairs.
     """
 
     max_length: int | None = None
     add_special_tokens: bool = True
+    truncation_strategy: str = STRATEGIES[0]
 
     options: ClassVar[Mapping[str, Setting]] = {
         **ServedTask.options,
@@ -58,11 +62,15 @@ class TokenizerOptionsTask(ServedTask):
             ValueError: A row is too long and is not truncated, or it has no token.
         """
         texts = self.texts(columns)
-        if self.max_length is None and self.add_special_tokens:
-            return encoder.encode(texts, truncation=self.truncation)
         encodings = encoder.encode(
-            texts, truncation=self.truncation, max_length=self.max_length, special_tokens=self.add_special_tokens
+            texts,
+            truncation=self.truncation,
+            strategy=self.truncation_strategy,
+            max_length=self.max_length,
+            special_tokens=self.add_special_tokens,
         )
+        if self.add_special_tokens:
+            return encodings
         lengths = [len(encoding) for encoding in encodings]
         if 0 in lengths:
             raise ValueError(f"row {lengths.index(0)} has no token")
@@ -105,22 +113,24 @@ class TokenizerOptionsTask(ServedTask):
         parameters = self.request_parameters({name: value for name, value in given.items() if name in TAKEN})
         truncation = parameters.get("truncation")
         if isinstance(truncation, str):
-            parameters["truncation"] = truncation = self._truncation(str(getattr(truncation, "value", truncation)))
+            strategy = str(getattr(truncation, "value", truncation))
+            self._require_strategy(strategy)
+            parameters["truncation"] = truncation = strategy != NO_TRUNCATION
+            if truncation and self.pair:
+                parameters["truncation_strategy"] = strategy
         if truncation is False or (truncation is None and padding):  # the tokenizer then ignores the length
             parameters.pop("max_length", None)
         return parameters
 
-    def _truncation(self, strategy: str) -> bool:
-        """Return whether a strategy truncates.
+    def _require_strategy(self, strategy: str) -> None:
+        """Refuse a strategy of truncation that the tokenizer does not have, or that needs a second text.
 
         Raises:
-            ValueError: There is no such strategy, or a request cannot have it.
+            ValueError: It is one.
         """
-        if self.pair and strategy in {"only_first", "only_second"}:
-            raise ValueError(f"truncation {strategy} is not served: of a pair that is too long, the longer text is truncated")
-        if strategy not in TRUNCATIONS:
-            raise ValueError(f"option truncation must be true, false or one of {', '.join(TRUNCATIONS)}, not {strategy!r:.80}")
-        return TRUNCATIONS[strategy]
+        known = (*(STRATEGIES if self.pair else STRATEGIES[:2]), NO_TRUNCATION)
+        if strategy not in known:
+            raise ValueError(f"option truncation must be true, false or one of {', '.join(known)}, not {strategy!r:.80}")
 
 
 def check_padding(padding: object) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..types import Arrays, Floats, JsonValue, Origins, Setting, Tensor, Text, TextColumns
 from ._labels import softmax
 from ._strings import read_strings, write_strings
-from ._tokenizer_options import TokenizerOptionsTask
+from ._tokenizer_options import STRATEGIES, TokenizerOptionsTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,10 @@ class TextClassification(TokenizerOptionsTask):
         **TokenizerOptionsTask.options,
         "function_to_apply": Setting(str, choices=("softmax", "sigmoid", "none"), help="Function that turns logits into scores."),
         "top_k": Setting(int, help="Number of labels that the client lists, best first."),
+        "truncation_strategy": Setting(str, choices=STRATEGIES, help="Which text of a pair is truncated."),
         "json_texts": Setting(bool, help="TEXT is a JSON list of one or two texts, and TEXT_PAIR is not read."),
     }
-    request_only: ClassVar[frozenset[str]] = TokenizerOptionsTask.request_only | {"json_texts"}
+    request_only: ClassVar[frozenset[str]] = TokenizerOptionsTask.request_only | {"truncation_strategy", "json_texts"}
     presentation_options: ClassVar[frozenset[str]] = frozenset({"top_k"})
     client_options: ClassVar[tuple[str, ...]] = ("return_all_scores", "text_pair")
 
@@ -128,20 +129,28 @@ class TextClassification(TokenizerOptionsTask):
         return [(write_strings(row), "") for row in rows], {"json_texts": True}
 
     def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
-        """Accept the function's name in any case, or as an enumeration member, as the pipeline does."""
+        """Accept the function's name in any case, or as an enumeration member, and read how many labels are listed.
+
+        As in the pipeline, ``return_all_scores`` has no effect beside ``top_k``, and leaves the order to the options before it.
+        """
         parameters, shown = super().sanitize_parameters(given)
         if isinstance(function := parameters.get("function_to_apply"), str):
             parameters["function_to_apply"] = str(getattr(function, "value", function)).lower()
-        if shown.get("return_all_scores", True) is None:
-            del shown["return_all_scores"]
-        return parameters, shown
+        if "top_k" in shown:
+            return parameters, {"top_k": shown["top_k"], "ranked": True}
+        if (everything := shown.get("return_all_scores")) is not None:
+            return parameters, {"top_k": None if everything else 1}
+        return parameters, {}
 
     def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
-        """Return ``{"label", "score"}`` per row; with ``top_k``, a list of the best ``top_k`` (None: all), best first.
+        """Return ``{"label", "score"}`` per row, or where ``top_k`` is not 1, or ``ranked``, a list of them.
 
-        With ``return_all_scores``, which is older, a list of all in the order of the logits.
+        The list has the best ``top_k`` labels (None: all), best first, or not ``ranked`` all of them in the order of the logits.
         """
-        top_k, ranked = self._listed(options)
+        top_k = cast(
+            "int | None", options.get("top_k", (None if self.return_all_scores else 1) if self.top_k is None else self.top_k)
+        )
+        ranked = options.get("ranked", self.top_k is not None)
         if top_k == 1 and not ranked:
             best = answers["SCORES"].argmax(axis=-1).tolist()
             scores = answers["SCORE"][:, 0].tolist()
@@ -150,16 +159,6 @@ class TextClassification(TokenizerOptionsTask):
         if ranked:
             rows = [sorted(row, key=lambda item: -item[1])[:top_k] for row in rows]
         return [[{"label": label, "score": score} for label, score in row] for row in rows]
-
-    def _listed(self, options: Mapping[str, object]) -> tuple[int | None, bool]:
-        """Return how many labels are listed, and whether best first, as the pipeline decides it. Not ranked, 1 means no list."""
-        if "top_k" in options:
-            return cast("int | None", options["top_k"]), True
-        everything = options.get("return_all_scores")
-        if everything is None and self.top_k is not None:
-            return self.top_k, True
-        everything = self.return_all_scores if everything is None else everything
-        return None if everything else 1, self.top_k is not None
 
     def format_result(self, inputs: object, answers: Sequence[object], options: Mapping[str, object]) -> object:
         """Return a list for a single string too where the call has no ``top_k``, as the pipeline does."""

@@ -180,12 +180,12 @@ def test_targets_are_what_the_losses_take() -> None:
 
 
 def test_all_labels_are_ranked_and_the_order_of_equal_ones_is_the_checkpoints() -> None:
-    found = MANY.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=None)
+    found = MANY.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=None, ranked=True)
     assert [item["label"] for item in found[0]] == ["b", "a", "c"]
-    assert [item["label"] for item in MANY.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=2)[0]] == ["b", "a"]
+    assert [item["label"] for item in MANY.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=2, ranked=True)[0]] == ["b", "a"]
     default = MANY.with_settings({"top_k": 2})
     assert [item["label"] for item in default.served.format_answers(scores([0.3, 0.9, 0.3]))[0]] == ["b", "a"]
-    assert len(default.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=None)[0]) == 3
+    assert len(default.served.format_answers(scores([0.3, 0.9, 0.3]), top_k=None, ranked=True)[0]) == 3
     for wrong in ("2", True, 1.5):
         with pytest.raises(ValueError, match="option top_k must be"):
             MANY.served.with_options({"top_k": wrong})
@@ -228,7 +228,7 @@ def test_scores_are_those_of_the_pipeline(problem: str | None, count: int, tiny_
         logits = model(**batch).logits.tolist()
     for asked in ({}, {"function_to_apply": "softmax"}, {"function_to_apply": "sigmoid"}, {"function_to_apply": "none"}):
         for shown in ({}, {"top_k": None}, {"top_k": 2}):
-            ours = task.served.format_answers(answers(task, logits, **asked), **shown)
+            ours = task.served.format_answers(answers(task, logits, **asked), **task.served.sanitize_parameters(shown)[1])
             assert_same(ours, pipe(TEXTS, truncation=True, max_length=64, **asked, **shown))
 
 
@@ -250,7 +250,8 @@ def test_labels_without_names_are_those_of_the_pipeline(count: int | None, tiny_
     batch = pipe.tokenizer(TEXTS, padding=True, truncation=True, max_length=64, return_tensors="pt")
     ours = answers(task, pipe.model.eval()(**batch).logits.tolist())
     for options in ({}, {"top_k": None}):
-        assert_same(task.served.format_answers(ours, **options), pipe(TEXTS, truncation=True, max_length=64, **options))
+        shown = task.served.sanitize_parameters(options)[1]
+        assert_same(task.served.format_answers(ours, **shown), pipe(TEXTS, truncation=True, max_length=64, **options))
     rows = tmp_path / "rows.jsonl"
     labels = [place / 7 if count == 1 else place % (count or 2) for place in range(70)]
     rows.write_text("\n".join(json.dumps({"text": f"good {place}", "label": label}) for place, label in enumerate(labels)))
@@ -358,10 +359,10 @@ def test_from_rows_to_answers(kind: str, labels: list[str], figure: str, trained
     texts = [*rows.texts[0], *TEXTS]
     pipe = transformers.pipeline("text-classification", str(folder / "checkpoint"), device="cpu", truncation=True, max_length=32)
     found = exported_answers(bundle, texts)
-    assert_same(bundle.task.format_answers(found, top_k=None), pipe(texts, top_k=None))
+    assert_same(bundle.task.format_answers(found, top_k=None, ranked=True), pipe(texts, top_k=None))
     assert_same(bundle.task.format_answers(found), pipe(texts))
     assert_same(
-        bundle.task.format_answers(exported_answers(bundle, texts, function_to_apply="sigmoid"), top_k=None),
+        bundle.task.format_answers(exported_answers(bundle, texts, function_to_apply="sigmoid"), top_k=None, ranked=True),
         pipe(texts, top_k=None, function_to_apply="sigmoid"),
     )
 
