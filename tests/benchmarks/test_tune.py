@@ -138,15 +138,24 @@ def test_the_time_allowed_is_kept_and_what_is_left_out_is_said(own: Path, monkey
     assert any("2 rounds in the final instead of 3" in line for line in said)
 
 
-@pytest.mark.parametrize("limit", [0, 1, 7, 14, -11, -1])
-def test_interrupted_it_goes_on_to_the_same_end(own: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    straight = MadeUp(best_at(1, 2, 3))
-    expected, _ = run(monkeypatch, asked(own, fresh=True), straight)
+@pytest.fixture(scope="module")
+def uninterrupted(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tuned, MadeUp]:
+    """A search from start to end, and what it tried."""
+    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("artifacts") / "tiny" / "bundle"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tuned, _ = run(monkeypatch, asked(copy), straight := MadeUp(best_at(1, 2, 3)))
+    return tuned, straight
+
+
+@pytest.mark.parametrize("limit", [0, 1, 14, -11, -1])
+def test_interrupted_it_goes_on_to_the_same_end(
+    own: Path, uninterrupted: tuple[Tuned, MadeUp], monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    expected, straight = uninterrupted
     assert len(straight.made) > limit
     limit %= len(straight.made)
     with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, asked(own, fresh=True), first := MadeUp(best_at(1, 2, 3), limit=limit))
-    shutil.rmtree(own.parent / "tuning")
+        run(monkeypatch, asked(own), first := MadeUp(best_at(1, 2, 3), limit=limit))
     tuned, said = run(monkeypatch, asked(own), second := MadeUp(best_at(1, 2, 3)))
     searched = [trial for trial in first.made if trial[1] == 0]
     assert searched + second.made == straight.made, "of a final, only rounds of one run stand side by side"
