@@ -56,7 +56,7 @@ class _State:
         broken_by: The id of the process that forked this one, or an ancestor, while gRPC was running. None: gRPC works here.
     """
 
-    busy = threading.Lock()
+    busy = threading.RLock()
     grpc_survives = False
     process = os.getpid()
     broken_by: int | None = None
@@ -111,9 +111,9 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     if _State.grpc_survives:
         _State.broken_by = _State.process
+    _State.busy = threading.RLock()
     for member in list(_members):
         member.after_fork_in_child()
-    _State.busy.release()
 
 
 def _grpc_ends() -> bool:

@@ -59,6 +59,8 @@ def _read(rows: Iterable[T], requested: SimpleQueue[Future[T | End] | None]) -> 
                 future.set_result(next(iterator, END))
             except Exception as error:  # any error of the iterable belongs to the reader of the row
                 future.set_exception(error)
+            except BaseException as error:  # it would end the loop of the reader, who would wait for ever
+                future.set_exception(RuntimeError(f"reading the inputs ended with {type(error).__name__}: {error}"))
 
 
 async def batches(rows: AsyncIterator[T], size: int) -> AsyncGenerator[list[T], None]:

@@ -1,4 +1,4 @@
-"""``TritonPipeline`` in place of a pipeline, where ``evaluate`` takes one."""
+"""``TritonPipeline`` in place of a pipeline, where ``evaluate`` and loops over data sets take one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import datasets
 import evaluate
 import pytest
+from transformers.pipelines.pt_utils import KeyDataset
 
 from export.metric import METRICS
 from serving.client import TritonPipeline
+from tests.helpers.parity import assert_same
 from tests.helpers.servers import Server
 
 
@@ -31,3 +33,17 @@ def test_an_evaluator_finds_the_same_metric_as_with_the_pipeline(
     for figure in ("accuracy", "f1"):
         assert served[figure] == original[figure]
     assert served["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_loop_over_a_column_of_a_data_set(
+    server: Server, pipeline: Callable[..., Any], sample_rows: list[dict[str, str]], protocol: Any
+) -> None:
+    rows = datasets.Dataset.from_list(sample_rows)
+    column: Any = KeyDataset(rows, "text")  # type: ignore[arg-type]
+    expected = list(pipeline(column, top_k=None))
+    with TritonPipeline("ragged", url=server.url(protocol), protocol=protocol, top_k=None) as pipe:
+        answers = pipe(column, batch_size=8)
+        assert len(answers) == len(sample_rows)
+        for found in (answers, answers, pipe(rows["text"]), pipe(row["text"] for row in sample_rows)):
+            assert_same(list(found), expected)

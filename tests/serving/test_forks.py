@@ -101,6 +101,16 @@ class Answered(torch.utils.data.Dataset):
 
 found = torch.cat(list(torch.utils.data.DataLoader(Answered(), batch_size=2, num_workers=2))).tolist()
 assert len(found) == 6 and max(abs(score - before[0]["score"]) for score in found) < 1e-6, found
+
+class Texts(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+    def __getitem__(self, place):
+        return "a text"
+
+loader = torch.utils.data.DataLoader(Texts(), batch_size=2, num_workers=2)
+for _ in range(2):
+    assert list(pipe(loader)) == [before * 2] * 3
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(pipe, [["a text"]] * 4) == [before] * 4
 assert pipe("a text") == before

@@ -6,11 +6,8 @@ The served task runs in this process. What the client does otherwise on purpose 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,74 +16,29 @@ import pytest
 from export.tasks import task_class
 from serving.client import TritonPipeline
 from serving.errors import DataError, InvalidArgumentError, PipelineError
-from tests.helpers.filling import masked_checkpoint
 from tests.helpers.graphs import random_checkpoint
 from tests.helpers.in_process import in_process
 from tests.helpers.parity import assert_alike, assert_same
 from tests.helpers.tagging import TEXTS, tiny_tagger
+from tests.helpers.tiny_pipelines import TinyPipelines
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # the pipeline's own
 ]
-THREE = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
-NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
-CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
-    "text-classification": lambda folder: random_checkpoint(folder, "bert", task_class("text-classification"), **THREE),
-    "fill-mask": lambda folder: masked_checkpoint(folder, "bert"),
-    "question-answering": lambda folder: random_checkpoint(folder, "bert", task_class("question-answering")),
-    "zero-shot-classification": lambda folder: random_checkpoint(folder, "bert", task_class("zero-shot-classification"), **NLI),
-    "token-classification": lambda folder: tiny_tagger(folder, "bert"),
-    "feature-extraction": lambda folder: random_checkpoint(folder, "bert", task_class("feature-extraction")),
-}
 Case = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-@dataclass
-class Made:
-    """Makes checkpoints, clients and pipelines once."""
-
-    folder: Path
-    stack: ExitStack
-
-    def checkpoint(self, task: str, **config: Any) -> Path:
-        folder = self.folder / f"{task}{len(config)}{'-'.join(map(str, config.values()))}"
-        if not folder.exists():
-            if config:
-                random_checkpoint(folder, "bert", task_class(task), **THREE, **config)
-            else:
-                CHECKPOINTS[task](folder)
-        return folder
-
-    def client(self, checkpoint: Path, task: str, **settings: Any) -> TritonPipeline:
-        return self.stack.enter_context(in_process(checkpoint, task_class(task), **settings))
-
-    def pipeline(self, checkpoint: Path, task: str, **options: Any) -> Any:
-        import transformers
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return transformers.pipeline(task, model=str(checkpoint), device="cpu", **options)
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyPipelines]:
     with ExitStack() as stack:
-        yield Made(tmp_path_factory.mktemp("options"), stack)
+        yield TinyPipelines(tmp_path_factory.mktemp("options"), stack)
 
 
 @pytest.fixture(scope="module")
-def both(made: Made) -> Callable[..., tuple[TritonPipeline, Any]]:
+def both(made: TinyPipelines) -> Callable[..., tuple[TritonPipeline, Any]]:
     """Task → a client and the pipeline of its tiny checkpoint."""
-    known: dict[tuple[str, bool], tuple[TritonPipeline, Any]] = {}
-
-    def get(task: str, *, pair: bool = False) -> tuple[TritonPipeline, Any]:
-        if (task, pair) not in known:
-            checkpoint = made.checkpoint(task)
-            known[task, pair] = made.client(checkpoint, task, **({"pair": True} if pair else {})), made.pipeline(checkpoint, task)
-        return known[task, pair]
-
-    return get
+    return made.both
 
 
 def each(inputs: list[Any], options: list[dict[str, Any]]) -> list[Case]:
@@ -211,7 +163,7 @@ def test_text_classification_of_pairs_and_of_a_text_alone(both: Any, case: Case)
     ],
     ids=str,
 )
-def test_text_classification_as_it_was_exported(made: Made, settings: dict[str, Any], config: dict[str, Any]) -> None:
+def test_text_classification_as_it_was_exported(made: TinyPipelines, settings: dict[str, Any], config: dict[str, Any]) -> None:
     """With ``--setting``, as with options of the pipeline's construction; and with what the checkpoint's config says."""
     checkpoint = made.checkpoint("text-classification", **config)
     pair = made.client(checkpoint, "text-classification", **settings), made.pipeline(checkpoint, "text-classification", **settings)
@@ -225,7 +177,7 @@ def test_text_classification_as_it_was_exported(made: Made, settings: dict[str, 
     [{"top_k": 2}, {"top_k": None}, {"return_all_scores": True}, {"return_all_scores": False}, {"function_to_apply": "none"}],
     ids=str,
 )
-def test_text_classification_with_options_of_the_constructor(made: Made, defaults: dict[str, Any]) -> None:
+def test_text_classification_with_options_of_the_constructor(made: TinyPipelines, defaults: dict[str, Any]) -> None:
     checkpoint = made.checkpoint("text-classification")
     ours = made.stack.enter_context(in_process(checkpoint, task_class("text-classification"), defaults=defaults))
     for inputs in ("a", ["a", "b"]):
@@ -233,7 +185,7 @@ def test_text_classification_with_options_of_the_constructor(made: Made, default
             assert_alike(ours, made.pipeline(checkpoint, "text-classification", **defaults), inputs, **options)
 
 
-def with_number_labels(made: Made, task: str) -> tuple[TritonPipeline, Any]:
+def with_number_labels(made: TinyPipelines, task: str) -> tuple[TritonPipeline, Any]:
     checkpoint = random_checkpoint(made.folder / f"{task}-numbers", "bert", task_class(task))
     file = checkpoint / "config.json"
     labels = {"id2label": {"0": 7, "1": "7b"}, "label2id": {"7": 0, "7b": 1}}
@@ -241,7 +193,7 @@ def with_number_labels(made: Made, task: str) -> tuple[TritonPipeline, Any]:
     return made.client(checkpoint, task), made.pipeline(checkpoint, task)
 
 
-def test_numbers_as_labels_stay_numbers(made: Made) -> None:
+def test_numbers_as_labels_stay_numbers(made: TinyPipelines) -> None:
     pair = with_number_labels(made, "text-classification")
     for options in ({}, {"top_k": None}, {"return_all_scores": True}):
         assert_alike(*pair, ["a", WORDS, "a dull mess"], **options)
@@ -354,7 +306,7 @@ def test_a_text_without_a_mask_is_the_pipelines_own_exception(both: Any) -> None
     assert (caught.value.status, caught.value.task, caught.value.model) == ("INVALID_ARGUMENT", "fill-mask", "tiny")
 
 
-def test_fill_mask_as_it_was_exported(made: Made) -> None:
+def test_fill_mask_as_it_was_exported(made: TinyPipelines) -> None:
     checkpoint = made.checkpoint("fill-mask")
     pair = made.client(checkpoint, "fill-mask", top_k=2), made.pipeline(checkpoint, "fill-mask", top_k=2)
     for options in ({}, {"top_k": 3}, {"targets": ["good"]}):
@@ -451,7 +403,7 @@ def test_question_answering(both: Any, case: Case) -> None:
     assert_alike(*both("question-answering"), *case[0], **case[1])
 
 
-def test_question_answering_as_it_was_exported(made: Made) -> None:
+def test_question_answering_as_it_was_exported(made: TinyPipelines) -> None:
     """The pipeline takes options of its construction, and passes over the config's ``task_specific_params``."""
     task = "question-answering"
     checkpoint = made.checkpoint(task, task_specific_params={task: {"handle_impossible_answer": True, "top_k": 3}})
@@ -463,16 +415,15 @@ def test_question_answering_as_it_was_exported(made: Made) -> None:
 
 
 @pytest.fixture(scope="module")
-def padded_left(made: Made) -> tuple[TritonPipeline, Any]:
+def padded_left(made: TinyPipelines) -> tuple[TritonPipeline, Any]:
     """A client and the pipeline of a checkpoint whose tokenizer pads on the left."""
-    import transformers
-
     task = "question-answering"
     checkpoint = random_checkpoint(made.folder / "left", "bert", task_class(task))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    tokenizer.padding_side = "left"
-    tokenizer.save_pretrained(checkpoint)
-    return made.client(checkpoint, task), made.pipeline(checkpoint, task)
+    file = checkpoint / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"padding_side": "left"}), encoding="utf-8")
+    pair = made.client(checkpoint, task), made.pipeline(checkpoint, task)
+    assert pair[1].tokenizer.padding_side == "left"
+    return pair
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"align_to_words": False, "top_k": 3}, {"handle_impossible_answer": True}])
@@ -484,8 +435,10 @@ def padded_left(made: Made) -> tuple[TritonPipeline, Any]:
         ("is the [CLS] film café", "a 한국어 film [SEP]"),
         (CONTEXT, "a"),
         (CONTEXT * 9, "a"),
+        ("is [PAD] the film [PAD]", CONTEXT),
+        (QUESTION, f"[PAD] {CONTEXT} café" * 6),
     ],
-    ids=range(5),
+    ids=range(7),
 )
 def test_a_tokenizer_that_pads_on_the_left_wants_the_text_first(
     padded_left: Any, question: str, context: str, options: dict[str, Any]
@@ -572,7 +525,7 @@ def test_zero_shot_classification(both: Any, case: Case) -> None:
     assert_alike(*both("zero-shot-classification"), *case[0], **case[1])
 
 
-def test_zero_shot_classification_as_it_was_exported(made: Made) -> None:
+def test_zero_shot_classification_as_it_was_exported(made: TinyPipelines) -> None:
     task, settings = "zero-shot-classification", {"multi_label": True, "hypothesis_template": "So {}"}
     checkpoint = made.checkpoint(task)
     pair = made.client(checkpoint, task, **settings), made.pipeline(checkpoint, task, **settings)
@@ -653,7 +606,7 @@ def test_token_classification(both: Any, case: Case) -> None:
     assert_alike(*both("token-classification"), *case[0], **case[1])
 
 
-def test_words_of_a_tokenizer_without_marks(made: Made) -> None:
+def test_words_of_a_tokenizer_without_marks(made: TinyPipelines) -> None:
     """RoBERTa's, whose words the pipeline tells apart by spaces of the text."""
     checkpoint = tiny_tagger(made.folder / "roberta", "roberta")
     pair = made.client(checkpoint, "token-classification"), made.pipeline(checkpoint, "token-classification")
@@ -663,7 +616,7 @@ def test_words_of_a_tokenizer_without_marks(made: Made) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["max", "none", "simple"])
-def test_token_classification_as_it_was_exported(made: Made, strategy: str) -> None:
+def test_token_classification_as_it_was_exported(made: TinyPipelines, strategy: str) -> None:
     task = "token-classification"
     checkpoint = made.checkpoint(task)
     pair = (
@@ -674,7 +627,7 @@ def test_token_classification_as_it_was_exported(made: Made, strategy: str) -> N
         assert_alike(*pair, TEXTS[0], **options)
 
 
-def test_numbers_as_labels_of_tokens_stay_numbers(made: Made) -> None:
+def test_numbers_as_labels_of_tokens_stay_numbers(made: TinyPipelines) -> None:
     pair = with_number_labels(made, "token-classification")
     assert_alike(*pair, WORDS)
     assert {token["entity"] for token in pair[0](WORDS)} == {7}
