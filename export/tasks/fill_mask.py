@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Self, cast
@@ -15,6 +15,7 @@ from export.tasks.base import IGNORED, Label, Prediction, Reference
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import AugmentedTask
 from serving.runtime.tasks._masks import log_sum, top, with_metadata
+from serving.runtime.tasks._strings import read_option
 from serving.runtime.tasks.fill_mask import FillMask, MaskAnswer, read_predictions, target_id
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Origins, TextColumns
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
     from tokenizers import Encoding, Tokenizer
-    from transformers import Pipeline, PreTrainedTokenizerFast
+    from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerFast
 
     from serving.runtime.tokenization import TextEncoder
 
@@ -236,8 +237,16 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
         )
 
     def edge_text(self, text: str, usual: str) -> str:  # noqa: ARG002
-        """Put a mask in front of a text that has none."""
-        return text if self.served.mask_token in text else f"{self.served.mask_token} {text}"
+        """Put a mask in front of a text that has none, or several, in whose places a word then stands."""
+        mask = self.served.mask_token
+        return text if text.count(mask) == 1 else f"{mask} {text.replace(mask, 'a')}"
+
+    def library(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, max_length: int, options: Mapping[str, JsonValue]
+    ) -> Callable[[Sequence[str]], object]:
+        """Give the pipeline the list of targets, which are a setting as one string."""
+        listed = {name: cast(JsonValue, read_option(str(value), name)) for name, value in options.items() if name == "targets"}
+        return super().library(model, tokenizer, max_length=max_length, options={**options, **listed})
 
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
         """Ask with truncation; the pipeline unwraps a list of one."""

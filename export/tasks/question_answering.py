@@ -77,7 +77,10 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
         """Put the text in front of the question if the tokenizer pads on the left, as the pipeline of ``transformers`` does."""
-        return replace(self, served=replace(self.served, text_first=tokenizer.padding_side == "left"))
+        if tokenizer.padding_side != "left":
+            return self
+        padding = -1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        return replace(self, served=replace(self.served, text_first=True, pad_token_id=padding))
 
     @classmethod
     def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
@@ -160,10 +163,10 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         return {"max_seq_len": max_length, "handle_impossible_answer": self.evaluated.handle_impossible_answer}
 
     def ask_pipeline(self, pipeline: Pipeline, rows: Sequence[Sequence[str]], *, max_length: int) -> list[object]:
-        """Ask with the :meth:`asked_options`."""
+        """Ask with the :meth:`asked_options`. To one row the pipeline gives no list, except of its ``top_k`` answers."""
         questions, contexts = map(list, zip(*rows, strict=True))
-        found: object = pipeline(question=questions, context=contexts, batch_size=len(rows), **self.asked_options(max_length))
-        return found if isinstance(found, list) else [found]
+        found = pipeline(question=questions, context=contexts, batch_size=len(rows), **self.asked_options(max_length))
+        return [found] if len(rows) == 1 else cast("list[object]", found)
 
 
 def _read_answers(label: object) -> list[KnownAnswer]:

@@ -417,14 +417,13 @@ def test_question_answering_as_it_was_exported(made: TinyPipelines) -> None:
 @pytest.fixture(scope="module")
 def padded_left(made: TinyPipelines) -> tuple[TritonPipeline, Any]:
     """A client and the pipeline of a checkpoint whose tokenizer pads on the left."""
-    import transformers
-
     task = "question-answering"
     checkpoint = random_checkpoint(made.folder / "left", "bert", task_class(task))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    tokenizer.padding_side = "left"
-    tokenizer.save_pretrained(checkpoint)
-    return made.client(checkpoint, task), made.pipeline(checkpoint, task)
+    file = checkpoint / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"padding_side": "left"}), encoding="utf-8")
+    pair = made.client(checkpoint, task), made.pipeline(checkpoint, task)
+    assert pair[1].tokenizer.padding_side == "left"
+    return pair
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"align_to_words": False, "top_k": 3}, {"handle_impossible_answer": True}])
@@ -436,8 +435,10 @@ def padded_left(made: TinyPipelines) -> tuple[TritonPipeline, Any]:
         ("is the [CLS] film café", "a 한국어 film [SEP]"),
         (CONTEXT, "a"),
         (CONTEXT * 9, "a"),
+        ("is [PAD] the film [PAD]", CONTEXT),
+        (QUESTION, f"[PAD] {CONTEXT} café" * 6),
     ],
-    ids=range(5),
+    ids=range(7),
 )
 def test_a_tokenizer_that_pads_on_the_left_wants_the_text_first(
     padded_left: Any, question: str, context: str, options: dict[str, Any]

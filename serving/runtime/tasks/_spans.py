@@ -38,7 +38,13 @@ def text_tokens(window: Encoding, *, text_first: bool = False) -> tuple[int, int
 
 
 def metadata_of(
-    windows: Sequence[Encoding], sample_mapping: Integers, contexts: Sequence[str], *, words: bool, text_first: bool
+    windows: Sequence[Encoding],
+    sample_mapping: Integers,
+    contexts: Sequence[str],
+    *,
+    words: bool,
+    text_first: bool,
+    pad_token_id: int,
 ) -> list[bytes]:
     """Pack the metadata of each window, in the form of :data:`_HEAD`.
 
@@ -48,11 +54,12 @@ def metadata_of(
         contexts: Texts of the rows.
         words: Whether answers are widened to whole words.
         text_first: Whether the text stands in front of the question. Every token may then be part of an answer.
+        pad_token_id: Id of the padding token. It matters where the text is first.
     """
     metadata = []
     before = -1
     for window, row in zip(windows, sample_mapping.tolist(), strict=True):
-        packed = _pack_text_first(window, words=words) if text_first else _pack(window, words=words)
+        packed = _pack_text_first(window, words=words, pad_token_id=pad_token_id) if text_first else _pack(window, words=words)
         metadata.append(packed if row == before else packed + contexts[row].encode())
         before = row
     return metadata
@@ -75,27 +82,51 @@ def _pack(window: Encoding, *, words: bool) -> bytes:
     return _HEAD.pack(len(ids), first, count, opened, False) + spans.T.tobytes()
 
 
-def _pack_text_first(window: Encoding, *, words: bool) -> bytes:
-    """Pack a window in which the pipeline takes the tokens of the question, and special ones, for parts of the text too."""
-    return _pack_by_token(window, 0, len(window.ids), opened=False, words=words, text=0)
-
-
-def _pack_by_token(window: Encoding, first: int, count: int, *, opened: bool, words: bool, text: int = 1) -> bytes:
+def _pack_by_token(window: Encoding, first: int, count: int, *, opened: bool, words: bool) -> bytes:
     """Pack the metadata of a window whose tokens must be described one by one.
 
     That is so where words are out of order or missing, or where the opening token's name is written out in the question, which the
     pipeline then takes for part of an answer.
     """
     ids = window.ids
-    raw = window.offsets
+    inside = [first <= token < first + count or (opened and ids[token] == ids[0]) for token in range(len(ids))]
+    return _pack_each(window, [*range(len(ids))], inside, opened=opened, words=words, text=1)
+
+
+def _pack_text_first(window: Encoding, *, words: bool, pad_token_id: int) -> bytes:
+    """Pack a window in which the pipeline takes the tokens of the question, and special ones, for parts of the text too.
+
+    It takes a padding token that is written out in a text for padding on the left. Each such token moves the place where it looks a
+    token up by one to the left, and from the first to the last.
+    """
+    count = len(window.ids)
+    shift = window.ids.count(pad_token_id)
+    places = [token - shift for token in range(count)]
+    return _pack_each(window, places, [True] * count, opened=False, words=words, text=0)
+
+
+def _pack_each(window: Encoding, places: list[int], inside: list[bool], *, opened: bool, words: bool, text: int) -> bytes:
+    """Pack the metadata of a window token by token.
+
+    Args:
+        window: The window.
+        places: By token, the token that is looked up in its place. Below 0 it is counted from the end, and belongs to no word.
+        inside: By token, whether it may be part of an answer.
+        opened: Whether a special token opens the window.
+        words: Whether answers are widened to whole words.
+        text: Position of the text among the two texts of the window.
+    """
+    offsets = window.offsets
+    raw = [offsets[place] for place in places]
+    numbers = window.word_ids
     spans, bits = [], []
-    for token, number in enumerate(window.word_ids):
-        inside = first <= token < first + count or (opened and ids[token] == ids[0])
+    for token, place in enumerate(places):
+        number = numbers[place] if place >= 0 else None
         word = window.word_to_chars(number, text) if words and number is not None else None
         spans.append(word or raw[token])
-        bits.append(ANSWERABLE * inside + WORD * (word is not None or not words))
+        bits.append(ANSWERABLE * inside[token] + WORD * (word is not None or not words))
     both = np.concatenate((np.array(spans, dtype=np.int32).T, np.array(raw, dtype=np.int32).T))
-    return _HEAD.pack(len(ids), 0, len(ids), opened, True) + both.tobytes() + np.array(bits, dtype=np.uint8).tobytes()
+    return _HEAD.pack(len(places), 0, len(places), opened, True) + both.tobytes() + np.array(bits, dtype=np.uint8).tobytes()
 
 
 @dataclass(frozen=True)

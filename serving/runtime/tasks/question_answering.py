@@ -61,6 +61,7 @@ class QuestionAnswering(ServedTask):
         handle_impossible_answer: Allow "no answer" (an empty one).
         align_to_words: Widen answers to whole words.
         text_first: Whether the text stands in front of the question, as for a tokenizer that pads on the left.
+        pad_token_id: Id of the padding token. -1: none.
     """
 
     pair: bool = True
@@ -72,6 +73,7 @@ class QuestionAnswering(ServedTask):
     handle_impossible_answer: bool = False
     align_to_words: bool = True
     text_first: bool = False
+    pad_token_id: int = -1
 
     name: ClassVar[str] = "question-answering"
     model_outputs: ClassVar[tuple[str, ...]] = ("start_logits", "end_logits")
@@ -139,7 +141,14 @@ class QuestionAnswering(ServedTask):
                 f"row {row}: a window of {length} tokens has no room for the question, {stride} tokens of overlap (doc_stride) and "
                 f"some of the text: {columns[0][row]!r:.80}"
             ) from None
-        metadata = metadata_of(encodings, mapping, columns[1], words=self.align_to_words, text_first=self.text_first)
+        metadata = metadata_of(
+            encodings,
+            mapping,
+            columns[1],
+            words=self.align_to_words,
+            text_first=self.text_first,
+            pad_token_id=self.pad_token_id,
+        )
         return Features(encodings, Origins(mapping, metadata))
 
     def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:

@@ -190,6 +190,12 @@ def test_options_that_are_no_pipelines(fillers: Callable[[str], Filler], options
         fillers("bert")("[MASK]", **options)
 
 
+def test_targets_of_a_setting_reach_the_pipeline_that_export_compares_with(fillers: Callable[[str], Filler]) -> None:
+    filler = fillers("bert")
+    ask = filler.task.library(filler.pipe.model, filler.pipe.tokenizer, max_length=64, options={"targets": "good, bad", "top_k": 1})
+    assert_same(ask(("a [MASK]",)), filler.pipe("a [MASK]", targets=["good", "bad"], top_k=1))
+
+
 def test_a_long_document(fillers: Callable[[str], Filler]) -> None:
     filler = fillers("bert")
     text = "good [MASK] " + "story " * 10_000

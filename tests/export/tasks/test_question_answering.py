@@ -296,6 +296,13 @@ def test_targets_are_the_answers_tokens(encoder: TextEncoder, text_first: bool) 
     assert 0 in targets["start_positions"][:-1], "some windows do not hold it"
 
 
+def test_the_pipelines_answers_to_one_row_are_one_answer() -> None:
+    answers = {1: [{"answer": "a"}, {"answer": "b"}], 2: [{"answer": "a"}, {"answer": "b"}]}
+    for count, wanted in ((1, [answers[1]]), (2, answers[2])):
+        pipeline: Any = lambda **asked: answers[len(asked["question"])]  # noqa: E731
+        assert task().ask_pipeline(pipeline, [("q", "c")] * count, max_length=64) == wanted
+
+
 # -- rows ----------------------------------------------------------------------------------------------------------------------
 
 ANSWERS = [{"text": "Berlin", "answer_start": 10}, {"text": "in Berlin", "answer_start": 7}]
