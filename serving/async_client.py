@@ -200,8 +200,8 @@ class AsyncTritonPipeline:
         other rows of its own request. If reading a row fails, the rows before it are answered first.
 
         Args:
-            inputs: The rows, each in a form that :meth:`__call__` takes. Except for lists and asynchronous iterables, a thread reads
-                them, so that reading may block.
+            inputs: The rows, each in a form that :meth:`__call__` takes. Except for lists and asynchronous iterables, a thread
+                reads them, so that reading may block.
             **options: As for :meth:`__call__`.
         """
         task = await self.connect()
