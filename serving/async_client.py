@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -193,14 +193,15 @@ class AsyncTritonPipeline:
         call = PipelineCall(task=await self.connect(), named={}, given={}, parameters=options, formatting={}, batch_size=None)
         return await self._all_answers([tuple(row) for row in rows], None, partial(self._raw_answers, call))
 
-    async def stream(self, inputs: AsyncIterable[object], **options: object) -> AsyncGenerator[Any, None]:
+    async def stream(self, inputs: AsyncIterable[object] | Iterable[object], **options: object) -> AsyncGenerator[Any, None]:
         """Yield the answers to any number of rows, in the order of the rows.
 
         Up to ``concurrency`` requests are in flight, and no more rows are read than they need. An answer waits only for the
         other rows of its own request. If reading a row fails, the rows before it are answered first.
 
         Args:
-            inputs: The rows, each in a form that :meth:`__call__` takes.
+            inputs: The rows, each in a form that :meth:`__call__` takes. Except for lists and asynchronous iterables, a thread
+                reads them, so that reading may block.
             **options: As for :meth:`__call__`.
         """
         task = await self.connect()

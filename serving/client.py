@@ -120,13 +120,10 @@ class TritonPipeline:
     def stream(self, inputs: Iterable[object], **options: object) -> Iterator[Any]:
         """Yield the answers to any number of rows; see :meth:`AsyncTritonPipeline.stream`.
 
-        Inputs other than a list or a tuple are read in a thread of their own, so reading them may block.
-
         Raises:
             RuntimeError: The client is closed, or this process was forked after the stream began.
         """
-        rows = streams.each(inputs) if isinstance(inputs, list | tuple) else streams.each_in_thread(inputs)
-        yield from self._until_end(self._pipeline.stream(rows, **options))
+        yield from self._until_end(self._pipeline.stream(inputs, **options))
 
     def _answer_items(self, lazy: LazyCall) -> Generator[Any, None, None]:
         yield from self._until_end(self._pipeline.answer_items(lazy))

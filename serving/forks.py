@@ -86,8 +86,8 @@ def require_grpc() -> None:
     """
     if _State.broken_by is not None:
         raise RuntimeError(
-            f"gRPC does not work in this process: when process {_State.broken_by} forked it, other code was using gRPC, or an "
-            'AsyncTritonPipeline of the same thread was waiting for an answer; use protocol="http", or start processes by "spawn"'
+            f"gRPC does not work in this process: it ran in process {_State.broken_by} during the fork, because of other code, or "
+            'of an AsyncTritonPipeline whose loop could not run; use protocol="http", or start processes by "spawn"'
         )
 
 
@@ -99,8 +99,8 @@ def abandon(inherited: object) -> None:
 def _before() -> None:
     _State.busy.acquire()
     closing = [future for member in list(_members) if (future := member.before_fork()) is not None]
-    concurrent.futures.wait(closing, CLOSING_SECONDS)
-    _State.grpc_survives = not _grpc_ends() if closing else _grpc_is_running()
+    waiting = concurrent.futures.wait(closing, CLOSING_SECONDS).not_done
+    _State.grpc_survives = bool(waiting) or not _grpc_ends() if closing else _grpc_is_running()
     _State.process = os.getpid()
 
 

@@ -38,11 +38,12 @@ def batch_rows(batch: object) -> list[object]:
 
 
 def iterate(inputs: object) -> Iterator[object]:
-    """Read inputs one by one.
+    """Read inputs one by one, beginning with the first ``next``: a ``DataLoader`` then starts its processes.
 
     A data set with a length is read by position as far as that, as ``transformers`` does: some give an item at any position.
     """
     if hasattr(type(inputs), "__iter__") or not hasattr(type(inputs), "__len__"):
-        return iter(cast("Iterable[object]", inputs))
-    dataset = cast("list[object]", inputs)
-    return (dataset[place] for place in range(len(dataset)))
+        yield from cast("Iterable[object]", inputs)
+    else:
+        dataset = cast("list[object]", inputs)
+        yield from (dataset[place] for place in range(len(dataset)))

@@ -101,29 +101,17 @@ class LazyCall:
         return cls(inputs=inputs, call=PipelineCall.read(task, ([],), named, defaults)[1])
 
     def items(self) -> AsyncGenerator[object, None]:
-        """Yield the items of the inputs. Unless they are asynchronous, a thread reads them, because that may block."""
+        """Yield the items of the inputs. A thread reads them, because that may block, except from lists and asynchronous inputs."""
         if isinstance(self.inputs, AsyncIterable):
-            return _asynchronous(self.inputs)
-        return streams.each_in_thread(_Items(self.inputs))
+            return _passed_on(self.inputs)
+        if isinstance(self.inputs, list | tuple):
+            return streams.each(self.inputs)
+        return streams.each_in_thread(iterate(self.inputs))
 
 
-async def _asynchronous(inputs: AsyncIterable[object]) -> AsyncGenerator[object, None]:
-    try:
-        async for item in inputs:
-            yield item
-    finally:
-        if isinstance(inputs, AsyncGenerator):
-            await inputs.aclose()
-
-
-class _Items:
-    """The items of inputs, beginning when they are iterated: a ``DataLoader`` then starts its processes."""
-
-    def __init__(self, inputs: object) -> None:
-        self._inputs = inputs
-
-    def __iter__(self) -> Iterator[object]:
-        return iterate(self._inputs)
+async def _passed_on(inputs: AsyncIterable[object]) -> AsyncGenerator[object, None]:
+    async for item in inputs:
+        yield item
 
 
 class ItemGroups:

@@ -247,7 +247,12 @@ class ExportedTask(Task, Generic[Served_co]):
             tokenizer: Its tokenizer, which truncates at ``max_length``.
             max_length: Maximum tokens of a row.
             options: Options that were chosen for the checkpoint.
+
+        Raises:
+            NotImplementedError: There is no pipeline, and the task does not define this method.
         """
+        if not self.has_pipeline:
+            raise NotImplementedError(f"{type(self).__name__} must define library: transformers has no pipeline for {self.name}")
         import transformers
 
         pipeline = transformers.pipeline(self.name, model=model, tokenizer=tokenizer, device=model.device, **options)

@@ -237,8 +237,9 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
         )
 
     def edge_text(self, text: str, usual: str) -> str:  # noqa: ARG002
-        """Put a mask in front of a text that has none."""
-        return text if self.served.mask_token in text else f"{self.served.mask_token} {text}"
+        """Put a mask in front of a text that has none, or several, in whose places a word then stands."""
+        mask = self.served.mask_token
+        return text if text.count(mask) == 1 else f"{mask} {text.replace(mask, 'a')}"
 
     def library(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, max_length: int, options: Mapping[str, JsonValue]

@@ -192,8 +192,8 @@ assert pipe("a text") == before
 print("as before")
 """
 REFUSED = (
-    "gRPC does not work in this process: when process PARENT forked it, other code was using gRPC, or an AsyncTritonPipeline of "
-    'the same thread was waiting for an answer; use protocol="http", or start processes by "spawn"'
+    "gRPC does not work in this process: it ran in process PARENT during the fork, because of other code, or of an "
+    'AsyncTritonPipeline whose loop could not run; use protocol="http", or start processes by "spawn"'
 )
 
 
