@@ -237,7 +237,7 @@ def test_options_are_plain_parameters_over_http(server: Server, texts: list[str]
         ({"function_to_apply": 3}, "option function_to_apply must be a string, not 3"),
         ({"truncation": 1}, "option truncation must be true or false, not 1"),
         ({"truncation": "false"}, "option truncation must be true or false, not 'false'"),
-        ({"colour": "red"}, "text-classification has no option colour; it has truncation, function_to_apply"),
+        ({"colour": "red"}, "text-classification has no option colour; it has truncation, max_length"),
         ({"truncation": False}, "row 1 is longer than the 96 tokens the model takes, and truncation is off"),
     ],
 )

@@ -208,7 +208,7 @@ def test_neighbours_of_bad_requests_are_answered(steps: Steps) -> None:
         "TEXT, row 1: byte 2 is not valid UTF-8",
         None,
         "option function_to_apply must be one of softmax, sigmoid, none, not 'relu'",
-        "text-classification has no option colour; it has truncation, function_to_apply, top_k",
+        f"text-classification has no option colour; it has {', '.join(TextClassification.options)}",
         "row 0 is longer than the 8 tokens the model takes, and truncation is off",
         None,
     ]
