@@ -17,6 +17,8 @@ PADDING = {"input_ids": -1}
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Attributes of ``tokenizers.Encoding`` by the input names of ``transformers`` models."""
 
+PARTS = 16
+"""Length of a text, as multiples of the tokens that are kept of a row, of which the overflow is left out."""
 WIDE = 4
 """Product of the lengths of two texts, as multiples of the tokens that the model takes. Of a larger one, each text is truncated by
 itself. Of a smaller one, the library makes about 16 overflowing parts at most."""
@@ -104,20 +106,20 @@ class TextEncoder:
         self._tokenizer.no_truncation()
         try:
             texts = self._cutter.cut(texts, max_length=length, strategy=strategy, special_tokens=special_tokens)
-            wide = [(row, text) for row, text in enumerate(texts) if not isinstance(text, str) and self._is_wide(*text, length)]
-            pairs = {
-                row: self._encode_pair(*text, strategy, length, special_tokens=special_tokens, offsets=offsets)
-                for row, text in wide
+            long = {row: text for row, text in enumerate(texts) if _has_much_overflow(text, length)}
+            made = {
+                row: self._encode_long(text, strategy, length, special_tokens=special_tokens, offsets=offsets)
+                for row, text in long.items()
             }
             encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
             self._tokenizer.enable_truncation(length, strategy=strategy, direction=self._direction)
-            if not pairs:
+            if not made:
                 encodings: list[Encoding] = encode(texts, add_special_tokens=special_tokens)
             else:
                 others = iter(
-                    encode([text for row, text in enumerate(texts) if row not in pairs], add_special_tokens=special_tokens)
+                    encode([text for row, text in enumerate(texts) if row not in made], add_special_tokens=special_tokens)
                 )
-                encodings = [pairs[row] if row in pairs else next(others) for row in range(len(texts))]
+                encodings = [made[row] if row in made else next(others) for row in range(len(texts))]
         except Exception as error:  # the library raises Exception itself; the text that may be truncated is too short or missing
             if "too short" not in str(error) and "not provided" not in str(error):
                 raise
@@ -146,17 +148,8 @@ class TextEncoder:
             _require_whole(encodings, self._max_length)
         return encodings
 
-    @staticmethod
-    def _is_wide(first: str, second: str, length: int) -> bool:
-        """Return whether both texts of a pair may be several times as long as what is kept of them.
-
-        The library pairs every part of the first text that is too much with every such part of the second: two texts of 64 KB
-        take 16 GB.
-        """
-        return len(first) * len(second) > WIDE * length**2
-
-    def _encode_pair(self, first: str, second: str, strategy: str, length: int, *, special_tokens: bool, offsets: bool) -> Encoding:
-        """Tokenize a pair of which not all overflow is kept: one token of each text that is truncated.
+    def _encode_long(self, text: Text, strategy: str, length: int, *, special_tokens: bool, offsets: bool) -> Encoding:
+        """Tokenize a row of which not all overflow is kept: one token of each text that is truncated.
 
         Raises:
             Exception: As the library does where the text that may be truncated is too short.
@@ -164,18 +157,20 @@ class TextEncoder:
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         processor = self._tokenizer.post_processor
         self._tokenizer.no_truncation()
-        self._tokenizer.post_processor = None  # the pair is processed once, as a whole
+        self._tokenizer.post_processor = None  # the row is processed once, as a whole
         try:
-            both = encode([first, ("", second)])
+            parts = encode([text] if isinstance(text, str) else [text[0], ("", text[1])])
         finally:
             self._tokenizer.post_processor = processor
             self._tokenizer.enable_truncation(length, strategy=strategy, direction=self._direction)
-        lengths = (len(both[0]), len(both[1]))
-        kept = kept_tokens(*lengths, room_for(self._tokenizer, length, pair=True, special_tokens=special_tokens), strategy)
-        if not all(count < length for count, length in zip(kept, lengths, strict=True)):
-            return encode([(first, second)], add_special_tokens=special_tokens)[0]  # one text is truncated at most
-        one, other = (without_overflow(part, count + 1, direction=self._direction) for part, count in zip(both, kept, strict=True))
-        return self._tokenizer.post_process(one, other, special_tokens)
+        room = room_for(self._tokenizer, length, pair=len(parts) == 2, special_tokens=special_tokens)
+        if len(parts) == 1:
+            one = without_overflow(parts[0], room + 1, direction=self._direction)
+            return self._tokenizer.post_process(one, None, special_tokens)
+        kept = kept_tokens(len(parts[0]), len(parts[1]), room, strategy)
+        one = without_overflow(parts[0], kept[0] + 1, direction=self._direction)
+        other = without_overflow(parts[1], kept[1] + 1, direction=self._direction)
+        return self._tokenizer.post_process(one, _without_sequence(other), special_tokens)
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize texts without special tokens and without truncation."""
@@ -290,6 +285,24 @@ class TextEncoder:
         for row, values in zip(padded, rows, strict=True):
             row[: len(values)] = values
         return padded
+
+
+def _has_much_overflow(text: Text, length: int) -> bool:
+    """Return whether the library may make many parts of what is not kept of a row, each as long as what is kept.
+
+    It pairs every part of the first text that is too much with every such part of the second: two texts of 64 KB take 16 GB.
+    """
+    if isinstance(text, str):
+        return len(text) > PARTS * length
+    return len(text[0]) * len(text[1]) > WIDE * length**2 or max(map(len, text)) > PARTS * length
+
+
+def _without_sequence(encoding: Encoding) -> Encoding:
+    """Return an encoding that does not say of which text it is: processed as the second of a pair, it would replace the first."""
+    if len(encoding) == 0:
+        return Encoding()
+    encoding.pad(len(encoding) + 1)  # it is forgotten where tokens are taken away
+    return without_overflow(encoding, len(encoding) - 1, direction="right")
 
 
 def _require_whole(encodings: Sequence[Encoding], length: int) -> None:

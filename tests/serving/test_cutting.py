@@ -505,6 +505,14 @@ def test_two_long_texts_of_a_pair_do_not_multiply() -> None:
     assert len(found) == 64 and 0 < len(found.overflowing) < 10
 
 
+@pytest.mark.parametrize("row", ["abc" * 9000, ("abc" * 9000, "a film"), ("", "abc" * 9000), ("abc" * 9000, "")])
+def test_few_tokens_of_a_text_that_cannot_be_cut_make_few_parts(row: Text) -> None:
+    """Each token that is too much would otherwise be a part of its own."""
+    (found,) = encoder("bpe", 64, first=100).encode([row], max_length=8)
+    assert [seen(found, offsets=False)] == whole("bpe", [row], 8, "longest_first", offsets=False)
+    assert len(found.overflowing) == 1
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
 def test_short_texts_are_left_alone(kind: str) -> None:
     texts: list[Text] = ["film", "good film " * 100]
