@@ -244,10 +244,14 @@ def test_predict(server: ServeOptions, pipeline: Any, tmp_path: Path, capsys: py
     assert_same([line["answer"] for line in answered], pipeline(answering.texts(5, seed=3)))
 
 
-def test_what_the_pipeline_refuses_is_refused_in_a_stream_too(pipe: TritonPipeline) -> None:
-    for ask in (pipe, lambda row: list(pipe.stream([row]))):
-        with pytest.raises(ValueError, match="`question` cannot be empty"):
-            ask({"question": "", "context": "the film"})
+def test_empty_texts_are_refused_except_in_a_generator(pipe: TritonPipeline, pipeline: Any) -> None:
+    rows = [{"question": "", "context": ROW["context"]}, {"question": ROW["question"], "context": ""}]
+    for row in rows:
+        for ask in (pipe, pipeline):
+            with pytest.raises(ValueError, match="cannot be empty"):
+                ask(row)
+    for answers in (pipe(row for row in rows), pipe.stream(rows)):
+        assert_same(list(answers), list(pipeline(row for row in rows)))
 
 
 class Exact(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
