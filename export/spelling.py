@@ -19,7 +19,7 @@ def check_spelling(labels: Sequence[str], location: str) -> None:
     Raises:
         DataError: Two labels differ only in spaces or in how characters are encoded.
     """
-    if spaces := _spelled_alike(labels, _without_spaces):
+    if spaces := _spelled_alike(labels, _normalized):
         raise DataError(
             f"{location}: the labels {spaces} differ only in spaces or in how characters are encoded",
             hint="write a label the same way in every row",
@@ -38,5 +38,6 @@ def _spelled_alike(labels: Sequence[str], spelling: Callable[[str], str]) -> str
     return ""
 
 
-def _without_spaces(label: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", label).split())
+def _normalized(label: str) -> str:
+    """Return the label with single spaces within it, none around it, and composed characters."""
+    return " ".join(unicodedata.normalize("NFC", label).split())

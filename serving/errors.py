@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 
@@ -38,6 +38,10 @@ class TritonizeError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[object, ...]]:
+        """Pickle the attributes: a process pool would wait for ever for an error that cannot be made from its message alone."""
+        return _restore, (type(self), self.args, vars(self))
 
 
 class SetupError(TritonizeError):
@@ -112,6 +116,10 @@ class PipelineError(InvalidArgumentError):
         self.task = task
         self.model = model
 
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[object, ...]]:
+        """Pickle the attributes. A copy has the class that :meth:`catchable` returns where it is made."""
+        return _restore_pipeline_error, (self.args, vars(self))
+
     @staticmethod
     def catchable() -> type[PipelineError]:
         """Return a class whose errors ``except PipelineException`` catches too.
@@ -125,6 +133,16 @@ class PipelineError(InvalidArgumentError):
 @cache
 def _with_base(base: type[Exception]) -> type[PipelineError]:
     return type(PipelineError.__name__, (PipelineError, base), {"__doc__": PipelineError.__doc__, "__module__": __name__})
+
+
+def _restore(kind: type[TritonizeError], arguments: tuple[object, ...], attributes: Mapping[str, object]) -> TritonizeError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(attributes)
+    return error
+
+
+def _restore_pipeline_error(arguments: tuple[object, ...], attributes: Mapping[str, object]) -> TritonizeError:
+    return _restore(PipelineError.catchable(), arguments, attributes)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Clients that are pickled, copied or dropped."""
+"""Clients and their errors that are pickled, copied or dropped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.connection import API_KEY_HEADER, API_KEY_VARIABLE
+from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError, TritonizeError
 from tests.helpers.parity import assert_same
 from tests.helpers.servers import Server
 
@@ -45,6 +46,30 @@ def test_a_key_from_the_environment_is_not_pickled(kind: Any, monkeypatch: pytes
     assert b"a-secret-key" not in pickled and b"secret" not in repr(client.__reduce__()).encode()
     monkeypatch.setenv(API_KEY_VARIABLE, "of-the-other-machine")
     assert key_of(pickle.loads(pickled)) == "of-the-other-machine"  # noqa: S301
+
+
+ERRORS: list[TritonizeError] = [
+    DataError("a row is empty", hint="fill it"),
+    RequestError("nobody is there", status="UNAVAILABLE", hint="start a server"),
+    InvalidArgumentError("too long"),
+    PipelineError("no mask token", task="fill-mask", model="x"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_reaches_another_process(error: TritonizeError) -> None:
+    """``multiprocessing.Pool`` waits for ever for an error that cannot be unpickled."""
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert isinstance(copied, type(error)) and str(copied) == str(error) and vars(copied) == vars(error)
+
+
+def test_a_pipeline_error_stays_catchable_in_another_process() -> None:
+    from transformers.pipelines import PipelineException
+
+    error = PipelineError.catchable()("no mask token", task="fill-mask", model="x", hint="write one")
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert isinstance(copied, PipelineException) and isinstance(copied, PipelineError)
+    assert str(copied) == "no mask token" and vars(copied) == vars(error)
 
 
 @pytest.mark.server
