@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-DEFAULT_LABELS = {0: "LABEL_0", 1: "LABEL_1"}
-"""``id2label`` of a ``PretrainedConfig`` that does not name its labels."""
+DEFAULT_LABELS = 2
+"""Number of labels of a ``PretrainedConfig`` that says nothing of them."""
 
 
 class ServedConfig:
@@ -26,11 +26,13 @@ class ServedConfig:
             values: The entries of ``config.json``.
             name: The name of the ensemble, which stands for the checkpoint's path.
         """
-        labels = values.get("id2label") or DEFAULT_LABELS
+        labels = values.get("id2label")
+        if labels is None:
+            labels = {place: f"LABEL_{place}" for place in range(values.get("num_labels", DEFAULT_LABELS))}
         self.id2label = {int(place): label for place, label in labels.items()}
         self.label2id = {label: place for place, label in self.id2label.items()}
         self.name_or_path = self._name_or_path = name
-        vars(self).update({key: value for key, value in values.items() if key != "id2label"})
+        vars(self).update({key: value for key, value in values.items() if key not in ("id2label", "num_labels")})
 
     @property
     def num_labels(self) -> int:

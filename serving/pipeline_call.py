@@ -60,8 +60,8 @@ class PipelineCall:
         named = {name: value for name, value in defaults.items() if name not in task.positional[: len(arguments)]} | own
         inputs, left = task.parse_call(arguments, named)
         given = {name: value for name, value in left.items() if name not in defaults or name in own}
-        parameters, formatting = task.sanitize_parameters({name: value for name, value in defaults.items() if name in left})
-        own_parameters, own_formatting = task.sanitize_parameters(given)
+        parameters, formatting = _sanitized(task, {name: value for name, value in defaults.items() if name in left})
+        own_parameters, own_formatting = _sanitized(task, given)
         parameters = {**task.pipeline_defaults(), **parameters, **own_parameters}
         task.with_options(parameters)
         return inputs, cls(
@@ -72,6 +72,11 @@ class PipelineCall:
             formatting={**formatting, **own_formatting},
             batch_size=batch_size,
         )
+
+
+def _sanitized(task: ServedTask, options: Mapping[str, object]) -> tuple[Mapping[str, object], Mapping[str, object]]:
+    """Return what the task makes of options, or nothing of none: that would take most of the time of an ordinary call."""
+    return task.sanitize_parameters(options) if options else ({}, {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,8 @@ def described(folder: Path, tmp_path: Path, **config: Any) -> Any:
     "labels",
     [
         {},
+        {"num_labels": 3},
+        {"num_labels": 1},
         {"id2label": {"0": "b", "1": "a", "2": "c"}, "label2id": {"b": 0, "a": 1, "c": 2}},
         {"id2label": {"0": "same", "1": "same"}, "label2id": {"same": 0}},
     ],

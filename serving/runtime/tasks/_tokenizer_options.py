@@ -59,22 +59,15 @@ class TokenizerOptionsTask(ServedTask):
         """Tokenize the rows as the options say.
 
         Raises:
-            ValueError: A row is too long and is not truncated, or it has no token.
+            ValueError: A row is too long and is not truncated.
         """
-        texts = self.texts(columns)
-        encodings = encoder.encode(
-            texts,
+        return encoder.encode(
+            self.texts(columns),
             truncation=self.truncation,
             strategy=self.truncation_strategy,
             max_length=self.max_length,
             special_tokens=self.add_special_tokens,
         )
-        if self.add_special_tokens:
-            return encodings
-        lengths = [len(encoding) for encoding in encodings]
-        if 0 in lengths:
-            raise ValueError(f"row {lengths.index(0)} has no token")
-        return encodings
 
     # -- the client -----------------------------------------------------------------------------------------------------------
 

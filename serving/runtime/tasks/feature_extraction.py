@@ -75,7 +75,7 @@ class FeatureExtraction(TokenizerOptionsTask):
             raise ValueError(f"option truncate_dim must be {self.dims} or less, not {self.truncate_dim}")
 
     def preprocess(self, columns: TextColumns, encoder: TextEncoder) -> Features:
-        """Tokenize the texts behind the prompt. A row without any token is refused."""
+        """Tokenize the texts behind the prompt."""
         texts: Sequence[str] = columns[0]
         if self.prompt:
             texts = [self.prompt + text for text in texts]
@@ -83,11 +83,7 @@ class FeatureExtraction(TokenizerOptionsTask):
             texts = [text.strip() for text in texts]
         if self.lower_case:
             texts = [text.lower() for text in texts]
-        features = super().preprocess([texts], encoder)
-        if 0 in map(len, features.encodings):
-            row = list(map(len, features.encodings)).index(0)
-            raise ValueError(f"row {row} has no token to make an embedding of")
-        return features
+        return super().preprocess([texts], encoder)
 
     def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:  # noqa: ARG002 - one model row each
         """Truncate and normalize the pooled vectors as asked."""
