@@ -18,7 +18,7 @@ from export.model_inputs import fed_inputs
 from export.tasks.exported import ExportedTask
 from export.verify import Run
 from serving.answer_comparison import SMALLEST_SCALE, TOLERANCES, differences, largest_number
-from serving.errors import ExportError
+from serving.errors import ExportError, first_line
 from serving.manifests import ReferenceCheck
 from serving.reporting import logger
 from serving.runtime.tokenization import TextEncoder
@@ -33,6 +33,8 @@ BATCH = 16
 """Number of labelled rows in a batch."""
 DRAWS = 16
 """How often the graph's outputs are changed at random, to find the parts of an answer that a small difference decides."""
+SHOWN = 3
+"""Number of refused texts that a message names."""
 RawTexts = tuple[str, ...]
 Library = Callable[[RawTexts], object]
 """The library's answer to one row of raw texts."""
@@ -127,19 +129,28 @@ def require_equal_answers(
     unusual = edge_cases(graph, tokenizer, [case.row for case in labelled])
     batches = [[case] if case.fills_model else [case, labelled[0]] for case in unusual]
     batches += [labelled[start : start + BATCH] for start in range(0, len(labelled), BATCH)]
-    largest, compared, refused = 0.0, 0, ""
+    largest = 0.0
+    compared: set[str] = set()
+    refused: dict[str, str] = {}
     for batch in batches:
-        with_answers = [(case, *_expected(library, case)) for case in batch]
-        refused = next((reason for case, _, reason in with_answers if case.labelled and reason), refused)
-        wanted = [(case, answer) for case, answer, reason in with_answers if not reason]
-        if not wanted or wanted[0][0] != batch[0]:  # the library refuses the unusual text
+        asked = [(case, *_expected(library, case)) for case in batch]
+        refused |= {case.name: reason for case, _, reason in asked if reason}
+        if not batch[0].labelled and batch[0].name in refused:
             continue
-        largest = max(largest, _largest_difference(graph, wanted, task.library_name))
-        compared += len(wanted)
-    if not compared:
-        raise ExportError(f"{task.library_name} answers none of the rows to verify on: {refused}")
-    logger.info(f"{compared} texts are answered as by {task.library_name}, within {largest:.2g}")
-    return ReferenceCheck(library=task.library_name, texts=compared, max_difference=largest)
+        wanted = [(case, answer) for case, answer, reason in asked if not reason]
+        if wanted:
+            largest = max(largest, _largest_difference(graph, wanted, task.library_name))
+            compared |= {case.name for case, _ in wanted}
+    reasons = "; ".join(f"{name} ({reason:.100})" for name, reason in [*refused.items()][:SHOWN])
+    if all(case.name in refused for case in labelled):
+        raise ExportError(
+            f"{task.library_name} answers none of the rows to verify on: {reasons}",
+            hint="try the checkpoint with the library first",
+        )
+    logger.info(f"{len(compared)} texts are answered as by {task.library_name}, within {largest:.2g}")
+    if refused:
+        logger.info(f"{task.library_name} refuses {len(refused)} of the texts, so they are not compared: {reasons}")
+    return ReferenceCheck(library=task.library_name, texts=len(compared), max_difference=largest)
 
 
 def edge_cases(graph: ServedGraph, tokenizer: PreTrainedTokenizerFast, rows: Sequence[RawTexts]) -> list[Case]:
@@ -186,7 +197,7 @@ def _expected(library: Library, case: Case) -> tuple[object, str]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        return None, f"{type(error).__name__}: {error}"
+        return None, f"{type(error).__name__}: {first_line(error)}"
 
 
 def _largest_difference(graph: ServedGraph, wanted: Sequence[tuple[Case, Any]], library: str) -> float:

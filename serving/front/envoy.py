@@ -74,6 +74,7 @@ class EnvoyFront(Front):
         self._tail: deque[str] = deque(maxlen=20)
         self._cleanup = contextlib.ExitStack()
         self._open = self._held = False
+        # SimpleQueue.get waits for ever where a signal comes as its time limit ends
         self._alarms: queue.Queue[str] = queue.Queue()
         self._unanswered = 0
         self._next_check = 0.0

@@ -326,6 +326,39 @@ def test_a_text_that_the_library_answers_and_the_server_refuses_stops_the_export
         compare(make_checkpoint("bert"))
 
 
+def refusing(refused: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the library refuse some texts."""
+    original = TextClassificationTask.library
+
+    def library(self: Any, *arguments: Any, **options: Any) -> Callable[[Any], object]:
+        ask = original(self, *arguments, **options)
+
+        def answer(row: Any) -> object:
+            if refused(row[0]):
+                raise RuntimeError("no answer\nat all")
+            return ask(row)
+
+        return answer
+
+    monkeypatch.setattr(TextClassificationTask, "library", library)
+
+
+def test_texts_that_the_library_refuses_are_named_and_the_others_compared(
+    make_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_checkpoint("bert")
+    caplog.set_level("INFO")
+    whole = compare(folder).texts
+    with monkeypatch.context() as changed:
+        refusing(lambda text: text == TEXTS[0], changed)
+        assert compare(folder).texts == whole - 1
+    assert "refuses 1 of the texts, so they are not compared: row 1 (RuntimeError: no answer)" in caplog.text
+    with monkeypatch.context() as changed:
+        refusing(lambda text: text in TEXTS, changed)
+        with pytest.raises(ExportError, match=r"answers none of the rows to verify on: row 1 \(RuntimeError: no answer\)"):
+            compare(folder)
+
+
 @pytest.mark.parametrize(
     "task", ["token-classification", "question-answering", "fill-mask", "zero-shot-classification", "multiple-choice"]
 )
