@@ -10,6 +10,7 @@ from typing import Self
 from serving import streams
 from serving.lazy_inputs import batch_rows, is_batched, is_generator_or_torch_dataset, is_lazy, iterate
 from serving.runtime.tasks.base import ServedTask
+from serving.runtime.types import JsonValue
 
 BATCHING = ("batch_size", "num_workers")
 """Options of every pipeline that are not the task's."""
@@ -74,7 +75,7 @@ class PipelineCall:
         )
 
 
-def _sanitized(task: ServedTask, options: Mapping[str, object]) -> tuple[Mapping[str, object], Mapping[str, object]]:
+def _sanitized(task: ServedTask, options: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
     """Return what the task makes of options, or nothing of none: that would take most of the time of an ordinary call."""
     return task.sanitize_parameters(options) if options else ({}, {})
 

@@ -360,7 +360,7 @@ def test_asynchronous_clients_take_them_too(tiny: TinyPipelines) -> None:
         assert_same(found, [[answer] for answer in expected])
 
 
-def test_nothing_of_torch_or_datasets_is_imported_and_no_thread_is_left(tiny: TinyPipelines) -> None:
+def test_no_thread_is_left(tiny: TinyPipelines) -> None:
     client, _ = tiny.both("text-classification")
     assert [*client(text for text in ["a film"])] == client(["a film"])
     answers = client(text for text in ["a film"] * 100)
