@@ -14,21 +14,19 @@ if TYPE_CHECKING:
 IDS, MASK, TYPES = FIELDS
 
 
-def fed_inputs(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> list[str]:
-    """Return the inputs that ``transformers.pipeline`` feeds a model: those that the tokenizer gives and the model takes.
+def given_inputs(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Return the inputs that a checkpoint's tokenizer gives, in the order of :data:`~serving.runtime.tokenization.FIELDS`.
 
-    The attention mask is always one of them where the model takes it, because rows are padded. A row alone has no padding, so the
-    mask then says no more than its absence.
-
-    Args:
-        tokenizer: The checkpoint's tokenizer.
-        model: The model.
-
-    Returns:
-        Names in the order of :data:`~serving.runtime.tokenization.FIELDS`.
+    The attention mask is always one of them, because rows are padded. A row alone has no padding, so the mask then says no more than
+    its absence.
     """
+    return [name for name in FIELDS if name in tokenizer.model_input_names or name == MASK]
+
+
+def fed_inputs(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> list[str]:
+    """Return the inputs that ``transformers.pipeline`` feeds a model: those of :func:`given_inputs` that the model takes."""
     taken = inspect.signature(model.forward).parameters
-    return [name for name in FIELDS if name in taken and (name in tokenizer.model_input_names or name == MASK)]
+    return [name for name in given_inputs(tokenizer) if name in taken]
 
 
 def padding_values(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, location: str) -> dict[str, int]:

@@ -121,9 +121,10 @@ def parse_json(text: str) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if (twice := _first_repeated(key for key, _ in pairs)) is not None:
-        raise ValueError(f"the key {twice!r} is there twice")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {_first_repeated(key for key, _ in pairs)!r} is there twice")
+    return found
 
 
 def shown(value: object) -> str:

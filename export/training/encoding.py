@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.data import LabelledRows, tokenize_rows
+from export.model_inputs import given_inputs
 from export.tasks.trained import OwnLossTask
 from export.training.batches import TEACHER_LOGITS, training_columns
 from export.training.distributed import world_size
@@ -137,8 +138,7 @@ def _columns(rows: LabelledRows, job: TrainingJob) -> tuple[Mapping[str, Any], O
 
 def _features(rows: LabelledRows, job: TrainingJob) -> tuple[Features, list[str]]:
     """Tokenize the rows; return them and the names of the model's inputs."""
-    names = [name for name in FIELDS if name in job.tokenizer.model_input_names or name == "attention_mask"]
-    return tokenize_rows(rows, job.task, _encoder(job), training=True), names
+    return tokenize_rows(rows, job.task, _encoder(job), training=True), given_inputs(job.tokenizer)
 
 
 def _encoder(job: TrainingJob) -> TextEncoder:
