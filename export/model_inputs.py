@@ -17,8 +17,8 @@ IDS, MASK, TYPES = FIELDS
 def given_inputs(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Return the inputs that a checkpoint's tokenizer gives, in the order of :data:`~serving.runtime.tokenization.FIELDS`.
 
-    The attention mask is always one of them, because rows are padded. A row alone has no padding, so the mask then says no more than
-    its absence.
+    The attention mask is always one of them, because rows are padded. A row alone has no padding, so the mask then says no more
+    than its absence.
     """
     return [name for name in FIELDS if name in tokenizer.model_input_names or name == MASK]
 
