@@ -1,4 +1,4 @@
-"""Refuses checkpoints that are not what they seem: the stock model of ``transformers`` would compute something else of them."""
+"""Refuses checkpoints that are not what they seem: the stock classes of ``transformers`` would compute something else with them."""
 
 from __future__ import annotations
 

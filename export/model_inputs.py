@@ -55,7 +55,7 @@ def padding_values(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, l
                 hint='set both, to a token that no text contains or to the end-of-text token: "pad_token": "<|endoftext|>"',
             )
         wanted = model.config.pad_token_id = tokenizer.pad_token_id
-    embeddings = model.get_input_embeddings().num_embeddings
+    embeddings = model.get_input_embeddings().weight.shape[0]
     if wanted >= embeddings:
         raise ArtifactError(
             f"the padding token of {location} has the id {wanted}, but the model has only {embeddings} embeddings",

@@ -91,13 +91,15 @@ class TextEncoder:
             truncation: Truncate rows that are too long. If false, such a row is an error.
             offsets: Record the position of each token in its text, in characters. Costs some time.
             strategy: Which text of a pair is truncated: ``longest_first``, ``only_first`` or ``only_second``.
-            max_length: Tokens kept of a row, if the model accepts more. None: what the model accepts.
+            max_length: Tokens kept of a row that is truncated, if the model accepts more. None: what the model accepts.
             special_tokens: Add special tokens.
 
         Raises:
             ValueError: A row is too long and truncation is off, or truncating one text leaves the other too long. Or a text is
                 longer than can be tokenized, and cannot be cut. Or ``max_length`` has no room for the special tokens.
         """
+        if not truncation:
+            max_length = None
         length = self._max_length if max_length is None else min(max_length, self._max_length)
         if max_length is not None and special_tokens and texts:
             own = self._tokenizer.num_special_tokens_to_add(not all(isinstance(text, str) for text in texts))

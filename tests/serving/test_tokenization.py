@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import TooManyRowsError
@@ -46,6 +47,16 @@ def test_windows_may_be_shorter_than_the_model_takes_but_no_longer(tiny_checkpoi
     taken = encoder(tiny_checkpoint, 9)
     assert {len(window) for window in taken.windows([WORDS], stride=0, max_length=6)[0]} == {6}
     assert max(len(window) for window in taken.windows([WORDS], stride=0, max_length=600)[0]) == 9
+
+
+def test_a_length_is_ignored_where_nothing_is_truncated(tiny_checkpoint: Path) -> None:
+    """As the tokenizers of ``transformers`` ignore it."""
+    whole = transformers.AutoTokenizer.from_pretrained(tiny_checkpoint)(WORDS, truncation=False, max_length=5)["input_ids"]
+    (found,) = encoder(tiny_checkpoint, 64).encode([WORDS], truncation=False, max_length=5)
+    assert found.ids == whole
+    assert len(whole) > 5
+    (cut,) = encoder(tiny_checkpoint, 64).encode([WORDS], max_length=5)
+    assert cut.ids == [*whole[:4], whole[-1]]
 
 
 def test_the_first_text_of_a_pair_stands_in_every_window(tiny_checkpoint: Path) -> None:

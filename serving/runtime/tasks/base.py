@@ -54,7 +54,8 @@ class ServedTask(ABC):
     presentation_options: ClassVar[frozenset[str]] = frozenset()
     """Those of the options that :meth:`format_answers` must know too, to format what the server answered."""
     request_only: ClassVar[frozenset[str]] = frozenset()
-    """Those of the options that only a request has: no settings of a checkpoint, and no options of a pipeline call either."""
+    """Those of the options that are no settings of a checkpoint. Of a pipeline call they are options only where
+    :attr:`call_options` adds them."""
     client_options: ClassVar[tuple[str, ...]] = ()
     """Further options of ``transformers.pipeline``, which the client applies."""
     ignores_unknown_options: ClassVar[bool] = False
