@@ -38,6 +38,16 @@ def test_a_failed_call_needs_one_trip_to_the_loop(monkeypatch: pytest.MonkeyPatc
         assert len(trips) == 1
 
 
+def test_clients_that_are_closed_after_a_timeout_print_nothing(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """gRPC tells a client of the end of its cancelled call after the client has ended, through the loop of another client."""
+    for _ in range(20):
+        with TritonPipeline("ragged", url=server.url("grpc"), timeout=1e-4) as pipe, pytest.raises(RequestError, match="within"):
+            pipe("text")
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
+        assert pipe("text")
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("name", ["ragged", "alone"])
 def test_equals_the_pipeline_on_every_text(server: Server, expected: Any, texts: list[str], name: str, protocol: str) -> None:
