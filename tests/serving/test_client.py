@@ -417,6 +417,12 @@ def test_a_step_is_not_an_ensemble(server: Server) -> None:
         pipe("text")
 
 
+@pytest.mark.parametrize("timeout", [0, -1.0, math.nan, "1", None, True])
+def test_a_timeout_is_a_number_above_zero(timeout: Any) -> None:
+    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
+        TritonPipeline("x", timeout=timeout)
+
+
 @pytest.mark.parametrize("timeout", [5.0, math.inf])
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_no_server(protocol: str, timeout: float) -> None:
