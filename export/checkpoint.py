@@ -238,6 +238,8 @@ def _load(
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_weights names them
+            return_dict=True,  # outputs are read by name, whatever config.json says
+            torchscript=False,
             **options,
         )
     warn_of_own_class(model, str(folder))

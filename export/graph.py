@@ -15,11 +15,21 @@ import onnx
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-from serving.errors import ExportError, SetupError
+from serving.errors import ExportError, SetupError, first_line
 from serving.runtime.types import Arrays
 
 EXTERNAL_ABOVE = 2**31 - 2**26
 """Size of the weights in bytes above which they are saved as external data, because protobuf is limited to 2 GiB."""
+
+FAILURES = (
+    errors.Fail,
+    errors.InvalidArgument,
+    errors.InvalidGraph,
+    errors.InvalidProtobuf,
+    errors.NotImplemented,
+    errors.RuntimeException,
+)
+"""What ONNX Runtime raises about a graph or its inputs."""
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -71,12 +81,12 @@ def session(path: Path, *, providers: Sequence[Any] = ("CPUExecutionProvider",),
         _preload_cuda()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors; they are raised as well
+    options.log_severity_level = 4  # fatal errors; all others are raised
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         running = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
-    except (errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.Fail, errors.RuntimeException) as error:
+    except FAILURES as error:
         raise ExportError(f"ONNX Runtime cannot load {path.name}: {type(error).__name__}: {str(error)[:400]}") from error
     loaded = running.get_providers()
     if missing := [name for name in names if name not in loaded]:
@@ -103,11 +113,14 @@ def runner(running: Any, outputs: Sequence[str]) -> Callable[[Arrays], Arrays]:
         outputs: Names of the outputs to compute.
 
     Returns:
-        The function.
+        The function. It raises an ExportError if ONNX Runtime cannot run the graph on its inputs.
     """
 
     def run(feed: Arrays) -> Arrays:
-        return dict(zip(outputs, running.run(list(outputs), feed), strict=True))
+        try:
+            return dict(zip(outputs, running.run(list(outputs), feed), strict=True))
+        except FAILURES as error:
+            raise ExportError(f"ONNX Runtime cannot run the graph: {first_line(error)[:400]}") from error
 
     return run
 

@@ -210,6 +210,11 @@ def _largest_difference(graph: ServedGraph, wanted: Sequence[tuple[Case, Any]], 
         answers, undecided = graph.answers([case.row for case, _ in wanted])
     except ValueError as error:
         raise ExportError(f"{library} answers {_named(wanted[0][0])}, which would be refused when served: {error}") from error
+    except ExportError as error:  # the graph itself fails, and with it every request in the batch
+        raise ExportError(
+            f"{library} answers {_named(wanted[0][0])}, where the exported graph fails: {error.message}",
+            hint="such a checkpoint cannot be served",
+        ) from error
     largest = 0.0
     for (case, expected), found, open_paths in zip(wanted, answers, undecided, strict=True):
         margin = TOLERANCES["fp32"] * max(largest_number(expected), SMALLEST_SCALE)

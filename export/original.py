@@ -14,7 +14,7 @@ import torch
 from export.model_inputs import IDS, MASK, TYPES
 from export.tasks.exported import ExportedTask
 from export.verify import Run
-from serving.errors import ArtifactError, ExportError, SetupError
+from serving.errors import ArtifactError, ExportError, SetupError, first_line
 from serving.machine import resolve_device
 from serving.options import ComputeDevice
 from serving.reporting import logger
@@ -33,7 +33,7 @@ def original_run(model: Any, task: ExportedTask, *, device: str) -> Run:
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        The function. Its outputs are float32 ``[rows, …]``.
+        The function. Its outputs are float32 ``[rows, …]``. It raises an ExportError if the model cannot compute a batch.
     """
     model = model.to(device).eval()
 
@@ -42,7 +42,10 @@ def original_run(model: Any, task: ExportedTask, *, device: str) -> Run:
         if task.grouped:  # one row per group, as in the exported graph
             tensors = {name: value.unsqueeze(1) for name, value in tensors.items()}
         with torch.inference_mode():
-            outputs = model(**tensors)
+            try:
+                outputs = model(**tensors)
+            except (IndexError, RuntimeError, ValueError) as error:
+                raise ExportError(f"{type(model).__name__} cannot compute a batch of rows: {first_line(error)}") from error
             heads = {name: outputs[name].float().cpu().numpy() for name in task.heads}
         return task.apply_output_head(heads, feed)
 
@@ -67,8 +70,10 @@ def require_length(run: Run, names: list[str], max_length: int, *, padding: Coll
     feed = {name: np.full((1, max_length), values.get(name, 1), dtype=np.int64) for name in names}
     try:
         run(feed)
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"the model cannot take {max_length} tokens: {error}", hint="give a smaller --max-length") from error
+    except ExportError as error:
+        raise ArtifactError(
+            f"the model cannot take {max_length} tokens: {error.message}", hint="give a smaller --max-length"
+        ) from error
 
 
 def require_no_types(run: Run, max_length: int) -> None:

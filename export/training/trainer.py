@@ -15,7 +15,7 @@ from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training.batches import TEACHER_LOGITS
 from export.training.distillation import Teacher
 from export.training.losses import Loss
-from serving.errors import DivergedError
+from serving.errors import ArtifactError, DivergedError, first_line
 from serving.runtime.tokenization import FIELDS
 from serving.runtime.types import Arrays, Origins
 
@@ -86,13 +86,24 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
 
         Returns:
             The loss, or the loss and the outputs.
+
+        Raises:
+            ArtifactError: The model refuses the batch, such as BART rows with different numbers of end tokens.
         """
-        if self._loss or (self._teacher and model.training):
-            loss, outputs = self._replaced_loss(model, inputs)
-            return (loss, outputs) if return_outputs else loss
         if isinstance(self._task, OwnLossTask):
             return self._own_loss(self._task, model, inputs, return_outputs)
-        return super().compute_loss(model, inputs, return_outputs=return_outputs, **arguments)
+        try:
+            if self._loss or (self._teacher and model.training):
+                loss, outputs = self._replaced_loss(model, inputs)
+            else:
+                loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **arguments)
+        except ValueError as error:
+            raise ArtifactError(
+                f"the model cannot compute a batch: {first_line(error)}; the batch: {_describe_batch(self._tokenizer, inputs)}",
+                hint="look at those rows",
+            ) from error
+        # models also return hidden states, if their config.json says so, and encoder-decoders the encoder's
+        return (loss, {"loss": loss, **{name: outputs[name] for name in self._task.heads}}) if return_outputs else loss
 
     def _own_loss(
         self, task: OwnLossTask, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], return_outputs: bool

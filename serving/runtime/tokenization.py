@@ -235,18 +235,19 @@ class TextEncoder:
             TooManyRowsError: There would be more than :attr:`most_rows`.
             ValueError: The text of a pair that is not split leaves no room, or a text is longer than can be tokenized.
         """
-        if self.most_rows is None:
-            return
         whole, cut = ("", text) if isinstance(text, str) else text if strategy == "only_second" else text[::-1]
         room = room_for(self._tokenizer, length, pair=not isinstance(text, str))
-        most, advance = self.most_rows - 1, room - stride
+        advance = room - stride
+        most = _most_tokens(cut) if self.most_rows is None else self.most_rows - 1
         if _most_tokens(cut) <= most * (advance - _most_tokens(whole)):
             return
         self._tokenizer.no_truncation()
         try:
             question, _ = self._cutter.count(whole, room, row=row)
-            if question >= advance:  # either there is one window, or none
+            if question >= advance:  # either there is one window, or none: the library would panic, and print that
                 most = 0
+            elif self.most_rows is None:
+                return
             enough = max(0, room - question) + most * (advance - question)
             tokens, exact = self._cutter.count(cut, enough, row=row)
         finally:

@@ -261,6 +261,19 @@ def test_positions_that_old_checkpoints_saved_do_no_harm(folder: Path) -> None:
 # -- tokens ----------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "options", [{"output_hidden_states": True, "output_attentions": True}, {"torchscript": True}, {"return_dict": False}]
+)
+def test_what_else_a_model_returns_by_its_config_does_no_harm(
+    options: dict[str, bool], folder: Path, review_file: Path, tmp_path: Path
+) -> None:
+    edit(folder / "config.json", **options)
+    places = ["--artifacts", str(tmp_path / "artifacts"), "--device", "cpu"]
+    data = ["--checkpoint", str(folder), "--train", str(review_file), "--max-train-rows", "40", "--epochs", "1"]
+    assert main(["finetune", *places, *data]) == 0
+    assert main(["export", *places, "--precision", "fp32"]) == 0
+
+
 @pytest.mark.parametrize("command", ["export", "finetune"])
 def test_tokens_without_an_embedding_are_refused(command: str, folder: Path, refusal: Callable[..., str]) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

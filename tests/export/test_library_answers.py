@@ -30,6 +30,7 @@ from tests.helpers.checkpoints import make_config, make_tokenizer, randomize
 from tests.helpers.reviews import LABELS, review_rows
 from tests.helpers.tasks import classification
 
+BART_LAYERS = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
     "llama": {
@@ -51,6 +52,13 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 SIZES["qwen2"] = SIZES["llama"]
+SIZES["bart"] = {
+    "d_model": 32,
+    **{f"{half}_{size}": number for half in ("encoder", "decoder") for size, number in BART_LAYERS.items()},
+    "max_position_embeddings": 80,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 3,
+}
 TEXTS = [text for text, _ in review_rows(8, seed=3)]
 
 
@@ -230,6 +238,39 @@ def test_big_birds_attention_depends_on_the_length(checkpoint: Callable[..., Pat
     with pytest.raises(ExportError, match="a text of 64 tokens") as failed:
         compare(folder)
     assert "reduce --max-length" in failed.value.hint
+
+
+def test_a_text_on_which_the_graph_fails_is_named(checkpoint: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """BART's head wants equally many end tokens in all rows of a batch."""
+    folder = checkpoint("bart", tokenizer=make_tokenizer("bpe", model_input_names=PLAIN_INPUTS))
+    with pytest.raises(ExportError, match=r"a text of all special tokens, .*, where the exported graph fails: ONNX Runtime cannot"):
+        compare(folder)
+    assert not capfd.readouterr().err, "ONNX Runtime does not print it too"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("export", "error: BartForSequenceClassification cannot compute a batch of rows: All examples must have the same number"),
+        (
+            "finetune",
+            "error: the model cannot compute a batch: All examples must have the same number of <eos> tokens.; the batch: ",
+        ),
+    ],
+)
+def test_rows_that_the_model_refuses_are_one_line(
+    command: str, message: str, checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint("bart", tokenizer=make_tokenizer("bpe", model_input_names=PLAIN_INPUTS))
+    rows = [{"text": f"{text}{' </s>' * (at % 3 == 0)}", "label": f"LABEL_{at % 2}"} for at, text in enumerate(TEXTS * 8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {
+        "export": ["--test"],
+        "finetune": ["--epochs", "1", "--keep-leaks", "--validation", str(tmp_path / "rows.jsonl"), "--train"],
+    }
+    places = ["--artifacts", str(tmp_path), "--checkpoint", str(folder), "--max-length", "64", "--device", "cpu"]
+    assert cli.main([command, *places, *data[command], str(tmp_path / "rows.jsonl")]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_tokenizers_length_is_not_the_models() -> None:

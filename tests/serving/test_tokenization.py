@@ -107,11 +107,17 @@ def test_offsets_are_characters_whatever_stands_before(
     ],
 )
 def test_windows_without_room_are_refused_and_harm_nothing(
-    tiny_checkpoint: Path, texts: list[str | tuple[str, str]], stride: int, max_length: int | None, message: str
+    tiny_checkpoint: Path,
+    texts: list[str | tuple[str, str]],
+    stride: int,
+    max_length: int | None,
+    message: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     refusing, untouched = encoder(tiny_checkpoint, 7), encoder(tiny_checkpoint, 7)
     with pytest.raises(ValueError, match=message):
         refusing.windows(texts, stride=stride, max_length=max_length)
+    assert not capfd.readouterr().err, "a panic of the library prints a message, whoever catches it"
     for row in (WORDS, (WORDS, WORDS), ("film", WORDS)):
         assert refusing.encode([row])[0].ids == untouched.encode([row])[0].ids, "it cuts as before"
     again, _ = refusing.windows([WORDS], stride=1)
