@@ -170,8 +170,9 @@ def test_no_padding_token_at_all_is_one_line(
     assert error.startswith("error: ") and "has no padding token" in error and "set both" in error
 
 
-def test_a_config_without_a_padding_token_takes_that_of_the_tokenizer(checkpoint: Callable[..., Path]) -> None:
-    folder = checkpoint("llama", tokenizer=make_tokenizer("bpe", model_input_names=PLAIN_INPUTS), pad_token_id=None)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
+def test_a_config_without_a_padding_token_takes_that_of_the_tokenizer(architecture: str, checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint(architecture, tokenizer=make_tokenizer("bpe", model_input_names=PLAIN_INPUTS), pad_token_id=None)
     model = load_model(folder, TextClassificationTask, load_tokenizer(folder))
     assert padding_values(load_tokenizer(folder), model, "it") == {"input_ids": 2, "token_type_ids": 0}
     assert model.config.pad_token_id == 2
