@@ -151,7 +151,7 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
         The tokenizer.
 
     Raises:
-        ArtifactError: There is no fast tokenizer.
+        ArtifactError: There is no fast tokenizer, or its files are damaged.
     """
     from transformers import AutoTokenizer
 
@@ -159,6 +159,9 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ArtifactError(f"the tokenizer of {folder} is not a fast tokenizer and cannot be served: a tokenizer.json is needed")
+    names = tokenizer.model_input_names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ArtifactError(f"model_input_names in the tokenizer_config.json of {folder} is {names!r:.80}, not a list", hint=REPAIR)
     if tokenizer.pad_token_id is None and pads_with_end:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -290,16 +293,23 @@ def resolve_max_length(
     return requested
 
 
-def _positions(config: dict[str, Any]) -> int | None:
-    positions = config.get("max_position_embeddings")
+def _positions(config: Mapping[str, object]) -> int | None:
+    positions = _whole_number(config, "max_position_embeddings")
     if positions is None and not config.get("is_encoder_decoder"):  # T5 has it too, but its relative positions have no limit
-        positions = config.get("n_positions")
+        positions = _whole_number(config, "n_positions")
     if positions is None or positions <= 0:
         return None
     # these number their positions from pad_token_id + 1 on; the default of pad_token_id is 1
     shifted = config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
-    padding = config.get("pad_token_id")
-    return int(positions) - ((1 if padding is None else int(padding)) + 1 if shifted else 0)
+    padding = _whole_number(config, "pad_token_id")
+    return positions - ((1 if padding is None else padding) + 1 if shifted else 0)
+
+
+def _whole_number(config: Mapping[str, object], key: str) -> int | None:
+    value = config.get(key)
+    if value is not None and type(value) is not int:
+        raise ArtifactError(f"{key} in config.json is {value!r:.80}, not a whole number", hint=REPAIR)
+    return value
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_length: int) -> None:

@@ -121,8 +121,8 @@ def warn_of_own_class(model: PreTrainedModel, location: str) -> None:
     """Warn if a class saved the checkpoint that ``transformers`` does not have: the stock class may compute something else."""
     import transformers
 
-    stock = set(dir(transformers))
-    if own := [name for name in model.config.architectures or () if name not in stock]:
+    stock, named = set(dir(transformers)), model.config.architectures
+    if own := [str(name) for name in named if name not in stock] if isinstance(named, list) else []:
         logger.warning(
             f"{location} was saved by {', '.join(own)}, which transformers does not have: {type(model).__name__} is used instead, "
             "and may compute something else"

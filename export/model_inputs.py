@@ -17,10 +17,10 @@ IDS, MASK, TYPES = FIELDS
 def given_inputs(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Return the inputs that a checkpoint's tokenizer gives, in the order of :data:`~serving.runtime.tokenization.FIELDS`.
 
-    The attention mask is always one of them, because rows are padded. A row alone has no padding, so the mask then says no more
-    than its absence.
+    The ids are always one of them. So is the attention mask, because rows are padded. A row alone has no padding, so the mask then
+    says no more than its absence.
     """
-    return [name for name in FIELDS if name in tokenizer.model_input_names or name == MASK]
+    return [name for name in FIELDS if name in (IDS, MASK) or name in tokenizer.model_input_names]
 
 
 def fed_inputs(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> list[str]:

@@ -81,7 +81,9 @@ class EncodedRows:
         """
         for index, (text, encoding) in enumerate(zip(self._texts, self._encoder.encode(self._texts), strict=True)):
             both = (text,) if isinstance(text, str) else text
-            expected = tokenizer(*both, truncation=True, max_length=max_length, return_token_type_ids=True)
+            expected = tokenizer(
+                *both, truncation=True, max_length=max_length, return_token_type_ids=True, return_attention_mask=True
+            )
             for name in names:
                 if expected[name] != getattr(encoding, FIELDS[name]):
                     raise ExportError(

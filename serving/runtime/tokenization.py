@@ -125,9 +125,7 @@ class TextEncoder:
         except Exception as error:  # the library raises Exception itself; the text that may be truncated is too short or missing
             if "too short" not in str(error) and "not provided" not in str(error):
                 raise
-            raise ValueError(
-                f"a row needs more than the {length} tokens the model takes, even without the text that may be cut"
-            ) from None
+            raise ValueError(f"a row needs more than {length} tokens, even without the text that may be truncated") from None
         finally:
             self._cut_at_the_end()
         if not truncation:

@@ -123,6 +123,15 @@ def test_a_class_that_transformers_does_not_have_is_pointed_out(folder: Path, sa
     assert "lacks 2 weights" in error
 
 
+@pytest.mark.parametrize(("named", "pointed_out"), [([5], True), ("BertModel", False), (None, False)])
+def test_damaged_architectures_are_no_traceback(
+    named: object, pointed_out: bool, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(folder / "config.json", architectures=named)
+    load_model(folder, task_class("text-classification"), load_tokenizer(folder))
+    assert ("was saved by 5, which transformers does not have" in caplog.text) == pointed_out
+
+
 # -- adapters --------------------------------------------------------------------------------------------------------------------
 
 

@@ -153,6 +153,36 @@ def test_decoders_are_padded_with_the_id_that_they_look_for(architecture: str, c
         compare(folder, padding={"input_ids": 2})
 
 
+@pytest.mark.parametrize("names", [["input_ids"], []])
+def test_a_tokenizer_that_gives_no_attention_mask_is_exported(
+    names: list[str], bert: Path, review_file: Path, tmp_path: Path
+) -> None:
+    """Padded rows need a mask; a row alone is the same without one."""
+    folder = edited(bert, tmp_path / "plain", "tokenizer_config.json", model_input_names=names)
+    given = ["--name", "n", "--task", "text-classification", "--artifacts", tmp_path, "--precision", "fp32"]
+    assert cli.main(list(map(str, ["export", *given, "--checkpoint", folder, "--test", review_file, "--max-metric-drop", 1]))) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config.json", {"max_position_embeddings": "64"}, "max_position_embeddings in config.json is '64', not a whole number"),
+        (
+            "config.json",
+            {"model_type": "roberta", "pad_token_id": [0]},
+            r"pad_token_id in config.json is \[0\], not a whole number",
+        ),
+        ("tokenizer_config.json", {"model_input_names": "input_ids"}, "model_input_names .* is 'input_ids', not a list"),
+    ],
+)
+def test_a_damaged_number_or_list_is_one_error(
+    file: str, changes: dict[str, Any], message: str, bert: Path, tmp_path: Path
+) -> None:
+    folder = edited(bert, tmp_path / "damaged", file, **changes)
+    with pytest.raises(ArtifactError, match=message):
+        resolve_max_length(None, load_tokenizer(folder), read_config(folder), default=None)
+
+
 @pytest.mark.parametrize("command", ["export", "finetune"])
 def test_no_padding_token_at_all_is_one_line(
     command: str, checkpoint: Callable[..., Path], review_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -170,8 +200,9 @@ def test_no_padding_token_at_all_is_one_line(
     assert error.startswith("error: ") and "has no padding token" in error and "set both" in error
 
 
-def test_a_config_without_a_padding_token_takes_that_of_the_tokenizer(checkpoint: Callable[..., Path]) -> None:
-    folder = checkpoint("llama", tokenizer=make_tokenizer("bpe", model_input_names=PLAIN_INPUTS), pad_token_id=None)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2"])
+def test_a_config_without_a_padding_token_takes_that_of_the_tokenizer(architecture: str, checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint(architecture, tokenizer=make_tokenizer("bpe", model_input_names=PLAIN_INPUTS), pad_token_id=None)
     model = load_model(folder, TextClassificationTask, load_tokenizer(folder))
     assert padding_values(load_tokenizer(folder), model, "it") == {"input_ids": 2, "token_type_ids": 0}
     assert model.config.pad_token_id == 2

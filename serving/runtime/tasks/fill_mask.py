@@ -119,7 +119,7 @@ class FillMask(TokenizerOptionsTask):
         for row, (ids, encoding) in enumerate(zip(rows, encodings, strict=True)):
             masks = ids.count(self.mask_token_id)
             if masks == 0:
-                within = f" within the {encoder.max_length} tokens the model takes" if encoding.overflowing else ""
+                within = f" within the {len(ids)} tokens that are kept of it" if encoding.overflowing else ""
                 raise ValueError(f"row {row}: {NO_MASK} ({self.mask_token}) found{within}")
             if masks > MOST_MASKS:
                 raise ValueError(f"row {row}: {masks} mask tokens ({self.mask_token}), at most {MOST_MASKS} can be filled at once")
