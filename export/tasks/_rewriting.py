@@ -139,7 +139,7 @@ class RewritingTask(TrainedTask):
         return {"prefix": self.prefix or None, "task_specific_params": None}
 
     def generation_settings(self) -> dict[str, object]:
-        """Return settings of ``generate`` that let the model decide the length, up to the task's maximum.
+        """Return settings of ``generate`` that let the model decide the length, up to the task's maximum, and yield tokens alone.
 
         The maximum is written as ``max_length``, which counts the start token too, because ``transformers.pipeline`` has a
         ``max_new_tokens`` of its own and ignores the model's.
@@ -149,6 +149,10 @@ class RewritingTask(TrainedTask):
             "max_length": self.max_new_tokens + 1,
             "max_new_tokens": None,
             "num_beams": self.num_beams,
+            "return_dict_in_generate": False,
+            "output_hidden_states": False,
+            "output_attentions": False,
+            "output_scores": False,
         }
         if self.num_beams == 1:  # reset settings of beam search
             settings |= {"early_stopping": False, "length_penalty": 1.0}

@@ -263,6 +263,17 @@ def test_settings_of_several_beams_do_not_stay_with_one(data: Path, made: Callab
     assert (written["num_beams"], written["length_penalty"], written["max_length"]) == (2, 2.0, 5)
 
 
+def test_what_else_generation_returns_by_its_config_does_no_harm(data: Path, made: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made("bart"), tmp_path / "talkative"))
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | {"output_hidden_states": True, "output_attentions": True}))
+    generation = json.loads((folder / "generation_config.json").read_text()) | {"return_dict_in_generate": True}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert cli.main(command("translation", folder, "--setting", "max_new_tokens=4", "--epochs", "1")) == 0
+    assert "chrf" in checkpoint_of(data)[1].splits["test"]
+
+
 def test_a_generation_config_that_could_not_be_written_is_told_at_once(
     data: Path, made: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
