@@ -83,12 +83,15 @@ class AsyncTritonPipeline:
             **defaults: Options of the pipeline, such as ``top_k=2``, for every call that does not have another value.
 
         Raises:
-            ValueError: ``protocol``, ``batch_size``, ``concurrency``, ``ssl`` or ``api_key`` has a value that is not allowed.
+            ValueError: ``protocol``, ``batch_size``, ``concurrency``, ``timeout``, ``ssl`` or ``api_key`` has a value that is not
+                allowed.
         """
         if protocol not in DEFAULT_URLS:
             raise ValueError(f"protocol must be grpc or http, not {protocol!r}")
         if concurrency < 1:
             raise ValueError("concurrency must be 1 or more")
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:  # NaN is not above 0
+            raise ValueError(f"timeout must be a number of seconds above 0, or math.inf for no limit, not {timeout!r:.80}")
         self.name = name
         batching = {"batch_size": batch_size, "num_workers": num_workers}
         connecting = {"url": url, "protocol": protocol, "timeout": timeout, "retries": retries, "ssl": ssl, "api_key": api_key}

@@ -38,6 +38,16 @@ def test_a_failed_call_needs_one_trip_to_the_loop(monkeypatch: pytest.MonkeyPatc
         assert len(trips) == 1
 
 
+def test_clients_that_are_closed_after_a_timeout_print_nothing(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """gRPC tells a client of the end of its cancelled call after the client has ended, through the loop of another client."""
+    for _ in range(20):
+        with TritonPipeline("ragged", url=server.url("grpc"), timeout=1e-4) as pipe, pytest.raises(RequestError, match="within"):
+            pipe("text")
+    with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
+        assert pipe("text")
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("name", ["ragged", "alone"])
 def test_equals_the_pipeline_on_every_text(server: Server, expected: Any, texts: list[str], name: str, protocol: str) -> None:
@@ -405,6 +415,12 @@ def test_unknown_ensemble(server: Server, protocol: str) -> None:
 def test_a_step_is_not_an_ensemble(server: Server) -> None:
     with TritonPipeline("ragged_model", url=server.url("grpc")) as pipe, pytest.raises(RequestError, match="not an ensemble"):
         pipe("text")
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, math.nan, "1", None, True])
+def test_a_timeout_is_a_number_above_zero(timeout: Any) -> None:
+    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
+        TritonPipeline("x", timeout=timeout)
 
 
 @pytest.mark.parametrize("timeout", [5.0, math.inf])
