@@ -79,6 +79,7 @@ def convert(checkpoint: Path, task: type[ExportedTask], folder: Path, *, opset: 
         raise ExportError(f"Optimum could not export {checkpoint}: {type(error).__name__}: {first_line(error)}") from error
     path = folder / "model.onnx"
     _remove_group_axis(path)
+    _find_one_end_token(path)
     _require_dynamic_axes(path)
     return path
 
@@ -105,6 +106,62 @@ def _remove_group_axis(path: Path) -> None:
         tensor.type.tensor_type.shape.dim[1].CopyFrom(onnx.TensorShapeProto.Dimension(dim_value=1))
     onnx.checker.check_model(model)
     graph.save(model, path)
+
+
+def _find_one_end_token(path: Path) -> None:
+    """Let a head that reads the last end-of-text token find exactly one in each row.
+
+    The heads of BART and T5 gather the end tokens of all rows at once and divide them by the number of rows, so a text that names
+    the token would break the whole batch. In a row without one, which the model refuses, the first token is found.
+    """
+    model = graph.load(path)
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    for indices in [node for node in model.graph.node if node.op_type == "NonZero"]:
+        found = made_by.get(indices.input[0])
+        while found is not None and found.op_type == "Cast":
+            found = made_by.get(found.input[0])
+        if found is None or found.op_type != "Equal" or "input_ids" not in found.input:
+            continue
+        (marked,) = found.output
+        found.output[0] = f"{_END}/all"
+        place = list(model.graph.node).index(found) + 1
+        for node in reversed(_last_or_first(f"{_END}/all", marked)):
+            model.graph.node.insert(place, node)
+        model.graph.initializer.extend(
+            onnx.numpy_helper.from_array(np.array(value, dtype=np.int64), f"{_END}/{name}")
+            for name, value in {"one": 1, "zero": 0, "axis": 1, "axes": [1]}.items()
+        )
+        onnx.checker.check_model(model)
+        graph.save(model, path)
+        return
+
+
+_END = "one_end_token"
+"""Prefix of the names of the nodes and tensors that find one end token."""
+
+
+def _last_or_first(marked: str, result: str) -> list[onnx.NodeProto]:
+    """Return nodes that keep the last mark of each row, BOOL ``[rows, tokens]``, or mark the first token of a row without one."""
+
+    def node(operator: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:
+        name = output if output == result else f"{_END}/{output}"
+        named = [one if one == marked else f"{_END}/{one}" for one in inputs]
+        return onnx.helper.make_node(operator, named, [name], name=f"{_END}/{operator}/{output}", **attributes)
+
+    return [
+        node("Cast", [marked], "marks", to=onnx.TensorProto.INT64),
+        node("CumSum", ["marks", "axis"], "marks_from_here", reverse=1),
+        node("Equal", ["marks_from_here", "one"], "none_behind"),
+        node("And", [marked, "none_behind"], "last"),
+        node("ReduceSum", ["marks", "axes"], "count", keepdims=1),
+        node("Equal", ["count", "zero"], "unmarked"),  # [rows, 1]
+        node("Equal", ["marks", "marks"], "any"),
+        node("Cast", ["any"], "ones", to=onnx.TensorProto.INT64),
+        node("CumSum", ["ones", "axis"], "number"),
+        node("Equal", ["number", "one"], "first"),
+        node("And", ["first", "unmarked"], "fallback"),
+        node("Or", ["last", "fallback"], result),
+    ]
 
 
 def _require_dynamic_axes(path: Path) -> None:
