@@ -60,7 +60,8 @@ class TinyPipelines:
         folder = self.folder / f"{task}{len(config)}{'-'.join(map(str, config.values()))}"
         if not folder.exists():
             if config:
-                random_checkpoint(folder, "bert", task_class(task), **THREE, **config)
+                labels = THREE if "classification" in task else {}  # a head of question answering has two outputs
+                random_checkpoint(folder, "bert", task_class(task), **labels, **config)
             else:
                 CHECKPOINTS[task](folder)
         return folder
