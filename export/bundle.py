@@ -49,6 +49,7 @@ SHAPING = (
     "serving/runtime/cutting.py",
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
+    "serving/undecided.py",
 )
 """Files that the content of a bundle depends on, besides the task. If one of them changes, the bundle is not up to date."""
 TASK_SHAPING = ("export/tasks",)

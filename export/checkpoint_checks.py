@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,8 +149,7 @@ def check_weights(
     Raises:
         ArtifactError: Weights are missing, have another shape, or belong to parts that the model does not have.
     """
-    base = model.base_model
-    prefix = "" if base is model else f"{model.base_model_prefix}."
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     name = type(model).__name__
     missing = set(found["missing_keys"])
     misshapen = set(found["mismatched_keys"])
@@ -159,18 +158,8 @@ def check_weights(
         is_head = bool(prefix) and not key.startswith(prefix)
         return not ((unused and unused in key) or (new_head and is_head))
 
-    lost = sorted(filter(required, missing))
-    if lost:
-        if wrapper := _wrapper(lost[0].removeprefix(prefix), found["unexpected_keys"]):
-            raise ArtifactError(
-                f"the weights of {location} do not fit {name}: their names begin with {wrapper}",
-                hint="save the model inside DataParallel, torch.compile or Lightning instead of the wrapper around it",
-            )
-        head = bool(prefix) and not any(key.startswith(prefix) and "pooler" not in key for key in lost)
-        raise ArtifactError(
-            f"{location} lacks {_listed(lost)}, which {name} has by its config.json",
-            hint=remedy if head else BELONGS,
-        )
+    if lost := sorted(filter(required, missing)):
+        raise _lost_weights(lost, found["unexpected_keys"], location, name, prefix=prefix, remedy=remedy)
     if wrong := sorted(filter(required, misshapen)):
         shape = list(model.get_parameter(wrong[0]).shape)
         head = bool(prefix) and not wrong[0].startswith(prefix)
@@ -178,16 +167,34 @@ def check_weights(
             f"{location} has {_listed(wrong)} in another shape than {name} by its config.json, where {wrong[0]} is {shape}",
             hint="its head has one row per label: see id2label or num_labels" if head else BELONGS,
         )
-    parts = {child for child, _ in base.named_children()}
-    others = sorted(found["unexpected_keys"])
-    if extra := [key for key in others if key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] in parts]:
+    _check_unused(model, sorted(found["unexpected_keys"]), location)
+    return missing | misshapen
+
+
+def _lost_weights(
+    lost: Sequence[str], unexpected: Collection[str], location: str, name: str, *, prefix: str, remedy: str
+) -> ArtifactError:
+    """Create the error about weights that a model of the class ``name`` needs and the checkpoint lacks."""
+    if wrapper := _wrapper(lost[0].removeprefix(prefix), unexpected):
+        return ArtifactError(
+            f"the weights of {location} do not fit {name}: their names begin with {wrapper}",
+            hint="save the model inside DataParallel, torch.compile or Lightning instead of the wrapper around it",
+        )
+    head = bool(prefix) and not any(key.startswith(prefix) and "pooler" not in key for key in lost)
+    return ArtifactError(f"{location} lacks {_listed(lost)}, which {name} has by its config.json", hint=remedy if head else BELONGS)
+
+
+def _check_unused(model: PreTrainedModel, unexpected: Sequence[str], location: str) -> None:
+    """Refuse weights that the model does not use, except those of another head."""
+    name = type(model).__name__
+    parts = {child for child, _ in model.base_model.named_children()}
+    if extra := [key for key in unexpected if key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] in parts]:
         raise ArtifactError(
             f"{location} has {_listed(extra)}, which {name} does not have by its config.json",
             hint=f"{BELONGS} It may name too few layers, or another architecture",
         )
-    if others:
-        logger.info(f"{location} has {_listed(others)}, which {name} does not use")
-    return missing | misshapen
+    if unexpected:
+        logger.info(f"{location} has {_listed(unexpected)}, which {name} does not use")
 
 
 def _wrapper(name: str, unexpected: Collection[str]) -> str:

@@ -6,10 +6,10 @@ checkpoint and the raw texts, one by one, and the graph gets what the served pre
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +17,13 @@ import numpy as np
 from export.model_inputs import fed_inputs
 from export.tasks.exported import ExportedTask
 from export.verify import Run
-from serving.answer_comparison import SMALLEST_SCALE, TOLERANCES, differences, largest_number
+from serving.answer_comparison import SMALLEST_SCALE, TOLERANCES, Path, differences, largest_number
 from serving.errors import ExportError, first_line
 from serving.manifests import ReferenceCheck
 from serving.reporting import logger
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Arrays, TextColumns
+from serving.undecided import undecided_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -31,8 +32,6 @@ ROWS = 32
 """Number of labelled rows that are compared."""
 BATCH = 16
 """Number of labelled rows in a batch."""
-DRAWS = 16
-"""How often the graph's outputs are changed at random, to find the parts of an answer that a small difference decides."""
 SHOWN = 3
 """Number of refused texts that a message names."""
 RawTexts = tuple[str, ...]
@@ -73,7 +72,7 @@ class ServedGraph:
     encoder: TextEncoder
     max_length: int
 
-    def answers(self, rows: Sequence[RawTexts]) -> tuple[list[Any], list[set[tuple[str, ...]]]]:
+    def answers(self, rows: Sequence[RawTexts]) -> tuple[Sequence[Any], Sequence[Collection[Path]]]:
         """Answer rows in one padded batch, in the client's form.
 
         Returns:
@@ -91,13 +90,7 @@ class ServedGraph:
             found = served.decoded_postprocess(arrays, features.origins, self.encoder.tokenizer)
             return [_plain(one) for one in served.add_inputs(served.format_answers(found, **shown), rows)]
 
-        answers = formatted({name: array.copy() for name, array in outputs.items()})
-        undecided: list[set[tuple[str, ...]]] = [set() for _ in rows]
-        chance = np.random.default_rng(0)
-        for _ in range(DRAWS):
-            for paths, one, other in zip(undecided, answers, formatted(_changed(outputs, chance)), strict=True):
-                paths.update(path for path, *_ in differences(one, other, margin=math.inf))
-        return answers, undecided
+        return undecided_paths(formatted, outputs, TOLERANCES["fp32"])
 
 
 def require_equal_answers(
@@ -123,16 +116,14 @@ def require_equal_answers(
     # a tokenizer may give inputs that the model does not take, such as token_type_ids for DistilBERT
     tokenizer.model_input_names = fed_inputs(tokenizer, model)
     library = task.library(model.eval(), tokenizer, max_length=graph.max_length, options=options)
-    labelled = [Case(name=f"row {number}", row=row, labelled=True) for number, row in enumerate(zip(*rows, strict=True), start=1)]
-    labelled = labelled[:ROWS]
-    # the longest come first: BigBird's model, once it was given a short text, computes other attention for long ones too
-    unusual = edge_cases(graph, tokenizer, [case.row for case in labelled])
-    batches = [[case] if case.fills_model else [case, labelled[0]] for case in unusual]
-    batches += [labelled[start : start + BATCH] for start in range(0, len(labelled), BATCH)]
+    labelled = [
+        Case(name=f"row {number}", row=row, labelled=True)
+        for number, row in enumerate(islice(zip(*rows, strict=True), ROWS), start=1)
+    ]
     largest = 0.0
     compared: set[str] = set()
     refused: dict[str, str] = {}
-    for batch in batches:
+    for batch in _batches(labelled, edge_cases(graph, tokenizer, [case.row for case in labelled])):
         asked = [(case, *_expected(library, case)) for case in batch]
         refused |= {case.name: reason for case, _, reason in asked if reason}
         if not batch[0].labelled and batch[0].name in refused:
@@ -151,6 +142,15 @@ def require_equal_answers(
     if refused:
         logger.info(f"{task.library_name} refuses {len(refused)} of the texts, so they are not compared: {reasons}")
     return ReferenceCheck(library=task.library_name, texts=len(compared), max_difference=largest)
+
+
+def _batches(labelled: Sequence[Case], unusual: Sequence[Case]) -> list[Sequence[Case]]:
+    """Divide the rows into batches. An unusual text shares one with a labelled row, so that one of them is padded.
+
+    The longest come first: BigBird's model, once it was given a short text, computes other attention for long ones too.
+    """
+    shared = [[case] if case.fills_model else [case, labelled[0]] for case in unusual]
+    return [*shared, *(labelled[start : start + BATCH] for start in range(0, len(labelled), BATCH))]
 
 
 def edge_cases(graph: ServedGraph, tokenizer: PreTrainedTokenizerFast, rows: Sequence[RawTexts]) -> list[Case]:
@@ -194,7 +194,7 @@ def _expected(library: Library, case: Case) -> tuple[object, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are about the library's own code
             return _plain(library(case.row)), ""
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
         return None, f"{type(error).__name__}: {first_line(error)}"
@@ -244,12 +244,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-
-
-def _changed(outputs: Arrays, chance: np.random.Generator) -> Arrays:
-    """Return outputs that each differ from the given ones by up to the tolerance times the largest of their tensor."""
-    changed = {}
-    for name, array in outputs.items():
-        margin = TOLERANCES["fp32"] * np.abs(array).max(initial=0)
-        changed[name] = (array + margin * chance.uniform(-1, 1, array.shape)).astype(array.dtype)
-    return changed

@@ -29,8 +29,8 @@ def fed_inputs(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> li
     return [name for name in given_inputs(tokenizer) if name in taken]
 
 
-def padding_values(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, location: str) -> dict[str, int]:
-    """Return the values of padded positions, and see to it that the model looks for the same padding token.
+def bind_padding(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, location: str) -> dict[str, int]:
+    """Bind a model to a padding token, and return the values of padded positions.
 
     Decoders that classify take the logits of the last token that is not ``config.pad_token_id``, and RoBERTa and its relatives
     number the positions of all others. So rows are padded with that id, whatever the padding token of the tokenizer is. If the

@@ -14,7 +14,7 @@ from export import convert, graph, library_answers, optimize, verify
 from export.data import prepare_rows, sample_indices, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
-from export.model_inputs import TYPES, fed_inputs, padding_values
+from export.model_inputs import TYPES, bind_padding, fed_inputs
 from export.original import one_thread, original_run, require_length, require_no_types, usable_device
 from export.output_head import add_output_head
 from export.rows import EncodedRows
@@ -121,7 +121,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     source = replace(source, task=checkpoints.bind_tokenizer(source.task, tokenizer, source.name))
     max_length = _max_length(source, options, tokenizer)
     model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
-    padding = padding_values(tokenizer, model, source.name)
+    padding = bind_padding(tokenizer, model, source.name)
     _copy_files(source, tokenizer, max_length, staging)
     run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
@@ -137,9 +137,8 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
             padding=padding,
             split_special_tokens=tokenizer.split_special_tokens,
         )
-        source = replace(
-            source, rows=prepare_rows(source.rows, source.task, encoder, location="the rows to verify on", training=False)
-        )
+        prepared = prepare_rows(source.rows, source.task, encoder, location="the rows to verify on", training=False)
+        source = replace(source, rows=prepared)
         write_evaluation(source.rows, staging)
         rows = _rows(source, options, encoder, tokenizer, names, max_length)
         original = _original_outputs(run, source, rows)
@@ -308,7 +307,7 @@ def _compare_with_library(context: _VariantContext, variants: Mapping[Precision,
     options = {name: value for name, value in source.chosen.items() if name in source.task.served.options and name != "truncation"}
     tokenizer = checkpoints.load_tokenizer(source.folder)
     model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
-    padding_values(tokenizer, model, source.name)
+    bind_padding(tokenizer, model, source.name)
     model.to("cuda" if context.device == "gpu" else "cpu")
     return library_answers.require_equal_answers(served, model, tokenizer, source.task.requests(source.rows.texts), options)
 

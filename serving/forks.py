@@ -98,9 +98,10 @@ def abandon(inherited: object) -> None:
 
 def _before() -> None:
     _State.busy.acquire()
+    deadline = time.monotonic() + CLOSING_SECONDS
     closing = [future for member in list(_members) if (future := member.before_fork()) is not None]
     waiting = concurrent.futures.wait(closing, CLOSING_SECONDS).not_done
-    _State.grpc_survives = bool(waiting) or not _grpc_ends() if closing else _grpc_is_running()
+    _State.grpc_survives = bool(waiting) or not _grpc_ends(deadline) if closing else _grpc_is_running()
     _State.process = os.getpid()
 
 
@@ -116,16 +117,15 @@ def _after_in_child() -> None:
         member.after_fork_in_child()
 
 
-def _grpc_ends() -> bool:
-    """Wait until gRPC has ended, which it does soon after the last reference to a channel."""
-    if _grpc_ends_within(CLOSING_SECONDS / 20):
+def _grpc_ends(deadline: float) -> bool:
+    """Wait until gRPC has ended, soon after the last reference to a channel. Return whether it has by ``deadline``."""
+    if _grpc_ends_by(time.monotonic() + CLOSING_SECONDS / 20):
         return True
     gc.collect()  # an exception may hold the channel in a cycle
-    return _grpc_ends_within(CLOSING_SECONDS)
+    return _grpc_ends_by(deadline)
 
 
-def _grpc_ends_within(seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
+def _grpc_ends_by(deadline: float) -> bool:
     while _grpc_is_running():
         if time.monotonic() > deadline:
             return False

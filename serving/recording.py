@@ -13,7 +13,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from tokenizers import Tokenizer
 
-from serving.answer_comparison import TOLERANCES, differences, tensor_values
+from serving.answer_comparison import TOLERANCES, tensor_values
 from serving.bundle import REMEDY, Bundle
 from serving.errors import ArtifactError, refusing
 from serving.machine import cores
@@ -23,11 +23,10 @@ from serving.reporting import logger
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Arrays, Features
+from serving.undecided import undecided_paths
 
 LONG_TOKENS = 512
 """Number of tokens of the long probe text, or those that the model accepts if these are fewer."""
-DRAWS = 16
-"""How often the model's outputs are changed at random, to find the parts of an answer that a small difference decides."""
 DATATYPES = {"TYPE_STRING": "BYTES"}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -133,24 +132,16 @@ def _answer(bundle: Bundle, plan: Plan, session: Any, encoder: TextEncoder, requ
             return task.postprocess(arrays, features.origins)
         return task.decoded_postprocess(arrays, features.origins, tokenizer)
 
-    exact = _tensors(task, answered({name: array.copy() for name, array in outputs.items()}))
-    open_paths: dict[str, dict[str, None]] = {tensor.name: {} for tensor in exact}
-    chance = np.random.default_rng(0)
-    for _ in range(DRAWS):
-        for one, other in zip(exact, _tensors(task, answered(_changed(outputs, TOLERANCES[plan.precision], chance))), strict=True):
-            values, changed = (tensor_values(tensor.datatype, tensor.data) for tensor in (one, other))
-            open_paths[one.name] |= {"/".join(path): None for path, *_ in differences(values, changed, margin=np.inf)}
-    tensors = tuple(tensor.model_copy(update={"undecided": tuple(sorted(open_paths[tensor.name]))}) for tensor in exact)
+    def values(arrays: Arrays) -> list[list[Any]]:
+        return [tensor_values(tensor.datatype, tensor.data) for tensor in _tensors(task, answered(arrays))]
+
+    _, undecided = undecided_paths(values, outputs, TOLERANCES[plan.precision])
+    exact = _tensors(task, answered(outputs))
+    tensors = tuple(
+        tensor.model_copy(update={"undecided": tuple(sorted(map("/".join, paths)))})
+        for tensor, paths in zip(exact, undecided, strict=True)
+    )
     return ExpectedAnswer(request=probe_body(request), outputs=tensors)
-
-
-def _changed(outputs: Arrays, tolerance: float, chance: np.random.Generator) -> Arrays:
-    """Return model outputs that each differ from the given ones by up to ``tolerance`` times the largest of their tensor."""
-    changed = {}
-    for name, array in outputs.items():
-        margin = tolerance * np.abs(array).max(initial=0)
-        changed[name] = (array + margin * chance.uniform(-1, 1, array.shape)).astype(array.dtype)
-    return changed
 
 
 def _tensors(task: ServedTask, answers: Arrays) -> list[ExpectedTensor]:

@@ -73,6 +73,7 @@ SHAPING = (
     "serving/prologue.py",
     "serving/recording.py",
     "serving/repository.py",
+    "serving/undecided.py",
     "serving/warmups.py",
 )
 TASK_SHAPING = ("serving/runtime",)

@@ -67,7 +67,7 @@ class Collator:
         """Bind the collator to a task.
 
         Args:
-            padding: Value of padded positions by model input name (see :func:`export.model_inputs.padding_values`).
+            padding: Value of padded positions by model input name (see :func:`export.model_inputs.bind_padding`).
             task: The task, which may augment batches.
         """
         self._padding = padding

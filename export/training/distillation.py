@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from export import checkpoint as checkpoints
 from export.data import LabelledRows, tokenize_rows
-from export.model_inputs import fed_inputs, padding_values
+from export.model_inputs import bind_padding, fed_inputs
 from export.tasks.base import IGNORED, label_names
 from export.tasks.trained import AugmentedTask, OwnLossTask, TrainedTask
 from export.training.batches import TEACHER_LOGITS
@@ -74,7 +74,7 @@ class Teacher:
         place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         model = self.model.to(place)
         names = fed_inputs(self.tokenizer, self.model)
-        padding = padding_values(self.tokenizer, self.model, self.options.teacher)
+        padding = bind_padding(self.tokenizer, self.model, self.options.teacher)
         encoder = TextEncoder(self.tokenizer.backend_tokenizer, max_length=max_length, names=names, padding=padding)
         encodings = tokenize_rows(rows, self.task, encoder, training=True).encodings
         found: list[list[float]] = [[]] * len(encodings)

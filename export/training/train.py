@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from export import checkpoint as checkpoints
 from export.metric import bootstrapped, compute, finite_or_none
-from export.model_inputs import padding_values
+from export.model_inputs import bind_padding
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training import adapters
@@ -134,7 +134,7 @@ def _load_model(job: TrainingJob, **options: Any) -> tuple[Any, set[str]]:
         **head,
         **options,
     )
-    padding_values(job.tokenizer, model, job.checkpoint_name)  # the model must look for the padding that batches have
+    bind_padding(job.tokenizer, model, job.checkpoint_name)
     for name, value in head.items():  # overwrite the settings of the checkpoint's former head
         setattr(model.config, name, value)
     if job.task.generates:
@@ -176,7 +176,7 @@ def _trainer(model: Any, rows: Mapping[str, EncodedSplit], job: TrainingJob, cal
         eval_dataset=rows["validation"].dataset,
         compute_metrics=lambda evaluated: _evaluate(evaluated.predictions, rows["validation"], job.task, job.tokenizer)[0],
         preprocess_logits_for_metrics=job.task.preprocess_logits_for_metrics,
-        data_collator=Collator(padding_values(job.tokenizer, model, job.checkpoint_name), job.task),
+        data_collator=Collator(bind_padding(job.tokenizer, model, job.checkpoint_name), job.task),
         callbacks=[*([EarlyStoppingCallback(patience)] if patience else []), *callbacks],
     )
     trainer.remove_callback(transformers.PrinterCallback)

@@ -98,13 +98,7 @@ class TextEncoder:
             ValueError: A row is too long and truncation is off, or truncating one text leaves the other too long. Or a text is
                 longer than can be tokenized, and cannot be cut. Or ``max_length`` has no room for the special tokens.
         """
-        if not truncation:
-            max_length = None
-        length = self._max_length if max_length is None else min(max_length, self._max_length)
-        if max_length is not None and special_tokens and texts:
-            own = self._tokenizer.num_special_tokens_to_add(not all(isinstance(text, str) for text in texts))
-            if length < own:  # the library would not truncate at all
-                raise ValueError(f"max_length is {length}, and a row has {own} special tokens")
+        length = self._length(texts, max_length if truncation else None, special_tokens=special_tokens)
         self._tokenizer.no_truncation()
         try:
             texts = self._cutter.cut(texts, max_length=length, strategy=strategy, special_tokens=special_tokens)
@@ -131,6 +125,21 @@ class TextEncoder:
         if not truncation:
             _require_whole(encodings, length)
         return encodings
+
+    def _length(self, texts: Sequence[Text], max_length: int | None, *, special_tokens: bool) -> int:
+        """Return the number of tokens kept of a row.
+
+        Raises:
+            ValueError: They have no room for the special tokens. The library would not truncate at all.
+        """
+        if max_length is None:
+            return self._max_length
+        length = min(max_length, self._max_length)
+        if special_tokens and texts:
+            own = self._tokenizer.num_special_tokens_to_add(not all(isinstance(text, str) for text in texts))
+            if length < own:
+                raise ValueError(f"max_length is {length}, and a row has {own} special tokens")
+        return length
 
     def encode_words(self, rows: Sequence[Sequence[str]], *, truncation: bool = True) -> list[Encoding]:
         """Tokenize rows that are split into words already. The position of a token is the one within its word.

@@ -14,7 +14,7 @@ import pytest
 
 from export import cli, convert, graph, library_answers
 from export.checkpoint import load_model, load_tokenizer, read_config, read_settings, resolve_max_length, save_tokenizer
-from export.model_inputs import fed_inputs, padding_values
+from export.model_inputs import bind_padding, fed_inputs
 from export.original import original_run, require_no_types
 from export.output_head import add_output_head
 from export.tasks import task_class
@@ -111,7 +111,7 @@ def compare(
     model = load_model(folder, kind, tokenizer)
     bound: ExportedTask = kind.from_config(read_config(folder), pair=len(columns) == 2 and task == "text-classification")
     bound = bound.with_settings(settings or {}).with_tokenizer(tokenizer)
-    values = padding_values(tokenizer, model, str(folder))
+    values = bind_padding(tokenizer, model, str(folder))
     raw = convert.convert(folder, kind, folder / "graph", opset=opset)
     add_output_head(raw, bound)
     fed = graph.input_names(raw) if names is None else names
@@ -204,7 +204,7 @@ def test_no_padding_token_at_all_is_one_line(
 def test_a_config_without_a_padding_token_takes_that_of_the_tokenizer(architecture: str, checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint(architecture, tokenizer=make_tokenizer("bpe", model_input_names=PLAIN_INPUTS), pad_token_id=None)
     model = load_model(folder, TextClassificationTask, load_tokenizer(folder))
-    assert padding_values(load_tokenizer(folder), model, "it") == {"input_ids": 2, "token_type_ids": 0}
+    assert bind_padding(load_tokenizer(folder), model, "it") == {"input_ids": 2, "token_type_ids": 0}
     assert model.config.pad_token_id == 2
     assert compare(folder).max_difference < 1e-4
 
@@ -214,7 +214,7 @@ def test_a_padding_token_without_an_embedding_is_refused(checkpoint: Callable[..
     model = load_model(folder, TextClassificationTask, load_tokenizer(folder))
     model.config.pad_token_id = 10_000
     with pytest.raises(ArtifactError, match="has the id 10000, but the model has only"):
-        padding_values(load_tokenizer(folder), model, "it")
+        bind_padding(load_tokenizer(folder), model, "it")
 
 
 def test_training_pads_with_the_id_that_the_model_looks_for() -> None:
