@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -65,6 +66,14 @@ class TinyPipelines:
             else:
                 CHECKPOINTS[task](folder)
         return folder
+
+    def with_number_labels(self, task: str) -> tuple[TritonPipeline, Any]:
+        """A client and the pipeline of a checkpoint one of whose labels is a number."""
+        checkpoint = random_checkpoint(self.folder / f"{task}-numbers", "bert", task_class(task))
+        file = checkpoint / "config.json"
+        labels = {"id2label": {"0": 7, "1": "7b"}, "label2id": {"7": 0, "7b": 1}}
+        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | labels), encoding="utf-8")
+        return self.client(checkpoint, task), self.pipeline(checkpoint, task)
 
     def client(self, checkpoint: Path, task: str, **settings: Any) -> TritonPipeline:
         return self.stack.enter_context(in_process(checkpoint, task_class(task), **settings))

@@ -143,7 +143,7 @@ def test_options_that_are_none_are_refused(server: Server, options: dict[str, An
 def test_what_the_tokenizer_is_told_and_texts_of_another_number(
     server: Server, pipeline: Any, texts: list[str], name: str, protocol: str
 ) -> None:
-    """All of it are request parameters; :mod:`tests.serving.test_pipeline_options` has every form."""
+    """All of it are request parameters; :mod:`tests.serving.pipeline_options` has every form."""
     pairs = [{"text": one, "text_pair": other} for one, other in zip(texts[:9], texts[9:18], strict=True)]
     mixed = [*texts[:9], *(pairs if name == "pairs" else [])]
     with TritonPipeline(name, url=server.url(protocol), protocol=protocol, batch_size=4) as pipe:  # type: ignore[arg-type]
