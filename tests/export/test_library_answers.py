@@ -18,8 +18,6 @@ from serving.runtime.tasks.text_classification import TextClassification
 from tests.helpers.checkpoints import make_config, make_tokenizer, randomize
 from tests.helpers.library_comparison import PLAIN_INPUTS, TEXTS, compare, write_classifier
 
-BART_LAYERS = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:

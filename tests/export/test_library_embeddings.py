@@ -14,8 +14,6 @@ from export.tasks.feature_extraction import FeatureExtractionTask
 from tests.helpers.checkpoints import make_config, make_tokenizer, randomize
 from tests.helpers.library_comparison import compare
 
-BART_LAYERS = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
-
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:

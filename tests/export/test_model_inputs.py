@@ -23,8 +23,6 @@ from tests.helpers.library_comparison import ALL_INPUTS, PAIRS, PLAIN_INPUTS, TE
 from tests.helpers.reviews import LABELS
 from tests.helpers.tasks import classification
 
-BART_LAYERS = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
