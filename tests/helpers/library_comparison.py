@@ -19,7 +19,6 @@ from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import make_tokenizer, randomize
 from tests.helpers.reviews import review_rows
 
-
 BART_LAYERS = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 80},
