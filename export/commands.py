@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @with_options
 def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
-    from export.finetune import finetune
+    from export.finetuning import finetune
     from export.metric import shown
     from export.training import distributed
 

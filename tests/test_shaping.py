@@ -12,12 +12,12 @@ from types import ModuleType
 import grimp
 import pytest
 
-from export import bundle, finetune
+from export import bundle, finetuning
 from export.tasks import task_names
 from serving import repository
 from serving.artifact import PROJECT, checksums, task_code
 
-STAGES = {module.__name__: (*module.SHAPING, *module.TASK_SHAPING) for module in (bundle, finetune, repository)}
+STAGES = {module.__name__: (*module.SHAPING, *module.TASK_SHAPING) for module in (bundle, finetuning, repository)}
 COPIED = ("export", "serving", "benchmarks", "pyproject.toml")
 TASK_PACKAGES = sorted({path.replace("/", ".") for paths in STAGES.values() for path in paths if path.endswith("/tasks")})
 EVERYWHERE = {
@@ -48,7 +48,7 @@ WITHOUT_EFFECT = {
         "export.export_options": "the options that decide are recorded",
         "serving.machine": "whether there is a GPU: the device is recorded in the bundle",
     },
-    "export.finetune": {
+    "export.finetuning": {
         **ROWS,
         "export.checkpoint_checks": "it only refuses",
         "export.finetune_options": "the options that decide are recorded",
@@ -62,8 +62,8 @@ WITHOUT_EFFECT = {
 }
 """Modules that a stage imports, but that cannot change its result, and why."""
 FOREIGN = {
-    "export.bundle": ("export/training", "export/finetune", "benchmarks"),
-    "export.finetune": ("benchmarks",),
+    "export.bundle": ("export/training", "export/finetuning", "benchmarks"),
+    "export.finetuning": ("benchmarks",),
     "serving.repository": ("export", "benchmarks"),
 }
 """What an edit must not make a stage out of date."""
@@ -121,7 +121,7 @@ def test_no_task_imports_another(package: str) -> None:
     [
         (bundle, {"export/tasks/fill_mask.py", "export/tasks/base.py", "export/metrics/accuracy/accuracy.py", "export/verify.py"}),
         (
-            finetune,
+            finetuning,
             {"export/tasks/fill_mask.py", "export/tasks/trained.py", "serving/runtime/tasks/fill_mask.py", "export/checkpoint.py"},
         ),
         (repository, {"serving/runtime/tasks/fill_mask.py", "serving/runtime/preprocess.py", "serving/prologue.py"}),
@@ -182,7 +182,7 @@ def test_an_edit_makes_only_that_out_of_date_which_it_decides(
     assert "is packaged" in run(*package)
     packaged = checksums(tmp_path / "models")
 
-    for module in ("training/trainer.py", "finetune.py", "tasks/trained.py", "tasks/_rewriting.py", "tasks/translation.py"):
+    for module in ("training/trainer.py", "finetuning.py", "tasks/trained.py", "tasks/_rewriting.py", "tasks/translation.py"):
         edit(project / "export" / module)
     edit(project / "benchmarks" / "run.py")
     edit(project / "serving" / "runtime" / "tasks" / "fill_mask.py")  # of another task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from export import bundle, finetune
+from export import bundle, finetuning
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
 from serving.manifests import BundleManifest, CheckpointManifest
@@ -19,7 +19,7 @@ def record_finetune(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneOptions]:
         seen.append(options)
         return checkpoint_manifest()
 
-    monkeypatch.setattr(finetune, "finetune", record)
+    monkeypatch.setattr(finetuning, "finetune", record)
     return seen
 
 

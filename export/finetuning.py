@@ -56,7 +56,7 @@ SHAPING = (
     "export/checkpoint.py",
     "export/columns.py",
     "export/data.py",
-    "export/finetune.py",
+    "export/finetuning.py",
     "export/leaks.py",
     "export/lengths.py",
     "export/metric.py",
