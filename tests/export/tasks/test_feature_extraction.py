@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 
 from export import cli, convert, graph
 from export.checkpoint import read_files, read_settings, write_files
-from export.finetuning import finetune
 from export.finetune_options import FinetuneOptions
+from export.finetuning import finetune
 from export.original import original_run
 from export.output_head import add_output_head
 from export.tasks._pooling import POOLINGS
