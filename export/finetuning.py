@@ -95,7 +95,7 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
     with main_first(options.device):
         data = load_splits(
             {"train": options.train, "validation": options.validation, "test": options.test},
-            options.columns,
+            options.split_columns,
             task,
             cache=cache,
             max_train_rows=options.max_train_rows,
