@@ -52,6 +52,8 @@ class Task(ABC):
     """Task that its checkpoints are fine-tuned for, if that is another one."""
     has_pipeline: ClassVar[bool] = True
     """Whether ``transformers`` has a pipeline for the task that gives the same answers."""
+    truncating_options: ClassVar[Mapping[str, object]] = {"truncation": True}
+    """Options with which that pipeline truncates a text that is too long; empty if it needs none."""
     heads: ClassVar[tuple[str, ...]] = ("logits",)
     """Outputs of the model in ``transformers`` that are used, in the order in which it gives them."""
     grouped: ClassVar[bool] = False
