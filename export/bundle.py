@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
+from export.replacing import refuse_other_bundle
 from export.sources import checkpoint_files
 from export.tasks import task_names
 from serving.artifact import (
@@ -71,13 +72,15 @@ def export(options: ExportOptions) -> BundleManifest:
         The manifest of the bundle, which is that of the last run if nothing has changed since.
 
     Raises:
-        ArtifactError: The checkpoint is missing, of another task, or cannot be loaded.
+        ArtifactError: The checkpoint is missing, of another task, or cannot be loaded; or the export would replace a bundle of
+            another checkpoint or task.
         DataError: The rows do not fit the task or the checkpoint.
         ExportError: A graph could not be made.
         GateError: The outputs of the fp32 variant differ from those of PyTorch.
     """
     source = find_source(options)
-    inputs = _inputs(options, source)
+    files = fingerprint(checkpoint_files(source.folder), root=source.folder)
+    inputs = _inputs(options, source, files)
     if not options.force and is_current(options.target, BundleManifest, inputs):
         manifest = read_manifest(options.target, BundleManifest)
         if set(options.precisions) <= set(manifest.precisions):
@@ -86,6 +89,9 @@ def export(options: ExportOptions) -> BundleManifest:
         # variants that the bundle already has stay in it
         precisions = {*options.precisions, *manifest.precisions}
         options = replace(options, precision=tuple(precision for precision in PRECISIONS if precision in precisions))
+    elif not options.force:
+        own = source.trained and source.name == options.name
+        refuse_other_bundle(options.target, task=options.task, checkpoint=source.name, files=files, retrainable=own)
 
     from export import variants
 
@@ -119,7 +125,7 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
         raise GateError(". ".join(failed), hint=hint)
 
 
-def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
+def _inputs(options: ExportOptions, source: ExportSource, files: Mapping[str, str]) -> StageInputs:
     record: dict[str, object] = {
         "task": source.task.to_settings(),
         "max_length": source.max_length or source.recommended_length,
@@ -131,7 +137,6 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "seed": options.seed,
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
-    files = fingerprint(checkpoint_files(source.folder), root=source.folder)
     return inputs_record(record, files, shaping_code(options.task))
 
 

@@ -24,8 +24,9 @@ class ExportSource:
     """A checkpoint that fits the task, and the rows to verify on.
 
     Attributes:
-        name: The location as given, without the path of a folder.
+        name: The location as given, without the path of a folder; the name of the model if ``finetune`` wrote the checkpoint.
         folder: The folder of the checkpoint.
+        trained: Whether ``finetune`` wrote it.
         config: Its ``config.json``.
         task: The task, bound to the config.
         chosen: Settings that the user chose for the checkpoint, in fine-tuning or now.
@@ -36,6 +37,7 @@ class ExportSource:
 
     name: str
     folder: Path
+    trained: bool
     config: dict[str, Any]
     task: ExportedTask
     chosen: Mapping[str, JsonValue]
@@ -81,8 +83,9 @@ def find_source(options: ExportOptions) -> ExportSource:
         )
     task, rows = _rows(options, folder, task)
     return ExportSource(
-        name=name,
+        name=name if trained is None else trained.name,
         folder=folder,
+        trained=trained is not None,
         config=config,
         task=task,
         chosen=chosen,
