@@ -8,11 +8,9 @@ from dataclasses import replace
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
 from export.replacing import refuse_other_bundle
-from export.sources import checkpoint_files
 from export.tasks import task_names
 from serving.artifact import (
     code_fingerprint,
-    fingerprint,
     inputs_record,
     is_current,
     publish,
@@ -79,8 +77,7 @@ def export(options: ExportOptions) -> BundleManifest:
         GateError: The outputs of the fp32 variant differ from those of PyTorch.
     """
     source = find_source(options)
-    files = fingerprint(checkpoint_files(source.folder), root=source.folder)
-    inputs = _inputs(options, source, files)
+    inputs = _inputs(options, source)
     if not options.force and is_current(options.target, BundleManifest, inputs):
         manifest = read_manifest(options.target, BundleManifest)
         if set(options.precisions) <= set(manifest.precisions):
@@ -91,7 +88,7 @@ def export(options: ExportOptions) -> BundleManifest:
         options = replace(options, precision=tuple(precision for precision in PRECISIONS if precision in precisions))
     elif not options.force:
         own = source.trained and source.name == options.name
-        refuse_other_bundle(options.target, task=options.task, checkpoint=source.name, files=files, retrainable=own)
+        refuse_other_bundle(options.target, task=options.task, checkpoint=source.name, files=source.files, retrainable=own)
 
     from export import variants
 
@@ -125,7 +122,7 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
         raise GateError(". ".join(failed), hint=hint)
 
 
-def _inputs(options: ExportOptions, source: ExportSource, files: Mapping[str, str]) -> StageInputs:
+def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
     record: dict[str, object] = {
         "task": source.task.to_settings(),
         "max_length": source.max_length or source.recommended_length,
@@ -137,7 +134,7 @@ def _inputs(options: ExportOptions, source: ExportSource, files: Mapping[str, st
         "seed": options.seed,
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
-    return inputs_record(record, files, shaping_code(options.task))
+    return inputs_record(record, source.files, shaping_code(options.task))
 
 
 def shaping_code(task: str) -> dict[str, str]:
