@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from export.checkpoint_checks import check_tokens, check_weights, refuse_own_pipeline, warn_of_own_class
 from export.tasks.base import Task
-from serving.artifact import sha256
+from serving.artifact import MANIFEST, sha256
 from serving.errors import ArtifactError, refusing
 from serving.runtime.types import JsonValue
 
@@ -91,6 +91,11 @@ def read_settings(folder: Path, task: type[Task], chosen: Mapping[str, JsonValue
         reason = str(error) if isinstance(error, ValueError) else "one of its JSON files does not have the expected structure"
         hint = "see --setting, and the checkpoint's files"
         raise ArtifactError(f"{folder} cannot be used for {task.name}: {reason}", hint=hint) from error
+
+
+def is_fine_tuned(folder: Path) -> bool:
+    """Return whether ``finetune`` wrote a checkpoint."""
+    return (folder / MANIFEST).is_file()
 
 
 def read_files(folder: Path, task: type[Task]) -> dict[str, JsonValue]:
@@ -260,6 +265,7 @@ def resolve_max_length(
     *,
     default: int | None,
     recommended: int | None = None,
+    fine_tuned: bool = False,
 ) -> int:
     """Determine the maximum number of tokens per row.
 
@@ -273,6 +279,8 @@ def resolve_max_length(
         default: Length if none was requested, reduced to where ``transformers`` truncates; None: that length, or 512 if there is
             none.
         recommended: Length that the checkpoint's other files recommend in place of the tokenizer's.
+        fine_tuned: Whether ``finetune`` wrote the checkpoint. Its tokenizer then truncates at the length of that training, which is
+            no limit of the model.
 
     Returns:
         The maximum number of tokens.
@@ -283,9 +291,10 @@ def resolve_max_length(
     truncated = tokenizer.model_max_length
     if not isinstance(truncated, int) or truncated < 1:
         raise ArtifactError(f"model_max_length in tokenizer_config.json is {truncated!r}, not a number of tokens", hint=REPAIR)
-    positions = _positions(config)
+    positions = max_positions(config)
     if requested is None:
-        limits = [limit for limit in (recommended or truncated, positions, default) if limit is not None and limit < UNLIMITED]
+        own = recommended or (None if fine_tuned else truncated)
+        limits = [limit for limit in (own, positions, default) if limit is not None and limit < UNLIMITED]
         return min(limits, default=UNKNOWN_LIMIT)
     if positions is not None and requested > positions:
         raise ArtifactError(
@@ -294,7 +303,18 @@ def resolve_max_length(
     return requested
 
 
-def _positions(config: Mapping[str, object]) -> int | None:
+def max_positions(config: Mapping[str, object]) -> int | None:
+    """Return the number of tokens that a model has positions for.
+
+    Args:
+        config: The checkpoint's ``config.json``.
+
+    Returns:
+        The number, special tokens included; None if the config names no limit, as for relative positions.
+
+    Raises:
+        ArtifactError: The number in the config is not a whole number.
+    """
     positions = _whole_number(config, "max_position_embeddings")
     if positions is None and not config.get("is_encoder_decoder"):  # T5 has it too, but its relative positions have no limit
         positions = _whole_number(config, "n_positions")
@@ -313,12 +333,18 @@ def _whole_number(config: Mapping[str, object], key: str) -> int | None:
     return value
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_length: int) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_length: int, *, longer_texts: bool = False) -> None:
     """Write the tokenizer's files. ``tokenizer.json`` truncates rows at ``max_length`` tokens and does not pad.
 
-    If the tokenizer would truncate at fewer tokens, it then truncates at ``max_length`` too.
+    ``transformers`` truncates at ``model_max_length`` in ``tokenizer_config.json``, which becomes ``max_length`` too.
+
+    Args:
+        tokenizer: The tokenizer. It is changed.
+        folder: Where the files are written.
+        max_length: Maximum tokens of a row.
+        longer_texts: Whether the model takes texts longer than the rows: ``model_max_length`` is then never reduced.
     """
-    tokenizer.model_max_length = max(tokenizer.model_max_length, max_length)
+    tokenizer.model_max_length = max(tokenizer.model_max_length, max_length) if longer_texts else max_length
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.enable_truncation(max_length, direction=tokenizer.truncation_side)

@@ -96,7 +96,7 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
     with main_first(options.device):
         data = load_splits(
             {"train": options.train, "validation": options.validation, "test": options.test},
-            options.columns,
+            options.split_columns,
             task,
             cache=cache,
             max_train_rows=options.max_train_rows,
@@ -230,7 +230,8 @@ def _max_length(options: FinetuneOptions, base: Path, tokenizer: PreTrainedToken
     default = data.task.default_max_length
     counts = count_tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed) if data.task.fits_length else []
     fitted = fitted_length(counts, minimum=default) if counts else default
-    max_length = checkpoints.resolve_max_length(options.max_length, tokenizer, checkpoints.read_config(base), default=fitted)
+    config, fine_tuned = checkpoints.read_config(base), checkpoints.is_fine_tuned(base)
+    max_length = checkpoints.resolve_max_length(options.max_length, tokenizer, config, default=fitted, fine_tuned=fine_tuned)
     _warn_truncated_rows(counts, max_length, options, fitted=fitted)
     return max_length
 
@@ -275,7 +276,7 @@ def _write(
             raise ArtifactError(f"cannot write the weights into {options.target}: {error}", hint="is the disk full?") from error
         if trained.adapter is not None:
             shutil.copytree(trained.adapter, staging / ADAPTER)
-        checkpoints.save_tokenizer(job.tokenizer, staging, job.max_length)
+        checkpoints.save_tokenizer(job.tokenizer, staging, job.max_length, longer_texts=job.task.causal)
         checkpoints.write_files(job.task.files_written(job.max_length), staging)
         write_evaluation(job.splits[manifest.evaluation_split], staging)
         (staging / "README.md").write_text(model_card(manifest), encoding="utf-8")

@@ -50,6 +50,7 @@ def _use(manifest: CheckpointManifest) -> Iterator[str]:
     example = trained_class(manifest.task)
     source, target = (manifest.settings.get(f"{side}_language") for side in ("source", "target"))
     more = f', src_lang="{source}", tgt_lang="{target}"' if source else ""
+    more += "".join(f", {key}={value!r}" for key, value in example.truncating_options.items())
     more += f", num_beams={manifest.settings['num_beams']}" if example.generates else ""  # as measured
     yield from ("## How to use", "")
     if example.has_pipeline:

@@ -132,10 +132,21 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _clear_left(parent: Path, name: str) -> None:
     """Remove the staging folders that killed processes left in ``parent`` for that name."""
-    for left in parent.glob(".*.partial"):
-        made = re.fullmatch(rf"\.{re.escape(name)}\.(\d+)\.[^.]+\.partial", left.name)
-        if made and not psutil.pid_exists(int(made[1])):
-            _clear(left, parent / name)
+    for left, _ in abandoned_staging(parent, f"({re.escape(name)})"):
+        _clear(left, parent / name)
+
+
+def abandoned_staging(parent: Path, pattern: str) -> Iterator[tuple[Path, str]]:
+    """Yield the staging folders of processes that have ended, with a part of the name of what they were made for.
+
+    Args:
+        parent: The folder to look in.
+        pattern: Regular expression for the names. Its one group is the part that is returned.
+    """
+    for left in sorted(parent.glob(".*.partial")):
+        made = re.fullmatch(rf"\.{pattern}\.(\d+)\.[^.]+\.partial", left.name)
+        if made and not psutil.pid_exists(int(made[2])):
+            yield left, made[1]
 
 
 def _clear(staging: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from serving.artifact import MANIFEST, read_manifest, sha256
@@ -19,6 +20,21 @@ from serving.layout import (
     repository_links,
 )
 from serving.manifests import RepositoryManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedEnsemble:
+    """An ensemble of a repository that was compared with its manifest.
+
+    Attributes:
+        name: Its name.
+        generation: The folder of the generation that was checked.
+        manifest: The manifest of that generation.
+    """
+
+    name: str
+    generation: Path
+    manifest: RepositoryManifest
 
 
 def check_files(
@@ -88,12 +104,13 @@ def check_repository(repository: Path) -> None:
         check_ensemble(repository, name)
 
 
-def check_ensemble(repository: Path, name: str) -> None:
+def check_ensemble(repository: Path, name: str, *, files: bool = True) -> CheckedEnsemble:
     """Check one ensemble: its links, and every file of its current generation.
 
     Args:
         repository: The model repository.
         name: Name of the ensemble.
+        files: Whether to read every file. Otherwise only the links and the manifest are checked.
 
     Raises:
         ArtifactError: Something was altered, is missing, or does not belong there.
@@ -103,12 +120,13 @@ def check_ensemble(repository: Path, name: str) -> None:
         generation = _current(repository, name, remedy)
         try:
             check_links(repository, name, remedy)
-            _check_generation(generation, name, remedy)
+            manifest = check_generation(generation, name, remedy=remedy, files=files)
         except (ArtifactError, FileNotFoundError):
             if generation == _current(repository, name, remedy):
                 raise
         else:
-            return  # otherwise another generation was packaged meanwhile
+            return CheckedEnsemble(name=name, generation=generation, manifest=manifest)
+        # another generation was packaged meanwhile
 
 
 def _current(repository: Path, name: str, remedy: str) -> Path:
@@ -160,8 +178,14 @@ def refuse_planted(home: Path, name: str) -> None:
             raise ArtifactError(f"{entry} was not written by tritonize package", hint="remove it")
 
 
-def _check_generation(generation: Path, name: str, remedy: str) -> None:
+def check_generation(generation: Path, name: str, *, remedy: str, files: bool = True) -> RepositoryManifest:
     """Compare a generation with its manifest.
+
+    Args:
+        generation: The folder of the generation.
+        name: Name of the ensemble.
+        remedy: What to do about a difference.
+        files: Whether to read every file. Otherwise only the manifest is checked.
 
     Raises:
         ArtifactError: The manifest belongs to another ensemble, or a file is not as it records.
@@ -171,4 +195,7 @@ def _check_generation(generation: Path, name: str, remedy: str) -> None:
     manifest = read_manifest(generation, RepositoryManifest)
     if manifest.name != name:
         raise ArtifactError(f"{generation / MANIFEST} belongs to the ensemble {manifest.name}, not to {name}", hint=remedy)
-    check_files(generation, manifest.files, remedy=remedy, links={f"{name}/{MANIFEST}": f"../{MANIFEST}"}, folders=[f"{name}/1"])
+    if files:
+        links = {f"{name}/{MANIFEST}": f"../{MANIFEST}"}
+        check_files(generation, manifest.files, remedy=remedy, links=links, folders=[f"{name}/1"])
+    return manifest

@@ -37,6 +37,7 @@ ROWS = {
     "export.options": "the options that decide are recorded",
     "export.quickstart": "as export.files",
     "export.sources": "as export.files",
+    "serving.file_layout": "as export.files",
     "serving.records": "as export.files",
 }
 WITHOUT_EFFECT = {

@@ -52,6 +52,8 @@ class Task(ABC):
     """Task that its checkpoints are fine-tuned for, if that is another one."""
     has_pipeline: ClassVar[bool] = True
     """Whether ``transformers`` has a pipeline for the task that gives the same answers."""
+    truncating_options: ClassVar[Mapping[str, object]] = {"truncation": True}
+    """Options with which that pipeline truncates a text that is too long; empty if it needs none."""
     heads: ClassVar[tuple[str, ...]] = ("logits",)
     """Outputs of the model in ``transformers`` that are used, in the order in which it gives them."""
     grouped: ClassVar[bool] = False
@@ -64,6 +66,8 @@ class Task(ABC):
     """JSON files of a checkpoint, besides ``config.json``, that :meth:`checkpoint_settings` reads: patterns of relative paths."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
     """Default columns of a data set. ``label`` None: rows need no label. ``choices`` may be several columns of one choice each."""
+    reads_words: ClassVar[bool] = False
+    """Whether a row may be a list of words, each with its label, as in CoNLL files."""
     reads_digits: ClassVar[bool] = True
     """Whether labels that are all digits, in a file that has only text, are numbers."""
 

@@ -47,6 +47,7 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
 
     name: ClassVar[str] = FillMask.name
     auto_model: ClassVar[str] = "AutoModelForMaskedLM"
+    truncating_options: ClassVar[Mapping[str, object]] = {"tokenizer_kwargs": {"truncation": True}}
     served_class: ClassVar[type[FillMask]] = FillMask
     has_output_head: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str | None]] = {**FillMask.columns, "label": None}

@@ -50,6 +50,7 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
 
     name: ClassVar[str] = QuestionAnswering.name
     auto_model: ClassVar[str] = "AutoModelForQuestionAnswering"
+    truncating_options: ClassVar[Mapping[str, object]] = {}
     served_class: ClassVar[type[QuestionAnswering]] = QuestionAnswering
     heads: ClassVar[tuple[str, ...]] = QuestionAnswering.model_outputs
     token_level: ClassVar[bool] = QuestionAnswering.token_level

@@ -36,6 +36,7 @@ class TextGenerationTask(TrainedTask):
 
     name: ClassVar[str] = "text-generation"
     auto_model: ClassVar[str] = "AutoModelForCausalLM"
+    truncating_options: ClassVar[Mapping[str, object]] = {}
     architectures: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": None}
     causal: ClassVar[bool] = True

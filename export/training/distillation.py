@@ -41,6 +41,7 @@ class Teacher:
         options: Temperature, weight and n-gram augmentation.
         order: Position of each of the student's labels among the teacher's; None if the task has no labels.
         inputs: Names of the inputs of its model.
+        fine_tuned: Whether ``finetune`` wrote the checkpoint.
     """
 
     model: PreTrainedModel
@@ -49,6 +50,7 @@ class Teacher:
     options: Distillation
     order: Sequence[int] | None
     inputs: Collection[str]
+    fine_tuned: bool = False
 
     @property
     def cacheable(self) -> bool:
@@ -70,7 +72,8 @@ class Teacher:
         Raises:
             DataError: The teacher cannot take a row.
         """
-        max_length = checkpoints.resolve_max_length(None, self.tokenizer, self.model.config.to_dict(), default=max_length)
+        config = self.model.config.to_dict()
+        max_length = checkpoints.resolve_max_length(None, self.tokenizer, config, default=max_length, fine_tuned=self.fine_tuned)
         place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         model = self.model.to(place)
         names = fed_inputs(self.tokenizer, self.model)
@@ -164,6 +167,7 @@ def load_teacher(folder: Path, task: TrainedTask, student: PreTrainedTokenizerFa
         options=options,
         order=_order(task, model.config.to_dict(), options.teacher),
         inputs={*FIELDS, *(("labels",) if task.generates else ())} & inspect.signature(model.forward).parameters.keys(),
+        fine_tuned=checkpoints.is_fine_tuned(folder),
     )
 
 

@@ -63,6 +63,8 @@ def test_whole_run(data: Path, base_checkpoint: Path, capsys: pytest.CaptureFixt
         False,
         ("negative", "positive"),
     )
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["model_max_length"] == 32, "the library truncates where it was trained"
     assert not (data / "artifacts" / "tiny" / ".training").exists()
 
     figures = manifest.figures
