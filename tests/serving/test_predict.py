@@ -187,7 +187,7 @@ def test_an_output_of_another_input_is_left_alone(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.txt", b"text", "rows must be in a .csv, .tsv, .jsonl, .parquet file"),
+        ("rows.xlsx", b"text", "rows must be in a .csv, .tsv, .txt, "),
         ("rows.csv", b"text\n", None),
         ("rows.csv", b"words\nx\n", "has no column 'text'; line 2 has words: {'words': 'x'}"),
         ("rows.csv", b"text\nhello, world\n", "line 2: 2 fields where the header has 1: ['hello', ' world']"),
