@@ -55,7 +55,8 @@ def test_the_client_asks_a_server(protocol: str, server: Server, texts: list[str
     script = """
 from serving import TritonPipeline
 with TritonPipeline("ragged", url=sys.argv[2], protocol=sys.argv[3]) as pipe:
-    print(json.dumps([pipe("A warm film.", top_k=2), list(pipe(text for text in ["Dull.", "A delight."])), pipe.model.config.id2label]))
+    several = list(pipe(text for text in ["Dull.", "A delight."]))
+    print(json.dumps([pipe("A warm film.", top_k=2), several, pipe.model.config.id2label]))
 assert "torch" not in sys.modules
 """
     done = run(script, server.url(protocol), protocol)
