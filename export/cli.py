@@ -168,8 +168,19 @@ def main(arguments: list[str] | None = None) -> int:
         if meta.get(DEBUG):
             traceback.print_exc()
         click.echo(f"error: {describe(error)}", err=True)
+        _drop_unwritable_output()
         return 1
     return 0
+
+
+def _drop_unwritable_output() -> None:
+    """Discard what standard output cannot take. Python would try again when it ends, and end with a traceback and code 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

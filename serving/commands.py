@@ -25,6 +25,7 @@ from serving.options import (
 from serving.reporting import logger
 
 if TYPE_CHECKING:
+    from serving.repository import PackagedEnsemble
     from serving.runtime.tasks.base import ServedTask
 
 
@@ -39,16 +40,25 @@ def package_command(options: PackageOptions, output: OutputOptions) -> None:
     from serving.repository import package
 
     packaged = package(options)
-    manifest = packaged.manifest
     if output.json:
-        click.echo(json.dumps(manifest.model_dump(mode="json"), ensure_ascii=False))
+        click.echo(json.dumps(packaged.manifest.model_dump(mode="json"), ensure_ascii=False))
         return
+    click.echo(report_package(options, packaged))
+
+
+def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
+    """Report the reasons for what was chosen.
+
+    Returns:
+        One line that describes the package.
+    """
+    manifest = packaged.manifest
     for option, reason in manifest.reasons.items():
         logger.info(f"  {option} {reason}")
     state = "is up to date" if packaged.unchanged else "is packaged"
     shape = f"{manifest.instances} instance(s) of {manifest.threads} thread(s)"
     kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}"
-    click.echo(f"{options.repository / options.name} {state}: {kind}, {shape}")
+    return f"{options.repository / options.name} {state}: {kind}, {shape}"
 
 
 @click.command("serve")

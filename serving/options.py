@@ -66,7 +66,9 @@ ChoiceColumns = Annotated[
         default_text="the task's",
     ),
 ]
-Force = Annotated[bool, Option("Run the stage even if its inputs have not changed.")]
+Force = Annotated[
+    bool, Option("Run the stage even if its inputs have not changed, and replace a result that was made from something else.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ WITHOUT_EFFECT = {
     "export.bundle": {
         **ROWS,
         "export.checkpoint_checks": "it only refuses",
+        "export.replacing": "it only refuses",
         "export.tasks.trained": "only fine-tuning calls it",
         "serving.runtime.tasks": "the graphs do not depend on it; the bundle records what it was verified with",
         "export.export_options": "the options that decide are recorded",
@@ -52,11 +53,13 @@ WITHOUT_EFFECT = {
     "export.finetuning": {
         **ROWS,
         "export.checkpoint_checks": "it only refuses",
+        "export.replacing": "it only refuses",
         "export.finetune_options": "the options that decide are recorded",
         "export.model_card": "only words",
     },
     "serving.repository": {
         "serving.integrity": "it only refuses",
+        "serving.lineage": "it only refuses",
         "serving.machine": "the plan is recorded with all of its choices",
         "serving.tuning": "the plan is recorded with all of its choices",
     },
