@@ -50,14 +50,15 @@ def export_command(options: ExportOptions, sharing: SharingOptions, output: Outp
 
 def run_finetune(options: FinetuneOptions) -> CheckpointManifest:
     """Train a checkpoint and report its figures. The context of a Click command tells which options were given."""
+    from export.baseline import figure_lines, warn_if_not_better
     from export.finetuning import finetune
-    from export.metric import shown
+    from export.tasks import trained_class
 
     fixed = given_fields(Hyperparameters, click.get_current_context())
     manifest = finetune(replace(with_checked_setting(options), fixed=fixed))
-    for split, measured in manifest.figures.splits.items():
-        values = ", ".join(f"{key} {shown(value, '.4f')}" for key, value in measured.items())
-        logger.info(f"{split}: {values}")
+    for line in figure_lines(manifest.figures, trained_class(manifest.task).metric_note):
+        logger.info(line)
+    warn_if_not_better(manifest.figures, manifest.main_metric)
     return manifest
 
 
