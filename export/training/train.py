@@ -90,10 +90,9 @@ def train(job: TrainingJob, callbacks: Sequence[TrainerCallback] = ()) -> Traini
 def _choices(job: TrainingJob) -> str:
     """Describe how a model is trained, whether the user chose it or not."""
     options = job.options
-    epochs = f"up to {options.epochs:g} epochs" if options.early_stopping else f"{options.epochs:g} epochs"
     return (
-        f"learning rate {options.learning_rate:g}, batch size {options.batch_size}, {epochs}, at most {job.max_length} tokens; "
-        f"{job.task.main_metric} chooses the best epoch"
+        f"learning rate {options.learning_rate:g}, batch size {options.batch_size}, epochs {options.epochs:g}, "
+        f"at most {job.max_length} tokens; {job.task.main_metric} chooses the best epoch"
     )
 
 
