@@ -19,6 +19,7 @@ from serving.errors import (
     ServerError,
     SetupError,
     TritonizeError,
+    TruncationWarning,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "SetupError",
     "TritonPipeline",
     "TritonizeError",
+    "TruncationWarning",
 ]
 
 

@@ -141,6 +141,7 @@ def _announce(options: ServeOptions) -> None:
 
 def _predict_lines(pipe: TritonPipeline, texts: tuple[str, ...], *, as_json: bool) -> None:
     from serving.predict import PipelineRow, argument_lines, check_row, input_lines, line_rows
+    from serving.truncated_rows import TruncatedRows
 
     def rows() -> Iterator[str | PipelineRow]:
         for row in line_rows(lines, keys=pipe.served_task.row_keys):
@@ -148,11 +149,15 @@ def _predict_lines(pipe: TritonPipeline, texts: tuple[str, ...], *, as_json: boo
             yield row
 
     lines = argument_lines(texts) if texts else input_lines()
-    for answer in pipe.stream(rows()):
+    answered = TruncatedRows()
+    for answer, truncated in pipe.stream_marked(rows()):
+        answered.add(truncated=truncated)
         if isinstance(answer, dict) and set(answer) == {"label", "score"} and not as_json:
             click.echo(f"{answer['label']}\t{answer['score']:.4f}")
         else:
-            click.echo(json.dumps(answer, ensure_ascii=False))
+            shown = answer | {"truncated": True} if as_json and truncated and isinstance(answer, dict) else answer
+            click.echo(json.dumps(shown, ensure_ascii=False))
+    answered.warn(pipe.tokenizer.model_max_length)
 
 
 def _predict_file(pipe: TritonPipeline, files: PredictFile) -> None:
@@ -166,4 +171,5 @@ def _predict_file(pipe: TritonPipeline, files: PredictFile) -> None:
             yield from bar.track(answers, total=None, completed=done)
 
     done, answered = predict_file(pipe, files, progress=shown)
-    logger.info(f"{files.output}: {answered} rows answered" + (f", {done} were there already" if done else ""))
+    answered.warn(pipe.tokenizer.model_max_length)
+    logger.info(f"{files.output}: {answered.rows} rows answered" + (f", {done} were there already" if done else ""))

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from serving.async_client import EnsembleIdentity
+from serving.async_client import EnsembleIdentity, MarkedAnswer
 from serving.client import TritonPipeline
 from serving.errors import DataError
 from serving.records import checked_text, parse_json, read_file, shown
+from serving.truncated_rows import TruncatedRows
 from serving.writing import writing
 
 ColumnNames = dict[str, str | tuple[str, ...]]
@@ -45,9 +46,9 @@ class PredictFile:
 
 
 def predict_file(
-    pipe: TritonPipeline, options: PredictFile, *, progress: Callable[[Iterable[object], int], Iterable[object]]
-) -> tuple[int, int]:
-    """Append one JSON line per row to ``options.output``, with the row and its ``answer``.
+    pipe: TritonPipeline, options: PredictFile, *, progress: Callable[[Iterable[MarkedAnswer], int], Iterable[MarkedAnswer]]
+) -> tuple[int, TruncatedRows]:
+    """Append one JSON line per row to ``options.output``, with the row, its ``answer`` and, if it was, that it was ``truncated``.
 
     If the output exists, the run resumes: the complete lines are checked against the input and kept, if the same ensemble
     wrote them.
@@ -58,7 +59,7 @@ def predict_file(
         progress: Wraps the answers to show progress. Its second argument is the number of rows that the output already has.
 
     Returns:
-        Number of rows that the output already had, and number of rows answered now.
+        Number of rows that the output already had, and the rows answered now.
 
     Raises:
         DataError: A file is unreadable, a column is missing, the output belongs to another input or ensemble, or another run
@@ -96,8 +97,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _answer_rest(
-    pipe: TritonPipeline, options: PredictFile, progress: Callable[[Iterable[object], int], Iterable[object]]
-) -> tuple[int, int]:
+    pipe: TritonPipeline, options: PredictFile, progress: Callable[[Iterable[MarkedAnswer], int], Iterable[MarkedAnswer]]
+) -> tuple[int, TruncatedRows]:
     """Answer the rows that the output does not have yet; see :func:`predict_file`."""
     done = _resume(options, pipe.identity)
     unanswered: deque[PipelineRow] = deque()
@@ -108,11 +109,12 @@ def _answer_rest(
             check_row(pipe, row)
             yield next(iter(row.values())) if len(row) == 1 else row
 
-    answered = 0
+    answered = TruncatedRows(before=done)
     with writing(options.output), options.output.open("a", encoding="utf-8") as output:
-        for answer in progress(pipe.stream(rows()), done):
-            output.write(json.dumps(unanswered.popleft() | {"answer": answer}, ensure_ascii=False) + "\n")
-            answered += 1
+        for answer, truncated in progress(pipe.stream_marked(rows()), done):
+            line = unanswered.popleft() | {"answer": answer} | ({"truncated": True} if truncated else {})
+            output.write(json.dumps(line, ensure_ascii=False) + "\n")
+            answered.add(truncated=truncated)
     return done, answered
 
 
