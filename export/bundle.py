@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
-from export.sources import checkpoint_files
+from export.replacing import refuse_other_bundle
 from export.tasks import task_names
 from serving.artifact import (
     code_fingerprint,
-    fingerprint,
     inputs_record,
     is_current,
     publish,
@@ -71,7 +70,8 @@ def export(options: ExportOptions) -> BundleManifest:
         The manifest of the bundle, which is that of the last run if nothing has changed since.
 
     Raises:
-        ArtifactError: The checkpoint is missing, of another task, or cannot be loaded.
+        ArtifactError: The checkpoint is missing, of another task, or cannot be loaded; or the export would replace a bundle of
+            another checkpoint or task.
         DataError: The rows do not fit the task or the checkpoint.
         ExportError: A graph could not be made.
         GateError: The outputs of the fp32 variant differ from those of PyTorch.
@@ -86,6 +86,9 @@ def export(options: ExportOptions) -> BundleManifest:
         # variants that the bundle already has stay in it
         precisions = {*options.precisions, *manifest.precisions}
         options = replace(options, precision=tuple(precision for precision in PRECISIONS if precision in precisions))
+    elif not options.force:
+        own = source.trained and source.name == options.name
+        refuse_other_bundle(options.target, task=options.task, checkpoint=source.name, files=source.files, retrainable=own)
 
     from export import variants
 
@@ -131,8 +134,7 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "seed": options.seed,
         "rows": {"rows": len(source.rows), "sha256": source.rows.digest()},
     }
-    files = fingerprint(checkpoint_files(source.folder), root=source.folder)
-    return inputs_record(record, files, shaping_code(options.task))
+    return inputs_record(record, source.files, shaping_code(options.task))
 
 
 def shaping_code(task: str) -> dict[str, str]:

@@ -155,8 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: no half-written artifact is left; run the same command again to continue or restart", err=True)
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        said = str(stopped) or "no half-written artifact is left; run the same command again to continue or restart"
+        click.echo(f"interrupted: {said}", err=True)
         return 1
     except TritonizeError as error:
         if meta.get(DEBUG):
@@ -167,8 +168,19 @@ def main(arguments: list[str] | None = None) -> int:
         if meta.get(DEBUG):
             traceback.print_exc()
         click.echo(f"error: {describe(error)}", err=True)
+        _drop_unwritable_output()
         return 1
     return 0
+
+
+def _drop_unwritable_output() -> None:
+    """Discard what standard output cannot take. Python would try again when it ends, and end with a traceback and code 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from serving.errors import DataError
+from serving.file_layout import FileLayout
 from serving.option_fields import Option
 from serving.options import ChoiceColumns, TextColumn, TextPairColumn
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Columns that the user names. The task's default names apply to the others."""
+    """Columns that the user names. The task's default names apply to the others.
+
+    Attributes:
+        layout: How the rows stand in a file.
+    """
 
     text: TextColumn = None
     text_pair: TextPairColumn = None
@@ -29,6 +34,7 @@ class Columns:
             default_text="the task's",
         ),
     ] = ()
+    layout: FileLayout = field(default_factory=FileLayout)
 
     def resolved(self, task: type[Task]) -> ResolvedColumns:
         """Fill in the task's default names.
@@ -52,6 +58,35 @@ class Columns:
             choices=self.choices or ((default_choices,) if default_choices is not None else ()),
             label=None if several else self.labels[0] if self.labels else task.columns["label"],
             labels=self.labels if several else (),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutColumns:
+    """Columns of the test rows, where they have other names than those of the training rows."""
+
+    text: Annotated[
+        str | None, Option("Column of the text in the test rows.", flag="--test-text-column", default_text="as --text-column")
+    ] = None
+    text_pair: Annotated[
+        str | None,
+        Option("Column of the second text in the test rows.", flag="--test-text-pair-column", default_text="as --text-pair-column"),
+    ] = None
+    label: Annotated[
+        str | None, Option("Column of the label in the test rows.", flag="--test-label-column", default_text="as --label-column")
+    ] = None
+
+    def over(self, columns: Columns) -> Columns:
+        """Return the columns of the test rows.
+
+        Args:
+            columns: The columns of the training rows.
+        """
+        return replace(
+            columns,
+            text=self.text or columns.text,
+            text_pair=self.text_pair or columns.text_pair,
+            labels=columns.labels if self.label is None else (self.label,),
         )
 
 

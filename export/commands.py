@@ -20,7 +20,7 @@ from serving.options import OutputOptions
 from serving.reporting import is_main_process, logger
 
 if TYPE_CHECKING:
-    from serving.manifests import BundleManifest, SpeedFigures, VariantRecord
+    from serving.manifests import BundleManifest, CheckpointManifest, SpeedFigures, VariantRecord
     from serving.options import Precision
 
 
@@ -28,22 +28,12 @@ if TYPE_CHECKING:
 @with_options
 def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
-    from export.finetuning import finetune
-    from export.metric import shown
     from export.training import distributed
 
-    ctx = click.get_current_context()
-    options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
-    options = _without_rows_of_other_data(ctx, options)
-    manifest = finetune(options)
+    manifest = run_finetune(_without_rows_of_other_data(click.get_current_context(), options))
     if output.json and is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest.figures.model_dump(mode="json")}, indent=2))
-    for split, measured in manifest.figures.splits.items():
-        values = ", ".join(f"{key} {shown(value, '.4f')}" for key, value in measured.items())
-        logger.info(f"{split}: {values}")
-    logger.info(f"checkpoint: {options.target}")
-    if is_main_process():
-        _share(options.target, sharing)
+    finish_finetune(options, sharing)
     distributed.destroy_process_group()
 
 
@@ -51,17 +41,53 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
 @with_options
 def export_command(options: ExportOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
-    from export.bundle import export, require_passed
-
-    options = with_checked_setting(options)
-    manifest = export(options)
+    manifest = run_export(options)
     if output.json:
         figures = manifest.model_dump(mode="json", include={"original", "precisions"})
         click.echo(json.dumps({"artifact": str(options.target)} | figures, indent=2))
+    finish_export(manifest, options, sharing)
+
+
+def run_finetune(options: FinetuneOptions) -> CheckpointManifest:
+    """Train a checkpoint and report its figures. The context of a Click command tells which options were given."""
+    from export.finetuning import finetune
+    from export.metric import shown
+
+    fixed = given_fields(Hyperparameters, click.get_current_context())
+    manifest = finetune(replace(with_checked_setting(options), fixed=fixed))
+    for split, measured in manifest.figures.splits.items():
+        values = ", ".join(f"{key} {shown(value, '.4f')}" for key, value in measured.items())
+        logger.info(f"{split}: {values}")
+    return manifest
+
+
+def finish_finetune(options: FinetuneOptions, sharing: SharingOptions) -> None:
+    """Say where the checkpoint is, and upload it if that was asked for."""
+    logger.info(f"checkpoint: {options.target}")
+    if is_main_process():
+        _share(options.target, sharing)
+
+
+def run_export(options: ExportOptions) -> BundleManifest:
+    """Export a checkpoint and report the figures of all variants."""
+    from export.bundle import export
+
+    manifest = export(with_checked_setting(options))
     for line in _table(manifest):
         logger.info(line)
     for warning in [*manifest.warnings, *_failed_gates(manifest)]:
         logger.warning(warning)
+    return manifest
+
+
+def finish_export(manifest: BundleManifest, options: ExportOptions, sharing: SharingOptions) -> None:
+    """Check the variants that were asked for, say where the bundle is, and upload it if that was asked for.
+
+    Raises:
+        GateError: A variant that was asked for failed its gates.
+    """
+    from export.bundle import require_passed
+
     require_passed(manifest.precisions, options.precision)
     logger.info(f"bundle: {options.target}")
     _share(options.target, sharing, within="onnx")

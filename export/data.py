@@ -28,6 +28,11 @@ EVALUATION = "evaluation.parquet"
 Its columns are ``text`` and, for pairs, ``text_pair`` (strings, as in a request), and ``label`` as ``Task.reference`` returns it.
 """
 
+COLUMN_HINT = (
+    "name the columns with --text-column, --text-pair-column, --choice-column and --label-column; "
+    "if the file has no header, name all its columns with --columns"
+)
+
 Texts = tuple[tuple[str, ...], ...]
 """One sequence of strings per text column (one, or two for pairs), all of the same length."""
 
@@ -161,7 +166,7 @@ def _cell(location: str, where: str, row: Mapping[str, Any], column: str) -> Any
         if not isinstance(value, Mapping) or key not in value:
             raise DataError(
                 f"{location} has no column {column!r}; {where} has {', '.join(map(str, row))}: {shown(dict(row))}",
-                hint="name the columns with --text-column, --text-pair-column, --choice-column and --label-column",
+                hint=COLUMN_HINT,
             )
         value = value[key]
     return value

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from export import checkpoint as checkpoints
 from export.data import EVALUATION, LabelledRows, bind_evaluation_labels, encode_labels, read_evaluation
 from export.export_options import ExportOptions
-from export.sources import check_unaltered, checkpoint_folder, load_rows
+from export.sources import check_unaltered, checkpoint_files, checkpoint_folder, load_rows
 from export.tasks import is_exported, task_class
 from export.tasks.exported import ExportedTask
-from serving.artifact import MANIFEST, read_manifest
+from serving.artifact import MANIFEST, fingerprint, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
 from serving.manifests import CheckpointManifest
 from serving.runtime.types import JsonValue
@@ -24,8 +25,9 @@ class ExportSource:
     """A checkpoint that fits the task, and the rows to verify on.
 
     Attributes:
-        name: The location as given, without the path of a folder.
+        name: The location as given, without the path of a folder; the name of the model if ``finetune`` wrote the checkpoint.
         folder: The folder of the checkpoint.
+        trained: Whether ``finetune`` wrote it.
         config: Its ``config.json``.
         task: The task, bound to the config.
         chosen: Settings that the user chose for the checkpoint, in fine-tuning or now.
@@ -36,12 +38,18 @@ class ExportSource:
 
     name: str
     folder: Path
+    trained: bool
     config: dict[str, Any]
     task: ExportedTask
     chosen: Mapping[str, JsonValue]
     rows: LabelledRows
     max_length: int | None
     recommended_length: int | None
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of each file of the checkpoint, by path relative to the folder."""
+        return fingerprint(checkpoint_files(self.folder), root=self.folder)
 
 
 def find_source(options: ExportOptions) -> ExportSource:
@@ -81,8 +89,9 @@ def find_source(options: ExportOptions) -> ExportSource:
         )
     task, rows = _rows(options, folder, task)
     return ExportSource(
-        name=name,
+        name=name if trained is None else trained.name,
         folder=folder,
+        trained=trained is not None,
         config=config,
         task=task,
         chosen=chosen,

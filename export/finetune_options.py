@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+from export.columns import Columns, HeldOutColumns
 from export.options import MAX_LENGTH, StageOptions
 from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
 from serving.option_fields import Option
@@ -24,14 +25,15 @@ class FinetuneOptions(StageOptions):
     train: Annotated[
         str,
         Option(
-            "Training rows: a csv, tsv, jsonl or parquet file, a pattern or folder of such files, hub:NAME[/CONFIG][:SPLIT], or "
-            "quickstart:reviews."
+            "Training rows: a csv, tsv, txt, json, jsonl, parquet or CoNLL file, a pattern or folder of such files, "
+            "hub:NAME[/CONFIG][:SPLIT], or quickstart:reviews."
         ),
     ]
     validation: Annotated[
         str | None, Option("Validation rows; the best epoch is chosen by them.", default_text="a tenth of --train")
     ] = None
     test: Annotated[str | None, Option("Held-out test rows; used only for reporting.", default_text="none")] = None
+    test_columns: HeldOutColumns = field(default_factory=HeldOutColumns)
     max_train_rows: Annotated[
         int | None, Option("Train on a random sample of this many rows.", minimum=2, default_text="all rows")
     ] = None
@@ -58,3 +60,8 @@ class FinetuneOptions(StageOptions):
     def target(self) -> Path:
         """The folder of the artifact."""
         return self.artifacts / self.name / "checkpoint"
+
+    @property
+    def split_columns(self) -> dict[str, Columns]:
+        """The columns that the user names, by split."""
+        return {"train": self.columns, "validation": self.columns, "test": self.test_columns.over(self.columns)}

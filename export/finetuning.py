@@ -15,6 +15,7 @@ from export.data import prepare_rows, write_evaluation
 from export.finetune_options import FinetuneOptions
 from export.lengths import UNTRUNCATED_SHARE, count_target_tokens, count_tokens, fitted_length
 from export.model_card import model_card
+from export.replacing import TrainingOrigin, has_epochs, refuse_other_checkpoint, refuse_other_epochs, write_origin
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
 from export.tasks import task_names, trained_class
@@ -86,7 +87,7 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
         The manifest of the checkpoint, which is that of the last run if nothing has changed since.
 
     Raises:
-        ArtifactError: The checkpoint cannot be used.
+        ArtifactError: The checkpoint cannot be used, or the run would replace a checkpoint that was made from something else.
         DataError: The rows, columns or labels do not fit the task.
         SetupError: The quickstart could not be fetched, or the device is missing.
     """
@@ -95,7 +96,7 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
     with main_first(options.device):
         data = load_splits(
             {"train": options.train, "validation": options.validation, "test": options.test},
-            options.columns,
+            options.split_columns,
             task,
             cache=cache,
             max_train_rows=options.max_train_rows,
@@ -109,9 +110,15 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
     if not options.force and is_current(options.target, CheckpointManifest, inputs):
         logger.info(f"{options.target} is up to date")
         return read_manifest(options.target, CheckpointManifest)
+    origin = TrainingOrigin.of_run(
+        inputs, checkpoint=options.checkpoint, rows=options.train, columns=options.columns.resolved(task)
+    )
+    if not options.force:
+        refuse_other_checkpoint(options.target, origin, inputs)
+        refuse_other_epochs(_scratch(options), origin)
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.rows.items())
     logger.info(f"fine-tuning {options.checkpoint} on {sizes} rows{_label_list(data.task)}")
-    return _train_and_write(options, base, teacher, data, inputs)
+    return _train_and_write(options, base, teacher, data, inputs, origin)
 
 
 def shaping_code(task: str) -> dict[str, str]:
@@ -154,7 +161,7 @@ def _inputs(options: FinetuneOptions, base: Path, teacher: Path | None, data: Sp
 
 
 def _train_and_write(
-    options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits, inputs: StageInputs
+    options: FinetuneOptions, base: Path, teacher: Path | None, data: Splits, inputs: StageInputs, origin: TrainingOrigin
 ) -> CheckpointManifest:
     from export.training import distillation, tracking
     from export.training.job import TrainingJob
@@ -164,12 +171,13 @@ def _train_and_write(
     max_length = _max_length(options, base, tokenizer, data)
     data = _with_tokenizer(data, tokenizer, max_length, options)
     _warn_truncated_targets(data, tokenizer, options.training.seed)
-    scratch = options.target.parent.absolute() / ".training"
+    scratch = _scratch(options)
     with main_first(options.device):
         if is_main_process():
             recorded = inputs.model_dump(mode="json")
             made_from = {"inputs": recorded, "code": shaping_code(options.task), "versions": versions(), "processes": world_size()}
             _prepare_scratch(scratch, made_from | {"folder": str(scratch)})
+            write_origin(scratch, origin)
     started = time.monotonic()
     job = TrainingJob(
         base=base,
@@ -334,6 +342,11 @@ def _training_data(options: FinetuneOptions, data: Splits) -> TrainingData:
     )
 
 
+def _scratch(options: FinetuneOptions) -> Path:
+    """Return the folder of the epochs."""
+    return options.target.parent.absolute() / ".training"
+
+
 def _prepare_scratch(scratch: Path, made_from: Mapping[str, object]) -> None:
     """Keep the epochs of an interrupted run only if they were made from the same inputs.
 
@@ -345,6 +358,8 @@ def _prepare_scratch(scratch: Path, made_from: Mapping[str, object]) -> None:
     wanted = json.dumps(made_from, indent=2, sort_keys=True)
     if record.is_file() and record.read_text(encoding="utf-8") == wanted:
         return
+    if has_epochs(scratch):
+        logger.info(f"the epochs in {scratch} are discarded: they were trained with other options, rows or code")
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)

@@ -116,7 +116,7 @@ def load_rows(
     """Load rows and check every one of them.
 
     Args:
-        location: A csv, tsv, jsonl or parquet file, a pattern of such files, or a folder (see :func:`export.files.read_rows`);
+        location: A file with rows, a pattern of such files, or a folder (see :func:`export.files.read_rows`);
             ``hub:NAME[/CONFIG]``, a data set of the Hub or a local folder in its format; or ``quickstart:reviews``. The latter
             two may end in ``:SPLIT``.
         columns: The columns that the user names.
@@ -142,7 +142,7 @@ def load_rows(
             raise DataError(f"{location!r} does not name a data set", hint="for example hub:glue/sst2 or hub:owner/set:train")
         split = named_split or split
         return _hub_rows(_load_dataset(path, split, max_rows, seed), f"{HUB}{path}:{split}", columns.resolved(task), task)
-    return checked_rows(location, read_rows(location, split), columns.resolved(task), task)
+    return checked_rows(location, read_rows(location, split, columns.layout, words=task.reads_words), columns.resolved(task), task)
 
 
 def _hub_rows(dataset: Any, location: str, columns: ResolvedColumns, task: type[Task]) -> Rows:

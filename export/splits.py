@@ -49,7 +49,7 @@ class Splits:
 
 def load_splits(
     locations: Mapping[str, str | None],
-    columns: Columns,
+    columns: Mapping[str, Columns],
     task_type: type[TrainedTask],
     *,
     cache: Path,
@@ -62,7 +62,7 @@ def load_splits(
     Args:
         locations: Data locations of ``train``, ``validation`` and ``test``, in this order (see
             :func:`export.sources.load_rows`). Without ``validation``, a tenth of the training rows is held out.
-        columns: The columns that the user names.
+        columns: The columns that the user names, by split.
         task_type: The class of the task.
         cache: Folder for the downloads of the quickstart.
         max_train_rows: Number of training rows to sample; None: all.
@@ -80,7 +80,7 @@ def load_splits(
     for split, location in locations.items():
         if location is not None:
             max_rows = max_train_rows if split == "train" else None
-            found[split] = load_rows(location, columns, task_type, split=split, cache=cache, max_rows=max_rows, seed=seed)
+            found[split] = load_rows(location, columns[split], task_type, split=split, cache=cache, max_rows=max_rows, seed=seed)
             _require_same_label_type(found["train"], found[split])
     task = bind_training_labels(task_type, found["train"], pair=len(found["train"].texts) == 2)
     if "validation" not in found:

@@ -46,6 +46,7 @@ from serving.ensemble import Graph
 from serving.errors import ArtifactError, ExportError
 from serving.integrity import check_files
 from serving.layout import CURRENT, model_home
+from serving.lineage import refuse_other_package
 from serving.manifests import BundleProvenance, ExpectedAnswer, RepositoryManifest, StageInputs
 from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
@@ -108,11 +109,12 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     """Write or replace the four models of ``options.name``.
 
     Raises:
-        ArtifactError: There is no usable bundle, it was altered, it refers to files outside it, or one of the four names belongs to
-            a model that tritonize did not write.
+        ArtifactError: There is no usable bundle, it was altered, it refers to files outside it, it is older than its checkpoint, or
+            one of the four names belongs to another model.
         ExportError: The graph takes inputs that cannot be made from text.
     """
     bundle = load_bundle(options.bundle_folder)
+    refuse_other_package(options, bundle)
     check_files(bundle.folder, bundle.manifest.files, remedy=REMEDY)
     tuning, objection = _tuning(options)
     plan = _plan(bundle, options, tuning)
@@ -168,7 +170,7 @@ def _manifest(
         "settings": json_ready(bundle.task.to_settings()),
         "probe": probe_body(bundle.task.example),
         "answers": answers,
-        "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=variant.figures),
+        "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=variant.figures, name=bundle.manifest.name),
     }
     return RepositoryManifest.model_validate(content)
 

@@ -21,6 +21,7 @@ from tests.helpers.exporting import export_bundle
 from tests.helpers.reviews import SAMPLE, review_rows, write_tsv
 from tests.helpers.servers import Server, running_server, serve_options, wait_stopped
 from tests.helpers.shared import SST2
+from tests.helpers.surroundings import leave_surroundings, usual_ports_taken
 
 TRAINED_OR_EXPORTED = {"base_checkpoint", "review_file", "bundle", "in_folder", "trained", "ask"}
 """Tests that use one of these fixtures train, export or package a model, or wait for one: they are marked slow."""
@@ -31,6 +32,7 @@ TOGETHER = {
         "tests/serving/front/test_front.py",
         "tests/serving/front/test_front_options.py",
         "tests/serving/test_client.py",
+        "tests/serving/test_client_alone.py",
         "tests/serving/test_client_copies.py",
         "tests/serving/test_evaluator.py",
         "tests/serving/test_forks.py",
@@ -47,16 +49,8 @@ Once = Callable[[str, Callable[[Path], Path]], Path]
 # a run in the background of a shell script inherits that Ctrl-C is ignored; the tests press it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# before any library reads them: nothing is downloaded, nobody's own cache is written, and tiny models get one thread each
-# (in several threads they wait for each other, all the more where pytest-xdist runs two tests at a time)
-_HOME = tempfile.TemporaryDirectory(prefix="tritonize-tests-")
-os.environ |= {
-    "ORT_DISABLE_TELEMETRY": "1",
-    "HF_HOME": _HOME.name,
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-}
+# before any library reads it
+_FOLDER = leave_surroundings()
 
 
 def group_of(nodeid: str) -> str:
@@ -99,8 +93,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Remove the libraries' cache."""
-    _HOME.cleanup()
+    """Remove the temporary files."""
+    _FOLDER.cleanup()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,6 +102,13 @@ def _frozen() -> None:
     """Keep what is there from the garbage collector: the libraries' objects, which every collection would go through again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _usual_ports() -> Iterator[None]:
+    """A test that does not say at which ports fails, whether a server of the user runs there or not."""
+    with usual_ports_taken():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ import click
 import pytest
 
 from export.cli import COMMANDS, HELP, main, tritonize
+from tests.helpers.surroundings import free_port, port_options
 
 HEAVY = (
     "torch",
@@ -110,9 +111,9 @@ def test_wrong_usage_is_2(arguments: list[str], message: str) -> None:
     ("arguments", "message"),
     [
         (["package", "--name", "x", "--bundle", "/no/such"], "no bundle at /no/such"),
-        (["serve", "--repository", "/no/such"], "holds no packaged ensemble"),
+        (["serve", "--repository", "/no/such", *port_options()], "holds no packaged ensemble"),
         (["stop", "--http-port", "1"], "you have no server"),
-        (["predict", "x", "text", "--url", "127.0.0.1:1"], "no Triton server answers"),
+        (["predict", "x", "text", "--url", f"127.0.0.1:{free_port()}"], "no Triton server answers"),
         (["export", "--name", "x", "--artifacts", "/no/such"], "no checkpoint at"),
     ],
 )
@@ -131,7 +132,7 @@ def test_the_process_ends_with_the_exit_code(arguments: list[str], code: int) ->
 
 
 def test_debug_shows_the_traceback() -> None:
-    done = run("serve", "--repository", "/no/such", "--debug")
+    done = run("serve", "--repository", "/no/such", "--debug", *port_options())
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "ArtifactError" in done.stderr
 

@@ -25,6 +25,7 @@ EVERYWHERE = {
     "serving.artifact": "how artifacts are written; the schema version says what is in them",
     "serving.configuration": "only the type of a field of a manifest",
     "serving.errors": "only words",
+    "serving.file_layout": "rows are recorded by their checksums",
     "serving.manifests": "as serving.artifact",
     "serving.option_fields": "the options that decide are recorded",
     "serving.options": "the options that decide are recorded",
@@ -43,6 +44,7 @@ WITHOUT_EFFECT = {
     "export.bundle": {
         **ROWS,
         "export.checkpoint_checks": "it only refuses",
+        "export.replacing": "it only refuses",
         "export.tasks.trained": "only fine-tuning calls it",
         "serving.runtime.tasks": "the graphs do not depend on it; the bundle records what it was verified with",
         "export.export_options": "the options that decide are recorded",
@@ -51,11 +53,13 @@ WITHOUT_EFFECT = {
     "export.finetuning": {
         **ROWS,
         "export.checkpoint_checks": "it only refuses",
+        "export.replacing": "it only refuses",
         "export.finetune_options": "the options that decide are recorded",
         "export.model_card": "only words",
     },
     "serving.repository": {
         "serving.integrity": "it only refuses",
+        "serving.lineage": "it only refuses",
         "serving.machine": "the plan is recorded with all of its choices",
         "serving.tuning": "the plan is recorded with all of its choices",
     },

@@ -66,6 +66,8 @@ class Task(ABC):
     """JSON files of a checkpoint, besides ``config.json``, that :meth:`checkpoint_settings` reads: patterns of relative paths."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
     """Default columns of a data set. ``label`` None: rows need no label. ``choices`` may be several columns of one choice each."""
+    reads_words: ClassVar[bool] = False
+    """Whether a row may be a list of words, each with its label, as in CoNLL files."""
     reads_digits: ClassVar[bool] = True
     """Whether labels that are all digits, in a file that has only text, are numbers."""
 

@@ -37,6 +37,7 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
     truncating_options: ClassVar[Mapping[str, object]] = {}
     served_class: ClassVar[type[TokenClassification]] = TokenClassification
     token_level: ClassVar[bool] = TokenClassification.token_level
+    reads_words: ClassVar[bool] = TokenClassification.reads_words
     columns: ClassVar[Mapping[str, str | None]] = {**TokenClassification.columns, "label": "ner"}
     pipeline_options: ClassVar[Mapping[str, object]] = {"aggregation_strategy": "none", "ignore_labels": []}
 

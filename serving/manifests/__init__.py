@@ -23,7 +23,7 @@ from serving.manifests.checkpoint_manifest import (
     TrainingData,
     TrainingFigures,
 )
-from serving.manifests.manifest import SCHEMA_VERSION, Manifest, StageInputs
+from serving.manifests.manifest import SCHEMA_VERSION, Manifest, Record, StageInputs
 from serving.manifests.repository_manifest import (
     BundleProvenance,
     ExpectedAnswer,
@@ -50,6 +50,7 @@ __all__ = [
     "OriginalFigures",
     "ProbeBody",
     "ProbeInput",
+    "Record",
     "ReferenceCheck",
     "RepositoryManifest",
     "SearchFigures",

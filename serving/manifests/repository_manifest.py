@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import JsonValue, NonNegativeInt, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
 from serving.configuration import Configuration
 from serving.manifests.bundle_manifest import VariantFigures
-from serving.manifests.manifest import Manifest, Record, StageInputs
+from serving.manifests.manifest import Manifest, Record, StageInputs, is_none
 from serving.options import Batching, ComputeDevice, Precision
 
 
@@ -59,10 +59,12 @@ class BundleProvenance(Record):
     Attributes:
         manifest: What the export read.
         figures: Figures of the variant that is served.
+        name: Name of the bundle; None in repositories of earlier versions.
     """
 
     manifest: StageInputs
     figures: VariantFigures
+    name: str | None = Field(default=None, exclude_if=is_none)
 
 
 class RepositoryManifest(Manifest):

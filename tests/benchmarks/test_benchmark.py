@@ -33,6 +33,7 @@ from serving.manifests import BundleManifest, RepositoryManifest
 from serving.options import ServerAddress
 from serving.runtime.types import Tensor
 from tests.helpers import made_up, servers
+from tests.helpers.surroundings import free_port
 
 pytestmark = pytest.mark.server
 NAME = "ragged"
@@ -270,7 +271,7 @@ def address(server: servers.Server) -> ServerAddress:
 
 def test_a_server_that_is_not_there_is_told_with_what_to_do(address: ServerAddress) -> None:
     with pytest.raises(ServerError, match=r"no server answers at 127\.0\.0\.1:") as raised:
-        ServerConnection(replace(address, grpc_port=servers.free_port()), NAME)
+        ServerConnection(replace(address, grpc_port=free_port()), NAME)
     assert "tritonize serve" in raised.value.hint and "--in-process" in raised.value.hint
 
 

@@ -31,7 +31,7 @@ from serving.errors import ArtifactError, ServerError
 from serving.manifests import LoadRecord, RepositoryManifest, TrialRecord, TuningManifest
 from serving.reporting import logger
 from tests.helpers.resealing import reseal, sealed
-from tests.helpers.servers import left_behind
+from tests.helpers.servers import left_behind, watch_keeper
 
 Speed = Callable[[Configuration], float | None]
 
@@ -347,6 +347,7 @@ def test_interrupted_resumed_and_applied(command: list[str], own: Path, tmp_path
     recorded = [*command, "--recipe", str(recipe)]
     with subprocess.Popen([sys.executable, "-m", "export.cli", *recorded], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
+        watch_keeper(process.pid)
         first = process.stderr.readline()
         assert first.startswith("trial 1 of about ") and " rows/s, p99 " in first
         second = process.stderr.readline()  # on to the final

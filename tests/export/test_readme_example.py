@@ -16,7 +16,7 @@ import pytest
 
 from serving.install import triton_environment
 from tests.helpers.reviews import review_rows
-from tests.helpers.servers import free_port
+from tests.helpers.surroundings import free_port
 
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = (PROJECT / "export" / "README.md").read_text(encoding="utf-8").partition("### Example: ")[2].partition("\n### ")[0]

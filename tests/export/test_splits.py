@@ -153,7 +153,13 @@ def test_they_are_not_learnt_from(in_folder: Path, caplog: pytest.LogCaptureFixt
 
     def load(*, keep: bool) -> list[str]:
         found = load_splits(
-            locations, Columns(), TextClassificationTask, cache=in_folder, max_train_rows=None, seed=0, keep_leaks=keep
+            locations,
+            dict.fromkeys(locations, Columns()),
+            TextClassificationTask,
+            cache=in_folder,
+            max_train_rows=None,
+            seed=0,
+            keep_leaks=keep,
         )
         return list(found.rows["train"].texts[0])
 

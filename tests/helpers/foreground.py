@@ -13,13 +13,16 @@ import psutil
 from serving.options import ServeOptions
 from serving.server import STUB
 from serving.supervisor import find_running
+from tests.helpers.servers import watch_keeper
 
 
 def serve(options: ServeOptions, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
     ports = {"--http-port": options.http_port, "--grpc-port": options.grpc_port, "--metrics-port": options.metrics_port}
     flags = [part for flag, port in ports.items() for part in (flag, str(port))]
     command = [sys.executable, "-m", "export.cli", "serve", "--repository", str(options.repository), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    watch_keeper(process.pid)
+    return process
 
 
 def wait_ready(options: ServeOptions, process: subprocess.Popen[str], seconds: float = 60) -> None:

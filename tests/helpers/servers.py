@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +15,10 @@ import psutil
 from serving.isolation import SHARED_MEMORY, TRACE
 from serving.options import ServeOptions
 from serving.supervisor import find_running, start_detached, stop
+from tests.helpers.surroundings import free_port
 
 _STOPPING: list[tuple[ThreadPoolExecutor, Future[object]]] = []
+_KEEPERS: set[int] = set()
 
 STRANGE_TEXTS = [
     "",
@@ -61,10 +62,24 @@ class Server:
         return [sys.executable, "-m", "export.cli", "benchmark", name, *flags]
 
 
+def watch_keeper(pid: int) -> None:
+    """Let :func:`left_behind` look for what this process leaves: a supervisor, or another process that runs a server."""
+    _KEEPERS.add(pid)
+
+
+def detached(options: ServeOptions) -> Path:
+    """Start a server in the background and return its log."""
+    log = start_detached(options)
+    running = find_running(options.http_port)
+    assert running is not None
+    watch_keeper(running.pid)
+    return log
+
+
 @contextlib.contextmanager
 def running(options: ServeOptions) -> Iterator[ServeOptions]:
     """A server in the background. It takes some seconds to stop, in which other tests run: see :func:`wait_stopped`."""
-    start_detached(options)
+    detached(options)
     try:
         yield options
     finally:
@@ -89,18 +104,20 @@ def running_server(options: ServeOptions, bundles: dict[str, Path], checkpoint: 
         yield Server(options=options, bundles=names, checkpoints=dict.fromkeys(names, checkpoint))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def serve_options(repository: Path) -> ServeOptions:
     return ServeOptions(repository=repository, http_port=free_port(), grpc_port=free_port(), metrics_port=free_port())
 
 
 def left_behind() -> list[str]:
-    """Names of shared memory and temporary folders of keepers that no longer run."""
-    named = [entry for place in (SHARED_MEMORY, Path(tempfile.gettempdir())) for entry in place.glob(f"{TRACE}*_*")]
-    ended = [entry for entry in named if not psutil.pid_exists(int(entry.name.removeprefix(TRACE).split("_")[0]))]
-    return [entry.name for entry in ended if entry.exists()]  # a keeper removes them before it ends
+    """Names of shared memory and temporary folders of keepers that no longer run.
+
+    The folder of temporary files is that of this process alone; shared memory is not.
+    """
+    ended = {pid for pid in _KEEPERS if not psutil.pid_exists(pid)}
+    named = [entry for entry in SHARED_MEMORY.glob(f"{TRACE}*_*") if _owner(entry) in ended]
+    named += [entry for entry in Path(tempfile.gettempdir()).glob(f"{TRACE}*_*") if not psutil.pid_exists(_owner(entry))]
+    return [entry.name for entry in named if entry.exists()]  # a keeper removes them before it ends
+
+
+def _owner(entry: Path) -> int:
+    return int(entry.name.removeprefix(TRACE).split("_")[0])

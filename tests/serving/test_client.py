@@ -23,7 +23,8 @@ from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.connection import Connection
 from serving.errors import DataError, RequestError
 from tests.helpers.parity import assert_alike, assert_same
-from tests.helpers.servers import STRANGE_TEXTS, Server, free_port
+from tests.helpers.servers import STRANGE_TEXTS, Server
+from tests.helpers.surroundings import free_port
 
 pytestmark = pytest.mark.server
 TOLERANCE = 1e-3

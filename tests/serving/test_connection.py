@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from serving.connection import Connection
 from serving.errors import RequestError
 from serving.options import WireProtocol
-from tests.helpers.servers import free_port
+from tests.helpers.surroundings import free_port
 
 CONFIG = {"config": {"name": "x"}}
 NOT_FOUND = "Request for unknown model: 'x' is not found"

@@ -31,7 +31,8 @@ from serving.supervisor import Running, _started, find_running, start_detached, 
 from serving.triton_address import fetch
 from tests.helpers.foreground import end, serve, server_processes, stubs, wait_ready
 from tests.helpers.resealing import reseal
-from tests.helpers.servers import left_behind, running, serve_options
+from tests.helpers.servers import detached, left_behind, running, serve_options
+from tests.helpers.surroundings import free_port
 
 pytestmark = pytest.mark.server
 HEALTHCHECK = PROJECT / "serving" / "docker" / "healthcheck.py"
@@ -67,7 +68,7 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path) -> None:
         assert {output["name"] for output in answer["outputs"]} - {"DIGEST"} == {"LABEL", "SCORE", "SCORES", "TRUNCATED"}
         check = [sys.executable, HEALTHCHECK, repository]
         assert subprocess.run([*check, options.base_url], check=False).returncode == 0
-        assert subprocess.run([*check, "http://127.0.0.1:9"], stderr=subprocess.DEVNULL, check=False).returncode == 1
+        assert subprocess.run([*check, f"http://127.0.0.1:{free_port()}"], stderr=subprocess.DEVNULL, check=False).returncode == 1
         listening = {
             connection.laddr.ip
             for child in server_processes(process.pid)
@@ -135,7 +136,7 @@ def test_requests_in_flight_are_answered_before_it_stops(repository: Path) -> No
 
 def test_detached_server_is_found_and_stopped(repository: Path) -> None:
     options = serve_options(repository)
-    log = start_detached(options)
+    log = detached(options)
     try:
         running = find_running(options.http_port)
         assert running is not None and running.ready and running.pid != os.getpid()
@@ -163,7 +164,7 @@ def test_killing_the_keeper_takes_the_server_along(repository: Path) -> None:
     process.communicate()
     _, alive = psutil.wait_procs(family, timeout=45)
     assert not alive
-    start_detached(options)  # the ports are free again, the note of the dead keeper is not in the way, and what it left is swept up
+    detached(options)  # the ports are free again, the note of the dead keeper is not in the way, and what it left is swept up
     stop(options.http_port)
 
 

@@ -16,6 +16,7 @@ from serving.options import PackageOptions
 from serving.repository import package
 from serving.writing import describe, writing
 from tests.helpers.disk import full_disk
+from tests.helpers.surroundings import port_options
 
 FULL = Path("/dev/full")
 REMEDY = "(free space on its disk, and run the same command again)"
@@ -74,7 +75,7 @@ def test_a_repository_is_named_and_stays(bundle: Path, tmp_path: Path, capsys: p
 
 def test_standard_output_may_be_what_is_full() -> None:
     with FULL.open("w") as full:
-        command = [sys.executable, "-m", "export.cli", "doctor", "--json"]
+        command = [sys.executable, "-m", "export.cli", "doctor", "--json", *port_options()]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"error: cannot write standard output or a temporary file: No space left on device {REMEDY}\n"

@@ -85,6 +85,7 @@ class TokenClassification(ServedTask):
     carries_metadata: ClassVar[bool] = True
     fan_out: ClassVar[int] = 4
     columns: ClassVar[Mapping[str, str | None]] = {"text": "tokens", "text_pair": None}
+    reads_words: ClassVar[bool] = True
     client_options: ClassVar[tuple[str, ...]] = (
         "grouped_entities",
         "ignore_subwords",

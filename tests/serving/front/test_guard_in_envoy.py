@@ -21,6 +21,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.front.bootstrap import guard_source
+from tests.helpers.surroundings import free_port
 from tests.serving.front.guard_in_python import compact, digest, raw, write_ensemble
 
 ENVOY = Path(__file__).parents[3] / ".triton/lib/python3.11/site-packages/envoy/_bin/envoy"
@@ -68,12 +69,6 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         return self.answer
 
     ModelReady = ModelInfer
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def listener(port: int, cluster: str, source: str) -> dict[str, Any]:
