@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from export.options import MAX_LENGTH, StageOptions
+from export.options import StageOptions
 from serving.option_fields import Option
-from serving.options import PRECISIONS, Force, Precision, Seed
+from serving.options import MAX_LENGTH, PRECISIONS, Force, Precision, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
