@@ -31,8 +31,11 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
     from export.finetuning import finetune
     from export.metric import shown
     from export.training import distributed
+    from export.training_name import named_for_training
+    from serving.naming import recipe_name
 
     ctx = click.get_current_context()
+    options = named_for_training(options, recipe_name(ctx))
     options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
     options = _without_rows_of_other_data(ctx, options)
     manifest = finetune(options)
@@ -52,7 +55,12 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
 def export_command(options: ExportOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
     from export.bundle import export, require_passed
+    from export.export_subject import described_export
+    from serving.naming import recipe_name
 
+    if options.task:
+        options = with_checked_setting(options)  # now rather than after a download
+    options = described_export(options, recipe_name(click.get_current_context()))
     options = with_checked_setting(options)
     manifest = export(options)
     if output.json:

@@ -38,8 +38,10 @@ def package_command(options: PackageOptions, output: OutputOptions) -> None:
     If tritonize tune has found a configuration for this bundle, on a machine with as many cores or the same GPUs, it replaces the
     defaults.
     """
+    from serving.naming import named_for_packaging, recipe_name
     from serving.repository import package
 
+    options = named_for_packaging(options, recipe_name(click.get_current_context()))
     packaged = package(options)
     manifest = packaged.manifest
     if output.json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -44,9 +44,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_BATCH_SIZE = 64
 """Maximum number of rows per request, unless the user or tuning says otherwise."""
 
-ModelName = Annotated[
-    str, Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
-]
+MODEL_NAME = Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
+"""The option ``--name``; each stage describes its own default. An empty name is chosen by :mod:`serving.naming`."""
 Device = Annotated[Literal["auto", "cpu", "gpu"], Option("Device to compute on; auto: the GPU if there is one.", shared=True)]
 Seed = Annotated[int, Option("Seed of all random choices.", minimum=0, maximum=2**32 - 1, shared=True)]
 TextColumn = Annotated[
@@ -98,7 +97,7 @@ class PackageOptions(RepositoryOptions):
         tuned: Whether to use the configuration that ``tritonize tune`` found.
     """
 
-    name: ModelName
+    name: Annotated[str, replace(MODEL_NAME, default_text="the bundle's; otherwise that of the only bundle")] = ""
     bundle: Annotated[
         Path | None, Option("Folder that export wrote.", path="folder", default_text="artifacts/NAME/bundle", shared=True)
     ] = None
