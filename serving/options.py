@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from serving.file_layout import FileLayout
 from serving.option_fields import Option
 
 LONGEST_NAME = 200
@@ -271,13 +273,16 @@ class PredictOptions:
     input: Annotated[
         Path | None,
         Option(
-            "Rows to predict: a csv, tsv, jsonl or parquet file.", path="existing-file", metavar="FILE", former_keys=("input_file",)
+            "Rows to predict: a csv, tsv, txt, json, jsonl, parquet or CoNLL file.",
+            path="existing-file",
+            metavar="FILE",
+            former_keys=("input_file",),
         ),
     ] = None
     output: Annotated[
         Path | None,
         Option(
-            "File for the answers as jsonl. If the file exists, the run resumes.",
+            "File for the rows and their answers as jsonl. If the file exists, the run resumes.",
             path="file",
             metavar="FILE",
             former_keys=("output_file",),
@@ -286,6 +291,15 @@ class PredictOptions:
     text_column: TextColumn = None
     text_pair_column: TextPairColumn = None
     choice_column: ChoiceColumns = ()
+    layout: FileLayout = field(default_factory=FileLayout)
+    option: Annotated[
+        Mapping[str, Any],
+        Option(
+            "Option of the requests, such as top_k=3: a request parameter of the task. Repeatable.",
+            metavar="KEY=VALUE",
+            default_text="",
+        ),
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ EVERYWHERE = {
     "serving.naming": "the name is recorded",
     "serving.configuration": "only the type of a field of a manifest",
     "serving.errors": "only words",
+    "serving.file_layout": "rows are recorded by their checksums",
     "serving.manifests": "as serving.artifact",
     "serving.option_fields": "the options that decide are recorded",
     "serving.options": "the options that decide are recorded",
@@ -39,7 +40,6 @@ ROWS = {
     "export.options": "the options that decide are recorded",
     "export.quickstart": "as export.files",
     "export.sources": "as export.files",
-    "serving.file_layout": "as export.files",
     "serving.records": "as export.files",
 }
 WITHOUT_EFFECT = {
