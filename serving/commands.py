@@ -140,6 +140,7 @@ def _announce(options: ServeOptions) -> None:
 def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, requests: RequestOptions, *, as_json: bool) -> None:
     from serving.client import TritonPipeline
     from serving.input_rows import PipelineRow, argument_lines, check_row, input_lines, line_rows
+    from serving.truncated_rows import TruncatedRows
 
     def rows() -> Iterator[str | PipelineRow]:
         for row in line_rows(lines, keys=pipe.served_task.row_keys):
@@ -149,11 +150,15 @@ def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, r
     lines = argument_lines(texts) if texts else input_lines()
     with TritonPipeline(name, **asdict(requests)) as pipe:
         chosen = _call_options(pipe.served_task, options)
-        for answer in pipe.stream(rows(), **chosen):
+        answered = TruncatedRows()
+        for answer, truncated in pipe.stream_marked(rows(), **chosen):
+            answered.add(truncated=truncated)
             if isinstance(answer, dict) and set(answer) == {"label", "score"} and not as_json:
                 click.echo(f"{answer['label']}\t{answer['score']:.4f}")
             else:
-                click.echo(json.dumps(answer, ensure_ascii=False))
+                shown = answer | {"truncated": True} if as_json and truncated and isinstance(answer, dict) else answer
+                click.echo(json.dumps(shown, ensure_ascii=False))
+        answered.warn(pipe.tokenizer.model_max_length)
 
 
 def _call_options(task: ServedTask, options: PredictOptions) -> dict[str, object]:
@@ -181,7 +186,9 @@ def _predict_file(name: str, path: Path, output: Path, options: PredictOptions, 
             chosen = _call_options(task, options)
             rows = InputFile(path=path, columns=columns, layout=options.layout, words=task.reads_words)
             answers = AnswerFile(path=output, source={**await pipe.identity(), "options": chosen})
-            return await predict_file(pipe, PredictFile(input=rows, output=answers, options=chosen), progress)
+            done, answered = await predict_file(pipe, PredictFile(input=rows, output=answers, options=chosen), progress)
+            answered.warn((await pipe.attributes()).tokenizer.model_max_length)
+            return done, answered.rows
 
     with RowProgress() as progress:
         try:
