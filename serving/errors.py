@@ -14,7 +14,7 @@
         └── InvalidArgumentError    the server refused its content; also a ValueError
             └── PipelineError           transformers.pipeline raises its PipelineException for it; also one of these
 
-Only the main functions of the programs (``export.cli.main``, ``serving.supervisor.main``) print them.
+Only the main functions of the programs (``export.cli.main``, ``serving.background.main``) print them.
 """
 
 from __future__ import annotations
