@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from benchmarks.options import with_model_name
 from serving.click_options import with_options
 from serving.options import OutputOptions
 from serving.reporting import logger
+
+if TYPE_CHECKING:
+    from benchmarks.report import Report
 
 
 @click.command("benchmark")
@@ -26,7 +30,7 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
     report.json, which holds every raw sample. The exit code is 1 if a gate fails.
     """
     options = with_model_name(click.get_current_context(), model, options)
-    from benchmarks.run import require_passed, run_benchmark
+    from benchmarks.run import run_benchmark
 
     report = run_benchmark(options)
     if output.json:
@@ -35,7 +39,18 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
         from benchmarks.pages.terminal import render
 
         click.echo(render(report))
+    sys.stdout.flush()
+    finish_benchmark(report, options)
+
+
+def finish_benchmark(report: Report, options: BenchmarkOptions) -> None:
+    """Say where the report is, and check its gates.
+
+    Raises:
+        GateError: A gate failed, or a figure is worse than the baseline allows.
+    """
+    from benchmarks.run import require_passed
+
     page = options.report_folder / "report.html"
     logger.info(f"report: {page}   for a pull request: report.md   all figures and samples: report.json")
-    sys.stdout.flush()
     require_passed(report)

@@ -155,8 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: no half-written artifact is left; run the same command again to continue or restart", err=True)
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        said = str(stopped) or "no half-written artifact is left; run the same command again to continue or restart"
+        click.echo(f"interrupted: {said}", err=True)
         return 1
     except TritonizeError as error:
         if meta.get(DEBUG):

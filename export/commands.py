@@ -20,7 +20,7 @@ from serving.options import OutputOptions
 from serving.reporting import is_main_process, logger
 
 if TYPE_CHECKING:
-    from serving.manifests import BundleManifest, SpeedFigures, VariantRecord
+    from serving.manifests import BundleManifest, CheckpointManifest, SpeedFigures, VariantRecord
     from serving.options import Precision
 
 
@@ -28,22 +28,13 @@ if TYPE_CHECKING:
 @with_options
 def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
-    from export.finetuning import finetune
-    from export.metric import shown
     from export.training import distributed
 
-    ctx = click.get_current_context()
-    options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
-    options = _without_rows_of_other_data(ctx, options)
-    manifest = finetune(options)
+    options = prepare_finetune(_without_rows_of_other_data(click.get_current_context(), options))
+    manifest = run_finetune(options)
     if output.json and is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest.figures.model_dump(mode="json")}, indent=2))
-    for split, measured in manifest.figures.splits.items():
-        values = ", ".join(f"{key} {shown(value, '.4f')}" for key, value in measured.items())
-        logger.info(f"{split}: {values}")
-    logger.info(f"checkpoint: {options.target}")
-    if is_main_process():
-        _share(options.target, sharing)
+    finish_finetune(options, sharing)
     distributed.destroy_process_group()
 
 
@@ -51,17 +42,73 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
 @with_options
 def export_command(options: ExportOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
-    from export.bundle import export, require_passed
-
-    options = with_checked_setting(options)
-    manifest = export(options)
+    options = prepare_export(options)
+    manifest = run_export(options)
     if output.json:
         figures = manifest.model_dump(mode="json", include={"original", "precisions"})
         click.echo(json.dumps({"artifact": str(options.target)} | figures, indent=2))
+    finish_export(manifest, options, sharing)
+
+
+def prepare_finetune(options: FinetuneOptions) -> FinetuneOptions:
+    """Check the options and choose a name. The context of a Click command tells which options were given."""
+    from export.training_name import named_for_training
+    from serving.naming import recipe_name
+
+    ctx = click.get_current_context()
+    options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
+    return named_for_training(options, recipe_name(ctx))
+
+
+def run_finetune(options: FinetuneOptions) -> CheckpointManifest:
+    """Train a checkpoint and report its figures."""
+    from export.finetuning import finetune
+    from export.metric import shown
+
+    manifest = finetune(options)
+    for split, measured in manifest.figures.splits.items():
+        values = ", ".join(f"{key} {shown(value, '.4f')}" for key, value in measured.items())
+        logger.info(f"{split}: {values}")
+    return manifest
+
+
+def finish_finetune(options: FinetuneOptions, sharing: SharingOptions) -> None:
+    """Say where the checkpoint is, and upload it if that was asked for."""
+    logger.info(f"checkpoint: {options.target}")
+    if is_main_process():
+        _share(options.target, sharing)
+
+
+def prepare_export(options: ExportOptions) -> ExportOptions:
+    """Check the options, and find the name and the task of the checkpoint."""
+    from export.export_subject import described_export
+    from serving.naming import recipe_name
+
+    if options.task:
+        options = with_checked_setting(options)  # now rather than after a download
+    return with_checked_setting(described_export(options, recipe_name(click.get_current_context())))
+
+
+def run_export(options: ExportOptions) -> BundleManifest:
+    """Export a checkpoint and report the figures of all variants."""
+    from export.bundle import export
+
+    manifest = export(options)
     for line in _table(manifest):
         logger.info(line)
     for warning in [*manifest.warnings, *_failed_gates(manifest)]:
         logger.warning(warning)
+    return manifest
+
+
+def finish_export(manifest: BundleManifest, options: ExportOptions, sharing: SharingOptions) -> None:
+    """Check the variants that were asked for, say where the bundle is, and upload it if that was asked for.
+
+    Raises:
+        GateError: A variant that was asked for failed its gates.
+    """
+    from export.bundle import require_passed
+
     require_passed(manifest.precisions, options.precision)
     logger.info(f"bundle: {options.target}")
     _share(options.target, sharing, within="onnx")

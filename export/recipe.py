@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import shutil
 import tempfile
 import tomllib
@@ -13,7 +11,8 @@ from typing import cast
 
 import click
 
-from serving.click_options import FieldOption
+from serving.click_options import RECIPE_STEM, FieldOption
+from serving.option_values import as_defaults, parameters, suggestion
 from serving.reporting import logger
 from serving.writing import writing
 
@@ -123,33 +122,17 @@ def apply_recipe(ctx: click.Context, _: click.Parameter, recipe: str | None) -> 
     if recipe is None:
         return
     ctx.meta[RECIPE] = recipe
+    if (own := recipe_file(ctx)) is not None:
+        ctx.meta[RECIPE_STEM] = own.stem
     content = read_recipe(recipe)
     sections = {key: value for key, value in content.items() if isinstance(value, dict)}
     outside = {key.replace("-", "_"): value for key, value in content.items() if key not in sections}
     section = {key.replace("-", "_"): value for key, value in sections.get(ctx.info_name or "", {}).items()}
     section = _renamed(ctx, recipe, section)
     _refuse_unknown(ctx, recipe, set(sections), set(outside), set(section))
-    known = _parameters(ctx.command)
+    known = parameters(ctx.command)
     chosen = {key: value for key, value in outside.items() if key in known} | section
-    # A single value of a repeatable option need not be written as a list.
-    given = {key: [value] if _takes_list(known[key]) and not isinstance(value, list) else value for key, value in chosen.items()}
-    for key, value in given.items():
-        _refuse_misshapen(recipe, key, known[key], value)
-    ctx.default_map = given | dict(ctx.default_map or {})
-
-
-def _refuse_misshapen(recipe: str, key: str, parameter: click.Parameter, value: object) -> None:
-    """Refuse values that no command line can give, on which Click would fail: lists, tables, dates, and an infinite integer.
-
-    Raises:
-        click.UsageError: The value is one of them.
-    """
-    for one in value if isinstance(value, list) and _takes_list(parameter) else [value]:
-        scalar = isinstance(one, str | int | float) and not (
-            isinstance(one, float) and not math.isfinite(one) and isinstance(parameter.type, type(click.INT))
-        )
-        if not scalar and not (isinstance(one, dict) and _takes_list(parameter)):
-            raise click.UsageError(f"recipe {recipe}: {key.replace('_', '-')} cannot be {one!r:.80}")
+    ctx.default_map = as_defaults(ctx.command, chosen, where=f"recipe {recipe}: ") | dict(ctx.default_map or {})
 
 
 def shared_options(group: click.Group) -> set[str]:
@@ -175,10 +158,9 @@ def _refuse_unknown(ctx: click.Context, recipe: str, sections: set[str], outside
         raise click.UsageError(
             f"recipe {recipe}: {', '.join(sorted(misplaced))} cannot be set outside a section; only {allowed} can"
         )
-    if unknown := section - set(_parameters(ctx.command)):
+    if unknown := section - set(parameters(ctx.command)):
         names = ", ".join(name.replace("_", "-") for name in sorted(unknown))
-        close = difflib.get_close_matches(sorted(unknown)[0], _parameters(ctx.command), n=1)
-        meant = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
+        meant = suggestion(sorted(unknown)[0], parameters(ctx.command)).replace("_", "-")
         raise click.UsageError(f"recipe {recipe}, [{ctx.info_name}]: no option is called {names}{meant}")
 
 
@@ -191,16 +173,6 @@ def _renamed(ctx: click.Context, recipe: str, section: Mapping[str, object]) -> 
                 logger.warning(f"recipe {recipe}, [{ctx.info_name}]: {key} is now {option.name}; the old name will be removed")
                 found = {option.name or "": found.pop(key)} | found
     return found
-
-
-def _parameters(command: click.Command) -> dict[str, click.Parameter]:
-    """Return what a recipe may set: options and arguments of a command, by name."""
-    return {parameter.name: parameter for parameter in command.params if parameter.name is not None}
-
-
-def _takes_list(parameter: click.Parameter) -> bool:
-    """Return whether a parameter takes several values: a repeatable option, or a variadic argument."""
-    return parameter.nargs == -1 or (isinstance(parameter, click.Option) and parameter.multiple)
 
 
 def _field_options(command: click.Command) -> list[FieldOption]:

@@ -1,6 +1,6 @@
 """Package a bundle for Triton, serve it and query it. Imports neither :mod:`export` nor :mod:`benchmarks`.
 
-Importing this package is cheap: the clients are imported when they are first used.
+Importing this package is cheap: the clients and the functions of the stages are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from serving.errors import (
     ServerError,
     SetupError,
     TritonizeError,
+    TruncationWarning,
 )
+from serving.toolchain import toolchain
 
 if TYPE_CHECKING:
     from serving.async_client import AsyncTritonPipeline
     from serving.client import TritonPipeline
+    from serving.stages import package, serve
 
 __all__ = [
     "ArtifactError",
@@ -39,15 +42,22 @@ __all__ = [
     "SetupError",
     "TritonPipeline",
     "TritonizeError",
+    "TruncationWarning",
+    "package",
+    "serve",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Import a client when it is first used."""
+    """Import a client or the function of a stage when it is first used."""
     if name in {"AsyncTritonPipeline", "TritonPipeline"}:
         from serving import client
 
         return getattr(client, name)
+    if name in {"package", "serve"}:
+        with toolchain(f"serving.{name}"):
+            from serving import stages
+        return getattr(stages, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -26,6 +26,8 @@ from serving.option_fields import NONE, Option, OptionField, OptionGroup, option
 from serving.reporting import logger
 
 T = TypeVar("T")
+RECIPE_STEM = "tritonize.recipe_stem"
+"""Key in the metadata of a Click context: the name of the user's recipe file without its suffix."""
 
 
 class FieldOption(click.Option):
@@ -92,8 +94,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     Returns:
         The function for :func:`click.command`.
     """
-    hints = get_type_hints(function)
-    classes = {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+    classes = option_classes(function)
 
     @functools.wraps(function)
     def run(*arguments: object, **values: object) -> None:
@@ -106,6 +107,26 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     for declarations, settings in reversed(options):
         run = click.option(*declarations, cls=FieldOption, **settings)(run)
     return run
+
+
+def option_classes(function: Callable[..., object]) -> dict[str, type]:
+    """Return the parameters of a function that are annotated with a dataclass: name → dataclass."""
+    hints = {name: hint for name, hint in get_type_hints(function).items() if name != "return"}
+    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+
+
+def options_command(name: str, classes: Iterable[type]) -> click.Command:
+    """Make a command that does nothing but read the options of some dataclasses.
+
+    Args:
+        name: Name of the command.
+        classes: The dataclasses.
+
+    Returns:
+        The command.
+    """
+    options = (option for cls in classes for option in _click_options(cls, optional=False))
+    return click.Command(name, params=[FieldOption(declarations, **settings) for declarations, settings in options])
 
 
 def build(cls: type[T], ctx: click.Context, values: Mapping[str, object]) -> T:

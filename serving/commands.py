@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,13 +22,11 @@ from serving.options import (
     StartOptions,
     parse_model_name,
 )
-from serving.reporting import console, logger
+from serving.reporting import logger
 
 if TYPE_CHECKING:
-    from serving.client import TritonPipeline
-    from serving.predict import PredictFile
-
-T = TypeVar("T")
+    from serving.repository import PackagedEnsemble
+    from serving.runtime.tasks.base import ServedTask
 
 
 @click.command("package")
@@ -39,19 +37,30 @@ def package_command(options: PackageOptions, output: OutputOptions) -> None:
     If tritonize tune has found a configuration for this bundle, on a machine with as many cores or the same GPUs, it replaces the
     defaults.
     """
+    from serving.naming import named_for_packaging, recipe_name
     from serving.repository import package
 
+    options = named_for_packaging(options, recipe_name(click.get_current_context()))
     packaged = package(options)
-    manifest = packaged.manifest
     if output.json:
-        click.echo(json.dumps(manifest.model_dump(mode="json"), ensure_ascii=False))
+        click.echo(json.dumps(packaged.manifest.model_dump(mode="json"), ensure_ascii=False))
         return
+    click.echo(report_package(options, packaged))
+
+
+def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
+    """Report the reasons for what was chosen.
+
+    Returns:
+        One line that describes the package.
+    """
+    manifest = packaged.manifest
     for option, reason in manifest.reasons.items():
         logger.info(f"  {option} {reason}")
     state = "is up to date" if packaged.unchanged else "is packaged"
     shape = f"{manifest.instances} instance(s) of {manifest.threads} thread(s)"
     kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}"
-    click.echo(f"{options.repository / options.name} {state}: {kind}, {shape}")
+    return f"{options.repository / options.name} {state}: {kind}, {shape}"
 
 
 @click.command("serve")
@@ -96,22 +105,10 @@ def predict_command(
         raise click.UsageError("--input and --output go together")
     if options.input is not None and texts:
         raise click.UsageError("give texts or --input, not both")
-    from serving.client import TritonPipeline
-    from serving.predict import PredictFile, named_columns
-
-    with TritonPipeline(
-        name,
-        url=requests.url,
-        protocol=requests.protocol,
-        batch_size=requests.batch_size,
-        concurrency=requests.concurrency,
-        timeout=requests.timeout,
-    ) as pipe:
-        if options.input is None or options.output is None:
-            _predict_lines(pipe, texts, as_json=output.json)
-            return
-        columns = named_columns(pipe, options.text_column, options.text_pair_column, options.choice_column)
-        _predict_file(pipe, PredictFile(input=options.input, output=options.output, columns=columns))
+    if options.input is None or options.output is None:
+        _predict_lines(name, texts, options, requests, as_json=output.json)
+    else:
+        _predict_file(name, options.input, options.output, options, requests)
 
 
 @click.command("doctor")
@@ -144,31 +141,62 @@ def _announce(options: ServeOptions, served: Path, left_out: Iterable[str]) -> N
     click.echo(f"  {probes[0].curl(options.base_url)}")
 
 
-def _predict_lines(pipe: TritonPipeline, texts: tuple[str, ...], *, as_json: bool) -> None:
-    from serving.predict import PipelineRow, argument_lines, check_row, input_lines, line_rows
+def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, requests: RequestOptions, *, as_json: bool) -> None:
+    from serving.client import TritonPipeline
+    from serving.input_rows import PipelineRow, argument_lines, check_row, input_lines, line_rows
+    from serving.truncated_rows import TruncatedRows
 
     def rows() -> Iterator[str | PipelineRow]:
         for row in line_rows(lines, keys=pipe.served_task.row_keys):
-            check_row(pipe, row)
+            check_row(pipe.served_task, row)
             yield row
 
     lines = argument_lines(texts) if texts else input_lines()
-    for answer in pipe.stream(rows()):
-        if isinstance(answer, dict) and set(answer) == {"label", "score"} and not as_json:
-            click.echo(f"{answer['label']}\t{answer['score']:.4f}")
-        else:
-            click.echo(json.dumps(answer, ensure_ascii=False))
+    with TritonPipeline(name, **asdict(requests)) as pipe:
+        chosen = _call_options(pipe.served_task, options)
+        answered = TruncatedRows()
+        for answer, truncated in pipe.stream_marked(rows(), **chosen):
+            answered.add(truncated=truncated)
+            if isinstance(answer, dict) and set(answer) == {"label", "score"} and not as_json:
+                click.echo(f"{answer['label']}\t{answer['score']:.4f}")
+            else:
+                shown = answer | {"truncated": True} if as_json and truncated and isinstance(answer, dict) else answer
+                click.echo(json.dumps(shown, ensure_ascii=False))
+        answered.warn(pipe.tokenizer.model_max_length)
 
 
-def _predict_file(pipe: TritonPipeline, files: PredictFile) -> None:
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+def _call_options(task: ServedTask, options: PredictOptions) -> dict[str, object]:
+    from serving.call_options import parse_call_options
 
-    from serving.predict import predict_file
+    try:
+        return parse_call_options(task, options.option)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--option") from None
 
-    def shown(answers: Iterable[T], done: int) -> Iterator[T]:
-        columns = [TextColumn("{task.completed} rows"), TimeElapsedColumn()]
-        with Progress(*columns, console=console(), disable=not console().is_terminal) as bar:
-            yield from bar.track(answers, total=None, completed=done)
 
-    done, answered = predict_file(pipe, files, progress=shown)
-    logger.info(f"{files.output}: {answered} rows answered" + (f", {done} were there already" if done else ""))
+def _predict_file(name: str, path: Path, output: Path, options: PredictOptions, requests: RequestOptions) -> None:
+    import asyncio
+
+    from serving.answer_file import AnswerFile
+    from serving.async_client import AsyncTritonPipeline
+    from serving.input_rows import InputFile, named_columns
+    from serving.predict import PredictFile, predict_file
+    from serving.predict_progress import RowProgress
+
+    async def run() -> tuple[int, int]:
+        async with AsyncTritonPipeline(name, **asdict(requests)) as pipe:
+            task = await pipe.connect()
+            columns = named_columns(name, task, options.text_column, options.text_pair_column, options.choice_column)
+            chosen = _call_options(task, options)
+            rows = InputFile(path=path, columns=columns, layout=options.layout, words=task.reads_words)
+            answers = AnswerFile(path=output, source={**await pipe.identity(), "options": chosen})
+            done, answered = await predict_file(pipe, PredictFile(input=rows, output=answers, options=chosen), progress)
+            answered.warn((await pipe.attributes()).tokenizer.model_max_length)
+            return done, answered.rows
+
+    with RowProgress() as progress:
+        try:
+            done, answered = asyncio.run(run())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{progress.counts} are answered; run the same command to continue") from None
+    logger.info(f"{output}: {answered:,} rows answered" + (f", {done:,} were there already" if done else ""))

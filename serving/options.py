@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from serving.file_layout import FileLayout
 from serving.option_fields import Option
 
 LONGEST_NAME = 200
@@ -44,9 +46,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_BATCH_SIZE = 64
 """Maximum number of rows per request, unless the user or tuning says otherwise."""
 
-ModelName = Annotated[
-    str, Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
-]
+MODEL_NAME = Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
+"""The option ``--name``; each stage describes its own default. An empty name is chosen by :mod:`serving.naming`."""
 Device = Annotated[Literal["auto", "cpu", "gpu"], Option("Device to compute on; auto: the GPU if there is one.", shared=True)]
 Seed = Annotated[int, Option("Seed of all random choices.", minimum=0, maximum=2**32 - 1, shared=True)]
 TextColumn = Annotated[
@@ -98,7 +99,7 @@ class PackageOptions(RepositoryOptions):
         tuned: Whether to use the configuration that ``tritonize tune`` found.
     """
 
-    name: ModelName
+    name: Annotated[str, replace(MODEL_NAME, default_text="the bundle's; otherwise that of the only bundle")] = ""
     bundle: Annotated[
         Path | None, Option("Folder that export wrote.", path="folder", default_text="artifacts/NAME/bundle", shared=True)
     ] = None
@@ -273,13 +274,16 @@ class PredictOptions:
     input: Annotated[
         Path | None,
         Option(
-            "Rows to predict: a csv, tsv, jsonl or parquet file.", path="existing-file", metavar="FILE", former_keys=("input_file",)
+            "Rows to predict: a csv, tsv, txt, json, jsonl, parquet or CoNLL file.",
+            path="existing-file",
+            metavar="FILE",
+            former_keys=("input_file",),
         ),
     ] = None
     output: Annotated[
         Path | None,
         Option(
-            "File for the answers as jsonl. If the file exists, the run resumes.",
+            "File for the rows and their answers as jsonl. If the file exists, the run resumes.",
             path="file",
             metavar="FILE",
             former_keys=("output_file",),
@@ -288,6 +292,15 @@ class PredictOptions:
     text_column: TextColumn = None
     text_pair_column: TextPairColumn = None
     choice_column: ChoiceColumns = ()
+    layout: FileLayout = field(default_factory=FileLayout)
+    option: Annotated[
+        Mapping[str, Any],
+        Option(
+            "Option of the requests, such as top_k=3: a request parameter of the task. Repeatable.",
+            metavar="KEY=VALUE",
+            default_text="",
+        ),
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ TOGETHER = {
         "tests/serving/front/test_front.py",
         "tests/serving/front/test_front_options.py",
         "tests/serving/test_client.py",
+        "tests/serving/test_client_alone.py",
         "tests/serving/test_client_copies.py",
         "tests/serving/test_evaluator.py",
         "tests/serving/test_forks.py",

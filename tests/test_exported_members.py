@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -16,16 +18,50 @@ PACKAGES = ("export", "serving", "benchmarks")
 HEAVY = ("anyio", "grpc", "aiohttp", "numpy", "onnx", "torch", "transformers", "tritonclient")
 
 
-def test_every_exported_name_exists() -> None:
-    module = import_module("serving")
-    assert module.__all__ == sorted(module.__all__)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_exported_name_exists(package: str) -> None:
+    module = import_module(package)
+    assert module.__all__ == sorted(module.__all__) == sorted(dir(module))
     for name in module.__all__:
         assert getattr(module, name).__name__ == name
 
 
-def test_serving_exports_the_clients_and_every_error() -> None:
+def test_serving_exports_the_clients_the_stages_and_every_error() -> None:
     every_error = {name for name, member in vars(errors).items() if inspect.isclass(member) and issubclass(member, Exception)}
-    assert set(import_module("serving").__all__) == {"AsyncTritonPipeline", "TritonPipeline", *every_error}
+    assert set(import_module("serving").__all__) == {"AsyncTritonPipeline", "TritonPipeline", "package", "serve", *every_error}
+
+
+def test_a_stage_is_a_function_after_its_modules_are_imported() -> None:
+    """No module of a package may have the name of one of its functions, which it would replace."""
+    for package in PACKAGES:
+        module = import_module(package)
+        assert all(not (Path(module.__path__[0]) / f"{name}.py").exists() for name in module.__all__)
+
+
+@pytest.mark.parametrize("kind", ["package", "folder", "module"])
+@pytest.mark.parametrize("package", ["export", "benchmarks"])
+def test_a_folder_that_hides_ours_is_named(package: str, kind: str, tmp_path: Path) -> None:
+    """A folder without code does not hide a package that comes later on the path."""
+    if kind == "module":
+        (tmp_path / "serving.py").touch()
+    else:
+        (tmp_path / "serving").mkdir()
+    if kind == "package":
+        (tmp_path / "serving" / "__init__.py").touch()
+    project = str(Path(errors.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, "-c", f"import {package}; print({package}.__all__)"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": project},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if kind == "folder":
+        assert run.stdout == f"{import_module(package).__all__}\n"
+    else:
+        message = f"ImportError: {tmp_path / 'serving'}(.py)? hides tritonize's package serving: rename it"
+        assert re.match(message, run.stderr.splitlines()[-1])
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -68,6 +68,7 @@ MAKE_LINES = [line for line in LINES if line.startswith("make ")]
 TRITONIZE_LINES = [line for line in LINES if re.search(r"\.venv/bin/tritonize |-m export\.cli ", line)]
 DOCKER_LINES = [line for line in LINES if line.startswith("docker ")]
 CURL_LINES = [line for line in LINES if line.startswith("curl ")]
+PIP_LINES = [line for line in LINES if line.startswith("pip ")]
 
 
 def prose(file: Path) -> str:
@@ -105,7 +106,7 @@ def quoted(cell: str) -> set[str]:
 
 
 def test_every_line_is_of_a_known_kind() -> None:
-    assert set(LINES) == {*MAKE_LINES, *TRITONIZE_LINES, *DOCKER_LINES, *CURL_LINES}
+    assert set(LINES) == {*MAKE_LINES, *TRITONIZE_LINES, *DOCKER_LINES, *CURL_LINES, *PIP_LINES}
     assert {"make export serve", "make test"} <= set(MAKE_LINES)
     assert DOCKER_LINES and CURL_LINES
 
@@ -145,6 +146,12 @@ def test_curl_lines(line: str) -> None:
     words = shlex.split(line, comments=True)
     (tensor,) = json.loads(words[words.index("-d") + 1])["inputs"]
     assert (tensor["name"], tensor["datatype"]) == ("TEXT", "BYTES")
+
+
+@pytest.mark.parametrize("line", PIP_LINES)
+def test_pip_lines(line: str) -> None:
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"\[(\w+)\]", line)) <= extras.keys()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)

@@ -23,8 +23,11 @@ TASK_PACKAGES = sorted({path.replace("/", ".") for paths in STAGES.values() for 
 EVERYWHERE = {
     "serving.bundle": "how bundles are read: what is taken of one is recorded by its checksum",
     "serving.artifact": "how artifacts are written; the schema version says what is in them",
+    "serving.click_options": "the options that decide are recorded",
+    "serving.naming": "the name is recorded",
     "serving.configuration": "only the type of a field of a manifest",
     "serving.errors": "only words",
+    "serving.file_layout": "rows are recorded by their checksums",
     "serving.manifests": "as serving.artifact",
     "serving.option_fields": "the options that decide are recorded",
     "serving.options": "the options that decide are recorded",
@@ -37,7 +40,6 @@ ROWS = {
     "export.options": "the options that decide are recorded",
     "export.quickstart": "as export.files",
     "export.sources": "as export.files",
-    "serving.file_layout": "as export.files",
     "serving.records": "as export.files",
 }
 WITHOUT_EFFECT = {
@@ -45,6 +47,7 @@ WITHOUT_EFFECT = {
         **ROWS,
         "export.checkpoint_checks": "it only refuses",
         "export.replacing": "it only refuses",
+        "export.export_subject": "name and task are recorded",
         "export.tasks.trained": "only fine-tuning calls it",
         "serving.runtime.tasks": "the graphs do not depend on it; the bundle records what it was verified with",
         "export.export_options": "the options that decide are recorded",
@@ -54,6 +57,7 @@ WITHOUT_EFFECT = {
         **ROWS,
         "export.checkpoint_checks": "it only refuses",
         "export.replacing": "it only refuses",
+        "export.training_name": "the name is recorded",
         "export.finetune_options": "the options that decide are recorded",
         "export.model_card": "only words",
     },

@@ -157,6 +157,7 @@ NAMED_ALIKE = {
     "commands": "one per package",
     "errors": "of every stage, and the search for the cause of a failed training",
     "options": "one per package",
+    "stages": "one per package",
     "translation": "the task and its metric",
 }
 

@@ -42,7 +42,7 @@ class ExpectedTensor(Record):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: tuple[str | int | float, ...]
+    data: tuple[str | bool | int | float, ...]
     undecided: tuple[str, ...] = ()
 
 

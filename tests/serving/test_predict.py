@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from export.cli import main
-from serving.predict import read_rows
+from serving.input_rows import InputFile
 from tests.helpers.disk import full_disk
 from tests.helpers.servers import Server
 
@@ -51,6 +54,30 @@ def test_arguments_as_words_and_as_json(server: Server, capsys: pytest.CaptureFi
     assert [line.split("\t")[0] for line in words] == [answer["label"] for answer in expected]
     assert predict(server, "--json", "I loved it .") == 0
     assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(expected[0]["score"], abs=1e-3)
+
+
+def test_truncated_rows_are_named(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short, long = "Boring .", "a warm film " * 200
+    assert predict(server, short, long, short, long) == 0
+    output = capsys.readouterr()
+    assert [len(line.split("\t")) for line in output.out.splitlines()] == [2] * 4
+    said = "2 of 4 rows were truncated: the model takes 96 tokens, and the answers do not consider the rest: rows 2, 4"
+    assert output.err == f"warning: {said}\n"
+    assert predict(server, "--json", short, long) == 0
+    output = capsys.readouterr()
+    assert [json.loads(line).get("truncated") for line in output.out.splitlines()] == [None, True]
+    assert output.err.endswith(": row 2\n")
+    rows = write_rows(tmp_path / "rows.jsonl", [short, long] * 7)
+    files = ["--input", str(rows), "--output", str(tmp_path / "answers.jsonl"), "--text-column", "sentence"]
+    assert predict(server, *files) == 0
+    assert [row.get("truncated") for row in answers(tmp_path / "answers.jsonl")] == [None, True] * 7
+    assert "7 of 14 rows were truncated" in (said := capsys.readouterr().err) and "rows 2, 4, 6, 8, 10, …" in said
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "answers.jsonl").write_text("".join(lines[:11]))
+    assert predict(server, *files) == 0
+    assert "2 of 3 rows were truncated" in (said := capsys.readouterr().err) and said.count("rows 12, 14") == 1
+    assert predict(server, short) == 0
+    assert not capsys.readouterr().err
 
 
 def command(server: Server, name: str, *arguments: str | bytes) -> list[str | bytes]:
@@ -119,13 +146,13 @@ def test_files_keep_order_and_are_resumed(
     files = ["--input", str(rows), "--output", str(output), "--text-column", "sentence"]
     assert predict(server, *files) == 0
     whole = output.read_text(encoding="utf-8")
-    assert [row["text"] for row in answers(output)] == texts[:60]
+    assert [row["sentence"] for row in answers(output)] == texts[:60]
     assert [row["answer"]["label"] for row in answers(output)] == [answer["label"] for answer in expected[:60]]
     output.write_text(whole[: len(whole) // 2], encoding="utf-8")  # stopped in the middle of a line
     capsys.readouterr()
     assert predict(server, *files) == 0
     assert "were there already" in capsys.readouterr().err
-    assert [row["text"] for row in answers(output)] == texts[:60]
+    assert [row["sentence"] for row in answers(output)] == texts[:60]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +187,7 @@ def test_answers_of_two_ensembles_are_not_mixed(
     assert "a.jsonl.source.json records another ensemble" in capsys.readouterr().err
     source.write_text(json.dumps(recorded | {"parameters": recorded["parameters"] | {"settings": "{}"}}), encoding="utf-8")
     assert predict(server, *files) == 1
-    assert "or an earlier package of this one" in capsys.readouterr().err
+    assert "an earlier package of this one, or other request options" in capsys.readouterr().err
     source.write_text("{", encoding="utf-8")
     assert predict(server, *files) == 1
     assert "a.jsonl.source.json, which records their ensemble, is not readable" in capsys.readouterr().err
@@ -224,7 +251,8 @@ def test_unusable_files(
 )
 def test_files_are_read_as_everywhere(tmp_path: Path, name: str, content: str, texts: list[str]) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
-    assert list(read_rows(tmp_path / name, {"text": "text"})) == [{"text": text} for text in texts]
+    found = InputFile(path=tmp_path / name, columns={"text": "text"}).rows()
+    assert [row.inputs for row in found] == [{"text": text} for text in texts]
 
 
 def test_two_runs_do_not_write_one_file(server: Server, tmp_path: Path, texts: list[str]) -> None:
@@ -244,7 +272,7 @@ def test_two_runs_do_not_write_one_file(server: Server, tmp_path: Path, texts: l
         assert output.read_bytes() == written
         first.send_signal(signal.SIGCONT)
         assert first.wait(120) == 0
-    assert [row["text"] for row in answers(output)] == many
+    assert [row["sentence"] for row in answers(output)] == many
     assert sorted(path.name for path in output.parent.iterdir()) == ["answers.jsonl", "answers.jsonl.source.json"]
     assert subprocess.run(command(server, "ragged", *files), check=False).returncode == 0  # the lock ended with its run
 
@@ -259,10 +287,101 @@ def test_a_full_disk_names_the_file_and_the_run_goes_on_later(
     error = capsys.readouterr().err
     assert error.startswith(f"error: cannot write {output}: File too large (free space") and error.count("\n") == 1
     assert predict(server, *files) == 0
-    assert [row["text"] for row in answers(output)] == texts[:200]
+    assert [row["sentence"] for row in answers(output)] == texts[:200]
 
 
 def test_an_input_that_is_refused_leaves_no_output(server: Server, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("no JSON\n")
     assert predict(server, "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "answers.jsonl")) == 1
     assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_all_columns_of_a_row_are_kept(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = {
+        "id": [7, 8],
+        "sentence": ["Fine.", "Dull."],
+        "score": [0.5, math.nan],
+        "at": [date(2024, 5, 1), None],
+        "tags": [["a"], []],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    output = tmp_path / "answers.jsonl"
+    files = ["--input", str(tmp_path / "rows.parquet"), "--output", str(output), "--text-column", "sentence"]
+    assert predict(server, *files, "--option", "top_k=2") == 0
+    found = answers(output)
+    labels = [[answer["label"] for answer in row.pop("answer")] for row in found]
+    assert [sorted(row) for row in labels] == [["negative", "positive"]] * 2
+    assert found == [
+        {"id": 7, "sentence": "Fine.", "score": 0.5, "at": "2024-05-01", "tags": ["a"]},
+        {"id": 8, "sentence": "Dull.", "score": None, "at": None, "tags": []},
+    ]
+    assert predict(server, *files, "--option", "top_k=2") == 0, "the row with NaN is known again"
+    assert "0 rows answered, 2 were there already" in capsys.readouterr().err
+    assert predict(server, *files) == 1, "other options give other answers"
+    assert "or other request options" in capsys.readouterr().err
+
+
+def test_a_column_of_the_name_of_the_answer_is_refused(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "answer": "b"}\n')
+    assert predict(server, "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "answers.jsonl")) == 1
+    assert "has a column 'answer', which the output needs (rename the column)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("top_k=many", "option top_k must be a whole number, not 'many'"),
+        ("topk=2", "text-classification has no option topk; it has "),
+        ("function_to_apply=tanh", "must be one of"),
+        ("top_k", "'top_k' is not of the form KEY=VALUE"),
+    ],
+)
+def test_wrong_options_are_wrong_usage(
+    server: Server, tmp_path: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.csv", ["one"])
+    files = ["--input", str(rows), "--output", str(tmp_path / "new.jsonl"), "--text-column", "sentence"]
+    for arguments in (["one"], files):
+        assert predict(server, *arguments, "--option", option) == 2
+        said = capsys.readouterr()
+        assert message in " ".join(said.err.split())
+        assert not said.out
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_options_of_arguments(server: Server, capsys: pytest.CaptureFixture[str], pipeline: Any) -> None:
+    assert predict(server, "--json", "--option", "top_k=2", "--option", "function_to_apply=none", "I loved it .") == 0
+    found = json.loads(capsys.readouterr().out)
+    wanted = pipeline(["I loved it ."], top_k=2, function_to_apply="none")[0]
+    assert [answer["label"] for answer in found] == [answer["label"] for answer in wanted]
+    assert [answer["score"] for answer in found] == pytest.approx([answer["score"] for answer in wanted], abs=1e-3)
+
+
+def test_ctrl_c_says_how_to_continue(server: Server, tmp_path: Path, texts: list[str]) -> None:
+    many = (texts * 8)[:3000]
+    rows, output = write_rows(tmp_path / "rows.jsonl", many), tmp_path / "answers.jsonl"
+    files = ["--input", str(rows), "--output", str(output), "--text-column", "sentence"]
+    with subprocess.Popen(command(server, "ragged", *files), stderr=subprocess.PIPE) as process:
+        while not output.exists() or not output.stat().st_size:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 1
+        error = process.stderr.read().decode()
+    written = output.read_text(encoding="utf-8").count("\n")
+    assert 0 < written < len(many)
+    assert error == f"interrupted: {written:,} of 3,000 rows are answered; run the same command to continue\n"
+    again = subprocess.run(command(server, "ragged", *files), stderr=subprocess.PIPE, check=True)
+    assert f"{3000 - written:,} rows answered, {written:,} were there already" in again.stderr.decode()
+    assert [row["sentence"] for row in answers(output)] == many
+
+
+def test_rows_from_a_pipe(server: Server, tmp_path: Path) -> None:
+    pipe, output = tmp_path / "rows.tsv", tmp_path / "answers.jsonl"
+    os.mkfifo(pipe)
+    with subprocess.Popen(
+        command(server, "ragged", "--input", str(pipe), "--output", str(output)), stderr=subprocess.PIPE
+    ) as process:
+        pipe.write_text('text\tid\n"Fine."\t1\n')
+        assert process.wait(60) == 0, process.stderr.read()
+    assert [(row["text"], row["id"]) for row in answers(output)] == [('"Fine."', "1")]

@@ -74,7 +74,7 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path, tmp_path: Path
         wait_ready(options, process)
         assert time.monotonic() - started < 30
         answer = ask(options.base_url, find_probes(repository)[0], timeout=10)
-        assert {output["name"] for output in answer["outputs"]} - {"DIGEST"} == {"LABEL", "SCORE", "SCORES"}
+        assert {output["name"] for output in answer["outputs"]} - {"DIGEST"} == {"LABEL", "SCORE", "SCORES", "TRUNCATED"}
         check = [sys.executable, HEALTHCHECK, (repository / "one_model" / "current").resolve()]
         assert subprocess.run([*check, options.base_url], check=False).returncode == 0
         assert subprocess.run([*check, f"http://127.0.0.1:{free_port()}"], stderr=subprocess.DEVNULL, check=False).returncode == 1
@@ -188,7 +188,7 @@ def test_detached_server_is_found_and_stopped(repository: Path) -> None:
         assert log.read_text().endswith("written by the first\n")
         line = find_probes(repository)[0].curl(options.base_url)  # the first one still serves, as the printed line asks it
         answer = json.loads(subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout)
-        assert {output["name"] for output in answer["outputs"]} - {"DIGEST"} == {"LABEL", "SCORE", "SCORES"}
+        assert {output["name"] for output in answer["outputs"]} - {"DIGEST"} == {"LABEL", "SCORE", "SCORES", "TRUNCATED"}
     finally:
         stop(options.http_port)
     assert find_running(options.http_port) is None

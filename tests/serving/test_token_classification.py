@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from tritonclient import grpc, http
 
+from export.cli import main
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
@@ -65,10 +67,10 @@ def taggers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Taggers]:
     checkpoint = tiny_tagger(folder / "roberta", "roberta")
     choose = random.Random(1)
     rows = [[choose.choice(WORDS) for _ in range(choose.randint(1, 30))] for _ in range(70)]
-    lines = [json.dumps({"tokens": row, "ner": [choose.choice(LABELS) for _ in row]}) for row in rows]
-    (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    sentences = ["".join(f"{word} {choose.choice(LABELS)}\n" for word in row) for row in rows]
+    (folder / "rows.txt").write_text("\n".join(sentences), encoding="utf-8")
     only = ("--task", "token-classification", "--precision", "fp32", "--max-length", "64")
-    bundle = export_bundle(folder, checkpoint, folder / "rows.jsonl", *only)
+    bundle = export_bundle(folder, checkpoint, folder / "rows.txt", *only)
     repository = folder / "model_repository"
     for batching in ("ragged", "off"):
         plan = {"device": "cpu", "batching": batching, "precision": "fp32"}
@@ -215,3 +217,24 @@ def test_an_evaluator_finds_the_same_metric_as_with_the_pipeline(taggers: Tagger
         served = evaluator.compute(model_or_pipeline=pipe, data=data, metric=Words(), join_by="")
     original = evaluator.compute(model_or_pipeline=taggers.pipeline, data=data, metric=Words(), join_by="")
     assert served["right"] == original["right"] > 0
+
+
+def test_a_conll_file_is_answered_with_all_of_its_columns(
+    taggers: Taggers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.txt").write_text("the DT O\nfilm NN B-X\n\ncafé NN O\n", encoding="utf-8")
+    output = tmp_path / "answers.jsonl"
+    files = ["--input", str(tmp_path / "rows.txt"), "--columns", "tokens,pos,ner", "--output", str(output)]
+    ask = ["predict", "ragged", "--url", taggers.url("grpc"), *files, "--option", "ignore_labels=[]"]
+    assert main([*ask, "--option", "aggregation_strategy=some"]) == 2
+    assert "aggregation_strategy must be one of none, simple" in capsys.readouterr().err.replace("\n", " ")
+    assert not output.exists()
+    assert main([*ask, "--option", "aggregation_strategy=first"]) == 0
+    found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    answers = [row.pop("answer") for row in found]
+    assert found == [
+        {"tokens": ["the", "film"], "pos": ["DT", "NN"], "ner": ["O", "B-X"]},
+        {"tokens": ["café"], "pos": ["NN"], "ner": ["O"]},
+    ]
+    with taggers.open() as pipe:
+        assert answers == pipe(["the film", "café"], ignore_labels=[], aggregation_strategy="first")
