@@ -27,7 +27,9 @@ from serving.install import (
 from serving.isolation import SHARED_MEMORY
 from serving.machine import cores, has_gpu
 from serving.options import ServerAddress
+from serving.probe import find_probes
 from serving.server import check_ports
+from serving.server_record import Running, find_running, log_file
 
 MINIMUM_PYTHON = (3, 11)
 DISK_GIB = 5
@@ -66,7 +68,10 @@ def examine(options: ServerAddress) -> Iterator[Finding]:
     else:
         yield Finding(check="tritonserver", ok=True, found=str(install.binary))
         yield from _server(install)
-    yield _attempt("ports", lambda: _ports(options))
+    running = find_running(options.http_port)
+    if running is not None:
+        yield _running(running)
+    yield _attempt("ports", lambda: _ports(options, running))
     yield _disk(Path.cwd())
     yield _attempt("shared memory", _shared_memory)
 
@@ -185,7 +190,24 @@ def _proxy() -> str:
     return f"Envoy {run.stdout.rsplit('/', 4)[1]}"
 
 
-def _ports(options: ServerAddress) -> str:
+def _running(running: Running) -> Finding:
+    """Report what a server of this user serves."""
+    if not running.ready:
+        return Finding(
+            check="server",
+            ok=False,
+            found=f"process {running.pid} is not ready",
+            hint=f"see its log: {log_file(running.http_port)}",
+        )
+    served = ", ".join(probe.ensemble for probe in find_probes(Path(running.served)))
+    left_out = "; ".join(f"{name}: {reason}" for name, reason in running.left_out.items())
+    found = f"it serves {served}" + (f"; left out: {', '.join(running.left_out)}" if left_out else "")
+    return Finding(check="server", ok=not left_out, found=found, hint=left_out)
+
+
+def _ports(options: ServerAddress, running: Running | None) -> str:
+    if running is not None:
+        return f"used by your server (process {running.pid})"
     check_ports(options)
     return f"{options.http_port}, {options.grpc_port}, {options.metrics_port} on {options.host} are free"
 
