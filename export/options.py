@@ -12,7 +12,7 @@ import click
 
 from export.columns import Columns
 from serving.option_fields import Option
-from serving.options import ArtifactsOptions, Device, ModelName
+from serving.options import MODEL_NAME, ArtifactsOptions, Device
 
 if TYPE_CHECKING:
     from export.tasks.base import Task
@@ -82,12 +82,16 @@ def _setting_help() -> str:
     return "\n\n".join([meaning, *described])
 
 
+TASK = Option(_task_help, parse=parse_task, metavar="TASK", shared=True)
+"""The option ``--task``; each stage describes its own default."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageOptions(ArtifactsOptions):
     """Options that fine-tuning and export have in common."""
 
-    name: ModelName = "model"
-    task: Annotated[str, Option(_task_help, parse=parse_task, metavar="TASK", shared=True)] = "text-classification"
+    name: Annotated[str, MODEL_NAME] = ""
+    task: Annotated[str, TASK] = ""
     setting: Annotated[Mapping[str, Any], Option(_setting_help, metavar="KEY=VALUE", default_text="")] = field(default_factory=dict)
     device: Device = "auto"
     columns: Columns = field(default_factory=Columns)

@@ -46,9 +46,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_BATCH_SIZE = 64
 """Maximum number of rows per request, unless the user or tuning says otherwise."""
 
-ModelName = Annotated[
-    str, Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
-]
+MODEL_NAME = Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
+"""The option ``--name``; each stage describes its own default. An empty name is chosen by :mod:`serving.naming`."""
 Device = Annotated[Literal["auto", "cpu", "gpu"], Option("Device to compute on; auto: the GPU if there is one.", shared=True)]
 Seed = Annotated[int, Option("Seed of all random choices.", minimum=0, maximum=2**32 - 1, shared=True)]
 TextColumn = Annotated[
@@ -104,7 +103,7 @@ class PackageOptions(RepositoryOptions):
         tuned: Whether to use the configuration that ``tritonize tune`` found.
     """
 
-    name: ModelName
+    name: Annotated[str, replace(MODEL_NAME, default_text="the bundle's; otherwise that of the only bundle")] = ""
     bundle: Annotated[
         Path | None, Option("Folder that export wrote.", path="folder", default_text="artifacts/NAME/bundle", shared=True)
     ] = None
@@ -261,6 +260,7 @@ class ServeOptions(RepositoryOptions, ServerAddress, FrontOptions):
     ready_timeout: Annotated[
         float, Option("Seconds to wait for the first answers of all models.", minimum=1, may_be_infinite=True)
     ] = 300.0
+    strict: Annotated[bool, Option("Fail if one ensemble is damaged. Otherwise it is left out, and the others are served.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,7 @@ from serving.integrity import check_files
 from serving.layout import CURRENT, model_home
 from serving.lineage import refuse_other_package
 from serving.manifests import BundleProvenance, ExpectedAnswer, RepositoryManifest, StageInputs
+from serving.naming import named_for_packaging
 from serving.options import PackageOptions
 from serving.pbtxt import to_pbtxt
 from serving.placement import is_linked, refuse_foreign, staging_root, switch
@@ -113,6 +114,7 @@ def package(options: PackageOptions) -> PackagedEnsemble:
             one of the four names belongs to another model.
         ExportError: The graph takes inputs that cannot be made from text.
     """
+    options = named_for_packaging(options)
     bundle = load_bundle(options.bundle_folder)
     refuse_other_package(options, bundle)
     check_files(bundle.folder, bundle.manifest.files, remedy=REMEDY)

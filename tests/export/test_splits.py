@@ -185,8 +185,9 @@ def test_rows_are_cut_where_most_are_whole(
         [(f"{text} {text} {text} {text}" if at % 2 else text, label) for at, (text, label) in enumerate(rows)],
     )
     command = ["finetune", "--checkpoint", str(base_checkpoint), "--train", "train.tsv", "--epochs", "1", "--device", "cpu"]
+    command += ["--name", "named"]
     assert cli.main(command) == 0
-    found = read_manifest(in_folder / "artifacts" / "model" / "checkpoint", CheckpointManifest).max_length
+    found = read_manifest(in_folder / "artifacts" / "named" / "checkpoint", CheckpointManifest).max_length
     assert found % 8 == 0 and 16 < found <= 64
     assert cli.main([*command, "--max-length", "16"]) == 0
     assert " training rows are truncated at 16 tokens; the longest has " in capsys.readouterr().err
