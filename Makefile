@@ -11,7 +11,7 @@ quoted      = '$(subst ','\'',$(1))'
 PYTHON     ?= python3
 RECIPE     ?= quickstart
 RECIPE_AT  := $(firstword $(wildcard $(RECIPE) export/recipes/$(RECIPE).toml))
-NAME       ?= $(if $(RECIPE_AT),$(shell sed -n "s/^name *= *[\"']\([^\"']*\)[\"'].*/\1/p" $(call quoted,$(RECIPE_AT))))
+NAME       ?= $(if $(RECIPE_AT),$(or $(shell sed -n "s/^name *= *[\"']\([^\"']*\)[\"'].*/\1/p" $(call quoted,$(RECIPE_AT))),$(basename $(notdir $(RECIPE_AT)))))
 override NAME := $(NAME)
 ARTIFACTS  ?= artifacts
 REPOSITORY ?= model_repository

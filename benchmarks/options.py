@@ -20,7 +20,12 @@ class ExportedModelOptions(ArtifactsOptions, RepositoryOptions):
 
     name: Annotated[
         str,
-        Option("Name of the model, in place of the argument.", parse=parse_model_name, default_text="the argument", shared=True),
+        Option(
+            "Name of the model, in place of the argument.",
+            parse=parse_model_name,
+            default_text="the argument; otherwise that of the bundle",
+            shared=True,
+        ),
     ] = ""
     bundle: Annotated[
         Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
@@ -36,11 +41,14 @@ def with_model_name(ctx: click.Context, model: str | None, options: Options) -> 
     """Set the name of the model. The argument wins over the option, which may come from a recipe.
 
     Raises:
-        click.UsageError: Neither is given.
+        ArtifactError: The bundle, whose name would be taken, cannot be read.
+        click.UsageError: Neither is given, nor a bundle or a recipe file, and there is not exactly one bundle.
         click.BadParameter: The argument cannot be a name.
     """
     if model is None and not options.name:
-        raise click.UsageError(f"name the model: {ctx.command_path} NAME", ctx)
+        from serving.naming import bundle_name, recipe_name
+
+        return replace(options, name=bundle_name(options.bundle, options.artifacts, recipe_name(ctx)))
     try:
         return options if model is None else replace(options, name=parse_model_name(model))
     except ValueError as error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import click
+
 from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.commands import finish_benchmark
+from benchmarks.options import with_model_name
 from benchmarks.report import Report
 from serving.reporting import logger
 from serving.stage_function import stage_function
@@ -13,7 +16,7 @@ from serving.stage_function import stage_function
 def benchmark(options: BenchmarkOptions) -> Report:
     """Measure speed and quality of a served model against its PyTorch original: ``benchmarks/reports/``.
 
-    The keywords are the options of ``tritonize benchmark``, with underscores; ``name`` is required::
+    The keywords are the options of ``tritonize benchmark``, with underscores::
 
         benchmark(name="tickets", http_port=9000, grpc_port=9001, gate=["served.int8.accuracy >= pytorch.fp32.accuracy - 0.01"])
 
@@ -21,13 +24,12 @@ def benchmark(options: BenchmarkOptions) -> Report:
         The report; ``report.figures()`` has every figure by its name.
 
     Raises:
-        TypeError: A keyword is unknown, or ``name`` is missing.
+        TypeError: A keyword is unknown.
         ValueError: A value is not allowed.
         GateError: A gate failed. The report is written.
         TritonizeError: Something prevents the measurement.
     """
-    if not options.name:
-        raise TypeError("benchmark() needs the keyword 'name'")
+    options = with_model_name(click.get_current_context(), None, options)
     from benchmarks.pages.terminal import render
     from benchmarks.run import run_benchmark
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
+from export.export_subject import described_export
 from export.replacing import refuse_other_bundle
 from export.tasks import task_names
 from serving.artifact import (
@@ -76,6 +77,7 @@ def export(options: ExportOptions) -> BundleManifest:
         ExportError: A graph could not be made.
         GateError: The outputs of the fp32 variant differ from those of PyTorch.
     """
+    options = described_export(options)
     source = find_source(options)
     inputs = _inputs(options, source)
     if not options.force and is_current(options.target, BundleManifest, inputs):

@@ -133,16 +133,33 @@ def require_task(config: dict[str, Any], task: type[Task], location: str) -> Non
     Raises:
         ArtifactError: The architecture belongs to another task.
     """
-    endings = task.architectures or (task.auto_model.removeprefix("AutoModel"),)
-    named = config.get("architectures")
-    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-    if not any(name.endswith(endings) for name in architectures) and all(endings):
-        found = ", ".join(architectures) or "no architecture"
+    if needs_head(task) and not has_head(config, task):
+        found = ", ".join(architectures(config)) or "no architecture"
         raise ArtifactError(
             f"{location} is not a {task.name} checkpoint: its config names {found}, "
-            f"but an architecture that ends in {' or '.join(endings)} is needed",
+            f"but an architecture that ends in {' or '.join(_endings(task))} is needed",
             hint=f"fine-tune it first with: tritonize finetune --task {task.trained_as or task.name} --checkpoint {location}",
         )
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the model classes in a checkpoint's ``config.json``."""
+    named = config.get("architectures")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+
+def needs_head(task: type[Task]) -> bool:
+    """Return whether only some model classes are of ``task``."""
+    return all(_endings(task))
+
+
+def has_head(config: Mapping[str, Any], task: type[Task]) -> bool:
+    """Return whether a checkpoint's model class has the head of ``task``."""
+    return needs_head(task) and any(name.endswith(_endings(task)) for name in architectures(config))
+
+
+def _endings(task: type[Task]) -> tuple[str, ...]:
+    return task.architectures or (task.auto_model.removeprefix("AutoModel"),)
 
 
 def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTokenizerFast:

@@ -30,7 +30,8 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
     from export.training import distributed
 
-    manifest = run_finetune(_without_rows_of_other_data(click.get_current_context(), options))
+    options = prepare_finetune(_without_rows_of_other_data(click.get_current_context(), options))
+    manifest = run_finetune(options)
     if output.json and is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest.figures.model_dump(mode="json")}, indent=2))
     finish_finetune(options, sharing)
@@ -41,6 +42,7 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
 @with_options
 def export_command(options: ExportOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
+    options = prepare_export(options)
     manifest = run_export(options)
     if output.json:
         figures = manifest.model_dump(mode="json", include={"original", "precisions"})
@@ -48,14 +50,23 @@ def export_command(options: ExportOptions, sharing: SharingOptions, output: Outp
     finish_export(manifest, options, sharing)
 
 
+def prepare_finetune(options: FinetuneOptions) -> FinetuneOptions:
+    """Check the options and choose a name. The context of a Click command tells which options were given."""
+    from export.training_name import named_for_training
+    from serving.naming import recipe_name
+
+    ctx = click.get_current_context()
+    options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
+    return named_for_training(options, recipe_name(ctx))
+
+
 def run_finetune(options: FinetuneOptions) -> CheckpointManifest:
-    """Train a checkpoint and report its figures. The context of a Click command tells which options were given."""
+    """Train a checkpoint and report its figures."""
     from export.baseline import figure_lines, warn_if_not_better
     from export.finetuning import finetune
     from export.tasks import trained_class
 
-    fixed = given_fields(Hyperparameters, click.get_current_context())
-    manifest = finetune(replace(with_checked_setting(options), fixed=fixed))
+    manifest = finetune(options)
     for line in figure_lines(manifest.figures, trained_class(manifest.task).metric_note):
         logger.info(line)
     warn_if_not_better(manifest.figures, manifest.main_metric)
@@ -69,11 +80,21 @@ def finish_finetune(options: FinetuneOptions, sharing: SharingOptions) -> None:
         _share(options.target, sharing)
 
 
+def prepare_export(options: ExportOptions) -> ExportOptions:
+    """Check the options, and find the name and the task of the checkpoint."""
+    from export.export_subject import described_export
+    from serving.naming import recipe_name
+
+    if options.task:
+        options = with_checked_setting(options)  # now rather than after a download
+    return with_checked_setting(described_export(options, recipe_name(click.get_current_context())))
+
+
 def run_export(options: ExportOptions) -> BundleManifest:
     """Export a checkpoint and report the figures of all variants."""
     from export.bundle import export
 
-    manifest = export(with_checked_setting(options))
+    manifest = export(options)
     for line in _table(manifest):
         logger.info(line)
     for warning in [*manifest.warnings, *_failed_gates(manifest)]:

@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from export.options import MAX_LENGTH, StageOptions
+from export.options import TASK, StageOptions
 from serving.option_fields import Option
-from serving.options import PRECISIONS, Force, Precision, Seed
+from serving.options import MAX_LENGTH, MODEL_NAME, PRECISIONS, Force, Precision, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(StageOptions):
     """Options of ``tritonize export``."""
 
+    name: Annotated[str, replace(MODEL_NAME, default_text="as fine-tuned; otherwise that of the recipe file or checkpoint")] = ""
+    task: Annotated[str, replace(TASK, default_text="as fine-tuned; otherwise by the checkpoint's architecture")] = ""
     checkpoint: Annotated[
         str | None,
         Option("Checkpoint to export: a folder, or a name on the Hugging Face Hub.", default_text="ARTIFACTS/NAME/checkpoint"),

@@ -49,7 +49,7 @@ def read_rows(location: str, split: str, layout: FileLayout | None = None, *, wo
 
 def _folder_rows(folder: Path, split: str, layout: FileLayout, *, words: bool) -> Iterator[LocatedRow]:
     paths = sorted(folder.iterdir())
-    of_splits = [path for path in paths if any(_belongs_to(path, other) for other in SPLITS)]
+    of_splits = [path for path in paths if belongs_to_split(path)]
     files = [path for path in of_splits if path.is_file() and file_format(path, layout, words=words)]
     unnamed = [path for path in paths if path.is_file() and path not in of_splits and is_row_file(path)]
     if files or unnamed:
@@ -81,6 +81,11 @@ def _labelled_texts(folders: list[Path], layout: FileLayout) -> Iterator[Located
             continue
         for path in sorted(folder.glob(TEXT_FILES)):
             yield f"{folder.name}/{path.name}", {"text": read_text(path, layout), "label": folder.name}
+
+
+def belongs_to_split(path: Path) -> bool:
+    """Return whether a file or folder is named after a split."""
+    return any(_belongs_to(path, split) for split in SPLITS)
 
 
 def _belongs_to(path: Path, split: str) -> bool:

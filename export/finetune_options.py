@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 from export.columns import Columns, HeldOutColumns
-from export.options import MAX_LENGTH, StageOptions
+from export.options import TASK, StageOptions
 from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
 from serving.option_fields import Option
-from serving.options import Force
+from serving.options import MAX_LENGTH, MODEL_NAME, Force
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,8 @@ class FinetuneOptions(StageOptions):
         fixed: Names of the hyper-parameters that the user has set; the search leaves them as they are.
     """
 
+    name: Annotated[str, replace(MODEL_NAME, default_text="that of the recipe file, otherwise of the training rows")] = ""
+    task: Annotated[str, TASK] = "text-classification"
     checkpoint: Annotated[str, Option("Checkpoint to train: a folder, a name on the Hugging Face Hub, or quickstart:minilm.")]
     train: Annotated[
         str,

@@ -23,6 +23,7 @@ from export.splits import HELD_OUT, Splits, load_splits
 from export.tasks import task_names, trained_class
 from export.tasks.trained import TrainedTask
 from export.training.distributed import main_first, world_size
+from export.training_name import named_for_training
 from export.unknown_tokens import count_unknown_tokens, warn_of_unknown_tokens
 from serving.artifact import (
     code_fingerprint,
@@ -94,6 +95,7 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
         DataError: The rows, columns or labels do not fit the task.
         SetupError: The quickstart could not be fetched, or the device is missing.
     """
+    options = named_for_training(options)
     cache = options.artifacts / "quickstart"
     task = trained_class(options.task)
     with main_first(options.device):

@@ -13,13 +13,11 @@ import click
 from export.columns import Columns
 from serving.errors import DataError
 from serving.option_fields import Option
-from serving.options import ArtifactsOptions, Device, ModelName
+from serving.options import MODEL_NAME, ArtifactsOptions, Device
 
 if TYPE_CHECKING:
     from export.tasks.base import Task
 
-MAX_LENGTH = Option("Maximum number of tokens per row; longer rows are truncated.", minimum=4)
-"""The option ``--max-length``; each stage describes its own default."""
 Stage = TypeVar("Stage", bound="StageOptions")
 ChosenTask = TypeVar("ChosenTask", bound="Task")
 
@@ -86,12 +84,16 @@ def _setting_help() -> str:
     return "\n\n".join([meaning, *described])
 
 
+TASK = Option(_task_help, parse=parse_task, metavar="TASK", shared=True)
+"""The option ``--task``; each stage describes its own default."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageOptions(ArtifactsOptions):
     """Options that fine-tuning and export have in common."""
 
-    name: ModelName = "model"
-    task: Annotated[str, Option(_task_help, parse=parse_task, metavar="TASK", shared=True)] = "text-classification"
+    name: Annotated[str, MODEL_NAME] = ""
+    task: Annotated[str, TASK] = ""
     setting: Annotated[Mapping[str, Any], Option(_setting_help, metavar="KEY=VALUE", default_text="")] = field(default_factory=dict)
     metric: Annotated[
         str | None,

@@ -11,7 +11,7 @@ from typing import cast
 
 import click
 
-from serving.click_options import FieldOption
+from serving.click_options import RECIPE_STEM, FieldOption
 from serving.option_values import as_defaults, parameters, suggestion
 from serving.reporting import logger
 from serving.writing import writing
@@ -122,6 +122,8 @@ def apply_recipe(ctx: click.Context, _: click.Parameter, recipe: str | None) -> 
     if recipe is None:
         return
     ctx.meta[RECIPE] = recipe
+    if (own := recipe_file(ctx)) is not None:
+        ctx.meta[RECIPE_STEM] = own.stem
     content = read_recipe(recipe)
     sections = {key: value for key, value in content.items() if isinstance(value, dict)}
     outside = {key.replace("-", "_"): value for key, value in content.items() if key not in sections}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.commands import finish_export, finish_finetune, run_export, run_finetune
+from export.commands import finish_export, finish_finetune, prepare_export, prepare_finetune, run_export, run_finetune
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
 from export.options import SharingOptions
@@ -29,6 +29,7 @@ def finetune(options: FinetuneOptions, sharing: SharingOptions) -> CheckpointMan
         ValueError: A value is not allowed.
         TritonizeError: The checkpoint or the rows cannot be used, or training failed; the classes are in ``serving``.
     """
+    options = prepare_finetune(options)
     manifest = run_finetune(options)
     finish_finetune(options, sharing)
     return manifest
@@ -51,6 +52,7 @@ def export(options: ExportOptions, sharing: SharingOptions) -> BundleManifest:
         GateError: fp32 or a variant named in ``precision`` failed its gates.
         TritonizeError: The checkpoint or the rows cannot be used, or a graph could not be made.
     """
+    options = prepare_export(options)
     manifest = run_export(options)
     finish_export(manifest, options, sharing)
     return manifest

@@ -19,6 +19,7 @@ from serving.errors import (
     ServerError,
     SetupError,
     TritonizeError,
+    TruncationWarning,
 )
 from serving.toolchain import toolchain
 
@@ -41,6 +42,7 @@ __all__ = [
     "SetupError",
     "TritonPipeline",
     "TritonizeError",
+    "TruncationWarning",
     "package",
     "serve",
 ]

@@ -16,6 +16,8 @@ from serving.writing import writing
 
 ANSWER = "answer"
 """Key of the answer in a line of the output."""
+TRUNCATED = "truncated"
+"""Key behind it, with the value true, if the row was truncated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -312,7 +312,9 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
         text = path.read_bytes()
         content = json.loads(text)
     except FileNotFoundError:
-        raise ArtifactError(f"no {model.artifact_kind} at {folder}", hint=f"make one with: {remedy}") from None
+        names = artifact_names(folder.parent.parent, model.artifact_kind) if folder.name == model.artifact_kind else []
+        others = f"; --name can be {', '.join(names)}" if names else ""
+        raise ArtifactError(f"no {model.artifact_kind} at {folder}", hint=f"make one with: {remedy}{others}") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -332,6 +334,16 @@ def read_manifest(folder: Path, model: type[ManifestT]) -> ManifestT:
         return model.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise ArtifactError(f"{path}: {first_error(error)}", hint=anew) from error
+
+
+def artifact_names(artifacts: Path, kind: str) -> list[str]:
+    """Return the names that have an artifact of a kind.
+
+    Args:
+        artifacts: Folder of the artifacts.
+        kind: Name of the artifact's folder: ``checkpoint`` or ``bundle``.
+    """
+    return sorted(path.parent.parent.name for path in artifacts.glob(f"*/{kind}/{MANIFEST}"))
 
 
 def first_error(error: ValidationError) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,20 +18,22 @@ import numpy.typing as npt
 
 from serving import forks, streams
 from serving.connection import DEFAULT_URLS, Connection, closed_error
-from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError
+from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError, TruncationWarning
 from serving.options import RequestOptions, WireProtocol
 from serving.pipeline_attributes import PipelineAttributes
 from serving.pipeline_call import ItemGroups, LazyCall, PipelineCall, check_batching
-from serving.runtime.digest import DIGEST, ForeignAnswerError, row_digests
-from serving.runtime.tasks import load_served
+from serving.runtime.digest import DIGEST, TRUNCATED, ForeignAnswerError, row_digests
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Arrays
+from serving.served_ensemble import ServedEnsemble
 
 T = TypeVar("T")
 OVERTAKING = 4
 """Requests of a stream that are in flight or wait for an earlier answer, at most, as a multiple of those in flight."""
 RequestRow = tuple[str, ...]
 """The strings of one row of a request, in the order of the ensemble's inputs."""
+MarkedAnswer = tuple[Any, bool]
+"""The answer to a row, and whether the row was truncated."""
 
 
 class EnsembleIdentity(TypedDict):
@@ -105,7 +106,8 @@ class AsyncTritonPipeline:
             url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl, api_key=api_key
         )
         self._closed = False
-        self._ensemble: _Ensemble | None = None
+        self._has_warned = False
+        self._ensemble: ServedEnsemble | None = None
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         """Pickle the arguments: a copy connects on its own. A key from the environment is not in the pickle, but read again."""
@@ -133,13 +135,13 @@ class AsyncTritonPipeline:
         """Return the attributes ``model``, ``tokenizer`` and ``device`` of the pipeline."""
         return (await self._connect()).attributes
 
-    async def _connect(self) -> _Ensemble:
+    async def _connect(self) -> ServedEnsemble:
         if self._closed:
             raise closed_error(self.name)
         if self._ensemble is None:
             config = await self._connection.model_config(self.name)
             async with forks.no_fork():  # it imports the task
-                self._ensemble = _Ensemble.of(self.name, config)
+                self._ensemble = ServedEnsemble.of(self.name, config)
         return self._ensemble
 
     async def __call__(self, *arguments: object, **options: object) -> Any:
@@ -148,6 +150,8 @@ class AsyncTritonPipeline:
         For inputs that the pipeline reads one by one (a generator, a data set), and for iterators, other iterables and a
         ``DataLoader``, that is an asynchronous generator of the answers to the items. An item of a ``DataLoader`` is a batch, whose
         answer is a list. The call takes ``batch_size`` and ``num_workers`` as the constructor does.
+
+        The first time that the server truncates a row, the client issues a ``TruncationWarning``.
 
         Raises:
             TypeError: The inputs have a form that the pipeline does not take, or an option is unknown or of another type. This and
@@ -179,8 +183,9 @@ class AsyncTritonPipeline:
         inputs, call = PipelineCall.read(task, arguments, options, self._defaults)
         rows = task.parse_inputs(inputs)
         task.check_rows(rows)
-        answers = await self._all_answers(rows, call.batch_size, partial(self._ask, call))
-        return task.format_result(inputs, answers, call.given)
+        found = await self._all_answers(rows, call.batch_size, partial(self._ask, call))
+        self._warn_of_truncation(sum(truncated for _, truncated in found))
+        return task.format_result(inputs, [answer for answer, _ in found], call.given)
 
     async def tensors(self, rows: Sequence[Sequence[str]], **options: object) -> list[Arrays]:
         """Return the ensemble's output tensors without further processing.
@@ -190,7 +195,8 @@ class AsyncTritonPipeline:
             **options: Request parameters.
 
         Returns:
-            For each request, its tensors by name; their first axis is the rows of the request.
+            For each request, its tensors by name; their first axis is the rows of the request. ``TRUNCATED`` BOOL ``[rows, 1]``
+            says which rows the model did not read as a whole.
 
         Raises:
             RequestError: As for :meth:`__call__`.
@@ -209,9 +215,23 @@ class AsyncTritonPipeline:
                 reads them, so that reading may block.
             **options: As for :meth:`__call__`.
         """
+        async with contextlib.aclosing(self.stream_marked(inputs, **options)) as answers:
+            async for answer, truncated in answers:
+                self._warn_of_truncation(truncated)
+                yield answer
+
+    async def stream_marked(
+        self, inputs: AsyncIterable[object] | Iterable[object], **options: object
+    ) -> AsyncGenerator[MarkedAnswer, None]:
+        """Yield the answers as :meth:`stream` does, each with whether the row was truncated. There is no warning then."""
         task = await self.connect()
         _, call = PipelineCall.read(task, ([],), options, self._defaults)
-        async with contextlib.aclosing(self.answer_items(LazyCall(inputs=inputs, call=call))) as answers:
+        lazy = LazyCall(inputs=inputs, call=call)
+        async with (
+            contextlib.aclosing(lazy.items()) as items,
+            contextlib.aclosing(ItemGroups(lazy).rows(items)) as rows,
+            contextlib.aclosing(self._answers(rows, call)) as answers,
+        ):
             async for answer in answers:
                 yield answer
 
@@ -223,7 +243,8 @@ class AsyncTritonPipeline:
             contextlib.aclosing(groups.rows(items)) as rows,
             contextlib.aclosing(self._answers(rows, lazy.call)) as answers,
         ):
-            async for answer in answers:
+            async for answer, truncated in answers:
+                self._warn_of_truncation(truncated)
                 for finished in groups.finished(answer):
                     yield finished
         for finished in groups.finished():
@@ -266,10 +287,10 @@ class AsyncTritonPipeline:
     async def _rows_of_a_request(self, batch_size: int | None) -> int:
         return min(batch_size or self._batch_size, (await self._connect()).max_batch_size)
 
-    async def _answers(self, rows: AsyncIterator[RequestRow], call: PipelineCall) -> AsyncGenerator[Any, None]:
+    async def _answers(self, rows: AsyncIterator[RequestRow], call: PipelineCall) -> AsyncGenerator[MarkedAnswer, None]:
         batches = streams.batches(rows, await self._rows_of_a_request(call.batch_size))
         reading: asyncio.Future[list[RequestRow] | streams.End] | None = None
-        in_flight: deque[asyncio.Future[list[Any]]] = deque()
+        in_flight: deque[asyncio.Future[list[MarkedAnswer]]] = deque()
         free = asyncio.Semaphore(self._concurrency)
 
         async def read() -> list[RequestRow] | streams.End:
@@ -300,9 +321,11 @@ class AsyncTritonPipeline:
             await streams.cancel([*in_flight, *([reading] if reading is not None else [])])
             await batches.aclose()
 
-    async def _ask(self, call: PipelineCall, rows: Sequence[RequestRow]) -> list[Any]:
-        answers = call.task.format_answers(await self._tensors(call, rows), **call.formatting)
-        return list(call.task.add_inputs(answers, rows))
+    async def _ask(self, call: PipelineCall, rows: Sequence[RequestRow]) -> list[MarkedAnswer]:
+        tensors = await self._tensors(call, rows)
+        answers = call.task.add_inputs(call.task.format_answers(tensors, **call.formatting), rows)
+        truncated = tensors[TRUNCATED][:, 0].tolist() if TRUNCATED in tensors else [False] * len(answers)
+        return list(zip(answers, truncated, strict=True))
 
     async def _raw_answers(self, call: PipelineCall, rows: Sequence[RequestRow]) -> list[Arrays]:
         return [await self._tensors(call, rows)]
@@ -320,52 +343,24 @@ class AsyncTritonPipeline:
             raise kind(error.message, task=call.task.name, model=self.name, hint=error.hint) from error
         if result.get_output(DIGEST) is not None:  # a proxy may have compared and removed it
             _require_own_answer(result.as_numpy(DIGEST), tensors)
-        return {tensor.name: result.as_numpy(tensor.name) for tensor in call.task.outputs()}
+        names = [tensor.name for tensor in call.task.outputs()]
+        if result.get_output(TRUNCATED) is not None:  # a server may hold an ensemble that was packaged before it was an output
+            names.append(TRUNCATED)
+        return {name: result.as_numpy(name) for name in names}
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Ensemble:
-    """What a client reads from the ensemble's Triton configuration.
-
-    Attributes:
-        task: The task, with the settings that it is served with.
-        attributes: The attributes of the pipeline.
-        parameters: The parameters that packaging wrote.
-        max_batch_size: Maximum number of rows in one request.
-    """
-
-    task: ServedTask
-    attributes: PipelineAttributes
-    parameters: Mapping[str, str]
-    max_batch_size: int
-
-    @classmethod
-    def of(cls, name: str, config: Mapping[str, Any]) -> Self:
-        """Read the configuration of the ensemble ``name``.
-
-        Raises:
-            RequestError: Tritonize did not package this model, or another version did.
-        """
-        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        if "task" not in parameters:
-            raise RequestError(
-                f"{name} is not an ensemble that tritonize packaged",
-                status="INVALID_ARGUMENT",
-                hint="give the name of the ensemble, not of one of its steps or of another model",
-            )
-        try:
-            return cls(
-                task=load_served(parameters["task"], json.loads(parameters["settings"])),
-                attributes=PipelineAttributes.of(name, json.loads(parameters["description"])),
-                parameters=parameters,
-                max_batch_size=int(config["max_batch_size"]),
-            )
-        except (KeyError, ValueError) as error:
-            raise RequestError(
-                f"{name} was packaged by another version of tritonize: {error}",
-                status="INVALID_ARGUMENT",
-                hint="package it again with: tritonize package",
-            ) from error
+    def _warn_of_truncation(self, rows: int) -> None:
+        """Issue the warning for that many truncated rows, once. A filter that makes it an error gets it every time."""
+        if rows == 0 or self._has_warned or self._ensemble is None:
+            return
+        length = self._ensemble.attributes.tokenizer.model_max_length
+        counted = "1 row was" if rows == 1 else f"{rows} rows were"
+        warnings.warn(
+            f"{counted} truncated: {self.name} keeps {length} tokens of a row, and its answer does not consider the rest. "
+            "stream_marked() says which rows. This client warns once",
+            TruncationWarning,
+            stacklevel=2,
+        )
+        self._has_warned = True
 
 
 def _require_own_answer(found: npt.NDArray[np.int64], sent: Mapping[str, Sequence[bytes]]) -> None:

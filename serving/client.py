@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar, cast
 from weakref import WeakSet, finalize
 
 from serving import forks, streams
-from serving.async_client import AsyncTritonPipeline, EnsembleIdentity
+from serving.async_client import AsyncTritonPipeline, EnsembleIdentity, MarkedAnswer
 from serving.connection import closed_error
 from serving.lazy_answers import LazyAnswers
 from serving.loop_thread import LoopThread
@@ -124,6 +124,10 @@ class TritonPipeline:
             RuntimeError: The client is closed, or this process was forked after the stream began.
         """
         yield from self._until_end(self._pipeline.stream(inputs, **options))
+
+    def stream_marked(self, inputs: Iterable[object], **options: object) -> Iterator[MarkedAnswer]:
+        """Yield each answer with whether its row was truncated; see :meth:`AsyncTritonPipeline.stream_marked`."""
+        yield from self._until_end(self._pipeline.stream_marked(inputs, **options))
 
     def _answer_items(self, lazy: LazyCall) -> Generator[Any, None, None]:
         yield from self._until_end(self._pipeline.answer_items(lazy))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,8 +37,10 @@ def package_command(options: PackageOptions, output: OutputOptions) -> None:
     If tritonize tune has found a configuration for this bundle, on a machine with as many cores or the same GPUs, it replaces the
     defaults.
     """
+    from serving.naming import named_for_packaging, recipe_name
     from serving.repository import package
 
+    options = named_for_packaging(options, recipe_name(click.get_current_context()))
     packaged = package(options)
     if output.json:
         click.echo(json.dumps(packaged.manifest.model_dump(mode="json"), ensure_ascii=False))
@@ -65,21 +67,24 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
 @with_options
 def serve_command(options: ServeOptions, start: StartOptions) -> None:
     """Start Triton and wait until every ensemble answers."""
-    from serving.supervisor import start_detached, supervise
+    from serving.background import start_detached
+    from serving.server_record import find_running
+    from serving.supervisor import supervise
 
     if start.detach:
         log = start_detached(options)
-        _announce(options)
+        if (running := find_running(options.http_port)) is not None:
+            _announce(options, Path(running.served), running.left_out)
         click.echo(f"its log: {log}   stop it with: tritonize stop --http-port {options.http_port}")
         return
-    supervise(options, on_ready=lambda: _announce(options))
+    supervise(options, on_ready=lambda view: _announce(options, view.folder, view.left_out))
 
 
 @click.command("stop")
 @with_options
 def stop_command(port: ServerPort) -> None:
     """Drain and stop a server that tritonize serve has started."""
-    from serving.supervisor import stop
+    from serving.background import stop
 
     running = stop(port.http_port)
     click.echo(f"stopped the server at HTTP port {port.http_port} (process {running.pid})")
@@ -126,11 +131,12 @@ def doctor_command(address: ServerAddress, output: OutputOptions) -> None:
         raise SetupError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
 
 
-def _announce(options: ServeOptions) -> None:
+def _announce(options: ServeOptions, served: Path, left_out: Iterable[str]) -> None:
     from serving.probe import find_probes
 
-    probes = find_probes(options.repository)
-    click.echo(f"ready: {', '.join(probe.ensemble for probe in probes)}")
+    probes = find_probes(served)
+    missing = f"   left out: {', '.join(left_out)}" if left_out else ""
+    click.echo(f"ready: {', '.join(probe.ensemble for probe in probes)}{missing}")
     click.echo(f"  HTTP {options.base_url}   gRPC {options.grpc_url}   metrics {options.metrics_url}")
     click.echo(f"  {probes[0].curl(options.base_url)}")
 
@@ -138,6 +144,7 @@ def _announce(options: ServeOptions) -> None:
 def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, requests: RequestOptions, *, as_json: bool) -> None:
     from serving.client import TritonPipeline
     from serving.input_rows import PipelineRow, argument_lines, check_row, input_lines, line_rows
+    from serving.truncated_rows import TruncatedRows
 
     def rows() -> Iterator[str | PipelineRow]:
         for row in line_rows(lines, keys=pipe.served_task.row_keys):
@@ -147,11 +154,15 @@ def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, r
     lines = argument_lines(texts) if texts else input_lines()
     with TritonPipeline(name, **asdict(requests)) as pipe:
         chosen = _call_options(pipe.served_task, options)
-        for answer in pipe.stream(rows(), **chosen):
+        answered = TruncatedRows()
+        for answer, truncated in pipe.stream_marked(rows(), **chosen):
+            answered.add(truncated=truncated)
             if isinstance(answer, dict) and set(answer) == {"label", "score"} and not as_json:
                 click.echo(f"{answer['label']}\t{answer['score']:.4f}")
             else:
-                click.echo(json.dumps(answer, ensure_ascii=False))
+                shown = answer | {"truncated": True} if as_json and truncated and isinstance(answer, dict) else answer
+                click.echo(json.dumps(shown, ensure_ascii=False))
+        answered.warn(pipe.tokenizer.model_max_length)
 
 
 def _call_options(task: ServedTask, options: PredictOptions) -> dict[str, object]:
@@ -179,7 +190,9 @@ def _predict_file(name: str, path: Path, output: Path, options: PredictOptions, 
             chosen = _call_options(task, options)
             rows = InputFile(path=path, columns=columns, layout=options.layout, words=task.reads_words)
             answers = AnswerFile(path=output, source={**await pipe.identity(), "options": chosen})
-            return await predict_file(pipe, PredictFile(input=rows, output=answers, options=chosen), progress)
+            done, answered = await predict_file(pipe, PredictFile(input=rows, output=answers, options=chosen), progress)
+            answered.warn((await pipe.attributes()).tokenizer.model_max_length)
+            return done, answered.rows
 
     with RowProgress() as progress:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.plan import Plan
 from serving.prologue import LENGTHS
-from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST
+from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST, TRUNCATED
 from serving.runtime.metadata import METADATA
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import JsonValue, Tensor
@@ -161,8 +161,8 @@ def _model_outputs(graph: Graph) -> tuple[Tensor, ...]:
 
 
 def _answers(task: ServedTask) -> tuple[Tensor, ...]:
-    """Return the outputs of the ensemble: those of the task, and the digest of what was answered."""
-    return (*task.outputs(), Tensor(DIGEST, "TYPE_INT64"))
+    """Return the outputs of the ensemble: those of the task, and what the steps tell of every row."""
+    return (*task.outputs(), Tensor(TRUNCATED, "TYPE_BOOL"), Tensor(DIGEST, "TYPE_INT64"))
 
 
 def _metadata(task: ServedTask) -> tuple[Tensor, ...]:

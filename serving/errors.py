@@ -14,7 +14,8 @@
         └── InvalidArgumentError    the server refused its content; also a ValueError
             └── PipelineError           transformers.pipeline raises its PipelineException for it; also one of these
 
-Only the main functions of the programs (``export.cli.main``, ``serving.supervisor.main``) print them.
+A ``TruncationWarning`` is a warning and stands beside the tree. Only the main functions of the programs (``export.cli.main``,
+``serving.background.main``) print them.
 """
 
 from __future__ import annotations
@@ -128,6 +129,10 @@ class PipelineError(InvalidArgumentError):
         """
         base = sys.modules.get("transformers.pipelines.base")
         return PipelineError if base is None else _with_base(base.PipelineException)
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model takes, and were truncated."""
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -46,9 +46,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_BATCH_SIZE = 64
 """Maximum number of rows per request, unless the user or tuning says otherwise."""
 
-ModelName = Annotated[
-    str, Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
-]
+MODEL_NAME = Option("Name of the model: of its folders and of its ensemble in Triton.", parse=parse_model_name, shared=True)
+"""The option ``--name``; each stage describes its own default. An empty name is chosen by :mod:`serving.naming`."""
 Device = Annotated[Literal["auto", "cpu", "gpu"], Option("Device to compute on; auto: the GPU if there is one.", shared=True)]
 Seed = Annotated[int, Option("Seed of all random choices.", minimum=0, maximum=2**32 - 1, shared=True)]
 TextColumn = Annotated[
@@ -85,6 +84,10 @@ class ArtifactsOptions:
     artifacts: Annotated[Path, Option("Folder for checkpoints and bundles.", path="folder", shared=True)] = Path("artifacts")
 
 
+MAX_LENGTH = Option("Maximum number of tokens per row; longer rows are truncated.", minimum=4)
+"""The option ``--max-length``; each stage describes its own default."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RepositoryOptions:
     """Where the Triton model repository is."""
@@ -100,7 +103,7 @@ class PackageOptions(RepositoryOptions):
         tuned: Whether to use the configuration that ``tritonize tune`` found.
     """
 
-    name: ModelName
+    name: Annotated[str, replace(MODEL_NAME, default_text="the bundle's; otherwise that of the only bundle")] = ""
     bundle: Annotated[
         Path | None, Option("Folder that export wrote.", path="folder", default_text="artifacts/NAME/bundle", shared=True)
     ] = None
@@ -152,6 +155,7 @@ class PackageOptions(RepositoryOptions):
             default_text="as tuned, otherwise 0",
         ),
     ] = None
+    max_length: Annotated[int | None, replace(MAX_LENGTH, default_text="as exported")] = None
     force: Force = False
     tuned: bool = True
 
@@ -256,6 +260,7 @@ class ServeOptions(RepositoryOptions, ServerAddress, FrontOptions):
     ready_timeout: Annotated[
         float, Option("Seconds to wait for the first answers of all models.", minimum=1, may_be_infinite=True)
     ] = 300.0
+    strict: Annotated[bool, Option("Fail if one ensemble is damaged. Otherwise it is left out, and the others are served.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,12 @@ from itertools import islice, zip_longest
 from json import JSONEncoder
 from typing import Protocol
 
-from serving.answer_file import ANSWER, AnswerFile, opened_line
+from serving.answer_file import ANSWER, TRUNCATED, AnswerFile, opened_line
 from serving.async_client import AsyncTritonPipeline
 from serving.errors import DataError
 from serving.input_rows import InputFile, InputRow, PipelineRow, check_row, pipeline_input
 from serving.runtime.tasks.base import ServedTask
+from serving.truncated_rows import TruncatedRows
 from serving.writing import writing
 
 
@@ -45,8 +46,8 @@ class PredictFile:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-async def predict_file(pipe: AsyncTritonPipeline, files: PredictFile, progress: Progress) -> tuple[int, int]:
-    """Append one JSON line per row to the output: the row and its ``answer``.
+async def predict_file(pipe: AsyncTritonPipeline, files: PredictFile, progress: Progress) -> tuple[int, TruncatedRows]:
+    """Append one JSON line per row to the output: the row, its ``answer`` and, if it was, that it was ``truncated``.
 
     If the output exists, the run continues: the complete lines are checked against the input and kept, if the same ensemble
     wrote them with the same options. The rows of a regular file are all checked before the first one is sent.
@@ -57,7 +58,7 @@ async def predict_file(pipe: AsyncTritonPipeline, files: PredictFile, progress: 
         progress: Shows the progress.
 
     Returns:
-        Number of rows that the output already had, and number of rows answered now.
+        Number of rows that the output already had, and the rows answered now.
 
     Raises:
         DataError: A file is unreadable, a row is not valid, the output belongs to another input or ensemble, or another run writes
@@ -98,17 +99,20 @@ def _check_files(files: PredictFile, task: ServedTask) -> tuple[int, int | None]
 
 
 def _check(files: PredictFile, task: ServedTask, row: InputRow) -> None:
-    if ANSWER in row.fields:
-        raise DataError(f"{files.input.path} has a column {ANSWER!r}, which the output needs", hint="rename the column")
+    for name in (ANSWER, TRUNCATED):
+        if name in row.fields:
+            raise DataError(f"{files.input.path} has a column {name!r}, which the output needs", hint="rename the column")
     check_row(task, row.inputs)
 
 
-async def _answer_rest(pipe: AsyncTritonPipeline, files: PredictFile, task: ServedTask, progress: Progress, *, done: int) -> int:
-    """Answer the rows that the output does not have yet, and return their number."""
+async def _answer_rest(
+    pipe: AsyncTritonPipeline, files: PredictFile, task: ServedTask, progress: Progress, *, done: int
+) -> TruncatedRows:
+    """Answer the rows that the output does not have yet, and return them."""
     waiting: deque[str] = deque()
     checked = files.input.path.is_file()
     encode = JSONEncoder(ensure_ascii=False).encode
-    answered = 0
+    answered = TruncatedRows(before=done)
 
     async def rows() -> AsyncGenerator[str | list[str] | PipelineRow, None]:
         for row in islice(files.input.rows(), done, None):
@@ -118,9 +122,10 @@ async def _answer_rest(pipe: AsyncTritonPipeline, files: PredictFile, task: Serv
             yield pipeline_input(row.inputs)
 
     with writing(files.output.path), files.output.path.open("a", encoding="utf-8") as output:
-        async with aclosing(pipe.stream(rows(), **files.options)) as answers:
-            async for answer in answers:
-                output.write(f"{waiting.popleft()}{encode(answer)}}}\n")
-                answered += 1
+        async with aclosing(pipe.stream_marked(rows(), **files.options)) as answers:
+            async for answer, truncated in answers:
+                mark = f', "{TRUNCATED}": true' if truncated else ""
+                output.write(f"{waiting.popleft()}{encode(answer)}{mark}}}\n")
+                answered.add(truncated=truncated)
                 progress.advance()
     return answered

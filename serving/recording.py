@@ -20,9 +20,10 @@ from serving.machine import cores
 from serving.manifests import ExpectedAnswer, ExpectedTensor, ProbeBody, ProbeInput
 from serving.plan import Plan
 from serving.reporting import logger
+from serving.runtime.digest import TRUNCATED
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tokenization import TextEncoder
-from serving.runtime.types import Arrays, Features
+from serving.runtime.types import Arrays, Features, Tensor
 from serving.undecided import undecided_paths
 
 LONG_TOKENS = 512
@@ -127,10 +128,12 @@ def _answer(bundle: Bundle, plan: Plan, session: Any, encoder: TextEncoder, requ
         )
     tokenizer = Tokenizer.from_file(str(bundle.tokenizer)) if task.needs_tokenizer else None
 
+    truncated = {TRUNCATED: np.array([[bool(features.truncated_rows)]])}
+
     def answered(arrays: Arrays) -> Arrays:
         if tokenizer is None:
-            return task.postprocess(arrays, features.origins)
-        return task.decoded_postprocess(arrays, features.origins, tokenizer)
+            return task.postprocess(arrays, features.origins) | truncated
+        return task.decoded_postprocess(arrays, features.origins, tokenizer) | truncated
 
     def values(arrays: Arrays) -> list[list[Any]]:
         return [tensor_values(tensor.datatype, tensor.data) for tensor in _tensors(task, answered(arrays))]
@@ -155,5 +158,5 @@ def _tensors(task: ServedTask, answers: Arrays) -> list[ExpectedTensor]:
                 value.decode() if isinstance(value, bytes) else value for value in answers[tensor.name].reshape(-1).tolist()
             ),
         )
-        for tensor in task.outputs()
+        for tensor in (*task.outputs(), Tensor(TRUNCATED, "TYPE_BOOL"))
     ]

@@ -26,8 +26,10 @@ def package(options: PackageOptions) -> RepositoryManifest:
         ValueError: A value is not allowed.
         TritonizeError: There is no usable bundle, or the repository cannot be written.
     """
+    from serving.naming import named_for_packaging
     from serving.repository import package as write
 
+    options = named_for_packaging(options)
     packaged = write(options)
     logger.info(report_package(options, packaged))
     return packaged.manifest
@@ -50,6 +52,6 @@ def serve(options: ServeOptions) -> DetachedServer:
         ValueError: A value is not allowed.
         TritonizeError: The server could not be started.
     """
-    from serving.supervisor import start_detached
+    from serving.background import start_detached
 
     return DetachedServer(address=options, log=start_detached(options))

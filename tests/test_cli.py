@@ -34,6 +34,12 @@ HEAVY = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test where there are no artifacts."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in this process."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -96,7 +102,7 @@ def test_every_command_is_there_documented_and_takes_a_recipe() -> None:
         (["serve", "--http-port", "0"], "--http-port"),
         (["serve", "--recipe", "no-such-recipe"], "no recipe 'no-such-recipe'"),
         (["predict"], "Missing argument"),
-        (["package"], "Missing option '--name'"),
+        (["package"], "artifacts holds no bundle: give --name or --bundle"),
         (["predict", "x", "--input", "/no/such/file", "--output", "y"], "does not exist"),
     ],
 )

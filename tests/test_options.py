@@ -126,8 +126,8 @@ def test_options_that_are_not_given_are_the_fields_defaults(
     exported = record_export(monkeypatch)
     assert cli.main(["finetune", "--checkpoint", "c", "--train", "t"]) == 0
     assert cli.main(["export"]) == 0
-    assert trained == [FinetuneOptions(checkpoint="c", train="t")]
-    assert exported == [ExportOptions()]
+    assert trained == [FinetuneOptions(checkpoint="c", train="t", name="t")]
+    assert exported == [ExportOptions(name="m", task="text-classification")]
 
 
 def test_settings_and_adapter_options_are_typed(trained: list[FinetuneOptions]) -> None:

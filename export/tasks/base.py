@@ -75,6 +75,8 @@ class Task(ABC):
     """Settings that a user may choose for a checkpoint with ``--setting``, by name. Each is a dataclass field too."""
     checkpoint_files: ClassVar[tuple[str, ...]] = ()
     """JSON files of a checkpoint, besides ``config.json``, that :meth:`checkpoint_settings` reads: patterns of relative paths."""
+    recognized_by: ClassVar[str] = ""
+    """One of these files by which a checkpoint is known to be of this task, whatever its architecture; empty: there is none."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
     """Default columns of a data set. ``label`` None: rows need no label. ``choices`` may be several columns of one choice each."""
     reads_words: ClassVar[bool] = False

@@ -60,6 +60,11 @@ class ExportedTask(Task, Generic[Served_co]):
             ValueError: The checkpoint cannot be served for this task. The message says why.
         """
 
+    @classmethod
+    def suits(cls, config: Mapping[str, object]) -> bool:  # noqa: ARG003
+        """Return whether a checkpoint with a head of this task is meant for it. Default: any is."""
+        return True
+
     @property
     def pair(self) -> bool:
         """Return whether a row is a pair of texts."""

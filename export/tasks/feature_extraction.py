@@ -64,6 +64,7 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         "truncate_dim": Setting(int, minimum=1, help="Numbers of an embedding that the graph gives."),
     }
     checkpoint_files: ClassVar[tuple[str, ...]] = library.FILES
+    recognized_by: ClassVar[str] = library.MODULES
     columns: ClassVar[Mapping[str, str | None]] = {**FeatureExtraction.columns, "label": "score"}
 
     def __post_init__(self) -> None:

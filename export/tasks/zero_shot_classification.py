@@ -52,6 +52,13 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
         contradiction = len(labels) - 1 if named and entailment == 0 else 0
         return cls(served=ZeroShotClassification(entailment=entailment, contradiction=contradiction))
 
+    @classmethod
+    def suits(cls, config: Mapping[str, object]) -> bool:
+        """Look for the label of entailment; the pipeline of ``transformers`` takes any classifier."""
+        named = config.get("label2id") or config.get("id2label")
+        words = [*named, *named.values()] if isinstance(named, dict) else []  # the file may hold any JSON
+        return any(str(word).lower().startswith("entail") for word in words)
+
     @property
     def plain_texts(self) -> int:
         """Return 1: the labels are a list."""

@@ -13,7 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
-from .digest import DIGEST, MODEL_DIGEST, ForeignAnswerError
+from .digest import DIGEST, MODEL_DIGEST, TRUNCATED, ForeignAnswerError, split_truncation
 from .metadata import METADATA, Unpacked, unpack
 from .tasks import load_served, parameter_reader
 from .tasks.base import ServedTask
@@ -96,7 +96,8 @@ class TritonPythonModel:
             found = task.postprocess(outputs, origins)
         else:
             found = task.decoded_postprocess(outputs, origins, self._tokenizer)
-        answers = {name: found[name] for name in self._names} | {DIGEST: digests[:, None]}
+        own, truncated = split_truncation(digests)
+        answers = {name: found[name] for name in self._names} | {TRUNCATED: truncated[:, None], DIGEST: own[:, None]}
         responses, start = [], 0
         for arrays, count in zip(parts, counts, strict=True):
             responses.append(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .digest import REQUEST_DIGEST, row_digests
+from .digest import REQUEST_DIGEST, mark_truncated, row_digests
 from .metadata import METADATA, pack
 from .tasks import load_served, parameter_reader
 from .tasks.base import ServedTask
@@ -120,7 +120,7 @@ class TritonPythonModel:
             ValueError: One of the requests cannot be used. The message is for its client.
         """
         features = group.task.preprocess(group.columns, self._encoder)
-        digests = np.concatenate(group.digests)[features.origins.sample_mapping]
+        digests = mark_truncated(np.concatenate(group.digests), features.truncated_rows)[features.origins.sample_mapping]
         firsts = np.searchsorted(features.origins.sample_mapping, [start for _, start, _ in group.spans]).tolist()
         ends = [*firsts[1:], len(features.encodings)]
         return [
@@ -133,7 +133,7 @@ class TritonPythonModel:
 
         Args:
             features: The model rows of all requests.
-            digests: INT64, the digest of the request row of each of this request's model rows.
+            digests: INT64, the digest of the request row of each of this request's model rows, marked if that row was truncated.
             start: Position of the request's first row.
             rows: Positions of the request's model rows.
         """

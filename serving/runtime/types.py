@@ -136,10 +136,17 @@ class Origins:
 
 @dataclass(frozen=True)
 class Features:
-    """Holds rows for the model: their tokens, and the request rows they come from."""
+    """Holds rows for the model: their tokens, and the request rows they come from.
+
+    Attributes:
+        encodings: The tokens of each model row.
+        origins: Where the model rows come from.
+        windows: Whether the model rows of a request row are windows, which together hold the whole text.
+    """
 
     encodings: Sequence[Encoding]
     origins: Origins
+    windows: bool = False
 
     def __post_init__(self) -> None:
         """Check that every row has a token.
@@ -153,6 +160,14 @@ class Features:
                 f"row {self.origins.sample_mapping[empty]} has no tokens, so the model cannot answer it: "
                 "its tokenizer makes none of an empty text"
             )
+
+    @property
+    def truncated_rows(self) -> Sequence[int]:
+        """Return the positions of the request rows that were truncated in one of their model rows."""
+        if self.windows:
+            return ()
+        mapping = self.origins.sample_mapping
+        return [int(mapping[row]) for row, encoding in enumerate(self.encodings) if encoding.overflowing]
 
 
 class NoTokensError(ValueError):

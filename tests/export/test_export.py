@@ -69,7 +69,8 @@ def options(checkpoint: Path, rows: Path, artifacts: Path, **more: Any) -> Expor
 
 
 def arguments(checkpoint: Path, rows: Path, *more: str) -> list[str]:
-    return ["export", "--name", "tiny", "--checkpoint", str(checkpoint), "--test", str(rows), "--device", "cpu", *more]
+    given = ["--name", "tiny", "--task", "text-classification", "--checkpoint", str(checkpoint), "--test", str(rows)]
+    return ["export", *given, "--device", "cpu", *more]
 
 
 @pytest.fixture(scope="module")

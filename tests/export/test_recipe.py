@@ -16,6 +16,8 @@ from export.export_options import ExportOptions
 from export.recipe import RECIPES, builtin_recipes, write_options
 from tests.helpers.recorded_stages import record_export, record_finetune
 
+TASK = "text-classification"
+
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> list[ExportOptions]:
@@ -41,7 +43,9 @@ def test_recipe_gives_defaults_and_flags_win(tmp_path: Path, given: list[ExportO
         epochs = 9
     """
     assert cli.main(["export", "--verify-rows", "80", "--recipe", recipe(tmp_path, content)]) == 0
-    assert given == [ExportOptions(name="shared", seed=3, max_metric_drop=2.0, verify_rows=80, precision=("fp32", "int8"))]
+    assert given == [
+        ExportOptions(name="shared", task=TASK, seed=3, max_metric_drop=2.0, verify_rows=80, precision=("fp32", "int8"))
+    ]
 
 
 def parameters(command: str, *arguments: str) -> dict[str, Any]:
@@ -136,7 +140,7 @@ def test_other_training_rows_are_not_judged_on_those_of_the_recipe(
 
 def test_precision_takes_commas_and_repetition(given: list[ExportOptions]) -> None:
     assert cli.main(["export", "--precision", "fp16,int8", "--precision", "fp32,int8"]) == 0
-    assert given == [ExportOptions(precision=("fp16", "int8", "fp32"))]
+    assert given == [ExportOptions(name="m", task=TASK, precision=("fp16", "int8", "fp32"))]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_folders_of_texts_are_labels(in_folder: Path) -> None:
     assert (rows.texts, rows.labels) == ((("bad", "góod\nindeed"),), ("neg", "pos"))
     assert texts_of(".", "test") == ["fine"] == texts_of("test", "train")
     (in_folder / "train" / "neg" / "2.txt").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"2\.txt is not UTF-8"):
+    with pytest.raises(DataError, match=r"2\.txt, line 1: byte 0xff at position 0 is not UTF-8"):
         texts_of(".")
 
 
@@ -185,8 +185,9 @@ def test_rows_are_cut_where_most_are_whole(
         [(f"{text} {text} {text} {text}" if at % 2 else text, label) for at, (text, label) in enumerate(rows)],
     )
     command = ["finetune", "--checkpoint", str(base_checkpoint), "--train", "train.tsv", "--epochs", "1", "--device", "cpu"]
+    command += ["--name", "named"]
     assert cli.main(command) == 0
-    found = read_manifest(in_folder / "artifacts" / "model" / "checkpoint", CheckpointManifest).max_length
+    found = read_manifest(in_folder / "artifacts" / "named" / "checkpoint", CheckpointManifest).max_length
     assert found % 8 == 0 and 16 < found <= 64
     assert cli.main([*command, "--max-length", "16"]) == 0
     assert " training rows are truncated at 16 tokens; the longest has " in capsys.readouterr().err

@@ -26,7 +26,7 @@ from tests.helpers.served_processes import identities, restarts
 
 pytestmark = [pytest.mark.server, pytest.mark.endurance]
 PAIRS = {"one": ("TEXT",), "pairs": ("TEXT", "TEXT_PAIR")}
-OUTPUTS = ("LABEL", "SCORE", "SCORES", "DIGEST")
+OUTPUTS = ("LABEL", "SCORE", "SCORES", "TRUNCATED", "DIGEST")
 MOST_ROWS = 5
 
 

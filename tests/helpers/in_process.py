@@ -9,12 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from export.checkpoint import read_settings
 from export.original import original_run
 from export.tasks.exported import ExportedTask
 from serving.client import TritonPipeline
 from serving.connection import Connection
 from serving.errors import InvalidArgumentError
+from serving.runtime.digest import TRUNCATED
 from serving.runtime.tasks import parameter_reader
 from serving.runtime.tokenization import TextEncoder
 
@@ -48,7 +51,7 @@ class InProcess(Connection):
         self.asked: list[Mapping[str, object]] = []
 
     async def model_config(self, model: str) -> dict[str, Any]:  # noqa: ARG002
-        description = json.dumps({"config": {}, "tokenizer": {}, "device": "cpu"})
+        description = json.dumps({"config": {}, "tokenizer": {"model_max_length": self._encoder.max_length}, "device": "cpu"})
         parameters = {
             "task": self._task.name,
             "settings": json.dumps(self._task.served.to_settings()),
@@ -68,7 +71,8 @@ class InProcess(Connection):
             found = task.decoded_postprocess(outputs, features.origins, self._tokenizer)
         else:
             found = task.postprocess(outputs, features.origins)
-        return SimpleNamespace(get_output=lambda _: None, as_numpy=found.__getitem__)
+        found[TRUNCATED] = np.isin(np.arange(features.origins.count), features.truncated_rows)[:, None]
+        return SimpleNamespace(get_output=found.get, as_numpy=found.__getitem__)
 
     async def close(self) -> None:
         pass

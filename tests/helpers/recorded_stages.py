@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from export import bundle, finetuning
+from export import bundle, export_subject, finetuning
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
 from serving.manifests import BundleManifest, CheckpointManifest
@@ -24,7 +26,7 @@ def record_finetune(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneOptions]:
 
 
 def record_export(monkeypatch: pytest.MonkeyPatch) -> list[ExportOptions]:
-    """Replace the export stage, and return the list of the options that it is called with."""
+    """Replace the export stage and the search for its name and task, and return the list of the options that it is called with."""
     seen: list[ExportOptions] = []
 
     def record(options: ExportOptions) -> BundleManifest:
@@ -33,5 +35,9 @@ def record_export(monkeypatch: pytest.MonkeyPatch) -> list[ExportOptions]:
         variants = {precision: variant | {"file": f"{precision}/model.onnx"} for precision in options.precisions}
         return bundle_manifest(precisions=variants)
 
+    def described(options: ExportOptions, *_: object) -> ExportOptions:
+        return replace(options, name=options.name or "m", task=options.task or "text-classification")
+
     monkeypatch.setattr(bundle, "export", record)
+    monkeypatch.setattr(export_subject, "described_export", described)
     return seen

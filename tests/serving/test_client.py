@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serving.async_client import OVERTAKING
@@ -65,6 +66,18 @@ def test_equals_the_pipeline_on_every_text(server: Server, expected: Any, texts:
 def test_gives_the_same_structure(server: Server, pipeline: Any, inputs: Any, options: dict[str, Any]) -> None:
     with TritonPipeline("ragged", url=server.url("grpc")) as pipe:
         assert_same(pipe(inputs, **options), pipeline(inputs, **options))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("name", ["ragged", "alone", "int8", "pairs"])
+def test_the_tensors_say_which_rows_were_truncated(server: Server, name: str, protocol: str) -> None:
+    rows = [("good",), ("a warm film " * 200,), ("good " * 40,), ("",)]
+    rows = [(*row, "bad") for row in rows] if name == "pairs" else rows
+    for size in (1, 4):
+        with TritonPipeline(name, url=server.url(protocol), protocol=protocol, batch_size=size) as pipe:
+            for options, expected in (({}, [False, True, False, False]), ({"max_length": 20}, [False, True, True, False])):
+                found = np.concatenate([arrays["TRUNCATED"] for arrays in pipe.tensors(rows, **options)])
+                assert found.dtype == np.bool_ and found[:, 0].tolist() == expected, (size, options)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -56,6 +56,30 @@ def test_arguments_as_words_and_as_json(server: Server, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(expected[0]["score"], abs=1e-3)
 
 
+def test_truncated_rows_are_named(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short, long = "Boring .", "a warm film " * 200
+    assert predict(server, short, long, short, long) == 0
+    output = capsys.readouterr()
+    assert [len(line.split("\t")) for line in output.out.splitlines()] == [2] * 4
+    said = "2 of 4 rows were truncated: the model takes 96 tokens, and the answers do not consider the rest: rows 2, 4"
+    assert output.err == f"warning: {said}\n"
+    assert predict(server, "--json", short, long) == 0
+    output = capsys.readouterr()
+    assert [json.loads(line).get("truncated") for line in output.out.splitlines()] == [None, True]
+    assert output.err.endswith(": row 2\n")
+    rows = write_rows(tmp_path / "rows.jsonl", [short, long] * 7)
+    files = ["--input", str(rows), "--output", str(tmp_path / "answers.jsonl"), "--text-column", "sentence"]
+    assert predict(server, *files) == 0
+    assert [row.get("truncated") for row in answers(tmp_path / "answers.jsonl")] == [None, True] * 7
+    assert "7 of 14 rows were truncated" in (said := capsys.readouterr().err) and "rows 2, 4, 6, 8, 10, …" in said
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "answers.jsonl").write_text("".join(lines[:11]))
+    assert predict(server, *files) == 0
+    assert "2 of 3 rows were truncated" in (said := capsys.readouterr().err) and said.count("rows 12, 14") == 1
+    assert predict(server, short) == 0
+    assert not capsys.readouterr().err
+
+
 def command(server: Server, name: str, *arguments: str | bytes) -> list[str | bytes]:
     return [sys.executable, "-m", "export.cli", "predict", name, "--url", server.url("grpc"), *arguments]
 

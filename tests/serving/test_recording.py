@@ -49,7 +49,11 @@ def test_both_texts_are_recorded_and_the_long_one_fills_the_model(repository: Pa
     loaded = load_bundle(bundle)
     (encoding,) = loaded.encoder(["input_ids"]).encode([text])
     assert len(encoding.ids) == loaded.max_length and encoding.overflowing
-    assert {tensor.name for tensor in short.expected} == {"LABEL", "SCORE", "SCORES"}
+    assert {tensor.name for tensor in short.expected} == {"LABEL", "SCORE", "SCORES", "TRUNCATED"}
+    assert [tensor.data for probe in (short, long) for tensor in probe.expected if tensor.name == "TRUNCATED"] == [
+        (False,),
+        (True,),
+    ]
     assert not any(tensor.undecided for tensor in short.expected)
     for probe in (short, long):
         check_answers(probe, as_triton(probe))
@@ -78,6 +82,7 @@ def nearly(amount: float) -> Change:
         (nearly(float("nan")), "SCORES/0 is nan, expected "),
         (lambda outputs: outputs.pop("SCORE"), "SCORE is missing"),
         (lambda outputs: outputs["SCORE"].update(shape=[1, 2]), "SCORE is FP32 [1, 2], expected FP32 [1, 1]"),
+        (lambda outputs: outputs["TRUNCATED"].update(data=[True]), "TRUNCATED is true, expected false"),
         (lambda outputs: outputs["SCORE"].update(datatype="FP64"), "SCORE is FP64 [1, 1], expected FP32 [1, 1]"),
     ],
 )
@@ -143,7 +148,12 @@ def test_what_rounding_decides_is_not_compared(bundle: Path, monkeypatch: pytest
 
     monkeypatch.setattr(TextClassification, "postprocess", tied)
     answer, *_ = record_answers(loaded, plan, most_rows=8)
-    assert {tensor.name: tensor.undecided for tensor in answer.outputs} == {"LABEL": ("0",), "SCORE": (), "SCORES": ()}
+    assert {tensor.name: tensor.undecided for tensor in answer.outputs} == {
+        "LABEL": ("0",),
+        "SCORE": (),
+        "SCORES": (),
+        "TRUNCATED": (),
+    }
     probe = Probe(ensemble="tiny", body={}, expected=answer.outputs, tolerance=TOLERANCES["fp32"])
     given = as_triton(probe)
     outputs = {output["name"]: output for output in given["outputs"]}

@@ -25,7 +25,7 @@ from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
 from serving.plan import Plan, make_plan
 from serving.repository import package
-from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST
+from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST, TRUNCATED
 from tests.helpers.manifests import variant_figures
 from tests.helpers.resealing import reseal
 
@@ -63,7 +63,7 @@ def test_configs_are_wired_from_the_graph(bundle: Path, pair_bundle: Path, tmp_p
     assert [tensor["name"] for tensor in model["input"]] == ["input_ids", REQUEST_DIGEST]
     assert [tensor["allow_ragged_batch"] for tensor in model["input"]] == [True, True]
     assert [tensor["name"] for tensor in model["output"]] == ["logits", MODEL_DIGEST]
-    assert [tensor["name"] for tensor in ensemble["output"]] == ["LABEL", "SCORE", "SCORES", DIGEST]
+    assert [tensor["name"] for tensor in ensemble["output"]] == ["LABEL", "SCORE", "SCORES", TRUNCATED, DIGEST]
     assert model["batch_input"] == [
         {"kind": "BATCH_ITEM_SHAPE", "target_name": ["row_lengths"], "data_type": "TYPE_INT32", "source_input": ["input_ids"]}
     ]

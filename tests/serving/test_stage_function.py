@@ -58,7 +58,7 @@ def test_keywords_become_options(finetuned: list[FinetuneOptions], tmp_path: Pat
 
 def test_the_default_is_that_of_the_command(finetuned: list[FinetuneOptions]) -> None:
     export.finetune(checkpoint="c", train="t")
-    assert finetuned == [FinetuneOptions(checkpoint="c", train="t")]
+    assert finetuned == [FinetuneOptions(checkpoint="c", train="t", name="t")]
 
 
 def test_one_value_stands_for_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_a_wrong_keyword_is_an_error(
     assert finetuned == []
 
 
-def test_a_benchmark_needs_a_name() -> None:
-    with pytest.raises(TypeError, match=r"benchmark\(\) needs the keyword 'name'"):
+def test_a_benchmark_needs_a_name_or_a_bundle(in_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"artifacts holds no bundle: give --name or --bundle"):
         benchmarks.benchmark()
 
 
@@ -114,8 +114,8 @@ def test_progress_is_written_to_stderr_unless_unwanted(
             export.finetune(checkpoint="c", train="t", progress=progress)
     finally:
         logger.removeHandler(caplog.handler)
-    assert ("checkpoint: artifacts/model/checkpoint" in capsys.readouterr().err) is progress
-    assert "checkpoint: artifacts/model/checkpoint" in caplog.messages, "a program's own handlers get it either way"
+    assert ("checkpoint: artifacts/t/checkpoint" in capsys.readouterr().err) is progress
+    assert "checkpoint: artifacts/t/checkpoint" in caplog.messages, "a program's own handlers get it either way"
 
 
 def test_a_command_of_options_does_nothing() -> None:

@@ -112,7 +112,8 @@ class Windowed(TextClassification):
             if text == "bug":
                 raise RecursionError(f"in {__file__}")
         windows, owners = encoder.windows(columns[0], stride=0)
-        return Features(windows, Origins(owners, [str(window.offsets[1]).encode() for window in windows]))
+        metadata = [str(window.offsets[1]).encode() for window in windows]
+        return Features(windows, Origins(owners, metadata), windows=True)
 
     def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:
         assert len(origins.metadata) == len(origins.sample_mapping) == len(outputs["logits"])

@@ -149,7 +149,7 @@ class QuestionAnswering(ServedTask):
             text_first=self.text_first,
             pad_token_id=self.pad_token_id,
         )
-        return Features(encodings, Origins(mapping, metadata))
+        return Features(encodings, Origins(mapping, metadata), windows=True)
 
     def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:
         """Find the best answers of each row."""

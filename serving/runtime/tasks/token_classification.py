@@ -125,7 +125,8 @@ class TokenClassification(ServedTask):
         places = np.array([*chain.from_iterable(encoding.offsets for encoding in encodings)], dtype=np.int64).reshape(-1, 2)
         if words is not None:
             places += self._word_places(words, encodings)[:, None]
-        return Features(encodings, Origins(mapping, self._metadata(texts, mapping, encodings, places, encoder)))
+        origins = Origins(mapping, self._metadata(texts, mapping, encodings, places, encoder))
+        return Features(encodings, origins, windows=self.stride is not None)
 
     def _word_places(self, words: Sequence[Sequence[str]], encodings: Sequence[Encoding]) -> Integers:
         """Find where the word of each token begins in the text of its row: ``[tokens]``. 0 for special tokens."""

@@ -507,7 +507,7 @@ def test_recipes_hold_settings(written: str, tmp_path: Path, monkeypatch: pytest
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bundle, "export", stop)
-    (tmp_path / "r.toml").write_text(f"task = 'feature-extraction'\n[export]\n{written}\n", encoding="utf-8")
+    (tmp_path / "r.toml").write_text(f"name = 'm'\ntask = 'feature-extraction'\n[export]\n{written}\n", encoding="utf-8")
     arguments = ["export", "--recipe", str(tmp_path / "r.toml")]
     assert cli.main(arguments) == 1
     assert cli.main([*arguments, "--setting", "normalize=true"]) == 1

@@ -26,7 +26,7 @@ def test_what_curl_sends_by_default_is_answered(server: Server) -> None:
     texts = ["a word " * 9_000] * 64
     status, text, _ = ask(f"{server.options.base_url}/v2/models/ragged/infer", body(*texts))
     assert status == 200
-    assert {output["name"] for output in json.loads(text)["outputs"]} == {"LABEL", "SCORE", "SCORES"}
+    assert {output["name"] for output in json.loads(text)["outputs"]} == {"LABEL", "SCORE", "SCORES", "TRUNCATED"}
 
 
 @pytest.mark.server

@@ -1,0 +1,58 @@
+"""What a client reads of an ensemble from its Triton configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from serving.errors import RequestError
+from serving.pipeline_attributes import PipelineAttributes
+from serving.runtime.tasks import load_served
+from serving.runtime.tasks.base import ServedTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedEnsemble:
+    """What a client reads from the ensemble's Triton configuration.
+
+    Attributes:
+        task: The task, with the settings that it is served with.
+        attributes: The attributes of the pipeline.
+        parameters: The parameters that packaging wrote.
+        max_batch_size: Maximum number of rows in one request.
+    """
+
+    task: ServedTask
+    attributes: PipelineAttributes
+    parameters: Mapping[str, str]
+    max_batch_size: int
+
+    @classmethod
+    def of(cls, name: str, config: Mapping[str, Any]) -> Self:
+        """Read the configuration of the ensemble ``name``.
+
+        Raises:
+            RequestError: Tritonize did not package this model, or another version did.
+        """
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        if "task" not in parameters:
+            raise RequestError(
+                f"{name} is not an ensemble that tritonize packaged",
+                status="INVALID_ARGUMENT",
+                hint="give the name of the ensemble, not of one of its steps or of another model",
+            )
+        try:
+            return cls(
+                task=load_served(parameters["task"], json.loads(parameters["settings"])),
+                attributes=PipelineAttributes.of(name, json.loads(parameters["description"])),
+                parameters=parameters,
+                max_batch_size=int(config["max_batch_size"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise RequestError(
+                f"{name} was packaged by another version of tritonize: {error}",
+                status="INVALID_ARGUMENT",
+                hint="package it again with: tritonize package",
+            ) from error
