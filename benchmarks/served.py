@@ -33,7 +33,7 @@ from serving.errors import ServerError
 from serving.layout import ensembles_among
 from serving.options import ServerAddress
 from serving.runtime.types import Arrays, Tensor
-from serving.supervisor import find_running
+from serving.server_record import find_running
 
 GPU_MEMORY = "nv_gpu_memory_used_bytes"
 

@@ -80,14 +80,17 @@ def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Proc
     root, process = _server_of(listening)
     flag = "--model-repository="
     served = [process.cwd() / Path(word.removeprefix(flag)) for word in process.cmdline() if word.startswith(flag)]
-    if served and not any(folder.resolve() == package.repository.resolve() for folder in served):
-        found = ", ".join(map(str, served))
+    models = {(folder / package.name).resolve() for folder in served}
+    mine = (package.repository / package.name).resolve()
+    older = models and mine.parents[1] in {model.parents[1] for model in models} and mine not in models
+    if models and not older and mine not in models:
+        found = ", ".join(map(str, models))
         raise ArtifactError(
-            f"the server on port {address.grpc_port} serves {found}, not {package.repository}",
-            hint="name the right one with --repository, or the right server with --grpc-port",
+            f"the server on port {address.grpc_port} serves {found}, not {package.repository / package.name}",
+            hint="name the right repository with --repository, or the right server with --grpc-port",
         )
     packaged = package.manifest.created.timestamp()
-    if process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
+    if older or process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
         raise ArtifactError(
             f"the server on port {address.grpc_port} was started before {package.name} was packaged, so it serves an older package",
             hint="restart it: tritonize stop, tritonize serve",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,21 +67,24 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
 @with_options
 def serve_command(options: ServeOptions, start: StartOptions) -> None:
     """Start Triton and wait until every ensemble answers."""
-    from serving.supervisor import start_detached, supervise
+    from serving.background import start_detached
+    from serving.server_record import find_running
+    from serving.supervisor import supervise
 
     if start.detach:
         log = start_detached(options)
-        _announce(options)
+        if (running := find_running(options.http_port)) is not None:
+            _announce(options, Path(running.served), running.left_out)
         click.echo(f"its log: {log}   stop it with: tritonize stop --http-port {options.http_port}")
         return
-    supervise(options, on_ready=lambda: _announce(options))
+    supervise(options, on_ready=lambda view: _announce(options, view.folder, view.left_out))
 
 
 @click.command("stop")
 @with_options
 def stop_command(port: ServerPort) -> None:
     """Drain and stop a server that tritonize serve has started."""
-    from serving.supervisor import stop
+    from serving.background import stop
 
     running = stop(port.http_port)
     click.echo(f"stopped the server at HTTP port {port.http_port} (process {running.pid})")
@@ -128,11 +131,12 @@ def doctor_command(address: ServerAddress, output: OutputOptions) -> None:
         raise SetupError(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
 
 
-def _announce(options: ServeOptions) -> None:
+def _announce(options: ServeOptions, served: Path, left_out: Iterable[str]) -> None:
     from serving.probe import find_probes
 
-    probes = find_probes(options.repository)
-    click.echo(f"ready: {', '.join(probe.ensemble for probe in probes)}")
+    probes = find_probes(served)
+    missing = f"   left out: {', '.join(left_out)}" if left_out else ""
+    click.echo(f"ready: {', '.join(probe.ensemble for probe in probes)}{missing}")
     click.echo(f"  HTTP {options.base_url}   gRPC {options.grpc_url}   metrics {options.metrics_url}")
     click.echo(f"  {probes[0].curl(options.base_url)}")
 

@@ -43,7 +43,7 @@ class DetachedServer:
         Raises:
             ServerError: It does not run any more, or does not end.
         """
-        from serving.supervisor import stop
+        from serving.background import stop
 
         stop(self.address.http_port)
 

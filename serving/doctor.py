@@ -14,15 +14,27 @@ from pathlib import Path
 
 from serving.errors import SetupError, TritonizeError
 from serving.front.envoy import find_envoy
-from serving.install import Install, check_numpy, find_install, numpy_version, prepare_backends, server_environment, stub_version
+from serving.install import (
+    PROJECT,
+    Install,
+    check_numpy,
+    find_install,
+    numpy_version,
+    prepare_backends,
+    server_environment,
+    stub_version,
+)
 from serving.isolation import SHARED_MEMORY
 from serving.machine import cores, has_gpu
 from serving.options import ServerAddress
+from serving.probe import find_probes
 from serving.server import check_ports
+from serving.server_record import Running, find_running, log_file
 
 MINIMUM_PYTHON = (3, 11)
 DISK_GIB = 5
 SHM_MIB = 64
+PACKAGES = ("export", "serving", "benchmarks")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 PROVIDERS_SCRIPT = "import json, onnxruntime; print(json.dumps([onnxruntime.__version__, onnxruntime.get_available_providers()]))"
 
@@ -47,6 +59,7 @@ class Finding:
 def examine(options: ServerAddress) -> Iterator[Finding]:
     """Run every check, the cheapest first. A check that cannot run is reported as a failed one."""
     yield _python()
+    yield _import_names(Path.cwd())
     yield from _toolchain()
     try:
         install = find_install()
@@ -55,7 +68,10 @@ def examine(options: ServerAddress) -> Iterator[Finding]:
     else:
         yield Finding(check="tritonserver", ok=True, found=str(install.binary))
         yield from _server(install)
-    yield _attempt("ports", lambda: _ports(options))
+    running = find_running(options.http_port)
+    if running is not None:
+        yield _running(running)
+    yield _attempt("ports", lambda: _ports(options, running))
     yield _disk(Path.cwd())
     yield _attempt("shared memory", _shared_memory)
 
@@ -75,6 +91,18 @@ def _python() -> Finding:
         ok=sys.version_info >= MINIMUM_PYTHON,
         found=".".join(map(str, sys.version_info[:3])),
         hint="tritonize needs Python 3.11 or later",
+    )
+
+
+def _import_names(folder: Path) -> Finding:
+    """Look for folders and files that Python, started in this folder, would import in place of tritonize's packages."""
+    candidates = [folder / name for package in PACKAGES for name in (f"{package}/__init__.py", f"{package}.py")]
+    hiding = [path for path in candidates if path.exists() and folder.resolve() != PROJECT.resolve()]
+    return Finding(
+        check="import names",
+        ok=not hiding,
+        found=", ".join(map(str, hiding)) or f"{', '.join(PACKAGES)}: nothing in {folder} hides them",
+        hint="Python started in this folder imports these in place of tritonize's packages: rename them, or start it elsewhere",
     )
 
 
@@ -162,7 +190,24 @@ def _proxy() -> str:
     return f"Envoy {run.stdout.rsplit('/', 4)[1]}"
 
 
-def _ports(options: ServerAddress) -> str:
+def _running(running: Running) -> Finding:
+    """Report what a server of this user serves."""
+    if not running.ready:
+        return Finding(
+            check="server",
+            ok=False,
+            found=f"process {running.pid} is not ready",
+            hint=f"see its log: {log_file(running.http_port)}",
+        )
+    served = ", ".join(probe.ensemble for probe in find_probes(Path(running.served)))
+    left_out = "; ".join(f"{name}: {reason}" for name, reason in running.left_out.items())
+    found = f"it serves {served}" + (f"; left out: {', '.join(running.left_out)}" if left_out else "")
+    return Finding(check="server", ok=not left_out, found=found, hint=left_out)
+
+
+def _ports(options: ServerAddress, running: Running | None) -> str:
+    if running is not None:
+        return f"used by your server (process {running.pid})"
     check_ports(options)
     return f"{options.http_port}, {options.grpc_port}, {options.metrics_port} on {options.host} are free"
 

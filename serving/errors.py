@@ -15,7 +15,7 @@
             └── PipelineError           transformers.pipeline raises its PipelineException for it; also one of these
 
 A ``TruncationWarning`` is a warning and stands beside the tree. Only the main functions of the programs (``export.cli.main``,
-``serving.supervisor.main``) print them.
+``serving.background.main``) print them.
 """
 
 from __future__ import annotations

@@ -255,6 +255,7 @@ class ServeOptions(RepositoryOptions, ServerAddress, FrontOptions):
     ready_timeout: Annotated[
         float, Option("Seconds to wait for the first answers of all models.", minimum=1, may_be_infinite=True)
     ] = 300.0
+    strict: Annotated[bool, Option("Fail if one ensemble is damaged. Otherwise it is left out, and the others are served.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from uuid import uuid4
 from serving.errors import ArtifactError
 from serving.integrity import check_links, refuse_planted
 from serving.layout import CURRENT, GENERATIONS, home_links, is_home, leads_to, model_home, repository_links
+from serving.leases import without_leases
 
 
 def is_linked(repository: Path, name: str) -> bool:
@@ -65,7 +66,10 @@ def staging_root(repository: Path) -> Path:
 
 
 def switch(repository: Path, name: str, generation: Path) -> None:
-    """Bring a complete generation into service by renaming the link ``current``."""
+    """Bring a complete generation into service by renaming the link ``current``.
+
+    Older generations are removed, except for those that a running server holds (:mod:`serving.leases`).
+    """
     home = model_home(repository, name)
     target = f"{GENERATIONS}/{uuid4().hex[:12]}"
     if not home.exists():
@@ -85,7 +89,17 @@ def switch(repository: Path, name: str, generation: Path) -> None:
         _place(generation.parent, repository / link, link_target)
     for old in (home / GENERATIONS).iterdir():
         if old != home / target:
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+            _remove(old)
+
+
+def _remove(old: Path) -> None:
+    """Remove an entry of the folder of generations, unless a running server holds it: a later packaging removes it then."""
+    if old.is_symlink() or not old.is_dir():
+        old.unlink()
+        return
+    with without_leases(old) as free:
+        if free:
+            shutil.rmtree(old)
 
 
 def _place(staging: Path, link: Path, target: str) -> None:

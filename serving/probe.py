@@ -12,6 +12,7 @@ from typing import Any
 from serving.answer_comparison import TOLERANCES, first_difference
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError, ServerError
+from serving.layout import leads_to
 from serving.manifests import ExpectedTensor, RepositoryManifest
 from serving.triton_address import fetch
 
@@ -43,7 +44,7 @@ def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
     """Return the probes of each ensemble that tritonize packaged into ``repository``.
 
     Args:
-        repository: The model repository.
+        repository: The model repository, or what a server serves of it (:mod:`serving.served_view`).
         all_texts: Return one probe for each text whose answer packaging recorded, instead of one for each ensemble.
 
     Raises:
@@ -51,7 +52,7 @@ def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
     """
     probes: list[Probe] = []
     for manifest_path in sorted(repository.glob(f"*/{MANIFEST}")):
-        if not (repository / f"{manifest_path.parent.name}_model" / "current").is_symlink():
+        if not leads_to(manifest_path, f"../{MANIFEST}"):
             continue  # a model of another tool that has a manifest too
         manifest = read_manifest(manifest_path.parent, RepositoryManifest)
         bodies = [(answer.request, answer.outputs) for answer in manifest.answers] or [(manifest.probe, ())]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import signal
 import socket
@@ -34,6 +33,7 @@ from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
 from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
 from serving.triton_address import SOCKET_SCHEME, TritonAddress, tcp_address
+from serving.triton_log import failure_reason, is_noise, is_passing, read_line
 
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 15
@@ -51,25 +51,10 @@ EXIT_SECONDS = 5
 ALLOCATION_POOL_SIZE = 64
 """Number of gRPC message buffers that Triton keeps allocated; its default is 8."""
 STUB = "triton_python_backend_stub"
-NO_GPU_NOISE = (
-    "CudaDriverHelper",
-    "CUDA driver version is insufficient",
-    "pinned memory pool",
-    "Failed to initialize NVML",
-    "DCGM unable to start",
-    "pinned system memory",
-)
-"""Parts of the errors that the server logs on every machine without a GPU."""
-LINK_NOISE = "which fails to convert to integral number"
-"""Part of the error that it logs for ``current`` and ``generations`` (see ``serving.repository``)."""
-SOCKET_NOISE = "NODELAY NOT SUPPORTED"
-"""Part of the warning that it logs for every connection through a Unix socket."""
 UNHEALTHY = ("is not healthy", "belongs to another request")
 """Parts of the log lines after which answers can belong to other requests: Triton has given up a stub that may still answer."""
 SIGNALLED = "Signal (15) received"
 """What it logs after SIGTERM. It then takes five seconds to end, and answers nothing meanwhile."""
-LOG_PREFIX = re.compile(r"^E\d+ [\d:.]+ \d+ \S+\] ")
-"""The time, thread and source line in front of an error in the server's log."""
 
 
 class TritonServer:
@@ -167,9 +152,10 @@ class TritonServer:
         waiting = find_probes(self.options.repository, all_texts=True)
         while waiting and not interrupted():
             if self._process.poll() is not None:
-                ended = self._failure or f"{describe_exit(self._process.returncode)} before it was ready: {self._last_error()}"
+                self._reader.join(5)  # the last lines say why
+                ended = describe_exit(self._process.returncode) if self._failure is None else "was stopped"
                 raise ServerError(
-                    f"tritonserver {ended}",
+                    f"tritonserver {ended} before it was ready: {failure_reason(list(self._tail))}",
                     hint="see its log, or check this machine with: tritonize doctor",
                 )
             if time.monotonic() > deadline:
@@ -208,7 +194,8 @@ class TritonServer:
     def _find_failure(self) -> str | None:
         code = self._process.poll()
         if code is not None:
-            return f"{describe_exit(code)}: {self._last_error()}"
+            self._reader.join(5)  # the last lines say why
+            return f"{describe_exit(code)}: {failure_reason(list(self._tail))}"
         for stub in self._stubs:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if stub.is_running() and stub.status() != psutil.STATUS_ZOMBIE:
@@ -228,9 +215,9 @@ class TritonServer:
         return self._reader.ident is not None
 
     @property
-    def was_killed(self) -> bool:
-        """Whether a signal ended it, and not its own decision: the next start may succeed."""
-        return self._started and (self._process.poll() or 0) < 0
+    def failed_by_chance(self) -> bool:
+        """Whether a signal ended it, or a process of it did not answer in time: the next start may succeed."""
+        return self._started and ((self._process.poll() or 0) < 0 or is_passing(list(self._tail)))
 
     def traffic(self, *, timeout: float = 5) -> Traffic:
         """Read how many requests have ended and how many are in flight.
@@ -278,18 +265,13 @@ class TritonServer:
             for raw in output:
                 line = raw.rstrip()
                 if any(part in line for part in UNHEALTHY):
-                    self.fail(f"may give answers that belong to other requests: {LOG_PREFIX.sub('', line)}")
+                    self.fail(f"may give answers that belong to other requests: {read_line(line).text}")
                 if SIGNALLED in line and not self._stopping:
                     self.fail("was asked by somebody else to stop")
-                if LINK_NOISE in line or SOCKET_NOISE in line or (not gpu and any(noise in line for noise in NO_GPU_NOISE)):
+                if is_noise(line, gpu=gpu):
                     continue
                 self._tail.append(line)
                 self._log(line)
-
-    def _last_error(self) -> str:
-        errors = [LOG_PREFIX.sub("", line).split("\\n")[0].strip('"') for line in self._tail if line.startswith(("E", "error:"))]
-        causes = [line for line in errors if "failed to load '" in line]  # the first of them is the cause of the others
-        return causes[0] if causes else errors[-1] if errors else "it logged no error"
 
     def _terminate(self) -> None:
         self._stopping = True

@@ -52,6 +52,6 @@ def serve(options: ServeOptions) -> DetachedServer:
         ValueError: A value is not allowed.
         TritonizeError: The server could not be started.
     """
-    from serving.supervisor import start_detached
+    from serving.background import start_detached
 
     return DetachedServer(address=options, log=start_detached(options))

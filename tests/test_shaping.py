@@ -62,6 +62,7 @@ WITHOUT_EFFECT = {
         "export.model_card": "only words",
     },
     "serving.repository": {
+        "serving.leases": "which old packages are deleted, not what is written",
         "serving.integrity": "it only refuses",
         "serving.lineage": "it only refuses",
         "serving.machine": "the plan is recorded with all of its choices",

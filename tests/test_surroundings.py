@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving.isolation import remains_removed
-from serving.supervisor import state_folder
+from serving.server_record import state_folder
 from tests.helpers.surroundings import FIRST_PORT, LAST_PORT, USUAL_PORTS, free_port, own_variables
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from serving.background import stop
 from serving.options import ServeOptions
-from serving.supervisor import find_running, stop
+from serving.server_record import find_running
 from tests.helpers.good_traffic import Answer, GoodTraffic
 from tests.helpers.raw_wire import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, grpc_headers, http2_frame
 from tests.helpers.served_processes import identities, log_path, restarts
@@ -34,7 +35,7 @@ LIMITED_START = """
 import resource
 from pathlib import PosixPath
 from serving.options import ServeOptions
-from serving.supervisor import start_detached
+from serving.background import start_detached
 resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
 start_detached({options!r})
 """

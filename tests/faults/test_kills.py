@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import psutil
 import pytest
 
+from serving.background import start_detached, stop
 from serving.options import ServeOptions
-from serving.supervisor import start_detached, stop
 from tests.helpers.good_traffic import Answer, GoodTraffic
 from tests.helpers.served_processes import processes, restarts, send, wait_ready
 

@@ -18,7 +18,7 @@ from serving.connection import API_KEY_VARIABLE
 from serving.isolation import SHARED_MEMORY, TRACE
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
-from serving.supervisor import find_running
+from serving.server_record import find_running
 from tests.helpers.good_traffic import GoodTraffic, json_request
 from tests.helpers.served_processes import log_path, processes
 from tests.helpers.servers import running, serve_options

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from serving.options import ServeOptions
-from serving.supervisor import find_running
+from serving.server_record import find_running
 from tests.helpers.good_traffic import Answer, GoodTraffic
 from tests.helpers.served_processes import processes, restarts, send, wait_ready
 

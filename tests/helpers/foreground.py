@@ -12,7 +12,7 @@ import psutil
 
 from serving.options import ServeOptions
 from serving.server import STUB
-from serving.supervisor import find_running
+from serving.server_record import find_running
 from tests.helpers.servers import watch_keeper
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from serving.options import ServeOptions
-from serving.supervisor import find_running, state_folder
+from serving.server_record import find_running, state_folder
 
 STUB = "triton_python_backend_stub"
 

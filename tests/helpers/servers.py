@@ -12,9 +12,10 @@ from pathlib import Path
 
 import psutil
 
+from serving.background import start_detached, stop
 from serving.isolation import SHARED_MEMORY, TRACE
 from serving.options import ServeOptions
-from serving.supervisor import find_running, start_detached, stop
+from serving.server_record import find_running
 from tests.helpers.surroundings import free_port
 
 _STOPPING: list[tuple[ThreadPoolExecutor, Future[object]]] = []

@@ -13,13 +13,13 @@ import pytest
 from export.bundle import export
 from export.export_options import ExportOptions
 from serving.artifact import read_manifest
+from serving.background import start_detached, stop
 from serving.bundle import load_bundle
 from serving.client import TritonPipeline
 from serving.machine import has_gpu
 from serving.manifests import BundleManifest, RepositoryManifest
 from serving.options import PackageOptions
 from serving.repository import package
-from serving.supervisor import start_detached, stop
 from tests.helpers.reviews import SAMPLE
 from tests.helpers.servers import serve_options
 

@@ -382,7 +382,7 @@ def test_serve_names_the_file_and_ends(repository: Path, trick: Callable[[Path],
     expected = trick(repository)
     options = serve_options(repository)
     ports = [f"--{name}-port={getattr(options, f'{name}_port')}" for name in ("http", "grpc", "metrics")]
-    command = [sys.executable, "-m", "export.cli", "serve", f"--repository={repository}", *ports]
+    command = [sys.executable, "-m", "export.cli", "serve", f"--repository={repository}", "--strict", *ports]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert ended.returncode == 1 and not ended.stdout and "Traceback" not in ended.stderr
     (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]

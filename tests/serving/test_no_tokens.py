@@ -14,13 +14,13 @@ import pytest
 import transformers
 
 from export.cli import main
+from serving.background import start_detached, stop
 from serving.client import TritonPipeline
 from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
 from serving.runtime.tasks import load_served
 from serving.runtime.tokenization import TextEncoder
-from serving.supervisor import start_detached, stop
 from tests.helpers.checkpoints import randomize
 from tests.helpers.generating import gpt2
 from tests.helpers.parity import assert_same

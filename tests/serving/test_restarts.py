@@ -17,6 +17,7 @@ from serving.errors import RequestError
 from serving.options import PackageOptions, ServeOptions
 from serving.probe import ask, find_probes
 from serving.repository import package
+from serving.triton_address import fetch
 from tests.helpers.foreground import end, is_alive, name_of, serve, server_processes, stubs, wait_ended, wait_ready
 from tests.helpers.servers import left_behind, serve_options
 
@@ -96,6 +97,25 @@ def answers_again(options: ServeOptions, repository: Path) -> float:
             pass  # the proxy itself is being started
         time.sleep(0.02)
     raise AssertionError("it does not answer again")
+
+
+def test_a_restart_changes_nothing_that_is_served(served: Served, repository: Path, bundle: Path) -> None:
+    """A package of another precision and another ensemble wait for the restart that somebody asks for."""
+    probe = find_probes(repository)[0]
+    before = ask(served.options.base_url, probe, timeout=10)
+    first = (repository / "one_model" / "current").resolve()
+    for name in ("one", "two"):
+        package(PackageOptions(bundle=bundle, repository=repository, name=name, precision="int8", device="cpu"))
+    start, triton = len(served.log_after(0)), served.child("tritonserver")
+    triton.kill()
+    wait_ended([triton])
+    answers_again(served.options, repository)
+    wait_ready(served.options, served.process)
+    assert ask(served.options.base_url, probe, timeout=10)["outputs"] == before["outputs"]
+    assert fetch(served.options.base_url, "/v2/models/two/ready", timeout=5)[0] >= 400
+    log = served.log_after(start)
+    assert f"({first.name}); a newer one is packaged: restart the server to load it" in log
+    assert "two was packaged since the start: restart the server to load it" in log
 
 
 @pytest.mark.endurance

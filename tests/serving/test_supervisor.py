@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,13 +22,15 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from serving.background import start_detached, stop
 from serving.errors import ArtifactError, ServerError, SetupError
 from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
-from serving.options import PackageOptions
+from serving.layout import home_links, repository_links
+from serving.options import PackageOptions, ServeOptions
 from serving.probe import ask, find_probes
 from serving.repository import package
 from serving.server import check_ports
-from serving.supervisor import Running, _started, find_running, start_detached, stop
+from serving.server_record import Running, find_running, started
 from serving.triton_address import fetch
 from tests.helpers.foreground import end, serve, server_processes, stubs, wait_ready
 from tests.helpers.resealing import reseal
@@ -50,14 +53,20 @@ def _leaves_nothing(repository: Path) -> Iterator[None]:
     """Whatever happens in a test here: no process, no shared memory, no temporary folder stays."""
     yield
     assert not left_behind()
-    assert not [
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if f"--model-repository={repository}" in (process.info["cmdline"] or [])
-    ]
+    assert not [process.pid for process in psutil.process_iter(["cmdline"]) if serves(process.info["cmdline"] or [], repository)]
 
 
-def test_serves_in_the_foreground_until_sigterm(repository: Path) -> None:
+def serves(command_line: list[str], repository: Path) -> bool:
+    """Whether this is a tritonserver of the repository, or of this run and without the folder that it served."""
+    flag = "--model-repository="
+    folders = [Path(part.removeprefix(flag)) for part in command_line if part.startswith(flag)]
+    mine = [folder for folder in folders if folder.is_relative_to(tempfile.gettempdir())]
+    return any(not folder.exists() or (folder / "one").resolve().is_relative_to(repository) for folder in mine)
+
+
+def test_serves_in_the_foreground_until_sigterm(repository: Path, tmp_path: Path) -> None:
+    """Also beside a damaged ensemble and steps without an ensemble."""
+    repository = with_a_damaged_one(repository, tmp_path / "models")
     options = serve_options(repository)
     started = time.monotonic()
     process = serve(options)
@@ -66,7 +75,7 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path) -> None:
         assert time.monotonic() - started < 30
         answer = ask(options.base_url, find_probes(repository)[0], timeout=10)
         assert {output["name"] for output in answer["outputs"]} - {"DIGEST"} == {"LABEL", "SCORE", "SCORES", "TRUNCATED"}
-        check = [sys.executable, HEALTHCHECK, repository]
+        check = [sys.executable, HEALTHCHECK, (repository / "one_model" / "current").resolve()]
         assert subprocess.run([*check, options.base_url], check=False).returncode == 0
         assert subprocess.run([*check, f"http://127.0.0.1:{free_port()}"], stderr=subprocess.DEVNULL, check=False).returncode == 1
         listening = {
@@ -76,12 +85,44 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path) -> None:
             if connection.status == "LISTEN"
         }
         assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+        assert fetch(options.base_url, "/v2/models/one/ready", timeout=5)[0] == 200
+        assert fetch(options.base_url, "/v2/models/other/ready", timeout=5)[0] >= 400
+        found = subprocess.run(doctor(options), capture_output=True, text=True, check=False).stdout
+        assert "FIX server: it serves one; left out: other" in found and "model.onnx was altered" in found, found
+        assert "ok  ports: used by your server" in found, found
     finally:
-        code, out, _ = end(process)
+        code, out, err = end(process)
     assert code == 0
-    assert "ready: one" in out
+    assert "ready: one   left out: other" in out
+    assert "other is left out: " in err and "other_model/1/model.onnx was altered" in err
+    assert "gone_preprocess belongs to the ensemble gone, which is missing (package it again, or remove it with" in err
+    assert "Traceback" not in err
     curl = next(line for line in out.splitlines() if line.strip().startswith("curl"))
     assert f"127.0.0.1:{options.http_port}/v2/models/one/infer" in curl
+
+
+def doctor(options: ServeOptions) -> list[str]:
+    ports = [f"--{name}-port={getattr(options, f'{name}_port')}" for name in ("http", "grpc", "metrics")]
+    return [sys.executable, "-m", "export.cli", "doctor", *ports]
+
+
+def with_a_damaged_one(repository: Path, copy: Path) -> Path:
+    """A copy with a second ensemble whose model was altered, and a step of a third."""
+    subprocess.run(["cp", "-a", repository, copy], check=True)
+    generation = (copy / "one_model" / "current").resolve()
+    ensemble = copy / "other_model" / "generations" / generation.name
+    ensemble.parent.mkdir(parents=True)
+    subprocess.run(["cp", "-a", generation, ensemble], check=True)
+    for path in sorted(ensemble.glob("one*")):
+        path.rename(ensemble / path.name.replace("one", "other"))
+    (copy / "other_model" / "current").symlink_to(f"generations/{generation.name}")
+    links = repository_links("other") | {f"other_model/{entry}": target for entry, target in home_links("other").items()}
+    for link, target in links.items():
+        (copy / link).symlink_to(target)
+    reseal(ensemble, name="other")
+    (ensemble / "other_model" / "1" / "model.onnx").write_bytes(b"altered")
+    (copy / "gone_preprocess").symlink_to("gone_model/current/gone_preprocess")
+    return copy
 
 
 def test_instances_of_a_model_share_their_weights(repository: Path, bundle: Path) -> None:
@@ -239,7 +280,7 @@ def start_and_fail(repository: Path) -> None:
 
 def test_a_clock_that_is_set_makes_no_stranger_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a virtual machine was suspended: the time of its start moves along with the clock."""
-    running = Running(pid=os.getpid(), started=_started(psutil.Process()), http_port=1, repository="x", ready=True)
+    running = Running(pid=os.getpid(), started=started(psutil.Process()), http_port=1, repository="x", ready=True)
     booted, begun = psutil.boot_time(), psutil.Process().create_time()
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 28)
     assert psutil.Process().create_time() == pytest.approx(begun + 28)

@@ -19,13 +19,13 @@ import pytest
 import trustme
 from tritonclient.utils import InferenceServerException
 
+from serving.background import start_detached, stop
 from serving.client import TritonPipeline
 from serving.errors import RequestError, ServerError, SetupError
 from serving.front.envoy import find_envoy, needed_in_flight, read_api_keys
 from serving.front.replies import FULL
 from serving.install import PROJECT
 from serving.options import ServeOptions
-from serving.supervisor import start_detached, stop
 from tests.helpers.front_requests import ask, body, error_of, tensor
 from tests.helpers.servers import running, serve_options
 

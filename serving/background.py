@@ -1,0 +1,114 @@
+"""Servers in the background: starting and stopping one, and the program that is its supervisor."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from serving.errors import ServerError, TritonizeError
+from serving.options import ServeOptions
+from serving.reporting import LogLimit, logger, previous_log, report_to_stderr
+from serving.server import DRAIN_SECONDS
+from serving.server_record import Running, find_running, log_file, refuse_second, remove_record
+from serving.supervisor import supervise
+
+MAX_LOG_BYTES = 16 * 2**20
+"""Size of the log of a server in the background at which a new one begins. The one before is kept."""
+
+
+def start_detached(options: ServeOptions) -> Path:
+    """Start a supervisor in the background and wait until every ensemble answers.
+
+    Returns:
+        The log file.
+
+    Raises:
+        ServerError: The server ended before it was ready, or one already runs at the same port.
+    """
+    refuse_second(options.http_port)  # before the log of a running server is overwritten
+    log_path = log_file(options.http_port)
+    payload = json.dumps(asdict(options), default=lambda path: str(path.absolute()))
+    output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    supervisor = os.posix_spawn(  # subprocess.Popen would warn about a child that outlives this process
+        sys.executable,
+        [sys.executable, "-P", "-m", "serving.background", payload],
+        os.environ,
+        setsid=True,
+        file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), output, (os.POSIX_SPAWN_DUP2, 1, 2)],
+    )
+    try:
+        while True:
+            ended, _ = os.waitpid(supervisor, os.WNOHANG)
+            if ended:
+                *before, last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+                _repeat(before)
+                raise ServerError(
+                    last.removeprefix("error: ") or "the server ended without a message", hint=f"see its log: {log_path}"
+                )
+            running = find_running(options.http_port)
+            if running is not None and running.pid == supervisor and running.ready:
+                _repeat(log_path.read_text(encoding="utf-8", errors="replace").splitlines())
+                return log_path
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        os.kill(supervisor, signal.SIGTERM)
+        os.waitpid(supervisor, 0)
+        raise
+
+
+def _repeat(lines: Iterable[str]) -> None:
+    """Repeat the warnings and errors of a supervisor: what it left out, and starts that failed."""
+    for line in lines:
+        level, _, message = line.partition(": ")
+        if level in ("warning", "error"):
+            logger.log(logging.WARNING if level == "warning" else logging.ERROR, message)
+
+
+def stop(http_port: int) -> Running:
+    """Drain and stop the server at that port.
+
+    Returns:
+        The record of the stopped server.
+
+    Raises:
+        ServerError: This user runs no server at that port, or the server does not end.
+    """
+    running = find_running(http_port)
+    if running is None:
+        raise ServerError(f"you have no server at HTTP port {http_port}", hint="give its port with --http-port")
+    os.kill(running.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 2 * DRAIN_SECONDS + 30  # the proxy drains, then Triton
+    while running.is_alive():
+        if time.monotonic() > deadline:
+            raise ServerError(f"the server's process {running.pid} did not end", hint=f"end it with: kill -9 {running.pid}")
+        time.sleep(0.05)
+    for log in (log_file(http_port), previous_log(log_file(http_port))):
+        log.unlink(missing_ok=True)
+    remove_record(http_port)
+    return running
+
+
+def main() -> int:
+    """Run a supervisor in the background. Its options come as JSON on the command line, and its output goes to the log."""
+    options = TypeAdapter(ServeOptions).validate_json(sys.argv[1])
+    with report_to_stderr():
+        logger.addHandler(LogLimit(log_file(options.http_port), max_bytes=MAX_LOG_BYTES))
+        try:
+            supervise(options, on_ready=lambda _: logger.info("ready"))
+        except TritonizeError as error:
+            logger.error(error.message + (f" ({error.hint})" if error.hint else ""))
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""What a server serves: chosen once, when somebody starts it, and the same after each restart.
+
+A server that is restarted because it failed must not change its answers. So its models are linked into a folder of its own, each to
+the generation that the repository had at the start. Packaging another one, and adding or removing models, changes nothing there.
+The generations are kept by leases (:mod:`serving.leases`). If one is deleted by hand or altered nevertheless, its ensemble is left
+out, and the others are served::
+
+    reviews, reviews_preprocess, …   → MODEL_REPOSITORY/reviews_model/generations/4f0c…/reviews, …
+    theirs                           → MODEL_REPOSITORY/theirs                  a model of another tool
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from serving.errors import ArtifactError
+from serving.integrity import CheckedEnsemble, check_ensemble, check_generation
+from serving.isolation import temporary_prefix
+from serving.layout import CURRENT, STEPS, model_home
+from serving.leases import take_lease
+from serving.packages import FoundPackages, find_packages
+from serving.reporting import logger
+from serving.writing import describe
+
+RESTART = "restart the server to load what the repository holds now: tritonize stop, tritonize serve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """What was found in the repository at the start."""
+
+    ensembles: Mapping[str, CheckedEnsemble]
+    damaged: Mapping[str, ArtifactError]
+    others: tuple[str, ...]
+
+
+class ServedView:
+    """The folder of models that one server serves.
+
+    Attributes:
+        folder: The folder, which Triton and the proxy read as their model repository.
+        left_out: Why each other ensemble is not served now, by name.
+    """
+
+    def __init__(self, repository: Path, folder: Path, chosen: _Chosen, *, strict: bool) -> None:
+        """Begin with what was chosen, all of it checked. See :func:`open_view`."""
+        self.folder = folder
+        self.left_out: dict[str, ArtifactError] = {}
+        self._repository = repository
+        self._chosen = chosen
+        self._strict = strict
+        self._link(dict(chosen.damaged))
+
+    def refresh(self) -> None:
+        """Check everything again, before a restart. What was altered or deleted since is left out.
+
+        Raises:
+            ArtifactError: No ensemble can be served, or one cannot and the server is strict.
+        """
+        refused = dict(self._chosen.damaged)
+        for name, ensemble in self._chosen.ensembles.items():
+            try:
+                _check_again(name, ensemble.generation)
+            except ArtifactError as error:
+                refused[name] = error
+        self._link(refused)
+
+    def _link(self, refused: dict[str, ArtifactError]) -> None:
+        """Link all models but those of the refused ensembles, and say which are left out now and were not before."""
+        if refused and (self._strict or not self._chosen.ensembles.keys() - refused.keys()):
+            raise _combined(refused)
+        for name, error in refused.items():
+            if name not in self.left_out:
+                logger.error(f"{name} is left out: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        self.left_out = refused
+        links = {name: self._repository / name for name in self._chosen.others if (self._repository / name).is_dir()}
+        for name in sorted(set(self._chosen.others) - links.keys()):
+            logger.warning(f"{self._repository / name} is not there any more: the model is left out")
+        for name, ensemble in self._chosen.ensembles.items():
+            if name not in refused:
+                links |= {model: ensemble.generation / model for model in (name, *(f"{name}_{step}" for step in STEPS))}
+        for entry in self.folder.iterdir():
+            if entry.name not in links:
+                entry.unlink()
+        for name, target in links.items():
+            if not (self.folder / name).is_symlink():
+                (self.folder / name).symlink_to(target)
+
+    def differences(self) -> list[str]:
+        """Return one line for each ensemble of which the repository holds another package by now, or none."""
+        lines = []
+        for name, ensemble in self._chosen.ensembles.items():
+            current = model_home(self._repository, name) / CURRENT
+            package = f"the package of {name} of {ensemble.manifest.created.isoformat()} ({ensemble.generation.name})"
+            if not os.path.lexists(self._repository / name):
+                lines.append(
+                    f"restarted with {package}; {name} was removed from the repository and is served until the server is stopped"
+                )
+            elif name not in self.left_out and current.resolve() != ensemble.generation:
+                lines.append(f"restarted with {package}; a newer one is packaged: restart the server to load it")
+        known = self._chosen.ensembles.keys() | self._chosen.damaged.keys()
+        added = sorted(find_packages(self._repository, files=False).ensembles.keys() - known)
+        return [*lines, *(f"{name} was packaged since the start: restart the server to load it" for name in added)]
+
+
+@contextlib.contextmanager
+def open_view(repository: Path, *, strict: bool = False) -> Iterator[ServedView]:
+    """Choose what a server serves, and hold it while the block runs. Orphans and damaged ensembles are named in the log.
+
+    Args:
+        repository: The model repository.
+        strict: Whether one damaged ensemble is an error.
+
+    Raises:
+        ArtifactError: The repository holds no ensemble that can be served, or one is damaged and the server is strict.
+    """
+    repository = repository.resolve()
+    with contextlib.ExitStack() as held:
+        found = _hold(find_packages(repository), repository, held)
+        for orphan in found.orphans:
+            logger.warning(f"{orphan.problem} ({orphan.hint})")
+        if not found.ensembles and not found.damaged:
+            raise ArtifactError(f"{repository} holds no packaged ensemble", hint="create one with: tritonize package")
+        chosen = _Chosen(ensembles=found.ensembles, damaged=found.damaged, others=_others(repository, found))
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
+        yield ServedView(repository, folder, chosen, strict=strict)
+
+
+def _hold(found: FoundPackages, repository: Path, held: contextlib.ExitStack) -> FoundPackages:
+    """Take a lease of each generation. One that was replaced after it was found is found anew."""
+    ensembles, damaged = dict(found.ensembles), dict(found.damaged)
+    for name in found.ensembles:
+        while (descriptor := take_lease(ensembles[name].generation)) is None:
+            try:
+                ensembles[name] = check_ensemble(repository, name)
+            except ArtifactError as error:
+                damaged[name] = error
+                del ensembles[name]
+                break
+            time.sleep(0.01)
+        else:
+            held.callback(os.close, descriptor)
+    return replace(found, ensembles=ensembles, damaged=damaged)
+
+
+def _others(repository: Path, found: FoundPackages) -> tuple[str, ...]:
+    """Return the models that tritonize did not write. Triton reads them where they are."""
+    ours = {path.name for orphan in found.orphans for path in orphan.paths}
+    for name in (*found.ensembles, *found.damaged):
+        ours |= {name, *(f"{name}_{step}" for step in STEPS)}
+    entries = sorted(entry for entry in repository.glob("[!.]*") if entry.is_dir())
+    return tuple(entry.name for entry in entries if entry.name not in ours)
+
+
+def _check_again(name: str, generation: Path) -> None:
+    """Check a generation that was served before.
+
+    Raises:
+        ArtifactError: It was deleted or altered.
+    """
+    if not generation.is_dir():
+        raise ArtifactError(f"{generation}, the package of {name} that this server serves, was deleted", hint=RESTART)
+    try:
+        check_generation(generation, name, remedy=f"package it again with: tritonize package --name {name} --force; then {RESTART}")
+    except OSError as error:
+        raise ArtifactError(describe(error), hint=RESTART) from error
+
+
+def _combined(refused: Mapping[str, ArtifactError]) -> ArtifactError:
+    """Return one error of all, or the only one."""
+    if len(refused) == 1:
+        return next(iter(refused.values()))
+    reasons = "; ".join(f"{name}: {error.message}" for name, error in refused.items())
+    return ArtifactError(f"{len(refused)} ensembles are damaged: {reasons}", hint=next(iter(refused.values())).hint)

@@ -1,0 +1,218 @@
+"""A server serves what the repository held when it was started, whatever happens to the repository afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving import served_view
+from serving.errors import ArtifactError
+from serving.layout import repository_links
+from serving.options import PackageOptions
+from serving.packages import find_packages
+from serving.probe import find_probes
+from serving.repository import package
+from serving.served_view import ServedView, open_view
+
+
+@pytest.fixture(scope="module")
+def pristine(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    repository = tmp_path_factory.mktemp("pristine") / "models"
+    for name in ("one", "other"):
+        package(PackageOptions(bundle=bundle, repository=repository, name=name, precision="fp32", device="cpu"))
+    return repository
+
+
+@pytest.fixture
+def repository(pristine: Path, tmp_path: Path) -> Path:
+    subprocess.run(["cp", "-a", pristine, tmp_path / "models"], check=True)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def view(repository: Path) -> Iterator[ServedView]:
+    with open_view(repository) as opened:
+        yield opened
+
+
+def repackage(bundle: Path, repository: Path, name: str = "one") -> None:
+    package(PackageOptions(bundle=bundle, repository=repository, name=name, precision="int8", device="cpu", force=True))
+
+
+def generation(repository: Path, name: str = "one") -> Path:
+    return (repository / f"{name}_model" / "current").resolve()
+
+
+def served(view: ServedView) -> dict[str, Path]:
+    return {entry.name: entry.resolve() for entry in view.folder.iterdir()}
+
+
+def models_of(name: str, folder: Path) -> dict[str, Path]:
+    return {model: folder / model for model in (name, f"{name}_preprocess", f"{name}_model", f"{name}_postprocess")}
+
+
+def test_what_is_packaged_later_is_not_served(view: ServedView, repository: Path, bundle: Path) -> None:
+    first = generation(repository)
+    expected = models_of("one", first) | models_of("other", generation(repository, "other"))
+    assert served(view) == expected
+    repackage(bundle, repository)
+    repackage(bundle, repository)
+    assert generation(repository) != first
+    assert len(list(first.parent.iterdir())) == 2, "that which is served, and the newest"
+    view.refresh()
+    assert served(view) == expected
+    assert [probe.ensemble for probe in find_probes(view.folder)] == ["one", "other"]
+    (line,) = view.differences()
+    assert line.startswith("restarted with the package of one of 20") and f"({first.name}); a newer one is packaged" in line
+
+
+def test_a_generation_is_removed_when_no_server_holds_it(repository: Path, bundle: Path) -> None:
+    with open_view(repository):
+        first = generation(repository)
+        repackage(bundle, repository)
+        assert first.exists()
+    repackage(bundle, repository)
+    assert [path.name for path in first.parent.iterdir()] == [generation(repository).name]
+
+
+def test_a_lease_ends_with_its_process_however_that_ends(repository: Path, bundle: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from serving.served_view import open_view\n"
+        "with open_view(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    first = generation(repository)
+    with subprocess.Popen([sys.executable, "-c", script, repository], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        repackage(bundle, repository)
+        assert first.exists()
+        holder.send_signal(signal.SIGKILL)
+    repackage(bundle, repository)
+    assert not first.exists()
+
+
+def test_models_that_come_and_go_change_nothing(view: ServedView, repository: Path, bundle: Path) -> None:
+    before = served(view)
+    repackage(bundle, repository, "added")
+    for link in repository_links("one"):
+        (repository / link).unlink()
+    (repository / "one_model" / "current").unlink()
+    view.refresh()
+    assert served(view) == before and view.left_out == {}
+    removed, added = view.differences()
+    assert "one was removed from the repository and is served until the server is stopped" in removed
+    assert added == "added was packaged since the start: restart the server to load it"
+
+
+def test_a_repository_that_is_another_one_by_now_changes_nothing(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(repository)
+    with open_view(tmp_path / "link") as view:
+        before = served(view)
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to(tmp_path)
+        view.refresh()
+        assert served(view) == before
+
+
+def test_a_generation_that_was_deleted_is_left_out_and_named(
+    view: ServedView, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = generation(repository)
+    shutil.rmtree(repository / "one_model")
+    view.refresh()
+    assert served(view).keys() == models_of("other", first).keys()
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.message.startswith(f"one is left out: {first}, the package of one that this server serves, was deleted (restart ")
+    view.refresh()
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1, "it is told once"
+    shutil.rmtree(repository / "other_model")
+    with pytest.raises(ArtifactError, match=r"2 ensembles are damaged: one: .* was deleted; other: .* was deleted"):
+        view.refresh()
+
+
+def test_a_file_that_was_altered_is_left_out_until_it_is_as_it_was(view: ServedView, repository: Path) -> None:
+    path = generation(repository) / "one_preprocess" / "1" / "settings.json"
+    content = path.read_bytes()
+    path.write_bytes(b"{}")
+    view.refresh()
+    assert "one_preprocess/1/settings.json was altered" in view.left_out["one"].message
+    assert view.left_out["one"].hint.startswith("package it again with: tritonize package --name one --force; then restart")
+    assert not view.folder.joinpath("one").is_symlink()
+    path.write_bytes(content)
+    view.refresh()
+    assert view.left_out == {} and "one" in served(view)
+
+
+def test_a_damaged_ensemble_is_left_out_from_the_start(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (generation(repository, "other") / "other_model" / "1" / "model.onnx").write_bytes(b"")
+    (repository / "gone_postprocess").symlink_to("gone_model/current/gone_postprocess")
+    with open_view(repository) as view:
+        assert served(view) == models_of("one", generation(repository))
+        assert list(view.left_out) == ["other"]
+    error = next(record.message for record in caplog.records if record.levelno == logging.ERROR)
+    assert error.startswith("other is left out: ") and "other_model/1/model.onnx was altered" in error and "--name other" in error
+    warning = next(record.message for record in caplog.records if record.levelno == logging.WARNING)
+    assert "gone_postprocess belongs to the ensemble gone" in warning and "tritonize remove gone" in warning
+    with pytest.raises(ArtifactError, match=r"other_model/1/model\.onnx was altered"), open_view(repository, strict=True):
+        pass
+
+
+def test_a_strict_server_does_not_restart_with_less(repository: Path) -> None:
+    with open_view(repository, strict=True) as view:
+        shutil.rmtree(repository / "one_model")
+        with pytest.raises(ArtifactError, match="the package of one that this server serves, was deleted"):
+            view.refresh()
+
+
+def test_nothing_that_can_be_served_is_an_error(repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("one", "other"):
+        (generation(repository, name) / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"2 ensembles are damaged: one: .*; other: "), open_view(repository):
+        pass
+    (tmp_path / "empty" / "x_model" / "generations").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="empty holds no packaged ensemble"), open_view(tmp_path / "empty"):
+        pass
+    assert "x_model belongs to the ensemble x, which is missing" in caplog.text
+
+
+def test_models_of_other_tools_are_served_where_they_are(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("theirs", "theirs_model", ".hidden"):
+        (repository / name / "1").mkdir(parents=True)
+    (repository / "notes.txt").touch()
+    with open_view(repository) as view:
+        others = {name: path for name, path in served(view).items() if name.startswith(("theirs", ".", "notes"))}
+        assert others == {name: repository / name for name in ("theirs", "theirs_model")}
+        (repository / "theirs").rename(repository / "moved")
+        view.refresh()
+        assert "theirs" not in served(view) and "moved" not in served(view)
+    assert f"{repository / 'theirs'} is not there any more: the model is left out" in caplog.text
+
+
+def test_a_generation_that_is_replaced_before_it_is_held_is_found_anew(
+    repository: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found_and_replaced(folder: Path) -> object:
+        found = find_packages(folder)
+        repackage(bundle, repository)
+        return found
+
+    monkeypatch.setattr(served_view, "find_packages", found_and_replaced)
+    with open_view(repository) as view:
+        assert served(view)["one"] == generation(repository) / "one"
+
+
+def test_nothing_stays_of_a_view(repository: Path) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with contextlib.suppress(ZeroDivisionError), open_view(repository) as view:
+        folder = view.folder
+        raise ZeroDivisionError
+    assert not folder.exists()
+    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
