@@ -17,8 +17,6 @@ from serving.options import MODEL_NAME, ArtifactsOptions, Device
 if TYPE_CHECKING:
     from export.tasks.base import Task
 
-MAX_LENGTH = Option("Maximum number of tokens per row; longer rows are truncated.", minimum=4)
-"""The option ``--max-length``; each stage describes its own default."""
 Stage = TypeVar("Stage", bound="StageOptions")
 
 

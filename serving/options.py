@@ -84,6 +84,10 @@ class ArtifactsOptions:
     artifacts: Annotated[Path, Option("Folder for checkpoints and bundles.", path="folder", shared=True)] = Path("artifacts")
 
 
+MAX_LENGTH = Option("Maximum number of tokens per row; longer rows are truncated.", minimum=4)
+"""The option ``--max-length``; each stage describes its own default."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RepositoryOptions:
     """Where the Triton model repository is."""
@@ -151,6 +155,7 @@ class PackageOptions(RepositoryOptions):
             default_text="as tuned, otherwise 0",
         ),
     ] = None
+    max_length: Annotated[int | None, replace(MAX_LENGTH, default_text="as exported")] = None
     force: Force = False
     tuned: bool = True
 
