@@ -421,10 +421,12 @@ def test_inputs_of_another_form_are_refused_before_anything_is_sent(server: Serv
 def test_unknown_ensemble(server: Server, protocol: str) -> None:
     with (
         TritonPipeline("nobody", url=server.url(protocol), protocol=protocol) as pipe,
-        pytest.raises(RequestError, match="nobody") as caught,
+        pytest.raises(RequestError) as caught,
     ):
         pipe("text")
     assert caught.value.status == "NOT_FOUND"
+    served = "it serves: alone, int8, pairs, ragged"
+    assert caught.value.message == f"nobody is not served at {server.url(protocol)}; {served}", "no steps"
 
 
 def test_a_step_is_not_an_ensemble(server: Server) -> None:
