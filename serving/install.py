@@ -13,7 +13,8 @@ from serving.errors import SetupError
 PROJECT = Path(__file__).parents[1]
 OVERLAY = "environment"
 """Folder in the backend directory with the environment that the stubs run in."""
-STAND_IN = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
+STAND_IN = tuple(Path(__file__).parent / path for path in ("backends/onnxruntime/model.py", "runtime/model_session.py"))
+"""The modules of the replacement for the ``onnxruntime`` backend."""
 IMPORTS = Path(__file__).parent / "backends" / "imports.py"
 ENVIRONMENT_VARIABLE = "TRITONIZE_TRITON_ENV"
 IMAGE_VERSION = "NVIDIA_TRITON_SERVER_VERSION"
@@ -37,6 +38,8 @@ class Install:
     wheel: Path | None = None
 
 
+WEIGHTS_FOLDER = "TRITONIZE_WEIGHTS"
+"""Environment variable with the folder for the weights that the instances of a model share."""
 NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}
 """Turns off the usage reports that recent releases of ONNX Runtime send to its makers."""
 
@@ -155,7 +158,8 @@ def prepare_backends(install: Install, folder: Path) -> Path | None:
     _write_overlay(install, folder.absolute() / OVERLAY)
     shutil.copy(stub, folder / "python")
     (folder / "onnxruntime").mkdir()
-    shutil.copy(STAND_IN, folder / "onnxruntime")
+    for path in STAND_IN:
+        shutil.copy(path, folder / "onnxruntime")
     return folder
 
 
@@ -187,6 +191,8 @@ def server_environment(install: Install, backends: Path | None = None) -> dict[s
         backends: What :func:`prepare_backends` returned.
     """
     variables = dict(os.environ) | NO_TELEMETRY
+    if backends is not None:
+        variables[WEIGHTS_FOLDER] = os.fspath(backends.absolute() / "weights")
     if install.environment is not None and install.wheel is not None:
         environment = install.environment if backends is None else backends.absolute() / OVERLAY
         variables["PATH"] = f"{environment / 'bin'}{os.pathsep}{variables.get('PATH', '')}"

@@ -336,7 +336,8 @@ def step_modules(step: str, task: str) -> list[Path]:
         step: ``preprocess`` or ``postprocess``.
         task: Name of the task.
     """
-    shared = [RUNTIME / f"{name}.py" for name in (step, "cutting", "digest", "metadata", "tokenization", "types")]
+    own = {"preprocess": "row_preparation", "postprocess": "answering"}[step]
+    shared = [RUNTIME / f"{name}.py" for name in (step, own, "cutting", "digest", "metadata", "refusals", "tokenization", "types")]
     tasks = RUNTIME / "tasks"
     helpers = sorted(tasks.glob("_*.py"))  # __init__.py too
     return [*shared, *helpers, tasks / "base.py", tasks / f"{task.replace('-', '_')}.py"]

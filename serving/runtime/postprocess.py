@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from tokenizers import Tokenizer
 
-from .digest import DIGEST, MODEL_DIGEST, TRUNCATED, ForeignAnswerError, split_truncation
+from .answering import Answering, request_digests
+from .digest import MODEL_DIGEST, ForeignAnswerError
 from .metadata import METADATA, Unpacked, unpack
-from .tasks import load_served, parameter_reader
+from .refusals import NOT_ANSWERED, NOT_FINITE, failure, logged_failure
 from .tasks.base import ServedTask
 from .types import Arrays, Integers, Origins
 
@@ -25,21 +22,13 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the task, and the tokenizer where the task needs it."""
-        folder = Path(args["model_repository"]) / args["model_version"]
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        self._task = load_served(settings["task"], settings["settings"])
-        self._task.check_options()
-        self._with_parameters = parameter_reader(self._task)
-        self._names = [tensor.name for tensor in self._task.outputs()]
-        if not settings["parallel"]:
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if self._task.needs_tokenizer else None
+        self._answering = Answering(Path(args["model_repository"]) / args["model_version"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests of a batch. Requests with the same parameters and shapes are answered together."""
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[Any, ...], list[int]] = {}
-        outputs = [[_array(request, name) for name in self._task.model_outputs] for request in requests]
+        outputs = [[_array(request, name) for name in self._answering.task.model_outputs] for request in requests]
         for index, (request, arrays) in enumerate(zip(requests, outputs, strict=True)):
             groups.setdefault((request.parameters(), *(array.shape[1:] for array in arrays)), []).append(index)
         for members in groups.values():
@@ -56,20 +45,21 @@ class TritonPythonModel:
         """
         try:
             digests = [_array(request, MODEL_DIGEST).reshape(-1) for request in requests]
-            metadata = unpack([_array(request, METADATA) for request in requests]) if self._task.carries_metadata else None
+            metadata = (
+                unpack([_array(request, METADATA) for request in requests]) if self._answering.task.carries_metadata else None
+            )
             if metadata is not None:
                 _require_own_answers(digests, metadata)
-            return self._answered(self._with_parameters(requests[0].parameters()), outputs, np.concatenate(digests), metadata)
+            return self._answered(
+                self._answering.with_parameters(requests[0].parameters()), outputs, np.concatenate(digests), metadata
+            )
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
             if len(requests) > 1:
                 pairs = zip(requests, outputs, strict=True)
                 return [response for request, arrays in pairs for response in self._isolated([request], [arrays])]
-            pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-            foreign = isinstance(error, ForeignAnswerError)
-            message = str(error) if foreign else "the answer could not be made of what the model gave"
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))]
+            return [logged_failure(error, str(error) if isinstance(error, ForeignAnswerError) else NOT_ANSWERED)]
 
     def _answered(
         self, task: ServedTask, parts: Sequence[Sequence[Any]], digests: Integers, metadata: Unpacked | None
@@ -91,13 +81,8 @@ class TritonPythonModel:
             origins = Origins(np.arange(sum(counts)))
         else:
             origins, counts = metadata.origins, metadata.request_rows
-            digests = digests[np.searchsorted(origins.sample_mapping, np.arange(origins.count))]
-        if self._tokenizer is None:
-            found = task.postprocess(outputs, origins)
-        else:
-            found = task.decoded_postprocess(outputs, origins, self._tokenizer)
-        own, truncated = split_truncation(digests)
-        answers = {name: found[name] for name in self._names} | {TRUNCATED: truncated[:, None], DIGEST: own[:, None]}
+            digests = request_digests(digests, origins)
+        answers = self._answering.answer(task, outputs, origins, digests)
         responses, start = [], 0
         for arrays, count in zip(parts, counts, strict=True):
             responses.append(
@@ -134,8 +119,7 @@ def _array(request: Any, name: str) -> Any:
 
 
 def _response(answers: Arrays, rows: slice, *, finite: bool) -> Any:
-    if finite:
-        tensors = [pb_utils.Tensor(name, array[rows]) for name, array in answers.items()]
-        return pb_utils.InferenceResponse(output_tensors=tensors)
-    message = "the model gave values that are not finite for this input"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
+    if not finite:
+        return failure(NOT_FINITE)
+    tensors = [pb_utils.Tensor(name, array[rows]) for name, array in answers.items()]
+    return pb_utils.InferenceResponse(output_tensors=tensors)

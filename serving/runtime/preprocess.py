@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,18 +9,11 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .digest import REQUEST_DIGEST, mark_truncated, row_digests
-from .metadata import METADATA, pack
-from .tasks import load_served, parameter_reader
+from .digest import row_digests
+from .refusals import refusal, refused
+from .row_preparation import Preparation, PreparedRows, decoded
 from .tasks.base import ServedTask
-from .tokenization import PADDING, TextEncoder
-from .types import Features, Integers
-
-MOST_CHARACTERS = 2**17
-"""Longest text that is tokenized where it cannot be cut, or as much of it as may be read to see what the model gets.
-
-The tokens of 131,072 characters fill a model of 8,192 tokens at 16 characters for each. Tokenizing them took 0.15 s on one core at
-most, of 22 kinds of text tried with five tokenizers; all requests wait that long."""
+from .types import Integers
 
 
 @dataclass
@@ -49,24 +38,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the task and its tokenizer."""
-        folder = Path(args["model_repository"]) / args["model_version"]
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        if not settings["parallel"]:
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
-        self._task = load_served(settings["task"], settings["settings"])
-        self._task.check_options()
-        self._with_parameters = parameter_reader(self._task)
-        self._inputs = [tensor.name for tensor in self._task.inputs()]
-        self._max_model_rows = settings["max_model_rows"]
-        self._encoder = TextEncoder(
-            str(folder / "tokenizer.json"),
-            max_length=settings["max_length"],
-            names=settings["model_inputs"],
-            padding=PADDING,
-            most_rows=self._max_model_rows,
-            most_characters=MOST_CHARACTERS,
-            split_special_tokens=settings["split_special_tokens"],
-        )
+        self._preparation = Preparation(Path(args["model_repository"]) / args["model_version"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests of a batch. A request that cannot be used is refused alone."""
@@ -78,7 +50,7 @@ class TritonPythonModel:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:
-                responses[index] = _refused(error)
+                responses[index] = refused(error)
         for group in groups.values():
             for index, response in self._answered(group):
                 responses[index] = response
@@ -90,11 +62,12 @@ class TritonPythonModel:
         Raises:
             ValueError: A text or a parameter is invalid.
         """
-        raw = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1).tolist() for name in self._inputs}
-        rows = [_strings(column, name) for name, column in raw.items()]
+        names = self._preparation.input_names
+        raw = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1).tolist() for name in names}
+        rows = decoded(raw)
         parameters = request.parameters()
         if parameters not in groups:
-            groups[parameters] = _Group(self._with_parameters(parameters), [[] for _ in self._inputs])
+            groups[parameters] = _Group(self._preparation.with_parameters(parameters), [[] for _ in names])
         group = groups[parameters]
         start = len(group.columns[0])
         for column, strings in zip(group.columns, rows, strict=True):
@@ -110,7 +83,7 @@ class TritonPythonModel:
             raise
         except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
             if len(group.spans) == 1:
-                return [(group.spans[0][0], _refused(error))]
+                return [(group.spans[0][0], refused(error))]
             return [response for alone in _one_by_one(group) for response in self._answered(alone)]
 
     def _responses(self, group: _Group) -> list[tuple[int, Any]]:
@@ -119,37 +92,28 @@ class TritonPythonModel:
         Raises:
             ValueError: One of the requests cannot be used. The message is for its client.
         """
-        features = group.task.preprocess(group.columns, self._encoder)
-        digests = mark_truncated(np.concatenate(group.digests), features.truncated_rows)[features.origins.sample_mapping]
-        firsts = np.searchsorted(features.origins.sample_mapping, [start for _, start, _ in group.spans]).tolist()
-        ends = [*firsts[1:], len(features.encodings)]
+        prepared = self._preparation.prepare(group.task, group.columns, np.concatenate(group.digests))
+        mapping = prepared.features.origins.sample_mapping
+        firsts = np.searchsorted(mapping, [start for _, start, _ in group.spans]).tolist()
+        ends = [*firsts[1:], len(mapping)]
         return [
-            (index, self._response(features, digests[first:end], start, slice(first, end)))
+            (index, self._response(prepared, start, slice(first, end)))
             for (index, start, _), first, end in zip(group.spans, firsts, ends, strict=True)
         ]
 
-    def _response(self, features: Features, digests: Integers, start: int, rows: slice) -> Any:
+    def _response(self, prepared: PreparedRows, start: int, rows: slice) -> Any:
         """Build the response to one request.
 
         Args:
-            features: The model rows of all requests.
-            digests: INT64, the digest of the request row of each of this request's model rows, marked if that row was truncated.
+            prepared: The model rows of all requests.
             start: Position of the request's first row.
             rows: Positions of the request's model rows.
         """
-        encodings = features.encodings[rows]
-        if len(encodings) > self._max_model_rows:
-            return _refusal(
-                f"this request makes {len(encodings)} rows for the model, which takes {self._max_model_rows} at most: "
-                "send fewer rows at once, or shorter ones"
-            )
-        tensors = [pb_utils.Tensor(name, array) for name, array in self._encoder.arrays(encodings).items()]
-        tensors.append(pb_utils.Tensor(REQUEST_DIGEST, digests[:, None]))
-        if self._task.carries_metadata:
-            origins = features.origins
-            packed = pack(origins.sample_mapping[rows] - start, digests, origins.metadata[rows])
-            tensors.append(pb_utils.Tensor(METADATA, packed))
-        return pb_utils.InferenceResponse(output_tensors=tensors)
+        try:
+            arrays = self._preparation.model_inputs(prepared, rows) | self._preparation.metadata(prepared, rows, start)
+        except ValueError as error:  # for this request alone
+            return refusal(str(error))
+        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, array) for name, array in arrays.items()])
 
 
 def _one_by_one(group: _Group) -> list[_Group]:
@@ -158,32 +122,3 @@ def _one_by_one(group: _Group) -> list[_Group]:
         _Group(group.task, [column[start:end] for column in group.columns], [digests], [(index, 0, end - start)])
         for (index, start, end), digests in zip(group.spans, group.digests, strict=True)
     ]
-
-
-def _strings(rows: Sequence[bytes], name: str) -> Sequence[str]:
-    """Decode the elements of a BYTES tensor.
-
-    Raises:
-        ValueError: A row is not UTF-8.
-    """
-    strings: list[str] = []
-    try:
-        for row in rows:
-            strings.append(row.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}, row {len(strings)}: byte {error.start} is not valid UTF-8") from None
-    return strings
-
-
-def _refused(error: BaseException) -> Any:
-    """Build the response to a request that failed. A ``ValueError`` is for the client; anything else goes to the log only."""
-    if isinstance(error, ValueError):
-        return _refusal(str(error))
-    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-    return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError("this request could not be prepared", pb_utils.TritonError.INTERNAL)
-    )
-
-
-def _refusal(message: str) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))

@@ -9,9 +9,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,10 +31,10 @@ from serving import artifact
 from serving.artifact import read_manifest, write_manifest
 from serving.bundle import load_bundle
 from serving.errors import ArtifactError, ExportError, GateError, SetupError
-from serving.install import STAND_IN
 from serving.manifests import BundleManifest, VariantRecord
 from serving.options import Precision
 from serving.reporting import report_to_stderr
+from serving.runtime import model_session
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.disk import full_disk
@@ -123,28 +122,23 @@ def test_weights_mapped_by_several_instances_change_no_answer(
     """What the embedded server does where a model has several instances on a CPU, for graphs of every kind."""
     import onnxruntime as ort
 
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("there only inside a server"))
-    shutil.copy(STAND_IN, tmp_path / "stand_in.py")
-    spec = spec_from_file_location("stand_in", tmp_path / "stand_in.py")
-    assert spec is not None and spec.loader is not None
-    stand_in = module_from_spec(spec)
-    spec.loader.exec_module(stand_in)
+    monkeypatch.setenv(model_session.WEIGHTS_FOLDER, str(tmp_path / "weights"))
     bundle = load_bundle(exported(architecture))
-    for precision, variant in bundle.variants.items():
+    for variant in bundle.variants.values():
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         alone = ort.InferenceSession(str(variant.path), options)
-        mapped = stand_in._with_mapped_weights(variant.path, precision, options)
+        mapped = model_session._optimized(variant.path, options)
         if mapped is None:
             assert architecture in UNEVEN
             continue
         assert (mapped.parent / "weights").stat().st_size > 0
-        assert stand_in._with_mapped_weights(Path("never read again"), precision, ort.SessionOptions()) == mapped
-        plain = ort.SessionOptions()
-        plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        written = mapped.stat().st_mtime_ns
+        shared = model_session.open_with_mapped_weights(variant.path, threads=1)
+        assert shared is not None and mapped.stat().st_mtime_ns == written, "the second instance takes what the first wrote"
         encoder = bundle.encoder([node.name for node in alone.get_inputs()])
         feed = encoder.arrays(encoder.encode(["good", "the film is never dull and the story is a delight"]))
-        np.testing.assert_array_equal(ort.InferenceSession(str(mapped), plain).run(None, feed)[0], alone.run(None, feed)[0])
+        np.testing.assert_array_equal(shared.run(None, feed)[0], alone.run(None, feed)[0])
 
 
 def test_bundle_holds_what_it_promises(exported: Callable[[str], Path], review_file: Path) -> None:

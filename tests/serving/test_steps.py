@@ -17,6 +17,7 @@ import pytest
 from tokenizers import Regex, Tokenizer
 from tokenizers.pre_tokenizers import Sequence, Split
 
+from serving.runtime import answering, row_preparation
 from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST
 from serving.runtime.metadata import METADATA, pack, unpack
 from serving.runtime.tasks.text_classification import TextClassification
@@ -145,10 +146,12 @@ def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def make(task: type[TextClassification] = TextClassification) -> tuple[Any, Any]:
         made = []
+        for module in (row_preparation, answering):
+            monkeypatch.setattr(module, "load_served", lambda _, given: task.from_settings(given))
         for name in ("preprocess", "postprocess"):
             module = importlib.import_module(f"serving.runtime.{name}")
-            sys.modules.pop(module.__name__)  # it holds the backend made for this test
-            monkeypatch.setattr(module, "load_served", lambda _, given: task.from_settings(given))
+            for held in (module.__name__, "serving.runtime.refusals"):  # they hold the backend made for this test
+                sys.modules.pop(held)
             step = module.TritonPythonModel()
             step.initialize({"model_repository": str(tmp_path), "model_version": "1"})
             made.append(step)
@@ -320,12 +323,12 @@ def test_whoever_breaks_a_step_is_refused_alone_and_not_told_how(steps: Steps) -
 def test_parameters_are_read_once_unless_they_are_long(steps: Steps) -> None:
     """Clients choose them: what is kept of them is bounded."""
     before, after = steps()
-    for step in (before, after):
+    for step in (before._preparation, after._answering):
         short, long = json.dumps({"top_k": 1}), json.dumps({"top_k": 1}) + " " * 5000
-        assert step._with_parameters(short) is step._with_parameters(short)
-        assert step._with_parameters(long) is not step._with_parameters(long)
-        assert step._with_parameters(long) == step._with_parameters(short)
-        assert step._with_parameters("") is step._task
+        assert step.with_parameters(short) is step.with_parameters(short)
+        assert step.with_parameters(long) is not step.with_parameters(long)
+        assert step.with_parameters(long) == step.with_parameters(short)
+        assert step.with_parameters("") is step.task
 
 
 def test_defaults_that_no_request_could_ask_for_stop_the_step(steps: Steps) -> None:
@@ -428,7 +431,7 @@ def test_a_panic_of_the_tokenizer_refuses_its_own_request_alone(
     panicking(tmp_path / "1")
     both = steps(task)
     with pytest.raises(BaseException, match="Onig") as caught:
-        both[0]._encoder.encode([PANIC])
+        both[0]._preparation._encoder.encode([PANIC])
     assert not isinstance(caught.value, Exception), "what a panic is"
     logged: list[str] = []
     monkeypatch.setattr(sys.modules["triton_python_backend_utils"].Logger, "log_error", logged.append)

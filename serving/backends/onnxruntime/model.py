@@ -9,22 +9,14 @@ Its instances are processes, not threads as in the C++ backend. The instances of
 so that they share one copy in memory and in the CPU cache.
 """
 
-import fcntl
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
+from model_session import CPU, open_with_mapped_weights, session_options
 
-CPU = "CPUExecutionProvider"
-LEVELS = {
-    None: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
 PARAMETERS = {"intra_op_thread_count", "inter_op_thread_count"}
 
 
@@ -56,16 +48,14 @@ class TritonPythonModel:
         if unknown:
             raise pb_utils.TritonModelException(f"this onnxruntime backend does not support {', '.join(sorted(unknown))}")
         path = Path(args["model_repository"]) / args["model_version"] / (config.get("default_model_filename") or "model.onnx")
-        options, providers = _session_options(config, parameters), _providers(config, args)
+        options, providers = _options(config, parameters), _providers(config, args)
+        self._session = None
         if providers == [CPU] and sum(group["count"] for group in config["instance_group"]) > 1:
-            name = f"{args['model_name']}-{args['model_version']}"
-            mapped = _with_mapped_weights(path, name, _session_options(config, parameters))
-            if mapped is None:
-                pb_utils.Logger.log_warn(f"{name}: the weights cannot be mapped, so every instance holds a copy of them")
-            else:
-                path = mapped
-                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # the graph is already optimized
-        self._session = ort.InferenceSession(str(path), options, providers=providers)
+            self._session = open_with_mapped_weights(path, **options)
+            if self._session is None:
+                pb_utils.Logger.log_warn(f"{path}: the weights cannot be mapped, so every instance holds a copy of them")
+        if self._session is None:
+            self._session = ort.InferenceSession(str(path), session_options(**options), providers=providers)
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
         if wanted not in self._session.get_providers():  # onnxruntime falls back to the CPU silently
             raise pb_utils.TritonModelException(f"onnxruntime could not load {wanted}: one of its libraries is missing")
@@ -115,48 +105,13 @@ def _response(names, arrays):
     )
 
 
-def _with_mapped_weights(path, name, options):
-    """Return the path of the optimized graph, whose weights are in a file beside it, or None if that file cannot be used.
-
-    ONNX Runtime maps such a file instead of copying it (see "session.save_external_prepacked_constant_initializers" in its
-    session options). The weights are already packed for the operators of this machine. The first instance writes the file
-    beside this module, in the folder that ``serve`` removes with the server. The other instances wait for it.
-    """
-    folder = Path(__file__).parent / name
-    folder.mkdir(exist_ok=True)
-    target = folder / "model.onnx"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            written = folder / "written.onnx"
-            options.optimized_model_filepath = str(written)
-            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-            options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-            ort.InferenceSession(str(path), options, providers=[CPU])
-            written.rename(target)
-    return target if _is_aligned(target) else None
-
-
-def _is_aligned(path):
-    """Return whether all external data of a graph begins at multiples of 64 bytes.
-
-    ONNX Runtime 1.31 writes the tensors one after the other without alignment, but its matrix products load packed weights with
-    instructions that fault on unaligned addresses.
-    """
-    found = re.finditer(rb"\n\x06offset\x12.(\d+)j|\|(\d+);\d+;\d+", path.read_bytes(), re.DOTALL)
-    offsets = [int(match[1] or match[2]) for match in found]
-    return bool(offsets) and all(offset % 64 == 0 for offset in offsets)
-
-
-def _session_options(config, parameters):
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
-    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
-    level = config.get("optimization", {}).get("graph", {}).get("level")
-    options.graph_optimization_level = LEVELS[level or None]
-    return options
+def _options(config, parameters):
+    """Return the arguments of :func:`model_session.session_options`."""
+    return {
+        "threads": int(parameters.get("intra_op_thread_count", 0)),
+        "inter_op_threads": int(parameters.get("inter_op_thread_count", 0)),
+        "level": config.get("optimization", {}).get("graph", {}).get("level") or None,
+    }
 
 
 def _providers(config, args):
