@@ -480,7 +480,7 @@ def test_speeds_time_each_run_alike(tiny_checkpoint, monkeypatch: pytest.MonkeyP
     rows = EncodedRows(LabelledRows(texts=(texts,), labels=(0,) * 40), TASK, encoder)
     monkeypatch.setattr(model_timing, "SPEED_ROWS", 128)
     clock = itertools.count()
-    monkeypatch.setattr(verify.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(model_timing.time, "perf_counter", lambda: float(next(clock)))
     seen: dict[str, list[tuple[int, ...]]] = {"a": [], "b": []}
     runs = {name: (lambda feed, name=name: seen[name].append(feed["input_ids"].shape)) for name in seen}
     measured = model_timing.speeds(runs, rows, seed=0)
