@@ -166,6 +166,19 @@ class PackageOptions(RepositoryOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelsOptions(RepositoryOptions, ArtifactsOptions):
+    """Options of ``tritonize models``: where packages, and the bundles that they were made from, are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveOptions(RepositoryOptions, ArtifactsOptions):
+    """Options of ``tritonize remove``."""
+
+    with_artifacts: Annotated[bool, Option("Remove the checkpoint, the bundle and the tuning of that name too.")] = False
+    force: Annotated[bool, Option("Remove the model even if a running server serves it.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerPort:
     """The port that identifies a server on a machine."""
 
