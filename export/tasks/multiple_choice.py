@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self, cast
@@ -11,7 +12,7 @@ import numpy as np
 
 from export.tasks.base import Label, Prediction, Reference
 from export.tasks.exported import ExportedTask
-from export.tasks.trained import TrainedTask
+from export.tasks.trained import Baseline, TrainedTask
 from serving.runtime.tasks._candidates import first_rows
 from serving.runtime.tasks._strings import read_strings, write_strings
 from serving.runtime.tasks.multiple_choice import MultipleChoice
@@ -99,8 +100,13 @@ class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
         """Return accuracy."""
         return "accuracy"
 
+    def baseline(self, training: Sequence[Reference], evaluated: Sequence[Reference]) -> Baseline:
+        """Choose the position that is most often right in the training rows."""
+        (position, _), *_ = Counter(cast("Sequence[int]", training)).most_common(1)
+        return Baseline(f"always position {position}, the most frequent one of the training rows", [position] * len(evaluated))
+
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return accuracy."""
         return "accuracy"
 
@@ -121,6 +127,11 @@ class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
     def agreement(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
         """Compare the best choices."""
         return cast("npt.NDArray[np.float64]", (answers["CHOICE"] == original["CHOICE"])[:, 0].astype(np.float64))
+
+    def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Return the changes of the original's choices."""
+        rows = zip(answers["SCORES"][:, 0], original["SCORES"][:, 0], original["CHOICE"][:, 0].tolist(), strict=True)
+        return np.array([abs(json.loads(ours)[best] - json.loads(theirs)[best]) for ours, theirs, best in rows], dtype=np.float64)
 
     def ties(self, original: Arrays) -> Flags:
         """Find rows whose two best scores are closer than :data:`CLOSE`."""
