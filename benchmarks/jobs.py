@@ -20,7 +20,8 @@ class WorkerJob:
 
     Attributes:
         backend: A key of :data:`benchmarks.backends.BACKENDS`.
-        bundle: The bundle whose task, tokenizer and ``max_length`` apply.
+        bundle: The bundle whose task and tokenizer apply.
+        max_length: Maximum tokens of a row; None: as exported.
         device: ``cpu`` or ``gpu``.
         half: Run in the device's best half precision (PyTorch), or let TensorRT use fp16.
         threads: Threads of one operator; None leaves the library's own choice.
@@ -33,6 +34,7 @@ class WorkerJob:
     source: Path
     bundle: Path
     device: str
+    max_length: int | None = None
     half: bool = False
     threads: int | None = None
     most_rows: int

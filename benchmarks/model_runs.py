@@ -55,6 +55,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
             "source": source,
             "bundle": inputs.bundle.folder,
             "device": device,
+            "max_length": inputs.bundle.max_length,
             "first": inputs.rows.timed[None][0],
             "labelled": inputs.rows.labelled,
             "logits": folder / f"{backend}-{source.parent.name}-{job.get('half', False)}.npz",

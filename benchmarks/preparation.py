@@ -9,6 +9,7 @@ from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
 from benchmarks.row_lengths import rows_of_length
+from benchmarks.served_package import read_package, require_same_bundle
 from export import convert, graph
 from export.data import encode_labels, prepare_rows, read_evaluation, sample_indices
 from export.output_head import add_output_head
@@ -33,6 +34,10 @@ def read_inputs(options: BenchmarkOptions) -> BenchmarkInputs:
     precisions: tuple[str, ...] = options.precisions or tuple(bundle.variants)
     for precision in precisions:
         bundle.variant(precision)  # an error now rather than minutes later
+    if not options.in_process:  # all is measured at the length that is served
+        package = read_package(options.repository, options.name)
+        require_same_bundle(package, options.bundle_folder)
+        bundle = bundle.with_max_length(package.manifest.max_length)
     checkpoint = checkpoint_folder(options.original, options.artifacts / QUICKSTART_CACHE)
     require_original(bundle, checkpoint)
     return BenchmarkInputs(

@@ -71,7 +71,7 @@ def serve_job(channel: Connection[Any, Any]) -> None:
     from benchmarks.logits import outputs_file
     from serving.bundle import load_bundle
 
-    runner = BACKENDS[job.backend](job, load_bundle(job.bundle))
+    runner = BACKENDS[job.backend](job, load_bundle(job.bundle).with_max_length(job.max_length))
     loaded = time.perf_counter_ns()
     runner([job.first])
     answered = time.perf_counter_ns()

@@ -87,6 +87,16 @@ def _print_grid(options: TuneOptions, *, as_json: bool) -> None:
     logger.info(f"then others, {total} in all, and at last the best three and the untuned default in interleaved rounds")
 
 
+def _packaged_length(repository: Path, name: str, bundle: Path) -> int | None:
+    """Return the maximum length that a bundle is packaged with, so that it stays; None if it is not packaged."""
+    from serving.artifact import MANIFEST, sha256
+    from serving.lineage import read_package
+
+    packaged = read_package(repository, name)
+    is_same = packaged is not None and packaged.inputs.files.get(MANIFEST) == sha256(bundle / MANIFEST)
+    return packaged.max_length if packaged is not None and is_same else None
+
+
 def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Path:
     """Package the winner and write it into the user's own recipe or one beside the bundle. Return the path of the recipe."""
     from export.recipe import write_options
@@ -95,7 +105,8 @@ def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Pat
 
     name, bundle, repository = options.name, options.bundle_folder, options.repository
     device: Literal["cpu", "gpu"] = "gpu" if winner.device == "gpu" else "cpu"
-    packaged = package(PackageOptions(bundle=bundle, repository=repository, name=name, device=device))
+    length = _packaged_length(repository, name, bundle)
+    packaged = package(PackageOptions(bundle=bundle, repository=repository, name=name, device=device, max_length=length))
     state = "is up to date" if packaged.unchanged else "is packaged; restart a running server to load it"
     logger.info(f"{repository / name} {state}")
     flag = "" if winner.device == resolve_device("auto") else f" --device {winner.device}"

@@ -30,6 +30,8 @@ COMMANDS = {
     "benchmark": "benchmarks.commands",
     "tune": "benchmarks.tune_commands",
     "compare": "benchmarks.compare_commands",
+    "models": "serving.models_commands",
+    "remove": "serving.models_commands",
     "doctor": "serving.commands",
 }
 """Command → the module that holds its function. A module is imported when its command runs, so that ``--help`` is fast."""
@@ -44,6 +46,8 @@ HELP = {
     "benchmark": "Measure speed and quality against the PyTorch original; check gates.",
     "tune": "Search the fastest serving configuration for this machine, and package it.",
     "compare": "Compare two benchmark reports and name what became worse.",
+    "models": "List the packaged models, what is served, and what is out of date.",
+    "remove": "Remove a packaged model.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
 DEBUG = "tritonize.debug"

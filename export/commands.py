@@ -62,13 +62,14 @@ def prepare_finetune(options: FinetuneOptions) -> FinetuneOptions:
 
 def run_finetune(options: FinetuneOptions) -> CheckpointManifest:
     """Train a checkpoint and report its figures."""
+    from export.baseline import figure_lines, warn_if_not_better
     from export.finetuning import finetune
-    from export.metric import shown
+    from export.tasks import trained_class
 
     manifest = finetune(options)
-    for split, measured in manifest.figures.splits.items():
-        values = ", ".join(f"{key} {shown(value, '.4f')}" for key, value in measured.items())
-        logger.info(f"{split}: {values}")
+    for line in figure_lines(manifest.figures, trained_class(manifest.task).metric_note):
+        logger.info(line)
+    warn_if_not_better(manifest.figures, manifest.main_metric)
     return manifest
 
 

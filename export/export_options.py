@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from export.options import MAX_LENGTH, TASK, StageOptions
+from export.options import TASK, StageOptions
 from serving.option_fields import Option
-from serving.options import MODEL_NAME, PRECISIONS, Force, Precision, Seed
+from serving.options import MAX_LENGTH, MODEL_NAME, PRECISIONS, Force, Precision, Seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 from export import checkpoint as checkpoints
 from export.data import EVALUATION, LabelledRows, bind_evaluation_labels, encode_labels, read_evaluation
 from export.export_options import ExportOptions
+from export.options import with_chosen_metric
 from export.sources import check_unaltered, checkpoint_files, checkpoint_folder, load_rows
 from export.tasks import is_exported, task_class
 from export.tasks.exported import ExportedTask
@@ -88,6 +89,8 @@ def find_source(options: ExportOptions) -> ExportSource:
             f"the rows in {folder} are for {trained.task} and cannot verify {options.task}", hint="give rows with --test"
         )
     task, rows = _rows(options, folder, task)
+    decided = None if trained is None or trained.main_metric not in task.selectable_metrics else trained.main_metric
+    task = with_chosen_metric(task, options.metric or decided)
     return ExportSource(
         name=name if trained is None else trained.name,
         folder=folder,

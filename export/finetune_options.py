@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 from export.columns import Columns, HeldOutColumns
-from export.options import MAX_LENGTH, TASK, StageOptions
+from export.options import TASK, StageOptions
 from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
 from serving.option_fields import Option
-from serving.options import MODEL_NAME, Force
+from serving.options import MAX_LENGTH, MODEL_NAME, Force
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from export import checkpoint as checkpoints
+from export.baseline import measure_baseline
 from export.data import prepare_rows, write_evaluation
 from export.finetune_options import FinetuneOptions
 from export.lengths import UNTRUNCATED_SHARE, count_target_tokens, count_tokens, fitted_length
 from export.model_card import model_card
+from export.options import with_chosen_metric
 from export.replacing import TrainingOrigin, has_epochs, refuse_other_checkpoint, refuse_other_epochs, write_origin
 from export.sources import checkpoint_files, checkpoint_folder
 from export.splits import HELD_OUT, Splits, load_splits
@@ -22,6 +24,7 @@ from export.tasks import task_names, trained_class
 from export.tasks.trained import TrainedTask
 from export.training.distributed import main_first, world_size
 from export.training_name import named_for_training
+from export.unknown_tokens import count_unknown_tokens, warn_of_unknown_tokens
 from serving.artifact import (
     code_fingerprint,
     fingerprint,
@@ -107,7 +110,7 @@ def finetune(options: FinetuneOptions) -> CheckpointManifest:
         )
         base = checkpoint_folder(options.checkpoint, cache)
         teacher = checkpoint_folder(options.distillation.teacher, cache) if options.distillation is not None else None
-    data = replace(data, task=_with_settings(data.task, options, base))
+    data = replace(data, task=with_chosen_metric(_with_settings(data.task, options, base), options.metric))
     inputs = _inputs(options, base, teacher, data)
     if not options.force and is_current(options.target, CheckpointManifest, inputs):
         logger.info(f"{options.target} is up to date")
@@ -173,6 +176,8 @@ def _train_and_write(
     max_length = _max_length(options, base, tokenizer, data)
     data = _with_tokenizer(data, tokenizer, max_length, options)
     _warn_truncated_targets(data, tokenizer, options.training.seed)
+    data = replace(data, unknown_tokens=count_unknown_tokens(data.rows["train"], data.task, tokenizer, seed=options.training.seed))
+    warn_of_unknown_tokens(data.unknown_tokens)
     scratch = _scratch(options)
     with main_first(options.device):
         if is_main_process():
@@ -222,6 +227,8 @@ def _search_and_train(options: FinetuneOptions, job: TrainingJob, started: float
         "rows": {split: len(rows) for split, rows in job.splits.items()},
         "seconds": round(time.monotonic() - started, 1),
     }
+    if (baseline := measure_baseline(job.task, job.splits)) is not None:
+        figures["baseline"] = baseline
     if found is not None:
         figures["search"] = SearchFigures(**{job.task.main_metric: found.value}, trials=found.trials)
     return replace(trained, figures=figures)
@@ -341,6 +348,7 @@ def _training_data(options: FinetuneOptions, data: Splits) -> TrainingData:
         shared_rows=dict(data.leaks.shared),
         leaks_kept=options.keep_leaks,
         contradicting_texts=data.leaks.conflicting_texts,
+        unknown_tokens=data.unknown_tokens,
     )
 
 

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from export.data import LabelledRows
 
@@ -26,6 +27,19 @@ def normalize_text(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelConflict:
+    """A training text that occurs with more than one label.
+
+    Attributes:
+        text: The text, or the texts of the row.
+        labels: Its different labels, in the order of the rows.
+    """
+
+    text: str | tuple[str, ...]
+    labels: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Leaks:
     """Duplicates between splits, and conflicting labels.
 
@@ -33,11 +47,13 @@ class Leaks:
         shared: By split, the number of its rows that duplicate training rows.
         training: Indices of the training rows that occur in another split.
         conflicting_texts: Number of training texts that occur with more than one label.
+        conflict: One of them; None if there is none.
     """
 
     shared: Mapping[str, int]
     training: tuple[int, ...]
     conflicting_texts: int
+    conflict: LabelConflict | None = None
 
 
 def find_leaks(splits: Mapping[str, LabelledRows]) -> Leaks:
@@ -53,14 +69,21 @@ def find_leaks(splits: Mapping[str, LabelledRows]) -> Leaks:
     train = keys.pop("train")
     train_keys = set(train)
     other_keys = {key for split_keys in keys.values() for key in split_keys}
-    labels: dict[tuple[str, ...], set[str]] = {}
+    labels: dict[tuple[str, ...], dict[str, Any]] = {}
     for key, label in zip(train, splits["train"].labels, strict=True):
-        labels.setdefault(key, set()).add(repr(label))
+        labels.setdefault(key, {}).setdefault(repr(label), label)
+    conflicts = [key for key, found in labels.items() if len(found) > 1]
     return Leaks(
         shared={split: sum(key in train_keys for key in split_keys) for split, split_keys in keys.items()},
         training=tuple(index for index, key in enumerate(train) if key in other_keys),
-        conflicting_texts=sum(len(found) > 1 for found in labels.values()),
+        conflicting_texts=len(conflicts),
+        conflict=_conflict(splits["train"], train.index(conflicts[0]), labels[conflicts[0]]) if conflicts else None,
     )
+
+
+def _conflict(rows: LabelledRows, index: int, labels: Mapping[str, Any]) -> LabelConflict:
+    texts = tuple(column[index] for column in rows.texts)
+    return LabelConflict(text=texts[0] if len(texts) == 1 else texts, labels=tuple(labels.values()))
 
 
 def _keys(rows: LabelledRows) -> list[tuple[str, ...]]:

@@ -84,7 +84,14 @@ def _figures(manifest: CheckpointManifest) -> Iterator[str]:
     )
     for split, measured in figures.splits.items():
         yield f"| {split} | {figures.rows[split]} | " + " | ".join(shown(measured[key], ".4f") for key in metrics) + " |"
+    for split, measured in figures.baseline.splits.items() if figures.baseline is not None else ():
+        cells = (shown(measured[key], ".4f") if key in measured else "" for key in metrics)
+        yield f"| {split}, baseline | {figures.rows[split]} | " + " | ".join(cells) + " |"
     yield ""
+    if note := trained_class(manifest.task).metric_note:
+        yield f"Metrics: {note}."
+    if figures.baseline is not None:
+        yield f"Baseline: {figures.baseline.description}."
     low, high = figures.interval
     yield (
         f"{manifest.main_metric} on the {manifest.evaluation_split} rows is between {low:.4f} and {high:.4f} (95 %, bootstrapped "
@@ -107,6 +114,11 @@ def _data(manifest: CheckpointManifest) -> Iterator[str]:
         yield f"{' and '.join(shared)} {duplicate}; the duplicates {kept} the training rows."
     if data.contradicting_texts:
         yield f"{data.contradicting_texts} training texts have conflicting labels."
+    if (unknown := data.unknown_tokens) is not None and unknown.tokens:
+        yield (
+            f"{unknown.rows:.1%} of the training rows have unknown tokens, which the vocabulary lacks: {unknown.tokens:.2%} of all "
+            "tokens."
+        )
     if shares := data.label_shares:
         yield f"Training rows by label: {', '.join(f'{label} {share:.1%}' for label, share in shares.items())}."
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import click
 
 from export.columns import Columns
+from serving.errors import DataError
 from serving.option_fields import Option
 from serving.options import MODEL_NAME, ArtifactsOptions, Device
 
 if TYPE_CHECKING:
     from export.tasks.base import Task
 
-MAX_LENGTH = Option("Maximum number of tokens per row; longer rows are truncated.", minimum=4)
-"""The option ``--max-length``; each stage describes its own default."""
 Stage = TypeVar("Stage", bound="StageOptions")
+ChosenTask = TypeVar("ChosenTask", bound="Task")
 
 
 def parse_task(text: str) -> str:
@@ -95,6 +95,14 @@ class StageOptions(ArtifactsOptions):
     name: Annotated[str, MODEL_NAME] = ""
     task: Annotated[str, TASK] = ""
     setting: Annotated[Mapping[str, Any], Option(_setting_help, metavar="KEY=VALUE", default_text="")] = field(default_factory=dict)
+    metric: Annotated[
+        str | None,
+        Option(
+            "Metric that decides the best epoch and the gates, such as f1_macro or matthews_correlation; an unknown name lists "
+            "those of the task.",
+            default_text="the task's, or that of fine-tuning",
+        ),
+    ] = None
     device: Device = "auto"
     columns: Columns = field(default_factory=Columns)
 
@@ -112,6 +120,22 @@ class SharingOptions:
         ),
     ] = None
     private: Annotated[bool, Option("Create that repository as a private one, if it does not exist.")] = False
+
+
+def with_chosen_metric(task: ChosenTask, name: str | None) -> ChosenTask:
+    """Return the task with the main metric that the user chose.
+
+    Args:
+        task: The task, bound to its labels.
+        name: The metric; None: the task's own.
+
+    Raises:
+        DataError: It is none of the task's metrics. The message lists them.
+    """
+    try:
+        return task if name is None else task.with_metric(name)
+    except ValueError as error:
+        raise DataError(str(error), hint="see --metric") from None
 
 
 def with_checked_setting(options: Stage) -> Stage:

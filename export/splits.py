@@ -15,6 +15,8 @@ from export.leaks import Leaks, find_leaks
 from export.sources import load_rows
 from export.tasks.trained import TrainedTask
 from serving.errors import DataError
+from serving.manifests import UnknownTokens
+from serving.records import shown
 from serving.reporting import logger
 
 HELD_OUT = 0.1
@@ -30,12 +32,14 @@ class Splits:
         rows: The rows of ``train``, ``validation`` and, if given, ``test``.
         leaks: Duplicates between the splits as they were read.
         inputs: Number and SHA-256 of the rows as they were read, by split, JSON-ready.
+        unknown_tokens: What the checkpoint's vocabulary lacks, once its tokenizer is known.
     """
 
     task: TrainedTask
     rows: dict[str, LabelledRows]
     leaks: Leaks
     inputs: dict[str, Any]
+    unknown_tokens: UnknownTokens | None = None
 
     def label_shares(self) -> dict[str, float]:
         """Compute the share of the training rows that have each label; empty if the rows have no class labels."""
@@ -91,7 +95,7 @@ def load_splits(
     leaks = find_leaks(splits)
     if not keep_leaks:
         splits["train"] = _without_leaks(splits["train"], leaks)
-    _report_leaks(leaks, removed=not keep_leaks)
+    _report_leaks(leaks, task, removed=not keep_leaks)
     return Splits(
         task=task,
         rows=splits,
@@ -107,15 +111,26 @@ def _without_leaks(rows: LabelledRows, leaks: Leaks) -> LabelledRows:
     return rows.take([index for index in range(len(rows)) if index not in leaked]) if leaked else rows
 
 
-def _report_leaks(leaks: Leaks, *, removed: bool) -> None:
+def _report_leaks(leaks: Leaks, task: TrainedTask, *, removed: bool) -> None:
     for split, rows in leaks.shared.items():
         if rows:
             logger.info(f"{rows} {split} rows duplicate training rows (ignoring case, spaces and punctuation)")
     if leaks.training:
         action = "removed from training (--keep-leaks keeps them)" if removed else "kept for training"
         logger.info(f"{len(leaks.training)} training rows also occur in other splits: {action}")
-    if leaks.conflicting_texts:
-        logger.info(f"{leaks.conflicting_texts} training texts have conflicting labels")
+    if (conflict := leaks.conflict) is not None:
+        labels = " and ".join(_label_text(label, task) for label in conflict.labels)
+        logger.warning(
+            f"{leaks.conflicting_texts} training texts have conflicting labels (ignoring case, spaces and punctuation), such as "
+            f"{shown(conflict.text)} with {labels}"
+        )
+
+
+def _label_text(label: Any, task: TrainedTask) -> str:
+    """Return the name of a label or of several ones, as the data set has them."""
+    if isinstance(label, list) and all(type(one) is int for one in label) and task.labels:
+        return ", ".join(task.labels[one] for one in label) or "no label"
+    return task.labels[label] if type(label) is int and label < len(task.labels) else shown(label)
 
 
 def _require_same_label_type(train: Rows, other: Rows) -> None:

@@ -229,6 +229,7 @@ def _manifest(
             for precision, variant in variants.items()
         },
         max_length=encoder.max_length,
+        max_positions=checkpoints.max_positions(context.source.config),
         model_inputs=encoder.names,
         padding=encoder.padding,
         split_special_tokens=encoder.tokenizer.encode_special_tokens,

@@ -28,6 +28,8 @@ from serving.runtime.types import Arrays
 from serving.served_ensemble import ServedEnsemble
 
 T = TypeVar("T")
+OVERTAKING = 4
+"""Requests of a stream that are in flight or wait for an earlier answer, at most, as a multiple of those in flight."""
 RequestRow = tuple[str, ...]
 """The strings of one row of a request, in the order of the ensemble's inputs."""
 MarkedAnswer = tuple[Any, bool]
@@ -205,8 +207,8 @@ class AsyncTritonPipeline:
     async def stream(self, inputs: AsyncIterable[object] | Iterable[object], **options: object) -> AsyncGenerator[Any, None]:
         """Yield the answers to any number of rows, in the order of the rows.
 
-        Up to ``concurrency`` requests are in flight, and no more rows are read than they need. An answer waits only for the
-        other rows of its own request. If reading a row fails, the rows before it are answered first.
+        Up to ``concurrency`` requests are in flight; few more rows are read than they need. An answer waits only for the
+        other rows of its own request, and for its turn. If reading a row fails, the rows before it are answered first.
 
         Args:
             inputs: The rows, each in a form that :meth:`__call__` takes. Except for lists and asynchronous iterables, a thread
@@ -289,10 +291,16 @@ class AsyncTritonPipeline:
         batches = streams.batches(rows, await self._rows_of_a_request(call.batch_size))
         reading: asyncio.Future[list[RequestRow] | streams.End] | None = None
         in_flight: deque[asyncio.Future[list[MarkedAnswer]]] = deque()
+        free = asyncio.Semaphore(self._concurrency)
+
+        async def read() -> list[RequestRow] | streams.End:
+            await free.acquire()
+            return await anext(batches, streams.END)
+
         try:
             while True:
-                if reading is None and len(in_flight) < self._concurrency:
-                    reading = asyncio.ensure_future(anext(batches, streams.END))
+                if reading is None and len(in_flight) < OVERTAKING * self._concurrency:
+                    reading = asyncio.ensure_future(read())
                 # Wait for both, so that a pause in the rows does not delay an answer, nor a slow answer the next request.
                 either = [future for future in (reading, *islice(in_flight, 1)) if future is not None]
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -303,6 +311,7 @@ class AsyncTritonPipeline:
                     break
                 else:
                     in_flight.append(asyncio.ensure_future(self._ask(call, batch)))
+                    in_flight[-1].add_done_callback(lambda _: free.release())
                     reading = None
             while in_flight:
                 for answer in await in_flight.popleft():

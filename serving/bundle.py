@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from serving.artifact import MANIFEST, code_fingerprint, read_manifest, task_code
 from serving.errors import ArtifactError, refusing
@@ -75,6 +76,19 @@ class Bundle:
             f"the {precision} variant is not in the bundle, it failed its gates: {record.failures}",
             hint=f"use one of {', '.join(self.variants)}",
         )
+
+    def with_max_length(self, max_length: int | None) -> Self:
+        """Return the bundle with another maximum number of tokens of a row. None: its own.
+
+        Raises:
+            ArtifactError: The model has positions for fewer tokens.
+        """
+        positions = self.manifest.max_positions
+        if max_length is not None and positions is not None and max_length > positions:
+            raise ArtifactError(
+                f"the model takes at most {positions} tokens, not {max_length}", hint=f"give --max-length {positions} or less"
+            )
+        return self if max_length is None else replace(self, max_length=max_length)
 
     def encoder(self, names: list[str]) -> TextEncoder:
         """Return the tokenizer as it runs inside Triton.

@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from serving import forks
 from serving.errors import RequestError
 from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
+from serving.layout import ensembles_among
 from serving.options import ServerAddress, WireProtocol
 from serving.retries import RequestRetries
 
@@ -61,6 +62,10 @@ class InferClient(Protocol):
 
     async def get_model_config(self, model_name: str, *, headers: dict[str, str] | None, **options: object) -> dict[str, Any]:
         """Return the model's configuration as JSON."""
+        ...
+
+    async def get_inference_statistics(self, *, headers: dict[str, str] | None, **options: object) -> dict[str, Any]:
+        """Return the statistics of all models as JSON."""
         ...
 
     async def infer(
@@ -128,13 +133,43 @@ class Connection:
         """Return Triton's configuration of ``model``, as the JSON form of ``ModelConfig``.
 
         Raises:
-            RequestError: There is no server, or no such model.
+            RequestError: There is no server, or no such model; the message then lists the ensembles that are served.
             RuntimeError: The connection is closed.
         """
-        options = {"as_json": True} if self._protocol == "grpc" else {}
-        answer = await self._with_retries(lambda client: client.get_model_config(model, headers=self._headers, **options))
+        try:
+            answer = await self._with_retries(lambda client: client.get_model_config(model, headers=self._headers, **self._as_json))
+        except RequestError as error:
+            if error.status != "NOT_FOUND":
+                raise
+            raise await self._not_served(model, error) from error
         config: dict[str, Any] = answer.get("config", answer)
         return config
+
+    async def ensemble_names(self) -> list[str]:
+        """Return the names of the ensembles that the server serves.
+
+        The statistics tell them. Triton's index of its repository would too, but it belongs to an interface that changes models.
+
+        Raises:
+            RequestError: There is no server, or it does not tell its statistics.
+            RuntimeError: The connection is closed.
+        """
+        answer = await self._with_retries(lambda client: client.get_inference_statistics(headers=self._headers, **self._as_json))
+        return ensembles_among(str(model["name"]) for model in answer.get("model_stats", []))
+
+    @property
+    def _as_json(self) -> dict[str, bool]:
+        return {"as_json": True} if self._protocol == "grpc" else {}
+
+    async def _not_served(self, model: str, error: RequestError) -> RequestError:
+        """Return the error about a model that does not exist, with the names of those that do."""
+        try:
+            names = await self.ensemble_names()
+        except RequestError as unlisted:
+            return RequestError(error.message, status=error.status, hint=f"what it serves is unknown: {unlisted.message}")
+        served = ", ".join(names) or "no ensemble of tritonize"
+        hint = "what is packaged later is served after a restart"
+        return RequestError(f"{model} is not served at {self._url}; it serves: {served}", status=error.status, hint=hint)
 
     async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]], parameters: Mapping[str, object]) -> InferResult:
         """Send one request to ``model``.

@@ -14,7 +14,16 @@ from pathlib import Path
 
 from serving.errors import SetupError, TritonizeError
 from serving.front.envoy import find_envoy
-from serving.install import Install, check_numpy, find_install, numpy_version, prepare_backends, server_environment, stub_version
+from serving.install import (
+    PROJECT,
+    Install,
+    check_numpy,
+    find_install,
+    numpy_version,
+    prepare_backends,
+    server_environment,
+    stub_version,
+)
 from serving.isolation import SHARED_MEMORY
 from serving.machine import cores, has_gpu
 from serving.options import ServerAddress
@@ -25,6 +34,7 @@ from serving.server_record import Running, find_running, log_file
 MINIMUM_PYTHON = (3, 11)
 DISK_GIB = 5
 SHM_MIB = 64
+PACKAGES = ("export", "serving", "benchmarks")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 PROVIDERS_SCRIPT = "import json, onnxruntime; print(json.dumps([onnxruntime.__version__, onnxruntime.get_available_providers()]))"
 
@@ -49,6 +59,7 @@ class Finding:
 def examine(options: ServerAddress) -> Iterator[Finding]:
     """Run every check, the cheapest first. A check that cannot run is reported as a failed one."""
     yield _python()
+    yield _import_names(Path.cwd())
     yield from _toolchain()
     try:
         install = find_install()
@@ -80,6 +91,18 @@ def _python() -> Finding:
         ok=sys.version_info >= MINIMUM_PYTHON,
         found=".".join(map(str, sys.version_info[:3])),
         hint="tritonize needs Python 3.11 or later",
+    )
+
+
+def _import_names(folder: Path) -> Finding:
+    """Look for folders and files that Python, started in this folder, would import in place of tritonize's packages."""
+    candidates = [folder / name for package in PACKAGES for name in (f"{package}/__init__.py", f"{package}.py")]
+    hiding = [path for path in candidates if path.exists() and folder.resolve() != PROJECT.resolve()]
+    return Finding(
+        check="import names",
+        ok=not hiding,
+        found=", ".join(map(str, hiding)) or f"{', '.join(PACKAGES)}: nothing in {folder} hides them",
+        hint="Python started in this folder imports these in place of tritonize's packages: rename them, or start it elsewhere",
     )
 
 

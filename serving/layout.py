@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 CURRENT, GENERATIONS = "current", "generations"
@@ -36,6 +37,12 @@ def leads_to(link: Path, target: str) -> bool:
 def is_home(folder: Path) -> bool:
     """Return whether a folder was made by packaging, even if it was damaged since."""
     return (folder / CURRENT).is_symlink() or (folder / GENERATIONS).exists()
+
+
+def ensembles_among(models: Iterable[str]) -> list[str]:
+    """Return those of the models of a server that are ensembles with their three steps, sorted."""
+    names = set(models)
+    return sorted(name for name in names if all(f"{name}_{step}" in names for step in STEPS))
 
 
 def ensemble_names(repository: Path) -> list[str]:

@@ -84,6 +84,10 @@ class ArtifactsOptions:
     artifacts: Annotated[Path, Option("Folder for checkpoints and bundles.", path="folder", shared=True)] = Path("artifacts")
 
 
+MAX_LENGTH = Option("Maximum number of tokens per row; longer rows are truncated.", minimum=4)
+"""The option ``--max-length``; each stage describes its own default."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RepositoryOptions:
     """Where the Triton model repository is."""
@@ -151,6 +155,7 @@ class PackageOptions(RepositoryOptions):
             default_text="as tuned, otherwise 0",
         ),
     ] = None
+    max_length: Annotated[int | None, replace(MAX_LENGTH, default_text="as exported")] = None
     force: Force = False
     tuned: bool = True
 
@@ -158,6 +163,19 @@ class PackageOptions(RepositoryOptions):
     def bundle_folder(self) -> Path:
         """The folder of the bundle."""
         return self.bundle or ArtifactsOptions.artifacts / self.name / "bundle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsOptions(RepositoryOptions, ArtifactsOptions):
+    """Options of ``tritonize models``: where packages, and the bundles that they were made from, are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveOptions(RepositoryOptions, ArtifactsOptions):
+    """Options of ``tritonize remove``."""
+
+    with_artifacts: Annotated[bool, Option("Remove the checkpoint, the bundle and the tuning of that name too.")] = False
+    force: Annotated[bool, Option("Remove the model even if a running server serves it.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

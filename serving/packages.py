@@ -50,6 +50,11 @@ class FoundPackages:
     damaged: Mapping[str, ArtifactError] = field(default_factory=dict)
     orphans: tuple[Orphan, ...] = ()
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all of them."""
+        return {*self.ensembles, *self.damaged, *(orphan.name for orphan in self.orphans)}
+
 
 def find_packages(repository: Path, *, files: bool = True) -> FoundPackages:
     """Find the ensembles that tritonize packaged into a repository, and what is left of others.
@@ -79,7 +84,7 @@ def _steps_without_ensemble(repository: Path) -> Iterator[Orphan]:
     for entry in sorted(repository.glob("*")):
         for step in STEPS:
             name = entry.name.removesuffix(f"_{step}")
-            if name not in ("", entry.name) and not os.path.lexists(repository / name) and _is_step(entry, name, step):
+            if name not in ("", entry.name) and not os.path.lexists(repository / name) and is_step(entry, name, step):
                 found[name].append(entry)
     for name, paths in sorted(found.items()):
         shown = ", ".join(path.name for path in paths)
@@ -88,7 +93,7 @@ def _steps_without_ensemble(repository: Path) -> Iterator[Orphan]:
         yield Orphan(name=name, paths=tuple(paths), problem=problem, hint=hint)
 
 
-def _is_step(entry: Path, name: str, step: str) -> bool:
+def is_step(entry: Path, name: str, step: str) -> bool:
     """Return whether an entry of a repository is a step that tritonize wrote, even if it was damaged or copied since."""
     if step == "model":
         return is_home(entry) or any(leads_to(entry / link, target) for link, target in home_links(name).items())

@@ -118,10 +118,13 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     bundle = load_bundle(options.bundle_folder)
     refuse_other_package(options, bundle)
     check_files(bundle.folder, bundle.manifest.files, remedy=REMEDY)
+    bundle = bundle.with_max_length(options.max_length)
     tuning, objection = _tuning(options)
     plan = _plan(bundle, options, tuning)
     if objection is not None:
         plan = replace(plan, reasons=plan.reasons | {"configuration": f"not as tuned: {objection}"})
+    if (reason := _length_reason(bundle)) is not None:
+        plan = replace(plan, reasons=plan.reasons | {"max_length": reason})
     inputs = _inputs(options, bundle, plan, tuning)
     _warn_unverified(bundle)
     current = model_home(options.repository, options.name) / CURRENT
@@ -141,6 +144,14 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     return PackagedEnsemble(manifest=manifest, unchanged=False)
 
 
+def _length_reason(bundle: Bundle) -> str | None:
+    """Describe a maximum length that is not that of the export."""
+    chosen, verified = bundle.max_length, bundle.manifest.max_length
+    if chosen > verified:
+        return f"{chosen}, as asked: rows longer than {verified} tokens were not verified at export"
+    return f"{chosen}, as asked: the export verified {verified}" if chosen < verified else None
+
+
 def _warn_unverified(bundle: Bundle) -> None:
     """Warn where the bundle was verified with other code than what is packaged with it."""
     verified, now = bundle.manifest.verified_with, served_code(bundle.task.name)
@@ -154,7 +165,7 @@ def _warn_unverified(bundle: Bundle) -> None:
 
 def _inputs(options: PackageOptions, bundle: Bundle, plan: Plan, tuning: Tuning | None) -> StageInputs:
     """Return what decides the content of the repository."""
-    chosen = asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None}
+    chosen = asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None, "max_length": bundle.max_length}
     files = [bundle.folder / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer]
     code = shaping_code(bundle.task.name)
     return inputs_record(chosen, fingerprint(files, root=bundle.folder), code)
@@ -170,6 +181,7 @@ def _manifest(
         "name": options.name,
         "task": bundle.task.name,
         "settings": json_ready(bundle.task.to_settings()),
+        "max_length": bundle.max_length,
         "probe": probe_body(bundle.task.example),
         "answers": answers,
         "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=variant.figures, name=bundle.manifest.name),

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from serving.errors import ServerError
+from serving.layout import model_home
 from serving.options import ServeOptions
 
 
@@ -40,6 +41,19 @@ class Running:
     ready_seconds: float | None = None
     served: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def generation_of(self, repository: Path, name: str) -> Path | None:
+        """Return the folder of the generation that is served of an ensemble of a repository; None if it is not served.
+
+        Args:
+            repository: The model repository.
+            name: Name of the ensemble.
+        """
+        link = Path(self.served) / name
+        if not self.served or not link.is_symlink():
+            return None
+        generation = link.readlink().parent
+        return generation if generation.parent.parent == model_home(repository.resolve(), name) else None
 
     def is_alive(self) -> bool:
         """Return whether that process still runs."""
@@ -106,6 +120,12 @@ def find_running(http_port: int) -> Running | None:
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
     return running if running.is_alive() else None
+
+
+def running_servers() -> list[Running]:
+    """Return the servers that this user runs, by rising HTTP port."""
+    ports = sorted(int(path.stem) for path in state_folder().glob("*.json") if path.stem.isdecimal())
+    return [running for port in ports if (running := find_running(port)) is not None]
 
 
 def refuse_second(http_port: int) -> None:

@@ -55,6 +55,8 @@ WITHOUT_EFFECT = {
     },
     "export.finetuning": {
         **ROWS,
+        "export.baseline": "it measures no model",
+        "export.unknown_tokens": "only words",
         "export.checkpoint_checks": "it only refuses",
         "export.replacing": "it only refuses",
         "export.training_name": "the name is recorded",

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Target of a position that has no label: the losses of ``transformers`` ignore it."""
 
+METRIC_SYNONYMS = {"mse": "negative_mse"}
+"""Names under which users also know a metric."""
+
 Label = JsonValue
 """A row's label as the data set has it, checked by :meth:`Task.read_row`."""
 Reference = JsonValue
@@ -40,7 +43,13 @@ Prediction = JsonValue
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A task bound to one checkpoint or to one training set. Its dataclass fields are its settings, JSON-ready."""
+    """A task bound to one checkpoint or to one training set. Its dataclass fields are its settings, JSON-ready.
+
+    Attributes:
+        chosen_metric: The figure that the user chose as the :attr:`main_metric`; empty: the task's own.
+    """
+
+    chosen_metric: str = ""
 
     name: ClassVar[str]
     """Name of the task in ``transformers.pipeline`` and on the command line."""
@@ -60,6 +69,8 @@ class Task(ABC):
     """Whether the model in ``transformers`` takes all model rows of a request row along a separate axis.
 
     Its inputs are then ``[request rows, rows, tokens]``. The served graph has no such axis."""
+    metric_note: ClassVar[str] = ""
+    """What the figures of the metric count or average, where their names do not say it."""
     settings: ClassVar[Mapping[str, Setting]] = {}
     """Settings that a user may choose for a checkpoint with ``--setting``, by name. Each is a dataclass field too."""
     checkpoint_files: ClassVar[tuple[str, ...]] = ()
@@ -147,7 +158,7 @@ class Task(ABC):
         Raises:
             TypeError: A setting is unknown or missing.
         """
-        return cls(**as_fields(settings))
+        return cls(**as_fields(settings))  # type: ignore[arg-type]
 
     def to_settings(self) -> dict[str, JsonValue]:
         """Return all settings, JSON-ready."""
@@ -160,7 +171,7 @@ class Task(ABC):
             TypeError: A setting is unknown.
             ValueError: A value is not allowed.
         """
-        return replace(self, **as_fields(settings))
+        return replace(self, **as_fields(settings))  # type: ignore[arg-type]
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:  # noqa: ARG002 - most tasks do not need it
         """Return the task bound to the checkpoint's tokenizer, before it is used.
@@ -265,8 +276,29 @@ class Task(ABC):
 
     @property
     @abstractmethod
+    def default_metric(self) -> str:
+        """Return the figure of the metric that decides gates and the best epoch, unless the user chooses another."""
+
+    @property
+    def selectable_metrics(self) -> tuple[str, ...]:
+        """Return the figures of the metric that the user may choose to decide. In each of them, higher is better."""
+        return (self.default_metric,)
+
+    @property
     def main_metric(self) -> str:
-        """Return the figure of the metric that decides gates and the best epoch. Higher is better, 1 is best."""
+        """Return the figure of the metric that decides gates and the best epoch."""
+        return self.chosen_metric or self.default_metric
+
+    def with_metric(self, name: str) -> Self:
+        """Return the task with another :attr:`main_metric`, one of the :attr:`selectable_metrics`.
+
+        Raises:
+            ValueError: It is none of them.
+        """
+        found = METRIC_SYNONYMS.get(name, name)
+        if found not in self.selectable_metrics:
+            raise ValueError(f"the rows of {self.name} have no metric {name}; they have {', '.join(self.selectable_metrics)}")
+        return replace(self, chosen_metric="" if found == self.default_metric else found)
 
     def extra_figures(
         self,

@@ -104,7 +104,7 @@ class ExportedTask(Task, Generic[Served_co]):
         """
         own = {name: value for name, value in settings.items() if name in _own_fields(cls)}
         served = {name: value for name, value in settings.items() if name not in own}
-        return cls(served=cast("Served_co", cls.served_class.from_settings(served)), **as_fields(own))
+        return cls(served=cast("Served_co", cls.served_class.from_settings(served)), **as_fields(own))  # type: ignore[arg-type]
 
     def to_settings(self) -> dict[str, JsonValue]:
         """Return the settings of both halves, JSON-ready."""
@@ -126,7 +126,7 @@ class ExportedTask(Task, Generic[Served_co]):
         served = {name: value for name, value in settings.items() if name not in own}
         changed = replace(self.served, **as_fields(served))  # type: ignore[arg-type]
         changed.check_options()
-        return replace(self, served=changed, **as_fields(own))
+        return replace(self, served=changed, **as_fields(own))  # type: ignore[arg-type]
 
     @property
     def plain_texts(self) -> int:

@@ -174,9 +174,14 @@ class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
         return "correlation"
 
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return Spearman's correlation of cosines and scores."""
         return "spearman"
+
+    @property
+    def selectable_metrics(self) -> tuple[str, ...]:
+        """Return the correlations."""
+        return ("spearman", "pearson")
 
     def targets(self, features: Features, references: Sequence[Reference]) -> dict[str, list[JsonValue]]:  # noqa: ARG002
         """Return one score per pair."""

@@ -168,7 +168,7 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
         return "accuracy"
 
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return accuracy."""
         return "accuracy"
 

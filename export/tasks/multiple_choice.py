@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self, cast
@@ -11,7 +12,7 @@ import numpy as np
 
 from export.tasks.base import Label, Prediction, Reference
 from export.tasks.exported import ExportedTask
-from export.tasks.trained import TrainedTask
+from export.tasks.trained import Baseline, TrainedTask
 from serving.runtime.tasks._candidates import first_rows
 from serving.runtime.tasks._strings import read_strings, write_strings
 from serving.runtime.tasks.multiple_choice import MultipleChoice
@@ -99,8 +100,13 @@ class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
         """Return accuracy."""
         return "accuracy"
 
+    def baseline(self, training: Sequence[Reference], evaluated: Sequence[Reference]) -> Baseline:
+        """Choose the position that is most often right in the training rows."""
+        (position, _), *_ = Counter(cast("Sequence[int]", training)).most_common(1)
+        return Baseline(f"always position {position}, the most frequent one of the training rows", [position] * len(evaluated))
+
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return accuracy."""
         return "accuracy"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from export.tasks.base import Label, Prediction, Reference
 from export.tasks.exported import ExportedTask
-from export.tasks.trained import TrainedTask
+from export.tasks.trained import Baseline, TrainedTask
 from serving.records import parse_json
 from serving.runtime.tasks._spans import text_tokens
 from serving.runtime.tasks.question_answering import WINDOW, QuestionAnswering
@@ -53,6 +53,7 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
     truncating_options: ClassVar[Mapping[str, object]] = {}
     served_class: ClassVar[type[QuestionAnswering]] = QuestionAnswering
     heads: ClassVar[tuple[str, ...]] = QuestionAnswering.model_outputs
+    metric_note: ClassVar[str] = "f1: mean over the rows of the overlap in words with the right answer"
     token_level: ClassVar[bool] = QuestionAnswering.token_level
     default_max_length: ClassVar[int] = WINDOW
     columns: ClassVar[Mapping[str, str | None]] = {**QuestionAnswering.columns, "label": "answers"}
@@ -116,9 +117,18 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         return "spans"
 
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return F1."""
         return "f1"
+
+    @property
+    def selectable_metrics(self) -> tuple[str, ...]:
+        """Return the figures of SQuAD."""
+        return ("f1", "exact_match")
+
+    def baseline(self, training: Sequence[Reference], evaluated: Sequence[Reference]) -> Baseline:  # noqa: ARG002
+        """Say that no question has an answer."""
+        return Baseline("no answer to any question", [""] * len(evaluated))
 
     def head(self) -> dict[str, object]:
         """Record in the config whether some questions have no answer."""

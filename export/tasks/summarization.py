@@ -23,9 +23,14 @@ class SummarizationTask(RewritingTask):
         return "rouge"
 
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return ROUGE-L."""
         return "rouge_l"
+
+    @property
+    def selectable_metrics(self) -> tuple[str, ...]:
+        """Return the figures of the metric of which higher is better."""
+        return ("rouge_l", "rouge_1", "rouge_2")
 
 
 TASK = SummarizationTask

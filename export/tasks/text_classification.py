@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 
 from export.tasks.base import Label, Prediction, Reference, config_labels, label_head
 from export.tasks.exported import ExportedTask
-from export.tasks.trained import TrainedTask
+from export.tasks.trained import Baseline, TrainedTask
 from serving.records import parse_json
 from serving.reporting import logger
 from serving.runtime.tasks.text_classification import TextClassification
@@ -47,6 +48,7 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
     served_class: ClassVar[type[TextClassification]] = TextClassification
     fits_length: ClassVar[bool] = True
+    metric_note: ClassVar[str] = "macro: unweighted mean over the labels; weighted: mean by their rows; micro: all rows together"
     settings: ClassVar[Mapping[str, Setting]] = {
         "threshold": Setting(float, minimum=0, help="Multi-label: score above which a row has a label.")
     }
@@ -169,12 +171,32 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
     @property
     def metric(self) -> str:
         """Return the metric of the kind of labels."""
-        return {SINGLE_LABEL: "classification", MULTI_LABEL: "multi_label", REGRESSION: "correlation"}[self.problem_type]
+        return {SINGLE_LABEL: "classification", MULTI_LABEL: "multi_label", REGRESSION: "regression"}[self.problem_type]
 
     @property
-    def main_metric(self) -> str:
-        """Return accuracy, F1 or Spearman's correlation."""
-        return {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1", REGRESSION: "spearman"}[self.problem_type]
+    def default_metric(self) -> str:
+        """Return accuracy, micro F1 or Spearman's correlation."""
+        return {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "spearman"}[self.problem_type]
+
+    @property
+    def selectable_metrics(self) -> tuple[str, ...]:
+        """Return the figures of the kind of labels."""
+        if self.problem_type == REGRESSION:
+            return ("spearman", "pearson", "negative_mse")
+        if self.problem_type == MULTI_LABEL:
+            return ("f1_micro", "f1_macro", "exact")
+        shared = ("accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro", "matthews_correlation")
+        return (*shared, "f1_positive") if len(self.labels) == 2 else shared
+
+    def baseline(self, training: Sequence[Reference], evaluated: Sequence[Reference]) -> Baseline:
+        """Predict the most frequent label of the training rows in every row; regression: their mean."""
+        if self.problem_type == REGRESSION:
+            mean = float(np.mean(cast("Sequence[float]", training)))
+            return Baseline(f"always {mean:.4g}, the mean of the training rows", [mean] * len(evaluated))
+        rows = cast("Sequence[list[int]]", training if self.problem_type == MULTI_LABEL else [[label] for label in training])
+        (best, _), *_ = Counter(label for row in rows for label in row).most_common(1)
+        prediction: Prediction = [best] if self.problem_type == MULTI_LABEL else best
+        return Baseline(f"always {self.labels[best]}, the most frequent label of the training rows", [prediction] * len(evaluated))
 
     def head(self) -> dict[str, object]:
         """Return the labels and the problem type."""

@@ -134,9 +134,14 @@ class TextGenerationTask(TrainedTask):
         return "next_token"
 
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return the likelihood per token."""
         return "likelihood"
+
+    @property
+    def selectable_metrics(self) -> tuple[str, ...]:
+        """Return the figures of the metric of which higher is better."""
+        return ("likelihood", "token_accuracy")
 
     def evaluate(self, outputs: Arrays, origins: Origins, tokenizer: Tokenizer) -> list[Prediction]:  # noqa: ARG002
         """Sum what :meth:`preprocess_logits_for_metrics` gave, over the rows of each text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy as np
 from export.tasks._tagging import TaggedWords, first_tokens, read_list, tagged_text
 from export.tasks.base import IGNORED, Label, Prediction, Reference, config_labels, label_head
 from export.tasks.exported import ExportedTask
-from export.tasks.trained import TrainedTask
+from export.tasks.trained import Baseline, TrainedTask
 from serving.runtime.tasks._labels import OUTSIDE
 from serving.runtime.tasks._tokens import Entity
 from serving.runtime.tasks.token_classification import TokenClassification
@@ -37,6 +38,9 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
     truncating_options: ClassVar[Mapping[str, object]] = {}
     served_class: ClassVar[type[TokenClassification]] = TokenClassification
     token_level: ClassVar[bool] = TokenClassification.token_level
+    metric_note: ClassVar[str] = (
+        "f1, precision and recall: whole entities of all kinds together (micro average); f1_macro: mean over the kinds"
+    )
     reads_words: ClassVar[bool] = TokenClassification.reads_words
     columns: ClassVar[Mapping[str, str | None]] = {**TokenClassification.columns, "label": "ner"}
     pipeline_options: ClassVar[Mapping[str, object]] = {"aggregation_strategy": "none", "ignore_labels": []}
@@ -150,9 +154,24 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
         return "entities"
 
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return F1; the share of right words where no label means "no entity", as for parts of speech."""
         return "f1" if OUTSIDE in self.labels else "word_accuracy"
+
+    @property
+    def selectable_metrics(self) -> tuple[str, ...]:
+        """Return the figures of entities, and that of words."""
+        return ("f1", "precision", "recall", "f1_macro", "word_accuracy")
+
+    def baseline(self, training: Sequence[Reference], evaluated: Sequence[Reference]) -> Baseline:
+        """Predict the most frequent label of the training words for every word."""
+        rows = cast("Sequence[TaggedWords]", training)
+        (label, _), *_ = Counter(str(label) for row in rows for label in row["label"]).most_common(1)
+        words = cast("Sequence[TaggedWords]", evaluated)
+        predictions = [{"start": row["start"], "end": row["end"], "label": [label] * len(row["label"])} for row in words]
+        return Baseline(
+            f"{label} for every word, the most frequent label of the training rows", cast("list[Prediction]", predictions)
+        )
 
     def head(self) -> dict[str, object]:
         """Return the labels."""

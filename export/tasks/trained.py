@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from serving.runtime.tokenization import TextEncoder
+
+
+class Baseline(NamedTuple):
+    """What can be predicted without looking at the texts.
+
+    Attributes:
+        description: How, in words.
+        predictions: One per evaluated row.
+    """
+
+    description: str
+    predictions: list[Prediction]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +108,15 @@ class TrainedTask(Task):
     def fitted_settings(self) -> Mapping[str, Sequence[JsonValue]]:
         """Return the settings to choose after training, on the validation rows, with the values to try, the default first."""
         return {}
+
+    def baseline(self, training: Sequence[Reference], evaluated: Sequence[Reference]) -> Baseline | None:  # noqa: ARG002
+        """Predict every row without its text, for comparison with the model. Default: there is no such prediction.
+
+        Args:
+            training: References of the training rows.
+            evaluated: References of the rows to predict.
+        """
+        return None
 
     @abstractmethod
     def evaluate(self, outputs: Arrays, origins: Origins, tokenizer: Tokenizer) -> list[Prediction]:

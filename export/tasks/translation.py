@@ -71,9 +71,14 @@ class TranslationTask(RewritingTask):
         return "translation"
 
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return chrF."""
         return "chrf"
+
+    @property
+    def selectable_metrics(self) -> tuple[str, ...]:
+        """Return the figures of the metric of which higher is better."""
+        return ("chrf", "bleu")
 
 
 TASK = TranslationTask

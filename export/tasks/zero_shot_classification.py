@@ -110,9 +110,14 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
         return "classification"
 
     @property
-    def main_metric(self) -> str:
+    def default_metric(self) -> str:
         """Return accuracy."""
         return "accuracy"
+
+    @property
+    def selectable_metrics(self) -> tuple[str, ...]:
+        """Return the figures of the metric."""
+        return ("accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro", "matthews_correlation")
 
     def predictions(self, answers: Arrays) -> list[Prediction]:
         """Return the position of the best label."""

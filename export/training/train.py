@@ -65,6 +65,8 @@ def train(job: TrainingJob, callbacks: Sequence[TrainerCallback] = ()) -> Traini
     model, new = _load_model(job, **adapters.loading_options(job.adapter))
     figures: dict[str, Any] = {"parameters": model.num_parameters()}
     job = with_learning_rate(job, figures["parameters"])
+    if not callbacks:  # a trial of a search describes itself
+        logger.info(_choices(job))
     if job.adapter is not None:
         model = adapters.add_adapter(model, job.adapter, new=new, keeps_head=job.task.causal or job.task.generates)
     figures["trained_parameters"] = sum(one.numel() for one in model.parameters() if one.requires_grad)
@@ -83,6 +85,15 @@ def train(job: TrainingJob, callbacks: Sequence[TrainerCallback] = ()) -> Traini
     splits = [split for split in ("validation", "test") if split in figures]
     figures |= {split: _recorded(figures[split], split, job.task.main_metric) for split in splits}
     return TrainingResult(model=trainer.model.cpu(), adapter=adapter, settings=settings, options=job.options, figures=figures)
+
+
+def _choices(job: TrainingJob) -> str:
+    """Describe how a model is trained, whether the user chose it or not."""
+    options = job.options
+    return (
+        f"learning rate {options.learning_rate:g}, batch size {options.batch_size}, epochs {options.epochs:g}, "
+        f"at most {job.max_length} tokens; {job.task.main_metric} chooses the best epoch"
+    )
 
 
 def with_learning_rate(job: TrainingJob, parameters: int | None = None) -> TrainingJob:

@@ -17,11 +17,13 @@ from serving.manifests.bundle_manifest import (
 )
 from serving.manifests.checkpoint_manifest import (
     AdapterRecord,
+    BaselineFigures,
     CheckpointManifest,
     DistillationRecord,
     SearchFigures,
     TrainingData,
     TrainingFigures,
+    UnknownTokens,
 )
 from serving.manifests.manifest import SCHEMA_VERSION, Manifest, Record, StageInputs
 from serving.manifests.repository_manifest import (
@@ -37,6 +39,7 @@ from serving.manifests.tuning_manifest import HardwareRecord, LoadRecord, TrialR
 __all__ = [
     "SCHEMA_VERSION",
     "AdapterRecord",
+    "BaselineFigures",
     "BundleManifest",
     "BundleProvenance",
     "CheckpointManifest",
@@ -61,6 +64,7 @@ __all__ = [
     "TrainingFigures",
     "TrialRecord",
     "TuningManifest",
+    "UnknownTokens",
     "VariantFigures",
     "VariantGate",
     "VariantRecord",

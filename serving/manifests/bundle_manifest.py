@@ -161,7 +161,8 @@ class BundleManifest(Manifest):
         original: Figures of the PyTorch original.
         reference: Comparison with the library's own answers.
         precisions: The variants that were made, by precision.
-        max_length: Maximum tokens of a row.
+        max_length: Maximum tokens of a row. Longer rows were not verified.
+        max_positions: Maximum tokens of a row that the model has positions for; None if it has no limit.
         model_inputs: Names of the model's inputs that the tokenizer gives.
         padding: Padding value by model input.
         split_special_tokens: Whether the names of special tokens in a text are tokenized like other words.
@@ -186,6 +187,7 @@ class BundleManifest(Manifest):
     reference: ReferenceCheck
     precisions: dict[Precision, VariantRecord]
     max_length: int
+    max_positions: int | None
     model_inputs: tuple[str, ...]
     padding: dict[str, int]
     split_special_tokens: bool

@@ -9,6 +9,22 @@ from pydantic import Field, JsonValue
 from serving.manifests.manifest import Manifest, MetricRecord, Record, is_none
 
 
+class UnknownTokens(Record):
+    """The share of the training rows that the checkpoint's vocabulary does not have.
+
+    Attributes:
+        rows: Share of the rows that have an unknown token.
+        tokens: Share of the tokens that are unknown.
+        token: The unknown token.
+        example: Tokens of a row around its first unknown one; empty if there is none.
+    """
+
+    rows: float
+    tokens: float
+    token: str
+    example: str
+
+
 class TrainingData(Record):
     """The rows that a checkpoint was fine-tuned on.
 
@@ -22,6 +38,7 @@ class TrainingData(Record):
         shared_rows: Number of validation and test rows that are training rows too, by split.
         leaks_kept: Whether those rows stayed in the training rows.
         contradicting_texts: Number of training texts that have more than one label.
+        unknown_tokens: What the vocabulary lacks; absent if the tokenizer can write any text.
     """
 
     train: str
@@ -33,6 +50,7 @@ class TrainingData(Record):
     shared_rows: dict[str, int]
     leaks_kept: bool
     contradicting_texts: int
+    unknown_tokens: UnknownTokens | None = Field(default=None, exclude_if=is_none)
 
 
 class AdapterRecord(Record):
@@ -62,6 +80,25 @@ class SearchFigures(MetricRecord):
     trials: int
 
 
+class BaselineFigures(Record):
+    """Figures of predictions that do not depend on the text.
+
+    Attributes:
+        description: What is predicted.
+        validation: Metrics on the validation rows; a figure that is NaN or infinite is None.
+        test: The same on the test rows; absent without test rows.
+    """
+
+    description: str
+    validation: dict[str, float | None]
+    test: dict[str, float | None] | None = Field(default=None, exclude_if=is_none)
+
+    @property
+    def splits(self) -> dict[str, dict[str, float | None]]:
+        """Metrics by split: ``validation``, and ``test`` if there are test rows."""
+        return by_split(self.validation, self.test)
+
+
 class TrainingFigures(Record):
     """Figures of a fine-tuning.
 
@@ -80,6 +117,7 @@ class TrainingFigures(Record):
         rows: Number of rows by split.
         seconds: Duration of the training, s.
         search: The hyperparameter search; absent if there was none.
+        baseline: Figures of the task's baseline; absent if it has none.
     """
 
     parameters: int
@@ -96,11 +134,17 @@ class TrainingFigures(Record):
     rows: dict[str, int]
     seconds: float
     search: SearchFigures | None = Field(default=None, exclude_if=is_none)
+    baseline: BaselineFigures | None = Field(default=None, exclude_if=is_none)
 
     @property
     def splits(self) -> dict[str, dict[str, float | None]]:
         """Loss and metrics by split: ``validation``, and ``test`` if there are test rows."""
-        return {"validation": self.validation} | ({} if self.test is None else {"test": self.test})
+        return by_split(self.validation, self.test)
+
+
+def by_split(validation: dict[str, float | None], test: dict[str, float | None] | None) -> dict[str, dict[str, float | None]]:
+    """Return figures by split, without the test rows if there are none."""
+    return {"validation": validation} | ({} if test is None else {"test": test})
 
 
 class CheckpointManifest(Manifest):

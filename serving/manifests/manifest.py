@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
 
-SCHEMA_VERSION: Literal[4] = 4
+SCHEMA_VERSION: Literal[5] = 5
 """Raise it when a change makes the files that are on disk unreadable."""
 
 Moment = Annotated[AwareDatetime, PlainSerializer(lambda moment: moment.isoformat(timespec="seconds"), return_type=str)]
@@ -67,7 +67,7 @@ class Manifest(Record):
     remedy: ClassVar[str]
     """The command that writes the artifact again."""
 
-    schema_version: Literal[4] = SCHEMA_VERSION
+    schema_version: Literal[5] = SCHEMA_VERSION
     kind: str
     created: Moment
     versions: dict[str, str]

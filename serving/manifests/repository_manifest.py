@@ -74,6 +74,7 @@ class RepositoryManifest(Manifest):
         name: Name of the ensemble.
         task: The task.
         settings: Settings of the task.
+        max_length: Maximum tokens of a row.
         probe: A request that the server checks itself with.
         answers: The answers that the server must give, the first of them to ``probe``; empty if they could not be computed.
         reasons: Why each automatic choice was made, by option.
@@ -89,6 +90,7 @@ class RepositoryManifest(Manifest):
     name: str
     task: str
     settings: dict[str, JsonValue]
+    max_length: PositiveInt
     probe: ProbeBody
     answers: tuple[ExpectedAnswer, ...]
     precision: Precision

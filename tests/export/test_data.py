@@ -374,7 +374,7 @@ def test_hub_lists_of_labels_keep_their_names(tmp_path: Path) -> None:
     rows = hub_rows(f"hub:{hub_folder(tmp_path / 'set', first=[1, 0], second=[])}", Columns(text="sentence"), "validation")
     assert (rows.labels, rows.names) == ((["awful", "bad"], []), ("bad", "awful"))
     task = data.bind_training_labels(TextClassificationTask, rows, pair=False)
-    assert (task.to_settings()["labels"], task.main_metric) == (("bad", "awful"), "f1")
+    assert (task.to_settings()["labels"], task.main_metric) == (("bad", "awful"), "f1_micro")
     assert data.encode_labels(rows, task).labels == ([0, 1], [])
 
 

@@ -327,7 +327,7 @@ def test_a_threshold_is_chosen_by_the_validation_rows(
     folder = data / "artifacts" / "tiny" / "checkpoint"
     manifest = read_manifest(folder, CheckpointManifest)
     threshold = manifest.fitted_settings["threshold"]
-    assert f"threshold {threshold:g} does best on the validation rows: f1 " in capsys.readouterr().err
+    assert f"threshold {threshold:g} does best on the validation rows: f1_micro " in capsys.readouterr().err
     assert manifest.labels == ("nice", "film") and manifest.settings["threshold"] == threshold
     assert manifest.chosen_settings == {"threshold": threshold}, "what export goes on with"
     assert f"The threshold that does best on the validation rows is {threshold:g}." in (folder / "README.md").read_text()

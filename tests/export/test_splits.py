@@ -79,7 +79,7 @@ def test_folders_of_texts_are_labels(in_folder: Path) -> None:
     assert (rows.texts, rows.labels) == ((("bad", "góod\nindeed"),), ("neg", "pos"))
     assert texts_of(".", "test") == ["fine"] == texts_of("test", "train")
     (in_folder / "train" / "neg" / "2.txt").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"2\.txt is not UTF-8"):
+    with pytest.raises(DataError, match=r"2\.txt, line 1: byte 0xff at position 0 is not UTF-8"):
         texts_of(".")
 
 

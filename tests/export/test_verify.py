@@ -56,9 +56,42 @@ def gates(precision: str, variant: np.ndarray, limits: verify.GateLimits = LIMIT
 
 def test_metric_module_is_local_and_right() -> None:
     figures = metric.compute("classification", [0, 0, 1, 2], [0, 1, 1, 2])
-    assert figures == {"accuracy": pytest.approx(0.75), "f1": pytest.approx((2 / 3 + 2 / 3 + 1) / 3)}
+    assert figures == {
+        "accuracy": pytest.approx(0.75),
+        "f1_macro": pytest.approx((2 / 3 + 2 / 3 + 1) / 3),
+        "f1_weighted": pytest.approx((2 / 3 + 2 * 2 / 3 + 1) / 4),
+        "precision_macro": pytest.approx((1 / 2 + 1 + 1) / 3),
+        "recall_macro": pytest.approx((1 + 1 / 2 + 1) / 3),
+        "matthews_correlation": pytest.approx(0.7),
+    }
     figures = metric.compute("classification", [0, 1, 1, 1], [0, 0, 1, 1])
-    assert figures == {"accuracy": 0.75, "f1": pytest.approx((2 / 3 + 4 / 5) / 2), "f1_positive": pytest.approx(4 / 5)}
+    assert (figures["accuracy"], figures["f1_positive"]) == (0.75, pytest.approx(4 / 5))
+    assert figures["f1_macro"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert metric.compute("classification", [1, 1, 1], [1, 1, 0])["matthews_correlation"] == 0
+    only = metric.compute("classification", [1, 1], [1, 1])
+    assert (only["matthews_correlation"], only["f1_macro"], only["f1_positive"]) == (0, 1, 1), "one label that is always right"
+
+
+def test_averages_are_those_of_sklearn() -> None:
+    from sklearn.metrics import f1_score, matthews_corrcoef, precision_score, recall_score
+
+    predictions, references = [0, 2, 1, 1, 0, 3, 2, 2, -1], [0, 1, 1, 1, 2, 2, 2, 0, 0]
+    found = metric.compute("classification", predictions, references)
+    both = {"y_true": references, "y_pred": predictions, "zero_division": 0}
+    for name, value in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
+        assert found[f"{name}_macro"] == pytest.approx(value(**both, average="macro"))
+    assert found["f1_weighted"] == pytest.approx(f1_score(**both, average="weighted"))
+    assert found["matthews_correlation"] == pytest.approx(matthews_corrcoef(references, predictions))
+    assert found["accuracy"] == pytest.approx(f1_score(**both, average="micro"))
+
+
+def test_the_squared_error_is_negative() -> None:
+    rows = [1.0, 2.0, 4.0], [1.0, 4.0, 4.0]
+    found = metric.compute("regression", *rows)
+    assert found["negative_mse"] == pytest.approx(-4 / 3)
+    assert {name: found[name] for name in ("pearson", "spearman")} == metric.compute("correlation", *rows)
+    value, low, high = metric.bootstrapped("regression", "negative_mse", *rows)
+    assert low <= value <= high <= 0
 
 
 def test_multi_label_figures_are_those_of_sklearn() -> None:
@@ -68,19 +101,23 @@ def test_multi_label_figures_are_those_of_sklearn() -> None:
     marks = [[[int(label in row) for label in range(3)] for row in rows] for rows in (references, predictions)]
     found = metric.compute("multi_label", predictions, references)
     assert found == {
-        "f1": pytest.approx(2 * 3 / (5 + 5)),
+        "f1_micro": pytest.approx(2 * 3 / (5 + 5)),
         "f1_macro": pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3),
         "exact": pytest.approx(2 / 5),
     }
-    assert found["f1"] == pytest.approx(f1_score(*marks, average="micro"))
+    assert found["f1_micro"] == pytest.approx(f1_score(*marks, average="micro"))
     assert found["f1_macro"] == pytest.approx(f1_score(*marks, average="macro"))
     assert found["exact"] == pytest.approx(accuracy_score(*marks))
 
 
 def test_multi_label_figures_at_the_ends() -> None:
-    assert metric.compute("multi_label", [[0], [5]], [[0], [5]]) == {"f1": 1, "f1_macro": 1, "exact": 1}, "labels that never occur"
-    assert metric.compute("multi_label", [[0], [0]], [[1], [1]]) == {"f1": 0, "f1_macro": 0, "exact": 0}
-    assert metric.compute("multi_label", [[], []], [[], []]) == {"f1": 0, "f1_macro": 0, "exact": 1}, "nothing to find"
+    def figures(predictions: list[list[int]], references: list[list[int]]) -> list[float]:
+        found = metric.compute("multi_label", predictions, references)
+        return [found[name] for name in ("f1_micro", "f1_macro", "exact")]
+
+    assert figures([[0], [5]], [[0], [5]]) == [1, 1, 1], "labels that never occur"
+    assert figures([[0], [0]], [[1], [1]]) == [0, 0, 0]
+    assert figures([[], []], [[], []]) == [0, 0, 1], "nothing to find"
 
 
 def test_correlations_are_those_of_scipy() -> None:
@@ -150,13 +187,13 @@ def test_bootstrapped_interval_covers_the_true_drop(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(metric, "load_metric", lambda _: module)
     draw = np.random.default_rng(0)
     references, original, variant = drawn_multi_label(draw, 100_000)
-    truth = module.compute(predictions=original, references=references)["f1"]
-    truth -= module.compute(predictions=variant, references=references)["f1"]
+    truth = module.compute(predictions=original, references=references)["f1_micro"]
+    truth -= module.compute(predictions=variant, references=references)["f1_micro"]
     assert truth > 0.08
     missed = 0
     for _ in range(40):
         references, original, variant = drawn_multi_label(draw, 200)
-        drop, (low, high) = metric.bootstrapped_drop("multi_label", "f1", original, variant, references)
+        drop, (low, high) = metric.bootstrapped_drop("multi_label", "f1_micro", original, variant, references)
         assert low < drop < high
         assert high - low < 0.1, "not so wide that it would hold anything"
         missed += not low <= truth <= high
@@ -177,7 +214,7 @@ def test_bootstrapped_drop_is_the_figures_difference_and_the_same_every_time() -
 @pytest.mark.parametrize("rows", [1, 64, 1000])
 def test_equal_predictions_have_no_bootstrapped_drop_but_prove_only_so_much(rows: int) -> None:
     predictions = [[index % 3] for index in range(rows)]
-    drop, (low, high) = metric.bootstrapped_drop("multi_label", "f1", predictions, predictions, [[0]] * rows)
+    drop, (low, high) = metric.bootstrapped_drop("multi_label", "f1_micro", predictions, predictions, [[0]] * rows)
     most = 1 - 0.025 ** (1 / rows)
     assert (drop, low, high) == (0.0, pytest.approx(-most), pytest.approx(most))
 
@@ -295,7 +332,7 @@ def test_a_row_with_several_labels_agrees_where_all_of_them_do() -> None:
     original = drawn(400, 3)
     right = [np.flatnonzero(row > 0).tolist() for row in original["logits"]]
     reference = against(original, right, MANY)
-    assert verify.task_metrics(reference) == {"f1": 1, "f1_macro": 1, "exact": 1}
+    assert verify.task_metrics(reference) == {"f1_micro": 1, "f1_macro": 1, "exact": 1}
     original["logits"][0] = 4
     variant = changed(original, slice(0, 1), [4, 4, -4])
     verdict = verify.verify_variant("int8", reference, variant, LIMITS)
@@ -304,7 +341,7 @@ def test_a_row_with_several_labels_agrees_where_all_of_them_do() -> None:
     verdict = verify.verify_variant("int8", reference, changed(original, slice(0, 100), -original["logits"][:100]), LIMITS)
     gates = {gate.name: gate for gate in verdict.gates}
     assert not gates["metric_drop"].passed and not gates["label_agreement"].passed
-    assert gates["metric_drop"].message.startswith("f1 drops by ")
+    assert gates["metric_drop"].message.startswith("f1_micro drops by ")
     assert verdict.label_agreement == pytest.approx(0.75)
 
 
@@ -413,7 +450,7 @@ def test_a_verdict_has_gates_and_the_figures_of_the_metric() -> None:
     verdict = verify.verify_variant("int8", against(logits_for(LABELS)), logits_for(flipped(LABELS, 0, 90)), LIMITS)
     assert not verdict.passed
     assert {gate.name: gate.passed for gate in verdict.gates} == {"finite": True, "metric_drop": False, "label_agreement": False}
-    assert set(verdict.metrics) == {"accuracy", "f1", "f1_positive"}
+    assert {"accuracy", "f1_macro", "f1_positive"} < set(verdict.metrics)
 
 
 def test_overflow_gate_names_the_tensors() -> None:

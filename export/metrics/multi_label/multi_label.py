@@ -13,8 +13,8 @@ Args:
     predictions: a list of label numbers per row.
     references: the right label numbers of each row.
 Returns:
-    f1: micro F1, 0 to 1.
-    f1_macro: unweighted mean over the labels that occur, 0 to 1.
+    f1_micro: F1 over all labels of all rows together, 0 to 1.
+    f1_macro: unweighted mean of the F1 of each label over the labels that occur, 0 to 1.
     exact: share of rows whose labels are all right, 0 to 1.
 """
 
@@ -48,7 +48,7 @@ class MultiLabel(evaluate.Metric):  # type: ignore[misc]  # the library is untyp
         either = (predicted + wanted).sum(axis=0)
         each = 2 * right[either > 0] / either[either > 0]
         return {
-            "f1": float(2 * right.sum() / max(either.sum(), 1)),
+            "f1_micro": float(2 * right.sum() / max(either.sum(), 1)),
             "f1_macro": float(each.mean()) if len(each) else 0.0,
             "exact": float((predicted == wanted).all(axis=-1).mean()),
         }

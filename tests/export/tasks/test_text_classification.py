@@ -88,8 +88,8 @@ def test_a_config_that_cannot_be_served_is_refused(config: dict[str, Any], messa
     ("task", "figures"),
     [
         (single("a", "b"), ("classification", "accuracy", SINGLE_LABEL)),
-        (MANY, ("multi_label", "f1", MULTI_LABEL)),
-        (NUMBERS, ("correlation", "spearman", REGRESSION)),
+        (MANY, ("multi_label", "f1_micro", MULTI_LABEL)),
+        (NUMBERS, ("regression", "spearman", REGRESSION)),
     ],
 )
 def test_the_kind_survives_settings_and_training(task: TextClassificationTask, figures: tuple[str, str, str]) -> None:
@@ -310,7 +310,8 @@ def trained(base_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 files[split].write_text("\n".join(map(json.dumps, labelled(kind, count, seed))))
             data = [argument for split, path in files.items() for argument in (f"--{split}", str(path))]
             artifacts = ["--artifacts", str(folder)]
-            training = [*TRAINING, "--early-stopping", "0", *artifacts]
+            metric = ["--metric", "f1_macro"] if kind == MULTI_LABEL else []
+            training = [*TRAINING, "--early-stopping", "0", *artifacts, *metric]
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 assert cli.main(["finetune", "--checkpoint", str(base_checkpoint), *data, *training]) == 0, said.getvalue()
                 assert cli.main(["export", "--name", "tiny", "--device", "cpu", *artifacts, "--precision", "fp32"]) == 0, (
@@ -333,7 +334,7 @@ def exported_answers(bundle: Bundle, texts: list[str], **options: Any) -> Arrays
 
 @pytest.mark.parametrize(
     ("kind", "labels", "figure"),
-    [(MULTI_LABEL, ["blame", "praise"], "f1"), (REGRESSION, ["score"], "spearman")],
+    [(MULTI_LABEL, ["blame", "praise"], "f1_macro"), (REGRESSION, ["score"], "spearman")],
     ids=["labels", "number"],
 )
 def test_from_rows_to_answers(kind: str, labels: list[str], figure: str, trained: Callable[[str], Path]) -> None:
@@ -348,6 +349,9 @@ def test_from_rows_to_answers(kind: str, labels: list[str], figure: str, trained
     assert checkpoint.main_metric == manifest.main_metric == figure
     assert checkpoint.figures.splits["test"][figure] > 0.9, "the words give it away"
     assert manifest.original.metrics[figure] == pytest.approx(checkpoint.figures.splits["test"][figure], abs=1e-3)
+    assert bundle_task(load_bundle(folder / "bundle")).main_metric == figure, "the benchmark asks the task"
+    baseline = checkpoint.figures.baseline
+    assert baseline is not None and baseline.splits["test"][figure] < checkpoint.figures.splits["test"][figure]
     record = manifest.precisions["fp32"]
     assert (record.verdict, record.figures.label_agreement) == ("passed", 1)
     # rounding puts rows whose numbers are nearly the same in another order
@@ -368,11 +372,12 @@ def test_from_rows_to_answers(kind: str, labels: list[str], figure: str, trained
 
 
 def test_the_model_card_says_what_was_measured(trained: Callable[[str], Path]) -> None:
-    for kind, figure in ((MULTI_LABEL, "f1"), (REGRESSION, "spearman")):
+    for kind, figure in ((MULTI_LABEL, "f1_macro"), (REGRESSION, "spearman")):
         folder = trained(kind) / "checkpoint"
         measured = read_manifest(folder, CheckpointManifest).figures.splits["test"]
         card = (folder / "README.md").read_text()
         assert f"{measured[figure]:.4f}" in card
+        assert "| test, baseline | 80 |" in card and "Baseline: always " in card
         assert math.isfinite(measured["loss"])
 
 

@@ -1,0 +1,89 @@
+"""The commands ``models`` and ``remove``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from serving.click_options import ParsedText, with_options
+from serving.options import ModelsOptions, OutputOptions, RemoveOptions, parse_model_name
+
+if TYPE_CHECKING:
+    from serving.inventory import InventoryEntry
+
+COLUMNS = ("name", "state", "task", "precision", "device", "packaged", "MB", "served at", "notes")
+
+
+@click.command("models")
+@with_options
+def models_command(options: ModelsOptions, output: OutputOptions) -> None:
+    """List the packaged models of a repository: what they are, which servers serve them, and what is out of date.
+
+    A model is out of date if its bundle was exported again after it was packaged, or its checkpoint was trained again after the
+    export; a server, if it serves an earlier package. Only servers of this user are known.
+    """
+    from serving.inventory import take_inventory
+    from serving.server_record import running_servers
+
+    entries = take_inventory(options.repository, options.artifacts, running_servers())
+    if output.json:
+        content = [asdict(entry) for entry in entries]
+        click.echo(json.dumps(content, default=lambda moment: moment.isoformat(), ensure_ascii=False, indent=2))
+    elif not entries:
+        click.echo(f"{options.repository} holds no packaged model (make one with: tritonize package)")
+    elif sys.stdout.isatty():
+        _print_table(entries)
+    else:
+        for row in ("\t".join(COLUMNS), *("\t".join(_cells(entry)) for entry in entries)):
+            click.echo(row)
+
+
+@click.command("remove")
+@click.argument("name", type=ParsedText(parse_model_name))
+@with_options
+def remove_command(name: str, options: RemoveOptions) -> None:
+    """Remove the packaged model NAME, or what is left of one, from the repository. Models of other tools stay.
+
+    A model that a running server serves is not removed: the server could not restart with it.
+    """
+    from serving.packages import find_packages
+    from serving.removal import remove_artifacts, remove_model
+    from serving.server_record import running_servers
+
+    removed = []
+    has_artifacts = options.with_artifacts and (options.artifacts / name).exists()
+    known = find_packages(options.repository, files=False)
+    if name in known.names or not has_artifacts:
+        removed += remove_model(options.repository, name, servers=running_servers(), force=options.force)
+    if options.with_artifacts:
+        removed += remove_artifacts(options.artifacts, name)
+    click.echo(f"removed {', '.join(map(str, removed)) or 'nothing'}")
+
+
+def _cells(entry: InventoryEntry) -> tuple[str, ...]:
+    packaged = "" if entry.packaged is None else f"{entry.packaged.astimezone():%Y-%m-%d %H:%M}"
+    ports = ", ".join(map(str, entry.ports))
+    kind = (entry.task or "", entry.precision or "", entry.device or "")
+    return (entry.name, entry.state, *kind, packaged, f"{entry.bytes / 1e6:.1f}", ports, "; ".join(entry.notes))
+
+
+def _print_table(entries: Sequence[InventoryEntry]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*COLUMNS[:-1], box=None, pad_edge=False)
+    console = Console()
+    for entry in entries:
+        color = {"ready": "green", "damaged": "red", "orphan": "yellow"}[entry.state]
+        name, state, *others = map(escape, _cells(entry)[:-1])
+        table.add_row(f"[bold]{name}[/]", f"[{color}]{state}[/]", *others)
+    console.print(table)
+    for entry in entries:
+        for note in entry.notes:
+            console.print(f"{entry.name}: {note}", markup=False, highlight=False, soft_wrap=True)

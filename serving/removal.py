@@ -1,0 +1,137 @@
+"""Removes a packaged model, and its artifacts if asked, without touching what tritonize did not write."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from serving.artifact import MANIFEST
+from serving.errors import ArtifactError
+from serving.layout import CURRENT, GENERATIONS, STEPS, model_home, repository_links
+from serving.leases import without_leases
+from serving.packages import find_packages, is_step
+from serving.server_record import Running
+
+ARTIFACT_KINDS = ("checkpoint", "bundle", "tuning")
+"""Folders of a name's artifacts, each with a manifest."""
+ARTIFACT_LEFTOVERS = (".training", "tuned.toml")
+"""What else the stages write beside them."""
+
+
+def remove_model(repository: Path, name: str, *, servers: Sequence[Running], force: bool = False) -> list[Path]:
+    """Remove the four models of an ensemble, or what is left of them. Models of other tools stay.
+
+    Args:
+        repository: The model repository.
+        name: Name of the ensemble.
+        servers: This user's running servers.
+        force: Whether to remove it even if a server serves it. Then that server cannot restart with it.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        ArtifactError: There is no such model, a server serves it, or a folder of that name was not written by tritonize.
+    """
+    found = find_packages(repository, files=False)
+    if name not in found.names:
+        names = ", ".join(sorted(found.names))
+        raise ArtifactError(
+            f"{repository} holds no model {name} that tritonize packaged", hint=f"it holds: {names}" if names else "it holds none"
+        )
+    home = model_home(repository, name)
+    paths = [*_entries(repository, name), *(path for orphan in found.orphans if orphan.name == name for path in orphan.paths)]
+    paths = list(dict.fromkeys(paths))
+    for path in paths:
+        if path.parent == repository:
+            _require_ours(path, name)
+    if not force:
+        _refuse_served(repository, name, servers)
+    for path in paths:
+        if path == home:  # renamed first: Triton must not find half of it
+            hidden = home.with_name(f".{home.name}.{os.getpid()}.removed")
+            home.rename(hidden)
+            shutil.rmtree(hidden)
+        elif path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    return paths
+
+
+def remove_artifacts(artifacts: Path, name: str) -> list[Path]:
+    """Remove the checkpoint, the bundle and the tuning of a name. Other files beside them stay.
+
+    Returns:
+        What was removed; empty if there was nothing.
+
+    Raises:
+        ArtifactError: The folder of the name is a link.
+    """
+    folder = artifacts / name
+    if folder.is_symlink():
+        raise ArtifactError(f"{folder} is a link", hint="remove it yourself")
+    paths = [folder / kind for kind in ARTIFACT_KINDS if (folder / kind / MANIFEST).is_file() and not (folder / kind).is_symlink()]
+    paths += [folder / left for left in ARTIFACT_LEFTOVERS if (folder / left).exists() and not (folder / left).is_symlink()]
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    return paths
+
+
+def _entries(repository: Path, name: str) -> Iterator[Path]:
+    """Yield the entries of an ensemble that exist: first what clients call, last the folder that the others lead into."""
+    for model in (name, *(link for link in repository_links(name) if link != name), f"{name}_model"):
+        if os.path.lexists(repository / model):
+            yield repository / model
+
+
+def _require_ours(path: Path, name: str) -> None:
+    """Check that packaging wrote an entry of the repository.
+
+    Raises:
+        ArtifactError: It did not.
+    """
+    step = next((step for step in STEPS if path.name == f"{name}_{step}"), None)
+    if path.is_symlink():
+        ours = path.name != f"{name}_model" and path.readlink().parts[:2] == (f"{name}_model", CURRENT)
+    elif step is not None:
+        ours = is_step(path, name, step)
+    else:
+        ours = _is_copied_ensemble(path, name)
+    if not ours:
+        raise ArtifactError(f"{path} was not written by tritonize package", hint="remove it yourself, or leave it")
+
+
+def _is_copied_ensemble(path: Path, name: str) -> bool:
+    """Return whether a folder is an ensemble that was copied without its links."""
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == "repository" and content.get("name") == name
+
+
+def _refuse_served(repository: Path, name: str, servers: Sequence[Running]) -> None:
+    """Check that no server serves an ensemble: it could not restart with what is removed.
+
+    Raises:
+        ArtifactError: One does.
+    """
+    for server in servers:
+        if server.generation_of(repository, name) is not None:
+            raise ArtifactError(
+                f"{name} is served at HTTP port {server.http_port} (process {server.pid})",
+                hint=f"stop the server first with: tritonize stop --http-port {server.http_port}, or give --force",
+            )
+    generations = model_home(repository, name) / GENERATIONS
+    for generation in sorted(generations.glob("*")) if not generations.is_symlink() else []:
+        if generation.is_symlink() or not generation.is_dir():
+            continue
+        with without_leases(generation) as free:
+            if not free:
+                raise ArtifactError(f"a server uses {generation}", hint="stop it first, or give --force")
