@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +19,7 @@ from serving.options import OutputOptions
 from serving.reporting import is_main_process, logger
 
 if TYPE_CHECKING:
-    from serving.manifests import BundleManifest, CheckpointManifest, SpeedFigures, VariantRecord
-    from serving.options import Precision
+    from serving.manifests import BundleManifest, CheckpointManifest
 
 
 @click.command("finetune")
@@ -93,9 +91,10 @@ def prepare_export(options: ExportOptions) -> ExportOptions:
 def run_export(options: ExportOptions) -> BundleManifest:
     """Export a checkpoint and report the figures of all variants."""
     from export.bundle import export
+    from export.variant_table import variant_table
 
     manifest = export(options)
-    for line in _table(manifest):
+    for line in variant_table(manifest):
         logger.info(line)
     for warning in [*manifest.warnings, *_failed_gates(manifest)]:
         logger.warning(warning)
@@ -136,34 +135,6 @@ def _share(folder: Path, sharing: SharingOptions, *, within: str = "") -> None:
         logger.info(f"on the Hub: {push(folder, sharing.push_to_hub, private=sharing.private, within=within)}")
 
 
-def _speed_devices(records: Mapping[Precision, VariantRecord]) -> str:
-    """Describe where the speeds were measured, because speeds of different devices must not be compared."""
-    on_gpu = [precision for precision, record in records.items() if record.figures.speed_device == "gpu"]
-    others = [precision for precision in records if precision not in on_gpu]
-    if not on_gpu:
-        return "one thread"
-    on_cpu = f"; {', '.join(others)} on one CPU thread, which is not comparable" if others else ""
-    return f"PyTorch, {', '.join(on_gpu)} on the GPU{on_cpu}"
-
-
-def _table(manifest: BundleManifest) -> list[str]:
-    """Format one line for the original and for each variant."""
-    metric, original = manifest.main_metric, manifest.original
-    lines = [
-        f"{'':8} {metric:>9} {'agreement':>10} {'logit diff':>10} {'MB':>7} {'ms':>7} {'rows/s':>7}",
-        _line("PyTorch", metric, original, original.bytes, agreement=1.0, difference=0.0),
-    ]
-    for precision, record in manifest.precisions.items():
-        found = record.figures
-        agreement, difference = found.label_agreement, found.max_logit_difference
-        lines.append(_line(precision, metric, found, found.bytes, agreement=agreement, difference=difference))
-    speed = _speed_devices(manifest.precisions)
-    lines.append(
-        f"on {original.rows} rows; logit diff: largest logit difference; speed of the model alone, one row at a time, {speed}"
-    )
-    return lines
-
-
 def _failed_gates(manifest: BundleManifest) -> list[str]:
     """Describe the failed gates of each variant that is not part of the bundle."""
     return [
@@ -172,13 +143,3 @@ def _failed_gates(manifest: BundleManifest) -> list[str]:
         for gate in record.gates
         if not gate.passed
     ]
-
-
-def _line(title: str, metric: str, figures: SpeedFigures, size: int, *, agreement: float, difference: float | None) -> str:
-    from export.metric import shown
-
-    main, differs = shown(figures.metrics[metric], ".4f"), shown(difference, ".2g")
-    return (
-        f"{title:8} {main:>9} {agreement:10.2%} {differs:>10} {size / 1e6:7.1f} {figures.latency_ms:7.2f} "
-        f"{figures.throughput.one_by_one:7.0f}"
-    )

@@ -160,6 +160,11 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         same = (answers["START"] == original["START"]) & (answers["END"] == original["END"])
         return cast("npt.NDArray[np.float64]", same[:, 0].astype(np.float64))
 
+    def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Return the changes of the best answers that are the same."""
+        same = self.agreement(answers, original) == 1
+        return cast("npt.NDArray[np.float64]", np.abs(answers["SCORE"].astype(np.float64) - original["SCORE"])[same, 0])
+
     def ties(self, original: Arrays) -> Flags:
         """Find rows whose two best answers are closer than :data:`CLOSE`."""
         return original[MARGIN][:, 0] < CLOSE

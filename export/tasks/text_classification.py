@@ -240,6 +240,16 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
             same = ours.argmax(axis=-1) == theirs.argmax(axis=-1)
         return cast("npt.NDArray[np.float64]", same.astype(np.float64))
 
+    def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64] | None:
+        """Return the changes of the original's labels; of a multi-label row the largest change of any label."""
+        if self.problem_type == REGRESSION or self.served.function_to_apply == "none":
+            return None
+        changes = np.abs(answers["SCORES"].astype(np.float64) - original["SCORES"])
+        if self.problem_type == MULTI_LABEL:
+            return cast("npt.NDArray[np.float64]", changes.max(axis=-1))
+        best = original["SCORES"].argmax(axis=-1)[:, None]
+        return cast("npt.NDArray[np.float64]", np.take_along_axis(changes, best, axis=-1)[:, 0])
+
     def ties(self, original: Arrays) -> Flags:
         """Find rows whose two best scores, or whose score and the threshold, are closer than :data:`CLOSE`."""
         scores = original["SCORES"]
