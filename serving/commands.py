@@ -25,7 +25,7 @@ from serving.options import (
     StartOptions,
     parse_model_name,
 )
-from serving.reporting import logger
+from serving.reporting import logger, stamp_messages
 
 if TYPE_CHECKING:
     from serving.repository import PackagedEnsemble
@@ -95,6 +95,7 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
             _announce(options, Path(running.served), running.left_out)
         click.echo(f"its log: {log}   stop it with: tritonize stop --http-port {options.http_port}")
         return
+    stamp_messages()
     supervise(options, on_ready=lambda view: _announce(options, view.folder, view.left_out))
 
 
@@ -110,9 +111,12 @@ def refuse_idle_front(options: ServeOptions) -> None:
 def stop_command(port: ServerPort) -> None:
     """Drain and stop a server that tritonize serve has started."""
     from serving.background import stop
+    from serving.server_record import log_file
 
     running = stop(port.http_port)
-    click.echo(f"stopped the server at HTTP port {port.http_port} (process {running.pid})")
+    log = log_file(port.http_port)
+    kept = f"   its log: {log}" if log.exists() else ""
+    click.echo(f"stopped the server at HTTP port {port.http_port} (process {running.pid}){kept}")
 
 
 @click.command("predict")
