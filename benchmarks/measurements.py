@@ -46,7 +46,10 @@ class Quality:
 
     Attributes:
         metrics: Every figure of the task's metric; empty if the backend does not return enough to compute it.
-        agreement: Share of rows whose label equals the original's.
+        agreement: Share of labels that equal the original's.
+        row_agreement: Share of rows whose whole answer equals the original's; None if that is the agreement.
+        p99_score_change: 99th percentile of the changes of the scores of the original's labels; None without probabilities.
+        max_score_change: Largest of these changes.
         max_score_difference: Largest difference of any score from the original's; None if the answers hold no numbers.
         max_logit_difference: Largest difference of any model output from the original's; None if the outputs were not recorded (the
             server, the pipeline).
@@ -61,6 +64,9 @@ class Quality:
     metrics: dict[str, float]
     agreement: Share
     max_score_difference: NonNegativeFloat | None
+    row_agreement: Share | None = None
+    p99_score_change: NonNegativeFloat | None = None
+    max_score_change: NonNegativeFloat | None = None
     max_logit_difference: NonNegativeFloat | None = None
     main: Estimate | None = None
     drop: Estimate | None = None

@@ -36,10 +36,15 @@ def evaluate(
             task.metric, task.main_metric, task.predictions(original), predictions, rows.references
         )
         drop = _estimate(lost, low, high)
+    whole = task.row_agreement(answers, theirs)
+    p99, largest = map(_finite, metric.tail(task.score_changes(answers, theirs)))
     return Quality(
         rows=len(rows.references),
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         agreement=float(np.mean(task.agreement(answers, theirs))),
+        row_agreement=None if whole is None else float(np.mean(whole)),
+        p99_score_change=p99,
+        max_score_change=largest,
         max_score_difference=_finite(largest_difference(answers, theirs)),
         max_logit_difference=logit_difference,
         main=_estimate(*metric.bootstrapped(task.metric, task.main_metric, predictions, rows.references)),

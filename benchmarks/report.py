@@ -19,14 +19,23 @@ from benchmarks.samples import Samples
 from benchmarks.speed import Speed
 from benchmarks.verdicts import BenchmarkGate, FigureComparison, ReportComparison
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 OLDEST_VERSION = 3
 """Oldest schema version that can still be read: its fields have the same meaning, some under a former name."""
 
 ARRANGEMENT_COSTS = ("load_seconds", "first_answer_seconds", "peak_rss_mib", "gpu_memory_mib", "joules_per_row")
 SERVED_COSTS = ("load_seconds", "peak_rss_mib", "pss_mib", "gpu_memory_mib", "size_mib")
 LOAD_COSTS = ("executed_batch", "joules_per_row")
-QUALITIES = ("agreement", "max_score_difference", "max_logit_difference", "calibration_error", "not_finite")
+QUALITIES = (
+    "agreement",
+    "row_agreement",
+    "p99_score_change",
+    "max_score_change",
+    "max_score_difference",
+    "max_logit_difference",
+    "calibration_error",
+    "not_finite",
+)
 """Figures by the names of their fields; of quality beside the metrics and ``metric_drop``."""
 
 Figures = Mapping[str, "float | int | Figures | None"]

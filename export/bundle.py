@@ -43,6 +43,7 @@ SHAPING = (
     "export/library_answers.py",
     "export/rows.py",
     "export/variants.py",
+    "export/model_timing.py",
     "export/verify.py",
     "serving/answer_comparison.py",
     "serving/prologue.py",
@@ -119,7 +120,7 @@ def require_passed(records: Mapping[Precision, VariantRecord], precisions: Colle
         hint = (
             "the graph does not compute what PyTorch computes"
             if "fp32" in precisions and len(precisions) == 1
-            else "leave it out of --precision, or change --max-metric-drop or --min-agreement"
+            else "leave it out of --precision, or change --max-metric-drop, --min-agreement or --min-row-agreement"
         )
         raise GateError(". ".join(failed), hint=hint)
 
@@ -130,6 +131,7 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "max_length": source.max_length or source.recommended_length,
         "max_metric_drop": options.max_metric_drop,
         "min_agreement": options.min_agreement,
+        "min_row_agreement": options.min_row_agreement,
         "verify_rows": options.verify_rows,
         "opset": options.opset,
         "device": options.device,

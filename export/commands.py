@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +10,18 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from export.columns import Columns, HeldOutColumns
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
-from export.options import SharingOptions, with_checked_setting
+from export.options import SharingOptions, refuse_idle_columns, with_checked_setting
 from export.training.hyperparameters import Hyperparameters
 from serving.click_options import given_fields, with_options
+from serving.idle_options import flags_of, refuse_idle
 from serving.options import OutputOptions
 from serving.reporting import is_main_process, logger
 
 if TYPE_CHECKING:
-    from serving.manifests import BundleManifest, CheckpointManifest, SpeedFigures, VariantRecord
-    from serving.options import Precision
+    from serving.manifests import BundleManifest, CheckpointManifest
 
 
 @click.command("finetune")
@@ -30,7 +30,7 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
     from export.training import distributed
 
-    options = prepare_finetune(_without_rows_of_other_data(click.get_current_context(), options))
+    options = prepare_finetune(_without_rows_of_other_data(click.get_current_context(), options), sharing)
     manifest = run_finetune(options)
     if output.json and is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest.figures.model_dump(mode="json")}, indent=2))
@@ -42,7 +42,7 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
 @with_options
 def export_command(options: ExportOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
-    options = prepare_export(options)
+    options = prepare_export(options, sharing)
     manifest = run_export(options)
     if output.json:
         figures = manifest.model_dump(mode="json", include={"original", "precisions"})
@@ -50,11 +50,15 @@ def export_command(options: ExportOptions, sharing: SharingOptions, output: Outp
     finish_export(manifest, options, sharing)
 
 
-def prepare_finetune(options: FinetuneOptions) -> FinetuneOptions:
+def prepare_finetune(options: FinetuneOptions, sharing: SharingOptions) -> FinetuneOptions:
     """Check the options and choose a name. The context of a Click command tells which options were given."""
     from export.training_name import named_for_training
     from serving.naming import recipe_name
 
+    refuse_idle_columns(options.columns, options.task)
+    if options.test is None:
+        refuse_idle(flags_of(HeldOutColumns), "without --test")
+    _refuse_idle_sharing(sharing)
     ctx = click.get_current_context()
     options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
     return named_for_training(options, recipe_name(ctx))
@@ -80,12 +84,20 @@ def finish_finetune(options: FinetuneOptions, sharing: SharingOptions) -> None:
         _share(options.target, sharing)
 
 
-def prepare_export(options: ExportOptions) -> ExportOptions:
+def prepare_export(options: ExportOptions, sharing: SharingOptions) -> ExportOptions:
     """Check the options, and find the name and the task of the checkpoint."""
     from export.export_subject import described_export
     from serving.naming import recipe_name
 
+    _refuse_idle_sharing(sharing)
+    if options.test is None:
+        pairs = "--text-pair-column"  # of a checkpoint without its manifest, it says that rows are pairs
+        flags = [flag for flag in flags_of(Columns) if flag != pairs or options.checkpoint is None]
+        refuse_idle(flags, "without --test: the rows that finetune kept have no columns to choose")
+    if options.precisions == ("fp32",):
+        refuse_idle(["--min-agreement"], "for fp32, whose labels must all agree")
     if options.task:
+        refuse_idle_columns(options.columns, options.task)
         options = with_checked_setting(options)  # now rather than after a download
     return with_checked_setting(described_export(options, recipe_name(click.get_current_context())))
 
@@ -93,9 +105,10 @@ def prepare_export(options: ExportOptions) -> ExportOptions:
 def run_export(options: ExportOptions) -> BundleManifest:
     """Export a checkpoint and report the figures of all variants."""
     from export.bundle import export
+    from export.variant_table import variant_table
 
     manifest = export(options)
-    for line in _table(manifest):
+    for line in variant_table(manifest):
         logger.info(line)
     for warning in [*manifest.warnings, *_failed_gates(manifest)]:
         logger.warning(warning)
@@ -129,39 +142,16 @@ def _without_rows_of_other_data(ctx: click.Context, options: FinetuneOptions) ->
     )
 
 
+def _refuse_idle_sharing(sharing: SharingOptions) -> None:
+    if sharing.push_to_hub is None:
+        refuse_idle(["--private"], "without --push-to-hub")
+
+
 def _share(folder: Path, sharing: SharingOptions, *, within: str = "") -> None:
     if sharing.push_to_hub is not None:
         from export.hub import push
 
         logger.info(f"on the Hub: {push(folder, sharing.push_to_hub, private=sharing.private, within=within)}")
-
-
-def _speed_devices(records: Mapping[Precision, VariantRecord]) -> str:
-    """Describe where the speeds were measured, because speeds of different devices must not be compared."""
-    on_gpu = [precision for precision, record in records.items() if record.figures.speed_device == "gpu"]
-    others = [precision for precision in records if precision not in on_gpu]
-    if not on_gpu:
-        return "one thread"
-    on_cpu = f"; {', '.join(others)} on one CPU thread, which is not comparable" if others else ""
-    return f"PyTorch, {', '.join(on_gpu)} on the GPU{on_cpu}"
-
-
-def _table(manifest: BundleManifest) -> list[str]:
-    """Format one line for the original and for each variant."""
-    metric, original = manifest.main_metric, manifest.original
-    lines = [
-        f"{'':8} {metric:>9} {'agreement':>10} {'logit diff':>10} {'MB':>7} {'ms':>7} {'rows/s':>7}",
-        _line("PyTorch", metric, original, original.bytes, agreement=1.0, difference=0.0),
-    ]
-    for precision, record in manifest.precisions.items():
-        found = record.figures
-        agreement, difference = found.label_agreement, found.max_logit_difference
-        lines.append(_line(precision, metric, found, found.bytes, agreement=agreement, difference=difference))
-    speed = _speed_devices(manifest.precisions)
-    lines.append(
-        f"on {original.rows} rows; logit diff: largest logit difference; speed of the model alone, one row at a time, {speed}"
-    )
-    return lines
 
 
 def _failed_gates(manifest: BundleManifest) -> list[str]:
@@ -172,13 +162,3 @@ def _failed_gates(manifest: BundleManifest) -> list[str]:
         for gate in record.gates
         if not gate.passed
     ]
-
-
-def _line(title: str, metric: str, figures: SpeedFigures, size: int, *, agreement: float, difference: float | None) -> str:
-    from export.metric import shown
-
-    main, differs = shown(figures.metrics[metric], ".4f"), shown(difference, ".2g")
-    return (
-        f"{title:8} {main:>9} {agreement:10.2%} {differs:>10} {size / 1e6:7.1f} {figures.latency_ms:7.2f} "
-        f"{figures.throughput.one_by_one:7.0f}"
-    )

@@ -48,6 +48,16 @@ class ExportOptions(StageOptions):
             default_text="fp16 0.995, int8 0.97",
         ),
     ] = None
+    min_row_agreement: Annotated[
+        float | None,
+        Option(
+            "Minimum share of rows whose whole answer (all entities, the order of all candidate labels) equals the original's; for "
+            "fp32 it is always 1.",
+            minimum=0,
+            maximum=1,
+            default_text="fp16 0.99, int8 0.9",
+        ),
+    ] = None
     verify_rows: Annotated[int, Option("Maximum number of rows to verify on, drawn at random.", minimum=64)] = 1000
     opset: Annotated[int, Option("ONNX operator set.", minimum=17, maximum=18)] = 18
     seed: Seed = 0

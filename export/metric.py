@@ -86,6 +86,13 @@ def paired_drop(original: Outcomes, variant: Outcomes) -> tuple[float, tuple[flo
     return (lost - won) / rows, ((2 * low - 1) * scale, (2 * high - 1) * scale)
 
 
+def tail(values: npt.NDArray[np.float64] | None) -> tuple[float | None, float | None]:
+    """Return the 99th percentile and the largest of some values; None and None if there are none."""
+    if values is None or not len(values):
+        return None, None
+    return float(np.quantile(values, 0.99, method="inverted_cdf")), float(values.max())
+
+
 def share_interval(hits: int, rows: int) -> tuple[float, float]:
     """Compute the Clopper-Pearson 95 % interval of a share.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export import checkpoint as checkpoints
-from export import convert, graph, library_answers, optimize, verify
+from export import convert, graph, library_answers, model_timing, optimize, verify
 from export.data import prepare_rows, sample_indices, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
@@ -204,7 +204,7 @@ def _manifest(
     logger.info("measuring speed")
     runs = {"original": run} | {precision: _run(precision, context, threads=1) for precision in variants}
     with one_thread():
-        timings = verify.speeds(runs, context.rows, seed=options.seed)
+        timings = model_timing.speeds(runs, context.rows, seed=options.seed)
     warning = verify.few_rows_warning(len(context.rows))
     return BundleManifest(
         **provenance(inputs),
@@ -238,7 +238,7 @@ def _manifest(
     )
 
 
-def _original(context: _VariantContext, timing: verify.ModelTiming) -> OriginalFigures:
+def _original(context: _VariantContext, timing: model_timing.ModelTiming) -> OriginalFigures:
     source = context.source
     checkpoint = OriginalCheckpoint(name=source.name, sha256=checkpoints.weights_sha256(source.folder))
     return OriginalFigures(
@@ -252,13 +252,16 @@ def _original(context: _VariantContext, timing: verify.ModelTiming) -> OriginalF
     )
 
 
-def _figures(variant: _Variant, timing: verify.ModelTiming, device: ComputeDevice) -> VariantFigures:
+def _figures(variant: _Variant, timing: model_timing.ModelTiming, device: ComputeDevice) -> VariantFigures:
     verdict = variant.verdict
     return VariantFigures(
         **verdict.metrics,
         metric_drop=verdict.metric_drop,
         label_agreement=verdict.label_agreement,
+        row_agreement=verdict.row_agreement,
         ties=verdict.ties,
+        p99_score_change=verdict.p99_score_change,
+        max_score_change=verdict.max_score_change,
         max_logit_difference=verdict.max_logit_difference,
         mean_logit_difference=verdict.mean_logit_difference,
         fusion=variant.graph.fusion,
@@ -322,7 +325,12 @@ def _variant(precision: Precision, context: _VariantContext) -> _Variant:
     # the int8 answer to a row depends on the other rows of its batch, so it is verified as it is served: one request at a time
     batches = rows.request_batches() if precision == "int8" else rows.batches(verify.BATCH)
     outputs = verify.compute_outputs(_run(precision, context), rows, context.source.task, batches, title=precision)
-    limits = verify.GateLimits(max_metric_drop=context.options.max_metric_drop, min_agreement=context.options.min_agreement)
+    options = context.options
+    limits = verify.GateLimits(
+        max_metric_drop=options.max_metric_drop,
+        min_agreement=options.min_agreement,
+        min_row_agreement=options.min_row_agreement,
+    )
     verdict = verify.verify_variant(precision, context.original, outputs, limits)
     verdict = replace(verdict, gates=(*verdict.gates, *made.gates))
     return _Variant(graph=made, verdict=verdict, bytes=graph.size(path), operators=optimize.operators(path))

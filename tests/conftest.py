@@ -29,6 +29,7 @@ TOGETHER = {
     "shared server": {
         "tests/benchmarks/test_benchmark.py",
         "tests/benchmarks/test_interrupt.py",
+        "tests/serving/front/test_failed_requests.py",
         "tests/serving/front/test_front.py",
         "tests/serving/front/test_front_options.py",
         "tests/serving/test_client.py",
@@ -115,8 +116,8 @@ def _usual_ports() -> Iterator[None]:
 def _few_speeds() -> Iterator[None]:
     """Time few rows of what a test exports, once: that would take most of the time of exporting a tiny model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.verify.SPEED_ROWS", 16)
-        patch.setattr("export.verify.SPEED_PASSES", 1)
+        patch.setattr("export.model_timing.SPEED_ROWS", 16)
+        patch.setattr("export.model_timing.SPEED_PASSES", 1)
         yield
 
 

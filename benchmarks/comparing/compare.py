@@ -154,7 +154,8 @@ def _quality_figures(report: Report) -> dict[str, float]:
     return {
         f"{name}.{figure}": value
         for name, quality in report.qualities().items()
-        for figure, value in (quality.metrics | {"agreement": quality.agreement}).items()
+        for figure, value in (quality.metrics | {"agreement": quality.agreement, "row_agreement": quality.row_agreement}).items()
+        if value is not None
     }
 
 

@@ -187,12 +187,16 @@ def quality(report: Report) -> Table:
     qualities = report.qualities()
     main = report.main_metric
     others = [name for name in dict.fromkeys(name for one in qualities.values() for name in one.metrics) if name != main]
+    by_row = any(one.row_agreement is not None for one in qualities.values())
     rows = [
         [
             name,
             *_lost(one, main),
             *(number(one.metrics.get(other), ".4f") for other in others),
             f"{one.agreement:.2%}",
+            *([NONE if one.row_agreement is None else f"{one.row_agreement:.2%}"] if by_row else []),
+            number(one.p99_score_change, ".2g"),
+            number(one.max_score_change, ".2g"),
             number(one.calibration_error, ".4f"),
             number(one.max_score_difference, ".2g"),
             number(one.max_logit_difference, ".2g"),
@@ -201,10 +205,13 @@ def quality(report: Report) -> Table:
         for name, one in qualities.items()
     ]
     differences = ["largest score difference", "largest logit difference"]
-    head = ["", f"{main} (95 %)", "lost (95 %)", *others, "labels as the original", "calibration error", *differences, "rows"]
+    agreements = ["labels as the original", *(["rows as the original"] if by_row else [])]
+    changes = ["score change, 99th percentile", "largest score change"]
+    head = ["", f"{main} (95 %)", "lost (95 %)", *others, *agreements, *changes, "calibration error", *differences, "rows"]
     note = (
         "Intervals are bootstrapped over the rows. The loss is computed on the same rows, so its interval decides: if it contains "
-        "0, no loss was shown. Calibration error, 0 to 1: how far a score is from how often its label is right."
+        "0, no loss was shown. Score change: of the label that the original gives. "
+        "Calibration error, 0 to 1: how far a score is from how often its label is right."
     )
     broken = [
         f"⚠ {name}: the answers to {one.not_finite} of {one.rows} rows hold NaN or infinity."

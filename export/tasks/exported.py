@@ -223,6 +223,24 @@ class ExportedTask(Task, Generic[Served_co]):
     def ties(self, original: Arrays) -> Flags:
         """Find the answers of the original that are nearly tied, so that either answer counts as equal: ``[labelled rows]``."""
 
+    def near_ties(self, answers: Arrays, original: Arrays) -> int:  # noqa: ARG002 - most tasks have one decision a row
+        """Count the labels within rows that :meth:`agreement` counts as equal because they are tied; see also :meth:`ties`."""
+        return 0
+
+    def row_agreement(self, answers: Arrays, original: Arrays) -> Flags | None:  # noqa: ARG002
+        """Find the rows whose whole answer is the original's: ``[labelled rows]``.
+
+        None, the default: :meth:`agreement` compares whole answers already, or there is no decision.
+        """
+        return None
+
+    def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64] | None:  # noqa: ARG002
+        """Return how far the scores of the original's labels are from the original's, 0 to 1, in any order.
+
+        Only labels whose score is part of both answers. None, the default: scores are no probabilities.
+        """
+        return None
+
     def asked_options(self, max_length: int) -> Mapping[str, object]:  # noqa: ARG002
         """Return the options of a call to the client that make its answers those of :meth:`library`.
 

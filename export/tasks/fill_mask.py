@@ -229,6 +229,13 @@ class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
         pairs = zip(read_predictions(answers), read_predictions(original), strict=True)
         return np.array([_firsts(ours) == _firsts(theirs) for ours, theirs in pairs], dtype=np.float64)
 
+    def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Return the changes of the best tokens that are the same."""
+        rows = zip(read_predictions(answers), read_predictions(original), strict=True)
+        firsts = [(mine[0], other[0]) for ours, theirs in rows for mine, other in zip(ours, theirs, strict=True) if mine and other]
+        same = [(one, other) for one, other in firsts if one["token"] == other["token"]]
+        return np.array([abs(one["score"] - other["score"]) for one, other in same], dtype=np.float64)
+
     def ties(self, original: Arrays) -> Flags:
         """Find rows whose two best tokens are closer than :data:`CLOSE`."""
         close = math.exp(-CLOSE)

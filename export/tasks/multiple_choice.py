@@ -128,6 +128,11 @@ class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
         """Compare the best choices."""
         return cast("npt.NDArray[np.float64]", (answers["CHOICE"] == original["CHOICE"])[:, 0].astype(np.float64))
 
+    def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Return the changes of the original's choices."""
+        rows = zip(answers["SCORES"][:, 0], original["SCORES"][:, 0], original["CHOICE"][:, 0].tolist(), strict=True)
+        return np.array([abs(json.loads(ours)[best] - json.loads(theirs)[best]) for ours, theirs, best in rows], dtype=np.float64)
+
     def ties(self, original: Arrays) -> Flags:
         """Find rows whose two best scores are closer than :data:`CLOSE`."""
         rows = [sorted(json.loads(scores))[-2:] for scores in original["SCORES"][:, 0]]

@@ -77,6 +77,10 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         """Return the request parameter that allows an empty answer where some questions have none."""
         return {"handle_impossible_answer": True} if self.unanswerable else {}
 
+    def idle_settings(self) -> Mapping[str, str]:
+        """Return ``max_question_len``."""
+        return {"max_question_len": "only slow tokenizers truncate questions"}
+
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
         """Put the text in front of the question if the tokenizer pads on the left, as the pipeline of ``transformers`` does."""
         if tokenizer.padding_side != "left":
@@ -159,6 +163,11 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         """Compare the places of the best answers."""
         same = (answers["START"] == original["START"]) & (answers["END"] == original["END"])
         return cast("npt.NDArray[np.float64]", same[:, 0].astype(np.float64))
+
+    def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Return the changes of the best answers that are the same."""
+        same = self.agreement(answers, original) == 1
+        return cast("npt.NDArray[np.float64]", np.abs(answers["SCORE"].astype(np.float64) - original["SCORE"])[same, 0])
 
     def ties(self, original: Arrays) -> Flags:
         """Find rows whose two best answers are closer than :data:`CLOSE`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -212,8 +213,24 @@ class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
 
         With all tokens counted, the many that belong to no entity would hide the differences.
         """
+        return np.array([_shared(row) for row in _labelled_rows(answers, original)], dtype=np.float64)
+
+    def near_ties(self, answers: Arrays, original: Arrays) -> int:
+        """Count the tokens that have two labels of equal score."""
+        return sum(_is_tied(one, other) for row in _labelled_rows(answers, original) for one, other in row)
+
+    def row_agreement(self, answers: Arrays, original: Arrays) -> Flags:
+        """Compare the entities of each row: label and place. Tied tokens count as equal here too."""
         pairs = zip(answers["ENTITIES"][:, 0], original["ENTITIES"][:, 0], strict=True)
-        return np.array([_shared(_by_place(ours), _by_place(theirs)) for ours, theirs in pairs], dtype=np.float64)
+        alike = self.agreement(answers, original) == 1
+        if self.served.aggregation_strategy not in (None, "simple"):  # by words, which tokens do not tell
+            return cast("Flags", alike)
+        return np.array([same or _entities(ours) == _entities(theirs) for same, (ours, theirs) in zip(alike, pairs, strict=True)])
+
+    def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Return the changes of the tokens that both sides label alike, as a part of an entity."""
+        rows = _labelled_rows(answers, original)
+        return np.array([abs(one[1] - other[1]) for row in rows for one, other in row if one[0] == other[0]], dtype=np.float64)
 
     def ties(self, original: Arrays) -> Flags:
         """Return no ties, because :meth:`agreement` already counts tied tokens as equal."""
@@ -242,12 +259,45 @@ def _by_place(row: bytes) -> dict[Place, tuple[str, float]]:
     return {(item.get("index"), item["start"], item["end"]): (_label(item), item["score"]) for item in json.loads(row)}
 
 
-def _shared(ours: dict[Place, tuple[str, float]], theirs: dict[Place, tuple[str, float]]) -> float:
+Labelled = tuple[str, float]
+"""Label and score of a token."""
+
+
+def _labelled_rows(answers: Arrays, original: Arrays) -> list[list[tuple[Labelled, Labelled]]]:
+    """Return, for each row, the tokens that one side says belong to an entity, as both sides label them."""
+    pairs = zip(answers["ENTITIES"][:, 0], original["ENTITIES"][:, 0], strict=True)
+    return [_labelled_tokens(_by_place(ours), _by_place(theirs)) for ours, theirs in pairs]
+
+
+def _labelled_tokens(ours: dict[Place, Labelled], theirs: dict[Place, Labelled]) -> list[tuple[Labelled, Labelled]]:
     outside = (OUTSIDE, 0.0)
     pairs = [(ours.get(place, outside), theirs.get(place, outside)) for place in ours.keys() | theirs.keys()]
-    labelled = [(one, other) for one, other in pairs if (one[0], other[0]) != (OUTSIDE, OUTSIDE)]
-    same = sum(one[0] == other[0] or abs(one[1] - other[1]) < CLOSE for one, other in labelled)
+    return [(one, other) for one, other in pairs if (one[0], other[0]) != (OUTSIDE, OUTSIDE)]
+
+
+def _is_tied(one: Labelled, other: Labelled) -> bool:
+    """Return whether two labels differ because their scores are tied: each then has half of the probability at most."""
+    return one[0] != other[0] and abs(one[1] - other[1]) < CLOSE and max(one[1], other[1]) <= 0.5 + CLOSE
+
+
+def _shared(labelled: Sequence[tuple[Labelled, Labelled]]) -> float:
+    same = sum(one[0] == other[0] or _is_tied(one, other) for one, other in labelled)
     return same / len(labelled) if labelled else 1.0
+
+
+def _entities(row: bytes) -> list[tuple[str, int, int]]:
+    """Join the tokens of a row to entities, as ``aggregation_strategy`` ``simple`` does: name, start and end."""
+    found: list[tuple[str, int, int]] = []
+    before: str | None = None
+    for item in json.loads(row):
+        label = _label(item)
+        kind = re.sub("^[BI]-", "", label)
+        if kind == before and not label.startswith("B-"):
+            found[-1] = (*found[-1][:2], item["end"])
+        else:
+            found.append((label.split("-", 1)[-1], item["start"], item["end"]))
+        before = kind
+    return [entity for entity in found if entity[0] != OUTSIDE]
 
 
 TASK = TokenClassificationTask

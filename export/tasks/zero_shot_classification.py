@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
@@ -135,6 +136,19 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
         pairs = zip(answers["LABELS"][:, 0], original["LABELS"][:, 0], strict=True)
         return np.array([json.loads(ours)[0] == json.loads(theirs)[0] for ours, theirs in pairs], dtype=np.float64)
 
+    def row_agreement(self, answers: Arrays, original: Arrays) -> Flags:
+        """Compare the order of all labels. Labels whose scores are closer than :data:`CLOSE` have either order."""
+        found = []
+        for labels, scores in zip(answers["LABELS"][:, 0], _scores_by_label(original), strict=True):
+            ordered = [scores[label] for label in json.loads(labels)]
+            found.append(all(first > second - CLOSE for first, second in pairwise(ordered)))
+        return np.array(found, dtype=np.bool_)
+
+    def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
+        """Return the changes of the original's best labels."""
+        rows = zip(_scores_by_label(answers), _scores_by_label(original), strict=True)
+        return np.array([abs(ours[best := next(iter(theirs))] - theirs[best]) for ours, theirs in rows], dtype=np.float64)
+
     def ties(self, original: Arrays) -> Flags:
         """Find rows whose two best scores are closer than :data:`CLOSE`."""
         rows = [json.loads(scores) for scores in original["SCORES"][:, 0]]
@@ -149,6 +163,12 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
             for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
         return answers
+
+
+def _scores_by_label(answers: Arrays) -> list[dict[str, float]]:
+    """Return the scores of each row by label, the best first."""
+    rows = zip(answers["LABELS"][:, 0], answers["SCORES"][:, 0], strict=True)
+    return [dict(zip(json.loads(labels), json.loads(scores), strict=True)) for labels, scores in rows]
 
 
 TASK = ZeroShotClassificationTask

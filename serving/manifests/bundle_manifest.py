@@ -70,7 +70,10 @@ class VariantFigures(SpeedFigures):
     Attributes:
         metric_drop: Points (hundredths) of the main metric that the variant loses against the original.
         label_agreement: Share of rows whose answer equals the original's.
-        ties: Number of rows that disagree only because the original's best two labels are tied; they count as agreeing.
+        row_agreement: Share of rows whose whole answer equals the original's; None if that is the label agreement.
+        ties: Number of rows, or of labels within rows, that count as agreeing because the original's best two labels are tied.
+        p99_score_change: 99th percentile of the changes of the scores of the original's labels; None without probabilities.
+        max_score_change: Largest of these changes.
         max_logit_difference: Largest difference from the original's outputs; None if an output is NaN or infinite.
         mean_logit_difference: Mean difference; None if an output is NaN or infinite.
         fusion: The tool that fused the graph.
@@ -81,7 +84,10 @@ class VariantFigures(SpeedFigures):
 
     metric_drop: float
     label_agreement: float
+    row_agreement: float | None
     ties: int
+    p99_score_change: float | None
+    max_score_change: float | None
     max_logit_difference: float | None
     mean_logit_difference: float | None
     fusion: str

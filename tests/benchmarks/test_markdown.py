@@ -93,7 +93,7 @@ def test_the_key_table_and_every_part_are_there(report: Report) -> None:
         "| `load80` | grpc, 403 requests/s at random |",
         "| `c1` | 0.09 | 0.24 | 0.34 | 0.30 | 2.70 | 0.18 | 0.12 | 3.97 |",
         "| `c16 model` | 1.00 |",
-        "| 98.10% | 0.0500 | 0.059 | 0.68 | 1000 |",
+        "| 98.10% | — | — | 0.0500 | 0.059 | 0.68 | 1000 |",
         "ms per call = 0.8 + 1.9 · batch | 1.000 |",
         "| `17` | 0.44 | A film that is neither good nor bad \\| but long. | negative |",
         "13 SkipLayerNormalization",

@@ -366,7 +366,7 @@ def test_fewer_rows_than_64_cannot_be_asked_for(
 
 
 def test_speeds_of_unlike_devices_are_told_apart() -> None:
-    from export.commands import _speed_devices
+    from export.variant_table import speed_devices
 
     devices = {"fp32": "gpu", "fp16": "gpu", "int8": "cpu"}
 
@@ -378,9 +378,9 @@ def test_speeds_of_unlike_devices_are_told_apart() -> None:
         return bundle_manifest(precisions=made).precisions
 
     assert (
-        _speed_devices(measured_on(**devices)) == "PyTorch, fp32, fp16 on the GPU; int8 on one CPU thread, which is not comparable"
+        speed_devices(measured_on(**devices)) == "PyTorch, fp32, fp16 on the GPU; int8 on one CPU thread, which is not comparable"
     )
-    assert _speed_devices(measured_on(fp32="cpu")) == "one thread"
+    assert speed_devices(measured_on(fp32="cpu")) == "one thread"
 
 
 # How long rows may be

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import metric, verify
+from export import metric, model_timing, verify
 from export.data import LabelledRows
 from export.rows import EncodedRows
 from export.tasks import load_task
@@ -515,12 +515,12 @@ def test_speeds_time_each_run_alike(tiny_checkpoint, monkeypatch: pytest.MonkeyP
     encoder = TextEncoder(str(tiny_checkpoint / "tokenizer.json"), max_length=16, names=["input_ids"], padding={})
     texts = tuple(f"good film {'bad ' * index}" for index in range(40))
     rows = EncodedRows(LabelledRows(texts=(texts,), labels=(0,) * 40), TASK, encoder)
-    monkeypatch.setattr(verify, "SPEED_ROWS", 128)
+    monkeypatch.setattr(model_timing, "SPEED_ROWS", 128)
     clock = itertools.count()
-    monkeypatch.setattr(verify.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(model_timing.time, "perf_counter", lambda: float(next(clock)))
     seen: dict[str, list[tuple[int, ...]]] = {"a": [], "b": []}
     runs = {name: (lambda feed, name=name: seen[name].append(feed["input_ids"].shape)) for name in seen}
-    measured = verify.speeds(runs, rows, seed=0)
+    measured = model_timing.speeds(runs, rows, seed=0)
     assert seen["a"] == seen["b"], "the same rows in the same order"
     assert measured["a"].latency_ms == 1000.0
     assert (measured["a"].throughput.one_by_one, measured["a"].throughput.batched) == (1.0, pytest.approx(40 / 3))
