@@ -3,7 +3,7 @@
 
 # Variables set by the caller are plain text: neither make nor the shell expands them. Only PYTHON and PYTEST may be several words.
 GIVEN      := RECIPE NAME ARTIFACTS REPOSITORY TEXT CHECKPOINT TASK TRAIN VALIDATION TEST_ROWS TEXT_COLUMN TEXT_PAIR_COLUMN LABEL_COLUMN \
-              MAX_TRAIN_ROWS SEED MAX_LENGTH PRECISION DEVICE BATCHING INSTANCES THREADS MAX_BATCH_SIZE QUEUE_DELAY_US LATENCY_P99_MS \
+              MAX_TRAIN_ROWS SEED MAX_LENGTH PRECISION DEVICE BATCHING LAYOUT INSTANCES THREADS MAX_BATCH_SIZE QUEUE_DELAY_US LATENCY_P99_MS \
               MINUTES GATE BASELINE MAX_REGRESSION MAX_QUALITY_DROP JUNIT OUTPUT HOST HTTP_PORT GRPC_PORT METRICS_PORT PYTHON PYTEST
 $(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 quoted      = '$(subst ','\'',$(1))'
@@ -35,7 +35,7 @@ SHARED     := --recipe $(call quoted,$(RECIPE)) $(call flag,name,NAME)
 DATA       := $(call flag,train,TRAIN) $(call flag,validation,VALIDATION) $(call flag,test,TEST_ROWS) \
               $(call flag,text-column,TEXT_COLUMN) $(call flag,text-pair-column,TEXT_PAIR_COLUMN) $(call flag,label-column,LABEL_COLUMN)
 TRAINING   := $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed,SEED) $(call flag,max-length,MAX_LENGTH)
-PACKAGING  := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,batching,BATCHING) $(call flag,instances,INSTANCES) \
+PACKAGING  := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,batching,BATCHING) $(call flag,layout,LAYOUT) $(call flag,instances,INSTANCES) \
               $(call flag,threads,THREADS) $(call flag,max-batch-size,MAX_BATCH_SIZE) $(call flag,queue-delay-us,QUEUE_DELAY_US)
 TUNING     := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,latency-p99-ms,LATENCY_P99_MS) $(call flag,minutes,MINUTES)
 JUDGING    := $(call flag,baseline,BASELINE) $(if $(BASELINE),$(call flag,max-regression,MAX_REGRESSION) $(call flag,max-quality-drop,MAX_QUALITY_DROP)) \

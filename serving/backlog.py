@@ -33,7 +33,7 @@ class Backlog:
         """
         self._server = server
         self._most = most_in_flight
-        self._steps = {f"{probe.ensemble}_{step}" for probe in server.probes for step in ("preprocess", "model", "postprocess")}
+        self._steps = {f"{probe.ensemble}_{step}" for probe in server.probes for step in probe.steps}
         self._executor = ThreadPoolExecutor(1, "backlog")
         self._reading: Future[int] | None = None
         self._next = 0.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from serving.options import Batching, ComputeDevice, Precision
+from serving.options import Batching, ComputeDevice, Layout, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Configuration:
         threads: Threads of each instance on a CPU. Always 1 on a GPU, where it has no effect.
         max_batch_size: Maximum number of rows in a request and in an execution.
         queue_delay_us: How long a request may wait for others to share its execution, in µs. Always 0 without batching.
+        layout: ``ensemble`` (each step has processes of its own) or ``fused`` (all steps in one process; only without batching).
     """
 
     precision: Precision
@@ -30,6 +31,7 @@ class Configuration:
     threads: PositiveInt
     max_batch_size: PositiveInt
     queue_delay_us: NonNegativeInt
+    layout: Layout = "ensemble"
 
     def __str__(self) -> str:
         """Describe the settings in a few words for people."""
@@ -37,6 +39,6 @@ class Configuration:
         if self.device == "cpu":
             copies = f"{self.instances} × {self.threads} thread{'s' if self.threads > 1 else ''}"
         if self.batching == "off":
-            return f"{self.precision}, {copies}, no batching"
+            return f"{self.precision}, {copies}, no batching{', fused' if self.layout == 'fused' else ''}"
         delay = f", {self.queue_delay_us} µs delay" if self.queue_delay_us else ""
         return f"{self.precision}, {copies}, batches to {self.max_batch_size}{delay}"

@@ -112,18 +112,34 @@ def postprocess_config(name: str, task: ServedTask, graph: Graph, warmups: Itera
     }
 
 
+def fused_config(name: str, task: ServedTask, plan: Plan, warmups: Iterable[Warmup]) -> Config:
+    """Configure the one step of the fused layout, from text to answers. Each instance answers one request at a time."""
+    return {
+        "name": f"{name}_model",
+        "backend": "python",
+        "max_batch_size": plan.max_batch_size,
+        "input": [_tensor(tensor) for tensor in task.inputs()],
+        "output": [_tensor(tensor) for tensor in _answers(task)],
+        "instance_group": [{"kind": "KIND_CPU", "count": plan.instances}],
+        "parameters": {"intra_op_thread_count": {"string_value": str(plan.threads)}},
+        "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups],
+    }
+
+
 def ensemble_config(
     name: str, task: ServedTask, graph: Graph, plan: Plan, *, model_sha256: str, description: Mapping[str, JsonValue]
 ) -> Config:
-    """Configure the ensemble that clients call: the three steps, connected by tensor name.
+    """Configure the ensemble that clients call: its steps, connected by tensor name.
 
     Its parameters give a client the task with its settings, the checksum of the model, and what its attributes tell of it.
     """
-    steps = (
+    steps: tuple[tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]], ...] = (
         (f"{name}_preprocess", task.inputs(), (*_model_inputs(graph), *_metadata(task))),
         (f"{name}_model", _model_inputs(graph), _model_outputs(graph)),
         (f"{name}_postprocess", (*_model_outputs(graph), *_metadata(task)), _answers(task)),
     )
+    if plan.layout == "fused":
+        steps = ((f"{name}_model", task.inputs(), _answers(task)),)
     return {
         "name": name,
         "platform": "ensemble",

@@ -14,6 +14,7 @@ from serving.layout import (
     GENERATION_TARGET,
     GENERATIONS,
     ensemble_names,
+    generation_links,
     home_links,
     leads_to,
     model_home,
@@ -159,7 +160,10 @@ def check_links(repository: Path, name: str, remedy: str) -> None:
     refuse_planted(home, name)
     if (home / GENERATIONS).is_symlink():
         raise ArtifactError(f"{home / GENERATIONS} is a link", hint=remedy)
-    targets = {repository / link: target for link, target in repository_links(name).items()}
+    own = generation_links(home / CURRENT, name)
+    if stale := [link for link in repository_links(name) if link not in own and os.path.lexists(repository / link)]:
+        raise ArtifactError(f"{repository / stale[0]} belongs to an earlier package of {name}", hint=remedy)
+    targets = {repository / link: target for link, target in own.items()}
     targets |= {home / link: target for link, target in home_links(name).items()}
     for link, target in targets.items():
         if not leads_to(link, target):

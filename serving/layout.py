@@ -20,8 +20,18 @@ def model_home(repository: Path, name: str) -> Path:
 
 
 def repository_links(name: str) -> dict[str, str]:
-    """Return the links of an ensemble in the repository, in the order in which they are made: the ensemble after its steps."""
+    """Return the links that an ensemble may have in the repository, in the order in which they are made: the ensemble last."""
     return {model: f"{name}_model/{CURRENT}/{model}" for model in (f"{name}_preprocess", f"{name}_postprocess", name)}
+
+
+def generation_links(generation: Path, name: str) -> dict[str, str]:
+    """Return those of :func:`repository_links` that belong to a generation: the fused layout has no steps before and after."""
+    return {link: target for link, target in repository_links(name).items() if link == name or (generation / link).exists()}
+
+
+def generation_models(generation: Path, name: str) -> tuple[str, ...]:
+    """Return the names of the models in a generation."""
+    return (*generation_links(generation, name), f"{name}_model")
 
 
 def home_links(name: str) -> dict[str, str]:
@@ -40,9 +50,9 @@ def is_home(folder: Path) -> bool:
 
 
 def ensembles_among(models: Iterable[str]) -> list[str]:
-    """Return those of the models of a server that are ensembles with their three steps, sorted."""
+    """Return those of the models of a server that are ensembles, sorted: each has a step with its model."""
     names = set(models)
-    return sorted(name for name in names if all(f"{name}_{step}" in names for step in STEPS))
+    return sorted(name for name in names if f"{name}_model" in names)
 
 
 def ensemble_names(repository: Path) -> list[str]:

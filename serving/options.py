@@ -42,6 +42,8 @@ ComputeDevice = Literal["cpu", "gpu"]
 """A device that computes, once ``auto`` is resolved."""
 Batching = Literal["ragged", "off"]
 """How requests are batched, once ``auto`` is resolved."""
+Layout = Literal["ensemble", "fused"]
+"""Whether the steps of a model run in processes of their own, or all in one process, once ``auto`` is resolved."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_BATCH_SIZE = 64
 """Maximum number of rows per request, unless the user or tuning says otherwise."""
@@ -117,6 +119,13 @@ class PackageOptions(RepositoryOptions):
         Option(
             "Batching of requests; ragged: requests of different lengths share an execution; auto: ragged on a GPU, on a CPU "
             "whichever measured faster, and off for int8."
+        ),
+    ] = "auto"
+    layout: Annotated[
+        Literal["auto", "ensemble", "fused"],
+        Option(
+            "Processes of the steps; ensemble: each step has its own; fused: one has all steps, which is faster on a CPU without "
+            "batching; auto: as tuned, otherwise ensemble."
         ),
     ] = "auto"
     instances: Annotated[

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from serving.errors import ArtifactError
 from serving.integrity import check_links, refuse_planted
-from serving.layout import CURRENT, GENERATIONS, home_links, is_home, leads_to, model_home, repository_links
+from serving.layout import CURRENT, GENERATIONS, generation_links, home_links, is_home, leads_to, model_home, repository_links
 from serving.leases import without_leases
 
 
@@ -85,8 +85,11 @@ def switch(repository: Path, name: str, generation: Path) -> None:
         _place(generation.parent, home / CURRENT, target)
         for link, link_target in home_links(name).items():
             _place(generation.parent, home / link, link_target)
-    for link, link_target in repository_links(name).items():
+    own = generation_links(home / target, name)
+    for link, link_target in own.items():
         _place(generation.parent, repository / link, link_target)
+    for link in repository_links(name).keys() - own.keys():  # of an earlier package with another layout
+        (repository / link).unlink(missing_ok=True)
     for old in (home / GENERATIONS).iterdir():
         if old != home / target:
             _remove(old)

@@ -7,11 +7,15 @@ from typing import Literal
 
 from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
+from serving.errors import ArtifactError
 from serving.machine import cores, resolve_device
-from serving.options import MAX_BATCH_SIZE, Batching, ComputeDevice, Precision
+from serving.options import MAX_BATCH_SIZE, Batching, ComputeDevice, Layout, Precision
 from serving.tuning import Tuning
 
 INT8_SCALES = "dynamic int8 scales span the whole batch, so an answer would depend on the other requests in it"
+
+FUSED_HINT = "give --batching off and --device cpu, or another --layout"
+FUSED_GAIN = "small models answer more requests per second on a CPU, because all steps run in one process"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ def make_plan(
     threads: int | None,
     max_batch_size: int | None,
     queue_delay_us: int | None = None,
+    layout: Literal["auto", Layout] = "auto",
     tuning: Tuning | None = None,
 ) -> Plan:
     """Choose every setting that is ``auto`` or None.
@@ -54,10 +59,11 @@ def make_plan(
         threads: Threads of each instance on a CPU.
         max_batch_size: Maximum number of rows in a request and in an execution.
         queue_delay_us: How long a request may wait for others, in µs.
+        layout: ``ensemble``, ``fused`` or ``auto``.
         tuning: The tuning found beside the bundle. It is ignored, with a reason, if it does not apply.
 
     Raises:
-        ArtifactError: The bundle does not hold this precision.
+        ArtifactError: The bundle does not hold this precision, or the fused layout is asked for where it cannot be used.
     """
     reasons: dict[str, str] = {}
     chosen_device = resolve_device(device)
@@ -77,6 +83,7 @@ def make_plan(
         threads=chosen_threads,
         max_batch_size=max_batch_size or (MAX_BATCH_SIZE if tuned is None else tuned.max_batch_size),
         queue_delay_us=_choose_delay(chosen_batching, queue_delay_us, tuned, reasons),
+        layout=_choose_layout(chosen_device, chosen_batching, layout, tuned, reasons),
         reasons=reasons,
     )
     _add_notes(plan, tuning)
@@ -106,6 +113,27 @@ def _choose_delay(batching: str, asked: int | None, tuned: Configuration | None,
     if asked:
         reasons["queue_delay_us"] = f"{asked} has no effect with batching off: no request waits for others"
     return 0
+
+
+def _choose_layout(
+    device: str, batching: str, asked: Literal["auto", Layout], tuned: Configuration | None, reasons: dict[str, str]
+) -> Layout:
+    """Choose the layout. The fused one answers one request at a time, so it is for CPUs without batching.
+
+    Raises:
+        ArtifactError: It is asked for elsewhere.
+    """
+    fits = device == "cpu" and batching == "off"
+    if asked == "fused" and not fits:
+        where = "on a GPU" if device == "gpu" else "with batching"
+        raise ArtifactError(f"the fused layout cannot be used {where}: it answers one request at a time", hint=FUSED_HINT)
+    if asked != "auto":
+        return asked
+    if tuned is not None:
+        return tuned.layout if fits else "ensemble"
+    if fits:
+        reasons["layout"] = f"ensemble; with --layout fused, {FUSED_GAIN}"
+    return "ensemble"
 
 
 def _add_notes(plan: Plan, tuning: Tuning | None) -> None:

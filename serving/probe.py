@@ -12,7 +12,7 @@ from typing import Any
 from serving.answer_comparison import TOLERANCES, first_difference
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError, ServerError
-from serving.layout import leads_to
+from serving.layout import STEPS, leads_to
 from serving.manifests import ExpectedTensor, RepositoryManifest
 from serving.triton_address import fetch
 
@@ -27,11 +27,13 @@ class Probe:
         ensemble: The name of the ensemble.
         body: The request in Triton's JSON form.
         expected: The tensors of the answer that packaging computed; empty if it could not.
+        steps: The names of the ensemble's steps, the first one first.
         tolerance: How far their numbers may be off, see :data:`serving.answer_comparison.TOLERANCES`.
     """
 
     ensemble: str
     body: dict[str, Any]
+    steps: tuple[str, ...] = STEPS
     expected: tuple[ExpectedTensor, ...] = ()
     tolerance: float = 0.0
 
@@ -60,6 +62,7 @@ def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
             Probe(
                 ensemble=manifest.name,
                 body=request.model_dump(mode="json"),
+                steps=("model",) if manifest.layout == "fused" else STEPS,
                 expected=outputs,
                 tolerance=TOLERANCES[manifest.precision],
             )
@@ -154,16 +157,14 @@ def read_traffic(base_url: str, metrics_url: str, probes: list[Probe], *, timeou
     first_step_ended = in_flight = 0
     answered: dict[str, int] = {}
     for probe in probes:
-        steps = [f"{probe.ensemble}_{step}" for step in ("preprocess", "model", "postprocess")]
+        steps = [f"{probe.ensemble}_{step}" for step in probe.steps]
         if missing := [step for step in steps if step not in statistics]:
             raise ConnectionError(f"{base_url}: there are no statistics of {missing[0]}, which may be unloading")
-        first, *later = (statistics[step] for step in steps)
-        failed = sum(step["fail"]["count"] for step in later)
+        first, last = statistics[steps[0]], statistics[steps[-1]]
+        failed = sum(statistics[step]["fail"]["count"] for step in steps[1:])
         first_step_ended += first["success"]["count"] + first["fail"]["count"]
-        answered[probe.ensemble] = later[-1]["success"]["count"]
-        in_flight += (
-            pending.get(f"{probe.ensemble}_preprocess", 0) + first["success"]["count"] - later[-1]["success"]["count"] - failed
-        )
+        answered[probe.ensemble] = last["success"]["count"]
+        in_flight += pending.get(steps[0], 0) + first["success"]["count"] - last["success"]["count"] - failed
     return Traffic(first_step_ended=first_step_ended, in_flight=in_flight, answered=answered)
 
 

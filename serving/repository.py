@@ -60,7 +60,7 @@ from serving.runtime.tasks import served_names
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Tensor
 from serving.tuning import Tuning, read_tuning
-from serving.warmups import write_warmups
+from serving.warmups import StepWarmups, write_warmups
 from serving.writing import writing
 
 RUNTIME = Path(__file__).parent / "runtime"
@@ -83,6 +83,13 @@ TASK_SHAPING = ("serving/runtime",)
 
 A repository that was written by other code is not up to date.
 """
+OWN_MODULES = {
+    "preprocess": ("row_preparation",),
+    "postprocess": ("answering",),
+    "fused": ("row_preparation", "answering", "model_session"),
+}
+"""Modules of the runtime that a Python step needs besides those of all steps."""
+SHARED_MODULES = ("cutting", "digest", "metadata", "refusals", "tokenization", "types")
 STARTING = ("serving/backends/onnxruntime", "serving/server.py")
 """The code that decides how a packaged model runs, but not what packaging writes."""
 DTYPES = {
@@ -236,6 +243,7 @@ def _plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Pla
         threads=options.threads,
         max_batch_size=options.max_batch_size,
         queue_delay_us=options.queue_delay_us,
+        layout=options.layout,
         tuning=tuning,
     )
 
@@ -296,19 +304,28 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> Gr
     digest, description = sha256(bundle.variant(plan.precision).path), describe(bundle, plan.device)
     configs = {
         name: ensemble.ensemble_config(name, task, graph, plan, model_sha256=digest, description=description),
-        f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, warmups.preprocess),
-        f"{name}_model": ensemble.model_config(name, graph, plan, warmups.model),
-        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, warmups.postprocess),
+        **_step_configs(name, task, graph, plan, warmups),
     }
     for model, config in configs.items():
         (folder / model / "1").mkdir(parents=True, exist_ok=True)
         (folder / model / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
     _write_model(folder / f"{name}_model" / "1", bundle, plan)
-    for step in ("preprocess", "postprocess"):
-        _write_step(folder / f"{name}_{step}" / "1", step, bundle, plan, graph)
-    for step in ("preprocess", *(["postprocess"] if task.needs_tokenizer else [])):
-        shutil.copy(bundle.tokenizer, folder / f"{name}_{step}" / "1")
+    steps = {"model": "fused"} if plan.layout == "fused" else {"preprocess": "preprocess", "postprocess": "postprocess"}
+    for step, program in steps.items():
+        _write_step(folder / f"{name}_{step}" / "1", program, bundle, plan, graph)
+        if task.needs_tokenizer or step != "postprocess":
+            shutil.copy(bundle.tokenizer, folder / f"{name}_{step}" / "1")
     return graph
+
+
+def _step_configs(name: str, task: ServedTask, graph: Graph, plan: Plan, warmups: StepWarmups) -> dict[str, ensemble.Config]:
+    if plan.layout == "fused":
+        return {f"{name}_model": ensemble.fused_config(name, task, plan, warmups.preprocess)}
+    return {
+        f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, warmups.preprocess),
+        f"{name}_model": ensemble.model_config(name, graph, plan, warmups.model),
+        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, warmups.postprocess),
+    }
 
 
 def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:
@@ -342,11 +359,10 @@ def step_modules(step: str, task: str) -> list[Path]:
     """Return the files that a step of an ensemble runs: of the tasks only its own, with the helpers of all tasks.
 
     Args:
-        step: ``preprocess`` or ``postprocess``.
+        step: ``preprocess``, ``postprocess`` or ``fused``.
         task: Name of the task.
     """
-    own = {"preprocess": "row_preparation", "postprocess": "answering"}[step]
-    shared = [RUNTIME / f"{name}.py" for name in (step, own, "cutting", "digest", "metadata", "refusals", "tokenization", "types")]
+    shared = [RUNTIME / f"{name}.py" for name in (step, *OWN_MODULES[step], *SHARED_MODULES)]
     tasks = RUNTIME / "tasks"
     helpers = sorted(tasks.glob("_*.py"))  # __init__.py too
     return [*shared, *helpers, tasks / "base.py", tasks / f"{task.replace('-', '_')}.py"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from serving.errors import ArtifactError
 from serving.integrity import CheckedEnsemble, check_ensemble, check_generation
 from serving.isolation import temporary_prefix
-from serving.layout import CURRENT, STEPS, model_home
+from serving.layout import CURRENT, STEPS, generation_models, model_home
 from serving.leases import take_lease
 from serving.packages import FoundPackages, find_packages
 from serving.reporting import logger
@@ -84,7 +84,7 @@ class ServedView:
             logger.warning(f"{self._repository / name} is not there any more: the model is left out")
         for name, ensemble in self._chosen.ensembles.items():
             if name not in refused:
-                links |= {model: ensemble.generation / model for model in (name, *(f"{name}_{step}" for step in STEPS))}
+                links |= {model: ensemble.generation / model for model in generation_models(ensemble.generation, name)}
         for entry in self.folder.iterdir():
             if entry.name not in links:
                 entry.unlink()

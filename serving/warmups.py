@@ -17,11 +17,17 @@ from serving.runtime.metadata import METADATA, pack
 
 @dataclass(frozen=True, kw_only=True)
 class StepWarmups:
-    """Warm-up requests of each step of an ensemble."""
+    """Warm-up requests of each step of an ensemble.
+
+    Attributes:
+        preprocess: Of the first step, or of the one step of the fused layout.
+        model: Of the model, unless it is fused.
+        postprocess: Of the last step, unless it is fused.
+    """
 
     preprocess: tuple[Warmup, ...]
-    model: tuple[Warmup, ...]
-    postprocess: tuple[Warmup, ...]
+    model: tuple[Warmup, ...] = ()
+    postprocess: tuple[Warmup, ...] = ()
 
 
 def write_warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) -> StepWarmups:
@@ -40,7 +46,10 @@ def write_warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Gr
         encoded = {tensor: text.encode() for tensor, text in request.items()}
         payloads = {tensor: _bytes_tensor(text) for tensor, text in encoded.items()}
         digests = row_digests({tensor: [text] for tensor, text in encoded.items()})
-        texts.append(_save(folder / f"{name}_preprocess", label, 1, payloads, dict.fromkeys(payloads, (1,))))
+        first = folder / (f"{name}_model" if plan.layout == "fused" else f"{name}_preprocess")
+        texts.append(_save(first, label, 1, payloads, dict.fromkeys(payloads, (1,))))
+        if plan.layout == "fused":
+            continue
         features = task.preprocess([[text] for text in request.values()], encoder)
         arrays = encoder.arrays(features.encodings[:1])
         rows = graph.max_rows if label == "long" and plan.device == "gpu" else 1

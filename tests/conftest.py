@@ -37,6 +37,7 @@ TOGETHER = {
         "tests/serving/test_client_copies.py",
         "tests/serving/test_evaluator.py",
         "tests/serving/test_forks.py",
+        "tests/serving/test_fused.py",
         "tests/serving/test_pipeline_attributes.py",
         "tests/serving/test_predict.py",
         "tests/serving/test_server.py",
@@ -253,6 +254,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory, bundle: Path, pair_bundle
         "ragged": {"bundle": bundle, "precision": "fp32", "batching": "ragged"},
         "alone": {"bundle": bundle, "precision": "fp32", "batching": "off"},
         "int8": {"bundle": bundle, "precision": "int8"},
+        "fused": {"bundle": bundle, "precision": "fp32", "batching": "off", "layout": "fused", "instances": 2},
         "pairs": {"bundle": pair_bundle, "precision": "fp32", "batching": "ragged", "max_batch_size": 8},
     }
     for name, way in ways.items():

@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 from serving.configuration import Configuration
 from serving.manifests.bundle_manifest import VariantFigures
 from serving.manifests.manifest import Manifest, Record, StageInputs, is_none
-from serving.options import Batching, ComputeDevice, Precision
+from serving.options import Batching, ComputeDevice, Layout, Precision
 
 
 class ProbeInput(Record):
@@ -100,6 +100,7 @@ class RepositoryManifest(Manifest):
     threads: PositiveInt
     max_batch_size: PositiveInt
     queue_delay_us: NonNegativeInt
+    layout: Layout = "ensemble"
     reasons: dict[str, str]
     bundle: BundleProvenance
 
@@ -114,4 +115,5 @@ class RepositoryManifest(Manifest):
             threads=self.threads,
             max_batch_size=self.max_batch_size,
             queue_delay_us=self.queue_delay_us,
+            layout=self.layout,
         )

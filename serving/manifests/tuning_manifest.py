@@ -16,6 +16,8 @@ def _require_tunable(configuration: Configuration) -> Configuration:
         raise ValueError("int8 is never tuned with ragged batching")
     if configuration.batching == "off" and configuration.queue_delay_us:
         raise ValueError("queue_delay_us is 0 without batching")
+    if configuration.layout == "fused" and (configuration.batching != "off" or configuration.device != "cpu"):
+        raise ValueError("the fused layout is for CPUs without batching")
     if configuration.device == "gpu" and configuration.threads != 1:
         raise ValueError("threads is 1 on a GPU")
     return configuration
