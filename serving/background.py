@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,13 +18,17 @@ from pydantic import TypeAdapter
 
 from serving.errors import ServerError, TritonizeError
 from serving.options import ServeOptions
-from serving.reporting import LogLimit, logger, previous_log, report_to_stderr
+from serving.reporting import LogLimit, logger, report_to_stderr, stamp_messages
 from serving.server import DRAIN_SECONDS
 from serving.server_record import Running, find_running, log_file, refuse_second, remove_record
 from serving.supervisor import supervise
 
 MAX_LOG_BYTES = 16 * 2**20
-"""Size of the log of a server in the background at which a new one begins. The one before is kept."""
+"""Size of the log of a server in the background at which a new one begins."""
+STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z ")
+"""The time in front of a line of the log."""
+PROGRAMS = ("tritonserver: ", "envoy: ")
+"""What the messages of other programs begin with."""
 
 
 def start_detached(options: ServeOptions) -> Path:
@@ -36,8 +42,9 @@ def start_detached(options: ServeOptions) -> Path:
     """
     refuse_second(options.http_port)  # before the log of a running server is overwritten
     log_path = log_file(options.http_port)
+    begun = log_path.stat().st_size if log_path.exists() else 0
     payload = json.dumps(asdict(options), default=lambda path: str(path.absolute()))
-    output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    output = (os.POSIX_SPAWN_OPEN, 1, str(log_path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     supervisor = os.posix_spawn(  # subprocess.Popen would warn about a child that outlives this process
         sys.executable,
         [sys.executable, "-P", "-m", "serving.background", payload],
@@ -49,14 +56,13 @@ def start_detached(options: ServeOptions) -> Path:
         while True:
             ended, _ = os.waitpid(supervisor, os.WNOHANG)
             if ended:
-                *before, last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+                *before, last = _messages(log_path, begun) or [""]
                 _repeat(before)
-                raise ServerError(
-                    last.removeprefix("error: ") or "the server ended without a message", hint=f"see its log: {log_path}"
-                )
+                reason = last.removeprefix("error: ") or "the server ended without a message"
+                raise ServerError(reason, hint=f"see its log: {log_path}")
             running = find_running(options.http_port)
             if running is not None and running.pid == supervisor and running.ready:
-                _repeat(log_path.read_text(encoding="utf-8", errors="replace").splitlines())
+                _repeat(_messages(log_path, begun))
                 return log_path
             time.sleep(0.05)
     except KeyboardInterrupt:
@@ -65,11 +71,18 @@ def start_detached(options: ServeOptions) -> Path:
         raise
 
 
-def _repeat(lines: Iterable[str]) -> None:
-    """Repeat the warnings and errors of a supervisor: what it left out, and starts that failed."""
-    for line in lines:
+def _messages(log: Path, begun: int) -> list[str]:
+    """Return the lines of a log from a position on, without their times. If a new file has begun meanwhile, return all of it."""
+    content = log.read_bytes()
+    text = content[begun if begun <= len(content) else 0 :].decode(errors="replace")
+    return [STAMP.sub("", line) for line in text.strip().splitlines()]
+
+
+def _repeat(messages: Iterable[str]) -> None:
+    """Repeat the warnings and errors of a supervisor itself: what it left out, and starts that failed."""
+    for line in messages:
         level, _, message = line.partition(": ")
-        if level in ("warning", "error"):
+        if level in ("warning", "error") and not message.startswith(PROGRAMS):
             logger.log(logging.WARNING if level == "warning" else logging.ERROR, message)
 
 
@@ -91,8 +104,6 @@ def stop(http_port: int) -> Running:
         if time.monotonic() > deadline:
             raise ServerError(f"the server's process {running.pid} did not end", hint=f"end it with: kill -9 {running.pid}")
         time.sleep(0.05)
-    for log in (log_file(http_port), previous_log(log_file(http_port))):
-        log.unlink(missing_ok=True)
     remove_record(http_port)
     return running
 
@@ -102,10 +113,14 @@ def main() -> int:
     options = TypeAdapter(ServeOptions).validate_json(sys.argv[1])
     with report_to_stderr():
         logger.addHandler(LogLimit(log_file(options.http_port), max_bytes=MAX_LOG_BYTES))
+        stamp_messages()
         try:
-            supervise(options, on_ready=lambda _: logger.info("ready"))
+            supervise(options, on_ready=lambda _: None)
         except TritonizeError as error:
             logger.error(error.message + (f" ({error.hint})" if error.hint else ""))
+            return 1
+        except Exception:
+            logger.critical(traceback.format_exc())
             return 1
     return 0
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger("tritonize")
+KEPT_LOGS = 3
+"""How many full logs are kept beside the one that is written."""
 
 
 def is_main_process() -> bool:
@@ -57,6 +60,12 @@ def report_to_stderr() -> Iterator[None]:
         logger.propagate = propagate
 
 
+def stamp_messages() -> None:
+    """Put the time in front of every line that :func:`report_to_stderr` writes from now on: what a server reports is a log."""
+    for handler in logger.handlers:
+        handler.setFormatter(_LogFormatter())
+
+
 class LogLimit(logging.Handler):
     """Keeps the file that standard error is appended to small: a full file becomes the previous one, and a new one begins.
 
@@ -78,13 +87,16 @@ class LogLimit(logging.Handler):
         """Begin a new file if this one is full."""
         descriptor = sys.stderr.fileno()
         if os.fstat(descriptor).st_size > self._max_bytes:
-            shutil.copyfile(self._path, previous_log(self._path))
+            for number in range(KEPT_LOGS - 1, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    previous_log(self._path, number).replace(previous_log(self._path, number + 1))
+            shutil.copyfile(self._path, previous_log(self._path, 1))
             os.ftruncate(descriptor, 0)
 
 
-def previous_log(path: Path) -> Path:
-    """Return where the previous part of a log is."""
-    return path.with_name(f"{path.name}.1")
+def previous_log(path: Path, number: int) -> Path:
+    """Return where the previous part of a log is; 1 is the last one."""
+    return path.with_name(f"{path.name}.{number}")
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
@@ -105,3 +117,12 @@ class _LevelFormatter(logging.Formatter):
         """Return the message, such as ``warning: 3 rows are truncated``."""
         message = super().format(record)
         return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
+
+
+class _LogFormatter(_LevelFormatter):
+    """Puts the time in front of each line, in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message, such as ``2026-01-31T23:59:59.123Z warning: 3 rows are truncated``."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
+        return "\n".join(f"{time}Z {line}" for line in super().format(record).splitlines())

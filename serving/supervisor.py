@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from types import FrameType
 
 from serving.backlog import Backlog
@@ -17,10 +20,12 @@ from serving.front.interface import Front
 from serving.health import ServerHealth
 from serving.isolation import raise_file_limit
 from serving.options import ServeOptions
+from serving.probe import find_probes
 from serving.reporting import logger
 from serving.served_view import ServedView, open_view
 from serving.server import DRAIN_SECONDS, TritonServer, check_ports
 from serving.server_record import ServerRecord, recorded
+from serving.triton_log import read_line
 from serving.writing import describe
 
 START_ATTEMPTS = 3
@@ -28,6 +33,7 @@ START_ATTEMPTS = 3
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Pause after the second start in a row that failed, in seconds. It doubles with every further one, to the longest."""
 POLL_SECONDS = 0.1
+ENVOY_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 
 def supervise(options: ServeOptions, *, on_ready: Callable[[ServedView], None]) -> None:
@@ -47,6 +53,7 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[ServedView], None]) 
         _stop_signals() as stopped,
         recorded(options) as record,
         _checked_view(options) as view,
+        _logged(options, view),
         _checked_front(replace(options, repository=view.folder)) as front,
     ):
         record.update(served=str(view.folder))
@@ -88,7 +95,7 @@ class Supervisor:
                 if not is_checked:
                     self._view.refresh()
                 is_checked = False
-                server = TritonServer(self._options, log=logger.info, address=self._front.triton)
+                server = TritonServer(self._options, log=_log_triton, address=self._front.triton)
                 failure = _serve_until_failure(server, self._front, stopped, self._report)
             except (TritonizeError, OSError) as error:  # a full disk or too many processes may pass, too
                 self._failed_starts += 1
@@ -108,6 +115,7 @@ class Supervisor:
         if ready_seconds is None:
             return
         self._failed_starts = 0
+        logger.info(f"ready after {ready_seconds:.1f} s: {', '.join(probe.ensemble for probe in find_probes(self._view.folder))}")
         if self._announced:
             for difference in self._view.differences():
                 logger.warning(difference)
@@ -158,6 +166,7 @@ def _serve_until_failure(
         front.close()
         report(None)
         if failure is None:
+            logger.info("stopping: new requests are refused, those in flight are finished")
             front.wait_idle(DRAIN_SECONDS)
             server.drain()
             front.shut_down()
@@ -189,6 +198,31 @@ def _watch(server: TritonServer, front: Front, stopped: Callable[[], bool]) -> s
 
 
 @contextlib.contextmanager
+def _logged(options: ServeOptions, view: ServedView) -> Iterator[None]:
+    """Report the start and the end of the supervisor."""
+    served = f"{', '.join(probe.ensemble for probe in find_probes(view.folder))} of {options.repository.absolute()}"
+    ports = f"ports {options.http_port} (HTTP), {options.grpc_port} (gRPC), {options.metrics_port} (metrics)"
+    logger.info(f"starting: tritonize {version('tritonize')}, process {os.getpid()}, {served}, {ports}")
+    try:
+        yield
+    finally:
+        logger.info(f"stopped: process {os.getpid()}")
+
+
+def _log_triton(line: str) -> None:
+    found = read_line(line)
+    logger.log(found.level, f"tritonserver: {found.text}")
+
+
+def _log_envoy(line: str) -> None:
+    level, _, text = line.partition(" ")
+    if level in ENVOY_LEVELS:
+        logger.log(ENVOY_LEVELS[level], f"envoy: {text}")
+    else:
+        logger.info(f"envoy: {line}")
+
+
+@contextlib.contextmanager
 def _checked_view(options: ServeOptions) -> Iterator[ServedView]:
     check_ports(options)  # before every file is read
     with open_view(options.repository, strict=options.strict) as view:
@@ -202,7 +236,7 @@ def _checked_front(options: ServeOptions) -> Iterator[Front]:
     if not _is_loopback(options.host):
         secured = "" if options.tls_certificate and options.api_keys else "; protect it with --tls-certificate and --api-keys"
         logger.warning(f"--host {options.host}: other machines can reach this server{secured}")
-    with start_front(options, log=logger.info) as front:
+    with start_front(options, log=_log_envoy) as front:
         yield front
 
 

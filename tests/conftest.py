@@ -29,6 +29,7 @@ TOGETHER = {
     "shared server": {
         "tests/benchmarks/test_benchmark.py",
         "tests/benchmarks/test_interrupt.py",
+        "tests/serving/front/test_failed_requests.py",
         "tests/serving/front/test_front.py",
         "tests/serving/front/test_front_options.py",
         "tests/serving/test_client.py",

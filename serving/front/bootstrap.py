@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serving.front.envoy_fields import EnvoyFields, address, http_filter, network_filter, type_url
+from serving.front.failed_requests import failure_log
 from serving.front.front_plan import FrontPlan
 from serving.front.replies import key_rules, local_replies
 from serving.front.routes import IDLE_SECONDS, grpc_routes, http_routes, metrics_routes
@@ -110,8 +111,9 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
         "strip_any_host_port": True,
         "local_reply_config": local_replies(grpc=name == "grpc", plan=plan),
     }
-    if plan.access_log is not None and name != "metrics":
-        manager["access_log"] = [_access_log(plan.access_log)]
+    if name != "metrics":
+        logs = [failure_log(grpc_listener=name == "grpc")]
+        manager["access_log"] = logs if plan.access_log is None else [*logs, _access_log(plan.access_log)]
     return manager
 
 

@@ -20,6 +20,7 @@ from typing import Self
 from serving.artifact import read_manifest
 from serving.errors import ServerError, SetupError
 from serving.front.bootstrap import GATE, envoy_bootstrap
+from serving.front.failed_requests import FailedRequests
 from serving.front.front_plan import FrontPlan
 from serving.front.interface import Front
 from serving.front.routes import HOLD
@@ -28,12 +29,15 @@ from serving.isolation import die_with_parent, start_process, temporary_prefix
 from serving.manifests import RepositoryManifest
 from serving.options import ServeOptions
 from serving.probe import find_probes
+from serving.reporting import logger
 from serving.server import UNHEALTHY, describe_exit
 from serving.triton_address import SOCKET_SCHEME, fetch, numeric_host, socket_address
 
 START_SECONDS = 20
 """How long Envoy may take to listen, in seconds."""
 POLL_SECONDS = 0.05
+FLUSH_MILLISECONDS = 1000
+"""How long Envoy may keep lines of its logs about requests, in milliseconds."""
 CHECK_SECONDS = 3
 """How often Envoy is asked whether it answers, in seconds."""
 ANSWER_SECONDS = 5
@@ -72,6 +76,7 @@ class EnvoyFront(Front):
         self._binary = find_envoy()
         self._log = log
         self._tail: deque[str] = deque(maxlen=20)
+        self._failed_requests = FailedRequests(logger.warning)
         self._cleanup = contextlib.ExitStack()
         self._open = self._held = False
         # SimpleQueue.get waits for ever where a signal comes as its time limit ends
@@ -134,13 +139,14 @@ class EnvoyFront(Front):
         Raises:
             ServerError: It could not be started.
         """
+        self._failed_requests.flush()
         code = self._process.poll()
         if code is None and self._hangs():
             self._process.kill()
             code = self._process.wait()
         if code is None:
             return
-        self._log(f"warning: the proxy in front of Triton {describe_exit(code)}; starting it again")
+        logger.warning(f"the proxy in front of Triton {describe_exit(code)}; starting it again")
         self._reader.join(1)
         self._start()
         if self._open:
@@ -205,6 +211,7 @@ class EnvoyFront(Front):
         self._unanswered, self._next_check = 0, time.monotonic() + CHECK_SECONDS
         command = [str(self._binary), "--config-path", str(self._folder / "envoy.json"), "--disable-hot-restart"]
         command += ["--concurrency", "1", "--log-level", "warning", "--log-format", "%l %v"]
+        command += ["--file-flush-interval-msec", str(FLUSH_MILLISECONDS)]
         self._process = start_process(command, prepare=die_with_parent)
         self._reader = threading.Thread(target=self._forward, daemon=True)
         self._reader.start()
@@ -234,6 +241,8 @@ class EnvoyFront(Front):
         with self._process.stdout as output:
             for raw in output:
                 line = raw.rstrip()
+                if self._failed_requests.read(line):
+                    continue
                 self._tail.append(line)
                 self._log(line)
                 if any(part in line for part in UNHEALTHY):
@@ -265,6 +274,7 @@ class EnvoyFront(Front):
                 self._process.kill()
                 self._process.wait()
         self._reader.join(5)
+        self._failed_requests.flush(now=True)
 
 
 def _socket(url: str) -> Path:

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,49 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # what Linux says at the end of a pseudo-terminal
         return b""
+
+
+def test_a_log_has_the_time_in_front_of_every_line() -> None:
+    script = """
+from serving.reporting import logger, report_to_stderr, stamp_messages
+with report_to_stderr():
+    logger.info("before")
+    stamp_messages()
+    logger.info("one\\ntwo")
+    logger.error("three")
+with report_to_stderr():
+    logger.info("after")
+"""
+    for zone in ("UTC", "Asia/Tokyo"):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | {"TZ": zone}, check=True
+        )
+        before, *stamped, after = done.stderr.splitlines()
+        assert (before, after) == ("before", "after")
+        assert [line.split(" ", 1)[1] for line in stamped] == ["one", "two", "error: three"]
+        times = {datetime.fromisoformat(line.split(" ", maxsplit=1)[0]) for line in stamped}
+        assert all(abs((datetime.now(UTC) - time).total_seconds()) < 60 for time in times), "it is UTC in every zone"
+
+
+def test_a_log_that_is_full_becomes_a_previous_one_of_three(tmp_path: Path) -> None:
+    script = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from serving.reporting import LogLimit, logger, report_to_stderr
+with report_to_stderr():
+    logger.addHandler(LogLimit(Path(sys.argv[1]), max_bytes=100))
+    for number in range(60):
+        logger.info(f"line {number} of the log")
+"""
+    log = tmp_path / "8000.log"
+    with log.open("ab") as file:
+        subprocess.run([sys.executable, "-c", script, log], stderr=file, check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["8000.log", "8000.log.1", "8000.log.2", "8000.log.3"]
+    kept = "".join(path.read_text() for path in sorted(tmp_path.iterdir(), reverse=True)[:3]) + log.read_text()
+    numbers = [int(line.split()[1]) for line in kept.splitlines()]
+    assert numbers == list(range(numbers[0], 60)) and 0 < numbers[0] < 50, "the last ones, without a gap"
+    assert all(path.stat().st_size < 150 for path in tmp_path.iterdir())
 
 
 def test_code_that_imports_the_functions_sees_ordinary_records(caplog: pytest.LogCaptureFixture) -> None:

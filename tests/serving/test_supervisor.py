@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -192,6 +193,15 @@ def test_detached_server_is_found_and_stopped(repository: Path) -> None:
     finally:
         stop(options.http_port)
     assert find_running(options.http_port) is None
+    before = log.read_text()
+    lines = before.replace("written by the first\n", "").splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z \S", line) for line in lines), lines
+    events = [line.split(" ", 1)[1] for line in lines if "tritonserver: " not in line and "envoy: " not in line]
+    assert [event.split(":")[0].split(" after")[0] for event in events] == ["starting", "ready", "stopping", "stopped"]
+    assert f"one of {repository}, ports {options.http_port} (HTTP)" in events[0] and events[1].endswith(" s: one")
+    with socket.create_server(("127.0.0.1", options.http_port)), pytest.raises(ServerError, match="cannot listen on"):
+        start_detached(options)
+    assert re.fullmatch(r"\S+Z error: cannot listen on .*\n", log.read_text().removeprefix(before)), "it goes on"
     with pytest.raises(ServerError, match="you have no server"):
         stop(options.http_port)
 

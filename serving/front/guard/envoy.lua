@@ -25,12 +25,21 @@ end
 
 -- What is kept of a request until its answer comes, as one text: Envoy copies a text faster than a table.
 local function kept_text(checked)
-  return checked.form .. (checked.is_asked and "+" or "-") .. checked.expected
+  return checked.form .. (checked.is_asked and "+" or "-") .. checked.expected .. "|" .. checked_model
 end
 
 local function read_kept(text)
-  local form, asked, expected = match(text, "^(%a+)([+-])(.*)$")
-  return { form = form, is_asked = asked == "+", expected = expected }
+  local form, asked, expected, model = match(text, "^(%a+)([+-])([^|]*)|(.*)$")
+  return { form = form, is_asked = asked == "+", expected = expected, model = model }
+end
+
+-- Tells the log of failed requests why this one failed.
+local function note_failure(handle, reason, model)
+  local metadata = handle:streamInfo():dynamicMetadata()
+  metadata:set(METADATA, "reason", (gsub(sub(reason, 1, 1000), "[^\32-\126]+", "?")))
+  if model then
+    metadata:set(METADATA, "model", model)
+  end
 end
 
 local function read_body(handle)
@@ -67,6 +76,7 @@ local function request_check(headers)
 end
 
 local function on_request(handle)
+  checked_model = nil
   local headers = handle:headers()
   local check = request_check(headers)
   if not check then
@@ -77,6 +87,7 @@ local function on_request(handle)
     refuse("the content encoding '" .. shown(encoding) .. "' is not supported")
   end
   local text, body = read_body(handle)
+  checked_model = nil -- other requests were checked while the body was read
   local checked = check(text)
   headers = handle:headers()
   headers:remove("accept-encoding") -- the answer must be readable, too; Triton compresses no gRPC answers unless it is told to
@@ -102,6 +113,7 @@ function envoy_on_request(handle)
     handle:logErr("the guard failed on a request: " .. tostring(problem))
     refusal = { message = "the request could not be checked", kind = { http = "500", grpc = "13" } }
   end
+  note_failure(handle, refusal.message, checked_model)
   if is_grpc(handle:headers()) then
     respond_grpc(handle, refusal.kind.grpc, refusal.message)
   else
@@ -129,12 +141,14 @@ local function log_unhealthy(handle, told)
   end
 end
 
-local function on_http_error(handle, status)
+local function on_http_error(handle, status, model)
   local text = read_body(handle)
   local is_json, value = pcall(decode, text)
   local message = is_json and type(value) == "table" and value.fields and value.fields.error
-  local told, is_temporary = translate_error(type(message) == "string" and message or text, find(status, "^5") ~= nil)
+  message = type(message) == "string" and message or text
+  local told, is_temporary = translate_error(message, find(status, "^5") ~= nil)
   log_unhealthy(handle, told)
+  note_failure(handle, told or message, model)
   if told then
     replace_http(handle, is_temporary and "503" or "500", told)
   end
@@ -145,6 +159,7 @@ local function on_http_answer(handle, request, length_header)
   local is_equal, answer, header_length = check_answer(request.form, request.expected, request.is_asked, text, length_header)
   if not is_equal then
     handle:logErr("an answer was withheld: " .. answer)
+    note_failure(handle, answer, request.model)
     replace_http(handle, "500", answer)
   elseif not request.is_asked then
     if length_header then
@@ -155,11 +170,15 @@ local function on_http_answer(handle, request, length_header)
 end
 
 -- Translates the error of a gRPC call. fields are its trailers, or its headers if the answer has nothing else.
-local function on_grpc_error(handle, fields)
+local function on_grpc_error(handle, fields, model)
   local message = fields and fields:get("grpc-message")
   local is_internal = fields and fields:get("grpc-status") == "13"
-  local told, is_temporary = translate_error(percent_decoded(message or ""), is_internal)
+  local decoded = percent_decoded(message or "")
+  local told, is_temporary = translate_error(decoded, is_internal)
   log_unhealthy(handle, told)
+  if fields and fields:get("grpc-status") ~= "0" then
+    note_failure(handle, told or decoded, model)
+  end
   if told then
     fields:replace("grpc-status", is_temporary and "14" or "13")
     fields:replace("grpc-message", percent_encoded(told))
@@ -174,7 +193,7 @@ local function on_grpc_answer(handle, request)
     if #text > 0 then
       body:setBytes("")
     end
-    on_grpc_error(handle, trailers)
+    on_grpc_error(handle, trailers, request.model)
     return
   end
   local is_equal, answer = nil, FOREIGN
@@ -188,6 +207,7 @@ local function on_grpc_answer(handle, request)
     return
   end
   handle:logErr("an answer was withheld: " .. answer)
+  note_failure(handle, answer, request.model)
   body:setBytes("")
   if trailers then
     trailers:replace("grpc-status", "13")
@@ -199,17 +219,17 @@ local function on_response(handle)
   local headers = handle:headers()
   local status = headers:get(":status")
   local metadata = handle:streamInfo():dynamicMetadata():get(METADATA)
-  local request = metadata and read_kept(metadata.request)
+  local request = metadata and metadata.request and read_kept(metadata.request)
   if request and request.form ~= "grpc" and status == "200" then
     on_http_answer(handle, request, headers:get("inference-header-content-length"))
   elseif not is_grpc(headers) then
     if find(status, "^[45]") then
-      on_http_error(handle, status)
+      on_http_error(handle, status, request and request.model)
     elseif request then
       error("an answer with the status " .. status)
     end
   elseif headers:get("grpc-status") then
-    on_grpc_error(handle, headers)
+    on_grpc_error(handle, headers, request and request.model)
   elseif request then
     on_grpc_answer(handle, request)
   else
@@ -223,6 +243,7 @@ function envoy_on_response(handle)
     return
   end
   handle:logErr("the guard failed on an answer: " .. tostring(problem))
+  note_failure(handle, "the answer could not be checked")
   replace_http(handle, "500", "the answer could not be checked")
 end
 

@@ -40,11 +40,15 @@ local function find_ensemble(name)
   return ensemble
 end
 
+-- The model of the request that is checked now, for the log of failed requests.
+local checked_model
+
 -- Checks the name of the model of an inference request. Returns the ensemble if it is ours.
 local function check_model(name)
   if not find(name, "^[A-Za-z0-9_][A-Za-z0-9_.%-]*$") then
     refuse("'" .. shown(name) .. "' is not the name of a model")
   end
+  checked_model = name
   for _, suffix in ipairs(STEPS) do
     local base = #name > #suffix and sub(name, -#suffix) == suffix and sub(name, 1, -#suffix - 1)
     if base and find_ensemble(base) then

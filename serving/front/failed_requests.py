@@ -1,0 +1,172 @@
+"""Failed requests: what Envoy writes about each, and the lines about them in the server's log.
+
+Envoy writes one JSON object for each request that failed, refused ones included, and nothing for others. The lines name the model,
+the status, the request's id and the reason. They hold no texts: what a message quotes is left out unless it is a single name. The
+same failure is written once in a while with the number of its repetitions, so that a flood of bad requests cannot fill the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import grpc
+
+from serving.front.envoy_fields import EnvoyFields, type_url
+
+MARK = "tritonize_failed_request"
+"""Key of the objects that Envoy writes."""
+PERIOD_SECONDS = 10.0
+"""How often the same failure is written at most, in seconds."""
+MOST_KINDS = 20
+"""How many different failures are written in a period. Further ones are counted."""
+LONGEST_REASON = 300
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+QUOTED = re.compile(r"(?<![A-Za-z0-9])'(?:[^'\\]|\\.)*'?|\"(?:[^\"\\]|\\.)*\"?")
+HEALTH = re.compile(
+    r"/v2/health/|/v2/models/[^/]+(?:/versions/[0-9]+)?/ready$|/grpc\.health\.|/inference\.GRPCInferenceService/\w+(?:Live|Ready)$"
+)
+"""Paths that ask whether a server or a model is ready. That it is not is an answer, no failure."""
+MODEL_PATH = re.compile(r"/v2/models/([^/?]+)")
+UNTOLD = "-"
+"""What Envoy writes for a field that is not there."""
+
+
+def failure_log(*, grpc_listener: bool) -> EnvoyFields:
+    """Return an access log of Envoy that holds only requests that failed, on its standard output."""
+    fields = {
+        MARK: "%PROTOCOL%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%REQ(:PATH)%",
+        "status": "%RESPONSE_CODE%",
+        "grpc_status": "%GRPC_STATUS_NUMBER%",
+        "flags": "%RESPONSE_FLAGS%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "reply": "%LOCAL_REPLY_BODY%",
+        "model": "%DYNAMIC_METADATA(tritonize.guard:model)%",
+        "reason": "%DYNAMIC_METADATA(tritonize.guard:reason)%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+    }
+    status: EnvoyFields = {
+        "status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 400, "runtime_key": "front.failed_status"}}}
+    }
+    if grpc_listener:
+        status = {"grpc_status_filter": {"exclude": True, "statuses": ["OK"]}}
+    return {
+        "name": "failed_requests",
+        "filter": status,
+        "typed_config": {
+            "@type": type_url("access_loggers.stream.v3.StdoutAccessLog"),
+            "log_format": {"json_format": fields},
+        },
+    }
+
+
+class FailedRequests:
+    """Turns the objects of :func:`failure_log` into lines of the log. Two threads may use it at the same time."""
+
+    def __init__(self, log: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin without a failure.
+
+        Args:
+            log: Called with each line.
+            clock: Returns the time in seconds.
+        """
+        self._log = log
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._begun = clock()
+        self._repeated: Counter[str] = Counter()
+        self._unlisted = 0
+
+    def read(self, line: str) -> bool:
+        """Read a line of Envoy. Return whether it is about a failed request."""
+        if MARK not in line or not line.startswith("{"):
+            return False
+        with self._lock:
+            self._close_period()
+            described = describe_failure(json.loads(line))
+            if described is None:
+                return True
+            if described in self._repeated:
+                self._repeated[described] += 1
+            elif len(self._repeated) < MOST_KINDS:
+                self._repeated[described] = 0
+                self._log(f"request failed: {described}")
+            else:
+                self._unlisted += 1
+        return True
+
+    def flush(self, *, now: bool = False) -> None:
+        """Write how often failures were repeated, if the period is over.
+
+        Args:
+            now: Do it also before.
+        """
+        with self._lock:
+            self._close_period(now=now)
+
+    def _close_period(self, *, now: bool = False) -> None:
+        if not now and self._clock() - self._begun < PERIOD_SECONDS:
+            return
+        seconds = self._clock() - self._begun
+        for described, times in self._repeated.items():
+            if times:
+                self._log(f"request failed: {described} ({times} more in {seconds:.0f} s)")
+        if self._unlisted:
+            self._log(f"{self._unlisted} further requests failed in {seconds:.0f} s, for other reasons than those above")
+        self._begun = self._clock()
+        self._repeated.clear()
+        self._unlisted = 0
+
+
+def describe_failure(fields: dict[str, object]) -> str | None:
+    """Return model, status, request id and reason of a failed request; None if the client gave up or asked for readiness."""
+    path, flags = str(fields["path"]), str(fields["flags"])
+    if "DC" in flags.split(",") or HEALTH.search(path):
+        return None
+    model, request_id = _told(fields["model"]), _told(fields["request_id"])
+    if model is None and (found := MODEL_PATH.match(path)):
+        model = found[1]
+    parts = [f"model {model}"] if model is not None and NAME.fullmatch(model) else []
+    parts.append(_status(fields))
+    if request_id is not None:
+        parts.append(f"request id {_printable(request_id)[:100]}")
+    reason = _told(fields["reason"]) or _told(fields["reply"]) or _told(fields["details"]) or "no reason is known"
+    return f"{', '.join(parts)}: {without_texts(reason)}"
+
+
+def _status(fields: dict[str, object]) -> str:
+    number = fields["grpc_status"]
+    if _told(number) is None or str(fields["path"]).startswith("/v2"):
+        return f"HTTP {fields['status']}"
+    names = {code.value[0]: code.name for code in grpc.StatusCode}
+    return f"gRPC {names.get(int(str(number)), number)}"
+
+
+def without_texts(reason: str) -> str:
+    """Return a message for clients without what it quotes, which may be their text; names of tensors, options and models stay."""
+    message = _printable(_error_in(reason))
+    return QUOTED.sub(lambda found: found[0] if NAME.fullmatch(found[0].strip("'\"")) else "'…'", message)[:LONGEST_REASON]
+
+
+def _error_in(reason: str) -> str:
+    """Return the message of an error that is written as JSON."""
+    if reason.startswith("{"):
+        try:
+            return str(json.loads(reason)["error"])
+        except (ValueError, KeyError, TypeError):
+            return reason
+    return reason
+
+
+def _told(value: object) -> str | None:
+    return None if value in (None, "", UNTOLD) else str(value)
+
+
+def _printable(text: str) -> str:
+    return re.sub(r"[^\x20-\x7e]+", "?", text)
