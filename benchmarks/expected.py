@@ -16,8 +16,9 @@ from benchmarks.measurements import Arrangement, Estimate, InProcess, Load, Qual
 from benchmarks.model_runs import planned_loads, planned_runs
 from benchmarks.report import figures_of
 from benchmarks.speed import Speed
-from benchmarks.steps import STEPS
 from serving.errors import DataError
+from serving.layout import steps_of
+from serving.manifests import RepositoryManifest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -51,8 +52,8 @@ class Expected:
         return f"these will: {', '.join(self.ways)}"
 
 
-def expected(inputs: BenchmarkInputs, *, served: str | None) -> Expected:
-    """Name the figures that a benchmark will measure; ``served`` is the package's precision, None without a server."""
+def expected(inputs: BenchmarkInputs, *, served: RepositoryManifest | None) -> Expected:
+    """Name the figures that a benchmark will measure; ``served`` is the manifest of the package, None without a server."""
     metrics = inputs.bundle.manifest.original.metrics
     known = inputs.options.test is None and inputs.task.main_metric in metrics
     quality = _zero(Quality, metrics=dict.fromkeys(metrics if known else (), 0.0), drop=_zero(Estimate))
@@ -60,9 +61,9 @@ def expected(inputs: BenchmarkInputs, *, served: str | None) -> Expected:
     names = [model.name for model in models]
     if served is None:
         return Expected(ways=names, figures=frozenset(figures_of(models, None)), models=() if known else names)
-    measured = {"speed": _zero(Speed), "steps": dict.fromkeys(STEPS, _zero(Step)), "split": _zero(Split)}
+    measured = {"speed": _zero(Speed), "steps": dict.fromkeys(steps_of(served.layout), _zero(Step)), "split": _zero(Split)}
     loads = [_zero(Load, **asdict(mode), **measured) for mode in planned_loads(inputs)]
-    ensemble = _zero(Served, precision=served, loads=loads, quality=quality)
+    ensemble = _zero(Served, precision=served.precision, loads=loads, quality=quality)
     return Expected(
         ways=[*names, *(f"{ensemble.name}.{load.name}" for load in loads)],
         figures=frozenset(figures_of(models, ensemble)),

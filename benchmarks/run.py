@@ -61,7 +61,7 @@ def run_benchmark(options: BenchmarkOptions) -> Report:
         inputs = read_inputs(options)
         target = _target(options)
         stack.enter_context(closing(target.server) if target else nullcontext())
-        served = target.package.precision if target is not None else None
+        served = target.package.manifest if target is not None else None
         require_expected(options.gates, expected(inputs, served=served))
         if options.exported:
             inputs = replace(inputs, exported=exported_graph(inputs, folder))

@@ -12,6 +12,7 @@ from serving.errors import ServerError
 ENSEMBLE = "ensemble"
 """Key of the counts of the whole ensemble beside those of its steps."""
 STEPS = ("preprocess", "model", "postprocess")
+"""Steps that have a part of a request's time. In the fused layout there is only the model, which does the work of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,8 @@ def counts_between(before: dict[str, Any], after: dict[str, Any], name: str) -> 
 def split(counts: Mapping[str, Counts], *, mean_us: float, client_us: float) -> Split:
     """Split the mean latency of a request that clients measured, µs, into its parts; the client's own part is known."""
     requests = counts[ENSEMBLE].requests
-    steps = {name: counts[name].compute_ns / requests / 1e3 for name in STEPS}
-    queue = sum(counts[name].queue_ns for name in steps) / requests / 1e3
+    steps = {name: counts[name].compute_ns / requests / 1e3 if name in counts else 0.0 for name in STEPS}
+    queue = sum(counts[name].queue_ns for name in STEPS if name in counts) / requests / 1e3
     inside = counts[ENSEMBLE].total_ns / requests / 1e3
     # Requests in flight when counting began or ended may make one side a little larger than the other.
     return Split(

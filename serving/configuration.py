@@ -9,6 +9,11 @@ from pydantic import NonNegativeInt, PositiveInt
 from serving.options import Batching, ComputeDevice, Layout, Precision
 
 
+def has_fused(device: str, batching: str) -> bool:
+    """Return whether the fused layout is possible. It answers one request at a time, so it is for CPUs without batching."""
+    return device == "cpu" and batching == "off"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
     """All settings of a served model, with no choice left open.

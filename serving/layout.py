@@ -14,6 +14,11 @@ HOME_ENTRIES = ("config.pbtxt", "1", "warmup")
 STEPS = ("preprocess", "model", "postprocess")
 
 
+def steps_of(layout: str) -> tuple[str, ...]:
+    """Return the steps of an ensemble, the first one first: in the ``fused`` layout, the model does the work of all."""
+    return ("model",) if layout == "fused" else STEPS
+
+
 def model_home(repository: Path, name: str) -> Path:
     """Return the folder that holds the model and the generations of an ensemble."""
     return repository / f"{name}_model"

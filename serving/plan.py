@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from serving.bundle import Bundle, Variant
-from serving.configuration import Configuration
+from serving.configuration import Configuration, has_fused
 from serving.errors import ArtifactError
 from serving.machine import cores, resolve_device
 from serving.options import MAX_BATCH_SIZE, Batching, ComputeDevice, Layout, Precision
@@ -118,12 +118,12 @@ def _choose_delay(batching: str, asked: int | None, tuned: Configuration | None,
 def _choose_layout(
     device: str, batching: str, asked: Literal["auto", Layout], tuned: Configuration | None, reasons: dict[str, str]
 ) -> Layout:
-    """Choose the layout. The fused one answers one request at a time, so it is for CPUs without batching.
+    """Choose the layout.
 
     Raises:
-        ArtifactError: It is asked for elsewhere.
+        ArtifactError: The fused one is asked for where it is not possible.
     """
-    fits = device == "cpu" and batching == "off"
+    fits = has_fused(device, batching)
     if asked == "fused" and not fits:
         where = "on a GPU" if device == "gpu" else "with batching"
         raise ArtifactError(f"the fused layout cannot be used {where}: it answers one request at a time", hint=FUSED_HINT)

@@ -12,7 +12,7 @@ from typing import Any
 from serving.answer_comparison import TOLERANCES, first_difference
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError, ServerError
-from serving.layout import STEPS, leads_to
+from serving.layout import STEPS, leads_to, steps_of
 from serving.manifests import ExpectedTensor, RepositoryManifest
 from serving.triton_address import fetch
 
@@ -62,7 +62,7 @@ def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
             Probe(
                 ensemble=manifest.name,
                 body=request.model_dump(mode="json"),
-                steps=("model",) if manifest.layout == "fused" else STEPS,
+                steps=steps_of(manifest.layout),
                 expected=outputs,
                 tolerance=TOLERANCES[manifest.precision],
             )

@@ -11,6 +11,7 @@ from benchmarks.pages.growth import growths
 from benchmarks.pages.headline import original, real_loads
 from benchmarks.report import Report
 from benchmarks.speed import RoundSpeed, Speed
+from benchmarks.steps import STEPS
 
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
 LATE = 0.01
@@ -162,13 +163,16 @@ def served(found: Served) -> Table:
 
 def split(found: Served) -> Table:
     """Tabulate the parts of a request's time."""
-    parts = [part.name for part in fields(Split)]
+    absent = {step for step in STEPS if not any(step in load.steps for load in found.loads)}
+    parts = [part.name for part in fields(Split) if part.name not in absent]
     rows = []
     for load in found.loads:
-        times = [value / 1e3 for value in asdict(load.split).values()]
+        times = [value / 1e3 for part, value in asdict(load.split).items() if part not in absent]
         rows.append([load.name, *(f"{value:.2f}" for value in times), f"{sum(times):.2f}"])
-    note = "Means, ms. Ensemble: Triton's own scheduling and the copies between steps; client: the load generator's packing."
-    return Table(name="split", title="Time split", head=["ms", *parts, "together"], rows=rows, notes=[note])
+    notes = ["Means, ms. Ensemble: Triton's own scheduling and the copies between steps; client: the load generator's packing."]
+    if absent:
+        notes.append(f"The layout is fused: the model's time includes {' and '.join(sorted(absent, reverse=True))}.")
+    return Table(name="split", title="Time split", head=["ms", *parts, "together"], rows=rows, notes=notes)
 
 
 def steps(found: Served) -> Table:

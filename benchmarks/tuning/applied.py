@@ -15,12 +15,12 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Comment, Item, Key, Table
 
-from serving.configuration import Configuration
+from serving.configuration import Configuration, has_fused
 from serving.errors import ArtifactError
 from serving.tuning import Tuning
 
 SECTION = "package"
-NAMES = ("precision", "batching", "instances", "threads", "max-batch-size", "queue-delay-us")
+NAMES = ("precision", "batching", "layout", "instances", "threads", "max-batch-size", "queue-delay-us")
 TOGETHER = {"instances", "threads"}
 """Each was measured with the other only."""
 _REMARK = re.compile(r"# tuned on .*: remove these lines to go back")
@@ -31,7 +31,10 @@ Entry = tuple[Key | None, Item]
 def recipe_values(configuration: Configuration) -> dict[str, str | int]:
     """Return the options of ``tritonize package`` that serve a model in this configuration on its device."""
     values = {name.replace("_", "-"): value for name, value in asdict(configuration).items()}
-    return {name: values[name] for name in NAMES if name != "threads" or configuration.device == "cpu"}
+    without_effect = set() if configuration.device == "cpu" else {"threads"}
+    if not has_fused(configuration.device, configuration.batching):
+        without_effect.add("layout")
+    return {name: values[name] for name in NAMES if name not in without_effect}
 
 
 def remark(tuning: Tuning) -> str:

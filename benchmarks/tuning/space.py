@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 
-from serving.configuration import Configuration
-from serving.options import MAX_BATCH_SIZE, ComputeDevice, Precision
+from serving.configuration import Configuration, has_fused
+from serving.options import MAX_BATCH_SIZE, ComputeDevice, Layout, Precision
 
 QUEUE_DELAYS_US = (0, 500, 2000)
 MAX_BATCH_SIZES = (16, 64, 256)
 GPU_INSTANCES = (1, 2, 4)
-CHOICES = ("precision", "batching", "threads", "instances", "queue_delay_us", "max_batch_size")
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+CHOICES = ("precision", "batching", "layout", "threads", "instances", "queue_delay_us", "max_batch_size")
 """In this order, since the allowed values of a choice depend on the choices before it."""
 
 Values = Mapping[str, str | int]
@@ -58,7 +59,7 @@ class Space:
         larger = tuple(size for size in MAX_BATCH_SIZES if size > MAX_BATCH_SIZE and self.most_clients > MAX_BATCH_SIZE)
         return (*smaller, MAX_BATCH_SIZE, *larger)
 
-    def allowed(self, choice: str, earlier: Values) -> Sequence[str | int]:
+    def allowed(self, choice: str, earlier: Values) -> Sequence[str | int]:  # noqa: PLR0911 - one for each choice
         """Return the values of one choice that go with the earlier choices."""
         match choice:
             case "precision":
@@ -66,6 +67,8 @@ class Space:
             case "batching":
                 # The dynamic scales of int8 span a batch: an answer would depend on the other requests in it.
                 return ("off",) if earlier["precision"] == "int8" else ("off", "ragged")
+            case "layout":
+                return LAYOUTS[: 2 if has_fused(self.device, str(earlier["batching"])) else 1]
             case "threads":
                 return self.threads
             case "instances":
@@ -107,11 +110,12 @@ class Space:
         return [Configuration(device=self.device, **values) for values in partial]
 
     def grid(self) -> list[Configuration]:
-        """List a coarse grid: each precision with and without batching; on a CPU in each arrangement that uses all cores."""
+        """List a coarse grid: each precision with and without batching; on a CPU in each layout and arrangement on all cores."""
         usual = [one for one in self.configurations() if (one.queue_delay_us, one.max_batch_size) == (0, MAX_BATCH_SIZE)]
-        known = {(one.batching, one.instances, one.threads, one.precision): one for one in usual}
-        corners = product(("off", "ragged"), self._arrangements(), self.precisions)
-        keys = [(batching, *arrangement, precision) for batching, arrangement, precision in corners]
+        known = {(one.batching, one.layout, one.instances, one.threads, one.precision): one for one in usual}
+        ways = (("off", "ensemble"), ("off", "fused"), ("ragged", "ensemble"))
+        corners = product(ways, self._arrangements(), self.precisions)
+        keys = [(*way, *arrangement, precision) for way, arrangement, precision in corners]
         return [known[key] for key in keys if key in known]
 
     def _arrangements(self) -> Iterable[tuple[int, int]]:

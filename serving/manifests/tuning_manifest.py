@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, JsonValue
 
-from serving.configuration import Configuration
+from serving.configuration import Configuration, has_fused
 from serving.manifests.manifest import Manifest, Record
 
 
@@ -16,7 +16,7 @@ def _require_tunable(configuration: Configuration) -> Configuration:
         raise ValueError("int8 is never tuned with ragged batching")
     if configuration.batching == "off" and configuration.queue_delay_us:
         raise ValueError("queue_delay_us is 0 without batching")
-    if configuration.layout == "fused" and (configuration.batching != "off" or configuration.device != "cpu"):
+    if configuration.layout == "fused" and not has_fused(configuration.device, configuration.batching):
         raise ValueError("the fused layout is for CPUs without batching")
     if configuration.device == "gpu" and configuration.threads != 1:
         raise ValueError("threads is 1 on a GPU")

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from serving.client import TritonPipeline
-from serving.runtime.tasks.text_classification import TextClassification
 from tests.helpers.servers import STRANGE_TEXTS, Server
 
 
 def ask(server: Server, model: str, body: Any) -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(f"{server.options.base_url}/v2/models/{model}/infer", data)
+    request = urllib.request.Request(  # noqa: S310
+        f"{server.options.base_url}/v2/models/{model}/infer", data
+    )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
