@@ -100,10 +100,10 @@ def test_a_grid_on_two_cores() -> None:
         "fp32, 1 × 2 threads, batches to 64",
         "fp16, 1 × 2 threads, batches to 64",
     ]
-    assert len(cpu().configurations()) == 36
-    assert len(cpu(1).grid()) == 5, "on one core all arrangements are one"
-    assert [(one.instances, one.threads) for one in cpu(16, ("int8",)).grid()] == [(16, 1), (1, 16), (4, 4)]
-    assert [(one.instances, one.threads) for one in cpu(6, ("int8",)).grid()] == [(6, 1), (1, 6), (2, 2)]
+    assert len(cpu().configurations()) == 48
+    assert len(cpu(1).grid()) == 8, "on one core all arrangements are one"
+    assert [(one.instances, one.threads) for one in cpu(16, ("int8",)).grid()] == [(16, 1), (1, 16), (4, 4)] * 2
+    assert [(one.instances, one.threads) for one in cpu(6, ("int8",)).grid()] == [(6, 1), (1, 6), (2, 2)] * 2
 
 
 @pytest.mark.parametrize(("clients", "sizes"), [(1, (64,)), (16, (64,)), (32, (16, 64)), (64, (16, 64)), (65, (16, 64, 256))])

@@ -146,7 +146,7 @@ def test_the_search_finds_the_best_of_a_large_space_early(tmp_path: Path) -> Non
 
     best = max(space.configurations(), key=throughput)
     assert best not in space.grid() and len(space.configurations()) == 522
-    tried = searched(tmp_path / "study", replace(TERMS, space=space, first=space.grid()), throughput, 40)
+    tried = searched(tmp_path / "study", replace(TERMS, space=space, first=space.grid()), throughput, 50)
     assert best in tried
 
 
