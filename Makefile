@@ -38,7 +38,7 @@ TRAINING   := $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed
 PACKAGING  := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,batching,BATCHING) $(call flag,instances,INSTANCES) \
               $(call flag,threads,THREADS) $(call flag,max-batch-size,MAX_BATCH_SIZE) $(call flag,queue-delay-us,QUEUE_DELAY_US)
 TUNING     := $(call flag,precision,PRECISION) $(call flag,device,DEVICE) $(call flag,latency-p99-ms,LATENCY_P99_MS) $(call flag,minutes,MINUTES)
-JUDGING    := $(call flag,baseline,BASELINE) $(call flag,max-regression,MAX_REGRESSION) $(call flag,max-quality-drop,MAX_QUALITY_DROP) \
+JUDGING    := $(call flag,baseline,BASELINE) $(if $(BASELINE),$(call flag,max-regression,MAX_REGRESSION) $(call flag,max-quality-drop,MAX_QUALITY_DROP)) \
               $(call flag,junit,JUNIT) $(call flag,output,OUTPUT) $(call flag,gate,GATE)
 PORTS      := $(call flag,http-port,HTTP_PORT) $(call flag,grpc-port,GRPC_PORT) $(call flag,metrics-port,METRICS_PORT)
 

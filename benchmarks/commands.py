@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from benchmarks.benchmark_options import BenchmarkOptions
+from benchmarks.benchmark_options import BenchmarkOptions, Tolerances
 from benchmarks.options import with_model_name
+from export.columns import Columns
 from serving.click_options import with_options
-from serving.options import OutputOptions
+from serving.idle_options import flags_of, refuse_idle
+from serving.options import OutputOptions, ServerAddress
 from serving.reporting import logger
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
     stay loaded until the end; a big model may need fewer --precision to fit into memory. Writes report.html, report.md and
     report.json, which holds every raw sample. The exit code is 1 if a gate fails.
     """
-    options = with_model_name(click.get_current_context(), model, options)
+    options = prepare_benchmark(model, options)
     from benchmarks.run import run_benchmark
 
     report = run_benchmark(options)
@@ -41,6 +43,17 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
         click.echo(render(report))
     sys.stdout.flush()
     finish_benchmark(report, options)
+
+
+def prepare_benchmark(model: str | None, options: BenchmarkOptions) -> BenchmarkOptions:
+    """Set the name of the model, and refuse options that have no effect. The context of a Click command tells which were given."""
+    if options.in_process:
+        refuse_idle([*flags_of(ServerAddress), "--protocol", "--concurrency", "--rate"], "with --in-process")
+    if options.test is None:
+        refuse_idle(flags_of(Columns), "without --test: the rows in the bundle have no columns to choose")
+    if options.baseline is None:
+        refuse_idle(flags_of(Tolerances), "without --baseline")
+    return with_model_name(click.get_current_context(), model, options)
 
 
 def finish_benchmark(report: Report, options: BenchmarkOptions) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import click
-
 from benchmarks.benchmark_options import BenchmarkOptions
-from benchmarks.commands import finish_benchmark
-from benchmarks.options import with_model_name
+from benchmarks.commands import finish_benchmark, prepare_benchmark
 from benchmarks.report import Report
 from serving.reporting import logger
 from serving.stage_function import stage_function
@@ -29,7 +26,7 @@ def benchmark(options: BenchmarkOptions) -> Report:
         GateError: A gate failed. The report is written.
         TritonizeError: Something prevents the measurement.
     """
-    options = with_model_name(click.get_current_context(), None, options)
+    options = prepare_benchmark(None, options)
     from benchmarks.pages.terminal import render
     from benchmarks.run import run_benchmark
 

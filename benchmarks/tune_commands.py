@@ -15,6 +15,7 @@ from benchmarks.options import with_model_name
 from benchmarks.tuning.tune_options import DryRunOptions, TuneOptions
 from export.recipe import recipe_file
 from serving.click_options import with_options
+from serving.idle_options import refuse_idle
 from serving.options import OutputOptions, PackageOptions
 from serving.reporting import console, logger
 
@@ -42,6 +43,7 @@ def tune_command(
     """
     options = with_model_name(ctx, model, options)
     if dry.dry_run:
+        refuse_idle(["--fresh", "--minutes"], "with --dry-run")
         _print_grid(options, as_json=output.json)
         return
     from benchmarks.tuning.applied import with_winner

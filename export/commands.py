@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from export.columns import Columns, HeldOutColumns
 from export.export_options import ExportOptions
 from export.finetune_options import FinetuneOptions
-from export.options import SharingOptions, with_checked_setting
+from export.options import SharingOptions, refuse_idle_columns, with_checked_setting
 from export.training.hyperparameters import Hyperparameters
 from serving.click_options import given_fields, with_options
+from serving.idle_options import flags_of, refuse_idle
 from serving.options import OutputOptions
 from serving.reporting import is_main_process, logger
 
@@ -28,7 +30,7 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
     """Train a checkpoint on labelled rows and keep the best epoch: artifacts/NAME/checkpoint/."""
     from export.training import distributed
 
-    options = prepare_finetune(_without_rows_of_other_data(click.get_current_context(), options))
+    options = prepare_finetune(_without_rows_of_other_data(click.get_current_context(), options), sharing)
     manifest = run_finetune(options)
     if output.json and is_main_process():
         click.echo(json.dumps({"artifact": str(options.target), "figures": manifest.figures.model_dump(mode="json")}, indent=2))
@@ -40,7 +42,7 @@ def finetune_command(options: FinetuneOptions, sharing: SharingOptions, output: 
 @with_options
 def export_command(options: ExportOptions, sharing: SharingOptions, output: OutputOptions) -> None:
     """Convert a checkpoint to ONNX and verify each variant on real rows: artifacts/NAME/bundle/."""
-    options = prepare_export(options)
+    options = prepare_export(options, sharing)
     manifest = run_export(options)
     if output.json:
         figures = manifest.model_dump(mode="json", include={"original", "precisions"})
@@ -48,11 +50,15 @@ def export_command(options: ExportOptions, sharing: SharingOptions, output: Outp
     finish_export(manifest, options, sharing)
 
 
-def prepare_finetune(options: FinetuneOptions) -> FinetuneOptions:
+def prepare_finetune(options: FinetuneOptions, sharing: SharingOptions) -> FinetuneOptions:
     """Check the options and choose a name. The context of a Click command tells which options were given."""
     from export.training_name import named_for_training
     from serving.naming import recipe_name
 
+    refuse_idle_columns(options.columns, options.task)
+    if options.test is None:
+        refuse_idle(flags_of(HeldOutColumns), "without --test")
+    _refuse_idle_sharing(sharing)
     ctx = click.get_current_context()
     options = replace(with_checked_setting(options), fixed=given_fields(Hyperparameters, ctx))
     return named_for_training(options, recipe_name(ctx))
@@ -78,12 +84,20 @@ def finish_finetune(options: FinetuneOptions, sharing: SharingOptions) -> None:
         _share(options.target, sharing)
 
 
-def prepare_export(options: ExportOptions) -> ExportOptions:
+def prepare_export(options: ExportOptions, sharing: SharingOptions) -> ExportOptions:
     """Check the options, and find the name and the task of the checkpoint."""
     from export.export_subject import described_export
     from serving.naming import recipe_name
 
+    _refuse_idle_sharing(sharing)
+    if options.test is None:
+        pairs = "--text-pair-column"  # of a checkpoint without its manifest, it says that rows are pairs
+        flags = [flag for flag in flags_of(Columns) if flag != pairs or options.checkpoint is None]
+        refuse_idle(flags, "without --test: the rows that finetune kept have no columns to choose")
+    if options.precisions == ("fp32",):
+        refuse_idle(["--min-agreement"], "for fp32, whose labels must all agree")
     if options.task:
+        refuse_idle_columns(options.columns, options.task)
         options = with_checked_setting(options)  # now rather than after a download
     return with_checked_setting(described_export(options, recipe_name(click.get_current_context())))
 
@@ -126,6 +140,11 @@ def _without_rows_of_other_data(ctx: click.Context, options: FinetuneOptions) ->
         validation=None if "validation" in ignored else options.validation,
         test=None if "test" in ignored else options.test,
     )
+
+
+def _refuse_idle_sharing(sharing: SharingOptions) -> None:
+    if sharing.push_to_hub is None:
+        refuse_idle(["--private"], "without --push-to-hub")
 
 
 def _share(folder: Path, sharing: SharingOptions, *, within: str = "") -> None:

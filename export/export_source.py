@@ -11,7 +11,7 @@ from typing import Any
 from export import checkpoint as checkpoints
 from export.data import EVALUATION, LabelledRows, bind_evaluation_labels, encode_labels, read_evaluation
 from export.export_options import ExportOptions
-from export.options import with_chosen_metric
+from export.options import refuse_idle_settings, with_chosen_metric
 from export.sources import check_unaltered, checkpoint_files, checkpoint_folder, load_rows
 from export.tasks import is_exported, task_class
 from export.tasks.exported import ExportedTask
@@ -84,6 +84,7 @@ def find_source(options: ExportOptions) -> ExportSource:
         raise ExportError(
             f"{name} cannot be served for {task_type.name}: {reason}", hint=f"see {folder / 'config.json'}"
         ) from error
+    refuse_idle_settings(task, options.setting)
     if options.test is None and trained is not None and trained.task != options.task:
         raise DataError(
             f"the rows in {folder} are for {trained.task} and cannot verify {options.task}", hint="give rows with --test"

@@ -107,6 +107,38 @@ class StageOptions(ArtifactsOptions):
     columns: Columns = field(default_factory=Columns)
 
 
+def refuse_idle_settings(task: Task, given: Mapping[str, object]) -> None:
+    """Refuse settings that have no effect for a checkpoint.
+
+    Args:
+        task: The task, bound to the checkpoint or to its labels.
+        given: The settings that the user gave for this stage.
+
+    Raises:
+        click.BadParameter: There is one.
+    """
+    for name, reason in task.idle_settings().items():
+        if name in given:
+            raise click.BadParameter(f"{name} has no effect: {reason}", param_hint="--setting")
+
+
+def refuse_idle_columns(columns: Columns, task: str) -> None:
+    """Refuse columns that a task does not read.
+
+    Args:
+        columns: The columns that the user names.
+        task: The name of the task.
+
+    Raises:
+        click.UsageError: There is one.
+    """
+    (found,) = (one for one in _tasks() if one.name == task)
+    if columns.text_pair is not None and not (found.takes_pairs or found.columns["text_pair"]):
+        raise click.UsageError(f"--text-pair-column has no effect for {task}: its rows have one text")
+    if columns.choices and found.columns.get("choices") is None:
+        raise click.UsageError(f"--choice-column has no effect for {task}: its rows have no choices")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SharingOptions:
     """Whether an artifact is uploaded to the Hugging Face Hub."""

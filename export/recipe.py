@@ -11,13 +11,11 @@ from typing import cast
 
 import click
 
-from serving.click_options import RECIPE_STEM, FieldOption
+from serving.click_options import RECIPE, RECIPE_STEM, FieldOption
 from serving.option_values import as_defaults, parameters, suggestion
 from serving.reporting import logger
 from serving.writing import writing
 
-RECIPE = "tritonize.recipe"
-"""Key of the recipe in the metadata of a Click context."""
 RECIPES = Path(__file__).parent / "recipes"
 
 

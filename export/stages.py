@@ -29,7 +29,7 @@ def finetune(options: FinetuneOptions, sharing: SharingOptions) -> CheckpointMan
         ValueError: A value is not allowed.
         TritonizeError: The checkpoint or the rows cannot be used, or training failed; the classes are in ``serving``.
     """
-    options = prepare_finetune(options)
+    options = prepare_finetune(options, sharing)
     manifest = run_finetune(options)
     finish_finetune(options, sharing)
     return manifest
@@ -52,7 +52,7 @@ def export(options: ExportOptions, sharing: SharingOptions) -> BundleManifest:
         GateError: fp32 or a variant named in ``precision`` failed its gates.
         TritonizeError: The checkpoint or the rows cannot be used, or a graph could not be made.
     """
-    options = prepare_export(options)
+    options = prepare_export(options, sharing)
     manifest = run_export(options)
     finish_export(manifest, options, sharing)
     return manifest

@@ -26,8 +26,8 @@ from serving.option_fields import NONE, Option, OptionField, OptionGroup, option
 from serving.reporting import logger
 
 T = TypeVar("T")
-RECIPE_STEM = "tritonize.recipe_stem"
-"""Key in the metadata of a Click context: the name of the user's recipe file without its suffix."""
+RECIPE, RECIPE_STEM = "tritonize.recipe", "tritonize.recipe_stem"
+"""Keys in the metadata of a Click context: the recipe, and the name of the user's recipe file without its suffix."""
 
 
 class FieldOption(click.Option):

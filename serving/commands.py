@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.click_options import ParsedText, with_options
+from serving.file_layout import FileLayout
+from serving.idle_options import flags_of, refuse_idle
 from serving.options import (
+    FrontOptions,
     OutputOptions,
     PackageOptions,
     PredictOptions,
@@ -37,15 +40,29 @@ def package_command(options: PackageOptions, output: OutputOptions) -> None:
     If tritonize tune has found a configuration for this bundle, on a machine with as many cores or the same GPUs, it replaces the
     defaults.
     """
-    from serving.naming import named_for_packaging, recipe_name
     from serving.repository import package
 
-    options = named_for_packaging(options, recipe_name(click.get_current_context()))
+    options = prepare_package(options)
     packaged = package(options)
     if output.json:
         click.echo(json.dumps(packaged.manifest.model_dump(mode="json"), ensure_ascii=False))
         return
     click.echo(report_package(options, packaged))
+
+
+def prepare_package(options: PackageOptions) -> PackageOptions:
+    """Choose a name, and refuse options that have no effect. The context of a Click command tells which options were given."""
+    from serving.naming import named_for_packaging, recipe_name
+    from serving.repository import plan_package
+
+    options = named_for_packaging(options, recipe_name(click.get_current_context()))
+    if options.threads is not None or options.queue_delay_us:
+        plan = plan_package(options)
+        if plan.device == "gpu" and options.threads is not None:
+            refuse_idle(["--threads"], "on a GPU: it sets the threads on a CPU")
+        if plan.batching == "off" and options.queue_delay_us:
+            refuse_idle(["--queue-delay-us"], f"with batching off, where no request waits for others ({plan.precision})")
+    return options
 
 
 def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
@@ -67,6 +84,7 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
 @with_options
 def serve_command(options: ServeOptions, start: StartOptions) -> None:
     """Start Triton and wait until every ensemble answers."""
+    refuse_idle_front(options)
     from serving.background import start_detached
     from serving.server_record import find_running
     from serving.supervisor import supervise
@@ -79,6 +97,13 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
         return
     stamp_messages()
     supervise(options, on_ready=lambda view: _announce(options, view.folder, view.left_out))
+
+
+def refuse_idle_front(options: ServeOptions) -> None:
+    """Refuse options of the proxy if there is none: who asks for API keys or TLS must not get a server without them."""
+    if options.front == "none":
+        refuse_idle(["--api-keys", "--tls-certificate", "--tls-key"], "with --front none", in_recipes=True)
+        refuse_idle([flag for flag in flags_of(FrontOptions) if flag != "--front"], "with --front none")
 
 
 @click.command("stop")
@@ -109,6 +134,10 @@ def predict_command(
         raise click.UsageError("--input and --output go together")
     if options.input is not None and texts:
         raise click.UsageError("give texts or --input, not both")
+    if options.input is None:
+        refuse_idle(["--text-column", "--text-pair-column", "--choice-column", *flags_of(FileLayout)], "without --input")
+    else:
+        refuse_idle(["--json"], "with --output, whose lines are JSON")
     if options.input is None or options.output is None:
         _predict_lines(name, texts, options, requests, as_json=output.json)
     else:

@@ -152,6 +152,15 @@ def _length_reason(bundle: Bundle) -> str | None:
     return f"{chosen}, as asked: the export verified {verified}" if chosen < verified else None
 
 
+def plan_package(options: PackageOptions) -> Plan:
+    """Return the settings that :func:`package` would serve a model with.
+
+    Raises:
+        ArtifactError: There is no usable bundle.
+    """
+    return _plan(load_bundle(options.bundle_folder), options, _tuning(options)[0])
+
+
 def _warn_unverified(bundle: Bundle) -> None:
     """Warn where the bundle was verified with other code than what is packaged with it."""
     verified, now = bundle.manifest.verified_with, served_code(bundle.task.name)

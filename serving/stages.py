@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.commands import report_package
+from serving.commands import prepare_package, refuse_idle_front, report_package
 from serving.detached_server import DetachedServer
 from serving.manifests import RepositoryManifest
 from serving.options import PackageOptions, ServeOptions
@@ -26,10 +26,9 @@ def package(options: PackageOptions) -> RepositoryManifest:
         ValueError: A value is not allowed.
         TritonizeError: There is no usable bundle, or the repository cannot be written.
     """
-    from serving.naming import named_for_packaging
     from serving.repository import package as write
 
-    options = named_for_packaging(options)
+    options = prepare_package(options)
     packaged = write(options)
     logger.info(report_package(options, packaged))
     return packaged.manifest
@@ -54,4 +53,5 @@ def serve(options: ServeOptions) -> DetachedServer:
     """
     from serving.background import start_detached
 
+    refuse_idle_front(options)
     return DetachedServer(address=options, log=start_detached(options))

@@ -79,6 +79,8 @@ class Task(ABC):
     """One of these files by which a checkpoint is known to be of this task, whatever its architecture; empty: there is none."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "label"}
     """Default columns of a data set. ``label`` None: rows need no label. ``choices`` may be several columns of one choice each."""
+    takes_pairs: ClassVar[bool] = False
+    """Whether a row may have a second text, although there is no default column for it."""
     reads_words: ClassVar[bool] = False
     """Whether a row may be a list of words, each with its label, as in CoNLL files."""
     reads_digits: ClassVar[bool] = True
@@ -172,6 +174,10 @@ class Task(ABC):
             ValueError: A value is not allowed.
         """
         return replace(self, **as_fields(settings))  # type: ignore[arg-type]
+
+    def idle_settings(self) -> Mapping[str, str]:
+        """Return the settings that have no effect for this checkpoint, each with the reason. Default: all have one."""
+        return {}
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:  # noqa: ARG002 - most tasks do not need it
         """Return the task bound to the checkpoint's tokenizer, before it is used.

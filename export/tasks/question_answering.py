@@ -77,6 +77,10 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
         """Return the request parameter that allows an empty answer where some questions have none."""
         return {"handle_impossible_answer": True} if self.unanswerable else {}
 
+    def idle_settings(self) -> Mapping[str, str]:
+        """Return ``max_question_len``."""
+        return {"max_question_len": "only slow tokenizers truncate questions"}
+
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
         """Put the text in front of the question if the tokenizer pads on the left, as the pipeline of ``transformers`` does."""
         if tokenizer.padding_side != "left":

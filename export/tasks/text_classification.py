@@ -48,6 +48,7 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"
     served_class: ClassVar[type[TextClassification]] = TextClassification
     fits_length: ClassVar[bool] = True
+    takes_pairs: ClassVar[bool] = True
     metric_note: ClassVar[str] = "macro: unweighted mean over the labels; weighted: mean by their rows; micro: all rows together"
     settings: ClassVar[Mapping[str, Setting]] = {
         "threshold": Setting(float, minimum=0, help="Multi-label: score above which a row has a label.")
@@ -77,6 +78,13 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
         if problem == MULTI_LABEL:
             return cls._of(labels, "sigmoid", MULTI_LABEL, pair=pair)
         return cls._of(labels, "softmax", SINGLE_LABEL, pair=pair)
+
+    def idle_settings(self) -> Mapping[str, str]:
+        """Return the threshold, unless a row may have several labels."""
+        if self.problem_type == MULTI_LABEL:
+            return {}
+        found = "the model predicts a number" if self.problem_type == REGRESSION else "each row has exactly one label"
+        return {"threshold": f"{found}, and a threshold is for rows with any number of labels"}
 
     @classmethod
     def checkpoint_settings(

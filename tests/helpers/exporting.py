@@ -23,8 +23,7 @@ def export_bundle(artifacts: Path, checkpoint: Path, rows: Path, *arguments: str
             "96",
             "--max-metric-drop",
             "100",
-            "--min-agreement",
-            "0",
+            *(() if "fp32" in arguments else ("--min-agreement", "0")),
             *arguments,
         ]
     )
