@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from serving.errors import DataError
 from serving.records.record import LocatedRow, shown
@@ -46,16 +47,18 @@ def read_conll(file: RowFile) -> Iterator[LocatedRow]:
     Raises:
         DataError: A line has another number of columns than the first one, or there is only one.
     """
-    form = _find_form(file)
-    if form is None:
-        return
-    names = file.layout.names or (WORDS, *[""] * (form.columns - 2), *([LABELS] if form.columns > 1 else []))
-    if len(names) != form.columns:
-        raise DataError(f"{file.path} has {form.columns} columns, but --columns names {len(names)}", hint="name each column, or -")
     words: list[list[str]] = []
     start = 0
     with file.open_text(newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
+        head, form = _find_form(lines)
+        if form is None:
+            return
+        names = file.layout.names or (WORDS, *[""] * (form.columns - 2), *([LABELS] if form.columns > 1 else []))
+        if len(names) != form.columns:
+            raise DataError(
+                f"{file.path} has {form.columns} columns, but --columns names {len(names)}", hint="name each column, or -"
+            )
+        for number, line in enumerate(chain(head, lines), start=1):
             stripped = line.strip("\r\n" if form.tabs else None)
             if not stripped.strip():
                 yield from _sentence(names, words, start)
@@ -70,15 +73,20 @@ def read_conll(file: RowFile) -> Iterator[LocatedRow]:
     yield from _sentence(names, words, start)
 
 
-def _find_form(file: RowFile) -> _Form | None:
-    """Find the form of a file by its first word; None if it has none."""
-    with file.open_text(newline="\n") as lines:
-        for line in lines:
-            stripped = line.strip("\r\n")
-            if stripped.strip() and not stripped.startswith((DOCUMENT_START, "#")):
-                tabs = "\t" in stripped
-                return _Form(tabs=tabs, columns=len(stripped.split("\t" if tabs else None)))
-    return None
+def _find_form(lines: Iterable[str]) -> tuple[list[str], _Form | None]:
+    """Find the form of a file by its first word.
+
+    Returns:
+        The lines read so far, and the form; None if there is no word.
+    """
+    head = []
+    for line in lines:
+        head.append(line)
+        stripped = line.strip("\r\n")
+        if stripped.strip() and not stripped.startswith((DOCUMENT_START, "#")):
+            tabs = "\t" in stripped
+            return head, _Form(tabs=tabs, columns=len(stripped.split("\t" if tabs else None)))
+    return head, None
 
 
 def _checked(file: RowFile, form: _Form, line: str, number: int) -> list[str]:

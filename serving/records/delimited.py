@@ -33,7 +33,8 @@ def read_csv(file: RowFile) -> Iterator[LocatedRow]:
 def read_tsv(file: RowFile) -> Iterator[LocatedRow]:
     """Read a file whose fields stand between tabs, or between the separator that the user names.
 
-    With such a separator, which may be a space, the last column takes the rest of the line.
+    With such a separator, which may be a space, the last column takes the rest of the line. So does the only column that the user
+    names: the lines of a plain text.
 
     Raises:
         DataError: A line has another number of fields than the header.
@@ -41,7 +42,8 @@ def read_tsv(file: RowFile) -> Iterator[LocatedRow]:
     if file.layout.separator is None and is_quoted(file):
         yield from _read_quoted(file, "\t")
         return
-    separator, greedy = file.layout.separator or "\t", file.layout.separator is not None
+    separator = file.layout.separator or "\t"
+    greedy = file.layout.separator is not None or len(file.layout.names) == 1
     with file.open_text(newline="\n") as lines:
         header: Sequence[str] | None = file.layout.names or None
         for number, line in enumerate(lines, start=1):

@@ -52,8 +52,10 @@ class RowFile:
 
     def decoding_error(self) -> DataError:
         """Describe the first byte that is not text in the encoding, after reading has failed."""
-        with self.open_bytes() as file:
-            content = file.read()
+        content = b""
+        if self.path.is_file():  # a pipe can be read only once
+            with self.open_bytes() as file:
+                content = file.read()
         encoding, place = self.layout.encoding, ""
         try:
             content.decode(encoding)

@@ -6,6 +6,8 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,11 @@ def test_files_without_a_header(tmp_path: Path) -> None:
     assert rows(write(tmp_path / "b.csv", 'label;text\n1;"a; b"\n'), separator=";") == [{"label": "1", "text": "a; b"}]
 
 
+def test_the_lines_of_a_plain_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", 'one, two\n"three"\tfour\n\nfive')
+    assert [row["text"] for row in rows(path, header="text")] == ["one, two", '"three"\tfour', "five"]
+
+
 def test_trec_in_latin_1_with_spaces(tmp_path: Path) -> None:
     trec = write(tmp_path / "train_5500.label", "DESC:manner How did it end ?\nENTY:cremat Who wrote Blasé ?\n".encode("latin-1"))
     layout = {"header": "label,text", "separator": " "}
@@ -316,3 +323,23 @@ def test_a_folder_of_txt_files_named_after_their_split(tmp_path: Path) -> None:
     layout = FileLayout(header="text,label")
     assert [row["text"] for _, row in read_rows(str(tmp_path), "train", layout)] == ["a", "b"]
     assert [row["text"] for _, row in read_rows(str(tmp_path), "test", layout)] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "layout", "expected"),
+    [
+        (CONLL_2003.encode(), {"file_format": "conll"}, ["EU", "rejects", "German", "call"]),
+        (b'tokens\tlabel\n"a\t1\n', {"file_format": "tsv"}, '"a'),
+        (b"tokens\n\xff\n", {"file_format": "tsv"}, "pipe is not UTF-8"),
+    ],
+)
+def test_a_pipe_is_read_once(tmp_path: Path, content: bytes, layout: dict[str, Any], expected: object) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+    try:
+        found: object = rows(tmp_path / "pipe", **layout)[0]["tokens"]
+    except DataError as error:
+        found = error.message.rpartition("/")[2]
+    writer.join()
+    assert found == expected
