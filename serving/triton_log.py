@@ -22,7 +22,7 @@ PREFIX = re.compile(r"^([IWEF])\d{4} [\d:.]+ \d+ \S+\] ")
 """The level, time, thread and source line in front of a message of the server."""
 LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 PASSING = re.compile(
-    r"lock_exception|[Ss]tub process.* (?:not healthy|exited unexpectedly)|waiting for the stub process|Failed to obtain the lock"
+    r"lock_exception|[Ss]tub process.* (?:not healthy|exited unexpectedly)|waiting for the stub process|fork the stub process"
 )
 """What it prints where a start failed because a process did not answer in time, as on a busy machine. The next may succeed."""
 THROWN, SAID = "terminate called after throwing an instance of '", "what():"
@@ -68,7 +68,8 @@ def failure_reason(lines: Sequence[str]) -> str:
     errors = [_first_line(found.text) for found in map(read_line, lines) if found.level >= logging.ERROR]
     causes = [error for error in errors if "failed to load '" in error]  # the first of them is the cause of the others
     passing = [error for error in errors if PASSING.search(error)]
-    return next(iter([*causes, *passing, *errors[-1:], *filter(None, lines[-1:])]), "it printed nothing")
+    other = [line for line in lines if line and not PREFIX.match(line)]
+    return next(iter([*causes, *passing, *errors[-1:], *other[-1:]]), "it printed no error")
 
 
 def _first_line(text: str) -> str:

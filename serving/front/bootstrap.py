@@ -112,9 +112,13 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
         "local_reply_config": local_replies(grpc=name == "grpc", plan=plan),
     }
     if name != "metrics":
-        logs = [failure_log(grpc_listener=name == "grpc")]
-        manager["access_log"] = logs if plan.access_log is None else [*logs, _access_log(plan.access_log)]
+        manager["access_log"] = _logs(name, plan)
     return manager
+
+
+def _logs(name: str, plan: FrontPlan) -> list[EnvoyFields]:
+    logs = [failure_log(grpc_listener=name == "grpc")] if plan.tells_failures else []
+    return logs if plan.access_log is None else [*logs, _access_log(plan.access_log)]
 
 
 def _filters(name: str, plan: FrontPlan) -> list[EnvoyFields]:

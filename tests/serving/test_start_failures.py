@@ -42,8 +42,8 @@ BAD_CONFIG = [
         (UNHEALTHY, "failed to load 'one_preprocess' version 1: Internal: failed to run warmup sample 'short': Stub process", True),
         (BAD_CONFIG, "failed to load 'one_model' version 1: Invalid argument: no such thing", False),
         (["error while loading shared libraries: libx.so"], "error while loading shared libraries: libx.so", False),
-        ([], "it printed nothing", False),
-        (["W1129 02:01:53.123456 4242 a.cc:1] careful", ""], "it printed nothing", False),
+        ([], "it printed no error", False),
+        (["I1129 02:01:53.123456 4242 a.cc:1] ready", ""], "it printed no error", False),
     ],
 )
 def test_the_reason_of_a_failed_start(lines: list[str], reason: str, passing: bool) -> None:
