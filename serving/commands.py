@@ -56,8 +56,11 @@ def prepare_package(options: PackageOptions) -> PackageOptions:
     from serving.repository import plan_package
 
     options = named_for_packaging(options, recipe_name(click.get_current_context()))
-    if options.threads is not None or options.queue_delay_us:
+    of_steps = [options.preprocess_instances, options.postprocess_instances]
+    if options.threads is not None or options.queue_delay_us or any(of_steps):
         plan = plan_package(options)
+        if plan.layout == "fused" and any(of_steps):
+            refuse_idle(["--preprocess-instances", "--postprocess-instances"], "in the fused layout: all steps run in one process")
         if plan.device == "gpu" and options.threads is not None:
             refuse_idle(["--threads"], "on a GPU: it sets the threads on a CPU")
         if plan.batching == "off" and options.queue_delay_us:
@@ -76,7 +79,7 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
         logger.info(f"  {option} {reason}")
     state = "is up to date" if packaged.unchanged else "is packaged"
     shape = f"{manifest.instances} instance(s) of {manifest.threads} thread(s)"
-    kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}"
+    kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}, layout {manifest.layout}"
     return f"{options.repository / options.name} {state}: {kind}, {shape}"
 
 

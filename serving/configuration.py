@@ -26,6 +26,8 @@ class Configuration:
         threads: Threads of each instance on a CPU. Always 1 on a GPU, where it has no effect.
         max_batch_size: Maximum number of rows in a request and in an execution.
         queue_delay_us: How long a request may wait for others to share its execution, in µs. Always 0 without batching.
+        preprocess_instances: Number of processes that tokenize. Always 1 in the fused layout, where it has no effect.
+        postprocess_instances: Number of processes that make answers. Always 1 in the fused layout, where it has no effect.
         layout: ``ensemble`` (each step has processes of its own) or ``fused`` (all steps in one process; only without batching).
     """
 
@@ -37,12 +39,16 @@ class Configuration:
     max_batch_size: PositiveInt
     queue_delay_us: NonNegativeInt
     layout: Layout = "ensemble"
+    preprocess_instances: PositiveInt = 1
+    postprocess_instances: PositiveInt = 1
 
     def __str__(self) -> str:
         """Describe the settings in a few words for people."""
         copies = f"{self.instances} instance{'s' if self.instances > 1 else ''}"
         if self.device == "cpu":
             copies = f"{self.instances} × {self.threads} thread{'s' if self.threads > 1 else ''}"
+        if self.preprocess_instances > 1:
+            copies += f", {self.preprocess_instances} + {self.postprocess_instances} instances of the other steps"
         if self.batching == "off":
             return f"{self.precision}, {copies}, no batching{', fused' if self.layout == 'fused' else ''}"
         delay = f", {self.queue_delay_us} µs delay" if self.queue_delay_us else ""

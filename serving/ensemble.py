@@ -60,7 +60,7 @@ def preprocess_config(name: str, task: ServedTask, graph: Graph, plan: Plan, war
         "max_batch_size": plan.max_batch_size,
         "input": [_tensor(tensor) for tensor in task.inputs()],
         "output": [_tensor(tensor) for tensor in (*_model_inputs(graph), *_metadata(task))],
-        "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+        "instance_group": [{"kind": "KIND_CPU", "count": plan.preprocess_instances}],
         "dynamic_batching": {},
         "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups],
     }
@@ -95,7 +95,7 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
     return config
 
 
-def postprocess_config(name: str, task: ServedTask, graph: Graph, warmups: Iterable[Warmup]) -> Config:
+def postprocess_config(name: str, task: ServedTask, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
     """Configure the step from logits to answers. Requests with logits of different shapes share one queue."""
     return {
         "name": f"{name}_postprocess",
@@ -106,7 +106,7 @@ def postprocess_config(name: str, task: ServedTask, graph: Graph, warmups: Itera
             for tensor in (*_model_outputs(graph), *_metadata(task))
         ],
         "output": [_tensor(tensor) for tensor in _answers(task)],
-        "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+        "instance_group": [{"kind": "KIND_CPU", "count": plan.postprocess_instances}],
         "dynamic_batching": {},
         "model_warmup": [_warmup(warmup, (*_model_outputs(graph), *_metadata(task))) for warmup in warmups],
     }

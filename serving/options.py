@@ -137,6 +137,24 @@ class PackageOptions(RepositoryOptions):
             default_text="as tuned, otherwise 1 with batching and one per core without",
         ),
     ] = None
+    preprocess_instances: Annotated[
+        int | None,
+        Option(
+            "Number of processes that tokenize.",
+            minimum=1,
+            maximum=256,
+            default_text="as tuned, otherwise 1 on a CPU and a third of the cores, at most 6, on a GPU",
+        ),
+    ] = None
+    postprocess_instances: Annotated[
+        int | None,
+        Option(
+            "Number of processes that make answers.",
+            minimum=1,
+            maximum=256,
+            default_text="as tuned, otherwise half as many as tokenize",
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         Option(

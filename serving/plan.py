@@ -46,6 +46,8 @@ def make_plan(
     max_batch_size: int | None,
     queue_delay_us: int | None = None,
     layout: Literal["auto", Layout] = "auto",
+    preprocess_instances: int | None = None,
+    postprocess_instances: int | None = None,
     tuning: Tuning | None = None,
 ) -> Plan:
     """Choose every setting that is ``auto`` or None.
@@ -60,6 +62,8 @@ def make_plan(
         max_batch_size: Maximum number of rows in a request and in an execution.
         queue_delay_us: How long a request may wait for others, in µs.
         layout: ``ensemble``, ``fused`` or ``auto``.
+        preprocess_instances: Number of instances of the first step.
+        postprocess_instances: Number of instances of the last step.
         tuning: The tuning found beside the bundle. It is ignored, with a reason, if it does not apply.
 
     Raises:
@@ -75,6 +79,8 @@ def make_plan(
     variant = _choose_variant(bundle, chosen_device, reasons) if precision == "auto" else bundle.variant(precision)
     chosen_batching = _choose_batching(variant, chosen_device, batching, reasons)
     chosen_instances, chosen_threads = _choose_instances(chosen_device, chosen_batching, instances, threads, reasons)
+    chosen_layout = _choose_layout(chosen_device, chosen_batching, layout, tuned, reasons)
+    before, after = _choose_step_instances(chosen_device, chosen_layout, preprocess_instances, postprocess_instances, tuned)
     plan = Plan(
         precision=variant.precision,
         device=chosen_device,
@@ -83,7 +89,9 @@ def make_plan(
         threads=chosen_threads,
         max_batch_size=max_batch_size or (MAX_BATCH_SIZE if tuned is None else tuned.max_batch_size),
         queue_delay_us=_choose_delay(chosen_batching, queue_delay_us, tuned, reasons),
-        layout=_choose_layout(chosen_device, chosen_batching, layout, tuned, reasons),
+        layout=chosen_layout,
+        preprocess_instances=before,
+        postprocess_instances=after,
         reasons=reasons,
     )
     _add_notes(plan, tuning)
@@ -134,6 +142,29 @@ def _choose_layout(
     if fits:
         reasons["layout"] = f"ensemble; with --layout fused, {FUSED_GAIN}"
     return "ensemble"
+
+
+def most_preprocess_instances(device: str, available: int) -> int:
+    """Return how many processes tokenize by default on a machine with so many cores.
+
+    One tokenizes about 5,000 requests of one row per second. A GPU can take more. On a CPU the cores are the model's.
+    """
+    return max(1, min(6, available // 3)) if device == "gpu" else 1
+
+
+def _choose_step_instances(
+    device: str, layout: str, before: int | None, after: int | None, tuned: Configuration | None
+) -> tuple[int, int]:
+    """Choose the instances of the first and of the last step. The answers take half of the work that the texts take.
+
+    Those that were tuned are taken together or not at all.
+    """
+    if layout == "fused":
+        return 1, 1
+    if tuned is not None and before is None and after is None:
+        return tuned.preprocess_instances, tuned.postprocess_instances
+    before = before or most_preprocess_instances(device, cores())
+    return before, after or max(1, before // 2)
 
 
 def _add_notes(plan: Plan, tuning: Tuning | None) -> None:

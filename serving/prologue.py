@@ -72,7 +72,8 @@ def add_prologue(model: onnx.ModelProto, *, pad_token_id: int, pair: bool, ragge
     nodes += graph.node
     del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(_constants(pad_token_id))
+    used = {name for node in nodes for name in node.input}
+    graph.initializer.extend(constant for constant in _constants(pad_token_id) if constant.name in used)
     del graph.input[:]
     graph.input.extend(_inputs(carried, ragged=ragged))
     graph.output.append(helper.make_tensor_value_info(MODEL_DIGEST, TensorProto.INT64, ["rows", 1]))

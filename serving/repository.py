@@ -244,6 +244,8 @@ def _plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Pla
         max_batch_size=options.max_batch_size,
         queue_delay_us=options.queue_delay_us,
         layout=options.layout,
+        preprocess_instances=options.preprocess_instances,
+        postprocess_instances=options.postprocess_instances,
         tuning=tuning,
     )
 
@@ -324,7 +326,7 @@ def _step_configs(name: str, task: ServedTask, graph: Graph, plan: Plan, warmups
     return {
         f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, warmups.preprocess),
         f"{name}_model": ensemble.model_config(name, graph, plan, warmups.model),
-        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, warmups.postprocess),
+        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, plan, warmups.postprocess),
     }
 
 

@@ -20,7 +20,8 @@ from serving.errors import ArtifactError
 from serving.tuning import Tuning
 
 SECTION = "package"
-NAMES = ("precision", "batching", "layout", "instances", "threads", "max-batch-size", "queue-delay-us")
+NAMES = ("precision", "batching", "layout", "instances", "threads", "max-batch-size", "queue-delay-us",
+         "preprocess-instances", "postprocess-instances")  # fmt: skip
 TOGETHER = {"instances", "threads"}
 """Each was measured with the other only."""
 _REMARK = re.compile(r"# tuned on .*: remove these lines to go back")
@@ -34,6 +35,8 @@ def recipe_values(configuration: Configuration) -> dict[str, str | int]:
     without_effect = set() if configuration.device == "cpu" else {"threads"}
     if not has_fused(configuration.device, configuration.batching):
         without_effect.add("layout")
+    if configuration.preprocess_instances == configuration.postprocess_instances == 1:  # the default on a CPU
+        without_effect |= {"preprocess-instances", "postprocess-instances"} if configuration.device == "cpu" else set()
     return {name: values[name] for name in NAMES if name not in without_effect}
 
 

@@ -16,12 +16,13 @@ import optuna
 
 from serving.configuration import Configuration, has_fused
 from serving.options import MAX_BATCH_SIZE, ComputeDevice, Layout, Precision
+from serving.plan import most_preprocess_instances
 
 QUEUE_DELAYS_US = (0, 500, 2000)
 MAX_BATCH_SIZES = (16, 64, 256)
 GPU_INSTANCES = (1, 2, 4)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-CHOICES = ("precision", "batching", "layout", "threads", "instances", "queue_delay_us", "max_batch_size")
+CHOICES = ("precision", "batching", "layout", "threads", "instances", "preprocess_instances", "queue_delay_us", "max_batch_size")
 """In this order, since the allowed values of a choice depend on the choices before it."""
 
 Values = Mapping[str, str | int]
@@ -53,6 +54,11 @@ class Space:
         return (1,) if self.device == "gpu" else _powers(self.cores)
 
     @property
+    def preprocess_instances(self) -> tuple[int, ...]:
+        """Instances of the first step: powers of two up to the default of the device, which is tried first."""
+        return tuple(reversed(_powers(most_preprocess_instances(self.device, self.cores))))
+
+    @property
     def max_batch_sizes(self) -> tuple[int, ...]:
         """The default size, smaller sizes that the load can fill, and larger sizes if the load can fill the default."""
         smaller = tuple(size for size in MAX_BATCH_SIZES if size < min(MAX_BATCH_SIZE, self.most_clients))
@@ -74,6 +80,8 @@ class Space:
             case "instances":
                 threads = int(earlier["threads"])
                 return [count for count in self.instances if threads == 1 or count * threads <= self.cores]
+            case "preprocess_instances":
+                return (1,) if earlier["layout"] == "fused" else self.preprocess_instances
             case "queue_delay_us":
                 return QUEUE_DELAYS_US if earlier["batching"] == "ragged" else (0,)
             case _:
@@ -85,7 +93,7 @@ class Space:
         for choice in CHOICES:
             allowed = self.allowed(choice, values)
             values[choice] = allowed[trial.suggest_int(choice, 0, len(allowed) - 1)] if len(allowed) > 1 else allowed[0]
-        return Configuration(device=self.device, **values)
+        return self._configuration(values)
 
     def parameters(self, configuration: Configuration) -> dict[str, int]:
         """Return the parameters with which :meth:`suggest` returns ``configuration``.
@@ -107,11 +115,16 @@ class Space:
         partial: list[dict[str, Any]] = [{}]
         for choice in CHOICES:
             partial = [values | {choice: value} for values in partial for value in self.allowed(choice, values)]
-        return [Configuration(device=self.device, **values) for values in partial]
+        return [self._configuration(values) for values in partial]
+
+    def _configuration(self, values: Mapping[str, Any]) -> Configuration:
+        """Make a configuration of choices. The last step has half as many instances as the first one, as by default."""
+        return Configuration(device=self.device, postprocess_instances=max(1, values["preprocess_instances"] // 2), **values)
 
     def grid(self) -> list[Configuration]:
         """List a coarse grid: each precision with and without batching; on a CPU in each layout and arrangement on all cores."""
         usual = [one for one in self.configurations() if (one.queue_delay_us, one.max_batch_size) == (0, MAX_BATCH_SIZE)]
+        usual = [one for one in usual if one.preprocess_instances == (1 if one.layout == "fused" else self.preprocess_instances[0])]
         known = {(one.batching, one.layout, one.instances, one.threads, one.precision): one for one in usual}
         ways = (("off", "ensemble"), ("off", "fused"), ("ragged", "ensemble"))
         corners = product(ways, self._arrangements(), self.precisions)

@@ -101,6 +101,8 @@ class RepositoryManifest(Manifest):
     max_batch_size: PositiveInt
     queue_delay_us: NonNegativeInt
     layout: Layout = "ensemble"
+    preprocess_instances: PositiveInt = 1
+    postprocess_instances: PositiveInt = 1
     reasons: dict[str, str]
     bundle: BundleProvenance
 
@@ -116,4 +118,6 @@ class RepositoryManifest(Manifest):
             max_batch_size=self.max_batch_size,
             queue_delay_us=self.queue_delay_us,
             layout=self.layout,
+            preprocess_instances=self.preprocess_instances,
+            postprocess_instances=self.postprocess_instances,
         )

@@ -65,7 +65,7 @@ def test_what_a_configuration_is_to_optuna_gives_it_back(space: Space) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_untuned_default_is_in_the_space(cores: int, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "cores", lambda: cores)
-    for device, space in (("cpu", cpu(cores)), ("gpu", replace(gpu(), precisions=("fp32", "int8")))):
+    for device, space in (("cpu", cpu(cores)), ("gpu", replace(gpu(), precisions=("fp32", "int8"), cores=cores))):
         for batching in ("off", "ragged") if precision == "fp32" else ("off",):
             figures = variant_figures(throughput={"1": 2.0, "16": 3.0 if batching == "ragged" else 1.0})
             bundle = made_up_bundle({precision: figures})

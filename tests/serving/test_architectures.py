@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +19,24 @@ import pytest
 import torch
 import transformers
 
+from export import graph
 from export.cli import main
 from export.convert import require_supported
 from export.tasks import is_exported, task_class, task_names
+from serving.bundle import load_bundle
 from serving.client import TritonPipeline
 from serving.errors import ExportError
 from serving.options import PackageOptions, ServeOptions
-from serving.repository import package
+from serving.plan import make_plan
+from serving.repository import _write_generation, package
+from serving.runtime.metadata import METADATA
 from tests.helpers import answering
 from tests.helpers.checkpoints import ARCHITECTURES
 from tests.helpers.graphs import MAX_LENGTH, random_checkpoint
 from tests.helpers.parity import assert_same
 from tests.helpers.reviews import LABELS, review_rows
 from tests.helpers.servers import STRANGE_TEXTS, running, serve_options
+from tests.helpers.triton_steps import Request, backend, initialized
 
 NLI = {"id2label": {0: "contradiction", 1: "entailment"}, "label2id": {"contradiction": 0, "entailment": 1}}
 CANDIDATES = ["good", "a dull story", "한국어"]
@@ -48,6 +54,8 @@ COVERING = {
     ("roberta", "fill-mask"),
     ("xlm-roberta", "feature-extraction"),
 }
+TWICE = {("mpnet", "question-answering"), ("modernbert", "token-classification"), ("roberta", "fill-mask")}
+"""Pairs whose task another pair of :data:`COVERING` has too."""
 PAIRS = [
     pytest.param(architecture, task, marks=() if (architecture, task) in COVERING else pytest.mark.matrix)
     for architecture in ARCHITECTURES
@@ -241,3 +249,62 @@ def test_the_pairs_that_always_run_cover_all() -> None:
     assert [why_not(architecture, task) for architecture, task in COVERING] == [""] * len(COVERING)
     assert {architecture for architecture, _ in COVERING} == set(ARCHITECTURES)
     assert {task for _, task in COVERING} == set(TASKS)
+
+
+def triton_rows(task: str, checkpoint: Path) -> list[dict[str, str]]:
+    """Rows of a task by input tensor."""
+    match task:
+        case "fill-mask":
+            mask = transformers.AutoTokenizer.from_pretrained(checkpoint).mask_token
+            return [{"TEXT": f"{mask} {text}"} for text in TEXTS]
+        case "question-answering":
+            return [{"QUESTION": answering.QUESTION, "CONTEXT": text} for text in TEXTS if len(text) < 10_000]
+        case "zero-shot-classification":
+            return [{"TEXT": text, "CANDIDATE_LABELS": json.dumps(CANDIDATES)} for text in TEXTS]
+        case "multiple-choice":
+            return [{"TEXT": text, "CHOICES": json.dumps(CANDIDATES)} for text in TEXTS]
+        case _:
+            return [{"TEXT": text} for text in TEXTS]
+
+
+@pytest.mark.parametrize(("architecture", "task"), [pair for pair in sorted(COVERING) if pair not in TWICE])
+def test_the_fused_layout_gives_the_bytes_of_the_ensemble(
+    covering: Served, architecture: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps as they are packaged, called in this process."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend())
+    bundle = load_bundle(covering.artifacts / f"{architecture}_{task}" / "bundle")
+    found = []
+    for layout in ("ensemble", "fused"):
+        plan = make_plan(
+            bundle, precision="fp32", device="cpu", batching="off", instances=1, threads=1, max_batch_size=8, layout=layout
+        )
+        folder = tmp_path / layout
+        folder.mkdir()
+        _write_generation(folder, bundle, plan, "x")
+        found.append(answers(folder, layout, triton_rows(task, covering.checkpoints[architecture, task])))
+    for one, other in zip(*found, strict=True):
+        assert (one.error and one.error.message) == (other.error and other.error.message)
+        assert one.tensors.keys() == other.tensors.keys()
+        assert all(np.array_equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    assert sum(response.error is None for response in found[0]) > len(found[0]) // 2
+
+
+def answers(folder: Path, layout: str, rows: list[dict[str, str]]) -> list[Any]:
+    """The responses of a packaged model to requests of one row each."""
+    requests = [Request({name: np.array([[text.encode()]], np.object_) for name, text in row.items()}) for row in rows]
+    config = json.dumps({"parameters": {"intra_op_thread_count": {"string_value": "1"}}, "instance_group": [{"count": 1}]})
+    if layout == "fused":
+        return list(initialized("fused", folder / "x_model", config).execute(requests))
+    before, after = (initialized(step, folder / f"x_{step}") for step in ("preprocess", "postprocess"))
+    session = graph.session(folder / "x_model" / "1" / "model.onnx")
+    names = [node.name for node in session.get_outputs()]
+    responses = []
+    for request in requests:
+        (response,) = before.execute([request])
+        if response.error is None:
+            around = {name: response.tensors.pop(name) for name in (METADATA,) if name in response.tensors}
+            outputs = dict(zip(names, session.run(names, response.tensors), strict=True))
+            (response,) = after.execute([Request(outputs | around)])
+        responses.append(response)
+    return responses

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from serving.client import TritonPipeline
 from tests.helpers.servers import STRANGE_TEXTS, Server
 
 
@@ -45,3 +46,36 @@ def test_answers_are_byte_identical(server: Server, packaged: Path, text: str) -
 def test_several_rows_in_a_request(server: Server, packaged: Path, texts: list[str]) -> None:
     (_, one), (_, other) = (ask(server, model, text_body(*texts[:40])) for model in ("alone", "fused"))
     assert one["outputs"] == other["outputs"] and one["outputs"][0]["shape"] == [40, 1]
+
+
+TEXT = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["a film"]}
+BAD = {
+    "a wrong name": {"inputs": [TEXT | {"name": "TXT"}]},
+    "a wrong type": {"inputs": [TEXT | {"datatype": "FP32", "data": [1.0]}]},
+    "a wrong shape": {"inputs": [TEXT | {"shape": [1, 2], "data": ["a", "b"]}]},
+    "no input": {"inputs": []},
+    "too many rows": {"inputs": [TEXT | {"shape": [65, 1], "data": ["a"] * 65}]},
+    "an unknown parameter": text_body("a film", colour="red"),
+    "a parameter of another type": text_body("a film", top_k="x"),
+    "a text that is too long": text_body("word " * 300, truncation=False),
+    "numbers": {"inputs": [TEXT | {"data": [7]}]},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_gets_the_same_error(server: Server, packaged: Path, what: str) -> None:
+    """With the name of the ensemble in the message, which differs."""
+    found = {model: ask(server, model, BAD[what]) for model in ("alone", "fused")}
+    messages = {model: answer["error"].replace(model, "NAME") for model, (_, answer) in found.items()}
+    assert found["alone"][0] == found["fused"][0] == 400
+    assert messages["alone"] == messages["fused"]
+
+
+def test_the_client_gives_what_the_pipeline_gives(
+    server: Server, packaged: Path, texts: list[str], expected: list[dict[str, Any]]
+) -> None:
+    with TritonPipeline("fused", url=server.url("grpc")) as pipe:
+        found = pipe(texts)
+        assert pipe.model.config.id2label
+    assert [one["label"] for one in found] == [one["label"] for one in expected]
+    assert max(abs(one["score"] - other["score"]) for one, other in zip(found, expected, strict=True)) < 1e-3

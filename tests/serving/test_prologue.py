@@ -72,3 +72,12 @@ def test_inputs_that_no_text_gives_are_refused(bundle: Path) -> None:
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     with pytest.raises(ValueError, match="is not INT64"):
         add_prologue(model, pad_token_id=0, pair=False, ragged=True)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("pair", [False, True])
+def test_every_constant_is_used(bundle: Path, ragged: bool, pair: bool) -> None:
+    """The C++ backend warns about each that is not."""
+    model = add_prologue(onnx.load(load_bundle(bundle).variant("fp32").path), pad_token_id=0, pair=pair, ragged=ragged)
+    used = {name for node in model.graph.node for name in node.input}
+    assert [constant.name for constant in model.graph.initializer if constant.name not in used] == []

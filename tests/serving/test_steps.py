@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,9 +22,7 @@ from serving.runtime.tasks.text_classification import TextClassification
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Arrays, Features, Origins, TextColumns
 from tests.helpers.digests import expected_digest
-
-INVALID_ARG, INTERNAL = 3, 13
-
+from tests.helpers.triton_steps import INTERNAL, INVALID_ARG, Request, backend, initialized
 
 # Notes
 
@@ -68,37 +64,6 @@ def test_origins_count_requests() -> None:
 # The steps
 
 
-@dataclass
-class Request:
-    """What Triton hands to a step."""
-
-    tensors: dict[str, Any]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def parameters(self) -> str:
-        return json.dumps(self.options) if self.options else ""
-
-
-def backend() -> ModuleType:
-    """As much of ``triton_python_backend_utils`` as the steps use."""
-    module = ModuleType("triton_python_backend_utils")
-
-    def tensor(name: str, array: Any) -> Any:
-        return SimpleNamespace(name=name, as_numpy=lambda: array)
-
-    def response(output_tensors: Any = (), error: Any = None) -> Any:
-        return SimpleNamespace(tensors={entry.name: entry.as_numpy() for entry in output_tensors}, error=error)
-
-    def error(message: str, code: int) -> Any:
-        return SimpleNamespace(message=message, code=code)
-
-    error.INVALID_ARG, error.INTERNAL = INVALID_ARG, INTERNAL  # type: ignore[attr-defined]
-    module.Logger = SimpleNamespace(log_error=len)  # type: ignore[attr-defined]
-    module.Tensor, module.InferenceResponse, module.TritonError = tensor, response, error  # type: ignore[attr-defined]
-    module.get_input_tensor_by_name = lambda request, name: tensor(name, request.tensors[name])  # type: ignore[attr-defined]
-    return module
-
-
 class Windowed(TextClassification):
     """Long text is several rows for the model, and its answer is the best that one of them gives. "boom" cannot be taken, and "bug"
     breaks what would take it."""
@@ -124,6 +89,7 @@ class Windowed(TextClassification):
 
 
 Steps = Callable[..., tuple[Any, Any]]
+Answered = Callable[..., list[Any]]
 
 
 @pytest.fixture
@@ -145,19 +111,32 @@ def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (folder / "settings.json").write_text(json.dumps(settings))
 
     def make(task: type[TextClassification] = TextClassification) -> tuple[Any, Any]:
-        made = []
         for module in (row_preparation, answering):
             monkeypatch.setattr(module, "load_served", lambda _, given: task.from_settings(given))
-        for name in ("preprocess", "postprocess"):
-            module = importlib.import_module(f"serving.runtime.{name}")
-            for held in (module.__name__, "serving.runtime.refusals"):  # they hold the backend made for this test
-                sys.modules.pop(held)
-            step = module.TritonPythonModel()
-            step.initialize({"model_repository": str(tmp_path), "model_version": "1"})
-            made.append(step)
-        return made[0], made[1]
+        before, after = (initialized(name, tmp_path) for name in ("preprocess", "postprocess"))
+        return before, after
 
     return make
+
+
+def run_model(names: list[str], feed: Arrays) -> list[Any]:
+    """What a session of the model of :func:`modelled` gives."""
+    outputs = {"logits": word_logits(feed["input_ids"]), MODEL_DIGEST: feed[REQUEST_DIGEST]}
+    return [outputs[name] for name in names]
+
+
+@pytest.fixture(params=["ensemble", "fused"])
+def answered(request: pytest.FixtureRequest, steps: Steps, tmp_path: Path) -> Answered:
+    """Requests and the task class → the responses of the whole model, in each layout."""
+
+    def answer(requests: list[Request], task: type[TextClassification] = TextClassification) -> list[Any]:
+        both = steps(task)
+        if request.param == "ensemble":
+            return asked(both, requests)
+        opened = SimpleNamespace(run=run_model)
+        return list(initialized("fused", tmp_path, _open=lambda *_: opened).execute(requests))
+
+    return answer
 
 
 def text_request(*rows: str | bytes, **options: Any) -> Request:
@@ -165,10 +144,14 @@ def text_request(*rows: str | bytes, **options: Any) -> Request:
     return Request({"TEXT": np.array(encoded, dtype=np.object_)[:, None]}, options)
 
 
+def word_logits(ids: Any) -> Any:
+    return np.stack([np.full(len(ids), 2.5), (ids >= 0).sum(axis=1) - 2], axis=1).astype(np.float32)
+
+
 def modelled(response: Any, request: Request) -> Request:
     """A model that counts the words of each row: the second logit is their number, the first is 2.5."""
     ids = response.tensors["input_ids"]
-    logits = np.stack([np.full(len(ids), 2.5), (ids >= 0).sum(axis=1) - 2], axis=1).astype(np.float32)
+    logits = word_logits(ids)
     around = {METADATA: response.tensors[METADATA]} if METADATA in response.tensors else {}
     return Request({"logits": logits, MODEL_DIGEST: response.tensors[REQUEST_DIGEST]} | around, request.options)
 
@@ -196,7 +179,7 @@ def test_each_request_gets_its_own_unpadded_ids(steps: Steps) -> None:
     assert all(set(response.tensors) == {"input_ids", REQUEST_DIGEST} for response in responses), "nothing goes around this model"
 
 
-def test_neighbours_of_bad_requests_are_answered(steps: Steps) -> None:
+def test_neighbours_of_bad_requests_are_answered(answered: Answered) -> None:
     requests = [
         text_request("good film"),
         text_request("fine", b"ab\xff"),
@@ -206,7 +189,7 @@ def test_neighbours_of_bad_requests_are_answered(steps: Steps) -> None:
         text_request("bad " * 30, truncation=False),
         text_request("of course with every scene", "good"),
     ]
-    responses = asked(steps(), requests)
+    responses = answered(requests)
     assert [response.error and response.error.message for response in responses] == [
         None,
         "TEXT, row 1: byte 2 is not valid UTF-8",
@@ -220,13 +203,13 @@ def test_neighbours_of_bad_requests_are_answered(steps: Steps) -> None:
     assert [labels(responses[index]) for index in (0, 2, 6)] == [["few"], ["many"], ["many", "few"]]
 
 
-def test_a_row_that_cannot_be_taken_is_counted_within_its_request(steps: Steps) -> None:
+def test_a_row_that_cannot_be_taken_is_counted_within_its_request(answered: Answered) -> None:
     requests = [
         text_request("good", "film", truncation=False),
         text_request("cast", "bad " * 30, truncation=False),
         text_request("dull", truncation=False),
     ]
-    responses = asked(steps(), requests)
+    responses = answered(requests)
     assert [response.error and response.error.message for response in responses] == [
         None,
         "row 1 is longer than the 8 tokens the model takes, and truncation is off",
@@ -235,7 +218,7 @@ def test_a_row_that_cannot_be_taken_is_counted_within_its_request(steps: Steps) 
     assert [len(labels(responses[index])) for index in (0, 2)] == [2, 1]
 
 
-def test_requests_of_one_batch_may_ask_for_different_things(steps: Steps) -> None:
+def test_requests_of_one_batch_may_ask_for_different_things(answered: Answered) -> None:
     ways = [
         {},
         {"function_to_apply": "none"},
@@ -244,7 +227,7 @@ def test_requests_of_one_batch_may_ask_for_different_things(steps: Steps) -> Non
         {"function_to_apply": "none", "truncation": True},
     ]
     texts = ["good", "bad film", "good film but", "dull", "cold cast"]
-    responses = asked(steps(), [text_request(text, **way) for text, way in zip(texts, ways, strict=True)])
+    responses = answered([text_request(text, **way) for text, way in zip(texts, ways, strict=True)])
     logits = np.array([[2.5, 1], [2.5, 2], [2.5, 3], [2.5, 1], [2.5, 2]])
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = [softmax[0], logits[1], 1 / (1 + np.exp(-logits[2])), softmax[3], logits[4]]
@@ -290,9 +273,9 @@ def test_rows_that_become_several_are_answered_as_one(steps: Steps) -> None:
     np.testing.assert_allclose(answers[4].tensors["SCORES"], [[2.5, 2]])
 
 
-def test_a_request_that_makes_too_many_rows_is_refused_alone(steps: Steps) -> None:
+def test_a_request_that_makes_too_many_rows_is_refused_alone(answered: Answered) -> None:
     requests = [text_request("good"), text_request(*[f"{LONG} cold"] * 3, "film"), text_request(*[f"{LONG} cold"] * 3)]
-    responses = asked(steps(Windowed), requests)
+    responses = answered(requests, Windowed)
     assert responses[1].error.code == INVALID_ARG
     assert responses[1].error.message == (
         "this request makes 7 rows for the model, which takes 6 at most: send fewer rows at once, or shorter ones"
@@ -348,10 +331,10 @@ def digests(*rows: str | bytes) -> list[list[int]]:
     return [[expected_digest({"TEXT": row if isinstance(row, bytes) else row.encode()})] for row in rows]
 
 
-def test_every_answer_says_of_which_text_it_is(steps: Steps) -> None:
+def test_every_answer_says_of_which_text_it_is(answered: Answered) -> None:
     rows = [("good", "bad film", "good"), ("é",), (f"{LONG} cold",), ("bad", b"ab\xff"), ("",)]
     for task in (TextClassification, Windowed):
-        responses = asked(steps(task), [text_request(*row) for row in rows])
+        responses = answered([text_request(*row) for row in rows], task)
         assert [response.error is None for response in responses] == [True, True, True, False, True]
         for row, response in zip(rows, responses, strict=True):
             if response.error is None:

@@ -1,0 +1,63 @@
+"""The Python steps of a model without Triton: what Triton hands to them, and as much of its module as they use."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+INVALID_ARG, INTERNAL = 3, 13
+
+
+@dataclass
+class Request:
+    """What Triton hands to a step."""
+
+    tensors: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def parameters(self) -> str:
+        return json.dumps(self.options) if self.options else ""
+
+
+def backend() -> ModuleType:
+    """As much of ``triton_python_backend_utils`` as the steps use."""
+    module = ModuleType("triton_python_backend_utils")
+
+    def tensor(name: str, array: Any) -> Any:
+        return SimpleNamespace(name=name, as_numpy=lambda: array)
+
+    def response(output_tensors: Any = (), error: Any = None) -> Any:
+        return SimpleNamespace(tensors={entry.name: entry.as_numpy() for entry in output_tensors}, error=error)
+
+    def error(message: str, code: int) -> Any:
+        return SimpleNamespace(message=message, code=code)
+
+    error.INVALID_ARG, error.INTERNAL = INVALID_ARG, INTERNAL  # type: ignore[attr-defined]
+    module.Logger = SimpleNamespace(log_error=len)  # type: ignore[attr-defined]
+    module.Tensor, module.InferenceResponse, module.TritonError = tensor, response, error  # type: ignore[attr-defined]
+    module.get_input_tensor_by_name = lambda request, name: tensor(name, request.tensors[name])  # type: ignore[attr-defined]
+    return module
+
+
+def initialized(name: str, folder: Path, config: str = "{}", **patched: Any) -> Any:
+    """A step's model, with the backend of this test.
+
+    Args:
+        name: ``preprocess``, ``postprocess`` or ``fused``.
+        folder: The folder of the model, with its version 1.
+        config: The model's configuration as JSON.
+        patched: Members of the module to replace.
+    """
+    module = importlib.import_module(f"serving.runtime.{name}")
+    for held in (module.__name__, "serving.runtime.refusals"):  # they hold the backend made for this test
+        sys.modules.pop(held)
+    for member, value in patched.items():
+        setattr(module, member, value)
+    step = module.TritonPythonModel()
+    step.initialize({"model_repository": str(folder), "model_version": "1", "model_config": config})
+    return step
