@@ -33,8 +33,8 @@ def described_export(options: ExportOptions, from_recipe: str | None = None) -> 
         ExportError: The architecture is of no task that is exported, or of several.
         click.UsageError: No checkpoint is given, and there is not exactly one.
     """
-    if options.name and options.task:
-        return options
+    if options.task and (options.name or not is_exported(task_class(options.task))):
+        return options  # of a task that is not exported, find_source says so
     if options.checkpoint is None:
         name = options.name or from_recipe
         if name is None:

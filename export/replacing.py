@@ -173,7 +173,7 @@ def refuse_other_bundle(folder: Path, *, task: str, checkpoint: str, files: Mapp
     if differences and not (changed and checkpoint == before and retrainable):
         raise ArtifactError(f"{folder} was exported for {found.task} from {before}; now {', '.join(differences)}", hint=REPLACE)
     if changed:
-        logger.info(f"the bundle in {folder} will be replaced: {checkpoint} has changed since")
+        logger.info(f"the bundle in {folder} will be replaced: the checkpoint {checkpoint} has changed since")
 
 
 def existing(folder: Path, kind: type[ManifestT]) -> ManifestT | None:

@@ -16,7 +16,8 @@ from serving.options import ModelsOptions, OutputOptions, RemoveOptions, parse_m
 if TYPE_CHECKING:
     from serving.inventory import InventoryEntry
 
-COLUMNS = ("name", "state", "task", "precision", "device", "packaged", "MB", "served at", "notes")
+COLUMNS = ("name", "state", "task", "precision", "device", "packaged", "MB", "ports", "notes")
+"""Columns of the list in a log or pipe; on a terminal precision and device share one, and notes stand below."""
 
 
 @click.command("models")
@@ -77,12 +78,15 @@ def _print_table(entries: Sequence[InventoryEntry]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*COLUMNS[:-1], box=None, pad_edge=False)
+    table = Table("name", box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    for column in ("state", "task", "served as", "packaged", "MB", "ports"):
+        table.add_column(column, no_wrap=True)
     console = Console()
     for entry in entries:
         color = {"ready": "green", "damaged": "red", "orphan": "yellow"}[entry.state]
-        name, state, *others = map(escape, _cells(entry)[:-1])
-        table.add_row(f"[bold]{name}[/]", f"[{color}]{state}[/]", *others)
+        name, state, task, precision, device, *others = map(escape, _cells(entry)[:-1])
+        kind = f"{precision} on {device}" if precision else ""
+        table.add_row(f"[bold]{name}[/]", f"[{color}]{state}[/]", task, kind, *others)
     console.print(table)
     for entry in entries:
         for note in entry.notes:

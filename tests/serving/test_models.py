@@ -69,7 +69,7 @@ def listed(repository: Path, *servers: Running) -> dict[str, tuple[str, ...]]:
 def test_models_are_listed_with_what_they_are(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     head, one, _ = capsys.readouterr().out.splitlines()
-    assert head.split("\t") == ["name", "state", "task", "precision", "device", "packaged", "MB", "served at", "notes"]
+    assert head.split("\t") == ["name", "state", "task", "precision", "device", "packaged", "MB", "ports", "notes"]
     name, state, task, precision, device, packaged, size, served, notes = one.split("\t")
     assert (name, state, task, precision, device, size) == ("one", "ready", "text-classification", "fp32", "cpu", "0.4")
     assert packaged.startswith("20") and (served, notes) == ("", "")
@@ -83,11 +83,11 @@ def test_models_are_a_table_on_a_terminal(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (repository / "two_preprocess").unlink()
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert cli.main(["models"]) == 0
     out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert re.search(r"^one +ready +text-classification +fp32 +cpu ", out, re.MULTILINE)
+    assert re.search(r"^one +ready +text-classification +fp32 on cpu ", out, re.MULTILINE)
     assert re.search(r"^two +damaged ", out, re.MULTILINE) and "\t" not in out
     assert out.splitlines()[-1].startswith("two: model_repository/two_preprocess is missing (package it again with: tritonize")
 

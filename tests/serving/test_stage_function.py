@@ -63,7 +63,7 @@ def test_the_default_is_that_of_the_command(finetuned: list[FinetuneOptions]) ->
 
 def test_one_value_stands_for_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ExportOptions] = record_export(monkeypatch)
-    monkeypatch.setattr("export.commands._table", lambda _: [])
+    monkeypatch.setattr("export.variant_table.variant_table", lambda _: [])
     export.export(precision="fp32", max_metric_drop=1)
     export.export(precision=("fp32", "int8"))
     assert [options.precision for options in seen] == [("fp32",), ("fp32", "int8")]
