@@ -102,7 +102,7 @@ class ServedView:
                 lines.append(
                     f"restarted with {package}; {name} was removed from the repository and is served until the server is stopped"
                 )
-            elif name not in self.left_out and current.resolve() != ensemble.generation:
+            elif name not in self.left_out and os.path.realpath(current) != str(ensemble.generation):
                 lines.append(f"restarted with {package}; a newer one is packaged: restart the server to load it")
         known = self._chosen.ensembles.keys() | self._chosen.damaged.keys()
         added = sorted(find_packages(self._repository, files=False).ensembles.keys() - known)

@@ -64,6 +64,8 @@ class TritonServer:
         options: The options that the server runs with.
         probes: One probe for each ensemble in the repository.
         address: Where it listens.
+        failed_by_chance: Whether it was not ready because a signal ended it or a process of it did not answer in time: the next
+            start may succeed.
     """
 
     def __init__(self, options: ServeOptions, *, log: Callable[[str], None], address: TritonAddress | None = None) -> None:
@@ -91,6 +93,7 @@ class TritonServer:
         self._stubs: list[psutil.Process] = []
         self._failure: str | None = None
         self._stopping = False
+        self.failed_by_chance = False
 
     def __enter__(self) -> Self:
         """Start the server, without waiting until it is ready.
@@ -153,6 +156,7 @@ class TritonServer:
         while waiting and not interrupted():
             if self._process.poll() is not None:
                 self._reader.join(5)  # the last lines say why
+                self.failed_by_chance = self._process.returncode < 0 or is_passing(list(self._tail))
                 ended = describe_exit(self._process.returncode) if self._failure is None else "was stopped"
                 raise ServerError(
                     f"tritonserver {ended} before it was ready: {failure_reason(list(self._tail))}",
@@ -167,6 +171,7 @@ class TritonServer:
                 waiting.pop(0)
             except RequestError as error:
                 if error.status != "UNAVAILABLE" and is_ready(self.address.http):
+                    self.failed_by_chance = is_passing([error.message])
                     raise ServerError(f"an ensemble failed its first request: {error.message}") from error
                 time.sleep(0.05)
             except OSError:
@@ -213,11 +218,6 @@ class TritonServer:
     @property
     def _started(self) -> bool:
         return self._reader.ident is not None
-
-    @property
-    def failed_by_chance(self) -> bool:
-        """Whether a signal ended it, or a process of it did not answer in time: the next start may succeed."""
-        return self._started and ((self._process.poll() or 0) < 0 or is_passing(list(self._tail)))
 
     def traffic(self, *, timeout: float = 5) -> Traffic:
         """Read how many requests have ended and how many are in flight.

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from types import FrameType
 
 from serving.backlog import Backlog
-from serving.errors import ServerError, TritonizeError
+from serving.errors import ArtifactError, ServerError, TritonizeError
 from serving.front import UNPROTECTED, start_front
 from serving.front.interface import Front
 from serving.health import ServerHealth
@@ -102,7 +102,9 @@ class Supervisor:
                 by_chance = server is not None and server.failed_by_chance and self._failed_starts < START_ATTEMPTS
                 if not self._announced and not by_chance:
                     raise
-                failure = error.message if isinstance(error, TritonizeError) else describe(error)
+                failure = describe(error) if isinstance(error, OSError) else error.message
+                if isinstance(error, ArtifactError) and error.hint:  # nothing is left to serve
+                    failure += f" ({error.hint})"
             if not stopped():
                 self._pause_before_restart(str(failure), stopped)
         if not self._announced:
@@ -117,11 +119,19 @@ class Supervisor:
         self._failed_starts = 0
         logger.info(f"ready after {ready_seconds:.1f} s: {', '.join(probe.ensemble for probe in find_probes(self._view.folder))}")
         if self._announced:
-            for difference in self._view.differences():
-                logger.warning(difference)
+            self._report_differences()
         else:
             self._on_ready(self._view)
             self._announced = True
+
+    def _report_differences(self) -> None:
+        """Say what the repository holds that is not served. It may be unreadable by now, which is no reason to stop."""
+        try:
+            differences = self._view.differences()
+        except OSError as error:
+            differences = [describe(error)]
+        for difference in differences:
+            logger.warning(difference)
 
     def _pause_before_restart(self, failure: str, stopped: Callable[[], bool]) -> None:
         """Say what happens next. A restart comes the later the more starts have failed in a row, and at once after none or one."""

@@ -71,11 +71,14 @@ def leave_surroundings() -> tempfile.TemporaryDirectory[str]:
 
 @contextlib.contextmanager
 def usual_ports_taken() -> Iterator[None]:
-    """Listen on the usual ports while the block runs, unless another program does: nobody answers there."""
+    """Listen on the usual ports while the block runs, unless another program does: nobody answers there.
+
+    All processes of all runs listen together, so that the ports are taken as long as one of them runs.
+    """
     with contextlib.ExitStack() as held:
         for port in USUAL_PORTS:
             with contextlib.suppress(OSError):
-                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                held.enter_context(socket.create_server(("127.0.0.1", port), reuse_port=True))
         yield
 
 

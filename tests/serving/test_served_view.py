@@ -138,6 +138,15 @@ def test_a_generation_that_was_deleted_is_left_out_and_named(
         view.refresh()
 
 
+def test_a_repository_that_is_gone_is_told(view: ServedView, repository: Path) -> None:
+    shutil.rmtree(repository)
+    with pytest.raises(ArtifactError, match=r"2 ensembles are damaged: .* was deleted"):
+        view.refresh()
+    assert [line.partition("; ")[2] for line in view.differences()] == [
+        f"{name} was removed from the repository and is served until the server is stopped" for name in ("one", "other")
+    ]
+
+
 def test_a_file_that_was_altered_is_left_out_until_it_is_as_it_was(view: ServedView, repository: Path) -> None:
     path = generation(repository) / "one_preprocess" / "1" / "settings.json"
     content = path.read_bytes()

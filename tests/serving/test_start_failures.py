@@ -135,6 +135,13 @@ def test_it_is_not_tried_for_ever(repository: Path, tmp_path: Path, fails: Fails
 
 
 @pytest.mark.server
+def test_a_server_that_takes_too_long_is_not_tried_again(repository: Path, tmp_path: Path, fails: Fails) -> None:
+    done = serve(repository, fails(9, "exec sleep 600"), *port_options(), "--ready-timeout=1")
+    assert done.returncode == 1 and starts(tmp_path) == 1
+    assert done.stderr.splitlines()[-1] == "error: tritonserver was not ready after 1 s (raise --ready-timeout)"
+
+
+@pytest.mark.server
 def test_a_lasting_failure_is_not_tried_again(repository: Path, tmp_path: Path, fails: Fails) -> None:
     done = serve(repository, fails(9, f"{printed(BAD_CONFIG)}\nexit 1"), *port_options())
     assert done.returncode == 1 and starts(tmp_path) == 1
