@@ -77,7 +77,7 @@ class ServedView:
             raise _combined(refused)
         for name, error in refused.items():
             if name not in self.left_out:
-                logger.error(f"{name} is left out: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+                logger.error(f"{name} is left out: {error.message_with_hint}")
         self.left_out = refused
         links = {name: self._repository / name for name in self._chosen.others if (self._repository / name).is_dir()}
         for name in sorted(set(self._chosen.others) - links.keys()):
