@@ -115,6 +115,8 @@ def test_json_of_every_shape_holds_the_same_rows(tmp_path: Path, content: str) -
         ('{"text": "a"}', r"'text' holds 'a', not a list of values"),
         ('{"a": [1, 2], "b": [1]}', r"column 'a' has 2 values, but column 'b' has 1"),
         ('{"a": {"0": 1}, "b": {"1": 1}}', r"the columns 'a' and 'b' have different rows"),
+        ('{"columns": ["a", "b"], "data": [[1, 2], [3]]}', r"row 2: 1 values for 2 columns: \[3\]"),
+        ('{"columns": ["a", "a"], "data": [[1, 2]]}', r"column 'a' is there twice"),
         ('[{"a": 1}', r"a\.json is not JSON: Expecting ',' delimiter: line 1 column 10"),
         ('{"a": 1}\n{"a": ', r"a\.json, line 2 is not JSON"),
         ('[{"a": 1, "a": 2}]', r"the key 'a' is there twice"),
@@ -246,6 +248,13 @@ def test_tsv_of_a_csv_writer_is_unquoted(tmp_path: Path) -> None:
         {"text": "two\nlines\tand a tab", "label": "1"},
     ]
     assert rows(write(tmp_path / "b.tsv", '"text"\t"label"\n"a"\t1\n')) == [{"text": "a", "label": "1"}]
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_field_of_tsv_may_be_a_long_document(tmp_path: Path, quote: str) -> None:
+    document = "a word " * 30_000
+    found = rows(write(tmp_path / "a.tsv", f"{quote}text{quote}\tlabel\n{quote}{document}{quote}\t1\n"))
+    assert found == [{"text": document, "label": "1"}]
 
 
 @pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])

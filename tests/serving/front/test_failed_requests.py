@@ -105,6 +105,15 @@ def test_a_flood_is_a_few_lines() -> None:
     assert lines[-1] == lines[0], "there was one"
 
 
+@pytest.mark.parametrize(
+    "line", [json.dumps(HTTP)[:60], json.dumps({MARK: "HTTP/1.1"}), json.dumps(HTTP | {"grpc_status": "x", "path": "/inference"})]
+)
+def test_a_broken_line_does_not_end_the_reader(line: str) -> None:
+    lines: list[str] = []
+    assert FailedRequests(lines.append).read(line)
+    assert lines == ["request failed: the proxy's line about it is broken"]
+
+
 def test_other_lines_are_none_of_its_business() -> None:
     failed = FailedRequests(pytest.fail)
     for line in ("warning something", '{"a": 1}', f"a text with {MARK}", ""):
