@@ -292,9 +292,9 @@ class PredictOptions:
     input: Annotated[
         Path | None,
         Option(
-            "Rows to predict: a csv, tsv, txt, json, jsonl, parquet or CoNLL file.",
-            path="existing-file",
-            metavar="FILE",
+            "Rows to predict: a csv, tsv, txt, json, jsonl, parquet or CoNLL file, a pattern or folder of such files, or a folder "
+            "of texts.",
+            metavar="PATH",
             former_keys=("input_file",),
         ),
     ] = None

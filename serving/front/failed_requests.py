@@ -32,6 +32,8 @@ HEALTH = re.compile(
 )
 """Paths that ask whether a server or a model is ready. That it is not is an answer, no failure."""
 MODEL_PATH = re.compile(r"/v2/models/([^/?]+)")
+GIVEN_UP = {"DC", "DR"}
+"""Flags of requests whose client gave up: it closed the connection, or reset its stream, as gRPC does."""
 ABSENT = "-"
 """What Envoy writes for a field that is not there."""
 
@@ -135,7 +137,7 @@ def _described(line: str) -> str | None:
 def describe_failure(fields: dict[str, object]) -> str | None:
     """Return model, status, request id and reason of a failed request; None if the client gave up or asked for readiness."""
     path, flags = str(fields["path"]), str(fields["flags"])
-    if "DC" in flags.split(",") or HEALTH.search(path):
+    if GIVEN_UP & set(flags.split(",")) or HEALTH.search(path):
         return None
     model, request_id = _present(fields["model"]), _present(fields["request_id"])
     if model is None and (found := MODEL_PATH.match(path)):

@@ -18,12 +18,11 @@ from pyarrow import parquet
 
 from export.columns import Columns, HeldOutColumns
 from export.data import Rows
-from export.files import read_rows
 from export.sources import load_rows
 from export.tasks import task_class
 from serving.errors import DataError
 from serving.file_layout import FileLayout, parse_column_names, parse_encoding, parse_separator
-from serving.records import read_file
+from serving.records import read_file, read_rows
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -320,7 +319,7 @@ def test_imdb_without_its_unlabelled_texts(tmp_path: Path, caplog: pytest.LogCap
     for extra in ("imdbEr.txt", "README", "train/urls_neg.txt", "train/labeledBow.feat"):
         write(tmp_path / "aclImdb" / extra, "0.5")
     found = [dict(row) for _, row in read_rows(str(tmp_path / "aclImdb"), "train")]
-    assert found == [{"text": "train neg", "label": "neg"}, {"text": "train pos", "label": "pos"}]
+    assert found == [{"text": f"train {label}", "label": label, "file": f"{label}/0_1.txt"} for label in ("neg", "pos")]
     assert "unsup is left out: its texts have no label" in caplog.text
     assert [row["text"] for _, row in read_rows(str(tmp_path / "aclImdb"), "test")] == ["test neg", "test pos"]
 

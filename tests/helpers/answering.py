@@ -54,6 +54,10 @@ def texts(count: int, seed: int) -> list[dict[str, str]]:
     return [{"question": row["question"], "context": row["context"]} for row in rows(count, seed)]
 
 
+LONGEST = 512
+"""Tokens that the model takes, and that the bundle is exported for. The checkpoint's tokenizer has those of the training."""
+
+
 @functools.cache
 def base() -> Path:
     """Folder of a tiny BERT without a head that takes 512 tokens."""
@@ -62,9 +66,9 @@ def base() -> Path:
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer("wordpiece")
-    tokenizer.model_max_length = 512
+    tokenizer.model_max_length = LONGEST
     config = make_config("bert", tokenizer)
-    config.max_position_embeddings = 512
+    config.max_position_embeddings = LONGEST
     folder = Path(_FOLDER.name) / "base"
     AutoModel.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -112,5 +116,5 @@ def bundle() -> Path:
     from export.cli import main
 
     trained()
-    assert main(["export", *_shared(), "--precision", "fp32", "--max-length", "512", "--device", "cpu"]) == 0
+    assert main(["export", *_shared(), "--precision", "fp32", "--max-length", str(LONGEST), "--device", "cpu"]) == 0
     return Path(_FOLDER.name) / "tiny" / "bundle"

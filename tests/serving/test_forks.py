@@ -13,8 +13,10 @@ pytestmark = pytest.mark.server
 PROTOCOLS = ["grpc", "http"]
 
 BEGIN = """
-import asyncio, faulthandler, multiprocessing, os, socket, sys, threading, time, traceback
+import asyncio, faulthandler, multiprocessing, os, socket, sys, threading, time, traceback, warnings
+from serving import TruncationWarning
 from serving.client import AsyncTritonPipeline, TritonPipeline
+warnings.simplefilter("ignore", TruncationWarning)
 url, protocol = sys.argv[1:]
 
 def fork(work, leave=sys.exit):  # whatever Python ends there must not reach the parent's connection

@@ -63,7 +63,9 @@ def pipeline() -> Any:
     import transformers
 
     torch.set_num_threads(1)  # the server wants the other core
-    return transformers.pipeline("question-answering", model=str(answering.trained()), tokenizer=str(answering.trained()))
+    found = transformers.pipeline("question-answering", model=str(answering.trained()), tokenizer=str(answering.trained()))
+    found.tokenizer.model_max_length = answering.LONGEST
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +242,7 @@ def test_predict(server: ServeOptions, pipeline: Any, tmp_path: Path, capsys: py
     files = ["--input", str(answering.write(tmp_path / "rows.jsonl", answering.rows(5, seed=3))), "--output", str(tmp_path / "out")]
     assert main([*ask, *files]) == 0
     answered = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
-    assert [list(line) for line in answered] == [["question", "context", "answer"]] * 5
+    assert [list(line) for line in answered] == [["question", "context", "answers", "answer"]] * 5
     assert_same([line["answer"] for line in answered], pipeline(answering.texts(5, seed=3)))
 
 

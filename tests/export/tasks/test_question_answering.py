@@ -155,7 +155,9 @@ def trained() -> Path:
 
 @pytest.fixture(scope="module")
 def trained_pipeline(trained: Path) -> Any:
-    return pipeline_of(trained)
+    found = pipeline_of(trained)
+    found.tokenizer.model_max_length = answering.LONGEST
+    return found
 
 
 @pytest.fixture(scope="module")

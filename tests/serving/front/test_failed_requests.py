@@ -57,6 +57,7 @@ HTTP = {
             f"model reviews, HTTP 400, request id {('x?y' * 99)[:100]}: {REASON}",
         ),
         ({"flags": "DC", "status": 0}, None),
+        ({"flags": "UF,DR", "status": 0, "details": "http2.remote_reset"}, None),
         ({"path": "/v2/health/ready", "status": 503}, None),
         ({"path": "/inference.GRPCInferenceService/ServerReady", "status": 200, "grpc_status": 14}, None),
     ],
