@@ -73,7 +73,7 @@ def _parse_gate(text: str) -> str:
     try:
         parse_gate(text)
     except DataError as error:
-        raise ValueError(f"{error.message} ({error.hint})") from None
+        raise ValueError(error.message_with_hint) from None
     return text
 
 

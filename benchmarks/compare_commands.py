@@ -52,4 +52,4 @@ def _read(argument: str, path: Path) -> Report:
     try:
         return read_report(path)
     except DataError as error:
-        raise click.UsageError(f"{argument}: {error.message} ({error.hint})") from None
+        raise click.UsageError(f"{argument}: {error.message_with_hint}") from None

@@ -91,12 +91,10 @@ def _print_grid(options: TuneOptions, *, as_json: bool) -> None:
 
 def _packaged_length(repository: Path, name: str, bundle: Path) -> int | None:
     """Return the maximum length that a bundle is packaged with, so that it stays; None if it is not packaged."""
-    from serving.artifact import MANIFEST, sha256
-    from serving.lineage import read_package
+    from serving.lineage import is_packaged_from, read_package
 
     packaged = read_package(repository, name)
-    is_same = packaged is not None and packaged.inputs.files.get(MANIFEST) == sha256(bundle / MANIFEST)
-    return packaged.max_length if packaged is not None and is_same else None
+    return packaged.max_length if packaged is not None and is_packaged_from(packaged, bundle) else None
 
 
 def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Path:

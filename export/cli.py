@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     except TritonizeError as error:
         if meta.get(DEBUG):
             traceback.print_exc()
-        click.echo(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), err=True)
+        click.echo(f"error: {error.message_with_hint}", err=True)
         return 1
     except OSError as error:
         if meta.get(DEBUG):

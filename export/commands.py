@@ -95,11 +95,13 @@ def prepare_export(options: ExportOptions, sharing: SharingOptions) -> ExportOpt
         flags = [flag for flag in flags_of(Columns) if flag != pairs or options.checkpoint is None]
         refuse_idle(flags, "without --test: the rows that finetune kept have no columns to choose")
     if options.precisions == ("fp32",):
-        refuse_idle(["--min-agreement"], "for fp32, whose labels must all agree")
+        refuse_idle(["--min-agreement", "--min-row-agreement"], "for fp32, whose labels must all agree")
     if options.task:
         refuse_idle_columns(options.columns, options.task)
         options = with_checked_setting(options)  # now rather than after a download
-    return with_checked_setting(described_export(options, recipe_name(click.get_current_context())))
+    options = with_checked_setting(described_export(options, recipe_name(click.get_current_context())))
+    _refuse_idle_row_agreement(options.task)
+    return options
 
 
 def run_export(options: ExportOptions) -> BundleManifest:
@@ -145,6 +147,15 @@ def _without_rows_of_other_data(ctx: click.Context, options: FinetuneOptions) ->
 def _refuse_idle_sharing(sharing: SharingOptions) -> None:
     if sharing.push_to_hub is None:
         refuse_idle(["--private"], "without --push-to-hub")
+
+
+def _refuse_idle_row_agreement(task: str) -> None:
+    from export.tasks import is_exported, task_class
+    from export.tasks.exported import ExportedTask
+
+    kind = task_class(task)
+    if is_exported(kind) and kind.row_agreement is ExportedTask.row_agreement:
+        refuse_idle(["--min-row-agreement"], f"for {task}, where --min-agreement compares whole answers already")
 
 
 def _share(folder: Path, sharing: SharingOptions, *, within: str = "") -> None:

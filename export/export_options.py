@@ -55,7 +55,7 @@ class ExportOptions(StageOptions):
             "fp32 it is always 1.",
             minimum=0,
             maximum=1,
-            default_text="fp16 0.99, int8 0.9",
+            default_text="fp16 0.99, int8 0.9; lower for more than three candidate labels",
         ),
     ] = None
     verify_rows: Annotated[int, Option("Maximum number of rows to verify on, drawn at random.", minimum=64)] = 1000

@@ -71,12 +71,13 @@ def _task_of(folder: Path, location: str) -> str:
 
 
 def _fitting(config: Mapping[str, Any], folder: Path) -> list[str]:
-    """Return the names of the exported tasks that a checkpoint has the head of, or that its files are made for."""
+    """Return the names of the exported tasks whose head the checkpoint has, or whose files."""
     tasks = [task for name in task_names() if is_exported(task := task_class(name))]
     found = [
         task.name
         for task in tasks
-        if (checkpoints.has_head(config, task) and task.suits(config)) or (folder / (task.recognized_by or "/none")).is_file()
+        if (checkpoints.has_head(config, task) and task.suits(config))
+        or (task.recognized_by and (folder / task.recognized_by).is_file())
     ]
     if found or not any(name.endswith("Model") for name in checkpoints.architectures(config)):
         return found

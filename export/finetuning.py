@@ -136,13 +136,15 @@ def _with_settings(task: TrainedTask, options: FinetuneOptions, base: Path) -> T
 
     Raises:
         ArtifactError: The checkpoint cannot be used for the task.
-        click.BadParameter: A setting that the user chose has no effect.
+        click.BadParameter: A setting or a temperature that the user chose has no effect.
     """
     try:
         bound = task.with_settings(checkpoints.read_settings(base, type(task), options.setting))
     except ValueError as error:
         raise ArtifactError(f"{options.checkpoint} cannot be used for {task.name}: {error}", hint="see --setting") from None
     refuse_idle_settings(bound, options.setting)
+    if options.distillation is not None:
+        options.distillation.check_temperature(bound.head().get("problem_type"))
     return bound
 
 

@@ -13,12 +13,11 @@ from export.checkpoint import check_readable
 from export.checkpoint_checks import refuse_adapter, refuse_own_code
 from export.columns import Columns, ResolvedColumns
 from export.data import Rows, checked_rows
-from export.files import read_rows
 from export.tasks.base import Task
 from serving.artifact import sha256
 from serving.errors import ArtifactError, DataError, first_line
 from serving.manifests import CheckpointManifest
-from serving.records import LocatedRow
+from serving.records import LocatedRow, read_rows
 
 HUB = "hub:"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -116,7 +115,7 @@ def load_rows(
     """Load rows and check every one of them.
 
     Args:
-        location: A file with rows, a pattern of such files, or a folder (see :func:`export.files.read_rows`);
+        location: A file with rows, a pattern of such files, or a folder (see :func:`serving.records.read_rows`);
             ``hub:NAME[/CONFIG]``, a data set of the Hub or a local folder in its format; or ``quickstart:reviews``. The latter
             two may end in ``:SPLIT``.
         columns: The columns that the user names.

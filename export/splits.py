@@ -130,6 +130,8 @@ def _label_text(label: Any, task: TrainedTask) -> str:
     """Return the name of a label or of several ones, as the data set has them."""
     if isinstance(label, list) and all(type(one) is int for one in label) and task.labels:
         return ", ".join(task.labels[one] for one in label) or "no label"
+    if isinstance(label, dict) and "label" in label:  # of each word: their positions say nothing to a reader
+        return shown(" ".join(label["label"]))
     return task.labels[label] if type(label) is int and label < len(task.labels) else shown(label)
 
 

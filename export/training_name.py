@@ -6,10 +6,10 @@ import glob
 from dataclasses import replace
 from pathlib import Path
 
-from export.files import belongs_to_split
 from export.finetune_options import FinetuneOptions
 from export.sources import HUB
 from serving.naming import as_model_name, tell_name
+from serving.records import belongs_to_split
 
 
 def named_for_training(options: FinetuneOptions, from_recipe: str | None = None) -> FinetuneOptions:

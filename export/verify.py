@@ -28,8 +28,11 @@ MIN_ROW_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.9}
 """Default of ``--min-row-agreement`` by precision: the required share of rows whose whole answer equals the original's.
 
 It matters where an answer has several labels. A row of three labels, each of which agrees with the share in
-:data:`MIN_AGREEMENT`, agrees as a whole with about this share: 0.97 ** 3 is 0.91, and 0.995 ** 3 is 0.985.
+:data:`MIN_AGREEMENT`, agrees as a whole with about this share: 0.97 ** 3 is 0.91, and 0.995 ** 3 is 0.985. For another number of
+labels the default is scaled in the same way.
 """
+SCALED_FROM_LABELS = 3
+"""Number of labels that :data:`MIN_ROW_AGREEMENT` is for."""
 MAX_LOGIT_DIFFERENCE = 1e-3
 """Allowed logit difference of fp32, multiplied by the largest logit if that is above 1."""
 BATCH = 16
@@ -50,8 +53,8 @@ class GateLimits:
     Attributes:
         max_metric_drop: Points (hundredths) of the main metric that a variant may lose.
         min_agreement: Required share of labels that agree; None: as in :data:`MIN_AGREEMENT`. fp32 always requires 1.
-        min_row_agreement: Required share of rows whose whole answer agrees; None: as in :data:`MIN_ROW_AGREEMENT`. fp32 always
-            requires 1.
+        min_row_agreement: Required share of rows whose whole answer agrees; None: as in :data:`MIN_ROW_AGREEMENT`, scaled by
+            the number of labels. fp32 always requires 1.
     """
 
     max_metric_drop: float = 0.5
@@ -229,7 +232,8 @@ def verify_variant(precision: str, original: OriginalOutputs, variant: Arrays, l
         _agreement_gate(agreeing, rows, _required(precision, limits.min_agreement, MIN_AGREEMENT)),
     ]
     if whole is not None:
-        required = _required(precision, limits.min_row_agreement, MIN_ROW_AGREEMENT)
+        defaults = {name: share ** (task.labels_per_row / SCALED_FROM_LABELS) for name, share in MIN_ROW_AGREEMENT.items()}
+        required = _required(precision, limits.min_row_agreement, defaults)
         gates.append(_row_agreement_gate(int((whole & valid).sum()), rows, required))
     if precision == "fp32":
         gates.append(_difference_gate(largest, max(float(np.abs(values).max()) for values in original.outputs.values())))

@@ -31,11 +31,11 @@ PROGRAMS = ("tritonserver: ", "envoy: ")
 """What the messages of other programs begin with."""
 
 
-def start_detached(options: ServeOptions) -> Path:
+def start_detached(options: ServeOptions) -> Running:
     """Start a supervisor in the background and wait until every ensemble answers.
 
     Returns:
-        The log file.
+        The record of the server.
 
     Raises:
         ServerError: The server ended before it was ready, or one already runs at the same port.
@@ -63,7 +63,7 @@ def start_detached(options: ServeOptions) -> Path:
             running = find_running(options.http_port)
             if running is not None and running.pid == supervisor and running.ready:
                 _repeat(_messages(log_path, begun))
-                return log_path
+                return running
             time.sleep(0.05)
     except KeyboardInterrupt:
         os.kill(supervisor, signal.SIGTERM)
@@ -117,7 +117,7 @@ def main() -> int:
         try:
             supervise(options, on_ready=lambda _: None)
         except TritonizeError as error:
-            logger.error(error.message + (f" ({error.hint})" if error.hint else ""))
+            logger.error(error.message_with_hint)
             return 1
         except Exception:
             logger.critical(traceback.format_exc())

@@ -89,14 +89,13 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
     """Start Triton and wait until every ensemble answers."""
     refuse_idle_front(options)
     from serving.background import start_detached
-    from serving.server_record import find_running
+    from serving.server_record import log_file
     from serving.supervisor import supervise
 
     if start.detach:
-        log = start_detached(options)
-        if (running := find_running(options.http_port)) is not None:
-            _announce(options, Path(running.served), running.left_out)
-        click.echo(f"its log: {log}   stop it with: tritonize stop --http-port {options.http_port}")
+        running = start_detached(options)
+        _announce(options, Path(running.served), running.left_out)
+        click.echo(f"its log: {log_file(options.http_port)}   stop it with: tritonize stop --http-port {options.http_port}")
         return
     stamp_messages()
     supervise(options, on_ready=lambda view: _announce(options, view.folder, view.left_out))

@@ -16,10 +16,12 @@ class DetachedServer:
 
     Attributes:
         address: Where it listens.
+        process: Process id of its supervisor.
         log: Its log file.
     """
 
     address: ServerAddress
+    process: int
     log: Path
 
     @property
@@ -38,14 +40,17 @@ class DetachedServer:
         return self.address.metrics_url
 
     def stop(self) -> None:
-        """Drain and stop the server.
+        """Drain and stop the server. Nothing happens if it has ended already.
 
         Raises:
-            ServerError: It does not run any more, or does not end.
+            ServerError: It does not end.
         """
         from serving.background import stop
+        from serving.server_record import find_running
 
-        stop(self.address.http_port)
+        running = find_running(self.address.http_port)
+        if running is not None and running.pid == self.process:  # otherwise another server has the port by now
+            stop(self.address.http_port)
 
     def __enter__(self) -> Self:
         """Return the server."""

@@ -40,6 +40,11 @@ class TritonizeError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def message_with_hint(self) -> str:
+        """The message, followed by the hint in brackets if there is one."""
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
     def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[object, ...]]:
         """Pickle the attributes: a process pool would wait for ever for an error that cannot be made from its message alone."""
         return _restore, (type(self), self.args, vars(self))

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from serving.option_fields import Option
+
+
+def parse_rows_location(text: str) -> Path:
+    """Check that rows can be read from a location.
+
+    Args:
+        text: A file, a folder, or a pattern such as ``part-*.csv``.
+
+    Returns:
+        The location.
+
+    Raises:
+        ValueError: Nothing is there.
+    """
+    path = Path(text)
+    if not path.exists() and not glob.glob(text):  # noqa: PTH207 - a pattern may begin anywhere
+        raise ValueError(f"{text!r} does not exist: give a file, a folder, or a pattern of files such as 'part-*.csv'")
+    return path
 
 
 def parse_column_names(text: str) -> str:

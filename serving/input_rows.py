@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from serving.errors import DataError
 from serving.file_layout import FileLayout
-from serving.records import checked_text, parse_json, read_file, shown
+from serving.records import checked_text, parse_json, read_rows, shown
 from serving.runtime.tasks.base import ServedTask
 
 ColumnNames = dict[str, str | tuple[str, ...]]
@@ -34,10 +34,10 @@ class InputRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """A file with rows to predict.
+    """A file, a pattern of files or a folder with rows to predict.
 
     Attributes:
-        path: The file.
+        path: The file, pattern or folder. Of a folder with files or folders for each split, the test rows are read.
         columns: Its columns by pipeline key.
         layout: What the user says about its content.
         words: Whether the task labels words: a list of words is then a text.
@@ -48,6 +48,11 @@ class InputFile:
     layout: FileLayout = field(default_factory=FileLayout)
     words: bool = False
 
+    @property
+    def is_readable_again(self) -> bool:
+        """Whether the rows can be read twice: not from a pipe."""
+        return not self.path.exists() or self.path.is_file() or self.path.is_dir()
+
     def rows(self) -> Iterator[InputRow]:
         """Read the rows lazily.
 
@@ -55,7 +60,7 @@ class InputFile:
             DataError: The file has another format or is unreadable, or a row lacks one of the columns. The message names both.
         """
         names = list(chain.from_iterable((names,) if isinstance(names, str) else names for names in self.columns.values()))
-        for where, row in read_file(self.path, self.layout, words=self.words):
+        for where, row in read_rows(str(self.path), "test", self.layout, words=self.words, labelled=False):
             for column in names:
                 if column not in row:
                     raise DataError(

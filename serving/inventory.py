@@ -57,7 +57,7 @@ def take_inventory(repository: Path, artifacts: Path, servers: Sequence[Running]
     found = find_packages(repository, files=False)
     entries = [_ready(repository, artifacts, ensemble, servers) for ensemble in found.ensembles.values()]
     for name, error in found.damaged.items():
-        notes = (f"{error.message} ({error.hint})" if error.hint else error.message, *_served_notes(repository, name, servers))
+        notes = (error.message_with_hint, *_served_notes(repository, name, servers))
         size = _size([model_home(repository, name), *(repository / link for link in repository_links(name))])
         ports = _ports(repository, name, servers)
         entries.append(InventoryEntry(name=name, state="damaged", bytes=size, ports=ports, notes=notes))

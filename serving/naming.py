@@ -61,7 +61,7 @@ def only_artifact(artifacts: Path, kind: str, remedy: str) -> str:
     if not names:
         raise click.UsageError(f"{artifacts} holds no {kind}: give --name or --{kind}, or make one with: {remedy}")
     if len(names) > 1:
-        raise click.UsageError(f"{artifacts} holds several of kind {kind}: choose with --name one of {', '.join(names)}")
+        raise click.UsageError(f"{artifacts} holds several {kind}s: choose one with --name: {', '.join(names)}")
     return names[0]
 
 

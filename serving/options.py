@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from serving.file_layout import FileLayout
+from serving.file_layout import FileLayout, parse_rows_location
 from serving.option_fields import Option
 
 LONGEST_NAME = 200
@@ -319,9 +319,10 @@ class PredictOptions:
     input: Annotated[
         Path | None,
         Option(
-            "Rows to predict: a csv, tsv, txt, json, jsonl, parquet or CoNLL file.",
-            path="existing-file",
-            metavar="FILE",
+            "Rows to predict: a csv, tsv, txt, json, jsonl, parquet or CoNLL file, a pattern or folder of such files, or a folder "
+            "of texts.",
+            metavar="PATH",
+            parse=parse_rows_location,
             former_keys=("input_file",),
         ),
     ] = None

@@ -50,7 +50,7 @@ async def predict_file(pipe: AsyncTritonPipeline, files: PredictFile, progress: 
     """Append one JSON line per row to the output: the row, its ``answer`` and, if it was, that it was ``truncated``.
 
     If the output exists, the run continues: the complete lines are checked against the input and kept, if the same ensemble
-    wrote them with the same options. The rows of a regular file are all checked before the first one is sent.
+    wrote them with the same options. All rows are checked, except those of a pipe, before the first one is sent.
 
     Args:
         pipe: The client of the ensemble.
@@ -75,15 +75,15 @@ async def predict_file(pipe: AsyncTritonPipeline, files: PredictFile, progress: 
 
 
 def _check_files(files: PredictFile, task: ServedTask) -> tuple[int, int | None]:
-    """Check that the output answers the first rows of the input in order, and all rows of a regular file.
+    """Check that the output answers the first rows of the input in order, and all rows unless they come from a pipe.
 
     Returns:
         Number of answered rows, and of all rows; None if they can be read only once.
     """
     lines = files.output.complete_lines()
-    if not files.input.path.is_file():
+    if not files.input.is_readable_again:
         if lines:
-            raise DataError(f"{files.input.path} is not a regular file, so {files.output.path} cannot be continued")
+            raise DataError(f"{files.input.path} is a pipe, so {files.output.path} cannot be continued")
         return 0, None
     total = 0
     for number, (row, line) in enumerate(zip_longest(files.input.rows(), lines), 1):
@@ -110,7 +110,7 @@ async def _answer_rest(
 ) -> TruncatedRows:
     """Answer the rows that the output does not have yet, and return them."""
     waiting: deque[str] = deque()
-    checked = files.input.path.is_file()
+    checked = files.input.is_readable_again
     encode = JSONEncoder(ensure_ascii=False).encode
     answered = TruncatedRows(before=done)
 

@@ -77,7 +77,7 @@ class ServedView:
             raise _combined(refused)
         for name, error in refused.items():
             if name not in self.left_out:
-                logger.error(f"{name} is left out: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+                logger.error(f"{name} is left out: {error.message_with_hint}")
         self.left_out = refused
         links = {name: self._repository / name for name in self._chosen.others if (self._repository / name).is_dir()}
         for name in sorted(set(self._chosen.others) - links.keys()):
@@ -150,12 +150,23 @@ def _hold(found: FoundPackages, repository: Path, held: contextlib.ExitStack) ->
 
 
 def _others(repository: Path, found: FoundPackages) -> tuple[str, ...]:
-    """Return the models that tritonize did not write. Triton reads them where they are."""
+    """Return the models that tritonize did not write. Triton reads them where they are.
+
+    Triton would not start with a folder that holds no model; so each of these is left out with a warning.
+    """
     ours = {path.name for orphan in found.orphans for path in orphan.paths}
     for name in (*found.ensembles, *found.damaged):
         ours |= {name, *(f"{name}_{step}" for step in STEPS)}
-    entries = sorted(entry for entry in repository.glob("[!.]*") if entry.is_dir())
-    return tuple(entry.name for entry in entries if entry.name not in ours)
+    entries = sorted(entry for entry in repository.glob("[!.]*") if entry.is_dir() and entry.name not in ours)
+    models = [entry for entry in entries if _holds_model(entry)]
+    for entry in entries:
+        if entry not in models:
+            logger.warning(f"{entry} is left out: it holds no model, neither a config.pbtxt nor a folder of a version")
+    return tuple(entry.name for entry in models)
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.pbtxt").is_file() or any(entry.name.isdecimal() and entry.is_dir() for entry in folder.iterdir())
 
 
 def _check_again(name: str, generation: Path) -> None:

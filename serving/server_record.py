@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -146,12 +147,16 @@ def state_folder() -> Path:
     """Return the folder with the records and logs of this user's servers. Only this user can read it.
 
     Raises:
-        ServerError: The folder belongs to another user.
+        ServerError: The folder belongs to another user, is a link, or other users may write into it.
     """
     folder = Path(tempfile.gettempdir()) / f"tritonize-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise ServerError(f"{folder} belongs to another user", hint="set TMPDIR to a folder of your own")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ServerError(
+            f"{folder} is not a folder that only you can write into", hint="remove it, or set TMPDIR to a folder of your own"
+        )
     return folder
 
 

@@ -52,6 +52,8 @@ def serve(options: ServeOptions) -> DetachedServer:
         TritonizeError: The server could not be started.
     """
     from serving.background import start_detached
+    from serving.server_record import log_file
 
     refuse_idle_front(options)
-    return DetachedServer(address=options, log=start_detached(options))
+    running = start_detached(options)
+    return DetachedServer(address=options, process=running.pid, log=log_file(options.http_port))

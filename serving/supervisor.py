@@ -102,9 +102,10 @@ class Supervisor:
                 by_chance = server is not None and server.failed_by_chance and self._failed_starts < START_ATTEMPTS
                 if not self._announced and not by_chance:
                     raise
-                failure = describe(error) if isinstance(error, OSError) else error.message
-                if isinstance(error, ArtifactError) and error.hint:  # nothing is left to serve
-                    failure += f" ({error.hint})"
+                if isinstance(error, OSError):
+                    failure = describe(error)
+                else:  # an ArtifactError: nothing is left to serve
+                    failure = error.message_with_hint if isinstance(error, ArtifactError) else error.message
             if not stopped():
                 self._pause_before_restart(str(failure), stopped)
         if not self._announced:
@@ -112,7 +113,7 @@ class Supervisor:
 
     def _report(self, ready_seconds: float | None) -> None:
         """Record whether the server is ready, and how long that took in seconds."""
-        left_out = {name: f"{error.message} ({error.hint})" for name, error in self._view.left_out.items()}
+        left_out = {name: error.message_with_hint for name, error in self._view.left_out.items()}
         self._record.update(ready=ready_seconds is not None, ready_seconds=ready_seconds, left_out=left_out)
         if ready_seconds is None:
             return

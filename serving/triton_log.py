@@ -66,7 +66,8 @@ def failure_reason(lines: Sequence[str]) -> str:
     if thrown:
         return ": ".join(dict.fromkeys([thrown[-1], *said[-1:]]))
     errors = [_first_line(found.text) for found in map(read_line, lines) if found.level >= logging.ERROR]
-    causes = [error for error in errors if "failed to load '" in error]  # the first of them is the cause of the others
+    # the first of them is the cause of the others
+    causes = [error for error in errors if "failed to load '" in error or error.startswith("Poll failed for")]
     passing = [error for error in errors if PASSING.search(error)]
     other = [line for line in lines if line and not PREFIX.match(line)]
     return next(iter([*causes, *passing, *errors[-1:], *other[-1:]]), "it printed no error")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 
 import export
@@ -11,6 +12,7 @@ import serving
 from export import cli
 from export.tasks.question_answering import QuestionAnsweringTask
 from export.tasks.text_classification import TextClassificationTask
+from export.training.hyperparameters import Distillation
 from serving import repository
 from serving.artifact import write_manifest
 from serving.options import PackageOptions
@@ -45,6 +47,8 @@ def _recorded(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["export", "--label-column", "x"], f"--label-column has no effect {KEPT}"),
         (["export", "--encoding", "latin-1"], f"--encoding has no effect {KEPT}"),
         (["export", "--precision", "fp32", "--min-agreement", "0.9"], "--min-agreement has no effect for fp32"),
+        (["export", "--precision", "fp32", "--min-row-agreement", "0.9"], "--min-row-agreement has no effect for fp32"),
+        (["export", "--min-row-agreement", "0.9"], "--min-row-agreement has no effect for text-classification, where --min-agree"),
         (["export", "--task", "fill-mask", "--test", "t", "--text-pair-column", "x"], "for fill-mask: its rows have one text"),
         (["serve", "--front", "none", "--queue", "3"], "--queue has no effect with --front none"),
         (["serve", "--front", "none", "--max-request-mib", "3"], "--max-request-mib has no effect with --front none"),
@@ -72,6 +76,7 @@ def test_an_option_without_effect_is_wrong_usage(arguments: list[str], said: str
         [*FINETUNE, "--test", "t", "--test-text-column", "x"],
         ["export", "--test", "t", "--text-column", "x"],
         ["export", "--precision", "fp32,int8", "--min-agreement", "0.9"],
+        ["export", "--task", "token-classification", "--min-row-agreement", "0.8"],
     ],
 )
 def test_options_with_an_effect_are_taken(arguments: list[str]) -> None:
@@ -136,6 +141,14 @@ def test_settings_without_effect_are_known() -> None:
     number = TextClassificationTask.from_config({"id2label": {"0": "score"}, "problem_type": "regression"})
     assert "the model predicts a number" in number.idle_settings()["threshold"]
     assert QuestionAnsweringTask.from_config({}, pair=True).idle_settings().keys() == {"max_question_len"}
+
+
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+def test_a_temperature_without_softmax_is_refused(problem_type: str) -> None:
+    with pytest.raises(click.BadParameter, match="it has no effect: "):
+        Distillation(teacher="t", temperature=4.0).check_temperature(problem_type)
+    Distillation(teacher="t").check_temperature(problem_type)
+    Distillation(teacher="t", temperature=4.0).check_temperature("single_label_classification")
 
 
 @pytest.mark.parametrize("command", ["finetune", "export"])

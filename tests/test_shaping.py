@@ -36,11 +36,10 @@ EVERYWHERE = {
 }
 ROWS = {
     "export.spelling": "it only refuses",
-    "export.files": "rows and checkpoints are recorded by their checksums",
+    "serving.records": "rows and checkpoints are recorded by their checksums",
     "export.options": "the options that decide are recorded",
-    "export.quickstart": "as export.files",
-    "export.sources": "as export.files",
-    "serving.records": "as export.files",
+    "export.quickstart": "as serving.records",
+    "export.sources": "as serving.records",
 }
 WITHOUT_EFFECT = {
     "export.bundle": {

@@ -234,6 +234,11 @@ class ExportedTask(Task, Generic[Served_co]):
         """
         return None
 
+    @property
+    def labels_per_row(self) -> int:
+        """Return the number of labels in a typical answer, all of which :meth:`row_agreement` compares."""
+        return 3
+
     def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64] | None:  # noqa: ARG002
         """Return how far the scores of the original's labels are from the original's, 0 to 1, in any order.
 

@@ -202,7 +202,10 @@ class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
             mean = float(np.mean(cast("Sequence[float]", training)))
             return Baseline(f"always {mean:.4g}, the mean of the training rows", [mean] * len(evaluated))
         rows = cast("Sequence[list[int]]", training if self.problem_type == MULTI_LABEL else [[label] for label in training])
-        (best, _), *_ = Counter(label for row in rows for label in row).most_common(1)
+        counts = Counter(label for row in rows for label in row)
+        if not counts:
+            return Baseline("no label, as in the training rows", [[]] * len(evaluated))
+        (best, _), *_ = counts.most_common(1)
         prediction: Prediction = [best] if self.problem_type == MULTI_LABEL else best
         return Baseline(f"always {self.labels[best]}, the most frequent label of the training rows", [prediction] * len(evaluated))
 

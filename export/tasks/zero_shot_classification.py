@@ -144,6 +144,11 @@ class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
             found.append(all(first > second - CLOSE for first, second in pairwise(ordered)))
         return np.array(found, dtype=np.bool_)
 
+    @property
+    def labels_per_row(self) -> int:
+        """Return the number of candidate labels."""
+        return len(self.labels)
+
     def score_changes(self, answers: Arrays, original: Arrays) -> npt.NDArray[np.float64]:
         """Return the changes of the original's best labels."""
         rows = zip(_scores_by_label(answers), _scores_by_label(original), strict=True)

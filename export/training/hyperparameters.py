@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import click
+
 from serving.errors import DataError
 from serving.option_fields import Option
 from serving.options import Seed
@@ -126,6 +128,13 @@ class Adapter:
     ] = None
 
 
+WITHOUT_SOFTMAX = {
+    "regression": "the model predicts a number",
+    "multi_label_classification": "a row has any number of labels, and each has a sigmoid of its own",
+}
+"""Problem types whose distillation has no softmax, with the reason."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
     """Knowledge distillation: the teacher, and how much its predictions count."""
@@ -149,6 +158,18 @@ class Distillation:
             "N-gram augmentation: the teacher also labels this many random spans of each text.", flag="--teacher-parts", minimum=0
         ),
     ] = 0
+
+    def check_temperature(self, problem_type: object) -> None:
+        """Check that the temperature has an effect.
+
+        Args:
+            problem_type: ``problem_type`` of the student's config.
+
+        Raises:
+            click.BadParameter: The user chose one, and the distillation has no softmax.
+        """
+        if self.temperature != Distillation.temperature and problem_type in WITHOUT_SOFTMAX:
+            raise click.BadParameter(f"it has no effect: {WITHOUT_SOFTMAX[problem_type]}", param_hint="--temperature")
 
 
 def default_learning_rate(parameters: int, *, adapter: bool) -> float:

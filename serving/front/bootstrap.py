@@ -117,7 +117,7 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
 
 
 def _logs(name: str, plan: FrontPlan) -> list[EnvoyFields]:
-    logs = [failure_log(grpc_listener=name == "grpc")] if plan.tells_failures else []
+    logs = [failure_log(grpc_listener=name == "grpc")] if plan.logs_failures else []
     return logs if plan.access_log is None else [*logs, _access_log(plan.access_log)]
 
 

@@ -201,7 +201,7 @@ class EnvoyFront(Front):
             private_key=options.tls_key and options.tls_key.absolute(),
             api_keys=self._keys,
             access_log=options.access_log and options.access_log.absolute(),
-            tells_failures=True,
+            logs_failures=True,
         )
         path = self._folder / "envoy.json"
         path.touch(mode=0o600)

@@ -32,7 +32,9 @@ HEALTH = re.compile(
 )
 """Paths that ask whether a server or a model is ready. That it is not is an answer, no failure."""
 MODEL_PATH = re.compile(r"/v2/models/([^/?]+)")
-UNTOLD = "-"
+GIVEN_UP = {"DC", "DR"}
+"""Flags of requests whose client gave up: it closed the connection, or reset its stream, as gRPC does."""
+ABSENT = "-"
 """What Envoy writes for a field that is not there."""
 
 
@@ -89,7 +91,7 @@ class FailedRequests:
             return False
         with self._lock:
             self._close_period()
-            described = describe_failure(json.loads(line))
+            described = _described(line)
             if described is None:
                 return True
             if described in self._repeated:
@@ -124,25 +126,33 @@ class FailedRequests:
         self._unlisted = 0
 
 
+def _described(line: str) -> str | None:
+    """Describe the failure in a line of Envoy, which may be broken: Envoy can end, or write to its other log, within a line."""
+    try:
+        return describe_failure(json.loads(line))
+    except (ValueError, KeyError):
+        return "the proxy's line about it is broken"
+
+
 def describe_failure(fields: dict[str, object]) -> str | None:
     """Return model, status, request id and reason of a failed request; None if the client gave up or asked for readiness."""
     path, flags = str(fields["path"]), str(fields["flags"])
-    if "DC" in flags.split(",") or HEALTH.search(path):
+    if GIVEN_UP & set(flags.split(",")) or HEALTH.search(path):
         return None
-    model, request_id = _told(fields["model"]), _told(fields["request_id"])
+    model, request_id = _present(fields["model"]), _present(fields["request_id"])
     if model is None and (found := MODEL_PATH.match(path)):
         model = found[1]
     parts = [f"model {model}"] if model is not None and NAME.fullmatch(model) else []
     parts.append(_status(fields))
     if request_id is not None:
         parts.append(f"request id {_printable(request_id)[:100]}")
-    reason = _told(fields["reason"]) or _told(fields["reply"]) or _told(fields["details"]) or "no reason is known"
+    reason = _present(fields["reason"]) or _present(fields["reply"]) or _present(fields["details"]) or "no reason is known"
     return f"{', '.join(parts)}: {without_texts(reason)}"
 
 
 def _status(fields: dict[str, object]) -> str:
     number = fields["grpc_status"]
-    if _told(number) is None or str(fields["path"]).startswith("/v2"):
+    if _present(number) is None or str(fields["path"]).startswith("/v2"):
         return f"HTTP {fields['status']}"
     names = {code.value[0]: code.name for code in grpc.StatusCode}
     return f"gRPC {names.get(int(str(number)), number)}"
@@ -164,8 +174,8 @@ def _error_in(reason: str) -> str:
     return reason
 
 
-def _told(value: object) -> str | None:
-    return None if value in (None, "", UNTOLD) else str(value)
+def _present(value: object) -> str | None:
+    return None if value in (None, "", ABSENT) else str(value)
 
 
 def _printable(text: str) -> str:

@@ -28,7 +28,7 @@ class FrontPlan:
         private_key: Its private key as a PEM file.
         api_keys: Keys, of which a client must send one; empty: no key is needed.
         access_log: File of the access log; None: there is none.
-        tells_failures: Whether failed requests are written to the proxy's standard output, for the supervisor.
+        logs_failures: Whether failed requests are written to the proxy's standard output, for the supervisor.
     """
 
     repository: Path
@@ -47,4 +47,4 @@ class FrontPlan:
     private_key: Path | None = None
     api_keys: Sequence[str] = ()
     access_log: Path | None = None
-    tells_failures: bool = False
+    logs_failures: bool = False

@@ -17,6 +17,7 @@ from serving.records.row_file import RowFile
 MAX_FIELD = 2**31 - 1
 """Maximum characters of a field. The default of 128 KiB is less than a long document."""
 _FIELD = r'(?:"[^"]*(?:""[^"]*)*"|[^"\t]*)'
+_QUOTED_FIELD = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 _QUOTED_RECORD = re.compile(rf"{_FIELD}(?:\t{_FIELD})*")
 _NEEDS_QUOTES = re.compile(r'["\t\r\n]')
 
@@ -69,7 +70,7 @@ def is_quoted(file: RowFile) -> bool:
             fields = _quoted_fields(record)
             if fields is None:
                 return False
-            count = len(next(csv.reader([record.replace("\n", " ").replace("\r", " ")], delimiter="\t"), []))
+            count = len(_separated(record))
             if count != (columns := columns or count):
                 return False
             reason = reason or any(map(_NEEDS_QUOTES.search, fields)) or (first and bool(fields))
@@ -92,13 +93,18 @@ def _whole_records(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(parts)
 
 
+def _separated(record: str) -> list[str]:
+    """Return the parts of a record between the tabs that are not quoted."""
+    return _QUOTED_FIELD.sub("", record).split("\t")
+
+
 def _quoted_fields(record: str) -> list[str] | None:
     """Return the contents of a record's quoted fields; None if its quotation marks are not those of a csv writer."""
     if '"' not in record:
         return []
     if not _QUOTED_RECORD.fullmatch(record):
         return None
-    return re.findall(r'"([^"]*(?:""[^"]*)*)"', record)
+    return _QUOTED_FIELD.findall(record)
 
 
 def _read_quoted(file: RowFile, delimiter: str) -> Iterator[LocatedRow]:

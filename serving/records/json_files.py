@@ -62,7 +62,7 @@ def _is_object(line: str) -> bool:
 def _rows(file: RowFile, content: Any) -> Iterator[LocatedRow]:
     match content:
         case {"data": list(rows), "columns": list(names)}:  # as pandas writes with orient="split"
-            content = [dict(zip(names, row, strict=False)) if isinstance(row, list) else row for row in rows]
+            content = _split_rows(file, list(map(str, names)), rows)
         case {"data": list() | dict() as inner}:
             content = inner
     if isinstance(content, dict):
@@ -76,6 +76,16 @@ def _rows(file: RowFile, content: Any) -> Iterator[LocatedRow]:
             if not isinstance(row, dict):
                 raise DataError(f"{file.path}, row {number} is not a JSON object: {shown(row)}")
             yield f"row {number}", row
+
+
+def _split_rows(file: RowFile, names: list[str], rows: list[Any]) -> list[Any]:
+    """Return rows that are lists of values as objects; others stay as they are."""
+    if (twice := first_repeated(names)) is not None:
+        raise DataError(f"{file.path}: column {twice!r} is there twice", hint="rename or remove one of the columns")
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, list) and len(row) != len(names):
+            raise DataError(f"{file.path}, row {number}: {len(row)} values for {len(names)} columns: {shown(row)}")
+    return [dict(zip(names, row, strict=True)) if isinstance(row, list) else row for row in rows]
 
 
 def enumerate_rows(rows: Iterator[Mapping[str, Any]]) -> Iterator[LocatedRow]:

@@ -472,7 +472,7 @@ def test_memory_of_a_process_tree_is_metered() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "name the model"),
+        ([], "artifacts holds no bundle: give --name or --bundle"),
         (["words", "--gate", "throughput"], "compares nothing"),
         (["words", "--gate", "import os"], "cannot be read"),
         (["words", "--concurrency", "0"], "--concurrency"),

@@ -234,7 +234,7 @@ def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name the model"),
+        ([], "artifacts holds no bundle: give --name or --bundle"),
         (["../x"], "is not a model name"),
         (["x", "--latency-p99-ms", "0"], "--latency-p99-ms"),
         (["x", "--precision", "fp8"], "'fp8' is not one of"),

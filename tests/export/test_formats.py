@@ -18,12 +18,11 @@ from pyarrow import parquet
 
 from export.columns import Columns, HeldOutColumns
 from export.data import Rows
-from export.files import read_rows
 from export.sources import load_rows
 from export.tasks import task_class
 from serving.errors import DataError
 from serving.file_layout import FileLayout, parse_column_names, parse_encoding, parse_separator
-from serving.records import read_file
+from serving.records import read_file, read_rows
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -116,6 +115,8 @@ def test_json_of_every_shape_holds_the_same_rows(tmp_path: Path, content: str) -
         ('{"text": "a"}', r"'text' holds 'a', not a list of values"),
         ('{"a": [1, 2], "b": [1]}', r"column 'a' has 2 values, but column 'b' has 1"),
         ('{"a": {"0": 1}, "b": {"1": 1}}', r"the columns 'a' and 'b' have different rows"),
+        ('{"columns": ["a", "b"], "data": [[1, 2], [3]]}', r"row 2: 1 values for 2 columns: \[3\]"),
+        ('{"columns": ["a", "a"], "data": [[1, 2]]}', r"column 'a' is there twice"),
         ('[{"a": 1}', r"a\.json is not JSON: Expecting ',' delimiter: line 1 column 10"),
         ('{"a": 1}\n{"a": ', r"a\.json, line 2 is not JSON"),
         ('[{"a": 1, "a": 2}]', r"the key 'a' is there twice"),
@@ -249,6 +250,13 @@ def test_tsv_of_a_csv_writer_is_unquoted(tmp_path: Path) -> None:
     assert rows(write(tmp_path / "b.tsv", '"text"\t"label"\n"a"\t1\n')) == [{"text": "a", "label": "1"}]
 
 
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_field_of_tsv_may_be_a_long_document(tmp_path: Path, quote: str) -> None:
+    document = "a word " * 30_000
+    found = rows(write(tmp_path / "a.tsv", f"{quote}text{quote}\tlabel\n{quote}{document}{quote}\t1\n"))
+    assert found == [{"text": document, "label": "1"}]
+
+
 @pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
 def test_compressed_files_hold_the_same_rows(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
     parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
@@ -311,7 +319,7 @@ def test_imdb_without_its_unlabelled_texts(tmp_path: Path, caplog: pytest.LogCap
     for extra in ("imdbEr.txt", "README", "train/urls_neg.txt", "train/labeledBow.feat"):
         write(tmp_path / "aclImdb" / extra, "0.5")
     found = [dict(row) for _, row in read_rows(str(tmp_path / "aclImdb"), "train")]
-    assert found == [{"text": "train neg", "label": "neg"}, {"text": "train pos", "label": "pos"}]
+    assert found == [{"text": f"train {label}", "label": label, "file": f"{label}/0_1.txt"} for label in ("neg", "pos")]
     assert "unsup is left out: its texts have no label" in caplog.text
     assert [row["text"] for _, row in read_rows(str(tmp_path / "aclImdb"), "test")] == ["test neg", "test pos"]
 

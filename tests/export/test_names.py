@@ -173,7 +173,7 @@ def test_a_fine_tuned_checkpoint_has_its_name_and_task(in_folder: Path, caplog: 
     assert described("recipe", checkpoint=str(folder)) == qa
     assert described(checkpoint=str(folder), name="other") == ("other", "question-answering")
     write_manifest(checkpoint(in_folder / "artifacts/more/checkpoint", None), checkpoint_manifest(name="more"))
-    with pytest.raises(click.UsageError, match="artifacts holds several of kind checkpoint: choose with --name one of more, qa"):
+    with pytest.raises(click.UsageError, match="artifacts holds several checkpoints: choose one with --name: more, qa"):
         described()
     with pytest.raises(ArtifactError, match="no checkpoint at artifacts/other/checkpoint") as raised:
         described("other")
@@ -194,7 +194,7 @@ def test_a_bundle_names_the_model(in_folder: Path, caplog: pytest.LogCaptureFixt
     assert named_for_packaging(PackageOptions(bundle=bundle), "recipe").name == "two"
     assert named_for_packaging(PackageOptions(bundle=bundle, name="mine"), "recipe").name == "mine"
     assert named_for_packaging(PackageOptions(), "one").name == "one"
-    with pytest.raises(click.UsageError, match="one of one, two"):
+    with pytest.raises(click.UsageError, match="artifacts holds several bundles: choose one with --name: one, two"):
         named_for_packaging(PackageOptions())
     ctx = click.Context(click.Command("benchmark"))
     assert with_model_name(ctx, None, BenchmarkOptions(bundle=bundle)).name == "two"

@@ -12,12 +12,12 @@ import pytest
 from export import cli, leaks, lengths, sources
 from export.columns import Columns
 from export.data import LabelledRows, Rows, hold_out
-from export.files import read_rows
 from export.splits import load_splits
 from export.tasks.text_classification import MULTI_LABEL, TextClassificationTask
 from serving.artifact import read_manifest
 from serving.errors import DataError
 from serving.manifests import CheckpointManifest
+from serving.records import read_rows
 from tests.helpers.reviews import review_rows, write_tsv
 
 

@@ -146,6 +146,16 @@ def test_whole_rows_have_a_gate_of_their_own(precision: str, changed: int, passe
     assert gate.limit == verify.MIN_ROW_AGREEMENT[precision]
 
 
+def test_the_limit_of_whole_rows_falls_with_the_number_of_labels() -> None:
+    class Many(Ordered):
+        labels_per_row = 6
+
+    _, gate = verdict(Many.from_settings(SENTIMENT), "int8", 1)
+    assert gate is not None and gate.limit == pytest.approx(0.81)
+    zero_shot = load_task("zero-shot-classification", {"entailment": 0, "contradiction": 1, "labels": ["a", "b"]})
+    assert isinstance(zero_shot, ExportedTask) and zero_shot.labels_per_row == 2
+
+
 def test_the_limit_of_whole_rows_is_an_option_except_for_fp32() -> None:
     task = Ordered.from_settings(SENTIMENT)
     assert verdict(task, "int8", 300, min_row_agreement=0.7)[0].passed

@@ -15,7 +15,7 @@ import psutil
 from serving.background import start_detached, stop
 from serving.isolation import SHARED_MEMORY, TRACE
 from serving.options import ServeOptions
-from serving.server_record import find_running
+from serving.server_record import find_running, log_file
 from tests.helpers.surroundings import free_port
 
 _STOPPING: list[tuple[ThreadPoolExecutor, Future[object]]] = []
@@ -70,11 +70,8 @@ def watch_keeper(pid: int) -> None:
 
 def detached(options: ServeOptions) -> Path:
     """Start a server in the background and return its log."""
-    log = start_detached(options)
-    running = find_running(options.http_port)
-    assert running is not None
-    watch_keeper(running.pid)
-    return log
+    watch_keeper(start_detached(options).pid)
+    return log_file(options.http_port)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,14 @@ def models_of(name: str, folder: Path) -> dict[str, Path]:
     return {model: folder / model for model in (name, f"{name}_preprocess", f"{name}_model", f"{name}_postprocess")}
 
 
+def test_a_folder_without_a_model_is_left_out(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("notes", "gone_preprocess/1x", "theirs/1"):
+        (repository / folder).mkdir(parents=True)
+    with open_view(repository) as opened:
+        assert {"notes", "gone_preprocess", "theirs"} & set(served(opened)) == {"theirs"}
+    assert caplog.text.count("it holds no model") == 2
+
+
 def test_what_is_packaged_later_is_not_served(view: ServedView, repository: Path, bundle: Path) -> None:
     first = generation(repository)
     expected = models_of("one", first) | models_of("other", generation(repository, "other"))

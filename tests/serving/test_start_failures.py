@@ -33,6 +33,11 @@ BAD_CONFIG = [
     "E1129 02:01:53.123456 4242 model_repository_manager.cc:703] Invalid argument: ensemble 'one' depends on 'one_model'",
     "error: creating server: Internal - failed to load all models",
 ]
+NO_MODEL = [
+    "E1129 02:01:53.123456 4242 model_repository_manager.cc:1460] \"Poll failed for model directory 'theirs': Invalid model name: "
+    'Could not determine backend for model"',
+    "error: creating server: Internal - failed to load all models",
+]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +46,7 @@ BAD_CONFIG = [
         (ABORTED, "boost::interprocess::lock_exception", True),
         (UNHEALTHY, "failed to load 'one_preprocess' version 1: Internal: failed to run warmup sample 'short': Stub process", True),
         (BAD_CONFIG, "failed to load 'one_model' version 1: Invalid argument: no such thing", False),
+        (NO_MODEL, "Poll failed for model directory 'theirs': Invalid model name: Could not", False),
         (["error while loading shared libraries: libx.so"], "error while loading shared libraries: libx.so", False),
         ([], "it printed no error", False),
         (["I1129 02:01:53.123456 4242 a.cc:1] ready", ""], "it printed no error", False),

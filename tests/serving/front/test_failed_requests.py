@@ -57,6 +57,7 @@ HTTP = {
             f"model reviews, HTTP 400, request id {('x?y' * 99)[:100]}: {REASON}",
         ),
         ({"flags": "DC", "status": 0}, None),
+        ({"flags": "UF,DR", "status": 0, "details": "http2.remote_reset"}, None),
         ({"path": "/v2/health/ready", "status": 503}, None),
         ({"path": "/inference.GRPCInferenceService/ServerReady", "status": 200, "grpc_status": 14}, None),
     ],
@@ -102,6 +103,15 @@ def test_a_flood_is_a_few_lines() -> None:
     assert lines[-1] == lines[0], "a new period"
     failed.flush(now=True)
     assert lines[-1] == lines[0], "there was one"
+
+
+@pytest.mark.parametrize(
+    "line", [json.dumps(HTTP)[:60], json.dumps({MARK: "HTTP/1.1"}), json.dumps(HTTP | {"grpc_status": "x", "path": "/inference"})]
+)
+def test_a_broken_line_does_not_end_the_reader(line: str) -> None:
+    lines: list[str] = []
+    assert FailedRequests(lines.append).read(line)
+    assert lines == ["request failed: the proxy's line about it is broken"]
 
 
 def test_other_lines_are_none_of_its_business() -> None:

@@ -26,6 +26,7 @@ from serving.front.envoy import find_envoy, needed_in_flight, read_api_keys
 from serving.front.replies import FULL
 from serving.install import PROJECT
 from serving.options import ServeOptions
+from serving.server_record import log_file
 from tests.helpers.front_requests import ask, body, error_of, tensor
 from tests.helpers.servers import running, serve_options
 
@@ -226,14 +227,14 @@ def test_it_listens_where_the_user_says(small: Path, host: str, front: str) -> N
     if host == "::1" and not has_ipv6():
         pytest.skip("this machine has no IPv6")
     options = replace(serve_options(small), host=host, front=front)  # type: ignore[arg-type]
-    log = start_detached(options)
+    start_detached(options)
     try:
         for protocol in ("grpc", "http"):
             url = options.grpc_url if protocol == "grpc" else options.base_url.removeprefix("http://")
             with TritonPipeline("ragged", url=url, protocol=protocol) as pipe:  # type: ignore[arg-type]
                 assert pipe("a warm film")[0]["label"]
         assert "nv_inference" in ask(options.metrics_url)[1]
-        said = log.read_text(encoding="utf-8")
+        said = log_file(options.http_port).read_text(encoding="utf-8")
     finally:
         stop(options.http_port)
     assert ("other machines can reach this server" in said) == (host == "0.0.0.0")  # noqa: S104
