@@ -19,6 +19,7 @@ from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
 from serving.errors import DataError
 from serving.records import LocatedRow, checked_text, read_file, shown
+from serving.reporting import plural
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Features, NoTokensError
 
@@ -326,7 +327,10 @@ def hold_out(
     strata = _strata(keys, rows.labels)
     distinct = sum(map(len, strata))
     if round(distinct * fraction) == 0:
-        raise DataError(f"{rows.location} has {distinct} different texts, too few to hold some out", hint="give --validation")
+        raise DataError(
+            f"{rows.location} has {distinct} different {plural(distinct, 'text')}, too few to hold some out",
+            hint="give --validation",
+        )
     generator = random.Random(seed)  # noqa: S311 - nothing secret
     held_out_keys: set[Any] = set()
     visited = 0

@@ -66,7 +66,8 @@ ChoiceColumns = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, Option("Run the stage even if its inputs have not changed, and replace a result that was made from something else.")
+    bool,
+    Option("Run the stage even if its result is up to date, and replace a result made from another model or other data."),
 ]
 
 
@@ -74,7 +75,7 @@ Force = Annotated[
 class OutputOptions:
     """How a command prints its result."""
 
-    json: Annotated[bool, Option("Print one JSON object on standard output.", former_keys=("as_json",))] = False
+    json: Annotated[bool, Option("Print the result as JSON on standard output.", former_keys=("as_json",))] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +316,7 @@ class PredictOptions:
     option: Annotated[
         Mapping[str, Any],
         Option(
-            "Option of the requests, such as top_k=3: a request parameter of the task. Repeatable.",
+            "Request parameter of the task, such as top_k=3. Repeatable.",
             metavar="KEY=VALUE",
             default_text="",
         ),

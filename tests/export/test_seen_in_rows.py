@@ -185,7 +185,7 @@ def test_conflicting_labels_are_shown(
     found = leaks.find_leaks({"train": train})
     assert found.conflicting_texts == 1
     splits._report_leaks(found, task, removed=True)
-    expected = f"1 training texts have conflicting labels (ignoring case, spaces and punctuation), such as {said}"
+    expected = f"1 training text has conflicting labels (ignoring case, spaces and punctuation), such as {said}"
     assert [(record.levelno, record.message) for record in caplog.records] == [(logging.WARNING, expected)]
     caplog.clear()
     splits._report_leaks(replace(found, conflict=None), task, removed=True)

@@ -165,8 +165,8 @@ def test_they_are_not_learnt_from(in_folder: Path, caplog: pytest.LogCaptureFixt
 
     assert load(keep=False) == ["two", "three", "four"]
     said = caplog.text
-    assert "1 validation rows duplicate training rows (ignoring case, spaces and punctuation)" in said
-    assert "1 training rows also occur in other splits: removed from training" in said
+    assert "1 validation row duplicates training rows (ignoring case, spaces and punctuation)" in said
+    assert "1 training row also occurs in other splits: removed from training" in said
     assert load(keep=True) == ["one", "two", "three", "four"]
     locations["validation"] = "train.tsv"
     with pytest.raises(DataError, match="every training row also occurs in the validation or test rows"):
