@@ -93,7 +93,7 @@ def load_splits(
         logger.info(f"no --validation: {count} of the training rows {plural(count, 'is', 'are')} held out for validation")
     found["train"] = found["train"].take(sample_indices(len(found["train"]), max_train_rows, seed))
     splits = {split: encode_labels(rows, task) for split, rows in found.items()}
-    leaks = find_leaks(splits)
+    leaks = find_leaks(splits, several_answers=task.several_answers)
     if not keep_leaks:
         splits["train"] = _without_leaks(splits["train"], leaks)
     _report_leaks(leaks, task, removed=not keep_leaks)

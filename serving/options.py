@@ -97,7 +97,7 @@ class RepositoryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageOptions(RepositoryOptions):
+class PackageOptions(ArtifactsOptions, RepositoryOptions):
     """Options of ``tritonize package``; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
 
     Attributes:
@@ -106,7 +106,7 @@ class PackageOptions(RepositoryOptions):
 
     name: Annotated[str, replace(MODEL_NAME, default_text="the bundle's; otherwise that of the only bundle")] = ""
     bundle: Annotated[
-        Path | None, Option("Folder that export wrote.", path="folder", default_text="artifacts/NAME/bundle", shared=True)
+        Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
     ] = None
     precision: Annotated[
         Literal["auto", Precision],
@@ -163,7 +163,7 @@ class PackageOptions(RepositoryOptions):
     @property
     def bundle_folder(self) -> Path:
         """The folder of the bundle."""
-        return self.bundle or ArtifactsOptions.artifacts / self.name / "bundle"
+        return self.bundle or self.artifacts / self.name / "bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
