@@ -93,9 +93,9 @@ class Tolerances:
         float,
         Option("Percentage points that a metric or the agreement with the original may be below the baseline's.", minimum=0),
     ] = 0.5
-    any_machine: Annotated[
-        bool, Option("Compare speeds of different machines too, and of runs in which others used the processor.")
-    ] = False
+    any_machine: Annotated[bool, Option("Compare speeds even if the machines differ, or if other programs used the processor.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,12 @@ class BenchmarkOptions(ExportedModelOptions):
     device: Device = "auto"
     protocols: Annotated[
         tuple[WireProtocol, ...],
-        Option("Protocols of the load; the first where one is enough.", flag="--protocol", metavar="grpc|http[,…]", commas=True),
+        Option(
+            "Protocols of the requests. Measurements with a single protocol use the first.",
+            flag="--protocol",
+            metavar="grpc|http[,…]",
+            commas=True,
+        ),
     ] = ("grpc", "http")
     concurrencies: Annotated[
         tuple[int, ...],
@@ -144,7 +149,7 @@ class BenchmarkOptions(ExportedModelOptions):
     lengths: Annotated[
         tuple[int, ...],
         Option(
-            "Tokens of rows that all have one length, measured beside rows as they are.",
+            "Also measure with rows that all have this number of tokens.",
             flag="--length",
             metavar="N[,N…]|none",
             minimum=1,
@@ -155,9 +160,9 @@ class BenchmarkOptions(ExportedModelOptions):
     batches: Annotated[
         tuple[int, ...], Option("Rows per call in process.", flag="--batch", metavar="N[,N…]", minimum=1, commas=True)
     ] = (1, 8, 32)
-    exported: Annotated[bool, Option("Run the ONNX graph as Optimum exports it, before any fusion, too.")] = True
+    exported: Annotated[bool, Option("Also measure the ONNX graph as Optimum exports it, without our fusions.")] = True
     compiled: Annotated[
-        bool, Option("Run the original through torch.compile too.", flag="--compile", former_keys=("compiled",))
+        bool, Option("Also measure the original compiled with torch.compile.", flag="--compile", former_keys=("compiled",))
     ] = False
     test: Annotated[
         str | None, Option("Labelled rows to measure on.", metavar="FILE|hub:NAME", default_text="those in the bundle")
@@ -165,7 +170,9 @@ class BenchmarkOptions(ExportedModelOptions):
     columns: Columns = field(default_factory=Columns)
     rows: Annotated[int, Option("Texts that speed is measured on, drawn at random from the labelled rows.", minimum=2)] = 512
     duration: Annotated[float, Option("Seconds of timing per figure, all rounds together.", above=0)] = 5.0
-    rounds: Annotated[int, Option("Turns of every model and load; best an odd number.", minimum=1)] = 5
+    rounds: Annotated[
+        int, Option("Number of rounds that measure every model and load; the report shows their median.", minimum=1)
+    ] = 5
     gates: Annotated[
         tuple[str, ...],
         Option(

@@ -27,7 +27,7 @@ from export.checkpoint import weights_size
 from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, SetupError
-from serving.reporting import logger
+from serving.reporting import logger, plural
 from serving.runtime.types import Arrays
 
 ORIGINAL = "pytorch.fp32"
@@ -97,7 +97,10 @@ def loaded(inputs: BenchmarkInputs, energy: EnergyMeter) -> Iterator[list[Loaded
         runs = list(planned_runs(inputs, outputs))
         processes = sum(run.processes for run in runs)
         rows = len(inputs.rows.labelled)
-        logger.info(f"loading {processes} processes, one after another; every model answers the {rows} labelled rows")
+        logger.info(
+            f"loading {processes} {plural(processes, 'process', 'processes')}, one after another; "
+            f"every model answers the {rows} labelled rows"
+        )
         found = []
         for run in runs:
             try:

@@ -18,7 +18,7 @@ from export.tasks import bundle_task
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
 from serving.machine import resolve_device
-from serving.reporting import logger
+from serving.reporting import logger, plural
 
 QUICKSTART_CACHE = "quickstart"
 
@@ -74,7 +74,7 @@ def read_rows(options: BenchmarkOptions, bundle: Bundle) -> BenchmarkRows:
         labelled = prepare_rows(found, task, bundle.encoder(model_inputs(bundle)), location=options.test, training=False)
     if len(labelled.texts) != task.text_columns:
         raise DataError(
-            f"the model takes {task.text_columns} texts a row, the rows have {len(labelled.texts)}",
+            f"the model takes {task.text_columns} {plural(task.text_columns, 'text')} a row, the rows have {len(labelled.texts)}",
             hint="name the columns with --text-column and --text-pair-column",
         )
     rows = [list(row) for row in zip(*task.requests(labelled.texts), strict=True)]

@@ -9,6 +9,7 @@ from export.metric import compute, finite_or_none, shown
 from export.tasks.trained import TrainedTask
 from serving.manifests import BaselineFigures, TrainingFigures
 from serving.reporting import logger
+from serving.text_table import aligned
 
 
 def measure_baseline(task: TrainedTask, rows: Mapping[str, LabelledRows]) -> BaselineFigures | None:
@@ -36,22 +37,28 @@ def measure_baseline(task: TrainedTask, rows: Mapping[str, LabelledRows]) -> Bas
 
 
 def figure_lines(figures: TrainingFigures, note: str) -> list[str]:
-    """Describe the figures of each split, with those of the baseline in brackets.
+    """Write a table of the figures: one line per figure, one column per split, with the baseline in brackets.
 
     Args:
         figures: The figures.
         note: What the figures count or average, if anything is to be said.
+
+    Returns:
+        The lines of the table, in front of it what the baseline is, and below it the note.
     """
     baseline = figures.baseline
-    lines = [] if baseline is None else [f"baseline, in brackets: {baseline.description}"]
-    for split, measured in figures.splits.items():
-        beside = {} if baseline is None else baseline.splits[split]
-        values = (
-            f"{name} {shown(value, '.4f')}" + (f" ({shown(beside[name], '.4f')})" if name in beside else "")
-            for name, value in measured.items()
-        )
-        lines.append(f"{split}: {', '.join(values)}")
-    return [*lines, *([note] if note else [])]
+    beside = {} if baseline is None else baseline.splits
+    names = dict.fromkeys(name for measured in figures.splits.values() for name in measured)
+    rows = [(name, *(_cell(name, measured, beside.get(split, {})) for split, measured in figures.splits.items())) for name in names]
+    table = aligned([("", *figures.splits), *rows], left=range(1 + len(figures.splits)))
+    heading = [] if baseline is None else [f"baseline, in brackets: {baseline.description}"]
+    return [*heading, *table, *([note] if note else [])]
+
+
+def _cell(name: str, measured: Mapping[str, float | None], beside: Mapping[str, float | None]) -> str:
+    if name not in measured:
+        return ""
+    return shown(measured[name], ".4f") + (f" ({shown(beside[name], '.4f')})" if name in beside else "")
 
 
 def warn_if_not_better(figures: TrainingFigures, metric: str) -> None:

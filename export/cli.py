@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import traceback
@@ -50,6 +51,8 @@ HELP = {
     "remove": "Remove a packaged model.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
+BROKEN_PIPE = 128 + signal.SIGPIPE
+"""The exit code if the reader of standard output, such as ``head``, has ended: that of a tool which SIGPIPE ended."""
 DEBUG = "tritonize.debug"
 """Key in the metadata of a Click context: whether tracebacks are shown."""
 
@@ -144,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Arguments of the command; None: those of this process.
 
     Returns:
-        The exit code: 0 done, 1 a stage failed or a gate did not hold, 2 wrong usage.
+        The exit code: 0 done, 1 a stage failed or a gate did not hold, 2 wrong usage, 141 nobody reads standard output any more.
     """
     meta: dict[str, object] = {}
     os.environ |= NO_TELEMETRY
@@ -169,12 +172,27 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo(f"error: {error.message_with_hint}", err=True)
         return 1
     except OSError as error:
-        if meta.get(DEBUG):
-            traceback.print_exc()
-        click.echo(f"error: {describe(error)}", err=True)
-        _drop_unwritable_output()
-        return 1
+        return _report_os_error(error, debug=bool(meta.get(DEBUG)))
     return 0
+
+
+def _report_os_error(error: OSError, *, debug: bool) -> int:
+    """Print the error, unless it is that nobody reads standard output any more, and return the exit code."""
+    unread = isinstance(error, BrokenPipeError) and _output_is_unread()
+    _drop_unwritable_output()
+    if debug:
+        traceback.print_exc()
+    if unread:
+        return BROKEN_PIPE
+    click.echo(f"error: {describe(error)}", err=True)
+    return 1
+
+
+def _output_is_unread() -> bool:
+    """Return whether standard output is a pipe whose reader has ended; other pipes and sockets can break, too."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _drop_unwritable_output() -> None:

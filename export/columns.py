@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from serving.errors import DataError
 from serving.file_layout import FileLayout
@@ -35,6 +35,11 @@ class Columns:
         ),
     ] = ()
     layout: FileLayout = field(default_factory=FileLayout)
+    hint: ClassVar[str] = (
+        "name the columns with --text-column, --text-pair-column, --choice-column and --label-column; "
+        "if the file has no header, name all its columns with --columns"
+    )
+    """What to do if a column is missing."""
 
     def resolved(self, task: type[Task]) -> ResolvedColumns:
         """Fill in the task's default names.
@@ -58,7 +63,18 @@ class Columns:
             choices=self.choices or ((default_choices,) if default_choices is not None else ()),
             label=None if several else self.labels[0] if self.labels else task.columns["label"],
             labels=self.labels if several else (),
+            hint=self.hint,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsOfTestRows(Columns):
+    """Columns of the test rows, which have options of their own."""
+
+    hint: ClassVar[str] = (
+        "name the columns of the test rows with --test-text-column, --test-text-pair-column and --test-label-column; "
+        "if the file has no header, name all its columns with --columns"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +98,12 @@ class HeldOutColumns:
         Args:
             columns: The columns of the training rows.
         """
-        return replace(
-            columns,
+        return ColumnsOfTestRows(
             text=self.text or columns.text,
             text_pair=self.text_pair or columns.text_pair,
+            choices=columns.choices,
             labels=columns.labels if self.label is None else (self.label,),
+            layout=columns.layout,
         )
 
 
@@ -99,12 +116,14 @@ class ResolvedColumns:
         choices: One column with a list of choices, or several columns with one choice each; empty: the task has none.
         label: Column of the label; None: there is none, or there are several.
         labels: One column for each label, in place of ``label``.
+        hint: What to do if a column is missing.
     """
 
     texts: tuple[str, ...]
     choices: tuple[str, ...] = ()
     label: str | None
     labels: tuple[str, ...] = ()
+    hint: str = Columns.hint
 
     @property
     def names(self) -> tuple[str, ...]:

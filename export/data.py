@@ -19,6 +19,7 @@ from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
 from serving.errors import DataError
 from serving.records import LocatedRow, checked_text, read_file, shown
+from serving.reporting import plural
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Features, NoTokensError
 
@@ -27,11 +28,6 @@ EVALUATION = "evaluation.parquet"
 
 Its columns are ``text`` and, for pairs, ``text_pair`` (strings, as in a request), and ``label`` as ``Task.reference`` returns it.
 """
-
-COLUMN_HINT = (
-    "name the columns with --text-column, --text-pair-column, --choice-column and --label-column; "
-    "if the file has no header, name all its columns with --columns"
-)
 
 Texts = tuple[tuple[str, ...], ...]
 """One sequence of strings per text column (one, or two for pairs), all of the same length."""
@@ -123,9 +119,9 @@ def checked_rows(location: str, records: Iterable[LocatedRow], columns: Resolved
     labels: list[Any] = []
     for where, row in records:
         place = f"{location}, {where}"
-        cells = columns.cells(partial(_cell, location, where, row))
+        cells = columns.cells(partial(_cell, location, columns.hint, where, row))
         try:
-            row_texts, label = task.read_row(cells, columns.label_of(partial(_cell, location, where, row)))
+            row_texts, label = task.read_row(cells, columns.label_of(partial(_cell, location, columns.hint, where, row)))
         except ValueError as error:
             read = [*columns.names, *(columns.labels or [str(columns.label)])]
             raise DataError(f"{place}: {error}: {shown(dict(row))}", hint=f"columns read: {', '.join(read)}") from None
@@ -159,14 +155,14 @@ def _label_type(label: Any) -> str:
     return names.get(type(label), type(label).__name__)
 
 
-def _cell(location: str, where: str, row: Mapping[str, Any], column: str) -> Any:
+def _cell(location: str, hint: str, where: str, row: Mapping[str, Any], column: str) -> Any:
     """Return the cell of a column. ``column.key`` selects a key of a column that holds objects."""
     value: Any = row
     for key in [column] if column in row else column.split("."):
         if not isinstance(value, Mapping) or key not in value:
             raise DataError(
                 f"{location} has no column {column!r}; {where} has {', '.join(map(str, row))}: {shown(dict(row))}",
-                hint=COLUMN_HINT,
+                hint=hint,
             )
         value = value[key]
     return value
@@ -326,7 +322,10 @@ def hold_out(
     strata = _strata(keys, rows.labels)
     distinct = sum(map(len, strata))
     if round(distinct * fraction) == 0:
-        raise DataError(f"{rows.location} has {distinct} different texts, too few to hold some out", hint="give --validation")
+        raise DataError(
+            f"{rows.location} has {distinct} different {plural(distinct, 'text')}, too few to hold some out",
+            hint="give --validation",
+        )
     generator = random.Random(seed)  # noqa: S311 - nothing secret
     held_out_keys: set[Any] = set()
     visited = 0

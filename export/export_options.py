@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from export.options import TASK, StageOptions
+from export.options import METRIC, TASK, StageOptions
 from serving.option_fields import Option
 from serving.options import MAX_LENGTH, MODEL_NAME, PRECISIONS, Force, Precision, Seed
 
@@ -17,6 +17,14 @@ class ExportOptions(StageOptions):
 
     name: Annotated[str, replace(MODEL_NAME, default_text="as fine-tuned; otherwise that of the recipe file or checkpoint")] = ""
     task: Annotated[str, replace(TASK, default_text="as fine-tuned; otherwise by the checkpoint's architecture")] = ""
+    metric: Annotated[
+        str | None,
+        replace(
+            METRIC,
+            help="Metric that the gates compare, such as f1_macro. An unknown name lists the metrics of the task.",
+            default_text="that of fine-tuning, otherwise the task's",
+        ),
+    ] = None
     checkpoint: Annotated[
         str | None,
         Option("Checkpoint to export: a folder, or a name on the Hugging Face Hub.", default_text="ARTIFACTS/NAME/checkpoint"),

@@ -18,6 +18,7 @@ from export.tasks.exported import ExportedTask
 from serving.artifact import MANIFEST, fingerprint, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
 from serving.manifests import CheckpointManifest
+from serving.reporting import plural
 from serving.runtime.types import JsonValue
 
 
@@ -121,7 +122,8 @@ def _rows(options: ExportOptions, folder: Path, task: ExportedTask) -> tuple[Exp
         found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")
         if len(found.texts) != task.text_columns:
             raise DataError(
-                f"the checkpoint takes {task.text_columns} texts per row, but the rows have {len(found.texts)}",
+                f"the checkpoint takes {task.text_columns} {plural(task.text_columns, 'text')} per row, but the rows have "
+                f"{len(found.texts)}",
                 hint="name the columns with --text-column and --text-pair-column",
             )
         bound = bind_evaluation_labels(task, found)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from export.columns import Columns, HeldOutColumns
-from export.options import TASK, StageOptions
+from export.options import METRIC, TASK, StageOptions
 from export.training.hyperparameters import Adapter, Distillation, Hyperparameters
 from serving.option_fields import Option
 from serving.options import MAX_LENGTH, MODEL_NAME, Force
@@ -23,6 +23,14 @@ class FinetuneOptions(StageOptions):
 
     name: Annotated[str, replace(MODEL_NAME, default_text="that of the recipe file, otherwise of the training rows")] = ""
     task: Annotated[str, TASK] = "text-classification"
+    metric: Annotated[
+        str | None,
+        replace(
+            METRIC,
+            help="Metric that chooses the best epoch, such as f1_macro. An unknown name lists the metrics of the task.",
+            default_text="the task's",
+        ),
+    ] = None
     checkpoint: Annotated[str, Option("Checkpoint to train: a folder, a name on the Hugging Face Hub, or quickstart:minilm.")]
     train: Annotated[
         str,

@@ -48,7 +48,7 @@ from serving.manifests import (
     TrainingData,
     TrainingFigures,
 )
-from serving.reporting import is_main_process, logger
+from serving.reporting import is_main_process, logger, plural
 from serving.writing import writing
 
 if TYPE_CHECKING:
@@ -255,7 +255,8 @@ def _warn_truncated_rows(counts: list[int], max_length: int, options: FinetuneOp
     if truncated and (options.max_length or truncated > len(counts) * (1 - UNTRUNCATED_SHARE)):
         reason = ", the model's limit" if max_length < fitted else " (--max-length changes this)"
         where = f"{max_length} tokens{'' if options.max_length else reason}"
-        logger.warning(f"{truncated} of {len(counts)} training rows are truncated at {where}; the longest has {counts[-1]}")
+        are = plural(truncated, "is", "are")
+        logger.warning(f"{truncated} of {len(counts)} training rows {are} truncated at {where}; the longest has {counts[-1]}")
 
 
 def _warn_truncated_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
@@ -266,7 +267,8 @@ def _warn_truncated_targets(data: Splits, tokenizer: PreTrainedTokenizerFast, se
     truncated = sum(count > limit for count in counts)
     if truncated:
         where = f"{limit} tokens (--setting max_new_tokens=… changes this)"
-        logger.warning(f"{truncated} of {len(counts)} targets are truncated at {where}; the longest has {counts[-1]}")
+        are = plural(truncated, "is", "are")
+        logger.warning(f"{truncated} of {len(counts)} targets {are} truncated at {where}; the longest has {counts[-1]}")
 
 
 def _search_hyperparameters(options: FinetuneOptions, job: TrainingJob) -> SearchResult | None:

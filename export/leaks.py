@@ -56,11 +56,12 @@ class Leaks:
     conflict: LabelConflict | None = None
 
 
-def find_leaks(splits: Mapping[str, LabelledRows]) -> Leaks:
+def find_leaks(splits: Mapping[str, LabelledRows], *, several_answers: bool = False) -> Leaks:
     """Compare the normalized texts of ``train`` with those of all other splits.
 
     Args:
         splits: Rows by split.
+        several_answers: Whether rows of equal texts may have different labels, so that these are no conflict.
 
     Returns:
         The duplicates.
@@ -72,7 +73,7 @@ def find_leaks(splits: Mapping[str, LabelledRows]) -> Leaks:
     labels: dict[tuple[str, ...], dict[str, Any]] = {}
     for key, label in zip(train, splits["train"].labels, strict=True):
         labels.setdefault(key, {}).setdefault(repr(label), label)
-    conflicts = [key for key, found in labels.items() if len(found) > 1]
+    conflicts = [key for key, found in labels.items() if len(found) > 1 and not several_answers]
     return Leaks(
         shared={split: sum(key in train_keys for key in split_keys) for split, split_keys in keys.items()},
         training=tuple(index for index, key in enumerate(train) if key in other_keys),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from export.data import LabelledRows, sample_indices
 from export.tasks.base import Task
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SAMPLED_ROWS = 10_000
 """Maximum number of rows whose tokens are counted, drawn at random."""
@@ -48,13 +51,25 @@ def count_target_tokens(rows: LabelledRows, tokenizer: Any, *, seed: int) -> lis
     return _counts([first for first, *_ in rows.take(sample_indices(len(rows), SAMPLED_ROWS, seed)).labels], tokenizer)
 
 
-def _counts(texts: Any, tokenizer: Any) -> list[int]:
+def untruncated_tokenizer(tokenizer: Any) -> Tokenizer:
+    """Copy a tokenizer as one that neither truncates nor pads.
+
+    Args:
+        tokenizer: The checkpoint's fast tokenizer.
+
+    Returns:
+        The copy.
+    """
     from tokenizers import Tokenizer
 
     untruncated = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     untruncated.no_truncation()
     untruncated.no_padding()
-    return sorted(len(encoding) for encoding in untruncated.encode_batch_fast(list(texts)))
+    return untruncated
+
+
+def _counts(texts: Any, tokenizer: Any) -> list[int]:
+    return sorted(len(encoding) for encoding in untruncated_tokenizer(tokenizer).encode_batch_fast(list(texts)))
 
 
 def fitted_length(counts: list[int], *, minimum: int) -> int:

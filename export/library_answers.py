@@ -20,7 +20,7 @@ from export.verify import Run
 from serving.answer_comparison import SMALLEST_SCALE, TOLERANCES, Path, differences, largest_number
 from serving.errors import ExportError, first_line
 from serving.manifests import ReferenceCheck
-from serving.reporting import logger
+from serving.reporting import logger, plural
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Arrays, TextColumns
 from serving.undecided import undecided_paths
@@ -138,7 +138,8 @@ def require_equal_answers(
             f"{task.library_name} answers none of the rows to verify on: {reasons}",
             hint="try the checkpoint with the library first",
         )
-    logger.info(f"{len(compared)} texts are answered as by {task.library_name}, within {largest:.2g}")
+    are = plural(len(compared), "text is", "texts are")
+    logger.info(f"{len(compared)} {are} answered as by {task.library_name}, within {largest:.2g}")
     if refused:
         logger.info(f"{task.library_name} refuses {len(refused)} of the texts, so they are not compared: {reasons}")
     return ReferenceCheck(library=task.library_name, texts=len(compared), max_difference=largest)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from export.metric import shown
 from export.tasks import is_exported, trained_class
 from serving.manifests import CheckpointManifest
+from serving.reporting import plural
 
 
 def model_card(manifest: CheckpointManifest) -> str:
@@ -113,7 +114,8 @@ def _data(manifest: CheckpointManifest) -> Iterator[str]:
         duplicate = "duplicate training rows (ignoring case, spaces and punctuation)"
         yield f"{' and '.join(shared)} {duplicate}; the duplicates {kept} the training rows."
     if data.contradicting_texts:
-        yield f"{data.contradicting_texts} training texts have conflicting labels."
+        count = data.contradicting_texts
+        yield f"{count} training {plural(count, 'text has', 'texts have')} conflicting labels."
     if (unknown := data.unknown_tokens) is not None and unknown.tokens:
         yield (
             f"{unknown.rows:.1%} of the training rows have unknown tokens, which the vocabulary lacks: {unknown.tokens:.2%} of all "
@@ -135,7 +137,7 @@ def _training(manifest: CheckpointManifest) -> Iterator[str]:
         parts = f", {teacher.parts} random spans of each text besides" if teacher.parts else ""
         yield f"Teacher: `{teacher.teacher}`, weight {teacher.weight:g}, temperature {teacher.temperature:g}{parts}."
     if search := figures.search:
-        yield f"The hyperparameters are the best of {search.trials} trials by the validation rows."
+        yield f"The hyperparameters are the best of {search.trials} {plural(search.trials, 'trial')} by the validation rows."
     on_gpu = "" if figures.peak_gpu_mib is None else f", on the GPU {figures.peak_gpu_mib} MiB"
     yield f"{figures.steps} steps, {figures.seconds:.0f} s, peak memory {figures.peak_rss_mib} MiB{on_gpu}. Made by tritonize."
 

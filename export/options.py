@@ -87,6 +87,9 @@ def _setting_help() -> str:
 TASK = Option(_task_help, parse=parse_task, metavar="TASK", shared=True)
 """The option ``--task``; each stage describes its own default."""
 
+METRIC = Option("Main metric, such as f1_macro or matthews_correlation. An unknown name lists the metrics of the task.")
+"""The option ``--metric``; each stage says what it decides."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageOptions(ArtifactsOptions):
@@ -95,14 +98,7 @@ class StageOptions(ArtifactsOptions):
     name: Annotated[str, MODEL_NAME] = ""
     task: Annotated[str, TASK] = ""
     setting: Annotated[Mapping[str, Any], Option(_setting_help, metavar="KEY=VALUE", default_text="")] = field(default_factory=dict)
-    metric: Annotated[
-        str | None,
-        Option(
-            "Metric that decides the best epoch and the gates, such as f1_macro or matthews_correlation; an unknown name lists "
-            "those of the task.",
-            default_text="the task's, or that of fine-tuning",
-        ),
-    ] = None
+    metric: Annotated[str | None, METRIC] = None
     device: Device = "auto"
     columns: Columns = field(default_factory=Columns)
 

@@ -17,7 +17,7 @@ from export.tasks.trained import TrainedTask
 from serving.errors import DataError
 from serving.manifests import UnknownTokens
 from serving.records import shown
-from serving.reporting import logger
+from serving.reporting import logger, plural
 
 HELD_OUT = 0.1
 """Share of the training rows that is held out for validation if no validation rows are given."""
@@ -89,10 +89,11 @@ def load_splits(
     task = bind_training_labels(task_type, found["train"], pair=len(found["train"].texts) == 2)
     if "validation" not in found:
         found["train"], found["validation"] = hold_out(found["train"], HELD_OUT, seed, key=task_type.group_key)
-        logger.info(f"no --validation: {len(found['validation'])} of the training rows are held out for validation")
+        count = len(found["validation"])
+        logger.info(f"no --validation: {count} of the training rows {plural(count, 'is', 'are')} held out for validation")
     found["train"] = found["train"].take(sample_indices(len(found["train"]), max_train_rows, seed))
     splits = {split: encode_labels(rows, task) for split, rows in found.items()}
-    leaks = find_leaks(splits)
+    leaks = find_leaks(splits, several_answers=task.several_answers)
     if not keep_leaks:
         splits["train"] = _without_leaks(splits["train"], leaks)
     _report_leaks(leaks, task, removed=not keep_leaks)
@@ -114,15 +115,18 @@ def _without_leaks(rows: LabelledRows, leaks: Leaks) -> LabelledRows:
 def _report_leaks(leaks: Leaks, task: TrainedTask, *, removed: bool) -> None:
     for split, rows in leaks.shared.items():
         if rows:
-            logger.info(f"{rows} {split} rows duplicate training rows (ignoring case, spaces and punctuation)")
+            duplicate = plural(rows, "row duplicates", "rows duplicate")
+            logger.info(f"{rows} {split} {duplicate} training rows (ignoring case, spaces and punctuation)")
     if leaks.training:
         action = "removed from training (--keep-leaks keeps them)" if removed else "kept for training"
-        logger.info(f"{len(leaks.training)} training rows also occur in other splits: {action}")
+        count = len(leaks.training)
+        logger.info(f"{count} training {plural(count, 'row also occurs', 'rows also occur')} in other splits: {action}")
     if (conflict := leaks.conflict) is not None:
         labels = " and ".join(_label_text(label, task) for label in conflict.labels)
+        count = leaks.conflicting_texts
         logger.warning(
-            f"{leaks.conflicting_texts} training texts have conflicting labels (ignoring case, spaces and punctuation), such as "
-            f"{shown(conflict.text)} with {labels}"
+            f"{count} training {plural(count, 'text has', 'texts have')} conflicting labels (ignoring case, spaces and "
+            f"punctuation), such as {shown(conflict.text)} with {labels}"
         )
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from export.data import LabelledRows, sample_indices
+from export.lengths import SAMPLED_ROWS, untruncated_tokenizer
 from export.tasks.base import Task
 from serving.manifests import UnknownTokens
 from serving.reporting import logger
 
-SAMPLED_ROWS = 10_000
-"""Maximum number of rows whose tokens are counted, drawn at random."""
 MAX_TOKEN_SHARE, MAX_ROW_SHARE = 0.01, 0.1
 """Shares of the tokens and of the rows above which there is a warning."""
 SHOWN_TOKENS = 12
@@ -28,18 +27,13 @@ def count_unknown_tokens(rows: LabelledRows, task: Task, tokenizer: Any, *, seed
     Returns:
         The shares; None if the tokenizer has no unknown token, because it can write any text.
     """
-    from tokenizers import Tokenizer
-
     unknown = tokenizer.unk_token_id
     if unknown is None:
         return None
-    untruncated = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    untruncated.no_truncation()
-    untruncated.no_padding()
     texts = task.texts(rows.take(sample_indices(len(rows), SAMPLED_ROWS, seed)).texts)
     counts = []
     example: list[str] = []
-    for encoding in untruncated.encode_batch(list(texts), add_special_tokens=False):
+    for encoding in untruncated_tokenizer(tokenizer).encode_batch(list(texts), add_special_tokens=False):
         counts.append((encoding.ids.count(unknown), len(encoding)))
         if counts[-1][0] and not example:
             first = max(0, encoding.ids.index(unknown) - SHOWN_TOKENS // 2)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from export.metric import shown
 from serving.options import Precision
+from serving.reporting import plural
 
 if TYPE_CHECKING:
     from serving.manifests import BundleManifest, SpeedFigures, VariantFigures, VariantRecord
@@ -26,8 +27,8 @@ def variant_table(manifest: BundleManifest) -> list[str]:
         f"{'':8} {metric:>9} {_aligned(columns, {name: name for name in columns})} {'MB':>7} {'ms':>7} {'rows/s':>7}",
         _line("PyTorch", metric, original, original.bytes, _aligned(columns, perfect)),
         *(_line(precision, metric, one, one.bytes, _aligned(columns, _compared(one))) for precision, one in figures.items()),
-        f"on {original.rows} rows{'; rows: whose whole answer agrees' if by_row else ''}; score change: of the label that PyTorch "
-        "gives, 99th percentile (largest)",
+        f"on {original.rows} {plural(original.rows, 'row')}{'; rows: whose whole answer agrees' if by_row else ''}; "
+        "score change: of the label that PyTorch gives, 99th percentile (largest)",
         f"logit diff: largest; speed of the model alone, one row at a time, {speed_devices(manifest.precisions)}",
     ]
     for precision, found in figures.items():

@@ -16,7 +16,7 @@ from export.rows import EncodedRows
 from export.tasks.exported import ExportedTask
 from serving.errors import ExportError
 from serving.manifests import VariantGate
-from serving.reporting import console
+from serving.reporting import console, plural
 from serving.runtime.types import Arrays, Origins
 
 Run = Callable[[Arrays], Arrays]
@@ -188,7 +188,7 @@ def few_rows_warning(rows: int) -> str | None:
         return None
     unseen = metric.share_interval(0, rows)[1]
     return (
-        f"verified on only {rows} rows, fewer than {MIN_ROWS}, which is weak evidence. "
+        f"verified on only {rows} {plural(rows, 'row')}, fewer than {MIN_ROWS}, which is weak evidence. "
         f"Even if all labels agree on them, {unseen:.1%} of all rows may differ"
     )
 

@@ -25,7 +25,7 @@ from serving.options import (
     StartOptions,
     parse_model_name,
 )
-from serving.reporting import logger, stamp_messages
+from serving.reporting import logger, plural, stamp_messages
 
 if TYPE_CHECKING:
     from serving.repository import PackagedEnsemble
@@ -78,7 +78,8 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
     for option, reason in manifest.reasons.items():
         logger.info(f"  {option} {reason}")
     state = "is up to date" if packaged.unchanged else "is packaged"
-    shape = f"{manifest.instances} instance(s) of {manifest.threads} thread(s)"
+    instances, threads = plural(manifest.instances, "instance"), plural(manifest.threads, "thread")
+    shape = f"{manifest.instances} {instances} of {manifest.threads} {threads}"
     kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}, layout {manifest.layout}"
     return f"{options.repository / options.name} {state}: {kind}, {shape}"
 
@@ -234,4 +235,5 @@ def _predict_file(name: str, path: Path, output: Path, options: PredictOptions, 
             done, answered = asyncio.run(run())
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{progress.counts} are answered; run the same command to continue") from None
-    logger.info(f"{output}: {answered:,} rows answered" + (f", {done:,} were there already" if done else ""))
+    before = f", {done:,} {plural(done, 'was', 'were')} there already" if done else ""
+    logger.info(f"{output}: {answered:,} {plural(answered, 'row')} answered{before}")

@@ -12,7 +12,7 @@ import click
 from serving.artifact import artifact_names, read_manifest
 from serving.click_options import RECIPE_STEM
 from serving.manifests import BundleManifest
-from serving.options import LONGEST_NAME, ArtifactsOptions, PackageOptions
+from serving.options import LONGEST_NAME, PackageOptions
 from serving.reporting import logger
 
 
@@ -93,4 +93,4 @@ def named_for_packaging(options: PackageOptions, from_recipe: str | None = None)
     """
     if options.name:
         return options
-    return replace(options, name=bundle_name(options.bundle, ArtifactsOptions.artifacts, from_recipe))
+    return replace(options, name=bundle_name(options.bundle, options.artifacts, from_recipe))

@@ -68,7 +68,8 @@ ChoiceColumns = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, Option("Run the stage even if its inputs have not changed, and replace a result that was made from something else.")
+    bool,
+    Option("Run the stage even if its result is up to date, and replace a result made from another model or other data."),
 ]
 
 
@@ -76,7 +77,7 @@ Force = Annotated[
 class OutputOptions:
     """How a command prints its result."""
 
-    json: Annotated[bool, Option("Print one JSON object on standard output.", former_keys=("as_json",))] = False
+    json: Annotated[bool, Option("Print the result as JSON on standard output.", former_keys=("as_json",))] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class RepositoryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageOptions(RepositoryOptions):
+class PackageOptions(ArtifactsOptions, RepositoryOptions):
     """Options of ``tritonize package``; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
 
     Attributes:
@@ -107,7 +108,7 @@ class PackageOptions(RepositoryOptions):
 
     name: Annotated[str, replace(MODEL_NAME, default_text="the bundle's; otherwise that of the only bundle")] = ""
     bundle: Annotated[
-        Path | None, Option("Folder that export wrote.", path="folder", default_text="artifacts/NAME/bundle", shared=True)
+        Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
     ] = None
     precision: Annotated[
         Literal["auto", Precision],
@@ -189,7 +190,7 @@ class PackageOptions(RepositoryOptions):
     @property
     def bundle_folder(self) -> Path:
         """The folder of the bundle."""
-        return self.bundle or ArtifactsOptions.artifacts / self.name / "bundle"
+        return self.bundle or self.artifacts / self.name / "bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +343,7 @@ class PredictOptions:
     option: Annotated[
         Mapping[str, Any],
         Option(
-            "Option of the requests, such as top_k=3: a request parameter of the task. Repeatable.",
+            "Request parameter of the task, such as top_k=3. Repeatable.",
             metavar="KEY=VALUE",
             default_text="",
         ),

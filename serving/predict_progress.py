@@ -8,7 +8,7 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from serving.reporting import console, logger
+from serving.reporting import console, logger, plural
 
 REDRAWN = 0.2
 """Seconds between two updates of the bar."""
@@ -53,7 +53,7 @@ class RowProgress:
     @property
     def counts(self) -> str:
         """How many rows are answered, such as ``1,234 of 20,000 rows``."""
-        return f"{self._rows:,} rows" if self._total is None else f"{self._rows:,} of {self._total:,} rows"
+        return f"{self._rows:,} {plural(self._rows, 'row')}" if self._total is None else f"{self._rows:,} of {self._total:,} rows"
 
     def describe(self, seconds: float) -> str:
         """Describe the progress after some seconds, such as ``1,234 of 20,000 rows, 412 rows/s, 0:45 left``."""

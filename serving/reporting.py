@@ -60,6 +60,11 @@ def report_to_stderr() -> Iterator[None]:
         logger.propagate = propagate
 
 
+def plural(count: int, one: str, several: str = "") -> str:
+    """Return the words that fit a number: ``one`` for 1, otherwise ``several``, by default ``one`` with an s."""
+    return one if count == 1 else several or f"{one}s"
+
+
 def stamp_messages() -> None:
     """Put the time in front of every line that :func:`report_to_stderr` writes from now on: what a server reports is a log."""
     for handler in logger.handlers:

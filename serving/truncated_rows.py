@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from serving.reporting import logger
+from serving.reporting import logger, plural
 
 SHOWN = 5
 """Number of truncated rows that the warning names."""
@@ -44,6 +44,6 @@ class TruncatedRows:
             return
         named = ", ".join(map(str, self.first)) + (", …" if self.truncated > len(self.first) else "")
         logger.warning(
-            f"{self.truncated} of {self.rows} rows were truncated: the model takes {max_length} tokens, and the answers do not "
-            f"consider the rest: {'row' if self.truncated == 1 else 'rows'} {named}"
+            f"{self.truncated} of {self.rows} rows {plural(self.truncated, 'was', 'were')} truncated: the model takes "
+            f"{max_length} tokens, and the answers do not consider the rest: {plural(self.truncated, 'row')} {named}"
         )

@@ -9,6 +9,7 @@ from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.configuration import Configuration
 from serving.machine import hardware
 from serving.manifests import HardwareRecord, TuningManifest
+from serving.reporting import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Tuning:
         if device != self.winner.device:
             return f"{self.folder} was measured on a {self.winner.device.upper()}"
         if here.cores != there.cores:
-            return f"{self.folder} was measured on {there.cores} cores, here are {here.cores}"
+            return f"{self.folder} was measured on {there.cores} {plural(there.cores, 'core')}, here are {here.cores}"
         if device == "gpu" and here.gpus != there.gpus:
             return f"{self.folder} was measured on {', '.join(there.gpus)}, here is {', '.join(here.gpus) or 'none'}"
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -103,6 +104,7 @@ def test_every_command_is_there_documented_and_takes_a_recipe() -> None:
         (["serve", "--recipe", "no-such-recipe"], "no recipe 'no-such-recipe'"),
         (["predict"], "Missing argument"),
         (["package"], "artifacts holds no bundle: give --name or --bundle"),
+        (["package", "--artifacts", "elsewhere"], "elsewhere holds no bundle: give --name or --bundle"),
         (["predict", "x", "--input", "/no/such/file", "--output", "y"], "does not exist"),
     ],
 )
@@ -121,6 +123,7 @@ def test_wrong_usage_is_2(arguments: list[str], message: str) -> None:
         (["stop", "--http-port", "1"], "you have no server"),
         (["predict", "x", "text", "--url", f"127.0.0.1:{free_port()}"], "no Triton server answers"),
         (["export", "--name", "x", "--artifacts", "/no/such"], "no checkpoint at"),
+        (["package", "--name", "x", "--artifacts", "/no/such"], "no bundle at /no/such/x/bundle"),
     ],
 )
 def test_failure_is_1_and_one_line(arguments: list[str], message: str) -> None:
@@ -166,6 +169,28 @@ def test_a_wrong_recipe_is_wrong_usage(tmp_path: Path, content: str, message: st
     done = run("package", "--recipe", str(recipe))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["models", "--json"], ["doctor"]], ids=" ".join)
+def test_the_command_ends_quietly_when_nobody_reads_its_output(arguments: list[str], unbuffered: str) -> None:
+    """As ``tritonize models | head`` does. A shell reports 141 for a program that SIGPIPE ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "export.cli", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_pipe_that_broke_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("serving.server_record.running_servers", broken)
+    done = run("models")
+    assert (done.returncode, done.stderr) == (1, "error: Broken pipe\n")
 
 
 def test_version() -> None:

@@ -32,6 +32,7 @@ EVERYWHERE = {
     "serving.option_fields": "the options that decide are recorded",
     "serving.options": "the options that decide are recorded",
     "serving.reporting": "only words",
+    "serving.text_table": "only words",
     "serving.writing": "only words: it names the file in an error",
 }
 ROWS = {

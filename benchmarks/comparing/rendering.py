@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.pages.escaping import code, escaped, markdown_table
-from benchmarks.pages.formatting import aligned
 from benchmarks.verdicts import VERDICTS, FigureComparison, ReportComparison
 from serving.errors import GateError
+from serving.text_table import aligned
 
 LISTED = 5
 HEAD = ("", "figure", "before", "now", "change", "beside PyTorch", "allowed")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from benchmarks.environment import Environment
 from benchmarks.pages.formatting import answer
 from benchmarks.report import Report
+from serving.reporting import plural
 
 SHOWN_PERCENT = 1
 """Share of the processor time that others used. Beyond this, it is shown with the machine."""
@@ -18,8 +19,8 @@ def machine(report: Report) -> str:
     found = report.environment
     gpus = "; ".join(found.gpus) or "no GPU"
     return (
-        f"{found.cpu}, {found.cores} cores, {found.memory_mib} MiB, {gpus} · {found.busy_percent:.0f} % busy with "
-        f"other work when it began{''.join(_foreign_work(found))}"
+        f"{found.cpu}, {found.cores} {plural(found.cores, 'core')}, {found.memory_mib} MiB, {gpus} · "
+        f"{found.busy_percent:.0f} % busy with other work when it began{''.join(_foreign_work(found))}"
     )
 
 

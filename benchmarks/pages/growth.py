@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from benchmarks.report import Report
 from benchmarks.speed import Speed
+from serving.reporting import plural
 
 LEAST = 3
 """Least number of points for a fit."""
@@ -99,7 +100,7 @@ def _speeds(report: Report) -> Iterator[tuple[_Line, int, Speed]]:
         if load.concurrency is not None and load.length is None:
             yield (report.served.name, "concurrency", load.protocol, None), load.concurrency, load.speed
         elif load.concurrency is not None and load.length is not None:
-            way = f"{load.protocol}, {load.concurrency} clients"
+            way = f"{load.protocol}, {load.concurrency} {plural(load.concurrency, 'client')}"
             yield (report.served.name, "length", way, load.concurrency), load.length, load.speed
 
 

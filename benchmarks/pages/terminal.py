@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.pages import tables
-from benchmarks.pages.formatting import aligned
 from benchmarks.pages.headline import conclusion
 from benchmarks.pages.tables import Table
 from benchmarks.report import Report
+from serving.text_table import aligned
 
 
 def render(report: Report) -> str:

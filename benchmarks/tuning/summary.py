@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.pages.formatting import aligned
 from benchmarks.tuning.choice import Measured, OperatingPoint
 from benchmarks.tuning.outcome import TuningOutcome
 from serving.errors import GateError, ServerError
 from serving.manifests import LoadRecord
+from serving.text_table import aligned
 
 HEADINGS = ("rows/s", "p99 ms", "clients", "MiB", "batch", "served as")
 

@@ -45,6 +45,7 @@ class RewritingTask(TrainedTask):
     auto_model: ClassVar[str] = "AutoModelForSeq2SeqLM"
     architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration",)
     generates: ClassVar[bool] = True
+    several_answers: ClassVar[bool] = True
     fits_length: ClassVar[bool] = True
     token_level: ClassVar[bool] = True
     reads_digits: ClassVar[bool] = False

@@ -55,6 +55,7 @@ class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
     heads: ClassVar[tuple[str, ...]] = QuestionAnswering.model_outputs
     metric_note: ClassVar[str] = "f1: mean over the rows of the overlap in words with the right answer"
     token_level: ClassVar[bool] = QuestionAnswering.token_level
+    several_answers: ClassVar[bool] = True
     default_max_length: ClassVar[int] = WINDOW
     columns: ClassVar[Mapping[str, str | None]] = {**QuestionAnswering.columns, "label": "answers"}
 

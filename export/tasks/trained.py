@@ -43,6 +43,8 @@ class TrainedTask(Task):
     """Whether the second axis of the model's :attr:`heads` is the token position."""
     fits_length: ClassVar[bool] = False
     """Whether truncated text is lost to the model: the default length is then chosen so that most rows fit."""
+    several_answers: ClassVar[bool] = False
+    """Whether rows of equal texts may well have different answers, so that these are no conflicting labels."""
     default_max_length: ClassVar[int] = 128
     """Default number of tokens of a row in fine-tuning."""
 

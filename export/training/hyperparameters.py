@@ -36,7 +36,8 @@ class Hyperparameters:
     epochs: Annotated[int, Option("Maximum number of epochs.", minimum=1)] = 3
     batch_size: Annotated[int, Option("Rows per optimizer step, over all devices.", minimum=1)] = 32
     gradient_accumulation: Annotated[
-        int, Option("Number of parts in which a device processes its rows of a step, to save memory.", minimum=1)
+        int,
+        Option("Gradient accumulation steps: each device processes its rows in this many parts, to save memory.", minimum=1),
     ] = 1
     learning_rate: Annotated[float | None, Option("Peak learning rate.", above=0, default_text="by model size")] = None
     warmup_ratio: Annotated[float, Option("Share of all steps used for linear warm-up.", minimum=0, maximum=1)] = 0.1

@@ -17,7 +17,7 @@ from export.training.hyperparameters import Hyperparameters
 from export.training.job import TrainingJob
 from export.training.train import train, with_learning_rate
 from serving.errors import ArtifactError, DataError, DivergedError
-from serving.reporting import logger
+from serving.reporting import logger, plural
 
 SEARCHED = ("learning_rate", "batch_size", "warmup_ratio", "weight_decay", "layer_decay")
 """Hyper-parameters that are searched unless the user chose them."""
@@ -80,9 +80,11 @@ def search(job: TrainingJob, trials: int, *, fixed: Collection[str], journal: Pa
         raise ArtifactError("every trial diverged", hint="look at the rows, or give a smaller --learning-rate")
     best = study.best_trial
     options = replace(job.options, **best.params)
-    logger.info(f"best of {_finished_trials(study)} trials: {_describe(options, names)}: {job.task.main_metric} {best.value:.4f}")
+    count = _finished_trials(study)
+    found = f"{_describe(options, names)}: {job.task.main_metric} {best.value:.4f}"
+    logger.info(f"best of {count} {plural(count, 'trial')}: {found}")
     assert best.value is not None
-    return SearchResult(options=options, value=best.value, trials=_finished_trials(study))
+    return SearchResult(options=options, value=best.value, trials=count)
 
 
 def _enqueue_trials(study: optuna.Study, default: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import grpc
 
 from serving.front.envoy_fields import EnvoyFields, type_url
+from serving.reporting import plural
 
 MARK = "tritonize_failed_request"
 """Key of the objects that Envoy writes."""
@@ -120,7 +121,8 @@ class FailedRequests:
             if times:
                 self._log(f"request failed: {described} ({times} more in {seconds:.0f} s)")
         if self._unlisted:
-            self._log(f"{self._unlisted} further requests failed in {seconds:.0f} s, for other reasons than those above")
+            further = plural(self._unlisted, "further request")
+            self._log(f"{self._unlisted} {further} failed in {seconds:.0f} s, for other reasons than those above")
         self._begun = self._clock()
         self._repeated.clear()
         self._unlisted = 0

@@ -9,6 +9,7 @@ from itertools import chain
 from serving.errors import DataError
 from serving.records.record import LocatedRow, shown
 from serving.records.row_file import RowFile
+from serving.reporting import plural
 
 WORDS, LABELS = "tokens", "ner"
 """Columns of a sentence's words and of their labels, unless the user names others."""
@@ -56,7 +57,8 @@ def read_conll(file: RowFile) -> Iterator[LocatedRow]:
         names = file.layout.names or (WORDS, *[""] * (form.columns - 2), *([LABELS] if form.columns > 1 else []))
         if len(names) != form.columns:
             raise DataError(
-                f"{file.path} has {form.columns} columns, but --columns names {len(names)}", hint="name each column, or -"
+                f"{file.path} has {form.columns} {plural(form.columns, 'column')}, but --columns names {len(names)}",
+                hint="name each column, or -",
             )
         for number, line in enumerate(chain(head, lines), start=1):
             stripped = line.strip("\r\n" if form.tabs else None)
@@ -95,7 +97,7 @@ def _checked(file: RowFile, form: _Form, line: str, number: int) -> list[str]:
         separator = "tabs" if form.tabs else "spaces"
         found = len(list(filter(None, fields)))
         raise DataError(
-            f"{file.path}, line {number}: {found} columns where the first word has {form.columns}: {shown(line)}",
+            f"{file.path}, line {number}: {found} {plural(found, 'column')} where the first word has {form.columns}: {shown(line)}",
             hint=f"each line must have a word and its labels, separated by {separator}; a blank line ends a sentence",
         )
     return fields

@@ -9,6 +9,7 @@ from typing import Any
 from serving.errors import DataError
 from serving.records.record import LocatedRow, first_repeated, parse_json, shown
 from serving.records.row_file import RowFile
+from serving.reporting import plural
 
 KNOWN = "a list of objects, an object with a list for each column, such an object or list under 'data', or SQuAD's articles"
 
@@ -84,7 +85,9 @@ def _split_rows(file: RowFile, names: list[str], rows: list[Any]) -> list[Any]:
         raise DataError(f"{file.path}: column {twice!r} is there twice", hint="rename or remove one of the columns")
     for number, row in enumerate(rows, start=1):
         if isinstance(row, list) and len(row) != len(names):
-            raise DataError(f"{file.path}, row {number}: {len(row)} values for {len(names)} columns: {shown(row)}")
+            values = f"{len(row)} {plural(len(row), 'value')}"
+            columns = f"{len(names)} {plural(len(names), 'column')}"
+            raise DataError(f"{file.path}, row {number}: {values} for {columns}: {shown(row)}")
     return [dict(zip(names, row, strict=True)) if isinstance(row, list) else row for row in rows]
 
 

@@ -115,7 +115,7 @@ def test_json_of_every_shape_holds_the_same_rows(tmp_path: Path, content: str) -
         ('{"text": "a"}', r"'text' holds 'a', not a list of values"),
         ('{"a": [1, 2], "b": [1]}', r"column 'a' has 2 values, but column 'b' has 1"),
         ('{"a": {"0": 1}, "b": {"1": 1}}', r"the columns 'a' and 'b' have different rows"),
-        ('{"columns": ["a", "b"], "data": [[1, 2], [3]]}', r"row 2: 1 values for 2 columns: \[3\]"),
+        ('{"columns": ["a", "b"], "data": [[1, 2], [3]]}', r"row 2: 1 value for 2 columns: \[3\]"),
         ('{"columns": ["a", "a"], "data": [[1, 2]]}', r"column 'a' is there twice"),
         ('[{"a": 1}', r"a\.json is not JSON: Expecting ',' delimiter: line 1 column 10"),
         ('{"a": 1}\n{"a": ', r"a\.json, line 2 is not JSON"),
@@ -170,8 +170,8 @@ def test_iob2_with_tabs_comments_and_carriage_returns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("EU B-ORG\ncall\n", r"a\.conll, line 2: 1 columns where the first word has 2: 'call'"),
-        ("EU\tB-ORG\n\tO\n", r"a\.conll, line 2: 1 columns where the first word has 2"),
+        ("EU B-ORG\ncall\n", r"a\.conll, line 2: 1 column where the first word has 2: 'call'"),
+        ("EU\tB-ORG\n\tO\n", r"a\.conll, line 2: 1 column where the first word has 2"),
         ("EU B-ORG\n# O O\n", r"a\.conll, line 2: 3 columns where the first word has 2"),
         ("EU\ncall\n", r"has no column 'ner'; line 1 has tokens"),
         ("-DOCSTART- O\n\n", r"a\.conll holds no rows"),

@@ -78,12 +78,19 @@ def trained_figures(accuracy: float) -> TrainingFigures:
 def test_the_baseline_stands_beside_the_figures(caplog: pytest.LogCaptureFixture) -> None:
     assert figure_lines(trained_figures(0.75), "macro: a mean") == [
         "baseline, in brackets: always good, the most frequent label of the training rows",
-        "validation: loss 0.5000, accuracy 0.7500 (0.5000)",
-        "test: loss 0.5000, accuracy 0.7500 (0.2500)",
+        "          validation       test",
+        "loss      0.5000           0.5000",
+        "accuracy  0.7500 (0.5000)  0.7500 (0.2500)",
         "macro: a mean",
     ]
     without = trained_figures(0.75).model_copy(update={"baseline": None})
-    assert figure_lines(without, "") == ["validation: loss 0.5000, accuracy 0.7500", "test: loss 0.5000, accuracy 0.7500"]
+    assert figure_lines(without, "") == [
+        "          validation  test",
+        "loss      0.5000      0.5000",
+        "accuracy  0.7500      0.7500",
+    ]
+    only_validation = without.model_copy(update={"test": None})
+    assert figure_lines(only_validation, "") == ["          validation", "loss      0.5000", "accuracy  0.7500"]
     for figures in (trained_figures(0.26), without):
         warn_if_not_better(figures, "accuracy")
     assert not caplog.records
@@ -178,7 +185,7 @@ def test_conflicting_labels_are_shown(
     found = leaks.find_leaks({"train": train})
     assert found.conflicting_texts == 1
     splits._report_leaks(found, task, removed=True)
-    expected = f"1 training texts have conflicting labels (ignoring case, spaces and punctuation), such as {said}"
+    expected = f"1 training text has conflicting labels (ignoring case, spaces and punctuation), such as {said}"
     assert [(record.levelno, record.message) for record in caplog.records] == [(logging.WARNING, expected)]
     caplog.clear()
     splits._report_leaks(replace(found, conflict=None), task, removed=True)

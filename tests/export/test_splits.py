@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from export import cli, leaks, lengths, sources
-from export.columns import Columns
+from export.columns import Columns, HeldOutColumns
 from export.data import LabelledRows, Rows, hold_out
 from export.splits import load_splits
+from export.tasks.question_answering import QuestionAnsweringTask
 from export.tasks.text_classification import MULTI_LABEL, TextClassificationTask
 from serving.artifact import read_manifest
 from serving.errors import DataError
@@ -144,6 +145,35 @@ def test_training_rows_of_other_splits_are_found() -> None:
     assert (found.shared, found.training, found.conflicting_texts) == ({"test": 2}, (0,), 1)
 
 
+def test_several_answers_are_no_conflict() -> None:
+    context = (("Who?", "who?"), ("Ann and Bo.", "Ann and Bo."))
+    answers = ([{"text": "Ann", "answer_start": 0}], [{"text": "Bo", "answer_start": 8}])
+    splits = {"train": LabelledRows(texts=context, labels=answers)}
+    assert leaks.find_leaks(splits).conflicting_texts == 1
+    found = leaks.find_leaks(splits, several_answers=QuestionAnsweringTask.several_answers)
+    assert (found.conflicting_texts, found.conflict) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("split", "option"), [("train", "--text-column"), ("validation", "--text-column"), ("test", "--test-text-column")]
+)
+def test_a_missing_column_names_the_option_of_its_split(in_folder: Path, split: str, option: str) -> None:
+    write_tsv(in_folder / "good.tsv", [("one", "a"), ("two", "b")])
+    (in_folder / "other.tsv").write_text("body\tlabel\none\ta\n", encoding="utf-8")
+    columns = {"train": Columns(), "validation": Columns(), "test": HeldOutColumns().over(Columns())}
+    with pytest.raises(DataError, match=r"other\.tsv has no column 'text'") as caught:
+        load_splits(
+            dict.fromkeys(columns, "good.tsv") | {split: "other.tsv"},
+            columns,
+            TextClassificationTask,
+            cache=in_folder,
+            max_train_rows=None,
+            seed=0,
+            keep_leaks=False,
+        )
+    assert f" with {option}, " in caught.value.hint
+
+
 def test_they_are_not_learnt_from(in_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tsv(in_folder / "train.tsv", [("one", "a"), ("two", "b"), ("three", "b"), ("four", "a")])
     write_tsv(in_folder / "dev.tsv", [("One!", "a"), ("five", "b")])
@@ -165,8 +195,8 @@ def test_they_are_not_learnt_from(in_folder: Path, caplog: pytest.LogCaptureFixt
 
     assert load(keep=False) == ["two", "three", "four"]
     said = caplog.text
-    assert "1 validation rows duplicate training rows (ignoring case, spaces and punctuation)" in said
-    assert "1 training rows also occur in other splits: removed from training" in said
+    assert "1 validation row duplicates training rows (ignoring case, spaces and punctuation)" in said
+    assert "1 training row also occurs in other splits: removed from training" in said
     assert load(keep=True) == ["one", "two", "three", "four"]
     locations["validation"] = "train.tsv"
     with pytest.raises(DataError, match="every training row also occurs in the validation or test rows"):

@@ -29,21 +29,6 @@ from tests.helpers.resealing import reseal
 from tests.helpers.servers import serve_options
 
 
-@pytest.fixture(scope="module")
-def pristine(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ensembles of one bundle, in two precisions."""
-    repository = tmp_path_factory.mktemp("pristine") / "models"
-    for name, precision in (("one", "fp32"), ("other", "int8")):
-        package(PackageOptions(bundle=bundle, repository=repository, name=name, precision=precision, device="cpu"))
-    return repository
-
-
-@pytest.fixture
-def repository(pristine: Path, tmp_path: Path) -> Path:
-    subprocess.run(["cp", "-a", pristine, tmp_path / "models"], check=True)
-    return tmp_path / "models"
-
-
 @pytest.fixture
 def copied_bundle(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))

@@ -10,23 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.options import PackageOptions
 from serving.packages import find_packages
-from serving.repository import package
-
-
-@pytest.fixture(scope="module")
-def pristine(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    repository = tmp_path_factory.mktemp("pristine") / "models"
-    for name in ("one", "other"):
-        package(PackageOptions(bundle=bundle, repository=repository, name=name, precision="fp32", device="cpu"))
-    return repository
-
-
-@pytest.fixture
-def repository(pristine: Path, tmp_path: Path) -> Path:
-    subprocess.run(["cp", "-a", pristine, tmp_path / "models"], check=True)
-    return tmp_path / "models"
 
 
 def test_ensembles_are_found_with_what_they_are(repository: Path) -> None:

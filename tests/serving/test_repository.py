@@ -19,14 +19,12 @@ import pytest
 
 from serving import artifact, repository
 from serving.artifact import sha256
-from serving.bundle import Bundle, Variant, load_bundle
+from serving.bundle import load_bundle
 from serving.errors import ArtifactError
 from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
-from serving.plan import Plan, make_plan
 from serving.repository import package
 from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST, TRUNCATED
-from tests.helpers.manifests import variant_figures
 from tests.helpers.resealing import reseal
 
 STEPS = ("tiny", "tiny_preprocess", "tiny_model", "tiny_postprocess")
@@ -229,89 +227,6 @@ def test_works_from_another_place_after_a_copy(bundle: Path, tmp_path: Path) -> 
     (tmp_path / "here").rename(tmp_path / "gone")
     assert_whole(tmp_path / "there")
     assert not any(link.readlink().is_absolute() for link in (tmp_path / "there").rglob("*") if link.is_symlink())
-
-
-@pytest.mark.parametrize(
-    ("asked", "batching", "instances"),
-    [
-        ({"precision": "int8"}, "off", None),
-        ({"precision": "int8", "batching": "ragged"}, "ragged", 1),
-        ({"precision": "fp32", "batching": "ragged"}, "ragged", 1),
-    ],
-)
-def test_plan_on_a_cpu(bundle: Path, asked: dict, batching: str, instances: int | None) -> None:
-    cores = len(os.sched_getaffinity(0))
-    plan = make_plan(
-        load_bundle(bundle),
-        **{"precision": "auto", "device": "cpu", "batching": "auto", "instances": None, "threads": None, "max_batch_size": 64}
-        | asked,
-    )
-    assert plan.batching == batching
-    assert plan.instances == (instances or cores)
-    assert plan.instances * plan.threads <= cores
-
-
-def timed(bundle: Path, **seconds: tuple[float, str]) -> Bundle:
-    """The bundle with those latencies (ms) and the device each was measured on, and no other variants."""
-    loaded = load_bundle(bundle)
-    variants = {
-        precision: Variant(
-            precision=precision,
-            path=bundle / precision / "model.onnx",
-            figures=variant_figures(latency_ms=latency, speed_device=device, throughput={"1": 1.0, "16": 9.0}),
-        )
-        for precision, (latency, device) in seconds.items()
-    }
-    return replace(loaded, variants=variants)
-
-
-def plan_of(bundle: Bundle, **asked: object) -> Plan:
-    free = {"precision": "auto", "device": "cpu", "batching": "auto", "instances": None, "threads": None, "max_batch_size": 64}
-    return make_plan(bundle, **free | asked)
-
-
-def test_plan_takes_the_fastest_on_a_cpu_and_fp16_on_a_gpu(bundle: Path) -> None:
-    loaded = timed(bundle, fp32=(3.0, "cpu"), fp16=(2.0, "cpu"), int8=(2.5, "cpu"))
-    cpu = plan_of(loaded)
-    assert cpu.precision == "fp16"
-    assert cpu.reasons["precision"] == "fp16: the fastest that passed its gates (fp32 3.00 ms, fp16 2.00 ms, int8 2.50 ms)"
-    gpu = plan_of(loaded, device="gpu")
-    assert (gpu.precision, gpu.batching, gpu.instances) == ("fp16", "ragged", 1)
-    assert set(gpu.reasons) >= {"precision", "batching"}
-
-
-def test_figures_of_a_gpu_decide_nothing_on_a_cpu(bundle: Path) -> None:
-    loaded = timed(bundle, fp32=(0.3, "gpu"), fp16=(0.1, "gpu"), int8=(4.0, "cpu"))
-    plan = plan_of(loaded)
-    assert (plan.precision, plan.batching) == ("int8", "off")
-    assert plan.reasons["precision"].startswith("int8: speeds were not compared, because fp32 and fp16 were not timed on a CPU")
-    plan = plan_of(timed(bundle, fp32=(0.3, "gpu"), fp16=(0.1, "gpu")))
-    assert (plan.precision, plan.batching) == ("fp32", "off"), "batches were fast on the GPU only"
-    assert plan.reasons["batching"].startswith("off: fp32 was not timed on a CPU")
-    plan = plan_of(timed(bundle, fp32=(3.0, "cpu"), int8=(2.0, "gpu")))
-    reason = plan.reasons["precision"]
-    assert reason.startswith("int8: speeds were not compared, because int8 was not timed on a CPU")
-
-
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_int8_is_batched_only_where_that_is_asked_for(bundle: Path, device: str) -> None:
-    loaded = timed(bundle, fp32=(3.0, "cpu"), int8=(2.0, "cpu"))
-    plan = plan_of(loaded, precision="int8", device=device)
-    assert plan.batching == "off"
-    assert plan.reasons["batching"].startswith("off: dynamic int8 scales span the whole batch")
-    plan = plan_of(loaded, precision="int8", device=device, batching="ragged")
-    assert plan.batching == "ragged"
-    assert plan.reasons["batching"].startswith("ragged, as asked: dynamic int8 scales")
-    assert "depend on the other requests" in plan.reasons["batching"]
-    assert "batching" not in plan_of(loaded, precision="fp32", device=device, batching="ragged").reasons
-
-
-def test_threads_have_no_effect_on_a_gpu_and_that_is_said(bundle: Path) -> None:
-    loaded = load_bundle(bundle)
-    plan = plan_of(loaded, precision="fp32", device="gpu", threads=4)
-    assert plan.threads == 1
-    assert plan.reasons["threads"].startswith("4 has no effect on a GPU")
-    assert "threads" not in plan_of(loaded, precision="fp32", device="gpu").reasons
 
 
 def test_a_changed_module_repackages(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,20 +24,6 @@ from serving.repository import package
 from serving.served_view import ServedView, open_view
 
 
-@pytest.fixture(scope="module")
-def pristine(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    repository = tmp_path_factory.mktemp("pristine") / "models"
-    for name in ("one", "other"):
-        package(PackageOptions(bundle=bundle, repository=repository, name=name, precision="fp32", device="cpu"))
-    return repository
-
-
-@pytest.fixture
-def repository(pristine: Path, tmp_path: Path) -> Path:
-    subprocess.run(["cp", "-a", pristine, tmp_path / "models"], check=True)
-    return tmp_path / "models"
-
-
 @pytest.fixture
 def view(repository: Path) -> Iterator[ServedView]:
     with open_view(repository) as opened:
