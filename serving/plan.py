@@ -16,8 +16,8 @@ INT8_SCALES = "dynamic int8 scales span the whole batch, so an answer would depe
 
 FUSED_HINT = "give --batching off and --device cpu, or another --layout"
 FUSED_GAIN = (
-    "a small model on two cores had 0.55 to 0.7 of the p99 latency, 1.2 times the requests/s with 1 to 8 clients, and as many with "
-    "more (tritonize tune measures it here)"
+    "a small model on two cores had 0.55 to 0.8 of the p99 latency, 1.15 times the requests/s with up to 8 clients, and as many "
+    "with more (tritonize tune measures it here)"
 )
 
 

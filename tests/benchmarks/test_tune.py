@@ -121,7 +121,7 @@ def test_what_cannot_be_served_is_recorded_and_passed_over(own: Path, monkeypatc
         run(monkeypatch, asked(own, fresh=True, minutes=60), failed := MadeUp(best_at()))
     shutil.rmtree(own.parent / "tuning")
     tuned, said = run(monkeypatch, asked(own, minutes=60), repaired := MadeUp(best_at(1, 2, 3)))
-    assert len(failed.made) == 36, "each was tried"
+    assert len(failed.made) == 48, "each was tried"
     assert {configuration for configuration, number in repaired.made if number == 0} == {one for one, _ in failed.made}
     assert not tuned.outcome.failures, "what failed is tried again"
 
