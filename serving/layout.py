@@ -30,8 +30,14 @@ def repository_links(name: str) -> dict[str, str]:
 
 
 def generation_links(generation: Path, name: str) -> dict[str, str]:
-    """Return those of :func:`repository_links` that belong to a generation: the fused layout has no steps before and after."""
-    return {link: target for link, target in repository_links(name).items() if link == name or (generation / link).exists()}
+    """Return those of :func:`repository_links` that belong to a generation: the fused layout has no steps before and after.
+
+    A generation that lacks only one of these steps is a damaged one of the ensemble layout.
+    """
+    links = repository_links(name)
+    others = [link for link in links if link != name]
+    fused = (generation / f"{name}_model").exists() and not any((generation / link).exists() for link in others)
+    return {name: links[name]} if fused else links
 
 
 def generation_models(generation: Path, name: str) -> tuple[str, ...]:

@@ -425,7 +425,7 @@ def test_unknown_ensemble(server: Server, protocol: str) -> None:
     ):
         pipe("text")
     assert caught.value.status == "NOT_FOUND"
-    served = "it serves: alone, int8, pairs, ragged"
+    served = "it serves: alone, fused, int8, pairs, ragged"
     assert caught.value.message == f"nobody is not served at {server.url(protocol)}; {served}", "no steps"
 
 

@@ -167,6 +167,12 @@ def generation_of_the_other(repository: Path) -> str:
     return "manifest.json belongs to the ensemble other, not to one"
 
 
+def step_is_gone(repository: Path) -> str:
+    """It is not taken for a fused package, which has no such step."""
+    shutil.rmtree(repository / "one_model" / "current" / "one_preprocess")
+    return "one_preprocess/1/cutting.py is missing"
+
+
 def home_is_gone(repository: Path) -> str:
     shutil.rmtree(repository / "one_model")
     return "one_model/current is missing"
@@ -222,6 +228,7 @@ TRICKS = [
     current_is_gone,
     generations_elsewhere,
     generation_of_the_other,
+    step_is_gone,
     home_is_gone,
     ensemble_is_gone,
     manifest_is_gone,
