@@ -20,8 +20,8 @@ from serving.errors import ArtifactError
 from serving.tuning import Tuning
 
 SECTION = "package"
-NAMES = ("precision", "batching", "layout", "instances", "threads", "max-batch-size", "queue-delay-us",
-         "preprocess-instances", "postprocess-instances")  # fmt: skip
+STEP_INSTANCES = ("preprocess-instances", "postprocess-instances")
+NAMES = ("precision", "batching", "layout", "instances", "threads", "max-batch-size", "queue-delay-us", *STEP_INSTANCES)
 TOGETHER = {"instances", "threads"}
 """Each was measured with the other only."""
 _REMARK = re.compile(r"# tuned on .*: remove these lines to go back")
@@ -32,12 +32,10 @@ Entry = tuple[Key | None, Item]
 def recipe_values(configuration: Configuration) -> dict[str, str | int]:
     """Return the options of ``tritonize package`` that serve a model in this configuration on its device."""
     values = {name.replace("_", "-"): value for name, value in asdict(configuration).items()}
-    without_effect = set() if configuration.device == "cpu" else {"threads"}
+    left_out = set(STEP_INSTANCES) if configuration.device == "cpu" else {"threads"}  # on a CPU, tuning leaves them at the default
     if not has_fused(configuration.device, configuration.batching):
-        without_effect.add("layout")
-    if configuration.preprocess_instances == configuration.postprocess_instances == 1:  # the default on a CPU
-        without_effect |= {"preprocess-instances", "postprocess-instances"} if configuration.device == "cpu" else set()
-    return {name: values[name] for name in NAMES if name not in without_effect}
+        left_out.add("layout")
+    return {name: values[name] for name in NAMES if name not in left_out}
 
 
 def remark(tuning: Tuning) -> str:

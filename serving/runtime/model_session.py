@@ -5,9 +5,11 @@ The embedded server's ``onnxruntime`` backend runs its models with it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import stat
 import tempfile
 from hashlib import sha256
 from pathlib import Path
@@ -87,16 +89,18 @@ def _optimized(path: Path, options: ort.SessionOptions) -> Path | None:
 
 
 def _weights_folder() -> Path:
-    """Return the folder for the weights of all models, which only this user can read.
+    """Return the folder for the weights of all models, which only this user can write into: its files are run as models.
 
     Raises:
-        PermissionError: The folder belongs to another user.
+        PermissionError: The folder belongs to another user, is a link, or other users may write into it.
     """
     given = os.environ.get(WEIGHTS_FOLDER)
     folder = Path(given) if given else Path(tempfile.gettempdir()) / f"tritonize-weights-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user: set {WEIGHTS_FOLDER} to a folder of your own")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{folder} is not a folder that only you can write into: set {WEIGHTS_FOLDER} to one of your own")
     return folder
 
 

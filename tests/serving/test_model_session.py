@@ -71,5 +71,18 @@ def test_the_folder_is_private_and_of_this_user(tmp_path: Path, weights: Path, m
     answer(path)
     assert weights.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(PermissionError, match=f"belongs to another user: set {WEIGHTS_FOLDER}"):
+    with pytest.raises(PermissionError, match=f"only you can write into: set {WEIGHTS_FOLDER}"):
         model_session.open_with_mapped_weights(path, threads=1)
+
+
+def test_a_folder_that_others_can_write_into_is_refused(tmp_path: Path, weights: Path) -> None:
+    path = write_graph(tmp_path / "model.onnx", 1)
+    weights.mkdir()
+    weights.chmod(0o777)
+    with pytest.raises(PermissionError, match="only you can write into"):
+        answer(path)
+    weights.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    weights.symlink_to("elsewhere")
+    with pytest.raises(PermissionError, match="only you can write into"):
+        answer(path)
