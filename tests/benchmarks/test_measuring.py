@@ -493,7 +493,10 @@ def test_memory_of_a_process_tree_is_metered() -> None:
         (["words", "--rounds", "0"], "--rounds"),
     ],
 )
-def test_wrong_usage_exits_with_two(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_two(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from the artifacts of the project
     assert main(["benchmark", *arguments]) == 2
     assert said in capsys.readouterr().err
 

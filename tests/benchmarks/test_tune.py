@@ -249,7 +249,10 @@ def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
         (["x", "--recipe", "no-such-recipe"], "no recipe"),
     ],
 )
-def test_wrong_usage_is_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from the artifacts of the project
     assert main(["tune", *arguments]) == 2
     assert message in capsys.readouterr().err
 
