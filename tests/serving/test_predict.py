@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from datetime import date
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -358,7 +359,7 @@ def test_options_of_arguments(server: Server, capsys: pytest.CaptureFixture[str]
 
 
 def test_ctrl_c_says_how_to_continue(server: Server, tmp_path: Path, texts: list[str]) -> None:
-    many = (texts * 8)[:3000]
+    many = list(islice(cycle(texts), 3000))
     rows, output = write_rows(tmp_path / "rows.jsonl", many), tmp_path / "answers.jsonl"
     files = ["--input", str(rows), "--output", str(output), "--text-column", "sentence"]
     with subprocess.Popen(command(server, "ragged", *files), stderr=subprocess.PIPE) as process:
