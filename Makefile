@@ -82,7 +82,7 @@ benchmark: setup ## measure speed and quality of the served model against PyTorc
 tune: export ## find the best serving configuration under LATENCY_P99_MS
 	@$(TRITONIZE) tune $(call quoted,$(NAME)) $(STORED) $(TUNING)
 
-quick: setup .venv/ready-dev ## run the tests that need no server and no training (about a minute)
+quick: setup .venv/ready-dev ## run the tests that need no server and no training (about five minutes)
 	@$(IN_TWO) -m 'not server and not slow' $(PYTEST)
 
 test: setup .venv/ready-dev ## run the whole test suite
