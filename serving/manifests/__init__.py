@@ -6,6 +6,7 @@ There is one model for each kind of artifact. All models are frozen, refuse unkn
 
 from serving.manifests.bundle_manifest import (
     BundleManifest,
+    GenerationFigures,
     OriginalCheckpoint,
     OriginalFigures,
     ReferenceCheck,
@@ -46,6 +47,7 @@ __all__ = [
     "DistillationRecord",
     "ExpectedAnswer",
     "ExpectedTensor",
+    "GenerationFigures",
     "HardwareRecord",
     "LoadRecord",
     "Manifest",

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
 from serving.configuration import Configuration
-from serving.manifests.bundle_manifest import VariantFigures
+from serving.manifests.bundle_manifest import GenerationFigures, VariantFigures
 from serving.manifests.manifest import Manifest, Record, StageInputs, is_none
 from serving.options import Batching, ComputeDevice, Layout, Precision
 
@@ -63,7 +63,7 @@ class BundleProvenance(Record):
     """
 
     manifest: StageInputs
-    figures: VariantFigures
+    figures: VariantFigures | GenerationFigures
     name: str | None = Field(default=None, exclude_if=is_none)
 
 
@@ -103,6 +103,7 @@ class RepositoryManifest(Manifest):
     layout: Layout = "ensemble"
     preprocess_instances: PositiveInt = 1
     postprocess_instances: PositiveInt = 1
+    capacity: PositiveInt | None = Field(default=None, exclude_if=is_none)
     reasons: dict[str, str]
     bundle: BundleProvenance
 
@@ -120,4 +121,5 @@ class RepositoryManifest(Manifest):
             layout=self.layout,
             preprocess_instances=self.preprocess_instances,
             postprocess_instances=self.postprocess_instances,
+            capacity=self.capacity,
         )
