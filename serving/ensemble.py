@@ -14,7 +14,7 @@ from serving.plan import Plan
 from serving.prologue import LENGTHS
 from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST, TRUNCATED
 from serving.runtime.metadata import METADATA
-from serving.runtime.tasks.base import ServedTask
+from serving.runtime.tasks._encoder import EncoderTask
 from serving.runtime.types import JsonValue, Tensor
 
 Config = dict[str, Any]
@@ -52,7 +52,7 @@ class Warmup:
     dims: dict[str, tuple[int, ...]]
 
 
-def preprocess_config(name: str, task: ServedTask, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
+def preprocess_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
     """Configure the step from text to token ids. It batches the waiting requests without delay."""
     return {
         "name": f"{name}_preprocess",
@@ -95,7 +95,7 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
     return config
 
 
-def postprocess_config(name: str, task: ServedTask, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
+def postprocess_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
     """Configure the step from logits to answers. Requests with logits of different shapes share one queue."""
     return {
         "name": f"{name}_postprocess",
@@ -112,7 +112,7 @@ def postprocess_config(name: str, task: ServedTask, graph: Graph, plan: Plan, wa
     }
 
 
-def fused_config(name: str, task: ServedTask, plan: Plan, warmups: Iterable[Warmup]) -> Config:
+def fused_config(name: str, task: EncoderTask, plan: Plan, warmups: Iterable[Warmup]) -> Config:
     """Configure the one step of the fused layout, from text to answers. Each instance answers one request at a time."""
     return {
         "name": f"{name}_model",
@@ -127,7 +127,7 @@ def fused_config(name: str, task: ServedTask, plan: Plan, warmups: Iterable[Warm
 
 
 def ensemble_config(
-    name: str, task: ServedTask, graph: Graph, plan: Plan, *, model_sha256: str, description: Mapping[str, JsonValue]
+    name: str, task: EncoderTask, graph: Graph, plan: Plan, *, model_sha256: str, description: Mapping[str, JsonValue]
 ) -> Config:
     """Configure the ensemble that clients call: its steps, connected by tensor name.
 
@@ -176,12 +176,12 @@ def _model_outputs(graph: Graph) -> tuple[Tensor, ...]:
     return (*graph.outputs, Tensor(MODEL_DIGEST, "TYPE_INT64"))
 
 
-def _answers(task: ServedTask) -> tuple[Tensor, ...]:
+def _answers(task: EncoderTask) -> tuple[Tensor, ...]:
     """Return the outputs of the ensemble: those of the task, and what the steps tell of every row."""
     return (*task.outputs(), Tensor(TRUNCATED, "TYPE_BOOL"), Tensor(DIGEST, "TYPE_INT64"))
 
 
-def _metadata(task: ServedTask) -> tuple[Tensor, ...]:
+def _metadata(task: EncoderTask) -> tuple[Tensor, ...]:
     """Return the tensor that passes metadata from the first step to the last, if the task has one."""
     return (Tensor(METADATA, "TYPE_STRING"),) if task.carries_metadata else ()
 

@@ -57,7 +57,7 @@ from serving.prologue import IDS, add_prologue, request_inputs
 from serving.recording import probe_body, record_answers
 from serving.reporting import logger
 from serving.runtime.tasks import served_names
-from serving.runtime.tasks.base import ServedTask
+from serving.runtime.tasks._encoder import EncoderTask
 from serving.runtime.types import Tensor
 from serving.tuning import Tuning, read_tuning
 from serving.warmups import StepWarmups, write_warmups
@@ -250,7 +250,7 @@ def _plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Pla
     )
 
 
-def read_graph(path: Path, task: ServedTask, max_batch_size: int) -> Graph:
+def read_graph(path: Path, task: EncoderTask, max_batch_size: int) -> Graph:
     """Read the inputs and outputs of an ONNX file that a request passes through.
 
     Args:
@@ -300,7 +300,7 @@ def _tensor(info: onnx.ValueInfoProto) -> Tensor:
 
 def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> Graph:
     """Write the four model folders, and return the inputs and outputs of the graph."""
-    task = bundle.task
+    task = bundle.encoder_task
     graph = read_graph(bundle.variant(plan.precision).path, task, plan.max_batch_size)
     warmups = write_warmups(folder, bundle, plan, name, graph)
     digest, description = sha256(bundle.variant(plan.precision).path), describe(bundle, plan.device)
@@ -320,7 +320,7 @@ def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> Gr
     return graph
 
 
-def _step_configs(name: str, task: ServedTask, graph: Graph, plan: Plan, warmups: StepWarmups) -> dict[str, ensemble.Config]:
+def _step_configs(name: str, task: EncoderTask, graph: Graph, plan: Plan, warmups: StepWarmups) -> dict[str, ensemble.Config]:
     if plan.layout == "fused":
         return {f"{name}_model": ensemble.fused_config(name, task, plan, warmups.preprocess)}
     return {
@@ -335,7 +335,7 @@ def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:
     source = bundle.variant(plan.precision).path
     model = _load_graph(source)
     weights = _external_files(model, source.parent)
-    add_prologue(model, pad_token_id=bundle.padding.get(IDS, 0), pair=bundle.task.pair, ragged=plan.batching == "ragged")
+    add_prologue(model, pad_token_id=bundle.padding.get(IDS, 0), pair=bundle.encoder_task.pair, ragged=plan.batching == "ragged")
     onnx.save(model, folder / "model.onnx")
     for path in weights:
         shutil.copy(path, folder / path.name)

@@ -41,7 +41,7 @@ def write_warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Gr
         graph: Inputs and outputs of the model.
     """
     texts, ids, logits = [], [], []
-    task, encoder = bundle.task, bundle.encoder([tensor.name for tensor in graph.inputs])
+    task, encoder = bundle.encoder_task, bundle.encoder([tensor.name for tensor in graph.inputs])
     for label, request in (("short", task.example), ("long", task.long_example(bundle.max_length))):
         encoded = {tensor: text.encode() for tensor, text in request.items()}
         payloads = {tensor: _bytes_tensor(text) for tensor, text in encoded.items()}
