@@ -1,4 +1,4 @@
-"""Convert the GGUF file of a SmolLM2 to a checkpoint folder. The weights are dequantized; the tokenizer is made from the vocabulary."""
+"""Convert the GGUF file of a SmolLM2 to a checkpoint folder. Weights are dequantized; the tokenizer is made from the vocabulary."""
 
 from __future__ import annotations
 

