@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, JsonValue]
 """A message: ``role``, ``content``, and whatever else the chat template reads."""
-Span = Sequence[int]
+CharacterSpan = Sequence[int]
 """First character of a part of a text, and the first one behind it."""
 
 ASSISTANT = "assistant"
@@ -87,7 +87,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the messages: {error}") from error
 
-    def assistant_spans(self, messages: Sequence[Message]) -> list[Span]:
+    def assistant_spans(self, messages: Sequence[Message]) -> list[CharacterSpan]:
         """Find what the assistant writes in the text of a conversation: its messages, each with the token that ends it.
 
         Args:
@@ -100,7 +100,7 @@ class ChatTemplate:
             ValueError: The template renders the beginning of a conversation differently when more messages follow.
         """
         whole = self.render(messages)
-        spans: list[Span] = []
+        spans: list[CharacterSpan] = []
         for position, message in enumerate(messages):
             if message["role"] != ASSISTANT:
                 continue
@@ -127,6 +127,6 @@ def without_special_tokens(tokenizer: Tokenizer) -> Iterator[None]:
         tokenizer.post_processor = processor
 
 
-def tokens_within(encoding: Encoding, spans: Sequence[Span]) -> list[bool]:
+def tokens_within(encoding: Encoding, spans: Sequence[CharacterSpan]) -> list[bool]:
     """Return for each token whether a part of it is in one of the spans."""
     return [any(start < end and start < last and first < end for first, last in spans) for start, end in encoding.offsets]

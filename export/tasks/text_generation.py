@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from export.tasks._conversation import ChatTemplate, Message, Span, read_messages, tokens_within, transcript, without_special_tokens
+from export.tasks._conversation import (
+    ChatTemplate,
+    Message,
+    CharacterSpan,
+    read_messages,
+    tokens_within,
+    transcript,
+    without_special_tokens,
+)
 from export.tasks.base import IGNORED, Label, Prediction, Reference
 from export.tasks.trained import TrainedTask
 from serving.runtime.types import Arrays, Features, JsonValue, Origins, Setting, TextColumns
@@ -156,7 +164,7 @@ class TextGenerationTask(TrainedTask):
         """
         labels: list[JsonValue] = []
         for encoding, row in zip(features.encodings, features.origins.sample_mapping.tolist(), strict=True):
-            spans = cast("Sequence[Span] | None", references[row])
+            spans = cast("Sequence[CharacterSpan] | None", references[row])
             learnt = [True] * len(encoding) if spans is None else tokens_within(encoding, spans)
             labels.append([token if wanted else IGNORED for token, wanted in zip(encoding.ids, learnt, strict=True)])
         return {"labels": labels}
