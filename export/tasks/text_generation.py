@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 import numpy as np
 
 from export.tasks._conversation import (
+    CharacterSpan,
     ChatTemplate,
     Message,
-    CharacterSpan,
     read_messages,
     tokens_within,
     transcript,
