@@ -47,7 +47,7 @@ def write_package(repository: Path, name: str, *, bundle: str = "", bundle_sha25
     inputs = inputs_record({}, {MANIFEST: bundle_sha256})
     write_manifest(generation, repository_manifest(inputs, name=name, bundle=source, **changes))
     (generation / name / MANIFEST).symlink_to(f"../{MANIFEST}")
-    switch(repository, name, generation)
+    switch(repository, name, generation, "ensemble")
     shutil.rmtree(generation.parent)
 
 
