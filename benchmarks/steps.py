@@ -12,7 +12,7 @@ from serving.errors import ServerError
 ENSEMBLE = "ensemble"
 """Key of the counts of the whole ensemble beside those of its steps."""
 STEPS = ("preprocess", "model", "postprocess")
-"""Steps that have a part of a request's time. In the fused layout there is only the model, which does the work of all."""
+"""Steps that have a part of a request's time. A single model is the step ``model``, and does the work of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ def counts_between(before: dict[str, Any], after: dict[str, Any], name: str) -> 
         ServerError: A step executed nothing.
     """
     steps = {model: ENSEMBLE if model == name else model.removeprefix(f"{name}_") for model in before}
-    return {step: _counts(model, before[model], after[model]) for model, step in steps.items()}
+    counts = {step: _counts(model, before[model], after[model]) for model, step in steps.items()}
+    return counts if len(counts) > 1 else counts | {"model": counts[ENSEMBLE]}  # a single model
 
 
 def split(counts: Mapping[str, Counts], *, mean_us: float, client_us: float) -> Split:
