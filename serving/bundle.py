@@ -12,6 +12,7 @@ from serving.manifests import BundleManifest, GenerationFigures, VariantFigures
 from serving.options import Precision
 from serving.runtime.tasks import load_served, served_names
 from serving.runtime.tasks._encoder import EncoderTask
+from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tokenization import TextEncoder
 
@@ -68,6 +69,17 @@ class Bundle:
         """
         if not isinstance(self.task, EncoderTask):
             raise TypeError(f"{self.folder}: models of {self.task.name} generate their answers")
+        return self.task
+
+    @property
+    def generation_task(self) -> GenerationTask:
+        """The task of a model that generates.
+
+        Raises:
+            TypeError: The model answers in one execution.
+        """
+        if not isinstance(self.task, GenerationTask):
+            raise TypeError(f"{self.folder}: models of {self.task.name} answer in one execution")
         return self.task
 
     def variant(self, precision: str) -> Variant:
