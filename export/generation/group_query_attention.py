@@ -77,7 +77,7 @@ def group_query_attention(
     return result
 
 
-class _GroupQueryAttention(torch.autograd.Function):
+class _GroupQueryAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ARG004 - nothing is kept for a backward pass

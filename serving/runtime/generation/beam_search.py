@@ -102,7 +102,7 @@ class BeamSearch:
         sequences[:, self._length] = tokens
         self._length += 1
 
-        running_scores = candidate_scores + ended * EXCLUDED
+        running_scores = candidate_scores + _penalty(ended)
         chosen = np.argsort(-running_scores, kind="stable")[: self.max_rows]
         self._read, self._scores = sequences[chosen], running_scores[chosen]
         self._keep_ended(sequences, candidate_scores, ended)
@@ -118,7 +118,7 @@ class BeamSearch:
         highest = logits.max(axis=1, keepdims=True)
         if not np.isfinite(highest).all():  # NaN fails this check too
             raise NotFiniteError
-        scores = logits - highest
+        scores: Floats = logits - highest
         scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
         for processor in self._processors:
             processor(self._read[:, : self._length], scores)
@@ -128,12 +128,12 @@ class BeamSearch:
         """Keep the candidates that have ended, if they are among the best."""
         eligible = ended & (np.arange(len(ended)) < self.max_rows)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            penalized = scores / self._length_penalty(self._length)
+            penalized: Floats = scores / self._length_penalty(self._length)
         if self._options.early_stopping is True and self._best.ended.all():
             penalized += EXCLUDED
         if not self._may_improve:
             penalized += EXCLUDED
-        penalized += ~eligible * EXCLUDED
+        penalized += _penalty(~eligible)
         lengths = np.full(len(scores), self._length, dtype=np.int64)
         self._best = self._best.merge(Hypotheses(sequences, lengths, penalized, eligible))
 
@@ -157,3 +157,8 @@ class BeamSearch:
         pairs = zip(self._best.tokens[:count], self._best.lengths[:count].tolist(), strict=True)
         found = [tokens[start:length].tolist() for tokens, length in pairs]
         return [GeneratedSequence(tokens, STOP if tokens and tokens[-1] in self._end else LENGTH) for tokens in found]
+
+
+def _penalty(excluded: Truths) -> Floats:
+    """Return what to add to scores: FP32 ``[beams]``."""
+    return np.where(excluded, EXCLUDED, np.float32(0))
