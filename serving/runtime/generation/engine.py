@@ -12,7 +12,7 @@ import numpy as np
 
 from ..types import Floats, Integers
 from .decoding import Continuation, Decoding
-from .slot_table import Running, SlotTable
+from .slot_table import RunningRequest, SlotTable
 from .step_graph import PromptChunk, StepGraph
 
 CANCEL_INTERVAL = 2
@@ -272,7 +272,7 @@ class Engine:
         self.counts.prompts += len(batch)
         self._advance(entered, logits, first)
 
-    def _advance(self, running: list[Running[GenerationRequest]], logits: Floats, first: int) -> None:
+    def _advance(self, running: list[RunningRequest[GenerationRequest]], logits: Floats, first: int) -> None:
         """Let requests choose their tokens.
 
         Args:
@@ -285,7 +285,7 @@ class Engine:
         self._table.apply([(one, self._continuation(one, logits, argmax, first, now)) for one in running])
 
     def _continuation(
-        self, one: Running[GenerationRequest], logits: Floats, argmax: Integers | None, first: int, now: float
+        self, one: RunningRequest[GenerationRequest], logits: Floats, argmax: Integers | None, first: int, now: float
     ) -> Continuation | None:
         """Let one request choose its tokens; return how it goes on. Whatever is wrong with it is its own affair."""
         request = one.request

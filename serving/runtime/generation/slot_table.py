@@ -26,7 +26,7 @@ Owner = TypeVar("Owner")
 
 
 @dataclass(eq=False)
-class Running(Generic[Owner]):
+class RunningRequest(Generic[Owner]):
     """The rows of one request.
 
     Attributes:
@@ -63,14 +63,14 @@ class SlotTable(Generic[Owner]):
         self.rows = self.reserved = self.behind = 0
         self.tokens: Integers = np.zeros(cache.slots, dtype=np.int64)
         self.lengths: Integers = np.zeros(cache.slots, dtype=np.int64)
-        self._owners: list[Running[Owner] | None] = [None] * cache.slots
-        self._running: list[Running[Owner]] = []
+        self._owners: list[RunningRequest[Owner] | None] = [None] * cache.slots
+        self._running: list[RunningRequest[Owner]] = []
 
-    def running(self) -> list[Running[Owner]]:
+    def running(self) -> list[RunningRequest[Owner]]:
         """Return the requests that run."""
         return list(self._running)
 
-    def enter(self, request: Owner, reserved: int, length: int) -> Running[Owner]:
+    def enter(self, request: Owner, reserved: int, length: int) -> RunningRequest[Owner]:
         """Let the row in the slot behind the others run.
 
         Args:
@@ -78,7 +78,7 @@ class SlotTable(Generic[Owner]):
             reserved: Most slots that it takes.
             length: Tokens that the row has read.
         """
-        entered = Running(request, reserved, [self.rows])
+        entered = RunningRequest(request, reserved, [self.rows])
         self._running.append(entered)
         self._owners[self.rows] = entered
         self.lengths[self.rows] = length
@@ -86,7 +86,7 @@ class SlotTable(Generic[Owner]):
         self.reserved += reserved
         return entered
 
-    def apply(self, changes: Sequence[tuple[Running[Owner], Continuation | None]]) -> None:
+    def apply(self, changes: Sequence[tuple[RunningRequest[Owner], Continuation | None]]) -> None:
         """Prepare the next step.
 
         Args:
@@ -106,7 +106,7 @@ class SlotTable(Generic[Owner]):
         if holes:
             self._close(set(holes))
 
-    def _rearrange(self, one: Running[Owner], sources: Sequence[int]) -> list[int]:
+    def _rearrange(self, one: RunningRequest[Owner], sources: Sequence[int]) -> list[int]:
         """Give the rows of a request their slots; return those that it leaves.
 
         The first row that continues another one stays in its slot; only further ones are copied.
@@ -124,7 +124,7 @@ class SlotTable(Generic[Owner]):
         one.slots = slots
         return free
 
-    def _next_slot(self, one: Running[Owner]) -> int:
+    def _next_slot(self, one: RunningRequest[Owner]) -> int:
         slot = self.rows
         if self.behind:
             self._cache.copy(slot, slot + 1, self.behind)
