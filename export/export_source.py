@@ -15,6 +15,7 @@ from export.options import refuse_idle_settings, with_chosen_metric
 from export.sources import check_unaltered, checkpoint_files, checkpoint_folder, load_rows
 from export.tasks import is_exported, task_class
 from export.tasks._encoder import ExportedEncoderTask
+from export.tasks._generation import ExportedGenerationTask
 from export.tasks.exported import ExportedTask
 from serving.artifact import MANIFEST, fingerprint, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
@@ -58,6 +59,17 @@ class ExportSource:
         """
         if not isinstance(self.task, ExportedEncoderTask):
             raise TypeError(f"{self.name}: checkpoints of {self.task.name} generate their answers")
+        return self.task
+
+    @property
+    def generation_task(self) -> ExportedGenerationTask:
+        """The task of a checkpoint that generates.
+
+        Raises:
+            TypeError: The checkpoint answers in one execution.
+        """
+        if not isinstance(self.task, ExportedGenerationTask):
+            raise TypeError(f"{self.name}: checkpoints of {self.task.name} answer in one execution")
         return self.task
 
     @cached_property

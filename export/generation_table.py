@@ -10,10 +10,10 @@ from serving.options import Precision
 from serving.reporting import plural
 
 if TYPE_CHECKING:
-    from serving.manifests import BundleManifest, GenerationFigures, SpeedFigures
+    from serving.manifests import BundleManifest, GenerationVariantFigures, SpeedFigures
 
 
-def generation_table(manifest: BundleManifest, figures: Mapping[Precision, GenerationFigures]) -> list[str]:
+def generation_table(manifest: BundleManifest, figures: Mapping[Precision, GenerationVariantFigures]) -> list[str]:
     """Return one line for the original and for each variant, and what the columns mean.
 
     Args:
@@ -35,7 +35,7 @@ def generation_table(manifest: BundleManifest, figures: Mapping[Precision, Gener
     ]
 
 
-def _compared(found: GenerationFigures) -> str:
+def _compared(found: GenerationVariantFigures) -> str:
     difference = shown(found.max_logit_difference, ".2g")
     return f"{found.next_token_agreement:>10.2%} {found.equal_answers:>8.1%} {difference:>10}"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from export.generation_table import generation_table
 from export.metric import shown
-from serving.manifests import GenerationFigures, VariantFigures
+from serving.manifests import GenerationVariantFigures, VariantFigures
 from serving.options import Precision
 from serving.reporting import plural
 
@@ -21,7 +21,9 @@ WIDTHS = {"agreement": 10, "rows": 7, "score change": 15, "logit diff": 10}
 def variant_table(manifest: BundleManifest) -> list[str]:
     """Return one line for the original and for each variant, what the columns mean, and how many near ties count as agreeing."""
     metric, original = manifest.main_metric, manifest.original
-    generation = {name: one.figures for name, one in manifest.precisions.items() if isinstance(one.figures, GenerationFigures)}
+    generation = {
+        name: one.figures for name, one in manifest.precisions.items() if isinstance(one.figures, GenerationVariantFigures)
+    }
     if generation:
         return generation_table(manifest, generation)
     figures = {name: one.figures for name, one in manifest.precisions.items() if isinstance(one.figures, VariantFigures)}

@@ -8,7 +8,7 @@ from typing import Self
 
 from serving.artifact import MANIFEST, code_fingerprint, read_manifest, task_code
 from serving.errors import ArtifactError, refusing
-from serving.manifests import BundleManifest, GenerationFigures, VariantFigures
+from serving.manifests import BundleManifest, GenerationVariantFigures, VariantFigures
 from serving.options import Precision
 from serving.runtime.tasks import load_served, served_names
 from serving.runtime.tasks._encoder import EncoderTask
@@ -32,7 +32,7 @@ class Variant:
 
     precision: Precision
     path: Path
-    figures: VariantFigures | GenerationFigures
+    figures: VariantFigures | GenerationVariantFigures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from serving.bundle import Bundle, Variant
 from serving.errors import ArtifactError
 from serving.machine import cores, memory_bytes, resolve_device
-from serving.manifests import GenerationFigures
+from serving.manifests import GenerationVariantFigures
 from serving.options import PackageOptions
 from serving.plan import Plan
 
@@ -52,13 +52,13 @@ def make_generation_plan(bundle: Bundle, options: PackageOptions) -> Plan:
     )
 
 
-def generation_figures(variant: Variant) -> GenerationFigures:
+def generation_figures(variant: Variant) -> GenerationVariantFigures:
     """Return the figures of a variant of a model that generates.
 
     Raises:
         TypeError: The model answers in one execution.
     """
-    if not isinstance(variant.figures, GenerationFigures):
+    if not isinstance(variant.figures, GenerationVariantFigures):
         raise TypeError(f"{variant.path}: a model that answers in one execution has no figures of generation")
     return variant.figures
 

@@ -6,7 +6,7 @@ There is one model for each kind of artifact. All models are frozen, refuse unkn
 
 from serving.manifests.bundle_manifest import (
     BundleManifest,
-    GenerationFigures,
+    GenerationVariantFigures,
     OriginalCheckpoint,
     OriginalFigures,
     ReferenceCheck,
@@ -47,7 +47,7 @@ __all__ = [
     "DistillationRecord",
     "ExpectedAnswer",
     "ExpectedTensor",
-    "GenerationFigures",
+    "GenerationVariantFigures",
     "HardwareRecord",
     "LoadRecord",
     "Manifest",
