@@ -21,10 +21,33 @@ class ProbeInput(Record):
     data: tuple[str, ...]
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
+def _is_infer(value: object) -> bool:
+    return value == "infer"
+
+
 class ProbeBody(Record):
-    """A request in Triton's JSON that shows whether an ensemble answers: the example of the task."""
+    """A request that shows whether an ensemble answers: the example of the task.
+
+    Attributes:
+        inputs: The input tensors, of one row each.
+        parameters: The request parameters.
+        endpoint: Where Triton takes it: ``generate`` if the model is decoupled.
+    """
 
     inputs: tuple[ProbeInput, ...]
+    parameters: dict[str, JsonValue] = Field(default={}, exclude_if=_is_empty)
+    endpoint: Literal["infer", "generate"] = Field(default="infer", exclude_if=_is_infer)
+
+    @property
+    def body(self) -> dict[str, JsonValue]:
+        """The request in the JSON of its endpoint."""
+        if self.endpoint == "infer":
+            return self.model_dump(mode="json", exclude={"endpoint"})
+        return {**{one.name: one.data[0] for one in self.inputs}, **self.parameters}
 
 
 class ExpectedTensor(Record):
