@@ -21,7 +21,7 @@ from serving.runtime.tasks import served_class, served_names
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("export", "serving", "benchmarks")
 MAY_IMPORT = {"serving": set(), "export": {"serving"}, "benchmarks": {"serving", "export"}}
-RUN_MODELS = {"model_session.py", "fused.py"}
+RUN_MODELS = {"model_session.py", "fused.py", "step_graph.py"}
 """Modules of the runtime that need ONNX Runtime."""
 RUNTIME_MAY_IMPORT = {"numpy", "tokenizers", "triton_python_backend_utils"}
 TOP_LEVEL = {
