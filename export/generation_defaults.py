@@ -105,5 +105,5 @@ def _prepared(given: GenerationConfig, model: GenerationConfig, *, use_model_def
     from transformers import GenerationMixin
 
     holder = SimpleNamespace(generation_config=model)
-    prepared, _ = GenerationMixin._prepare_generation_config(holder, given, use_model_defaults=use_model_defaults)  # type: ignore[arg-type]
+    prepared, _ = GenerationMixin._prepare_generation_config(holder, given, use_model_defaults=use_model_defaults)
     return prepared
