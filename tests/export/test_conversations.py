@@ -150,6 +150,7 @@ def test_a_chat_is_judged_by_its_answers(chat: Path, rows: list[list[dict[str, s
     assert manifest.figures.splits["test"]["perplexity"] == pytest.approx(math.exp(surprise / counted), rel=1e-4)
     assert manifest.settings["assistant_only_loss"] is True and "template" not in manifest.settings
     assert tokenizer.chat_template == TEMPLATE
+    assert tokenizer.backend_tokenizer.truncation is None, "a prompt may be longer than the rows of the training"
     generation = json.loads((folder / "generation_config.json").read_text())
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     assert ends.items() <= generation.items()
