@@ -48,10 +48,11 @@ from serving.encoder_models import write_encoder_models
 from serving.errors import ArtifactError
 from serving.generating_model import write_generating_model
 from serving.generation_plan import make_generation_plan
+from serving.generation_recording import generation_probe
 from serving.integrity import check_files
 from serving.layout import CURRENT, model_home
 from serving.lineage import refuse_other_package
-from serving.manifests import BundleProvenance, ExpectedAnswer, RepositoryManifest, StageInputs
+from serving.manifests import BundleProvenance, ExpectedAnswer, ProbeBody, RepositoryManifest, StageInputs
 from serving.naming import named_for_packaging
 from serving.options import PackageOptions
 from serving.placement import is_linked, refuse_foreign, remove_earlier, staging_root, switch
@@ -60,6 +61,7 @@ from serving.recording import probe_body
 from serving.reporting import logger
 from serving.runtime.tasks import served_names
 from serving.runtime.tasks._generation import GenerationTask
+from serving.runtime.tasks.text_generation import TextGeneration
 from serving.tuning import Tuning, read_tuning
 from serving.writing import writing
 
@@ -189,11 +191,18 @@ def _manifest(
         "task": bundle.task.name,
         "settings": json_ready(bundle.task.to_settings()),
         "max_length": bundle.max_length,
-        "probe": probe_body(bundle.task.example),
+        "probe": answers[0].request if answers else _probe(bundle),
         "answers": answers,
         "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=variant.figures, name=bundle.manifest.name),
     }
     return RepositoryManifest.model_validate(content)
+
+
+def _probe(bundle: Bundle) -> ProbeBody:
+    """Return a request for a model without recorded answers."""
+    if isinstance(bundle.task, TextGeneration):
+        return generation_probe(bundle.task, tokens=1)
+    return probe_body(bundle.task.example)
 
 
 def shaping_code(task: str) -> dict[str, str]:

@@ -158,41 +158,37 @@ def _rows(
 
 
 def _original(source: ExportSource, made: DecoderExport) -> OriginalFigures:
-    checkpoint = OriginalCheckpoint(name=source.name, sha256=checkpoints.weights_sha256(source.folder))
-    return OriginalFigures(
-        **{METRIC: made.perplexity},
-        rows=made.rows,
-        bytes=checkpoints.weights_size(source.folder),
-        checkpoint=checkpoint,
-        **_speed(made.speed),
-    )
+    figures = {
+        METRIC: made.perplexity,
+        "rows": made.rows,
+        "bytes": checkpoints.weights_size(source.folder),
+        "checkpoint": OriginalCheckpoint(name=source.name, sha256=checkpoints.weights_sha256(source.folder)),
+    }
+    return OriginalFigures.model_validate(figures | _speed(made.speed))
 
 
 def _speed(speed: DecodingSpeed) -> dict[str, object]:
-    return {
-        "latency_ms": 1000 / speed.alone,
-        "throughput": Throughput(one_by_one=speed.alone, batched=speed.together),
-        "speed_device": "cpu",
-    }
+    throughput = Throughput(one_by_one=speed.alone, batched=speed.together)
+    return {"latency_ms": 1000 / speed.alone, "throughput": throughput, "speed_device": "cpu"}
 
 
 def _record(variant: DecoderVariant, made: DecoderExport) -> VariantRecord:
     figures, greedy = variant.figures, variant.figures.greedy
+    values = {
+        METRIC: figures.perplexity,
+        "metric_drop": None if figures.perplexity_increase is None else 100 * figures.perplexity_increase,
+        "next_token_agreement": figures.token_agreement,
+        "equal_answers": (greedy.equal + greedy.ties) / greedy.answers,
+        "max_logit_difference": figures.max_logit_difference,
+        "cache_bytes": made.layout.cache_bytes_per_token,
+        "bytes": variant.bytes,
+        "operators": variant.operators,
+    }
     return VariantRecord(
         file=variant.file,
         verdict="passed" if variant.passed else "failed",
         gates=variant.gates,
-        figures=GenerationVariantFigures(
-            **{METRIC: figures.perplexity},
-            metric_drop=None if figures.perplexity_increase is None else 100 * figures.perplexity_increase,
-            next_token_agreement=figures.token_agreement,
-            equal_answers=(greedy.equal + greedy.ties) / greedy.answers,
-            max_logit_difference=figures.max_logit_difference,
-            cache_bytes=made.layout.cache_bytes_per_token,
-            bytes=variant.bytes,
-            operators=variant.operators,
-            **_speed(variant.speed),
-        ),
+        figures=GenerationVariantFigures.model_validate(values | _speed(variant.speed)),
     )
 
 
