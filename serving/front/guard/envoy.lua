@@ -60,8 +60,6 @@ local function request_check(headers)
     return function(body)
       return check_grpc(body)
     end
-  elseif path == SERVICE .. "ModelStreamInfer" then
-    refuse("streams are not supported: use ModelInfer", UNSUPPORTED)
   elseif find(path, "%", 1, true) then
     refuse("the path holds percent-encoded characters")
   end
@@ -75,17 +73,74 @@ local function request_check(headers)
   end
 end
 
-local function on_request(handle)
-  checked_model = nil
-  local headers = handle:headers()
-  local check = request_check(headers)
-  if not check then
-    return
+-- Streams by their number, for the half of the filter that reads the answers.
+local streams, stream_count = setmetatable({}, { __mode = "v" }), 0
+
+-- Lets the bytes pass that take returns for a chunk of a stream. Envoy also sets a content length, which has no meaning for a stream.
+local function pass_chunk(handle, chunk, take, stream)
+  local length = chunk:length()
+  local text = length > 0 and chunk:getBytes(0, length) or ""
+  local passed = take(stream, text)
+  if passed ~= text then
+    chunk:setBytes(passed)
   end
+  if stream.failure then
+    note_failure(handle, stream.failure.message, stream.failure.model)
+    stream.failure = nil
+  end
+  if stream.is_unhealthy then
+    handle:logErr(UNHEALTHY)
+    stream.is_unhealthy = false
+  end
+end
+
+-- Passes all chunks of one direction of a stream. Envoy would let the rest pass after an error, so nothing passes after one.
+local function pass_chunks(handle, take, stream)
+  local has_failed = false
+  for chunk in handle:bodyChunks() do
+    local is_done, problem = true, nil
+    if not has_failed then
+      is_done, problem = pcall(pass_chunk, handle, chunk, take, stream)
+    end
+    if not is_done then
+      handle:logErr("the guard failed on a stream: " .. tostring(type(problem) == "table" and problem.message or problem))
+      has_failed = true
+    end
+    if has_failed then
+      chunk:setBytes("")
+    end
+  end
+end
+
+local function on_stream_requests(handle)
+  local stream = new_stream()
+  stream_count = stream_count + 1
+  streams[stream_count] = stream
+  handle:streamInfo():dynamicMetadata():set(METADATA, "stream", format("%d", stream_count))
+  pass_chunks(handle, take_requests, stream)
+end
+
+local function check_encoding(headers)
   local encoding = headers:get("content-encoding")
   if encoding and encoding ~= "identity" then
     refuse("the content encoding '" .. shown(encoding) .. "' is not supported")
   end
+end
+
+local function on_request(handle)
+  checked_model = nil
+  local headers = handle:headers()
+  if match(headers:get(":path") or "", "^[^?]*") == SERVICE .. "ModelStreamInfer" then
+    check_encoding(headers)
+    headers:remove("grpc-accept-encoding") -- the answers must be readable
+    on_stream_requests(handle)
+    return
+  end
+  local check = request_check(headers)
+  if not check then
+    return
+  end
+  check_encoding(headers)
   local text, body = read_body(handle)
   checked_model = nil -- other requests were checked while the body was read
   local checked = check(text)
@@ -143,7 +198,7 @@ end
 
 local function on_http_error(handle, status, model)
   local text = read_body(handle)
-  local is_json, value = pcall(decode, text)
+  local is_json, value = pcall(decode, (gsub(text, "^data: ", "")))
   local message = is_json and type(value) == "table" and value.fields and value.fields.error
   message = type(message) == "string" and message or text
   local told, is_temporary = translate_error(message, find(status, "^5") ~= nil)
@@ -174,6 +229,13 @@ local function on_grpc_error(handle, fields, model)
   local message = fields and fields:get("grpc-message")
   local is_internal = fields and fields:get("grpc-status") == "13"
   local decoded = percent_decoded(message or "")
+  local refusal, code = own_refusal(decoded)
+  if refusal then -- the client asked Triton to end a stream at its first error
+    note_failure(handle, refusal, model)
+    fields:replace("grpc-status", code)
+    fields:replace("grpc-message", percent_encoded(refusal))
+    return
+  end
   local told, is_temporary = translate_error(decoded, is_internal)
   log_unhealthy(handle, told)
   if fields and fields:get("grpc-status") ~= "0" then
@@ -215,6 +277,10 @@ local function on_grpc_answer(handle, request)
   end
 end
 
+local function is_event_stream(headers)
+  return find(headers:get("content-type") or "", "^text/event%-stream") ~= nil
+end
+
 local function on_response(handle)
   local headers = handle:headers()
   local status = headers:get(":status")
@@ -222,6 +288,8 @@ local function on_response(handle)
   local request = metadata and metadata.request and read_kept(metadata.request)
   if request and request.form ~= "grpc" and status == "200" then
     on_http_answer(handle, request, headers:get("inference-header-content-length"))
+  elseif status == "200" and is_event_stream(headers) then
+    pass_chunks(handle, take_events, new_stream())
   elseif not is_grpc(headers) then
     if find(status, "^[45]") then
       on_http_error(handle, status, request and request.model)
@@ -230,6 +298,9 @@ local function on_response(handle)
     end
   elseif headers:get("grpc-status") then
     on_grpc_error(handle, headers, request and request.model)
+  elseif metadata and metadata.stream then
+    pass_chunks(handle, take_answers, streams[tonumber(metadata.stream)] or new_stream())
+    on_grpc_error(handle, handle:trailers())
   elseif request then
     on_grpc_answer(handle, request)
   else
@@ -251,5 +322,5 @@ end
 return {
   decode = decode, is_utf8 = is_utf8, crc_text = crc_text, check_http = check_http, check_grpc = check_grpc,
   check_answer = check_answer, translate_error = translate_error, percent_encoded = percent_encoded, percent_decoded = percent_decoded,
-  error_body = error_body,
+  error_body = error_body, new_stream = new_stream, take_requests = take_requests, take_answers = take_answers, take_events = take_events,
 }

@@ -139,9 +139,12 @@ local function read_output(text, wire, pos, after)
   return name
 end
 
+-- The id of the request that is checked now.
+local checked_id
+
 -- Reads a ModelInferRequest that starts at pos.
 local function read_request(text, pos)
-  local request = { model = "", inputs = {}, outputs = {}, raw_first = {}, raw_size = {} }
+  local request = { model = "", parameters = {}, inputs = {}, outputs = {}, raw_first = {}, raw_size = {} }
   local last, fields = #text, 0
   while pos <= last do
     fields = fields + 1
@@ -151,10 +154,12 @@ local function read_request(text, pos)
     local number, wire, first, after = read_field(text, pos, last)
     if number == 1 then
       request.model = read_text(text, wire, first, after)
-    elseif number == 2 or number == 3 then
+    elseif number == 2 then
       read_text(text, wire, first, after)
+    elseif number == 3 then
+      checked_id = read_text(text, wire, first, after)
     elseif number == 4 then
-      read_parameter(text, wire, first, after)
+      request.parameters[read_parameter(text, wire, first, after)] = true
     elseif number == 5 then
       request.inputs[#request.inputs + 1] = read_input(text, wire, first, after)
     elseif number == 6 then
@@ -200,6 +205,15 @@ local function check_grpc_inputs(request, body, ensemble)
   end
 end
 
+-- Returns the set of the requested outputs.
+local function check_outputs(request)
+  local seen = {}
+  for _, name in ipairs(request.outputs) do
+    check_name("output", name, seen)
+  end
+  return seen
+end
+
 -- Field 6 (outputs) of ModelInferRequest with field 1 (name).
 local REQUESTED_FIELD = "\50\8\10\6DIGEST"
 
@@ -208,12 +222,9 @@ local function check_grpc(body)
   fields_left = MAX_VALUES
   local first = frame_start(body)
   local request = read_request(body, first)
-  local ensemble = check_model(request.model)
+  local ensemble = check_ensemble(request.model)
   check_grpc_inputs(request, body, ensemble)
-  local seen = {}
-  for _, name in ipairs(request.outputs) do
-    check_name("output", name, seen)
-  end
+  local seen = check_outputs(request)
   if not ensemble then
     return nil
   end
@@ -223,4 +234,17 @@ local function check_grpc(body)
     checked.body = frame(sub(body, first) .. REQUESTED_FIELD)
   end
   return checked
+end
+
+-- Checks one frame of a stream, which holds a ModelInferRequest. Returns whether the client asked for final answers without tensors.
+local function check_streamed(body)
+  fields_left = MAX_VALUES
+  local request = read_request(body, frame_start(body))
+  local model = check_model(request.model)
+  if not (model and model.streams) then
+    refuse(request.model .. " does not stream: use ModelInfer", UNSUPPORTED)
+  end
+  check_grpc_inputs(request, body, nil)
+  check_outputs(request)
+  return request.parameters.triton_enable_empty_final_response
 end

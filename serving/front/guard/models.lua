@@ -2,15 +2,18 @@
 
 local STEPS = { "_preprocess", "_model", "_postprocess" }
 
--- Our ensembles by name: {inputs = sorted names, max_rows, time = when the manifest was read}.
-local ensembles = {}
+-- Our models by name, ensembles and those that stream: {streams = whether it is called directly and answers in pieces, inputs = sorted
+-- names, max_rows, time = when the manifest was read}. inputs and max_rows are those of an ensemble.
+local models = {}
 
--- Reads the text of a manifest. Returns nil if it is not the manifest of an ensemble.
+-- Reads the text of a manifest. Returns nil if it is not that of a model of ours.
 local function read_manifest(text)
   local is_json, manifest = pcall(decode, text)
   local fields = is_json and type(manifest) == "table" and manifest.fields
   if not fields or fields.kind ~= "repository" then
     return nil
+  elseif fields.layout == STREAMING_LAYOUT then
+    return { streams = true }
   end
   local names = {}
   for i, input in ipairs(fields.probe.fields.inputs.items) do
@@ -20,10 +23,10 @@ local function read_manifest(text)
   return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES }
 end
 
--- Returns an ensemble of ours, or nil. Only ensembles are kept: clients choose the names. What was one stays one if its manifest is
--- gone or damaged, because Triton may still serve it.
-local function find_ensemble(name)
-  local known, now = ensembles[name], os.time()
+-- Returns a model of ours, or nil. Only ours are kept: clients choose the names. What was one stays one if its manifest is gone or
+-- damaged, because Triton may still serve it.
+local function find_model(name)
+  local known, now = models[name], os.time()
   if known and now - known.time < MANIFEST_SECONDS and now >= known.time then
     return known
   end
@@ -32,18 +35,18 @@ local function find_ensemble(name)
   if file then
     file:close()
   end
-  local ensemble = text and read_manifest(text) or known
-  if ensemble then
-    ensemble.time = now
-    ensembles[name] = ensemble
+  local model = text and read_manifest(text) or known
+  if model then
+    model.time = now
+    models[name] = model
   end
-  return ensemble
+  return model
 end
 
 -- The model of the request that is checked now, for the log of failed requests.
 local checked_model
 
--- Checks the name of the model of an inference request. Returns the ensemble if it is ours.
+-- Checks the name of the model of an inference request. Returns the model if it is ours.
 local function check_model(name)
   if not find(name, "^[A-Za-z0-9_][A-Za-z0-9_.%-]*$") then
     refuse("'" .. shown(name) .. "' is not the name of a model")
@@ -51,9 +54,19 @@ local function check_model(name)
   checked_model = name
   for _, suffix in ipairs(STEPS) do
     local base = #name > #suffix and sub(name, -#suffix) == suffix and sub(name, 1, -#suffix - 1)
-    if base and find_ensemble(base) then
+    local ensemble = base and find_model(base)
+    if ensemble and not ensemble.streams then
       refuse(name .. " is a step of the ensemble " .. base .. ": send the request to " .. base, FORBIDDEN)
     end
   end
-  return find_ensemble(name)
+  return find_model(name)
+end
+
+-- Checks the name of the model of a request that gets one answer. Returns the ensemble if it is ours.
+local function check_ensemble(name)
+  local model = check_model(name)
+  if model and model.streams then
+    refuse(name .. " answers in pieces: send the request to generate, to generate_stream, or to ModelStreamInfer", UNSUPPORTED)
+  end
+  return model
 end

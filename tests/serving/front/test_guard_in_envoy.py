@@ -141,7 +141,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     grpc_upstream = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    source = guard_source(folder)
+    source = guard_source(folder, max_request_bytes=8_000_000)
     ports = free_port(), free_port()
     resources = {
         "listeners": [listener(ports[0], "http", source), listener(ports[1], "grpc", source)],
