@@ -24,29 +24,40 @@ from serving.probe import is_ready
 from serving.server import server_command
 from tests.helpers.raw_wire import bytes_of
 
-CONFIG = """
-name: "{name}"
+CONFIG = """name: "{name}"
 backend: "python"
 max_batch_size: 0
-input [
-  {{ name: "text_input" data_type: TYPE_STRING dims: [ 1 ] }},
-  {{ name: "stream" data_type: TYPE_BOOL dims: [ 1 ] optional: true }},
-  {{ name: "sampling_parameters" data_type: TYPE_STRING dims: [ 1 ] optional: true }}
-]
-output [
-  {{ name: "text_output" data_type: TYPE_STRING dims: [ -1 ] }},
-  {{ name: "DIGEST" data_type: TYPE_INT64 dims: [ 1 ] }}
-]
-instance_group [ {{ kind: KIND_CPU count: 1 }} ]
-model_transaction_policy {{ decoupled: true }}
-parameters {{ key: "record" value {{ string_value: "{record}" }} }}
+{tensors}instance_group {{
+  kind: KIND_CPU
+  count: 1
+}}
+model_transaction_policy {{
+  decoupled: true
+}}
+parameters {{
+  key: "record"
+  value {{
+    string_value: "{record}"
+  }}
+}}
 """
+INPUTS = {"text_input": "STRING", "stream": "BOOL", "sampling_parameters": "STRING"}
+OUTPUTS = {"text_output": "STRING", "DIGEST": "INT64"}
+
+
+def _tensor(kind: str, name: str, datatype: str) -> str:
+    """Write a tensor as packaging does, through the library of protobuf."""
+    more = "  optional: true\n" if kind == "input" and name != "text_input" else ""
+    return f'{kind} {{\n  name: "{name}"\n  data_type: TYPE_{datatype}\n  dims: {-1 if name == "text_output" else 1}\n{more}}}\n'
 
 
 def write_model(repository: Path, name: str) -> None:
     """Write a decoupled model with the manifest of a generation model, as far as the front reads it."""
     (repository / name / "1").mkdir(parents=True)
-    (repository / name / "config.pbtxt").write_text(CONFIG.format(name=name, record=repository.parent / "record"))
+    kinds = {"input": INPUTS, "output": OUTPUTS}
+    tensors = "".join(_tensor(kind, tensor, datatype) for kind, named in kinds.items() for tensor, datatype in named.items())
+    config = CONFIG.format(name=name, record=repository.parent / "record", tensors=tensors)
+    (repository / name / "config.pbtxt").write_text(config)
     shutil.copy(Path(__file__).parent / "decoupled_model" / "model.py", repository / name / "1")
     (repository / name / "manifest.json").write_text(json.dumps({"kind": "repository", "layout": "generation"}))
 

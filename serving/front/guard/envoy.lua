@@ -229,13 +229,6 @@ local function on_grpc_error(handle, fields, model)
   local message = fields and fields:get("grpc-message")
   local is_internal = fields and fields:get("grpc-status") == "13"
   local decoded = percent_decoded(message or "")
-  local refusal, code = own_refusal(decoded)
-  if refusal then -- the client asked Triton to end a stream at its first error
-    note_failure(handle, refusal, model)
-    fields:replace("grpc-status", code)
-    fields:replace("grpc-message", percent_encoded(refusal))
-    return
-  end
   local told, is_temporary = translate_error(decoded, is_internal)
   log_unhealthy(handle, told)
   if fields and fields:get("grpc-status") ~= "0" then
@@ -277,6 +270,17 @@ local function on_grpc_answer(handle, request)
   end
 end
 
+-- Translates the status of a stream, in its trailers, or in its headers if it has nothing else. Triton ends a stream at its first error if the client asked for it.
+local function on_stream_end(handle, fields, stream)
+  local refusal = fields and fields:get("grpc-status") ~= "0" and pending_refusal(stream)
+  if not refusal then
+    on_grpc_error(handle, fields, stream.model)
+    return
+  end
+  fields:replace("grpc-status", refusal.code)
+  fields:replace("grpc-message", percent_encoded(refusal.message))
+end
+
 local function is_event_stream(headers)
   return find(headers:get("content-type") or "", "^text/event%-stream") ~= nil
 end
@@ -296,11 +300,16 @@ local function on_response(handle)
     elseif request then
       error("an answer with the status " .. status)
     end
+  elseif metadata and metadata.stream then
+    local stream = streams[tonumber(metadata.stream)] or new_stream()
+    if headers:get("grpc-status") then
+      on_stream_end(handle, headers, stream)
+      return
+    end
+    pass_chunks(handle, take_answers, stream)
+    on_stream_end(handle, handle:trailers(), stream)
   elseif headers:get("grpc-status") then
     on_grpc_error(handle, headers, request and request.model)
-  elseif metadata and metadata.stream then
-    pass_chunks(handle, take_answers, streams[tonumber(metadata.stream)] or new_stream())
-    on_grpc_error(handle, handle:trailers())
   elseif request then
     on_grpc_answer(handle, request)
   else

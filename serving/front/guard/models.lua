@@ -2,18 +2,43 @@
 
 local STEPS = { "_preprocess", "_model", "_postprocess" }
 
--- Our models by name, ensembles and those that stream: {streams = whether it is called directly and answers in pieces, inputs = sorted
--- names, max_rows, time = when the manifest was read}. inputs and max_rows are those of an ensemble.
+-- Our models by name, with the time at which the manifest was read. An ensemble: {inputs = sorted names, max_rows}. A model that streams,
+-- which is called directly: {streams = true, tensors = {input = …, output = …}}.
 local models = {}
 
+local function read_file(name, file_name)
+  local file = REPOSITORY and io.open(REPOSITORY .. "/" .. name .. "/" .. file_name, "rb")
+  local text = file and file:read("*a")
+  if file then
+    file:close()
+  end
+  return text
+end
+
+-- Reads the tensors of a configuration that packaging wrote, one field a line: name → {datatype, size, is_optional}.
+local function read_tensors(text)
+  local tensors = { input = {}, output = {} }
+  for kind, block in gmatch(text, "%f[^%z\n](%l+) (%b{})") do
+    local name = tensors[kind] and match(block, '\n  name: "([%w_]+)"')
+    local datatype = name and match(block, "\n  data_type: TYPE_(%w+)")
+    if datatype then
+      local size, is_optional = match(block, "\n  dims: (-?%d+)"), find(block, "\n  optional: true") ~= nil
+      datatype = datatype == "STRING" and "BYTES" or datatype
+      tensors[kind][name] = { datatype = datatype, size = tonumber(size), is_optional = is_optional }
+    end
+  end
+  return tensors
+end
+
 -- Reads the text of a manifest. Returns nil if it is not that of a model of ours.
-local function read_manifest(text)
+local function read_manifest(name, text)
   local is_json, manifest = pcall(decode, text)
   local fields = is_json and type(manifest) == "table" and manifest.fields
   if not fields or fields.kind ~= "repository" then
     return nil
   elseif fields.layout == STREAMING_LAYOUT then
-    return { streams = true }
+    local config = read_file(name, "config.pbtxt")
+    return config and { streams = true, tensors = read_tensors(config) }
   end
   local names = {}
   for i, input in ipairs(fields.probe.fields.inputs.items) do
@@ -30,12 +55,8 @@ local function find_model(name)
   if known and now - known.time < MANIFEST_SECONDS and now >= known.time then
     return known
   end
-  local file = REPOSITORY and io.open(REPOSITORY .. "/" .. name .. "/manifest.json", "rb")
-  local text = file and file:read("*a")
-  if file then
-    file:close()
-  end
-  local model = text and read_manifest(text) or known
+  local text = read_file(name, "manifest.json")
+  local model = text and read_manifest(name, text) or known
   if model then
     model.time = now
     models[name] = model

@@ -26,7 +26,11 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             text = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0]
             given = pb_utils.get_input_tensor_by_name(request, "sampling_parameters")
-            options = json.loads(given.as_numpy().reshape(-1)[0]) if given is not None else {}
+            try:
+                options = json.loads(given.as_numpy().reshape(-1)[0]) if given is not None else {}
+            except ValueError as error:
+                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))), flags=FINAL)
+                continue
             threading.Thread(target=self.write, args=(sender, text, options)).start()
 
     def write(self, sender, text, options):
