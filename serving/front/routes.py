@@ -102,7 +102,8 @@ def _route(pattern: str, cluster: str, *, method: str | None = None) -> EnvoyFie
 def _stream(pattern: str, cluster: str) -> EnvoyFields:
     """Route streams, which may last as long as something comes every :data:`IDLE_SECONDS`."""
     route = _route(pattern, cluster, method="POST")
-    route["route"] |= {"timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}
+    route["route"]["timeout"] = "0s"
+    del route["route"]["max_stream_duration"]  # its client ends a stream at its deadline
     return route
 
 

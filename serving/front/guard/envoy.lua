@@ -73,8 +73,32 @@ local function request_check(headers)
   end
 end
 
--- Streams by their number, for the half of the filter that reads the answers.
+-- Streams by their number, for the half of the filter that reads the answers. It may begin after the half that reads the requests has
+-- ended, so those are kept until then, or until Envoy has given up the request.
 local streams, stream_count = setmetatable({}, { __mode = "v" }), 0
+local half_closed, next_purge = {}, 0
+local KEPT_SECONDS = 1200
+
+local function keep_stream(number, stream)
+  local now = os.time()
+  half_closed[number] = { stream = stream, time = now }
+  if now >= next_purge then
+    next_purge = now + 60
+    for other, kept in pairs(half_closed) do
+      half_closed[other] = now - kept.time < KEPT_SECONDS and kept or nil
+    end
+  end
+end
+
+local function take_stream(number)
+  local stream = streams[tonumber(number)]
+  half_closed[tonumber(number)] = nil
+  if not stream then
+    error("a stream is not known")
+  end
+  stream.is_answering = true
+  return stream
+end
 
 -- Lets the bytes pass that take returns for a chunk of a stream. Envoy also sets a content length, which has no meaning for a stream.
 local function pass_chunk(handle, chunk, take, stream)
@@ -113,11 +137,14 @@ local function pass_chunks(handle, take, stream)
 end
 
 local function on_stream_requests(handle)
-  local stream = new_stream()
-  stream_count = stream_count + 1
-  streams[stream_count] = stream
-  handle:streamInfo():dynamicMetadata():set(METADATA, "stream", format("%d", stream_count))
+  local stream, number = new_stream(), stream_count + 1
+  stream_count = number
+  streams[number] = stream
+  handle:streamInfo():dynamicMetadata():set(METADATA, "stream", format("%d", number))
   pass_chunks(handle, take_requests, stream)
+  if not stream.is_answering then
+    keep_stream(number, stream)
+  end
 end
 
 local function check_encoding(headers)
@@ -133,6 +160,7 @@ local function on_request(handle)
   if match(headers:get(":path") or "", "^[^?]*") == SERVICE .. "ModelStreamInfer" then
     check_encoding(headers)
     headers:remove("grpc-accept-encoding") -- the answers must be readable
+    headers:remove("triton_grpc_error") -- Triton 2.51 ends with a segmentation fault when it ends streams because of errors
     on_stream_requests(handle)
     return
   end
@@ -270,17 +298,6 @@ local function on_grpc_answer(handle, request)
   end
 end
 
--- Translates the status of a stream, in its trailers, or in its headers if it has nothing else. Triton ends a stream at its first error if the client asked for it.
-local function on_stream_end(handle, fields, stream)
-  local refusal = fields and fields:get("grpc-status") ~= "0" and pending_refusal(stream)
-  if not refusal then
-    on_grpc_error(handle, fields, stream.model)
-    return
-  end
-  fields:replace("grpc-status", refusal.code)
-  fields:replace("grpc-message", percent_encoded(refusal.message))
-end
-
 local function is_event_stream(headers)
   return find(headers:get("content-type") or "", "^text/event%-stream") ~= nil
 end
@@ -300,16 +317,11 @@ local function on_response(handle)
     elseif request then
       error("an answer with the status " .. status)
     end
-  elseif metadata and metadata.stream then
-    local stream = streams[tonumber(metadata.stream)] or new_stream()
-    if headers:get("grpc-status") then
-      on_stream_end(handle, headers, stream)
-      return
-    end
-    pass_chunks(handle, take_answers, stream)
-    on_stream_end(handle, handle:trailers(), stream)
   elseif headers:get("grpc-status") then
     on_grpc_error(handle, headers, request and request.model)
+  elseif metadata and metadata.stream then
+    pass_chunks(handle, take_answers, take_stream(metadata.stream))
+    on_grpc_error(handle, handle:trailers())
   elseif request then
     on_grpc_answer(handle, request)
   else

@@ -1,22 +1,26 @@
 -- Streams. ModelStreamInfer: each message of the client is checked like a request before it passes; the answers pass as they come.
 -- generate_stream: the request is checked like that of generate; the events pass as they come.
 --
--- The headers of a stream have passed before its first message comes, so a refusal cannot end the stream. And Triton 2.51 ends with an
--- assertion if it refuses a request itself while it writes other answers of the same stream. So a message that is refused is replaced by a
--- request that Triton accepts and the model refuses, with an id of ours. The answer to it becomes an error with our message and the id of
--- the client's request. The other requests of the stream go on. Where the first message of a stream is not for a model that streams,
--- there is no such model to ask: then all messages of the stream are refused, which Triton does.
+-- Triton 2.51 ends with an assertion or a segmentation fault if a client leaves a stream in which several requests run, and if it refuses
+-- a request itself while another one of the stream runs. So Triton gets one request of a stream at a time. The next one may follow the
+-- last answer. One that comes before it is refused.
+--
+-- The headers of a stream have passed before its first message comes, so a refusal cannot end the stream: it is an answer with an error
+-- message and the id of the request, and the other requests of the stream go on. Beside a running request, it goes with the next answer
+-- from Triton. Without one, a request goes to Triton that it accepts and the model refuses; the answer to it becomes the refusal. Where
+-- the first message of a stream is not for a model that streams, there is no such model to ask: then all messages of the stream are
+-- refused, and Triton gets a name that no model has.
 --
 -- DIGEST is in each answer of a model that streams. Its client compares it: the guard does not.
 
 -- A chunk of Lua has room for 200 local names, so most of these are local to a block.
-local new_stream, pending_refusal, take_requests, take_answers, take_events
+local new_stream, take_requests, take_answers, take_events
 do
 
--- Requests of one stream without their last answer. Further ones are refused, and after too many refusals that the client does not read,
--- the rest of its stream is thrown away.
-local MAX_RUNNING, MAX_UNANSWERED = 128, 1024
-local THROWN_AWAY = "the stream has " .. MAX_UNANSWERED .. " requests that are not answered yet: the rest of it is thrown away"
+-- Refusals of one stream that wait for the next answer. After so many, the rest of the stream is thrown away.
+local MAX_REFUSALS = 128
+local THROWN_AWAY = "the stream has " .. MAX_REFUSALS .. " refused requests beside the running one: the rest of it is thrown away"
+local STILL_RUNNING = "a request of this stream is still running: wait for its last answer, or open another stream"
 -- Memory of this filter at which large messages of streams are refused, in KiB: Envoy does not count it.
 local MAX_KIB = 256 * 1024
 local LARGE = 65536
@@ -42,10 +46,10 @@ local function stop_state()
   return stop_text
 end
 
--- A stream: running = requests without their last answer, refused = what the client is told by the number in the id of ours, model = the
--- name of the streaming model that it began with, told = ids of requests that were told that the server stops.
+-- A stream: is_running = whether Triton has a request of it, refusal = what becomes of the answer to that request if it stands for a
+-- refused one, waiting = frames of refusals that go with the next answer, model = the name of the streaming model that it began with.
 function new_stream()
-  return { requests = new_held(), answers = new_held(), running = 0, refused = {}, refusals = 0, told = {} }
+  return { requests = new_held(), answers = new_held(), waiting = {} }
 end
 
 local function varint(value)
@@ -62,26 +66,26 @@ local function bytes_field(number, text)
   return varint(number * 8 + BYTES) .. varint(#text) .. text
 end
 
-local OWN_ID = "\1refused "
+-- An answer that is an error. It is the last one of its request.
+local function error_answer(id, message)
+  return frame(bytes_field(1, message) .. bytes_field(2, bytes_field(3, id) .. bytes_field(4, FINAL)))
+end
+
 local REFUSED_TENSORS = bytes_field(5, bytes_field(1, "text_input") .. bytes_field(2, "BYTES") .. "\24\1")
   .. bytes_field(5, bytes_field(1, "sampling_parameters") .. bytes_field(2, "BYTES") .. "\24\1")
   .. bytes_field(7, "\0\0\0\0") .. bytes_field(7, "\1\0\0\0{")
 
--- Returns a request with broken JSON, in place of one that is refused. Without a model, Triton refuses it: a name has no space.
-local function refused_request(stream, refusal)
-  local number = stream.refusals + 1
-  stream.refusals = number
-  stream.refused[number] = refusal
-  return frame(bytes_field(1, stream.model or " ") .. bytes_field(3, OWN_ID .. number) .. REFUSED_TENSORS .. ASK_FINAL)
-end
-
--- Returns the oldest refusal that Triton has not answered, for a stream that Triton ends at its first error because the client asked so.
-function pending_refusal(stream)
-  for number = 1, stream.refusals do
-    if stream.refused[number] then
-      return stream.refused[number]
-    end
+-- Returns what passes instead of a message that is refused: nothing, or a request with broken JSON, or one to a name that no model has.
+local function refused_request(stream, id, message)
+  stream.failure = { message = message, model = checked_model }
+  if not stream.is_running then
+    stream.is_running, stream.refusal = true, error_answer(id, message)
+    return frame(bytes_field(1, stream.model or " ") .. REFUSED_TENSORS .. ASK_FINAL)
   end
+  local waiting = stream.waiting
+  stream.is_closed = #waiting == MAX_REFUSALS
+  waiting[#waiting + 1] = stream.is_closed and error_answer("", THROWN_AWAY) or error_answer(id, message)
+  return ""
 end
 
 local function memory_is_short()
@@ -92,8 +96,6 @@ end
 local function check_message(stream, body, length)
   if stop_state() ~= "" then
     refuse(STOPPING, UNAVAILABLE)
-  elseif stream.running > MAX_RUNNING then
-    refuse("the stream has " .. MAX_RUNNING .. " requests that are not answered yet: read their answers first", EXHAUSTED)
   elseif not body and length > MAX_REQUEST_BYTES then
     refuse(format("the request is larger than the %g MiB that the server accepts", MAX_REQUEST_BYTES / 2 ^ 20))
   elseif not body then
@@ -102,31 +104,25 @@ local function check_message(stream, body, length)
   local model, passes_empty = check_streamed(body)
   if stream.is_refused then
     refuse("the first request of this stream was refused: open another stream")
+  elseif stream.is_running then
+    refuse(STILL_RUNNING, EXHAUSTED)
   end
-  stream.model = model
-  return passes_empty
+  return model, passes_empty
 end
 
 -- Returns what passes instead of a message: itself, its refusal, or nothing.
 local function take_request(stream, body, length)
-  stream.running = stream.running + 1
-  if stream.running > MAX_UNANSWERED then
-    stream.is_closed = true
-    stream.failure = { message = THROWN_AWAY, model = stream.model }
-    return ""
-  end
   checked_model, checked_id, streaming_model = nil, "", nil
-  local is_done, problem = pcall(check_message, stream, body, length)
+  local is_done, problem, passes_empty = pcall(check_message, stream, body, length)
   if is_done then
-    stream.passes_empty = stream.passes_empty or problem
+    stream.model, stream.is_running, stream.passes_empty = problem, true, passes_empty
     return frame(sub(body, 6) .. ASK_FINAL)
   elseif type(problem) ~= "table" then
     error(problem, 0)
   end
-  stream.failure = { message = problem.message, model = checked_model }
   stream.is_refused = stream.is_refused or not (stream.model or streaming_model)
-  stream.model = not stream.is_refused and (stream.model or streaming_model) or nil
-  return refused_request(stream, { id = checked_id, message = problem.message, code = problem.kind.grpc })
+  stream.model = stream.model or streaming_model
+  return refused_request(stream, checked_id, problem.message)
 end
 
 -- Takes a chunk of the client's messages. Returns the bytes that pass.
@@ -168,11 +164,6 @@ local function read_streamed_answer(body)
   return answer
 end
 
-local function error_answer(answer, id, message)
-  local mark = answer.is_last and answer.is_marked and bytes_field(4, FINAL) or ""
-  return frame(bytes_field(1, message) .. bytes_field(2, bytes_field(3, id) .. mark))
-end
-
 -- Says what a client is told instead of an error in a stream, or nil.
 local function translate_streamed(stream, message)
   local told = translate_error(message, find(message, "^Stub process") ~= nil)
@@ -180,46 +171,37 @@ local function translate_streamed(stream, message)
   return told
 end
 
--- Returns the number of the refusal that an answer belongs to, or nil.
-local function refusal_number(stream, id)
-  local number = sub(id, 1, #OWN_ID) == OWN_ID and tonumber(sub(id, #OWN_ID + 1))
-  return number and stream.refused[number] ~= nil and number or nil
-end
-
 -- Returns what passes instead of an answer: itself, an error, or nothing.
 local function take_answer(stream, body)
   local answer = read_streamed_answer(body)
-  local message, number = answer.error, refusal_number(stream, answer.id)
-  answer.is_last = answer.is_last or message and not answer.is_marked
-  if answer.is_last then
-    stream.running = stream.running - 1
-  end
-  if number then
-    local refusal = stream.refused[number]
-    stream.refused[number] = not answer.is_last and { id = refusal.id } or nil
-    return refusal.message and error_answer(answer, refusal.id, refusal.message) or ""
+  local message, refusal = answer.error, stream.refusal
+  local is_last = answer.is_last or message and not answer.is_marked
+  stream.is_running = not is_last
+  if refusal then
+    stream.refusal = not is_last and "" or nil
+    return refusal
   elseif message then
     local told = translate_streamed(stream, message)
-    return told and error_answer(answer, answer.id, told) or body
+    return told and error_answer(answer.id, told) or body
   elseif stop_state() == "cancelled" then
-    local is_told = stream.told[answer.id]
-    stream.told[answer.id], answer.is_last, answer.is_marked = true, true, true
-    return is_told and "" or error_answer(answer, answer.id, STOPPING)
+    stream.refusal = not is_last and "" or nil
+    return error_answer(answer.id, STOPPING)
   end
-  return answer.is_last and answer.is_empty and not stream.passes_empty and "" or body
+  return is_last and answer.is_empty and not stream.passes_empty and "" or body
 end
 
 -- Takes a chunk of Triton's messages. Returns the bytes that pass.
 function take_answers(stream, chunk)
-  local notice = ""
-  if stream.is_closed and not stream.has_notice then
-    stream.has_notice, notice = true, error_answer({}, "", THROWN_AWAY)
+  local waiting = ""
+  if #stream.waiting > 0 then
+    waiting, stream.waiting = concat(stream.waiting), {}
   end
-  return notice .. each_frame(stream.answers, chunk, function(body)
+  local passed = each_frame(stream.answers, chunk, function(body)
     return take_answer(stream, body)
   end, function()
     return false
   end)
+  return waiting == "" and passed or waiting .. passed
 end
 
 local EVENT_ERROR = 'data: {"error":'
