@@ -9,7 +9,7 @@ from pathlib import Path
 
 POLL_SECONDS = 0.05
 STANDSTILL_SECONDS = 10
-"""A gRPC stream may stay open without a request in it: after so many seconds without an answer in any stream, none is waited for."""
+"""gRPC streams may stay open without a request: after so many seconds without an answer in any, they are not waited for."""
 CANCEL_SECONDS = 3
 """How long streams are given to tell their clients that they end, in seconds. The guard looks for it once a second."""
 CLOSED, CANCELLED = "closed", "cancelled"

@@ -48,6 +48,8 @@ UNANSWERED_CHECKS = 2
 """After so many checks without an answer, Envoy is killed and started again."""
 MIN_IN_FLIGHT = 16
 """Requests in flight that keep all steps of an ensemble busy, however few instances its model has."""
+STREAMS_IN_FLIGHT = 64
+"""Requests in flight at least where a model streams: it runs many together, and ends those whose clients leave."""
 MIN_KEY_CHARACTERS = 16
 
 
@@ -261,13 +263,13 @@ class EnvoyFront(Front):
             raise ServerError(f"the proxy in front of Triton does not obey: {body.decode(errors='replace')}")
 
     def _activity(self) -> Activity:
-        active, streams = r"http\.(http|grpc)\.downstream_rq_active", r"cluster\.triton_grpc_streams\.upstream_(rq_active|cx_rx_bytes_total)"
-        _, body = fetch(self._admin, f"/stats?format=json&filter=^({active}|{streams})$", timeout=5)
+        streams = "cluster.triton_grpc_streams.upstream_"
+        names = rf"http\.(http|grpc)\.downstream_rq_active|{streams}(rq_active|cx_rx_bytes_total)"
+        _, body = fetch(self._admin, f"/stats?format=json&filter=^({names})$", timeout=5)
         values = {stat["name"]: stat["value"] for stat in json.loads(body)["stats"] if "value" in stat}
-        grpc_streams = values.get("cluster.triton_grpc_streams.upstream_rq_active", 0)
+        grpc_streams = values.get(f"{streams}rq_active", 0)
         requests = sum(value for name, value in values.items() if name.startswith("http."))
-        received = values.get("cluster.triton_grpc_streams.upstream_cx_rx_bytes_total", 0)
-        return Activity(requests - grpc_streams, grpc_streams, received)
+        return Activity(requests - grpc_streams, grpc_streams, values.get(f"{streams}cx_rx_bytes_total", 0))
 
     @property
     def _stop_file(self) -> Path:
@@ -344,4 +346,4 @@ def needed_in_flight(repository: Path) -> int:
     """
     manifests = [read_manifest(repository / probe.ensemble, RepositoryManifest) for probe in find_probes(repository)]
     each = [manifest.instances * (2 * manifest.max_batch_size if manifest.batching == "ragged" else 8) for manifest in manifests]
-    return max(MIN_IN_FLIGHT, *each)
+    return max(STREAMS_IN_FLIGHT if has_streaming_models(repository) else MIN_IN_FLIGHT, *each)

@@ -12,52 +12,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tritonclient.grpc as grpcclient
 from tritonclient.grpc import service_pb2
 
 from serving.front.envoy import EnvoyFront
 from serving.install import find_install, prepare_backends, server_environment
-from serving.isolation import die_with_parent, start_process
 from serving.options import ServeOptions
+from serving.pbtxt import to_pbtxt
 from serving.probe import is_ready
 from serving.server import server_command
 from tests.helpers.raw_wire import bytes_of
 
-CONFIG = """name: "{name}"
-backend: "python"
-max_batch_size: 0
-{tensors}instance_group {{
-  kind: KIND_CPU
-  count: 1
-}}
-model_transaction_policy {{
-  decoupled: true
-}}
-parameters {{
-  key: "record"
-  value {{
-    string_value: "{record}"
-  }}
-}}
-"""
 INPUTS = {"text_input": "STRING", "stream": "BOOL", "sampling_parameters": "STRING"}
-OUTPUTS = {"text_output": "STRING", "DIGEST": "INT64"}
-
-
-def _tensor(kind: str, name: str, datatype: str) -> str:
-    """Write a tensor as packaging does, through the library of protobuf."""
-    more = "  optional: true\n" if kind == "input" and name != "text_input" else ""
-    return f'{kind} {{\n  name: "{name}"\n  data_type: TYPE_{datatype}\n  dims: {-1 if name == "text_output" else 1}\n{more}}}\n'
+OUTPUTS = {"text_output": ("STRING", -1), "DIGEST": ("INT64", 1)}
 
 
 def write_model(repository: Path, name: str) -> None:
     """Write a decoupled model with the manifest of a generation model, as far as the front reads it."""
     (repository / name / "1").mkdir(parents=True)
-    kinds = {"input": INPUTS, "output": OUTPUTS}
-    tensors = "".join(_tensor(kind, tensor, datatype) for kind, named in kinds.items() for tensor, datatype in named.items())
-    config = CONFIG.format(name=name, record=repository.parent / "record", tensors=tensors)
-    (repository / name / "config.pbtxt").write_text(config)
+    config = {
+        "name": name,
+        "backend": "python",
+        "input": [
+            {"name": tensor, "data_type": f"TYPE_{datatype}", "dims": [1], "optional": tensor != "text_input"}
+            for tensor, datatype in INPUTS.items()
+        ],
+        "output": [
+            {"name": tensor, "data_type": f"TYPE_{datatype}", "dims": [size]} for tensor, (datatype, size) in OUTPUTS.items()
+        ],
+        "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+        "model_transaction_policy": {"decoupled": True},
+        "parameters": {"record": {"string_value": str(repository.parent / "record")}},
+    }
+    (repository / name / "config.pbtxt").write_text(to_pbtxt(config))
     shutil.copy(Path(__file__).parent / "decoupled_model" / "model.py", repository / name / "1")
     (repository / name / "manifest.json").write_text(json.dumps({"kind": "repository", "layout": "generation"}))
 

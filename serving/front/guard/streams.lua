@@ -7,9 +7,8 @@
 --
 -- The headers of a stream have passed before its first message comes, so a refusal cannot end the stream: it is an answer with an error
 -- message and the id of the request, and the other requests of the stream go on. Beside a running request, it goes with the next answer
--- from Triton. Without one, a request goes to Triton that it accepts and the model refuses; the answer to it becomes the refusal. Where
--- the first message of a stream is not for a model that streams, there is no such model to ask: then all messages of the stream are
--- refused, and Triton gets a name that no model has.
+-- from Triton. Without one, a request goes to Triton that the model refuses, or Triton where no streaming model is known; the answer to
+-- it becomes the refusal.
 --
 -- DIGEST is in each answer of a model that streams. Its client compares it: the guard does not.
 
@@ -47,7 +46,7 @@ local function stop_state()
 end
 
 -- A stream: is_running = whether Triton has a request of it, refusal = what becomes of the answer to that request if it stands for a
--- refused one, waiting = frames of refusals that go with the next answer, model = the name of the streaming model that it began with.
+-- refused one, waiting = frames of refusals that go with the next answer, model = the name of the last streaming model.
 function new_stream()
   return { requests = new_held(), answers = new_held(), waiting = {} }
 end
@@ -102,9 +101,7 @@ local function check_message(stream, body, length)
     refuse("the server is busy: its memory is full", EXHAUSTED)
   end
   local model, passes_empty = check_streamed(body)
-  if stream.is_refused then
-    refuse("the first request of this stream was refused: open another stream")
-  elseif stream.is_running then
+  if stream.is_running then
     refuse(STILL_RUNNING, EXHAUSTED)
   end
   return model, passes_empty
@@ -120,8 +117,7 @@ local function take_request(stream, body, length)
   elseif type(problem) ~= "table" then
     error(problem, 0)
   end
-  stream.is_refused = stream.is_refused or not (stream.model or streaming_model)
-  stream.model = stream.model or streaming_model
+  stream.model = streaming_model or stream.model
   return refused_request(stream, checked_id, problem.message)
 end
 

@@ -1,14 +1,15 @@
 """A decoupled model that writes pieces of text without a network, with the tensors of a generation model.
 
 ``sampling_parameters`` is JSON: ``pieces`` (how many), ``delay_ms`` (before each), ``size`` (characters of each), ``fail_at`` (the
-piece in place of which it fails, with a stack trace). For each request, one line of JSON goes to the file that the configuration names
-when it ends: how many pieces were produced, and whether it was cancelled.
+piece in place of which it fails, with a stack trace). When a request ends, one line of JSON goes to the file that the configuration
+names: how many pieces were produced, and whether it was cancelled.
 """
 
 import json
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -41,7 +42,9 @@ class TritonPythonModel:
                 time.sleep(options["delay_ms"] / 1000)
             cancelled = sender.is_cancelled()
             if cancelled:
-                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED)), flags=FINAL)
+                sender.send(
+                    pb_utils.InferenceResponse(error=pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED)), flags=FINAL
+                )
                 break
             if piece == options.get("fail_at"):
                 message = 'Traceback (most recent call last):\n  File "/opt/secret.py"'
@@ -54,5 +57,5 @@ class TritonPythonModel:
             ]
             sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL if piece == pieces - 1 else 0)
             produced += 1
-        with self.lock, open(self.record, "a") as record:
+        with self.lock, Path(self.record).open("a") as record:
             record.write(json.dumps({"text": text.decode(), "produced": produced, "cancelled": cancelled}) + "\n")
