@@ -48,6 +48,25 @@ ALIASES = {
 """Names of vLLM for options of ``transformers``."""
 LIST_OPTIONS = (*_TOKEN_LISTS, "bad_words_ids", "stop_token_ids", "stop_strings", "stop")
 """Options that are lists. As a parameter of a Triton request, which cannot be a list, they are JSON."""
+JSON_OPTIONS: dict[str, str] = {
+    "eos_token_id": "Token, or tokens, that end a sequence.",
+    "forced_eos_token_id": "Token, or tokens, that end a sequence which reaches its maximum length.",
+    "suppress_tokens": "Tokens that are never generated.",
+    "begin_suppress_tokens": "Tokens that are not generated first.",
+    "bad_words_ids": "Lists of tokens that are never generated in a row.",
+    "stop_strings": "Texts that end a sequence.",
+    "early_stopping": 'When beams end: true, false or "never".',
+    "stop": "Name of vLLM for stop_strings; the text then ends before the string.",
+    "stop_token_ids": "Name of vLLM for further tokens that end a sequence.",
+}
+"""Options whose values have several types, and what they mean."""
+OPTIONS: dict[str, Setting] = {
+    **_SETTINGS,
+    **{name: Setting(str, help=f"{meaning} JSON.") for name, meaning in JSON_OPTIONS.items()},
+    "ignore_eos": Setting(bool, help="Do not end at the end-of-sequence token."),
+    **{alias: _SETTINGS[name] for alias, name in ALIASES.items()},
+}
+"""All options by name, as a Triton request may have them."""
 NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "typical_p": (1.0,),
     "epsilon_cutoff": (0.0,),

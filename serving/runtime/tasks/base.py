@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def _has_type(value: object, kind: object) -> bool:
-    """Return whether a JSON value has the type of a dataclass field: a plain type, ``tuple[X, ...]`` or a union of these."""
+    """Return whether a JSON value has the type of a dataclass field: a plain type, a tuple, a mapping or a union of these."""
+    if kind is object:
+        return True
+    if get_origin(kind) is Mapping:
+        return isinstance(value, Mapping) and all(_has_type(one, get_args(kind)[1]) for one in value.values())
     if get_origin(kind) is tuple:
         return isinstance(value, list | tuple) and all(_has_type(one, get_args(kind)[0]) for one in value)
     return any(_has_type(value, one) for one in get_args(kind)) or type(value) is kind or (kind is float and type(value) is int)
