@@ -2,8 +2,8 @@
 
 local STEPS = { "_preprocess", "_model", "_postprocess" }
 
--- Our models by name, with the time at which the manifest was read. An ensemble: {inputs = sorted names, max_rows}. A model that streams,
--- which is called directly: {streams = true, tensors = {input = …, output = …}}.
+-- Our models by name, with the time at which the manifest was read. An ensemble or a single model that gives one answer: {inputs = sorted
+-- names, max_rows, has_steps}. A model that streams: {streams = true, tensors = {input = …, output = …}}.
 local models = {}
 
 local function read_file(name, file_name)
@@ -45,11 +45,12 @@ local function read_manifest(name, text)
     names[i] = input.fields.name
   end
   sort(names)
-  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES }
+  local has_steps = fields.layout == nil or fields.layout == "ensemble"
+  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES, has_steps = has_steps }
 end
 
 -- Returns a model of ours, or nil. Only ours are kept: clients choose the names. What was one stays one if its manifest is gone or
--- damaged, because Triton may still serve it.
+-- damaged, because Triton may still serve it. Nor do its steps become models for clients.
 local function find_model(name)
   local known, now = models[name], os.time()
   if known and now - known.time < MANIFEST_SECONDS and now >= known.time then
@@ -58,6 +59,7 @@ local function find_model(name)
   local text = read_file(name, "manifest.json")
   local model = text and read_manifest(name, text) or known
   if model then
+    model.has_steps = model.has_steps or known ~= nil and known.has_steps
     model.time = now
     models[name] = model
   end
@@ -76,7 +78,7 @@ local function check_model(name)
   for _, suffix in ipairs(STEPS) do
     local base = #name > #suffix and sub(name, -#suffix) == suffix and sub(name, 1, -#suffix - 1)
     local ensemble = base and find_model(base)
-    if ensemble and not ensemble.streams then
+    if ensemble and ensemble.has_steps then
       refuse(name .. " is a step of the ensemble " .. base .. ": send the request to " .. base, FORBIDDEN)
     end
   end
