@@ -42,6 +42,7 @@ def write_generating_model(folder: Path, bundle: Bundle, plan: Plan, name: str) 
     """
     task, version = bundle.generation_task, folder / name / "1"
     version.mkdir(parents=True)
+    (folder / name / "warmup").mkdir()  # the home of a package links to it; the engine is warm after the first answer
     graphs = bundle.variant(plan.precision).path.parent
     for path in graphs.iterdir():
         shutil.copy(path, version)

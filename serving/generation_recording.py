@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from pydantic import JsonValue
 
 from serving.answer_comparison import TOLERANCES
 from serving.bundle import Bundle
@@ -14,11 +15,11 @@ from serving.runtime.generation.prompt_reader import PromptReader
 from serving.runtime.generation.sampling import Sampling
 from serving.runtime.generation.step_graph import DecoderGraph, PromptChunk
 from serving.runtime.tasks.text_generation import TextGeneration
-from serving.runtime.types import Floats, JsonValue
+from serving.runtime.types import Floats
 
 TOKENS = 8
 """Most tokens of the recorded answer. A server is asked for it again and again, so it is short."""
-GREEDY: dict[str, JsonValue] = {"do_sample": False, "num_beams": 1}
+GREEDY: dict[str, bool | int] = {"do_sample": False, "num_beams": 1}
 
 
 def record_generation(version: Path, bundle: Bundle, plan: Plan) -> tuple[ExpectedAnswer, ...]:
@@ -34,7 +35,7 @@ def record_generation(version: Path, bundle: Bundle, plan: Plan) -> tuple[Expect
     Returns:
         The answer; none if its first token is almost undecided.
     """
-    task = bundle.generation_task.with_options(GREEDY | {"max_new_tokens": TOKENS})
+    task = bundle.generation_task.with_options({**GREEDY, "max_new_tokens": TOKENS})
     assert isinstance(task, TextGeneration)
     text = task.example["text_input"]
     reader = PromptReader(version, task, capacity=TOKENS * len(text), split_special_tokens=bundle.manifest.split_special_tokens)
@@ -61,11 +62,11 @@ def record_generation(version: Path, bundle: Bundle, plan: Plan) -> tuple[Expect
 def generation_probe(task: TextGeneration, *, tokens: int) -> ProbeBody:
     """Return a request for the first tokens of the answer to the task's example."""
     inputs = tuple(ProbeInput(name=name, datatype="BYTES", shape=(1,), data=(text,)) for name, text in task.example.items())
-    parameters = GREEDY | {"max_new_tokens": tokens, "exclude_input_in_output": True}
+    parameters: dict[str, JsonValue] = {**GREEDY, "max_new_tokens": tokens, "exclude_input_in_output": True}
     return ProbeBody(inputs=inputs, parameters=parameters, endpoint="generate")
 
 
 def _is_decided(logits: Floats, tolerance: float) -> bool:
     """Return whether the largest logit of FP32 ``[1, vocab]`` is so much larger than the next one that rounding cannot matter."""
     second, first = np.partition(logits[0], -2)[-2:].tolist()
-    return first - second > tolerance * max(1.0, abs(first))
+    return bool(first - second > tolerance * max(1.0, abs(first)))
