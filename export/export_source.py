@@ -114,7 +114,7 @@ def find_source(options: ExportOptions) -> ExportSource:
         raise DataError(
             f"the rows in {folder} are for {trained.task} and cannot verify {options.task}", hint="give rows with --test"
         )
-    task, rows = _rows(options, folder, task)
+    task, rows = _rows(options, folder, task, {} if trained is None else trained.settings)
     decided = None if trained is None or trained.main_metric not in task.selectable_metrics else trained.main_metric
     task = with_chosen_metric(task, options.metric or decided)
     return ExportSource(
@@ -140,7 +140,9 @@ def _locate(options: ExportOptions) -> tuple[str, Path]:
     return (Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint), folder
 
 
-def _rows(options: ExportOptions, folder: Path, task: ExportedTask) -> tuple[ExportedTask, LabelledRows]:
+def _rows(
+    options: ExportOptions, folder: Path, task: ExportedTask, settings: Mapping[str, JsonValue]
+) -> tuple[ExportedTask, LabelledRows]:
     """Return the task as it is evaluated, and the rows to verify on."""
     if options.test is not None:
         found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")
@@ -153,5 +155,5 @@ def _rows(options: ExportOptions, folder: Path, task: ExportedTask) -> tuple[Exp
         bound = bind_evaluation_labels(task, found)
         return bound, encode_labels(found, bound)
     if (folder / EVALUATION).is_file():
-        return task, read_evaluation(folder, task)
+        return task.with_kept_rows(settings), read_evaluation(folder, task)
     raise DataError(f"{folder} holds no labelled rows to verify on", hint="give rows with --test")

@@ -153,7 +153,7 @@ def _rows(
     prepared = prepare_rows(source.rows, task, encoder, location="the rows to verify on", training=False)
     write_evaluation(prepared, staging)
     chosen = prepared.take(sample_indices(len(prepared), options.verify_rows, options.seed))
-    encodings = encoder.encode(list(chosen.texts[0]))
+    encodings = encoder.encode(list(chosen.texts[0]), special_tokens=task.adds_special_tokens)
     return DecoderRows(rows=[encoding.ids for encoding in encodings], end=task.served.generation_options.eos_token_id)
 
 

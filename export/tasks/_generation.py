@@ -23,6 +23,11 @@ Generation_co = TypeVar("Generation_co", bound=GenerationTask, covariant=True, d
 class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]):
     """A task whose checkpoints generate. The served half is complete only after :meth:`bound_to`."""
 
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Return whether the tokenizer adds special tokens to the rows that are evaluated. Default: it does."""
+        return True
+
     @abstractmethod
     def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any]) -> Self:
         """Return the task with the served half of a checkpoint: how ``transformers.pipeline`` generates from it, and its tokens.

@@ -48,12 +48,14 @@ class TextGenerationTask(ExportedGenerationTask[TextGeneration], TrainedTask):
     Attributes:
         end: Text appended to every text so that its tokens end with the end-of-text token. Empty: the tokenizer appends it.
         conversations: Whether rows are conversations.
+        rendered: Whether rows are conversations that the chat template rendered before.
         template: Template of conversations; None: rows are plain texts, or the task is not bound to a tokenizer.
         assistant_only_loss: Learn only what the assistant writes in a conversation.
     """
 
     end: str = ""
     conversations: bool = False
+    rendered: bool = False
     template: ChatTemplate | None = None
     assistant_only_loss: bool = False
 
@@ -103,9 +105,10 @@ class TextGenerationTask(ExportedGenerationTask[TextGeneration], TrainedTask):
         """Return the setting that plain texts do not use."""
         return {} if self.conversations else {"assistant_only_loss": "the rows are plain texts, not lists of messages"}
 
-    def to_settings(self) -> dict[str, JsonValue]:
-        """Return all settings but the chat template, which the tokenizer of the checkpoint has."""
-        return {name: value for name, value in super().to_settings().items() if name != "template"}
+    @property
+    def evaluation_settings(self) -> dict[str, JsonValue]:
+        """Return the settings that only evaluation needs, without the chat template, which the tokenizer of the checkpoint has."""
+        return {name: value for name, value in super().evaluation_settings.items() if name != "template"}
 
     @classmethod
     def from_config(cls, config: Mapping[str, object], *, pair: bool) -> Self:  # noqa: ARG003 - the checkpoint itself says more
@@ -113,6 +116,19 @@ class TextGenerationTask(ExportedGenerationTask[TextGeneration], TrainedTask):
         if pair:
             raise ValueError(f"{cls.name} takes single texts, not pairs")
         return cls(served=TextGeneration())
+
+    def with_evaluation_labels(self, labels: Sequence[Label], *, names: Sequence[str]) -> Self:  # noqa: ARG002
+        """Accept plain texts, or conversations."""
+        return replace(self, conversations=isinstance(labels[0], list))
+
+    def with_kept_rows(self, settings: Mapping[str, JsonValue]) -> Self:
+        """Remember that conversations were rendered in fine-tuning."""
+        return replace(self, rendered=bool(settings.get("conversations")))
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Return whether the rows are plain texts: the chat template writes all special tokens."""
+        return not (self.conversations or self.rendered)
 
     def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any]) -> Self:
         """Return the task with the served half of a checkpoint."""
