@@ -4,8 +4,8 @@ The answers are those of ``transformers.pipeline("text-generation")``. The tenso
 is decoupled: it answers a request as often as the request's ``stream`` makes it. One request is one text.
 
 * ``sampling_parameters`` is a JSON object of options; request parameters are options too.
-* Without ``exclude_input_in_output``, the text of the input stands in front of ``text_output``, and its tokens in front of
-  ``token_ids``, for each of the sequences.
+* Without ``exclude_input_in_output``, the text of the input stands in front of ``text_output``, unless the input is a chat or the
+  request asks for a stream.
 * ``token_ids`` holds the tokens of the sequences one after the other; ``num_output_tokens`` counts those that were generated.
 """
 
@@ -14,10 +14,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from ..types import Arrays, JsonValue, Setting, Tensor
-from ._clean_up import cleaned_up
 from ._generation import GenerationTask, return_type
 
 MESSAGES = "messages"
@@ -39,6 +38,8 @@ class TextGeneration(GenerationTask):
         add_special_tokens: Whether the tokenizer adds special tokens to a text that is no chat.
         handle_long_generation: ``hole``: if the text and its continuation are too long, the beginning of the text is dropped.
         stop_sequence: Text each of whose tokens ends a sequence. None: the end-of-sequence tokens do.
+        clean_up_tokenization_spaces: Whether spaces in front of punctuation are removed from the generated text.
+        return_prompt_tokens: Whether the tokens of the input stand in front of ``token_ids``, for each of the sequences.
     """
 
     chat: bool = False
@@ -48,6 +49,8 @@ class TextGeneration(GenerationTask):
     continue_final_message: bool | None = None
     add_special_tokens: bool = True
     handle_long_generation: str | None = None
+    clean_up_tokenization_spaces: bool = True
+    return_prompt_tokens: bool = False
 
     name: ClassVar[str] = "text-generation"
     options: ClassVar[Mapping[str, Setting]] = {
@@ -56,6 +59,8 @@ class TextGeneration(GenerationTask):
         "continue_final_message": Setting(bool, help="Continue the last message."),
         "add_special_tokens": Setting(bool, help="Add special tokens to the input."),
         "handle_long_generation": Setting(str, choices=("hole",), help="Drop the beginning of an input that is too long."),
+        "clean_up_tokenization_spaces": Setting(bool, help="Remove spaces in front of punctuation."),
+        "return_prompt_tokens": Setting(bool, help="Put the tokens of the input in front of those of the answer."),
         **GenerationTask.options,
     }
     request_only: ClassVar[frozenset[str]] = GenerationTask.request_only | {
@@ -63,14 +68,19 @@ class TextGeneration(GenerationTask):
         "continue_final_message",
         "add_special_tokens",
         "handle_long_generation",
+        "return_prompt_tokens",
     }
     client_options: ClassVar[tuple[str, ...]] = (
         "return_full_text",
-        *GenerationTask.client_options,
+        "return_tensors",
+        "return_text",
+        "return_type",
         "padding",
         "skip_special_tokens",
         "tokenizer_encode_kwargs",
     )
+    presentation_options: ClassVar[frozenset[str]] = frozenset({"continue_final_message"})
+    decoupled: ClassVar[bool] = True
     positional: ClassVar[tuple[str, ...]] = ("text_inputs",)
     text_keys: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -104,8 +114,8 @@ class TextGeneration(GenerationTask):
 
     @property
     def call_options(self) -> tuple[str, ...]:
-        """Return the names of the options that a pipeline call takes: whether the input is a chat follows from its form."""
-        return tuple(name for name in super().call_options if name != MESSAGES)
+        """Return the names of the options that a pipeline call takes: the others follow from its inputs and options."""
+        return tuple(name for name in super().call_options if name not in (MESSAGES, "return_prompt_tokens"))
 
     # -- the client -----------------------------------------------------------------------------------------------------------
 
@@ -154,6 +164,17 @@ class TextGeneration(GenerationTask):
             raise ValueError("the checkpoint has no chat template, so it takes texts and no messages")
         return json.dumps(messages, ensure_ascii=False), MESSAGES
 
+    def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
+        """Return the text of a row, and whether it is a list of messages."""
+        return [row[:1] for row in rows], ({MESSAGES: True} if any(len(row) > 1 for row in rows) else {})
+
+    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
+        """Convert the options as the base class does. Answers that show tokens show those of the input too."""
+        parameters, formatting = super().sanitize_parameters(given)
+        if formatting.get("return_type") == TENSORS:
+            parameters["return_prompt_tokens"] = True
+        return parameters, formatting
+
     def answer_format(self, given: Mapping[str, object]) -> dict[str, object]:
         """Return what an answer shows, and whether its spaces are cleaned up, as the pipeline decides that.
 
@@ -185,13 +206,13 @@ class TextGeneration(GenerationTask):
         return found
 
     def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
-        """Return the sequences of one request, ``[{"generated_text"}]`` with the new text, or ``[{"generated_token_ids"}]``.
+        """Return the sequences of the one row: a list of ``{"generated_text"}``, or of ``{"generated_token_ids"}``.
 
-        :meth:`with_prompt` puts the input in front.
+        The text is the new one. :meth:`add_inputs` puts the input in front.
         """
         if options.get("return_type") == TENSORS:
-            return [{"generated_token_ids": tokens} for tokens in self._padded(answers)]
-        return [{"generated_text": text.decode()} for text in answers["text_output"].reshape(-1).tolist()]
+            return [[{"generated_token_ids": tokens} for tokens in self._padded(answers)]]
+        return [[{"generated_text": text.decode()} for text in answers["text_output"].reshape(-1).tolist()]]
 
     def _padded(self, answers: Arrays) -> list[list[int]]:
         """Return the tokens of each sequence, with padding at the end of the shorter ones as ``generate`` gives them."""
@@ -208,44 +229,31 @@ class TextGeneration(GenerationTask):
             start = end
         return found
 
-    def with_prompt(self, record: Mapping[str, object], row: tuple[str, ...], **options: object) -> dict[str, object]:
-        """Return a record of :meth:`format_answers` as the pipeline shows it: with the input, and its spaces cleaned up.
-
-        Args:
-            record: The record.
-            row: The row, as :meth:`parse_inputs` gave it.
-            options: What :meth:`sanitize_parameters` gave, and ``prefix`` and ``continue_final_message`` of the call.
-        """
-        if "generated_text" not in record:
-            return dict(record)
-        text = str(record["generated_text"])
-        text_before, messages, continues = self.prompt_parts(row, options)
-        if options.get("clean_up_tokenization_spaces", True):
-            text = cleaned_up(text_before + text)[len(cleaned_up(text_before)) :]
-        if options.get("return_type", FULL_TEXT) == NEW_TEXT:
-            return {"generated_text": text}
-        if not messages:
-            return {"generated_text": row[0] + text}
-        if continues:
-            last = messages[-1]
-            return {"generated_text": [*messages[:-1], {"role": last["role"], "content": f"{last['content']}{text}"}]}
-        return {"generated_text": [*messages, {"role": "assistant", "content": text}]}
-
-    def prompt_parts(self, row: tuple[str, ...], options: Mapping[str, object]) -> tuple[str, list[dict[str, JsonValue]], bool]:
-        """Return the text that the answer continues, as far as it is known here, the messages, and whether the last one goes on."""
-        if len(row) == 1:
-            prefix = options.get("prefix")
-            return str(self.prefix if prefix is None else prefix) + row[0], [], False
-        messages = json.loads(row[0])
-        continues = options.get("continue_final_message")
-        if continues is None:
-            continues = messages[-1]["role"] == "assistant"
-        return (str(messages[-1]["content"]) if continues else ""), messages, bool(continues)
+    def add_inputs(self, answers: Sequence[object], rows: Sequence[tuple[str, ...]], **options: object) -> Sequence[object]:
+        """Put the text, or the messages, in front of the new text, unless only that is wanted."""
+        if options.get("return_type", FULL_TEXT) != FULL_TEXT:
+            return answers
+        return [
+            [{"generated_text": _with_input(row, record["generated_text"], options)} for record in records]
+            for row, records in zip(rows, cast("Sequence[list[dict[str, str]]]", answers), strict=True)
+        ]
 
     def format_result(self, inputs: object, answers: Sequence[object], options: Mapping[str, object]) -> object:  # noqa: ARG002
         """Return the sequences of a text or a chat, or a list of these for a list of texts or chats."""
         is_chat = isinstance(inputs, list | tuple) and isinstance(inputs[0], dict)
         return answers if isinstance(inputs, list | tuple) and not is_chat else answers[0]
+
+
+def _with_input(row: tuple[str, ...], text: str, options: Mapping[str, object]) -> object:
+    """Return a text behind its input, or the messages with one more, or with the last one continued."""
+    if len(row) == 1:
+        return row[0] + text
+    messages = json.loads(row[0])
+    last = messages[-1]
+    continues = options.get("continue_final_message")
+    if last["role"] == "assistant" if continues is None else continues:
+        return [*messages[:-1], {"role": last["role"], "content": f"{last['content']}{text}"}]
+    return [*messages, {"role": "assistant", "content": text}]
 
 
 def _text(text: object) -> tuple[str, ...]:

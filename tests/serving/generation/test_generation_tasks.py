@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ def test_a_model_of_many_languages_needs_two() -> None:
     ],
 )
 def test_what_an_answer_shows(given: dict[str, Any], kind: str | None) -> None:
-    assert WRITER.sanitize_parameters(given) == ({}, {} if kind is None else {"return_type": kind})
+    parameters = {"return_prompt_tokens": True} if kind == "TENSORS" else {}
+    assert WRITER.sanitize_parameters(given) == (parameters, {} if kind is None else {"return_type": kind})
 
 
 @pytest.mark.parametrize(
@@ -143,23 +145,29 @@ def test_a_chat_needs_a_template() -> None:
 @pytest.mark.parametrize(
     ("inputs", "options", "text"),
     [
-        ("Hello , it", {}, "Hello , it'm. A"),
-        ("Hello", {"clean_up_tokenization_spaces": False}, "Hello 'm . A"),
-        ("Hello", {"return_type": "NEW_TEXT"}, "'m. A"),
-        (CHAT, {}, [*CHAT, {"role": "assistant", "content": "'m. A"}]),
-        (PREFILL, {}, [*CHAT, {"role": "assistant", "content": "Well'm. A"}]),
-        (PREFILL, {"continue_final_message": False}, [*PREFILL, {"role": "assistant", "content": "'m. A"}]),
+        ("Hello ,", {}, "Hello , A"),
+        ("Hello", {"return_type": "NEW_TEXT"}, " A"),
+        (CHAT, {}, [*CHAT, {"role": "assistant", "content": " A"}]),
+        (PREFILL, {}, [*CHAT, {"role": "assistant", "content": "Well A"}]),
+        (PREFILL, {"continue_final_message": False}, [*PREFILL, {"role": "assistant", "content": " A"}]),
+        (CHAT, {"continue_final_message": True}, [{"role": "user", "content": "Hi A"}]),
     ],
 )
 def test_the_input_stands_in_front(inputs: object, options: dict[str, Any], text: object) -> None:
-    (row,) = WRITER.parse_inputs(inputs)
-    assert WRITER.with_prompt({"generated_text": " 'm . A"}, row, **options) == {"generated_text": text}
+    rows = WRITER.parse_inputs(inputs)
+    assert WRITER.add_inputs([[{"generated_text": " A"}]], rows, **options) == [[{"generated_text": text}]]
+
+
+def test_a_chat_is_sent_as_messages() -> None:
+    rows, parameters = WRITER.request_rows(WRITER.parse_inputs(CHAT))
+    assert (json.loads(rows[0][0]), parameters) == (CHAT, {"messages": True})
+    assert WRITER.request_rows(WRITER.parse_inputs("Hi")) == ([("Hi",)], {})
 
 
 def test_tokens_of_several_sequences_are_padded() -> None:
     answers = {"token_ids": np.array([7, 8, 1, 2, 7, 8, 3]), "num_output_tokens": np.array([2, 1])}
     found = WRITER.format_answers(answers, return_type="TENSORS")
-    assert found == [{"generated_token_ids": [7, 8, 1, 2]}, {"generated_token_ids": [7, 8, 3, 2]}]
+    assert found == [[{"generated_token_ids": [7, 8, 1, 2]}, {"generated_token_ids": [7, 8, 3, 2]}]]
 
 
 def test_forms_of_summaries() -> None:
