@@ -18,7 +18,7 @@ from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import InvalidArgumentError, PipelineError, TruncationWarning
 from serving.generation_request import GenerationRequest
 from serving.options import RequestOptions, WireProtocol
-from serving.own_answers import encoded, require_own_answer
+from serving.own_answers import require_own_answer
 from serving.pipeline_attributes import PipelineAttributes
 from serving.pipeline_call import ItemGroups, LazyCall, PipelineCall, check_batching
 from serving.runtime.digest import DIGEST, TRUNCATED
@@ -262,15 +262,8 @@ class AsyncTritonPipeline:
         """
         task = await self.connect()
         inputs, call = PipelineCall.read(task, arguments, options, self._defaults)
-        if not task.decoupled:
-            raise TypeError(f"{self.name} serves {task.name}, whose answers do not come in pieces: call the client")
-        rows = task.parse_inputs(inputs)
-        if len(rows) != 1:
-            raise TypeError(f"stream_text takes one text or one chat, not {len(rows)}")
-        tensors, parameters = _request(call, rows)
-        (texts,) = tensors.values()
-        request = GenerationRequest.of(self.name, texts, parameters).streamed()
-        async with contextlib.aclosing(generation_call.text_pieces(self._connection, request)) as pieces:
+        request, cleaner = generation_call.text_request(self.name, call, inputs)
+        async with contextlib.aclosing(generation_call.text_pieces(self._connection, request, cleaner)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -355,11 +348,13 @@ class AsyncTritonPipeline:
         return [await self._tensors(call, rows)]
 
     async def _tensors(self, call: PipelineCall, rows: Sequence[RequestRow]) -> Arrays:
-        tensors, parameters = _request(call, rows)
+        tensors, parameters = call.request(rows)
         try:
             if call.task.decoupled:
                 (texts,) = tensors.values()
-                return await generation_call.whole_answer(self._connection, GenerationRequest.of(self.name, texts, parameters))
+                keeps = call.formatting.get("return_type") == "TENSORS"
+                request = GenerationRequest.of(self.name, texts, parameters, keeps_input=keeps)
+                return await generation_call.whole_answer(self._connection, request)
             result = await self._connection.infer(self.name, tensors, parameters)
         except InvalidArgumentError as error:
             if not any(part in error.message for part in call.task.pipeline_refusals):
@@ -386,10 +381,3 @@ class AsyncTritonPipeline:
             stacklevel=2,
         )
         self._has_warned = True
-
-
-def _request(call: PipelineCall, rows: Sequence[RequestRow]) -> tuple[dict[str, list[bytes]], dict[str, Any]]:
-    """Return the rows of each input tensor of a request, and its parameters."""
-    rows, described = call.task.request_rows(rows)
-    columns = zip(call.task.inputs(), zip(*rows, strict=True), strict=True)
-    return {tensor.name: list(map(encoded, column)) for tensor, column in columns}, {**call.parameters, **described}

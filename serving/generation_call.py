@@ -11,7 +11,10 @@ from serving.generation_request import TEXT_INPUT, GenerationRequest
 from serving.generation_responses import GrpcResponses, HttpResponses, Responses
 from serving.infer_client import InferClient
 from serving.own_answers import require_own_answer
+from serving.pipeline_call import PipelineCall
 from serving.runtime.digest import DIGEST
+from serving.runtime.tasks._clean_up import TextCleaner
+from serving.runtime.tasks.text_generation import TextGeneration
 from serving.runtime.types import Arrays
 
 CANCELLED = "cancelled"
@@ -37,7 +40,30 @@ async def whole_answer(connection: Connection, request: GenerationRequest) -> Ar
     return answer
 
 
-async def text_pieces(connection: Connection, request: GenerationRequest) -> AsyncGenerator[str, None]:
+def text_request(model: str, call: PipelineCall, inputs: object) -> tuple[GenerationRequest, TextCleaner | None]:
+    """Return the request for a stream of text, and what cleans up its spaces.
+
+    Args:
+        model: The name of the model.
+        call: The call.
+        inputs: One text or one chat.
+
+    Raises:
+        TypeError: The model does not generate text piece by piece, or there are several inputs.
+        ValueError: The inputs have a form that the pipeline does not take.
+    """
+    task = call.task
+    if not isinstance(task, TextGeneration):
+        raise TypeError(f"{model} serves {task.name}, whose answers do not come in pieces: call the client")
+    rows = task.parse_inputs(inputs)
+    if len(rows) != 1:
+        raise TypeError(f"stream_text takes one text or one chat, not {len(rows)}")
+    tensors, parameters = call.request(rows)
+    (texts,) = tensors.values()
+    return GenerationRequest.of(model, texts, parameters).streamed(), task.cleaner(rows[0], **call.formatting)
+
+
+async def text_pieces(connection: Connection, request: GenerationRequest, cleaner: TextCleaner | None) -> AsyncGenerator[str, None]:
     """Yield the text that answers ``request``, as it is generated. Closing the generator cancels the request.
 
     The request is retried until its first piece has come. The time limit of a request holds for each piece.
@@ -58,9 +84,12 @@ async def text_pieces(connection: Connection, request: GenerationRequest) -> Asy
     async with contextlib.aclosing(responses):
         while response is not None:
             _check(response, request)
-            if piece := b"".join(response["text_output"].reshape(-1).tolist()).decode():
+            piece = b"".join(response["text_output"].reshape(-1).tolist()).decode()
+            if piece := piece if cleaner is None else cleaner.clean(piece, final=False):
                 yield piece
             response = await connection.once(anext(responses, None))
+        if cleaner is not None and (rest := cleaner.clean("", final=True)):
+            yield rest
 
 
 async def _opened(connection: Connection, client: InferClient, request: GenerationRequest) -> AsyncGenerator[Arrays, None]:

@@ -25,6 +25,7 @@ class GenerationRequest:
         options: Options of ``generate``, by name.
         parameters: Other parameters of the request.
         stream: Whether the text comes in pieces.
+        keeps_input: Whether the text and the tokens of the input stand in front of those of the answer.
     """
 
     model: str
@@ -32,20 +33,22 @@ class GenerationRequest:
     options: Mapping[str, JsonValue]
     parameters: Mapping[str, JsonValue]
     stream: bool = False
+    keeps_input: bool = False
 
     @classmethod
-    def of(cls, model: str, texts: Sequence[bytes], parameters: Mapping[str, Any]) -> Self:
+    def of(cls, model: str, texts: Sequence[bytes], parameters: Mapping[str, Any], *, keeps_input: bool = False) -> Self:
         """Sort the parameters of a call: a Triton request parameter cannot be a list, so options travel in a tensor.
 
         Args:
             model: The name of the model.
             texts: One text.
             parameters: What :meth:`~serving.runtime.tasks.base.ServedTask.sanitize_parameters` gave.
+            keeps_input: See the attribute.
         """
         (text,) = texts
         options = parsed_lists({name: value for name, value in parameters.items() if name in OPTIONS})
         others = {name: value for name, value in parameters.items() if name not in OPTIONS}
-        return cls(model=model, text=text, options=options, parameters=others)
+        return cls(model=model, text=text, options=options, parameters=others, keeps_input=keeps_input)
 
     def streamed(self) -> Self:
         """Return the request for a stream of pieces."""
@@ -54,8 +57,8 @@ class GenerationRequest:
     @property
     def flags(self) -> dict[str, bool]:
         """Return the inputs that are BOOL ``[1]``."""
-        named = ("exclude_input_in_output", "return_finish_reason", "return_num_output_tokens")
-        return dict.fromkeys(named, True) | {"stream": self.stream}
+        counts = {"return_finish_reason": True, "return_num_output_tokens": True}
+        return {"stream": self.stream, "exclude_input_in_output": not self.keeps_input, **counts}
 
     def as_json(self) -> bytes:
         """Return the body for ``/generate`` and ``/generate_stream``."""

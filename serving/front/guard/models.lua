@@ -2,7 +2,7 @@
 
 local STEPS = { "_preprocess", "_model", "_postprocess" }
 
--- Our ensembles by name: {inputs = sorted names, max_rows, time = when the manifest was read}.
+-- Our ensembles and single models by name: {inputs = sorted names, max_rows, has_steps, time = when the manifest was read}.
 local ensembles = {}
 
 -- Reads the text of a manifest. Returns nil if it is not the manifest of an ensemble.
@@ -17,11 +17,12 @@ local function read_manifest(text)
     names[i] = input.fields.name
   end
   sort(names)
-  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES }
+  local has_steps = fields.layout == nil or fields.layout == "ensemble"
+  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES, has_steps = has_steps }
 end
 
--- Returns an ensemble of ours, or nil. Only ensembles are kept: clients choose the names. What was one stays one if its manifest is
--- gone or damaged, because Triton may still serve it.
+-- Returns an ensemble or single model of ours, or nil. No others are kept: clients choose the names. What was one stays one if its
+-- manifest is gone or damaged, because Triton may still serve it. Nor do its steps become models for clients.
 local function find_ensemble(name)
   local known, now = ensembles[name], os.time()
   if known and now - known.time < MANIFEST_SECONDS and now >= known.time then
@@ -34,6 +35,7 @@ local function find_ensemble(name)
   end
   local ensemble = text and read_manifest(text) or known
   if ensemble then
+    ensemble.has_steps = ensemble.has_steps or known ~= nil and known.has_steps
     ensemble.time = now
     ensembles[name] = ensemble
   end
@@ -51,7 +53,8 @@ local function check_model(name)
   checked_model = name
   for _, suffix in ipairs(STEPS) do
     local base = #name > #suffix and sub(name, -#suffix) == suffix and sub(name, 1, -#suffix - 1)
-    if base and find_ensemble(base) then
+    local ensemble = base and find_ensemble(base)
+    if ensemble and ensemble.has_steps then
       refuse(name .. " is a step of the ensemble " .. base .. ": send the request to " .. base, FORBIDDEN)
     end
   end

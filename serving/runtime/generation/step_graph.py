@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from ..model_session import CPU, session_options
 from ..types import Arrays, Floats, Integers
+from .shared_prefixes import SharedPrefixes
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -96,12 +97,14 @@ class DecoderGraph:
         self._session = ort.InferenceSession(str(path), session_options(threads=threads), providers=[CPU])
         self._cache, self._blocks = _allocate_cache(self._session, slots, capacity)
         vocab = next(output.shape[-1] for output in self._session.get_outputs() if output.name == "logits")
-        self._logits = np.empty((slots, vocab), dtype=np.float32)
+        self.vocab_size = int(vocab)
+        self._logits = np.empty((slots, self.vocab_size), dtype=np.float32)
         self._ids = np.zeros((slots, 1), dtype=np.int64)
         self._positions = np.zeros((slots, 1), dtype=np.int64)
         self._last = np.zeros(slots, dtype=np.int32)
         self._total = np.zeros((), dtype=np.int32)
         self._bindings: dict[int, Any] = {}
+        self._prefixes = SharedPrefixes(slots)
 
     def prefill(self, slot: int, chunks: Sequence[PromptChunk]) -> Floats:
         """Read parts of prompts; see :class:`StepGraph`."""
@@ -110,6 +113,9 @@ class DecoderGraph:
         ids = np.zeros((rows, longest), dtype=np.int64)
         for row, chunk in zip(ids, chunks, strict=True):
             row[: len(chunk.tokens)] = chunk.tokens
+        for place, chunk in enumerate(chunks, slot):
+            if not chunk.start:
+                self._prefixes.forget(place)
         starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
         positions = starts[:, None] + np.arange(longest, dtype=np.int64)
         last = (starts + counts - 1).astype(np.int32)
@@ -129,9 +135,10 @@ class DecoderGraph:
         return self._logits[:rows]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy a row; see :class:`StepGraph`."""
+        """Copy what the rows do not have in common yet; see :class:`StepGraph`."""
+        start = self._prefixes.copied(source, target, length)
         for block in self._blocks:
-            block[:, target, :, :length] = block[:, source, :, :length]
+            block[:, target, :, start:length] = block[:, source, :, start:length]
 
     def _bind(self, slot: int, ids: Integers, positions: Integers, last: Lengths, total: Lengths) -> Any:
         """Bind the graph's inputs and outputs to memory; the caller keeps that of the inputs until the graph has run."""

@@ -4,8 +4,8 @@ The answers are those of ``transformers.pipeline("text-generation")``. The tenso
 is decoupled: it answers a request as often as the request's ``stream`` makes it. One request is one text.
 
 * ``sampling_parameters`` is a JSON object of options; request parameters are options too.
-* Without ``exclude_input_in_output``, the text of the input stands in front of ``text_output``, unless the input is a chat or the
-  request asks for a stream.
+* Without ``exclude_input_in_output``, the text of the input stands in front of ``text_output``, and its tokens in front of
+  ``token_ids``, for each of the sequences. For chats that must be asked for; a stream has only what is new.
 * ``token_ids`` holds the tokens of the sequences one after the other; ``num_output_tokens`` counts those that were generated.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 from ..types import Arrays, JsonValue, Setting, Tensor
+from ._clean_up import TextCleaner
 from ._generation import GenerationTask, return_type
 
 MESSAGES = "messages"
@@ -38,8 +39,6 @@ class TextGeneration(GenerationTask):
         add_special_tokens: Whether the tokenizer adds special tokens to a text that is no chat.
         handle_long_generation: ``hole``: if the text and its continuation are too long, the beginning of the text is dropped.
         stop_sequence: Text each of whose tokens ends a sequence. None: the end-of-sequence tokens do.
-        clean_up_tokenization_spaces: Whether spaces in front of punctuation are removed from the generated text.
-        return_prompt_tokens: Whether the tokens of the input stand in front of ``token_ids``, for each of the sequences.
     """
 
     chat: bool = False
@@ -49,8 +48,6 @@ class TextGeneration(GenerationTask):
     continue_final_message: bool | None = None
     add_special_tokens: bool = True
     handle_long_generation: str | None = None
-    clean_up_tokenization_spaces: bool = True
-    return_prompt_tokens: bool = False
 
     name: ClassVar[str] = "text-generation"
     options: ClassVar[Mapping[str, Setting]] = {
@@ -59,8 +56,6 @@ class TextGeneration(GenerationTask):
         "continue_final_message": Setting(bool, help="Continue the last message."),
         "add_special_tokens": Setting(bool, help="Add special tokens to the input."),
         "handle_long_generation": Setting(str, choices=("hole",), help="Drop the beginning of an input that is too long."),
-        "clean_up_tokenization_spaces": Setting(bool, help="Remove spaces in front of punctuation."),
-        "return_prompt_tokens": Setting(bool, help="Put the tokens of the input in front of those of the answer."),
         **GenerationTask.options,
     }
     request_only: ClassVar[frozenset[str]] = GenerationTask.request_only | {
@@ -68,18 +63,15 @@ class TextGeneration(GenerationTask):
         "continue_final_message",
         "add_special_tokens",
         "handle_long_generation",
-        "return_prompt_tokens",
     }
     client_options: ClassVar[tuple[str, ...]] = (
         "return_full_text",
-        "return_tensors",
-        "return_text",
-        "return_type",
+        *GenerationTask.client_options,
         "padding",
         "skip_special_tokens",
         "tokenizer_encode_kwargs",
     )
-    presentation_options: ClassVar[frozenset[str]] = frozenset({"continue_final_message"})
+    presentation_options: ClassVar[frozenset[str]] = frozenset({"continue_final_message", "prefix"})
     decoupled: ClassVar[bool] = True
     positional: ClassVar[tuple[str, ...]] = ("text_inputs",)
     text_keys: ClassVar[tuple[str, ...]] = ("text",)
@@ -114,8 +106,8 @@ class TextGeneration(GenerationTask):
 
     @property
     def call_options(self) -> tuple[str, ...]:
-        """Return the names of the options that a pipeline call takes: the others follow from its inputs and options."""
-        return tuple(name for name in super().call_options if name not in (MESSAGES, "return_prompt_tokens"))
+        """Return the names of the options that a pipeline call takes: whether the input is a chat follows from its form."""
+        return tuple(name for name in super().call_options if name != MESSAGES)
 
     # -- the client -----------------------------------------------------------------------------------------------------------
 
@@ -167,13 +159,6 @@ class TextGeneration(GenerationTask):
     def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
         """Return the text of a row, and whether it is a list of messages."""
         return [row[:1] for row in rows], ({MESSAGES: True} if any(len(row) > 1 for row in rows) else {})
-
-    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
-        """Convert the options as the base class does. Answers that show tokens show those of the input too."""
-        parameters, formatting = super().sanitize_parameters(given)
-        if formatting.get("return_type") == TENSORS:
-            parameters["return_prompt_tokens"] = True
-        return parameters, formatting
 
     def answer_format(self, given: Mapping[str, object]) -> dict[str, object]:
         """Return what an answer shows, and whether its spaces are cleaned up, as the pipeline decides that.
@@ -230,13 +215,33 @@ class TextGeneration(GenerationTask):
         return found
 
     def add_inputs(self, answers: Sequence[object], rows: Sequence[tuple[str, ...]], **options: object) -> Sequence[object]:
-        """Put the text, or the messages, in front of the new text, unless only that is wanted."""
-        if options.get("return_type", FULL_TEXT) != FULL_TEXT:
+        """Put the text, or the messages, in front of the new text, unless only that is wanted, and clean up its spaces."""
+        if options.get("return_type") == TENSORS:
             return answers
         return [
-            [{"generated_text": _with_input(row, record["generated_text"], options)} for record in records]
+            [{"generated_text": self._shown(row, record["generated_text"], options)} for record in records]
             for row, records in zip(rows, cast("Sequence[list[dict[str, str]]]", answers), strict=True)
         ]
+
+    def _shown(self, row: tuple[str, ...], text: str, options: Mapping[str, object]) -> object:
+        if (cleaner := self.cleaner(row, **options)) is not None:
+            text = cleaner.clean(text, final=True)
+        return _with_input(row, text, options) if options.get("return_type", FULL_TEXT) == FULL_TEXT else text
+
+    def cleaner(self, row: tuple[str, ...], **options: object) -> TextCleaner | None:
+        """Return what cleans up the spaces of the text that continues a row; None: nothing does.
+
+        Args:
+            row: The row, as :meth:`parse_inputs` gave it.
+            options: What :meth:`sanitize_parameters` gave for it.
+        """
+        if not options.get("clean_up_tokenization_spaces", True):
+            return None
+        if len(row) == 1:
+            prefix = options.get("prefix")
+            return TextCleaner(f"{self.prefix if prefix is None else prefix}{row[0]}")
+        messages = json.loads(row[0])
+        return TextCleaner(str(messages[-1]["content"]) if _continues(messages, options) else "")
 
     def format_result(self, inputs: object, answers: Sequence[object], options: Mapping[str, object]) -> object:  # noqa: ARG002
         """Return the sequences of a text or a chat, or a list of these for a list of texts or chats."""
@@ -250,10 +255,15 @@ def _with_input(row: tuple[str, ...], text: str, options: Mapping[str, object]) 
         return row[0] + text
     messages = json.loads(row[0])
     last = messages[-1]
-    continues = options.get("continue_final_message")
-    if last["role"] == "assistant" if continues is None else continues:
+    if _continues(messages, options):
         return [*messages[:-1], {"role": last["role"], "content": f"{last['content']}{text}"}]
     return [*messages, {"role": "assistant", "content": text}]
+
+
+def _continues(messages: Sequence[Mapping[str, JsonValue]], options: Mapping[str, object]) -> bool:
+    """Return whether an answer continues the last message."""
+    continues = options.get("continue_final_message")
+    return bool(messages[-1]["role"] == "assistant" if continues is None else continues)
 
 
 def _text(text: object) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from serving.runtime.tasks import load_encoder, load_served
+from serving.runtime.tasks._clean_up import TextCleaner
 from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.tasks.summarization import Summarization
 from serving.runtime.tasks.text_generation import TextGeneration
@@ -81,8 +83,7 @@ def test_a_model_of_many_languages_needs_two() -> None:
     ],
 )
 def test_what_an_answer_shows(given: dict[str, Any], kind: str | None) -> None:
-    parameters = {"return_prompt_tokens": True} if kind == "TENSORS" else {}
-    assert WRITER.sanitize_parameters(given) == (parameters, {} if kind is None else {"return_type": kind})
+    assert WRITER.sanitize_parameters(given) == ({}, {} if kind is None else {"return_type": kind})
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,7 @@ def test_a_chat_needs_a_template() -> None:
     ("inputs", "options", "text"),
     [
         ("Hello ,", {}, "Hello , A"),
+        ("Hello ", {}, "Hello  A"),
         ("Hello", {"return_type": "NEW_TEXT"}, " A"),
         (CHAT, {}, [*CHAT, {"role": "assistant", "content": " A"}]),
         (PREFILL, {}, [*CHAT, {"role": "assistant", "content": "Well A"}]),
@@ -156,6 +158,16 @@ def test_a_chat_needs_a_template() -> None:
 def test_the_input_stands_in_front(inputs: object, options: dict[str, Any], text: object) -> None:
     rows = WRITER.parse_inputs(inputs)
     assert WRITER.add_inputs([[{"generated_text": " A"}]], rows, **options) == [[{"generated_text": text}]]
+
+
+@pytest.mark.parametrize("before", ["", "Hello ,", "It ", "It '", "A ' B n"])
+@pytest.mark.parametrize("text", [" 'm . A", "' s n't 've ' re ", " ' ' s.  , , x 'y' ", ". ?"])
+def test_spaces_are_cleaned_up_as_the_pipeline_does(before: str, text: str) -> None:
+    clean = PreTrainedTokenizerBase.clean_up_tokenization
+    expected = clean(before + text)[len(clean(before)) :]
+    whole, pieces = TextCleaner(before), TextCleaner(before)
+    assert whole.clean(text, final=True) == expected
+    assert "".join(pieces.clean(one, final=False) for one in text) + pieces.clean("", final=True) == expected
 
 
 def test_a_chat_is_sent_as_messages() -> None:
