@@ -115,6 +115,7 @@ class GenerationTask(ServedTask):
         """
         options = {name: value for name, value in given.items() if name != "tokenizer"}
         shown = {name: options.pop(name) for name in self.client_options if name in options}
+        presented = {name: value for name, value in options.items() if name in self.presentation_options}
         if (truncation := options.get("truncation")) is not None:
             if truncation not in TRUNCATIONS:
                 raise ValueError(f"option truncation must be true, false or longest_first, not {truncation!r:.80}")
@@ -124,8 +125,7 @@ class GenerationTask(ServedTask):
             limit = self.generation["max_new_tokens"]
             message = f"max_length is ignored, as by transformers.pipeline, because max_new_tokens is {limit}: give max_new_tokens"
             warnings.warn(message, UserWarning, stacklevel=2)
-        formatting = self.answer_format(shown)
-        return self.request_parameters(options), formatting
+        return self.request_parameters(options), {**self.answer_format(shown), **presented}
 
     def answer_format(self, given: Mapping[str, object]) -> dict[str, object]:
         """Return the options of :meth:`format_answers` for those of :attr:`client_options` that a call has.
