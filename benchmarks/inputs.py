@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.benchmark_options import BenchmarkOptions
 from export.tasks import bundle_task
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from serving.bundle import Bundle
 
 
@@ -46,7 +46,7 @@ class BenchmarkInputs:
     exported: Path | None = None
 
     @cached_property
-    def task(self) -> ExportedTask:
+    def task(self) -> ExportedEncoderTask:
         """The bundle's task, ready for evaluation."""
         return bundle_task(self.bundle)
 

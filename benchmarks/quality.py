@@ -15,7 +15,7 @@ from benchmarks.answers import differences, largest_difference, same
 from benchmarks.inputs import BenchmarkRows
 from benchmarks.measurements import ChangedAnswer, Estimate, Quality
 from export import metric
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from serving.runtime.types import Arrays
 
 BINS = 15
@@ -24,7 +24,12 @@ SHOWN = 10
 
 
 def evaluate(
-    task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays | None, *, logit_difference: float | None = None
+    task: ExportedEncoderTask,
+    rows: BenchmarkRows,
+    answers: Arrays,
+    original: Arrays | None,
+    *,
+    logit_difference: float | None = None,
 ) -> Quality:
     """Compute the metric over answers to the labelled rows, and their distance from the original's; None: they are its own."""
     predictions = task.predictions(answers)
@@ -55,7 +60,7 @@ def evaluate(
     )
 
 
-def evaluate_pipeline(task: ExportedTask, rows: BenchmarkRows, answers: Sequence[JsonValue], original: Arrays) -> Quality:
+def evaluate_pipeline(task: ExportedEncoderTask, rows: BenchmarkRows, answers: Sequence[JsonValue], original: Arrays) -> Quality:
     """Compute how many answers of ``transformers.pipeline`` equal the original's in the pipeline's own form.
 
     The pipeline does not return enough for the metric.
@@ -99,7 +104,7 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(right))
 
 
-def changed_answers(task: ExportedTask, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
+def changed_answers(task: ExportedEncoderTask, rows: BenchmarkRows, answers: Arrays, original: Arrays) -> list[ChangedAnswer]:
     """List the answers that differ most from the original's: other labels first, then other scores; at most :data:`SHOWN`."""
     agreement, apart = task.agreement(answers, original), differences(answers, original)
     requests = len(rows.labelled) // len(rows.references)  # a labelled row may take several
@@ -120,7 +125,7 @@ def changed_answers(task: ExportedTask, rows: BenchmarkRows, answers: Arrays, or
     ]
 
 
-def _texts(task: ExportedTask, rows: BenchmarkRows, row: int) -> dict[str, str]:
+def _texts(task: ExportedEncoderTask, rows: BenchmarkRows, row: int) -> dict[str, str]:
     """Texts of a labelled row by input tensor, numbered if the row takes several requests."""
     requests = rows.labelled[row :: len(rows.references)]
     names = [tensor.name for tensor in task.served.inputs()]
@@ -131,7 +136,7 @@ def _texts(task: ExportedTask, rows: BenchmarkRows, row: int) -> dict[str, str]:
     }
 
 
-def _readable(task: ExportedTask, value: Any) -> JsonValue:
+def _readable(task: ExportedEncoderTask, value: Any) -> JsonValue:
     """A prediction with names of labels instead of their numbers."""
     labels = task.labels
     if labels and isinstance(value, int) and 0 <= value < len(labels):

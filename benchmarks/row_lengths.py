@@ -18,8 +18,8 @@ def rows_of_length(
     Rows that fit completely come first, then truncated rows. Rows that are invalid after truncation (without a mask, or without any
     text) are left out. A task with several texts keeps all but the one that may be long. There are at most ``count`` rows.
     """
-    long, short = bundle.task.long_example(bundle.max_length), bundle.task.example
-    inputs = [tensor.name for tensor in bundle.task.inputs()]
+    long, short = bundle.encoder_task.long_example(bundle.max_length), bundle.encoder_task.example
+    inputs = [tensor.name for tensor in bundle.encoder_task.inputs()]
     column = next(place for place, name in enumerate(inputs) if len(long[name]) > len(short[name]))  # whose text may be long
     tokens = _counter(bundle, names)
     special = [token.content for token in bundle.encoder(names).tokenizer.get_added_tokens_decoder().values()]
@@ -45,7 +45,7 @@ def _counter(bundle: Bundle, names: list[str]) -> Callable[[Sequence[str]], int]
     encoder = bundle.encoder(names)
 
     def tokens(row: Sequence[str]) -> int:
-        return max(len(one.ids) for one in bundle.task.preprocess([[text] for text in row], encoder).encodings)
+        return max(len(one.ids) for one in bundle.encoder_task.preprocess([[text] for text in row], encoder).encodings)
 
     return tokens
 

@@ -353,7 +353,8 @@ def _whole_number(config: Mapping[str, object], key: str) -> int | None:
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_length: int, *, longer_texts: bool = False) -> None:
     """Write the tokenizer's files. ``tokenizer.json`` truncates rows at ``max_length`` tokens and does not pad.
 
-    ``transformers`` truncates at ``model_max_length`` in ``tokenizer_config.json``, which becomes ``max_length`` too.
+    ``transformers`` truncates at ``model_max_length`` in ``tokenizer_config.json``, which becomes ``max_length`` too. If the model
+    takes longer texts than the rows that it was trained on, nothing is truncated.
 
     Args:
         tokenizer: The tokenizer. It is changed.
@@ -364,7 +365,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_length:
     tokenizer.model_max_length = max(tokenizer.model_max_length, max_length) if longer_texts else max_length
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
-    backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    if longer_texts:
+        backend.no_truncation()
+    else:
+        backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
     tokenizer.save_pretrained(folder)
 
 

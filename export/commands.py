@@ -150,11 +150,11 @@ def _refuse_idle_sharing(sharing: SharingOptions) -> None:
 
 
 def _refuse_idle_row_agreement(task: str) -> None:
-    from export.tasks import is_exported, task_class
-    from export.tasks.exported import ExportedTask
+    from export.tasks import task_class
+    from export.tasks._encoder import ExportedEncoderTask
 
     kind = task_class(task)
-    if is_exported(kind) and kind.row_agreement is ExportedTask.row_agreement:
+    if issubclass(kind, ExportedEncoderTask) and kind.row_agreement is ExportedEncoderTask.row_agreement:
         refuse_idle(["--min-row-agreement"], f"for {task}, where --min-agreement compares whole answers already")
 
 

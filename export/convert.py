@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 
 from export import graph
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from serving.errors import ExportError, first_line
 
 
-def require_supported(config: dict[str, Any], task: type[ExportedTask]) -> None:
+def require_supported(config: dict[str, Any], task: type[ExportedEncoderTask]) -> None:
     """Check that Optimum can export an architecture for ``task``.
 
     Args:
@@ -43,7 +43,7 @@ def require_supported(config: dict[str, Any], task: type[ExportedTask]) -> None:
         raise ExportError(f"Optimum cannot export the architecture {model_type!r} for {name}, only for {known}")
 
 
-def convert(checkpoint: Path, task: type[ExportedTask], folder: Path, *, opset: int) -> Path:
+def convert(checkpoint: Path, task: type[ExportedEncoderTask], folder: Path, *, opset: int) -> Path:
     """Convert a checkpoint to an fp32 graph without fused operators.
 
     Args:

@@ -27,7 +27,10 @@ class ExportOptions(StageOptions):
     ] = None
     checkpoint: Annotated[
         str | None,
-        Option("Checkpoint to export: a folder, or a name on the Hugging Face Hub.", default_text="ARTIFACTS/NAME/checkpoint"),
+        Option(
+            "Checkpoint to export: a folder, a name on the Hugging Face Hub, or quickstart:smollm2.",
+            default_text="ARTIFACTS/NAME/checkpoint",
+        ),
     ] = None
     test: Annotated[
         str | None, Option("Labelled rows to verify on, as for finetune.", default_text="the rows that finetune kept")

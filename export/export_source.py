@@ -14,6 +14,7 @@ from export.export_options import ExportOptions
 from export.options import refuse_idle_settings, with_chosen_metric
 from export.sources import check_unaltered, checkpoint_files, checkpoint_folder, load_rows
 from export.tasks import is_exported, task_class
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.exported import ExportedTask
 from serving.artifact import MANIFEST, fingerprint, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
@@ -47,6 +48,17 @@ class ExportSource:
     rows: LabelledRows
     max_length: int | None
     recommended_length: int | None
+
+    @property
+    def encoder_task(self) -> ExportedEncoderTask:
+        """The task of a checkpoint that answers in one execution.
+
+        Raises:
+            TypeError: The checkpoint generates its answers.
+        """
+        if not isinstance(self.task, ExportedEncoderTask):
+            raise TypeError(f"{self.name}: checkpoints of {self.task.name} generate their answers")
+        return self.task
 
     @cached_property
     def files(self) -> dict[str, str]:

@@ -31,7 +31,9 @@ class FinetuneOptions(StageOptions):
             default_text="the task's",
         ),
     ] = None
-    checkpoint: Annotated[str, Option("Checkpoint to train: a folder, a name on the Hugging Face Hub, or quickstart:minilm.")]
+    checkpoint: Annotated[
+        str, Option("Checkpoint to train: a folder, a name on the Hugging Face Hub, quickstart:minilm, or quickstart:smollm2.")
+    ]
     train: Annotated[
         str,
         Option(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.model_inputs import fed_inputs
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from export.verify import Run
 from serving.answer_comparison import SMALLEST_SCALE, TOLERANCES, Path, differences, largest_number
 from serving.errors import ExportError, first_line
@@ -67,7 +67,7 @@ class ServedGraph:
         max_length: Maximum tokens of a row.
     """
 
-    task: ExportedTask
+    task: ExportedEncoderTask
     run: Run
     encoder: TextEncoder
     max_length: int

@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 
 from export.model_inputs import IDS, MASK, TYPES
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from export.verify import Run
 from serving.errors import ArtifactError, ExportError, SetupError, first_line
 from serving.machine import resolve_device
@@ -24,7 +24,7 @@ VISIBLE = 1e-3
 """Smallest difference of a model's outputs that is one, as a share of the largest output above 1."""
 
 
-def original_run(model: Any, task: ExportedTask, *, device: str) -> Run:
+def original_run(model: Any, task: ExportedEncoderTask, *, device: str) -> Run:
     """Wrap a PyTorch model as a function from model inputs to the outputs that the task reads.
 
     Args:

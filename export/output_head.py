@@ -7,11 +7,11 @@ from pathlib import Path
 import onnx
 
 from export import graph
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from serving.errors import ExportError
 
 
-def add_output_head(path: Path, task: ExportedTask) -> str | None:
+def add_output_head(path: Path, task: ExportedEncoderTask) -> str | None:
     """Append the task's output head, if it has one, to the graph at ``path``.
 
     Args:

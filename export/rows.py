@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from export.data import LabelledRows, tokenize_rows
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from serving.errors import ExportError
 from serving.runtime.tokenization import FIELDS, TextEncoder
 from serving.runtime.types import Arrays
@@ -23,7 +23,7 @@ class EncodedRows:
         origins: The request row that each of the model's rows belongs to.
     """
 
-    def __init__(self, rows: LabelledRows, task: ExportedTask, encoder: TextEncoder) -> None:
+    def __init__(self, rows: LabelledRows, task: ExportedEncoderTask, encoder: TextEncoder) -> None:
         """Tokenize the rows.
 
         Args:

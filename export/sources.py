@@ -35,8 +35,8 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
     """Return the folder of a checkpoint, after downloading it if necessary.
 
     Args:
-        location: A folder, ``quickstart:minilm``, or a name on the Hub. The Hub's environment variables set the token, the
-            endpoint and offline mode.
+        location: A folder, ``quickstart:minilm``, ``quickstart:smollm2``, or a name on the Hub. The Hub's environment variables
+            set the token, the endpoint and offline mode.
         cache: Folder for the downloads of the quickstart.
 
     Returns:
@@ -47,8 +47,8 @@ def checkpoint_folder(location: str, cache: Path) -> Path:
             its own, or a file is damaged.
         SetupError: pip could not download the quickstart.
     """
-    if location == quickstart.MINILM:
-        return quickstart.minilm(cache)
+    if location in quickstart.CHECKPOINTS:
+        return quickstart.CHECKPOINTS[location](cache)
     folder = Path(location)
     if not folder.is_dir():
         folder = _hub_checkpoint(location)

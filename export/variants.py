@@ -116,18 +116,18 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
         SetupError: The device is not usable.
     """
     device = usable_device(options.device)
-    convert.require_supported(source.config, type(source.task))
+    convert.require_supported(source.config, type(source.encoder_task))
     tokenizer = checkpoints.load_tokenizer(source.folder)
-    source = replace(source, task=checkpoints.bind_tokenizer(source.task, tokenizer, source.name))
+    source = replace(source, task=checkpoints.bind_tokenizer(source.encoder_task, tokenizer, source.name))
     max_length = _max_length(source, options, tokenizer)
-    model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
+    model = checkpoints.load_model(source.folder, type(source.encoder_task), tokenizer)
     padding = bind_padding(tokenizer, model, source.name)
     _copy_files(source, tokenizer, max_length, staging)
-    run = original_run(model, source.task, device="cuda" if device == "gpu" else "cpu")
+    run = original_run(model, source.encoder_task, device="cuda" if device == "gpu" else "cpu")
     with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".export.") as work:
         logger.info(f"converting {source.name} to ONNX")
-        raw = convert.convert(source.folder, type(source.task), Path(work), opset=options.opset)
-        output_head = add_output_head(raw, source.task)
+        raw = convert.convert(source.folder, type(source.encoder_task), Path(work), opset=options.opset)
+        output_head = add_output_head(raw, source.encoder_task)
         names = _input_names(raw, fed_inputs(tokenizer, model), run, max_length)
         require_length(run, names, max_length, padding={tokenizer.pad_token_id, model.config.pad_token_id})
         encoder = TextEncoder(
@@ -137,7 +137,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
             padding=padding,
             split_special_tokens=tokenizer.split_special_tokens,
         )
-        prepared = prepare_rows(source.rows, source.task, encoder, location="the rows to verify on", training=False)
+        prepared = prepare_rows(source.rows, source.encoder_task, encoder, location="the rows to verify on", training=False)
         source = replace(source, rows=prepared)
         write_evaluation(source.rows, staging)
         rows = _rows(source, options, encoder, tokenizer, names, max_length)
@@ -177,16 +177,18 @@ def _rows(
     max_length: int,
 ) -> EncodedRows:
     """Return the rows to verify on as model inputs, after checking that the served tokenizer and graph give the same ones."""
-    rows = EncodedRows(source.rows.take(sample_indices(len(source.rows), options.verify_rows, options.seed)), source.task, encoder)
+    rows = EncodedRows(
+        source.rows.take(sample_indices(len(source.rows), options.verify_rows, options.seed)), source.encoder_task, encoder
+    )
     rows.require_equal(tokenizer, names, max_length)
     rows.require_plain_types(names)
     return rows
 
 
 def _original_outputs(run: verify.Run, source: ExportSource, rows: EncodedRows) -> verify.OriginalOutputs:
-    outputs = verify.compute_outputs(run, rows, source.task, rows.batches(verify.BATCH), title="PyTorch")
+    outputs = verify.compute_outputs(run, rows, source.encoder_task, rows.batches(verify.BATCH), title="PyTorch")
     verify.require_finite(outputs)
-    return verify.OriginalOutputs(task=source.task, outputs=outputs, origins=rows.origins, references=rows.references)
+    return verify.OriginalOutputs(task=source.encoder_task, outputs=outputs, origins=rows.origins, references=rows.references)
 
 
 def _manifest(
@@ -200,7 +202,7 @@ def _manifest(
     output_head: str | None,
 ) -> BundleManifest:
     """Measure the speed of the original and of every variant, and describe the bundle."""
-    task, options = context.source.task, context.options
+    task, options = context.source.encoder_task, context.options
     logger.info("measuring speed")
     runs = {"original": run} | {precision: _run(precision, context, threads=1) for precision in variants}
     with one_thread():
@@ -305,15 +307,19 @@ def _compare_with_library(context: _VariantContext, variants: Mapping[Precision,
     """Compare the answers of fp32, or of the raw graph if fp32 is not asked for, with those of the checkpoint's library."""
     source = context.source
     if "fp32" in variants and not variants["fp32"].verdict.passed:  # the export ends with its figures
-        return ReferenceCheck(library=source.task.library_name, texts=0, max_difference=0)
-    run = _run("fp32", context) if "fp32" in variants else graph.runner(graph.session(context.raw), source.task.model_outputs)
-    served = library_answers.ServedGraph(task=source.task, run=run, encoder=encoder, max_length=encoder.max_length)
-    options = {name: value for name, value in source.chosen.items() if name in source.task.served.options and name != "truncation"}
+        return ReferenceCheck(library=source.encoder_task.library_name, texts=0, max_difference=0)
+    run = (
+        _run("fp32", context) if "fp32" in variants else graph.runner(graph.session(context.raw), source.encoder_task.model_outputs)
+    )
+    served = library_answers.ServedGraph(task=source.encoder_task, run=run, encoder=encoder, max_length=encoder.max_length)
+    options = {
+        name: value for name, value in source.chosen.items() if name in source.encoder_task.served.options and name != "truncation"
+    }
     tokenizer = checkpoints.load_tokenizer(source.folder)
-    model = checkpoints.load_model(source.folder, type(source.task), tokenizer)
+    model = checkpoints.load_model(source.folder, type(source.encoder_task), tokenizer)
     bind_padding(tokenizer, model, source.name)
     model.to("cuda" if context.device == "gpu" else "cpu")
-    return library_answers.require_equal_answers(served, model, tokenizer, source.task.requests(source.rows.texts), options)
+    return library_answers.require_equal_answers(served, model, tokenizer, source.encoder_task.requests(source.rows.texts), options)
 
 
 def _variant(precision: Precision, context: _VariantContext) -> _Variant:
@@ -324,7 +330,7 @@ def _variant(precision: Precision, context: _VariantContext) -> _Variant:
     rows = context.rows
     # the int8 answer to a row depends on the other rows of its batch, so it is verified as it is served: one request at a time
     batches = rows.request_batches() if precision == "int8" else rows.batches(verify.BATCH)
-    outputs = verify.compute_outputs(_run(precision, context), rows, context.source.task, batches, title=precision)
+    outputs = verify.compute_outputs(_run(precision, context), rows, context.source.encoder_task, batches, title=precision)
     options = context.options
     limits = verify.GateLimits(
         max_metric_drop=options.max_metric_drop,
@@ -345,7 +351,7 @@ def _run(precision: Precision, context: _VariantContext, *, threads: int = 0) ->
     on_cpu = _device(precision, context) == "cpu"
     providers = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
     session = graph.session(context.file(precision), providers=providers, threads=threads)
-    return graph.runner(session, context.source.task.model_outputs)
+    return graph.runner(session, context.source.encoder_task.model_outputs)
 
 
 def _make_fp32(path: Path, context: _VariantContext) -> _Graph:

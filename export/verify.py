@@ -13,7 +13,7 @@ from rich.progress import track
 
 from export import metric
 from export.rows import EncodedRows
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from serving.errors import ExportError
 from serving.manifests import VariantGate
 from serving.reporting import console, plural
@@ -73,7 +73,7 @@ class OriginalOutputs:
         references: The correct answers, one per labelled row.
     """
 
-    task: ExportedTask
+    task: ExportedEncoderTask
     outputs: Arrays
     origins: Origins
     references: Sequence[Any]
@@ -117,7 +117,7 @@ class VariantVerdict:
         return all(gate.passed for gate in self.gates)
 
 
-def compute_outputs(run: Run, rows: EncodedRows, task: ExportedTask, batches: Sequence[range], *, title: str) -> Arrays:
+def compute_outputs(run: Run, rows: EncodedRows, task: ExportedEncoderTask, batches: Sequence[range], *, title: str) -> Arrays:
     """Run a model on all rows.
 
     Args:

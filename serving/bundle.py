@@ -11,6 +11,7 @@ from serving.errors import ArtifactError, refusing
 from serving.manifests import BundleManifest, VariantFigures
 from serving.options import Precision
 from serving.runtime.tasks import load_served, served_names
+from serving.runtime.tasks._encoder import EncoderTask
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tokenization import TextEncoder
 
@@ -57,6 +58,17 @@ class Bundle:
     def tokenizer(self) -> Path:
         """The path of ``tokenizer.json``."""
         return self.folder / "tokenizer.json"
+
+    @property
+    def encoder_task(self) -> EncoderTask:
+        """The task of a model that answers in one execution.
+
+        Raises:
+            TypeError: The model generates its answers.
+        """
+        if not isinstance(self.task, EncoderTask):
+            raise TypeError(f"{self.folder}: models of {self.task.name} generate their answers")
+        return self.task
 
     def variant(self, precision: str) -> Variant:
         """Return the variant of that precision.

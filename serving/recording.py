@@ -21,7 +21,7 @@ from serving.manifests import ExpectedAnswer, ExpectedTensor, ProbeBody, ProbeIn
 from serving.plan import Plan
 from serving.reporting import logger
 from serving.runtime.digest import TRUNCATED
-from serving.runtime.tasks.base import ServedTask
+from serving.runtime.tasks._encoder import EncoderTask
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Arrays, Features, Tensor
 from serving.undecided import undecided_paths
@@ -92,7 +92,7 @@ def _session(path: Path, device: str) -> Any:
 
 def _requests(bundle: Bundle, encoder: TextEncoder, most_rows: int) -> list[dict[str, str]]:
     """Return the example and, if the task accepts it, the long text."""
-    task, example = bundle.task, bundle.task.example
+    task, example = bundle.encoder_task, bundle.task.example
     tokens = len(_features(task, encoder, example).encodings[0].ids)
     repeats = 1 + min(bundle.max_length, LONG_TOKENS) // max(1, tokens - 3)  # up to three are special tokens
     while repeats > 1:
@@ -106,7 +106,7 @@ def _requests(bundle: Bundle, encoder: TextEncoder, most_rows: int) -> list[dict
     return [example]
 
 
-def _features(task: ServedTask, encoder: TextEncoder, request: Mapping[str, str]) -> Features:
+def _features(task: EncoderTask, encoder: TextEncoder, request: Mapping[str, str]) -> Features:
     return task.preprocess([[request[tensor.name]] for tensor in task.inputs()], encoder)
 
 
@@ -116,7 +116,7 @@ def _answer(bundle: Bundle, plan: Plan, session: Any, encoder: TextEncoder, requ
     Raises:
         ArtifactError: The graph fails, or gives values that are not finite.
     """
-    task = bundle.task
+    task = bundle.encoder_task
     features = _features(task, encoder, request)
     feed = encoder.arrays(features.encodings)
     with refusing(f"{bundle.variant(plan.precision).path} cannot be run", hint=REMEDY):
@@ -147,7 +147,7 @@ def _answer(bundle: Bundle, plan: Plan, session: Any, encoder: TextEncoder, requ
     return ExpectedAnswer(request=probe_body(request), outputs=tensors)
 
 
-def _tensors(task: ServedTask, answers: Arrays) -> list[ExpectedTensor]:
+def _tensors(task: EncoderTask, answers: Arrays) -> list[ExpectedTensor]:
     """Return the tensors of an answer as Triton writes them in JSON."""
     return [
         ExpectedTensor(

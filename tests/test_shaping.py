@@ -39,6 +39,7 @@ ROWS = {
     "export.spelling": "it only refuses",
     "serving.records": "rows and checkpoints are recorded by their checksums",
     "export.options": "the options that decide are recorded",
+    "export.gguf_checkpoint": "as serving.records",
     "export.quickstart": "as serving.records",
     "export.sources": "as serving.records",
 }

@@ -216,6 +216,26 @@ def test_make_reads_the_name_and_the_ports_of_a_recipe(tmp_path: Path, written: 
     assert all(f"tritonize {command} --recipe 'own.toml'" in shown for command in ("serve", "stop"))
 
 
+@pytest.mark.parametrize(
+    ("content", "variables", "trains"),
+    [
+        ('[export]\ncheckpoint = "ready"\n', [], False),
+        ('[export]\ncheckpoint = "ready"\n', ["TRAIN=a.csv"], True),
+        ('[export]\ncheckpoint = "ready"\n', ["CHECKPOINT=raw"], True),
+        ("# no [finetune]\n[export]\n", [], False),
+        ("[finetune]  # first\n", [], True),
+        ("finetune.epochs = 1\n", [], True),
+        ("finetune = { epochs = 1 }\n", [], True),
+    ],
+)
+def test_make_trains_only_if_the_recipe_does(tmp_path: Path, content: str, variables: list[str], trains: bool) -> None:
+    (tmp_path / "Makefile").write_text(MAKEFILE, encoding="utf-8")
+    (tmp_path / "own.toml").write_text(content, encoding="utf-8")
+    command = ["make", "--dry-run", "-o", "setup", "export", "RECIPE=own.toml", *variables]
+    shown = subprocess.run(command, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, check=True, capture_output=True, text=True).stdout
+    assert ("tritonize finetune" in shown) is trains and "tritonize export" in shown
+
+
 def test_cleaning_takes_names_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(MAKEFILE, encoding="utf-8")
     given = {name: f"{tmp_path}/{name} {HOSTILE}".replace("/\\", "") for name in ("ARTIFACTS", "REPOSITORY")}

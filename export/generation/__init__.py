@@ -1,1 +1,1 @@
-"""Export of models that write text: graphs whose keys and values stay in a cache of slots, and their verification."""
+"""Export of models that write: graphs whose key-value cache has a slot for each row, and their verification."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeGuard
 
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.base import Task
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
@@ -73,7 +74,7 @@ def is_exported(task: type[Task]) -> TypeGuard[type[ExportedTask]]:
     return issubclass(task, ExportedTask)
 
 
-def bundle_task(bundle: Bundle) -> ExportedTask:
+def bundle_task(bundle: Bundle) -> ExportedEncoderTask:
     """Return the task of a bundle, ready to evaluate its variants.
 
     Raises:
@@ -84,6 +85,6 @@ def bundle_task(bundle: Bundle) -> ExportedTask:
         task = load_task(bundle.task.name, settings)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{bundle.folder} has settings that its task lacks: {error}", hint="export it again") from error
-    if not isinstance(task, ExportedTask):
-        raise ArtifactError(f"checkpoints of {task.name} are not exported", hint="export it again")
+    if not isinstance(task, ExportedEncoderTask):
+        raise ArtifactError(f"the model of {bundle.folder} does not answer in one execution: {task.name} generates its answers")
     return task

@@ -1,11 +1,12 @@
 """Defines what every task has: labelled rows, settings, and a metric.
 
-Three classes, by what can be done with a task:
+By what can be done with a task:
 
 * :class:`Task`: it reads labelled rows and has a metric. Every task.
 * :class:`~export.tasks.trained.TrainedTask`: checkpoints are fine-tuned for it.
 * :class:`~export.tasks.exported.ExportedTask`: checkpoints are exported, verified and served. It names its served half
   (:class:`serving.runtime.tasks.base.ServedTask`), which is all of it that runs in Triton.
+* ``ExportedEncoderTask`` (``export.tasks._encoder``): the model answers in one execution.
 
 Text classification, for example, is both trained and exported; text generation is trained only; zero-shot classification is
 exported only, because its checkpoints are trained for text classification.
@@ -237,7 +238,7 @@ class Task(ABC):
 
     @abstractmethod
     def reference(self, label: Label) -> Reference:
-        """Convert a label to what :meth:`predictions <export.tasks.exported.ExportedTask.predictions>` is compared with.
+        """Convert a label to what :meth:`predictions <export.tasks._encoder.ExportedEncoderTask.predictions>` is compared with.
 
         Raises:
             ValueError: The checkpoint has no such label.

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 import numpy as np
 
 from export.tasks import _sentence_transformers as library
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks._pooling import CLS, FAR, LAST, MAX, MEAN, POOLINGS, cosines, halves, pooled
 from export.tasks.base import Label, Prediction, Reference
-from export.tasks.exported import ExportedTask
 from export.tasks.trained import OwnLossTask
 from serving.runtime.tasks.feature_extraction import POOLED, TINY, FeatureExtraction, unit
 from serving.runtime.types import Arrays, Features, Flags, JsonValue, Setting, TextColumns
@@ -35,7 +35,7 @@ SAME = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureExtractionTask(ExportedTask[FeatureExtraction], OwnLossTask):
+class FeatureExtractionTask(ExportedEncoderTask[FeatureExtraction], OwnLossTask):
     """Trains and evaluates embeddings.
 
     Attributes:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks._masking import Masking
 from export.tasks.base import IGNORED, Label, Prediction, Reference
-from export.tasks.exported import ExportedTask
 from export.tasks.trained import AugmentedTask
 from serving.runtime.tasks._masks import log_sum, top, with_metadata
 from serving.runtime.tasks._strings import read_option
@@ -36,7 +36,7 @@ EVALUATED_ROWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillMaskTask(ExportedTask[FillMask], AugmentedTask):
+class FillMaskTask(ExportedEncoderTask[FillMask], AugmentedTask):
     """Trains and evaluates fill-mask (masked language modelling).
 
     Attributes:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.base import Label, Prediction, Reference
-from export.tasks.exported import ExportedTask
 from export.tasks.trained import Baseline, TrainedTask
 from serving.runtime.tasks._candidates import first_rows
 from serving.runtime.tasks._strings import read_strings, write_strings
@@ -29,7 +29,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultipleChoiceTask(ExportedTask[MultipleChoice], TrainedTask):
+class MultipleChoiceTask(ExportedEncoderTask[MultipleChoice], TrainedTask):
     """Trains and evaluates multiple choice.
 
     Attributes:

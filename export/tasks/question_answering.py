@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Self, TypedDict, cast
 
 import numpy as np
 
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.base import Label, Prediction, Reference
-from export.tasks.exported import ExportedTask
 from export.tasks.trained import Baseline, TrainedTask
 from serving.records import parse_json
 from serving.runtime.tasks._spans import text_tokens
@@ -38,7 +38,7 @@ class KnownAnswer(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionAnsweringTask(ExportedTask[QuestionAnswering], TrainedTask):
+class QuestionAnsweringTask(ExportedEncoderTask[QuestionAnswering], TrainedTask):
     """Trains and evaluates extractive question answering.
 
     Attributes:

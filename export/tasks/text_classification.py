@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.base import Label, Prediction, Reference, config_labels, label_head
-from export.tasks.exported import ExportedTask
 from export.tasks.trained import Baseline, TrainedTask
 from serving.records import parse_json
 from serving.reporting import logger
@@ -33,7 +33,7 @@ SAME_NUMBER = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextClassificationTask(ExportedTask[TextClassification], TrainedTask):
+class TextClassificationTask(ExportedEncoderTask[TextClassification], TrainedTask):
     """Trains and evaluates text classification.
 
     Attributes:

@@ -1,20 +1,31 @@
 """Text generation: the continuation of a text. Trained as a causal language model on plain texts; not exported yet.
 
 A text that is longer than a row of the model becomes several rows, so that no text is lost. The end-of-text token stands at its
-end, so that the model learns to stop.
+end, so that the model learns to stop. A row may also be a conversation: the chat template then writes its text, with all special
+tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
+from export.tasks._conversation import (
+    CharacterSpan,
+    ChatTemplate,
+    Message,
+    read_messages,
+    tokens_within,
+    transcript,
+    without_special_tokens,
+)
 from export.tasks.base import IGNORED, Label, Prediction, Reference
 from export.tasks.trained import TrainedTask
-from serving.runtime.types import Arrays, Features, JsonValue, Origins, TextColumns
+from serving.runtime.types import Arrays, Features, JsonValue, Origins, Setting, TextColumns
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +41,15 @@ class TextGenerationTask(TrainedTask):
 
     Attributes:
         end: Text appended to every text so that its tokens end with the end-of-text token. Empty: the tokenizer appends it.
+        chat: Whether rows are conversations.
+        template: Template of conversations; None: rows are plain texts, or the task is not bound to a tokenizer.
+        assistant_only_loss: Learn only what the assistant writes in a conversation.
     """
 
     end: str = ""
+    chat: bool = False
+    template: ChatTemplate | None = None
+    assistant_only_loss: bool = False
 
     name: ClassVar[str] = "text-generation"
     auto_model: ClassVar[str] = "AutoModelForCausalLM"
@@ -43,6 +60,10 @@ class TextGenerationTask(TrainedTask):
     token_level: ClassVar[bool] = True
     reads_digits: ClassVar[bool] = False
     default_max_length: ClassVar[int] = 256
+    several_answers: ClassVar[bool] = True
+    settings: ClassVar[Mapping[str, Setting]] = {
+        "assistant_only_loss": Setting(bool, help="Compute loss and metric only on what the assistant writes in a conversation."),
+    }
 
     @property
     def model_outputs(self) -> tuple[str, ...]:
@@ -65,58 +86,88 @@ class TextGenerationTask(TrainedTask):
         return super().checkpoint_settings(config, files, chosen)
 
     @classmethod
-    def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003 - there are no labels
-        """Accept any rows of single texts."""
+    def from_labels(cls, labels: Sequence[Label], *, names: Sequence[str], pair: bool) -> Self:  # noqa: ARG003 - there are no names
+        """Accept any rows of single texts, or of conversations."""
         if pair:
             raise ValueError(f"{cls.name} trains on single texts, not on pairs")
-        return cls()
+        return cls(chat=isinstance(labels[0], list))
+
+    def idle_settings(self) -> Mapping[str, str]:
+        """Return the setting that plain texts do not use."""
+        return {} if self.chat else {"assistant_only_loss": "the rows are plain texts, not lists of messages"}
+
+    def to_settings(self) -> dict[str, JsonValue]:
+        """Return all settings but the chat template, which the tokenizer of the checkpoint has."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "template"}
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
-        """Find out whether the tokenizer appends the end-of-text token itself."""
+        """Find out whether the tokenizer appends the end-of-text token itself, or take its chat template."""
         if tokenizer.eos_token is None:
             raise ValueError("its tokenizer has no token for the end of a text")
+        if self.chat:
+            return replace(self, template=ChatTemplate(tokenizer))
         ends_itself = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
         return replace(self, end="" if ends_itself else tokenizer.eos_token)
 
     @classmethod
     def read_row(cls, texts: tuple[object, ...], label: object) -> tuple[tuple[object, ...], Label]:
-        """Read a plain text."""
+        """Read a plain text, or a list of messages, which become the label."""
         if label is not None:
             raise ValueError("rows of plain text have no label")
-        return texts, None
+        if not isinstance(texts[0], list):
+            return texts, None
+        messages = read_messages(texts[0])
+        return (transcript(messages),), cast(Label, messages)
 
     def reference(self, label: Label) -> Reference:
-        """Return None: the text is its own target."""
-        return label
+        """Return the messages of a conversation; None for a plain text, which is its own target."""
+        return label if self.chat else None
 
     def is_reference(self, value: object) -> bool:
-        """Accept None."""
-        return value is None
+        """Accept None, and what the assistant writes in a conversation."""
+        return value is None or isinstance(value, list)
 
     def prepare_rows(
         self,
         texts: TextColumns,
-        references: Sequence[Reference],  # noqa: ARG002 - there are none
+        references: Sequence[Reference],
         encoder: TextEncoder,  # noqa: ARG002
         *,
         training: bool,  # noqa: ARG002
     ) -> tuple[TextColumns, Sequence[Reference]]:
-        """Leave out blank texts, which are common in files of plain text."""
+        """Render conversations. Leave out blank texts, which are common in files of plain text.
+
+        Returns:
+            The texts, and for each the spans that the assistant writes; None: all of the text is learnt.
+        """
+        if self.template is not None:
+            conversations = cast("Sequence[Sequence[Message]]", references)
+            spans = [self.template.assistant_spans(one) if self.assistant_only_loss else None for one in conversations]
+            return ([self.template.render(one) for one in conversations],), cast("Sequence[Reference]", spans)
         kept = [text for text in texts[0] if text.strip()]
         return (kept,), [None] * len(kept)
 
     def training_features(self, texts: TextColumns, encoder: TextEncoder) -> Features:
         """Split each text into as many rows as it needs, without overlap. A row of one token is left out: nothing follows in it."""
-        windows, mapping = encoder.windows([text + self.end for text in texts[0]], stride=0)
-        if not self.end:  # the tokenizer ends every window, though its text goes on
+        with without_special_tokens(encoder.tokenizer) if self.chat else nullcontext():
+            windows, mapping = encoder.windows([text + self.end for text in texts[0]], stride=0)
+        if not self.end and not self.chat:  # the tokenizer ends every window, though its text goes on
             for window, ends in zip(windows, [*(mapping[1:] != mapping[:-1]), True], strict=True):
                 window.truncate(len(window) - (not ends))
         long = [len(window) > 1 for window in windows]
         return Features([window for window, kept in zip(windows, long, strict=True) if kept], Origins(mapping[long]))
 
-    def targets(self, features: Features, references: Sequence[Reference]) -> dict[str, list[JsonValue]]:  # noqa: ARG002
-        """Return the rows themselves: the model compares each token with its prediction from the tokens before."""
-        return {"labels": [list(encoding.ids) for encoding in features.encodings]}
+    def targets(self, features: Features, references: Sequence[Reference]) -> dict[str, list[JsonValue]]:
+        """Return the rows themselves: the model compares each token with its prediction from the tokens before.
+
+        Of a conversation with spans, the tokens outside of them are ignored.
+        """
+        labels: list[JsonValue] = []
+        for encoding, row in zip(features.encodings, features.origins.sample_mapping.tolist(), strict=True):
+            spans = cast("Sequence[CharacterSpan] | None", references[row])
+            learnt = [True] * len(encoding) if spans is None else tokens_within(encoding, spans)
+            labels.append([token if wanted else IGNORED for token, wanted in zip(encoding.ids, learnt, strict=True)])
+        return {"labels": labels}
 
     def preprocess_logits_for_metrics(
         self, outputs: torch.Tensor | tuple[torch.Tensor, ...], targets: torch.Tensor

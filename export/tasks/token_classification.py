@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks._tagging import TaggedWords, first_tokens, read_list, tagged_text
 from export.tasks.base import IGNORED, Label, Prediction, Reference, config_labels, label_head
-from export.tasks.exported import ExportedTask
 from export.tasks.trained import Baseline, TrainedTask
 from serving.runtime.tasks._labels import OUTSIDE
 from serving.runtime.tasks._tokens import Entity
@@ -31,7 +31,7 @@ CLOSE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClassificationTask(ExportedTask[TokenClassification], TrainedTask):
+class TokenClassificationTask(ExportedEncoderTask[TokenClassification], TrainedTask):
     """Trains and evaluates token classification."""
 
     name: ClassVar[str] = TokenClassification.name

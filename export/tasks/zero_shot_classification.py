@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.base import Label, Prediction, Reference, label_names
-from export.tasks.exported import ExportedTask
 from serving.runtime.tasks._strings import write_strings
 from serving.runtime.tasks.zero_shot_classification import ZeroShotClassification
 from serving.runtime.types import Arrays, Flags, TextColumns
@@ -25,7 +25,7 @@ CLOSE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotClassificationTask(ExportedTask[ZeroShotClassification]):
+class ZeroShotClassificationTask(ExportedEncoderTask[ZeroShotClassification]):
     """Evaluates zero-shot classification.
 
     Attributes:

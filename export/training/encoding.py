@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from export.data import LabelledRows, tokenize_rows
 from export.model_inputs import given_inputs
+from export.tasks.base import IGNORED
 from export.tasks.trained import OwnLossTask
 from export.training.batches import TEACHER_LOGITS, training_columns
 from export.training.distributed import world_size
@@ -133,7 +134,17 @@ def _with_teacher_logits(rows: LabelledRows, job: TrainingJob, teacher: Teacher,
 def _columns(rows: LabelledRows, job: TrainingJob) -> tuple[Mapping[str, Any], Origins]:
     features, names = _features(rows, job)
     targets = job.task.targets(features, job.task.encode_targets(rows.labels, _encoder(job)))
+    if job.task.causal:
+        features, targets = _with_targets(features, targets)
     return training_columns(features, names, targets, job.task), features.origins
+
+
+def _with_targets(features: Features, targets: Mapping[str, list[Any]]) -> tuple[Features, dict[str, list[Any]]]:
+    """Leave out rows without a token to predict, such as a part of a conversation that the user wrote: their mean loss is NaN."""
+    kept = [any(label != IGNORED for label in labels[1:]) for labels in targets["labels"]]
+    encodings = list(compress(features.encodings, kept))
+    mapping = features.origins.sample_mapping[np.array(kept, dtype=np.bool_)]
+    return Features(encodings, Origins(mapping)), {name: list(compress(values, kept)) for name, values in targets.items()}
 
 
 def _features(rows: LabelledRows, job: TrainingJob) -> tuple[Features, list[str]]:

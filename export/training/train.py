@@ -21,7 +21,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from export import checkpoint as checkpoints
 from export.metric import bootstrapped, compute, finite_or_none
 from export.model_inputs import bind_padding
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training import adapters
 from export.training.batches import Collator
@@ -121,7 +121,7 @@ def _check(job: TrainingJob) -> None:
         adapters.check_adapter(job.adapter)
     if job.adapter is not None and job.options.quantization_aware:
         raise DataError("quantization-aware training cannot train an adapter", hint="leave out --adapter or --quantization-aware")
-    if job.options.quantization_aware and not isinstance(job.task, ExportedTask):
+    if job.options.quantization_aware and not isinstance(job.task, ExportedEncoderTask):
         raise DataError(f"checkpoints of {job.task.name} are not exported to int8", hint="leave out --quantization-aware")
     job.options.per_device_batch_size(world_size())
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Seq2SeqTrainer
 
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.trained import OwnLossTask, TrainedTask
 from export.training.batches import TEACHER_LOGITS
 from export.training.distillation import Teacher
@@ -190,7 +190,7 @@ class TaskTrainer(Seq2SeqTrainer):  # type: ignore[misc]  # the library is untyp
         """Return the loss, the outputs after the output head, and the targets of a batch."""
         loss, outputs, targets = super().prediction_step(model, inputs, *arguments, **named)
         task = self._task
-        if not (isinstance(task, ExportedTask) and task.has_output_head) or isinstance(task, OwnLossTask) or outputs is None:
+        if not (isinstance(task, ExportedEncoderTask) and task.has_output_head) or isinstance(task, OwnLossTask) or outputs is None:
             return loss, outputs, targets
         found = outputs if isinstance(outputs, tuple) else (outputs,)
         heads = {name: head.float().cpu().numpy() for name, head in zip(task.heads, found, strict=True)}

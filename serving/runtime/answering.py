@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from .digest import DIGEST, TRUNCATED, split_truncation
-from .tasks import load_served, parameter_reader
-from .tasks.base import ServedTask
+from .tasks import load_encoder, parameter_reader
+from .tasks._encoder import EncoderTask
 from .types import Arrays, Integers, Origins
 
 
@@ -26,7 +26,7 @@ class Answering:
     def __init__(self, folder: Path) -> None:
         """Load the task from the version folder of a step, and the tokenizer where the task needs it."""
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        self.task = load_served(settings["task"], settings["settings"])
+        self.task = load_encoder(settings["task"], settings["settings"])
         self.task.check_options()
         self.with_parameters = parameter_reader(self.task)
         self._names = [tensor.name for tensor in self.task.outputs()]
@@ -34,7 +34,7 @@ class Answering:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if self.task.needs_tokenizer else None
 
-    def answer(self, task: ServedTask, outputs: Arrays, origins: Origins, digests: Integers) -> Arrays:
+    def answer(self, task: EncoderTask, outputs: Arrays, origins: Origins, digests: Integers) -> Arrays:
         """Answer rows.
 
         Args:

@@ -1,4 +1,4 @@
-"""All steps of an ensemble in one process: text → answer. Triton's Python backend runs this file as ``<name>_model/1/model.py``.
+"""All steps of an ensemble in one process: text → answer. Triton's Python backend runs this file as ``<name>/1/model.py``.
 
 It answers one request at a time. On a CPU that does not batch, it saves the way between the processes of three steps.
 """
@@ -18,7 +18,7 @@ from .digest import MODEL_DIGEST, row_digests
 from .model_session import CPU, open_with_mapped_weights, session_options
 from .refusals import NOT_ANSWERED, NOT_FINITE, NOT_RUN, failure, logged_failure, refused
 from .row_preparation import Preparation, PreparedRows, decoded
-from .tasks.base import ServedTask
+from .tasks._encoder import EncoderTask
 from .types import Arrays
 
 ALL = slice(None)
@@ -57,14 +57,14 @@ class TritonPythonModel:
             return refused(error) if message is None else logged_failure(error, message)
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, array) for name, array in answers.items()])
 
-    def _prepared(self, request: Any) -> tuple[ServedTask, PreparedRows]:
+    def _prepared(self, request: Any) -> tuple[EncoderTask, PreparedRows]:
         names = self._preparation.input_names
         raw = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1).tolist() for name in names}
         columns = decoded(raw)
         task = self._preparation.with_parameters(request.parameters())
         return task, self._preparation.prepare(task, columns, row_digests(raw))
 
-    def _answered(self, task: ServedTask, prepared: PreparedRows, outputs: Arrays) -> Arrays:
+    def _answered(self, task: EncoderTask, prepared: PreparedRows, outputs: Arrays) -> Arrays:
         origins = prepared.features.origins
         return self._answering.answer(task, outputs, origins, request_digests(outputs[MODEL_DIGEST][:, 0], origins))
 

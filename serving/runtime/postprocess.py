@@ -13,7 +13,7 @@ from .answering import Answering, request_digests
 from .digest import MODEL_DIGEST, ForeignAnswerError
 from .metadata import METADATA, Unpacked, unpack
 from .refusals import NOT_ANSWERED, NOT_FINITE, failure, logged_failure
-from .tasks.base import ServedTask
+from .tasks._encoder import EncoderTask
 from .types import Arrays, Integers, Origins
 
 
@@ -62,13 +62,13 @@ class TritonPythonModel:
             return [logged_failure(error, str(error) if isinstance(error, ForeignAnswerError) else NOT_ANSWERED)]
 
     def _answered(
-        self, task: ServedTask, parts: Sequence[Sequence[Any]], digests: Integers, metadata: Unpacked | None
+        self, task: EncoderTask, parts: Sequence[Sequence[Any]], digests: Integers, metadata: Unpacked | None
     ) -> list[Any]:
         """Answer requests with the same parameters, whose model outputs have one shape per row.
 
         Args:
             task: The task with the requests' parameters.
-            parts: The model's outputs, by request and :attr:`~serving.runtime.tasks.base.ServedTask.model_outputs`.
+            parts: The model's outputs, by request and :attr:`~serving.runtime.tasks._encoder.EncoderTask.model_outputs`.
             digests: INT64 ``[model rows]``, as they come from the model.
             metadata: Of all requests, where the task carries it.
         """

@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 from .digest import row_digests
 from .refusals import refusal, refused
 from .row_preparation import Preparation, PreparedRows, decoded
-from .tasks.base import ServedTask
+from .tasks._encoder import EncoderTask
 from .types import Integers
 
 
@@ -27,7 +27,7 @@ class _Group:
         spans: Position of each request in the batch, its first row, and the row after its last.
     """
 
-    task: ServedTask
+    task: EncoderTask
     columns: list[list[str]]
     digests: list[Integers] = field(default_factory=list)
     spans: list[tuple[int, int, int]] = field(default_factory=list)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from .digest import REQUEST_DIGEST, mark_truncated
 from .metadata import METADATA, pack
-from .tasks import load_served, parameter_reader
-from .tasks.base import ServedTask
+from .tasks import load_encoder, parameter_reader
+from .tasks._encoder import EncoderTask
 from .tokenization import PADDING, TextEncoder
 from .types import Arrays, Features, Integers, TextColumns
 
@@ -49,7 +49,7 @@ class Preparation:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         if not settings["parallel"]:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
-        self.task = load_served(settings["task"], settings["settings"])
+        self.task = load_encoder(settings["task"], settings["settings"])
         self.task.check_options()
         self.with_parameters = parameter_reader(self.task)
         self.input_names = [tensor.name for tensor in self.task.inputs()]
@@ -64,7 +64,7 @@ class Preparation:
             split_special_tokens=settings["split_special_tokens"],
         )
 
-    def prepare(self, task: ServedTask, columns: TextColumns, digests: Integers) -> PreparedRows:
+    def prepare(self, task: EncoderTask, columns: TextColumns, digests: Integers) -> PreparedRows:
         """Tokenize rows.
 
         Args:

@@ -122,7 +122,7 @@ class Origins:
         sample_mapping: INT64 ``[model rows]``, the position of the request row of each model row (as
             ``overflow_to_sample_mapping`` of ``transformers``). Ascending, without gaps.
         metadata: One entry per model row: what its answer needs besides the model's outputs. Empty where the task
-            :attr:`carries none <serving.runtime.tasks.base.ServedTask.carries_metadata>`.
+            :attr:`carries none <serving.runtime.tasks._encoder.EncoderTask.carries_metadata>`.
     """
 
     sample_mapping: Integers

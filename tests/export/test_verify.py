@@ -15,7 +15,7 @@ from export import metric, model_timing, verify
 from export.data import LabelledRows
 from export.rows import EncodedRows
 from export.tasks import load_task
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.text_classification import MULTI_LABEL, REGRESSION, TextClassificationTask
 from serving.errors import ExportError
 from serving.manifests import VariantGate
@@ -40,7 +40,7 @@ def flipped(labels: np.ndarray, start: int, count: int) -> np.ndarray:
 
 
 def against(
-    original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist()), task: ExportedTask = TASK
+    original: Arrays, references: Sequence[Any] = tuple(LABELS.tolist()), task: ExportedEncoderTask = TASK
 ) -> verify.OriginalOutputs:
     return verify.OriginalOutputs(
         task=task, outputs=original, origins=Origins(np.arange(len(original["logits"]))), references=references

@@ -12,7 +12,7 @@ from benchmarks.inputs import BenchmarkRows
 from benchmarks.quality import evaluate
 from export import metric, verify
 from export.tasks import load_task
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from export.tasks.text_classification import TextClassificationTask
 from export.variant_table import variant_table
 from serving.manifests import VariantGate
@@ -122,7 +122,9 @@ class Ordered(TextClassificationTask):
 ROWS = 1000
 
 
-def verdict(task: ExportedTask, precision: str, changed: int, **limits: float) -> tuple[verify.VariantVerdict, VariantGate | None]:
+def verdict(
+    task: ExportedEncoderTask, precision: str, changed: int, **limits: float
+) -> tuple[verify.VariantVerdict, VariantGate | None]:
     """Verify a variant that has the original's labels, of which ``changed`` have a lower score."""
     labels = np.tile([0, 1], ROWS // 2)
     original = np.where(np.eye(2, dtype=bool)[labels], 4, 0).astype(np.float32)
@@ -153,7 +155,7 @@ def test_the_limit_of_whole_rows_falls_with_the_number_of_labels() -> None:
     _, gate = verdict(Many.from_settings(SENTIMENT), "int8", 1)
     assert gate is not None and gate.limit == pytest.approx(0.81)
     zero_shot = load_task("zero-shot-classification", {"entailment": 0, "contradiction": 1, "labels": ["a", "b"]})
-    assert isinstance(zero_shot, ExportedTask) and zero_shot.labels_per_row == 2
+    assert isinstance(zero_shot, ExportedEncoderTask) and zero_shot.labels_per_row == 2
 
 
 def test_the_limit_of_whole_rows_is_an_option_except_for_fp32() -> None:

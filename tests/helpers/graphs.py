@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 
 from export import convert, graph
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import TOKENIZERS, make_config, make_tokenizer, randomize
 
@@ -19,7 +19,7 @@ TYPED = ("bert", "albert", "electra", "deberta-v2")
 """Architectures that are told which of two texts a token is of."""
 
 
-def random_checkpoint(folder: Path, architecture: str, task: type[ExportedTask], **config: Any) -> Path:
+def random_checkpoint(folder: Path, architecture: str, task: type[ExportedEncoderTask], **config: Any) -> Path:
     """A checkpoint of ``task`` in ``folder``, which takes :data:`MAX_LENGTH` tokens."""
     tokenizer = make_tokenizer(TOKENIZERS[architecture])
     settings = make_config(architecture, tokenizer)
@@ -39,7 +39,7 @@ def random_checkpoint(folder: Path, architecture: str, task: type[ExportedTask],
 class Exported:
     """The fp32 graph of a checkpoint with the task's own steps around it, as Triton runs them."""
 
-    def __init__(self, checkpoint: Path, task: ExportedTask, work: Path) -> None:
+    def __init__(self, checkpoint: Path, task: ExportedEncoderTask, work: Path) -> None:
         work.mkdir(parents=True)
         path = convert.convert(checkpoint, type(task), work, opset=18)
         self.inputs = graph.input_names(path)
@@ -54,7 +54,7 @@ class Exported:
         )
 
     def answers(self, rows: Sequence[tuple[str, ...]], **options: Any) -> list[Any]:
-        """What ``TritonPipeline`` gives for rows as :meth:`ServedTask.parse_inputs` has them."""
+        """What ``TritonPipeline`` gives for rows as :meth:`EncoderTask.parse_inputs` has them."""
         task = self.served.with_options(options)
         features = task.preprocess(list(zip(*rows, strict=True)), self._encoder)
         outputs = self._run(self._encoder.arrays(features.encodings))

@@ -13,7 +13,7 @@ import numpy as np
 
 from export.checkpoint import read_settings
 from export.original import original_run
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from serving.client import TritonPipeline
 from serving.connection import Connection
 from serving.errors import InvalidArgumentError
@@ -29,7 +29,7 @@ class InProcess(Connection):
         asked: The parameters of each request.
     """
 
-    def __init__(self, checkpoint: Path, task: type[ExportedTask], *, pair: bool = False, **settings: Any) -> None:
+    def __init__(self, checkpoint: Path, task: type[ExportedEncoderTask], *, pair: bool = False, **settings: Any) -> None:
         import transformers
 
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
@@ -80,7 +80,12 @@ class InProcess(Connection):
 
 @contextlib.contextmanager
 def in_process(
-    checkpoint: Path, task: type[ExportedTask], *, pair: bool = False, defaults: Mapping[str, Any] | None = None, **settings: Any
+    checkpoint: Path,
+    task: type[ExportedEncoderTask],
+    *,
+    pair: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Iterator[TritonPipeline]:
     """A client, made with the options ``defaults``, of a checkpoint that is served with ``settings``."""
     with TritonPipeline("tiny", **(defaults or {})) as pipe:

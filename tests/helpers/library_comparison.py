@@ -13,7 +13,7 @@ from export.checkpoint import load_model, load_tokenizer, read_config, save_toke
 from export.model_inputs import bind_padding, fed_inputs
 from export.output_head import add_output_head
 from export.tasks import task_class
-from export.tasks.exported import ExportedTask
+from export.tasks._encoder import ExportedEncoderTask
 from serving.manifests import ReferenceCheck
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.checkpoints import make_tokenizer, randomize
@@ -92,10 +92,10 @@ def compare(
 ) -> ReferenceCheck:
     """Convert a checkpoint and compare it as ``export`` does; the last arguments replace what ``export`` would choose."""
     kind = task_class(task)
-    assert issubclass(kind, ExportedTask)
+    assert issubclass(kind, ExportedEncoderTask)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, kind, tokenizer)
-    bound: ExportedTask = kind.from_config(read_config(folder), pair=len(columns) == 2 and task == "text-classification")
+    bound: ExportedEncoderTask = kind.from_config(read_config(folder), pair=len(columns) == 2 and task == "text-classification")
     bound = bound.with_settings(settings or {}).with_tokenizer(tokenizer)
     values = bind_padding(tokenizer, model, str(folder))
     raw = convert.convert(folder, kind, folder / "graph", opset=opset)

@@ -112,7 +112,7 @@ def steps(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def make(task: type[TextClassification] = TextClassification) -> tuple[Any, Any]:
         for module in (row_preparation, answering):
-            monkeypatch.setattr(module, "load_served", lambda _, given: task.from_settings(given))
+            monkeypatch.setattr(module, "load_encoder", lambda _, given: task.from_settings(given))
         before, after = (initialized(name, tmp_path) for name in ("preprocess", "postprocess"))
         return before, after
 

@@ -23,7 +23,7 @@ BLEU_STATISTICS = 10
 """Number of statistics that BLEU needs of each row."""
 
 
-class Translation(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
+class TranslationQuality(evaluate.Metric):  # type: ignore[misc]  # the library is untyped
     """Corpus BLEU and chrF."""
 
     def _info(self) -> evaluate.MetricInfo:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib import import_module
 
 from ..types import JsonValue
+from ._encoder import EncoderTask
 from .base import ServedTask
 
 MAX_CACHED_CHARACTERS = 4096
@@ -46,18 +47,31 @@ def load_served(name: str, settings: Mapping[str, JsonValue]) -> ServedTask:
     return served_class(name).from_settings(settings)
 
 
-def parameter_reader(task: ServedTask) -> Callable[[str], ServedTask]:
+def load_encoder(name: str, settings: Mapping[str, JsonValue]) -> EncoderTask:
+    """Rebuild a served task whose model answers in one execution, as :func:`load_served` does.
+
+    Raises:
+        KeyError: There is no such task.
+        ValueError: A setting is unknown or missing, or models of the task generate their answers.
+    """
+    task = load_served(name, settings)
+    if not isinstance(task, EncoderTask):
+        raise ValueError(f"models of {name} generate their answers token by token")
+    return task
+
+
+def parameter_reader(task: EncoderTask) -> Callable[[str], EncoderTask]:
     """Return a function that applies the parameters of a request to ``task``, given as JSON or empty. It caches short ones.
 
     The function raises ``ValueError`` if a parameter is not allowed; the message is for the client.
     """
 
-    def parse(parameters: str) -> ServedTask:
+    def parse(parameters: str) -> EncoderTask:
         return task.with_options(json.loads(parameters))
 
     cached = lru_cache(maxsize=64)(parse)
 
-    def read(parameters: str) -> ServedTask:
+    def read(parameters: str) -> EncoderTask:
         if not parameters:
             return task
         return cached(parameters) if len(parameters) <= MAX_CACHED_CHARACTERS else parse(parameters)

@@ -117,18 +117,3 @@ def top(logits: Floats, top_k: int) -> Integers:
     candidates = np.sort(np.concatenate([inside, behind], axis=1), axis=1)
     order = np.argsort(-np.take_along_axis(logits, candidates, axis=1), axis=1, kind="stable")[:, :top_k]
     return np.take_along_axis(candidates, order, axis=1)
-
-
-_CLEAN_UP = (
-    *((f" {mark}", mark) for mark in ".?!,"),
-    (" ' ", "'"),
-    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
-)
-"""Replacements of ``transformers`` (``clean_up_tokenization``), in its order."""
-
-
-def cleaned_up(text: str) -> str:
-    """Remove the spaces in front of punctuation from decoded text."""
-    for old, new in _CLEAN_UP:
-        text = text.replace(old, new)
-    return text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ..types import Features, JsonValue, Origins, Setting, TextColumns
-from .base import ServedTask
+from ._encoder import EncoderTask
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -28,7 +28,7 @@ PADDINGS = (True, False, "longest", "max_length", "do_not_pad")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerOptionsTask(ServedTask):
+class TokenizerOptionsTask(EncoderTask):
     """Base class of tasks whose pipeline passes options to the tokenizer.
 
     Attributes:
@@ -42,7 +42,7 @@ class TokenizerOptionsTask(ServedTask):
     truncation_strategy: str = STRATEGIES[0]
 
     options: ClassVar[Mapping[str, Setting]] = {
-        **ServedTask.options,
+        **EncoderTask.options,
         "max_length": Setting(int, minimum=1, help="Tokens kept of a row that is truncated, if the model accepts more."),
         "add_special_tokens": Setting(bool, help="Add special tokens."),
     }

@@ -1,4 +1,6 @@
-"""Defines what a task says about being served: tensors, request parameters, preprocessing, postprocessing, the client's forms.
+"""Defines what a task says about being served: tensors, request parameters, the client's forms.
+
+How a request is answered stands in :mod:`serving.runtime.tasks._encoder`, for models that answer in one execution.
 
 Triton runs this code, so it imports only the standard library and numpy. The other half of a task stands in ``export/tasks``.
 """
@@ -13,18 +15,18 @@ from typing import TYPE_CHECKING, ClassVar, cast, get_args, get_origin, get_type
 
 import numpy as np
 
-from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, Text, TextColumns
+from ..types import Arrays, JsonValue, Setting, Tensor
 
 if TYPE_CHECKING:
     from typing import Self  # the Python inside Triton may be older than 3.11
 
-    from tokenizers import Tokenizer
-
-    from ..tokenization import TextEncoder
-
 
 def _has_type(value: object, kind: object) -> bool:
-    """Return whether a JSON value has the type of a dataclass field: a plain type, ``tuple[X, ...]`` or a union of these."""
+    """Return whether a JSON value has the type of a dataclass field: a plain type, a tuple, a mapping or a union of these."""
+    if kind is object:
+        return True
+    if get_origin(kind) is Mapping:
+        return isinstance(value, Mapping) and all(_has_type(one, get_args(kind)[1]) for one in value.values())
     if get_origin(kind) is tuple:
         return isinstance(value, list | tuple) and all(_has_type(one, get_args(kind)[0]) for one in value)
     return any(_has_type(value, one) for one in get_args(kind)) or type(value) is kind or (kind is float and type(value) is int)
@@ -36,20 +38,11 @@ class ServedTask(ABC):
 
     The dataclass fields are its settings: JSON-ready, recorded in the bundle and read in Triton. A field that is named in
     :attr:`options` is the default of that request parameter.
-
-    Attributes:
-        pair: Whether a row is two texts, which the model must tell apart.
-        truncation: Whether text beyond what the model accepts is truncated. If false, such a row is refused.
     """
-
-    pair: bool = False
-    truncation: bool = True
 
     name: ClassVar[str]
     """Name of the task in ``transformers.pipeline``."""
-    model_outputs: ClassVar[tuple[str, ...]] = ("logits",)
-    """Outputs of the served graph that :meth:`postprocess` reads."""
-    options: ClassVar[Mapping[str, Setting]] = {"truncation": Setting(bool, help="Truncate text that is too long.")}
+    options: ClassVar[Mapping[str, Setting]] = {}
     """Request parameters by name. Each is a dataclass field too, which holds its default."""
     presentation_options: ClassVar[frozenset[str]] = frozenset()
     """Those of the options that :meth:`format_answers` must know too, to format what the server answered."""
@@ -62,14 +55,6 @@ class ServedTask(ABC):
     """Whether ``transformers.pipeline`` ignores options that it does not have. Otherwise it raises ``TypeError``."""
     pipeline_refusals: ClassVar[tuple[str, ...]] = ()
     """Parts of the messages about rows for which ``transformers.pipeline`` raises its ``PipelineException``."""
-    carries_metadata: ClassVar[bool] = False
-    """Whether :meth:`preprocess` makes metadata, which then travels around the model."""
-    needs_tokenizer: ClassVar[bool] = False
-    """Whether answers contain decoded tokens (see :meth:`decoded_postprocess`), so that the last step needs the tokenizer."""
-    token_level: ClassVar[bool] = False
-    """Whether the second axis of the :attr:`model_outputs` is the token position."""
-    fan_out: ClassVar[int] = 1
-    """Model rows that the model must accept at once, as a multiple of the rows of the largest request."""
     text_keys: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     """Keys of the texts of a row where ``transformers.pipeline`` takes it as a dict."""
     positional: ClassVar[tuple[str, ...]] = ("inputs",)
@@ -125,10 +110,6 @@ class ServedTask(ABC):
     def example(self) -> dict[str, str]:
         """Return one request by tensor name, for warm-up, the readiness probe and the curl line that ``serve`` prints."""
 
-    def long_example(self, repeats: int) -> dict[str, str]:
-        """Return a request that fills the model, for warm-up. Default: the example, repeated within each tensor."""
-        return {name: " ".join([text] * repeats) for name, text in self.example.items()}
-
     def with_options(self, given: Mapping[str, JsonValue]) -> Self:
         """Return the task with the parameters of a request in place of its defaults.
 
@@ -154,40 +135,6 @@ class ServedTask(ABC):
         Raises:
             ValueError: One is not allowed. The message is for the client.
         """
-
-    def texts(self, columns: TextColumns) -> Sequence[Text]:
-        """Convert request rows to rows for the tokenizer: each text, or each pair of texts.
-
-        An empty second text is none, as the tokenizers of ``transformers`` take it: the row has no second separator then.
-        """
-        if not self.pair:
-            return columns[0]
-        return [(first, second) if second else first for first, second in zip(*columns, strict=True)]
-
-    def preprocess(self, columns: TextColumns, encoder: TextEncoder) -> Features:
-        """Convert request rows to model rows. Default: one model row each.
-
-        Raises:
-            ValueError: A row cannot be used. The message is for the client.
-        """
-        encodings = encoder.encode(self.texts(columns), truncation=self.truncation)
-        return Features(encodings, Origins(np.arange(len(encodings))))
-
-    @abstractmethod
-    def postprocess(self, outputs: Arrays, origins: Origins) -> Arrays:
-        """Convert the model's outputs for the rows of many requests to answers.
-
-        Args:
-            outputs: :attr:`model_outputs`, ``[model rows, …]``. An axis of token positions may be longer than a row.
-            origins: Where the model rows come from.
-
-        Returns:
-            The tensors of :meth:`outputs`, ``[request rows, *dims]``.
-        """
-
-    def decoded_postprocess(self, outputs: Arrays, origins: Origins, tokenizer: Tokenizer) -> Arrays:  # noqa: ARG002
-        """Convert the model's outputs to answers with decoded tokens, for tasks with :attr:`needs_tokenizer`."""
-        return self.postprocess(outputs, origins)
 
     # -- the client -----------------------------------------------------------------------------------------------------------
 

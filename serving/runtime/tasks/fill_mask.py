@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 import numpy as np
 
 from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, TextColumns
-from ._masks import NUMBERS, Mask, Row, best_tokens, cleaned_up, read_metadata, with_metadata
+from ._clean_up import cleaned_up
+from ._masks import NUMBERS, Mask, Row, best_tokens, read_metadata, with_metadata
 from ._strings import read_option, write_strings
 from ._tokenizer_options import TokenizerOptionsTask
 

@@ -19,15 +19,15 @@ import numpy as np
 
 from ..types import Arrays, Features, Integers, Origins, Tensor, Text, TextColumns
 from ._candidates import first_rows, require_few, softmax_by_sample
+from ._encoder import EncoderTask
 from ._strings import json_column, read_strings, write_strings
-from .base import ServedTask
 
 if TYPE_CHECKING:
     from ..tokenization import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultipleChoice(ServedTask):
+class MultipleChoice(EncoderTask):
     """Serves multiple choice."""
 
     pair: bool = True

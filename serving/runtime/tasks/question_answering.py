@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 import numpy as np
 
 from ..types import Arrays, Features, JsonValue, Origins, Setting, Tensor, TextColumns, TextTooLongError, TooManyRowsError
+from ._encoder import EncoderTask
 from ._spans import Windows, best_spans, metadata_of, probabilities
 from ._tokenizer_options import check_padding
-from .base import ServedTask
 
 if TYPE_CHECKING:
     from ..tokenization import TextEncoder
@@ -49,7 +49,7 @@ class Answer(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionAnswering(ServedTask):
+class QuestionAnswering(EncoderTask):
     """Serves extractive question answering.
 
     Attributes:

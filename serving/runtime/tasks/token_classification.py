@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from ..types import Arrays, Features, Flags, Floats, Integers, JsonValue, Origins, Setting, Tensor, TextColumns
+from ._encoder import EncoderTask
 from ._labels import OUTSIDE, softmax
 from ._strings import json_column, read_option, read_strings, write_strings
 from ._tokens import LABELLED_BY, NUMBERS, Entity, Tokens, Vocabulary, without_overlaps
-from .base import ServedTask
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -47,7 +47,7 @@ STRATEGIES = ("none", "simple", "first", "average", "max")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClassification(ServedTask):
+class TokenClassification(EncoderTask):
     """Serves token classification.
 
     Attributes:
@@ -73,7 +73,7 @@ class TokenClassification(ServedTask):
 
     name: ClassVar[str] = "token-classification"
     options: ClassVar[Mapping[str, Setting]] = {
-        **ServedTask.options,
+        **EncoderTask.options,
         "aggregation_strategy": Setting(str, choices=STRATEGIES, help="How tokens become entities."),
         "ignore_labels": Setting(str, help="Labels left out of answers, as JSON or separated by commas."),
         "stride": Setting(int, minimum=0, help="Tokens that the windows of a long text share."),

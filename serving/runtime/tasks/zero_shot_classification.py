@@ -30,8 +30,8 @@ import numpy as np
 
 from ..types import Arrays, Features, Integers, JsonValue, Origins, Setting, Tensor, Text, TextColumns
 from ._candidates import first_rows, require_few, softmax_by_sample
+from ._encoder import EncoderTask
 from ._strings import json_column, read_strings, write_strings
-from .base import ServedTask
 
 if TYPE_CHECKING:
     from ..tokenization import TextEncoder
@@ -41,7 +41,7 @@ LONGEST_TEMPLATE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotClassification(ServedTask):
+class ZeroShotClassification(EncoderTask):
     """Serves zero-shot classification.
 
     Attributes:
@@ -59,7 +59,7 @@ class ZeroShotClassification(ServedTask):
 
     name: ClassVar[str] = "zero-shot-classification"
     options: ClassVar[Mapping[str, Setting]] = {
-        **ServedTask.options,
+        **EncoderTask.options,
         "hypothesis_template": Setting(str, help="Sentence with {} where the label goes."),
         "multi_label": Setting(bool, help="Score each label on its own."),
     }

@@ -1,0 +1,321 @@
+"""Continuous batching: requests join and leave a running batch between two tokens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..types import Floats, Integers
+from .decoding import Continuation, Decoding
+from .slot_table import RunningRequest, SlotTable
+from .step_graph import PromptChunk, StepGraph
+
+CANCEL_INTERVAL = 2
+"""Tokens between two questions whether a request is cancelled: a question costs a message to tritonserver."""
+SWEEP_SECONDS = 0.25
+"""Seconds between two looks at the requests that wait: who is gone, and whose time is over."""
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may wait."""
+
+
+class DeadlineExceededError(Exception):
+    """The time that the client gives its request is over."""
+
+
+class GenerationCancelledError(Exception):
+    """The client has cancelled its request, or the engine is closed."""
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationRequest:
+    """What the engine computes for one client.
+
+    Attributes:
+        prompt: INT64 ``[length]``, one token or more.
+        decoding: Chooses the tokens, and keeps them.
+        on_end: Is called once, in the engine's thread (by :meth:`Engine.close`: in that of the caller). None: the decoding has
+            finished. Else why it has not: :class:`GenerationCancelledError`, :class:`DeadlineExceededError`, or an exception that
+            this request has caused.
+        is_cancelled: Says whether the client has left.
+        deadline: Time at which the request is given up, as :func:`time.monotonic` counts; None: never.
+        source: INT64 ``[source]``, what the encoder reads, if there is one.
+    """
+
+    prompt: Integers
+    decoding: Decoding
+    on_end: Callable[[BaseException | None], None]
+    is_cancelled: Callable[[], bool] = lambda: False
+    deadline: float | None = None
+    source: Integers | None = None
+
+    def obstacle(self, now: float, *, ask: bool) -> Exception | None:
+        """Return why the request is not worth going on, or None.
+
+        Args:
+            now: The time, as :func:`time.monotonic` counts.
+            ask: Also ask whether it is cancelled.
+        """
+        if self.deadline is not None and now >= self.deadline:
+            return DeadlineExceededError()
+        return GenerationCancelledError() if ask and self.is_cancelled() else None
+
+
+@dataclass
+class _Partial:
+    """A request whose prompt is computed in several parts. Its slot is the one behind the rows that run."""
+
+    request: GenerationRequest
+    done: int
+
+
+@dataclass
+class EngineCounts:
+    """What the engine has done.
+
+    Attributes:
+        steps: Steps of running rows.
+        rows: Rows of all these steps.
+        prompts: Prompts that were computed.
+        prompt_tokens: Their tokens.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    prompts: int = 0
+    prompt_tokens: int = 0
+
+
+@dataclass
+class _Inbox:
+    """What other threads leave for the engine's."""
+
+    condition: threading.Condition = field(default_factory=threading.Condition)
+    requests: deque[GenerationRequest] = field(default_factory=deque)
+    closed: bool = False
+
+
+class Engine:
+    """Generates for many requests at once with one graph.
+
+    All work is done in one thread, which :meth:`start` starts. In each round it computes prompts, of ``chunk`` tokens at most, and
+    then the next token of all rows that run. A long prompt is computed in several rounds; prompts that begin in one round are
+    computed together. Requests begin in the order in which they came.
+
+    Args:
+        graph: The graph with its cache.
+        chunk: Most prompt tokens of a round.
+        max_waiting: Most requests that wait.
+        on_failure: Is called in the engine's thread if the graph itself fails, so that no request can be answered any more. It
+            should end the process.
+    """
+
+    def __init__(self, graph: StepGraph, *, chunk: int, max_waiting: int, on_failure: Callable[[BaseException], None]) -> None:
+        self._graph, self._chunk, self._max_waiting, self._on_failure = graph, chunk, max_waiting, on_failure
+        self.counts = EngineCounts()
+        self._inbox = _Inbox()
+        self._table: SlotTable[GenerationRequest] = SlotTable(graph)
+        self._partial: _Partial | None = None
+        self._next_sweep = 0.0
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Let a request wait for its turn. Any thread may call this.
+
+        Raises:
+            QueueFullError: Too many wait already, or the engine is closed.
+            ValueError: The request needs more rows than there are slots.
+        """
+        if request.decoding.max_rows > self._graph.slots:
+            raise ValueError(
+                f"this request needs {request.decoding.max_rows} rows at a time, but this model has {self._graph.slots}: "
+                "ask for fewer beams or answers"
+            )
+        with self._inbox.condition:
+            if self._inbox.closed or len(self._inbox.requests) >= self._max_waiting:
+                raise QueueFullError
+            self._inbox.requests.append(request)
+            self._inbox.condition.notify()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """End the engine's thread after its round, and all requests as cancelled.
+
+        Args:
+            timeout: Most seconds to wait for the thread.
+        """
+        with self._inbox.condition:
+            self._inbox.closed = True
+            self._inbox.condition.notify()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self.round()
+            self._cancel_all()
+        except BaseException as error:
+            self._on_failure(error)
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do; return False if the engine is closed."""
+        with self._inbox.condition:
+            while not (self._table.rows or self._partial or self._inbox.requests or self._inbox.closed):
+                self._inbox.condition.wait()
+            return not self._inbox.closed
+
+    def _cancel_all(self) -> None:
+        partial = [self._partial.request] if self._partial else []
+        for request in [*(one.request for one in self._table.running()), *partial, *self._inbox.requests]:
+            request.on_end(GenerationCancelledError())
+
+    def round(self) -> None:
+        """Compute prompts, then one token of all rows that run."""
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_SECONDS
+            self._sweep(now)
+        self._prefill(now)
+        if rows := self._table.rows:
+            logits = self._graph.step(self._table.tokens[:rows], self._table.lengths[:rows])
+            self._table.lengths[:rows] += 1
+            self.counts.steps += 1
+            self.counts.rows += rows
+            self._advance(self._table.running(), logits, 0)
+
+    def _sweep(self, now: float) -> None:
+        """End waiting requests that are cancelled or late."""
+        ended = {request: why for request in list(self._inbox.requests) if (why := request.obstacle(now, ask=True)) is not None}
+        if ended:
+            with self._inbox.condition:
+                self._inbox.requests = deque(request for request in self._inbox.requests if request not in ended)
+            for request, why in ended.items():
+                request.on_end(why)
+
+    def _prefill(self, now: float) -> None:
+        """Compute prompts, of as many tokens as a round may have."""
+        budget = self._chunk
+        if self._partial is not None:
+            budget -= self._continue_prompt(self._partial, now)
+        while self._partial is None and (batch := self._admitted(budget, now)):
+            budget -= max(map(self._cost, batch)) * len(batch)
+            self._begin_prompts(batch)
+
+    def _cost(self, request: GenerationRequest) -> int:
+        """Return the tokens that the first part of a prompt takes of a round's budget."""
+        return min(len(request.prompt), self._chunk) + (0 if request.source is None else len(request.source))
+
+    def _admitted(self, budget: int, now: float) -> list[GenerationRequest]:
+        """Take requests that begin together: their prompts, padded to the longest, fit into the budget, and their rows into slots.
+
+        Where a part of a prompt ends does not depend on other requests, so that neither does any answer: each begins with ``chunk``
+        tokens, or with all it has. The first one of a round always fits.
+        """
+        batch: list[GenerationRequest] = []
+        longest, room = 0, self._graph.slots - self._table.reserved
+        while self._inbox.requests:  # only this thread takes requests out, so it needs no lock to look at the first one
+            request = self._inbox.requests[0]
+            if (why := request.obstacle(now, ask=True)) is not None:
+                self._inbox.requests.popleft()
+                request.on_end(why)
+                continue
+            whole = len(request.prompt) <= self._chunk
+            longest = max(longest, self._cost(request))
+            late = longest * (len(batch) + 1) > budget and (batch or budget < self._chunk)
+            if late or request.decoding.max_rows > room or (batch and not whole):
+                break
+            batch.append(self._inbox.requests.popleft())
+            room -= request.decoding.max_rows
+            if not whole:
+                break
+        return batch
+
+    def _begin_prompts(self, batch: list[GenerationRequest]) -> None:
+        chunks = [PromptChunk(request.prompt[: self._chunk], source=request.source) for request in batch]
+        first = self._table.rows
+        logits = self._graph.prefill(first, chunks)
+        self.counts.prompt_tokens += sum(len(chunk.tokens) for chunk in chunks)
+        if len(batch[0].prompt) > self._chunk:
+            self._partial, self._table.behind = _Partial(batch[0], self._chunk), self._chunk
+        else:
+            self._enter(batch, logits, first)
+
+    def _continue_prompt(self, partial: _Partial, now: float) -> int:
+        """Compute the next part of a prompt; return the number of its tokens."""
+        request, first = partial.request, self._table.rows
+        if (why := request.obstacle(now, ask=True)) is not None:
+            self._partial, self._table.behind = None, 0
+            request.on_end(why)
+            return 0
+        chunk = PromptChunk(request.prompt[partial.done : partial.done + self._chunk], partial.done)
+        logits = self._graph.prefill(first, [chunk])
+        partial.done += len(chunk.tokens)
+        self._table.behind = partial.done
+        self.counts.prompt_tokens += len(chunk.tokens)
+        if partial.done == len(request.prompt):
+            self._partial, self._table.behind = None, 0
+            self._enter([request], logits, first)
+        return len(chunk.tokens)
+
+    def _enter(self, batch: list[GenerationRequest], logits: Floats, first: int) -> None:
+        """Let requests run whose prompts were computed in the slots from ``first`` on."""
+        entered = [self._table.enter(request, request.decoding.max_rows, len(request.prompt)) for request in batch]
+        self.counts.prompts += len(batch)
+        self._advance(entered, logits, first)
+
+    def _advance(self, running: list[RunningRequest[GenerationRequest]], logits: Floats, first: int) -> None:
+        """Let requests choose their tokens.
+
+        Args:
+            running: The requests.
+            logits: FP32 ``[rows, vocab]``.
+            first: Slot of the first row.
+        """
+        now = time.monotonic()
+        argmax = logits.argmax(axis=1) if any(one.request.decoding.takes_argmax for one in running) else None
+        self._table.apply([(one, self._continuation(one, logits, argmax, first, now)) for one in running])
+
+    def _continuation(
+        self, one: RunningRequest[GenerationRequest], logits: Floats, argmax: Integers | None, first: int, now: float
+    ) -> Continuation | None:
+        """Let one request choose its tokens; return how it goes on. Whatever is wrong with it is its own affair."""
+        request = one.request
+        one.steps += 1
+        why: BaseException | None = None
+        try:
+            start, count = one.slots[0] - first, len(one.slots)
+            rows = slice(start, start + 1) if count == 1 else np.array(one.slots) - first
+            own_argmax = argmax[rows] if argmax is not None and request.decoding.takes_argmax else None
+            continuation = request.decoding.advance(logits[rows], own_argmax)
+            if continuation is not None:
+                _check(continuation, before=count, most=one.reserved)
+                why = request.obstacle(now, ask=one.steps % CANCEL_INTERVAL == 0)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
+            why = error
+        if why is None and continuation is not None:
+            return continuation
+        request.on_end(why)
+        return None
+
+
+def _check(continuation: Continuation, *, before: int, most: int) -> None:
+    """Check the rows of a continuation before the cache is changed.
+
+    Raises:
+        ValueError: They cannot be.
+    """
+    count, sources = len(continuation.tokens), continuation.sources
+    valid = count == before if sources is None else len(sources) == count and sources.min() >= 0 and sources.max() < before
+    if not (valid and 1 <= count <= most):
+        raise ValueError(f"a decoding of {most} rows cannot continue {before} rows as {count}: {sources}")

@@ -1,0 +1,338 @@
+"""The options of one request, by their names in ``transformers.generate`` and in vLLM, checked one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..types import JsonValue, OptionTypeError, Setting
+
+DEFAULT_MAX_LENGTH = 20
+"""Default of ``transformers`` for ``max_length``. Where nobody changed it, the prompt does not count."""
+MOST_SEQUENCES = 64
+"""Most beams, or answers, that a request may ask for; the slots of a model usually allow fewer."""
+MOST_STRINGS, MOST_STRING_LENGTH = 16, 256
+"""Most stop strings of a request, and the characters of the longest one: each is searched for after each token."""
+MOST_TOKEN_LISTS = 1024
+"""Most entries of a list of token ids: all are read at each token."""
+
+_SETTINGS: dict[str, Setting] = {
+    "max_new_tokens": Setting(int, minimum=1),
+    "max_length": Setting(int, minimum=1),
+    "min_new_tokens": Setting(int, minimum=0),
+    "min_length": Setting(int, minimum=0),
+    "do_sample": Setting(bool),
+    "temperature": Setting(float, minimum=0, maximum=1e6),
+    "top_k": Setting(int, minimum=-1),
+    "top_p": Setting(float, minimum=0, maximum=1),
+    "min_p": Setting(float, minimum=0, maximum=1),
+    "seed": Setting(int, minimum=0, maximum=2**64 - 1),
+    "repetition_penalty": Setting(float, minimum=1e-6, maximum=1e6),
+    "no_repeat_ngram_size": Setting(int, minimum=0),
+    "encoder_no_repeat_ngram_size": Setting(int, minimum=0),
+    "forced_bos_token_id": Setting(int, minimum=0),
+    "include_stop_strings": Setting(bool),
+    "num_beams": Setting(int, minimum=1, maximum=MOST_SEQUENCES),
+    "length_penalty": Setting(float, minimum=-1e6, maximum=1e6),
+    "num_return_sequences": Setting(int, minimum=1, maximum=MOST_SEQUENCES),
+}
+_TOKEN_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+ALIASES = {
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "n": "num_return_sequences",
+    "include_stop_str_in_output": "include_stop_strings",
+}
+"""Names of vLLM for options of ``transformers``."""
+LIST_OPTIONS = (*_TOKEN_LISTS, "bad_words_ids", "stop_token_ids", "stop_strings", "stop")
+"""Options that are lists. As a parameter of a Triton request, which cannot be a list, they are JSON."""
+JSON_OPTIONS: dict[str, str] = {
+    "eos_token_id": "Token, or tokens, that end a sequence.",
+    "forced_eos_token_id": "Token, or tokens, that end a sequence which reaches its maximum length.",
+    "suppress_tokens": "Tokens that are never generated.",
+    "begin_suppress_tokens": "Tokens that are not generated first.",
+    "bad_words_ids": "Lists of tokens that are never generated in a row.",
+    "stop_strings": "Texts that end a sequence.",
+    "early_stopping": 'When beams end: true, false or "never".',
+    "stop": "Name of vLLM for stop_strings; the text then ends before the string.",
+    "stop_token_ids": "Name of vLLM for further tokens that end a sequence.",
+}
+"""Options whose values have several types, and what they mean."""
+OPTIONS: dict[str, Setting] = {
+    **_SETTINGS,
+    **{name: Setting(str, help=f"{meaning} JSON.") for name, meaning in JSON_OPTIONS.items()},
+    "ignore_eos": Setting(bool, help="Do not end at the end-of-sequence token."),
+    **{alias: _SETTINGS[name] for alias, name in ALIASES.items()},
+}
+"""All options by name, as a Triton request may have them."""
+NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
+    "typical_p": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "guidance_scale": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "renormalize_logits": (False,),
+    "remove_invalid_values": (False,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "use_cache": (True,),
+    "return_dict_in_generate": (False,),
+    "output_scores": (False,),
+    "output_logits": (False,),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+}
+"""Options that are not supported, with the values that ask for nothing; None asks for nothing anywhere."""
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How one request is generated. The names and meanings are those of ``transformers.GenerationConfig``.
+
+    ``top_k`` 0 keeps all tokens. ``max_length`` and ``min_length`` count the prompt; ``max_new_tokens`` and ``min_new_tokens``,
+    which do not, come first where both are set.
+
+    Attributes:
+        seed: Seed of the samples; None: another one each time.
+        stop_strings: Strings that end a sequence. The text ends with the token that completes one of them, as in ``transformers``,
+            or before the string if ``include_stop_strings`` is false, as in vLLM.
+        limit_requested: Whether the request itself says how many tokens it wants: they must fit. A default is cut to what fits.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int = DEFAULT_MAX_LENGTH
+    min_new_tokens: int | None = None
+    min_length: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float | None = None
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: tuple[int, ...] = ()
+    eos_token_id: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    include_stop_strings: bool = True
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
+    limit_requested: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, JsonValue], *, vocab_size: int) -> GenerationOptions:
+        """Return the defaults of a model.
+
+        Args:
+            settings: Options by the names of ``transformers``, as the model's ``generation_config.json`` and the pipeline's own
+                defaults make them.
+            vocab_size: Tokens of the model.
+
+        Raises:
+            ValueError: An option is invalid or not supported.
+        """
+        given = cls().with_parameters(settings, vocab_size=vocab_size)
+        return dataclasses.replace(given, limit_requested=False)
+
+    def with_parameters(self, parameters: Mapping[str, JsonValue], *, vocab_size: int) -> GenerationOptions:
+        """Return these options, changed by what a request asks for.
+
+        Args:
+            parameters: Options by the names of ``transformers`` or vLLM. None leaves an option as it is.
+            vocab_size: Tokens of the model.
+
+        Raises:
+            ValueError: An option is unknown, not supported, or has a wrong value; the message names it.
+        """
+        given = _canonical(parameters)
+        changes: dict[str, object] = self._end_tokens(given)
+        for name, value in given.items():
+            changes.update(_change(name, value))
+        if "max_length" in changes and "max_new_tokens" not in changes:
+            changes["max_new_tokens"] = None  # what the request says comes before the model's default
+        if "min_length" in changes and "min_new_tokens" not in changes:
+            changes["min_new_tokens"] = None
+        if changes.get("temperature") == 0 and not changes.get("do_sample"):
+            changes |= {"temperature": self.temperature, "do_sample": False}  # as vLLM: no randomness
+        requested = not changes.keys().isdisjoint(("max_length", "max_new_tokens"))
+        changed = dataclasses.replace(self, **changes, limit_requested=requested)  # type: ignore[arg-type]
+        changed._check(vocab_size)
+        return changed
+
+    def _end_tokens(self, given: dict[str, JsonValue]) -> dict[str, object]:
+        """Take out of ``given`` what says which tokens end a sequence; return the field that it sets."""
+        names = [name for name in ("eos_token_id", "ignore_eos", "stop_token_ids") if name in given]
+        found = {name: given.pop(name) for name in names}
+        end = token_ids("eos_token_id", found["eos_token_id"]) if "eos_token_id" in found else self.eos_token_id
+        if Setting(bool).check("ignore_eos", found.get("ignore_eos", False)):
+            end = ()
+        end += token_ids("stop_token_ids", found.get("stop_token_ids", []))
+        return {"eos_token_id": end} if names else {}
+
+    def _check(self, vocab_size: int) -> None:
+        """Check what options mean together, and that all tokens exist.
+
+        Raises:
+            ValueError: Something is wrong; the message names the option.
+        """
+        if self.do_sample and self.temperature == 0:
+            raise ValueError("option temperature must be more than 0 where do_sample is true")
+        if self.num_beams > 1 and self.do_sample:
+            raise ValueError("option num_beams of more than 1 is not supported with do_sample")
+        if self.num_beams == 1 and self.num_return_sequences > 1 and not self.do_sample:
+            raise ValueError("option num_return_sequences of more than 1 needs do_sample or num_beams: without them all are equal")
+        if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
+            raise ValueError(f"option num_return_sequences must be at most num_beams, {self.num_beams}")
+        if self.num_beams > 1 and self.stop_strings:
+            raise ValueError("option stop_strings is not supported with num_beams of more than 1")
+        for name in (*_TOKEN_LISTS, "bad_words_ids", "forced_bos_token_id"):
+            for token in _flat(getattr(self, name)):
+                if token >= vocab_size:
+                    raise ValueError(f"option {name} names token {token}, but the model has tokens 0 to {vocab_size - 1}")
+
+    def max_total_length(self, prompt_length: int, *, capacity: int) -> int:
+        """Return the most tokens of the whole sequence, prompt included.
+
+        Args:
+            prompt_length: Tokens of the prompt (of an encoder-decoder: the decoder's).
+            capacity: Tokens that the cache of a row holds.
+
+        Raises:
+            ValueError: The prompt leaves no room, or less than the request asks for.
+        """
+        if prompt_length >= capacity:
+            raise ValueError(
+                f"the prompt has {prompt_length} tokens, but this model holds {capacity} with the answer: send a shorter prompt"
+            )
+        if self.max_new_tokens is not None:
+            wanted, name = prompt_length + self.max_new_tokens, "max_new_tokens"
+        else:
+            is_library_default = self.max_length == DEFAULT_MAX_LENGTH and not self.limit_requested
+            wanted, name = self.max_length + (prompt_length if is_library_default else 0), "max_length"
+        if wanted <= prompt_length:
+            raise ValueError(f"option max_length is {self.max_length}, but the prompt alone has {prompt_length} tokens")
+        if wanted > capacity and self.limit_requested:
+            room = capacity - prompt_length
+            raise ValueError(
+                f"option {name} asks for {wanted - prompt_length} tokens after a prompt of {prompt_length}, "
+                f"but this model holds {capacity}: ask for {room} at most"
+            )
+        return min(wanted, capacity)
+
+
+def _change(name: str, value: JsonValue) -> dict[str, object]:
+    """Check one option; return the fields that it sets.
+
+    Raises:
+        ValueError: It is unknown, not supported, or has a wrong value.
+    """
+    if name in _SETTINGS:
+        checked = _SETTINGS[name].check(name, value)
+        return {name: 0 if name == "top_k" and checked == -1 else checked}
+    if name in _TOKEN_LISTS:
+        return {name: token_ids(name, value)}
+    if name == "bad_words_ids":
+        return {name: _words(name, value)}
+    if name == "early_stopping" and (isinstance(value, bool) or value == "never"):
+        return {name: value}
+    if name in ("stop_strings", "stop"):
+        return {"stop_strings": _strings(name, value), "include_stop_strings": name == "stop_strings"}
+    if name == "early_stopping":
+        raise OptionTypeError(f'option {name} must be true, false or "never", not {value!r:.80}')
+    if name in NEUTRAL and any(type(value) in (type(one), int) and value == one for one in NEUTRAL[name]):
+        return {}
+    raise ValueError(f"option {name} is not supported" if name in NEUTRAL else f"option {name} is unknown or not supported")
+
+
+def token_ids(name: str, value: JsonValue) -> tuple[int, ...]:
+    """Return one token id, or a list of them, as a tuple.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if len(listed) > MOST_TOKEN_LISTS:
+        raise ValueError(f"option {name} has {len(listed)} tokens, but may have {MOST_TOKEN_LISTS}")
+    if not all(type(token) is int and token >= 0 for token in listed):
+        raise OptionTypeError(f"option {name} must be a token id or a list of token ids, not {value!r:.80}")
+    return tuple(listed)  # type: ignore[arg-type]
+
+
+def _canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Replace aliases, and leave out what is None.
+
+    Raises:
+        ValueError: One option is given by two names.
+    """
+    found: dict[str, JsonValue] = {}
+    for given, value in parameters.items():
+        name = ALIASES.get(given, given)
+        if name in found or (given == "stop" and parameters.get("stop_strings") is not None):
+            raise ValueError(f"option {given} is given twice: by its name in transformers and by that in vLLM")
+        if value is not None:
+            found[name] = value
+    include = found.pop("include_stop_strings", None)  # after those that set it too
+    return found if include is None else found | {"include_stop_strings": include}
+
+
+def _strings(name: str, value: JsonValue) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) and one for one in listed):
+        raise OptionTypeError(f"option {name} must be a string or a list of strings, none of them empty, not {value!r:.80}")
+    if len(listed) > MOST_STRINGS or any(len(one) > MOST_STRING_LENGTH for one in listed):  # type: ignore[arg-type]
+        raise ValueError(f"option {name} may have {MOST_STRINGS} strings of {MOST_STRING_LENGTH} characters at most")
+    return tuple(listed)  # type: ignore[arg-type]
+
+
+def _words(name: str, value: JsonValue) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(word, Sequence) and word for word in value):
+        raise OptionTypeError(f"option {name} must be a list of lists of token ids, none of them empty, not {value!r:.80}")
+    if len(value) > MOST_TOKEN_LISTS:
+        raise ValueError(f"option {name} has {len(value)} entries, but may have {MOST_TOKEN_LISTS}")
+    return tuple(token_ids(name, word) for word in value)
+
+
+def parsed_lists(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Parse the lists among the parameters of a Triton request, which are JSON in a string.
+
+    Args:
+        parameters: The parameters. A stop string may also stand for itself.
+
+    Raises:
+        ValueError: A list of tokens is not JSON; the message names it.
+    """
+    return {name: _parsed(name, value) for name, value in parameters.items()}
+
+
+def _parsed(name: str, value: JsonValue) -> JsonValue:
+    if name not in LIST_OPTIONS or not isinstance(value, str):
+        return value
+    try:
+        found: JsonValue = json.loads(value)
+    except (ValueError, RecursionError):
+        found = None
+    if name in ("stop_strings", "stop"):
+        return found if isinstance(found, list) else value
+    if not isinstance(found, list | int):
+        raise OptionTypeError(f"option {name} must be a list in JSON, not {value!r:.80}")
+    return found
+
+
+def _flat(value: object) -> list[int]:
+    if isinstance(value, tuple):
+        return [token for one in value for token in _flat(one)]
+    return [] if value is None else [value]  # type: ignore[list-item]

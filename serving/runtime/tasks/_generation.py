@@ -1,0 +1,180 @@
+"""The base of the tasks whose models generate their answers token by token."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ..generation.generation_options import JSON_OPTIONS, OPTIONS, GenerationOptions, parsed_lists
+from ..types import JsonValue, OptionTypeError, Setting
+from .base import ServedTask
+
+if TYPE_CHECKING:
+    from typing import Self  # the Python inside Triton may be older than 3.11
+
+NO_TRUNCATION = (False, None, "do_not_truncate")
+"""Values of the pipeline's option ``truncation`` that do not truncate."""
+TRUNCATIONS = (True, "longest_first", "only_first", *NO_TRUNCATION)
+"""All of its values, for single texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationTask(ServedTask):
+    """A task whose model generates text.
+
+    Attributes:
+        generation: The checkpoint's defaults by the names of ``transformers.GenerationConfig``, as the pipeline applies them. Those
+            that are the library's own defaults are left out.
+        vocab_size: Tokens that the model scores.
+        bos_token_id: Token that begins a text; None: there is none.
+        pad_token_id: Token that fills rows; None: there is none.
+        prefix: Text in front of every input.
+        truncation: Whether an input that is too long is truncated. If false, it is refused.
+    """
+
+    generation: Mapping[str, object] = field(default_factory=dict)
+    vocab_size: int
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    prefix: str = ""
+    truncation: bool = False
+
+    options: ClassVar[Mapping[str, Setting]] = {
+        "truncation": Setting(bool, help="Truncate text that is too long."),
+        "stop_sequence": Setting(str, help="Text whose tokens end a sequence."),
+        **OPTIONS,
+    }
+    request_only: ClassVar[frozenset[str]] = frozenset({"stop_sequence", *OPTIONS})
+    client_options: ClassVar[tuple[str, ...]] = ("return_tensors", "return_text", "return_type", "clean_up_tokenization_spaces")
+
+    stop_sequence: str | None = None
+
+    @cached_property
+    def generation_options(self) -> GenerationOptions:
+        """Return how a request is generated: by the checkpoint's defaults, or as :meth:`with_options` was told.
+
+        Raises:
+            ValueError: A default of the checkpoint is not supported.
+        """
+        return GenerationOptions.from_settings(self.generation, vocab_size=self.vocab_size)  # type: ignore[arg-type]
+
+    def check_options(self) -> None:
+        """Check that the defaults are supported."""
+        _ = self.generation_options
+
+    def with_options(self, given: Mapping[str, JsonValue]) -> Self:
+        """Return the task with the parameters of a request in place of its defaults; see :attr:`generation_options`.
+
+        Args:
+            given: Options by name. A list may be JSON, because a parameter of a Triton request cannot be a list.
+
+        Raises:
+            ValueError: A parameter is unknown, not supported, of another kind, or not allowed. The message is for the client.
+        """
+        own = {name: value for name, value in given.items() if name in self.own_options}
+        asked = {name: value for name, value in given.items() if name not in own}
+        chosen = replace(self, **{name: self.options[name].check(name, value) for name, value in own.items()})  # type: ignore[arg-type]
+        options = self.generation_options
+        if asked:
+            options = options.with_parameters(parsed_lists(asked), vocab_size=self.vocab_size)
+        vars(chosen)["generation_options"] = options
+        return chosen
+
+    @property
+    def own_options(self) -> frozenset[str]:
+        """Return the names of the options that say what the model reads; the others say how it generates."""
+        return frozenset(self.options.keys() - OPTIONS.keys())
+
+    # -- the client -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def call_options(self) -> tuple[str, ...]:
+        """Return the names of the options that a pipeline call takes."""
+        return (*self.options, *self.client_options)
+
+    def sanitize_parameters(self, given: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
+        """Convert the options of a pipeline call to request parameters, and to what formats the answers.
+
+        What is no option of the pipeline is one of ``generate``. The server has the tokenizer, so ``tokenizer`` has no effect.
+        As in the pipeline, ``max_length`` has none beside a default of ``max_new_tokens``, with a warning.
+
+        Raises:
+            ValueError: An option is not supported, or does not go with another one.
+        """
+        options = {name: value for name, value in given.items() if name != "tokenizer"}
+        shown = {name: options.pop(name) for name in self.client_options if name in options}
+        if (truncation := options.get("truncation")) is not None:
+            if truncation not in TRUNCATIONS:
+                raise ValueError(f"option truncation must be true, false or longest_first, not {truncation!r:.80}")
+            options["truncation"] = truncation not in NO_TRUNCATION
+        if "max_length" in options and self.generation.get("max_new_tokens") and options.get("max_new_tokens", 1) is not None:
+            del options["max_length"]
+            limit = self.generation["max_new_tokens"]
+            message = f"max_length is ignored, as by transformers.pipeline, because max_new_tokens is {limit}: give max_new_tokens"
+            warnings.warn(message, UserWarning, stacklevel=2)
+        formatting = self.answer_format(shown)
+        return self.request_parameters(options), formatting
+
+    def answer_format(self, given: Mapping[str, object]) -> dict[str, object]:
+        """Return the options of :meth:`format_answers` for those of :attr:`client_options` that a call has.
+
+        Raises:
+            ValueError: One is not supported, or does not go with another one.
+        """
+        found: dict[str, object] = {}
+        if (clean := given.get("clean_up_tokenization_spaces")) is not None:
+            found["clean_up_tokenization_spaces"] = bool(clean)
+        return found
+
+    def request_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
+        """Convert options to request parameters: without None, lists as JSON, numbers as Python's own.
+
+        Raises:
+            OptionTypeError: A value cannot be a parameter.
+        """
+        found: dict[str, JsonValue] = {}
+        for name, value in given.items():
+            plain = value.item() if isinstance(value, np.generic) else value
+            kind = self.options[name].kind if name in self.options else None
+            if kind is bool and isinstance(plain, int):
+                plain = bool(plain)
+            if name in JSON_OPTIONS and isinstance(plain, str):
+                plain = {"true": True, "false": False}.get(plain, plain)
+            if isinstance(plain, np.ndarray | Sequence) and not isinstance(plain, str):
+                plain = _json_list(name, plain)
+            if plain is not None and not isinstance(plain, bool | int | float | str):
+                raise OptionTypeError(f"option {name} is not supported with a value of type {type(plain).__name__}")
+            if plain is not None:
+                found[name] = plain
+        return found
+
+
+def _json_list(name: str, value: object) -> str:
+    try:
+        return json.dumps(value, default=_plain, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise OptionTypeError(f"option {name} must be a list of numbers or strings: {error}") from None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is neither")
+
+
+def return_type(kind: object, known: Sequence[str]) -> str:
+    """Return the name of a member of the pipeline's ``ReturnType``, or of a string with that name.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    name = getattr(kind, "name", kind)
+    if name not in known:
+        raise ValueError(f"option return_type must be one of {', '.join(known)}, not {kind!r:.80}")
+    return str(name)

@@ -1,0 +1,257 @@
+"""Text generation: a text, or a chat → its continuation.
+
+The answers are those of ``transformers.pipeline("text-generation")``. The tensors are those of Triton's vLLM backend, and the model
+is decoupled: it answers a request as often as the request's ``stream`` makes it. One request is one text.
+
+* ``sampling_parameters`` is a JSON object of options; request parameters are options too.
+* Without ``exclude_input_in_output``, the text of the input stands in front of ``text_output``, and its tokens in front of
+  ``token_ids``, for each of the sequences.
+* ``token_ids`` holds the tokens of the sequences one after the other; ``num_output_tokens`` counts those that were generated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..types import Arrays, JsonValue, Setting, Tensor
+from ._clean_up import cleaned_up
+from ._generation import GenerationTask, return_type
+
+MESSAGES = "messages"
+"""Request parameter, and second string of a row: the text is a JSON list of messages."""
+FULL_TEXT, NEW_TEXT, TENSORS = "FULL_TEXT", "NEW_TEXT", "TENSORS"
+"""What an answer shows: names of the pipeline's ``ReturnType``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextGeneration(GenerationTask):
+    """Serves text-generation.
+
+    Attributes:
+        chat: Whether the checkpoint has a chat template.
+        special_tokens: The tokenizer's special tokens by their names, such as ``eos_token``: chat templates use them.
+        model_max_length: Maximum tokens that the tokenizer knows of the model, for ``handle_long_generation``.
+        messages: Whether ``text_input`` is a JSON list of messages.
+        continue_final_message: Whether the answer continues the last message. None: if an assistant wrote it.
+        add_special_tokens: Whether the tokenizer adds special tokens to a text that is no chat.
+        handle_long_generation: ``hole``: if the text and its continuation are too long, the beginning of the text is dropped.
+        stop_sequence: Text each of whose tokens ends a sequence. None: the end-of-sequence tokens do.
+    """
+
+    chat: bool = False
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    model_max_length: int | None = None
+    messages: bool = False
+    continue_final_message: bool | None = None
+    add_special_tokens: bool = True
+    handle_long_generation: str | None = None
+
+    name: ClassVar[str] = "text-generation"
+    options: ClassVar[Mapping[str, Setting]] = {
+        "prefix": Setting(str, help="Text in front of the input."),
+        "messages": Setting(bool, help="The input is a JSON list of messages."),
+        "continue_final_message": Setting(bool, help="Continue the last message."),
+        "add_special_tokens": Setting(bool, help="Add special tokens to the input."),
+        "handle_long_generation": Setting(str, choices=("hole",), help="Drop the beginning of an input that is too long."),
+        **GenerationTask.options,
+    }
+    request_only: ClassVar[frozenset[str]] = GenerationTask.request_only | {
+        "messages",
+        "continue_final_message",
+        "add_special_tokens",
+        "handle_long_generation",
+    }
+    client_options: ClassVar[tuple[str, ...]] = (
+        "return_full_text",
+        *GenerationTask.client_options,
+        "padding",
+        "skip_special_tokens",
+        "tokenizer_encode_kwargs",
+    )
+    positional: ClassVar[tuple[str, ...]] = ("text_inputs",)
+    text_keys: ClassVar[tuple[str, ...]] = ("text",)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return the text; the other inputs are :meth:`optional_inputs`."""
+        return (Tensor("text_input", "TYPE_STRING"),)
+
+    def optional_inputs(self) -> tuple[Tensor, ...]:
+        """Return the tensors that a request may leave out."""
+        return (
+            Tensor("stream", "TYPE_BOOL"),
+            Tensor("sampling_parameters", "TYPE_STRING"),
+            Tensor("exclude_input_in_output", "TYPE_BOOL"),
+            Tensor("return_finish_reason", "TYPE_BOOL"),
+            Tensor("return_num_output_tokens", "TYPE_BOOL"),
+        )
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Return one text per sequence, and what belongs to it."""
+        return (
+            Tensor("text_output", "TYPE_STRING", (-1,)),
+            Tensor("finish_reason", "TYPE_STRING", (-1,)),
+            Tensor("num_output_tokens", "TYPE_UINT32", (-1,)),
+            Tensor("token_ids", "TYPE_INT64", (-1,)),
+        )
+
+    @property
+    def example(self) -> dict[str, str]:
+        """Return a beginning."""
+        return {"text_input": "Once upon a time"}
+
+    @property
+    def call_options(self) -> tuple[str, ...]:
+        """Return the names of the options that a pipeline call takes: whether the input is a chat follows from its form."""
+        return tuple(name for name in super().call_options if name != MESSAGES)
+
+    # -- the client -----------------------------------------------------------------------------------------------------------
+
+    def parse_call(self, arguments: tuple[object, ...], given: Mapping[str, object]) -> tuple[object, dict[str, object]]:
+        """Split the arguments of a call; the inputs are called ``text_inputs``."""
+        options = dict(given)
+        inputs = (*arguments, options.pop("text_inputs")) if "text_inputs" in options else arguments
+        if len(inputs) != 1:
+            raise TypeError(f"{self.name} takes its inputs as one argument, not {len(inputs)}")
+        return inputs[0], options
+
+    def parse_inputs(self, inputs: object) -> list[tuple[str, ...]]:
+        """Take a text, a list of texts, a chat or a list of chats. A chat is a list of messages with ``role`` and ``content``.
+
+        Returns:
+            ``(text,)`` per text, and ``(JSON list of messages, "messages")`` per chat.
+
+        Raises:
+            TypeError: The inputs have another form.
+            IndexError: A list is empty.
+            ValueError: A chat has another form, or the checkpoint has no chat template.
+        """
+        if isinstance(inputs, list | tuple):
+            if not inputs:
+                raise IndexError("there are no inputs: the list is empty")
+            if isinstance(inputs[0], dict):
+                return [self._chat(inputs)]
+            if isinstance(inputs[0], list | tuple):
+                return [self._chat(chat) for chat in inputs]
+        if isinstance(inputs, tuple):
+            raise TypeError("texts must be in a list, not in a tuple")
+        return [_text(text) for text in (inputs if isinstance(inputs, list) else [inputs])]
+
+    def parse_items(self, items: object) -> list[tuple[str, ...]]:
+        """Convert items of inputs that are read one by one: each is a text or a chat."""
+        return [row for item in (items if isinstance(items, list) else [items]) for row in self.parse_inputs(item)]
+
+    def _chat(self, messages: object) -> tuple[str, ...]:
+        if not isinstance(messages, list | tuple):
+            raise ValueError(f"a chat must be a list of messages, not {messages!r:.80}")
+        if not messages:
+            raise IndexError("a chat has no messages")
+        if not all(isinstance(message, dict) and "role" in message and "content" in message for message in messages):
+            raise ValueError("each message of a chat must be a dict with the keys 'role' and 'content'")
+        if not self.chat:
+            raise ValueError("the checkpoint has no chat template, so it takes texts and no messages")
+        return json.dumps(messages, ensure_ascii=False), MESSAGES
+
+    def answer_format(self, given: Mapping[str, object]) -> dict[str, object]:
+        """Return what an answer shows, and whether its spaces are cleaned up, as the pipeline decides that.
+
+        As in the pipeline, ``return_tensors`` of any value gives tokens.
+
+        Raises:
+            ValueError: Two options exclude each other, or one is not supported.
+        """
+        found = super().answer_format(given)
+        full, tensors, text, kind = (
+            given.get(name) for name in ("return_full_text", "return_tensors", "return_text", "return_type")
+        )
+        if kind is None and text is not None and (full is not None or tensors is not None):
+            raise ValueError("return_text excludes return_full_text and return_tensors")
+        if kind is None and full is not None and tensors is not None:
+            raise ValueError("return_full_text excludes return_tensors")
+        if kind is not None:
+            found["return_type"] = return_type(kind, (FULL_TEXT, NEW_TEXT, TENSORS))
+        elif full is not None:
+            found["return_type"] = FULL_TEXT if full else NEW_TEXT
+        elif tensors is not None:
+            found["return_type"] = TENSORS
+        if given.get("padding") not in (None, False, True, "longest", "do_not_pad"):
+            raise ValueError(f"option padding is not supported with {given['padding']!r:.80}")
+        if given.get("skip_special_tokens") not in (None, True):
+            raise ValueError("option skip_special_tokens is not supported with false: the server leaves special tokens out")
+        if given.get("tokenizer_encode_kwargs"):
+            raise ValueError("option tokenizer_encode_kwargs is not supported: the server tokenizes")
+        return found
+
+    def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
+        """Return the sequences of one request, ``[{"generated_text"}]`` with the new text, or ``[{"generated_token_ids"}]``.
+
+        :meth:`with_prompt` puts the input in front.
+        """
+        if options.get("return_type") == TENSORS:
+            return [{"generated_token_ids": tokens} for tokens in self._padded(answers)]
+        return [{"generated_text": text.decode()} for text in answers["text_output"].reshape(-1).tolist()]
+
+    def _padded(self, answers: Arrays) -> list[list[int]]:
+        """Return the tokens of each sequence, with padding at the end of the shorter ones as ``generate`` gives them."""
+        counts = answers["num_output_tokens"].reshape(-1).tolist()
+        tokens = answers["token_ids"].reshape(-1).tolist()
+        prompt = (len(tokens) - sum(counts)) // len(counts)
+        padding = self.pad_token_id
+        if padding is None:
+            padding = next(iter(self.generation_options.eos_token_id), 0)
+        found, start = [], 0
+        for count in counts:
+            end = start + prompt + count
+            found.append(tokens[start:end] + [padding] * (max(counts) - count))
+            start = end
+        return found
+
+    def with_prompt(self, record: Mapping[str, object], row: tuple[str, ...], **options: object) -> dict[str, object]:
+        """Return a record of :meth:`format_answers` as the pipeline shows it: with the input, and its spaces cleaned up.
+
+        Args:
+            record: The record.
+            row: The row, as :meth:`parse_inputs` gave it.
+            options: What :meth:`sanitize_parameters` gave, and ``prefix`` and ``continue_final_message`` of the call.
+        """
+        if "generated_text" not in record:
+            return dict(record)
+        text = str(record["generated_text"])
+        text_before, messages, continues = self.prompt_parts(row, options)
+        if options.get("clean_up_tokenization_spaces", True):
+            text = cleaned_up(text_before + text)[len(cleaned_up(text_before)) :]
+        if options.get("return_type", FULL_TEXT) == NEW_TEXT:
+            return {"generated_text": text}
+        if not messages:
+            return {"generated_text": row[0] + text}
+        if continues:
+            last = messages[-1]
+            return {"generated_text": [*messages[:-1], {"role": last["role"], "content": f"{last['content']}{text}"}]}
+        return {"generated_text": [*messages, {"role": "assistant", "content": text}]}
+
+    def prompt_parts(self, row: tuple[str, ...], options: Mapping[str, object]) -> tuple[str, list[dict[str, JsonValue]], bool]:
+        """Return the text that the answer continues, as far as it is known here, the messages, and whether the last one goes on."""
+        if len(row) == 1:
+            prefix = options.get("prefix")
+            return str(self.prefix if prefix is None else prefix) + row[0], [], False
+        messages = json.loads(row[0])
+        continues = options.get("continue_final_message")
+        if continues is None:
+            continues = messages[-1]["role"] == "assistant"
+        return (str(messages[-1]["content"]) if continues else ""), messages, bool(continues)
+
+    def format_result(self, inputs: object, answers: Sequence[object], options: Mapping[str, object]) -> object:  # noqa: ARG002
+        """Return the sequences of a text or a chat, or a list of these for a list of texts or chats."""
+        is_chat = isinstance(inputs, list | tuple) and isinstance(inputs[0], dict)
+        return answers if isinstance(inputs, list | tuple) and not is_chat else answers[0]
+
+
+def _text(text: object) -> tuple[str, ...]:
+    if not isinstance(text, str):
+        raise TypeError(f"each input must be a string or a list of messages, not {text!r:.80}")
+    return (text,)
+
+
+TASK = TextGeneration

@@ -1,0 +1,71 @@
+"""The defaults of generation are those that ``transformers.pipeline`` finds in the same checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    pipeline,
+)
+
+from export.generation_defaults import IGNORED, generation_defaults
+from serving.runtime.generation.generation_options import GenerationOptions
+
+GENERATION: tuple[dict[str, Any], ...] = (
+    {},
+    {"eos_token_id": [2, 5], "temperature": 0.2, "top_k": 7, "do_sample": False},
+    {"max_length": 100, "num_beams": 2, "no_repeat_ngram_size": 3, "length_penalty": 2.0, "early_stopping": True},
+    {"max_new_tokens": 9, "max_length": 77, "repetition_penalty": 1.2},
+    {"max_new_tokens": 9, "forced_bos_token_id": 3, "bad_words_ids": [[3], [4, 5]], "chat_format": "custom"},
+    {"max_new_tokens": 9, "transformers_version": "4.30.0", "min_length": 5, "num_beams": 3},
+)
+SPECIFIC = {
+    "summarization": {"prefix": "summarize: ", "min_length": 30, "max_length": 200, "num_beams": 1, "early_stopping": True},
+    "translation_en_to_de": {"prefix": "translate English to German: ", "num_beams": 5},
+    "text-generation": {"do_sample": True, "max_length": 50},
+}
+SPECIAL = {"pad_token": "<pad>"}
+WORDS = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "a": 1}, "a")), **SPECIAL)
+SIZES = {"vocab_size": 100, "num_hidden_layers": 1, "num_layers": 1, "hidden_size": 8, "d_model": 8, "d_kv": 4, "d_ff": 8}
+
+
+def model_of(task: str, specific: dict[str, Any] | None) -> Any:
+    more = {"task_specific_params": specific, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    if task == "text-generation":
+        return LlamaForCausalLM(LlamaConfig(**SIZES, num_attention_heads=2, intermediate_size=8, prefix="Hi ", **more))
+    return T5ForConditionalGeneration(T5Config(**SIZES, num_heads=2, **more))
+
+
+@pytest.mark.filterwarnings("ignore:.translation. task was used:UserWarning")
+@pytest.mark.parametrize("task", ["text-generation", "summarization", "translation", "translation_en_to_de"])
+@pytest.mark.parametrize("given", GENERATION, ids=range(len(GENERATION)))
+@pytest.mark.parametrize("specific", [None, SPECIFIC], ids=["plain", "specific"])
+def test_defaults_are_those_of_the_pipeline(task: str, given: dict[str, Any], specific: dict[str, Any] | None) -> None:
+    model = model_of(task, specific)
+    model.generation_config = GenerationConfig(**{"eos_token_id": 1, "decoder_start_token_id": 0} | given)
+    found = generation_defaults(task, model.generation_config, model.config.to_dict(), pad_token_id=WORDS.pad_token_id)
+    pipe = pipeline(task, model=model, tokenizer=WORDS, device=-1)
+    used, _ = model._prepare_generation_config(pipe.generation_config)  # what generate makes of it
+    assert found.prefix == (pipe.prefix or "")
+    assert {**used.to_diff_dict(), "chat_format": None} == {
+        **{name: value for name, value in used.to_diff_dict().items() if name in IGNORED},
+        **found.generation,
+        "chat_format": None,
+    }
+    assert (found.pad_token_id, found.bos_token_id) == (used.pad_token_id, used.bos_token_id)
+    assert found.decoder_start_token_id == used.decoder_start_token_id
+    if not (found.generation.get("do_sample") and found.generation.get("num_beams", 1) != 1):  # the server has no such decoding
+        GenerationOptions.from_settings(found.generation, vocab_size=100)
+
+
+def test_another_task_has_no_defaults() -> None:
+    with pytest.raises(KeyError, match="fill-mask"):
+        generation_defaults("fill-mask", GenerationConfig(), {}, pad_token_id=None)

@@ -1,0 +1,137 @@
+"""Options of a request: names, aliases, what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from serving.runtime.generation.generation_options import NEUTRAL, GenerationOptions, parsed_lists
+
+PLAIN = GenerationOptions(max_new_tokens=256, do_sample=True, temperature=0.7, eos_token_id=(2,))
+
+
+def changed(**parameters: object) -> GenerationOptions:
+    return PLAIN.with_parameters(parameters, vocab_size=100)  # type: ignore[arg-type]
+
+
+def test_names_of_transformers_and_of_vllm() -> None:
+    assert changed() == PLAIN
+    assert changed(max_tokens=5, min_tokens=2, n=3) == changed(max_new_tokens=5, min_new_tokens=2, num_return_sequences=3)
+    assert changed(stop="a").stop_strings == ("a",) and not changed(stop="a").include_stop_strings
+    assert changed(stop_strings=["a", "b"]).stop_strings == ("a", "b") and changed(stop_strings="a").include_stop_strings
+    assert changed(stop="a", include_stop_str_in_output=True).include_stop_strings
+    assert not changed(include_stop_strings=False, stop_strings="a").include_stop_strings
+    assert changed(ignore_eos=True).eos_token_id == () and changed(ignore_eos=False).eos_token_id == (2,)
+    assert changed(stop_token_ids=[5, 6]).eos_token_id == (2, 5, 6)
+    assert changed(eos_token_id=4, stop_token_ids=[5]).eos_token_id == (4, 5)
+    assert changed(ignore_eos=True, stop_token_ids=[5]).eos_token_id == (5,)
+    assert changed(eos_token_id=[4, 5]).eos_token_id == (4, 5)
+    assert changed(top_k=-1).top_k == 0
+    assert changed(temperature=1).temperature == 1.0
+    assert not changed(temperature=0).do_sample, "vLLM's way to ask for greedy decoding"
+    assert changed(seed=None, min_p=None) == PLAIN
+    assert changed(early_stopping="never").early_stopping == "never"
+
+
+def test_a_length_of_the_request_comes_before_the_model_s() -> None:
+    assert changed(max_length=30).max_total_length(4, capacity=100) == 30
+    assert changed(max_length=30, max_new_tokens=7).max_total_length(4, capacity=100) == 11
+    assert changed(min_length=3).min_new_tokens is None
+    assert PLAIN.max_total_length(4, capacity=300) == 260
+    assert PLAIN.max_total_length(4, capacity=100) == 100, "a default is cut to what fits"
+    assert GenerationOptions().max_total_length(4, capacity=100) == 24, "the default of transformers does not count the prompt"
+    assert GenerationOptions().with_parameters({"max_length": 20}, vocab_size=9).max_total_length(4, capacity=100) == 20
+    defaults = GenerationOptions.from_settings({"max_new_tokens": 256}, vocab_size=9)
+    assert defaults.max_total_length(4, capacity=100) == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "named"),
+    [
+        (PLAIN, 100, ["100 tokens", "holds 100"]),
+        (PLAIN, 120, ["120 tokens", "holds 100"]),
+        (changed(max_new_tokens=97), 4, ["max_new_tokens", "97", "prompt of 4", "holds 100", "96 at most"]),
+        (changed(max_length=101), 4, ["max_length", "97", "prompt of 4", "holds 100"]),
+        (changed(max_length=4), 4, ["max_length is 4", "prompt alone has 4"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_both_numbers(options: GenerationOptions, prompt: int, named: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        options.max_total_length(prompt, capacity=100)
+    assert all(words in str(error.value) for words in named)
+
+
+BAD: list[dict[str, object]] = [
+    {"max_new_tokens": 0},
+    {"max_new_tokens": 2.5},
+    {"max_new_tokens": True},
+    {"max_tokens": "7"},
+    {"do_sample": 1},
+    {"temperature": -1},
+    {"temperature": math.nan},
+    {"temperature": math.inf},
+    {"top_k": -2},
+    {"top_p": 1.1},
+    {"min_p": -0.1},
+    {"seed": -1},
+    {"seed": 2**64},
+    {"repetition_penalty": 0},
+    {"no_repeat_ngram_size": -1},
+    {"bad_words_ids": [1, 2]},
+    {"bad_words_ids": [[1], []]},
+    {"bad_words_ids": [[100]]},
+    {"bad_words_ids": "ab"},
+    {"bad_words_ids": [["a"]]},
+    {"suppress_tokens": [1, -1]},
+    {"suppress_tokens": list(range(2000))},
+    {"eos_token_id": "2"},
+    {"eos_token_id": [100]},
+    {"forced_bos_token_id": 100},
+    {"forced_bos_token_id": [1]},
+    {"stop": [""]},
+    {"stop": ["a"] * 100},
+    {"stop": "a" * 1000},
+    {"stop": 3},
+    {"stop_strings": [3]},
+    {"num_beams": 0},
+    {"num_beams": 10**9},
+    {"num_beams": 4},
+    {"early_stopping": "always"},
+    {"length_penalty": math.inf},
+    {"num_return_sequences": 2, "do_sample": False},
+    {"num_beams": 4, "do_sample": False, "stop": "a"},
+    {"num_return_sequences": 5, "do_sample": False, "num_beams": 4},
+    {"temperature": 0.0, "do_sample": True},
+    {"ignore_eos": "yes"},
+    {"stop_token_ids": [True]},
+    {"typical_p": 0.9},
+    {"renormalize_logits": True},
+    {"max_new_token": 5},
+    {"max_tokens": 5, "max_new_tokens": 5},
+    {"stop": "a", "stop_strings": "b"},
+]
+
+
+@pytest.mark.parametrize("parameters", BAD, ids=lambda parameters: "-".join(f"{one}={parameters[one]!r:.12}" for one in parameters))
+def test_a_bad_option_is_refused_by_name(parameters: dict[str, object]) -> None:
+    with pytest.raises(ValueError) as error:
+        changed(**parameters)
+    assert any(name in str(error.value) for name in (*parameters, "max_new_tokens" if "max_tokens" in parameters else "?"))
+    assert len(str(error.value)) < 300
+
+
+def test_an_option_that_asks_for_nothing_is_accepted() -> None:
+    for name, values in NEUTRAL.items():
+        assert all(changed(**{name: value}) == PLAIN for value in (*values, None))
+
+
+def test_lists_come_as_json_in_the_parameters_of_triton() -> None:
+    parsed = parsed_lists(
+        {"eos_token_id": "[1, 2]", "stop": '["a", "b"]', "top_k": 5, "bad_words_ids": "[[1]]", "stop_token_ids": "3"}
+    )
+    assert parsed == {"eos_token_id": [1, 2], "stop": ["a", "b"], "top_k": 5, "bad_words_ids": [[1]], "stop_token_ids": 3}
+    assert parsed_lists({"stop": "[INST]", "stop_strings": "12"}) == {"stop": "[INST]", "stop_strings": "12"}
+    for value in ("[1", "abc", '{"a": 1}', "[" * 100_000):
+        with pytest.raises(ValueError, match="suppress_tokens"):
+            parsed_lists({"suppress_tokens": value})

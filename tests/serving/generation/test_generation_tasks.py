@@ -1,0 +1,174 @@
+"""The tasks whose models generate: their settings, the options of a request, and the client's forms. No server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.runtime.tasks import load_encoder, load_served
+from serving.runtime.tasks._generation import GenerationTask
+from serving.runtime.tasks.summarization import Summarization
+from serving.runtime.tasks.text_generation import TextGeneration
+from serving.runtime.tasks.translation import Translation
+
+DEFAULTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7, "eos_token_id": 2}
+WRITER = TextGeneration(vocab_size=100, generation=DEFAULTS, chat=True)
+SUMMARIZER = Summarization(vocab_size=100, decoder_start_token_id=0, generation={"max_new_tokens": 256, "num_beams": 4})
+NLLB = Translation(vocab_size=100, decoder_start_token_id=0, languages={"eng": 5, "deu": 6}, tokenizer_language="eng")
+CHAT = [{"role": "user", "content": "Hi"}]
+PREFILL = [*CHAT, {"role": "assistant", "content": "Well"}]
+
+
+@pytest.mark.parametrize("task", [WRITER, SUMMARIZER, NLLB], ids=lambda task: task.name)
+def test_settings_survive_being_written_and_read(task: GenerationTask) -> None:
+    assert load_served(task.name, task.to_settings()) == task
+    with pytest.raises(ValueError, match="generate their answers token by token"):
+        load_encoder(task.name, task.to_settings())
+
+
+def test_settings_of_another_type_are_refused_by_their_names() -> None:
+    with pytest.raises(ValueError, match="setting generation of text-generation"):
+        load_served("text-generation", {"vocab_size": 9, "generation": [1]})
+    with pytest.raises(ValueError, match="setting languages of translation"):
+        load_served("translation", {"vocab_size": 9, "decoder_start_token_id": 0, "languages": {"en": "5"}})
+
+
+def test_options_of_a_request_come_before_the_defaults() -> None:
+    chosen = WRITER.with_options({"max_length": 30, "eos_token_id": "[3, 4]", "do_sample": False, "prefix": "So: "})
+    options = chosen.generation_options
+    assert (options.max_new_tokens, options.max_length, options.eos_token_id, options.do_sample) == (None, 30, (3, 4), False)
+    assert chosen.prefix == "So: " and WRITER.prefix == ""
+    assert WRITER.with_options({}).generation_options.max_new_tokens == 256
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"colour": 1}, "option colour is unknown"),
+        ({"typical_p": 0.5}, "option typical_p is not supported"),
+        ({"top_k": "many"}, "option top_k must be a whole number"),
+        ({"eos_token_id": 100}, "option eos_token_id names token 100"),
+        ({"truncation": 1}, "option truncation must be true or false"),
+        ({"handle_long_generation": "cut"}, "option handle_long_generation must be one of hole"),
+        ({"bad_words_ids": "[[3"}, "option bad_words_ids must be a list in JSON"),
+    ],
+)
+def test_bad_options_are_refused_by_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WRITER.with_options(given)
+
+
+def test_a_model_of_many_languages_needs_two() -> None:
+    chosen = NLLB.with_options({"src_lang": "eng", "tgt_lang": "deu"})
+    assert chosen.generation_options.forced_bos_token_id == 6
+    with pytest.raises(ValueError, match="src_lang and tgt_lang are needed"):
+        NLLB.with_options({"src_lang": "eng"})
+    with pytest.raises(KeyError, match="option tgt_lang must be one of deu, eng"):
+        NLLB.with_options({"src_lang": "eng", "tgt_lang": "fra"})
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({}, None),
+        ({"return_full_text": True}, "FULL_TEXT"),
+        ({"return_full_text": False}, "NEW_TEXT"),
+        ({"return_tensors": False}, "TENSORS"),
+        ({"return_type": "NEW_TEXT", "return_full_text": True}, "NEW_TEXT"),
+    ],
+)
+def test_what_an_answer_shows(given: dict[str, Any], kind: str | None) -> None:
+    assert WRITER.sanitize_parameters(given) == ({}, {} if kind is None else {"return_type": kind})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"return_full_text": True, "return_tensors": True}, "return_full_text excludes return_tensors"),
+        ({"return_text": True, "return_tensors": True}, "return_text excludes"),
+        ({"return_type": 7}, "return_type must be one of FULL_TEXT, NEW_TEXT, TENSORS"),
+        ({"skip_special_tokens": False}, "skip_special_tokens is not supported"),
+        ({"padding": "max_length"}, "padding is not supported"),
+        ({"tokenizer_encode_kwargs": {"max_length": 3}}, "tokenizer_encode_kwargs is not supported"),
+        ({"truncation": "only_second"}, "truncation must be"),
+        ({"streamer": object()}, "option streamer is not supported with a value of type object"),
+        ({"bad_words_ids": [object()]}, "option bad_words_ids must be a list of numbers or strings"),
+    ],
+)
+def test_options_of_the_pipeline_that_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WRITER.sanitize_parameters(given)
+
+
+def test_options_travel_as_request_parameters() -> None:
+    given = {"eos_token_id": [2, np.int64(3)], "top_k": np.int64(4), "early_stopping": "true", "tokenizer": object(), "seed": None}
+    assert WRITER.sanitize_parameters(given)[0] == {"eos_token_id": "[2, 3]", "top_k": 4, "early_stopping": True}
+    assert WRITER.sanitize_parameters({"truncation": "longest_first"})[0] == {"truncation": True}
+    with pytest.raises(ValueError, match="return_tensors is not supported by summarization"):
+        SUMMARIZER.sanitize_parameters({"return_tensors": True})
+
+
+def test_max_length_is_ignored_as_by_the_pipeline() -> None:
+    with pytest.warns(UserWarning, match="max_length is ignored, as by transformers.pipeline"):
+        assert WRITER.sanitize_parameters({"max_length": 9})[0] == {}
+    assert WRITER.sanitize_parameters({"max_length": 9, "max_new_tokens": None})[0] == {"max_length": 9}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error"),
+    [
+        ([], IndexError),
+        ([[]], IndexError),
+        (None, TypeError),
+        ([1], TypeError),
+        (("a", "b"), TypeError),
+        ({"text": "a"}, TypeError),
+        (["a", CHAT], TypeError),
+        ([CHAT, "a"], ValueError),
+        ([{"role": "user"}], ValueError),
+    ],
+)
+def test_bad_inputs_raise_what_the_pipeline_raises(inputs: object, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        WRITER.parse_inputs(inputs)
+
+
+def test_a_chat_needs_a_template() -> None:
+    with pytest.raises(ValueError, match="no chat template"):
+        TextGeneration(vocab_size=9).parse_inputs(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "text"),
+    [
+        ("Hello , it", {}, "Hello , it'm. A"),
+        ("Hello", {"clean_up_tokenization_spaces": False}, "Hello 'm . A"),
+        ("Hello", {"return_type": "NEW_TEXT"}, "'m. A"),
+        (CHAT, {}, [*CHAT, {"role": "assistant", "content": "'m. A"}]),
+        (PREFILL, {}, [*CHAT, {"role": "assistant", "content": "Well'm. A"}]),
+        (PREFILL, {"continue_final_message": False}, [*PREFILL, {"role": "assistant", "content": "'m. A"}]),
+    ],
+)
+def test_the_input_stands_in_front(inputs: object, options: dict[str, Any], text: object) -> None:
+    (row,) = WRITER.parse_inputs(inputs)
+    assert WRITER.with_prompt({"generated_text": " 'm . A"}, row, **options) == {"generated_text": text}
+
+
+def test_tokens_of_several_sequences_are_padded() -> None:
+    answers = {"token_ids": np.array([7, 8, 1, 2, 7, 8, 3]), "num_output_tokens": np.array([2, 1])}
+    found = WRITER.format_answers(answers, return_type="TENSORS")
+    assert found == [{"generated_token_ids": [7, 8, 1, 2]}, {"generated_token_ids": [7, 8, 3, 2]}]
+
+
+def test_forms_of_summaries() -> None:
+    answers = {"GENERATED": np.array([[b"a ."], [b"b"]], dtype=object)}
+    rows = SUMMARIZER.format_answers(answers)
+    assert SUMMARIZER.format_result(["x", "y"], rows, {}) == [{"summary_text": "a ."}, {"summary_text": "b"}]
+    assert SUMMARIZER.format_result("x", rows, {}) == [{"summary_text": "a ."}]
+    assert SUMMARIZER.format_answers(answers, clean_up_tokenization_spaces=True)[0] == [{"summary_text": "a."}]
+    two = SUMMARIZER.format_answers({"GENERATED": np.array([[b"a", b"b"]], dtype=object)})
+    assert SUMMARIZER.format_result(["x"], two, {}) == [[{"summary_text": "a"}, {"summary_text": "b"}]]
+    with pytest.raises(TypeError):
+        SUMMARIZER.parse_inputs(("x",))
