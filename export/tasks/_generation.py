@@ -41,6 +41,8 @@ class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]
             ValueError: The checkpoint asks for something that is not supported. The message says what.
         """
 
-    def defaults(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]) -> GenerationDefaults:
+    def defaults(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]
+    ) -> GenerationDefaults:
         """Return what the pipeline of this task knows of a checkpoint without options."""
         return generation_defaults(self.name, model.generation_config, config, pad_token_id=tokenizer.pad_token_id)
