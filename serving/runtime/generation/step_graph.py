@@ -96,8 +96,8 @@ class DecoderGraph:
         self.slots, self.capacity = slots, capacity
         self._session = ort.InferenceSession(str(path), session_options(threads=threads), providers=[CPU])
         self._cache, self._blocks = _allocate_cache(self._session, slots, capacity)
-        vocab = next(output.shape[-1] for output in self._session.get_outputs() if output.name == "logits")
-        self._logits = np.empty((slots, vocab), dtype=np.float32)
+        self.vocabulary: int = next(output.shape[-1] for output in self._session.get_outputs() if output.name == "logits")
+        self._logits = np.empty((slots, self.vocabulary), dtype=np.float32)
         self._ids = np.zeros((slots, 1), dtype=np.int64)
         self._positions = np.zeros((slots, 1), dtype=np.int64)
         self._last = np.zeros(slots, dtype=np.int32)
