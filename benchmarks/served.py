@@ -30,7 +30,7 @@ from benchmarks.steps import ENSEMBLE, Counts, counts_between, split, total
 from export import graph
 from serving.client import TritonPipeline
 from serving.errors import ServerError
-from serving.layout import ensembles_among
+from serving.layout import callable_models
 from serving.options import ServerAddress
 from serving.runtime.types import Arrays, Tensor
 from serving.server_record import find_running
@@ -66,9 +66,9 @@ class ServerConnection:
                 hint="start one with: tritonize serve; or measure without one: --in-process",
             ) from error
         if not ready:
-            served = ensembles_among(model.name for model in self._client.get_inference_statistics().model_stats)
+            served = callable_models(model.name for model in self._client.get_inference_statistics().model_stats)
             raise ServerError(
-                f"{name} is not served at {address.grpc_url}; it serves: {', '.join(served) or 'no ensemble of tritonize'}",
+                f"{name} is not served at {address.grpc_url}; it serves: {', '.join(served) or 'no model'}",
                 hint=f"start one on the right repository: tritonize serve --repository …, with {name} in it",
             )
         metadata = self._client.get_server_metadata()

@@ -10,6 +10,7 @@ import psutil
 from benchmarks.processes import listening_process
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.errors import ArtifactError
+from serving.layout import home_name, is_generation_of
 from serving.manifests import RepositoryManifest
 from serving.options import ServerAddress
 
@@ -42,7 +43,7 @@ def read_package(repository: Path, name: str) -> ServedPackage:
         ArtifactError: It is missing, or its ONNX file is not the one that was packaged.
     """
     manifest = read_manifest(repository / name, RepositoryManifest)
-    file = f"{name}_model/1/model.onnx"
+    file = f"{home_name(name, manifest.layout)}/1/model.onnx"
     packaged = manifest.files.get(file)
     if packaged is None:
         raise ArtifactError(f"the manifest of {repository / name} does not list {file}", hint=_PACKAGE_AGAIN)
@@ -80,11 +81,11 @@ def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Proc
     root, process = _server_of(listening)
     flag = "--model-repository="
     served = [process.cwd() / Path(word.removeprefix(flag)) for word in process.cmdline() if word.startswith(flag)]
-    models = {(folder / package.name).resolve() for folder in served}
-    mine = (package.repository / package.name).resolve()
-    older = models and mine.parents[1] in {model.parents[1] for model in models} and mine not in models
-    if models and not older and mine not in models:
-        found = ", ".join(map(str, models))
+    generations = {_generation(folder, package.name) for folder in served}
+    is_served = _generation(package.repository, package.name) in generations
+    older = not is_served and any(is_generation_of(generation, package.repository, package.name) for generation in generations)
+    if generations and not is_served and not older:
+        found = ", ".join(map(str, generations))
         raise ArtifactError(
             f"the server on port {address.grpc_port} serves {found}, not {package.repository / package.name}",
             hint="name the right repository with --repository, or the right server with --grpc-port",
@@ -96,6 +97,11 @@ def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Proc
             hint="restart it: tritonize stop, tritonize serve",
         )
     return root
+
+
+def _generation(models: Path, name: str) -> Path:
+    """Return the folder of the generation that a folder of models holds of a package."""
+    return (models / name / MANIFEST).resolve().parent
 
 
 def _server_of(listening: psutil.Process) -> tuple[psutil.Process, psutil.Process]:

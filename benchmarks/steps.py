@@ -12,7 +12,7 @@ from serving.errors import ServerError
 ENSEMBLE = "ensemble"
 """Key of the counts of the whole ensemble beside those of its steps."""
 STEPS = ("preprocess", "model", "postprocess")
-"""Steps that have a part of a request's time. In the fused layout there is only the model, which does the work of all."""
+"""Steps that have a part of a request's time. A single model is the step ``model``, and does the work of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +54,14 @@ def counts_between(before: dict[str, Any], after: dict[str, Any], name: str) -> 
     """Count what each step did between two readings of a server's statistics.
 
     Returns:
-        Counts by step without the ensemble's name, and of the whole under :data:`ENSEMBLE`.
+        Counts by step without the ensemble's name, and of the whole under :data:`ENSEMBLE`. A single model is its step ``model``.
 
     Raises:
         ServerError: A step executed nothing.
     """
     steps = {model: ENSEMBLE if model == name else model.removeprefix(f"{name}_") for model in before}
-    return {step: _counts(model, before[model], after[model]) for model, step in steps.items()}
+    counts = {step: _counts(model, before[model], after[model], called=name) for model, step in steps.items()}
+    return counts if "model" in counts else counts | {"model": counts[ENSEMBLE]}  # a single model has no steps
 
 
 def split(counts: Mapping[str, Counts], *, mean_us: float, client_us: float) -> Split:
@@ -79,7 +80,7 @@ def split(counts: Mapping[str, Counts], *, mean_us: float, client_us: float) -> 
     )
 
 
-def _counts(model: str, before: Any, after: Any) -> Counts:
+def _counts(model: str, before: Any, after: Any, *, called: str) -> Counts:
     earlier, later = before.inference_stats, after.inference_stats
     counts = Counts(
         executions=after.execution_count - before.execution_count,
@@ -92,7 +93,7 @@ def _counts(model: str, before: Any, after: Any) -> Counts:
     )
     if not counts.executions or not counts.requests:
         raise ServerError(
-            f"{model} executed nothing while {model.rpartition('_')[0]} was under load",
+            f"{model} executed nothing while {called} was under load",
             hint="does another server, or a cache, answer on these ports?",
         )
     return counts

@@ -53,7 +53,7 @@ def tune_command(
     from serving.lineage import refuse_other_package
     from serving.placement import refuse_foreign
 
-    refuse_foreign(options.repository, options.name)  # now rather than after a quarter of an hour
+    refuse_foreign(options.repository, options.name, "ensemble")  # now rather than after a quarter of an hour
     places = PackageOptions(name=options.name, bundle=options.bundle_folder, repository=options.repository)
     refuse_other_package(places, load_bundle(options.bundle_folder))
     if (own := recipe_file(ctx)) is not None:

@@ -104,12 +104,12 @@ def publish(target: Path) -> Iterator[Path]:
         yield fresh
         if not target.exists():
             fresh.rename(target)
-        elif not _exchange(fresh, target):
+        elif not exchange(fresh, target):
             target.rename(staging / RETIRED)  # if the next line is not reached, _clear moves it back
             fresh.rename(target)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Exchange two folders in one step.
 
     Returns:

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from serving import forks
 from serving.errors import RequestError
 from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
-from serving.layout import ensembles_among
+from serving.layout import callable_models
 from serving.options import ServerAddress, WireProtocol
 from serving.retries import RequestRetries
 
@@ -133,7 +133,7 @@ class Connection:
         """Return Triton's configuration of ``model``, as the JSON form of ``ModelConfig``.
 
         Raises:
-            RequestError: There is no server, or no such model; the message then lists the ensembles that are served.
+            RequestError: There is no server, or no such model; the message then lists those that are served.
             RuntimeError: The connection is closed.
         """
         try:
@@ -145,8 +145,8 @@ class Connection:
         config: dict[str, Any] = answer.get("config", answer)
         return config
 
-    async def ensemble_names(self) -> list[str]:
-        """Return the names of the ensembles that the server serves.
+    async def model_names(self) -> list[str]:
+        """Return the names of the models that the server serves and that clients may call.
 
         The statistics tell them. Triton's index of its repository would too, but it belongs to an interface that changes models.
 
@@ -155,7 +155,7 @@ class Connection:
             RuntimeError: The connection is closed.
         """
         answer = await self._with_retries(lambda client: client.get_inference_statistics(headers=self._headers, **self._as_json))
-        return ensembles_among(str(model["name"]) for model in answer.get("model_stats", []))
+        return callable_models(str(model["name"]) for model in answer.get("model_stats", []))
 
     @property
     def _as_json(self) -> dict[str, bool]:
@@ -164,10 +164,10 @@ class Connection:
     async def _not_served(self, model: str, error: RequestError) -> RequestError:
         """Return the error about a model that does not exist, with the names of those that do."""
         try:
-            names = await self.ensemble_names()
+            names = await self.model_names()
         except RequestError as unlisted:
             return RequestError(error.message, status=error.status, hint=f"what it serves is unknown: {unlisted.message}")
-        served = ", ".join(names) or "no ensemble of tritonize"
+        served = ", ".join(names) or "no model"
         hint = "what is packaged later is served after a restart"
         return RequestError(f"{model} is not served at {self._url}; it serves: {served}", status=error.status, hint=hint)
 

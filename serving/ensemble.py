@@ -1,4 +1,4 @@
-"""Build the four model configurations of an ensemble, as dicts with the fields of Triton's ``ModelConfig``.
+"""Build the model configurations of a package, as dicts with the fields of Triton's ``ModelConfig``.
 
 No code depends on the name of a task: the ensemble's tensors come from the task, the model's inputs and outputs from the graph.
 """
@@ -52,6 +52,33 @@ class Warmup:
     dims: dict[str, tuple[int, ...]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepWarmups:
+    """Warm-up requests of each step of an ensemble.
+
+    Attributes:
+        preprocess: Of the first step, or of a single model.
+        model: Of the model of an ensemble.
+        postprocess: Of the last step of an ensemble.
+    """
+
+    preprocess: tuple[Warmup, ...]
+    model: tuple[Warmup, ...] = ()
+    postprocess: tuple[Warmup, ...] = ()
+
+
+def ensemble_configs(
+    name: str, task: EncoderTask, graph: Graph, plan: Plan, warmups: StepWarmups, parameters: Mapping[str, str]
+) -> dict[str, Config]:
+    """Configure an ensemble and its three steps, by name of the model. Clients read ``parameters`` of the ensemble."""
+    return {
+        name: ensemble_config(name, task, graph, plan, parameters),
+        f"{name}_preprocess": preprocess_config(name, task, graph, plan, warmups.preprocess),
+        f"{name}_model": model_config(name, graph, plan, warmups.model),
+        f"{name}_postprocess": postprocess_config(name, task, graph, plan, warmups.postprocess),
+    }
+
+
 def preprocess_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, warmups: Iterable[Warmup]) -> Config:
     """Configure the step from text to token ids. It batches the waiting requests without delay."""
     return {
@@ -80,8 +107,7 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
         "model_warmup": [_warmup(warmup, _model_inputs(graph)) for warmup in warmups],
     }
     if plan.device == "cpu":
-        threads = {"intra_op_thread_count": plan.threads, "inter_op_thread_count": 1}
-        config["parameters"] = {key: {"string_value": str(value)} for key, value in threads.items()}
+        config["parameters"] = _parameters({"intra_op_thread_count": str(plan.threads), "inter_op_thread_count": "1"})
     if ragged:
         config["dynamic_batching"] = {"max_queue_delay_microseconds": plan.queue_delay_us} if plan.queue_delay_us else {}
         config["batch_input"] = [
@@ -112,46 +138,59 @@ def postprocess_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, w
     }
 
 
-def fused_config(name: str, task: EncoderTask, plan: Plan, warmups: Iterable[Warmup]) -> Config:
-    """Configure the one step of the fused layout, from text to answers. Each instance answers one request at a time."""
-    return {
-        "name": f"{name}_model",
+def fused_configs(
+    name: str,
+    task: EncoderTask,
+    graph: Graph,  # noqa: ARG001 - its tensors stay inside the model
+    plan: Plan,
+    warmups: StepWarmups,
+    parameters: Mapping[str, str],
+) -> dict[str, Config]:
+    """Configure the single model of the fused layout, from text to answers. Each instance answers one request at a time."""
+    config = {
+        "name": name,
         "backend": "python",
         "max_batch_size": plan.max_batch_size,
         "input": [_tensor(tensor) for tensor in task.inputs()],
         "output": [_tensor(tensor) for tensor in _answers(task)],
         "instance_group": [{"kind": "KIND_CPU", "count": plan.instances}],
-        "parameters": {"intra_op_thread_count": {"string_value": str(plan.threads)}},
-        "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups],
+        "parameters": _parameters({"intra_op_thread_count": str(plan.threads), **parameters}),
+        "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups.preprocess],
+    }
+    return {name: config}
+
+
+CONFIGS = {"ensemble": ensemble_configs, "fused": fused_configs}
+"""By layout, the function that configures the models of a package."""
+
+
+def client_parameters(task: EncoderTask, *, model_sha256: str, description: Mapping[str, JsonValue]) -> dict[str, str]:
+    """Return the parameters that clients read in the configuration of the model that they call.
+
+    They are the task with its settings, the checksum of the model, and what the attributes of the pipeline tell of it.
+    """
+    return {
+        "task": task.name,
+        "settings": json.dumps(task.to_settings(), ensure_ascii=False),
+        "model_sha256": model_sha256,
+        "description": json.dumps(description, ensure_ascii=False),
     }
 
 
-def ensemble_config(
-    name: str, task: EncoderTask, graph: Graph, plan: Plan, *, model_sha256: str, description: Mapping[str, JsonValue]
-) -> Config:
-    """Configure the ensemble that clients call: its steps, connected by tensor name.
-
-    Its parameters give a client the task with its settings, the checksum of the model, and what its attributes tell of it.
-    """
-    steps: tuple[tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]], ...] = (
+def ensemble_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, parameters: Mapping[str, str]) -> Config:
+    """Configure the ensemble that clients call: its steps, connected by tensor name."""
+    steps = (
         (f"{name}_preprocess", task.inputs(), (*_model_inputs(graph), *_metadata(task))),
         (f"{name}_model", _model_inputs(graph), _model_outputs(graph)),
         (f"{name}_postprocess", (*_model_outputs(graph), *_metadata(task)), _answers(task)),
     )
-    if plan.layout == "fused":
-        steps = ((f"{name}_model", task.inputs(), _answers(task)),)
     return {
         "name": name,
         "platform": "ensemble",
         "max_batch_size": plan.max_batch_size,
         "input": [_tensor(tensor) for tensor in task.inputs()],
         "output": [_tensor(tensor) for tensor in _answers(task)],
-        "parameters": {
-            "task": {"string_value": task.name},
-            "settings": {"string_value": json.dumps(task.to_settings(), ensure_ascii=False)},
-            "model_sha256": {"string_value": model_sha256},
-            "description": {"string_value": json.dumps(description, ensure_ascii=False)},
-        },
+        "parameters": _parameters(parameters),
         "ensemble_scheduling": {
             "step": [
                 {
@@ -184,6 +223,10 @@ def _answers(task: EncoderTask) -> tuple[Tensor, ...]:
 def _metadata(task: EncoderTask) -> tuple[Tensor, ...]:
     """Return the tensor that passes metadata from the first step to the last, if the task has one."""
     return (Tensor(METADATA, "TYPE_STRING"),) if task.carries_metadata else ()
+
+
+def _parameters(values: Mapping[str, str]) -> Config:
+    return {key: {"string_value": value} for key, value in values.items()}
 
 
 def _tensor(tensor: Tensor) -> Config:

@@ -13,12 +13,12 @@ from serving.layout import (
     CURRENT,
     GENERATION_TARGET,
     GENERATIONS,
-    ensemble_names,
-    generation_links,
     home_links,
+    home_name,
     leads_to,
+    links_beside,
     model_home,
-    repository_links,
+    package_names,
 )
 from serving.manifests import RepositoryManifest
 
@@ -101,7 +101,7 @@ def check_repository(repository: Path) -> None:
     Raises:
         ArtifactError: Something was altered, is missing, or does not belong there.
     """
-    for name in ensemble_names(repository):
+    for name in package_names(repository):
         check_ensemble(repository, name)
 
 
@@ -122,6 +122,8 @@ def check_ensemble(repository: Path, name: str, *, files: bool = True) -> Checke
         try:
             check_links(repository, name, remedy)
             manifest = check_generation(generation, name, remedy=remedy, files=files)
+            if home_name(name, manifest.layout) != (home := generation.parents[1]).name:
+                raise ArtifactError(f"{home} is not the place of a package with the layout {manifest.layout}", hint=remedy)
         except (ArtifactError, FileNotFoundError):
             if generation == _current(repository, name, remedy):
                 raise
@@ -160,11 +162,8 @@ def check_links(repository: Path, name: str, remedy: str) -> None:
     refuse_planted(home, name)
     if (home / GENERATIONS).is_symlink():
         raise ArtifactError(f"{home / GENERATIONS} is a link", hint=remedy)
-    own = generation_links(home / CURRENT, name)
-    if stale := [link for link in repository_links(name) if link not in own and os.path.lexists(repository / link)]:
-        raise ArtifactError(f"{repository / stale[0]} belongs to an earlier package of {name}", hint=remedy)
-    targets = {repository / link: target for link, target in own.items()}
-    targets |= {home / link: target for link, target in home_links(name).items()}
+    targets = {repository / link: target for link, target in links_beside(home, name).items()}
+    targets |= {home / link: target for link, target in home_links(home, name).items()}
     for link, target in targets.items():
         if not leads_to(link, target):
             present = link.is_symlink() or link.exists()
@@ -178,7 +177,7 @@ def refuse_planted(home: Path, name: str) -> None:
         ArtifactError: There is another entry.
     """
     for entry in sorted(home.iterdir()):
-        if entry.name not in {CURRENT, GENERATIONS, *home_links(name)}:
+        if entry.name not in {CURRENT, GENERATIONS, *home_links(home, name)}:
             raise ArtifactError(f"{entry} was not written by tritonize package", hint="remove it")
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError
 from serving.integrity import CheckedEnsemble
-from serving.layout import CURRENT, model_home, repository_links
+from serving.layout import CURRENT, model_home, package_entries
 from serving.lineage import is_outdated, is_packaged_from
 from serving.manifests import BundleManifest, RepositoryManifest
 from serving.packages import find_packages
@@ -58,7 +58,7 @@ def take_inventory(repository: Path, artifacts: Path, servers: Sequence[Running]
     entries = [_ready(repository, artifacts, ensemble, servers) for ensemble in found.ensembles.values()]
     for name, error in found.damaged.items():
         notes = (error.message_with_hint, *_served_notes(repository, name, servers))
-        size = _size([model_home(repository, name), *(repository / link for link in repository_links(name))])
+        size = _size(package_entries(repository, name))
         ports = _ports(repository, name, servers)
         entries.append(InventoryEntry(name=name, state="damaged", bytes=size, ports=ports, notes=notes))
     for orphan in found.orphans:

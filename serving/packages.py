@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.artifact import abandoned_staging
 from serving.errors import ArtifactError
 from serving.integrity import CheckedEnsemble, check_ensemble
-from serving.layout import STEPS, ensemble_names, home_links, is_home, leads_to, model_home
+from serving.layout import CURRENT, STEPS, is_home, package_at, package_names
+from serving.placement import leftovers
 from serving.writing import describe
 
 STEP_FILES = ("settings.json", "tokenization.py")
@@ -65,7 +66,7 @@ def find_packages(repository: Path, *, files: bool = True) -> FoundPackages:
     """
     ensembles: dict[str, CheckedEnsemble] = {}
     damaged: dict[str, ArtifactError] = {}
-    for name in ensemble_names(repository):
+    for name in package_names(repository):
         if not os.path.lexists(repository / name):
             continue  # an orphan
         try:
@@ -74,7 +75,8 @@ def find_packages(repository: Path, *, files: bool = True) -> FoundPackages:
             damaged[name] = error
         except OSError as error:
             damaged[name] = ArtifactError(describe(error), hint=f"package it again with: tritonize package --name {name} --force")
-    orphans = (*_steps_without_ensemble(repository), *_interrupted(repository))
+    earlier = _of_an_earlier_layout(repository, (*ensembles, *damaged))
+    orphans = (*_steps_without_ensemble(repository), *earlier, *_interrupted(repository))
     return FoundPackages(ensembles=ensembles, damaged=damaged, orphans=orphans)
 
 
@@ -96,10 +98,19 @@ def _steps_without_ensemble(repository: Path) -> Iterator[Orphan]:
 def is_step(entry: Path, name: str, step: str) -> bool:
     """Return whether an entry of a repository is a step that tritonize wrote, even if it was damaged or copied since."""
     if step == "model":
-        return is_home(entry) or any(leads_to(entry / link, target) for link, target in home_links(name).items())
+        return is_home(entry) and package_at(entry) == name
     if entry.is_symlink():
-        return entry.readlink().parts[:1] == (model_home(repository=entry.parent, name=name).name,)
+        return entry.readlink().parts[:2] == (f"{name}_model", CURRENT)
     return all((entry / "1" / file).is_file() for file in STEP_FILES)
+
+
+def _of_an_earlier_layout(repository: Path, names: Iterable[str]) -> Iterator[Orphan]:
+    """Yield what an interrupted packaging has left of the package that it replaced, if that had another layout."""
+    for name in names:
+        if paths := leftovers(repository, name):
+            shown = ", ".join(path.name for path in paths)
+            problem = f"{repository}: {shown} {'belongs' if len(paths) == 1 else 'belong'} to an earlier package of {name}"
+            yield Orphan(name=name, paths=tuple(paths), problem=problem, hint=f"package {name} again")
 
 
 def _interrupted(repository: Path) -> Iterator[Orphan]:

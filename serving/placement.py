@@ -7,14 +7,28 @@ import shutil
 from pathlib import Path
 from uuid import uuid4
 
+from serving.artifact import exchange
 from serving.errors import ArtifactError
 from serving.integrity import check_links, refuse_planted
-from serving.layout import CURRENT, GENERATIONS, generation_links, home_links, is_home, leads_to, model_home, repository_links
+from serving.layout import (
+    CURRENT,
+    GENERATIONS,
+    generation_entries,
+    home_links,
+    home_name,
+    is_home,
+    leads_to,
+    links_beside,
+    model_home,
+    package_at,
+    repository_links,
+)
 from serving.leases import without_leases
+from serving.options import Layout
 
 
 def is_linked(repository: Path, name: str) -> bool:
-    """Return whether the links of an ensemble are as they must be, with nothing beside."""
+    """Return whether the links of a package are as they must be, with nothing beside."""
     try:
         check_links(repository, name, "")
     except ArtifactError:
@@ -22,40 +36,45 @@ def is_linked(repository: Path, name: str) -> bool:
     return True
 
 
-def refuse_foreign(repository: Path, name: str) -> None:
-    """Check that no other model has one of the four names.
+def refuse_foreign(repository: Path, name: str, layout: Layout) -> None:
+    """Check that no other model has one of the names that a package needs.
 
     Args:
         repository: The model repository.
-        name: Name of the ensemble.
+        name: Name of the package.
+        layout: Its layout.
 
     Raises:
-        ArtifactError: One of the names belongs to another ensemble or to a model that tritonize did not write, or there is
+        ArtifactError: One of the names belongs to another package or to a model that tritonize did not write, or there is
             something else in its home.
     """
-    home = model_home(repository, name)
-    links = {repository / link: target for link, target in repository_links(name).items()}
-    ours = is_home(home)
-    taken = [link for link in links if os.path.lexists(link)]
-    foreign = [link for link in taken if not (link.is_symlink() and (ours or leads_to(link, links[link])))]
-    if home.exists() and not ours:
-        foreign.append(home)
+    home, links = repository / home_name(name, layout), repository_links(name)
+    homes = [own for own in (repository / name, repository / f"{name}_model") if is_home(own) and package_at(own) == name]
+    needed = {home, *(repository / link for link in links_beside(home, name))}
+    foreign = [
+        entry
+        for entry in sorted(needed - set(homes))
+        if os.path.lexists(entry)
+        and not (entry.is_symlink() and entry.name in links and (homes or leads_to(entry, links[entry.name])))
+    ]
     if foreign and (owner := _owner(foreign[0])):
         raise ArtifactError(
-            f"{foreign[0]} belongs to the ensemble {owner}",
+            f"{foreign[0]} belongs to the package {owner}",
             hint="choose another --name: an ensemble X has the steps X_preprocess, X_model and X_postprocess",
         )
     if foreign:
         raise ArtifactError(f"{foreign[0]} exists and was not packaged by tritonize", hint="choose another --name, or move it away")
-    if ours:
-        refuse_planted(home, name)
+    for own in homes:
+        refuse_planted(own, name)
 
 
 def _owner(model: Path) -> str | None:
-    """Return the ensemble that a model folder of the repository belongs to; None if tritonize did not write it."""
+    """Return the package that a model folder of the repository belongs to; None if tritonize did not write it."""
     home = model.parent / next(iter(model.readlink().parts), "") if model.is_symlink() else model
-    name = home.name.removesuffix("_model")
-    return name if name != home.name and is_home(home) and model.name in {home.name, *repository_links(name)} else None
+    if not is_home(home):
+        return None
+    name = package_at(home)
+    return name if model.name in {home.name, *links_beside(home, name)} else None
 
 
 def staging_root(repository: Path) -> Path:
@@ -65,44 +84,95 @@ def staging_root(repository: Path) -> Path:
     return parent if same else repository
 
 
-def switch(repository: Path, name: str, generation: Path) -> None:
+def switch(repository: Path, name: str, generation: Path, layout: Layout) -> None:
     """Bring a complete generation into service by renaming the link ``current``.
 
-    Older generations are removed, except for those that a running server holds (:mod:`serving.leases`).
+    If the package had the other kind of home, the new home is put in place first, and what clients call is exchanged in one step.
+    The earlier home is then moved into the new one, with the generations that running servers hold (:mod:`serving.leases`).
+    Other generations are removed.
+
+    Args:
+        repository: The model repository.
+        name: Name of the package.
+        generation: The folder of the generation, in a staging folder on the same file system.
+        layout: Layout of the generation.
     """
-    home = model_home(repository, name)
+    home, staging = repository / home_name(name, layout), generation.parent
     target = f"{GENERATIONS}/{uuid4().hex[:12]}"
-    if not home.exists():
-        first = generation.parent / "home"
+    if is_home(home):
+        generation.rename(home / target)
+        for link, link_target in {CURRENT: target, **home_links(home, name)}.items():
+            _place(staging, home / link, link_target)
+    else:
+        first = staging / "home"
         (first / GENERATIONS).mkdir(parents=True)
         generation.rename(first / target)
-        (first / CURRENT).symlink_to(target)
-        for link, link_target in home_links(name).items():
+        for link, link_target in {CURRENT: target, **home_links(home, name)}.items():
             (first / link).symlink_to(link_target)
-        first.rename(home)
-    else:
-        generation.rename(home / target)
-        _place(generation.parent, home / CURRENT, target)
-        for link, link_target in home_links(name).items():
-            _place(generation.parent, home / link, link_target)
-    own = generation_links(home / target, name)
-    for link, link_target in own.items():
-        _place(generation.parent, repository / link, link_target)
-    for link in repository_links(name).keys() - own.keys():  # of an earlier package with another layout
-        (repository / link).unlink(missing_ok=True)
-    for old in (home / GENERATIONS).iterdir():
-        if old != home / target:
+        _put(first, home)
+    for link, link_target in links_beside(home, name).items():
+        if is_home(repository / link):  # what clients call was a single model
+            earlier = _earlier(home)
+            earlier.symlink_to(link_target)
+            _put(earlier, repository / link)
+        else:
+            _place(staging, repository / link, link_target)
+    remove_earlier(repository, name)
+
+
+def remove_earlier(repository: Path, name: str) -> None:
+    """Remove what earlier packages of a name left: entries of another layout, and generations that no running server holds."""
+    home = model_home(repository, name)
+    for entry in leftovers(repository, name):
+        entry.unlink() if entry.is_symlink() else entry.rename(_earlier(home))
+    for old in generation_entries(home):
+        if not leads_to(home / CURRENT, f"{GENERATIONS}/{old.name}"):
             _remove(old)
 
 
-def _remove(old: Path) -> None:
-    """Remove an entry of the folder of generations, unless a running server holds it: a later packaging removes it then."""
+def leftovers(repository: Path, name: str) -> list[Path]:
+    """Return the entries of a repository that belong to a package of a name, but not to the layout that it has now."""
+    home, other = model_home(repository, name), repository / f"{name}_model"
+    if home == other:
+        return []
+    links = [repository / link for link in sorted(repository_links(name)) if link != name]
+    left = [link for link in links if link.is_symlink() and link.readlink().parts[:2] == (other.name, CURRENT)]
+    return [*left, other] if is_home(other) and package_at(other) == name else left
+
+
+def _earlier(home: Path) -> Path:
+    """Return a new name for an earlier home among the generations of a home."""
+    return home / GENERATIONS / uuid4().hex[:12]
+
+
+def _put(fresh: Path, entry: Path) -> None:
+    """Rename ``fresh`` to ``entry``. If that exists, exchange the two: in one step where the file system can."""
+    if not os.path.lexists(entry):
+        fresh.rename(entry)
+    elif not exchange(fresh, entry):
+        aside = fresh.with_name(f"{fresh.name}.aside")
+        entry.rename(aside)
+        fresh.rename(entry)
+        aside.rename(fresh)
+
+
+def _remove(old: Path) -> bool:
+    """Remove an entry of the folder of generations, unless a running server holds it: a later packaging removes it then.
+
+    Returns:
+        Whether it was removed.
+    """
     if old.is_symlink() or not old.is_dir():
         old.unlink()
-        return
+        return True
+    if is_home(old):
+        removed = [_remove(inner) for inner in generation_entries(old)]
+        if not all(removed):
+            return False
     with without_leases(old) as free:
         if free:
             shutil.rmtree(old)
+    return free
 
 
 def _place(staging: Path, link: Path, target: str) -> None:

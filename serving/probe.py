@@ -12,7 +12,7 @@ from typing import Any
 from serving.answer_comparison import TOLERANCES, first_difference
 from serving.artifact import MANIFEST, read_manifest
 from serving.errors import ArtifactError, RequestError, ServerError
-from serving.layout import STEPS, leads_to, steps_of
+from serving.layout import is_manifest_link, working_models
 from serving.manifests import ExpectedTensor, RepositoryManifest
 from serving.triton_address import fetch
 
@@ -27,13 +27,13 @@ class Probe:
         ensemble: The name of the ensemble.
         body: The request in Triton's JSON form.
         expected: The tensors of the answer that packaging computed; empty if it could not.
-        steps: The names of the ensemble's steps, the first one first.
+        models: The names of the Triton models that execute it, the first one first.
         tolerance: How far their numbers may be off, see :data:`serving.answer_comparison.TOLERANCES`.
     """
 
     ensemble: str
     body: dict[str, Any]
-    steps: tuple[str, ...] = STEPS
+    models: tuple[str, ...]
     expected: tuple[ExpectedTensor, ...] = ()
     tolerance: float = 0.0
 
@@ -54,7 +54,7 @@ def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
     """
     probes: list[Probe] = []
     for manifest_path in sorted(repository.glob(f"*/{MANIFEST}")):
-        if not leads_to(manifest_path, f"../{MANIFEST}"):
+        if not is_manifest_link(manifest_path):
             continue  # a model of another tool that has a manifest too
         manifest = read_manifest(manifest_path.parent, RepositoryManifest)
         bodies = [(answer.request, answer.outputs) for answer in manifest.answers] or [(manifest.probe, ())]
@@ -62,7 +62,7 @@ def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
             Probe(
                 ensemble=manifest.name,
                 body=request.model_dump(mode="json"),
-                steps=steps_of(manifest.layout),
+                models=working_models(manifest.name, manifest.layout),
                 expected=outputs,
                 tolerance=TOLERANCES[manifest.precision],
             )
@@ -157,14 +157,13 @@ def read_traffic(base_url: str, metrics_url: str, probes: list[Probe], *, timeou
     first_step_ended = in_flight = 0
     answered: dict[str, int] = {}
     for probe in probes:
-        steps = [f"{probe.ensemble}_{step}" for step in probe.steps]
-        if missing := [step for step in steps if step not in statistics]:
+        if missing := [model for model in probe.models if model not in statistics]:
             raise ConnectionError(f"{base_url}: there are no statistics of {missing[0]}, which may be unloading")
-        first, last = statistics[steps[0]], statistics[steps[-1]]
-        failed = sum(statistics[step]["fail"]["count"] for step in steps[1:])
+        first, last = statistics[probe.models[0]], statistics[probe.models[-1]]
+        failed = sum(statistics[model]["fail"]["count"] for model in probe.models[1:])
         first_step_ended += first["success"]["count"] + first["fail"]["count"]
         answered[probe.ensemble] = last["success"]["count"]
-        in_flight += pending.get(steps[0], 0) + first["success"]["count"] - last["success"]["count"] - failed
+        in_flight += pending.get(probe.models[0], 0) + first["success"]["count"] - last["success"]["count"] - failed
     return Traffic(first_step_ended=first_step_ended, in_flight=in_flight, answered=answered)
 
 

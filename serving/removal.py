@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from serving.artifact import MANIFEST
+from serving.artifact import MANIFEST, staging_folder
 from serving.errors import ArtifactError
-from serving.layout import CURRENT, GENERATIONS, STEPS, model_home, repository_links
+from serving.layout import CURRENT, STEPS, generations_in, is_home, model_home, package_at, package_entries
 from serving.leases import without_leases
 from serving.packages import find_packages, is_step
+from serving.placement import staging_root
 from serving.server_record import Running
 
 ARTIFACT_KINDS = ("checkpoint", "bundle", "tuning")
@@ -22,7 +23,7 @@ ARTIFACT_LEFTOVERS = (".training", "tuned.toml")
 
 
 def remove_model(repository: Path, name: str, *, servers: Sequence[Running], force: bool = False) -> list[Path]:
-    """Remove the four models of an ensemble, or what is left of them. Models of other tools stay.
+    """Remove the models of an ensemble, or what is left of them. Models of other tools stay.
 
     Args:
         repository: The model repository.
@@ -42,23 +43,21 @@ def remove_model(repository: Path, name: str, *, servers: Sequence[Running], for
         raise ArtifactError(
             f"{repository} holds no model {name} that tritonize packaged", hint=f"it holds: {names}" if names else "it holds none"
         )
-    home = model_home(repository, name)
-    paths = [*_entries(repository, name), *(path for orphan in found.orphans if orphan.name == name for path in orphan.paths)]
-    paths = list(dict.fromkeys(paths))
+    entries = [entry for entry in package_entries(repository, name) if os.path.lexists(entry)]
+    paths = list(dict.fromkeys([*entries, *(path for orphan in found.orphans if orphan.name == name for path in orphan.paths)]))
     for path in paths:
-        if path.parent == repository:
+        if not _is_staging(path):
             _require_ours(path, name)
     if not force:
         _refuse_served(repository, name, servers)
-    for path in paths:
-        if path == home:  # renamed first: Triton must not find half of it
-            hidden = home.with_name(f".{home.name}.{os.getpid()}.removed")
-            home.rename(hidden)
-            shutil.rmtree(hidden)
-        elif path.is_symlink():
-            path.unlink()
-        else:
-            shutil.rmtree(path)
+    with staging_folder(staging_root(repository), f"{repository.name}-{name}") as removed:
+        for path in paths:
+            if path.is_symlink():
+                path.unlink()
+            elif _is_staging(path):
+                shutil.rmtree(path, ignore_errors=True)  # the staging folder of this removal may have replaced it
+            else:  # moved first: Triton must not find half of it
+                path.rename(removed / path.name)
     return paths
 
 
@@ -83,11 +82,9 @@ def remove_artifacts(artifacts: Path, name: str) -> list[Path]:
     return paths
 
 
-def _entries(repository: Path, name: str) -> Iterator[Path]:
-    """Yield the entries of an ensemble that exist: first what clients call, last the folder that the others lead into."""
-    for model in (name, *(link for link in repository_links(name) if link != name), f"{name}_model"):
-        if os.path.lexists(repository / model):
-            yield repository / model
+def _is_staging(path: Path) -> bool:
+    """Return whether a path of an orphan is a folder that an interrupted packaging has left: models have no such names."""
+    return path.name.startswith(".")
 
 
 def _require_ours(path: Path, name: str) -> None:
@@ -102,7 +99,7 @@ def _require_ours(path: Path, name: str) -> None:
     elif step is not None:
         ours = is_step(path, name, step)
     else:
-        ours = _is_copied_ensemble(path, name)
+        ours = (is_home(path) and package_at(path) == name) or _is_copied_ensemble(path, name)
     if not ours:
         raise ArtifactError(f"{path} was not written by tritonize package", hint="remove it yourself, or leave it")
 
@@ -128,10 +125,7 @@ def _refuse_served(repository: Path, name: str, servers: Sequence[Running]) -> N
                 f"{name} is served at HTTP port {server.http_port} (process {server.pid})",
                 hint=f"stop the server first with: tritonize stop --http-port {server.http_port}, or give --force",
             )
-    generations = model_home(repository, name) / GENERATIONS
-    for generation in sorted(generations.glob("*")) if not generations.is_symlink() else []:
-        if generation.is_symlink() or not generation.is_dir():
-            continue
+    for generation in generations_in(model_home(repository, name)):
         with without_leases(generation) as free:
             if not free:
                 raise ArtifactError(f"a server uses {generation}", hint="stop it first, or give --force")

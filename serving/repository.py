@@ -1,7 +1,7 @@
 """The packaging stage: writes a bundle into a Triton model repository in one atomic step.
 
-Four models must change together, and a rename moves only one folder. So each packaging writes a complete new *generation*
-aside, and one rename of one symbolic link switches all four::
+The four models of an ensemble must change together, and a rename moves only one folder. So each packaging writes a complete new
+*generation* aside, and one rename of one symbolic link switches all four::
 
     model_repository/
       reviews                  → reviews_model/current/reviews          the ensemble: what clients call
@@ -12,7 +12,18 @@ aside, and one rename of one symbolic link switches all four::
         current                → generations/4f0c…                      the link that is switched
         generations/4f0c…/       manifest.json and the four model folders
 
-Triton follows the links and ignores what is no version number. At every moment the folder is one that Triton can load.
+A package that is a single model (:func:`serving.layout.is_single_model`) has its generations in the folder of that model::
+
+    model_repository/
+      reviews/
+        config.pbtxt, 1, …     → current/reviews/…                      the model: what clients call
+        manifest.json          → current/reviews/manifest.json
+        current                → generations/71ab…
+        generations/71ab…/       manifest.json and the folder of the model
+
+Triton follows the links and ignores what is no version number. At every moment the folder is one that Triton can load, also while
+one kind of package replaces the other: the entry ``reviews`` is exchanged in one step. (A file system that cannot exchange entries
+takes two renames; between them the repository lacks the model.)
 """
 
 from __future__ import annotations
@@ -25,7 +36,6 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from serving import ensemble
 from serving.artifact import (
     MANIFEST,
     code_fingerprint,
@@ -42,16 +52,16 @@ from serving.artifact import (
 )
 from serving.bundle import REMEDY, Bundle, file_inside, load_bundle, served_code
 from serving.description import describe
-from serving.ensemble import Graph
+from serving.ensemble import CONFIGS, Graph, client_parameters
 from serving.errors import ArtifactError, ExportError
 from serving.integrity import check_files
-from serving.layout import CURRENT, model_home
+from serving.layout import CURRENT, home_name, model_home
 from serving.lineage import refuse_other_package
 from serving.manifests import BundleProvenance, ExpectedAnswer, RepositoryManifest, StageInputs
 from serving.naming import named_for_packaging
-from serving.options import PackageOptions
+from serving.options import Layout, PackageOptions
 from serving.pbtxt import to_pbtxt
-from serving.placement import is_linked, refuse_foreign, staging_root, switch
+from serving.placement import is_linked, refuse_foreign, remove_earlier, staging_root, switch
 from serving.plan import Plan, make_plan
 from serving.prologue import IDS, add_prologue, request_inputs
 from serving.recording import probe_body, record_answers
@@ -60,7 +70,7 @@ from serving.runtime.tasks import served_names
 from serving.runtime.tasks._encoder import EncoderTask
 from serving.runtime.types import Tensor
 from serving.tuning import Tuning, read_tuning
-from serving.warmups import StepWarmups, write_warmups
+from serving.warmups import write_warmups
 from serving.writing import writing
 
 RUNTIME = Path(__file__).parent / "runtime"
@@ -83,6 +93,11 @@ TASK_SHAPING = ("serving/runtime",)
 
 A repository that was written by other code is not up to date.
 """
+PROGRAMS: dict[Layout, dict[str, str]] = {
+    "ensemble": {"_preprocess": "preprocess", "_postprocess": "postprocess"},
+    "fused": {"": "fused"},
+}
+"""By layout, the Python programs of the runtime, by the suffix of the model that runs each."""
 OWN_MODULES = {
     "preprocess": ("row_preparation",),
     "postprocess": ("answering",),
@@ -114,11 +129,11 @@ class PackagedEnsemble:
 
 
 def package(options: PackageOptions) -> PackagedEnsemble:
-    """Write or replace the four models of ``options.name``.
+    """Write or replace the models of ``options.name``.
 
     Raises:
         ArtifactError: There is no usable bundle, it was altered, it refers to files outside it, it is older than its checkpoint, or
-            one of the four names belongs to another model.
+            one of the names belongs to another model.
         ExportError: The graph takes inputs that cannot be made from text.
     """
     options = named_for_packaging(options)
@@ -136,8 +151,9 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     _warn_unverified(bundle)
     current = model_home(options.repository, options.name) / CURRENT
     if not options.force and is_current(current, RepositoryManifest, inputs) and is_linked(options.repository, options.name):
+        remove_earlier(options.repository, options.name)
         return PackagedEnsemble(manifest=read_manifest(current, RepositoryManifest), unchanged=True)
-    refuse_foreign(options.repository, options.name)
+    refuse_foreign(options.repository, options.name, plan.layout)
     options.repository.mkdir(parents=True, exist_ok=True)
     staging = staging_folder(staging_root(options.repository), f"{options.repository.name}-{options.name}")
     with writing(options.repository / options.name), staging as folder:
@@ -147,7 +163,7 @@ def package(options: PackageOptions) -> PackagedEnsemble:
         answers = record_answers(bundle, plan, most_rows=graph.max_rows)
         manifest = write_manifest(generation, _manifest(options, bundle, plan, inputs, answers))
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
-        switch(options.repository, options.name, generation)
+        switch(options.repository, options.name, generation, plan.layout)
     return PackagedEnsemble(manifest=manifest, unchanged=False)
 
 
@@ -299,35 +315,22 @@ def _tensor(info: onnx.ValueInfoProto) -> Tensor:
 
 
 def _write_generation(folder: Path, bundle: Bundle, plan: Plan, name: str) -> Graph:
-    """Write the four model folders, and return the inputs and outputs of the graph."""
+    """Write the folders of the models, and return the inputs and outputs of the graph."""
     task = bundle.encoder_task
     graph = read_graph(bundle.variant(plan.precision).path, task, plan.max_batch_size)
     warmups = write_warmups(folder, bundle, plan, name, graph)
     digest, description = sha256(bundle.variant(plan.precision).path), describe(bundle, plan.device)
-    configs = {
-        name: ensemble.ensemble_config(name, task, graph, plan, model_sha256=digest, description=description),
-        **_step_configs(name, task, graph, plan, warmups),
-    }
-    for model, config in configs.items():
+    parameters = client_parameters(task, model_sha256=digest, description=description)
+    for model, config in CONFIGS[plan.layout](name, task, graph, plan, warmups, parameters).items():
         (folder / model / "1").mkdir(parents=True, exist_ok=True)
         (folder / model / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
-    _write_model(folder / f"{name}_model" / "1", bundle, plan)
-    steps = {"model": "fused"} if plan.layout == "fused" else {"preprocess": "preprocess", "postprocess": "postprocess"}
-    for step, program in steps.items():
-        _write_step(folder / f"{name}_{step}" / "1", program, bundle, plan, graph)
-        if task.needs_tokenizer or step != "postprocess":
-            shutil.copy(bundle.tokenizer, folder / f"{name}_{step}" / "1")
+    _write_model(folder / home_name(name, plan.layout) / "1", bundle, plan)
+    for suffix, program in PROGRAMS[plan.layout].items():
+        version = folder / f"{name}{suffix}" / "1"
+        _write_step(version, program, bundle, plan, graph)
+        if task.needs_tokenizer or program != "postprocess":
+            shutil.copy(bundle.tokenizer, version)
     return graph
-
-
-def _step_configs(name: str, task: EncoderTask, graph: Graph, plan: Plan, warmups: StepWarmups) -> dict[str, ensemble.Config]:
-    if plan.layout == "fused":
-        return {f"{name}_model": ensemble.fused_config(name, task, plan, warmups.preprocess)}
-    return {
-        f"{name}_preprocess": ensemble.preprocess_config(name, task, graph, plan, warmups.preprocess),
-        f"{name}_model": ensemble.model_config(name, graph, plan, warmups.model),
-        f"{name}_postprocess": ensemble.postprocess_config(name, task, graph, plan, warmups.postprocess),
-    }
 
 
 def _write_model(folder: Path, bundle: Bundle, plan: Plan) -> None:

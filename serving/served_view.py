@@ -5,8 +5,10 @@ the generation that the repository had at the start. Packaging another one, and 
 The generations are kept by leases (:mod:`serving.leases`). If one is deleted by hand or altered nevertheless, its ensemble is left
 out, and the others are served::
 
-    reviews, reviews_preprocess, …   → MODEL_REPOSITORY/reviews_model/generations/4f0c…/reviews, …
-    theirs                           → MODEL_REPOSITORY/theirs                  a model of another tool
+    reviews, reviews_preprocess, …   → /proc/PID/fd/7/reviews, …     the generation MODEL_REPOSITORY/reviews_model/generations/4f0c…
+    theirs                           → MODEL_REPOSITORY/theirs       a model of another tool
+
+The links to a generation lead through the descriptor of its lease, because packaging moves a generation if the layout changes.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from pathlib import Path
 from serving.errors import ArtifactError
 from serving.integrity import CheckedEnsemble, check_ensemble, check_generation
 from serving.isolation import temporary_prefix
-from serving.layout import CURRENT, STEPS, generation_models, model_home
-from serving.leases import take_lease
+from serving.layout import CURRENT, model_home, package_entries, working_models
+from serving.leases import descriptor_path, take_lease
 from serving.packages import FoundPackages, find_packages
 from serving.reporting import logger
 from serving.writing import describe
@@ -36,6 +38,7 @@ class _Chosen:
     """What was found in the repository at the start."""
 
     ensembles: Mapping[str, CheckedEnsemble]
+    leases: Mapping[str, int]
     damaged: Mapping[str, ArtifactError]
     others: tuple[str, ...]
 
@@ -66,7 +69,7 @@ class ServedView:
         refused = dict(self._chosen.damaged)
         for name, ensemble in self._chosen.ensembles.items():
             try:
-                _check_again(name, ensemble.generation)
+                _check_again(ensemble, self._chosen.leases[name])
             except ArtifactError as error:
                 refused[name] = error
         self._link(refused)
@@ -84,7 +87,8 @@ class ServedView:
             logger.warning(f"{self._repository / name} is not there any more: the model is left out")
         for name, ensemble in self._chosen.ensembles.items():
             if name not in refused:
-                links |= {model: ensemble.generation / model for model in generation_models(ensemble.generation, name)}
+                held = descriptor_path(self._chosen.leases[name])
+                links |= {model: held / model for model in (*working_models(name, ensemble.manifest.layout), name)}
         for entry in self.folder.iterdir():
             if entry.name not in links:
                 entry.unlink()
@@ -122,19 +126,21 @@ def open_view(repository: Path, *, strict: bool = False) -> Iterator[ServedView]
     """
     repository = repository.resolve()
     with contextlib.ExitStack() as held:
-        found = _hold(find_packages(repository), repository, held)
+        found, leases = _hold(find_packages(repository), repository, held)
         for orphan in found.orphans:
             logger.warning(f"{orphan.problem} ({orphan.hint})")
         if not found.ensembles and not found.damaged:
             raise ArtifactError(f"{repository} holds no packaged ensemble", hint="create one with: tritonize package")
-        chosen = _Chosen(ensembles=found.ensembles, damaged=found.damaged, others=_others(repository, found))
+        others = _others(repository, found)
+        chosen = _Chosen(ensembles=found.ensembles, leases=leases, damaged=found.damaged, others=others)
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
         yield ServedView(repository, folder, chosen, strict=strict)
 
 
-def _hold(found: FoundPackages, repository: Path, held: contextlib.ExitStack) -> FoundPackages:
-    """Take a lease of each generation. One that was replaced after it was found is found anew."""
+def _hold(found: FoundPackages, repository: Path, held: contextlib.ExitStack) -> tuple[FoundPackages, dict[str, int]]:
+    """Take a lease of each generation, by name of the ensemble. One that was replaced after it was found is found anew."""
     ensembles, damaged = dict(found.ensembles), dict(found.damaged)
+    leases: dict[str, int] = {}
     for name in found.ensembles:
         while (descriptor := take_lease(ensembles[name].generation)) is None:
             try:
@@ -146,7 +152,8 @@ def _hold(found: FoundPackages, repository: Path, held: contextlib.ExitStack) ->
             time.sleep(0.01)
         else:
             held.callback(os.close, descriptor)
-    return replace(found, ensembles=ensembles, damaged=damaged)
+            leases[name] = descriptor
+    return replace(found, ensembles=ensembles, damaged=damaged), leases
 
 
 def _others(repository: Path, found: FoundPackages) -> tuple[str, ...]:
@@ -156,7 +163,7 @@ def _others(repository: Path, found: FoundPackages) -> tuple[str, ...]:
     """
     ours = {path.name for orphan in found.orphans for path in orphan.paths}
     for name in (*found.ensembles, *found.damaged):
-        ours |= {name, *(f"{name}_{step}" for step in STEPS)}
+        ours |= {entry.name for entry in package_entries(repository, name)}
     entries = sorted(entry for entry in repository.glob("[!.]*") if entry.is_dir() and entry.name not in ours)
     models = [entry for entry in entries if _holds_model(entry)]
     for entry in entries:
@@ -169,14 +176,15 @@ def _holds_model(folder: Path) -> bool:
     return (folder / "config.pbtxt").is_file() or any(entry.name.isdecimal() and entry.is_dir() for entry in folder.iterdir())
 
 
-def _check_again(name: str, generation: Path) -> None:
-    """Check a generation that was served before.
+def _check_again(ensemble: CheckedEnsemble, lease: int) -> None:
+    """Check a generation that was served before, wherever it is now.
 
     Raises:
         ArtifactError: It was deleted or altered.
     """
+    name, generation = ensemble.name, Path(os.path.realpath(descriptor_path(lease)))
     if not generation.is_dir():
-        raise ArtifactError(f"{generation}, the package of {name} that this server serves, was deleted", hint=RESTART)
+        raise ArtifactError(f"{ensemble.generation}, the package of {name} that this server serves, was deleted", hint=RESTART)
     try:
         check_generation(generation, name, remedy=f"package it again with: tritonize package --name {name} --force; then {RESTART}")
     except OSError as error:

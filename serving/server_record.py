@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from serving.errors import ServerError
-from serving.layout import model_home
+from serving.layout import is_generation_of
 from serving.options import ServeOptions
 
 
@@ -53,8 +53,8 @@ class Running:
         link = Path(self.served) / name
         if not self.served or not link.is_symlink():
             return None
-        generation = link.readlink().parent
-        return generation if generation.parent.parent == model_home(repository.resolve(), name) else None
+        generation = Path(os.path.realpath(link)).parent
+        return generation if is_generation_of(generation, repository, name) else None
 
     def is_alive(self) -> bool:
         """Return whether that process still runs."""

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from serving.bundle import Bundle
-from serving.ensemble import Graph, Warmup
+from serving.ensemble import Graph, StepWarmups, Warmup
+from serving.layout import is_single_model, working_models
 from serving.plan import Plan
 from serving.runtime.digest import MODEL_DIGEST, REQUEST_DIGEST, row_digests
 from serving.runtime.metadata import METADATA, pack
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepWarmups:
-    """Warm-up requests of each step of an ensemble.
-
-    Attributes:
-        preprocess: Of the first step, or of the one step of the fused layout.
-        model: Of the model, unless it is fused.
-        postprocess: Of the last step, unless it is fused.
-    """
-
-    preprocess: tuple[Warmup, ...]
-    model: tuple[Warmup, ...] = ()
-    postprocess: tuple[Warmup, ...] = ()
 
 
 def write_warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Graph) -> StepWarmups:
     """Write a short request (the task's example) and a long one that fills the model.
 
     Args:
-        folder: Folder of the four models.
+        folder: Folder of the models.
         bundle: The bundle.
         plan: How the model is served. On a GPU the long request has as many rows as the model accepts.
         name: Name of the ensemble.
@@ -46,9 +31,8 @@ def write_warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Gr
         encoded = {tensor: text.encode() for tensor, text in request.items()}
         payloads = {tensor: _bytes_tensor(text) for tensor, text in encoded.items()}
         digests = row_digests({tensor: [text] for tensor, text in encoded.items()})
-        first = folder / (f"{name}_model" if plan.layout == "fused" else f"{name}_preprocess")
-        texts.append(_save(first, label, 1, payloads, dict.fromkeys(payloads, (1,))))
-        if plan.layout == "fused":
+        texts.append(_save(folder / working_models(name, plan.layout)[0], label, 1, payloads, dict.fromkeys(payloads, (1,))))
+        if is_single_model(plan.layout):
             continue
         features = task.preprocess([[text] for text in request.values()], encoder)
         arrays = encoder.arrays(features.encodings[:1])

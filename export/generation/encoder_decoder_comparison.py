@@ -11,7 +11,7 @@ from export.generation.encoder_decoder_rows import EncoderDecoderRows
 from export.generation.original_encoder_decoder import OriginalEncoderDecoder
 from export.generation.served_encoder_decoder import ServedEncoderDecoder
 from export.generation.slotted_decoder import Logits
-from export.generation.token_comparison import TIED, GreedyComparison, TokenComparison, compare_greedy, joined, next_tokens
+from export.generation.token_comparison import TIED, GreedyComparison, TokenComparison, compare_greedy, compare_next, joined
 
 
 def compare_next_tokens(
@@ -22,7 +22,7 @@ def compare_next_tokens(
     triples = zip(rows.sources, rows.targets, found, strict=True)
     return joined(
         [
-            next_tokens(np.full(len(target), row), np.array(target), original.logits(source, target), logits)
+            compare_next(np.full(len(target), row), np.array(target), original.logits(source, target), logits)
             for row, (source, target, logits) in enumerate(triples)
         ]
     )

@@ -95,7 +95,7 @@ class ServedEncoderDecoder:
         Raises:
             ExportError: An answer could not be generated.
         """
-        options = GenerationOptions.from_settings(settings, vocab_size=self.graph.vocabulary)
+        options = GenerationOptions.from_settings(settings, vocab_size=self.graph.vocab_size)
         limit = options.max_total_length(len(self.start), capacity=self.graph.capacity)
         how = BeamSearch if options.num_beams > 1 else Sampling
         ended: list[BaseException | None] = []

@@ -1,4 +1,4 @@
-"""All steps of an ensemble in one process: text → answer. Triton's Python backend runs this file as ``<name>_model/1/model.py``.
+"""All steps of an ensemble in one process: text → answer. Triton's Python backend runs this file as ``<name>/1/model.py``.
 
 It answers one request at a time. On a CPU that does not batch, it saves the way between the processes of three steps.
 """

@@ -23,6 +23,11 @@ def failure(message: str) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
 
 
+def unavailable(message: str) -> Any:
+    """Build the response to a request that this model cannot answer now, but may answer later."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE))
+
+
 def logged_failure(error: BaseException, message: str) -> Any:
     """Write the traceback of an error to the log, and build the response to the request."""
     pb_utils.Logger.log_error("".join(traceback.format_exception(error)))

@@ -34,7 +34,7 @@ from benchmarks.runners import timed_passes
 from benchmarks.served import Clients
 from benchmarks.served_package import read_package
 from benchmarks.speed import as_spans, side_by_side
-from benchmarks.steps import counts_between, total
+from benchmarks.steps import ENSEMBLE, counts_between, split, total
 from benchmarks.workers import Workers, started
 from export.cli import main
 from export.tasks import bundle_task
@@ -362,6 +362,17 @@ def test_steps_are_those_of_all_slices_and_of_nothing_between_them() -> None:
     step = total(slices).step()
     assert (step.executed_batch, step.queue_us, step.compute_us, step.cost_us) == pytest.approx((40 / 15, 1.5, 5.0, 1.5))
     with pytest.raises(ServerError, match="words_model executed nothing while words was under load"):
+        counts_between(first, first, "words")
+
+
+def test_a_single_model_is_the_step_that_does_all_the_work() -> None:
+    """Of 2.5 µs inside Triton, a request waits 0.5 and is computed 1."""
+    first, last = ({"words": _statistics(*reading)} for reading in [(0, 0, 0, 0, 0), (10, 10, 5_000, 10_000, 10_000)])
+    counts = counts_between(first, last, "words")
+    assert counts.keys() == {ENSEMBLE, "model"}
+    parts = split(counts, mean_us=10.0, client_us=1.0)
+    assert (parts.preprocess, parts.model, parts.queue, parts.ensemble) == pytest.approx((0, 1.0, 0.5, 1.0))
+    with pytest.raises(ServerError, match="words executed nothing while words was under load"):
         counts_between(first, first, "words")
 
 

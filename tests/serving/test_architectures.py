@@ -295,7 +295,7 @@ def answers(folder: Path, layout: str, rows: list[dict[str, str]]) -> list[Any]:
     requests = [Request({name: np.array([[text.encode()]], np.object_) for name, text in row.items()}) for row in rows]
     config = json.dumps({"parameters": {"intra_op_thread_count": {"string_value": "1"}}, "instance_group": [{"count": 1}]})
     if layout == "fused":
-        return list(initialized("fused", folder / "x_model", config).execute(requests))
+        return list(initialized("fused", folder / "x", config).execute(requests))
     before, after = (initialized(step, folder / f"x_{step}") for step in ("preprocess", "postprocess"))
     session = graph.session(folder / "x_model" / "1" / "model.onnx")
     names = [node.name for node in session.get_outputs()]

@@ -59,7 +59,7 @@ def before(original):
     return call
 
 Path.rename = before(Path.rename)
-artifact._exchange = before(artifact._exchange if exchange else lambda *_: False)
+artifact.exchange = before(artifact.exchange if exchange else lambda *_: False)
 artifact.shutil.rmtree = before(artifact.shutil.rmtree) if end == "killed" else artifact.shutil.rmtree
 try:
     with artifact.publish(target) as fresh:
@@ -127,14 +127,14 @@ def test_two_folders_change_places_or_nothing_happens(tmp_path: Path, monkeypatc
     for folder in (one, other):
         folder.mkdir()
         (folder / folder.name).touch()
-    assert artifact._exchange(one, other)
+    assert artifact.exchange(one, other)
     assert (one / "other").exists() and (other / "one").exists()
     with pytest.raises(FileNotFoundError, match="absent"):
-        artifact._exchange(one, tmp_path / "absent")
+        artifact.exchange(one, tmp_path / "absent")
     for code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         monkeypatch.setattr(artifact, "RENAME_EXCHANGE", 1 << 20)  # a flag nobody knows
         monkeypatch.setattr(artifact.ctypes, "get_errno", lambda code=code: code)
-        assert not artifact._exchange(one, other)
+        assert not artifact.exchange(one, other)
     assert (one / "other").exists()
 
 

@@ -50,9 +50,12 @@ def test_clean_leaves_other_peoples_models(tmp_path: Path) -> None:
     (repository / "ours_model" / "current").symlink_to("generations/1")
     for name in ("ours", "ours_preprocess", "ours_postprocess"):
         (repository / name).symlink_to(f"ours_model/current/{name}")
-    theirs = ["theirs", "their_model", "README.md"]
+    (repository / "single" / "generations" / "1").mkdir(parents=True)
+    (repository / "single" / "current").symlink_to("generations/1")
+    theirs = ["theirs", "their_model", "single_preprocess", "README.md"]
     for name in theirs:
         (repository / name).mkdir()
+    (repository / "theirs" / "current").symlink_to("3")
     artifacts.mkdir()
     # not in the project itself: what its stages made stays
     subprocess.run(

@@ -15,13 +15,12 @@ from export import cli
 from serving.artifact import MANIFEST, inputs_record, sha256, write_manifest
 from serving.errors import ArtifactError
 from serving.inventory import take_inventory
-from serving.layout import CURRENT, STEPS, model_home
+from serving.layout import CURRENT, model_home
 from serving.leases import take_lease
-from serving.manifests import BundleProvenance
-from serving.placement import switch
 from serving.removal import remove_artifacts, remove_model
 from serving.server_record import Running, running_servers
-from tests.helpers.manifests import NOTHING, bundle_manifest, checkpoint_manifest, repository_manifest, variant_figures
+from tests.helpers.manifests import bundle_manifest, checkpoint_manifest
+from tests.helpers.packages import write_package
 
 
 @pytest.fixture
@@ -34,21 +33,6 @@ def repository(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (repository / "theirs" / "1").mkdir(parents=True)
     (repository / "theirs_model").mkdir()
     return repository
-
-
-def write_package(repository: Path, name: str, *, bundle: str = "", bundle_sha256: str = "", **changes: Any) -> None:
-    """Package a made-up ensemble."""
-    repository.mkdir(exist_ok=True)
-    generation = repository.parent / "staging" / "generation"
-    for model in (name, *(f"{name}_{step}" for step in STEPS)):
-        (generation / model / "1").mkdir(parents=True)
-        (generation / model / "config.pbtxt").write_text("x" * 100_000, encoding="utf-8")
-    source = BundleProvenance(manifest=NOTHING, figures=variant_figures(), name=bundle or name)
-    inputs = inputs_record({}, {MANIFEST: bundle_sha256})
-    write_manifest(generation, repository_manifest(inputs, name=name, bundle=source, **changes))
-    (generation / name / MANIFEST).symlink_to(f"../{MANIFEST}")
-    switch(repository, name, generation)
-    shutil.rmtree(generation.parent)
 
 
 def serving_now(repository: Path, folder: Path, *names: str, port: int = 8000, **changes: Any) -> Running:

@@ -107,7 +107,7 @@ def test_rounding_is_no_difference(repository: Path) -> None:
 
 def expected(text: str, *undecided: str) -> Probe:
     tensor = ExpectedTensor(name="PREDICTIONS", datatype="BYTES", shape=(1, 1), data=(text,), undecided=undecided)
-    return Probe(ensemble="tiny", body={}, expected=(tensor,), tolerance=1e-3)
+    return Probe(ensemble="tiny", body={}, models=("tiny",), expected=(tensor,), tolerance=1e-3)
 
 
 def answered(value: object) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def test_what_rounding_decides_is_not_compared(bundle: Path, monkeypatch: pytest
         "SCORES": (),
         "TRUNCATED": (),
     }
-    probe = Probe(ensemble="tiny", body={}, expected=answer.outputs, tolerance=TOLERANCES["fp32"])
+    probe = Probe(ensemble="tiny", body={}, models=("tiny",), expected=answer.outputs, tolerance=TOLERANCES["fp32"])
     given = as_triton(probe)
     outputs = {output["name"]: output for output in given["outputs"]}
     outputs["LABEL"]["data"] = [

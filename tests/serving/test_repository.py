@@ -189,7 +189,7 @@ def test_a_name_like_a_step_of_another_ensemble_is_refused(bundle: Path, tmp_pat
         repository = tmp_path / str(number)
         package(replace(options(bundle, repository), name=first))
         before = sorted(path.relative_to(repository) for path in repository.rglob("*"))
-        with pytest.raises(ArtifactError, match=f"tiny_{step} belongs to the ensemble {first}$") as caught:
+        with pytest.raises(ArtifactError, match=f"tiny_{step} belongs to the package {first}$") as caught:
             package(replace(options(bundle, repository), name=second))
         assert "X_preprocess, X_model and X_postprocess" in caught.value.hint
         assert sorted(path.relative_to(repository) for path in repository.rglob("*")) == before

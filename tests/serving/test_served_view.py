@@ -180,7 +180,7 @@ def test_nothing_that_can_be_served_is_an_error(repository: Path, tmp_path: Path
         (generation(repository, name) / "manifest.json").unlink()
     with pytest.raises(ArtifactError, match=r"2 ensembles are damaged: one: .*; other: "), open_view(repository):
         pass
-    (tmp_path / "empty" / "x_model" / "generations").mkdir(parents=True)
+    (tmp_path / "empty" / "x_model" / "generations" / "0123456789ab").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="empty holds no packaged ensemble"), open_view(tmp_path / "empty"):
         pass
     assert "x_model belongs to the ensemble x, which is missing" in caplog.text

@@ -117,7 +117,8 @@ def with_a_damaged_one(repository: Path, copy: Path) -> Path:
     for path in sorted(ensemble.glob("one*")):
         path.rename(ensemble / path.name.replace("one", "other"))
     (copy / "other_model" / "current").symlink_to(f"generations/{generation.name}")
-    links = repository_links("other") | {f"other_model/{entry}": target for entry, target in home_links("other").items()}
+    home = copy / "other_model"
+    links = repository_links("other") | {f"{home.name}/{entry}": target for entry, target in home_links(home, "other").items()}
     for link, target in links.items():
         (copy / link).symlink_to(target)
     reseal(ensemble, name="other")

@@ -36,7 +36,7 @@ class EngineSettings:
             ValueError: A value is missing, unknown or wrong.
         """
         given = settings["engine"]
-        names = [field.name for field in fields(cls)]
+        names = [one.name for one in fields(cls)]
         if not isinstance(given, Mapping) or not {"slots", "capacity"} <= given.keys() or not given.keys() <= set(names):
             raise ValueError(f"the settings of an engine are {', '.join(names)}, not {given!r:.200}")
         checked = {name: Setting(int, minimum=name != "threads").check(name, value) for name, value in given.items()}

@@ -71,6 +71,21 @@ def test_manifests_are_read_again_and_a_damaged_one_opens_nothing(tmp_path: Path
         guard.http(infer(), model="late_model")
 
 
+def test_a_single_model_has_no_steps_unless_it_had_some(tmp_path: Path) -> None:
+    """Triton may still serve the steps of the ensemble that it replaced."""
+    guard = Guard(tmp_path)
+    write_ensemble(tmp_path, "single", "TEXT", layout="fused")
+    write_ensemble(tmp_path, "changed", "TEXT", layout="ensemble")
+    assert guard.http(infer(), model="single")["expected"].decode() == str(digest(b"x"))
+    assert guard.http(infer(), model="single_model") is None, "a model of another tool"
+    for later in (0, 10):
+        guard.lua.execute(b"local time = os.time; os.time = function() return time() + %d end" % later)
+        with pytest.raises(RefusedError, match="changed_model is a step"):
+            guard.http(infer(), model="changed_model")
+        manifest = tmp_path / "changed" / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"ensemble"', '"fused"'))
+
+
 def test_the_last_model_name_counts(guard: Guard) -> None:
     last = service_pb2.ModelInferRequest(model_name="sent_model").SerializeToString()
     with pytest.raises(RefusedError, match="is a step"):

@@ -1,0 +1,82 @@
+"""What a client may ask of a generating model in one request: the tensors of Triton's vLLM backend, and options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..tasks.text_generation import MESSAGES, TextGeneration
+from ..types import JsonValue
+from .generation_options import GenerationOptions
+
+
+@dataclass(frozen=True)
+class RequestFields:
+    """The inputs of one request but its text.
+
+    Attributes:
+        task: The task with the options of the request.
+        stream: Answer with each part of the text as it is generated.
+        prepend_input: Put the prompt before the answer: its text and its tokens.
+        finish_reason: Answer with the tensor ``finish_reason`` too.
+        num_output_tokens: Answer with the tensor ``num_output_tokens`` too.
+    """
+
+    task: TextGeneration
+    stream: bool
+    prepend_input: bool
+    finish_reason: bool
+    num_output_tokens: bool
+
+    @property
+    def options(self) -> GenerationOptions:
+        """Return how to generate."""
+        return self.task.generation_options
+
+
+def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameters: str, defaults: TextGeneration) -> RequestFields:
+    """Read a request.
+
+    Args:
+        flags: Values of the boolean inputs that the request has, by their names in the vLLM backend.
+        sampling_parameters: Options in JSON; empty if the request has none.
+        parameters: The parameters of the Triton request, in JSON; empty if it has none.
+        defaults: The task with the model's settings.
+
+    Raises:
+        ValueError: Something is wrong; the message names it.
+    """
+    given = _json_object("sampling_parameters", sampling_parameters)
+    beside = _json_object("parameters", parameters)
+    if twice := given.keys() & beside.keys():
+        raise ValueError(f"option {min(twice)} is given twice: in sampling_parameters and as a parameter of the request")
+    task = defaults.with_options({**given, **beside})
+    options = task.generation_options
+    stream = flags.get("stream", False)
+    prepend = not flags.get("exclude_input_in_output", stream or task.messages)
+    if prepend and (stream or task.messages):
+        raise ValueError(f"exclude_input_in_output cannot be false where {'stream' if stream else MESSAGES} is true")
+    if stream and options.num_return_sequences > 1:
+        raise ValueError("option num_return_sequences of more than 1 is not supported with stream")
+    if stream and options.num_beams > 1:
+        raise ValueError("option num_beams of more than 1 is not supported with stream: beams have one answer at the end")
+    return RequestFields(
+        task=task,
+        stream=stream,
+        prepend_input=prepend,
+        finish_reason=flags.get("return_finish_reason", False),
+        num_output_tokens=flags.get("return_num_output_tokens", False),
+    )
+
+
+def _json_object(name: str, text: str | bytes) -> dict[str, JsonValue]:
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 are a ValueError too
+        raise ValueError(f"{name} is not JSON: {error}"[:300]) from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} must be a JSON object with options by name, not {found!r:.80}")
+    return found

@@ -1,0 +1,110 @@
+"""Prompts of conversations, held against ``apply_chat_template`` of transformers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from serving.runtime.generation.chat_template import PromptTemplate, read_messages
+from tests.helpers.checkpoints import make_tokenizer
+
+CHATML = """{%- if messages[0]['role'] != 'system' %}
+    {{- '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' }}
+{%- endif %}
+{% for message in messages %}
+    {% if loop.index0 == 99 %}{% break %}{% endif %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{% endif %}"""
+LLAMA = """{{ bos_token }}{% for message in messages %}
+{% if message['role'] == 'user' %}[INST] {{ message['content'] | trim }} [/INST]
+{% elif message['role'] == 'assistant' %}{% generation %}{% set said = message['content'] %} {{ said | trim }} {{ eos_token }}{% endgeneration %}
+{% else %}{{ raise_exception('Only user and assistant roles are supported, not <' + message['role'] + '>') }}{% endif %}
+{% endfor %}{{ said is defined }}"""  # noqa: E501
+TOOLS = """{%- set ns = namespace(last=0) %}{% for message in messages %}{% set ns.last = loop.index %}
+  {{ message | tojson }} {{ message.content | tojson(indent=2) }}
+{% endfor %}{{ ns.last }} {{ tools is none }} {{ documents is none }} {{ strftime_now('%Y') | length }} {{ unk_token }}"""
+PARTS = """{% for message in messages %}{{ message.role }}:{% if message.content is string %}{{ message.content }}{% else %}
+{%- for part in message.content %}{{ part.text }}{% endfor %}{% endif %};{% endfor %}"""
+CHATS = [
+    [{"role": "user", "content": "Hi <b>there</b> & 'you'\n"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "你好 🎉"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": " b "}, {"role": "user", "content": "c"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer is "}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}],
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer("bpe", **dict.fromkeys(["bos_token", "eos_token"], "<s>"))
+
+
+@pytest.mark.parametrize("chat", CHATS, ids=lambda chat: "-".join(message["role"] for message in chat))
+@pytest.mark.parametrize("template", [CHATML, LLAMA, TOOLS, PARTS], ids=["chatml", "llama", "tools", "parts"])
+def test_prompts_are_those_of_transformers(tokenizer: PreTrainedTokenizerFast, template: str, chat: list[dict[str, str]]) -> None:
+    ours = PromptTemplate(template, tokenizer.special_tokens_map)
+    continued = chat[-1]["role"] == "assistant"
+    try:
+        expected = tokenizer.apply_chat_template(
+            chat,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=not continued,
+            continue_final_message=continued,
+        )
+    except Exception as error:
+        with pytest.raises(ValueError, match="chat template of this model") as refused:
+            ours.prompt(chat)
+        assert "Only user" not in str(error) or "Only user and assistant" in str(refused.value)
+    else:
+        assert ours.prompt(chat) == expected
+
+
+def test_parts_of_a_message_can_be_continued(tokenizer: PreTrainedTokenizerFast) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "b "}, {"type": "image"}]}]
+    ours = PromptTemplate(PARTS, {})
+    expected = tokenizer.apply_chat_template(chat, chat_template=PARTS, tokenize=False, continue_final_message=True)
+    assert ours.prompt(chat) == expected == "user:a;assistant:b "
+    assert chat[1]["content"][0]["text"] == "b ", "the messages are not changed"
+    with pytest.raises(ValueError, match="no text to continue"):
+        ours.prompt([{"role": "assistant", "content": [{"type": "image"}]}])
+    with pytest.raises(ValueError, match="leaves the last message out"):
+        PromptTemplate("{{ messages[0].role }}", {}).prompt([{"role": "assistant", "content": "b"}])
+
+
+def test_the_sandbox_holds() -> None:
+    message = [{"role": "user", "content": "{{ 7 * 7 }}"}]
+    assert PromptTemplate("{{ messages[0].content }}", {}).prompt(message) == "{{ 7 * 7 }}", "text is not a template"
+    assert PromptTemplate("{{ raise_exception.__globals__ }}", {}).prompt(message) == ""
+    for attempt in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}"):
+        with pytest.raises(ValueError, match="chat template of this model refuses"):
+            PromptTemplate(attempt, {}).prompt(message)
+    for attempt in ("{{ 1 + messages[0].content }}", "{{ range(10**9) | list }}", "{{ messages[0].content.items() }}"):
+        with pytest.raises(ValueError, match="chat template of this model"):
+            PromptTemplate(attempt, {}).prompt(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("hello", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("{}", "list of messages"),
+        ("[]", "list of messages"),
+        ('["a"]', "message 0"),
+        ('[{"role": "user", "content": "a"}, {"role": 3, "content": "a"}]', "message 1"),
+        ('[{"role": "user"}]', "message 0"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(text: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        read_messages(text)
+
+
+def test_messages_are_read() -> None:
+    assert read_messages(json.dumps(CHATS[2])) == CHATS[2]

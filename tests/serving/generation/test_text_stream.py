@@ -1,0 +1,149 @@
+"""Text that streams: all parts together are what the tokenizer decodes, and a stop string never shows."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, StopStringCriteria
+
+from serving.runtime.generation.text_stream import Detokenizer, TextStream
+from tests.helpers.checkpoints import make_tokenizer
+
+WORDS = (*("a", "n", "'", "s", "t", "ve", "m", "re", "do", "not", "girl", ".", ",", "!", "?", " "), *("好", "🎉", "\ufffd"))
+SPECIALS = ("<unk>", "<s>", "</s>")
+LETTERS = "▁abcdefghijklmnopqrstuvwxyz.,!?'"
+
+
+def byte_fallback_tokenizer() -> Tokenizer:
+    """As those of Llama: pieces of words, and a token for each byte of what has no piece."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = [*SPECIALS, *bytes_, *LETTERS, "▁girl", "▁'", "▁n", "▁.", "ve", "re", "girl", "好"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=SPECIALS[0], byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIALS])
+    return tokenizer
+
+
+def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
+    if kind == "byte fallback":
+        return PreTrainedTokenizerFast(tokenizer_object=byte_fallback_tokenizer())
+    return make_tokenizer(kind)
+
+
+def streamed(stream: TextStream, tokens: list[int]) -> tuple[list[str], int]:
+    """The parts of the text, and the number of tokens after which it has ended."""
+    parts: list[str] = []
+    for token in tokens:
+        stopped = stream.push(token)
+        parts.append(stream.take())
+        if stopped:
+            break
+    return [*parts, stream.finish()], len(parts)
+
+
+KINDS = ("byte fallback", "bpe", "unigram", "wordpiece")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_parts_are_what_the_pipeline_decodes(kind: str) -> None:
+    reference = tokenizer_of(kind)
+    detokenizer = Detokenizer(reference.backend_tokenizer)
+    size, generator = len(reference), random.Random(1)
+    whole_at_once = several_parts = 0
+    for trial in range(120):
+        prompt = reference("".join(generator.choices(WORDS, k=trial % 12)), add_special_tokens=trial % 2 == 0).input_ids
+        if trial % 4:
+            tokens = reference(" ".join(generator.choices(WORDS, k=20)), add_special_tokens=False).input_ids
+        else:
+            tokens = generator.choices(range(size), k=60)  # broken characters too
+
+        def decoded(ids: list[int]) -> str:
+            return reference.decode(ids, skip_special_tokens=True)
+
+        expected = decoded(prompt + tokens)[len(decoded(prompt)) :]
+        parts, _ = streamed(TextStream(detokenizer, prompt), tokens)
+        assert "".join(parts) == expected
+        whole, _ = streamed(TextStream(detokenizer, prompt, streams=False), tokens)
+        assert whole[-1] == expected and not any(whole[:-1])
+        several_parts += sum(map(bool, parts)) > 2
+        whole_at_once += 1
+    assert several_parts > whole_at_once / 2, "it streams"
+
+
+def test_text_comes_as_soon_as_it_is_certain() -> None:
+    reference = tokenizer_of("byte fallback")
+    detokenizer = Detokenizer(reference.backend_tokenizer)
+    pieces = ["▁girl", "好", *(f"<0x{byte:02X}>" for byte in "🎉".encode()), "▁girl", "▁n", "t"]
+    prompt, tokens = reference("girl").input_ids, reference.convert_tokens_to_ids(pieces)
+    parts, _ = streamed(TextStream(detokenizer, prompt), tokens)
+    assert [part for part in parts if part] == [" girl", "好", "🎉 girl", " n", "t"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stop_string_never_shows(kind: str) -> None:
+    reference = tokenizer_of(kind)
+    detokenizer = Detokenizer(reference.backend_tokenizer)
+    generator = random.Random(3)
+    found = 0
+
+    def decoded(ids: list[int]) -> str:
+        return reference.decode(ids, skip_special_tokens=True)
+
+    for _ in range(120):
+        text = " ".join(generator.choices(WORDS[:-3], k=25))
+        tokens = reference(text, add_special_tokens=False).input_ids
+        whole = decoded(tokens)
+        stops = [whole[at : at + generator.randrange(1, 6)] for at in generator.choices(range(len(whole)), k=2)] + ["not there"]
+        stops = [stop for stop in stops if stop]
+        generated, count = streamed(TextStream(detokenizer, [], stop_strings=stops, include_stop_strings=False), tokens)
+        given = "".join(generated)
+        ends = [decoded(tokens[:end]) for end in range(1, len(tokens) + 1)]
+        first = next((end for end in ends if any(stop in end for stop in stops)), whole)
+        places = [first.find(stop) for stop in stops if stop in first]
+        assert given == (first[: min(places)] if places else whole)
+        assert decoded(tokens[:count]) == first, "it ends with the token that completes the string"
+        found += bool(places)
+    assert found > 60
+
+
+@pytest.mark.parametrize("kind", ["byte fallback", "bpe"])
+def test_stop_strings_that_are_included_end_where_those_of_transformers_do(kind: str) -> None:
+
+    reference = tokenizer_of(kind)
+    detokenizer = Detokenizer(reference.backend_tokenizer)
+    generator = random.Random(4)
+    found = 0
+    for _ in range(60):
+        prompt = reference("girl " + " ".join(generator.choices(WORDS[:-3], k=3)), add_special_tokens=False).input_ids
+        tokens = reference(" ".join(generator.choices(WORDS[:-3], k=15)), add_special_tokens=False).input_ids
+        whole = reference.decode(prompt + tokens)
+        at = generator.randrange(len(whole))
+        stop = whole[at : at + generator.randrange(1, 5)].strip() or "girl"
+        criteria = StopStringCriteria(reference, [stop])
+        expected = next(
+            (end for end in range(1, len(tokens)) if criteria(torch.tensor([prompt + tokens[:end]]), None)[0]), len(tokens)
+        )
+        parts, count = streamed(TextStream(detokenizer, prompt, stop_strings=[stop]), tokens)
+        assert count == expected, (stop, whole)
+        assert "".join(parts) == reference.decode(prompt + tokens[:count])[len(reference.decode(prompt)) :]
+        found += count < len(tokens)
+    assert found > 20
+
+
+def test_a_stop_string_of_single_bytes_ends_at_once() -> None:
+    reference = tokenizer_of("byte fallback")
+    detokenizer = Detokenizer(reference.backend_tokenizer)
+    newline = reference.convert_tokens_to_ids("<0x0A>")
+    stream = TextStream(detokenizer, [], stop_strings=["\n"], include_stop_strings=False)
+    girl = reference.convert_tokens_to_ids("girl")
+    assert [stream.push(girl), stream.push(newline), stream.push(girl)] == [False, True, True]
+    assert stream.take() + stream.finish() == "girl"
+    assert re.fullmatch("girl", reference.decode([girl]))
