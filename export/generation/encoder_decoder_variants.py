@@ -98,7 +98,7 @@ class EncoderDecoderExport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Context:
+class _VerificationContext:
     """What the verification of each variant needs."""
 
     rows: EncoderDecoderRows
@@ -176,7 +176,7 @@ def build_encoder_decoder(
     with tempfile.TemporaryDirectory(dir=staging, prefix=".tracing.") as folder:
         traced = export_encoder_decoder(model, Path(folder), opset=opset)
         room = (traced.max_target_tokens or ANSWER_TOKENS + len(generation.start)) - len(generation.start)
-        context = _Context(
+        context = _VerificationContext(
             rows=rows.cut(COMPARED_ROWS, target_tokens=min(TARGET_TOKENS, room), source_tokens=traced.max_source_tokens),
             generation=generation,
             texts=texts,
@@ -215,7 +215,7 @@ def _make(precision: Precision, traced: EncoderDecoderGraphs, folder: Path) -> N
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Answers:
+class _ExpectedAnswers:
     """Answers to the first rows: greedily, by beam search, and the texts with the settings that are served."""
 
     greedy: list[list[int]]
@@ -224,7 +224,7 @@ class _Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Verified:
+class _Verification:
     """A variant without its speed."""
 
     figures: GenerationFigures
@@ -247,16 +247,18 @@ class _Verified:
         )
 
 
-def _expected(original: OriginalEncoderDecoder, context: _Context) -> _Answers:
+def _expected(original: OriginalEncoderDecoder, context: _VerificationContext) -> _ExpectedAnswers:
     sources = context.rows.sources
-    return _Answers(
+    return _ExpectedAnswers(
         greedy=[original.answer(source, context.greedy) for source in sources[:EQUAL_ROWS]],
         beams=[original.answer(source, context.beams) for source in sources[:EQUAL_ROWS]],
         texts=[context.generation.decode(original.answer(source, context.served)) for source in sources[:ANSWERED_ROWS]],
     )
 
 
-def _verify(precision: Precision, original: OriginalEncoderDecoder, expected: _Answers, context: _Context) -> _Verified:
+def _verify(
+    precision: Precision, original: OriginalEncoderDecoder, expected: _ExpectedAnswers, context: _VerificationContext
+) -> _Verification:
     logger.info(f"verifying {precision}")
     sources, served = context.rows.sources, context.variant(precision, threads=0)
     comparison = compare_next_tokens(original, served, context.rows)
@@ -280,7 +282,7 @@ def _verify(precision: Precision, original: OriginalEncoderDecoder, expected: _A
     )
     found = [context.generation.decode(answer) for answer in served.answers(sources[:ANSWERED_ROWS], context.served)]
     texts = compare_texts(context.texts, expected.texts, found, context.rows.references[:ANSWERED_ROWS])
-    return _Verified(
+    return _Verification(
         figures=figures,
         beams=beams,
         texts=texts,
@@ -290,7 +292,9 @@ def _verify(precision: Precision, original: OriginalEncoderDecoder, expected: _A
     )
 
 
-def _speeds(original: OriginalEncoderDecoder, precisions: Sequence[Precision], context: _Context) -> dict[str, DecodingSpeed]:
+def _speeds(
+    original: OriginalEncoderDecoder, precisions: Sequence[Precision], context: _VerificationContext
+) -> dict[str, DecodingSpeed]:
     """Measure greedy answers of a fixed number of tokens."""
     source = max(context.rows.sources, key=len)
 
