@@ -48,11 +48,7 @@ class ServedEnsemble:
                 task=load_served(parameters["task"], json.loads(parameters["settings"])),
                 attributes=PipelineAttributes.of(name, json.loads(parameters["description"])),
                 parameters=parameters,
-<<<<<<< HEAD
-                max_batch_size=int(config.get("max_batch_size", 0)) or 1,
-=======
                 max_batch_size=int(config.get("max_batch_size", 0)),  # gRPC leaves 0 out
->>>>>>> client
             )
         except (KeyError, ValueError) as error:
             raise RequestError(
