@@ -147,7 +147,7 @@ def served(found: Served) -> Table:
         how += f", {load.length} tokens" if load.length else ""
         how += f", {load.delayed:.0%} of them sent late" if load.delayed >= LATE else ""
         drawn = [number(load.joules_per_row, ".3g")] if energy else []
-        rows.append([load.name, f"{load.protocol}, {how}", *_speed(load.speed), f"{load.executed_batch:.2f}", *drawn])
+        rows.append([load.name, f"{load.protocol}, {how}", *_speed(load.speed), number(load.executed_batch, ".2f"), *drawn])
     package = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.package.items())
     gpu = "" if found.gpu_memory_mib is None else f" Memory in use on the GPU by all programs: {number(found.gpu_memory_mib)} MiB."
     notes = [
@@ -167,6 +167,8 @@ def split(found: Served) -> Table:
     parts = [part.name for part in fields(Split) if part.name not in absent]
     rows = []
     for load in found.loads:
+        if load.split is None:
+            continue
         times = [value / 1e3 for part, value in asdict(load.split).items() if part not in absent]
         rows.append([load.name, *(f"{value:.2f}" for value in times), f"{sum(times):.2f}"])
     notes = ["Means, ms. Ensemble: Triton's own scheduling and the copies between steps; client: the load generator's packing."]
