@@ -17,8 +17,12 @@ from benchmarks.measurements import Load
 from benchmarks.report import Report
 from benchmarks.verdicts import FigureComparison, relative
 
-SPEEDS = {"throughput": 1, "p50_ms": -1, "p90_ms": -1, "p95_ms": -1, "p99_ms": -1}
-"""Figures that every round repeats: 1 if higher is better, −1 if lower is better."""
+WAITS = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "ttft_p50_ms", "ttft_p99_ms", "itl_mean_ms", "itl_p50_ms", "itl_p99_ms")
+SPEEDS = {"throughput": 1} | dict.fromkeys(WAITS, -1)
+"""Figures that every round repeats: 1 if higher is better, −1 if lower is better.
+
+All answers of a model that generates have the same length, so that its tokens per second are its throughput.
+"""
 REFERENCE = ("pytorch", "pipeline")
 """Kinds of models that no change of a bundle or of the server affects."""
 SLOW = 2.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.generation.generation_runs import CTRANSLATE2
+from export import convert
 from serving.errors import first_line
 from serving.reporting import logger
 
@@ -21,7 +22,8 @@ def exported_by_optimum(checkpoint: Path, task: str, folder: Path) -> Path | Non
 
     logger.info("exporting the graph as Optimum exports it")
     try:
-        main_export(str(checkpoint), folder, task=f"{task}-with-past", do_validation=False, device="cpu")
+        with convert.silence_exporters():
+            main_export(str(checkpoint), folder, task=f"{task}-with-past", do_validation=False, device="cpu")
     except Exception as error:  # what is not supported is told by errors of every type
         logger.warning(f"exported.fp32 is left out: Optimum cannot export the checkpoint: {first_line(error)[:300]}")
         return None

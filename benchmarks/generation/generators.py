@@ -9,7 +9,7 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,11 +54,11 @@ class Written:
     """The answers of one batch, and when their tokens came.
 
     Attributes:
-        stamps: Time of each token, ns; the tokens of a batch come together.
+        stamps: When the tokens of each answer came, ns.
     """
 
     tokens: list[list[int]]
-    stamps: list[int] = field(default_factory=list)
+    stamps: list[list[int]]
 
 
 class _StaticBatches(ABC):
@@ -94,7 +94,7 @@ class _StaticBatches(ABC):
             written = self._write([self.prompts.tokens(prompt) for prompt in batch])
             for tokens in written.tokens:
                 self.prompts.decode(tokens)
-            rows += [[sent, *written.stamps]] * in_flight
+            rows += [[sent, *stamps] for stamps in written.stamps]
         return np.array(rows, dtype=np.int64)
 
 
@@ -147,7 +147,7 @@ class PyTorchGenerate(_StaticBatches):
         options = {"max_new_tokens": self.new_tokens, "do_sample": False, "num_beams": 1, "pad_token_id": self._padding}
         with torch.inference_mode():
             found = self._model.generate(ids, attention_mask=mask, streamer=clock, **options)
-        return Written(found[:, longest:].tolist(), clock.stamps[1:])
+        return Written(found[:, longest:].tolist(), [clock.stamps[1:]] * len(prompts))
 
     def precision(self) -> str:
         """Name the precision of the weights."""
@@ -187,10 +187,10 @@ class CTranslate2Generate(_StaticBatches):
         self._precision = {"float32": "fp32", "int8": "int8", "int8_float32": "int8"}[self._model.compute_type]
 
     def _write(self, prompts: list[list[int]]) -> Written:
-        stamps = [0] * self.new_tokens
+        stamps: list[list[int]] = [[] for _ in prompts]
 
         def on_token(step: Any) -> bool:
-            stamps[step.step] = time.perf_counter_ns()  # the last row of the batch decides
+            stamps[step.batch_id].append(time.perf_counter_ns())
             return False
 
         found = self._model.generate_batch(

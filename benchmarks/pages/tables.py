@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, fields
 
 from benchmarks.measurements import ChangedAnswer, InProcess, Quality, Served, Split
-from benchmarks.pages.formatting import NONE, WIDE, interval, marked, number, rate, spread
+from benchmarks.pages.formatting import NONE, interval, marked, number, rate, unsteady
 from benchmarks.pages.growth import growths
 from benchmarks.pages.headline import original, real_loads
+from benchmarks.pages.table import Table
 from benchmarks.report import Report
 from benchmarks.speed import RoundSpeed, Speed
 from benchmarks.steps import STEPS
@@ -16,23 +17,6 @@ from benchmarks.steps import STEPS
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
 LATE = 0.01
 """Share of an open loop's requests that were sent late. Beyond this, it is shown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table.
-
-    Attributes:
-        rows: Rows of cells; the first cell names the row.
-        words: Number of columns from the first that hold words rather than numbers.
-    """
-
-    name: str
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: int = 1
-    notes: Sequence[str] = ()
 
 
 def glance(report: Report) -> Table:
@@ -54,7 +38,10 @@ def glance(report: Report) -> Table:
         title="At a glance",
         head=["", "best rows/s", "×", "lowest p50 ms", f"{metric} (95 %)", "lost (95 %)", "peak RSS MiB"],
         rows=rows,
-        notes=[f"Best rows/s and lowest p50 are those of different arrangements, or loads.{against}", _spread(report)],
+        notes=[
+            f"Best rows/s and lowest p50 are those of different arrangements, or loads.{against}",
+            unsteady(speed for _, speed in report.speeds()),
+        ],
     )
 
 
@@ -66,17 +53,6 @@ def _best(best: Speed, quickest: Speed, base: float | None) -> list[str]:
 def _lost(quality: Quality, metric: str) -> list[str]:
     main = number(quality.metrics.get(metric), ".4f") if quality.main is None else interval(quality.main)
     return [main, interval(quality.drop)]
-
-
-def _spread(report: Report) -> str:
-    speeds = [speed for _, speed in report.speeds()]
-    wide = [speed for speed in speeds if spread(speed) > WIDE]
-    if not wide:
-        return ""
-    return (
-        f"⚠ The machine changed speed while measuring: rounds of {len(wide)} of {len(speeds)} speeds differ by more than "
-        f"×{WIDE:g}, by up to ×{max(map(spread, wide)):.1f}. Compare by the gates' rounds, not by single figures."
-    )
 
 
 def gates(report: Report) -> Table:
