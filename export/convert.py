@@ -178,7 +178,7 @@ def _require_dynamic_axes(path: Path) -> None:
 @contextlib.contextmanager
 def silence_exporters() -> Iterator[None]:
     """Suppress the output and warnings of tracing and quantization; the graphs are verified by measurement instead."""
-    loggers = [logging.getLogger(name) for name in (None, "optimum", "onnxruntime", "torch.onnx")]
+    loggers = [logging.getLogger(name) for name in (None, "optimum", "onnxruntime", "torch.onnx", "transformers")]
     levels = [logger.level for logger in loggers]
     printed = contextlib.redirect_stdout(io.StringIO())  # our standard output holds only results
     with printed, warnings.catch_warnings():
