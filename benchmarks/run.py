@@ -53,8 +53,7 @@ def run_benchmark(options: BenchmarkOptions) -> Report:
     for gate in options.gates:
         parse_gate(gate)
     baseline = read_report(options.baseline) if options.baseline else None
-    generates = isinstance(load_bundle(options.bundle_folder).task, GenerationTask)
-    report = generation_report(options) if generates else _report(options)
+    report = _measured(options)
     by_round = report.figures_by_round()
     report = replace(report, gates=[check_gate(expression, by_round) for expression in options.gates])
     try:
@@ -90,7 +89,13 @@ def require_passed(report: Report) -> None:
         raise GateError(". ".join(parts), hint="every figure stands in the report")
 
 
-def _report(options: BenchmarkOptions) -> Report:
+def _measured(options: BenchmarkOptions) -> Report:
+    """Measure the model, whatever its kind."""
+    generates = isinstance(load_bundle(options.bundle_folder).task, GenerationTask)
+    return generation_report(options) if generates else _encoder_report(options)
+
+
+def _encoder_report(options: BenchmarkOptions) -> Report:
     """Measure a model that answers in one execution."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))

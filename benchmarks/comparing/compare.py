@@ -31,7 +31,7 @@ from dataclasses import replace
 
 from benchmarks.benchmark_options import Tolerances
 from benchmarks.comparing import comparability
-from benchmarks.comparing.reference import OTHER_ROWS, SPEEDS, compare_speeds
+from benchmarks.comparing.reference import OTHER_ROWS, REPEATED, compare_speeds
 from benchmarks.report import Report
 from benchmarks.verdicts import FigureComparison, ReportComparison, relative
 from serving.errors import DataError
@@ -48,7 +48,7 @@ COSTS = {
 """Tolerance of each cost: relative, and absolute in the figure's unit. The larger one applies."""
 PER_ROW = ("joules_per_row", "cpu_ms_per_token")
 """Costs that depend on the rows."""
-TIMED = (*SPEEDS, *PER_ROW, "load_seconds")
+TIMED = (*REPEATED, *PER_ROW, "load_seconds")
 TAKEN = "others used the processor"
 ROUNDING = 1e-9
 """A metric that dropped by exactly the tolerance has not dropped by more."""
@@ -167,7 +167,7 @@ def _quality_figures(report: Report) -> dict[str, float]:
 def _names(report: Report) -> list[str]:
     """Figures that are compared if both reports have them."""
     own = [*dict(report.measured()), *([report.served.name] if report.served else [])]
-    wanted = {f"{name}.{kind}" for name in own for kind in (*SPEEDS, *COSTS)}
+    wanted = {f"{name}.{kind}" for name in own for kind in (*REPEATED, *COSTS)}
     return [name for name in report.figures() if name in wanted] + list(_quality_figures(report))
 
 
