@@ -51,6 +51,8 @@ SHAPING = (
     "export/verify.py",
     "serving/answer_comparison.py",
     "serving/prologue.py",
+    "serving/runtime/generation",
+    "serving/runtime/model_session.py",
     "serving/runtime/cutting.py",
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
@@ -105,9 +107,9 @@ def export(options: ExportOptions) -> BundleManifest:
 
 def _build(source: ExportSource, options: ExportOptions, staging: Path, inputs: StageInputs) -> BundleManifest:
     if isinstance(source.task, ExportedGenerationTask):
-        from export.generation import variants as generating
+        from export.generation import generation_bundle
 
-        return generating.build(source, options, staging, inputs)
+        return generation_bundle.build(source, options, staging, inputs)
     from export import variants
 
     return variants.build(source, options, staging, inputs)

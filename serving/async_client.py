@@ -16,7 +16,7 @@ from typing import Any, Self, TypedDict, TypeVar
 from serving import forks, generation_call, streams
 from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import InvalidArgumentError, PipelineError, TruncationWarning
-from serving.generation_request import GenerationRequest
+from serving.generation_request import TextRequest
 from serving.options import RequestOptions, WireProtocol
 from serving.own_answers import require_own_answer
 from serving.pipeline_attributes import PipelineAttributes
@@ -353,7 +353,7 @@ class AsyncTritonPipeline:
             if call.task.decoupled:
                 (texts,) = tensors.values()
                 keeps = call.formatting.get("return_type") == "TENSORS"
-                request = GenerationRequest.of(self.name, texts, parameters, keeps_input=keeps)
+                request = TextRequest.of(self.name, texts, parameters, keeps_input=keeps)
                 return await generation_call.whole_answer(self._connection, request)
             result = await self._connection.infer(self.name, tensors, parameters)
         except InvalidArgumentError as error:

@@ -90,7 +90,7 @@ def preprocess_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, wa
         "output": [tensor_config(tensor) for tensor in (*_model_inputs(graph), *_metadata(task))],
         "instance_group": [{"kind": "KIND_CPU", "count": plan.preprocess_instances}],
         "dynamic_batching": {},
-        "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups],
+        "model_warmup": [warmup_config(warmup, task.inputs()) for warmup in warmups],
     }
 
 
@@ -105,7 +105,7 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
         "input": [tensor_config(tensor) | ({"allow_ragged_batch": True} if ragged else {}) for tensor in _model_inputs(graph)],
         "output": [tensor_config(tensor) for tensor in _model_outputs(graph)],
         "instance_group": [{"kind": "KIND_GPU" if plan.device == "gpu" else "KIND_CPU", "count": plan.instances}],
-        "model_warmup": [_warmup(warmup, _model_inputs(graph)) for warmup in warmups],
+        "model_warmup": [warmup_config(warmup, _model_inputs(graph)) for warmup in warmups],
     }
     if plan.device == "cpu":
         config["parameters"] = _parameters({"intra_op_thread_count": str(plan.threads), "inter_op_thread_count": "1"})
@@ -135,7 +135,7 @@ def postprocess_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, w
         "output": [tensor_config(tensor) for tensor in _answers(task)],
         "instance_group": [{"kind": "KIND_CPU", "count": plan.postprocess_instances}],
         "dynamic_batching": {},
-        "model_warmup": [_warmup(warmup, (*_model_outputs(graph), *_metadata(task))) for warmup in warmups],
+        "model_warmup": [warmup_config(warmup, (*_model_outputs(graph), *_metadata(task))) for warmup in warmups],
     }
 
 
@@ -156,7 +156,7 @@ def fused_configs(
         "output": [tensor_config(tensor) for tensor in _answers(task)],
         "instance_group": [{"kind": "KIND_CPU", "count": plan.instances}],
         "parameters": _parameters({"intra_op_thread_count": str(plan.threads), **parameters}),
-        "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups.preprocess],
+        "model_warmup": [warmup_config(warmup, task.inputs()) for warmup in warmups.preprocess],
     }
     return {name: config}
 
@@ -235,7 +235,8 @@ def tensor_config(tensor: Tensor) -> Config:
     return {"name": tensor.name, "data_type": tensor.dtype, "dims": list(tensor.dims)}
 
 
-def _warmup(warmup: Warmup, tensors: Iterable[Tensor]) -> Config:
+def warmup_config(warmup: Warmup, tensors: Iterable[Tensor]) -> Config:
+    """Describe a warm-up request in a configuration."""
     inputs = {
         tensor.name: {
             "data_type": tensor.dtype,

@@ -11,7 +11,7 @@ from pathlib import Path
 from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.description import describe
-from serving.ensemble import Config, client_parameters, tensor_config
+from serving.ensemble import Config, Warmup, client_parameters, tensor_config, warmup_config
 from serving.generation_recording import record_generation
 from serving.manifests import ExpectedAnswer
 from serving.pbtxt import to_pbtxt
@@ -20,6 +20,7 @@ from serving.runtime.digest import DIGEST
 from serving.runtime.generation.engine_settings import EngineSettings
 from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.types import Tensor
+from serving.warmups import bytes_tensor, save_warmup
 
 RUNTIME = Path(__file__).parent / "runtime"
 PROGRAM = "generate.py"
@@ -42,21 +43,21 @@ def write_generating_model(folder: Path, bundle: Bundle, plan: Plan, name: str) 
     """
     task, version = bundle.generation_task, folder / name / "1"
     version.mkdir(parents=True)
-    (folder / name / "warmup").mkdir()  # the home of a package links to it; the engine is warm after the first answer
     graphs = bundle.variant(plan.precision).path.parent
     for path in graphs.iterdir():
         shutil.copy(path, version)
     parameters = client_parameters(
         task, model_sha256=sha256(bundle.variant(plan.precision).path), description=describe(bundle, plan.device)
     )
-    config = to_pbtxt(generating_config(name, task, plan, parameters))
+    config = to_pbtxt(generating_config(name, task, plan, parameters, _warmup(folder / name, task)))
     (folder / name / "config.pbtxt").write_text(config, encoding="utf-8")
     _write_program(version, bundle, plan)
     return record_generation(version, bundle, plan)
 
 
-def generating_config(name: str, task: GenerationTask, plan: Plan, parameters: Mapping[str, str]) -> Config:
+def generating_config(name: str, task: GenerationTask, plan: Plan, parameters: Mapping[str, str], warmup: Warmup) -> Config:
     """Configure the model. One that streams is decoupled: it answers a request as often as it likes."""
+    tensors = (*task.inputs(), *task.optional_inputs())
     inputs = [tensor_config(tensor) for tensor in task.inputs()]
     inputs += [tensor_config(tensor) | {"optional": True} for tensor in task.optional_inputs()]
     config: Config = {
@@ -67,10 +68,20 @@ def generating_config(name: str, task: GenerationTask, plan: Plan, parameters: M
         "output": [tensor_config(tensor) for tensor in (*task.outputs(), Tensor(DIGEST, "TYPE_INT64"))],
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],
         "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+        "model_warmup": [warmup_config(warmup, [tensor for tensor in tensors if tensor.name in warmup.files])],
     }
     if task.streams:
         config["model_transaction_policy"] = {"decoupled": True}
     return config
+
+
+def _warmup(folder: Path, task: GenerationTask) -> Warmup:
+    """Write a request for one token, which computes everything once."""
+    texts = dict(task.example)
+    if "sampling_parameters" in {tensor.name for tensor in task.optional_inputs()}:
+        texts["sampling_parameters"] = json.dumps({"max_new_tokens": 1})
+    payloads = {name: bytes_tensor(text.encode()) for name, text in texts.items()}
+    return save_warmup(folder, "short", 0 if task.streams else 1, payloads, dict.fromkeys(payloads, (1,)))
 
 
 def engine_settings(bundle: Bundle, plan: Plan) -> EngineSettings:

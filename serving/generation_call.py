@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 from serving.connection import Connection
 from serving.errors import RequestError
-from serving.generation_request import TEXT_INPUT, GenerationRequest
+from serving.generation_request import TEXT_INPUT, TextRequest
 from serving.generation_responses import GrpcResponses, HttpResponses, Responses
 from serving.infer_client import InferClient
 from serving.own_answers import require_own_answer
@@ -21,7 +21,7 @@ CANCELLED = "cancelled"
 """Finish reason of a text that the server ended early."""
 
 
-async def whole_answer(connection: Connection, request: GenerationRequest) -> Arrays:
+async def whole_answer(connection: Connection, request: TextRequest) -> Arrays:
     """Return the tensors of the one response to ``request``, which is retried as any other request.
 
     Raises:
@@ -40,7 +40,7 @@ async def whole_answer(connection: Connection, request: GenerationRequest) -> Ar
     return answer
 
 
-def text_request(model: str, call: PipelineCall, inputs: object) -> tuple[GenerationRequest, TextCleaner | None]:
+def text_request(model: str, call: PipelineCall, inputs: object) -> tuple[TextRequest, TextCleaner | None]:
     """Return the request for a stream of text, and what cleans up its spaces.
 
     Args:
@@ -60,10 +60,10 @@ def text_request(model: str, call: PipelineCall, inputs: object) -> tuple[Genera
         raise TypeError(f"stream_text takes one text or one chat, not {len(rows)}")
     tensors, parameters = call.request(rows)
     (texts,) = tensors.values()
-    return GenerationRequest.of(model, texts, parameters).streamed(), task.cleaner(rows[0], **call.formatting)
+    return TextRequest.of(model, texts, parameters).streamed(), task.cleaner(rows[0], **call.formatting)
 
 
-async def text_pieces(connection: Connection, request: GenerationRequest, cleaner: TextCleaner | None) -> AsyncGenerator[str, None]:
+async def text_pieces(connection: Connection, request: TextRequest, cleaner: TextCleaner | None) -> AsyncGenerator[str, None]:
     """Yield the text that answers ``request``, as it is generated. Closing the generator cancels the request.
 
     The request is retried until its first piece has come. The time limit of a request holds for each piece.
@@ -92,7 +92,7 @@ async def text_pieces(connection: Connection, request: GenerationRequest, cleane
             yield rest
 
 
-async def _opened(connection: Connection, client: InferClient, request: GenerationRequest) -> AsyncGenerator[Arrays, None]:
+async def _opened(connection: Connection, client: InferClient, request: TextRequest) -> AsyncGenerator[Arrays, None]:
     """Yield the responses to ``request`` over tritonclient's ``client``."""
     responses: Responses
     if connection.protocol == "grpc":
@@ -106,7 +106,7 @@ async def _opened(connection: Connection, client: InferClient, request: Generati
         await responses.close()
 
 
-def _check(response: Arrays, request: GenerationRequest) -> None:
+def _check(response: Arrays, request: TextRequest) -> None:
     """Check that a response belongs to the request, and that the server did not give up.
 
     Raises:

@@ -16,7 +16,7 @@ TEXT_INPUT = "text_input"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationRequest:
+class TextRequest:
     """One text, or one chat, and how it is answered.
 
     Attributes:

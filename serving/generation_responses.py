@@ -11,7 +11,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from serving.failures import HttpAnswerError
-from serving.generation_request import GenerationRequest
+from serving.generation_request import TextRequest
 from serving.runtime.digest import DIGEST
 from serving.runtime.types import Arrays
 
@@ -45,7 +45,7 @@ class Responses(Protocol):
 class GrpcResponses:
     """Responses over a stream of ``ModelStreamInfer`` of their own: cancelling it cancels the request."""
 
-    def __init__(self, client: Any, request: GenerationRequest, headers: Mapping[str, str] | None) -> None:
+    def __init__(self, client: Any, request: TextRequest, headers: Mapping[str, str] | None) -> None:
         """Send the request with tritonclient's ``client``."""
         self._responses = client.stream_infer(_once(request), headers={**WANTED_ERRORS, **(headers or {})})
 
@@ -64,7 +64,7 @@ class GrpcResponses:
         self._responses.cancel()
 
 
-async def _once(request: GenerationRequest) -> AsyncGenerator[dict[str, object], None]:
+async def _once(request: TextRequest) -> AsyncGenerator[dict[str, object], None]:
     yield request.for_grpc()
 
 

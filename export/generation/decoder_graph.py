@@ -27,6 +27,7 @@ from torch import nn
 from export import checkpoint as checkpoints
 from export import graph
 from export.convert import silence_exporters
+from export.generation.group_query_attention import CUSTOM_OPSETS
 from export.generation.slotted_attention import TESTED, AttentionLayer, SlottedAttention
 from export.generation.tied_embeddings import share_embeddings
 from serving.errors import ExportError, first_line
@@ -195,7 +196,7 @@ def _trace(step: _DecoderStep, inputs: tuple[torch.Tensor, ...], cache: dict[str
         dynamic_axes=axes,
         opset_version=opset,
         dynamo=False,
-        custom_opsets={"com.microsoft": 1},
+        custom_opsets=CUSTOM_OPSETS,
     )
 
 

@@ -22,7 +22,7 @@ from export.generation.token_comparison import compare_greedy, compare_tokens
 from export.original import one_thread
 from serving.errors import DataError, ExportError
 from serving.manifests import VariantGate
-from serving.options import ComputeDevice, Precision
+from serving.options import Precision
 from serving.reporting import logger
 
 ROW_TOKENS, ALL_TOKENS = 128, 8192
@@ -136,7 +136,6 @@ def build_decoder(
     *,
     precisions: Sequence[Precision],
     limits: GenerationLimits | None = None,
-    device: ComputeDevice = "cpu",
     opset: int = OPSET,
 ) -> DecoderExport:
     """Write ``<staging>/<precision>/model.onnx`` of a decoder, and verify each.
@@ -149,8 +148,6 @@ def build_decoder(
         staging: Folder of the bundle.
         precisions: The variants.
         limits: Limits of the gates; None: the defaults.
-        device: Device that fp16 is verified on. ONNX Runtime has this attention on a GPU for fp16 only, so all others are verified
-            on the CPU.
         opset: ONNX operator set.
 
     Returns:
@@ -168,9 +165,9 @@ def build_decoder(
         logger.info(f"exporting and verifying {precision}")
         layout = _make(precision, model, path, opset)
         new_tokens = rows.new_tokens(layout.max_tokens)
-        verified[precision] = _verify(precision, original, path, rows, new_tokens, limits or GenerationLimits(), device)
+        verified[precision] = _verify(precision, original, path, rows, new_tokens, limits or GenerationLimits())
     logger.info("measuring speed")
-    speeds = _speeds(original, paths, rows, new_tokens, device)
+    speeds = _speeds(original, paths, rows, new_tokens)
     first = verified[precisions[0]]
     return DecoderExport(
         layout=layout,
@@ -212,11 +209,10 @@ def _verify(
     rows: DecoderRows,
     new_tokens: int,
     limits: GenerationLimits,
-    device: ComputeDevice,
 ) -> _Verified:
     prompts = rows.prompts()
     capacity = max(*map(len, rows.rows), max(map(len, prompts)) + new_tokens)
-    decoder = SlottedDecoder(path, rows=ROWS_TOGETHER, capacity=capacity, providers=_providers(precision, device))
+    decoder = SlottedDecoder(path, rows=ROWS_TOGETHER, capacity=capacity)
     comparison = compare_tokens(original.logits, decoder, rows.rows)
     if not np.isfinite(comparison.original_losses).all():
         raise ExportError(
@@ -249,14 +245,8 @@ def _equal_alone(decoder: SlottedDecoder, prompts: Sequence[Sequence[int]], new_
     return sum(one == other for one, other in zip(alone, together, strict=True))
 
 
-def _providers(precision: Precision, device: ComputeDevice) -> list[str]:
-    return (
-        ["CUDAExecutionProvider", "CPUExecutionProvider"] if precision == "fp16" and device == "gpu" else ["CPUExecutionProvider"]
-    )
-
-
 def _speeds(
-    original: OriginalDecoder, paths: Mapping[Precision, Path], rows: DecoderRows, new_tokens: int, device: ComputeDevice
+    original: OriginalDecoder, paths: Mapping[Precision, Path], rows: DecoderRows, new_tokens: int
 ) -> dict[str, DecodingSpeed]:
     prompt = rows.prompts()[0]
 
@@ -273,7 +263,6 @@ def _speeds(
             rows=ROWS_TOGETHER,
             capacity=len(prompt) + new_tokens,
             threads=1,
-            providers=_providers(precision, device),
         )
         writers[precision] = writer(decoder)
     with one_thread():

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from export.generation.group_query_attention import AttentionAttributes, SlottedCache, group_query_attention
 from serving.errors import ExportError
 
 FAMILIES = (
@@ -57,6 +58,13 @@ class AttentionLayer:
     window: int | None
     softcap: float
 
+    @property
+    def attributes(self) -> AttentionAttributes:
+        """Attributes of the operator."""
+        return AttentionAttributes(
+            heads=self.heads, kv_heads=self.kv_heads, scale=self.scale, window=self.window or -1, softcap=self.softcap
+        )
+
 
 @dataclass(frozen=True)
 class VisibleKeys:
@@ -78,52 +86,6 @@ class VisibleKeys:
         expected = (keys <= queries) & (keys > queries - window if window else torch.tensor(True))
         zero = torch.zeros_like(keys)
         return bool((self.function(zero, zero, queries, keys) == expected).all())
-
-
-class _GroupQueryAttention(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
-    """Stands for the operator while a model is traced. The values that it computes are not used."""
-
-    @staticmethod
-    def forward(
-        _context: Any,
-        query: torch.Tensor,
-        _key: torch.Tensor,
-        _value: torch.Tensor,
-        past_key: torch.Tensor,
-        past_value: torch.Tensor,
-        _last_index: torch.Tensor,
-        _total_length: torch.Tensor,
-        _layer: AttentionLayer,
-    ) -> tuple[torch.Tensor, ...]:
-        """Return tensors of the right shapes."""
-        return query.clone(), past_key.clone(), past_value.clone()
-
-    @staticmethod
-    def symbolic(
-        graph: Any, query: Any, key: Any, value: Any, past_key: Any, past_value: Any, last_index: Any, total_length: Any,
-        layer: AttentionLayer,
-    ) -> Any:  # fmt: skip
-        """Emit the operator."""
-        outputs = graph.op(
-            "com.microsoft::GroupQueryAttention",
-            query,
-            key,
-            value,
-            past_key,
-            past_value,
-            last_index,
-            total_length,
-            num_heads_i=layer.heads,
-            kv_num_heads_i=layer.kv_heads,
-            scale_f=layer.scale,
-            local_window_size_i=layer.window or -1,
-            softcap_f=layer.softcap,
-            do_rotary_i=0,
-            outputs=3,
-        )
-        for output, like in zip(outputs, (query, past_key, past_value), strict=True):
-            output.setType(like.type())
-        return outputs
 
 
 class _NewTokensOnly(DynamicCache):  # type: ignore[misc]  # nor has transformers
@@ -231,8 +193,10 @@ class SlottedAttention:
             return query.transpose(1, 2), None
         assert self.last_index is not None
         assert self.total_length is not None
-        flat = [tensor.transpose(1, 2).reshape(tensor.shape[0], tensor.shape[2], -1) for tensor in (query, key, value)]
-        output, *present = _GroupQueryAttention.apply(*flat, *self.past[index], self.last_index, self.total_length, layer)
+        query, key, value = (one.transpose(1, 2).reshape(one.shape[0], one.shape[2], -1) for one in (query, key, value))
+        past_key, past_value = self.past[index]
+        cache = SlottedCache(key=past_key, value=past_value, seqlens_k=self.last_index, total_sequence_length=self.total_length)
+        output, *present = group_query_attention(query, key, value, cache, layer.attributes)
         self.present[index] = (present[0], present[1])
         return output.reshape(output.shape[0], output.shape[1], layer.heads, layer.head_size), None
 

@@ -1,34 +1,26 @@
-"""Run a decoder's graph for its verification: some rows begin together, and each step appends a token to all of them."""
+"""Run a decoder's graph for its verification as it is served: some rows begin together, and each step appends a token to them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from export import graph
 from serving.errors import ExportError, first_line
+from serving.runtime.generation.step_graph import DecoderGraph, PromptChunk
 
 Logits = npt.NDArray[np.float32]
 """``[rows, vocabulary]``."""
-DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 class SlottedDecoder:
     """A decoder's graph with a cache for some rows."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        rows: int,
-        capacity: int,
-        threads: int = 0,
-        providers: Sequence[Any] = ("CPUExecutionProvider",),
-    ) -> None:
+    def __init__(self, path: Path, *, rows: int, capacity: int, threads: int = 0) -> None:
         """Load the graph.
 
         Args:
@@ -36,18 +28,13 @@ class SlottedDecoder:
             rows: Maximum number of rows.
             capacity: Maximum number of tokens per row.
             threads: Number of threads; 0: one per core.
-            providers: Execution providers of ONNX Runtime.
 
         Raises:
             ExportError: ONNX Runtime cannot load the graph.
         """
-        self.session = graph.session(path, providers=providers, threads=threads)
+        with _onnxruntime_errors():
+            self.graph = DecoderGraph(path, slots=rows, capacity=capacity, threads=threads)
         self.rows, self.capacity = rows, capacity
-        self.cache = {
-            one.name: np.zeros((rows, one.shape[1], capacity, one.shape[3]), dtype=DTYPES[one.type])
-            for one in self.session.get_inputs()
-            if one.name.startswith("past.")
-        }
         self.lengths: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> Logits:
@@ -58,13 +45,16 @@ class SlottedDecoder:
 
         Returns:
             ``[rows, vocabulary]``.
+
+        Raises:
+            ExportError: ONNX Runtime cannot run the graph.
         """
         counts = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-        tokens = np.zeros((len(prompts), counts.max()), dtype=np.int64)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = prompt
-        self.lengths = np.zeros(len(prompts), dtype=np.int64)
-        return self._step(tokens, counts)
+        self._require_room(counts)
+        with _onnxruntime_errors():
+            logits = self.graph.prefill(0, [PromptChunk(np.array(prompt, dtype=np.int64)) for prompt in prompts]).copy()
+        self.lengths = counts
+        return logits
 
     def advance(self, tokens: npt.NDArray[np.int64]) -> Logits:
         """Append a token to each row, and compute the logits that follow.
@@ -74,31 +64,20 @@ class SlottedDecoder:
 
         Returns:
             ``[rows, vocabulary]``.
-        """
-        self.lengths = self.lengths[: len(tokens)]
-        return self._step(tokens[:, None], np.ones(len(tokens), dtype=np.int64))
 
-    def _step(self, tokens: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Logits:
-        rows, positions = len(tokens), self.lengths[:, None] + np.arange(tokens.shape[1])
-        self.lengths = self.lengths + counts
-        if rows > self.rows or self.lengths.max() > self.capacity:
-            raise ValueError(f"the cache holds {self.rows} rows of {self.capacity} tokens")
-        binding = self.session.io_binding()
-        binding.bind_cpu_input("input_ids", tokens)
-        binding.bind_cpu_input("position_ids", positions)
-        binding.bind_cpu_input("seqlens_k", (self.lengths - 1).astype(np.int32))
-        binding.bind_cpu_input("total_sequence_length", np.array(self.lengths.max(), dtype=np.int32))
-        for name, values in self.cache.items():
-            slots = ("cpu", 0, values.dtype, (rows, *values.shape[1:]), values.ctypes.data)
-            binding.bind_input(name, *slots)
-            binding.bind_output(name.replace("past", "present"), *slots)
-        binding.bind_output("logits")
-        try:
-            self.session.run_with_iobinding(binding)
-        except (*graph.FAILURES, RuntimeError) as error:  # what it raises with a binding is a RuntimeError
-            raise ExportError(f"ONNX Runtime cannot run the graph: {first_line(error)[:400]}") from error
-        logits: Logits = binding.copy_outputs_to_cpu()[-1]
+        Raises:
+            ExportError: ONNX Runtime cannot run the graph.
+        """
+        before = self.lengths[: len(tokens)]
+        self._require_room(before + 1)
+        with _onnxruntime_errors():
+            logits = self.graph.step(tokens, before).copy()
+        self.lengths = before + 1
         return logits
+
+    def _require_room(self, lengths: npt.NDArray[np.int64]) -> None:
+        if len(lengths) > self.rows or lengths.max() > self.capacity:
+            raise ValueError(f"the cache holds {self.rows} rows of {self.capacity} tokens")
 
     def greedy(self, prompts: Sequence[Sequence[int]], *, new_tokens: int, end: Collection[int] = ()) -> list[list[int]]:
         """Append the most probable token to all prompts together, again and again.
@@ -121,3 +100,11 @@ class SlottedDecoder:
             if all(len(answer) == new_tokens or answer[-1] in end for answer in answers):
                 return answers
             logits = self.advance(chosen)
+
+
+@contextlib.contextmanager
+def _onnxruntime_errors() -> Iterator[None]:
+    try:
+        yield
+    except (*graph.FAILURES, RuntimeError) as error:  # what it raises with a binding is a RuntimeError
+        raise ExportError(f"ONNX Runtime cannot run the graph: {first_line(error)[:400]}") from error

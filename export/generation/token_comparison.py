@@ -72,7 +72,7 @@ def compare_tokens(original: OriginalLogits, decoder: SlottedDecoder, rows: Sequ
         The comparison.
     """
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # those that end first are the last of their batch
-    found: list[_Step] = []
+    found: list[TokenComparison] = []
     for start in range(0, len(order), decoder.rows):
         batch = order[start : start + decoder.rows]
         wanted = [original(rows[row][:-1]) for row in batch]
@@ -82,45 +82,50 @@ def compare_tokens(original: OriginalLogits, decoder: SlottedDecoder, rows: Sequ
             logits = decoder.begin([[token] for token in tokens]) if place == 0 else decoder.advance(np.array(tokens))
             following = np.array([rows[batch[slot]][place + 1] for slot in running])
             expected = np.stack([wanted[slot][place] for slot in running])
-            found.append(_compared(np.array([batch[slot] for slot in running]), following, expected, logits))
-    differences = [step.difference for step in found]
+            found.append(compare_next(np.array([batch[slot] for slot in running]), following, expected, logits))
+    return joined(found)
+
+
+def joined(parts: Sequence[TokenComparison]) -> TokenComparison:
+    """Join the comparisons of parts of the tokens."""
+    differences = [part.max_logit_difference for part in parts]
     return TokenComparison(
-        rows=np.concatenate([step.rows for step in found]),
-        original_losses=np.concatenate([step.original_losses for step in found]),
-        losses=np.concatenate([step.losses for step in found]),
-        agrees=np.concatenate([step.agrees for step in found]),
-        ties=np.concatenate([step.ties for step in found]),
-        max_logit_difference=max(differences) if np.isfinite(differences).all() else None,
-        largest_logit=max(step.largest for step in found),
+        rows=np.concatenate([part.rows for part in parts]),
+        original_losses=np.concatenate([part.original_losses for part in parts]),
+        losses=np.concatenate([part.losses for part in parts]),
+        agrees=np.concatenate([part.agrees for part in parts]),
+        ties=np.concatenate([part.ties for part in parts]),
+        max_logit_difference=None if None in differences else max(filter(None, differences), default=0.0),
+        largest_logit=max(part.largest_logit for part in parts),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Step:
-    """A :class:`TokenComparison` of one step."""
+def compare_next(
+    rows: npt.NDArray[np.int64], following: npt.NDArray[np.int64], original: Logits, variant: Logits
+) -> TokenComparison:
+    """Compare the logits of some tokens.
 
-    rows: npt.NDArray[np.int64]
-    original_losses: npt.NDArray[np.float64]
-    losses: npt.NDArray[np.float64]
-    agrees: npt.NDArray[np.bool_]
-    ties: npt.NDArray[np.bool_]
-    difference: float
-    largest: float
+    Args:
+        rows: INT64 ``[tokens]``, the row that each belongs to.
+        following: INT64 ``[tokens]``, the tokens that follow them.
+        original: ``[tokens, vocabulary]``.
+        variant: As ``original``.
 
-
-def _compared(rows: npt.NDArray[np.int64], following: npt.NDArray[np.int64], original: Logits, variant: Logits) -> _Step:
+    Returns:
+        The comparison.
+    """
     each = np.arange(len(rows))
     finite = np.logical_and.reduce(np.isfinite(variant), axis=-1)
     best, chosen = original.argmax(axis=-1), variant.argmax(axis=-1)
     tied = original[each, best] - original[each, chosen] <= tie_margin(original)
-    return _Step(
+    return TokenComparison(
         rows=rows,
         original_losses=_losses(original, following),
         losses=np.where(finite, _losses(np.where(finite[:, None], variant, 0), following), np.nan),
         agrees=finite & ((best == chosen) | tied),
         ties=finite & (best != chosen) & tied,
-        difference=float(np.abs(variant.astype(np.float64) - original).max()),
-        largest=float(np.abs(original).max()),
+        max_logit_difference=float(np.abs(variant.astype(np.float64) - original).max()) if finite.all() else None,
+        largest_logit=float(np.abs(original).max()),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import TYPE_CHECKING, Generic, Self
 
 from typing_extensions import TypeVar
 
@@ -29,7 +29,7 @@ class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]
         return True
 
     @abstractmethod
-    def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any]) -> Self:
+    def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]) -> Self:
         """Return the task with the served half of a checkpoint: how ``transformers.pipeline`` generates from it, and its tokens.
 
         Args:
@@ -41,6 +41,8 @@ class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]
             ValueError: The checkpoint asks for something that is not supported. The message says what.
         """
 
-    def defaults(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any]) -> GenerationDefaults:
+    def defaults(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]
+    ) -> GenerationDefaults:
         """Return what the pipeline of this task knows of a checkpoint without options."""
         return generation_defaults(self.name, model.generation_config, config, pad_token_id=tokenizer.pad_token_id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
@@ -130,7 +130,7 @@ class TextGenerationTask(ExportedGenerationTask[TextGeneration], TrainedTask):
         """Return whether the rows are plain texts: the chat template writes all special tokens."""
         return not (self.conversations or self.rendered)
 
-    def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any]) -> Self:
+    def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]) -> Self:
         """Return the task with the served half of a checkpoint."""
         found = self.defaults(model, tokenizer, config)
         longest = tokenizer.model_max_length

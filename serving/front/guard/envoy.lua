@@ -136,12 +136,15 @@ local function pass_chunks(handle, take, stream)
   end
 end
 
-local function on_stream_requests(handle)
+local function on_stream_requests(handle, headers)
   local stream, number = new_stream(), stream_count + 1
+  stream.wants_status = headers:get("triton_grpc_error") == "true"
+  headers:remove("triton_grpc_error") -- Triton 2.51 would end the stream before its client does, and then can end itself
   stream_count = number
   streams[number] = stream
   handle:streamInfo():dynamicMetadata():set(METADATA, "stream", format("%d", number))
   pass_chunks(handle, take_requests, stream)
+  stream.is_half_closed = true
   if not stream.is_answering then
     keep_stream(number, stream)
   end
@@ -160,8 +163,7 @@ local function on_request(handle)
   if match(headers:get(":path") or "", "^[^?]*") == SERVICE .. "ModelStreamInfer" then
     check_encoding(headers)
     headers:remove("grpc-accept-encoding") -- the answers must be readable
-    headers:remove("triton_grpc_error") -- Triton 2.51 ends with a segmentation fault when it ends streams because of errors
-    on_stream_requests(handle)
+    on_stream_requests(handle, headers)
     return
   end
   local check = request_check(headers)
@@ -298,6 +300,17 @@ local function on_grpc_answer(handle, request)
   end
 end
 
+-- Translates the status of a stream, in its trailers, or in its headers if it has nothing else. A client can ask for its first error.
+local function on_stream_end(handle, fields, stream)
+  local status = stream.status
+  if status and fields and fields:get("grpc-status") == "0" then
+    fields:replace("grpc-status", status.code)
+    fields:replace("grpc-message", percent_encoded(status.message))
+  else
+    on_grpc_error(handle, fields, stream.model)
+  end
+end
+
 local function is_event_stream(headers)
   return find(headers:get("content-type") or "", "^text/event%-stream") ~= nil
 end
@@ -317,11 +330,16 @@ local function on_response(handle)
     elseif request then
       error("an answer with the status " .. status)
     end
+  elseif metadata and metadata.stream then
+    local stream = take_stream(metadata.stream)
+    if headers:get("grpc-status") then
+      on_stream_end(handle, headers, stream)
+    else
+      pass_chunks(handle, take_answers, stream)
+      on_stream_end(handle, handle:trailers(), stream)
+    end
   elseif headers:get("grpc-status") then
     on_grpc_error(handle, headers, request and request.model)
-  elseif metadata and metadata.stream then
-    pass_chunks(handle, take_answers, take_stream(metadata.stream))
-    on_grpc_error(handle, handle:trailers())
   elseif request then
     on_grpc_answer(handle, request)
   else

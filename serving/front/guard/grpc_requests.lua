@@ -270,12 +270,14 @@ local function check_streamed_tensors(request, model)
 end
 
 local EMPTY_FINAL = "triton_enable_empty_final_response"
-local RESERVED = { sequence_id = true, sequence_start = true, sequence_end = true, priority = true, timeout = true }
+local RESERVED = { sequence_id = true, sequence_start = true, sequence_end = true, priority = true }
 
 local function check_streamed_parameters(parameters)
   for key, kind in pairs(parameters) do
     if key == EMPTY_FINAL and kind ~= 1 then
       refuse("parameter '" .. key .. "' must be a bool")
+    elseif key == "timeout" and kind ~= 2 then
+      refuse("parameter 'timeout' must be an int64")
     elseif RESERVED[key] or key ~= EMPTY_FINAL and find(key, "^triton_") then
       refuse("parameter '" .. shown(key) .. "' is not supported in a stream")
     elseif kind < 1 or kind > 4 then

@@ -75,10 +75,10 @@ local REFUSED_TENSORS = bytes_field(5, bytes_field(1, "text_input") .. bytes_fie
   .. bytes_field(7, "\0\0\0\0") .. bytes_field(7, "\1\0\0\0{")
 
 -- Returns what passes instead of a message that is refused: nothing, or a request with broken JSON, or one to a name that no model has.
-local function refused_request(stream, id, message)
+local function refused_request(stream, id, message, kind)
   stream.failure = { message = message, model = checked_model }
   if not stream.is_running then
-    stream.is_running, stream.refusal = true, error_answer(id, message)
+    stream.is_running, stream.refusal = true, { id = id, message = message, code = kind.grpc }
     return frame(bytes_field(1, stream.model or " ") .. REFUSED_TENSORS .. ASK_FINAL)
   end
   local waiting = stream.waiting
@@ -118,7 +118,7 @@ local function take_request(stream, body, length)
     error(problem, 0)
   end
   stream.model = streaming_model or stream.model
-  return refused_request(stream, checked_id, problem.message)
+  return refused_request(stream, checked_id, problem.message, problem.kind)
 end
 
 -- Takes a chunk of the client's messages. Returns the bytes that pass.
@@ -167,20 +167,44 @@ local function translate_streamed(stream, message)
   return told
 end
 
+-- Errors of a model for which its code of gRPC is not INVALID_ARGUMENT: serving/runtime gives no others.
+local FAILURES = {
+  ["this request could not be prepared"] = "13",
+  ["the model could not run on this input"] = "13",
+  ["the answer could not be made of what the model gave"] = "13",
+  ["the model gave values that are not finite for this input"] = "13",
+  ["this model has more requests than may wait: try again later"] = "14",
+  ["the time that this request allows is over"] = "14",
+  [MODEL_FAILED] = "13",
+  [RESTARTING] = "14",
+}
+local NOTHING = {}
+
+-- Returns what passes instead of an answer that is an error or stands for a refusal. Where the client has sent everything and asked for
+-- it, that is nothing, and the error becomes the status of the stream: Triton's answers in streams lack the code.
+local function tell_error(stream, answer, body, refusal)
+  local told = not refusal and translate_streamed(stream, answer.error)
+  local message = refusal and refusal.message or told or answer.error
+  if stream.wants_status then
+    stream.status = stream.status or { message = message, code = refusal and refusal.code or FAILURES[message] or "3" }
+    if stream.is_half_closed then
+      return ""
+    end
+  end
+  return (refusal or told) and error_answer(refusal and refusal.id or answer.id, message) or body
+end
+
 -- Returns what passes instead of an answer: itself, an error, or nothing.
 local function take_answer(stream, body)
   local answer = read_streamed_answer(body)
   local message, refusal = answer.error, stream.refusal
   local is_last = answer.is_last or message and not answer.is_marked
   stream.is_running = not is_last
-  if refusal then
-    stream.refusal = not is_last and "" or nil
-    return refusal
-  elseif message then
-    local told = translate_streamed(stream, message)
-    return told and error_answer(answer.id, told) or body
+  if refusal or message then
+    stream.refusal = refusal and not is_last and NOTHING or nil
+    return refusal == NOTHING and "" or tell_error(stream, answer, body, refusal)
   elseif stop_state() == "cancelled" then
-    stream.refusal = not is_last and "" or nil
+    stream.refusal = not is_last and NOTHING or nil
     return error_answer(answer.id, STOPPING)
   end
   return is_last and answer.is_empty and not stream.passes_empty and "" or body

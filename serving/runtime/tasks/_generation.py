@@ -31,7 +31,7 @@ class GenerationTask(ServedTask):
     Attributes:
         generation: The checkpoint's defaults by the names of ``transformers.GenerationConfig``, as the pipeline applies them. Those
             that are the library's own defaults are left out.
-        vocab_size: Tokens that the model scores; 0: not known, in fine-tuning.
+        vocab_size: Tokens that the model scores; 0: not known yet.
         bos_token_id: Token that begins a text; None: there is none.
         pad_token_id: Token that fills rows; None: there is none.
         prefix: Text in front of every input.

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
@@ -70,10 +71,11 @@ def test_in_fp16_the_weights_and_the_cache_are_fp16(exported: Exported, architec
     path = tmp_path / "model.onnx"
     export_decoder(copy.deepcopy(model).half(), path)
     decoder = SlottedDecoder(path, rows=4, capacity=POSITIONS, threads=1)
-    assert {values.dtype for values in decoder.cache.values()} == {np.dtype(np.float16)}
-    assert decoder.session.get_outputs()[0].type == "tensor(float)", "logits stay fp32"
+    session = graph.session(path)
+    types = {one.name.partition(".")[0]: one.type for one in (*session.get_inputs(), *session.get_outputs())}
+    assert (types["past"], types["present"], types["logits"]) == ("tensor(float16)", "tensor(float16)", "tensor(float)")
     weights = graph.load(path).graph.initializer
-    assert max(weights, key=lambda one: len(one.raw_data)).data_type == onnx.TensorProto.FLOAT16
+    assert max(weights, key=lambda one: len(one.raw_data)).data_type == TensorProto.FLOAT16
     found = compare_tokens(exported(architecture).original.logits, decoder, made_up_rows(4, longest=12, seed=1))
     assert found.max_logit_difference is not None
     assert 1e-4 < found.max_logit_difference < 0.05 * found.largest_logit
@@ -226,6 +228,24 @@ def test_a_graph_that_cannot_run_is_an_error(exported: Exported) -> None:
     decoder = exported("llama").load(rows=2)
     with pytest.raises(ExportError, match="ONNX Runtime cannot run the graph: "):
         decoder.begin([[VOCABULARY]])
+
+
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ({}, "the graph has no cache in FP32 or FP16"),
+        ({"past.0.key": (TensorProto.INT8, ["rows", 2, "capacity", 8])}, "the graph has no cache in FP32 or FP16"),
+        ({"past.0.key": (TensorProto.FLOAT, ["rows", "heads", "capacity", 8])}, "the cache of the graph has no fixed heads"),
+    ],
+)
+def test_a_graph_without_a_cache_of_slots_is_an_error(cache: dict[str, Any], message: str, tmp_path: Path) -> None:
+    inputs = [helper.make_tensor_value_info(name, *shape) for name, shape in cache.items()]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.FLOAT, ["rows", 4])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", 4])
+    made = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["logits"])], "none", [ids, *inputs], [logits])
+    graph.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=message):
+        SlottedDecoder(tmp_path / "model.onnx", rows=1, capacity=4)
 
 
 def test_opset_17_is_enough(exported: Exported, tmp_path: Path) -> None:

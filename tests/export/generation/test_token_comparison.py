@@ -23,8 +23,13 @@ class Disturbed(SlottedDecoder):
 
     change: Callable[[Logits], None]
 
-    def _step(self, tokens: Any, counts: Any) -> Logits:
-        logits = super()._step(tokens, counts)
+    def begin(self, prompts: Any) -> Logits:
+        logits = super().begin(prompts)
+        self.change(logits[0])
+        return logits
+
+    def advance(self, tokens: Any) -> Logits:
+        logits = super().advance(tokens)
         self.change(logits[0])
         return logits
 

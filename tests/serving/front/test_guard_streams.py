@@ -26,6 +26,7 @@ from tests.serving.front.guard_in_python import (
     write_ensemble,
 )
 
+RUNTIME = Path(__file__).parents[3] / "serving" / "runtime"
 STILL_RUNNING = "a request of this stream is still running: wait for its last answer, or open another stream"
 STOPPING = "the server is starting, restarting or stopping"
 
@@ -123,6 +124,7 @@ BAD = {
     "shared memory": bad_message(outputs=[{"name": "text_output", "parameters": {"shared_memory_region": {"string_param": "x"}}}]),
     "writer has no version 7": bad_message(model_version="7"),
     "'sequence_id' is not supported in a stream": bad_message(parameters={"sequence_id": {"int64_param": 1}}),
+    "'timeout' must be an int64": bad_message(parameters={"timeout": {"string_param": "1"}}),
     "'triton_other' is not supported": bad_message(parameters={"triton_other": {"bool_param": True}}),
     "must be a bool, an int64, a double or a string": bad_message(parameters={"top_k": {"uint64_param": 1}}),
     "final_response' must be a bool": bad_message(parameters={"triton_enable_empty_final_response": {"int64_param": 1}}),
@@ -178,6 +180,19 @@ def test_the_rest_of_a_message_that_is_too_long_is_left_out(stream: Stream) -> N
     assert [request.id for request in stream.send(long[at:] + GOOD)] == ["7"]
 
 
+def test_messages_that_are_not_whole_do_not_fill_the_memory(streaming: Guard) -> None:
+    """Envoy does not count what this filter holds."""
+    half = MAX_REQUEST_BYTES // 2
+    streams, refused = [Stream(streaming) for _ in range(100)], 0
+    for count, stream in enumerate([*streams, *streams]):  # each has sent half of its message before the memory is short
+        part = b"%09d" % count * (half // 9)  # Lua keeps equal texts once
+        refused += len(stream.send(part if count >= len(streams) else framed(b"x" * MAX_REQUEST_BYTES)[:5] + part))
+    assert 30 < refused < 60
+    assert streaming.lua.eval(b'collectgarbage() and collectgarbage("count")') < 300 * 1024
+    answers = [told for stream in streams for told in stream.answer(response("", last=True, error="no"))]
+    assert "the server is busy: its memory is full" in {told.error_message for told in answers}
+
+
 def test_one_request_runs_at_a_time(stream: Stream) -> None:
     """A refusal beside it goes with the next answer, and is not seen by Triton."""
     assert len(stream.send(GOOD)) == 1
@@ -220,6 +235,34 @@ def test_errors_are_translated(stream: Stream) -> None:
     own = response(last=True, error="top_p must be at most 1")
     stream.send(GOOD)
     assert stream.answer(own) == [own]
+
+
+def test_an_error_is_the_status_of_a_stream_that_asks_for_it(streaming: Guard) -> None:
+    """The codes are those that the served code gives, which Triton leaves out of its answers in streams."""
+    served = {
+        "this request could not be prepared": "13",
+        "the model could not run on this input": "13",
+        "the answer could not be made of what the model gave": "13",
+        "the model gave values that are not finite for this input": "13",
+        "this model has more requests than may wait: try again later": "14",
+        "the time that this request allows is over": "14",
+    }
+    code = "".join(file.read_text(encoding="utf-8") for file in RUNTIME.rglob("*.py"))
+    assert [error for error in served if f'"{error}"' not in code] == []
+    others = {"top_p must be at most 1": "3", "Traceback (most recent call last):": "13"}
+    for error, code in (served | others).items():
+        stream = Stream(streaming)
+        stream.state[b"wants_status"] = True
+        stream.send(GOOD)
+        assert stream.answer(response()) == [response()]
+        stream.state[b"is_half_closed"] = True
+        assert stream.answer(response(last=True, error=error)) == []
+        assert stream.state[b"status"][b"code"].decode() == code
+    still_open = Stream(streaming)
+    still_open.state[b"wants_status"] = True
+    still_open.send(framed(BAD["is given twice"]))
+    assert len(still_open.answer(response("", last=True, error="no"))) == 1, "its client may wait for it"
+    assert still_open.state[b"status"][b"code"] == b"3"
 
 
 def test_events_pass_whole(stream: Stream) -> None:

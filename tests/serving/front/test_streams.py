@@ -148,7 +148,7 @@ def test_bad_requests_leave_the_others_of_their_stream_alone(writer: DecoupledSe
         generate_message("good", request_id="good", pieces=4, delay_ms=50), wrong, generate_message("y", "other", "o")
     )
     found: dict[str, list[str]] = {}
-    for answer in stub.ModelStreamInfer(iter(sending), timeout=20, metadata=[("triton_grpc_error", "true")]):
+    for answer in stub.ModelStreamInfer(iter(sending), timeout=20):
         found.setdefault(answer.infer_response.id, []).append(answer.error_message)
         if len(found.get("good", [])) == 4:
             sending.closed.set()
@@ -157,6 +157,20 @@ def test_bad_requests_leave_the_others_of_their_stream_alone(writer: DecoupledSe
         "wrong": ["input 'text_input': the length in front of element 0 does not fit the data"],
         "o": ["other does not stream: use ModelInfer"],
     }
+
+
+@pytest.mark.server
+def test_an_error_is_the_status_of_a_stream_that_asks_for_it(stub: Any) -> None:
+    wrong = generate_message("x")
+    wrong.raw_input_contents[0] = b"\1"
+    for request, code, details in [
+        (wrong, grpc.StatusCode.INVALID_ARGUMENT, "input 'text_input': the length in front of element 0 does not fit the data"),
+        (generate_message("x", "other"), grpc.StatusCode.UNIMPLEMENTED, "other does not stream: use ModelInfer"),
+        (generate_message("x", fail_at=1), grpc.StatusCode.INTERNAL, "the model failed: the server's log tells why"),
+    ]:
+        with pytest.raises(grpc.RpcError) as failed:
+            list(stub.ModelStreamInfer(iter([request]), timeout=20, metadata=[("triton_grpc_error", "true")]))
+        assert (failed.value.code(), failed.value.details()) == (code, details)
 
 
 @pytest.mark.server
@@ -266,8 +280,10 @@ def test_a_stop_waits_for_streams_and_then_ends_them(writer: DecoupledServer, st
             assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
             writer.front.wait_idle(seconds)
             if seconds < 1:
-                told = [next_event(answer) for _ in range(answer.peek().count(b"data: "))]
-                assert told[-1] == {"error": STOPPING}
+                told: dict[str, Any] = {}
+                while "error" not in told:  # there are two pieces at most before it
+                    told = next_event(answer)
+                assert told == {"error": STOPPING}
             else:
                 assert [next_event(answer)["text_output"] for _ in range(9)][-2:] == last
         reader.join(10)

@@ -81,7 +81,7 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
     )
     precisions = options.precisions
     logger.info(f"converting {source.name} to ONNX")
-    made = build_decoder(model, rows, staging, precisions=precisions, limits=limits, device=device, opset=options.opset)
+    made = build_decoder(model, rows, staging, precisions=precisions, limits=limits, opset=options.opset)
     for precision, variant in made.variants.items():
         if not variant.passed:
             shutil.rmtree(staging / precision)
