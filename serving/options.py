@@ -41,7 +41,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 """A variant of a bundle."""
 ComputeDevice = Literal["cpu", "gpu"]
 """A device that computes, once ``auto`` is resolved."""
-Engine = Literal["onnxruntime", "vllm"]
+ServingEngine = Literal["onnxruntime", "vllm"]
 """What runs a packaged model."""
 Batching = Literal["ragged", "off"]
 """How requests are batched, once ``auto`` is resolved."""
@@ -125,7 +125,7 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions):
         ),
     ] = "auto"
     engine: Annotated[
-        Engine,
+        ServingEngine,
         Option(
             "Engine that runs the model; onnxruntime: the exported variants; vllm: the checkpoint itself, for text-generation on a "
             "GPU, in the official Triton image with vLLM."

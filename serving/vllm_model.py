@@ -82,7 +82,7 @@ def copy_checkpoint(bundle: Bundle, checkpoint: Path, target: Path) -> None:
     if not checkpoint.is_dir():
         raise ArtifactError(
             f"there is no checkpoint at {checkpoint}; {bundle.folder} was exported from {bundle.manifest.original.checkpoint.name}",
-            hint="name its folder with --checkpoint (hf download NAME prints the folder of one on the Hugging Face Hub)",
+            hint="name its folder with --checkpoint; for one on the Hugging Face Hub, hf download NAME prints it",
         )
     target.mkdir()
     for file, digest in _checkpoint_files(bundle).items():
