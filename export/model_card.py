@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from export.metric import shown
+from export.quickstart import ORIGINALS
 from export.tasks import is_exported, trained_class
 from serving.manifests import CheckpointManifest
 from serving.reporting import plural
@@ -31,10 +32,11 @@ def _header(manifest: CheckpointManifest) -> Iterator[str]:
 
 def _description(manifest: CheckpointManifest) -> Iterator[str]:
     labels = f"Labels: {', '.join(manifest.labels)}. " if manifest.labels else ""
+    original = f" ({ORIGINALS[manifest.base_checkpoint]})" if manifest.base_checkpoint in ORIGINALS else ""
     yield from (
         f"# {manifest.name}",
         "",
-        f"`{manifest.base_checkpoint}` fine-tuned for {manifest.task}. {labels}{_taken(manifest)}",
+        f"`{manifest.base_checkpoint}`{original} fine-tuned for {manifest.task}. {labels}{_taken(manifest)}",
     )
 
 

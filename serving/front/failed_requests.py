@@ -59,9 +59,19 @@ def failure_log(*, grpc_listener: bool) -> EnvoyFields:
     }
     if grpc_listener:
         status = {"grpc_status_filter": {"exclude": True, "statuses": ["OK"]}}
+    in_a_stream: EnvoyFields = {
+        "metadata_filter": {
+            "matcher": {
+                "filter": "tritonize.guard",
+                "path": [{"key": "reason"}],
+                "value": {"present_match": True},
+            },
+            "match_if_key_not_found": False,
+        }
+    }
     return {
         "name": "failed_requests",
-        "filter": status,
+        "filter": {"or_filter": {"filters": [status, in_a_stream]}},
         "typed_config": {
             "@type": type_url("access_loggers.stream.v3.StdoutAccessLog"),
             "log_format": {"json_format": fields},
@@ -154,6 +164,8 @@ def describe_failure(fields: dict[str, object]) -> str | None:
 
 def _status(fields: dict[str, object]) -> str:
     number = fields["grpc_status"]
+    if str(number) == "0" or (str(fields["status"]) == "200" and _present(number) is None):
+        return "in a stream"
     if _present(number) is None or str(fields["path"]).startswith("/v2"):
         return f"HTTP {fields['status']}"
     names = {code.value[0]: code.name for code in grpc.StatusCode}

@@ -24,6 +24,8 @@ class FrontPlan:
         in_flight: Requests by each protocol that Triton has at the same time.
         queue: Requests by each protocol that wait for their turn; further ones are refused.
         max_request_bytes: Largest body of a request.
+        streams: Whether a model streams: see :mod:`serving.front.streaming`.
+        stop_file: File that tells the guard to end streams; None: there is none.
         certificate: Certificate chain as a PEM file; None: no TLS.
         private_key: Its private key as a PEM file.
         api_keys: Keys, of which a client must send one; empty: no key is needed.
@@ -43,6 +45,8 @@ class FrontPlan:
     in_flight: int
     queue: int
     max_request_bytes: int
+    streams: bool
+    stop_file: Path | None = None
     certificate: Path | None = None
     private_key: Path | None = None
     api_keys: Sequence[str] = ()

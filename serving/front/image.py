@@ -35,6 +35,7 @@ def image_plan() -> FrontPlan:
         in_flight=IN_FLIGHT,
         queue=ServeOptions.queue,
         max_request_bytes=int(ServeOptions.max_request_mib * 2**20),
+        streams=True,
     )
 
 

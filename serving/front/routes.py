@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overwritten
+from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overwritten, type_url
 from serving.front.front_plan import FrontPlan
 from serving.front.replies import FULL, RETRY_AFTER
 
 HOLD = "front.hold"
 """Runtime key of Envoy: 100 refuses inference, 0 lets it pass. Reads always pass."""
 
+UPLOAD_SECONDS = 60
+"""How long a client may take to send a request, in seconds."""
 IDLE_SECONDS = 600
 """After this many seconds without a byte, a connection or a request without an answer is closed."""
+LONGEST = f"{UPLOAD_SECONDS + IDLE_SECONDS}s"
+"""How long a call with one answer may last."""
 GRPC_METHODS = "ServerMetadata|ModelReady|ModelMetadata|ModelConfig|ModelStatistics"
 """Methods of Triton's gRPC service that need a key and change nothing."""
 
@@ -18,11 +22,16 @@ MODEL = r"/v2/models/[^/]+(?:/versions/[0-9]+)?"
 CHANGING = r"/v2/(?:repository|logging|trace|systemsharedmemory|cudasharedmemory)(?:/.*)?|/v2/models/[^/]+/trace/.*"
 
 
-def http_routes() -> list[EnvoyFields]:
-    """Return the routes of the HTTP listener."""
+def http_routes(*, streams: bool) -> list[EnvoyFields]:
+    """Return the routes of the HTTP listener.
+
+    Args:
+        streams: Whether a model here streams.
+    """
     return [
         _health(r"/v2/health/(?:live|ready)", "triton_http_control"),
         _held(rf"{MODEL}/(?:infer|generate|generate_stream)", json_error(FULL), JSON_TYPE),
+        *([_stream(rf"{MODEL}/generate_stream", "triton_http_streams")] if streams else []),
         _route(rf"{MODEL}/(?:infer|generate|generate_stream)", "triton_http", method="POST"),
         _route(r"/v2/?", "triton_http_control"),
         _route(r"/v2/models/stats", "triton_http_control"),
@@ -32,16 +41,25 @@ def http_routes() -> list[EnvoyFields]:
     ]
 
 
-def grpc_routes() -> list[EnvoyFields]:
-    """Return the routes of the gRPC listener."""
+def grpc_routes(*, streams: bool) -> list[EnvoyFields]:
+    """Return the routes of the gRPC listener.
+
+    Args:
+        streams: Whether a model here streams.
+    """
     service = r"/inference\.GRPCInferenceService/"
+    stream = rf"{service}ModelStreamInfer"
+    if streams:
+        streamed = [_held(stream, FULL), _unbuffered(_stream(stream, "triton_grpc_streams"))]
+    else:
+        streamed = [_grpc_refusal(stream, 404, "no model here streams: use ModelInfer")]
     return [
         _health(r"/grpc\.health\.v1\.Health/Check", "triton_grpc_control"),
         _health(rf"{service}Server(?:Live|Ready)", "triton_grpc_control"),
         _held(rf"{service}ModelInfer", FULL),
         _route(rf"{service}ModelInfer", "triton_grpc", method="POST"),
         _route(rf"{service}(?:{GRPC_METHODS})", "triton_grpc_control"),
-        _grpc_refusal(rf"{service}ModelStreamInfer", 404, "no model here streams: use ModelInfer"),
+        *streamed,
         _grpc_refusal(rf"{service}.*", 403, "this part of Triton's API is closed"),
         _grpc_refusal(r"/.*", 404, "there is no such service"),
     ]
@@ -71,7 +89,7 @@ def _route(pattern: str, cluster: str, *, method: str | None = None) -> EnvoyFie
         "route": {
             "cluster": cluster,
             "timeout": f"{IDLE_SECONDS}s",
-            "max_stream_duration": {"grpc_timeout_header_max": "0s"},
+            "max_stream_duration": {"max_stream_duration": LONGEST, "grpc_timeout_header_max": LONGEST},
             "retry_policy": retries,
         },
     }
@@ -79,6 +97,21 @@ def _route(pattern: str, cluster: str, *, method: str | None = None) -> EnvoyFie
         # Triton ends when a large body has the content type of a form, which curl sends by default
         route["request_headers_to_add"] = [overwritten("content-type", "application/json")]
     return route
+
+
+def _stream(pattern: str, cluster: str) -> EnvoyFields:
+    """Route streams, which may last as long as something comes every :data:`IDLE_SECONDS`."""
+    route = _route(pattern, cluster, method="POST")
+    route["route"]["timeout"] = "0s"
+    del route["route"]["max_stream_duration"]  # its client ends a stream at its deadline
+    return route
+
+
+def _unbuffered(route: EnvoyFields) -> EnvoyFields:
+    """Let each part of a request pass as it comes. What has passed cannot be sent again."""
+    del route["route"]["retry_policy"]
+    disabled = {"@type": type_url("filters.http.buffer.v3.BufferPerRoute"), "disabled": True}
+    return route | {"typed_per_filter_config": {"buffer": disabled}}
 
 
 def _health(pattern: str, cluster: str) -> EnvoyFields:

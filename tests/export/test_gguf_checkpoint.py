@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from export import quickstart, sources
 from export.gguf_checkpoint import convert_gguf
+from export.model_card import model_card
 from serving.errors import ArtifactError, SetupError
+from tests.helpers.manifests import checkpoint_manifest
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = "{% for message in messages %}{{ message['content'] + '<|im_end|>' }}{% endfor %}"
@@ -127,10 +129,17 @@ def test_the_quickstart_is_converted_once(tmp_path: Path, monkeypatch: pytest.Mo
     folder = sources.checkpoint_folder("quickstart:smollm2", tmp_path / "cache")
     assert sources.checkpoint_folder("quickstart:smollm2", tmp_path / "cache") == folder
     assert not downloads
-    assert "quantized to 4 bits (Q4_1)" in (folder / "README.md").read_text()
+    assert "4 bits (Q4_1) and its embeddings to 8 bits" in (folder / "README.md").read_text()
     names = {path.name for path in sources.checkpoint_files(folder)}
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"} <= names
     assert len({path.stat().st_mode & 0o777 for path in folder.iterdir()}) == 1, "whoever may read the card may read the weights"
+
+
+def test_the_card_of_a_model_that_was_trained_from_it_says_so_too() -> None:
+    manifest = checkpoint_manifest(task="text-generation")
+    quantized = manifest.model_copy(update={"base_checkpoint": "quickstart:smollm2"})
+    assert "dequantized from 4 bits) fine-tuned for text-generation" in model_card(quantized)
+    assert "dequantized" not in model_card(manifest)
 
 
 def test_the_quickstart_without_an_index_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,7 @@ def generation_server(repository: Path, folder: Path) -> Iterator[GenerationServ
                 process.terminate()
                 process.wait(30)
                 reader.join(10)
+                process.stdout.close()
 
 
 def _wait_until_ready(options: ServeOptions, process: Any, log: Path) -> None:

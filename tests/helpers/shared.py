@@ -8,6 +8,7 @@ import pytest
 
 SHARED = Path(__file__).parents[3] / "shared"
 BERT_TINY = SHARED / "checkpoints" / "bert-tiny-splade"
+STORIES = SHARED / "checkpoints" / "stories260K-hf"
 SQUAD = SHARED / "data" / "squad_v1.1" / "dev_500.jsonl"
 SST2 = SHARED / "data" / "sst2" / "dev.tsv"
 WNUT = SHARED / "data" / "wnut17" / "dev.jsonl"

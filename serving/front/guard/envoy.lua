@@ -60,8 +60,6 @@ local function request_check(headers)
     return function(body)
       return check_grpc(body)
     end
-  elseif path == SERVICE .. "ModelStreamInfer" then
-    refuse("streams are not supported: use ModelInfer", UNSUPPORTED)
   elseif find(path, "%", 1, true) then
     refuse("the path holds percent-encoded characters")
   end
@@ -75,17 +73,104 @@ local function request_check(headers)
   end
 end
 
-local function on_request(handle)
-  checked_model = nil
-  local headers = handle:headers()
-  local check = request_check(headers)
-  if not check then
-    return
+-- Streams by their number, for the half of the filter that reads the answers. It may begin after the half that reads the requests has
+-- ended, so those are kept until then, or until Envoy has given up the request.
+local streams, stream_count = setmetatable({}, { __mode = "v" }), 0
+local half_closed, next_purge = {}, 0
+local KEPT_SECONDS = 1200
+
+local function keep_stream(number, stream)
+  local now = os.time()
+  half_closed[number] = { stream = stream, time = now }
+  if now >= next_purge then
+    next_purge = now + 60
+    for other, kept in pairs(half_closed) do
+      half_closed[other] = now - kept.time < KEPT_SECONDS and kept or nil
+    end
   end
+end
+
+local function take_stream(number)
+  local stream = streams[tonumber(number)]
+  half_closed[tonumber(number)] = nil
+  if not stream then
+    error("a stream is not known")
+  end
+  stream.is_answering = true
+  return stream
+end
+
+-- Lets the bytes pass that take returns for a chunk of a stream. Envoy also sets a content length, which has no meaning for a stream.
+local function pass_chunk(handle, chunk, take, stream)
+  local length = chunk:length()
+  local text = length > 0 and chunk:getBytes(0, length) or ""
+  local passed = take(stream, text)
+  if passed ~= text then
+    chunk:setBytes(passed)
+  end
+  if stream.failure then
+    note_failure(handle, stream.failure.message, stream.failure.model)
+    stream.failure = nil
+  end
+  if stream.is_unhealthy then
+    handle:logErr(UNHEALTHY)
+    stream.is_unhealthy = false
+  end
+end
+
+-- Passes all chunks of one direction of a stream. Envoy would let the rest pass after an error, so nothing passes after one.
+local function pass_chunks(handle, take, stream)
+  local has_failed = false
+  for chunk in handle:bodyChunks() do
+    local is_done, problem = true, nil
+    if not has_failed then
+      is_done, problem = pcall(pass_chunk, handle, chunk, take, stream)
+    end
+    if not is_done then
+      handle:logErr("the guard failed on a stream: " .. tostring(type(problem) == "table" and problem.message or problem))
+      has_failed = true
+    end
+    if has_failed then
+      chunk:setBytes("")
+    end
+  end
+end
+
+local function on_stream_requests(handle, headers)
+  local stream, number = new_stream(), stream_count + 1
+  stream.wants_status = headers:get("triton_grpc_error") == "true"
+  headers:remove("triton_grpc_error") -- Triton 2.51 would end the stream before its client does, and then can end itself
+  stream_count = number
+  streams[number] = stream
+  handle:streamInfo():dynamicMetadata():set(METADATA, "stream", format("%d", number))
+  pass_chunks(handle, take_requests, stream)
+  stream.is_half_closed = true
+  if not stream.is_answering then
+    keep_stream(number, stream)
+  end
+end
+
+local function check_encoding(headers)
   local encoding = headers:get("content-encoding")
   if encoding and encoding ~= "identity" then
     refuse("the content encoding '" .. shown(encoding) .. "' is not supported")
   end
+end
+
+local function on_request(handle)
+  checked_model = nil
+  local headers = handle:headers()
+  if match(headers:get(":path") or "", "^[^?]*") == SERVICE .. "ModelStreamInfer" then
+    check_encoding(headers)
+    headers:remove("grpc-accept-encoding") -- the answers must be readable
+    on_stream_requests(handle, headers)
+    return
+  end
+  local check = request_check(headers)
+  if not check then
+    return
+  end
+  check_encoding(headers)
   local text, body = read_body(handle)
   checked_model = nil -- other requests were checked while the body was read
   local checked = check(text)
@@ -143,7 +228,7 @@ end
 
 local function on_http_error(handle, status, model)
   local text = read_body(handle)
-  local is_json, value = pcall(decode, text)
+  local is_json, value = pcall(decode, (gsub(text, "^data: ", "")))
   local message = is_json and type(value) == "table" and value.fields and value.fields.error
   message = type(message) == "string" and message or text
   local told, is_temporary = translate_error(message, find(status, "^5") ~= nil)
@@ -215,6 +300,21 @@ local function on_grpc_answer(handle, request)
   end
 end
 
+-- Translates the status of a stream, in its trailers, or in its headers if it has nothing else. A client can ask for its first error.
+local function on_stream_end(handle, fields, stream)
+  local status = stream.status
+  if status and fields and fields:get("grpc-status") == "0" then
+    fields:replace("grpc-status", status.code)
+    fields:replace("grpc-message", percent_encoded(status.message))
+  else
+    on_grpc_error(handle, fields, stream.model)
+  end
+end
+
+local function is_event_stream(headers)
+  return find(headers:get("content-type") or "", "^text/event%-stream") ~= nil
+end
+
 local function on_response(handle)
   local headers = handle:headers()
   local status = headers:get(":status")
@@ -222,11 +322,21 @@ local function on_response(handle)
   local request = metadata and metadata.request and read_kept(metadata.request)
   if request and request.form ~= "grpc" and status == "200" then
     on_http_answer(handle, request, headers:get("inference-header-content-length"))
+  elseif status == "200" and is_event_stream(headers) then
+    pass_chunks(handle, take_events, new_stream())
   elseif not is_grpc(headers) then
     if find(status, "^[45]") then
       on_http_error(handle, status, request and request.model)
     elseif request then
       error("an answer with the status " .. status)
+    end
+  elseif metadata and metadata.stream then
+    local stream = take_stream(metadata.stream)
+    if headers:get("grpc-status") then
+      on_stream_end(handle, headers, stream)
+    else
+      pass_chunks(handle, take_answers, stream)
+      on_stream_end(handle, handle:trailers(), stream)
     end
   elseif headers:get("grpc-status") then
     on_grpc_error(handle, headers, request and request.model)
@@ -251,5 +361,5 @@ end
 return {
   decode = decode, is_utf8 = is_utf8, crc_text = crc_text, check_http = check_http, check_grpc = check_grpc,
   check_answer = check_answer, translate_error = translate_error, percent_encoded = percent_encoded, percent_decoded = percent_decoded,
-  error_body = error_body,
+  error_body = error_body, new_stream = new_stream, take_requests = take_requests, take_answers = take_answers, take_events = take_events,
 }

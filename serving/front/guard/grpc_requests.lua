@@ -1,8 +1,9 @@
 -- gRPC requests: the message inference.ModelInferRequest of
 -- https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto
 
--- Checks an InferParameter.
+-- Checks an InferParameter. Returns the number of its field, which says its type, or 0.
 local function check_parameter_value(text, pos, after)
+  local kind = 0
   while pos < after do
     local number, wire, first, next_pos = read_field(text, pos, after - 1)
     if number == 3 then
@@ -10,28 +11,30 @@ local function check_parameter_value(text, pos, after)
     elseif number <= 5 then
       expect(wire, number == 4 and FIXED64 or VARINT)
     end
+    kind = number
     pos = next_pos
   end
+  return kind
 end
 
--- Returns the key of an entry of a map of parameters.
+-- Returns the key of an entry of a map of parameters, and the number of the field of its value.
 local function read_parameter(text, wire, pos, after)
   expect(wire, BYTES)
-  local key = ""
+  local key, kind = "", 0
   while pos < after do
     local number, inner, first, next_pos = read_field(text, pos, after - 1)
     if number == 1 then
       key = read_text(text, inner, first, next_pos)
     elseif number == 2 then
       expect(inner, BYTES)
-      check_parameter_value(text, first, next_pos)
+      kind = check_parameter_value(text, first, next_pos)
     end
     pos = next_pos
   end
   if find(key, "\0", 1, true) then
     refuse("the name of a parameter holds a NUL character")
   end
-  return key
+  return key, kind
 end
 
 -- Returns -1 for a varint that stands for a negative number.
@@ -139,9 +142,12 @@ local function read_output(text, wire, pos, after)
   return name
 end
 
+-- The id of the request that is checked now.
+local checked_id
+
 -- Reads a ModelInferRequest that starts at pos.
 local function read_request(text, pos)
-  local request = { model = "", inputs = {}, outputs = {}, raw_first = {}, raw_size = {} }
+  local request = { model = "", version = "", parameters = {}, inputs = {}, outputs = {}, raw_first = {}, raw_size = {} }
   local last, fields = #text, 0
   while pos <= last do
     fields = fields + 1
@@ -151,10 +157,13 @@ local function read_request(text, pos)
     local number, wire, first, after = read_field(text, pos, last)
     if number == 1 then
       request.model = read_text(text, wire, first, after)
-    elseif number == 2 or number == 3 then
-      read_text(text, wire, first, after)
+    elseif number == 2 then
+      request.version = read_text(text, wire, first, after)
+    elseif number == 3 then
+      checked_id = read_text(text, wire, first, after)
     elseif number == 4 then
-      read_parameter(text, wire, first, after)
+      local key, kind = read_parameter(text, wire, first, after)
+      request.parameters[key] = kind
     elseif number == 5 then
       request.inputs[#request.inputs + 1] = read_input(text, wire, first, after)
     elseif number == 6 then
@@ -200,6 +209,15 @@ local function check_grpc_inputs(request, body, ensemble)
   end
 end
 
+-- Returns the set of the requested outputs.
+local function check_outputs(request)
+  local seen = {}
+  for _, name in ipairs(request.outputs) do
+    check_name("output", name, seen)
+  end
+  return seen
+end
+
 -- Field 6 (outputs) of ModelInferRequest with field 1 (name).
 local REQUESTED_FIELD = "\50\8\10\6DIGEST"
 
@@ -208,12 +226,9 @@ local function check_grpc(body)
   fields_left = MAX_VALUES
   local first = frame_start(body)
   local request = read_request(body, first)
-  local ensemble = check_model(request.model)
+  local ensemble = check_ensemble(request.model)
   check_grpc_inputs(request, body, ensemble)
-  local seen = {}
-  for _, name in ipairs(request.outputs) do
-    check_name("output", name, seen)
-  end
+  local seen = check_outputs(request)
   if not ensemble then
     return nil
   end
@@ -223,4 +238,69 @@ local function check_grpc(body)
     checked.body = frame(sub(body, first) .. REQUESTED_FIELD)
   end
   return checked
+end
+
+-- The model of the message of a stream that is checked now, if it streams.
+local streaming_model
+
+-- Checks that Triton will accept the tensors of a message: see streams.lua for what comes if it does not.
+local function check_streamed_tensors(request, model)
+  local given = {}
+  for _, tensor in ipairs(request.inputs) do
+    local input = model.tensors.input[tensor.name]
+    given[tensor.name] = true
+    if not input then
+      refuse_input(tensor.name, "the model has no such input")
+    elseif tensor.datatype ~= input.datatype then
+      refuse_input(tensor.name, "its datatype must be " .. input.datatype .. ", not " .. tensor.datatype)
+    elseif #tensor.shape ~= 1 or input.size >= 0 and tensor.shape[1] ~= input.size then
+      refuse_input(tensor.name, format("its shape must be [%d]", input.size))
+    end
+  end
+  for name, input in pairs(model.tensors.input) do
+    if not (given[name] or input.is_optional) then
+      refuse("input '" .. name .. "' is missing")
+    end
+  end
+  for name in pairs(check_outputs(request)) do
+    if not model.tensors.output[name] then
+      refuse("the model has no output '" .. shown(name) .. "'")
+    end
+  end
+end
+
+local EMPTY_FINAL = "triton_enable_empty_final_response"
+local RESERVED = { sequence_id = true, sequence_start = true, sequence_end = true, priority = true }
+
+local function check_streamed_parameters(parameters)
+  for key, kind in pairs(parameters) do
+    if key == EMPTY_FINAL and kind ~= 1 then
+      refuse("parameter '" .. key .. "' must be a bool")
+    elseif key == "timeout" and kind ~= 2 then
+      refuse("parameter 'timeout' must be an int64")
+    elseif RESERVED[key] or key ~= EMPTY_FINAL and find(key, "^triton_") then
+      refuse("parameter '" .. shown(key) .. "' is not supported in a stream")
+    elseif kind < 1 or kind > 4 then
+      refuse("parameter '" .. shown(key) .. "' must be a bool, an int64, a double or a string")
+    end
+  end
+end
+
+-- Checks one frame of a stream, which holds a ModelInferRequest. Returns the name of its model, and whether the client asked for last
+-- answers without tensors.
+local function check_streamed(body)
+  fields_left = MAX_VALUES
+  local request = read_request(body, frame_start(body))
+  local model = check_model(request.model)
+  if not (model and model.streams) then
+    refuse(request.model .. " does not stream: use ModelInfer", UNSUPPORTED)
+  end
+  streaming_model = request.model
+  if request.version ~= "" and request.version ~= "1" then
+    refuse(request.model .. " has no version " .. shown(request.version))
+  end
+  check_grpc_inputs(request, body, nil)
+  check_streamed_tensors(request, model)
+  check_streamed_parameters(request.parameters)
+  return request.model, request.parameters[EMPTY_FINAL] ~= nil
 end

@@ -172,11 +172,14 @@ end
 
 -- Checks a request to /v2/models/NAME/…/VERB.
 local function check_http(name, verb, length_header, body)
-  local ensemble = check_model(name)
   if verb == "infer" then
-    return check_infer(ensemble, length_header, body)
-  elseif verb == "generate_stream" and ensemble then
+    return check_infer(check_ensemble(name), length_header, body)
+  end
+  local model = check_model(name)
+  if model and model.streams then
+    return check_generate(nil, body)
+  elseif verb == "generate_stream" and model then
     refuse(name .. " does not stream: send the request to generate")
   end
-  return check_generate(ensemble, body)
+  return check_generate(model, body)
 end

@@ -13,6 +13,7 @@
 --   digest of the texts               A process that was paused can answer with the texts of another request. The first step computes
 --                                     a digest of the texts, and the ensemble returns it as the output DIGEST. This filter computes
 --                                     it too, from the request, and lets an answer pass only if the two are equal.
+--   messages of a stream              Each is a request: streams.lua says what becomes of a harmful one.
 --   error texts                       A model that is restarting is a reason to try again (503, UNAVAILABLE), not "not found".
 --                                     Stack traces and paths of the server are not for clients.
 --
@@ -20,7 +21,8 @@
 -- UNIMPLEMENTED. An error inside the filter refuses the request too, and withholds the answer: Envoy alone would let both pass.
 --
 -- The files of this folder are one chunk of Lua, in the order that serving/front/bootstrap.py names them: each sees the local names of
--- those before it. REPOSITORY (global) is the path of the model repository. The configuration sets it in front of the chunk.
+-- those before it. The configuration sets globals in front of the chunk: REPOSITORY, the path of the model repository; MAX_REQUEST_BYTES;
+-- STOP_FILE, the path of a file that says that the server stops, or nil; and STREAMING_LAYOUT, the layout of packages that stream.
 
 local bit = require("bit")
 local ffi = require("ffi")
@@ -40,6 +42,7 @@ local DIGEST = "DIGEST"
 local METADATA = "tritonize.guard"
 local SERVICE = "/inference.GRPCInferenceService/"
 local RESTARTING = "the server is restarting: try again"
+local STOPPING = "the server is starting, restarting or stopping"
 local MODEL_FAILED = "the model failed: the server's log tells why"
 local UNHEALTHY = "Triton gave up a stub process that is not healthy"
 local FOREIGN = "the answer belongs to another request"
@@ -54,6 +57,8 @@ local BUFFER = ffi.typeof("uint8_t [?]")
 local INVALID = { http = "400", grpc = "3" }
 local FORBIDDEN = { http = "403", grpc = "7" }
 local UNSUPPORTED = { http = "400", grpc = "12" }
+local EXHAUSTED = { http = "503", grpc = "8" }
+local UNAVAILABLE = { http = "503", grpc = "14" }
 
 local function refuse(message, kind)
   error({ message = message, kind = kind or INVALID }, 0)

@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from ..refusals import NOT_FINITE, NOT_RUN, failure, logged_failure, refusal, unavailable
 from .decoding import Decoding, NotFiniteError
 from .engine import DeadlineExceededError, GenerationCancelledError
+from .prompt_reader import Prompt
 from .request_reader import RequestFields
 from .text_stream import TextStream
 
@@ -110,7 +111,7 @@ class GenerationAnswer:
     Attributes:
         sender: Triton's, for this request.
         fields: What the request asks for.
-        prompt_text: Stands before the text, if it is wanted there.
+        prompt: Stands before the answer, if it is wanted there.
         digest: Of the request.
         texts: The text of each sequence.
         outbox: Sends the parts.
@@ -120,7 +121,7 @@ class GenerationAnswer:
 
     sender: Sender
     fields: RequestFields
-    prompt_text: str
+    prompt: Prompt
     digest: int
     texts: Sequence[TextStream]
     outbox: Outbox
@@ -157,19 +158,14 @@ class GenerationAnswer:
     def _last_part(self) -> AnswerPart:
         assert self.decoding is not None
         sequences = self.decoding.sequences()
-        texts = self._final_texts([sequence.token_ids for sequence in sequences])
+        if self.fields.options.num_beams > 1:  # beams are chosen at the end: their tokens come all at once
+            for text, sequence in zip(self.texts, sequences, strict=True):
+                for token in sequence.token_ids:
+                    text.push(token)
         tokens = [self._unsent] if self.fields.stream else [list(sequence.token_ids) for sequence in sequences]
+        texts = [text.finish() for text in self.texts]
         reasons = [sequence.finish_reason or CANCELLED for sequence in sequences]
         return AnswerPart(texts, tokens, reasons)
-
-    def _final_texts(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the rest of each text. Beams choose at the end, so that their tokens come here all at once."""
-        if self.fields.options.num_beams > 1:
-            for text, tokens in zip(self.texts, token_ids, strict=True):
-                for token in tokens:
-                    text.push(token)
-        prefix = self.prompt_text if self.fields.prepend_input else ""
-        return [prefix + text.finish() for text in self.texts]
 
     def send(self, part: AnswerPart) -> None:
         """Send a part to the client."""
@@ -177,9 +173,11 @@ class GenerationAnswer:
         self.sender.send(self._response(part) if part.error is None else _error_response(part.error), flags=flags)
 
     def _response(self, part: AnswerPart) -> Any:
+        prepended = self.prompt.tokens.tolist() if self.fields.prepend_input else []
+        prefix = self.prompt.text if self.fields.prepend_input else ""
         made: dict[str, Callable[[], Any]] = {
-            "text_output": lambda: _strings(part.texts),
-            "token_ids": lambda: np.array([token for tokens in part.tokens for token in tokens], dtype=np.int64),
+            "text_output": lambda: _strings([prefix + text for text in part.texts]),
+            "token_ids": lambda: np.array([token for one in part.tokens for token in (*prepended, *one)], dtype=np.int64),
             "DIGEST": lambda: np.array([self.digest], dtype=np.int64),
         }
         if self.fields.finish_reason:

@@ -51,16 +51,17 @@ class PromptTemplate:
         self._template = environment.from_string(template)
         self._tokens = dict(tokens)
 
-    def prompt(self, messages: Sequence[Mapping[str, JsonValue]]) -> str:
-        """Return the prompt for the next message; where the last one is the assistant's, for its continuation.
+    def prompt(self, messages: Sequence[Mapping[str, JsonValue]], *, continues: bool | None = None) -> str:
+        """Return the prompt for the next message, or for the continuation of the last one.
 
         Args:
             messages: Each with ``role`` and ``content``.
+            continues: Continue the last message. None: if it is the assistant's.
 
         Raises:
             ValueError: The template refuses the messages, or cannot use them.
         """
-        continued = messages[-1]["role"] == "assistant"
+        continued = messages[-1]["role"] == "assistant" if continues is None else continues
         chat = _marked(messages) if continued else messages
         try:
             prompt = self._template.render(
@@ -109,7 +110,7 @@ def _marked(messages: Sequence[Mapping[str, JsonValue]]) -> list[dict[str, Any]]
         if isinstance(part, dict) and isinstance(part.get("text"), str):
             part["text"] += CONTINUED
             return chat
-    raise ValueError("the last message is the assistant's, but it has no text to continue")
+    raise ValueError("the last message has no text to continue")
 
 
 def _cut_at_mark(prompt: str) -> str:

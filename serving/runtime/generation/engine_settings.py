@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from ..types import JsonValue, Setting
 
@@ -54,34 +54,3 @@ def cache_bytes(*, slots: int, capacity: int, layers: int, kv_heads: int, head_s
         head_size: Numbers of a head.
     """
     return slots * capacity * layers * 2 * kv_heads * head_size * FLOAT_BYTES
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """What one model does with text.
-
-    Attributes:
-        bos_token_id: Token with which an empty text begins; None: an empty text is refused.
-        template_tokens: Special tokens that the chat template may name, as ``special_tokens_map`` of the tokenizer.
-        split_special_tokens: Tokenize the names of special tokens in a text like other words.
-        clean_up_tokenization_spaces: Remove spaces before punctuation in what is generated, as the pipeline always does.
-        parallel: Let the tokenizer use all cores.
-    """
-
-    bos_token_id: int | None = None
-    template_tokens: Mapping[str, JsonValue] = field(default_factory=dict)
-    split_special_tokens: bool = False
-    clean_up_tokenization_spaces: bool = True
-    parallel: bool = False
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, JsonValue]) -> TextSettings:
-        """Read the entry ``text`` of ``settings.json``.
-
-        Raises:
-            ValueError: It is not an object with these names.
-        """
-        given, names = settings["text"], [one.name for one in fields(cls)]
-        if not isinstance(given, Mapping) or not given.keys() <= set(names):
-            raise ValueError(f"the settings of text are {', '.join(names)}, not {given!r:.200}")
-        return cls(**given)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
+from ..tasks.text_generation import MESSAGES, TextGeneration
 from ..types import Integers
-from .engine_settings import TextSettings
 
 if TYPE_CHECKING:
     from .chat_template import PromptTemplate
@@ -38,25 +38,26 @@ class PromptReader:
 
     Args:
         folder: Version folder of the model, with its tokenizer, and its chat template if it has one.
-        settings: Of the model's text.
+        task: The task with the model's settings.
         capacity: Most tokens of a row.
+        split_special_tokens: Tokenize the names of special tokens in a text like other words.
     """
 
-    def __init__(self, folder: Path, settings: TextSettings, *, capacity: int) -> None:
+    def __init__(self, folder: Path, task: TextGeneration, *, capacity: int, split_special_tokens: bool) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._side = (self.tokenizer.truncation or {}).get("direction", "right")
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        if settings.split_special_tokens:
-            self.tokenizer.encode_special_tokens = True
-        self._settings, self._capacity = settings, capacity
-        self._template = _template(folder / CHAT_TEMPLATE, settings)
+        self.tokenizer.encode_special_tokens = split_special_tokens
+        self._capacity = capacity
+        self._template = _template(folder / CHAT_TEMPLATE, task)
 
-    def read(self, raw: bytes, *, messages: bool) -> Prompt:
+    def read(self, raw: bytes, task: TextGeneration) -> Prompt:
         """Read the input of a request.
 
         Args:
             raw: A text, or messages in JSON; UTF-8.
-            messages: Whether it is messages.
+            task: The task with the options of the request.
 
         Raises:
             ValueError: It is not UTF-8, too long, or has no tokens; or it is not messages, or the model has no chat template.
@@ -66,22 +67,55 @@ class PromptReader:
         except UnicodeDecodeError as error:
             raise ValueError(f"text_input: byte {error.start} is not valid UTF-8") from None
         self._require_short(text)
-        if messages:
-            text = self._rendered(text)
-            self._require_short(text)
-        tokens = self.tokenizer.encode(text, add_special_tokens=not messages).ids
+        whole = self._rendered(text, task) if task.messages else task.prefix + text
+        self._require_short(whole)
+        tokens = self._tokens(whole, task)
         if not tokens:
-            if self._settings.bos_token_id is None:
+            if task.bos_token_id is None:
                 raise ValueError("text_input has no tokens, and this model has no token with which a text begins: send some text")
-            tokens = [self._settings.bos_token_id]
-        return Prompt(text, np.array(tokens, dtype=np.int64))
+            tokens = [task.bos_token_id]
+        return Prompt(whole if task.messages else text, np.array(tokens, dtype=np.int64))
 
-    def _rendered(self, text: str) -> str:
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text alone."""
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _tokens(self, text: str, task: TextGeneration) -> list[int]:
+        special = task.add_special_tokens and not task.messages
+        if not task.truncation:
+            return self._without_hole(self.tokenizer.encode(text, add_special_tokens=special).ids, task)
+        options = task.generation_options
+        room = self._capacity - (options.max_new_tokens or 1 if options.limit_requested else 1)
+        if room < 1:
+            raise ValueError(f"option max_new_tokens leaves no room for a prompt: this model holds {self._capacity} tokens")
+        self.tokenizer.enable_truncation(min(room, task.model_max_length or room), direction=self._side)
+        try:
+            tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
+        finally:
+            self.tokenizer.no_truncation()
+        return tokens
+
+    def _without_hole(self, tokens: list[int], task: TextGeneration) -> list[int]:
+        """Drop the beginning of a prompt that is too long, if the request asks for it (``handle_long_generation``).
+
+        Raises:
+            ValueError: It is not known how long the answer will be, or it alone is too long.
+        """
+        if task.handle_long_generation is None:
+            return tokens
+        options = task.generation_options
+        new = options.max_new_tokens if options.limit_requested and options.max_new_tokens else options.max_length - len(tokens)
+        most = min(task.model_max_length or self._capacity, self._capacity)
+        if new < 0 or new >= most:
+            raise ValueError(f"option handle_long_generation needs max_new_tokens from 1 to {most - 1}")
+        return tokens[new - most :] if len(tokens) + new > most else tokens
+
+    def _rendered(self, text: str, task: TextGeneration) -> str:
         if self._template is None:
-            raise ValueError("this model has no chat template: send a text, without the parameter messages")
+            raise ValueError(f"this model has no chat template: send a text, without the parameter {MESSAGES}")
         from .chat_template import read_messages
 
-        return self._template.prompt(read_messages(text))
+        return self._template.prompt(read_messages(text), continues=task.continue_final_message)
 
     def _require_short(self, text: str) -> None:
         if len(text) > CHARACTERS_PER_TOKEN * self._capacity:
@@ -91,10 +125,10 @@ class PromptReader:
             )
 
 
-def _template(path: Path, settings: TextSettings) -> PromptTemplate | None:
+def _template(path: Path, task: TextGeneration) -> PromptTemplate | None:
     """Read the chat template. Only a model that has one needs jinja2."""
     if not path.exists():
         return None
     from .chat_template import PromptTemplate
 
-    return PromptTemplate(path.read_text(encoding="utf-8"), settings.template_tokens)
+    return PromptTemplate(path.read_text(encoding="utf-8"), task.special_tokens)

@@ -6,11 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..types import JsonValue, Setting
-from .generation_options import GenerationOptions, parsed_lists
-
-MESSAGES = "messages"
-"""Request parameter: ``text_input`` is a conversation, a list of messages in JSON."""
+from ..tasks.text_generation import MESSAGES, TextGeneration
+from ..types import JsonValue
+from .generation_options import GenerationOptions
 
 
 @dataclass(frozen=True)
@@ -18,59 +16,57 @@ class RequestFields:
     """The inputs of one request but its text.
 
     Attributes:
+        task: The task with the options of the request.
         stream: Answer with each part of the text as it is generated.
-        messages: ``text_input`` is a conversation.
-        prepend_input: Put the prompt's text before the answer.
+        prepend_input: Put the prompt before the answer: its text and its tokens.
         finish_reason: Answer with the tensor ``finish_reason`` too.
         num_output_tokens: Answer with the tensor ``num_output_tokens`` too.
-        options: How to generate.
     """
 
+    task: TextGeneration
     stream: bool
-    messages: bool
     prepend_input: bool
     finish_reason: bool
     num_output_tokens: bool
-    options: GenerationOptions
+
+    @property
+    def options(self) -> GenerationOptions:
+        """Return how to generate."""
+        return self.task.generation_options
 
 
-def read_fields(
-    flags: Mapping[str, bool], sampling_parameters: bytes, parameters: str, defaults: GenerationOptions, *, vocab_size: int
-) -> RequestFields:
+def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameters: str, defaults: TextGeneration) -> RequestFields:
     """Read a request.
 
     Args:
         flags: Values of the boolean inputs that the request has, by their names in the vLLM backend.
         sampling_parameters: Options in JSON; empty if the request has none.
         parameters: The parameters of the Triton request, in JSON; empty if it has none.
-        defaults: Options of the model.
-        vocab_size: Tokens of the model.
+        defaults: The task with the model's settings.
 
     Raises:
         ValueError: Something is wrong; the message names it.
     """
     given = _json_object("sampling_parameters", sampling_parameters)
-    beside = parsed_lists(_json_object("parameters", parameters))
-    messages = bool(Setting(bool).check(MESSAGES, beside.pop(MESSAGES, False)))
+    beside = _json_object("parameters", parameters)
     if twice := given.keys() & beside.keys():
         raise ValueError(f"option {min(twice)} is given twice: in sampling_parameters and as a parameter of the request")
-    options = defaults.with_parameters({**given, **beside}, vocab_size=vocab_size)
+    task = defaults.with_options({**given, **beside})
+    options = task.generation_options
     stream = flags.get("stream", False)
-    prepend = not flags.get("exclude_input_in_output", stream or messages)
-    if prepend and (stream or messages):
-        why = "stream" if stream else MESSAGES
-        raise ValueError(f"exclude_input_in_output cannot be false where {why} is true")
+    prepend = not flags.get("exclude_input_in_output", stream or task.messages)
+    if prepend and (stream or task.messages):
+        raise ValueError(f"exclude_input_in_output cannot be false where {'stream' if stream else MESSAGES} is true")
     if stream and options.num_return_sequences > 1:
         raise ValueError("option num_return_sequences of more than 1 is not supported with stream")
     if stream and options.num_beams > 1:
         raise ValueError("option num_beams of more than 1 is not supported with stream: beams have one answer at the end")
     return RequestFields(
+        task=task,
         stream=stream,
-        messages=messages,
         prepend_input=prepend,
         finish_reason=flags.get("return_finish_reason", False),
         num_output_tokens=flags.get("return_num_output_tokens", False),
-        options=options,
     )
 
 

@@ -9,9 +9,6 @@ from tokenizers import Tokenizer
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 CONTEXT_TOKENS, WINDOW_TOKENS = 8, 24
 """Tokens before the new ones that are decoded with them, as decoders look at neighbours; and the most decoded at a time."""
-_CLEANED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"))
-CLEANED = (*_CLEANED, (" 've", "'ve"), (" 're", "'re"))
-"""What ``clean_up_tokenization_spaces`` of ``transformers`` replaces, in its order."""
 
 
 class Detokenizer:
@@ -19,11 +16,9 @@ class Detokenizer:
 
     Args:
         tokenizer: The tokenizer.
-        clean_up: Remove spaces before punctuation, as ``clean_up_tokenization_spaces`` of ``transformers``.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, clean_up: bool) -> None:
-        self.clean_up = clean_up
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self.skipped = frozenset(token for token, entry in added.items() if entry.special)
@@ -47,7 +42,8 @@ class TextStream:
     """The text of one sequence.
 
     All text together is ``decode(prompt + generated)`` without its first ``len(decode(prompt))`` characters, as
-    ``transformers.pipeline`` cuts it, or ends at a stop string.
+    ``transformers.pipeline`` cuts it (without ``clean_up_tokenization_spaces``, which is the client's affair), or ends at a stop
+    string.
 
     Args:
         detokenizer: Of the model.
@@ -75,7 +71,6 @@ class TextStream:
         self._start, self._read = 0, len(self._tokens)
         self._prefix = detokenizer.decode(self._tokens)
         self._searched = self._prefix[1 - self._longest_stop :] if include_stop_strings and self._longest_stop > 1 else ""
-        self._cleaner = _Cleaner(self._prefix) if detokenizer.clean_up else None
         self._held = ""  # text that may become part of a stop string
         self._stopped = False
 
@@ -91,14 +86,14 @@ class TextStream:
     def take(self) -> str:
         """Return the text that has become certain since the last call."""
         certain, self._held = self._split_held()
-        return certain if self._cleaner is None else self._cleaner.clean(certain, final=False)
+        return certain
 
     def finish(self) -> str:
         """Return the rest of the text. No token may follow."""
         if not self._stopped:
             self._follow(final=True)
         rest, self._held = self._held, ""
-        return rest if self._cleaner is None else self._cleaner.clean(rest, final=True)
+        return rest
 
     def _follow(self, *, final: bool) -> None:
         """Decode what was not decoded yet, unless it ends amid a character."""
@@ -132,40 +127,3 @@ class TextStream:
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
                 return self._held[:-length], self._held[-length:]
         return self._held, ""
-
-
-class _Cleaner:
-    """Removes spaces before punctuation from text that comes in parts, the first of them the end of the prompt."""
-
-    def __init__(self, before: str) -> None:
-        self._pending = before[_certain(before) :]
-        self._skipped = len(clean_up(self._pending))
-
-    def clean(self, text: str, *, final: bool) -> str:
-        """Return the cleaned text that has become certain."""
-        self._pending += text
-        end = len(self._pending) if final else _certain(self._pending)
-        cleaned = clean_up(self._pending[:end])
-        self._pending = self._pending[end:]
-        kept = cleaned[self._skipped :]
-        self._skipped -= len(cleaned) - len(kept)
-        return kept
-
-
-def clean_up(text: str) -> str:
-    """Remove spaces before punctuation and abbreviated forms of English, as ``transformers`` does."""
-    for found, replacement in CLEANED:
-        text = text.replace(found, replacement)
-    return text
-
-
-def _certain(text: str) -> int:
-    """Return the length of the beginning of a text whose cleaned form does not depend on what follows.
-
-    It ends where neither of two characters is a space or an apostrophe: no replacement, nor one that another makes possible, goes
-    over such a place.
-    """
-    end = len(text)
-    while end > 0 and any(character in " '" for character in text[max(end - 2, 0) : end]):
-        end -= 1
-    return end

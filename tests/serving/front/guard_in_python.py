@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from serving.front.bootstrap import guard_source
 
+MAX_REQUEST_BYTES = 4 * 2**20
 MIXED = 'aé\n"\\/\x00€😀 \t{}[]:,'
 """A text with every kind of character that JSON writes in another way."""
 FOREIGN = b"the answer belongs to another request"
@@ -33,7 +34,7 @@ class Guard:
 
     def __init__(self, repository: Path) -> None:
         self.lua = lupa.LuaRuntime(encoding=None)
-        self.functions = self.lua.execute(guard_source(repository).encode())
+        self.functions = self.lua.execute(guard_source(repository, max_request_bytes=MAX_REQUEST_BYTES).encode())
         self._call = self.lua.eval(CALL)
         self.time = self.lua.eval(
             b"function(n, f, ...) local t = os.clock() for i = 1, n do f(...) end return (os.clock() - t) / n end"

@@ -44,6 +44,14 @@ HTTP = {
             f"model reviews, gRPC INVALID_ARGUMENT, request id abc-1: {REASON}",
         ),
         (
+            {"path": "/inference.GRPCInferenceService/ModelStreamInfer", "status": 200, "grpc_status": 0},
+            f"model reviews, in a stream, request id abc-1: {REASON}",
+        ),
+        (
+            {"path": "/v2/models/reviews/generate_stream", "status": 200},
+            f"model reviews, in a stream, request id abc-1: {REASON}",
+        ),
+        (
             {"reason": None, "reply": '{"error": "busy"}'},
             "model reviews, HTTP 400, request id abc-1: busy",
         ),

@@ -70,6 +70,13 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     ModelReady = ModelInfer
 
+    def ModelStreamInfer(self, requests: Iterator[Any], _: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        for request in requests:
+            self.seen.append(request)
+            yield service_pb2.ModelStreamInferResponse(
+                error_message=f"Request for unknown model: '{request.model_name}' is not found"
+            )
+
 
 def listener(port: int, cluster: str, source: str) -> dict[str, Any]:
     filters = [
@@ -141,7 +148,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     grpc_upstream = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    source = guard_source(folder)
+    source = guard_source(folder, max_request_bytes=8_000_000)
     ports = free_port(), free_port()
     resources = {
         "listeners": [listener(ports[0], "http", source), listener(ports[1], "grpc", source)],
@@ -344,10 +351,10 @@ def test_grpc_refusals(front: Front) -> None:
     with pytest.raises(grpc.RpcError, match="compressed gRPC messages are not supported") as failed:
         front.stub.ModelInfer(message(id="x" * 5000), timeout=10, compression=grpc.Compression.Gzip)
     assert failed.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    with pytest.raises(grpc.RpcError, match="streams are not supported") as failed:
-        list(front.stub.ModelStreamInfer(iter([message()]), timeout=10))
-    assert failed.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert len(front.service.seen) == before
+    (told,) = front.stub.ModelStreamInfer(iter([message(id="7")]), timeout=10)
+    assert (told.error_message, told.infer_response.id) == ("sent does not stream: use ModelInfer", "7")
+    assert [request.model_name for request in front.service.seen[before:]] == [" "]
 
 
 @pytest.mark.parametrize("call", ["ModelInfer", "ModelReady"])

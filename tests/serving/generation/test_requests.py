@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from serving.runtime.generation.engine_settings import TextSettings
-from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.generation.prompt_reader import CHARACTERS_PER_TOKEN, CHAT_TEMPLATE, PromptReader
 from serving.runtime.generation.request_reader import RequestFields, read_fields
+from serving.runtime.tasks.text_generation import TextGeneration
 from tests.helpers.checkpoints import make_tokenizer
 
-DEFAULTS = GenerationOptions(max_new_tokens=256, do_sample=True)
+DEFAULTS = TextGeneration(vocab_size=100, generation={"max_new_tokens": 256, "do_sample": True})
 
 
 def read(parameters: object = "", sampling: bytes = b"", **flags: bool) -> RequestFields:
     text = parameters if isinstance(parameters, str) else json.dumps(parameters)
-    return read_fields(flags, sampling, text, DEFAULTS, vocab_size=100)
+    return read_fields(flags, sampling, text, DEFAULTS)
 
 
 def test_inputs_mean_what_they_mean_in_vllm() -> None:
     plain = read()
-    assert plain.prepend_input and not (plain.stream or plain.messages or plain.finish_reason or plain.num_output_tokens)
-    assert plain.options == DEFAULTS
+    assert plain.prepend_input and not (plain.stream or plain.task.messages or plain.finish_reason or plain.num_output_tokens)
+    assert plain.options == DEFAULTS.generation_options
     assert not read(exclude_input_in_output=True).prepend_input
     assert not read(stream=True).prepend_input and not read({"messages": True}).prepend_input
     assert not read(stream=True, exclude_input_in_output=True).prepend_input
@@ -61,25 +61,59 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+CHAT = b'[{"role": "user", "content": "a"}]'
+
+
+def reader_of(folder: Path, task: TextGeneration = DEFAULTS, capacity: int = 64) -> PromptReader:
+    return PromptReader(folder, task, capacity=capacity, split_special_tokens=False)
+
+
 def test_texts_are_tokenized_with_special_tokens_and_conversations_by_their_template(folder: Path) -> None:
     tokenizer = make_tokenizer("bpe")
-    reader = PromptReader(folder, TextSettings(), capacity=64)
-    prompt = reader.read(b"a good film", messages=False)
+    prompt = reader_of(folder).read(b"a good film", DEFAULTS)
     assert prompt.text == "a good film" and prompt.tokens.tolist() == tokenizer("a good film").input_ids
+    plain = DEFAULTS.with_options({"add_special_tokens": False, "prefix": "a "})
+    prompt = reader_of(folder).read(b"good film", plain)
+    assert prompt.text == "good film"
+    assert prompt.tokens.tolist() == tokenizer("a good film", add_special_tokens=False).input_ids
     with pytest.raises(ValueError, match="no chat template"):
-        reader.read(b'[{"role": "user", "content": "a"}]', messages=True)
-    (folder / CHAT_TEMPLATE).write_text("{{ bos_token }}{{ messages[0].content }}", encoding="utf-8")
-    reader = PromptReader(folder, TextSettings(template_tokens={"bos_token": "<s>"}), capacity=64)
-    prompt = reader.read('[{"role": "user", "content": "a 好"}]'.encode(), messages=True)
-    assert prompt.text == "<s>a 好" and prompt.tokens.tolist() == tokenizer("<s>a 好", add_special_tokens=False).input_ids
+        reader_of(folder).read(CHAT, DEFAULTS.with_options({"messages": True}))
+    (folder / CHAT_TEMPLATE).write_text(
+        "{{ bos_token }}{{ messages[0].content }}{% if add_generation_prompt %}:{% endif %}", encoding="utf-8"
+    )
+    task = replace(DEFAULTS, special_tokens={"bos_token": "<s>"}, messages=True)
+    prompt = reader_of(folder, task).read('[{"role": "user", "content": "a 好"}]'.encode(), task)
+    assert prompt.text == "<s>a 好:" and prompt.tokens.tolist() == tokenizer("<s>a 好:", add_special_tokens=False).input_ids
+    assert reader_of(folder, task).read(CHAT, replace(task, continue_final_message=True)).text == "<s>a"
+
+
+def test_a_long_text_is_cut_as_the_request_says(folder: Path) -> None:
+    tokenizer = make_tokenizer("bpe")
+    reader = reader_of(folder, capacity=20)
+    text = "a b c d e f g h i j k l m n o p q r s t u v"
+    whole = tokenizer(text, add_special_tokens=False).input_ids
+    assert len(reader.read(text.encode(), DEFAULTS).tokens) > 20, "whoever reads the prompt refuses it"
+    cut = DEFAULTS.with_options({"truncation": True, "add_special_tokens": False})
+    assert reader.read(text.encode(), cut).tokens.tolist() == whole[:19]
+    asked = DEFAULTS.with_options({"truncation": True, "add_special_tokens": False, "max_new_tokens": 8})
+    assert reader.read(text.encode(), asked).tokens.tolist() == whole[:12]
+    assert reader.read(b"a b", asked).tokens.tolist() == whole[:2]
+    with pytest.raises(ValueError, match="max_new_tokens leaves no room"):
+        reader.read(text.encode(), DEFAULTS.with_options({"truncation": True, "max_new_tokens": 20}))
+    hole = DEFAULTS.with_options({"handle_long_generation": "hole", "add_special_tokens": False, "max_new_tokens": 8})
+    assert reader.read(text.encode(), hole).tokens.tolist() == whole[-12:]
+    assert reader.read(b"a b", hole).tokens.tolist() == whole[:2]
+    for parameters in ({}, {"max_new_tokens": 20}):
+        with pytest.raises(ValueError, match="handle_long_generation needs max_new_tokens"):
+            reader.read(text.encode(), DEFAULTS.with_options({"handle_long_generation": "hole", **parameters}))
 
 
 def test_a_text_that_cannot_be_a_prompt_is_refused(folder: Path) -> None:
-    reader = PromptReader(folder, TextSettings(), capacity=64)
+    reader = reader_of(folder)
     with pytest.raises(ValueError, match="byte 2 is not valid UTF-8"):
-        reader.read(b"ab\xff", messages=False)
+        reader.read(b"ab\xff", DEFAULTS)
     with pytest.raises(ValueError, match=f"4097 characters.*{CHARACTERS_PER_TOKEN * 64} at most.*64 tokens"):
-        reader.read(b"a" * 4097, messages=False)
+        reader.read(b"a" * 4097, DEFAULTS)
 
 
 @pytest.mark.parametrize("bos", [None, 3])
@@ -87,9 +121,9 @@ def test_a_text_without_tokens_begins_as_in_transformers(folder: Path, bos: int 
     raw = make_tokenizer("bpe").backend_tokenizer
     raw.post_processor = None
     raw.save(str(folder / "tokenizer.json"))
-    reader = PromptReader(folder, TextSettings(bos_token_id=bos), capacity=64)
+    task = replace(DEFAULTS, bos_token_id=bos)
     if bos is None:
         with pytest.raises(ValueError, match="text_input has no tokens"):
-            reader.read(b"", messages=False)
+            reader_of(folder).read(b"", task)
     else:
-        assert reader.read(b"", messages=False).tokens.tolist() == [3]
+        assert reader_of(folder).read(b"", task).tokens.tolist() == [3]

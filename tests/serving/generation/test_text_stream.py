@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, StopStringCriteria
 
-from serving.runtime.generation.text_stream import CLEANED, Detokenizer, TextStream, clean_up
+from serving.runtime.generation.text_stream import Detokenizer, TextStream
 from tests.helpers.checkpoints import make_tokenizer
 
 WORDS = (*("a", "n", "'", "s", "t", "ve", "m", "re", "do", "not", "girl", ".", ",", "!", "?", " "), *("好", "🎉", "\ufffd"))
@@ -52,11 +52,10 @@ def streamed(stream: TextStream, tokens: list[int]) -> tuple[list[str], int]:
 KINDS = ("byte fallback", "bpe", "unigram", "wordpiece")
 
 
-@pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_parts_are_what_the_pipeline_decodes(kind: str, clean: bool) -> None:
+def test_the_parts_are_what_the_pipeline_decodes(kind: str) -> None:
     reference = tokenizer_of(kind)
-    detokenizer = Detokenizer(reference.backend_tokenizer, clean_up=clean)
+    detokenizer = Detokenizer(reference.backend_tokenizer)
     size, generator = len(reference), random.Random(1)
     whole_at_once = several_parts = 0
     for trial in range(120):
@@ -67,7 +66,7 @@ def test_the_parts_are_what_the_pipeline_decodes(kind: str, clean: bool) -> None
             tokens = generator.choices(range(size), k=60)  # broken characters too
 
         def decoded(ids: list[int]) -> str:
-            return reference.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=clean)
+            return reference.decode(ids, skip_special_tokens=True)
 
         expected = decoded(prompt + tokens)[len(decoded(prompt)) :]
         parts, _ = streamed(TextStream(detokenizer, prompt), tokens)
@@ -81,38 +80,17 @@ def test_the_parts_are_what_the_pipeline_decodes(kind: str, clean: bool) -> None
 
 def test_text_comes_as_soon_as_it_is_certain() -> None:
     reference = tokenizer_of("byte fallback")
-    detokenizer = Detokenizer(reference.backend_tokenizer, clean_up=True)
-    pieces = ["▁girl", "好", *(f"<0x{byte:02X}>" for byte in "🎉".encode()), "▁girl", "▁n", "'", "t", "▁girl"]
+    detokenizer = Detokenizer(reference.backend_tokenizer)
+    pieces = ["▁girl", "好", *(f"<0x{byte:02X}>" for byte in "🎉".encode()), "▁girl", "▁n", "t"]
     prompt, tokens = reference("girl").input_ids, reference.convert_tokens_to_ids(pieces)
     parts, _ = streamed(TextStream(detokenizer, prompt), tokens)
-    assert [part for part in parts if part] == [" girl", "好", "🎉 girl", "n't girl"]
-
-
-def naive_clean_up(text: str, reference: PreTrainedTokenizerFast) -> str:
-    return reference.clean_up_tokenization(text)
-
-
-def test_cleaning_is_that_of_transformers_wherever_the_text_is_cut() -> None:
-    reference = tokenizer_of("bpe")
-    detokenizer = Detokenizer(reference.backend_tokenizer, clean_up=True)
-    generator = random.Random(2)
-    characters = sorted({character for found, _ in CLEANED for character in found} | {"x", "y"})
-    for _ in range(700):
-        text = "".join(generator.choices(characters, weights=[9 if one in " '" else 2 for one in characters], k=14))
-        assert clean_up(text) == naive_clean_up(text, reference)
-        tokens = reference(text, add_special_tokens=False).input_ids
-        cut = generator.randrange(len(tokens))
-        expected = naive_clean_up(reference.decode(tokens), reference)[
-            len(naive_clean_up(reference.decode(tokens[:cut]), reference)) :
-        ]
-        parts, _ = streamed(TextStream(detokenizer, tokens[:cut]), tokens[cut:])
-        assert "".join(parts) == expected, text
+    assert [part for part in parts if part] == [" girl", "好", "🎉 girl", " n", "t"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stop_string_never_shows(kind: str) -> None:
     reference = tokenizer_of(kind)
-    detokenizer = Detokenizer(reference.backend_tokenizer, clean_up=False)
+    detokenizer = Detokenizer(reference.backend_tokenizer)
     generator = random.Random(3)
     found = 0
 
@@ -140,7 +118,7 @@ def test_a_stop_string_never_shows(kind: str) -> None:
 def test_stop_strings_that_are_included_end_where_those_of_transformers_do(kind: str) -> None:
 
     reference = tokenizer_of(kind)
-    detokenizer = Detokenizer(reference.backend_tokenizer, clean_up=False)
+    detokenizer = Detokenizer(reference.backend_tokenizer)
     generator = random.Random(4)
     found = 0
     for _ in range(60):
@@ -162,7 +140,7 @@ def test_stop_strings_that_are_included_end_where_those_of_transformers_do(kind:
 
 def test_a_stop_string_of_single_bytes_ends_at_once() -> None:
     reference = tokenizer_of("byte fallback")
-    detokenizer = Detokenizer(reference.backend_tokenizer, clean_up=False)
+    detokenizer = Detokenizer(reference.backend_tokenizer)
     newline = reference.convert_tokens_to_ids("<0x0A>")
     stream = TextStream(detokenizer, [], stop_strings=["\n"], include_stop_strings=False)
     girl = reference.convert_tokens_to_ids("girl")

@@ -1,0 +1,28 @@
+"""Which models stream: clients call them directly, and they answer in pieces.
+
+The filter of the proxy decides the same for each request (``guard/models.lua``), by the layout in the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from serving.artifact import MANIFEST
+
+STREAMING_LAYOUT = "generation"
+"""The layout of packages whose model streams."""
+
+
+def has_streaming_models(repository: Path) -> bool:
+    """Return whether a package in a repository streams. What is no manifest of ours is passed over."""
+    return any(_layout(manifest) == STREAMING_LAYOUT for manifest in sorted(repository.glob(f"*/{MANIFEST}")))
+
+
+def _layout(manifest: Path) -> object:
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    is_ours = isinstance(content, dict) and content.get("kind") == "repository"
+    return content.get("layout") if is_ours else None
