@@ -82,11 +82,12 @@ def compare_tokens(original: OriginalLogits, decoder: SlottedDecoder, rows: Sequ
             logits = decoder.begin([[token] for token in tokens]) if place == 0 else decoder.advance(np.array(tokens))
             following = np.array([rows[batch[slot]][place + 1] for slot in running])
             expected = np.stack([wanted[slot][place] for slot in running])
-            found.append(_compared(np.array([batch[slot] for slot in running]), following, expected, logits))
-    return _joined(found)
+            found.append(compare_next(np.array([batch[slot] for slot in running]), following, expected, logits))
+    return joined(found)
 
 
-def _joined(parts: Sequence[TokenComparison]) -> TokenComparison:
+def joined(parts: Sequence[TokenComparison]) -> TokenComparison:
+    """Join the comparisons of parts of the tokens."""
     differences = [part.max_logit_difference for part in parts]
     return TokenComparison(
         rows=np.concatenate([part.rows for part in parts]),
@@ -99,7 +100,20 @@ def _joined(parts: Sequence[TokenComparison]) -> TokenComparison:
     )
 
 
-def _compared(rows: npt.NDArray[np.int64], following: npt.NDArray[np.int64], original: Logits, variant: Logits) -> TokenComparison:
+def compare_next(
+    rows: npt.NDArray[np.int64], following: npt.NDArray[np.int64], original: Logits, variant: Logits
+) -> TokenComparison:
+    """Compare the logits of some tokens.
+
+    Args:
+        rows: INT64 ``[tokens]``, the row that each belongs to.
+        following: INT64 ``[tokens]``, the tokens that follow them.
+        original: ``[tokens, vocabulary]``.
+        variant: As ``original``.
+
+    Returns:
+        The comparison.
+    """
     each = np.arange(len(rows))
     finite = np.logical_and.reduce(np.isfinite(variant), axis=-1)
     best, chosen = original.argmax(axis=-1), variant.argmax(axis=-1)
