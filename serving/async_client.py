@@ -13,16 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from serving import forks, streams
+from serving import forks, generation_call, streams
 from serving.connection import DEFAULT_URLS, Connection, closed_error
-from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError, TruncationWarning
+from serving.errors import InvalidArgumentError, PipelineError, TruncationWarning
+from serving.generation_request import TextRequest
 from serving.options import RequestOptions, WireProtocol
+from serving.own_answers import require_own_answer
 from serving.pipeline_attributes import PipelineAttributes
 from serving.pipeline_call import ItemGroups, LazyCall, PipelineCall, check_batching
-from serving.runtime.digest import DIGEST, TRUNCATED, ForeignAnswerError, row_digests
+from serving.runtime.digest import DIGEST, TRUNCATED
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import Arrays
 from serving.served_ensemble import ServedEnsemble
@@ -250,6 +249,24 @@ class AsyncTritonPipeline:
         for finished in groups.finished():
             yield finished
 
+    async def stream_text(self, *arguments: object, **options: object) -> AsyncGenerator[str, None]:
+        """Yield the text that continues one text or one chat, in pieces, while the server generates it.
+
+        All pieces together are the text that a call with ``return_full_text=False`` returns. Closing the generator ends the
+        generation on the server. The time limit of a request holds for each piece.
+
+        Raises:
+            TypeError: As for :meth:`__call__`; or the model does not generate text piece by piece, or there are several inputs.
+            ValueError: See :meth:`__call__`.
+            RequestError: See there.
+        """
+        task = await self.connect()
+        inputs, call = PipelineCall.read(task, arguments, options, self._defaults)
+        request, cleaner = generation_call.text_request(self.name, call, inputs)
+        async with contextlib.aclosing(generation_call.text_pieces(self._connection, request, cleaner)) as pieces:
+            async for piece in pieces:
+                yield piece
+
     async def close(self) -> None:
         """Close the connection. The client cannot be used afterwards."""
         self._closed = True
@@ -285,7 +302,7 @@ class AsyncTritonPipeline:
         return [answer for batch in answers for answer in batch]
 
     async def _rows_of_a_request(self, batch_size: int | None) -> int:
-        return min(batch_size or self._batch_size, (await self._connect()).max_batch_size)
+        return min(batch_size or self._batch_size, max((await self._connect()).max_batch_size, 1))
 
     async def _answers(self, rows: AsyncIterator[RequestRow], call: PipelineCall) -> AsyncGenerator[MarkedAnswer, None]:
         batches = streams.batches(rows, await self._rows_of_a_request(call.batch_size))
@@ -323,7 +340,7 @@ class AsyncTritonPipeline:
 
     async def _ask(self, call: PipelineCall, rows: Sequence[RequestRow]) -> list[MarkedAnswer]:
         tensors = await self._tensors(call, rows)
-        answers = call.task.add_inputs(call.task.format_answers(tensors, **call.formatting), rows)
+        answers = call.task.add_inputs(call.task.format_answers(tensors, **call.formatting), rows, **call.formatting)
         truncated = tensors[TRUNCATED][:, 0].tolist() if TRUNCATED in tensors else [False] * len(answers)
         return list(zip(answers, truncated, strict=True))
 
@@ -331,18 +348,21 @@ class AsyncTritonPipeline:
         return [await self._tensors(call, rows)]
 
     async def _tensors(self, call: PipelineCall, rows: Sequence[RequestRow]) -> Arrays:
-        rows, described = call.task.request_rows(rows)
-        columns = zip(call.task.inputs(), zip(*rows, strict=True), strict=True)
-        tensors = {tensor.name: list(map(_encoded, column)) for tensor, column in columns}
+        tensors, parameters = call.request(rows)
         try:
-            result = await self._connection.infer(self.name, tensors, {**call.parameters, **described})
+            if call.task.decoupled:
+                (texts,) = tensors.values()
+                keeps = call.formatting.get("return_type") == "TENSORS"
+                request = TextRequest.of(self.name, texts, parameters, keeps_input=keeps)
+                return await generation_call.whole_answer(self._connection, request)
+            result = await self._connection.infer(self.name, tensors, parameters)
         except InvalidArgumentError as error:
             if not any(part in error.message for part in call.task.pipeline_refusals):
                 raise
             kind = PipelineError.catchable()
             raise kind(error.message, task=call.task.name, model=self.name, hint=error.hint) from error
         if result.get_output(DIGEST) is not None:  # a proxy may have compared and removed it
-            _require_own_answer(result.as_numpy(DIGEST), tensors)
+            require_own_answer(result.as_numpy(DIGEST), tensors)
         names = [tensor.name for tensor in call.task.outputs()]
         if result.get_output(TRUNCATED) is not None:  # a server may hold an ensemble that was packaged before it was an output
             names.append(TRUNCATED)
@@ -361,31 +381,3 @@ class AsyncTritonPipeline:
             stacklevel=2,
         )
         self._has_warned = True
-
-
-def _require_own_answer(found: npt.NDArray[np.int64], sent: Mapping[str, Sequence[bytes]]) -> None:
-    """Check that an answer has the digests of the rows that were sent.
-
-    Args:
-        found: INT64 ``[rows, 1]``, the digests that came with the answer.
-        sent: The rows of each input tensor.
-
-    Raises:
-        RequestError: The answer belongs to another request.
-    """
-    if not np.array_equal(found.reshape(-1), row_digests(sent)):
-        raise RequestError(
-            f"{ForeignAnswerError()}: its digest is not that of the texts sent",
-            status="INTERNAL",
-            hint="send the request again; if this repeats, restart the server",
-        )
-
-
-def _encoded(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"a text holds half of a surrogate pair, which UTF-8 cannot encode: {text!r:.80}",
-            hint="decode the bytes that the text came from as UTF-8",
-        ) from error

@@ -129,6 +129,10 @@ class TritonPipeline:
         """Yield each answer with whether its row was truncated; see :meth:`AsyncTritonPipeline.stream_marked`."""
         yield from self._until_end(self._pipeline.stream_marked(inputs, **options))
 
+    def stream_text(self, *arguments: object, **options: object) -> Iterator[str]:
+        """Yield the text that continues one text or one chat, in pieces; see :meth:`AsyncTritonPipeline.stream_text`."""
+        yield from self._until_end(self._pipeline.stream_text(*arguments, **options))
+
     def _answer_items(self, lazy: LazyCall) -> Generator[Any, None, None]:
         yield from self._until_end(self._pipeline.answer_items(lazy))
 

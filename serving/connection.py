@@ -10,18 +10,18 @@ import os
 import ssl as tls
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import grpc
 import numpy as np
-import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
 from serving import forks
 from serving.errors import RequestError
 from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
+from serving.infer_client import InferClient, InferResult
 from serving.layout import callable_models
 from serving.options import ServerAddress, WireProtocol
 from serving.retries import RequestRetries
@@ -42,46 +42,8 @@ gRPC's own limit of the pause between two attempts to connect is two minutes. Th
 fork has to wait for an attempt to end.
 """
 DEFAULT_URLS = {"grpc": ServerAddress().grpc_url, "http": ServerAddress().base_url.removeprefix("http://")}
+CLIENT_ERRORS = (InferenceServerException, HttpAnswerError, aiohttp.ClientError, grpc.aio.AioRpcError)
 T = TypeVar("T")
-
-
-class InferResult(Protocol):
-    """The result of a request, from tritonclient's gRPC or HTTP module."""
-
-    def as_numpy(self, name: str) -> npt.NDArray[Any]:
-        """Return an output tensor by its name."""
-        ...
-
-    def get_output(self, name: str) -> object | None:
-        """Return the description of an output tensor, or None if the result does not have it."""
-        ...
-
-
-class InferClient(Protocol):
-    """The methods that tritonclient's two asynchronous clients have in common."""
-
-    async def get_model_config(self, model_name: str, *, headers: dict[str, str] | None, **options: object) -> dict[str, Any]:
-        """Return the model's configuration as JSON."""
-        ...
-
-    async def get_inference_statistics(self, *, headers: dict[str, str] | None, **options: object) -> dict[str, Any]:
-        """Return the statistics of all models as JSON."""
-        ...
-
-    async def infer(
-        self,
-        model_name: str,
-        inputs: Sequence[object],
-        *,
-        parameters: Mapping[str, object] | None,
-        headers: dict[str, str] | None,
-    ) -> InferResult:
-        """Send one request."""
-        ...
-
-    async def close(self) -> None:
-        """Close the client."""
-        ...
 
 
 class Connection:
@@ -113,13 +75,13 @@ class Connection:
             ValueError: ``ssl`` is not a PEM file of certificates, or the API key cannot stand in a header.
         """
         self._url = url or DEFAULT_URLS[protocol]
-        self._protocol = protocol
+        self.protocol = protocol
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
         self._tls = _tls_context(ssl)
         self._ca_file = None if isinstance(ssl, bool) else Path(ssl)
-        self._headers = _headers(os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key)
+        self.headers = _headers(os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key)
         self._failures = FailureTranslator(url=self._url, protocol=protocol)
         self._client: InferClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,7 +99,7 @@ class Connection:
             RuntimeError: The connection is closed.
         """
         try:
-            answer = await self._with_retries(lambda client: client.get_model_config(model, headers=self._headers, **self._as_json))
+            answer = await self.ask(lambda client: client.get_model_config(model, headers=self.headers, **self._as_json))
         except RequestError as error:
             if error.status != "NOT_FOUND":
                 raise
@@ -154,12 +116,12 @@ class Connection:
             RequestError: There is no server, or it does not tell its statistics.
             RuntimeError: The connection is closed.
         """
-        answer = await self._with_retries(lambda client: client.get_inference_statistics(headers=self._headers, **self._as_json))
+        answer = await self.ask(lambda client: client.get_inference_statistics(headers=self.headers, **self._as_json))
         return callable_models(str(model["name"]) for model in answer.get("model_stats", []))
 
     @property
     def _as_json(self) -> dict[str, bool]:
-        return {"as_json": True} if self._protocol == "grpc" else {}
+        return {"as_json": True} if self.protocol == "grpc" else {}
 
     async def _not_served(self, model: str, error: RequestError) -> RequestError:
         """Return the error about a model that does not exist, with the names of those that do."""
@@ -187,9 +149,7 @@ class Connection:
             RuntimeError: The connection is closed.
         """
         tensors = [self._tensor(name, rows) for name, rows in inputs.items()]
-        return await self._with_retries(
-            lambda client: client.infer(model, tensors, parameters=parameters or None, headers=self._headers)
-        )
+        return await self.ask(lambda client: client.infer(model, tensors, parameters=parameters or None, headers=self.headers))
 
     async def close(self) -> None:
         """Close the connection. It cannot be used afterwards."""
@@ -198,7 +158,7 @@ class Connection:
 
     def before_fork(self) -> concurrent.futures.Future[None] | None:
         """Close a gRPC channel; what waits for an answer then asks again. See :meth:`serving.forks.ForkMember.before_fork`."""
-        if self._client is None or self._loop is None or self._protocol == "http":
+        if self._client is None or self._loop is None or self.protocol == "http":
             return None
         if self._loop.is_running() and asyncio._get_running_loop() is not self._loop:
             return asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop)
@@ -230,7 +190,7 @@ class Connection:
                     raise closed_error(self._url)
                 if self._client is None:  # nobody was faster
                     _check_url(self._url)
-                    self._client = self._grpc_client() if self._protocol == "grpc" else self._http_client()
+                    self._client = self._grpc_client() if self.protocol == "grpc" else self._http_client()
                     self._loop = asyncio.get_running_loop()
         return self._client
 
@@ -259,7 +219,7 @@ class Connection:
         return client
 
     def _tensor(self, name: str, rows: Sequence[bytes]) -> object:
-        if self._protocol == "grpc":
+        if self.protocol == "grpc":
             from tritonclient.grpc import InferInput
         else:
             from tritonclient.http import InferInput
@@ -268,8 +228,13 @@ class Connection:
         tensor.set_data_from_numpy(array)
         return tensor
 
-    async def _with_retries(self, ask: Callable[[InferClient], Awaitable[T]]) -> T:
-        """Await ``ask(client)`` within the time limit, as often as it may be retried."""
+    async def ask(self, ask: Callable[[InferClient], Awaitable[T]]) -> T:
+        """Await ``ask(client)`` within the time limit, as often as it may be retried.
+
+        Raises:
+            RequestError: The server refused the request, is not there, or did not answer in time.
+            RuntimeError: The connection is closed.
+        """
         retries = RequestRetries(self._retries)
         last: AttemptFailure | None = None
         try:
@@ -279,7 +244,7 @@ class Connection:
                         answer = await self._attempt(ask)
                     except TimeoutError:  # aiohttp's, which is an aiohttp.ClientError too
                         raise
-                    except (InferenceServerException, HttpAnswerError, aiohttp.ClientError, grpc.aio.AioRpcError) as error:
+                    except CLIENT_ERRORS as error:
                         last = self._failures.translate(error)
                         self._reached |= last.retry is not Retry.UNREACHABLE
                         pause = retries.pause(last, reached=self._reached)
@@ -291,6 +256,25 @@ class Connection:
                     await asyncio.sleep(pause)
         except TimeoutError:
             raise self._timed_out(last) from None
+
+    async def once(self, answer: Awaitable[T]) -> T:
+        """Await more of an answer that has begun, within the time limit: what has begun is not sent again.
+
+        Raises:
+            RequestError: As for :meth:`ask`.
+        """
+        interruptions = self._interruptions
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await answer
+        except TimeoutError:
+            raise self._timed_out(None) from None
+        except CLIENT_ERRORS as error:
+            raise self._failures.translate(error).error from error
+        except asyncio.CancelledError:  # as in _attempt
+            if self._closed or self._interruptions == interruptions or _is_cancelled(asyncio.current_task()):
+                raise
+            raise RequestError("a fork of this process closed the connection", status="CANCELLED", hint="ask again") from None
 
     async def _attempt(self, ask: Callable[[InferClient], Awaitable[T]]) -> T:
         """Await ``ask(client)``, and once more if a fork interrupted it."""

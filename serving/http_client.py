@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 from tritonclient.http.aio import InferenceServerClient
 
 from serving.failures import HttpAnswerError
+from serving.generation_request import TextRequest
 
 LARGE_BYTES = 2**20
 """Size of a body above which aiohttp warns."""
@@ -27,6 +29,18 @@ class HttpTritonClient(InferenceServerClient):  # type: ignore[misc]
             await super()._post(request_uri, io.BytesIO(body) if len(body) >= LARGE_BYTES else body, *more, **named)
         )
 
+    async def post_generation(self, request: TextRequest, headers: dict[str, str] | None) -> aiohttp.ClientResponse:
+        """Send a request to a model that generates text. The response has no time limit of its own: it may be a stream.
+
+        Raises:
+            HttpAnswerError: Its status is that of an error.
+        """
+        kind = "generate_stream" if request.stream else "generate"
+        url = f"{self._url}/v2/models/{quote(request.model)}/{kind}"
+        named = {"content-type": "application/json", **(headers or {})}
+        body = io.BytesIO(request.as_json())
+        return await _checked(await self._stub.post(url, data=body, headers=named, timeout=aiohttp.ClientTimeout(total=None)))
+
 
 async def _checked(response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
     """Return the response.
@@ -36,5 +50,5 @@ async def _checked(response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
     """
     if response.status < 400:
         return response
-    body = (await response.read()).decode(errors="replace")
+    body = (await response.read()).decode(errors="replace").removeprefix("data: ")  # of an event of a stream
     raise HttpAnswerError(response.status, body or response.reason or "", response.headers.get("Retry-After"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from serving import streams
 from serving.lazy_inputs import batch_rows, is_batched, is_generator_or_torch_dataset, is_lazy, iterate
+from serving.own_answers import encoded
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import JsonValue
 
@@ -73,6 +74,16 @@ class PipelineCall:
             formatting={**formatting, **own_formatting},
             batch_size=batch_size,
         )
+
+    def request(self, rows: Sequence[tuple[str, ...]]) -> tuple[dict[str, list[bytes]], dict[str, object]]:
+        """Return the rows of each input tensor of a request, and its parameters.
+
+        Raises:
+            DataError: A text cannot be encoded as UTF-8.
+        """
+        texts, described = self.task.request_rows(rows)
+        columns = zip(self.task.inputs(), zip(*texts, strict=True), strict=True)
+        return {tensor.name: list(map(encoded, column)) for tensor, column in columns}, {**self.parameters, **described}
 
 
 def _sanitized(task: ServedTask, options: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:

@@ -48,7 +48,7 @@ class ServedEnsemble:
                 task=load_served(parameters["task"], json.loads(parameters["settings"])),
                 attributes=PipelineAttributes.of(name, json.loads(parameters["description"])),
                 parameters=parameters,
-                max_batch_size=int(config["max_batch_size"]),
+                max_batch_size=int(config.get("max_batch_size", 0)),  # gRPC leaves 0 out
             )
         except (KeyError, ValueError) as error:
             raise RequestError(

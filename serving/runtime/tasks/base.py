@@ -63,6 +63,8 @@ class ServedTask(ABC):
     """Whether ``transformers.pipeline`` makes lists of iterables that are not generators. Otherwise it does not take them."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None}
     """Default columns of a file's texts: ``text``, ``text_pair`` and, for some tasks, ``choices``."""
+    decoupled: ClassVar[bool] = False
+    """Whether the model is Triton's decoupled kind, which takes one row and may answer in pieces."""
     reads_words: ClassVar[bool] = False
     """Whether a file may give a text as a list of words, which are joined by spaces."""
 
@@ -250,12 +252,18 @@ class ServedTask(ABC):
             options: What :meth:`sanitize_parameters` gave for it.
         """
 
-    def add_inputs(self, answers: Sequence[object], rows: Sequence[tuple[str, ...]]) -> Sequence[object]:  # noqa: ARG002
+    def add_inputs(
+        self,
+        answers: Sequence[object],
+        rows: Sequence[tuple[str, ...]],  # noqa: ARG002
+        **options: object,  # noqa: ARG002
+    ) -> Sequence[object]:
         """Add to the answers of :meth:`format_answers` what only the request knows. Default: nothing.
 
         Args:
             answers: One per row.
             rows: Rows of the request, as :meth:`parse_inputs` gave them.
+            options: What :meth:`sanitize_parameters` gave for it.
         """
         return answers
 

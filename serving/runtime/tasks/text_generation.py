@@ -5,7 +5,7 @@ is decoupled: it answers a request as often as the request's ``stream`` makes it
 
 * ``sampling_parameters`` is a JSON object of options; request parameters are options too.
 * Without ``exclude_input_in_output``, the text of the input stands in front of ``text_output``, and its tokens in front of
-  ``token_ids``, for each of the sequences.
+  ``token_ids``, for each of the sequences. For chats that must be asked for; a stream has only what is new.
 * ``token_ids`` holds the tokens of the sequences one after the other; ``num_output_tokens`` counts those that were generated.
 """
 
@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from ..types import Arrays, JsonValue, Setting, Tensor
-from ._clean_up import cleaned_up
+from ._clean_up import TextCleaner
 from ._generation import GenerationTask, return_type
 
 MESSAGES = "messages"
@@ -50,6 +50,7 @@ class TextGeneration(GenerationTask):
     handle_long_generation: str | None = None
 
     name: ClassVar[str] = "text-generation"
+    streams: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Setting]] = {
         "prefix": Setting(str, help="Text in front of the input."),
         "messages": Setting(bool, help="The input is a JSON list of messages."),
@@ -71,6 +72,8 @@ class TextGeneration(GenerationTask):
         "skip_special_tokens",
         "tokenizer_encode_kwargs",
     )
+    presentation_options: ClassVar[frozenset[str]] = frozenset({"continue_final_message", "prefix"})
+    decoupled: ClassVar[bool] = True
     positional: ClassVar[tuple[str, ...]] = ("text_inputs",)
     text_keys: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -154,6 +157,10 @@ class TextGeneration(GenerationTask):
             raise ValueError("the checkpoint has no chat template, so it takes texts and no messages")
         return json.dumps(messages, ensure_ascii=False), MESSAGES
 
+    def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
+        """Return the text of a row, and whether it is a list of messages."""
+        return [row[:1] for row in rows], ({MESSAGES: True} if any(len(row) > 1 for row in rows) else {})
+
     def answer_format(self, given: Mapping[str, object]) -> dict[str, object]:
         """Return what an answer shows, and whether its spaces are cleaned up, as the pipeline decides that.
 
@@ -185,13 +192,13 @@ class TextGeneration(GenerationTask):
         return found
 
     def format_answers(self, answers: Arrays, **options: object) -> Sequence[object]:
-        """Return the sequences of one request, ``[{"generated_text"}]`` with the new text, or ``[{"generated_token_ids"}]``.
+        """Return the sequences of the one row: a list of ``{"generated_text"}``, or of ``{"generated_token_ids"}``.
 
-        :meth:`with_prompt` puts the input in front.
+        The text is the new one. :meth:`add_inputs` puts the input in front.
         """
         if options.get("return_type") == TENSORS:
-            return [{"generated_token_ids": tokens} for tokens in self._padded(answers)]
-        return [{"generated_text": text.decode()} for text in answers["text_output"].reshape(-1).tolist()]
+            return [[{"generated_token_ids": tokens} for tokens in self._padded(answers)]]
+        return [[{"generated_text": text.decode()} for text in answers["text_output"].reshape(-1).tolist()]]
 
     def _padded(self, answers: Arrays) -> list[list[int]]:
         """Return the tokens of each sequence, with padding at the end of the shorter ones as ``generate`` gives them."""
@@ -208,44 +215,56 @@ class TextGeneration(GenerationTask):
             start = end
         return found
 
-    def with_prompt(self, record: Mapping[str, object], row: tuple[str, ...], **options: object) -> dict[str, object]:
-        """Return a record of :meth:`format_answers` as the pipeline shows it: with the input, and its spaces cleaned up.
+    def add_inputs(self, answers: Sequence[object], rows: Sequence[tuple[str, ...]], **options: object) -> Sequence[object]:
+        """Put the text, or the messages, in front of the new text, unless only that is wanted, and clean up its spaces."""
+        if options.get("return_type") == TENSORS:
+            return answers
+        return [
+            [{"generated_text": self._shown(row, record["generated_text"], options)} for record in records]
+            for row, records in zip(rows, cast("Sequence[list[dict[str, str]]]", answers), strict=True)
+        ]
+
+    def _shown(self, row: tuple[str, ...], text: str, options: Mapping[str, object]) -> object:
+        if (cleaner := self.cleaner(row, **options)) is not None:
+            text = cleaner.clean(text, final=True)
+        return _with_input(row, text, options) if options.get("return_type", FULL_TEXT) == FULL_TEXT else text
+
+    def cleaner(self, row: tuple[str, ...], **options: object) -> TextCleaner | None:
+        """Return what cleans up the spaces of the text that continues a row; None: nothing does.
 
         Args:
-            record: The record.
             row: The row, as :meth:`parse_inputs` gave it.
-            options: What :meth:`sanitize_parameters` gave, and ``prefix`` and ``continue_final_message`` of the call.
+            options: What :meth:`sanitize_parameters` gave for it.
         """
-        if "generated_text" not in record:
-            return dict(record)
-        text = str(record["generated_text"])
-        text_before, messages, continues = self.prompt_parts(row, options)
-        if options.get("clean_up_tokenization_spaces", True):
-            text = cleaned_up(text_before + text)[len(cleaned_up(text_before)) :]
-        if options.get("return_type", FULL_TEXT) == NEW_TEXT:
-            return {"generated_text": text}
-        if not messages:
-            return {"generated_text": row[0] + text}
-        if continues:
-            last = messages[-1]
-            return {"generated_text": [*messages[:-1], {"role": last["role"], "content": f"{last['content']}{text}"}]}
-        return {"generated_text": [*messages, {"role": "assistant", "content": text}]}
-
-    def prompt_parts(self, row: tuple[str, ...], options: Mapping[str, object]) -> tuple[str, list[dict[str, JsonValue]], bool]:
-        """Return the text that the answer continues, as far as it is known here, the messages, and whether the last one goes on."""
+        if not options.get("clean_up_tokenization_spaces", True):
+            return None
         if len(row) == 1:
             prefix = options.get("prefix")
-            return str(self.prefix if prefix is None else prefix) + row[0], [], False
+            return TextCleaner(f"{self.prefix if prefix is None else prefix}{row[0]}")
         messages = json.loads(row[0])
-        continues = options.get("continue_final_message")
-        if continues is None:
-            continues = messages[-1]["role"] == "assistant"
-        return (str(messages[-1]["content"]) if continues else ""), messages, bool(continues)
+        return TextCleaner(str(messages[-1]["content"]) if _continues(messages, options) else "")
 
     def format_result(self, inputs: object, answers: Sequence[object], options: Mapping[str, object]) -> object:  # noqa: ARG002
         """Return the sequences of a text or a chat, or a list of these for a list of texts or chats."""
         is_chat = isinstance(inputs, list | tuple) and isinstance(inputs[0], dict)
         return answers if isinstance(inputs, list | tuple) and not is_chat else answers[0]
+
+
+def _with_input(row: tuple[str, ...], text: str, options: Mapping[str, object]) -> object:
+    """Return a text behind its input, or the messages with one more, or with the last one continued."""
+    if len(row) == 1:
+        return row[0] + text
+    messages = json.loads(row[0])
+    last = messages[-1]
+    if _continues(messages, options):
+        return [*messages[:-1], {"role": last["role"], "content": f"{last['content']}{text}"}]
+    return [*messages, {"role": "assistant", "content": text}]
+
+
+def _continues(messages: Sequence[Mapping[str, JsonValue]], options: Mapping[str, object]) -> bool:
+    """Return whether an answer continues the last message."""
+    continues = options.get("continue_final_message")
+    return bool(messages[-1]["role"] == "assistant" if continues is None else continues)
 
 
 def _text(text: object) -> tuple[str, ...]:

@@ -202,7 +202,12 @@ class ZeroShotClassification(EncoderTask):
         rows = zip(answers["LABELS"][:, 0], answers["SCORES"][:, 0], strict=True)
         return [{"labels": json.loads(labels), "scores": json.loads(scores)} for labels, scores in rows]
 
-    def add_inputs(self, answers: Sequence[object], rows: Sequence[tuple[str, ...]]) -> Sequence[object]:
+    def add_inputs(
+        self,
+        answers: Sequence[object],
+        rows: Sequence[tuple[str, ...]],
+        **options: object,  # noqa: ARG002
+    ) -> Sequence[object]:
         """Return ``{"sequence", "labels", "scores"}`` per row."""
         found = cast("Sequence[dict[str, object]]", answers)
         return [{"sequence": text} | answer for answer, (text, _) in zip(found, rows, strict=True)]

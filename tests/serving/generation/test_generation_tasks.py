@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from serving.runtime.tasks import load_encoder, load_served
+from serving.runtime.tasks._clean_up import TextCleaner
 from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.tasks.summarization import Summarization
 from serving.runtime.tasks.text_generation import TextGeneration
@@ -143,23 +146,40 @@ def test_a_chat_needs_a_template() -> None:
 @pytest.mark.parametrize(
     ("inputs", "options", "text"),
     [
-        ("Hello , it", {}, "Hello , it'm. A"),
-        ("Hello", {"clean_up_tokenization_spaces": False}, "Hello 'm . A"),
-        ("Hello", {"return_type": "NEW_TEXT"}, "'m. A"),
-        (CHAT, {}, [*CHAT, {"role": "assistant", "content": "'m. A"}]),
-        (PREFILL, {}, [*CHAT, {"role": "assistant", "content": "Well'm. A"}]),
-        (PREFILL, {"continue_final_message": False}, [*PREFILL, {"role": "assistant", "content": "'m. A"}]),
+        ("Hello ,", {}, "Hello , A"),
+        ("Hello ", {}, "Hello  A"),
+        ("Hello", {"return_type": "NEW_TEXT"}, " A"),
+        (CHAT, {}, [*CHAT, {"role": "assistant", "content": " A"}]),
+        (PREFILL, {}, [*CHAT, {"role": "assistant", "content": "Well A"}]),
+        (PREFILL, {"continue_final_message": False}, [*PREFILL, {"role": "assistant", "content": " A"}]),
+        (CHAT, {"continue_final_message": True}, [{"role": "user", "content": "Hi A"}]),
     ],
 )
 def test_the_input_stands_in_front(inputs: object, options: dict[str, Any], text: object) -> None:
-    (row,) = WRITER.parse_inputs(inputs)
-    assert WRITER.with_prompt({"generated_text": " 'm . A"}, row, **options) == {"generated_text": text}
+    rows = WRITER.parse_inputs(inputs)
+    assert WRITER.add_inputs([[{"generated_text": " A"}]], rows, **options) == [[{"generated_text": text}]]
+
+
+@pytest.mark.parametrize("before", ["", "Hello ,", "It ", "It '", "A ' B n"])
+@pytest.mark.parametrize("text", [" 'm . A", "' s n't 've ' re ", " ' ' s.  , , x 'y' ", ". ?"])
+def test_spaces_are_cleaned_up_as_the_pipeline_does(before: str, text: str) -> None:
+    clean = PreTrainedTokenizerBase.clean_up_tokenization
+    expected = clean(before + text)[len(clean(before)) :]
+    whole, pieces = TextCleaner(before), TextCleaner(before)
+    assert whole.clean(text, final=True) == expected
+    assert "".join(pieces.clean(one, final=False) for one in text) + pieces.clean("", final=True) == expected
+
+
+def test_a_chat_is_sent_as_messages() -> None:
+    rows, parameters = WRITER.request_rows(WRITER.parse_inputs(CHAT))
+    assert (json.loads(rows[0][0]), parameters) == (CHAT, {"messages": True})
+    assert WRITER.request_rows(WRITER.parse_inputs("Hi")) == ([("Hi",)], {})
 
 
 def test_tokens_of_several_sequences_are_padded() -> None:
     answers = {"token_ids": np.array([7, 8, 1, 2, 7, 8, 3]), "num_output_tokens": np.array([2, 1])}
     found = WRITER.format_answers(answers, return_type="TENSORS")
-    assert found == [{"generated_token_ids": [7, 8, 1, 2]}, {"generated_token_ids": [7, 8, 3, 2]}]
+    assert found == [[{"generated_token_ids": [7, 8, 1, 2]}, {"generated_token_ids": [7, 8, 3, 2]}]]
 
 
 def test_forms_of_summaries() -> None:

@@ -1,0 +1,118 @@
+"""Calls of a model that generates text: a whole answer, or its text in pieces."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+from serving.connection import Connection
+from serving.errors import RequestError
+from serving.generation_request import TEXT_INPUT, TextRequest
+from serving.generation_responses import GrpcResponses, HttpResponses, Responses
+from serving.infer_client import InferClient
+from serving.own_answers import require_own_answer
+from serving.pipeline_call import PipelineCall
+from serving.runtime.digest import DIGEST
+from serving.runtime.tasks._clean_up import TextCleaner
+from serving.runtime.tasks.text_generation import TextGeneration
+from serving.runtime.types import Arrays
+
+CANCELLED = "cancelled"
+"""Finish reason of a text that the server ended early."""
+
+
+async def whole_answer(connection: Connection, request: TextRequest) -> Arrays:
+    """Return the tensors of the one response to ``request``, which is retried as any other request.
+
+    Raises:
+        RequestError: The server refused it, is not there, did not answer in time, or ended before the text was complete.
+    """
+
+    async def ask(client: InferClient) -> Arrays:
+        async with contextlib.aclosing(_opened(connection, client, request)) as responses:
+            answers = [answer async for answer in responses]
+        if len(answers) != 1:
+            raise RequestError(f"{request.model} sent {len(answers)} responses instead of one", status="INTERNAL")
+        return answers[0]
+
+    answer = await connection.ask(ask)
+    _check(answer, request)
+    return answer
+
+
+def text_request(model: str, call: PipelineCall, inputs: object) -> tuple[TextRequest, TextCleaner | None]:
+    """Return the request for a stream of text, and what cleans up its spaces.
+
+    Args:
+        model: The name of the model.
+        call: The call.
+        inputs: One text or one chat.
+
+    Raises:
+        TypeError: The model does not generate text piece by piece, or there are several inputs.
+        ValueError: The inputs have a form that the pipeline does not take.
+    """
+    task = call.task
+    if not isinstance(task, TextGeneration):
+        raise TypeError(f"{model} serves {task.name}, whose answers do not come in pieces: call the client")
+    rows = task.parse_inputs(inputs)
+    if len(rows) != 1:
+        raise TypeError(f"stream_text takes one text or one chat, not {len(rows)}")
+    tensors, parameters = call.request(rows)
+    (texts,) = tensors.values()
+    return TextRequest.of(model, texts, parameters).streamed(), task.cleaner(rows[0], **call.formatting)
+
+
+async def text_pieces(connection: Connection, request: TextRequest, cleaner: TextCleaner | None) -> AsyncGenerator[str, None]:
+    """Yield the text that answers ``request``, as it is generated. Closing the generator cancels the request.
+
+    The request is retried until its first piece has come. The time limit of a request holds for each piece.
+
+    Raises:
+        RequestError: As for :func:`whole_answer`.
+    """
+
+    async def begin(client: InferClient) -> tuple[Arrays | None, AsyncGenerator[Arrays, None]]:
+        responses = _opened(connection, client, request)
+        try:
+            return await anext(responses, None), responses
+        except BaseException:
+            await responses.aclose()
+            raise
+
+    response, responses = await connection.ask(begin)
+    async with contextlib.aclosing(responses):
+        while response is not None:
+            _check(response, request)
+            piece = b"".join(response["text_output"].reshape(-1).tolist()).decode()
+            if piece := piece if cleaner is None else cleaner.clean(piece, final=False):
+                yield piece
+            response = await connection.once(anext(responses, None))
+        if cleaner is not None and (rest := cleaner.clean("", final=True)):
+            yield rest
+
+
+async def _opened(connection: Connection, client: InferClient, request: TextRequest) -> AsyncGenerator[Arrays, None]:
+    """Yield the responses to ``request`` over tritonclient's ``client``."""
+    responses: Responses
+    if connection.protocol == "grpc":
+        responses = GrpcResponses(client, request, connection.headers)
+    else:
+        responses = HttpResponses(await client.post_generation(request, connection.headers), stream=request.stream)
+    try:
+        while (response := await responses.read()) is not None:
+            yield response
+    finally:
+        await responses.close()
+
+
+def _check(response: Arrays, request: TextRequest) -> None:
+    """Check that a response belongs to the request, and that the server did not give up.
+
+    Raises:
+        RequestError: It does not, or the server ended.
+    """
+    if DIGEST in response:  # a proxy may have compared and removed it
+        require_own_answer(response[DIGEST], {TEXT_INPUT: [request.text]})
+    if CANCELLED.encode() in response.get("finish_reason", ()):
+        raise RequestError("the server ended before the text was complete", status="UNAVAILABLE", hint="send the request again")

@@ -1,0 +1,99 @@
+"""A server with a small model that generates text, and the pipeline of transformers with the same checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.generation_defaults import generation_defaults
+from serving.client import TritonPipeline
+from serving.runtime.tasks.text_generation import TextGeneration
+from tests.helpers.generation_server import GenerationServer, generation_server, write_model
+from tests.helpers.shared import STORIES
+
+TEMPLATE = (
+    "{% for message in messages %}{{ bos_token if loop.first }}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""Chat template of the copy that has one."""
+CAPACITY = 320
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generating:
+    """The server and the checkpoints of its models: ``stories``, and ``chat``, which has a chat template.
+
+    Attributes:
+        server: The running server.
+        checkpoints: Their folders by the names of the models.
+        pipelines: Pipelines of transformers by the names of the models.
+    """
+
+    server: GenerationServer
+    checkpoints: dict[str, Path]
+    pipelines: dict[str, Any]
+
+    def url(self, protocol: str) -> str:
+        return self.server.grpc if protocol == "grpc" else self.server.http
+
+    def client(self, protocol: str, name: str = "stories", **options: Any) -> TritonPipeline:
+        return TritonPipeline(name, url=self.url(protocol), protocol=protocol, **options)
+
+
+@pytest.fixture(scope="session")
+def generating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]:
+    """The server. Everything is made once."""
+    from transformers import AutoModelForCausalLM, pipeline
+
+    from export.generation.decoder_graph import export_decoder
+
+    if not STORIES.exists():
+        pytest.skip(f"needs {STORIES}")
+    folder = tmp_path_factory.mktemp("generating")
+    chat = folder / "chat-checkpoint"
+    shutil.copytree(STORIES, chat)
+    chat.chmod(0o755)
+    (chat / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    checkpoints = {"stories": STORIES, "chat": chat}
+    pipelines = {name: pipeline("text-generation", model=str(path), device=-1) for name, path in checkpoints.items()}
+    graph = folder / "model.onnx"
+    export_decoder(AutoModelForCausalLM.from_pretrained(STORIES).eval(), graph)
+    repository = folder / "repository"
+    for name, path in checkpoints.items():
+        _write(repository, name, graph, path, pipelines[name])
+    with generation_server(repository, folder / "server") as server:
+        yield Generating(server=server, checkpoints=checkpoints, pipelines=pipelines)
+
+
+def _write(repository: Path, name: str, graph: Path, checkpoint: Path, pipe: Any) -> None:
+    found = generation_defaults(
+        "text-generation", pipe.model.generation_config, pipe.model.config.to_dict(), pad_token_id=pipe.tokenizer.pad_token_id
+    )
+    template = checkpoint / "chat_template.jinja"
+    task = TextGeneration(
+        generation=found.generation,
+        vocab_size=pipe.model.config.vocab_size,
+        bos_token_id=found.bos_token_id,
+        pad_token_id=found.pad_token_id,
+        special_tokens=pipe.tokenizer.special_tokens_map,
+        model_max_length=pipe.tokenizer.model_max_length,
+        chat=template.exists(),
+    )
+    settings = {
+        "engine": {"slots": 4, "capacity": CAPACITY},
+        "settings": task.to_settings(),
+        "split_special_tokens": False,
+    }
+    text = template.read_text(encoding="utf-8") if task.chat else None
+    write_model(repository, name, graph=graph, checkpoint=checkpoint, settings=settings, template=text)
+    described = {"config": pipe.model.config.to_dict(), "tokenizer": {"model_max_length": CAPACITY}, "device": "cpu"}
+    parameters = {"task": task.name, "settings": json.dumps(task.to_settings()), "description": json.dumps(described, default=str)}
+    with (repository / name / "config.pbtxt").open("a", encoding="utf-8") as config:
+        for key, value in parameters.items():
+            config.write(f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}\n')

@@ -1,0 +1,178 @@
+"""``TritonPipeline`` of a model that generates text equals ``transformers.pipeline``: inputs, options, answers and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from serving.client import AsyncTritonPipeline, TritonPipeline
+from serving.errors import InvalidArgumentError
+from tests.serving.generation.conftest import Generating
+
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
+TEXTS = ["Once upon a time", "The cat , the dog", "", "Tom said", "🎬 naïve 好"]
+CHAT = [{"role": "user", "content": "Tell a story."}]
+PREFILL = [*CHAT, {"role": "assistant", "content": "Once upon"}]
+
+
+@pytest.fixture(scope="module", params=["grpc", "http"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def stories(generating: Generating, protocol: str) -> Iterator[TritonPipeline]:
+    with generating.client(protocol) as pipe:
+        yield pipe
+
+
+@pytest.fixture
+def chat(generating: Generating, protocol: str) -> Iterator[TritonPipeline]:
+    with generating.client(protocol, "chat") as pipe:
+        yield pipe
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"return_full_text": False},
+        {"return_full_text": True, "clean_up_tokenization_spaces": False},
+        {"return_tensors": True},
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"num_beams": 2, "num_return_sequences": 2, "return_tensors": True},
+        {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+        {"min_new_tokens": 5, "eos_token_id": [411, 13]},
+        {"stop_sequence": "was"},
+        {"prefix": "Hello. "},
+        {"add_special_tokens": False, "bad_words_ids": [[403], [261, 376]]},
+        {"handle_long_generation": "hole"},
+        {"max_new_tokens": None, "max_length": 30},
+        {"truncation": True},
+    ],
+    ids=str,
+)
+def test_answers_to_a_list_are_the_pipelines(generating: Generating, stories: TritonPipeline, options: dict[str, Any]) -> None:
+    asked = GREEDY | options
+    assert stories(TEXTS, **asked) == generating.pipelines["stories"](TEXTS, **asked)
+
+
+@pytest.mark.parametrize("inputs", [TEXTS[0], [TEXTS[0]], TEXTS[:2]], ids=["text", "list of one", "list"])
+def test_forms_of_texts(generating: Generating, stories: TritonPipeline, inputs: object) -> None:
+    assert stories(inputs, **GREEDY) == generating.pipelines["stories"](inputs, **GREEDY)
+    assert stories(text_inputs=inputs, **GREEDY) == generating.pipelines["stories"](text_inputs=inputs, **GREEDY)
+
+
+@pytest.mark.parametrize("inputs", [CHAT, PREFILL, [CHAT, PREFILL], (CHAT[0],), [CHAT]], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"return_full_text": False}, {"continue_final_message": False}, {"return_tensors": True}, {"num_beams": 2}],
+    ids=str,
+)
+def test_chats(generating: Generating, chat: TritonPipeline, inputs: Any, options: dict[str, Any]) -> None:
+    asked = GREEDY | options
+    assert chat(inputs, **asked) == generating.pipelines["chat"](inputs, **asked)
+
+
+def test_a_generator_is_read_one_by_one(generating: Generating, stories: TritonPipeline) -> None:
+    def texts() -> Iterator[str]:
+        yield from TEXTS
+
+    assert list(stories(texts(), **GREEDY)) == list(generating.pipelines["stories"](texts(), **GREEDY))
+
+
+def test_defaults_of_the_client_are_those_of_its_calls(generating: Generating, protocol: str) -> None:
+    with generating.client(protocol, return_full_text=False, **GREEDY) as pipe:
+        assert pipe(TEXTS[0]) == generating.pipelines["stories"](TEXTS[0], return_full_text=False, **GREEDY)
+        assert pipe.task == "text-generation" and pipe.model.config.vocab_size == 512
+
+
+def test_a_seed_repeats_a_sample(stories: TritonPipeline) -> None:
+    asked = {"max_new_tokens": 8, "temperature": 2.0, "return_full_text": False}
+    first = stories("Once", seed=7, **asked)
+    assert stories("Once", seed=7, **asked) == first
+    assert len({str(stories("Once", seed=seed, **asked)) for seed in range(4)}) > 1
+    assert len({one["generated_text"] for one in stories("Once", seed=7, num_return_sequences=3, **asked)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options"),
+    [
+        ([], {}),
+        (None, {}),
+        ([1], {}),
+        (("a", "b"), {}),
+        ({"text": "a"}, {}),
+        (["a", CHAT], {}),
+        ([CHAT, "a"], {}),
+        ([{"role": "user"}], {}),
+        (CHAT, {}),  # there is no chat template
+        ("a", {"colour": 1}),
+        ("a", {"top_k": "many"}),
+        ("a", {"temperature": -1.0, "do_sample": True}),
+        ("a", {"max_new_tokens": 0}),
+        ("a", {"num_return_sequences": 2}),
+        ("a", {"handle_long_generation": "cut"}),
+        ("a", {"return_full_text": True, "return_tensors": True}),
+        ("a", {"max_new_tokens": None, "max_length": 1}),
+    ],
+    ids=str,
+)
+def test_errors_are_of_the_pipelines_classes(
+    generating: Generating, stories: TritonPipeline, inputs: Any, options: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Exception) as expected:
+            generating.pipelines["stories"](inputs, **GREEDY | options)
+    with pytest.raises(expected.type):
+        stories(inputs, **GREEDY | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"typical_p": 0.5}, "option typical_p is not supported"),
+        ({"num_beams": 2, "stop_strings": ["a"]}, "option stop_strings is not supported with num_beams"),
+        ({"skip_special_tokens": False}, "option skip_special_tokens is not supported"),
+        ({"tokenizer_encode_kwargs": {"max_length": 4}}, "option tokenizer_encode_kwargs is not supported"),
+        ({"streamer": object()}, "option streamer is not supported"),
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_is_refused_by_name(stories: TritonPipeline, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stories("a", **GREEDY | options)
+
+
+def test_the_server_refuses_what_does_not_fit(stories: TritonPipeline) -> None:
+    with pytest.raises(InvalidArgumentError, match="asks for 400 tokens") as refused:
+        stories("Once", max_new_tokens=400)
+    assert refused.value.status == "INVALID_ARGUMENT"
+    assert stories("Once", **GREEDY), "the client goes on"
+
+
+def test_many_prompts_run_at_the_same_time_and_stay_in_order(generating: Generating, protocol: str) -> None:
+    texts = [f"{text} {number}" for number in range(6) for text in TEXTS]
+    with generating.client(protocol, concurrency=8) as pipe:
+        assert pipe(texts, **GREEDY) == generating.pipelines["stories"](texts, **GREEDY)
+
+
+def test_the_tensors_of_a_request(stories: TritonPipeline) -> None:
+    (found,) = stories.tensors([["Once upon"]], max_new_tokens=4, do_sample=False)
+    assert found["num_output_tokens"].tolist() == [4] and found["token_ids"].shape == (4,)
+    assert found["finish_reason"].tolist() == [b"length"]
+
+
+def test_asynchronous_calls(generating: Generating, protocol: str) -> None:
+    async def ask() -> list[Any]:
+        async with AsyncTritonPipeline("stories", url=generating.url(protocol), protocol=protocol) as pipe:  # type: ignore[arg-type]
+            return [await pipe(TEXTS[0], **GREEDY), *[answer async for answer in pipe.stream(TEXTS, **GREEDY)]]
+
+    expected = generating.pipelines["stories"]
+    assert asyncio.run(ask()) == [expected(TEXTS[0], **GREEDY), *expected(TEXTS, **GREEDY)]
