@@ -80,10 +80,12 @@ class PipelineCall:
 
         Raises:
             DataError: A text cannot be encoded as UTF-8.
+            ValueError: The engine of the server does not have an option, or does not take such a row.
         """
         texts, described = self.task.request_rows(rows)
+        sent = self.task.sent_parameters(self.parameters)
         columns = zip(self.task.inputs(), zip(*texts, strict=True), strict=True)
-        return {tensor.name: list(map(encoded, column)) for tensor, column in columns}, {**self.parameters, **described}
+        return {tensor.name: list(map(encoded, column)) for tensor, column in columns}, {**sent, **described}
 
 
 def _sanitized(task: ServedTask, options: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:
