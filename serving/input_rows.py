@@ -189,5 +189,5 @@ def check_row(task: ServedTask, row: str | PipelineRow) -> None:
     """
     try:
         task.parse_inputs([pipeline_input(row)])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, IndexError) as error:
         raise DataError(f"{error.args[0]}: {shown(row)}") from None

@@ -57,11 +57,13 @@ def test_pieces_come_while_the_server_generates(pipe: TritonPipeline) -> None:
 
 
 def test_closing_ends_the_generation(generating: Generating, pipe: TritonPipeline) -> None:
+    assert list(pipe.stream_text("Once upon a time", **LONG))
     before = responses(generating, 150)
+    assert before > 100, "a whole stream counts"
     for _ in range(3):
         stream = pipe.stream_text("Once upon a time", **LONG)
         assert next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
     time.sleep(1)
     assert responses(generating, 150) == before, "a stream went on to its half"
     assert list(pipe.stream_text("Once", **SHORT)), "the client goes on"
