@@ -220,7 +220,7 @@ def overflowed_tensors(fp16: Path, fp32: Path, feeds: Sequence[Arrays]) -> list[
     return sorted(overflowed)
 
 
-def to_int8(raw: Path, target: Path) -> None:
+def to_int8(raw: Path, target: Path, *, operators: Sequence[str] | None = None) -> None:
     """Quantize a graph to int8: weights per channel, activations dynamically.
 
     The input is the raw graph, because ONNX Runtime fuses the result when it loads it, and quantizing a fused graph lost accuracy
@@ -229,6 +229,7 @@ def to_int8(raw: Path, target: Path) -> None:
     Args:
         raw: The graph as it was exported.
         target: File to write.
+        operators: Types of the operators to quantize; None: all that ONNX Runtime can.
 
     Raises:
         ExportError: The graph cannot be quantized.
@@ -239,7 +240,14 @@ def to_int8(raw: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, silence_exporters():
         path = Path(folder) / target.name
         try:
-            quantize_dynamic(raw, path, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=_is_large(raw))
+            quantize_dynamic(
+                raw,
+                path,
+                op_types_to_quantize=operators,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=_is_large(raw),
+            )
         except (ValueError, RuntimeError, AttributeError, AssertionError, IndexError, TypeError) as error:
             raise ExportError(
                 f"ONNX Runtime could not quantize the graph: {type(error).__name__}: {error}",

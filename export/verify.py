@@ -228,7 +228,7 @@ def verify_variant(precision: str, original: OriginalOutputs, variant: Arrays, l
     largest, mean = _differences(original.outputs, variant) if finite.all() else (None, None)
     gates = [
         _finite_gate(int((~valid).sum()), rows),
-        _drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
+        drop_gate(task.main_metric, 100 * drop, (100 * interval[0], 100 * interval[1]), limits.max_metric_drop),
         _agreement_gate(agreeing, rows, _required(precision, limits.min_agreement, MIN_AGREEMENT)),
     ]
     if whole is not None:
@@ -291,7 +291,15 @@ def _finite_gate(broken: int, rows: int) -> VariantGate:
     return VariantGate(name="finite", limit=0, value=broken, interval=None, passed=broken == 0, message=message)
 
 
-def _drop_gate(name: str, drop: float, interval: tuple[float, float], limit: float) -> VariantGate:
+def drop_gate(name: str, drop: float, interval: tuple[float, float], limit: float) -> VariantGate:
+    """Make the gate of a metric.
+
+    Args:
+        name: Name of the figure.
+        drop: Points (hundredths) that it is lower than the original's.
+        interval: 95 % interval of the drop. The gate holds if the drop may be within the limit.
+        limit: Points that may be lost.
+    """
     message = f"{name} drops by {drop:.2f} points (95 % interval {interval[0]:.2f} to {interval[1]:.2f}), the limit is {limit:g}"
     return VariantGate(name="metric_drop", limit=limit, value=drop, interval=interval, passed=interval[0] <= limit, message=message)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from export import graph
 from export.convert import silence_exporters
 from export.generation.encoder_decoder_modules import (
     CachedCrossAttention,
@@ -26,6 +27,7 @@ from export.generation.encoder_decoder_modules import (
     replaced,
 )
 from export.generation.group_query_attention import CUSTOM_OPSETS
+from export.generation.tied_embeddings import share_embeddings
 from serving.errors import ExportError, first_line
 
 FAMILIES = ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5")
@@ -97,6 +99,9 @@ def export_encoder_decoder(model: Any, folder: Path, *, opset: int) -> EncoderDe
         with torch.no_grad(), silence_exporters():
             cross = _export_encoder(model, encoder, opset)
             _export_decoder(model, decoder, cross, opset)
+        stepping = graph.load(decoder)
+        if share_embeddings(stepping):
+            graph.save(stepping, decoder)
     except (ValueError, KeyError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
         raise ExportError(
             f"the encoder-decoder {model.config.model_type!r} could not be exported: {type(error).__name__}: {first_line(error)}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from tritonclient.grpc import service_pb2
 
 from serving.front.envoy import EnvoyFront
 from serving.install import find_install, prepare_backends, server_environment
+from serving.isolation import remains_removed, temporary_prefix
 from serving.options import ServeOptions
 from serving.pbtxt import to_pbtxt
 from serving.probe import is_ready
@@ -72,13 +75,15 @@ class DecoupledServer:
 def decoupled_server(options: ServeOptions, folder: Path) -> Iterator[DecoupledServer]:
     """Start a server of the repository of the options, with the front."""
     install = find_install()
+    prefix = f"{temporary_prefix()}decoupled_"
     (folder / "backends").mkdir()
     log: list[str] = []
-    with EnvoyFront(options, log=log.append) as front:
+    with EnvoyFront(options, log=log.append) as front, remains_removed(prefix):
         backends = prepare_backends(install, folder / "backends")
-        command = server_command(install, options, front.triton, backends, f"decoupled_{folder.stat().st_ino}_")
+        command = server_command(install, options, front.triton, backends, prefix)
         with (folder / "triton.log").open("w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=server_environment(install, backends))
+            environment = server_environment(install, backends)
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, process_group=0)
             try:
                 deadline = time.monotonic() + 60
                 while not is_ready(front.triton.http):
@@ -86,9 +91,14 @@ def decoupled_server(options: ServeOptions, folder: Path) -> Iterator[DecoupledS
                     time.sleep(0.05)
                 front.open()
                 yield DecoupledServer(options, front, options.repository.parent / "record")
+                assert process.poll() is None, (folder / "triton.log").read_text()
             finally:
                 process.terminate()
-                process.wait(30)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
+                with contextlib.suppress(ProcessLookupError):  # a server that crashed leaves its stubs running
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     assert not (failed := [line for line in log if "the guard failed" in line]), failed
 
 

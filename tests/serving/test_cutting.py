@@ -17,9 +17,8 @@ from serving.runtime.cutting import TextCutter, kept_tokens, without_overflow
 from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Text, TextTooLongError, TooManyRowsError
 from tests.helpers.checkpoints import make_tokenizer
-from tests.helpers.shared import BERT_TINY, SHARED, needs_shared
+from tests.helpers.shared import BERT_TINY, STORIES, needs_shared
 
-STORIES = SHARED / "checkpoints" / "stories260K-hf"
 STRATEGIES = ("longest_first", "only_first", "only_second")
 FIELDS = ("ids", "type_ids", "tokens", "offsets", "special_tokens_mask", "attention_mask", "word_ids", "sequence_ids")
 

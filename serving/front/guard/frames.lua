@@ -35,11 +35,22 @@ local function skip_rest(held, chunk)
   return skipped > 0 and sub(chunk, skipped + 1) or chunk
 end
 
+-- Throws away the held bytes of a frame, and those of it that are still to come.
+local function give_up(held, chunk, take)
+  local length, rest = held.wanted - 5, held.wanted - held.size - #chunk
+  release(held, "")
+  held.wanted, held.skip = nil, rest
+  return take(nil, length)
+end
+
 -- Calls take with each whole frame of the held bytes and the chunk, and returns what the calls returned, joined. Keeps the rest. The
 -- bytes of a frame whose length is_too_long says are thrown away: then take gets nil and the length.
 local function each_frame(held, chunk, take, is_too_long)
   chunk = skip_rest(held, chunk)
   if held.size > 0 and held.size + #chunk < (held.wanted or 5) then
+    if held.wanted and is_too_long(held.wanted - 5) then
+      return give_up(held, chunk, take)
+    end
     hold(held, chunk)
     return ""
   end

@@ -22,6 +22,8 @@ Lengths: TypeAlias = "npt.NDArray[np.int32]"
 
 PAST, PRESENT = "past.", "present."
 """Beginnings of the names of the cache's tensors in the graph, before and after a step."""
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+"""Types of the cache."""
 
 
 @dataclass(frozen=True)
@@ -149,28 +151,31 @@ class DecoderGraph:
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, layer in self._cache.items():
             part = layer[slot : slot + rows]
-            binding.bind_input(name, "cpu", 0, np.float32, part.shape, part.ctypes.data)
-            binding.bind_output(name.replace(PAST, PRESENT, 1), "cpu", 0, np.float32, part.shape, part.ctypes.data)
+            memory = ("cpu", 0, part.dtype.type, part.shape, part.ctypes.data)
+            binding.bind_input(name, *memory)
+            binding.bind_output(name.replace(PAST, PRESENT, 1), *memory)
         binding.bind_output("logits", "cpu", 0, np.float32, self._logits[:rows].shape, self._logits.ctypes.data)
         return binding
 
 
 def _allocate_cache(session: Any, slots: int, capacity: int) -> tuple[dict[str, Floats], list[Floats]]:
-    """Allocate the cache of a graph.
+    """Allocate the cache of a graph, in FP32 or FP16 as its inputs are.
 
     Returns:
-        FP32 ``[slots, kv heads, capacity, head size]`` by input name; and the memory of which these are parts, FP32
+        ``[slots, kv heads, capacity, head size]`` by input name; and the memory of which these are parts,
         ``[tensors, slots, kv heads, capacity, head size]`` for each shape that tensors have.
     """
-    shapes = {one.name: (one.shape[1], one.shape[3]) for one in session.get_inputs() if one.name.startswith(PAST)}
-    wrong = [one.name for one in session.get_inputs() if one.name.startswith(PAST) and one.type != "tensor(float)"]
-    if not shapes or wrong or not all(isinstance(size, int) for shape in shapes.values() for size in shape):
-        raise ValueError("the graph has no cache in FP32 with fixed heads: export the checkpoint again")
+    inputs = [one for one in session.get_inputs() if one.name.startswith(PAST)]
+    shapes = {one.name: (one.shape[1], one.shape[3], DTYPES.get(one.type)) for one in inputs}
+    if not shapes or None in {dtype for *_, dtype in shapes.values()}:
+        raise ValueError("the graph has no cache in FP32 or FP16: export the checkpoint again")
+    if not all(isinstance(heads, int) and isinstance(size, int) for heads, size, _ in shapes.values()):
+        raise ValueError("the cache of the graph has no fixed heads: export the checkpoint again")
     cache: dict[str, Floats] = {}
     blocks: list[Floats] = []
-    for heads, size in dict.fromkeys(shapes.values()):
-        names = [name for name, shape in shapes.items() if shape == (heads, size)]
-        block = np.zeros((len(names), slots, heads, capacity, size), dtype=np.float32)
+    for heads, size, dtype in dict.fromkeys(shapes.values()):
+        names = [name for name, shape in shapes.items() if shape == (heads, size, dtype)]
+        block = np.zeros((len(names), slots, heads, capacity, size), dtype=dtype)
         blocks.append(block)
         cache.update(zip(names, block, strict=True))
     return cache, blocks
