@@ -186,14 +186,11 @@ def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, r
 
     from serving import predict_text
     from serving.client import TritonPipeline
-    from serving.input_rows import PipelineRow, argument_lines, check_row, input_lines, line_rows
+    from serving.input_rows import Chat, PipelineRow, argument_lines, check_row, input_lines, line_rows
     from serving.truncated_rows import TruncatedRows
 
-    def rows() -> Iterator[str | PipelineRow | predict_text.Chat]:
-        if options.chat:
-            yield from predict_text.chats(lines)
-            return
-        for row in line_rows(lines, keys=task.row_keys):
+    def rows() -> Iterator[str | PipelineRow | Chat]:
+        for row in predict_text.chats(lines) if options.chat else line_rows(lines, keys=task.row_keys):
             check_row(task, row)
             yield row
 

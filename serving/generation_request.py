@@ -16,7 +16,7 @@ TEXT_INPUT = "text_input"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationRequest:
+class TextRequest:
     """One text, or one chat, and how it is answered.
 
     Attributes:
@@ -52,7 +52,7 @@ class GenerationRequest:
 
     def streamed(self) -> Self:
         """Return the request for a stream of pieces."""
-        return replace(self, stream=True)
+        return replace(self, stream=True, keeps_input=False)
 
     @property
     def flags(self) -> dict[str, bool]:

@@ -11,7 +11,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from serving.failures import HttpAnswerError
-from serving.generation_request import GenerationRequest
+from serving.generation_request import TextRequest
 from serving.runtime.digest import DIGEST
 from serving.runtime.types import Arrays
 
@@ -46,7 +46,7 @@ class GrpcResponses:
     An error in a stream has no status. Triton 2.51 would give one for the header ``triton_grpc_error``, but can end when it does.
     """
 
-    def __init__(self, client: Any, request: GenerationRequest, headers: dict[str, str] | None) -> None:
+    def __init__(self, client: Any, request: TextRequest, headers: dict[str, str] | None) -> None:
         """Send the request with tritonclient's ``client``."""
         self._responses = client.stream_infer(_once(request), headers=headers)
 
@@ -65,7 +65,7 @@ class GrpcResponses:
         self._responses.cancel()
 
 
-async def _once(request: GenerationRequest) -> AsyncGenerator[dict[str, object], None]:
+async def _once(request: TextRequest) -> AsyncGenerator[dict[str, object], None]:
     yield request.for_grpc()
 
 

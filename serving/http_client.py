@@ -10,7 +10,7 @@ import aiohttp
 from tritonclient.http.aio import InferenceServerClient
 
 from serving.failures import HttpAnswerError
-from serving.generation_request import GenerationRequest
+from serving.generation_request import TextRequest
 
 LARGE_BYTES = 2**20
 """Size of a body above which aiohttp warns."""
@@ -29,7 +29,7 @@ class HttpTritonClient(InferenceServerClient):  # type: ignore[misc]
             await super()._post(request_uri, io.BytesIO(body) if len(body) >= LARGE_BYTES else body, *more, **named)
         )
 
-    async def post_generation(self, request: GenerationRequest, headers: dict[str, str] | None) -> aiohttp.ClientResponse:
+    async def post_generation(self, request: TextRequest, headers: dict[str, str] | None) -> aiohttp.ClientResponse:
         """Send a request to a model that generates text. The response has no time limit of its own: it may be a stream.
 
         Raises:

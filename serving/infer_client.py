@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import aiohttp
 import numpy.typing as npt
 
-from serving.generation_request import GenerationRequest
+from serving.generation_request import TextRequest
 
 
 class InferResult(Protocol):
@@ -45,7 +45,7 @@ class InferClient(Protocol):
         """Send one request."""
         ...
 
-    async def post_generation(self, request: GenerationRequest, headers: dict[str, str] | None) -> aiohttp.ClientResponse:
+    async def post_generation(self, request: TextRequest, headers: dict[str, str] | None) -> aiohttp.ClientResponse:
         """Send a request to a model that generates text. HTTP only."""
         ...
 

@@ -10,6 +10,7 @@ import click
 
 from serving.client import TritonPipeline
 from serving.errors import DataError
+from serving.input_rows import Chat, PipelineRow
 from serving.pipeline_call import PipelineCall
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tasks.text_generation import TENSORS, TextGeneration
@@ -17,7 +18,6 @@ from serving.runtime.tasks.text_generation import TENSORS, TextGeneration
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a command that the signal ends."""
 NEW_TEXT = {"return_full_text": False}
-Chat = list[dict[str, object]]
 
 
 def require_text_generation(task: ServedTask, name: str, flags: Sequence[str]) -> None:
@@ -61,11 +61,11 @@ def comes_in_pieces(task: ServedTask, options: Mapping[str, object]) -> bool:
     if not isinstance(task, TextGeneration):
         return False
     _, call = PipelineCall.read(task, ([],), options, {})
-    chosen = task.with_options(call.parameters).generation_options  # type: ignore[arg-type]
+    chosen = task.with_options(call.parameters).generation_options
     return chosen.num_beams == chosen.num_return_sequences == 1 and call.formatting.get("return_type") != TENSORS
 
 
-def print_pieces(pipe: TritonPipeline, prompt: str | Chat, options: Mapping[str, object]) -> None:
+def print_pieces(pipe: TritonPipeline, prompt: str | PipelineRow | Chat, options: Mapping[str, object]) -> None:
     """Print the text that continues a text or a chat, while the server generates it.
 
     Raises:
