@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from export.export_options import ExportOptions
 from export.export_source import ExportSource, find_source
 from export.export_subject import described_export
 from export.replacing import refuse_other_bundle
 from export.tasks import task_names
+from export.tasks._generation import ExportedGenerationTask
 from serving.artifact import (
     code_fingerprint,
     inputs_record,
@@ -31,6 +33,8 @@ SHAPING = (
     "export/convert.py",
     "export/data.py",
     "export/export_source.py",
+    "export/generation",
+    "export/generation_defaults.py",
     "export/graph.py",
     "export/mask_head.py",
     "export/metric.py",
@@ -47,6 +51,8 @@ SHAPING = (
     "export/verify.py",
     "serving/answer_comparison.py",
     "serving/prologue.py",
+    "serving/runtime/generation",
+    "serving/runtime/model_session.py",
     "serving/runtime/cutting.py",
     "serving/runtime/tokenization.py",
     "serving/runtime/types.py",
@@ -93,12 +99,20 @@ def export(options: ExportOptions) -> BundleManifest:
         own = source.trained and source.name == options.name
         refuse_other_bundle(options.target, task=options.task, checkpoint=source.name, files=source.files, retrainable=own)
 
-    from export import variants
-
     with publish(options.target) as staging:
-        manifest = variants.build(source, options, staging, inputs)
+        manifest = _build(source, options, staging, inputs)
         require_passed(manifest.precisions, ["fp32"])
         return write_manifest(staging, manifest)
+
+
+def _build(source: ExportSource, options: ExportOptions, staging: Path, inputs: StageInputs) -> BundleManifest:
+    if isinstance(source.task, ExportedGenerationTask):
+        from export.generation import generation_bundle
+
+        return generation_bundle.build(source, options, staging, inputs)
+    from export import variants
+
+    return variants.build(source, options, staging, inputs)
 
 
 def require_passed(records: Mapping[Precision, VariantRecord], precisions: Collection[str]) -> None:
@@ -130,6 +144,7 @@ def _inputs(options: ExportOptions, source: ExportSource) -> StageInputs:
         "task": source.task.to_settings(),
         "max_length": source.max_length or source.recommended_length,
         "max_metric_drop": options.max_metric_drop,
+        "max_perplexity_increase": options.max_perplexity_increase,
         "min_agreement": options.min_agreement,
         "min_row_agreement": options.min_row_agreement,
         "verify_rows": options.verify_rows,

@@ -50,13 +50,21 @@ class ExportOptions(StageOptions):
         ),
     ] = ()
     max_metric_drop: Annotated[float, Option("Percentage points of the main metric that a variant may lose.", minimum=0)] = 0.5
+    max_perplexity_increase: Annotated[
+        float | None,
+        Option(
+            "Per cent of perplexity that a variant of a language model may gain; for fp32 it is always 0.1.",
+            minimum=0,
+            default_text="fp16 1, int8 5",
+        ),
+    ] = None
     min_agreement: Annotated[
         float | None,
         Option(
-            "Minimum share of labels equal to the original's; for fp32 it is always 1.",
+            "Minimum share of labels, or of next tokens, equal to the original's; for fp32 it is always 1.",
             minimum=0,
             maximum=1,
-            default_text="fp16 0.995, int8 0.97",
+            default_text="fp16 0.995, int8 0.97; of next tokens 0.98, 0.85",
         ),
     ] = None
     min_row_agreement: Annotated[

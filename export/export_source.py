@@ -15,6 +15,7 @@ from export.options import refuse_idle_settings, with_chosen_metric
 from export.sources import check_unaltered, checkpoint_files, checkpoint_folder, load_rows
 from export.tasks import is_exported, task_class
 from export.tasks._encoder import ExportedEncoderTask
+from export.tasks._generation import ExportedGenerationTask
 from export.tasks.exported import ExportedTask
 from serving.artifact import MANIFEST, fingerprint, read_manifest
 from serving.errors import ArtifactError, DataError, ExportError
@@ -60,6 +61,17 @@ class ExportSource:
             raise TypeError(f"{self.name}: checkpoints of {self.task.name} generate their answers")
         return self.task
 
+    @property
+    def generation_task(self) -> ExportedGenerationTask:
+        """The task of a checkpoint that generates.
+
+        Raises:
+            TypeError: The checkpoint answers in one execution.
+        """
+        if not isinstance(self.task, ExportedGenerationTask):
+            raise TypeError(f"{self.name}: checkpoints of {self.task.name} answer in one execution")
+        return self.task
+
     @cached_property
     def files(self) -> dict[str, str]:
         """The SHA-256 of each file of the checkpoint, by path relative to the folder."""
@@ -102,7 +114,7 @@ def find_source(options: ExportOptions) -> ExportSource:
         raise DataError(
             f"the rows in {folder} are for {trained.task} and cannot verify {options.task}", hint="give rows with --test"
         )
-    task, rows = _rows(options, folder, task)
+    task, rows = _rows(options, folder, task, {} if trained is None else trained.settings)
     decided = None if trained is None or trained.main_metric not in task.selectable_metrics else trained.main_metric
     task = with_chosen_metric(task, options.metric or decided)
     return ExportSource(
@@ -128,7 +140,9 @@ def _locate(options: ExportOptions) -> tuple[str, Path]:
     return (Path(options.checkpoint).name if Path(options.checkpoint).is_dir() else options.checkpoint), folder
 
 
-def _rows(options: ExportOptions, folder: Path, task: ExportedTask) -> tuple[ExportedTask, LabelledRows]:
+def _rows(
+    options: ExportOptions, folder: Path, task: ExportedTask, settings: Mapping[str, JsonValue]
+) -> tuple[ExportedTask, LabelledRows]:
     """Return the task as it is evaluated, and the rows to verify on."""
     if options.test is not None:
         found = load_rows(options.test, options.columns, type(task), split="test", cache=options.artifacts / "quickstart")
@@ -141,5 +155,5 @@ def _rows(options: ExportOptions, folder: Path, task: ExportedTask) -> tuple[Exp
         bound = bind_evaluation_labels(task, found)
         return bound, encode_labels(found, bound)
     if (folder / EVALUATION).is_file():
-        return task, read_evaluation(folder, task)
+        return task.with_kept_rows(settings), read_evaluation(folder, task)
     raise DataError(f"{folder} holds no labelled rows to verify on", hint="give rows with --test")

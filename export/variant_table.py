@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from export.generation_table import generation_table
 from export.metric import shown
+from serving.manifests import GenerationVariantFigures, VariantFigures
 from serving.options import Precision
 from serving.reporting import plural
 
 if TYPE_CHECKING:
-    from serving.manifests import BundleManifest, SpeedFigures, VariantFigures, VariantRecord
+    from serving.manifests import BundleManifest, SpeedFigures, VariantRecord
 
 WIDTHS = {"agreement": 10, "rows": 7, "score change": 15, "logit diff": 10}
 """The columns that compare a variant with PyTorch. ``rows`` is left out if the agreement compares whole answers already."""
@@ -19,7 +21,12 @@ WIDTHS = {"agreement": 10, "rows": 7, "score change": 15, "logit diff": 10}
 def variant_table(manifest: BundleManifest) -> list[str]:
     """Return one line for the original and for each variant, what the columns mean, and how many near ties count as agreeing."""
     metric, original = manifest.main_metric, manifest.original
-    figures = {precision: record.figures for precision, record in manifest.precisions.items()}
+    generation = {
+        name: one.figures for name, one in manifest.precisions.items() if isinstance(one.figures, GenerationVariantFigures)
+    }
+    if generation:
+        return generation_table(manifest, generation)
+    figures = {name: one.figures for name, one in manifest.precisions.items() if isinstance(one.figures, VariantFigures)}
     by_row = any(found.row_agreement is not None for found in figures.values())
     columns = [name for name in WIDTHS if by_row or name != "rows"]
     perfect = {"agreement": "100.00%", "rows": "100.0%", "score change": "0", "logit diff": "0"}

@@ -8,10 +8,11 @@ from typing import Self
 
 from serving.artifact import MANIFEST, code_fingerprint, read_manifest, task_code
 from serving.errors import ArtifactError, refusing
-from serving.manifests import BundleManifest, VariantFigures
+from serving.manifests import BundleManifest, GenerationVariantFigures, VariantFigures
 from serving.options import Precision
 from serving.runtime.tasks import load_served, served_names
 from serving.runtime.tasks._encoder import EncoderTask
+from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.tokenization import TextEncoder
 
@@ -31,7 +32,7 @@ class Variant:
 
     precision: Precision
     path: Path
-    figures: VariantFigures
+    figures: VariantFigures | GenerationVariantFigures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,17 @@ class Bundle:
         """
         if not isinstance(self.task, EncoderTask):
             raise TypeError(f"{self.folder}: models of {self.task.name} generate their answers")
+        return self.task
+
+    @property
+    def generation_task(self) -> GenerationTask:
+        """The task of a model that generates.
+
+        Raises:
+            TypeError: The model answers in one execution.
+        """
+        if not isinstance(self.task, GenerationTask):
+            raise TypeError(f"{self.folder}: models of {self.task.name} answer in one execution")
         return self.task
 
     def variant(self, precision: str) -> Variant:

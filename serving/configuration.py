@@ -28,7 +28,9 @@ class Configuration:
         queue_delay_us: How long a request may wait for others to share its execution, in µs. Always 0 without batching.
         preprocess_instances: Number of processes that tokenize. Always 1 in the fused layout, where it has no effect.
         postprocess_instances: Number of processes that make answers. Always 1 in the fused layout, where it has no effect.
-        layout: ``ensemble`` (each step has processes of its own) or ``fused`` (all steps in one process; only without batching).
+        layout: ``ensemble`` (each step has processes of its own), ``fused`` (all steps in one process; only without batching) or
+            ``generation`` (one process that generates all answers together).
+        capacity: Tokens of a prompt and its answer that a sequence has room for; None: the model does not generate.
     """
 
     precision: Precision
@@ -41,6 +43,7 @@ class Configuration:
     layout: Layout = "ensemble"
     preprocess_instances: PositiveInt = 1
     postprocess_instances: PositiveInt = 1
+    capacity: PositiveInt | None = None
 
     def __str__(self) -> str:
         """Describe the settings in a few words for people."""
@@ -49,6 +52,8 @@ class Configuration:
             copies = f"{self.instances} × {self.threads} thread{'s' if self.threads > 1 else ''}"
         if self.preprocess_instances > 1:
             copies += f", {self.preprocess_instances} + {self.postprocess_instances} instances of the other steps"
+        if self.capacity is not None:
+            return f"{self.precision}, {self.threads} threads, {self.max_batch_size} sequences of {self.capacity} tokens"
         if self.batching == "off":
             return f"{self.precision}, {copies}, no batching{', fused' if self.layout == 'fused' else ''}"
         delay = f", {self.queue_delay_us} µs delay" if self.queue_delay_us else ""

@@ -15,6 +15,7 @@ from serving.prologue import LENGTHS
 from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST, TRUNCATED
 from serving.runtime.metadata import METADATA
 from serving.runtime.tasks._encoder import EncoderTask
+from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import JsonValue, Tensor
 
 Config = dict[str, Any]
@@ -85,11 +86,11 @@ def preprocess_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, wa
         "name": f"{name}_preprocess",
         "backend": "python",
         "max_batch_size": plan.max_batch_size,
-        "input": [_tensor(tensor) for tensor in task.inputs()],
-        "output": [_tensor(tensor) for tensor in (*_model_inputs(graph), *_metadata(task))],
+        "input": [tensor_config(tensor) for tensor in task.inputs()],
+        "output": [tensor_config(tensor) for tensor in (*_model_inputs(graph), *_metadata(task))],
         "instance_group": [{"kind": "KIND_CPU", "count": plan.preprocess_instances}],
         "dynamic_batching": {},
-        "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups],
+        "model_warmup": [warmup_config(warmup, task.inputs()) for warmup in warmups],
     }
 
 
@@ -101,10 +102,10 @@ def model_config(name: str, graph: Graph, plan: Plan, warmups: Iterable[Warmup])
         "backend": "onnxruntime",
         "default_model_filename": "model.onnx",
         "max_batch_size": graph.max_rows,
-        "input": [_tensor(tensor) | ({"allow_ragged_batch": True} if ragged else {}) for tensor in _model_inputs(graph)],
-        "output": [_tensor(tensor) for tensor in _model_outputs(graph)],
+        "input": [tensor_config(tensor) | ({"allow_ragged_batch": True} if ragged else {}) for tensor in _model_inputs(graph)],
+        "output": [tensor_config(tensor) for tensor in _model_outputs(graph)],
         "instance_group": [{"kind": "KIND_GPU" if plan.device == "gpu" else "KIND_CPU", "count": plan.instances}],
-        "model_warmup": [_warmup(warmup, _model_inputs(graph)) for warmup in warmups],
+        "model_warmup": [warmup_config(warmup, _model_inputs(graph)) for warmup in warmups],
     }
     if plan.device == "cpu":
         config["parameters"] = _parameters({"intra_op_thread_count": str(plan.threads), "inter_op_thread_count": "1"})
@@ -128,13 +129,13 @@ def postprocess_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, w
         "backend": "python",
         "max_batch_size": graph.max_rows,
         "input": [
-            _tensor(tensor) | ({"allow_ragged_batch": True} if -1 in tensor.dims else {})
+            tensor_config(tensor) | ({"allow_ragged_batch": True} if -1 in tensor.dims else {})
             for tensor in (*_model_outputs(graph), *_metadata(task))
         ],
-        "output": [_tensor(tensor) for tensor in _answers(task)],
+        "output": [tensor_config(tensor) for tensor in _answers(task)],
         "instance_group": [{"kind": "KIND_CPU", "count": plan.postprocess_instances}],
         "dynamic_batching": {},
-        "model_warmup": [_warmup(warmup, (*_model_outputs(graph), *_metadata(task))) for warmup in warmups],
+        "model_warmup": [warmup_config(warmup, (*_model_outputs(graph), *_metadata(task))) for warmup in warmups],
     }
 
 
@@ -151,11 +152,11 @@ def fused_configs(
         "name": name,
         "backend": "python",
         "max_batch_size": plan.max_batch_size,
-        "input": [_tensor(tensor) for tensor in task.inputs()],
-        "output": [_tensor(tensor) for tensor in _answers(task)],
+        "input": [tensor_config(tensor) for tensor in task.inputs()],
+        "output": [tensor_config(tensor) for tensor in _answers(task)],
         "instance_group": [{"kind": "KIND_CPU", "count": plan.instances}],
         "parameters": _parameters({"intra_op_thread_count": str(plan.threads), **parameters}),
-        "model_warmup": [_warmup(warmup, task.inputs()) for warmup in warmups.preprocess],
+        "model_warmup": [warmup_config(warmup, task.inputs()) for warmup in warmups.preprocess],
     }
     return {name: config}
 
@@ -164,7 +165,7 @@ CONFIGS = {"ensemble": ensemble_configs, "fused": fused_configs}
 """By layout, the function that configures the models of a package."""
 
 
-def client_parameters(task: EncoderTask, *, model_sha256: str, description: Mapping[str, JsonValue]) -> dict[str, str]:
+def client_parameters(task: ServedTask, *, model_sha256: str, description: Mapping[str, JsonValue]) -> dict[str, str]:
     """Return the parameters that clients read in the configuration of the model that they call.
 
     They are the task with its settings, the checksum of the model, and what the attributes of the pipeline tell of it.
@@ -188,8 +189,8 @@ def ensemble_config(name: str, task: EncoderTask, graph: Graph, plan: Plan, para
         "name": name,
         "platform": "ensemble",
         "max_batch_size": plan.max_batch_size,
-        "input": [_tensor(tensor) for tensor in task.inputs()],
-        "output": [_tensor(tensor) for tensor in _answers(task)],
+        "input": [tensor_config(tensor) for tensor in task.inputs()],
+        "output": [tensor_config(tensor) for tensor in _answers(task)],
         "parameters": _parameters(parameters),
         "ensemble_scheduling": {
             "step": [
@@ -229,11 +230,13 @@ def _parameters(values: Mapping[str, str]) -> Config:
     return {key: {"string_value": value} for key, value in values.items()}
 
 
-def _tensor(tensor: Tensor) -> Config:
+def tensor_config(tensor: Tensor) -> Config:
+    """Describe a tensor in a configuration."""
     return {"name": tensor.name, "data_type": tensor.dtype, "dims": list(tensor.dims)}
 
 
-def _warmup(warmup: Warmup, tensors: Iterable[Tensor]) -> Config:
+def warmup_config(warmup: Warmup, tensors: Iterable[Tensor]) -> Config:
+    """Describe a warm-up request in a configuration."""
     inputs = {
         tensor.name: {
             "data_type": tensor.dtype,

@@ -46,6 +46,14 @@ def resolve_device(device: Literal["auto", ComputeDevice]) -> ComputeDevice:
     return ("gpu" if has_gpu() else "cpu") if device == "auto" else device
 
 
+def memory_bytes() -> int:
+    """Return the memory of this machine in bytes, or the smaller limit of the control group that this process runs in."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdecimal() else total
+
+
 def hardware() -> Hardware:
     """Return the hardware that measured speeds depend on most."""
     return {"cpu": cpu_model(), "cores": cores(), "gpus": _gpu_names()}

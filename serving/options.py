@@ -42,8 +42,8 @@ ComputeDevice = Literal["cpu", "gpu"]
 """A device that computes, once ``auto`` is resolved."""
 Batching = Literal["ragged", "off"]
 """How requests are batched, once ``auto`` is resolved."""
-Layout = Literal["ensemble", "fused"]
-"""Whether the steps of a model run in processes of their own, or all in one process, once ``auto`` is resolved."""
+Layout = Literal["ensemble", "fused", "generation"]
+"""How a model becomes Triton models, once ``auto`` is resolved: one for each step; one for all steps; one that generates."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_BATCH_SIZE = 64
 """Maximum number of rows per request, unless the user or tuning says otherwise."""
@@ -184,6 +184,14 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions):
         ),
     ] = None
     max_length: Annotated[int | None, replace(MAX_LENGTH, default_text="as exported")] = None
+    capacity: Annotated[
+        int | None,
+        Option(
+            "Tokens that a model which generates has room for in each sequence: of a prompt and its answer together.",
+            minimum=16,
+            default_text="as exported, at most what a quarter of the memory holds",
+        ),
+    ] = None
     force: Force = False
     tuned: bool = True
 

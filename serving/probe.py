@@ -26,6 +26,7 @@ class Probe:
     Attributes:
         ensemble: The name of the ensemble.
         body: The request in Triton's JSON form.
+        endpoint: Where Triton takes it: ``infer``, or ``generate`` for a model that streams.
         expected: The tensors of the answer that packaging computed; empty if it could not.
         models: The names of the Triton models that execute it, the first one first.
         tolerance: How far their numbers may be off, see :data:`serving.answer_comparison.TOLERANCES`.
@@ -34,12 +35,18 @@ class Probe:
     ensemble: str
     body: dict[str, Any]
     models: tuple[str, ...]
+    endpoint: str = "infer"
     expected: tuple[ExpectedTensor, ...] = ()
     tolerance: float = 0.0
 
     def curl(self, base_url: str) -> str:
         """Return a curl command line that sends the request."""
-        return f"curl -s {base_url}/v2/models/{self.ensemble}/infer -d {shlex.quote(json.dumps(self.body, ensure_ascii=False))}"
+        return f"curl -s {base_url}{self.path} -d {shlex.quote(json.dumps(self.body, ensure_ascii=False))}"
+
+    @property
+    def path(self) -> str:
+        """The path of the request."""
+        return f"/v2/models/{self.ensemble}/{self.endpoint}"
 
 
 def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
@@ -61,7 +68,8 @@ def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
         probes += [
             Probe(
                 ensemble=manifest.name,
-                body=request.model_dump(mode="json"),
+                body=request.body,
+                endpoint=request.endpoint,
                 models=working_models(manifest.name, manifest.layout),
                 expected=outputs,
                 tolerance=TOLERANCES[manifest.precision],
@@ -85,12 +93,23 @@ def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:
         RequestError: Triton answered with an error.
         OSError: No server answered in time.
     """
-    status, content = fetch(base_url, f"/v2/models/{probe.ensemble}/infer", json.dumps(probe.body).encode(), timeout=timeout)
+    status, content = fetch(base_url, probe.path, json.dumps(probe.body).encode(), timeout=timeout)
     if status != 200:
         message = content.decode(errors="replace")
         raise RequestError(f"{probe.ensemble}: {message}", status="UNAVAILABLE" if status == 503 else "INTERNAL")
     answer: dict[str, Any] = json.loads(content)
-    return answer
+    return answer if probe.endpoint == "infer" else _as_inference(answer)
+
+
+def _as_inference(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the answer of the endpoint ``generate``, which has the elements of each output, the form of that of ``infer``."""
+    listed = {name: value if isinstance(value, list) else [value] for name, value in answer.items()}
+    outputs = [
+        {"name": name, "datatype": "BYTES" if isinstance(data[0], str) else "INT64", "shape": [len(data)], "data": data}
+        for name, data in listed.items()
+        if name not in ("model_name", "model_version") and data
+    ]
+    return {"outputs": outputs}
 
 
 def check_answers(probe: Probe, answer: Mapping[str, Any]) -> None:

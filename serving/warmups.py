@@ -29,9 +29,9 @@ def write_warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Gr
     task, encoder = bundle.encoder_task, bundle.encoder([tensor.name for tensor in graph.inputs])
     for label, request in (("short", task.example), ("long", task.long_example(bundle.max_length))):
         encoded = {tensor: text.encode() for tensor, text in request.items()}
-        payloads = {tensor: _bytes_tensor(text) for tensor, text in encoded.items()}
+        payloads = {tensor: bytes_tensor(text) for tensor, text in encoded.items()}
         digests = row_digests({tensor: [text] for tensor, text in encoded.items()})
-        texts.append(_save(folder / working_models(name, plan.layout)[0], label, 1, payloads, dict.fromkeys(payloads, (1,))))
+        texts.append(save_warmup(folder / working_models(name, plan.layout)[0], label, 1, payloads, dict.fromkeys(payloads, (1,))))
         if is_single_model(plan.layout):
             continue
         features = task.preprocess([[text] for text in request.values()], encoder)
@@ -39,19 +39,20 @@ def write_warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Gr
         rows = graph.max_rows if label == "long" and plan.device == "gpu" else 1
         raw = {tensor: array.tobytes() for tensor, array in arrays.items()} | {REQUEST_DIGEST: digests.tobytes()}
         shapes = {tensor: array.shape[1:] for tensor, array in arrays.items()} | {REQUEST_DIGEST: (1,)}
-        ids.append(_save(folder / f"{name}_model", label, rows, raw, shapes))
+        ids.append(save_warmup(folder / f"{name}_model", label, rows, raw, shapes))
         length = next(iter(arrays.values())).shape[1] if task.token_level else 1  # any other dynamic axis may be 1
         shapes = {tensor.name: tuple(length if dim < 0 else dim for dim in tensor.dims) for tensor in graph.outputs}
         raw = {tensor: np.zeros(shape, np.float32).tobytes() for tensor, shape in shapes.items()}
         raw[MODEL_DIGEST], shapes[MODEL_DIGEST] = digests.tobytes(), (1,)
         if task.carries_metadata:
             packed = pack(features.origins.sample_mapping[:1], digests, features.origins.metadata[:1])[0, 0]
-            raw[METADATA], shapes[METADATA] = _bytes_tensor(packed), (1,)
-        logits.append(_save(folder / f"{name}_postprocess", label, 1, raw, shapes))
+            raw[METADATA], shapes[METADATA] = bytes_tensor(packed), (1,)
+        logits.append(save_warmup(folder / f"{name}_postprocess", label, 1, raw, shapes))
     return StepWarmups(preprocess=tuple(texts), model=tuple(ids), postprocess=tuple(logits))
 
 
-def _save(model: Path, label: str, rows: int, payloads: dict[str, bytes], dims: dict[str, tuple[int, ...]]) -> Warmup:
+def save_warmup(model: Path, label: str, rows: int, payloads: dict[str, bytes], dims: dict[str, tuple[int, ...]]) -> Warmup:
+    """Write the tensors of a warm-up request into the folder of a model."""
     (model / "warmup").mkdir(parents=True, exist_ok=True)
     files = {tensor: f"{label}_{tensor}" for tensor in payloads}
     for tensor, payload in payloads.items():
@@ -59,6 +60,6 @@ def _save(model: Path, label: str, rows: int, payloads: dict[str, bytes], dims: 
     return Warmup(name=label, batch_size=rows, files=files, dims=dims)
 
 
-def _bytes_tensor(element: bytes) -> bytes:
+def bytes_tensor(element: bytes) -> bytes:
     """Encode one element of a BYTES tensor as Triton does: its length, then its bytes."""
     return struct.pack("<I", len(element)) + element

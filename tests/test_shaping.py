@@ -63,6 +63,7 @@ WITHOUT_EFFECT = {
         "export.training_name": "the name is recorded",
         "export.finetune_options": "the options that decide are recorded",
         "export.model_card": "only words",
+        "serving.runtime.generation": "training generates with transformers",
     },
     "serving.repository": {
         "serving.leases": "which old packages are deleted, not what is written",

@@ -114,6 +114,14 @@ class ExportedTask(Task, Generic[Served_co]):
         """
         return self
 
+    def with_kept_rows(self, settings: Mapping[str, JsonValue]) -> Self:  # noqa: ARG002
+        """Return the task ready to be evaluated on the rows that ``finetune`` kept. Default: it is.
+
+        Args:
+            settings: The settings that it was fine-tuned with.
+        """
+        return self
+
     def asked_options(self, max_length: int) -> Mapping[str, object]:  # noqa: ARG002
         """Return the options of a call to the client that make its answers those of :meth:`library`.
 

@@ -1,4 +1,4 @@
-"""Text generation: the continuation of a text. Trained as a causal language model on plain texts; not exported yet.
+"""Text generation: the continuation of a text. Trained as a causal language model.
 
 A text that is longer than a row of the model becomes several rows, so that no text is lost. The end-of-text token stands at its
 end, so that the model learns to stop. A row may also be a conversation: the chat template then writes its text, with all special
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
@@ -23,31 +23,39 @@ from export.tasks._conversation import (
     transcript,
     without_special_tokens,
 )
+from export.tasks._generation import ExportedGenerationTask
 from export.tasks.base import IGNORED, Label, Prediction, Reference
 from export.tasks.trained import TrainedTask
+from serving.runtime.tasks.text_generation import TextGeneration
 from serving.runtime.types import Arrays, Features, JsonValue, Origins, Setting, TextColumns
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from serving.runtime.tokenization import TextEncoder
 
 
+UNKNOWN_LENGTH = 10**9
+"""A tokenizer that knows no maximum length gives a larger number."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class TextGenerationTask(TrainedTask):
-    """Trains causal language models.
+class TextGenerationTask(ExportedGenerationTask[TextGeneration], TrainedTask):
+    """Trains and exports causal language models.
 
     Attributes:
         end: Text appended to every text so that its tokens end with the end-of-text token. Empty: the tokenizer appends it.
-        chat: Whether rows are conversations.
+        conversations: Whether rows are conversations.
+        rendered: Whether rows are conversations that the chat template rendered before.
         template: Template of conversations; None: rows are plain texts, or the task is not bound to a tokenizer.
         assistant_only_loss: Learn only what the assistant writes in a conversation.
     """
 
     end: str = ""
-    chat: bool = False
+    conversations: bool = False
+    rendered: bool = False
     template: ChatTemplate | None = None
     assistant_only_loss: bool = False
 
@@ -55,6 +63,7 @@ class TextGenerationTask(TrainedTask):
     auto_model: ClassVar[str] = "AutoModelForCausalLM"
     truncating_options: ClassVar[Mapping[str, object]] = {}
     architectures: ClassVar[tuple[str, ...]] = ("ForCausalLM", "LMHeadModel")
+    served_class: ClassVar[type[TextGeneration]] = TextGeneration
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": None}
     causal: ClassVar[bool] = True
     token_level: ClassVar[bool] = True
@@ -90,21 +99,61 @@ class TextGenerationTask(TrainedTask):
         """Accept any rows of single texts, or of conversations."""
         if pair:
             raise ValueError(f"{cls.name} trains on single texts, not on pairs")
-        return cls(chat=isinstance(labels[0], list))
+        return cls(served=TextGeneration(), conversations=isinstance(labels[0], list))
 
     def idle_settings(self) -> Mapping[str, str]:
         """Return the setting that plain texts do not use."""
-        return {} if self.chat else {"assistant_only_loss": "the rows are plain texts, not lists of messages"}
+        return {} if self.conversations else {"assistant_only_loss": "the rows are plain texts, not lists of messages"}
 
-    def to_settings(self) -> dict[str, JsonValue]:
-        """Return all settings but the chat template, which the tokenizer of the checkpoint has."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "template"}
+    @property
+    def evaluation_settings(self) -> dict[str, JsonValue]:
+        """Return the settings that only evaluation needs, without the chat template, which the tokenizer of the checkpoint has."""
+        return {name: value for name, value in super().evaluation_settings.items() if name != "template"}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], *, pair: bool) -> Self:  # noqa: ARG003 - the checkpoint itself says more
+        """Accept any causal language model; see :meth:`bound_to`."""
+        if pair:
+            raise ValueError(f"{cls.name} takes single texts, not pairs")
+        return cls(served=TextGeneration())
+
+    def with_evaluation_labels(self, labels: Sequence[Label], *, names: Sequence[str]) -> Self:  # noqa: ARG002
+        """Accept plain texts, or conversations."""
+        return replace(self, conversations=isinstance(labels[0], list))
+
+    def with_kept_rows(self, settings: Mapping[str, JsonValue]) -> Self:
+        """Remember that conversations were rendered in fine-tuning."""
+        return replace(self, rendered=bool(settings.get("conversations")))
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Return whether the rows are plain texts: the chat template writes all special tokens."""
+        return not (self.conversations or self.rendered)
+
+    def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]) -> Self:
+        """Return the task with the served half of a checkpoint."""
+        found = self.defaults(model, tokenizer, config)
+        longest = tokenizer.model_max_length
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        served = replace(
+            self.served,
+            generation=dict(found.generation),
+            vocab_size=model.get_output_embeddings().weight.shape[0],
+            bos_token_id=found.bos_token_id,
+            pad_token_id=found.pad_token_id,
+            prefix=found.prefix,
+            chat=tokenizer.chat_template is not None,
+            special_tokens=special,
+            model_max_length=longest if longest < UNKNOWN_LENGTH else None,
+        )
+        served.check_options()
+        return replace(self, served=served)
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
         """Find out whether the tokenizer appends the end-of-text token itself, or take its chat template."""
         if tokenizer.eos_token is None:
             raise ValueError("its tokenizer has no token for the end of a text")
-        if self.chat:
+        if self.conversations:
             return replace(self, template=ChatTemplate(tokenizer))
         ends_itself = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
         return replace(self, end="" if ends_itself else tokenizer.eos_token)
@@ -121,7 +170,7 @@ class TextGenerationTask(TrainedTask):
 
     def reference(self, label: Label) -> Reference:
         """Return the messages of a conversation; None for a plain text, which is its own target."""
-        return label if self.chat else None
+        return label if self.conversations else None
 
     def is_reference(self, value: object) -> bool:
         """Accept None, and what the assistant writes in a conversation."""
@@ -149,9 +198,9 @@ class TextGenerationTask(TrainedTask):
 
     def training_features(self, texts: TextColumns, encoder: TextEncoder) -> Features:
         """Split each text into as many rows as it needs, without overlap. A row of one token is left out: nothing follows in it."""
-        with without_special_tokens(encoder.tokenizer) if self.chat else nullcontext():
+        with without_special_tokens(encoder.tokenizer) if self.conversations else nullcontext():
             windows, mapping = encoder.windows([text + self.end for text in texts[0]], stride=0)
-        if not self.end and not self.chat:  # the tokenizer ends every window, though its text goes on
+        if not self.end and not self.conversations:  # the tokenizer ends every window, though its text goes on
             for window, ends in zip(windows, [*(mapping[1:] != mapping[:-1]), True], strict=True):
                 window.truncate(len(window) - (not ends))
         long = [len(window) > 1 for window in windows]

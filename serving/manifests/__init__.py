@@ -6,6 +6,7 @@ There is one model for each kind of artifact. All models are frozen, refuse unkn
 
 from serving.manifests.bundle_manifest import (
     BundleManifest,
+    GenerationVariantFigures,
     OriginalCheckpoint,
     OriginalFigures,
     ReferenceCheck,
@@ -46,6 +47,7 @@ __all__ = [
     "DistillationRecord",
     "ExpectedAnswer",
     "ExpectedTensor",
+    "GenerationVariantFigures",
     "HardwareRecord",
     "LoadRecord",
     "Manifest",

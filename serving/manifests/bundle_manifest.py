@@ -96,6 +96,33 @@ class VariantFigures(SpeedFigures):
     operators: dict[str, int]
 
 
+class GenerationVariantFigures(SpeedFigures):
+    """Figures of one variant of a model that generates its answers token by token.
+
+    The latency is that of one token of one sequence in ms, the throughput is in tokens per second: of one sequence, and of 16
+    together.
+
+    Attributes:
+        metric_drop: Points (hundredths) of the main metric that the variant loses against the original; of the perplexity: per cent
+            that it gains. None if an output is NaN or infinite.
+        next_token_agreement: Share of the tokens of held-out texts, read from their true beginnings, whose most likely successor is
+            the original's.
+        equal_answers: Share of the answers, generated without sampling, that have the original's tokens.
+        max_logit_difference: Largest difference from the original's logits; None if one is NaN or infinite.
+        cache_bytes: Memory that one token of one sequence takes in the cache, bytes.
+        bytes: Size of the graphs with their weights, bytes.
+        operators: Number of operators with a cache by type.
+    """
+
+    metric_drop: float | None
+    next_token_agreement: float
+    equal_answers: float
+    max_logit_difference: float | None
+    cache_bytes: int
+    bytes: int
+    operators: dict[str, int]
+
+
 class VariantGate(Record):
     """A figure of a variant and its limit.
 
@@ -129,7 +156,7 @@ class VariantRecord(Record):
     file: str
     verdict: Literal["passed", "failed"]
     gates: tuple[VariantGate, ...]
-    figures: VariantFigures
+    figures: VariantFigures | GenerationVariantFigures
 
     @property
     def failures(self) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
 from serving.configuration import Configuration
-from serving.manifests.bundle_manifest import VariantFigures
+from serving.manifests.bundle_manifest import GenerationVariantFigures, VariantFigures
 from serving.manifests.manifest import Manifest, Record, StageInputs, is_none
 from serving.options import Batching, ComputeDevice, Layout, Precision
 
@@ -21,10 +21,33 @@ class ProbeInput(Record):
     data: tuple[str, ...]
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
+def _is_infer(value: object) -> bool:
+    return value == "infer"
+
+
 class ProbeBody(Record):
-    """A request in Triton's JSON that shows whether an ensemble answers: the example of the task."""
+    """A request that shows whether an ensemble answers: the example of the task.
+
+    Attributes:
+        inputs: The input tensors, of one row each.
+        parameters: The request parameters.
+        endpoint: Where Triton takes it: ``generate`` if the model is decoupled.
+    """
 
     inputs: tuple[ProbeInput, ...]
+    parameters: dict[str, JsonValue] = Field(default={}, exclude_if=_is_empty)
+    endpoint: Literal["infer", "generate"] = Field(default="infer", exclude_if=_is_infer)
+
+    @property
+    def body(self) -> dict[str, JsonValue]:
+        """The request in the JSON of its endpoint."""
+        if self.endpoint == "infer":
+            return self.model_dump(mode="json", exclude={"endpoint"})
+        return {**{one.name: one.data[0] for one in self.inputs}, **self.parameters}
 
 
 class ExpectedTensor(Record):
@@ -63,7 +86,7 @@ class BundleProvenance(Record):
     """
 
     manifest: StageInputs
-    figures: VariantFigures
+    figures: VariantFigures | GenerationVariantFigures
     name: str | None = Field(default=None, exclude_if=is_none)
 
 
@@ -103,6 +126,7 @@ class RepositoryManifest(Manifest):
     layout: Layout = "ensemble"
     preprocess_instances: PositiveInt = 1
     postprocess_instances: PositiveInt = 1
+    capacity: PositiveInt | None = Field(default=None, exclude_if=is_none)
     reasons: dict[str, str]
     bundle: BundleProvenance
 
@@ -120,4 +144,5 @@ class RepositoryManifest(Manifest):
             layout=self.layout,
             preprocess_instances=self.preprocess_instances,
             postprocess_instances=self.postprocess_instances,
+            capacity=self.capacity,
         )

@@ -25,10 +25,11 @@ from export.convert import require_supported
 from export.tasks import is_exported, task_class, task_names
 from serving.bundle import load_bundle
 from serving.client import TritonPipeline
+from serving.encoder_models import write_encoder_models
 from serving.errors import ExportError
 from serving.options import PackageOptions, ServeOptions
 from serving.plan import make_plan
-from serving.repository import _write_generation, package
+from serving.repository import package
 from serving.runtime.metadata import METADATA
 from tests.helpers import answering
 from tests.helpers.checkpoints import ARCHITECTURES
@@ -281,7 +282,7 @@ def test_the_fused_layout_gives_the_bytes_of_the_ensemble(
         )
         folder = tmp_path / layout
         folder.mkdir()
-        _write_generation(folder, bundle, plan, "x")
+        write_encoder_models(folder, bundle, plan, "x")
         found.append(answers(folder, layout, triton_rows(task, covering.checkpoints[architecture, task])))
     for one, other in zip(*found, strict=True):
         assert (one.error and one.error.message) == (other.error and other.error.message)

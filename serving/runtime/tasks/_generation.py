@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ..generation.generation_options import JSON_OPTIONS, OPTIONS, GenerationOptions, parsed_lists
-from ..types import JsonValue, OptionTypeError, Setting
+from ..types import JsonValue, OptionTypeError, Setting, Tensor
 from .base import ServedTask
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class GenerationTask(ServedTask):
     Attributes:
         generation: The checkpoint's defaults by the names of ``transformers.GenerationConfig``, as the pipeline applies them. Those
             that are the library's own defaults are left out.
-        vocab_size: Tokens that the model scores.
+        vocab_size: Tokens that the model scores; 0: not known yet.
         bos_token_id: Token that begins a text; None: there is none.
         pad_token_id: Token that fills rows; None: there is none.
         prefix: Text in front of every input.
@@ -39,7 +39,7 @@ class GenerationTask(ServedTask):
     """
 
     generation: Mapping[str, object] = field(default_factory=dict)
-    vocab_size: int
+    vocab_size: int = 0
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     prefix: str = ""
@@ -50,6 +50,8 @@ class GenerationTask(ServedTask):
         "stop_sequence": Setting(str, help="Text whose tokens end a sequence."),
         **OPTIONS,
     }
+    streams: ClassVar[bool] = False
+    """Whether the model can answer a request piece by piece. It is decoupled then, and takes one text a request."""
     request_only: ClassVar[frozenset[str]] = frozenset({"stop_sequence", *OPTIONS})
     client_options: ClassVar[tuple[str, ...]] = ("return_tensors", "return_text", "return_type", "clean_up_tokenization_spaces")
 
@@ -90,6 +92,10 @@ class GenerationTask(ServedTask):
     def own_options(self) -> frozenset[str]:
         """Return the names of the options that say what the model reads; the others say how it generates."""
         return frozenset(self.options.keys() - OPTIONS.keys())
+
+    def optional_inputs(self) -> tuple[Tensor, ...]:
+        """Return the tensors that a request may leave out. Default: none."""
+        return ()
 
     # -- the client -----------------------------------------------------------------------------------------------------------
 

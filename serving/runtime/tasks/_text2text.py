@@ -20,7 +20,7 @@ class Text2TextTask(GenerationTask):
         stop_sequence: Text whose first token ends a sequence. None: the end-of-sequence tokens do.
     """
 
-    decoder_start_token_id: int
+    decoder_start_token_id: int = 0
 
     answer_key: ClassVar[str]
     """Key of an answer's text."""

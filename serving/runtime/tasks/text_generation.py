@@ -50,6 +50,7 @@ class TextGeneration(GenerationTask):
     handle_long_generation: str | None = None
 
     name: ClassVar[str] = "text-generation"
+    streams: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Setting]] = {
         "prefix": Setting(str, help="Text in front of the input."),
         "messages": Setting(bool, help="The input is a JSON list of messages."),

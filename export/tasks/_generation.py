@@ -1,0 +1,48 @@
+"""Defines what export needs of a task whose model generates its answers token by token."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Self
+
+from typing_extensions import TypeVar
+
+from export.generation_defaults import GenerationDefaults, generation_defaults
+from export.tasks.exported import ExportedTask
+from serving.runtime.tasks._generation import GenerationTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Generation_co = TypeVar("Generation_co", bound=GenerationTask, covariant=True, default=GenerationTask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]):
+    """A task whose checkpoints generate. The served half is complete only after :meth:`bound_to`."""
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Return whether the tokenizer adds special tokens to the rows that are evaluated. Default: it does."""
+        return True
+
+    @abstractmethod
+    def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]) -> Self:
+        """Return the task with the served half of a checkpoint: how ``transformers.pipeline`` generates from it, and its tokens.
+
+        Args:
+            model: The checkpoint's model.
+            tokenizer: Its tokenizer.
+            config: Its ``config.json``.
+
+        Raises:
+            ValueError: The checkpoint asks for something that is not supported. The message says what.
+        """
+
+    def defaults(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]
+    ) -> GenerationDefaults:
+        """Return what the pipeline of this task knows of a checkpoint without options."""
+        return generation_defaults(self.name, model.generation_config, config, pad_token_id=tokenizer.pad_token_id)

@@ -1,0 +1,95 @@
+"""Chooses how a model that generates is served, with the reason for each automatic choice."""
+
+from __future__ import annotations
+
+from serving.bundle import Bundle, Variant
+from serving.errors import ArtifactError
+from serving.machine import cores, memory_bytes, resolve_device
+from serving.manifests import GenerationVariantFigures
+from serving.options import PackageOptions
+from serving.plan import Plan
+
+SLOTS = 16
+"""Default number of sequences that are generated at the same time."""
+MEMORY_SHARE = 4
+"""The cache takes one of so many parts of this machine's memory by default, at most."""
+LEAST_CAPACITY = 16
+"""Fewer tokens for a prompt and its answer are of no use."""
+IDLE = ("batching", "layout", "instances", "preprocess_instances", "postprocess_instances", "queue_delay_us")
+"""Options of packaging that have no effect: one process generates all answers together, each step with all that run."""
+
+
+def make_generation_plan(bundle: Bundle, options: PackageOptions) -> Plan:
+    """Choose every setting that is ``auto`` or None.
+
+    Args:
+        bundle: The bundle to serve.
+        options: Options of the stage.
+
+    Raises:
+        ArtifactError: The bundle does not hold this precision, the device is a GPU, or not one sequence has room.
+    """
+    reasons: dict[str, str] = {}
+    if resolve_device(options.device) == "gpu":
+        raise ArtifactError(
+            f"{bundle.manifest.name} generates on a CPU here",
+            hint="give --device cpu; on a GPU, serve the checkpoint with Triton's vLLM backend",
+        )
+    variant = _fastest(bundle, reasons) if options.precision == "auto" else bundle.variant(options.precision)
+    slots = options.max_batch_size or SLOTS
+    capacity = _capacity(bundle, variant, slots, options.capacity, reasons)
+    return Plan(
+        precision=variant.precision,
+        device="cpu",
+        batching="ragged",
+        instances=1,
+        threads=options.threads or cores(),
+        max_batch_size=slots,
+        queue_delay_us=0,
+        layout="generation",
+        capacity=capacity,
+        reasons=reasons,
+    )
+
+
+def generation_figures(variant: Variant) -> GenerationVariantFigures:
+    """Return the figures of a variant of a model that generates.
+
+    Raises:
+        TypeError: The model answers in one execution.
+    """
+    if not isinstance(variant.figures, GenerationVariantFigures):
+        raise TypeError(f"{variant.path}: a model that answers in one execution has no figures of generation")
+    return variant.figures
+
+
+def _fastest(bundle: Bundle, reasons: dict[str, str]) -> Variant:
+    """Return the variant that generates most tokens per second with all slots in use."""
+    speeds = {name: variant.figures.throughput.batched for name, variant in bundle.variants.items()}
+    chosen = max(speeds, key=lambda name: speeds[name])
+    listed = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
+    reasons["precision"] = f"{chosen}: the fastest that passed its gates (tokens/s of 16 sequences: {listed})"
+    return bundle.variants[chosen]
+
+
+def _capacity(bundle: Bundle, variant: Variant, slots: int, asked: int | None, reasons: dict[str, str]) -> int:
+    """Choose the tokens that a sequence has room for, and tell the memory that they take.
+
+    Raises:
+        ArtifactError: The model has positions for fewer, or the memory has room for almost none.
+    """
+    positions = bundle.manifest.max_positions
+    if asked is not None and positions is not None and asked > positions:
+        raise ArtifactError(f"the model has {positions} positions, not {asked}", hint=f"give --capacity {positions} or less")
+    token = generation_figures(variant).cache_bytes * slots
+    room = memory_bytes() // MEMORY_SHARE // token
+    if asked is None and room < LEAST_CAPACITY:
+        raise ArtifactError(
+            f"a quarter of this machine's memory holds {room} tokens of {slots} sequences", hint="give a smaller --max-batch-size"
+        )
+    capacity = asked or min(bundle.max_length, room)
+    why = "as asked" if asked else "as exported" if capacity == bundle.max_length else "a quarter of this machine's memory"
+    reasons["capacity"] = (
+        f"{capacity} tokens of prompt and answer, {why}: the cache of {slots} sequences takes {capacity * token / 1e6:,.0f} MB"
+    )
+    return capacity
