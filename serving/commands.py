@@ -54,8 +54,15 @@ def prepare_package(options: PackageOptions) -> PackageOptions:
     """Choose a name, and refuse options that have no effect. The context of a Click command tells which options were given."""
     from serving.naming import named_for_packaging, recipe_name
     from serving.repository import plan_package
+    from serving.vllm_options import VllmOptions
+    from serving.vllm_plan import IDLE as VLLM_IDLE
 
     options = named_for_packaging(options, recipe_name(click.get_current_context()))
+    if options.engine == "vllm":
+        idle = [f"--{name.replace('_', '-')}" for name in VLLM_IDLE]
+        refuse_idle(idle, "with --engine vllm: vLLM schedules all requests itself")
+        return options
+    refuse_idle(flags_of(VllmOptions), "without --engine vllm")
     of_steps = [options.preprocess_instances, options.postprocess_instances]
     if options.threads is not None or options.queue_delay_us or any(of_steps):
         plan = plan_package(options)
@@ -74,10 +81,16 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
     Returns:
         One line that describes the package.
     """
+    from serving.vllm_container import container_command
+
     manifest = packaged.manifest
     for option, reason in manifest.reasons.items():
         logger.info(f"  {option} {reason}")
     state = "is up to date" if packaged.unchanged else "is packaged"
+    if manifest.layout == "vllm":
+        logger.info(f"  serve it with: {container_command(options.repository, manifest)}")
+    if manifest.capacity is not None:
+        return f"{options.repository / options.name} {state}: {manifest.configuration}"
     instances, threads = plural(manifest.instances, "instance"), plural(manifest.threads, "thread")
     shape = f"{manifest.instances} {instances} of {manifest.threads} {threads}"
     kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}, layout {manifest.layout}"
