@@ -144,7 +144,8 @@ def predict_command(
 ) -> None:
     """Ask a running server: TEXTs from the command line, lines from standard input, or rows from a file.
 
-    For an ensemble that takes pairs, give each pair as JSON: '{"text": "…", "text_pair": "…"}', with the keys of its task.
+    For an ensemble that takes pairs, give each pair as JSON: '{"text": "…", "text_pair": "…"}', with the keys of its task. Of
+    models that generate text, the new text is printed.
     """
     if (options.input is None) != (options.output is None):
         raise click.UsageError("--input and --output go together")
@@ -153,7 +154,10 @@ def predict_command(
     if options.input is None:
         refuse_idle(["--text-column", "--text-pair-column", "--choice-column", *flags_of(FileLayout)], "without --input")
     else:
-        refuse_idle(["--json"], "with --output, whose lines are JSON")
+        refuse_idle(["--json", "--stream"], "with --output, whose lines are JSON")
+        refuse_idle(["--chat"], "with --input")
+    if options.stream and (output.json or len(texts) != 1):
+        raise click.UsageError("--stream prints the text of one TEXT, without --json")
     if options.input is None or options.output is None:
         _predict_lines(name, texts, options, requests, as_json=output.json)
     else:
@@ -191,27 +195,47 @@ def _announce(options: ServeOptions, served: Path, left_out: Iterable[str]) -> N
 
 
 def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, requests: RequestOptions, *, as_json: bool) -> None:
+    import sys
+
+    from serving import predict_text
     from serving.client import TritonPipeline
-    from serving.input_rows import PipelineRow, argument_lines, check_row, input_lines, line_rows
+    from serving.input_rows import Chat, PipelineRow, argument_lines, check_row, input_lines, line_rows
     from serving.truncated_rows import TruncatedRows
 
-    def rows() -> Iterator[str | PipelineRow]:
-        for row in line_rows(lines, keys=pipe.served_task.row_keys):
-            check_row(pipe.served_task, row)
+    def rows() -> Iterator[str | PipelineRow | Chat]:
+        for row in predict_text.chats(lines) if options.chat else line_rows(lines, keys=task.row_keys):
+            check_row(task, row)
             yield row
 
     lines = argument_lines(texts) if texts else input_lines()
     with TritonPipeline(name, **asdict(requests)) as pipe:
-        chosen = _call_options(pipe.served_task, options)
+        task = pipe.served_task
+        predict_text.require_text_generation(
+            task, name, [flag for flag, given in (("--chat", options.chat), ("--stream", options.stream)) if given]
+        )
+        chosen = _call_options(task, options)
+        in_pieces = len(texts) == 1 and not as_json and sys.stdout.isatty() and predict_text.comes_in_pieces(task, chosen)
+        if options.stream or in_pieces:
+            predict_text.print_pieces(pipe, next(rows()), chosen)
+            return
         answered = TruncatedRows()
-        for answer, truncated in pipe.stream_marked(rows(), **chosen):
+        for answer, truncated in pipe.stream_marked(rows(), **(chosen if as_json else predict_text.text_options(task, chosen))):
             answered.add(truncated=truncated)
-            if isinstance(answer, dict) and set(answer) == {"label", "score"} and not as_json:
-                click.echo(f"{answer['label']}\t{answer['score']:.4f}")
-            else:
-                shown = answer | {"truncated": True} if as_json and truncated and isinstance(answer, dict) else answer
-                click.echo(json.dumps(shown, ensure_ascii=False))
+            _print_answer(answer, as_json=as_json, truncated=truncated)
         answered.warn(pipe.tokenizer.model_max_length)
+
+
+def _print_answer(answer: object, *, as_json: bool, truncated: bool) -> None:
+    from serving.predict_text import generated_texts
+
+    if not as_json and isinstance(answer, dict) and set(answer) == {"label", "score"}:
+        click.echo(f"{answer['label']}\t{answer['score']:.4f}")
+    elif not as_json and (texts := generated_texts(answer)) is not None:
+        for text in texts:
+            click.echo(text)
+    else:
+        shown = answer | {"truncated": True} if as_json and truncated and isinstance(answer, dict) else answer
+        click.echo(json.dumps(shown, ensure_ascii=False))
 
 
 def _call_options(task: ServedTask, options: PredictOptions) -> dict[str, object]:

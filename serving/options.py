@@ -374,6 +374,13 @@ class PredictOptions:
             default_text="",
         ),
     ] = field(default_factory=dict)
+    chat: Annotated[
+        bool,
+        Option("Send each text as the message of a user to a chat model. A text that is a JSON list of messages is a whole chat."),
+    ] = False
+    stream: Annotated[
+        bool, Option("Print the text while it is generated, as always where one text is given and the output is a terminal.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
