@@ -66,6 +66,7 @@ class PipelineCall:
         own_parameters, own_formatting = _sanitized(task, given)
         parameters = {**task.pipeline_defaults(), **parameters, **own_parameters}
         task.with_options(parameters)
+        task.sent_parameters(parameters)
         return inputs, cls(
             task=task,
             named=named,
@@ -80,7 +81,6 @@ class PipelineCall:
 
         Raises:
             DataError: A text cannot be encoded as UTF-8.
-            ValueError: The engine of the server does not have an option, or does not take such a row.
         """
         texts, described = self.task.request_rows(rows)
         sent = self.task.sent_parameters(self.parameters)

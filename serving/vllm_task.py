@@ -33,16 +33,21 @@ ALL_TOKENS = -1
 class VllmTextGeneration(TextGeneration):
     """Serves text-generation by vLLM: there are no chats, and no token ids in an answer."""
 
-    def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
-        """Return the text of a row behind the checkpoint's prefix, which the server does not know.
+    def parse_inputs(self, inputs: object) -> list[tuple[str, ...]]:
+        """Take a text, or a list of texts.
 
         Raises:
-            ValueError: The row is a chat.
+            ValueError: It is a chat, which the backend does not take.
         """
+        rows = super().parse_inputs(inputs)
         if any(len(row) > 1 for row in rows):
             raise ValueError(
                 "vLLM takes no messages here: turn them into text with the checkpoint's tokenizer (apply_chat_template) before"
             )
+        return rows
+
+    def request_rows(self, rows: Sequence[tuple[str, ...]]) -> tuple[Sequence[tuple[str, ...]], dict[str, JsonValue]]:
+        """Return the text of a row behind the checkpoint's prefix, which the server does not know."""
         return [(self.prefix + text,) for (text,) in rows], {}
 
     def sent_parameters(self, given: Mapping[str, object]) -> Mapping[str, object]:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.call_options import parse_call_options
 from serving.generation_request import TextRequest
 from serving.pipeline_call import PipelineCall
 from serving.runtime.tasks.text_generation import TextGeneration
 from serving.served_ensemble import ServedEnsemble
 from serving.vllm_task import VllmTextGeneration
 from tests.helpers.text_generation import TASK
+from tests.serving.generation.conftest import Generating
 
 SAMPLING_PARAMETERS = {
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
@@ -122,6 +124,12 @@ def test_what_vllm_does_not_have_is_refused(options: dict[str, object], name: st
         sent("Hi", task=served(backend="python"), **options)
 
 
+def test_predict_refuses_them_before_it_asks() -> None:
+    with pytest.raises(ValueError, match="option num_beams is not supported by vLLM"):
+        parse_call_options(served(), {"num_beams": "4", "do_sample": "false"})
+    assert parse_call_options(served(), {"max_new_tokens": "4"}) == {"max_new_tokens": 4}
+
+
 def test_a_default_that_vllm_does_not_have_is_refused() -> None:
     task = served(replace(TASK, generation={"max_length": 40}))
     with pytest.raises(ValueError, match=r"option max_length is not supported by vLLM.*: give max_new_tokens"):
@@ -141,3 +149,17 @@ def test_an_answer_without_token_ids_is_read() -> None:
     answers = task.format_answers({"text_output": texts, "num_output_tokens": np.array([1, 1])})
     (shown,) = task.add_inputs(answers, [("Hi",)])
     assert shown == [{"generated_text": "Hi there"}, {"generated_text": "Hi you"}]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_package_is_served_by_a_backend_of_that_name(generating: Generating, protocol: str) -> None:
+    """The real server with a stand-in for the backend, which finds the checkpoint and answers with what it was asked."""
+    with generating.client(protocol, "lily") as pipe:
+        ((answer,), _) = pipe(["Hi", "Ho"], max_new_tokens=5, do_sample=False)
+        told = json.loads(answer["generated_text"].removeprefix("Hi"))
+        pieces = list(pipe.stream_text("Hi", max_new_tokens=5, do_sample=False))
+        assert (pipe.task, str(pipe.device)) == ("text-generation", "cuda")
+    assert (told["kind"], told["dtype"]) == ("MODEL", "float16")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(told["files"])
+    assert told["sampling_parameters"] == asked(max_new_tokens=5, do_sample=False)
+    assert len(pieces) == 2 and json.loads("".join(pieces)) == told
