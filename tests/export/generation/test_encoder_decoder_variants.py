@@ -14,8 +14,8 @@ from export.generation.encoder_decoder_graph import export_encoder_decoder
 from export.generation.encoder_decoder_rows import EncoderDecoderGeneration, EncoderDecoderRows, start_tokens
 from export.generation.encoder_decoder_variants import EncoderDecoderExport, build_encoder_decoder
 from export.generation.original_encoder_decoder import OriginalEncoderDecoder
-from export.generation.rowwise_int8 import quantize_rowwise
 from export.generation.served_encoder_decoder import ServedEncoderDecoder
+from export.rowwise_int8 import quantize_rowwise
 from serving.errors import DataError, ExportError
 from tests.helpers.encoder_decoders import SOURCES, tiny_encoder_decoder
 
