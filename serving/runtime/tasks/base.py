@@ -63,8 +63,6 @@ class ServedTask(ABC):
     """Whether ``transformers.pipeline`` makes lists of iterables that are not generators. Otherwise it does not take them."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None}
     """Default columns of a file's texts: ``text``, ``text_pair`` and, for some tasks, ``choices``."""
-    decoupled: ClassVar[bool] = False
-    """Whether the model is Triton's decoupled kind, which takes one row and may answer in pieces."""
     reads_words: ClassVar[bool] = False
     """Whether a file may give a text as a list of words, which are joined by spaces."""
 
@@ -228,6 +226,14 @@ class ServedTask(ABC):
             rows: As :meth:`parse_inputs` gave them.
         """
         return rows, {}
+
+    def sent_parameters(self, given: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the request parameters as the server takes them. Default: as they are.
+
+        Args:
+            given: What :meth:`sanitize_parameters` gave for the whole call.
+        """
+        return given
 
     def request_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
         """Convert values of :attr:`options` to request parameters: without None, with Python's own types.

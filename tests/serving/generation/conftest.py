@@ -16,6 +16,7 @@ from serving.client import TritonPipeline
 from serving.runtime.tasks.text_generation import TextGeneration
 from tests.helpers.generation_server import GenerationServer, generation_server, write_model
 from tests.helpers.shared import STORIES
+from tests.helpers.text_generation import package_for_vllm
 
 TEMPLATE = (
     "{% for message in messages %}{{ bos_token if loop.first }}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -23,19 +24,33 @@ TEMPLATE = (
 )
 """Chat template of the copy that has one."""
 CAPACITY = 320
+SLOW = """
+
+def _slowly(self, *given, advance=Sampling.advance):
+    with Path({steps!r}).open("a") as steps:
+        steps.write(".")
+    time.sleep(0.02)
+    return advance(self, *given)
+
+
+Sampling.advance = _slowly
+"""
+"""Appended to the code of the model ``slow``: each token takes 20 ms, and is counted in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generating:
-    """The server and the checkpoints of its models: ``stories``, and ``chat``, which has a chat template.
+    """The server and the checkpoints of its models: ``stories``, ``chat`` with a chat template, and ``slow``.
 
     Attributes:
         server: The running server.
+        steps: File with one byte for each token of ``slow``.
         checkpoints: Their folders by the names of the models.
         pipelines: Pipelines of transformers by the names of the models.
     """
 
     server: GenerationServer
+    steps: Path
     checkpoints: dict[str, Path]
     pipelines: dict[str, Any]
 
@@ -48,7 +63,7 @@ class Generating:
 
 @pytest.fixture(scope="session")
 def generating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]:
-    """The server. Everything is made once."""
+    """The server, which also has ``lily``, a package for vLLM. Everything is made once."""
     from transformers import AutoModelForCausalLM, pipeline
 
     from export.generation.decoder_graph import export_decoder
@@ -67,8 +82,13 @@ def generating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]
     repository = folder / "repository"
     for name, path in checkpoints.items():
         _write(repository, name, graph, path, pipelines[name])
+    steps = folder / "steps"
+    _write(repository, "slow", graph, STORIES, pipelines["stories"])
+    with (repository / "slow" / "1" / "model.py").open("a", encoding="utf-8") as code:
+        code.write(SLOW.format(steps=str(steps)))
+    package_for_vllm(folder / "lily", repository)
     with generation_server(repository, folder / "server") as server:
-        yield Generating(server=server, checkpoints=checkpoints, pipelines=pipelines)
+        yield Generating(server=server, steps=steps, checkpoints=checkpoints, pipelines=pipelines)
 
 
 def _write(repository: Path, name: str, graph: Path, checkpoint: Path, pipe: Any) -> None:
