@@ -48,7 +48,7 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
 def prepare_benchmark(model: str | None, options: BenchmarkOptions) -> BenchmarkOptions:
     """Set the name of the model, and refuse options that have no effect. The context of a Click command tells which were given."""
     if options.in_process:
-        refuse_idle([*flags_of(ServerAddress), "--protocol"], "with --in-process")
+        refuse_idle([*flags_of(ServerAddress), "--protocol", "--rate"], "with --in-process")
     if options.test is None:
         refuse_idle(flags_of(Columns), "without --test: the rows in the bundle have no columns to choose")
     if options.baseline is None:
@@ -68,7 +68,7 @@ def _refuse_for_kind(options: BenchmarkOptions) -> None:
         return
     refuse_idle(["--new-tokens"], "for a model that answers in one execution")
     if options.in_process:
-        refuse_idle(["--concurrency", "--rate"], "with --in-process")
+        refuse_idle(["--concurrency"], "with --in-process")
 
 
 def finish_benchmark(report: Report, options: BenchmarkOptions) -> None:

@@ -16,7 +16,8 @@ from benchmarks.inputs import BenchmarkRows
 from benchmarks.served_package import ServedPackage
 from export.data import encode_labels, prepare_rows, read_evaluation, sample_indices
 from export.sources import checkpoint_folder, load_rows
-from export.tasks import bundle_generation_task
+from export.tasks import task_of_bundle
+from export.tasks._generation import ExportedGenerationTask
 from export.tasks.base import Task
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, DataError, refusing
@@ -81,7 +82,8 @@ def read_generation_inputs(options: BenchmarkOptions, bundle: Bundle, package: S
         ArtifactError: The bundle lacks a precision, is of a task that is not measured yet, or the checkpoint is not its original.
         DataError: The rows cannot be read, or are too few.
     """
-    if not isinstance(bundle.task, TextGeneration):
+    task = task_of_bundle(bundle)
+    if not isinstance(task, ExportedGenerationTask) or not isinstance(bundle.task, TextGeneration):
         raise ArtifactError(f"models of {bundle.task.name} are not measured", hint="benchmark measures text-generation")
     if options.device == "gpu":
         raise ArtifactError(f"{bundle.manifest.name} generates on a CPU here", hint="give --device cpu")
@@ -96,7 +98,6 @@ def read_generation_inputs(options: BenchmarkOptions, bundle: Bundle, package: S
             f"answers of {options.new_tokens} tokens leave no room for a prompt: a sequence has {engine.capacity} tokens",
             hint="give fewer --new-tokens",
         )
-    task = bundle_generation_task(bundle)
     prompts = Prompts(bundle, engine.capacity, greedy(options.new_tokens) | {"add_special_tokens": task.adds_special_tokens})
     texts = _drawn(_texts(options, bundle, task), options, prompts, room=engine.capacity - options.new_tokens)
     timed = {None: texts} | _by_length(options, prompts, texts, room=engine.capacity - options.new_tokens)

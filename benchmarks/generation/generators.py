@@ -19,7 +19,7 @@ from benchmarks.backends import TORCH_PRECISIONS, weights_file
 from benchmarks.generation.generation_jobs import GenerationJob
 from benchmarks.generation.prompts import Prompts
 from benchmarks.token_speed import TokenTimes
-from export.tasks import bundle_generation_task
+from export.tasks import task_of_bundle
 from serving.bundle import Bundle
 
 CT2_MODEL = "model.bin"
@@ -134,7 +134,7 @@ class PyTorchGenerate(_StaticBatches):
     def _loaded(self, job: GenerationJob, bundle: Bundle) -> Any:
         import transformers
 
-        auto = getattr(transformers, bundle_generation_task(bundle).auto_model)
+        auto = getattr(transformers, task_of_bundle(bundle).auto_model)
         return auto.from_pretrained(job.source, dtype=self._torch.float32, use_safetensors=True, trust_remote_code=False).eval()
 
     def _write(self, prompts: list[list[int]]) -> Written:

@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeGuard
 
 from export.tasks._encoder import ExportedEncoderTask
-from export.tasks._generation import ExportedGenerationTask
 from export.tasks.base import Task
 from export.tasks.exported import ExportedTask
 from export.tasks.trained import TrainedTask
@@ -81,25 +80,18 @@ def bundle_task(bundle: Bundle) -> ExportedEncoderTask:
     Raises:
         ArtifactError: The bundle's settings are not those of its task.
     """
-    task = _task_of(bundle)
+    task = task_of_bundle(bundle)
     if not isinstance(task, ExportedEncoderTask):
         raise ArtifactError(f"the model of {bundle.folder} does not answer in one execution: {task.name} generates its answers")
     return task
 
 
-def bundle_generation_task(bundle: Bundle) -> ExportedGenerationTask:
-    """Return the task of a bundle whose model generates.
+def task_of_bundle(bundle: Bundle) -> Task:
+    """Return the task of a bundle with the settings of its evaluation.
 
     Raises:
         ArtifactError: The bundle's settings are not those of its task.
     """
-    task = _task_of(bundle)
-    if not isinstance(task, ExportedGenerationTask):
-        raise ArtifactError(f"the model of {bundle.folder} answers in one execution: {task.name} generates nothing")
-    return task
-
-
-def _task_of(bundle: Bundle) -> Task:
     settings = bundle.task.to_settings() | bundle.manifest.evaluation_settings
     try:
         return load_task(bundle.task.name, settings)
