@@ -61,7 +61,6 @@ from serving.recording import probe_body
 from serving.reporting import logger
 from serving.runtime.tasks import served_names
 from serving.runtime.tasks._generation import GenerationTask
-from serving.runtime.tasks.text_generation import TextGeneration
 from serving.tuning import Tuning, read_tuning
 from serving.writing import writing
 
@@ -200,7 +199,7 @@ def _manifest(
 
 def _probe(bundle: Bundle) -> ProbeBody:
     """Return a request for a model without recorded answers."""
-    if isinstance(bundle.task, TextGeneration):
+    if isinstance(bundle.task, GenerationTask):
         return generation_probe(bundle.task, tokens=1)
     return probe_body(bundle.task.example)
 

@@ -18,6 +18,7 @@ from .prompt_reader import Prompt
 from .request_reader import RequestFields
 from .text_stream import TextStream
 
+BUSY = "this model has more requests than may wait: try again later"
 CANCELLED = "cancelled"
 """Finish reason: the client has left, or the server ends."""
 LATE = "the time that this request allows is over"
@@ -170,7 +171,7 @@ class GenerationAnswer:
     def send(self, part: AnswerPart) -> None:
         """Send a part to the client."""
         flags = FINAL if part.reasons is not None or part.error is not None else 0
-        self.sender.send(self._response(part) if part.error is None else _error_response(part.error), flags=flags)
+        self.sender.send(self._response(part) if part.error is None else error_response(part.error), flags=flags)
 
     def _response(self, part: AnswerPart) -> Any:
         prepended = self.prompt.tokens.tolist() if self.fields.prepend_input else []
@@ -192,7 +193,15 @@ def _strings(texts: Sequence[str]) -> Any:
     return np.array([text.encode() for text in texts], dtype=np.object_)
 
 
-def _error_response(error: BaseException) -> Any:
+def error_response(error: BaseException, *, cancelled: str = "") -> Any:
+    """Build the response to a request that was not finished.
+
+    Args:
+        error: Why.
+        cancelled: What a client is told that has cancelled.
+    """
+    if isinstance(error, GenerationCancelledError):
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(cancelled, pb_utils.TritonError.CANCELLED))
     if isinstance(error, DeadlineExceededError):
         return unavailable(LATE)
     if isinstance(error, NotFiniteError):
