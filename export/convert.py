@@ -178,6 +178,9 @@ def _require_dynamic_axes(path: Path) -> None:
 @contextlib.contextmanager
 def silence_exporters() -> Iterator[None]:
     """Suppress the output and warnings of tracing and quantization; the graphs are verified by measurement instead."""
+    import torch
+
+    log = torch._C._jit_onnx_log  # where tracing fails, it prints the whole graph to standard output, whatever its settings
     loggers = [logging.getLogger(name) for name in (None, "optimum", "onnxruntime", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     printed = contextlib.redirect_stdout(io.StringIO())  # our standard output holds only results
@@ -185,8 +188,10 @@ def silence_exporters() -> Iterator[None]:
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
+        torch._C._jit_onnx_log = lambda *_: None
         try:
             yield
         finally:
+            torch._C._jit_onnx_log = log
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)

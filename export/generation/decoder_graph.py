@@ -38,6 +38,8 @@ CAPACITY = 16
 FIXED_LIMITS = {"longrope": "original_max_position_embeddings", "dynamic": "max_position_embeddings"}
 """The rotary embeddings that change with the longest row of a batch, and the setting that says up to which length they do not."""
 
+TRACING_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model or torch's tracer raises about a model that it cannot trace."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """The settings that a mixture of experts has."""
 
@@ -133,14 +135,14 @@ def export_decoder(model: Any, target: Path, *, opset: int = OPSET) -> DecoderLa
         inputs = _example()
         try:
             logits = step(*inputs)[0]
-        except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except TRACING_ERRORS as error:
             raise _not_exportable(model, error) from error
         layers = attention.require_layers(model)
         with tempfile.TemporaryDirectory(dir=_made(target.parent), prefix=".tracing.") as folder:
             traced = Path(folder) / "model.onnx"
             try:
                 _trace(step, inputs, _empty_cache(layers, model.dtype), traced, opset)
-            except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            except TRACING_ERRORS as error:
                 raise _not_exportable(model, error) from error
             decoder = graph.load(traced)
     shared = share_embeddings(decoder)

@@ -31,7 +31,9 @@ HEAD_SIZE_MULTIPLE = 8
 """ONNX Runtime's operator needs heads of a multiple of this size."""
 FAR = 2**24
 """A position beyond the end of every text, to find out which earlier positions a mask hides."""
-WITHOUT_EFFECT = frozenset({"cache_position", "dropout", "is_causal", "output_attentions", "position_ids", "use_cache"})
+WITHOUT_EFFECT = frozenset(
+    {"cache_position", "dropout", "is_causal", "output_attentions", "output_hidden_states", "position_ids", "use_cache"}
+)
 """Arguments of the interface that the operator need not know: dropout is off, and the mask says what is causal."""
 
 MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -41,7 +41,6 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
-        end_with_parent()
         engine = EngineSettings.from_settings(settings)
         self._capacity, self._task = engine.capacity, TextGeneration.from_settings(settings["settings"])
         self._task.check_options()
@@ -55,6 +54,7 @@ class TritonPythonModel:
         self._outbox = Outbox(_end)
         self._engine = Engine(graph, chunk=engine.chunk, max_waiting=engine.max_waiting, on_failure=_end)
         self._engine.start()
+        end_with_parent()
 
     def execute(self, requests: list[Any]) -> None:
         """Let the engine answer requests. One that cannot be used is refused here."""

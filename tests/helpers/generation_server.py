@@ -121,7 +121,7 @@ def generation_server(repository: Path, folder: Path) -> Iterator[GenerationServ
             finally:
                 process.terminate()
                 process.wait(30)
-                reader.join(10)
+                reader.join(30)
                 process.stdout.close()
 
 

@@ -240,6 +240,7 @@ class Engine:
         return batch
 
     def _begin_prompts(self, batch: list[GenerationRequest]) -> None:
+        batch.sort(key=lambda request: len(request.prompt))  # those of one width are neighbours
         chunks = [PromptChunk(request.prompt[: self._chunk], source=request.source) for request in batch]
         first = self._table.rows
         logits = self._graph.prefill(first, chunks)

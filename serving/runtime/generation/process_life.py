@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import threading
 import time
@@ -9,6 +10,8 @@ import traceback
 from collections.abc import Callable
 
 CHECK_SECONDS = 0.5
+STUCK_SECONDS = 10.0
+"""Seconds without any Python code after which a process is given up. Triton gives it up after one."""
 
 
 def end_process(error: BaseException, log: Callable[[str], None]) -> None:
@@ -25,11 +28,16 @@ def end_process(error: BaseException, log: Callable[[str], None]) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process soon after the one that started it, whatever this one is doing then."""
-    threading.Thread(target=_wait_for_the_end_of, args=(os.getppid(),), name="end with parent", daemon=True).start()
+    """End this process soon after the one that started it, whatever this one is doing then.
+
+    A thread that waits for Triton's answer to a message holds Python's lock, and waits for ever if Triton is gone: then no Python
+    code runs any more. So a timer of the C library, which Python code has to put off again and again, ends the process too.
+    """
+    threading.Thread(target=_watch, args=(os.getppid(),), name="end with parent", daemon=True).start()
 
 
-def _wait_for_the_end_of(parent: int) -> None:
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
+        faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
         time.sleep(CHECK_SECONDS)
     os._exit(1)

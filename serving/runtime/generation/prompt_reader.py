@@ -78,21 +78,25 @@ class PromptReader:
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text alone."""
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return tuple(self._encoded(text, special=False))
 
     def _tokens(self, text: str, task: TextGeneration) -> list[int]:
         special = task.add_special_tokens and not task.messages
         if not task.truncation:
-            return self._without_hole(self.tokenizer.encode(text, add_special_tokens=special).ids, task)
+            return self._without_hole(self._encoded(text, special=special), task)
         options = task.generation_options
         room = self._capacity - (options.max_new_tokens or 1 if options.limit_requested else 1)
         if room < 1:
             raise ValueError(f"option max_new_tokens leaves no room for a prompt: this model holds {self._capacity} tokens")
         self.tokenizer.enable_truncation(min(room, task.model_max_length or room), direction=self._side)
         try:
-            tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
+            return self._encoded(text, special=special)
         finally:
             self.tokenizer.no_truncation()
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        """Tokenize a text as a batch: the library then lets other threads run meanwhile."""
+        tokens: list[int] = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
         return tokens
 
     def _without_hole(self, tokens: list[int], task: TextGeneration) -> list[int]:

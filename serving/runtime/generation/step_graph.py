@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Lengths: TypeAlias = "npt.NDArray[np.int32]"
 
+PROMPT_STEP = 16
+"""Parts of prompts are padded to a multiple of this; shorter ones to a power of two."""
 PAST, PRESENT = "past.", "present."
 """Beginnings of the names of the cache's tensors in the graph, before and after a step."""
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -109,21 +112,38 @@ class DecoderGraph:
         self._prefixes = SharedPrefixes(slots)
 
     def prefill(self, slot: int, chunks: Sequence[PromptChunk]) -> Floats:
-        """Read parts of prompts; see :class:`StepGraph`."""
-        counts = [len(chunk.tokens) for chunk in chunks]
-        rows, longest = len(chunks), max(counts)
-        ids = np.zeros((rows, longest), dtype=np.int64)
-        for row, chunk in zip(ids, chunks, strict=True):
-            row[: len(chunk.tokens)] = chunk.tokens
+        """Read parts of prompts; see :class:`StepGraph`. Neighbours that are equally wide are computed together."""
         for place, chunk in enumerate(chunks, slot):
             if not chunk.start:
                 self._prefixes.forget(place)
+        found: list[Floats] = []
+        for width, group in groupby(chunks, self._width):
+            found.append(self._read(slot + sum(map(len, found)), list(group), width).copy())
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _width(self, chunk: PromptChunk) -> int:
+        """Return the number of columns for a part of a prompt. It depends on nothing else.
+
+        The operator sums over all columns, in another order for another number of them. So a row's logits are the same, bit by bit,
+        whatever rows are computed with it.
+        """
+        count = len(chunk.tokens)
+        if chunk.start:
+            return count
+        padded = 1 << (count - 1).bit_length() if count <= PROMPT_STEP else -(-count // PROMPT_STEP) * PROMPT_STEP
+        return min(padded, self.capacity)
+
+    def _read(self, slot: int, chunks: Sequence[PromptChunk], width: int) -> Floats:
+        """Compute parts of prompts, padded on the right to ``width`` columns, in the slots from ``slot`` on."""
+        ids = np.zeros((len(chunks), width), dtype=np.int64)
+        for row, chunk in zip(ids, chunks, strict=True):
+            row[: len(chunk.tokens)] = chunk.tokens
         starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
-        positions = starts[:, None] + np.arange(longest, dtype=np.int64)
-        last = (starts + counts - 1).astype(np.int32)
-        total = np.array(last.max() + 1, dtype=np.int32)
+        positions = starts[:, None] + np.arange(width, dtype=np.int64)
+        last = np.array([chunk.start + len(chunk.tokens) - 1 for chunk in chunks], dtype=np.int32)
+        total = np.array(chunks[0].start + width, dtype=np.int32)
         self._session.run_with_iobinding(self._bind(slot, ids, positions, last, total))
-        return self._logits[:rows]
+        return self._logits[: len(chunks)]
 
     def step(self, tokens: Integers, lengths: Integers) -> Floats:
         """Read one token a row; see :class:`StepGraph`."""
