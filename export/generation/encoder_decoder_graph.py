@@ -30,7 +30,7 @@ from export.generation.group_query_attention import CUSTOM_OPSETS
 from export.generation.tied_embeddings import share_embeddings
 from serving.errors import ExportError, first_line
 
-FAMILIES = ("bart", "blenderbot", "blenderbot-small", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5")
+FAMILIES = ("bart", "blenderbot", "blenderbot-small", "longt5", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5", "umt5")
 """Values of ``model_type`` whose graphs are exact."""
 STEP_INPUTS = ("input_ids", "position_ids", "seqlens_k", "total_sequence_length", "encoder_mask")
 
@@ -132,10 +132,15 @@ class _Encoder(nn.Module):  # type: ignore[misc]  # torch is untyped
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.encoder = model.get_encoder()
+        self.block = getattr(self.encoder, "block_len", 0)
         self.attentions = nn.ModuleList(getattr(parent, name) for _, _, parent, name in _layers(model))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+        source = input_ids.shape[1]
+        if self.block:  # of LongT5: tracing cannot decide whether to pad, so the graph always does
+            padding = -source % self.block
+            input_ids, attention_mask = (nn.functional.pad(tensor, (0, padding)) for tensor in (input_ids, attention_mask))
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0][:, :source]
         parts = [Projections.of(attention) for attention in self.attentions]
         return tuple(part.split(project(hidden)) for part in parts for project in (part.key, part.value))
 

@@ -95,7 +95,7 @@ class SlottedSelfAttention(Replacement):
         """Attend to the row's own tokens so far."""
         part, step = Projections.of(self.attention), self.step
         if self.relative is not None:
-            step.relative_bias = self.relative(step)  # T5 has it in its first layer, for all layers
+            step.relative_bias = self.relative(step)  # T5 has it in its first layer, for all layers; UMT5 in each
         cache = SlottedCache(
             key=step.past[2 * self.layer],
             value=step.past[2 * self.layer + 1],
@@ -120,14 +120,9 @@ class RelativeBias(nn.Module):  # type: ignore[misc]  # torch is untyped
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
-        distances = torch.arange(attention.relative_attention_max_distance + 1)
-        buckets = attention._relative_position_bucket(
-            -distances,
-            bidirectional=False,
-            num_buckets=attention.relative_attention_num_buckets,
-            max_distance=attention.relative_attention_max_distance,
-        )
-        self.register_buffer("table", attention.relative_attention_bias.weight.detach()[buckets], persistent=False)
+        farthest = int(attention.relative_attention_max_distance)
+        by_key = attention.compute_bias(1, farthest + 1, cache_position=torch.tensor([farthest]))[0, :, 0]
+        self.register_buffer("table", by_key.flip(-1).T.detach().contiguous(), persistent=False)
 
     def forward(self, step: TracedStep) -> torch.Tensor:
         """Return FP32 ``[rows, heads, tokens, total_sequence_length]``."""

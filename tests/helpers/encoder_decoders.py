@@ -35,6 +35,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "t5": LIKE_T5,
     "t5-gated": LIKE_T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "mt5": LIKE_T5 | {"tie_word_embeddings": False},
+    "umt5": LIKE_T5 | {"tie_word_embeddings": False},
+    "longt5": LIKE_T5 | {"encoder_attention_type": "local", "local_radius": 4},
+    "longt5-global": LIKE_T5 | {"encoder_attention_type": "transient-global", "local_radius": 4, "global_block_size": 4},
     "bart": LIKE_BART | {"decoder_start_token_id": 2, "forced_bos_token_id": 0, "forced_eos_token_id": 2},
     "mbart": LIKE_BART | {"scale_embedding": True, "decoder_start_token_id": 7, "forced_eos_token_id": 2},
     "marian": LIKE_BART | {"decoder_start_token_id": 1, "forced_eos_token_id": 2},
@@ -43,7 +46,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "blenderbot": LIKE_BART | {"scale_embedding": True, "decoder_start_token_id": 0},
     "blenderbot-small": LIKE_BART | {"decoder_start_token_id": 0},
 }
-"""By the name of the family; ``t5-gated`` is of the family ``t5``."""
+"""Settings by name, which is that of the family but for those in :data:`FAMILIES`."""
+FAMILIES = {"t5-gated": "t5", "longt5-global": "longt5"}
+"""Families of names that are not the family's."""
 LENGTHS = (5, 17, 1, 30, 9, 3, 12, 2, 26, 7, 4, 14, 1, 21, 6, 11)
 SOURCES = [[(7 * at * (at + 3) + 13 * number) % 190 + 5 for at in range(1, length + 1)] for number, length in enumerate(LENGTHS)]
 """Tokens of sources of mixed lengths."""
@@ -59,7 +64,7 @@ def tiny_encoder_decoder(name: str, seed: int = 0) -> Any:
 
     torch.set_num_threads(1)  # more only wait for each other in so small a model
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(name.split("-gated", maxsplit=1)[0], **CONFIGURATIONS[name])
+    config = AutoConfig.for_model(FAMILIES.get(name, name), **CONFIGURATIONS[name])
     model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for module in model.modules():
