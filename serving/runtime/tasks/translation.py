@@ -45,6 +45,8 @@ class Translation(Text2TextTask):
         **Text2TextTask.options,
     }
 
+    request_only: ClassVar[frozenset[str]] = Text2TextTask.request_only | {"src_lang", "tgt_lang"}
+
     @property
     def example(self) -> dict[str, str]:
         """Return a short text."""
