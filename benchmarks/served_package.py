@@ -43,6 +43,11 @@ def read_package(repository: Path, name: str) -> ServedPackage:
         ArtifactError: It is missing, or its ONNX file is not the one that was packaged.
     """
     manifest = read_manifest(repository / name, RepositoryManifest)
+    if manifest.layout == "vllm":
+        raise ArtifactError(
+            f"{repository / name} is packaged for vLLM, which is not measured here",
+            hint="package it with --engine onnxruntime, or measure without a server: --in-process",
+        )
     file = f"{home_name(name, manifest.layout)}/1/model.onnx"
     packaged = manifest.files.get(file)
     if packaged is None:

@@ -46,6 +46,7 @@ SHAPING = (
     "export/pooling_head.py",
     "export/library_answers.py",
     "export/rows.py",
+    "export/rowwise_int8.py",
     "export/variants.py",
     "export/model_timing.py",
     "export/verify.py",

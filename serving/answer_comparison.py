@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from serving.manifests import ExpectedTensor
-from serving.options import Precision
+from serving.options import ServedPrecision
 
-TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
+TOLERANCES: Mapping[ServedPrecision, float] = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 8e-2, "int8": 5e-2}
 """How far a number may be from the recorded one, relative to the largest number of its tensor, by precision of the model.
 
 Other processors sum in another order and have other approximations of exp and erf; GPUs may round fp32 factors to 11 bits (TF32).
-That is below 1e-3 in fp32. A number in fp16 has 11 bits and an int8 factor 7, and the errors of the layers add up: ten times the
-rounding of one number, 2**-10 and 2**-8, is allowed.
+That is below 1e-3 in fp32. A number in fp16 has 11 bits, in bf16 8, and an int8 factor 7, and the errors of the layers add up: ten
+times the rounding of one number, 2**-10, 2**-7 and 2**-8, is allowed.
 """
 SMALLEST_SCALE = 0.1
 """The tolerance is relative to this where all numbers of a tensor are smaller."""

@@ -11,19 +11,19 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Any, Self, TypedDict, TypeVar, cast
 
 from serving import forks, generation_call, streams
 from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import InvalidArgumentError, PipelineError, TruncationWarning
-from serving.generation_request import TextRequest
 from serving.options import RequestOptions, WireProtocol
 from serving.own_answers import require_own_answer
 from serving.pipeline_attributes import PipelineAttributes
 from serving.pipeline_call import ItemGroups, LazyCall, PipelineCall, check_batching
 from serving.runtime.digest import DIGEST, TRUNCATED
 from serving.runtime.tasks.base import ServedTask
-from serving.runtime.types import Arrays
+from serving.runtime.tasks.text_generation import TextGeneration
+from serving.runtime.types import Arrays, JsonValue
 from serving.served_ensemble import ServedEnsemble
 
 T = TypeVar("T")
@@ -200,7 +200,8 @@ class AsyncTritonPipeline:
         Raises:
             RequestError: As for :meth:`__call__`.
         """
-        call = PipelineCall(task=await self.connect(), named={}, given={}, parameters=options, formatting={}, batch_size=None)
+        parameters = cast("Mapping[str, JsonValue]", options)
+        call = PipelineCall(task=await self.connect(), named={}, given={}, parameters=parameters, formatting={}, batch_size=None)
         return await self._all_answers([tuple(row) for row in rows], None, partial(self._raw_answers, call))
 
     async def stream(self, inputs: AsyncIterable[object] | Iterable[object], **options: object) -> AsyncGenerator[Any, None]:
@@ -348,13 +349,12 @@ class AsyncTritonPipeline:
         return [await self._tensors(call, rows)]
 
     async def _tensors(self, call: PipelineCall, rows: Sequence[RequestRow]) -> Arrays:
-        tensors, parameters = call.request(rows)
         try:
-            if call.task.decoupled:
-                (texts,) = tensors.values()
-                keeps = call.formatting.get("return_type") == "TENSORS"
-                request = TextRequest.of(self.name, texts, parameters, keeps_input=keeps)
-                return await generation_call.whole_answer(self._connection, request)
+            if isinstance(call.task, TextGeneration):
+                request = generation_call.whole_request(self.name, call, rows)
+                options = call.task.with_options(call.parameters).generation_options
+                return await generation_call.whole_answer(self._connection, request, options)
+            tensors, parameters = call.request(rows)
             result = await self._connection.infer(self.name, tensors, parameters)
         except InvalidArgumentError as error:
             if not any(part in error.message for part in call.task.pipeline_refusals):

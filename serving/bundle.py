@@ -9,7 +9,7 @@ from typing import Self
 from serving.artifact import MANIFEST, code_fingerprint, read_manifest, task_code
 from serving.errors import ArtifactError, refusing
 from serving.manifests import BundleManifest, GenerationVariantFigures, VariantFigures
-from serving.options import Precision
+from serving.options import PRECISIONS, Precision
 from serving.runtime.tasks import load_served, served_names
 from serving.runtime.tasks._encoder import EncoderTask
 from serving.runtime.tasks._generation import GenerationTask
@@ -92,10 +92,12 @@ class Bundle:
             return self.variants[precision]
         record = next((record for name, record in self.manifest.precisions.items() if name == precision), None)
         if record is None:
-            raise ArtifactError(
-                f"{self.folder} holds no {precision} variant",
-                hint=f"it has {', '.join(self.variants)}; add one with: tritonize export --precision {precision}",
+            more = (
+                f"add one with: tritonize export --precision {precision}"
+                if precision in PRECISIONS
+                else "bf16 is for --engine vllm"
             )
+            raise ArtifactError(f"{self.folder} holds no {precision} variant", hint=f"it has {', '.join(self.variants)}; {more}")
         raise ArtifactError(
             f"the {precision} variant is not in the bundle, it failed its gates: {record.failures}",
             hint=f"use one of {', '.join(self.variants)}",

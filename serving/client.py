@@ -129,7 +129,7 @@ class TritonPipeline:
         """Yield each answer with whether its row was truncated; see :meth:`AsyncTritonPipeline.stream_marked`."""
         yield from self._until_end(self._pipeline.stream_marked(inputs, **options))
 
-    def stream_text(self, *arguments: object, **options: object) -> Iterator[str]:
+    def stream_text(self, *arguments: object, **options: object) -> Generator[str, None, None]:
         """Yield the text that continues one text or one chat, in pieces; see :meth:`AsyncTritonPipeline.stream_text`."""
         yield from self._until_end(self._pipeline.stream_text(*arguments, **options))
 

@@ -54,8 +54,15 @@ def prepare_package(options: PackageOptions) -> PackageOptions:
     """Choose a name, and refuse options that have no effect. The context of a Click command tells which options were given."""
     from serving.naming import named_for_packaging, recipe_name
     from serving.repository import plan_package
+    from serving.vllm_options import VllmOptions
+    from serving.vllm_plan import IDLE as VLLM_IDLE
 
     options = named_for_packaging(options, recipe_name(click.get_current_context()))
+    if options.engine == "vllm":
+        idle = [f"--{name.replace('_', '-')}" for name in VLLM_IDLE]
+        refuse_idle(idle, "with --engine vllm: vLLM schedules all requests itself")
+        return options
+    refuse_idle(flags_of(VllmOptions), "without --engine vllm")
     of_steps = [options.preprocess_instances, options.postprocess_instances]
     if options.threads is not None or options.queue_delay_us or any(of_steps):
         plan = plan_package(options)
@@ -74,10 +81,16 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
     Returns:
         One line that describes the package.
     """
+    from serving.vllm_container import container_command
+
     manifest = packaged.manifest
     for option, reason in manifest.reasons.items():
         logger.info(f"  {option} {reason}")
     state = "is up to date" if packaged.unchanged else "is packaged"
+    if manifest.layout == "vllm":
+        logger.info(f"  serve it with: {container_command(options.repository, manifest)}")
+    if manifest.capacity is not None:
+        return f"{options.repository / options.name} {state}: {manifest.configuration}"
     instances, threads = plural(manifest.instances, "instance"), plural(manifest.threads, "thread")
     shape = f"{manifest.instances} {instances} of {manifest.threads} {threads}"
     kind = f"{manifest.precision} on {manifest.device}, batching {manifest.batching}, layout {manifest.layout}"
@@ -131,7 +144,8 @@ def predict_command(
 ) -> None:
     """Ask a running server: TEXTs from the command line, lines from standard input, or rows from a file.
 
-    For an ensemble that takes pairs, give each pair as JSON: '{"text": "…", "text_pair": "…"}', with the keys of its task.
+    For an ensemble that takes pairs, give each pair as JSON: '{"text": "…", "text_pair": "…"}', with the keys of its task. Of
+    models that generate text, the new text is printed.
     """
     if (options.input is None) != (options.output is None):
         raise click.UsageError("--input and --output go together")
@@ -140,7 +154,10 @@ def predict_command(
     if options.input is None:
         refuse_idle(["--text-column", "--text-pair-column", "--choice-column", *flags_of(FileLayout)], "without --input")
     else:
-        refuse_idle(["--json"], "with --output, whose lines are JSON")
+        refuse_idle(["--json", "--stream"], "with --output, whose lines are JSON")
+        refuse_idle(["--chat"], "with --input")
+    if options.stream and (output.json or len(texts) != 1):
+        raise click.UsageError("--stream prints the text of one TEXT, without --json")
     if options.input is None or options.output is None:
         _predict_lines(name, texts, options, requests, as_json=output.json)
     else:
@@ -178,27 +195,47 @@ def _announce(options: ServeOptions, served: Path, left_out: Iterable[str]) -> N
 
 
 def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, requests: RequestOptions, *, as_json: bool) -> None:
+    import sys
+
+    from serving import predict_text
     from serving.client import TritonPipeline
-    from serving.input_rows import PipelineRow, argument_lines, check_row, input_lines, line_rows
+    from serving.input_rows import Chat, PipelineRow, argument_lines, check_row, input_lines, line_rows
     from serving.truncated_rows import TruncatedRows
 
-    def rows() -> Iterator[str | PipelineRow]:
-        for row in line_rows(lines, keys=pipe.served_task.row_keys):
-            check_row(pipe.served_task, row)
+    def rows() -> Iterator[str | PipelineRow | Chat]:
+        for row in predict_text.chats(lines) if options.chat else line_rows(lines, keys=task.row_keys):
+            check_row(task, row)
             yield row
 
     lines = argument_lines(texts) if texts else input_lines()
     with TritonPipeline(name, **asdict(requests)) as pipe:
-        chosen = _call_options(pipe.served_task, options)
+        task = pipe.served_task
+        predict_text.require_text_generation(
+            task, name, [flag for flag, given in (("--chat", options.chat), ("--stream", options.stream)) if given]
+        )
+        chosen = _call_options(task, options)
+        in_pieces = len(texts) == 1 and not as_json and sys.stdout.isatty() and predict_text.comes_in_pieces(task, chosen)
+        if options.stream or in_pieces:
+            predict_text.print_pieces(pipe, next(rows()), chosen)
+            return
         answered = TruncatedRows()
-        for answer, truncated in pipe.stream_marked(rows(), **chosen):
+        for answer, truncated in pipe.stream_marked(rows(), **(chosen if as_json else predict_text.text_options(task, chosen))):
             answered.add(truncated=truncated)
-            if isinstance(answer, dict) and set(answer) == {"label", "score"} and not as_json:
-                click.echo(f"{answer['label']}\t{answer['score']:.4f}")
-            else:
-                shown = answer | {"truncated": True} if as_json and truncated and isinstance(answer, dict) else answer
-                click.echo(json.dumps(shown, ensure_ascii=False))
+            _print_answer(answer, as_json=as_json, truncated=truncated)
         answered.warn(pipe.tokenizer.model_max_length)
+
+
+def _print_answer(answer: object, *, as_json: bool, truncated: bool) -> None:
+    from serving.predict_text import generated_texts
+
+    if not as_json and isinstance(answer, dict) and set(answer) == {"label", "score"}:
+        click.echo(f"{answer['label']}\t{answer['score']:.4f}")
+    elif not as_json and (texts := generated_texts(answer)) is not None:
+        for text in texts:
+            click.echo(text)
+    else:
+        shown = answer | {"truncated": True} if as_json and truncated and isinstance(answer, dict) else answer
+        click.echo(json.dumps(shown, ensure_ascii=False))
 
 
 def _call_options(task: ServedTask, options: PredictOptions) -> dict[str, object]:

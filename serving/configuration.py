@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from serving.options import Batching, ComputeDevice, Layout, Precision
+from serving.options import Batching, ComputeDevice, Layout, ServedPrecision
 
 
 def has_fused(device: str, batching: str) -> bool:
@@ -19,7 +19,7 @@ class Configuration:
     """All settings of a served model, with no choice left open.
 
     Attributes:
-        precision: The served variant: ``fp32``, ``fp16`` or ``int8``.
+        precision: The served variant: ``fp32``, ``fp16`` or ``int8``; in vLLM also ``bf16``.
         device: ``cpu`` or ``gpu``.
         batching: ``ragged`` (requests of different lengths share an execution) or ``off`` (one request per execution).
         instances: Number of model instances that run in parallel.
@@ -28,12 +28,12 @@ class Configuration:
         queue_delay_us: How long a request may wait for others to share its execution, in µs. Always 0 without batching.
         preprocess_instances: Number of processes that tokenize. Always 1 in the fused layout, where it has no effect.
         postprocess_instances: Number of processes that make answers. Always 1 in the fused layout, where it has no effect.
-        layout: ``ensemble`` (each step has processes of its own), ``fused`` (all steps in one process; only without batching) or
-            ``generation`` (one process that generates all answers together).
+        layout: ``ensemble`` (each step has processes of its own), ``fused`` (all steps in one process; only without batching),
+            ``generation`` (one process that generates all answers together) or ``vllm`` (as ``generation``, in vLLM).
         capacity: Tokens of a prompt and its answer that a sequence has room for; None: the model does not generate.
     """
 
-    precision: Precision
+    precision: ServedPrecision
     device: ComputeDevice
     batching: Batching
     instances: PositiveInt
@@ -53,7 +53,8 @@ class Configuration:
         if self.preprocess_instances > 1:
             copies += f", {self.preprocess_instances} + {self.postprocess_instances} instances of the other steps"
         if self.capacity is not None:
-            return f"{self.precision}, {self.threads} threads, {self.max_batch_size} sequences of {self.capacity} tokens"
+            where = "vLLM on a GPU" if self.layout == "vllm" else f"{self.threads} threads"
+            return f"{self.precision}, {where}, {self.max_batch_size} sequences of {self.capacity} tokens"
         if self.batching == "off":
             return f"{self.precision}, {copies}, no batching{', fused' if self.layout == 'fused' else ''}"
         delay = f", {self.queue_delay_us} µs delay" if self.queue_delay_us else ""

@@ -43,6 +43,13 @@ ENDING = re.compile(r"has no available versions|is not ready")
 STUB_DIED = re.compile(r"not healthy|Stub process")
 """Triton's messages about a Python step whose process died."""
 
+STREAMED = (
+    ("UNAVAILABLE", re.compile(r"more requests than may wait|time that this request allows|the server is (starting|re|stop|busy)")),
+    ("INTERNAL", re.compile(r"could not (run|be)|the model (failed|gave)|not healthy|Stub process|^TritonError|Traceback")),
+    ("NOT_FOUND", re.compile(r"unknown model")),
+)
+"""Statuses of the errors in a gRPC stream, which Triton tells without one. Any other is one of the request's content."""
+
 
 class HttpAnswerError(Exception):
     """An HTTP answer with an error status.
@@ -112,7 +119,7 @@ class FailureTranslator:
                 status = HTTP_STATUSES.get(error.status, "INVALID_ARGUMENT" if error.status < 500 else "INTERNAL")
                 return self._answered(status, _body_message(error), seconds(error.retry_after))
             case InferenceServerException():
-                status = str(error.status()).removeprefix("StatusCode.")
+                status = str(error.status() or streamed_status(error.message() or "")).removeprefix("StatusCode.")
                 return self._answered(status, error.message() or "", seconds(_trailing(error.__context__).get("retry-after")))
             case grpc.aio.AioRpcError():
                 return self._answered(error.code().name, error.details() or "", seconds(_trailing(error).get("retry-after")))
@@ -183,6 +190,11 @@ def _retry(status: str, message: str) -> Retry:
         case "INTERNAL" if STUB_DIED.search(message):
             return Retry.BROKEN
     return Retry.NO
+
+
+def streamed_status(message: str) -> str:
+    """Return the status of an error in a gRPC stream, which has only a message."""
+    return next((status for status, pattern in STREAMED if pattern.search(message)), InvalidArgumentError.status)
 
 
 def _body_message(error: HttpAnswerError) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+
+import numpy as np
 
 from serving.connection import Connection
 from serving.errors import RequestError
@@ -13,31 +15,67 @@ from serving.infer_client import InferClient
 from serving.own_answers import require_own_answer
 from serving.pipeline_call import PipelineCall
 from serving.runtime.digest import DIGEST
+from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.tasks._clean_up import TextCleaner
-from serving.runtime.tasks.text_generation import TextGeneration
+from serving.runtime.tasks.text_generation import TENSORS, TextGeneration
 from serving.runtime.types import Arrays
 
 CANCELLED = "cancelled"
 """Finish reason of a text that the server ended early."""
 
 
-async def whole_answer(connection: Connection, request: TextRequest) -> Arrays:
-    """Return the tensors of the one response to ``request``, which is retried as any other request.
+def whole_request(model: str, call: PipelineCall, rows: Sequence[tuple[str, ...]]) -> TextRequest:
+    """Return the request for the whole answer to one row.
+
+    Args:
+        model: The name of the model.
+        call: The call.
+        rows: The one row, as the task's ``parse_inputs`` gave it.
+
+    Raises:
+        DataError: The text cannot be encoded as UTF-8.
+    """
+    tensors, parameters = call.request(rows)
+    (texts,) = tensors.values()
+    return TextRequest.of(model, texts, parameters, keeps_input=call.formatting.get("return_type") == TENSORS)
+
+
+async def whole_answer(connection: Connection, request: TextRequest, options: GenerationOptions) -> Arrays:
+    """Return the tensors of the answer to ``request``, which is retried as any other request.
+
+    Over HTTP, the answer comes in pieces where it can: Triton does not notice that a client of ``/generate`` has left.
+
+    Args:
+        connection: The connection.
+        request: The request.
+        options: Its options, and the model's defaults of the others.
 
     Raises:
         RequestError: The server refused it, is not there, did not answer in time, or ended before the text was complete.
     """
+    has_pieces = options.num_beams == options.num_return_sequences == 1 and not request.keeps_input
+    sent = request.streamed() if has_pieces and connection.protocol == "http" else request
 
-    async def ask(client: InferClient) -> Arrays:
-        async with contextlib.aclosing(_opened(connection, client, request)) as responses:
-            answers = [answer async for answer in responses]
-        if len(answers) != 1:
-            raise RequestError(f"{request.model} sent {len(answers)} responses instead of one", status="INTERNAL")
-        return answers[0]
+    async def ask(client: InferClient) -> list[Arrays]:
+        async with contextlib.aclosing(_opened(connection, client, sent)) as responses:
+            return [answer async for answer in responses]
 
-    answer = await connection.ask(ask)
-    _check(answer, request)
-    return answer
+    answers = await connection.ask(ask)
+    for answer in answers:
+        _check(answer, request)
+    if not answers or (len(answers) > 1 and not sent.stream):
+        raise RequestError(f"{request.model} sent {len(answers)} responses instead of one", status="INTERNAL")
+    return _joined(answers) if sent.stream else answers[0]
+
+
+def _joined(pieces: Sequence[Arrays]) -> Arrays:
+    """Return the one answer that pieces are: that of one sequence."""
+    text = b"".join(piece["text_output"][0] for piece in pieces)
+    return pieces[-1] | {
+        "text_output": np.array([text], dtype=np.object_),
+        "token_ids": np.concatenate([piece["token_ids"] for piece in pieces]),
+        "num_output_tokens": np.sum([piece["num_output_tokens"] for piece in pieces], axis=0),
+    }
 
 
 def text_request(model: str, call: PipelineCall, inputs: object) -> tuple[TextRequest, TextCleaner | None]:
@@ -58,9 +96,7 @@ def text_request(model: str, call: PipelineCall, inputs: object) -> tuple[TextRe
     rows = task.parse_inputs(inputs)
     if len(rows) != 1:
         raise TypeError(f"stream_text takes one text or one chat, not {len(rows)}")
-    tensors, parameters = call.request(rows)
-    (texts,) = tensors.values()
-    return TextRequest.of(model, texts, parameters).streamed(), task.cleaner(rows[0], **call.formatting)
+    return whole_request(model, call, rows).streamed(), task.cleaner(rows[0], **call.formatting)
 
 
 async def text_pieces(connection: Connection, request: TextRequest, cleaner: TextCleaner | None) -> AsyncGenerator[str, None]:

@@ -34,7 +34,7 @@ def make_generation_plan(bundle: Bundle, options: PackageOptions) -> Plan:
     if resolve_device(options.device) == "gpu":
         raise ArtifactError(
             f"{bundle.manifest.name} generates on a CPU here",
-            hint="give --device cpu; on a GPU, serve the checkpoint with Triton's vLLM backend",
+            hint="give --device cpu, or package the checkpoint for a GPU with --engine vllm",
         )
     variant = _fastest(bundle, reasons) if options.precision == "auto" else bundle.variant(options.precision)
     slots = options.max_batch_size or SLOTS

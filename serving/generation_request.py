@@ -52,7 +52,7 @@ class TextRequest:
 
     def streamed(self) -> Self:
         """Return the request for a stream of pieces."""
-        return replace(self, stream=True)
+        return replace(self, stream=True, keeps_input=False)
 
     @property
     def flags(self) -> dict[str, bool]:

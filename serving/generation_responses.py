@@ -15,8 +15,6 @@ from serving.generation_request import TextRequest
 from serving.runtime.digest import DIGEST
 from serving.runtime.types import Arrays
 
-WANTED_ERRORS = {"triton_grpc_error": "true"}
-"""Header for which Triton ends a stream with the status of an error. Without it, an error of a stream has only a message."""
 EVENT = b"data:"
 TEXTS = ("text_output", "finish_reason")
 NUMBERS = ("num_output_tokens", "token_ids", DIGEST)
@@ -43,11 +41,14 @@ class Responses(Protocol):
 
 
 class GrpcResponses:
-    """Responses over a stream of ``ModelStreamInfer`` of their own: cancelling it cancels the request."""
+    """Responses over a stream of ``ModelStreamInfer`` of their own: cancelling it cancels the request.
 
-    def __init__(self, client: Any, request: TextRequest, headers: Mapping[str, str] | None) -> None:
+    An error in a stream has no status. Triton 2.51 would give one for the header ``triton_grpc_error``, but can end when it does.
+    """
+
+    def __init__(self, client: Any, request: TextRequest, headers: dict[str, str] | None) -> None:
         """Send the request with tritonclient's ``client``."""
-        self._responses = client.stream_infer(_once(request), headers={**WANTED_ERRORS, **(headers or {})})
+        self._responses = client.stream_infer(_once(request), headers=headers)
 
     async def read(self) -> Arrays | None:
         """Return the next response."""

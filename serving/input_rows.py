@@ -18,6 +18,8 @@ ColumnNames = dict[str, str | tuple[str, ...]]
 """File column by pipeline key, as in ``{"text": "sentence"}``; several columns if each holds one of a list of texts."""
 PipelineRow = dict[str, str | list[str]]
 """A row by pipeline key: a text, or a list of texts."""
+Chat = list[dict[str, object]]
+"""A row that is a list of messages."""
 
 
 class InputRow(NamedTuple):
@@ -176,12 +178,12 @@ def _pair(where: str, line: str, keys: Sequence[str]) -> PipelineRow:
     return {key: _checked_texts(value, key, where, row) for key, value in row.items()}
 
 
-def pipeline_input(row: str | PipelineRow) -> str | list[str] | PipelineRow:
+def pipeline_input(row: str | PipelineRow | Chat) -> str | list[str] | PipelineRow | Chat:
     """Return a row in the form that the pipeline takes: the text itself if there is only one."""
     return row if not isinstance(row, dict) or len(row) > 1 else next(iter(row.values()))
 
 
-def check_row(task: ServedTask, row: str | PipelineRow) -> None:
+def check_row(task: ServedTask, row: str | PipelineRow | Chat) -> None:
     """Check that the pipeline takes ``row``.
 
     Raises:
@@ -189,5 +191,5 @@ def check_row(task: ServedTask, row: str | PipelineRow) -> None:
     """
     try:
         task.parse_inputs([pipeline_input(row)])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, IndexError) as error:
         raise DataError(f"{error.args[0]}: {shown(row)}") from None

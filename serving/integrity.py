@@ -15,6 +15,7 @@ from serving.layout import (
     GENERATIONS,
     home_links,
     home_name,
+    is_single_model,
     leads_to,
     links_beside,
     model_home,
@@ -200,5 +201,6 @@ def check_generation(generation: Path, name: str, *, remedy: str, files: bool = 
         raise ArtifactError(f"{generation / MANIFEST} belongs to the ensemble {manifest.name}, not to {name}", hint=remedy)
     if files:
         links = {f"{name}/{MANIFEST}": f"../{MANIFEST}"}
-        check_files(generation, manifest.files, remedy=remedy, links=links, folders=[f"{name}/1"])
+        folders = [f"{name}/{folder}" for folder in ("1", "warmup")] if is_single_model(manifest.layout) else [f"{name}/1"]
+        check_files(generation, manifest.files, remedy=remedy, links=links, folders=folders)
     return manifest

@@ -78,8 +78,13 @@ def _ready(repository: Path, artifacts: Path, ensemble: CheckedEnsemble, servers
         packaged=manifest.created,
         bytes=_size([model_home(repository, name)]),
         ports=_ports(repository, name, servers),
-        notes=(*_bundle_notes(manifest, artifacts), *_served_notes(repository, name, servers)),
+        notes=(*_engine_notes(manifest), *_bundle_notes(manifest, artifacts), *_served_notes(repository, name, servers)),
     )
+
+
+def _engine_notes(manifest: RepositoryManifest) -> Iterator[str]:
+    if manifest.layout == "vllm":
+        yield "for the official Triton image with vLLM: tritonize serve leaves it out"
 
 
 def _bundle_notes(manifest: RepositoryManifest, artifacts: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ HOME_ENTRIES = ("config.pbtxt", "1", "warmup")
 MANIFEST_LINK = "manifest.json"
 """A further one in the home of a single model. It tells this home from that of an ensemble."""
 STEPS = ("preprocess", "model", "postprocess")
-SINGLE_MODEL_LAYOUTS: tuple[Layout, ...] = ("fused", "generation")
+SINGLE_MODEL_LAYOUTS: tuple[Layout, ...] = ("fused", "generation", "vllm")
 
 
 def is_single_model(layout: Layout) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from serving.file_layout import FileLayout, parse_rows_location
 from serving.option_fields import Option
+from serving.vllm_options import VllmOptions
 
 LONGEST_NAME = 200
 """Limit of a model's name in characters. Names of files have 255, and the names of steps and of temporary folders are longer."""
@@ -40,10 +41,15 @@ Precision = Literal["fp32", "fp16", "int8"]
 """A variant of a bundle."""
 ComputeDevice = Literal["cpu", "gpu"]
 """A device that computes, once ``auto`` is resolved."""
+ServingEngine = Literal["onnxruntime", "vllm"]
+"""What runs a packaged model."""
 Batching = Literal["ragged", "off"]
 """How requests are batched, once ``auto`` is resolved."""
-Layout = Literal["ensemble", "fused", "generation"]
-"""How a model becomes Triton models, once ``auto`` is resolved: one for each step; one for all steps; one that generates."""
+ServedPrecision = Literal[Precision, "bf16"]
+"""The precision that a packaged model computes in. vLLM converts the weights itself, and bundles have no variant in bf16."""
+Layout = Literal["ensemble", "fused", "generation", "vllm"]
+"""How a model becomes Triton models, once ``auto`` is resolved: one for each step; one for all steps; one that generates; one that
+generates in vLLM."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_BATCH_SIZE = 64
 """Maximum number of rows per request, unless the user or tuning says otherwise."""
@@ -111,9 +117,21 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions):
         Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
     ] = None
     precision: Annotated[
-        Literal["auto", Precision],
-        Option("Variant to serve; auto: fp16 on a GPU, on a CPU the fastest variant that passed its gates.", shared=True),
+        Literal["auto", ServedPrecision],
+        Option(
+            "Variant to serve; auto: fp16 on a GPU, on a CPU the fastest variant that passed its gates. With vLLM, auto is the "
+            "precision of the checkpoint, or fp16 if that is fp32; bf16 is for vLLM only.",
+            shared=True,
+        ),
     ] = "auto"
+    engine: Annotated[
+        ServingEngine,
+        Option(
+            "Engine that runs the model; onnxruntime: the exported variants; vllm: the checkpoint itself, for text-generation on a "
+            "GPU, in the official Triton image with vLLM."
+        ),
+    ] = "onnxruntime"
+    vllm: VllmOptions = field(default_factory=VllmOptions)
     device: Device = "auto"
     batching: Annotated[
         Literal["auto", "ragged", "off"],
@@ -356,6 +374,13 @@ class PredictOptions:
             default_text="",
         ),
     ] = field(default_factory=dict)
+    chat: Annotated[
+        bool,
+        Option("Send each text as the message of a user to a chat model. A text that is a JSON list of messages is a whole chat."),
+    ] = False
+    stream: Annotated[
+        bool, Option("Print the text while it is generated, as always where one text is given and the output is a terminal.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class PipelineCall:
     task: ServedTask
     named: Mapping[str, object]
     given: Mapping[str, object]
-    parameters: Mapping[str, object]
+    parameters: Mapping[str, JsonValue]
     formatting: Mapping[str, object]
     batch_size: int | None
 

@@ -9,7 +9,7 @@ from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration, has_fused
 from serving.errors import ArtifactError
 from serving.machine import cores, resolve_device
-from serving.options import MAX_BATCH_SIZE, Batching, ComputeDevice, Layout, Precision
+from serving.options import MAX_BATCH_SIZE, Batching, ComputeDevice, Layout, ServedPrecision
 from serving.tuning import Tuning
 
 INT8_SCALES = "dynamic int8 scales span the whole batch, so an answer would depend on the other requests in it"
@@ -41,7 +41,7 @@ class Plan(Configuration):
 def make_plan(
     bundle: Bundle,
     *,
-    precision: Literal["auto", Precision],
+    precision: Literal["auto", ServedPrecision],
     device: Literal["auto", ComputeDevice],
     batching: Literal["auto", Batching],
     instances: int | None,

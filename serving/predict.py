@@ -13,7 +13,7 @@ from typing import Protocol
 from serving.answer_file import ANSWER, TRUNCATED, AnswerFile, opened_line
 from serving.async_client import AsyncTritonPipeline
 from serving.errors import DataError
-from serving.input_rows import InputFile, InputRow, PipelineRow, check_row, pipeline_input
+from serving.input_rows import InputFile, InputRow, check_row, pipeline_input
 from serving.runtime.tasks.base import ServedTask
 from serving.truncated_rows import TruncatedRows
 from serving.writing import writing
@@ -114,7 +114,7 @@ async def _answer_rest(
     encode = JSONEncoder(ensure_ascii=False).encode
     answered = TruncatedRows(before=done)
 
-    async def rows() -> AsyncGenerator[str | list[str] | PipelineRow, None]:
+    async def rows() -> AsyncGenerator[object, None]:
         for row in islice(files.input.rows(), done, None):
             if not checked:
                 _check(files, task, row)

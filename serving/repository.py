@@ -44,23 +44,18 @@ from serving.artifact import (
     write_manifest,
 )
 from serving.bundle import REMEDY, Bundle, load_bundle, served_code
-from serving.encoder_models import write_encoder_models
 from serving.errors import ArtifactError
-from serving.generating_model import write_generating_model
-from serving.generation_plan import make_generation_plan
-from serving.generation_recording import generation_probe
 from serving.integrity import check_files
 from serving.layout import CURRENT, model_home
 from serving.lineage import refuse_other_package
-from serving.manifests import BundleProvenance, ExpectedAnswer, ProbeBody, RepositoryManifest, StageInputs
+from serving.manifests import BundleProvenance, ExpectedAnswer, RepositoryManifest, StageInputs
 from serving.naming import named_for_packaging
 from serving.options import PackageOptions
+from serving.packaging import Packaging, choose_packaging
 from serving.placement import is_linked, refuse_foreign, remove_earlier, staging_root, switch
-from serving.plan import Plan, make_plan
-from serving.recording import probe_body
+from serving.plan import Plan
 from serving.reporting import logger
 from serving.runtime.tasks import served_names
-from serving.runtime.tasks._generation import GenerationTask
 from serving.tuning import Tuning, read_tuning
 from serving.writing import writing
 
@@ -73,6 +68,7 @@ SHAPING = (
     "serving/generation_plan.py",
     "serving/generation_recording.py",
     "serving/layout.py",
+    "serving/packaging.py",
     "serving/pbtxt.py",
     "serving/placement.py",
     "serving/plan.py",
@@ -80,6 +76,8 @@ SHAPING = (
     "serving/recording.py",
     "serving/repository.py",
     "serving/undecided.py",
+    "serving/vllm_model.py",
+    "serving/vllm_plan.py",
     "serving/warmups.py",
 )
 TASK_SHAPING = ("serving/runtime",)
@@ -108,8 +106,8 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     """Write or replace the models of ``options.name``.
 
     Raises:
-        ArtifactError: There is no usable bundle, it was altered, it refers to files outside it, it is older than its checkpoint, or
-            one of the names belongs to another model.
+        ArtifactError: There is no usable bundle, it was altered, it refers to files outside it, it is older than its checkpoint,
+            one of the names belongs to another model, or the engine lacks something.
         ExportError: The graph takes inputs that cannot be made from text.
     """
     options = named_for_packaging(options)
@@ -118,12 +116,14 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     check_files(bundle.folder, bundle.manifest.files, remedy=REMEDY)
     bundle = bundle.with_max_length(options.max_length)
     tuning, objection = _tuning(options)
-    plan = _plan(bundle, options, tuning)
+    packaging = choose_packaging(bundle, options, tuning)
+    plan = packaging.plan
     if objection is not None:
         plan = replace(plan, reasons=plan.reasons | {"configuration": f"not as tuned: {objection}"})
     if (reason := _length_reason(bundle)) is not None:
         plan = replace(plan, reasons=plan.reasons | {"max_length": reason})
-    inputs = _inputs(options, bundle, plan, tuning)
+    packaging = replace(packaging, plan=plan)
+    inputs = _inputs(options, bundle, packaging, tuning)
     _warn_unverified(bundle)
     current = model_home(options.repository, options.name) / CURRENT
     if not options.force and is_current(current, RepositoryManifest, inputs) and is_linked(options.repository, options.name):
@@ -135,9 +135,8 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     with writing(options.repository / options.name), staging as folder:
         generation = folder / "generation"
         generation.mkdir()
-        write = write_generating_model if isinstance(bundle.task, GenerationTask) else write_encoder_models
-        answers = write(generation, bundle, plan, options.name)
-        manifest = write_manifest(generation, _manifest(options, bundle, plan, inputs, answers))
+        answers = packaging.write(generation)
+        manifest = write_manifest(generation, _manifest(options, bundle, packaging, inputs, answers))
         (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
         switch(options.repository, options.name, generation, plan.layout)
     return PackagedEnsemble(manifest=manifest, unchanged=False)
@@ -157,7 +156,7 @@ def plan_package(options: PackageOptions) -> Plan:
     Raises:
         ArtifactError: There is no usable bundle.
     """
-    return _plan(load_bundle(options.bundle_folder), options, _tuning(options)[0])
+    return choose_packaging(load_bundle(options.bundle_folder), options, _tuning(options)[0]).plan
 
 
 def _warn_unverified(bundle: Bundle) -> None:
@@ -171,37 +170,34 @@ def _warn_unverified(bundle: Bundle) -> None:
         )
 
 
-def _inputs(options: PackageOptions, bundle: Bundle, plan: Plan, tuning: Tuning | None) -> StageInputs:
+def _inputs(options: PackageOptions, bundle: Bundle, packaging: Packaging, tuning: Tuning | None) -> StageInputs:
     """Return what decides the content of the repository."""
-    chosen = asdict(plan) | {"name": options.name, "tuning": tuning.sha256 if tuning else None, "max_length": bundle.max_length}
-    files = [bundle.folder / MANIFEST, bundle.variant(plan.precision).path, bundle.tokenizer]
+    chosen = asdict(packaging.plan) | {
+        "name": options.name,
+        "tuning": tuning.sha256 if tuning else None,
+        "max_length": bundle.max_length,
+    }
+    graphs = [] if packaging.graph is None else [packaging.graph]
+    files = [bundle.folder / MANIFEST, *graphs, bundle.tokenizer]
     code = shaping_code(bundle.task.name)
     return inputs_record(chosen, fingerprint(files, root=bundle.folder), code)
 
 
 def _manifest(
-    options: PackageOptions, bundle: Bundle, plan: Plan, inputs: StageInputs, answers: tuple[ExpectedAnswer, ...]
+    options: PackageOptions, bundle: Bundle, packaging: Packaging, inputs: StageInputs, answers: tuple[ExpectedAnswer, ...]
 ) -> RepositoryManifest:
-    variant = bundle.variant(plan.precision)
     content = {
         **provenance(inputs),
-        **asdict(plan),
+        **asdict(packaging.plan),
         "name": options.name,
         "task": bundle.task.name,
         "settings": json_ready(bundle.task.to_settings()),
         "max_length": bundle.max_length,
-        "probe": answers[0].request if answers else _probe(bundle),
+        "probe": answers[0].request if answers else packaging.probe,
         "answers": answers,
-        "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=variant.figures, name=bundle.manifest.name),
+        "bundle": BundleProvenance(manifest=bundle.manifest.inputs, figures=packaging.figures, name=bundle.manifest.name),
     }
     return RepositoryManifest.model_validate(content)
-
-
-def _probe(bundle: Bundle) -> ProbeBody:
-    """Return a request for a model without recorded answers."""
-    if isinstance(bundle.task, GenerationTask):
-        return generation_probe(bundle.task, tokens=1)
-    return probe_body(bundle.task.example)
 
 
 def shaping_code(task: str) -> dict[str, str]:
@@ -230,22 +226,3 @@ def _tuning(options: PackageOptions) -> tuple[Tuning | None, str | None]:
         return read_tuning(options.bundle_folder), None
     except ArtifactError as error:
         return None, error.message
-
-
-def _plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Plan:
-    if isinstance(bundle.task, GenerationTask):
-        return make_generation_plan(bundle, options)
-    return make_plan(
-        bundle,
-        precision=options.precision,
-        device=options.device,
-        batching=options.batching,
-        instances=options.instances,
-        threads=options.threads,
-        max_batch_size=options.max_batch_size,
-        queue_delay_us=options.queue_delay_us,
-        layout=options.layout,
-        preprocess_instances=options.preprocess_instances,
-        postprocess_instances=options.postprocess_instances,
-        tuning=tuning,
-    )

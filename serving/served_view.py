@@ -28,6 +28,7 @@ from serving.layout import CURRENT, model_home, package_entries, working_models
 from serving.leases import descriptor_path, take_lease
 from serving.packages import FoundPackages, find_packages
 from serving.reporting import logger
+from serving.vllm_container import needs_container
 from serving.writing import describe
 
 RESTART = "restart the server to load what the repository holds now: tritonize stop, tritonize serve"
@@ -126,7 +127,7 @@ def open_view(repository: Path, *, strict: bool = False) -> Iterator[ServedView]
     """
     repository = repository.resolve()
     with contextlib.ExitStack() as held:
-        found, leases = _hold(find_packages(repository), repository, held)
+        found, leases = _hold(_without_vllm(find_packages(repository), repository), repository, held)
         for orphan in found.orphans:
             logger.warning(f"{orphan.problem} ({orphan.hint})")
         if not found.ensembles and not found.damaged:
@@ -135,6 +136,14 @@ def open_view(repository: Path, *, strict: bool = False) -> Iterator[ServedView]
         chosen = _Chosen(ensembles=found.ensembles, leases=leases, damaged=found.damaged, others=others)
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
         yield ServedView(repository, folder, chosen, strict=strict)
+
+
+def _without_vllm(found: FoundPackages, repository: Path) -> FoundPackages:
+    """Set aside the packages for vLLM: the server has no such backend, and would not start with them."""
+    vllm = {name: package.manifest for name, package in found.ensembles.items() if package.manifest.layout == "vllm"}
+    ensembles = {name: package for name, package in found.ensembles.items() if name not in vllm}
+    errors = {name: needs_container(repository, manifest) for name, manifest in vllm.items()}
+    return replace(found, ensembles=ensembles, damaged={**found.damaged, **errors})
 
 
 def _hold(found: FoundPackages, repository: Path, held: contextlib.ExitStack) -> tuple[FoundPackages, dict[str, int]]:
@@ -196,4 +205,4 @@ def _combined(refused: Mapping[str, ArtifactError]) -> ArtifactError:
     if len(refused) == 1:
         return next(iter(refused.values()))
     reasons = "; ".join(f"{name}: {error.message}" for name, error in refused.items())
-    return ArtifactError(f"{len(refused)} ensembles are damaged: {reasons}", hint=next(iter(refused.values())).hint)
+    return ArtifactError(f"{len(refused)} models cannot be served: {reasons}", hint=next(iter(refused.values())).hint)

@@ -31,6 +31,7 @@ EVERYWHERE = {
     "serving.manifests": "as serving.artifact",
     "serving.option_fields": "the options that decide are recorded",
     "serving.options": "the options that decide are recorded",
+    "serving.vllm_options": "the options that decide are recorded",
     "serving.reporting": "only words",
     "serving.text_table": "only words",
     "serving.writing": "only words: it names the file in an error",

@@ -16,10 +16,10 @@ from export.generation.decoder_gates import GenerationFigures, GenerationLimits,
 from export.generation.decoder_graph import OPSET, DecoderLayout, export_decoder, max_tokens
 from export.generation.decoding_speed import ROWS_TOGETHER, DecodingSpeed, Write, decoding_speeds
 from export.generation.original_decoder import OriginalDecoder
-from export.generation.rowwise_int8 import quantize_rowwise
 from export.generation.slotted_decoder import SlottedDecoder
 from export.generation.token_comparison import compare_greedy, compare_tokens
 from export.original import one_thread
+from export.rowwise_int8 import quantize_rowwise
 from serving.errors import DataError, ExportError
 from serving.manifests import VariantGate
 from serving.options import Precision

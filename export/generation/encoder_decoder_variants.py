@@ -25,9 +25,9 @@ from export.generation.encoder_decoder_gates import (
 from export.generation.encoder_decoder_graph import EncoderDecoderGraphs, export_encoder_decoder
 from export.generation.encoder_decoder_rows import EncoderDecoderGeneration, EncoderDecoderRows
 from export.generation.original_encoder_decoder import OriginalEncoderDecoder
-from export.generation.rowwise_int8 import quantize_rowwise
 from export.generation.served_encoder_decoder import ServedEncoderDecoder
 from export.original import one_thread
+from export.rowwise_int8 import quantize_rowwise
 from serving.errors import DataError, ExportError
 from serving.manifests import VariantGate
 from serving.options import Precision

@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 from serving.configuration import Configuration
 from serving.manifests.bundle_manifest import GenerationVariantFigures, VariantFigures
 from serving.manifests.manifest import Manifest, Record, StageInputs, is_none
-from serving.options import Batching, ComputeDevice, Layout, Precision
+from serving.options import Batching, ComputeDevice, Layout, ServedPrecision
 
 
 class ProbeInput(Record):
@@ -81,12 +81,12 @@ class BundleProvenance(Record):
 
     Attributes:
         manifest: What the export read.
-        figures: Figures of the variant that is served.
+        figures: Figures of the variant that is served; None if the checkpoint itself is.
         name: Name of the bundle; None in repositories of earlier versions.
     """
 
     manifest: StageInputs
-    figures: VariantFigures | GenerationVariantFigures
+    figures: VariantFigures | GenerationVariantFigures | None
     name: str | None = Field(default=None, exclude_if=is_none)
 
 
@@ -102,6 +102,7 @@ class RepositoryManifest(Manifest):
         answers: The answers that the server must give, the first of them to ``probe``; empty if they could not be computed.
         reasons: Why each automatic choice was made, by option.
         bundle: Where the graph comes from.
+        engine_arguments: What vLLM is told, where it runs the model.
 
     The other fields are those of :class:`serving.configuration.Configuration`.
     """
@@ -116,7 +117,7 @@ class RepositoryManifest(Manifest):
     max_length: PositiveInt
     probe: ProbeBody
     answers: tuple[ExpectedAnswer, ...]
-    precision: Precision
+    precision: ServedPrecision
     device: ComputeDevice
     batching: Batching
     instances: PositiveInt
@@ -129,6 +130,7 @@ class RepositoryManifest(Manifest):
     capacity: PositiveInt | None = Field(default=None, exclude_if=is_none)
     reasons: dict[str, str]
     bundle: BundleProvenance
+    engine_arguments: dict[str, JsonValue] = Field(default={}, exclude_if=_is_empty)
 
     @property
     def configuration(self) -> Configuration:

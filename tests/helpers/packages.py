@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.artifact import MANIFEST, inputs_record, staging_folder, write_manifest
-from serving.layout import working_models
+from serving.layout import is_single_model, working_models
 from serving.manifests import BundleProvenance
 from serving.options import Layout
 from serving.placement import refuse_foreign, staging_root, switch
@@ -25,6 +25,8 @@ def write_package(
         for model in {*working, name}:
             (generation / model / "1").mkdir(parents=True)
             (generation / model / "config.pbtxt").write_text("x" * 100_000, encoding="utf-8")
+        if is_single_model(layout):
+            (generation / name / "warmup").mkdir()
         for model in working:
             (generation / model / "1" / "model").touch()
         source = BundleProvenance(manifest=NOTHING, figures=variant_figures(), name=bundle or name)

@@ -22,7 +22,7 @@ COPIES: list[Callable[[Any], Any]] = [copy.copy, copy.deepcopy, lambda client: p
 
 def key_of(client: Any) -> str | None:
     connection = getattr(client, "_pipeline", client)._connection
-    return (connection._headers or {}).get(API_KEY_HEADER)  # type: ignore[no-any-return]
+    return (connection.headers or {}).get(API_KEY_HEADER)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("kind", [TritonPipeline, AsyncTritonPipeline])
@@ -32,7 +32,7 @@ def test_a_copy_has_the_same_arguments(kind: Any, make: Callable[[Any], Any]) ->
     copied = make(client)
     assert type(copied) is kind and copied is not client
     connection = getattr(copied, "_pipeline", copied)._connection
-    assert (copied.name, connection._url, connection._protocol, connection._timeout) == ("x", "there:1", "http", 7)
+    assert (copied.name, connection._url, connection.protocol, connection._timeout) == ("x", "there:1", "http", 7)
     assert copied.__reduce__()[0].keywords == client.__reduce__()[0].keywords
     assert key_of(copied) == "given"
 

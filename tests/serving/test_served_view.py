@@ -128,13 +128,13 @@ def test_a_generation_that_was_deleted_is_left_out_and_named(
     view.refresh()
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1, "it is told once"
     shutil.rmtree(repository / "other_model")
-    with pytest.raises(ArtifactError, match=r"2 ensembles are damaged: one: .* was deleted; other: .* was deleted"):
+    with pytest.raises(ArtifactError, match=r"2 models cannot be served: one: .* was deleted; other: .* was deleted"):
         view.refresh()
 
 
 def test_a_repository_that_is_gone_is_told(view: ServedView, repository: Path) -> None:
     shutil.rmtree(repository)
-    with pytest.raises(ArtifactError, match=r"2 ensembles are damaged: .* was deleted"):
+    with pytest.raises(ArtifactError, match=r"2 models cannot be served: .* was deleted"):
         view.refresh()
     assert [line.partition("; ")[2] for line in view.differences()] == [
         f"{name} was removed from the repository and is served until the server is stopped" for name in ("one", "other")
@@ -178,7 +178,7 @@ def test_a_strict_server_does_not_restart_with_less(repository: Path) -> None:
 def test_nothing_that_can_be_served_is_an_error(repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("one", "other"):
         (generation(repository, name) / "manifest.json").unlink()
-    with pytest.raises(ArtifactError, match=r"2 ensembles are damaged: one: .*; other: "), open_view(repository):
+    with pytest.raises(ArtifactError, match=r"2 models cannot be served: one: .*; other: "), open_view(repository):
         pass
     (tmp_path / "empty" / "x_model" / "generations" / "0123456789ab").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="empty holds no packaged ensemble"), open_view(tmp_path / "empty"):

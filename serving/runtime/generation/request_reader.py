@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..tasks.text_generation import MESSAGES, TextGeneration
+from ..tasks.text_generation import TextGeneration
 from ..types import JsonValue
 from .generation_options import GenerationOptions
 
@@ -55,8 +55,8 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
     options = task.generation_options
     stream = flags.get("stream", False)
     prepend = not flags.get("exclude_input_in_output", stream or task.messages)
-    if prepend and (stream or task.messages):
-        raise ValueError(f"exclude_input_in_output cannot be false where {'stream' if stream else MESSAGES} is true")
+    if prepend and stream:
+        raise ValueError("exclude_input_in_output cannot be false where stream is true")
     if stream and options.num_return_sequences > 1:
         raise ValueError("option num_return_sequences of more than 1 is not supported with stream")
     if stream and options.num_beams > 1:

@@ -63,8 +63,6 @@ class ServedTask(ABC):
     """Whether ``transformers.pipeline`` makes lists of iterables that are not generators. Otherwise it does not take them."""
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None}
     """Default columns of a file's texts: ``text``, ``text_pair`` and, for some tasks, ``choices``."""
-    decoupled: ClassVar[bool] = False
-    """Whether the model is Triton's decoupled kind, which takes one row and may answer in pieces."""
     reads_words: ClassVar[bool] = False
     """Whether a file may give a text as a list of words, which are joined by spaces."""
 

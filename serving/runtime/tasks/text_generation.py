@@ -73,7 +73,6 @@ class TextGeneration(GenerationTask):
         "tokenizer_encode_kwargs",
     )
     presentation_options: ClassVar[frozenset[str]] = frozenset({"continue_final_message", "prefix"})
-    decoupled: ClassVar[bool] = True
     positional: ClassVar[tuple[str, ...]] = ("text_inputs",)
     text_keys: ClassVar[tuple[str, ...]] = ("text",)
 

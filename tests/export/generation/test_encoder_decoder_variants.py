@@ -10,9 +10,12 @@ import pytest
 
 from export.generation import encoder_decoder_variants
 from export.generation.encoder_decoder_gates import EncoderDecoderLimits, TextMetric
+from export.generation.encoder_decoder_graph import export_encoder_decoder
 from export.generation.encoder_decoder_rows import EncoderDecoderGeneration, EncoderDecoderRows, start_tokens
 from export.generation.encoder_decoder_variants import EncoderDecoderExport, build_encoder_decoder
 from export.generation.original_encoder_decoder import OriginalEncoderDecoder
+from export.generation.served_encoder_decoder import ServedEncoderDecoder
+from export.rowwise_int8 import quantize_rowwise
 from serving.errors import DataError, ExportError
 from tests.helpers.encoder_decoders import SOURCES, tiny_encoder_decoder
 
@@ -79,6 +82,21 @@ def test_int8_is_measured_by_agreement_and_by_its_texts(exported: tuple[EncoderD
     assert found.texts.drop == pytest.approx(100 * (found.texts.original - found.texts.variant))
     assert found.bytes < made.variants["fp32"].bytes
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_int8_gives_a_row_the_same_bits_alone_and_among_others(name: str, tmp_path: Path) -> None:
+    model = tiny_encoder_decoder(name)
+    graphs = export_encoder_decoder(model, tmp_path / "fp32", opset=18)
+    for path in (graphs.encoder, graphs.decoder):
+        assert quantize_rowwise(path, tmp_path / path.name) > 10
+    sizes = {"rows": 16, "capacity": 16, "source_capacity": 120}
+    served = ServedEncoderDecoder(tmp_path / "encoder.onnx", tmp_path / "decoder.onnx", [2], **sizes, threads=1)
+    sources = [*SOURCES[:7], SOURCES[3] * 4]
+    answers = [source[:9] for source in sources]
+    together = served.logits(sources, answers)
+    for source, answer, found in zip(sources, answers, together, strict=True):
+        assert (served.logits([source], [answer])[0] == found).all()
 
 
 def test_another_model_in_place_of_a_variant_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

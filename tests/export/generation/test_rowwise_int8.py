@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import graph, optimize
 from export.generation.decoder_graph import export_decoder
-from export.generation.rowwise_int8 import quantize_rowwise
 from export.generation.slotted_decoder import SlottedDecoder
+from export.rowwise_int8 import quantize_rowwise
 from serving.errors import ExportError
 from tests.export.generation.conftest import ExportedDecoder
 from tests.helpers.decoders import POSITIONS, made_up_rows
@@ -52,7 +52,7 @@ def test_logits_alone_and_among_16_rows_have_the_same_bits(
     original = np.stack(logits(load(path), ROWS))
     assert 1e-3 < np.abs(together - original).mean() < DIFFERENCE * np.abs(original).mean()
     operators = [node.op_type for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node]
-    assert products == operators.count("MatMulInteger") >= 9
+    assert products == operators.count("MatMulIntegerToFloat") >= 9
     assert "DynamicQuantizeLinear" not in operators
 
 

@@ -23,19 +23,33 @@ TEMPLATE = (
 )
 """Chat template of the copy that has one."""
 CAPACITY = 320
+SLOW = """
+
+def _slowly(self, *given, advance=Sampling.advance):
+    with Path({steps!r}).open("a") as steps:
+        steps.write(".")
+    time.sleep(0.02)
+    return advance(self, *given)
+
+
+Sampling.advance = _slowly
+"""
+"""Appended to the code of the model ``slow``: each token takes 20 ms, and is counted in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generating:
-    """The server and the checkpoints of its models: ``stories``, and ``chat``, which has a chat template.
+    """The server and the checkpoints of its models: ``stories``, ``chat`` with a chat template, and ``slow``.
 
     Attributes:
         server: The running server.
+        steps: File with one byte for each token of ``slow``.
         checkpoints: Their folders by the names of the models.
         pipelines: Pipelines of transformers by the names of the models.
     """
 
     server: GenerationServer
+    steps: Path
     checkpoints: dict[str, Path]
     pipelines: dict[str, Any]
 
@@ -67,8 +81,12 @@ def generating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]
     repository = folder / "repository"
     for name, path in checkpoints.items():
         _write(repository, name, graph, path, pipelines[name])
+    steps = folder / "steps"
+    _write(repository, "slow", graph, STORIES, pipelines["stories"])
+    with (repository / "slow" / "1" / "model.py").open("a", encoding="utf-8") as code:
+        code.write(SLOW.format(steps=str(steps)))
     with generation_server(repository, folder / "server") as server:
-        yield Generating(server=server, checkpoints=checkpoints, pipelines=pipelines)
+        yield Generating(server=server, steps=steps, checkpoints=checkpoints, pipelines=pipelines)
 
 
 def _write(repository: Path, name: str, graph: Path, checkpoint: Path, pipe: Any) -> None:

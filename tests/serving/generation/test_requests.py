@@ -27,6 +27,7 @@ def test_inputs_mean_what_they_mean_in_vllm() -> None:
     assert plain.options == DEFAULTS.generation_options
     assert not read(exclude_input_in_output=True).prepend_input
     assert not read(stream=True).prepend_input and not read({"messages": True}).prepend_input
+    assert read({"messages": True}, exclude_input_in_output=False).prepend_input
     assert not read(stream=True, exclude_input_in_output=True).prepend_input
     assert read(return_finish_reason=True, return_num_output_tokens=True).finish_reason
     asked = read({"top_k": 5, "stop": '["a"]'}, b'{"max_tokens": 7, "suppress_tokens": [1]}').options
@@ -37,7 +38,6 @@ def test_inputs_mean_what_they_mean_in_vllm() -> None:
     ("parameters", "sampling", "flags", "named"),
     [
         ({}, b"", {"stream": True, "exclude_input_in_output": False}, "exclude_input_in_output"),
-        ({"messages": True}, b"", {"exclude_input_in_output": False}, "exclude_input_in_output"),
         ({"messages": "yes"}, b"", {}, "messages"),
         ({"num_return_sequences": 2}, b"", {"stream": True}, "num_return_sequences"),
         ({"num_beams": 2, "do_sample": False}, b"", {"stream": True}, "num_beams"),

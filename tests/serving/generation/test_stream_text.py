@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from serving.client import AsyncTritonPipeline, TritonPipeline
-from serving.errors import InvalidArgumentError
+from serving.errors import InvalidArgumentError, RequestError
 from tests.serving.generation.conftest import Generating
 from tests.serving.generation.test_client import CHAT, PREFILL, TEXTS
 
@@ -31,11 +29,16 @@ def pipe(generating: Generating, protocol: str) -> Iterator[TritonPipeline]:
         yield pipe
 
 
-def responses(generating: Generating, first: int) -> int:
-    """Number of responses that the model sent, as the ``first`` of their streams or later."""
-    with urllib.request.urlopen(f"http://{generating.server.http}/v2/models/chat/stats", timeout=5) as answer:
-        (stats,) = json.load(answer)["model_stats"]
-    return sum(entry["success"]["count"] for place, entry in stats["response_stats"].items() if int(place) >= first)
+def tokens(generating: Generating) -> int:
+    """Number of tokens that the slow model has generated."""
+    return generating.steps.stat().st_size
+
+
+def further_tokens(generating: Generating) -> int:
+    """Number of tokens that the slow model generates from now on, though nobody should read them."""
+    before = tokens(generating)
+    time.sleep(0.5)
+    return tokens(generating) - before
 
 
 @pytest.mark.parametrize("inputs", [*TEXTS, CHAT, PREFILL], ids=str)
@@ -50,39 +53,49 @@ def test_pieces_are_the_text_of_a_call(pipe: TritonPipeline, inputs: Any, option
     assert len(pieces) > 3 or len(answer["generated_text"]) < 20
 
 
-def test_pieces_come_while_the_server_generates(pipe: TritonPipeline) -> None:
-    began = time.perf_counter()
-    times = [time.perf_counter() - began for _ in pipe.stream_text("Once", **LONG)]
+def test_pieces_come_while_the_server_generates(generating: Generating, protocol: str) -> None:
+    with generating.client(protocol, "slow") as pipe:
+        began = time.perf_counter()
+        times = [time.perf_counter() - began for _ in pipe.stream_text("Once", **LONG | {"max_new_tokens": 40})]
+    assert len(times) > 20
     assert times[0] < 0.5 * times[-1]
 
 
-def test_closing_ends_the_generation(generating: Generating, pipe: TritonPipeline) -> None:
-    before = responses(generating, 150)
-    for _ in range(3):
+def test_closing_ends_the_generation(generating: Generating, protocol: str) -> None:
+    with generating.client(protocol, "slow") as pipe:
         stream = pipe.stream_text("Once upon a time", **LONG)
         assert next(stream)
-        stream.close()  # type: ignore[attr-defined]
-    time.sleep(1)
-    assert responses(generating, 150) == before, "a stream went on to its half"
-    assert list(pipe.stream_text("Once", **SHORT)), "the client goes on"
+        stream.close()
+        assert further_tokens(generating) <= 3
+        assert "".join(pipe.stream_text("Once", do_sample=False, max_new_tokens=3)), "the client goes on"
+
+
+def test_closing_the_client_ends_the_generation(generating: Generating, protocol: str) -> None:
+    with generating.client(protocol, "slow") as pipe:
+        assert next(pipe.stream_text("Once upon a time", **LONG))
+    assert further_tokens(generating) <= 3
 
 
 def test_a_cancelled_call_ends_the_generation(generating: Generating, protocol: str) -> None:
-    async def leave(pipe: AsyncTritonPipeline) -> None:
-        call = asyncio.ensure_future(pipe(["Once upon a time"] * 8, **LONG))
-        await asyncio.sleep(0.1)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
+    async def run() -> None:
+        async with AsyncTritonPipeline("slow", url=generating.url(protocol), protocol=protocol) as pipe:  # type: ignore[arg-type]
+            before = tokens(generating)
+            call = asyncio.ensure_future(pipe(["Once upon a time"] * 3, **LONG))
+            while tokens(generating) < before + 9:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
 
-    async def run() -> float:
-        async with AsyncTritonPipeline("chat", url=generating.url(protocol), protocol=protocol, concurrency=8) as pipe:  # type: ignore[arg-type]
-            await leave(pipe)
-            began = time.perf_counter()
-            await pipe("Once", do_sample=False, max_new_tokens=2)
-            return time.perf_counter() - began
+    asyncio.run(run())
+    assert further_tokens(generating) <= 9, "three for each of three texts"
 
-    assert asyncio.run(run()) < 1.0, "the slots were not free"
+
+def test_the_time_limit_of_a_call_ends_the_generation(generating: Generating, protocol: str) -> None:
+    with generating.client(protocol, "slow", timeout=0.5) as pipe, pytest.raises(RequestError) as late:
+        pipe("Once upon a time", **LONG)
+    assert late.value.status == "DEADLINE_EXCEEDED"
+    assert further_tokens(generating) <= 3
 
 
 def test_asynchronous_streams_run_at_the_same_time(generating: Generating, protocol: str) -> None:

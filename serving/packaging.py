@@ -1,0 +1,110 @@
+"""How a bundle becomes a package: the kinds of packages, of which the engine and the task choose one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from serving.bundle import Bundle
+from serving.encoder_models import write_encoder_models
+from serving.generating_model import write_generating_model
+from serving.generation_plan import make_generation_plan
+from serving.generation_recording import generation_probe
+from serving.lineage import checkpoint_of
+from serving.manifests import ExpectedAnswer, GenerationVariantFigures, ProbeBody, VariantFigures
+from serving.options import PackageOptions
+from serving.plan import Plan, make_plan
+from serving.recording import probe_body
+from serving.runtime.tasks._generation import GenerationTask
+from serving.runtime.tasks.text_generation import TextGeneration
+from serving.tuning import Tuning
+from serving.vllm_model import vllm_probe, write_vllm_model
+from serving.vllm_plan import make_vllm_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaging:
+    """How one bundle is packaged.
+
+    Attributes:
+        plan: How the model is served.
+        graph: The ONNX file that is served; None: the checkpoint is.
+        figures: Figures of that variant.
+        probe: A request for a package without recorded answers.
+        write: Writes the folders of the models into the folder of a generation; returns the answers that the server must give.
+    """
+
+    plan: Plan
+    graph: Path | None
+    figures: VariantFigures | GenerationVariantFigures | None
+    probe: ProbeBody
+    write: Callable[[Path], tuple[ExpectedAnswer, ...]]
+
+
+def choose_packaging(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Packaging:
+    """Return how a bundle is packaged.
+
+    Args:
+        bundle: The bundle.
+        options: Options of the stage.
+        tuning: The tuning found beside the bundle.
+
+    Raises:
+        ArtifactError: An option asks for what the bundle or the engine does not have.
+    """
+    if options.engine == "vllm":
+        return _vllm(bundle, options)
+    if isinstance(bundle.task, GenerationTask):
+        return _generating(bundle, options)
+    return _encoder(bundle, options, tuning)
+
+
+def _vllm(bundle: Bundle, options: PackageOptions) -> Packaging:
+    plan = make_vllm_plan(bundle, options)
+    checkpoint = options.vllm.checkpoint or checkpoint_of(bundle.folder)
+
+    def write(folder: Path) -> tuple[ExpectedAnswer, ...]:
+        write_vllm_model(folder, bundle, plan, options.name, checkpoint)
+        return ()
+
+    return Packaging(plan=plan, graph=None, figures=None, probe=vllm_probe(bundle.task.example), write=write)
+
+
+def _generating(bundle: Bundle, options: PackageOptions) -> Packaging:
+    plan = make_generation_plan(bundle, options)
+    variant = bundle.variant(plan.precision)
+    task = bundle.generation_task
+    return Packaging(
+        plan=plan,
+        graph=variant.path,
+        figures=variant.figures,
+        probe=generation_probe(task, tokens=1) if isinstance(task, TextGeneration) else probe_body(task.example),
+        write=partial(write_generating_model, bundle=bundle, plan=plan, name=options.name),
+    )
+
+
+def _encoder(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Packaging:
+    plan = make_plan(
+        bundle,
+        precision=options.precision,
+        device=options.device,
+        batching=options.batching,
+        instances=options.instances,
+        threads=options.threads,
+        max_batch_size=options.max_batch_size,
+        queue_delay_us=options.queue_delay_us,
+        layout=options.layout,
+        preprocess_instances=options.preprocess_instances,
+        postprocess_instances=options.postprocess_instances,
+        tuning=tuning,
+    )
+    variant = bundle.variant(plan.precision)
+    return Packaging(
+        plan=plan,
+        graph=variant.path,
+        figures=variant.figures,
+        probe=probe_body(bundle.task.example),
+        write=partial(write_encoder_models, bundle=bundle, plan=plan, name=options.name),
+    )
