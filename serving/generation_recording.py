@@ -55,7 +55,7 @@ def record_generation(version: Path, bundle: Bundle, plan: Plan) -> tuple[Expect
     Returns:
         The answer; none if its first token is almost undecided.
     """
-    task = bundle.generation_task.with_options({**GREEDY, "max_new_tokens": TOKENS})
+    task = bundle.generation_task.with_options({**GREEDY, "max_new_tokens": TOKENS, "truncation": True})
     if isinstance(task, TextGeneration):
         tokens = _decided_tokens(_decoder_example(version, task, bundle, plan), task, TOLERANCES[plan.precision])
         expected = ExpectedTensor(name="token_ids", datatype="INT64", shape=(len(tokens),), data=tuple(tokens))
@@ -72,7 +72,7 @@ def generation_probe(task: GenerationTask, *, tokens: int) -> ProbeBody:
     """Return a request for the first tokens of the answer to the task's example."""
     shape, text = ((1,) if task.streams else (1, 1)), task.example.items()
     inputs = tuple(ProbeInput(name=name, datatype="BYTES", shape=shape, data=(value,)) for name, value in text)
-    parameters: dict[str, JsonValue] = {**GREEDY, "max_new_tokens": tokens}
+    parameters: dict[str, JsonValue] = {**GREEDY, "max_new_tokens": tokens, "truncation": True}
     if task.streams:
         return ProbeBody(inputs=inputs, parameters=parameters | {"exclude_input_in_output": True}, endpoint="generate")
     return ProbeBody(inputs=inputs, parameters=parameters)
@@ -105,7 +105,7 @@ def _decided_tokens(example: _Example, task: GenerationTask, tolerance: float) -
     decoding = Sampling(task.generation_options, prompt, max_length=graph.capacity, encoder_ids=example.source)
     logits, length = graph.prefill(0, [PromptChunk(prompt, source=example.source)]), len(prompt)
     while _is_decided(logits, tolerance):
-        following = decoding.advance(logits, logits.argmax(axis=-1))
+        following = decoding.advance(logits, logits.argmax(axis=-1) if decoding.takes_argmax else None)
         if following is None:
             break
         logits = graph.step(following.tokens, np.array([length]))

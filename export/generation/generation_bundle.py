@@ -115,7 +115,8 @@ def _max_length(source: ExportSource, options: ExportOptions) -> int:
         )
     found = options.max_length or min(LONGEST, positions or LONGEST)
     reason = "as requested" if options.max_length else "the model's limit" if found == positions else "--max-length changes this"
-    logger.info(f"a prompt and its answer may have {found} tokens together ({reason})")
+    what = "a source" if source.config.get("is_encoder_decoder") else "a prompt and its answer together"
+    logger.info(f"{what} may have {found} tokens ({reason})")
     return found
 
 

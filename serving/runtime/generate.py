@@ -15,13 +15,14 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from .digest import row_digests
-from .generation.answer import BUSY, FINAL, GenerationAnswer, Outbox
+from .generation.answer import GenerationAnswer, Outbox
 from .generation.beam_search import BeamSearch
 from .generation.engine import Engine, GenerationRequest, QueueFullError
 from .generation.engine_settings import EngineSettings
 from .generation.process_life import end_process, end_with_parent
 from .generation.prompt_reader import PromptReader
 from .generation.request_reader import read_fields
+from .generation.responses import BUSY, FINAL
 from .generation.sampling import Sampling
 from .generation.step_graph import DecoderGraph
 from .generation.text_stream import Detokenizer, TextStream

@@ -17,13 +17,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .digest import row_digests
-from .generation.answer import BUSY, FINAL
 from .generation.beam_search import BeamSearch
 from .generation.encoder_decoder_step import EncoderDecoderGraph
 from .generation.engine import Engine, GenerationRequest, QueueFullError
 from .generation.engine_settings import EngineSettings
 from .generation.generation_options import GenerationOptions
 from .generation.process_life import end_process, end_with_parent
+from .generation.responses import BUSY, FINAL
 from .generation.row_answers import RowAnswer, RowAnswers
 from .generation.sampling import Sampling
 from .generation.source_reader import SourceReader

@@ -6,31 +6,20 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ..refusals import NOT_FINITE, NOT_RUN, failure, logged_failure, refusal, unavailable
-from .decoding import Decoding, NotFiniteError
-from .engine import DeadlineExceededError, GenerationCancelledError
+from .decoding import Decoding
+from .engine import GenerationCancelledError
 from .prompt_reader import Prompt
 from .request_reader import RequestFields
+from .responses import FINAL, Sender, error_response
 from .text_stream import TextStream
 
-BUSY = "this model has more requests than may wait: try again later"
 CANCELLED = "cancelled"
 """Finish reason: the client has left, or the server ends."""
-LATE = "the time that this request allows is over"
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-
-
-class Sender(Protocol):
-    """The response sender of one Triton request."""
-
-    def send(self, response: Any = ..., flags: int = ...) -> None:
-        """Send a response."""
-        ...
 
 
 @dataclass
@@ -191,19 +180,3 @@ class GenerationAnswer:
 
 def _strings(texts: Sequence[str]) -> Any:
     return np.array([text.encode() for text in texts], dtype=np.object_)
-
-
-def error_response(error: BaseException, *, cancelled: str = "") -> Any:
-    """Build the response to a request that was not finished.
-
-    Args:
-        error: Why.
-        cancelled: What a client is told that has cancelled.
-    """
-    if isinstance(error, GenerationCancelledError):
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(cancelled, pb_utils.TritonError.CANCELLED))
-    if isinstance(error, DeadlineExceededError):
-        return unavailable(LATE)
-    if isinstance(error, NotFiniteError):
-        return failure(NOT_FINITE)
-    return refusal(str(error)) if isinstance(error, ValueError) else logged_failure(error, NOT_RUN)

@@ -12,8 +12,8 @@ import triton_python_backend_utils as pb_utils
 
 from ..digest import DIGEST, TRUNCATED
 from ..types import Flags, Integers
-from .answer import FINAL, Sender, error_response
 from .decoding import Decoding
+from .responses import FINAL, Sender, error_response
 from .text_stream import TextStream
 
 CANCELLED = "the client has cancelled this request"
