@@ -27,8 +27,8 @@ REFUSALS = constants("refusals.py")
     ("message", "status", "retry"),
     [
         *((REFUSALS[name], "INTERNAL", Retry.NO) for name in ("NOT_PREPARED", "NOT_RUN", "NOT_ANSWERED", "NOT_FINITE")),
-        (constants("generate.py")["BUSY"], "UNAVAILABLE", Retry.LATER),
-        (constants("generation/answer.py")["LATE"], "UNAVAILABLE", Retry.LATER),
+        (constants("generation/responses.py")["BUSY"], "UNAVAILABLE", Retry.LATER),
+        (constants("generation/responses.py")["LATE"], "UNAVAILABLE", Retry.LATER),
         ("Request for unknown model: 'x' is not found", "NOT_FOUND", Retry.NO),
         ("Request for unknown model: 'x' has no available versions", "UNAVAILABLE", Retry.LATER),
         ("Stub process 'x' is not healthy.", "UNAVAILABLE", Retry.BROKEN),
