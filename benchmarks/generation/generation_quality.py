@@ -9,7 +9,7 @@ from statistics import fmean
 
 from benchmarks.measurements import ChangedAnswer, Quality
 from benchmarks.quality import SHOWN
-from export.generation.generation_bundle import METRIC
+from export.generation.decoder_records import METRIC
 from serving.bundle import Bundle
 from serving.manifests import GenerationVariantFigures
 

@@ -30,7 +30,7 @@ from benchmarks.served import ServerConnection, load_seconds
 from benchmarks.served_package import ServedPackage, check_process, read_package, require_same_bundle
 from benchmarks.token_speed import TokenTimes
 from export import graph
-from export.generation.generation_bundle import METRIC
+from export.generation.decoder_records import METRIC
 from serving.bundle import load_bundle
 from serving.reporting import logger
 
