@@ -92,6 +92,9 @@ def test_it_is_exported_where_it_is_asked_for_and_packaged_with_batching(
     assert gate.passed and gate.value == 0 and "alone and in a batch differ by up to 0, the limit is" in gate.message
     assert {gate.name for gate in rowwise.gates} - {"max_batch_difference"} == {gate.name for gate in whole.gates}
     assert rowwise.figures.speed_device == "cpu" and rowwise.figures.operators["MatMulIntegerToFloat"] > 9
+    weights = graph.load(tmp_path / "tiny" / "bundle" / rowwise.file).graph.initializer
+    scales = [tensor.dims[0] for tensor in weights if tensor.name.endswith("/scale")]
+    assert scales and all(count % 16 == 0 for count in scales), "the weights stay aligned, so that instances can share them"
     lines = variant_table(manifest)
     assert lines[4].startswith("int8_rowwise ") and len(lines[0]) == len(lines[1]) == len(lines[4])
     assert lines[-1].startswith("largest change of a logit by the other rows of a batch: int8 0") and lines[-1].endswith(
