@@ -16,15 +16,14 @@ from serving.generation_recording import record_generation
 from serving.manifests import ExpectedAnswer
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan
-from serving.runtime.digest import DIGEST
+from serving.runtime.digest import DIGEST, TRUNCATED
 from serving.runtime.generation.engine_settings import EngineSettings
 from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.types import Tensor
 from serving.warmups import bytes_tensor, save_warmup
 
 RUNTIME = Path(__file__).parent / "runtime"
-PROGRAM = "generate.py"
-SHARED_MODULES = ("cutting", "digest", "model_session", "refusals", "tokenization", "types")
+SHARED_MODULES = ("cutting", "digest", "metadata", "model_session", "refusals", "row_preparation", "tokenization", "types")
 """Modules of the runtime that the model needs besides the packages ``generation`` and ``tasks``."""
 TEMPLATE = "chat_template.jinja"
 
@@ -65,7 +64,7 @@ def generating_config(name: str, task: GenerationTask, plan: Plan, parameters: M
         "backend": "python",
         "max_batch_size": 0 if task.streams else plan.max_batch_size,
         "input": inputs,
-        "output": [tensor_config(tensor) for tensor in (*task.outputs(), Tensor(DIGEST, "TYPE_INT64"))],
+        "output": [tensor_config(tensor) for tensor in _outputs(task)],
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],
         "parameters": {key: {"string_value": value} for key, value in parameters.items()},
         "model_warmup": [warmup_config(warmup, [tensor for tensor in tensors if tensor.name in warmup.files])],
@@ -75,9 +74,15 @@ def generating_config(name: str, task: GenerationTask, plan: Plan, parameters: M
     return config
 
 
+def _outputs(task: GenerationTask) -> tuple[Tensor, ...]:
+    """Return the outputs of the model: those of the task, and what it tells of every row."""
+    truncated = () if task.streams else (Tensor(TRUNCATED, "TYPE_BOOL"),)
+    return (*task.outputs(), *truncated, Tensor(DIGEST, "TYPE_INT64"))
+
+
 def _warmup(folder: Path, task: GenerationTask) -> Warmup:
     """Write a request for one token, which computes everything once."""
-    texts = dict(task.example)
+    texts = {name: text.split()[0] for name, text in task.example.items()}  # any model takes one word
     if "sampling_parameters" in {tensor.name for tensor in task.optional_inputs()}:
         texts["sampling_parameters"] = json.dumps({"max_new_tokens": 1})
     payloads = {name: bytes_tensor(text.encode()) for name, text in texts.items()}
@@ -94,8 +99,8 @@ def engine_settings(bundle: Bundle, plan: Plan) -> EngineSettings:
 def _write_program(folder: Path, bundle: Bundle, plan: Plan) -> None:
     """Write what the Python backend runs: a copy of the runtime, and its settings for this checkpoint."""
     task = bundle.generation_task
-    for path in program_modules(task.name):
-        target = folder / ("model.py" if path.name == PROGRAM else path.relative_to(RUNTIME))
+    for path in program_modules(task):
+        target = folder / ("model.py" if path.stem == task.program else path.relative_to(RUNTIME))
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)
     shutil.copy(bundle.tokenizer, folder)
@@ -111,9 +116,9 @@ def _write_program(folder: Path, bundle: Bundle, plan: Plan) -> None:
     (folder / "settings.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def program_modules(task: str) -> list[Path]:
+def program_modules(task: GenerationTask) -> list[Path]:
     """Return the files that the model of a task runs."""
     tasks = RUNTIME / "tasks"
-    shared = [RUNTIME / PROGRAM, *(RUNTIME / f"{name}.py" for name in SHARED_MODULES)]
-    own = [tasks / "base.py", tasks / f"{task.replace('-', '_')}.py", *sorted(tasks.glob("_*.py"))]
+    shared = [RUNTIME / f"{name}.py" for name in (task.program, *SHARED_MODULES)]
+    own = [tasks / "base.py", tasks / f"{task.name.replace('-', '_')}.py", *sorted(tasks.glob("_*.py"))]
     return [*shared, *own, *sorted((RUNTIME / "generation").glob("*.py"))]

@@ -69,13 +69,17 @@ async def whole_answer(connection: Connection, request: TextRequest, options: Ge
 
 
 def _joined(pieces: Sequence[Arrays]) -> Arrays:
-    """Return the one answer that pieces are: that of one sequence."""
+    """Return the one answer that pieces are: that of one sequence. vLLM gives no tokens."""
     text = b"".join(piece["text_output"][0] for piece in pieces)
-    return pieces[-1] | {
-        "text_output": np.array([text], dtype=np.object_),
-        "token_ids": np.concatenate([piece["token_ids"] for piece in pieces]),
-        "num_output_tokens": np.sum([piece["num_output_tokens"] for piece in pieces], axis=0),
-    }
+    tokens = {"token_ids": np.concatenate([piece["token_ids"] for piece in pieces])} if "token_ids" in pieces[-1] else {}
+    return (
+        pieces[-1]
+        | tokens
+        | {
+            "text_output": np.array([text], dtype=np.object_),
+            "num_output_tokens": np.sum([piece["num_output_tokens"] for piece in pieces], axis=0),
+        }
+    )
 
 
 def text_request(model: str, call: PipelineCall, inputs: object) -> tuple[TextRequest, TextCleaner | None]:

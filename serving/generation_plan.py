@@ -8,6 +8,7 @@ from serving.machine import cores, memory_bytes, resolve_device
 from serving.manifests import GenerationVariantFigures
 from serving.options import PackageOptions
 from serving.plan import Plan
+from serving.runtime.tasks._text2text import Text2TextTask
 
 SLOTS = 16
 """Default number of sequences that are generated at the same time."""
@@ -82,14 +83,22 @@ def _capacity(bundle: Bundle, variant: Variant, slots: int, asked: int | None, r
     if asked is not None and positions is not None and asked > positions:
         raise ArtifactError(f"the model has {positions} positions, not {asked}", hint=f"give --capacity {positions} or less")
     token = generation_figures(variant).cache_bytes * slots
-    room = memory_bytes() // MEMORY_SHARE // token
+    source = bundle.max_length if isinstance(bundle.task, Text2TextTask) else 0  # the decoder keeps what it reads of each too
+    room = memory_bytes() // MEMORY_SHARE // token - source
     if asked is None and room < LEAST_CAPACITY:
         raise ArtifactError(
             f"a quarter of this machine's memory holds {room} tokens of {slots} sequences", hint="give a smaller --max-batch-size"
         )
-    capacity = asked or min(bundle.max_length, room)
-    why = "as asked" if asked else "as exported" if capacity == bundle.max_length else "a quarter of this machine's memory"
-    reasons["capacity"] = (
-        f"{capacity} tokens of prompt and answer, {why}: the cache of {slots} sequences takes {capacity * token / 1e6:,.0f} MB"
-    )
+    wanted = _usual_answer(bundle) if source else bundle.max_length
+    capacity = asked or min(wanted, positions or wanted, room)
+    why = "as asked" if asked else "as exported" if capacity < room else "a quarter of this machine's memory"
+    what = "of an answer" if source else "of prompt and answer"
+    size = (capacity + source) * token / 1e6
+    reasons["capacity"] = f"{capacity} tokens {what}, {why}: the cache of {slots} sequences takes {size:,.0f} MB"
     return capacity
+
+
+def _usual_answer(bundle: Bundle) -> int:
+    """Return how many tokens an answer has at most if the request does not say it, with the one that the decoder begins with."""
+    options = bundle.generation_task.generation_options
+    return 1 + (options.max_new_tokens or options.max_length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,34 @@ from serving.answer_comparison import TOLERANCES
 from serving.bundle import Bundle
 from serving.manifests import ExpectedAnswer, ExpectedTensor, ProbeBody, ProbeInput
 from serving.plan import Plan
+from serving.runtime.generation.encoder_decoder_step import EncoderDecoderGraph
 from serving.runtime.generation.prompt_reader import PromptReader
 from serving.runtime.generation.sampling import Sampling
-from serving.runtime.generation.step_graph import DecoderGraph, PromptChunk
+from serving.runtime.generation.source_reader import SourceReader
+from serving.runtime.generation.step_graph import DecoderGraph, PromptChunk, StepGraph
+from serving.runtime.tasks._generation import GenerationTask
+from serving.runtime.tasks._text2text import Text2TextTask
 from serving.runtime.tasks.text_generation import TextGeneration
-from serving.runtime.types import Floats
+from serving.runtime.types import Floats, Integers
 
 TOKENS = 8
 """Most tokens of the recorded answer. A server is asked for it again and again, so it is short."""
 GREEDY: dict[str, bool | int] = {"do_sample": False, "num_beams": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Example:
+    """The example of a task, ready to be generated.
+
+    Attributes:
+        prompt: INT64 ``[length]``, what the decoder begins with.
+        source: INT64 ``[length]``, what the encoder reads, if there is one.
+        graph: A graph with a cache for one sequence.
+    """
+
+    prompt: Integers
+    source: Integers | None
+    graph: StepGraph
 
 
 def record_generation(version: Path, bundle: Bundle, plan: Plan) -> tuple[ExpectedAnswer, ...]:
@@ -35,35 +55,62 @@ def record_generation(version: Path, bundle: Bundle, plan: Plan) -> tuple[Expect
     Returns:
         The answer; none if its first token is almost undecided.
     """
-    task = bundle.generation_task.with_options({**GREEDY, "max_new_tokens": TOKENS})
-    assert isinstance(task, TextGeneration)
+    task = bundle.generation_task.with_options({**GREEDY, "max_new_tokens": TOKENS, "truncation": True})
+    if isinstance(task, TextGeneration):
+        tokens = _decided_tokens(_decoder_example(version, task, bundle, plan), task, TOLERANCES[plan.precision])
+        expected = ExpectedTensor(name="token_ids", datatype="INT64", shape=(len(tokens),), data=tuple(tokens))
+    else:
+        assert isinstance(task, Text2TextTask)
+        reader = SourceReader(version, max_length=bundle.max_length, split_special_tokens=bundle.manifest.split_special_tokens)
+        tokens = _decided_tokens(_encoder_decoder_example(version, task, reader, plan), task, TOLERANCES[plan.precision])
+        text = reader.tokenizer.decode(tokens, skip_special_tokens=True)
+        expected = ExpectedTensor(name="GENERATED", datatype="BYTES", shape=(1, 1), data=(text,))
+    return (ExpectedAnswer(request=generation_probe(task, tokens=len(tokens)), outputs=(expected,)),) if tokens else ()
+
+
+def generation_probe(task: GenerationTask, *, tokens: int) -> ProbeBody:
+    """Return a request for the first tokens of the answer to the task's example."""
+    shape, text = ((1,) if task.streams else (1, 1)), task.example.items()
+    inputs = tuple(ProbeInput(name=name, datatype="BYTES", shape=shape, data=(value,)) for name, value in text)
+    parameters: dict[str, JsonValue] = {**GREEDY, "max_new_tokens": tokens, "truncation": True}
+    if task.streams:
+        return ProbeBody(inputs=inputs, parameters=parameters | {"exclude_input_in_output": True}, endpoint="generate")
+    return ProbeBody(inputs=inputs, parameters=parameters)
+
+
+def _decoder_example(version: Path, task: TextGeneration, bundle: Bundle, plan: Plan) -> _Example:
     text = task.example["text_input"]
     reader = PromptReader(version, task, capacity=TOKENS * len(text), split_special_tokens=bundle.manifest.split_special_tokens)
     prompt = reader.read(text.encode(), task).tokens
-    capacity = len(prompt) + TOKENS
-    graph = DecoderGraph(version / "model.onnx", slots=1, capacity=capacity, threads=plan.threads)
-    decoding = Sampling(task.generation_options, prompt, max_length=capacity, on_token=lambda _sequence, _token: False)
-    logits, length = graph.prefill(0, [PromptChunk(prompt)]), len(prompt)
-    decided = 0
-    while _is_decided(logits, TOLERANCES[plan.precision]):
-        decided += 1
-        following = decoding.advance(logits, logits.argmax(axis=-1))
+    graph = DecoderGraph(version / "model.onnx", slots=1, capacity=len(prompt) + TOKENS, threads=plan.threads)
+    return _Example(prompt=prompt, source=None, graph=graph)
+
+
+def _encoder_decoder_example(version: Path, task: Text2TextTask, reader: SourceReader, plan: Plan) -> _Example:
+    (source,) = reader.read([task.example["TEXT"]], task).tokens
+    graph = EncoderDecoderGraph(
+        version / "encoder.onnx",
+        version / "decoder.onnx",
+        slots=1,
+        capacity=1 + TOKENS,
+        source_capacity=len(source),
+        threads=plan.threads,
+    )
+    return _Example(prompt=np.array([task.decoder_start_token_id], dtype=np.int64), source=source, graph=graph)
+
+
+def _decided_tokens(example: _Example, task: GenerationTask, tolerance: float) -> list[int]:
+    """Generate the first tokens of the answer, as long as each is decided."""
+    prompt, graph = example.prompt, example.graph
+    decoding = Sampling(task.generation_options, prompt, max_length=graph.capacity, encoder_ids=example.source)
+    logits, length = graph.prefill(0, [PromptChunk(prompt, source=example.source)]), len(prompt)
+    while _is_decided(logits, tolerance):
+        following = decoding.advance(logits, logits.argmax(axis=-1) if decoding.takes_argmax else None)
         if following is None:
             break
         logits = graph.step(following.tokens, np.array([length]))
         length += 1
-    if not decided:
-        return ()
-    tokens = list(decoding.sequences()[0].token_ids)
-    expected = ExpectedTensor(name="token_ids", datatype="INT64", shape=(len(tokens),), data=tuple(tokens))
-    return (ExpectedAnswer(request=generation_probe(task, tokens=len(tokens)), outputs=(expected,)),)
-
-
-def generation_probe(task: TextGeneration, *, tokens: int) -> ProbeBody:
-    """Return a request for the first tokens of the answer to the task's example."""
-    inputs = tuple(ProbeInput(name=name, datatype="BYTES", shape=(1,), data=(text,)) for name, text in task.example.items())
-    parameters: dict[str, JsonValue] = {**GREEDY, "max_new_tokens": tokens, "exclude_input_in_output": True}
-    return ProbeBody(inputs=inputs, parameters=parameters, endpoint="generate")
+    return list(decoding.sequences()[0].token_ids)
 
 
 def _is_decided(logits: Floats, tolerance: float) -> bool:

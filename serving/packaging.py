@@ -18,7 +18,6 @@ from serving.options import PackageOptions
 from serving.plan import Plan, make_plan
 from serving.recording import probe_body
 from serving.runtime.tasks._generation import GenerationTask
-from serving.runtime.tasks.text_generation import TextGeneration
 from serving.tuning import Tuning
 from serving.vllm_model import vllm_probe, write_vllm_model
 from serving.vllm_plan import make_vllm_plan
@@ -80,7 +79,7 @@ def _generating(bundle: Bundle, options: PackageOptions) -> Packaging:
         plan=plan,
         graph=variant.path,
         figures=variant.figures,
-        probe=generation_probe(task, tokens=1) if isinstance(task, TextGeneration) else probe_body(task.example),
+        probe=generation_probe(task, tokens=1),
         write=partial(write_generating_model, bundle=bundle, plan=plan, name=options.name),
     )
 

@@ -66,6 +66,7 @@ class PipelineCall:
         own_parameters, own_formatting = _sanitized(task, given)
         parameters = {**task.pipeline_defaults(), **parameters, **own_parameters}
         task.with_options(parameters)
+        task.sent_parameters(parameters)
         return inputs, cls(
             task=task,
             named=named,
@@ -82,8 +83,9 @@ class PipelineCall:
             DataError: A text cannot be encoded as UTF-8.
         """
         texts, described = self.task.request_rows(rows)
+        sent = self.task.sent_parameters(self.parameters)
         columns = zip(self.task.inputs(), zip(*texts, strict=True), strict=True)
-        return {tensor.name: list(map(encoded, column)) for tensor, column in columns}, {**self.parameters, **described}
+        return {tensor.name: list(map(encoded, column)) for tensor, column in columns}, {**sent, **described}
 
 
 def _sanitized(task: ServedTask, options: Mapping[str, object]) -> tuple[dict[str, JsonValue], dict[str, object]]:

@@ -11,6 +11,7 @@ from serving.errors import RequestError
 from serving.pipeline_attributes import PipelineAttributes
 from serving.runtime.tasks import load_served
 from serving.runtime.tasks.base import ServedTask
+from serving.vllm_task import VllmTextGeneration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class ServedEnsemble:
             )
         try:
             return cls(
-                task=load_served(parameters["task"], json.loads(parameters["settings"])),
+                task=_load_task(parameters["task"], json.loads(parameters["settings"]), backend=config.get("backend", "")),
                 attributes=PipelineAttributes.of(name, json.loads(parameters["description"])),
                 parameters=parameters,
                 max_batch_size=int(config.get("max_batch_size", 0)),  # gRPC leaves 0 out
@@ -56,3 +57,8 @@ class ServedEnsemble:
                 status="INVALID_ARGUMENT",
                 hint="package it again with: tritonize package",
             ) from error
+
+
+def _load_task(name: str, settings: Mapping[str, Any], *, backend: str) -> ServedTask:
+    """Return the task as its backend serves it."""
+    return VllmTextGeneration.from_settings(settings) if backend == "vllm" else load_served(name, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,22 +10,18 @@ from export import checkpoint as checkpoints
 from export.data import prepare_rows, sample_indices, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
-from export.generation.decoder_gates import GenerationLimits
-from export.generation.decoder_variants import DecoderExport, DecoderRows, DecoderVariant, build_decoder
-from export.generation.decoding_speed import DecodingSpeed
+from export.generation import decoder_records, encoder_decoder_records
+from export.generation.made_variants import MadeVariants, VariantInputs, speed_figures
 from export.original import usable_device
+from export.tasks._rewriting import RewritingTask
 from serving.artifact import json_ready, provenance
 from serving.bundle import served_code
 from serving.errors import ArtifactError, first_line
 from serving.manifests import (
     BundleManifest,
-    GenerationVariantFigures,
     OriginalCheckpoint,
     OriginalFigures,
-    ReferenceCheck,
     StageInputs,
-    Throughput,
-    VariantRecord,
 )
 from serving.reporting import logger
 from serving.runtime.tokenization import TextEncoder
@@ -34,12 +29,9 @@ from serving.runtime.tokenization import TextEncoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from export.tasks._generation import ExportedGenerationTask
 
 LONGEST = 2048
 """Default limit of a prompt and its answer together, in tokens: a cache of more takes much memory, see ``package --capacity``."""
-METRIC = "perplexity"
-"""The figure of a decoder that the gates compare."""
 COPIED = ("config.json", "generation_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -74,16 +66,21 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
         ) from error
     max_length = _max_length(source, options)
     _copy_files(source, tokenizer, max_length, staging)
-    rows = _rows(source, options, task, tokenizer, staging, max_length)
-    limits = GenerationLimits(
-        max_perplexity_increase=None if options.max_perplexity_increase is None else options.max_perplexity_increase / 100,
-        min_token_agreement=options.min_agreement,
+    encoder = TextEncoder(
+        str(staging / "tokenizer.json"),
+        max_length=max_length,
+        names=("input_ids",),
+        padding={},
+        split_special_tokens=tokenizer.split_special_tokens,
     )
-    precisions = options.precisions
+    rows = prepare_rows(source.rows, task, encoder, location="the rows to verify on", training=False)
+    write_evaluation(rows, staging)
+    chosen = rows.take(sample_indices(len(rows), options.verify_rows, options.seed))
     logger.info(f"converting {source.name} to ONNX")
-    made = build_decoder(model, rows, staging, precisions=precisions, limits=limits, opset=options.opset)
-    for precision, variant in made.variants.items():
-        if not variant.passed:
+    make = encoder_decoder_records if isinstance(task, RewritingTask) else decoder_records
+    made = make.make_variants(VariantInputs(model, task, tokenizer, encoder, chosen, options, staging))
+    for precision, record in made.records.items():
+        if record.verdict == "failed":
             shutil.rmtree(staging / precision)
     return BundleManifest(
         **provenance(inputs),
@@ -93,14 +90,14 @@ def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: S
         settings=json_ready(task.served.to_settings()),
         evaluation_settings=json_ready(task.evaluation_settings),
         verified_with=served_code(task.name),
-        main_metric=METRIC,
+        main_metric=made.metric,
         device=device,
         warnings=(),
         original=_original(source, made),
-        reference=_reference(made),
-        precisions={precision: _record(variant, made) for precision, variant in made.variants.items()},
-        max_length=min(max_length, made.layout.max_tokens or max_length),
-        max_positions=made.layout.max_tokens,
+        reference=made.reference,
+        precisions=made.records,
+        max_length=min(max_length, made.max_positions or max_length),
+        max_positions=made.max_positions,
         model_inputs=("input_ids",),
         padding={},
         split_special_tokens=tokenizer.split_special_tokens,
@@ -118,7 +115,8 @@ def _max_length(source: ExportSource, options: ExportOptions) -> int:
         )
     found = options.max_length or min(LONGEST, positions or LONGEST)
     reason = "as requested" if options.max_length else "the model's limit" if found == positions else "--max-length changes this"
-    logger.info(f"a prompt and its answer may have {found} tokens together ({reason})")
+    what = "a source" if source.config.get("is_encoder_decoder") else "a prompt and its answer together"
+    logger.info(f"{what} may have {found} tokens ({reason})")
     return found
 
 
@@ -134,68 +132,11 @@ def _copy_files(source: ExportSource, tokenizer: PreTrainedTokenizerFast, max_le
     shutil.rmtree(folder)
 
 
-def _rows(
-    source: ExportSource,
-    options: ExportOptions,
-    task: ExportedGenerationTask,
-    tokenizer: PreTrainedTokenizerFast,
-    staging: Path,
-    max_length: int,
-) -> DecoderRows:
-    """Return the tokens of the rows to verify on. Conversations are rendered with the chat template before."""
-    encoder = TextEncoder(
-        str(staging / "tokenizer.json"),
-        max_length=max_length,
-        names=("input_ids",),
-        padding={},
-        split_special_tokens=tokenizer.split_special_tokens,
-    )
-    prepared = prepare_rows(source.rows, task, encoder, location="the rows to verify on", training=False)
-    write_evaluation(prepared, staging)
-    chosen = prepared.take(sample_indices(len(prepared), options.verify_rows, options.seed))
-    encodings = encoder.encode(list(chosen.texts[0]), special_tokens=task.adds_special_tokens)
-    return DecoderRows(rows=[encoding.ids for encoding in encodings], end=task.served.generation_options.eos_token_id)
-
-
-def _original(source: ExportSource, made: DecoderExport) -> OriginalFigures:
+def _original(source: ExportSource, made: MadeVariants) -> OriginalFigures:
     figures = {
-        METRIC: made.perplexity,
+        made.metric: made.original,
         "rows": made.rows,
         "bytes": checkpoints.weights_size(source.folder),
         "checkpoint": OriginalCheckpoint(name=source.name, sha256=checkpoints.weights_sha256(source.folder)),
     }
-    return OriginalFigures.model_validate(figures | _speed(made.speed))
-
-
-def _speed(speed: DecodingSpeed) -> dict[str, object]:
-    throughput = Throughput(one_by_one=speed.alone, batched=speed.together)
-    return {"latency_ms": 1000 / speed.alone, "throughput": throughput, "speed_device": "cpu"}
-
-
-def _record(variant: DecoderVariant, made: DecoderExport) -> VariantRecord:
-    figures, greedy = variant.figures, variant.figures.greedy
-    values = {
-        METRIC: figures.perplexity,
-        "metric_drop": None if figures.perplexity_increase is None else 100 * figures.perplexity_increase,
-        "next_token_agreement": figures.token_agreement,
-        "equal_answers": (greedy.equal + greedy.ties) / greedy.answers,
-        "max_logit_difference": figures.max_logit_difference,
-        "cache_bytes": made.layout.cache_bytes_per_token,
-        "bytes": variant.bytes,
-        "operators": variant.operators,
-    }
-    return VariantRecord(
-        file=variant.file,
-        verdict="passed" if variant.passed else "failed",
-        gates=variant.gates,
-        figures=GenerationVariantFigures.model_validate(values | _speed(variant.speed)),
-    )
-
-
-def _reference(made: DecoderExport) -> ReferenceCheck:
-    """Describe the comparison of the greedy answers of fp32 with those of ``transformers.generate``."""
-    figures = made.variants["fp32"].figures
-    difference = figures.max_logit_difference
-    return ReferenceCheck(
-        library="transformers.generate", texts=figures.greedy.answers, max_difference=math.inf if difference is None else difference
-    )
+    return OriginalFigures.model_validate(figures | speed_figures(made.speed))

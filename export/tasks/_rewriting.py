@@ -1,4 +1,4 @@
-"""The common base of the tasks of encoder-decoders, which generate a text from a text. They are trained, but not exported yet."""
+"""The common base of the tasks of encoder-decoders, which generate a text from a text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
+from export.tasks._generation import ExportedGenerationTask
 from export.tasks.base import IGNORED, Label, Prediction, Reference
 from export.tasks.trained import TrainedTask
+from serving.runtime.tasks._text2text import Text2TextTask
 from serving.runtime.types import Arrays, Features, JsonValue, Origins, Setting, Text, TextColumns
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from serving.runtime.tokenization import TextEncoder
 
@@ -23,11 +25,10 @@ EVALUATED_ROWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewritingTask(TrainedTask):
-    """Trains encoder-decoders.
+class RewritingTask(ExportedGenerationTask[Text2TextTask], TrainedTask):
+    """Trains and exports encoder-decoders. The served half has the prefix that the model expects in front of every text.
 
     Attributes:
-        prefix: Text that the model expects in front of every text, as T5 does.
         max_new_tokens: Maximum tokens of an answer. Longer targets are truncated.
         num_beams: Beams of the beam search.
         pad_token_id: Padding token of the checkpoint's tokenizer.
@@ -35,7 +36,6 @@ class RewritingTask(TrainedTask):
         target_end: Tokens that the tokenizer puts behind a target.
     """
 
-    prefix: str = ""
     max_new_tokens: int = 128
     num_beams: int = 1
     pad_token_id: int = -1
@@ -80,7 +80,32 @@ class RewritingTask(TrainedTask):
         """Accept any rows of single texts."""
         if pair:
             raise ValueError(f"{cls.name} trains on single texts, not on pairs")
-        return cls()
+        return cls(served=cast(Text2TextTask, cls.served_class()))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], *, pair: bool) -> Self:  # noqa: ARG003 - the checkpoint itself says more
+        """Accept any encoder-decoder; see :meth:`bound_to`."""
+        if pair:
+            raise ValueError(f"{cls.name} takes single texts, not pairs")
+        return cls(served=cast(Text2TextTask, cls.served_class()))
+
+    def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]) -> Self:
+        """Return the task with the served half of a checkpoint."""
+        found = self.defaults(model, tokenizer, config)
+        start = found.bos_token_id if found.decoder_start_token_id is None else found.decoder_start_token_id
+        if start is None:
+            raise ValueError("it says no token with which the decoder begins (decoder_start_token_id)")
+        served = replace(
+            self.served,
+            generation=dict(found.generation),
+            vocab_size=model.get_output_embeddings().weight.shape[0],
+            bos_token_id=found.bos_token_id,
+            pad_token_id=found.pad_token_id,
+            prefix=self.served.prefix or found.prefix,
+            decoder_start_token_id=start,
+        )
+        served.check_options()
+        return replace(self, served=served)
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
         """Find the tokens that the tokenizer puts around a target."""
@@ -128,7 +153,7 @@ class RewritingTask(TrainedTask):
 
     def texts(self, columns: TextColumns) -> Sequence[Text]:
         """Put the prefix in front of the texts."""
-        return [self.prefix + text for text in columns[0]]
+        return [self.served.prefix + text for text in columns[0]]
 
     # -- training and evaluation ----------------------------------------------------------------------------------------------
 
@@ -137,7 +162,7 @@ class RewritingTask(TrainedTask):
 
         The pipeline first reads ``task_specific_params``, which T5's checkpoints have, so that is removed.
         """
-        return {"prefix": self.prefix or None, "task_specific_params": None}
+        return {"prefix": self.served.prefix or None, "task_specific_params": None}
 
     def generation_settings(self) -> dict[str, object]:
         """Return settings of ``generate`` that let the model decide the length, up to the task's maximum, and yield tokens alone.

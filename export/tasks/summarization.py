@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from export.tasks._rewriting import RewritingTask
+from serving.runtime.tasks.summarization import Summarization
 
 
 @dataclass(frozen=True, kw_only=True)
 class SummarizationTask(RewritingTask):
-    """Trains summarization. See :class:`RewritingTask` for the fields."""
+    """Trains and exports summarization. See :class:`RewritingTask` for the fields."""
 
     name: ClassVar[str] = "summarization"
+    served_class: ClassVar[type[Summarization]] = Summarization
     columns: ClassVar[Mapping[str, str | None]] = {"text": "text", "text_pair": None, "label": "summary"}
     default_max_length: ClassVar[int] = 512
 

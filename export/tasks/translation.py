@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from export.tasks._rewriting import RewritingTask
+from serving.runtime.tasks.translation import Translation
 from serving.runtime.types import Setting
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationTask(RewritingTask):
-    """Trains translation. See :class:`RewritingTask` for the other fields.
+    """Trains and exports translation. See :class:`RewritingTask` for the other fields.
 
     Attributes:
         source_language: Language of the texts, by the tokenizer's name. Empty: the tokenizer has no languages.
@@ -32,6 +33,7 @@ class TranslationTask(RewritingTask):
     target_language_id: int = -1
 
     name: ClassVar[str] = "translation"
+    served_class: ClassVar[type[Translation]] = Translation
     columns: ClassVar[Mapping[str, str | None]] = {"text": "source", "text_pair": None, "label": "target"}
     settings: ClassVar[Mapping[str, Setting]] = {
         **RewritingTask.settings,
@@ -54,6 +56,22 @@ class TranslationTask(RewritingTask):
         tokenizer.src_lang, tokenizer.tgt_lang = given.values()
         bound = super().with_tokenizer(tokenizer)
         return replace(bound, target_language_id=tokenizer.convert_tokens_to_ids(self.target_language))
+
+    def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]) -> Self:
+        """Return the task with the served half of a checkpoint, and the tokens of its languages if it has several."""
+        bound = super().bound_to(model, tokenizer, config)
+        assert isinstance(bound.served, Translation)
+        if self.target_language_id < 0:
+            return bound
+        codes = [str(code) for code in tokenizer.additional_special_tokens]
+        served = replace(
+            bound.served,
+            src_lang=self.source_language,
+            tgt_lang=self.target_language,
+            languages=dict(zip(codes, tokenizer.convert_tokens_to_ids(codes), strict=True)),
+            tokenizer_language=self.source_language,
+        )
+        return replace(bound, served=served)
 
     def generation_settings(self) -> dict[str, object]:
         """Add the token of the target language.

@@ -15,13 +15,14 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from .digest import row_digests
-from .generation.answer import FINAL, GenerationAnswer, Outbox
+from .generation.answer import GenerationAnswer, Outbox
 from .generation.beam_search import BeamSearch
 from .generation.engine import Engine, GenerationRequest, QueueFullError
 from .generation.engine_settings import EngineSettings
 from .generation.process_life import end_process, end_with_parent
 from .generation.prompt_reader import PromptReader
 from .generation.request_reader import read_fields
+from .generation.responses import BUSY, FINAL
 from .generation.sampling import Sampling
 from .generation.step_graph import DecoderGraph
 from .generation.text_stream import Detokenizer, TextStream
@@ -31,7 +32,6 @@ from .tasks.text_generation import TextGeneration
 TEXT_INPUT = "text_input"
 FLAGS = ("stream", "exclude_input_in_output", "return_finish_reason", "return_num_output_tokens")
 """Optional inputs of Triton's vLLM backend: BOOL ``[1]``."""
-BUSY = "this model has more requests than may wait: try again later"
 
 
 class TritonPythonModel:

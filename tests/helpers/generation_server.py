@@ -22,6 +22,8 @@ from serving.server import server_command
 from serving.triton_address import tcp_address
 from tests.helpers.surroundings import free_port
 
+VLLM = Path(__file__).parent / "vllm_stand_in"
+"""What runs the models that are packaged for vLLM."""
 RUNTIME = Path(__file__).parents[2] / "serving" / "runtime"
 CONFIG = """
 name: "%s"
@@ -105,6 +107,8 @@ def generation_server(repository: Path, folder: Path) -> Iterator[GenerationServ
     prefix = f"{temporary_prefix()}generation_"
     (folder / "backends").mkdir(parents=True)
     backends = prepare_backends(install, folder / "backends")
+    if backends is not None:
+        shutil.copytree(VLLM, backends / "vllm")
     command = server_command(install, options, address, backends, prefix)
     with remains_removed(prefix):
         process = start_process(command, prepare=die_with_parent, environment=server_environment(install, backends))

@@ -9,7 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer, models
 
 from serving.artifact import checksums, inputs_record, write_manifest
+from serving.options import PackageOptions
+from serving.repository import package
 from serving.runtime.tasks.text_generation import TextGeneration
+from serving.vllm_options import VllmOptions
 from tests.helpers.manifests import SPEED, bundle_manifest
 
 TASK = TextGeneration(generation={"max_new_tokens": 256, "do_sample": True, "temperature": 0.7, "eos_token_id": 2}, vocab_size=100)
@@ -43,3 +46,10 @@ def write_bundle(folder: Path, checkpoint: Path, **changes: Any) -> Path:
     content = {"name": "lily", "task": TASK.name, "settings": TASK.to_settings(), "original": original, "labels": ()}
     write_manifest(folder, bundle_manifest(inputs, **content | {"max_length": 64, "max_positions": 128} | changes))
     return folder
+
+
+def package_for_vllm(folder: Path, repository: Path) -> None:
+    """The model ``lily`` for vLLM, in a repository that the server sees where it is."""
+    checkpoint = write_checkpoint(folder / "checkpoint")
+    bundle, vllm = write_bundle(folder / "bundle", checkpoint), VllmOptions(mount_path=str(repository))
+    package(PackageOptions(name="lily", bundle=bundle, repository=repository, engine="vllm", vllm=vllm))

@@ -6,30 +6,20 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ..refusals import NOT_FINITE, NOT_RUN, failure, logged_failure, refusal, unavailable
-from .decoding import Decoding, NotFiniteError
-from .engine import DeadlineExceededError, GenerationCancelledError
+from .decoding import Decoding
+from .engine import GenerationCancelledError
 from .prompt_reader import Prompt
 from .request_reader import RequestFields
+from .responses import FINAL, Sender, error_response
 from .text_stream import TextStream
 
 CANCELLED = "cancelled"
 """Finish reason: the client has left, or the server ends."""
-LATE = "the time that this request allows is over"
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-
-
-class Sender(Protocol):
-    """The response sender of one Triton request."""
-
-    def send(self, response: Any = ..., flags: int = ...) -> None:
-        """Send a response."""
-        ...
 
 
 @dataclass
@@ -170,7 +160,7 @@ class GenerationAnswer:
     def send(self, part: AnswerPart) -> None:
         """Send a part to the client."""
         flags = FINAL if part.reasons is not None or part.error is not None else 0
-        self.sender.send(self._response(part) if part.error is None else _error_response(part.error), flags=flags)
+        self.sender.send(self._response(part) if part.error is None else error_response(part.error), flags=flags)
 
     def _response(self, part: AnswerPart) -> Any:
         prepended = self.prompt.tokens.tolist() if self.fields.prepend_input else []
@@ -190,11 +180,3 @@ class GenerationAnswer:
 
 def _strings(texts: Sequence[str]) -> Any:
     return np.array([text.encode() for text in texts], dtype=np.object_)
-
-
-def _error_response(error: BaseException) -> Any:
-    if isinstance(error, DeadlineExceededError):
-        return unavailable(LATE)
-    if isinstance(error, NotFiniteError):
-        return failure(NOT_FINITE)
-    return refusal(str(error)) if isinstance(error, ValueError) else logged_failure(error, NOT_RUN)

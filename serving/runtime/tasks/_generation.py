@@ -50,6 +50,8 @@ class GenerationTask(ServedTask):
         "stop_sequence": Setting(str, help="Text whose tokens end a sequence."),
         **OPTIONS,
     }
+    program: ClassVar[str] = "generate"
+    """Module of the runtime that Triton runs."""
     streams: ClassVar[bool] = False
     """Whether the model can answer a request piece by piece. It is decoupled then, and takes one text a request."""
     request_only: ClassVar[frozenset[str]] = frozenset({"stop_sequence", *OPTIONS})

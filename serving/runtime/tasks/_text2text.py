@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..types import Arrays, Setting, Tensor
+from ..types import Arrays, Flags, Integers, Setting, Tensor
 from ._clean_up import cleaned_up
 from ._generation import GenerationTask, return_type
 
@@ -22,6 +22,7 @@ class Text2TextTask(GenerationTask):
 
     decoder_start_token_id: int = 0
 
+    program: ClassVar[str] = "rewrite"
     answer_key: ClassVar[str]
     """Key of an answer's text."""
     options: ClassVar[Mapping[str, Setting]] = GenerationTask.options
@@ -30,6 +31,15 @@ class Text2TextTask(GenerationTask):
     def outputs(self) -> tuple[Tensor, ...]:
         """Return one text per sequence of a row: one, unless the request says ``num_return_sequences``."""
         return (Tensor("GENERATED", "TYPE_STRING", (-1,)),)
+
+    def source_tokens(self, tokens: Integers, special: Flags) -> Integers:  # noqa: ARG002 - most models have one language
+        """Return what the encoder reads of a text. Default: its tokens.
+
+        Args:
+            tokens: INT64 ``[length]``, as ``tokenizer.json`` makes them.
+            special: BOOL ``[length]``, which of them the tokenizer added.
+        """
+        return tokens
 
     def parse_inputs(self, inputs: object) -> list[tuple[str, ...]]:
         """Take a string, or a list of strings.

@@ -227,6 +227,14 @@ class ServedTask(ABC):
         """
         return rows, {}
 
+    def sent_parameters(self, given: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the request parameters as the server takes them. Default: as they are.
+
+        Args:
+            given: What :meth:`sanitize_parameters` gave for the whole call.
+        """
+        return given
+
     def request_parameters(self, given: Mapping[str, object]) -> dict[str, JsonValue]:
         """Convert values of :attr:`options` to request parameters: without None, with Python's own types.
 

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from ..types import JsonValue, OptionChoiceError, Setting
+import numpy as np
+
+from ..types import Flags, Integers, JsonValue, OptionChoiceError, Setting
 from ._text2text import Text2TextTask
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Translation(Text2TextTask):
         **Text2TextTask.options,
     }
 
+    request_only: ClassVar[frozenset[str]] = Text2TextTask.request_only | {"src_lang", "tgt_lang"}
+
     @property
     def example(self) -> dict[str, str]:
         """Return a short text."""
@@ -63,6 +67,13 @@ class Translation(Text2TextTask):
             chosen.language_token("src_lang", chosen.src_lang)
             vars(chosen)["generation_options"] = dataclasses.replace(options, forced_bos_token_id=first)
         return chosen
+
+    def source_tokens(self, tokens: Integers, special: Flags) -> Integers:
+        """Put the token of the text's language in the place of the one that ``tokenizer.json`` adds."""
+        if not self.languages or self.tokenizer_language is None or self.src_lang is None:
+            return tokens
+        place = special & (tokens == self.languages[self.tokenizer_language])
+        return np.where(place, self.languages[self.src_lang], tokens)
 
     def language_token(self, option: str, language: str) -> int:
         """Return the token of a language.

@@ -16,6 +16,7 @@ from serving.client import TritonPipeline
 from serving.runtime.tasks.text_generation import TextGeneration
 from tests.helpers.generation_server import GenerationServer, generation_server, write_model
 from tests.helpers.shared import STORIES
+from tests.helpers.text_generation import package_for_vllm
 
 TEMPLATE = (
     "{% for message in messages %}{{ bos_token if loop.first }}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -62,7 +63,7 @@ class Generating:
 
 @pytest.fixture(scope="session")
 def generating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]:
-    """The server. Everything is made once."""
+    """The server, which also has ``lily``, a package for vLLM. Everything is made once."""
     from transformers import AutoModelForCausalLM, pipeline
 
     from export.generation.decoder_graph import export_decoder
@@ -85,6 +86,7 @@ def generating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generating]
     _write(repository, "slow", graph, STORIES, pipelines["stories"])
     with (repository / "slow" / "1" / "model.py").open("a", encoding="utf-8") as code:
         code.write(SLOW.format(steps=str(steps)))
+    package_for_vllm(folder / "lily", repository)
     with generation_server(repository, folder / "server") as server:
         yield Generating(server=server, steps=steps, checkpoints=checkpoints, pipelines=pipelines)
 
