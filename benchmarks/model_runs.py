@@ -17,6 +17,8 @@ from serving.options import CPU_PRECISIONS
 Call = tuple[int, int | None]
 """Rows per call, and tokens of each row; None for rows as they are."""
 
+CLIENTS = (1, 4, 16, 64)
+"""Default clients of the closed loops."""
 OPTIONAL_BACKEND = "tensorrt"
 """A backend that is installed may still not support this model: then the others are measured all the same."""
 
@@ -91,10 +93,9 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
 def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:
     """Plan the loads on the server: closed loops, rows of one length, then open loops, whose rates follow from the closed ones."""
     options = inputs.options
-    first, concurrencies = options.protocols[0], sorted(options.concurrencies)
-    closed = [
-        LoadMode(protocol=protocol, concurrency=clients) for protocol in options.protocols for clients in options.concurrencies
-    ]
+    clients = options.concurrencies or CLIENTS
+    first, concurrencies = options.protocols[0], sorted(clients)
+    closed = [LoadMode(protocol=protocol, concurrency=count) for protocol in options.protocols for count in clients]
     by_length = [LoadMode(protocol=first, concurrency=concurrencies[0], length=length) for length in inputs.lengths]
     opened = [LoadMode(protocol=first, rate=loop.rate, share=loop.share) for loop in options.open_loops]
     return [*closed, *by_length, *opened]
