@@ -113,7 +113,7 @@ class BenchmarkOptions(ExportedModelOptions):
         Option(
             "Variants to run in process.",
             flag="--precision",
-            metavar="fp32|fp16|int8[,…]",
+            metavar="fp32|fp16|int8|int8_rowwise[,…]",
             commas=True,
             default_text="all of the bundle",
             shared=True,
@@ -132,9 +132,14 @@ class BenchmarkOptions(ExportedModelOptions):
     concurrencies: Annotated[
         tuple[int, ...],
         Option(
-            "Clients of each closed loop: requests kept in flight.", flag="--concurrency", metavar="N[,N…]", minimum=1, commas=True
+            "Clients of each closed loop: requests kept in flight. Of a model that generates also in process.",
+            flag="--concurrency",
+            metavar="N[,N…]",
+            minimum=1,
+            commas=True,
+            default_text="1,4,16,64; of a model that generates 1,4,16",
         ),
-    ] = (1, 4, 16, 64)
+    ] = ()
     open_loops: Annotated[
         tuple[OpenLoop, ...],
         Option(
@@ -160,6 +165,7 @@ class BenchmarkOptions(ExportedModelOptions):
     batches: Annotated[
         tuple[int, ...], Option("Rows per call in process.", flag="--batch", metavar="N[,N…]", minimum=1, commas=True)
     ] = (1, 8, 32)
+    new_tokens: Annotated[int, Option("Tokens of every answer of a model that generates.", minimum=2)] = 64
     exported: Annotated[bool, Option("Also measure the ONNX graph as Optimum exports it, without our fusions.")] = True
     compiled: Annotated[
         bool, Option("Also measure the original compiled with torch.compile.", flag="--compile", former_keys=("compiled",))

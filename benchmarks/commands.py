@@ -48,12 +48,27 @@ def benchmark_command(model: str | None, options: BenchmarkOptions, output: Outp
 def prepare_benchmark(model: str | None, options: BenchmarkOptions) -> BenchmarkOptions:
     """Set the name of the model, and refuse options that have no effect. The context of a Click command tells which were given."""
     if options.in_process:
-        refuse_idle([*flags_of(ServerAddress), "--protocol", "--concurrency", "--rate"], "with --in-process")
+        refuse_idle([*flags_of(ServerAddress), "--protocol", "--rate"], "with --in-process")
     if options.test is None:
         refuse_idle(flags_of(Columns), "without --test: the rows in the bundle have no columns to choose")
     if options.baseline is None:
         refuse_idle(flags_of(Tolerances), "without --baseline")
-    return with_model_name(click.get_current_context(), model, options)
+    options = with_model_name(click.get_current_context(), model, options)
+    _refuse_for_kind(options)
+    return options
+
+
+def _refuse_for_kind(options: BenchmarkOptions) -> None:
+    """Refuse options that have no effect for the kind of the model."""
+    from serving.bundle import load_bundle
+    from serving.runtime.tasks._generation import GenerationTask
+
+    if isinstance(load_bundle(options.bundle_folder).task, GenerationTask):
+        refuse_idle(["--batch", "--rate", "--compile"], "for a model that generates its answers")
+        return
+    refuse_idle(["--new-tokens"], "for a model that answers in one execution")
+    if options.in_process:
+        refuse_idle(["--concurrency"], "with --in-process")
 
 
 def finish_benchmark(report: Report, options: BenchmarkOptions) -> None:

@@ -13,7 +13,7 @@ import psutil
 from pydantic import NonNegativeFloat, PositiveInt
 
 from benchmarks import nvml
-from benchmarks.processes import MIB, process_tree
+from benchmarks.processes import MIB, cpu_seconds
 from serving.artifact import versions
 from serving.machine import cores, cpu_model
 
@@ -64,7 +64,7 @@ def stolen_percent(before: Any, after: Any) -> float | None:
     """Compute how much processor time the host gave to other guests between two readings, percent; None if it is not counted."""
     if not hasattr(after, "steal"):
         return None
-    earlier, later = _cpu_seconds(before), _cpu_seconds(after)
+    earlier, later = _seconds_by_kind(before), _seconds_by_kind(after)
     passed = sum(later.values()) - sum(earlier.values())
     return 100 * (later["steal"] - earlier["steal"]) / passed if passed > 0 else None
 
@@ -84,23 +84,15 @@ class ForeignWork:
 
     def _read(self) -> tuple[float, float, float]:
         """Seconds of all cores, of work, and of our own work."""
-        times = _cpu_seconds(psutil.cpu_times())
+        times = _seconds_by_kind(psutil.cpu_times())
         idle = times["idle"] + times.get("iowait", 0.0) + times.get("steal", 0.0)
         passed = sum(times.values())
-        return passed, passed - idle, sum(_own_seconds(process) for root in self._roots for process in process_tree(root))
+        return passed, passed - idle, sum(map(cpu_seconds, self._roots))
 
 
-def _cpu_seconds(times: Any) -> dict[str, float]:
+def _seconds_by_kind(times: Any) -> dict[str, float]:
     """A reading by name, without the guests' time, which the user's time contains."""
     return {name: getattr(times, name) for name in times._fields if not name.startswith("guest")}
-
-
-def _own_seconds(process: psutil.Process) -> float:
-    """Processor time of a process and of its descendants that have ended."""
-    try:
-        return float(sum(process.cpu_times()[:4]))
-    except psutil.NoSuchProcess:  # ended between listing and reading: its parent counts it from now on
-        return 0.0
 
 
 def _commit() -> str | None:

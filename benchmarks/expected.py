@@ -56,14 +56,14 @@ def expected(inputs: BenchmarkInputs, *, served: RepositoryManifest | None) -> E
     """Name the figures that a benchmark will measure; ``served`` is the manifest of the package, None without a server."""
     metrics = inputs.bundle.manifest.original.metrics
     known = inputs.options.test is None and inputs.task.main_metric in metrics
-    quality = _zero(Quality, metrics=dict.fromkeys(metrics if known else (), 0.0), drop=_zero(Estimate))
+    quality = zero(Quality, metrics=dict.fromkeys(metrics if known else (), 0.0), drop=zero(Estimate))
     models = _models(inputs, quality)
     names = [model.name for model in models]
     if served is None:
         return Expected(ways=names, figures=frozenset(figures_of(models, None)), models=() if known else names)
-    measured = {"speed": _zero(Speed), "steps": dict.fromkeys(steps_of(served.layout), _zero(Step)), "split": _zero(Split)}
-    loads = [_zero(Load, **asdict(mode), **measured) for mode in planned_loads(inputs)]
-    ensemble = _zero(Served, precision=served.precision, loads=loads, quality=quality)
+    measured = {"speed": zero(Speed), "steps": dict.fromkeys(steps_of(served.layout), zero(Step)), "split": zero(Split)}
+    loads = [zero(Load, **asdict(mode), **measured) for mode in planned_loads(inputs)]
+    ensemble = zero(Served, precision=served.precision, loads=loads, quality=quality)
     return Expected(
         ways=[*names, *(f"{ensemble.name}.{load.name}" for load in loads)],
         figures=frozenset(figures_of(models, ensemble)),
@@ -88,14 +88,14 @@ def _models(inputs: BenchmarkInputs, quality: Quality) -> list[InProcess]:
         inputs = replace(inputs, exported=Path("model.onnx"))  # not exported yet; only names matter here
     found: dict[str, InProcess] = {}
     for run in planned_runs(inputs, Path()):
-        model = _zero(InProcess, kind=run.job.backend, precision=run.precision, arrangements={}, quality=quality)
+        model = zero(InProcess, kind=run.job.backend, precision=run.precision, arrangements={}, quality=quality)
         arrangements = found.setdefault(run.model, model).arrangements
         for batch, length in run.calls:
             name = run.arrangement(batch, length)
-            arrangements[name] = _zero(Arrangement, name=name, length=length, speed=_zero(Speed))
+            arrangements[name] = zero(Arrangement, name=name, length=length, speed=zero(Speed))
     return list(found.values())
 
 
-def _zero(which: type[Measurement], /, **known: Any) -> Measurement:
+def zero(which: type[Measurement], /, **known: Any) -> Measurement:
     """Make a measurement in which all but the known fields are zero."""
     return which(**dict.fromkeys((one.name for one in fields(which)), 0) | known)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 RequestRows = Sequence[Sequence[str]]
 """Rows of requests, each the strings of the task's inputs in order."""
@@ -41,6 +41,10 @@ class WorkerJob:
     first: list[str]
     labelled: list[list[str]]
     logits: Path | None = None
+
+    def without_labelled(self) -> Self:
+        """Return the job of a process that answers no labelled rows."""
+        return replace(self, labelled=[])
 
 
 @dataclass(frozen=True, kw_only=True)

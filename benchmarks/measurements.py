@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, AliasChoices, Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from benchmarks.speed import Speed
+from benchmarks.token_speed import TokenSpeed
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole, 0 to 1."""
@@ -44,9 +45,12 @@ class ChangedAnswer:
 class Quality:
     """Quality of the answers to the labelled rows.
 
+    The answers of a model that generates are compared with the original's greedy answers, token for token.
+
     Attributes:
         metrics: Every figure of the task's metric; empty if the backend does not return enough to compute it.
-        agreement: Share of labels that equal the original's.
+        agreement: Share of labels that equal the original's; of a model that generates: share of tokens before the first one of
+            their answer that differs.
         row_agreement: Share of rows whose whole answer equals the original's; None if that is the agreement.
         p99_score_change: 99th percentile of the changes of the scores of the original's labels; None without probabilities.
         max_score_change: Largest of these changes.
@@ -57,6 +61,10 @@ class Quality:
         drop: How much lower the main metric is than the original's on the same rows; None for the original itself.
         calibration_error: Expected calibration error, 0 to 1; None if scores are not probabilities.
         not_finite: Number of rows whose answers hold NaN or infinity. Figures that become NaN by this are None or left out.
+        perplexity: Perplexity of a model that generates, and
+        perplexity_increase: how much higher it is than the original's, relatively, and
+        next_token_agreement: its share of most likely next tokens that are the original's. All three are the bundle's figures, from
+            its verification; None for models that it does not describe.
         changed_answers: The rows whose answers differ most, the largest difference first.
     """
 
@@ -72,6 +80,9 @@ class Quality:
     drop: Estimate | None = None
     calibration_error: Share | None = None
     not_finite: NonNegativeInt = 0
+    perplexity: NonNegativeFloat | None = None
+    perplexity_increase: float | None = None
+    next_token_agreement: Share | None = None
     changed_answers: Annotated[list[ChangedAnswer], Field(validation_alias=AliasChoices("changed_answers", "moved"))] = field(
         default_factory=list
     )
@@ -82,7 +93,8 @@ class Arrangement:
     """One way of running a model in process.
 
     Attributes:
-        name: ``b32`` is 32 rows per call, ``p2t1`` two processes of one thread each; a suffix ``l128`` means rows of 128 tokens.
+        name: ``b32`` is 32 rows per call, ``p2t1`` two processes of one thread each, ``c16`` 16 requests in flight that join and
+            leave a running batch; a suffix ``l128`` means rows of 128 tokens.
         threads: Threads of one operator in each process.
         length: Tokens of every row; None for rows as they are.
         load_seconds: Time from an empty process to a loaded model.
@@ -90,6 +102,7 @@ class Arrangement:
         peak_rss_mib: Resident memory of all processes together, MiB.
         gpu_memory_mib: GPU memory, MiB; None without a GPU.
         joules_per_row: Energy of the whole machine per row; None if the machine has no readable counters.
+        tokens: How the tokens of a model that generates came; None for other models.
     """
 
     name: str
@@ -103,6 +116,7 @@ class Arrangement:
     peak_rss_mib: NonNegativeFloat
     gpu_memory_mib: NonNegativeFloat | None
     joules_per_row: float | None = None
+    tokens: TokenSpeed | None = None
 
 
 def _require_real_rows(arrangements: dict[str, Arrangement]) -> dict[str, Arrangement]:
@@ -238,18 +252,20 @@ class Load(LoadMode):
     Attributes:
         delayed: Share of an open loop's requests that the load generator sent too late, which makes its latencies too low.
         executed_batch: Rows per execution of the model step by Triton's count. With batching off, several requests may be handed
-            over together; they still run one by one.
+            over together; they still run one by one. None for a model that generates: Triton does not see its steps.
         steps: Statistics by step, without the ensemble's name.
-        split: Mean time of a request by part.
+        split: Mean time of a request by part; None for a model that generates.
         joules_per_row: Energy of the whole machine per row, load generator included; None if the machine has no readable counters.
+        tokens: How the tokens of a model that generates came; None for other models.
     """
 
     delayed: Share = 0.0
     speed: Speed
-    executed_batch: float
+    executed_batch: float | None
     steps: dict[str, Step]
-    split: Split
+    split: Split | None
     joules_per_row: float | None = None
+    tokens: TokenSpeed | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

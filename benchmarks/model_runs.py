@@ -12,10 +12,13 @@ from benchmarks.inputs import BenchmarkInputs
 from benchmarks.jobs import WorkerJob
 from benchmarks.measurements import LoadMode
 from serving.machine import cores
+from serving.options import CPU_PRECISIONS
 
 Call = tuple[int, int | None]
 """Rows per call, and tokens of each row; None for rows as they are."""
 
+CLIENTS = (1, 4, 16, 64)
+"""Default clients of the closed loops."""
 OPTIONAL_BACKEND = "tensorrt"
 """A backend that is installed may still not support this model: then the others are measured all the same."""
 
@@ -74,7 +77,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
         yield run("exported", inputs.exported, "fp32", (batches[0], *by_length), threads=threads)
     for precision in inputs.precisions:
         file = inputs.bundle.variant(precision).path
-        if device == "gpu" and precision != "int8":  # CUDA has no kernels for dynamic int8
+        if device == "gpu" and precision not in CPU_PRECISIONS:  # CUDA has no kernels for dynamic int8
             yield run("onnx", file, precision, everything, threads=1)
             if inputs.exported is not None and has_tensorrt():
                 yield run(OPTIONAL_BACKEND, inputs.exported, precision, everything, threads=1, half=precision == "fp16")
@@ -90,10 +93,9 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
 def planned_loads(inputs: BenchmarkInputs) -> list[LoadMode]:
     """Plan the loads on the server: closed loops, rows of one length, then open loops, whose rates follow from the closed ones."""
     options = inputs.options
-    first, concurrencies = options.protocols[0], sorted(options.concurrencies)
-    closed = [
-        LoadMode(protocol=protocol, concurrency=clients) for protocol in options.protocols for clients in options.concurrencies
-    ]
+    clients = options.concurrencies or CLIENTS
+    first, concurrencies = options.protocols[0], sorted(clients)
+    closed = [LoadMode(protocol=protocol, concurrency=count) for protocol in options.protocols for count in clients]
     by_length = [LoadMode(protocol=first, concurrency=concurrencies[0], length=length) for length in inputs.lengths]
     opened = [LoadMode(protocol=first, rate=loop.rate, share=loop.share) for loop in options.open_loops]
     return [*closed, *by_length, *opened]

@@ -24,6 +24,19 @@ def process_tree(root: psutil.Process) -> list[psutil.Process]:
     return [root, *root.children(recursive=True)]
 
 
+def cpu_seconds(root: psutil.Process) -> float:
+    """Return the processor time that a process and all its descendants have used so far, seconds."""
+    return sum(own_seconds(process) for process in process_tree(root))
+
+
+def own_seconds(process: psutil.Process) -> float:
+    """Return the processor time of a process and of its descendants that have ended, seconds."""
+    try:
+        return float(sum(process.cpu_times()[:4]))
+    except psutil.NoSuchProcess:  # ended between listing and reading: its parent counts it from now on
+        return 0.0
+
+
 class MemoryMeter:
     """Measure the peak memory of a process tree while the block runs. It can be entered again; the peak is over all blocks.
 

@@ -19,7 +19,7 @@ from benchmarks.samples import Samples
 from benchmarks.speed import Speed
 from benchmarks.verdicts import BenchmarkGate, FigureComparison, ReportComparison
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 OLDEST_VERSION = 3
 """Oldest schema version that can still be read: its fields have the same meaning, some under a former name."""
 
@@ -35,6 +35,9 @@ QUALITIES = (
     "max_logit_difference",
     "calibration_error",
     "not_finite",
+    "perplexity",
+    "perplexity_increase",
+    "next_token_agreement",
 )
 """Figures by the names of their fields; of quality beside the metrics and ``metric_drop``."""
 
@@ -56,7 +59,8 @@ class ReportSettings:
         rows_sha256: Checksum of the labelled rows and their labels.
         timed_sha256: Checksums of the timed rows by :func:`length_key`.
         duration: Seconds of timing per figure.
-        max_length: Tokens at which rows are truncated.
+        max_length: Tokens at which rows are truncated; of a model that generates: tokens of a prompt and its answer.
+        new_tokens: Tokens of every answer of a model that generates; None for other models.
         test: Source of the labelled rows; None for those of the bundle.
     """
 
@@ -72,6 +76,7 @@ class ReportSettings:
     max_length: PositiveInt
     test: str | None
     bundle_created: str
+    new_tokens: PositiveInt | None = None
 
 
 @validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -98,6 +103,11 @@ class Report:
     gates: list[BenchmarkGate]
     baseline: ReportComparison | None = None
     samples: Samples = field(repr=False)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model generates its answers token by token."""
+        return self.settings.new_tokens is not None
 
     @property
     def regressions(self) -> list[FigureComparison]:
@@ -146,11 +156,18 @@ def figures_of(in_process: Sequence[InProcess], served: Served | None) -> dict[s
 
 
 def _model_figures(model: InProcess) -> Figures:
-    by_name = {name: asdict(arrangement.speed) | _costs(arrangement) for name, arrangement in model.arrangements.items()}
+    by_name = {name: speed_figures(one) | _costs(one) for name, one in model.arrangements.items()}
     best, quickest = model.best, model.quickest
-    throughputs = {key: value for key, value in asdict(best.speed).items() if key.startswith("throughput")}
-    percentiles = {key: value for key, value in asdict(quickest.speed).items() if key.startswith("p")}
-    return by_name | throughputs | percentiles | _costs(best) | {"size_mib": model.size_mib} | _quality_figures(model.quality)
+    throughputs = {key: value for key, value in speed_figures(best).items() if key.startswith(("throughput", "tokens_per"))}
+    latencies = {key: value for key, value in speed_figures(quickest).items() if key.startswith(("p", "ttft", "itl"))}
+    return by_name | throughputs | latencies | _costs(best) | {"size_mib": model.size_mib} | _quality_figures(model.quality)
+
+
+def speed_figures(measured: Arrangement | Load) -> dict[str, float | None]:
+    """Every figure of the speed of an arrangement or a load."""
+    own = measured.tokens
+    tokens = {} if own is None else asdict(own) | {"tokens_per_cpu_second": own.tokens_per_cpu_second}
+    return asdict(measured.speed) | tokens
 
 
 def _costs(arrangement: Arrangement) -> dict[str, float | None]:
@@ -160,8 +177,8 @@ def _costs(arrangement: Arrangement) -> dict[str, float | None]:
 def _served_figures(served: Served) -> Figures:
     loads: dict[str, Figures] = {}
     for load in served.loads:
-        own = {key: getattr(load, key) for key in LOAD_COSTS} | {"split": asdict(load.split)}
-        loads[load.name] = asdict(load.speed) | own | {name: asdict(step) for name, step in load.steps.items()}
+        own = {key: getattr(load, key) for key in LOAD_COSTS} | ({} if load.split is None else {"split": asdict(load.split)})
+        loads[load.name] = speed_figures(load) | own | {name: asdict(step) for name, step in load.steps.items()}
     costs = {key: getattr(served, key) for key in SERVED_COSTS}
     return loads | costs | _quality_figures(served.quality)
 

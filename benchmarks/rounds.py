@@ -6,22 +6,35 @@ minutes apart, their ratio would contain that change; here they are measured sid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from benchmarks.in_process import Batched
-from benchmarks.inputs import BenchmarkInputs
-from benchmarks.served import Clients
 from serving.reporting import logger
 
 
-def measure_rounds(ways: Sequence[Batched | Clients], inputs: BenchmarkInputs) -> None:
+class TimedWay(Protocol):
+    """A way of answering that is timed in turns with others."""
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of the rows; None: as they are."""
+
+    def measure(self, rows: list[list[str]], seconds: float) -> None:
+        """Measure the next round's slice."""
+
+
+def measure_rounds(ways: Sequence[TimedWay], timed: Mapping[int | None, list[list[str]]], *, rounds: int, duration: float) -> None:
     """Time every way on the rows of one round, then of the next.
 
     Every other round runs in reverse order, so that no way always follows the same neighbour or always comes last.
+
+    Args:
+        ways: The ways.
+        timed: The rows by their length.
+        rounds: Number of rounds.
+        duration: Seconds of timing per way, all rounds together.
     """
-    rounds = inputs.options.rounds
     for index in range(rounds):
         logger.info(f"round {index + 1} of {rounds}")
         for way in reversed(ways) if index % 2 else ways:
-            rows = inputs.rows.timed[way.length][index::rounds]  # each row belongs to one round
-            way.measure(rows, inputs.options.duration / rounds)
+            way.measure(timed[way.length][index::rounds], duration / rounds)  # each row belongs to one round

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
-from benchmarks import nvml
 from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.comparing.compare import compare
 from benchmarks.comparing.rendering import worse
 from benchmarks.energy import find_meter
-from benchmarks.environment import ForeignWork, read_environment, stolen_percent
 from benchmarks.expected import expected, require_expected
 from benchmarks.gates import check_gate, parse_gate
+from benchmarks.generation.generation_report import generation_report
 from benchmarks.in_process import findings, loaded
-from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
+from benchmarks.inputs import BenchmarkInputs
 from benchmarks.junit import write_junit
 from benchmarks.load import find_perf_analyzer
+from benchmarks.machine_watch import MachineWatch
 from benchmarks.pages import html, markdown
 from benchmarks.pages.formatting import throughput
 from benchmarks.preparation import exported_graph, model_inputs, read_inputs
 from benchmarks.report import Report, ReportSettings, length_key
 from benchmarks.report_file import read_report, write_report
-from benchmarks.rounds import measure_rounds
+from benchmarks.rounds import TimedWay, measure_rounds
+from benchmarks.row_checksums import checksum, timed_checksums
 from benchmarks.row_lengths import mean_tokens
 from benchmarks.samples import to_samples
 from benchmarks.served import ServerConnection, Target, UnderLoad
 from benchmarks.served_package import check_process, read_package, require_same_bundle
 from serving.artifact import publish
+from serving.bundle import load_bundle
 from serving.errors import DataError, GateError
 from serving.install import triton_environment
 from serving.reporting import logger
-
-BUSY_PERCENT = 10
+from serving.runtime.tasks._generation import GenerationTask
 
 
 def run_benchmark(options: BenchmarkOptions) -> Report:
@@ -56,16 +53,7 @@ def run_benchmark(options: BenchmarkOptions) -> Report:
     for gate in options.gates:
         parse_gate(gate)
     baseline = read_report(options.baseline) if options.baseline else None
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
-        inputs = read_inputs(options)
-        target = _target(options)
-        stack.enter_context(closing(target.server) if target else nullcontext())
-        served = target.package.manifest if target is not None else None
-        require_expected(options.gates, expected(inputs, served=served))
-        if options.exported:
-            inputs = replace(inputs, exported=exported_graph(inputs, folder))
-        report = _measure(inputs, target)
+    report = _measured(options)
     by_round = report.figures_by_round()
     report = replace(report, gates=[check_gate(expression, by_round) for expression in options.gates])
     try:
@@ -101,6 +89,26 @@ def require_passed(report: Report) -> None:
         raise GateError(". ".join(parts), hint="every figure stands in the report")
 
 
+def _measured(options: BenchmarkOptions) -> Report:
+    """Measure the model, whatever its kind."""
+    generates = isinstance(load_bundle(options.bundle_folder).task, GenerationTask)
+    return generation_report(options) if generates else _encoder_report(options)
+
+
+def _encoder_report(options: BenchmarkOptions) -> Report:
+    """Measure a model that answers in one execution."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonize-")))
+        inputs = read_inputs(options)
+        target = _target(options)
+        stack.enter_context(closing(target.server) if target else nullcontext())
+        served = target.package.manifest if target is not None else None
+        require_expected(options.gates, expected(inputs, served=served))
+        if options.exported:
+            inputs = replace(inputs, exported=exported_graph(inputs, folder))
+        return _measure(inputs, target)
+
+
 def _target(options: BenchmarkOptions) -> Target | None:
     if options.in_process:
         return None
@@ -112,22 +120,17 @@ def _target(options: BenchmarkOptions) -> Target | None:
 
 
 def _measure(inputs: BenchmarkInputs, target: Target | None) -> Report:
-    if unreadable := nvml.unreadable():
-        logger.warning(unreadable)
-    environment = read_environment()
-    if environment.busy_percent > BUSY_PERCENT:
-        logger.warning(f"the machine is {environment.busy_percent:.0f} % busy with other work: speeds will be too low")
+    watch = MachineWatch()
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    before = psutil.cpu_times()
     energy = find_meter()
     under_load = UnderLoad(target, inputs, energy) if target is not None else None
-    others = ForeignWork(under_load.process if under_load is not None else None)
+    watch.begin(under_load.process if under_load is not None else None)
     with loaded(inputs, energy) as in_process:
         ways = [way for one in in_process for way in one.ways]
-        measure_rounds([*ways, *(under_load.ways if under_load else [])], inputs)
-        foreign = others.percent()
-        if foreign > BUSY_PERCENT:
-            logger.warning(f"other processes used {foreign:.0f} % of the processor time meanwhile: speeds are too low")
+        options = inputs.options
+        everything: list[TimedWay] = [*ways, *(under_load.ways if under_load else [])]
+        measure_rounds(everything, inputs.rows.timed, rounds=options.rounds, duration=options.duration)
+        environment = watch.end()
         found = findings(inputs, in_process)
     served, samples, rounds = None, found.samples, found.rounds
     if under_load is not None:
@@ -139,7 +142,7 @@ def _measure(inputs: BenchmarkInputs, target: Target | None) -> Report:
         task=inputs.task.name,
         created=created,
         main_metric=inputs.task.main_metric,
-        environment=replace(environment, others_percent=foreign, stolen_percent=stolen_percent(before, psutil.cpu_times())),
+        environment=environment,
         settings=_settings(inputs),
         in_process=found.models,
         served=served,
@@ -158,7 +161,7 @@ def _settings(inputs: BenchmarkInputs) -> ReportSettings:
         rows=len(rows.timed[None]),
         tokens={length_key(length): mean_tokens(inputs.bundle, names, timed) for length, timed in rows.timed.items()},
         labelled_rows=len(rows.labelled),
-        rows_sha256=_digest([rows.labelled, rows.references]),
+        rows_sha256=checksum([rows.labelled, rows.references]),
         timed_sha256=timed_checksums(rows),
         duration=options.duration,
         rounds=options.rounds,
@@ -168,12 +171,3 @@ def _settings(inputs: BenchmarkInputs) -> ReportSettings:
         test=options.test,
         bundle_created=inputs.bundle.manifest.created.isoformat(),
     )
-
-
-def timed_checksums(rows: BenchmarkRows) -> dict[str, str]:
-    """Compute the checksum of the timed rows of each length: reports can be compared where it is the same."""
-    return {length_key(length): _digest(timed) for length, timed in rows.timed.items()}
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -3,7 +3,8 @@
 ``FD`` is the process's end of a :func:`multiprocessing.Pipe`. The process receives a :class:`WorkerJob` and sends None when the
 model is loaded. For each (rows, batch, seconds) that it receives, it times a slice and sends its spans; in between it sleeps. For
 None it sends its :class:`WorkerFacts` and ends. Nothing heavy is imported before the job is read: load time and memory are those of
-the backend alone. :mod:`benchmarks.workers` is the other end.
+the backend alone. :mod:`benchmarks.workers` is the other end. A
+:class:`GenerationJob` is done by :mod:`benchmarks.generation.generation_worker`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.backends import BACKENDS
 from benchmarks.jobs import RequestRows, Span, WorkerFacts, WorkerJob
+from benchmarks.own_memory import peak_rss_mib
 from serving.artifact import sha256
+
+if TYPE_CHECKING:
+    from benchmarks.generation.generation_jobs import GenerationJob
 
 WARM_UP = 0.1
 """Share of a slice that is spent on untimed calls before it, as the process slept while others had their turn."""
@@ -53,13 +57,6 @@ def timed_passes(runner: Callable[[RequestRows], object], rows: RequestRows, bat
             return spans
 
 
-def peak_rss_mib() -> float:
-    """Read the peak resident set of this process, MiB; ``ru_maxrss`` would be inherited from the parent process."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
-
-
 def serve_job(channel: Connection[Any, Any]) -> None:
     """Load the job that arrives on a channel, answer its labelled rows, and time slices until the benchmark asks for the facts.
 
@@ -67,7 +64,12 @@ def serve_job(channel: Connection[Any, Any]) -> None:
         EOFError: The benchmark has ended without asking for them.
     """
     started = time.perf_counter_ns()
-    job: WorkerJob = channel.recv()
+    job: WorkerJob | GenerationJob = channel.recv()
+    if not isinstance(job, WorkerJob):
+        from benchmarks.generation.generation_worker import serve_generation
+
+        serve_generation(channel, job, started)
+        return
     from benchmarks.logits import outputs_file
     from serving.bundle import load_bundle
 

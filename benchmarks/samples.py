@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NotRequired  # pydantic cannot read typing's before Python 3.12
 
 import numpy as np
-from typing_extensions import TypedDict  # pydantic cannot read typing's before Python 3.12
+from typing_extensions import TypedDict
 
 from benchmarks.speed import Spans
+from benchmarks.token_speed import TokenTimes
 
 
 class CallTimes(TypedDict):
@@ -17,10 +19,12 @@ class CallTimes(TypedDict):
         start_us: Start of each call, µs after the first call of the benchmark. Loads on the server have the load generator's clock,
             which also starts at 0.
         took_us: Duration of each call, µs.
+        token_us: When each token of each answer of a model that generates came, µs after the start of its call.
     """
 
     start_us: list[float]
     took_us: list[float]
+    token_us: NotRequired[list[list[float]]]
 
 
 Samples = dict[str, CallTimes]
@@ -47,3 +51,16 @@ def to_spans(sample: CallTimes) -> Spans:
     start, took = (np.array(times) * 1e3 for times in (sample["start_us"], sample["took_us"]))
     spans: Spans = np.stack([start, start + took], axis=1).round().astype(np.int64)
     return spans
+
+
+def to_answer_samples(times_by_name: Mapping[str, TokenTimes]) -> Samples:
+    """Convert the times of tokens, by the names of :data:`Samples`, into samples."""
+    first = min((int(times[:, 0].min()) for times in times_by_name.values()), default=0)
+    return {
+        name: {
+            "start_us": ((times[:, 0] - first) / 1e3).round(1).tolist(),
+            "took_us": ((times[:, -1] - times[:, 0]) / 1e3).round(1).tolist(),
+            "token_us": ((times[:, 1:] - times[:, :1]) / 1e3).round(1).tolist(),
+        }
+        for name, times in times_by_name.items()
+    }

@@ -242,7 +242,7 @@ class UnderLoad:
             server=server.version,
             loads=[way.load() for way in self.ways],
             quality=evaluate(self._inputs.task, self._inputs.rows, self._answers, original),
-            load_seconds=_load_seconds(server.address, self.process),
+            load_seconds=load_seconds(server.address, self.process),
             peak_rss_mib=self._memory.peak_rss_mib if self._memory else None,
             pss_mib=self._memory.pss_mib if self._memory else None,
             gpu_memory_mib=server.gpu_memory_mib(),
@@ -264,8 +264,8 @@ class UnderLoad:
         return f"served.{self._target.package.precision}.{way.mode.name}"
 
 
-def _load_seconds(address: ServerAddress, process: psutil.Process | None) -> float | None:
-    """Load time that the supervisor recorded, if it runs this very server."""
+def load_seconds(address: ServerAddress, process: psutil.Process | None) -> float | None:
+    """Return the load time that the supervisor recorded, if it runs this very server."""
     running = find_running(address.http_port)
     if running is None or process is None or running.pid not in {process.pid, *(parent.pid for parent in process.parents())}:
         return None

@@ -47,15 +47,17 @@ def tune_command(
         _print_grid(options, as_json=output.json)
         return
     from benchmarks.tuning.applied import with_winner
-    from benchmarks.tuning.stage import tune
+    from benchmarks.tuning.stage import require_tunable, tune
     from benchmarks.tuning.summary import require_winner, summary, table, to_json
     from serving.bundle import load_bundle
     from serving.lineage import refuse_other_package
     from serving.placement import refuse_foreign
 
+    bundle = load_bundle(options.bundle_folder)
+    require_tunable(bundle)
     refuse_foreign(options.repository, options.name, "ensemble")  # now rather than after a quarter of an hour
     places = PackageOptions(name=options.name, bundle=options.bundle_folder, repository=options.repository)
-    refuse_other_package(places, load_bundle(options.bundle_folder))
+    refuse_other_package(places, bundle)
     if (own := recipe_file(ctx)) is not None:
         with_winner(_read(own), "", {})  # an error now if a winner cannot be written into it
     with _progress() as begin:

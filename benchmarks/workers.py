@@ -7,11 +7,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import IO, Any
 
+from benchmarks.generation.generation_jobs import GenerationJob, TimedReply, TimedRequest
 from benchmarks.jobs import WorkerFacts, WorkerJob
 from benchmarks.speed import Spans, as_spans
 from serving.errors import SetupError
@@ -63,6 +64,21 @@ class Workers:
             worker.send((rows[start:] + rows[:start], batch, seconds))
         return [as_spans(worker.receive()) for worker in self.processes]
 
+    def generate(self, prompts: list[str], in_flight: int, seconds: float) -> TimedReply:
+        """Time one slice of a model that generates, in its one process.
+
+        Returns:
+            When the tokens came, and the processor time of the process meanwhile, seconds.
+
+        Raises:
+            SetupError: The worker failed.
+        """
+        (worker,) = self.processes
+        request: TimedRequest = (prompts, in_flight, seconds)
+        worker.send(request)
+        reply: TimedReply = worker.receive()
+        return reply
+
     def end(self) -> list[WorkerFacts]:
         """End the processes, and return what each reports; nothing can be measured after that.
 
@@ -75,7 +91,7 @@ class Workers:
 
 
 @contextlib.contextmanager
-def started(job: WorkerJob, processes: int = 1) -> Iterator[Workers]:
+def started(job: WorkerJob | GenerationJob, processes: int = 1) -> Iterator[Workers]:
     """Load a job in fresh processes that live as long as the block.
 
     They load one after another, so that load times do not affect each other. Only the first answers the labelled rows.
@@ -87,7 +103,7 @@ def started(job: WorkerJob, processes: int = 1) -> Iterator[Workers]:
         workers = []
         for index in range(processes):
             worker = stack.enter_context(_started())
-            worker.send(replace(job, labelled=job.labelled if index == 0 else []))
+            worker.send(job if index == 0 else job.without_labelled())
             worker.receive()
             workers.append(worker)
         yield Workers(workers)

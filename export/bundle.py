@@ -21,12 +21,13 @@ from serving.artifact import (
     task_code,
     write_manifest,
 )
-from serving.errors import GateError
+from serving.errors import ExportError, GateError
 from serving.manifests import BundleManifest, StageInputs, VariantRecord
 from serving.options import PRECISIONS, Precision
 from serving.reporting import logger
 
 SHAPING = (
+    "export/batch_mates.py",
     "export/bundle.py",
     "export/checkpoint.py",
     "export/columns.py",
@@ -47,6 +48,7 @@ SHAPING = (
     "export/library_answers.py",
     "export/rows.py",
     "export/rowwise_int8.py",
+    "export/variant_graph.py",
     "export/variants.py",
     "export/model_timing.py",
     "export/verify.py",
@@ -87,6 +89,8 @@ def export(options: ExportOptions) -> BundleManifest:
     """
     options = described_export(options)
     source = find_source(options)
+    if isinstance(source.task, ExportedGenerationTask) and "int8_rowwise" in options.precision:
+        raise ExportError("int8 of a model that generates has one scale per token already", hint="give --precision int8")
     inputs = _inputs(options, source)
     if not options.force and is_current(options.target, BundleManifest, inputs):
         manifest = read_manifest(options.target, BundleManifest)

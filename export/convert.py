@@ -181,7 +181,7 @@ def silence_exporters() -> Iterator[None]:
     import torch
 
     log = torch._C._jit_onnx_log  # where tracing fails, it prints the whole graph to standard output, whatever its settings
-    loggers = [logging.getLogger(name) for name in (None, "optimum", "onnxruntime", "torch.onnx")]
+    loggers = [logging.getLogger(name) for name in (None, "optimum", "onnxruntime", "torch.onnx", "transformers")]
     levels = [logger.level for logger in loggers]
     printed = contextlib.redirect_stdout(io.StringIO())  # our standard output holds only results
     with printed, warnings.catch_warnings():

@@ -106,7 +106,22 @@ def text_request(model: str, call: PipelineCall, inputs: object) -> tuple[TextRe
 async def text_pieces(connection: Connection, request: TextRequest, cleaner: TextCleaner | None) -> AsyncGenerator[str, None]:
     """Yield the text that answers ``request``, as it is generated. Closing the generator cancels the request.
 
-    The request is retried until its first piece has come. The time limit of a request holds for each piece.
+    Raises:
+        RequestError: As for :func:`answer_parts`.
+    """
+    async with contextlib.aclosing(answer_parts(connection, request)) as parts:
+        async for part in parts:
+            piece = b"".join(part["text_output"].reshape(-1).tolist()).decode()
+            if piece := piece if cleaner is None else cleaner.clean(piece, final=False):
+                yield piece
+        if cleaner is not None and (rest := cleaner.clean("", final=True)):
+            yield rest
+
+
+async def answer_parts(connection: Connection, request: TextRequest) -> AsyncGenerator[Arrays, None]:
+    """Yield the tensors of each response to ``request`` as it arrives. Closing the generator cancels the request.
+
+    The request is retried until its first response has come. The time limit of a request holds for each response.
 
     Raises:
         RequestError: As for :func:`whole_answer`.
@@ -124,12 +139,8 @@ async def text_pieces(connection: Connection, request: TextRequest, cleaner: Tex
     async with contextlib.aclosing(responses):
         while response is not None:
             _check(response, request)
-            piece = b"".join(response["text_output"].reshape(-1).tolist()).decode()
-            if piece := piece if cleaner is None else cleaner.clean(piece, final=False):
-                yield piece
+            yield response
             response = await connection.once(anext(responses, None))
-        if cleaner is not None and (rest := cleaner.clean("", final=True)):
-            yield rest
 
 
 async def _opened(connection: Connection, client: InferClient, request: TextRequest) -> AsyncGenerator[Arrays, None]:

@@ -20,7 +20,8 @@ On a machine that other programs use too, two runs of the same build can differ 
 * **Speeds of a run in which other processes or the host took more than 10 % of the processor time** are listed but not evaluated:
   processes that wait for each other, such as a server's, slow down far more than the reference.
 * **Quality** is deterministic on the same labelled rows: it has a tolerance in percentage points and no noise.
-* **Energy, memory and load time** are measured once, or together with whatever else runs: their tolerances are wide and fixed.
+* **Energy, memory, load time, and processor time per token** are measured once, or together with whatever else runs: their
+  tolerances are wide and fixed. So is that of the perplexity, which is the bundle's.
 """
 
 from __future__ import annotations
@@ -30,20 +31,24 @@ from dataclasses import replace
 
 from benchmarks.benchmark_options import Tolerances
 from benchmarks.comparing import comparability
-from benchmarks.comparing.reference import OTHER_ROWS, SPEEDS, compare_speeds
+from benchmarks.comparing.reference import OTHER_ROWS, REPEATED, compare_speeds
 from benchmarks.report import Report
 from benchmarks.verdicts import FigureComparison, ReportComparison, relative
 from serving.errors import DataError
 
 COSTS = {
     "joules_per_row": (0.5, 0.0),
+    "cpu_ms_per_token": (0.25, 0.0),
+    "perplexity": (0.005, 0.0),
     "load_seconds": (2.0, 5.0),
     "peak_rss_mib": (0.25, 64.0),
     "pss_mib": (0.25, 64.0),
     "gpu_memory_mib": (0.25, 64.0),
 }
 """Tolerance of each cost: relative, and absolute in the figure's unit. The larger one applies."""
-TIMED = (*SPEEDS, "joules_per_row", "load_seconds")
+PER_ROW = ("joules_per_row", "cpu_ms_per_token")
+"""Costs that depend on the rows."""
+TIMED = (*REPEATED, *PER_ROW, "load_seconds")
 TAKEN = "others used the processor"
 ROUNDING = 1e-9
 """A metric that dropped by exactly the tolerance has not dropped by more."""
@@ -125,7 +130,7 @@ def _costs(before: Report, now: Report) -> Iterator[FigureComparison]:
             tolerance=max(share, least / was) if was else None,
             verdict="worse" if more else "better" if less else "same",
         )
-        other_rows = kind == "joules_per_row" and not comparability.same_timed_rows(before, now, ways[way].length)
+        other_rows = kind in PER_ROW and not comparability.same_timed_rows(before, now, ways[way].length)
         yield _not_compared(one, OTHER_ROWS) if other_rows else one
 
 
@@ -162,7 +167,7 @@ def _quality_figures(report: Report) -> dict[str, float]:
 def _names(report: Report) -> list[str]:
     """Figures that are compared if both reports have them."""
     own = [*dict(report.measured()), *([report.served.name] if report.served else [])]
-    wanted = {f"{name}.{kind}" for name in own for kind in (*SPEEDS, *COSTS)}
+    wanted = {f"{name}.{kind}" for name in own for kind in (*REPEATED, *COSTS)}
     return [name for name in report.figures() if name in wanted] + list(_quality_figures(report))
 
 

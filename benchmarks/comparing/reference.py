@@ -19,6 +19,9 @@ from benchmarks.verdicts import FigureComparison, relative
 
 SPEEDS = {"throughput": 1, "p50_ms": -1, "p90_ms": -1, "p95_ms": -1, "p99_ms": -1}
 """Figures that every round repeats: 1 if higher is better, −1 if lower is better."""
+WAITS = dict.fromkeys(("ttft_p50_ms", "ttft_p99_ms", "itl_mean_ms", "itl_p50_ms", "itl_p99_ms"), -1)
+"""The same of models that generate. Their tokens per second are their throughput, as all answers have the same length."""
+REPEATED = SPEEDS | WAITS
 REFERENCE = ("pytorch", "pipeline")
 """Kinds of models that no change of a bundle or of the server affects."""
 SLOW = 2.5
@@ -37,7 +40,7 @@ class SpeedFigure:
     """A figure of speed that both reports have.
 
     Attributes:
-        kind: A key of :data:`SPEEDS`.
+        kind: A key of :data:`REPEATED`.
         excluded: Why it is not compared; empty if it is.
     """
 
@@ -51,11 +54,11 @@ class SpeedFigure:
     @property
     def absolute(self) -> float:
         """The change as a logarithm, positive if it is better."""
-        return SPEEDS[self.kind] * log(self.now / self.before)
+        return REPEATED[self.kind] * log(self.now / self.before)
 
     def levels(self, report: Report) -> Numbers:
         """Logarithms of the figure in each round, higher is better, ``[rounds]``."""
-        levels: Numbers = SPEEDS[self.kind] * np.log([own[self.name] for own in report.rounds])
+        levels: Numbers = REPEATED[self.kind] * np.log([own[self.name] for own in report.rounds])
         return levels
 
 
@@ -148,7 +151,7 @@ def _shared(before: Report, now: Report) -> Iterator[SpeedFigure]:
     for way, measured in before.measured():
         same_rows = same_timed_rows(before, now, measured.length)
         is_open = isinstance(measured, Load) and measured.concurrency is None
-        for kind in SPEEDS:
+        for kind in REPEATED:
             name = f"{way}.{kind}"
             if name not in theirs:
                 continue
@@ -221,7 +224,7 @@ def _wholes(singles: Relative, shift: Shift) -> Relative:
 
 
 def _compared(some: Relative, shift: Shift, at: int, tolerance: float, absolute_too: bool) -> FigureComparison:
-    figure, sign = some.figures[at], SPEEDS[some.figures[at].kind]
+    figure, sign = some.figures[at], REPEATED[some.figures[at].kind]
     by, error = float(shift.by[at]), float(shift.error[at])
     spared = inf if sign > 0 and tolerance >= 1 else -log1p(-tolerance) if sign > 0 else log1p(tolerance)
     reach = max(float(shift.reach[at]), spared)

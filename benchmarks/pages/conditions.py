@@ -35,6 +35,14 @@ def _foreign_work(environment: Environment) -> Iterator[str]:
 def method(report: Report) -> str:
     """Describe the method in sentences."""
     settings = report.settings
+    if settings.new_tokens is not None:
+        return (
+            f"All models continue the same prompts greedily by {settings.new_tokens} tokens, whatever would end a text, for "
+            f"{settings.duration:g} s or more each, in turns: {settings.rounds} rounds, each on its own share of {settings.rows} "
+            "prompts, of which a slow model answers fewer. In each round, all clients send equally many requests. tokens/s is the "
+            "median of the rounds (lowest–highest), with tokenization and prompts in the time; waits are those of all rounds "
+            f"together; the answers to {settings.labelled_rows} prompts are compared token for token."
+        )
     return (
         f"All models answer the same {settings.rows} texts, tokenization included, for {settings.duration:g} s or more each, in "
         f"turns: {settings.rounds} rounds, each on its own share of the texts. rows/s is the median of the rounds "

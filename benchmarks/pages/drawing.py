@@ -101,8 +101,10 @@ def drawn(plot: Plot, height: float, xlabel: str, ylabel: str = "", *, columns: 
 
 
 def _legend(figure: Figure, columns: int) -> None:
-    """Draw a legend below everything, in as many of ``columns`` as fit."""
+    """Draw a legend below everything, in as many of ``columns`` as fit; none if nothing has a label."""
     names = {label for drawn in figure.axes for label in drawn.get_legend_handles_labels()[1]}
+    if not names:
+        return
     for count in range(columns, 0, -1):
         found = figure.legend(loc="outside lower center", ncols=count)
         if count == 1 or found.get_window_extent().width <= figure.bbox.width:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import JsonValue
 
 from benchmarks.measurements import Estimate
 from benchmarks.speed import Speed
+from benchmarks.token_speed import TokenSpeed
 
 WIDE = 1.5
 """Throughput of the fastest round over the slowest. Beyond this, a figure depends more on the machine than on the model."""
@@ -14,8 +17,12 @@ NONE = "—"
 
 def throughput(speed: Speed) -> str:
     """Write the median of the rounds and, if they differ, the lowest and the highest, rows per second."""
-    low, high = rate(speed.throughput_low), rate(speed.throughput_high)
-    return rate(speed.throughput) + (f" ({low}–{high})" if low != high else "")
+    return ranged(speed.throughput, speed.throughput_low, speed.throughput_high)
+
+
+def ranged(median: float, low: float, high: float) -> str:
+    """Write a rate, and the lowest and the highest of the rounds if they differ."""
+    return rate(median) + (f" ({rate(low)}–{rate(high)})" if rate(low) != rate(high) else "")
 
 
 def rate(value: float) -> str:
@@ -30,7 +37,30 @@ def spread(speed: Speed) -> float:
 
 def marked(speed: Speed) -> str:
     """Write :func:`throughput`, with a warning if the rounds differ too much."""
-    return throughput(speed) + (f" ⚠ rounds differ ×{spread(speed):.1f}" if spread(speed) > WIDE else "")
+    return throughput(speed) + warning(spread(speed))
+
+
+def token_rate(tokens: TokenSpeed) -> str:
+    """Write tokens per second, with a warning if the rounds differ too much."""
+    low, high = tokens.tokens_per_second_low, tokens.tokens_per_second_high
+    return ranged(tokens.tokens_per_second, low, high) + warning(high / low)
+
+
+def warning(ratio: float) -> str:
+    """Write a warning if the fastest round was more than :data:`WIDE` times as fast as the slowest."""
+    return f" ⚠ rounds differ ×{ratio:.1f}" if ratio > WIDE else ""
+
+
+def unsteady(speeds: Iterable[Speed]) -> str:
+    """Write a warning if the rounds of some speeds differ too much; empty if none do."""
+    found = [spread(speed) for speed in speeds]
+    wide = [ratio for ratio in found if ratio > WIDE]
+    if not wide:
+        return ""
+    return (
+        f"⚠ The machine changed speed while measuring: rounds of {len(wide)} of {len(found)} speeds differ by more than "
+        f"×{WIDE:g}, by up to ×{max(wide):.1f}. Compare by the gates' rounds, not by single figures."
+    )
 
 
 def number(value: float | None, form: str = ".0f") -> str:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import jinja2
 
-from benchmarks.pages import tables
+from benchmarks.pages import contents, tables
 from benchmarks.pages.conditions import conditions, machine, method
 from benchmarks.pages.formatting import answer, clipped, number
-from benchmarks.pages.headline import conclusion, keys
-from benchmarks.pages.plots import plots
+from benchmarks.pages.headline import conclusion
 from benchmarks.report import Report
 
 TEMPLATE = "report.html.jinja"
@@ -27,16 +26,16 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = plots(report)
+    drawn = contents.plots(report)
     return environment.get_template(TEMPLATE).render(
         report=report,
         conclusion=conclusion(report),
-        keys=keys(report),
+        keys=contents.keys(report),
         results=[table for table in (tables.gates(report), tables.regressions(report)) if table.rows],
-        glance=tables.glance(report),
+        glance=contents.glance(report),
         plots=[plot for plot in drawn if plot.svg],
         missing=[plot for plot in drawn if not plot.svg],
-        details=list(tables.details(report)),
+        details=list(contents.details(report)),
         changed=tables.changed_answers(report),
         machine=machine(report),
         method=method(report),

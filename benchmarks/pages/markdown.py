@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.measurements import ChangedAnswer
-from benchmarks.pages import tables
+from benchmarks.pages import contents, tables
 from benchmarks.pages.conditions import conditions, machine, method
 from benchmarks.pages.escaping import code, escaped, markdown_table
 from benchmarks.pages.formatting import answer, clipped, number
 from benchmarks.pages.headline import conclusion
-from benchmarks.pages.tables import Table
+from benchmarks.pages.table import Table
 from benchmarks.report import Report
 
 MOST_BYTES = 1_000_000
@@ -50,7 +50,7 @@ def _first(report: Report) -> Iterator[str]:
         yield "\n".join(f"* the baseline: {escaped(note)}" for note in found.notes)
     if report.regressions:
         yield _whole(tables.regressions(report))
-    yield _whole(tables.glance(report))
+    yield _whole(contents.glance(report))
     commit = report.environment.commit or "unknown"
     yield escaped(f"{report.created} · commit {commit} · {machine(report)}")
 
@@ -58,7 +58,7 @@ def _first(report: Report) -> Iterator[str]:
 def _folded(report: Report) -> Iterator[tuple[str, str]]:
     if report.gates:
         yield "Gates", _whole(tables.gates(report))
-    for table in tables.details(report):
+    for table in contents.details(report):
         yield table.title, _whole(table)
     for name, changed in list(tables.changed_answers(report).items())[:1]:
         yield f"Answers that changed most: {name}", _whole(_changed_answers(changed))

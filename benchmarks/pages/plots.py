@@ -216,10 +216,10 @@ def _took(samples: Samples, figure: str) -> npt.NDArray[np.float64]:
 
 def _time_split(report: Report) -> Plot:
     name, title = "time-split", "Where the time of a request goes"
-    loads = _loads(report)
-    if not loads:
+    splits = {load.name: load.split for load in _loads(report) if load.split is not None}
+    if not splits:
         return Plot(name=name, title=title, missing="nothing was served")
-    shares = {load.name: {part: 100 * value / load.split.total for part, value in asdict(load.split).items()} for load in loads}
+    shares = {name: {part: 100 * value / one.total for part, value in asdict(one).items()} for name, one in splits.items()}
     plot = Plot(
         name=name,
         title=title,
@@ -227,17 +227,17 @@ def _time_split(report: Report) -> Plot:
         caption="One bar for each load: c16 is 16 clients, load80 is 80 % of what the server can do, at random moments. "
         "Long queues call for more instances or fewer clients; with long pre- and postprocessing, a faster model does not help.",
     )
-    with drawn(plot, 0.8 + 0.23 * len(loads), "% of the mean latency, which stands at the right", columns=4) as ax:
-        left = np.zeros(len(loads))
+    with drawn(plot, 0.8 + 0.23 * len(splits), "% of the mean latency, which stands at the right", columns=4) as ax:
+        left = np.zeros(len(splits))
         for part, (colour, hatch) in PARTS.items():
             width = np.array([share[part] for share in shares.values()])
-            ax.barh(range(len(loads)), width, left=left, height=0.78, color=colour, hatch=hatch, edgecolor=PAGE, linewidth=0.6,
+            ax.barh(range(len(splits)), width, left=left, height=0.78, color=colour, hatch=hatch, edgecolor=PAGE, linewidth=0.6,
                     label=part)  # fmt: skip
             left += width
-        for index, load in enumerate(loads):
-            ax.annotate(f"{load.split.total / 1e3:.1f} ms", (100, index), textcoords="offset points", xytext=(4, 0), va="center",
+        for index, one in enumerate(splits.values()):
+            ax.annotate(f"{one.total / 1e3:.1f} ms", (100, index), textcoords="offset points", xytext=(4, 0), va="center",
                         color=INK, fontsize=8.5, annotation_clip=False)  # fmt: skip
-        ax.set_yticks(range(len(loads)), list(shares))
+        ax.set_yticks(range(len(splits)), list(shares))
         ax.invert_yaxis()
         ax.set_xlim(0, 100)
         ax.grid(visible=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, fields
 
 from benchmarks.measurements import ChangedAnswer, InProcess, Quality, Served, Split
-from benchmarks.pages.formatting import NONE, WIDE, interval, marked, number, rate, spread
+from benchmarks.pages.formatting import NONE, interval, marked, number, rate, unsteady
 from benchmarks.pages.growth import growths
 from benchmarks.pages.headline import original, real_loads
+from benchmarks.pages.table import Table
 from benchmarks.report import Report
 from benchmarks.speed import RoundSpeed, Speed
 from benchmarks.steps import STEPS
@@ -16,23 +17,6 @@ from benchmarks.steps import STEPS
 SPEED = ("rows/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms")
 LATE = 0.01
 """Share of an open loop's requests that were sent late. Beyond this, it is shown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table.
-
-    Attributes:
-        rows: Rows of cells; the first cell names the row.
-        words: Number of columns from the first that hold words rather than numbers.
-    """
-
-    name: str
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: int = 1
-    notes: Sequence[str] = ()
 
 
 def glance(report: Report) -> Table:
@@ -54,7 +38,10 @@ def glance(report: Report) -> Table:
         title="At a glance",
         head=["", "best rows/s", "×", "lowest p50 ms", f"{metric} (95 %)", "lost (95 %)", "peak RSS MiB"],
         rows=rows,
-        notes=[f"Best rows/s and lowest p50 are those of different arrangements, or loads.{against}", _spread(report)],
+        notes=[
+            f"Best rows/s and lowest p50 are those of different arrangements, or loads.{against}",
+            unsteady(speed for _, speed in report.speeds()),
+        ],
     )
 
 
@@ -66,17 +53,6 @@ def _best(best: Speed, quickest: Speed, base: float | None) -> list[str]:
 def _lost(quality: Quality, metric: str) -> list[str]:
     main = number(quality.metrics.get(metric), ".4f") if quality.main is None else interval(quality.main)
     return [main, interval(quality.drop)]
-
-
-def _spread(report: Report) -> str:
-    speeds = [speed for _, speed in report.speeds()]
-    wide = [speed for speed in speeds if spread(speed) > WIDE]
-    if not wide:
-        return ""
-    return (
-        f"⚠ The machine changed speed while measuring: rounds of {len(wide)} of {len(speeds)} speeds differ by more than "
-        f"×{WIDE:g}, by up to ×{max(map(spread, wide)):.1f}. Compare by the gates' rounds, not by single figures."
-    )
 
 
 def gates(report: Report) -> Table:
@@ -147,7 +123,7 @@ def served(found: Served) -> Table:
         how += f", {load.length} tokens" if load.length else ""
         how += f", {load.delayed:.0%} of them sent late" if load.delayed >= LATE else ""
         drawn = [number(load.joules_per_row, ".3g")] if energy else []
-        rows.append([load.name, f"{load.protocol}, {how}", *_speed(load.speed), f"{load.executed_batch:.2f}", *drawn])
+        rows.append([load.name, f"{load.protocol}, {how}", *_speed(load.speed), number(load.executed_batch, ".2f"), *drawn])
     package = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.package.items())
     gpu = "" if found.gpu_memory_mib is None else f" Memory in use on the GPU by all programs: {number(found.gpu_memory_mib)} MiB."
     notes = [
@@ -167,6 +143,8 @@ def split(found: Served) -> Table:
     parts = [part.name for part in fields(Split) if part.name not in absent]
     rows = []
     for load in found.loads:
+        if load.split is None:
+            continue
         times = [value / 1e3 for part, value in asdict(load.split).items() if part not in absent]
         rows.append([load.name, *(f"{value:.2f}" for value in times), f"{sum(times):.2f}"])
     notes = ["Means, ms. Ensemble: Triton's own scheduling and the copies between steps; client: the load generator's packing."]

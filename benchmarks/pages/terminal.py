@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.pages import tables
+from benchmarks.pages import contents
 from benchmarks.pages.headline import conclusion
-from benchmarks.pages.tables import Table
+from benchmarks.pages.table import Table
 from benchmarks.report import Report
 from serving.text_table import aligned
 
 
 def render(report: Report) -> str:
     """Render every model at a glance, the loads on the server, the gates and the conclusion."""
-    parts = [_text(tables.glance(report))]
-    if report.served is not None:
-        parts.append(_text(tables.served(report.served)))
+    parts = [_text(table) for table in (contents.glance(report), *contents.loads(report))]
     parts += [f"{'held' if gate.passed else 'FAILED'}: {gate.expression}: {gate}" for gate in report.gates]
     found = conclusion(report)
     return "\n\n".join([*parts, "\n".join([found.text, *(f"the baseline: {note}" for note in found.notes)])])

@@ -20,13 +20,15 @@ from benchmarks.tuning.tuning_study import SearchTerms, opened
 from serving import artifact
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
-from serving.errors import ServerError
+from serving.errors import ArtifactError, ServerError
 from serving.install import server_versions
 from serving.machine import cores, hardware, resolve_device
 from serving.manifests import HardwareRecord, StageInputs, TrialRecord, TuningManifest
+from serving.options import CPU_PRECISIONS
 from serving.plan import make_plan
 from serving.reporting import logger
 from serving.repository import serving_code
+from serving.runtime.tasks._generation import GenerationTask
 from serving.tuning import tuning_folder
 
 STORAGE = "tuning.partial.sqlite3"
@@ -75,10 +77,11 @@ def prepare(options: TuneOptions) -> TuningSubject:
         ArtifactError: There is no usable bundle, or it lacks a precision asked for.
     """
     bundle = load_bundle(options.bundle_folder)
+    require_tunable(bundle)
     chosen = {precision: bundle.variant(precision) for precision in options.precisions or bundle.variants}
     device = resolve_device(options.device)
     # int8 is for CPUs; on a GPU it is only tried if there is nothing else.
-    usable = tuple(precision for precision in chosen if device == "cpu" or precision != "int8") or tuple(chosen)
+    usable = tuple(precision for precision in chosen if device == "cpu" or precision not in CPU_PRECISIONS) or tuple(chosen)
     restricted = replace(bundle, variants={precision: chosen[precision] for precision in usable})
     untuned = make_plan(
         restricted,
@@ -99,6 +102,19 @@ def prepare(options: TuneOptions) -> TuningSubject:
     )
     goal = {"latency_p99_ms": options.latency_p99_ms, "minutes": options.minutes, "precisions": list(usable), "device": device}
     return TuningSubject(bundle=bundle, default=untuned.configuration, search=search, goal=goal)
+
+
+def require_tunable(bundle: Bundle) -> None:
+    """Check that a model has settings to search.
+
+    Raises:
+        ArtifactError: It generates its answers.
+    """
+    if isinstance(bundle.task, GenerationTask):
+        raise ArtifactError(
+            f"{bundle.manifest.name} generates its answers, and tune has no search for such models",
+            hint="compare settings with: tritonize package --threads … --max-batch-size …, and tritonize benchmark",
+        )
 
 
 def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:

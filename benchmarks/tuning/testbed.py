@@ -115,7 +115,7 @@ class Testbed:
             throughput=load.speed.throughput,
             p50_ms=load.speed.p50_ms,
             p99_ms=load.speed.p99_ms,
-            executed_batch=load.executed_batch,
+            executed_batch=load.steps["model"].executed_batch,
         )
 
 

@@ -80,11 +80,20 @@ def bundle_task(bundle: Bundle) -> ExportedEncoderTask:
     Raises:
         ArtifactError: The bundle's settings are not those of its task.
     """
-    settings = bundle.task.to_settings() | bundle.manifest.evaluation_settings
-    try:
-        task = load_task(bundle.task.name, settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{bundle.folder} has settings that its task lacks: {error}", hint="export it again") from error
+    task = task_of_bundle(bundle)
     if not isinstance(task, ExportedEncoderTask):
         raise ArtifactError(f"the model of {bundle.folder} does not answer in one execution: {task.name} generates its answers")
     return task
+
+
+def task_of_bundle(bundle: Bundle) -> Task:
+    """Return the task of a bundle with the settings of its evaluation.
+
+    Raises:
+        ArtifactError: The bundle's settings are not those of its task.
+    """
+    settings = bundle.task.to_settings() | bundle.manifest.evaluation_settings
+    try:
+        return load_task(bundle.task.name, settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{bundle.folder} has settings that its task lacks: {error}", hint="export it again") from error

@@ -19,7 +19,7 @@ from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
 from benchmarks.preparation import read_rows
 from benchmarks.report import Report
 from benchmarks.report_file import read_report, write_report
-from benchmarks.run import timed_checksums
+from benchmarks.row_checksums import timed_checksums
 from benchmarks.samples import to_spans
 from benchmarks.served import ServerConnection
 from benchmarks.served_package import check_process, read_package, require_same_bundle

@@ -269,7 +269,7 @@ def test_in_every_round_all_are_timed_on_the_same_rows_and_the_order_alternates(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(Recorder, "turns", [])
-    measure_rounds([Recorder("a"), Recorder("b"), Recorder("c")], inputs)
+    measure_rounds([Recorder("a"), Recorder("b"), Recorder("c")], inputs.rows.timed, rounds=3, duration=6.0)
     assert [name for name, _, _ in Recorder.turns] == [*"abc", *"cba", *"abc"]
     shares = [rows for _, rows, _ in Recorder.turns]
     for first in (0, 3, 6):

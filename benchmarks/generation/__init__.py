@@ -1,0 +1,1 @@
+"""Measuring models that generate text: how fast tokens come, served and in process, beside the originals."""

@@ -1,0 +1,109 @@
+"""The runs of a benchmark of a model that generates: which models run in process, and how the server is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.generation.generation_inputs import GenerationInputs
+from benchmarks.generation.generation_jobs import GenerationJob, ServerTarget
+from benchmarks.measurements import LoadMode
+from benchmarks.model_runs import Call
+from benchmarks.served_package import ServedPackage
+from serving.options import ServerAddress
+
+CTRANSLATE2 = "ctranslate2"
+PEERS = ("exported", CTRANSLATE2)
+"""Backends that do not run every architecture: without them, the others are measured all the same."""
+CONTINUOUS = "onnx"
+"""The backend whose requests join and leave a running batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRun:
+    """A process that generates, and what it is timed with: requests in flight, and tokens of their prompts."""
+
+    job: GenerationJob
+    precision: str
+    calls: tuple[Call, ...]
+
+    @property
+    def model(self) -> str:
+        """Name of the model that gates use, if the planned precision runs."""
+        return f"{self.job.backend}.{self.precision}"
+
+    def arrangement(self, in_flight: int, length: int | None) -> str:
+        """Name an arrangement, see :class:`benchmarks.measurements.Arrangement`."""
+        return f"{'c' if self.job.backend == CONTINUOUS else 'b'}{in_flight}{f'l{length}' if length else ''}"
+
+
+def planned_generation_runs(inputs: GenerationInputs, converted: Path) -> Iterator[GenerationRun]:
+    """Plan the models in process, the original first; CTranslate2 finds its models in ``converted``."""
+    clients = inputs.clients
+    by_length: tuple[Call, ...] = tuple((clients[0], length) for length in inputs.lengths)
+    every: tuple[Call, ...] = tuple((count, None) for count in clients)
+    static = tuple(dict.fromkeys([(1, None), every[-1]]))
+
+    def run(backend: str, source: Path, precision: str, calls: tuple[Call, ...]) -> GenerationRun:
+        return GenerationRun(job=_job(inputs, backend, source, precision), precision=precision, calls=calls)
+
+    yield run("pytorch", inputs.checkpoint, "fp32", (*static, *by_length))
+    if inputs.exported is not None:
+        yield run("exported", inputs.exported, "fp32", static)
+    if has_ctranslate2():
+        for precision in ("fp32", "int8"):
+            yield run(CTRANSLATE2, converted / precision, precision, static)
+    for precision in inputs.precisions:
+        yield run(CONTINUOUS, inputs.bundle.variant(precision).path, precision, (*every, *by_length))
+
+
+def planned_streams(inputs: GenerationInputs) -> list[LoadMode]:
+    """Plan the loads on the server: closed loops, then prompts of one length."""
+    options, clients = inputs.options, inputs.clients
+    closed = [LoadMode(protocol=protocol, concurrency=count) for protocol in options.protocols for count in clients]
+    by_length = [LoadMode(protocol=options.protocols[0], concurrency=clients[0], length=length) for length in inputs.lengths]
+    return [*closed, *by_length]
+
+
+def server_jobs(inputs: GenerationInputs, package: ServedPackage, address: ServerAddress) -> dict[str, GenerationJob]:
+    """Return the job of a load generator by protocol. The first one also asks for the answers that are compared."""
+    urls = {"grpc": address.grpc_url, "http": address.base_url.removeprefix("http://")}
+    return {
+        protocol: _job(
+            inputs,
+            "served",
+            package.file,
+            server=ServerTarget(name=package.name, url=urls[protocol], protocol=protocol),
+            compared=protocol == inputs.options.protocols[0],
+        )
+        for protocol in inputs.options.protocols
+    }
+
+
+def has_ctranslate2() -> bool:
+    """Whether CTranslate2 is installed."""
+    return importlib.util.find_spec(CTRANSLATE2) is not None
+
+
+def _job(
+    inputs: GenerationInputs,
+    backend: str,
+    source: Path,
+    precision: str = "",
+    *,
+    server: ServerTarget | None = None,
+    compared: bool = True,
+) -> GenerationJob:
+    return GenerationJob(
+        backend=backend,
+        source=source,
+        bundle=inputs.bundle.folder,
+        engine=inputs.engine,
+        new_tokens=inputs.options.new_tokens,
+        special_tokens=inputs.special_tokens,
+        precision=precision,
+        server=server,
+        labelled=[row[0] for row in inputs.rows.labelled] if compared else [],
+    )
