@@ -53,7 +53,7 @@ class ExportOptions(StageOptions):
             "exit code is 1 if a variant named here fails its gates.",
             metavar="fp32|fp16|int8|int8_rowwise[,…]",
             commas=True,
-            default_text="fp32,fp16,int8",
+            default_text="fp32,fp16,int8; of models that generate fp32,int8",
             shared=True,
         ),
     ] = ()

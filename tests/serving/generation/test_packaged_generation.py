@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from export.bundle import export
 from export.export_options import ExportOptions
 from serving.artifact import read_manifest
 from serving.client import TritonPipeline
-from serving.errors import ArtifactError, InvalidArgumentError, TruncationWarning
+from serving.errors import ArtifactError, ExportError, InvalidArgumentError, TruncationWarning
 from serving.manifests import BundleManifest, GenerationVariantFigures, RepositoryManifest
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
@@ -85,8 +85,6 @@ def export_options(artifacts: Path, name: str, checkpoint: Path, rows: Path, **m
 
 
 def with_text_column(options: ExportOptions, column: str) -> ExportOptions:
-    from dataclasses import replace
-
     return replace(options, columns=replace(options.columns, text=column))
 
 
@@ -192,3 +190,15 @@ def test_more_tokens_than_positions_are_refused(generators: Packaged, tmp_path: 
     with pytest.raises(ArtifactError, match="the model has 48 positions, not 49"):
         package(options)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_exported_already_stays(generators: Packaged) -> None:
+    rows = generators.artifacts / "rows.tsv"
+    before = read_manifest(generators.artifacts / "t5" / "bundle", BundleManifest)
+    assert export(export_options(generators.artifacts, "t5", generators.checkpoints["t5"], rows)) == before
+
+
+def test_a_precision_that_is_not_exported_is_named(generators: Packaged) -> None:
+    options = export_options(generators.artifacts, "t5", generators.checkpoints["t5"], generators.artifacts / "rows.tsv")
+    with pytest.raises(ExportError, match="models of translation are not exported in fp16"):
+        export(replace(options, precision=("fp16",)))
