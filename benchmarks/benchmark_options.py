@@ -113,7 +113,7 @@ class BenchmarkOptions(ExportedModelOptions):
         Option(
             "Variants to run in process.",
             flag="--precision",
-            metavar="fp32|fp16|int8[,…]",
+            metavar="fp32|fp16|int8|int8_rowwise[,…]",
             commas=True,
             default_text="all of the bundle",
             shared=True,

@@ -12,6 +12,7 @@ from benchmarks.inputs import BenchmarkInputs
 from benchmarks.jobs import WorkerJob
 from benchmarks.measurements import LoadMode
 from serving.machine import cores
+from serving.options import CPU_PRECISIONS
 
 Call = tuple[int, int | None]
 """Rows per call, and tokens of each row; None for rows as they are."""
@@ -76,7 +77,7 @@ def planned_runs(inputs: BenchmarkInputs, folder: Path) -> Iterator[ModelRun]:
         yield run("exported", inputs.exported, "fp32", (batches[0], *by_length), threads=threads)
     for precision in inputs.precisions:
         file = inputs.bundle.variant(precision).path
-        if device == "gpu" and precision != "int8":  # CUDA has no kernels for dynamic int8
+        if device == "gpu" and precision not in CPU_PRECISIONS:  # CUDA has no kernels for dynamic int8
             yield run("onnx", file, precision, everything, threads=1)
             if inputs.exported is not None and has_tensorrt():
                 yield run(OPTIONAL_BACKEND, inputs.exported, precision, everything, threads=1, half=precision == "fp16")

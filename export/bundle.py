@@ -12,6 +12,7 @@ from export.export_subject import described_export
 from export.replacing import refuse_other_bundle
 from export.tasks import task_names
 from export.tasks._generation import ExportedGenerationTask
+from export.tasks.exported import ExportedTask
 from serving.artifact import (
     code_fingerprint,
     inputs_record,
@@ -21,12 +22,13 @@ from serving.artifact import (
     task_code,
     write_manifest,
 )
-from serving.errors import GateError
+from serving.errors import ExportError, GateError
 from serving.manifests import BundleManifest, StageInputs, VariantRecord
 from serving.options import PRECISIONS, Precision
 from serving.reporting import logger
 
 SHAPING = (
+    "export/batch_mates.py",
     "export/bundle.py",
     "export/checkpoint.py",
     "export/columns.py",
@@ -47,6 +49,7 @@ SHAPING = (
     "export/library_answers.py",
     "export/rows.py",
     "export/rowwise_int8.py",
+    "export/variant_graph.py",
     "export/variants.py",
     "export/model_timing.py",
     "export/verify.py",
@@ -87,14 +90,15 @@ def export(options: ExportOptions) -> BundleManifest:
     """
     options = described_export(options)
     source = find_source(options)
+    options = _with_precisions(options, source.task)
     inputs = _inputs(options, source)
     if not options.force and is_current(options.target, BundleManifest, inputs):
         manifest = read_manifest(options.target, BundleManifest)
-        if set(options.precisions) <= set(manifest.precisions):
+        if set(options.precision) <= set(manifest.precisions):
             logger.info(f"{options.target} is up to date")
             return manifest
         # variants that the bundle already has stay in it
-        precisions = {*options.precisions, *manifest.precisions}
+        precisions = {*options.precision, *manifest.precisions}
         options = replace(options, precision=tuple(precision for precision in PRECISIONS if precision in precisions))
     elif not options.force:
         own = source.trained and source.name == options.name
@@ -104,6 +108,20 @@ def export(options: ExportOptions) -> BundleManifest:
         manifest = _build(source, options, staging, inputs)
         require_passed(manifest.precisions, ["fp32"])
         return write_manifest(staging, manifest)
+
+
+def _with_precisions(options: ExportOptions, task: ExportedTask) -> ExportOptions:
+    """Name the variants that are exported: those that were asked for, or those of the task.
+
+    Raises:
+        ExportError: Models of the task have no such variant.
+    """
+    chosen = options.precision or task.default_precisions
+    if unknown := [precision for precision in chosen if precision not in task.precisions]:
+        raise ExportError(
+            f"models of {task.name} are not exported in {', '.join(unknown)}", hint=f"they have {', '.join(task.precisions)}"
+        )
+    return replace(options, precision=tuple(precision for precision in PRECISIONS if precision in {"fp32", *chosen}))
 
 
 def _build(source: ExportSource, options: ExportOptions, staging: Path, inputs: StageInputs) -> BundleManifest:

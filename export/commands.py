@@ -152,8 +152,13 @@ def _refuse_idle_sharing(sharing: SharingOptions) -> None:
 def _refuse_idle_row_agreement(task: str) -> None:
     from export.tasks import task_class
     from export.tasks._encoder import ExportedEncoderTask
+    from export.tasks._generation import ExportedGenerationTask
 
     kind = task_class(task)
+    if issubclass(kind, ExportedGenerationTask):
+        refuse_idle(["--min-row-agreement"], f"for {task}, whose answers are compared token by token")
+    else:
+        refuse_idle(["--max-perplexity-increase"], f"for {task}, which has no perplexity to compare")
     if issubclass(kind, ExportedEncoderTask) and kind.row_agreement is ExportedEncoderTask.row_agreement:
         refuse_idle(["--min-row-agreement"], f"for {task}, where --min-agreement compares whole answers already")
 

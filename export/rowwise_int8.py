@@ -24,6 +24,9 @@ LEVELS = 127
 ZERO_POINT = 128
 SMALLEST = 1e-12
 """Scales stay above this divided by :data:`LEVELS`, because a vector of zeros would divide by zero."""
+SCALES = 16
+"""The scales of an embedding are filled up to a multiple of this number, which is 64 bytes. If a tensor begins elsewhere, the
+instances of a server cannot share the weights."""
 _PREFIX = "rowwise"
 _DOMAIN = "com.microsoft"
 
@@ -208,7 +211,8 @@ def _quantize_embeddings(model: onnx.ModelProto) -> None:
         values = numpy_helper.to_array(tables[name])
         scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), SMALLEST) / LEVELS
         model.graph.initializer.append(numpy_helper.from_array(np.rint(values / scale).astype(np.int8), f"{name}/int8"))
-        model.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}/scale"))
+        scale = np.pad(scale.astype(np.float32), ((0, -len(scale) % SCALES), (0, 0)))
+        model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}/scale"))
         model.graph.initializer.remove(tables[name])
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:

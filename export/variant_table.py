@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from export.generation_table import generation_table
 from export.metric import shown
 from serving.manifests import GenerationVariantFigures, VariantFigures
-from serving.options import Precision
+from serving.options import CPU_PRECISIONS, Precision
 from serving.reporting import plural
 
 if TYPE_CHECKING:
@@ -29,15 +29,19 @@ def variant_table(manifest: BundleManifest) -> list[str]:
     figures = {name: one.figures for name, one in manifest.precisions.items() if isinstance(one.figures, VariantFigures)}
     by_row = any(found.row_agreement is not None for found in figures.values())
     columns = [name for name in WIDTHS if by_row or name != "rows"]
+    width = max(8, *map(len, figures))
     perfect = {"agreement": "100.00%", "rows": "100.0%", "score change": "0", "logit diff": "0"}
     lines = [
-        f"{'':8} {metric:>9} {_aligned(columns, {name: name for name in columns})} {'MB':>7} {'ms':>7} {'rows/s':>7}",
-        _line("PyTorch", metric, original, original.bytes, _aligned(columns, perfect)),
-        *(_line(precision, metric, one, one.bytes, _aligned(columns, _compared(one))) for precision, one in figures.items()),
+        f"{'':{width}} {metric:>9} {_aligned(columns, {name: name for name in columns})} {'MB':>7} {'ms':>7} {'rows/s':>7}",
+        _line("PyTorch".ljust(width), metric, original, original.bytes, _aligned(columns, perfect)),
+        *(_line(name.ljust(width), metric, one, one.bytes, _aligned(columns, _compared(one))) for name, one in figures.items()),
         f"on {original.rows} {plural(original.rows, 'row')}{'; rows: whose whole answer agrees' if by_row else ''}; "
         "score change: of the label that PyTorch gives, 99th percentile (largest)",
         f"logit diff: largest; speed of the model alone, one row at a time, {speed_devices(manifest.precisions)}",
     ]
+    if "int8_rowwise" in figures:
+        changes = (f"{name} {shown(figures[name].max_batch_difference, '.2g')}" for name in CPU_PRECISIONS if name in figures)
+        lines.append(f"largest change of a logit by the other rows of a batch: {', '.join(changes)}")
     for precision, found in figures.items():
         if found.ties:
             lines.append(f"{precision}: {found.ties} near {'tie counts' if found.ties == 1 else 'ties count'} as agreeing")
@@ -59,7 +63,7 @@ def _compared(found: VariantFigures) -> dict[str, str]:
 
 def _line(title: str, metric: str, figures: SpeedFigures, size: int, compared: str) -> str:
     main, latency, throughput = shown(figures.metrics[metric], ".4f"), figures.latency_ms, figures.throughput.one_by_one
-    return f"{title:8} {main:>9} {compared} {size / 1e6:7.1f} {latency:7.2f} {throughput:7.0f}"
+    return f"{title} {main:>9} {compared} {size / 1e6:7.1f} {latency:7.2f} {throughput:7.0f}"
 
 
 def speed_devices(records: Mapping[Precision, VariantRecord]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from export import checkpoint as checkpoints
 from export import convert, graph, library_answers, model_timing, optimize, verify
+from export.batch_mates import batch_difference, batch_gate
 from export.data import prepare_rows, sample_indices, write_evaluation
 from export.export_options import ExportOptions
 from export.export_source import ExportSource
@@ -18,6 +19,7 @@ from export.model_inputs import TYPES, bind_padding, fed_inputs
 from export.original import one_thread, original_run, require_length, require_no_types, usable_device
 from export.output_head import add_output_head
 from export.rows import EncodedRows
+from export.variant_graph import VariantGraph, make_graph
 from serving.artifact import json_ready, provenance
 from serving.bundle import served_code
 from serving.errors import ExportError
@@ -28,22 +30,14 @@ from serving.manifests import (
     ReferenceCheck,
     StageInputs,
     VariantFigures,
-    VariantGate,
     VariantRecord,
 )
-from serving.options import ComputeDevice, Precision
+from serving.options import CPU_PRECISIONS, ComputeDevice, Precision
 from serving.reporting import logger
 from serving.runtime.tokenization import FIELDS, TextEncoder
-from serving.runtime.types import Arrays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-OVERFLOW_ROWS = 32
-"""Number of the longest rows that are run with all intermediate tensors visible to find fp16 overflows.
-
-Each is batched with one of the other rows, the shortest first, because attention masks overflow too, but only with padding.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +47,7 @@ class _VariantContext:
     Attributes:
         source: The checkpoint and its rows.
         options: Options of the stage.
-        device: The device for all variants except int8.
+        device: The device for all variants except those for CPUs.
         raw: The graph as it was converted.
         rows: The rows as model inputs.
         original: The original's outputs for them.
@@ -74,26 +68,12 @@ class _VariantContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Graph:
-    """How a variant's graph was made.
-
-    Attributes:
-        fusion: The tool that fused it.
-        fp32_nodes: Names of the nodes that stay in fp32.
-        gates: Gates that only this precision has.
-    """
-
-    fusion: str
-    fp32_nodes: tuple[str, ...] = ()
-    gates: tuple[VariantGate, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Variant:
-    """A variant that was made and verified."""
+    """A variant that was made and verified. The batch difference is that of :func:`export.batch_mates.batch_difference`."""
 
-    graph: _Graph
+    graph: VariantGraph
     verdict: verify.VariantVerdict
+    batch_difference: float | None
     bytes: int
     operators: dict[str, int]
 
@@ -266,6 +246,7 @@ def _figures(variant: _Variant, timing: model_timing.ModelTiming, device: Comput
         max_score_change=verdict.max_score_change,
         max_logit_difference=verdict.max_logit_difference,
         mean_logit_difference=verdict.mean_logit_difference,
+        max_batch_difference=variant.batch_difference,
         fusion=variant.graph.fusion,
         fp32_nodes=variant.graph.fp32_nodes,
         bytes=variant.bytes,
@@ -326,11 +307,12 @@ def _variant(precision: Precision, context: _VariantContext) -> _Variant:
     """Export and verify one variant."""
     logger.info(f"exporting and verifying {precision}")
     path = context.file(precision)
-    made = _MAKERS[precision](path, context)
+    made = make_graph(precision, context.raw, path, checkpoint=context.source.folder, rows=context.rows)
     rows = context.rows
     # the int8 answer to a row depends on the other rows of its batch, so it is verified as it is served: one request at a time
     batches = rows.request_batches() if precision == "int8" else rows.batches(verify.BATCH)
-    outputs = verify.compute_outputs(_run(precision, context), rows, context.source.encoder_task, batches, title=precision)
+    run = _run(precision, context)
+    outputs = verify.compute_outputs(run, rows, context.source.encoder_task, batches, title=precision)
     options = context.options
     limits = verify.GateLimits(
         max_metric_drop=options.max_metric_drop,
@@ -338,13 +320,19 @@ def _variant(precision: Precision, context: _VariantContext) -> _Variant:
         min_row_agreement=options.min_row_agreement,
     )
     verdict = verify.verify_variant(precision, context.original, outputs, limits)
-    verdict = replace(verdict, gates=(*verdict.gates, *made.gates))
-    return _Variant(graph=made, verdict=verdict, bytes=graph.size(path), operators=optimize.operators(path))
+    gates, difference = made.gates, None
+    if precision in CPU_PRECISIONS:
+        difference = batch_difference(run, rows, seed=options.seed)
+    if precision == "int8_rowwise":
+        gates = (*gates, batch_gate(difference, context.original.largest))
+    verdict = replace(verdict, gates=(*verdict.gates, *gates))
+    size, operators = graph.size(path), optimize.operators(path)
+    return _Variant(graph=made, verdict=verdict, batch_difference=difference, bytes=size, operators=operators)
 
 
 def _device(precision: Precision, context: _VariantContext) -> ComputeDevice:
     """Return the device that a variant is verified and timed on: the CPU for int8, which has no GPU kernels."""
-    return "cpu" if precision == "int8" else context.device
+    return "cpu" if precision in CPU_PRECISIONS else context.device
 
 
 def _run(precision: Precision, context: _VariantContext, *, threads: int = 0) -> verify.Run:
@@ -352,32 +340,3 @@ def _run(precision: Precision, context: _VariantContext, *, threads: int = 0) ->
     providers = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
     session = graph.session(context.file(precision), providers=providers, threads=threads)
     return graph.runner(session, context.source.encoder_task.model_outputs)
-
-
-def _make_fp32(path: Path, context: _VariantContext) -> _Graph:
-    return _Graph(fusion=optimize.fuse(context.raw, context.source.folder, path))
-
-
-def _make_fp16(path: Path, context: _VariantContext) -> _Graph:
-    feeds = _overflow_feeds(context.rows)
-    with tempfile.TemporaryDirectory() as folder:
-        fused = Path(folder) / "model.onnx"
-        fusion = optimize.fuse(context.raw, context.source.folder, fused)
-        fp32_nodes = optimize.to_fp16(fused, path, feeds)
-        overflowed = optimize.overflowed_tensors(path, fused, feeds)
-    return _Graph(fusion=fusion, fp32_nodes=tuple(fp32_nodes), gates=(verify.overflow_gate(overflowed),))
-
-
-def _overflow_feeds(rows: EncodedRows) -> Sequence[Arrays]:
-    order = rows.by_length()
-    longest, others = order[:OVERFLOW_ROWS], order[OVERFLOW_ROWS:] or order
-    partners = [others[-1 - index * len(others) // len(longest)] for index in range(len(longest))]
-    return [rows.feed(pair) for pair in zip(longest, partners, strict=True)]
-
-
-def _make_int8(path: Path, context: _VariantContext) -> _Graph:
-    optimize.to_int8(context.raw, path)
-    return _Graph(fusion="none: ONNX Runtime fuses it when it loads it")
-
-
-_MAKERS = {"fp32": _make_fp32, "fp16": _make_fp16, "int8": _make_int8}

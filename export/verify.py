@@ -22,9 +22,9 @@ from serving.runtime.types import Arrays, Origins
 Run = Callable[[Arrays], Arrays]
 """A function from the model inputs of some rows to the outputs that the task reads; the first axis of each is the row."""
 
-MIN_AGREEMENT = {"fp32": 1.0, "fp16": 0.995, "int8": 0.97}
+MIN_AGREEMENT = {"fp32": 1.0, "fp16": 0.995, "int8": 0.97, "int8_rowwise": 0.97}
 """Default of ``--min-agreement`` by precision: the required share of rows whose label equals the original's."""
-MIN_ROW_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.9}
+MIN_ROW_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.9, "int8_rowwise": 0.9}
 """Default of ``--min-row-agreement`` by precision: the required share of rows whose whole answer equals the original's.
 
 It matters where an answer has several labels. A row of three labels, each of which agrees with the share in
@@ -77,6 +77,11 @@ class OriginalOutputs:
     outputs: Arrays
     origins: Origins
     references: Sequence[Any]
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of an output."""
+        return max(float(np.abs(values).max()) for values in self.outputs.values())
 
     def answers(self, outputs: Arrays) -> Arrays:
         """Return the answers that the served task derives from a model's outputs, with the options that evaluation needs."""
@@ -236,7 +241,7 @@ def verify_variant(precision: str, original: OriginalOutputs, variant: Arrays, l
         required = _required(precision, limits.min_row_agreement, defaults)
         gates.append(_row_agreement_gate(int((whole & valid).sum()), rows, required))
     if precision == "fp32":
-        gates.append(_difference_gate(largest, max(float(np.abs(values).max()) for values in original.outputs.values())))
+        gates.append(_difference_gate(largest, original.largest))
     return VariantVerdict(
         metrics=metrics,
         metric_drop=100 * drop,

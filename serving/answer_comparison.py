@@ -9,7 +9,7 @@ from typing import Any
 from serving.manifests import ExpectedTensor
 from serving.options import ServedPrecision
 
-TOLERANCES: Mapping[ServedPrecision, float] = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 8e-2, "int8": 5e-2}
+TOLERANCES: Mapping[ServedPrecision, float] = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 8e-2, "int8": 5e-2, "int8_rowwise": 5e-2}
 """How far a number may be from the recorded one, relative to the largest number of its tensor, by precision of the model.
 
 Other processors sum in another order and have other approximations of exp and erf; GPUs may round fp32 factors to 11 bits (TF32).

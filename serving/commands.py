@@ -52,8 +52,9 @@ def package_command(options: PackageOptions, output: OutputOptions) -> None:
 
 def prepare_package(options: PackageOptions) -> PackageOptions:
     """Choose a name, and refuse options that have no effect. The context of a Click command tells which options were given."""
+    from serving.generation_plan import IDLE as GENERATION_IDLE
     from serving.naming import named_for_packaging, recipe_name
-    from serving.repository import plan_package
+    from serving.repository import generates, plan_package
     from serving.vllm_options import VllmOptions
     from serving.vllm_plan import IDLE as VLLM_IDLE
 
@@ -63,6 +64,11 @@ def prepare_package(options: PackageOptions) -> PackageOptions:
         refuse_idle(idle, "with --engine vllm: vLLM schedules all requests itself")
         return options
     refuse_idle(flags_of(VllmOptions), "without --engine vllm")
+    if generates(options):
+        idle = [f"--{name.replace('_', '-')}" for name in GENERATION_IDLE]
+        refuse_idle(idle, "with a model that generates: one process generates all answers together")
+        return options
+    refuse_idle(["--capacity"], "with a model that answers in one execution")
     of_steps = [options.preprocess_instances, options.postprocess_instances]
     if options.threads is not None or options.queue_delay_us or any(of_steps):
         plan = plan_package(options)

@@ -19,7 +19,7 @@ class Configuration:
     """All settings of a served model, with no choice left open.
 
     Attributes:
-        precision: The served variant: ``fp32``, ``fp16`` or ``int8``; in vLLM also ``bf16``.
+        precision: The served variant: ``fp32``, ``fp16``, ``int8`` or ``int8_rowwise``; in vLLM also ``bf16``.
         device: ``cpu`` or ``gpu``.
         batching: ``ragged`` (requests of different lengths share an execution) or ``off`` (one request per execution).
         instances: Number of model instances that run in parallel.

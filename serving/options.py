@@ -37,8 +37,8 @@ def parse_model_name(text: str) -> str:
 
 WireProtocol = Literal["grpc", "http"]
 """How a client talks to the server."""
-Precision = Literal["fp32", "fp16", "int8"]
-"""A variant of a bundle."""
+Precision = Literal["fp32", "fp16", "int8", "int8_rowwise"]
+"""A variant of a bundle. ``int8`` has one scale per tensor of activations, ``int8_rowwise`` one per token."""
 ComputeDevice = Literal["cpu", "gpu"]
 """A device that computes, once ``auto`` is resolved."""
 ServingEngine = Literal["onnxruntime", "vllm"]
@@ -51,6 +51,8 @@ Layout = Literal["ensemble", "fused", "generation", "vllm"]
 """How a model becomes Triton models, once ``auto`` is resolved: one for each step; one for all steps; one that generates; one that
 generates in vLLM."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+CPU_PRECISIONS: tuple[Precision, ...] = ("int8", "int8_rowwise")
+"""Variants for CPUs: ONNX Runtime has no GPU kernels for them."""
 MAX_BATCH_SIZE = 64
 """Maximum number of rows per request, unless the user or tuning says otherwise."""
 
@@ -137,7 +139,7 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions):
         Literal["auto", "ragged", "off"],
         Option(
             "Batching of requests; ragged: requests of different lengths share an execution; auto: ragged on a GPU, on a CPU "
-            "whichever measured faster, and off for int8."
+            "whichever measured faster, and off for int8 (not for int8_rowwise)."
         ),
     ] = "auto"
     layout: Annotated[

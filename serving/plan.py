@@ -9,7 +9,8 @@ from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration, has_fused
 from serving.errors import ArtifactError
 from serving.machine import cores, resolve_device
-from serving.options import MAX_BATCH_SIZE, Batching, ComputeDevice, Layout, ServedPrecision
+from serving.manifests import VariantFigures
+from serving.options import CPU_PRECISIONS, MAX_BATCH_SIZE, Batching, ComputeDevice, Layout, ServedPrecision
 from serving.tuning import Tuning
 
 INT8_SCALES = "dynamic int8 scales span the whole batch, so an answer would depend on the other requests in it"
@@ -57,7 +58,7 @@ def make_plan(
 
     Args:
         bundle: The bundle to serve.
-        precision: ``fp32``, ``fp16``, ``int8`` or ``auto``.
+        precision: ``fp32``, ``fp16``, ``int8``, ``int8_rowwise`` or ``auto``.
         device: ``cpu``, ``gpu`` or ``auto``.
         batching: ``ragged``, ``off`` or ``auto``.
         instances: Number of model instances.
@@ -189,7 +190,7 @@ def _choose_variant(bundle: Bundle, device: str, reasons: dict[str, str]) -> Var
         return bundle.variant("fp32")
     elsewhere = [name for name, variant in bundle.variants.items() if not _timed_on_cpu(variant)]
     if elsewhere:
-        chosen = bundle.variants.get("int8") or bundle.variant("fp32")
+        chosen = bundle.variant(next((name for name in CPU_PRECISIONS if name in bundle.variants), "fp32"))
         reasons["precision"] = (
             f"{chosen.precision}: speeds were not compared, because {' and '.join(elsewhere)} "
             f"{'was' if len(elsewhere) == 1 else 'were'} not timed on a CPU (do it with: tritonize export --device cpu)"
@@ -210,7 +211,7 @@ def _timed_on_cpu(variant: Variant) -> bool:
 def _choose_batching(variant: Variant, device: str, asked: Literal["auto", Batching], reasons: dict[str, str]) -> Batching:
     if asked != "auto":
         if asked == "ragged" and variant.precision == "int8":
-            reasons["batching"] = f"ragged, as asked: {INT8_SCALES}"
+            reasons["batching"] = f"ragged, as asked: {INT8_SCALES}{_batch_change(variant)}"
         return asked
     if variant.precision == "int8":
         reasons["batching"] = f"off: {INT8_SCALES}"
@@ -224,7 +225,17 @@ def _choose_batching(variant: Variant, device: str, asked: Literal["auto", Batch
     alone, together = variant.figures.throughput.one_by_one, variant.figures.throughput.batched
     chosen: Batching = "ragged" if together > alone else "off"
     reasons["batching"] = f"{chosen}: export measured {alone:.0f} rows/s one by one and {together:.0f} rows/s in batches of 16"
+    if chosen == "ragged" and variant.precision == "int8_rowwise":
+        reasons["batching"] += _batch_change(variant)
     return chosen
+
+
+def _batch_change(variant: Variant) -> str:
+    """Tell how much the other rows of a batch changed the outputs for a row during the export, if that was measured."""
+    figures = variant.figures
+    if not isinstance(figures, VariantFigures) or figures.max_batch_difference is None:
+        return ""
+    return f"; the other rows of a batch changed a logit by up to {figures.max_batch_difference:.2g} in the export"
 
 
 def _choose_instances(

@@ -56,6 +56,7 @@ from serving.placement import is_linked, refuse_foreign, remove_earlier, staging
 from serving.plan import Plan
 from serving.reporting import logger
 from serving.runtime.tasks import served_names
+from serving.runtime.tasks._generation import GenerationTask
 from serving.tuning import Tuning, read_tuning
 from serving.writing import writing
 
@@ -148,6 +149,15 @@ def _length_reason(bundle: Bundle) -> str | None:
     if chosen > verified:
         return f"{chosen}, as asked: rows longer than {verified} tokens were not verified at export"
     return f"{chosen}, as asked: the export verified {verified}" if chosen < verified else None
+
+
+def generates(options: PackageOptions) -> bool:
+    """Return whether the model of a bundle generates its answers token by token.
+
+    Raises:
+        ArtifactError: There is no usable bundle.
+    """
+    return isinstance(load_bundle(options.bundle_folder).task, GenerationTask)
 
 
 def plan_package(options: PackageOptions) -> Plan:

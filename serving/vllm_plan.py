@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from serving.bundle import REMEDY, Bundle
 from serving.errors import ArtifactError, refusing
-from serving.options import PackageOptions, ServedPrecision
+from serving.options import CPU_PRECISIONS, PackageOptions, ServedPrecision
 from serving.plan import Plan
 from serving.runtime.tasks.text_generation import TextGeneration
 from serving.runtime.types import JsonValue
@@ -97,9 +97,10 @@ def _precision(bundle: Bundle, options: PackageOptions, reasons: dict[str, str])
     Raises:
         ArtifactError: vLLM has no such precision here, or the bundle's ``config.json`` is damaged.
     """
-    if options.precision == "int8":
+    if options.precision in CPU_PRECISIONS:
         raise ArtifactError(
-            "vLLM runs the checkpoint itself, which has no int8 variant", hint=f"give --precision {', '.join(DTYPES)} or auto"
+            f"vLLM runs the checkpoint itself, which has no {options.precision} variant",
+            hint=f"give --precision {', '.join(DTYPES)} or auto",
         )
     if options.precision != "auto":
         return options.precision

@@ -24,6 +24,7 @@ from serving.errors import ArtifactError, ServerError
 from serving.install import server_versions
 from serving.machine import cores, hardware, resolve_device
 from serving.manifests import HardwareRecord, StageInputs, TrialRecord, TuningManifest
+from serving.options import CPU_PRECISIONS
 from serving.plan import make_plan
 from serving.reporting import logger
 from serving.repository import serving_code
@@ -80,7 +81,7 @@ def prepare(options: TuneOptions) -> TuningSubject:
     chosen = {precision: bundle.variant(precision) for precision in options.precisions or bundle.variants}
     device = resolve_device(options.device)
     # int8 is for CPUs; on a GPU it is only tried if there is nothing else.
-    usable = tuple(precision for precision in chosen if device == "cpu" or precision != "int8") or tuple(chosen)
+    usable = tuple(precision for precision in chosen if device == "cpu" or precision not in CPU_PRECISIONS) or tuple(chosen)
     restricted = replace(bundle, variants={precision: chosen[precision] for precision in usable})
     untuned = make_plan(
         restricted,

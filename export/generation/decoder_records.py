@@ -23,7 +23,7 @@ def make_variants(inputs: VariantInputs) -> MadeVariants:
     rows = DecoderRows(rows=[encoding.ids for encoding in encodings], end=inputs.task.served.generation_options.eos_token_id)
     options = inputs.options
     made = build_decoder(
-        inputs.model, rows, inputs.staging, precisions=options.precisions, limits=inputs.limits, opset=options.opset
+        inputs.model, rows, inputs.staging, precisions=options.precision, limits=inputs.limits, opset=options.opset
     )
     return MadeVariants(
         metric=METRIC,

@@ -13,7 +13,6 @@ import onnx
 from export.generation.encoder_decoder_gates import EncoderDecoderLimits, TextMetric
 from export.generation.encoder_decoder_rows import EncoderDecoderGeneration, EncoderDecoderRows
 from export.generation.encoder_decoder_variants import (
-    PRECISIONS,
     EncoderDecoderExport,
     EncoderDecoderVariant,
     build_encoder_decoder,
@@ -42,7 +41,7 @@ def make_variants(inputs: VariantInputs) -> MadeVariants:
             decode=partial(inputs.encoder.tokenizer.decode, skip_special_tokens=True),
         ),
         inputs.staging,
-        precisions=[precision for precision in options.precisions if precision in PRECISIONS],
+        precisions=options.precision,
         texts=TextMetric(name=task.metric, figure=task.main_metric),
         limits=EncoderDecoderLimits(tokens=inputs.limits, max_metric_drop=options.max_metric_drop),
         opset=options.opset,

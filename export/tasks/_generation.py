@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Self
+from typing import TYPE_CHECKING, ClassVar, Generic, Self
 
 from typing_extensions import TypeVar
 
 from export.generation_defaults import GenerationDefaults, generation_defaults
 from export.tasks.exported import ExportedTask
+from serving.options import Precision
 from serving.runtime.tasks._generation import GenerationTask
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ Generation_co = TypeVar("Generation_co", bound=GenerationTask, covariant=True, d
 @dataclass(frozen=True, kw_only=True)
 class ExportedGenerationTask(ExportedTask[Generation_co], Generic[Generation_co]):
     """A task whose checkpoints generate. The served half is complete only after :meth:`bound_to`."""
+
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
+    """The scales of int8 are those of single tokens already."""
+    default_precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
+    """fp16 is for GPUs."""
 
     @property
     def adds_special_tokens(self) -> bool:

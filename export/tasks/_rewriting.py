@@ -11,6 +11,7 @@ import numpy as np
 from export.tasks._generation import ExportedGenerationTask
 from export.tasks.base import IGNORED, Label, Prediction, Reference
 from export.tasks.trained import TrainedTask
+from serving.options import Precision
 from serving.runtime.tasks._text2text import Text2TextTask
 from serving.runtime.types import Arrays, Features, JsonValue, Origins, Setting, Text, TextColumns
 
@@ -42,6 +43,7 @@ class RewritingTask(ExportedGenerationTask[Text2TextTask], TrainedTask):
     target_start: tuple[int, ...] = ()
     target_end: tuple[int, ...] = ()
 
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
     auto_model: ClassVar[str] = "AutoModelForSeq2SeqLM"
     architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration",)
     generates: ClassVar[bool] = True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Self, cast
 from typing_extensions import TypeVar
 
 from export.tasks.base import Label, Task, as_fields
+from serving.options import PRECISIONS, Precision
 from serving.runtime.tasks.base import ServedTask
 from serving.runtime.types import JsonValue, Setting
 
@@ -33,6 +34,10 @@ class ExportedTask(Task, Generic[Served_co]):
     """Class of the served half."""
     pipeline_options: ClassVar[Mapping[str, object]] = {}
     """Options of the pipeline that make its answers comparable in a benchmark."""
+    precisions: ClassVar[tuple[Precision, ...]] = PRECISIONS
+    """Variants that can be exported."""
+    default_precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
+    """Those that are exported if none is named."""
     library_name: ClassVar[str] = "transformers.pipeline"
     """What :meth:`library` asks."""
 

@@ -14,7 +14,7 @@ from serving.front.failed_requests import failure_log
 from serving.front.front_plan import FrontPlan
 from serving.front.replies import key_rules, local_replies
 from serving.front.routes import IDLE_SECONDS, UPLOAD_SECONDS, grpc_routes, http_routes, metrics_routes
-from serving.front.streaming import STREAMING_LAYOUT
+from serving.front.streaming import STREAMING_ENDPOINT
 
 GUARD = Path(__file__).parent / "guard"
 GUARD_FILES = (
@@ -154,7 +154,7 @@ def guard_source(repository: Path, *, max_request_bytes: int, stop_file: Path | 
     values: dict[str, object] = {
         "REPOSITORY": str(repository),
         "MAX_REQUEST_BYTES": max_request_bytes,
-        "STREAMING_LAYOUT": STREAMING_LAYOUT,
+        "STREAMING_ENDPOINT": STREAMING_ENDPOINT,
     }
     if stop_file is not None:
         values["STOP_FILE"] = str(stop_file)

@@ -1,6 +1,6 @@
 """Which models stream: clients call them directly, and they answer in pieces.
 
-The filter of the proxy decides the same for each request (``guard/models.lua``), by the layout in the manifest.
+The filter of the proxy decides the same for each request (``guard/models.lua``), by the endpoint of the probe in the manifest.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from pathlib import Path
 
 from serving.artifact import MANIFEST
 
-STREAMING_LAYOUT = "generation"
-"""The layout of packages whose model streams."""
+STREAMING_ENDPOINT = "generate"
+"""The endpoint of the probe of a model that streams (:class:`serving.manifests.ProbeBody`)."""
 
 
 def has_streaming_models(repository: Path) -> bool:
     """Return whether a package in a repository streams. What is no manifest of ours is passed over."""
-    return any(_layout(manifest) == STREAMING_LAYOUT for manifest in sorted(repository.glob(f"*/{MANIFEST}")))
+    return any(_endpoint(manifest) == STREAMING_ENDPOINT for manifest in sorted(repository.glob(f"*/{MANIFEST}")))
 
 
-def _layout(manifest: Path) -> object:
+def _endpoint(manifest: Path) -> object:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
     except ValueError:
         return None
     is_ours = isinstance(content, dict) and content.get("kind") == "repository"
-    return content.get("layout") if is_ours else None
+    return content["probe"].get("endpoint") if is_ours else None

@@ -76,6 +76,8 @@ class VariantFigures(SpeedFigures):
         max_score_change: Largest of these changes.
         max_logit_difference: Largest difference from the original's outputs; None if an output is NaN or infinite.
         mean_logit_difference: Mean difference; None if an output is NaN or infinite.
+        max_batch_difference: Largest difference of two outputs for a row, alone and in a batch; None if it was not measured, which
+            it is for int8 only, or if an output is NaN or infinite.
         fusion: The tool that fused the graph.
         fp32_nodes: Names of the nodes of an fp16 graph that stayed in fp32.
         bytes: Size of the graph with its weights, bytes.
@@ -90,6 +92,7 @@ class VariantFigures(SpeedFigures):
     max_score_change: float | None
     max_logit_difference: float | None
     mean_logit_difference: float | None
+    max_batch_difference: float | None = None
     fusion: str
     fp32_nodes: tuple[str, ...]
     bytes: int

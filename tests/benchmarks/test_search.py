@@ -18,7 +18,7 @@ from serving.bundle import Bundle, Variant
 from serving.configuration import Configuration
 from serving.errors import GateError, ServerError
 from serving.manifests import LoadRecord, TrialRecord, VariantFigures
-from serving.options import Precision
+from serving.options import PRECISIONS, Precision
 from tests.helpers.manifests import bundle_manifest, variant_figures
 
 OFF = Configuration(precision="int8", device="cpu", batching="off", instances=2, threads=1, max_batch_size=64, queue_delay_us=0)
@@ -62,11 +62,11 @@ def test_what_a_configuration_is_to_optuna_gives_it_back(space: Space) -> None:
 
 
 @pytest.mark.parametrize("cores", [1, 2, 6, 64])
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8_rowwise"])
 def test_the_untuned_default_is_in_the_space(cores: int, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "cores", lambda: cores)
-    for device, space in (("cpu", cpu(cores)), ("gpu", replace(gpu(), precisions=("fp32", "int8"), cores=cores))):
-        for batching in ("off", "ragged") if precision == "fp32" else ("off",):
+    for device, space in (("cpu", cpu(cores, PRECISIONS)), ("gpu", replace(gpu(), precisions=PRECISIONS, cores=cores))):
+        for batching in ("off",) if precision == "int8" else ("off", "ragged"):
             figures = variant_figures(throughput={"1": 2.0, "16": 3.0 if batching == "ragged" else 1.0})
             bundle = made_up_bundle({precision: figures})
             default = plan.make_plan(
@@ -102,6 +102,10 @@ def test_a_grid_on_two_cores() -> None:
     ]
     assert len(cpu().configurations()) == 48
     assert len(cpu(1).grid()) == 8, "on one core all arrangements are one"
+    assert [str(one) for one in cpu(2, ("int8", "int8_rowwise")).grid()][-2:] == [
+        "int8_rowwise, 2 × 1 thread, batches to 64",
+        "int8_rowwise, 1 × 2 threads, batches to 64",
+    ]
     assert [(one.instances, one.threads) for one in cpu(16, ("int8",)).grid()] == [(16, 1), (1, 16), (4, 4)] * 2
     assert [(one.instances, one.threads) for one in cpu(6, ("int8",)).grid()] == [(6, 1), (1, 6), (2, 2)] * 2
 

@@ -223,6 +223,10 @@ def test_only_variants_that_may_be_served_are_tried(own: Path) -> None:
     only = prepare(asked(own, device="gpu", precisions=("int8",)))
     assert {(one.precision, one.batching) for one in only.search.first} == {("int8", "off")}
     manifest = json.loads((own / "manifest.json").read_text())
+    reseal(own, precisions=manifest["precisions"] | {"int8_rowwise": manifest["precisions"]["int8"]})
+    rowwise = [one for one in prepare(asked(own)).search.first if one.precision == "int8_rowwise"]
+    assert {(one.batching, one.layout) for one in rowwise} == {("off", "ensemble"), ("off", "fused"), ("ragged", "ensemble")}
+    assert not {"int8", "int8_rowwise"} & {one.precision for one in prepare(asked(own, device="gpu")).search.first}
     gate = {"name": "metric_drop", "limit": 0.5, "value": 9.0, "interval": None, "passed": False, "message": "accuracy drops"}
     manifest["precisions"]["int8"] |= {"verdict": "failed", "gates": [gate]}
     reseal(own, precisions=manifest["precisions"])

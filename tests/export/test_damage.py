@@ -63,14 +63,15 @@ def export_damaged(
     monkeypatch: pytest.MonkeyPatch, precision: str, damage: Callable[[Path], None], checkpoint: Path, rows: Path, folder: Path
 ) -> dict[str, Any]:
     """The damaged variant's entry in the manifest of a real export."""
-    make = variants._MAKERS[precision]
+    make = variants.make_graph
 
-    def made(path: Path, context: Any) -> Any:
-        found = make(path, context)
-        damage(path)
+    def made(which: str, raw: Path, path: Path, **more: Any) -> Any:
+        found = make(which, raw, path, **more)
+        if which == precision:
+            damage(path)
         return found
 
-    monkeypatch.setitem(variants._MAKERS, precision, made)
+    monkeypatch.setattr(variants, "make_graph", made)
     given = [
         "--name",
         "tiny",

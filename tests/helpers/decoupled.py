@@ -48,7 +48,9 @@ def write_model(repository: Path, name: str) -> None:
     }
     (repository / name / "config.pbtxt").write_text(to_pbtxt(config))
     shutil.copy(Path(__file__).parent / "decoupled_model" / "model.py", repository / name / "1")
-    (repository / name / "manifest.json").write_text(json.dumps({"kind": "repository", "layout": "generation"}))
+    (repository / name / "manifest.json").write_text(
+        json.dumps({"kind": "repository", "probe": {"inputs": [], "endpoint": "generate"}})
+    )
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,25 @@ def test_int8_is_batched_only_where_that_is_asked_for(bundle: Path, device: str)
     assert "batching" not in plan_of(loaded, precision="fp32", device=device, batching="ragged").reasons
 
 
+def test_int8_with_a_scale_per_row_is_batched_where_that_measured_faster(bundle: Path) -> None:
+    loaded = timed(bundle, fp32=(3.0, "cpu"), int8=(2.0, "cpu"), int8_rowwise=(2.1, "cpu"))
+    assert (
+        plan_of(loaded).reasons["precision"]
+        == "int8: the fastest that passed its gates (fp32 3.00 ms, int8 2.00 ms, int8_rowwise 2.10 ms)"
+    )
+    plan = plan_of(loaded, precision="int8_rowwise")
+    assert (plan.precision, plan.batching, plan.instances) == ("int8_rowwise", "ragged", 1)
+    assert plan.reasons["batching"] == "ragged: export measured 1 rows/s one by one and 9 rows/s in batches of 16"
+    measured = replace(
+        loaded.variants["int8_rowwise"], figures=variant_figures(throughput={"1": 1.0, "16": 9.0}, max_batch_difference=0.0)
+    )
+    plan = plan_of(replace(loaded, variants={"int8_rowwise": measured}))
+    assert plan.reasons["batching"].endswith("; the other rows of a batch changed a logit by up to 0 in the export")
+    slower = replace(measured, figures=variant_figures(throughput={"1": 9.0, "16": 1.0}))
+    assert plan_of(replace(loaded, variants={"int8_rowwise": slower})).batching == "off"
+    assert plan_of(timed(bundle, fp32=(3.0, "gpu"), int8_rowwise=(2.0, "cpu"))).precision == "int8_rowwise"
+
+
 def test_threads_have_no_effect_on_a_gpu_and_that_is_said(bundle: Path) -> None:
     loaded = load_bundle(bundle)
     plan = plan_of(loaded, precision="fp32", device="gpu", threads=4)

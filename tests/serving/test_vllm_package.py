@@ -179,6 +179,7 @@ def test_a_bundle_without_recorded_weights_is_refused(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"precision": "int8"}, "has no int8 variant"),
+        ({"precision": "int8_rowwise"}, "has no int8_rowwise variant"),
         ({"device": "cpu"}, "runs on a GPU, not on a CPU"),
         ({"capacity": 129}, "the model has 128 positions, not 129"),
         ({"engine": "onnxruntime", "precision": "bf16", "device": "cpu"}, "holds no bf16 variant"),

@@ -36,7 +36,7 @@ local function read_manifest(name, text)
   local fields = is_json and type(manifest) == "table" and manifest.fields
   if not fields or fields.kind ~= "repository" then
     return nil
-  elseif fields.layout == STREAMING_LAYOUT then
+  elseif fields.probe.fields.endpoint == STREAMING_ENDPOINT then
     local config = read_file(name, "config.pbtxt")
     return config and { streams = true, tensors = read_tensors(config) }
   end

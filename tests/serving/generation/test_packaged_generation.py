@@ -1,0 +1,204 @@
+"""Checkpoints that generate, exported, packaged and served: answers as transformers.pipeline gives them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient import http
+from tritonclient.utils import InferenceServerException
+
+from export.bundle import export
+from export.export_options import ExportOptions
+from serving.artifact import read_manifest
+from serving.client import TritonPipeline
+from serving.errors import ArtifactError, ExportError, InvalidArgumentError, TruncationWarning
+from serving.manifests import BundleManifest, GenerationVariantFigures, RepositoryManifest
+from serving.options import PackageOptions, ServeOptions
+from serving.repository import package
+from tests.helpers.generating import LANGUAGES, write_checkpoint
+from tests.helpers.reviews import review_rows, write_tsv
+from tests.helpers.servers import running, serve_options
+
+SMALL = {"gpt2": "text-generation", "t5": "translation", "nllb": "translation"}
+"""Tasks of the checkpoints."""
+TEXTS = ["a warm funny film", "dull", "a delight with a plot"]
+WAYS: tuple[dict[str, Any], ...] = (
+    {"max_new_tokens": 12, "num_beams": 1, "do_sample": False},
+    {"max_new_tokens": 9, "num_beams": 3, "do_sample": False, "length_penalty": 0.5, "no_repeat_ngram_size": 2},
+    {"max_new_tokens": 9, "num_beams": 4, "do_sample": False, "num_return_sequences": 2, "early_stopping": True},
+    {"max_new_tokens": 10, "num_beams": 1, "do_sample": False, "repetition_penalty": 1.5, "min_new_tokens": 4},
+)
+"""Options that generate."""
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """Served packages, and the checkpoints they were made from."""
+
+    options: ServeOptions
+    artifacts: Path
+    checkpoints: dict[str, Path]
+
+    def client(self, name: str, protocol: str = "grpc") -> TritonPipeline:
+        port = self.options.grpc_port if protocol == "grpc" else self.options.http_port
+        return TritonPipeline(name, url=f"127.0.0.1:{port}", protocol=protocol)
+
+    def manifest(self, name: str) -> RepositoryManifest:
+        return read_manifest(self.options.repository / name, RepositoryManifest)
+
+
+@pytest.fixture(scope="module")
+def generators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packaged]:
+    """``gpt2`` and ``gpt2-int8``, ``t5`` and ``nllb`` on a server with its front."""
+    folder = tmp_path_factory.mktemp("packaged")
+    rows = folder / "rows.tsv"
+    write_tsv(rows, [(text, text.upper().lower()) for text, _ in review_rows(24, seed=7)], "source\ttarget")
+    checkpoints = {name: write_checkpoint(name, folder / name) for name in SMALL}
+    for name, task in SMALL.items():
+        columns = {"text_column": "source"} if task == "text-generation" else {}
+        languages = dict(zip(("source_language", "target_language"), LANGUAGES, strict=True)) if name == "nllb" else {}
+        options = export_options(folder, name, checkpoints[name], rows, setting=languages)
+        if columns:
+            options = with_text_column(options, columns["text_column"])
+        export(options)
+    repository = folder / "repository"
+    for name in SMALL:
+        package(PackageOptions(artifacts=folder, repository=repository, name=name, precision="fp32", device="cpu"))
+    bundle = folder / "gpt2" / "bundle"
+    package(PackageOptions(bundle=bundle, repository=repository, name="gpt2-int8", precision="int8", device="cpu", capacity=32))
+    with running(serve_options(repository)) as served:
+        yield Packaged(served, folder, checkpoints)
+
+
+def export_options(artifacts: Path, name: str, checkpoint: Path, rows: Path, **more: Any) -> ExportOptions:
+    precision = ("fp32", "int8") if name == "gpt2" else ("fp32",)
+    return ExportOptions(
+        artifacts=artifacts, name=name, task=SMALL[name], checkpoint=str(checkpoint), test=str(rows), precision=precision,
+        min_agreement=0.1, max_perplexity_increase=100, device="cpu", **more,
+    )  # fmt: skip
+
+
+def with_text_column(options: ExportOptions, column: str) -> ExportOptions:
+    return replace(options, columns=replace(options.columns, text=column))
+
+
+def library(generators: Packaged, name: str) -> Any:
+    import transformers
+
+    languages = dict(zip(("src_lang", "tgt_lang"), LANGUAGES, strict=True)) if name == "nllb" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "translation" is taken for English to German
+        return transformers.pipeline(SMALL[name], model=str(generators.checkpoints[name]), device=-1, **languages)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("name", SMALL)
+def test_answers_are_those_of_the_pipeline(generators: Packaged, name: str, protocol: str) -> None:
+    pipe = library(generators, name)
+    with generators.client(name, protocol) as client:
+        assert client.task == SMALL[name]
+        for way in WAYS:
+            assert client(TEXTS, **way) == pipe(TEXTS, **way), way
+            assert client(TEXTS[0], **way) == pipe(TEXTS[0], **way), way
+
+
+def test_a_request_has_several_rows_and_marks_those_that_are_truncated(generators: Packaged) -> None:
+    texts, long = TEXTS[:2], " ".join(TEXTS * 8)
+    with generators.client("nllb") as client:
+        alone = client(texts, max_new_tokens=6)
+        with pytest.raises(InvalidArgumentError, match="longer than the 47 tokens"):
+            client([*texts, long], max_new_tokens=6, batch_size=3)
+        with pytest.warns(TruncationWarning, match="1 row was truncated"):
+            together = client([*texts, long], max_new_tokens=6, batch_size=3, truncation=True)
+    assert together[:2] == alone
+
+
+def test_languages_come_with_the_request(generators: Packaged) -> None:
+    pipe, (source, target) = library(generators, "nllb"), LANGUAGES
+    with generators.client("nllb") as client:
+        way = {"max_new_tokens": 8, "src_lang": target, "tgt_lang": source}
+        assert client(TEXTS, **way) == pipe(TEXTS, **way)
+        with pytest.raises(ValueError, match="tgt_lang must be one of deu_Latn, eng_Latn, not 'fra_Latn'"):
+            client(TEXTS, tgt_lang="fra_Latn")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"max_new_tokens": 4000}, "this model holds"),
+        ({"num_beams": 0}, "option num_beams must be 1 or more"),
+        ({"temperatur": 1}, "option temperatur is unknown"),
+        ({"num_beams": 2, "do_sample": True}, "not supported with do_sample"),
+        ({"eos_token_id": "[1"}, "eos_token_id must be a list in JSON"),
+    ],
+)
+def test_a_bad_option_is_named(generators: Packaged, parameters: dict[str, Any], message: str) -> None:
+    tensor = http.InferInput("TEXT", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([["a film"]], np.object_))
+    with http.InferenceServerClient(f"127.0.0.1:{generators.options.http_port}") as client:
+        with pytest.raises(InferenceServerException, match=message) as raised:
+            client.infer("t5", [tensor], parameters=parameters)
+        assert raised.value.status() == "400"
+        assert client.infer("t5", [tensor], parameters={"max_new_tokens": 3}).as_numpy("GENERATED").shape == (1, 1)
+
+
+def test_text_that_is_not_utf8_is_refused_and_its_row_is_named(generators: Packaged) -> None:
+    tensor = http.InferInput("TEXT", [2, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[b"fine"], [b"\xff"]], np.object_))
+    with (
+        http.InferenceServerClient(f"127.0.0.1:{generators.options.http_port}") as client,
+        pytest.raises(InferenceServerException, match="TEXT, row 1: byte 0 is not valid UTF-8"),
+    ):
+        client.infer("t5", [tensor])
+
+
+def test_the_bundle_says_how_good_each_variant_is(generators: Packaged) -> None:
+    for name, metric in (("gpt2", "perplexity"), ("t5", "chrf")):
+        manifest = read_manifest(generators.artifacts / name / "bundle", BundleManifest)
+        figures = manifest.precisions["fp32"].figures
+        assert isinstance(figures, GenerationVariantFigures)
+        assert manifest.main_metric == metric
+        assert metric in figures.metrics
+        assert (figures.next_token_agreement, figures.equal_answers) == (1, 1)
+        assert figures.throughput.one_by_one > 0
+        assert {gate.name for gate in manifest.precisions["fp32"].gates} >= {"greedy_answers"}
+
+
+def test_the_package_says_what_the_cache_takes(generators: Packaged) -> None:
+    manifest = generators.manifest("gpt2-int8")
+    figures = read_manifest(generators.artifacts / "gpt2" / "bundle", BundleManifest).precisions["int8"].figures
+    assert isinstance(figures, GenerationVariantFigures)
+    assert figures.cache_bytes == 2 * 2 * 32 * 4  # layers, keys and values, numbers of all heads, bytes
+    assert (manifest.layout, manifest.capacity, manifest.max_batch_size) == ("generation", 32, 16)
+    assert manifest.reasons["capacity"].startswith("32 tokens of prompt and answer, as asked: the cache of 16 sequences takes ")
+    assert manifest.answers
+
+
+def test_what_is_packaged_already_stays(generators: Packaged) -> None:
+    options = PackageOptions(artifacts=generators.artifacts, repository=generators.options.repository, name="t5", precision="fp32")
+    assert package(options).unchanged
+
+
+def test_more_tokens_than_positions_are_refused(generators: Packaged, tmp_path: Path) -> None:
+    options = PackageOptions(artifacts=generators.artifacts, repository=tmp_path, name="gpt2", capacity=49, device="cpu")
+    with pytest.raises(ArtifactError, match="the model has 48 positions, not 49"):
+        package(options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_exported_already_stays(generators: Packaged) -> None:
+    rows = generators.artifacts / "rows.tsv"
+    before = read_manifest(generators.artifacts / "t5" / "bundle", BundleManifest)
+    assert export(export_options(generators.artifacts, "t5", generators.checkpoints["t5"], rows)) == before
+
+
+def test_a_precision_that_is_not_exported_is_named(generators: Packaged) -> None:
+    options = export_options(generators.artifacts, "t5", generators.checkpoints["t5"], generators.artifacts / "rows.tsv")
+    with pytest.raises(ExportError, match="models of translation are not exported in fp16"):
+        export(replace(options, precision=("fp16",)))
