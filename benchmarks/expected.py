@@ -61,7 +61,12 @@ def expected(inputs: BenchmarkInputs, *, served: RepositoryManifest | None) -> E
     names = [model.name for model in models]
     if served is None:
         return Expected(ways=names, figures=frozenset(figures_of(models, None)), models=() if known else names)
-    measured = {"speed": zero(Speed), "steps": dict.fromkeys(steps_of(served.layout), zero(Step)), "split": zero(Split)}
+    measured = {
+        "speed": zero(Speed),
+        "tokens": None,
+        "steps": dict.fromkeys(steps_of(served.layout), zero(Step)),
+        "split": zero(Split),
+    }
     loads = [zero(Load, **asdict(mode), **measured) for mode in planned_loads(inputs)]
     ensemble = zero(Served, precision=served.precision, loads=loads, quality=quality)
     return Expected(
@@ -92,7 +97,7 @@ def _models(inputs: BenchmarkInputs, quality: Quality) -> list[InProcess]:
         arrangements = found.setdefault(run.model, model).arrangements
         for batch, length in run.calls:
             name = run.arrangement(batch, length)
-            arrangements[name] = zero(Arrangement, name=name, length=length, speed=zero(Speed))
+            arrangements[name] = zero(Arrangement, name=name, length=length, speed=zero(Speed), tokens=None)
     return list(found.values())
 
 

@@ -27,7 +27,7 @@ import psutil
 from pydantic import JsonValue, ValidationError
 
 from serving.errors import ArtifactError
-from serving.manifests import SCHEMA_VERSION, Manifest, StageInputs
+from serving.manifests import FIGURE_KINDS, SCHEMA_VERSION, Manifest, StageInputs
 from serving.writing import writing
 
 MANIFEST = "manifest.json"
@@ -349,7 +349,7 @@ def artifact_names(artifacts: Path, kind: str) -> list[str]:
 def first_error(error: ValidationError) -> str:
     """Return one line that names the first wrong field and what is wrong with it."""
     first, *others = error.errors(include_url=False, include_context=False)
-    field = ".".join(str(part) for part in first["loc"])
+    field = ".".join(str(part) for part in first["loc"] if part not in FIGURE_KINDS)
     more = f" (and {len(others)} more)" if others else ""
     return f"{field}: {first['msg']}{more}"
 

@@ -5,6 +5,7 @@ There is one model for each kind of artifact. All models are frozen, refuse unkn
 """
 
 from serving.manifests.bundle_manifest import (
+    FIGURE_KINDS,
     BundleManifest,
     GenerationVariantFigures,
     OriginalCheckpoint,
@@ -38,6 +39,7 @@ from serving.manifests.repository_manifest import (
 from serving.manifests.tuning_manifest import HardwareRecord, LoadRecord, TrialRecord, TuningManifest
 
 __all__ = [
+    "FIGURE_KINDS",
     "SCHEMA_VERSION",
     "AdapterRecord",
     "BaselineFigures",

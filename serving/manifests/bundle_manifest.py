@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from serving.manifests.manifest import Manifest, MetricRecord, Record
 from serving.options import ComputeDevice, Precision
@@ -126,6 +126,23 @@ class GenerationVariantFigures(SpeedFigures):
     operators: dict[str, int]
 
 
+FIGURE_KINDS = ENCODER, GENERATION = "encoder figures", "generation figures"
+"""Tags of the kinds of :data:`Figures`, which pydantic names among the fields."""
+
+
+def _kind(figures: object) -> str:
+    """Return which kind of figures this is: those of a manifest on disk, or a record."""
+    if isinstance(figures, dict):
+        return GENERATION if "next_token_agreement" in figures else ENCODER
+    return GENERATION if isinstance(figures, GenerationVariantFigures) else ENCODER
+
+
+Figures = Annotated[
+    Annotated[VariantFigures, Tag(ENCODER)] | Annotated[GenerationVariantFigures, Tag(GENERATION)], Discriminator(_kind)
+]
+"""Figures of a variant of either kind of model."""
+
+
 class VariantGate(Record):
     """A figure of a variant and its limit.
 
@@ -159,7 +176,7 @@ class VariantRecord(Record):
     file: str
     verdict: Literal["passed", "failed"]
     gates: tuple[VariantGate, ...]
-    figures: VariantFigures | GenerationVariantFigures
+    figures: Figures
 
     @property
     def failures(self) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
 from serving.configuration import Configuration
-from serving.manifests.bundle_manifest import GenerationVariantFigures, VariantFigures
+from serving.manifests.bundle_manifest import Figures
 from serving.manifests.manifest import Manifest, Record, StageInputs, is_none
 from serving.options import Batching, ComputeDevice, Layout, ServedPrecision
 
@@ -86,7 +86,7 @@ class BundleProvenance(Record):
     """
 
     manifest: StageInputs
-    figures: VariantFigures | GenerationVariantFigures | None
+    figures: Figures | None
     name: str | None = Field(default=None, exclude_if=is_none)
 
 

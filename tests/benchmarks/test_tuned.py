@@ -208,7 +208,10 @@ def test_on_a_gpu_threads_are_nobodys(tmp_path: Path) -> None:
         ({"winner": asdict(RAGGED) | {"queue_delay_us": -1}}, "winner.queue_delay_us: Input should be greater than or equal to 0"),
         ({"winner": asdict(RAGGED) | {"batching": "sideways"}}, "winner.batching: Input should be 'ragged' or 'off'"),
         ({"winner": asdict(RAGGED) | {"device": "tpu"}}, "winner.device: Input should be 'cpu' or 'gpu'"),
-        ({"winner": asdict(RAGGED) | {"precision": "fp8"}}, "winner.precision: Input should be 'fp32', 'fp16' or 'int8'"),
+        (
+            {"winner": asdict(RAGGED) | {"precision": "fp8"}},
+            "winner.precision: Input should be 'fp32', 'fp16', .*or 'bf16'",
+        ),
         ({"winner": asdict(RAGGED) | {"precision": "int8"}}, "winner: .*int8 is never tuned with ragged batching"),
         ({"winner": asdict(RAGGED) | {"batching": "off"}}, "winner: .*queue_delay_us is 0 without batching"),
         ({"winner": asdict(RAGGED) | {"device": "gpu", "threads": 2}}, "winner: .*threads is 1 on a GPU"),

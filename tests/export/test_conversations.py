@@ -22,6 +22,7 @@ from export.tasks.text_generation import TextGenerationTask
 from export.training.encoding import _with_targets
 from serving.artifact import read_manifest
 from serving.manifests import CheckpointManifest
+from serving.runtime.tasks.text_generation import TextGeneration
 from serving.runtime.tokenization import TextEncoder
 from tests.helpers.generating import write_checkpoint
 from tests.helpers.reviews import BAD, GOOD
@@ -93,7 +94,7 @@ def encoded(
 ) -> tuple[list[list[int]], list[list[int]], Any]:
     """Ids and labels of each row that a conversation becomes, and the tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    task = TextGenerationTask(chat=True, **settings).with_tokenizer(tokenizer)
+    task = TextGenerationTask(served=TextGeneration(), conversations=True, **settings).with_tokenizer(tokenizer)
     encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=max_length, names=(), padding={})
     texts, references = task.prepare_rows((["unused"],), [messages], encoder, training=True)
     features = task.training_features(texts, encoder)

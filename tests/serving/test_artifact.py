@@ -222,7 +222,7 @@ def test_a_manifest_that_is_missing_damaged_or_foreign_is_one_line_and_a_remedy(
         (("precisions", "fp32", "figures", "throughput", "16"), "fast", "precisions.fp32.figures.throughput.16: Input should be a"),
         (("precisions", "fp32", "figures", "f1"), "high", "precisions.fp32.figures.f1: Input should be a valid number"),
         (("precisions", "fp32", "verdict"), "maybe", "precisions.fp32.verdict: Input should be 'passed' or 'failed'"),
-        (("precisions", "fp4"), {}, "precisions.fp4.[key]: Input should be 'fp32', 'fp16' or 'int8'"),
+        (("precisions", "fp4"), {}, "precisions.fp4.[key]: Input should be 'fp32', 'fp16', 'int8' or 'int8_rowwise'"),
         (("max_length",), "64", "max_length: Input should be a valid integer"),
     ],
 )
