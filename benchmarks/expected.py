@@ -14,7 +14,7 @@ from benchmarks.gates import closest, figures_in
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.measurements import Arrangement, Estimate, InProcess, Load, Quality, Served, Split, Step
 from benchmarks.model_runs import planned_loads, planned_runs
-from benchmarks.report import figures_of
+from benchmarks.report import BUNDLE_QUALITIES, figures_of
 from benchmarks.speed import Speed
 from serving.errors import DataError
 from serving.layout import steps_of
@@ -56,12 +56,19 @@ def expected(inputs: BenchmarkInputs, *, served: RepositoryManifest | None) -> E
     """Name the figures that a benchmark will measure; ``served`` is the manifest of the package, None without a server."""
     metrics = inputs.bundle.manifest.original.metrics
     known = inputs.options.test is None and inputs.task.main_metric in metrics
-    quality = zero(Quality, metrics=dict.fromkeys(metrics if known else (), 0.0), drop=zero(Estimate))
+    quality = zero(
+        Quality, metrics=dict.fromkeys(metrics if known else (), 0.0), drop=zero(Estimate), **dict.fromkeys(BUNDLE_QUALITIES)
+    )
     models = _models(inputs, quality)
     names = [model.name for model in models]
     if served is None:
         return Expected(ways=names, figures=frozenset(figures_of(models, None)), models=() if known else names)
-    measured = {"speed": zero(Speed), "steps": dict.fromkeys(steps_of(served.layout), zero(Step)), "split": zero(Split)}
+    measured = {
+        "speed": zero(Speed),
+        "tokens": None,
+        "steps": dict.fromkeys(steps_of(served.layout), zero(Step)),
+        "split": zero(Split),
+    }
     loads = [zero(Load, **asdict(mode), **measured) for mode in planned_loads(inputs)]
     ensemble = zero(Served, precision=served.precision, loads=loads, quality=quality)
     return Expected(
@@ -92,7 +99,7 @@ def _models(inputs: BenchmarkInputs, quality: Quality) -> list[InProcess]:
         arrangements = found.setdefault(run.model, model).arrangements
         for batch, length in run.calls:
             name = run.arrangement(batch, length)
-            arrangements[name] = zero(Arrangement, name=name, length=length, speed=zero(Speed))
+            arrangements[name] = zero(Arrangement, name=name, length=length, speed=zero(Speed), tokens=None)
     return list(found.values())
 
 
