@@ -14,7 +14,7 @@ from benchmarks.gates import closest, figures_in
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.measurements import Arrangement, Estimate, InProcess, Load, Quality, Served, Split, Step
 from benchmarks.model_runs import planned_loads, planned_runs
-from benchmarks.report import figures_of
+from benchmarks.report import BUNDLE_QUALITIES, figures_of
 from benchmarks.speed import Speed
 from serving.errors import DataError
 from serving.layout import steps_of
@@ -56,7 +56,9 @@ def expected(inputs: BenchmarkInputs, *, served: RepositoryManifest | None) -> E
     """Name the figures that a benchmark will measure; ``served`` is the manifest of the package, None without a server."""
     metrics = inputs.bundle.manifest.original.metrics
     known = inputs.options.test is None and inputs.task.main_metric in metrics
-    quality = zero(Quality, metrics=dict.fromkeys(metrics if known else (), 0.0), drop=zero(Estimate))
+    quality = zero(
+        Quality, metrics=dict.fromkeys(metrics if known else (), 0.0), drop=zero(Estimate), **dict.fromkeys(BUNDLE_QUALITIES)
+    )
     models = _models(inputs, quality)
     names = [model.name for model in models]
     if served is None:

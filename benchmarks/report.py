@@ -26,6 +26,8 @@ OLDEST_VERSION = 3
 ARRANGEMENT_COSTS = ("load_seconds", "first_answer_seconds", "peak_rss_mib", "gpu_memory_mib", "joules_per_row")
 SERVED_COSTS = ("load_seconds", "peak_rss_mib", "pss_mib", "gpu_memory_mib", "size_mib")
 LOAD_COSTS = ("executed_batch", "joules_per_row")
+BUNDLE_QUALITIES = ("perplexity", "perplexity_increase", "next_token_agreement")
+"""Figures of models that generate, by the names of their fields."""
 QUALITIES = (
     "agreement",
     "row_agreement",
@@ -35,9 +37,7 @@ QUALITIES = (
     "max_logit_difference",
     "calibration_error",
     "not_finite",
-    "perplexity",
-    "perplexity_increase",
-    "next_token_agreement",
+    *BUNDLE_QUALITIES,
 )
 """Figures by the names of their fields; of quality beside the metrics and ``metric_drop``."""
 

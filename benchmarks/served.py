@@ -24,7 +24,7 @@ from benchmarks.model_runs import planned_loads
 from benchmarks.processes import MIB, MemoryMeter
 from benchmarks.quality import evaluate
 from benchmarks.report import flatten
-from benchmarks.served_package import ServedPackage, check_process
+from benchmarks.served_package import ServedPackage, check_process, package_settings
 from benchmarks.speed import Spans, closed_loop, over_rounds
 from benchmarks.steps import ENSEMBLE, Counts, counts_between, split, total
 from export import graph
@@ -237,7 +237,7 @@ class UnderLoad:
         server, package = self._target.server, self._target.package
         return Served(
             precision=package.precision,
-            package=asdict(package.manifest.configuration),
+            package=package_settings(package),
             sha256=package.sha256,
             server=server.version,
             loads=[way.load() for way in self.ways],

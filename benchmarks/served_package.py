@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -34,6 +34,11 @@ class ServedPackage:
     precision: str
     manifest: RepositoryManifest
     sha256: str
+
+
+def package_settings(package: ServedPackage) -> dict[str, str | int]:
+    """Return the settings that a package has, without those of other kinds of models."""
+    return {name: value for name, value in asdict(package.manifest.configuration).items() if value is not None}
 
 
 def read_package(repository: Path, name: str) -> ServedPackage:

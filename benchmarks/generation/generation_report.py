@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from benchmarks.rounds import measure_rounds
 from benchmarks.row_checksums import checksum, timed_checksums
 from benchmarks.samples import to_answer_samples
 from benchmarks.served import ServerConnection, load_seconds
-from benchmarks.served_package import ServedPackage, check_process, read_package, require_same_bundle
+from benchmarks.served_package import ServedPackage, check_process, package_settings, read_package, require_same_bundle
 from benchmarks.token_speed import TokenTimes
 from export import graph
 from export.generation.decoder_records import METRIC
@@ -116,7 +116,7 @@ def _served(
     quality = compare_answers(texts, facts[0].answers, found.original, prompts.decode)
     return Served(
         precision=package.precision,
-        package=asdict(package.manifest.configuration),
+        package=package_settings(package),
         sha256=package.sha256,
         server=served.connection.version,
         loads=[to_load(mode, way) for mode, way in zip(streams.loads, streams.ways, strict=True)],
