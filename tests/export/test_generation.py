@@ -18,10 +18,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from export import cli
 from export.metric import bootstrapped, load_metric
 from export.tasks import is_exported, task_class, task_names
+from export.tasks.summarization import SummarizationTask
+from export.tasks.text_generation import TextGenerationTask
 from export.tasks.translation import TranslationTask
 from export.training import encoding
 from serving.artifact import read_manifest
 from serving.manifests import CheckpointManifest, TrainingFigures
+from serving.runtime.tasks.summarization import Summarization
+from serving.runtime.tasks.text_generation import TextGeneration
+from serving.runtime.tasks.translation import Translation
 from tests.helpers.generating import LANGUAGES, write_checkpoint
 from tests.helpers.reviews import BAD, FILLING, GOOD, review_rows, write_tsv
 
@@ -103,7 +108,7 @@ def test_a_language_model_is_judged_by_every_token_of_long_texts_too(
 
 
 def test_a_text_whose_tokenizer_ends_it_is_ended_once(made: Callable[[str], Path]) -> None:
-    task = task_class("text-generation")()
+    task = TextGenerationTask(served=TextGeneration())
     assert task.with_tokenizer(AutoTokenizer.from_pretrained(made("llama"))).end == "</s>"
     assert task.with_tokenizer(AutoTokenizer.from_pretrained(made("t5"))).end == ""
 
@@ -134,7 +139,7 @@ def test_a_translation_is_judged_by_what_the_pipeline_writes(data: Path, made: C
     assert json.loads((folder / "generation_config.json").read_text())["max_length"] == 13
     assert json.loads((folder / "config.json").read_text())["prefix"] == "to other: "
     card = (folder / "README.md").read_text()
-    assert "tritonize serve" not in card and 'pipeline("translation"' in card
+    assert "tritonize serve" in card and 'pipeline("translation"' in card
 
 
 @pytest.mark.parametrize(("architecture", "prefix"), [("t5", "again: "), ("bart", None)])
@@ -178,12 +183,12 @@ def test_a_model_of_several_languages_is_told_which(
     assert f'src_lang="{LANGUAGES[0]}", tgt_lang="{LANGUAGES[1]}"' in (folder / "README.md").read_text()
     asked = pipeline("translation", str(folder), device="cpu", src_lang=LANGUAGES[0], tgt_lang=LANGUAGES[1])
     assert isinstance(asked("good")[0]["translation_text"], str)
-    task = TranslationTask(target_language_id=german, target_start=(), target_end=(3, german))
+    task = TranslationTask(served=Translation(), target_language_id=german, target_start=(), target_end=(3, german))
     assert task.generation_settings()["decoder_start_token_id"] == german, "as in mBART's first form"
 
 
 def test_of_many_rows_some_are_judged() -> None:
-    task, rows = task_class("summarization")(), [str(at) for at in range(1500)]
+    task, rows = SummarizationTask(served=Summarization()), [str(at) for at in range(1500)]
     [texts], references = task.prepare_rows((rows,), rows, None, training=False)
     assert texts == references and len(set(texts)) == 1000
     assert task.prepare_rows((rows,), rows, None, training=True) == ((rows,), rows)
@@ -193,7 +198,7 @@ def test_targets_are_cut_and_still_end(made: Callable[[str], Path]) -> None:
     from serving.runtime.tokenization import TextEncoder
 
     tokenizer = AutoTokenizer.from_pretrained(made("bart"))
-    task = task_class("summarization")(max_new_tokens=5).with_tokenizer(tokenizer)
+    task = SummarizationTask(served=Summarization(), max_new_tokens=5).with_tokenizer(tokenizer)
     whole = tokenizer("a dull story")["input_ids"]
     encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=4, names=(), padding={})  # of the texts that are read
     short, long = task.encode_targets([["a"], ["a dull story", "another"]], encoder)
@@ -239,7 +244,7 @@ def test_windows_of_a_text_that_goes_on_do_not_end(made: Callable[[str], Path]) 
     from serving.runtime.tokenization import TextEncoder
 
     tokenizer = AutoTokenizer.from_pretrained(made("t5"))  # ends whatever it reads
-    task = task_class("text-generation")().with_tokenizer(tokenizer)
+    task = TextGenerationTask(served=TextGeneration()).with_tokenizer(tokenizer)
     encoder = TextEncoder(tokenizer.backend_tokenizer, max_length=8, names=(), padding={})
     features = task.training_features((["the film was dull and cold but moving again", "good"],), encoder)
     ends = [encoding.ids[-1] == tokenizer.eos_token_id for encoding in features.encodings]
