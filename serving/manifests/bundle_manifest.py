@@ -127,7 +127,7 @@ class GenerationVariantFigures(SpeedFigures):
 
 
 FIGURE_KINDS = ENCODER, GENERATION = "encoder figures", "generation figures"
-"""Tags of the kinds of :data:`Figures`, which pydantic names among the fields."""
+"""Tags of the kinds of :data:`EitherFigures`, which pydantic names among the fields."""
 
 
 def _kind(figures: object) -> str:
@@ -137,7 +137,7 @@ def _kind(figures: object) -> str:
     return GENERATION if isinstance(figures, GenerationVariantFigures) else ENCODER
 
 
-Figures = Annotated[
+EitherFigures = Annotated[
     Annotated[VariantFigures, Tag(ENCODER)] | Annotated[GenerationVariantFigures, Tag(GENERATION)], Discriminator(_kind)
 ]
 """Figures of a variant of either kind of model."""
@@ -176,7 +176,7 @@ class VariantRecord(Record):
     file: str
     verdict: Literal["passed", "failed"]
     gates: tuple[VariantGate, ...]
-    figures: Figures
+    figures: EitherFigures
 
     @property
     def failures(self) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
 from serving.configuration import Configuration
-from serving.manifests.bundle_manifest import Figures
+from serving.manifests.bundle_manifest import EitherFigures
 from serving.manifests.manifest import Manifest, Record, StageInputs, is_none
 from serving.options import Batching, ComputeDevice, Layout, ServedPrecision
 
@@ -81,12 +81,12 @@ class BundleProvenance(Record):
 
     Attributes:
         manifest: What the export read.
-        figures: Figures of the variant that is served; None if the checkpoint itself is.
+        figures: EitherFigures of the variant that is served; None if the checkpoint itself is.
         name: Name of the bundle; None in repositories of earlier versions.
     """
 
     manifest: StageInputs
-    figures: Figures | None
+    figures: EitherFigures | None
     name: str | None = Field(default=None, exclude_if=is_none)
 
 
