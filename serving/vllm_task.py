@@ -2,7 +2,7 @@
 
 The backend makes vLLM's ``SamplingParams`` of the JSON in ``sampling_parameters`` (triton-inference-server/vllm_backend,
 ``src/utils/vllm_backend_utils.py``), which refuse an unknown name, and whose defaults are not those of the checkpoint: 16 tokens,
-for example. So the client sends all of them. Their names and meanings are those of vllm-project/vllm, ``vllm/sampling_params.py``.
+for example. So the client sends all of them. Their names and meanings are those of vLLM's ``SamplingParams``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from serving.runtime.tasks import served_class, served_names
 PROJECT = Path(__file__).parents[1]
 TOP, EXPORT, SERVING = (PROJECT / folder / "README.md" for folder in (".", "export", "serving"))
 FILES = (TOP, EXPORT, SERVING, *(PROJECT / folder / "README.md" for folder in ("benchmarks", "model_repository")))
-TOP_BYTES = 13_000
+TOP_BYTES = 14_000
 PICTURE_COLUMNS = 80
 MAKEFILE = (PROJECT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)) - {"all"}

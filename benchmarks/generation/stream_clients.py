@@ -1,7 +1,6 @@
 """The load generator for models that answer in streams: the project's own client, many requests in flight on one event loop.
 
-``perf_analyzer --streaming`` is not used. It knows gRPC only, counts responses instead of tokens, and leaves the requests behind
-that are in flight when a window ends: the next measurement would begin on a server that still generates for the last one.
+``perf_analyzer --streaming`` is not used. It knows gRPC only, and counts responses, of which each may hold several tokens.
 """
 
 from __future__ import annotations

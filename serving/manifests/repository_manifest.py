@@ -81,7 +81,7 @@ class BundleProvenance(Record):
 
     Attributes:
         manifest: What the export read.
-        figures: EitherFigures of the variant that is served; None if the checkpoint itself is.
+        figures: Figures of the variant that is served; None if the checkpoint itself is.
         name: Name of the bundle; None in repositories of earlier versions.
     """
 

@@ -36,7 +36,7 @@ ENGINE_ARGUMENTS = {
     "swap_space", "cpu_offload_gb", "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs", "max_logprobs",
     "disable_log_stats", "revision", "tokenizer_revision", "enforce_eager", "enable_lora", "generation_config", "model_impl",
 }  # fmt: skip
-"""Fields of ``EngineArgs`` in vLLM 0.8 to 0.11 (vllm/engine/arg_utils.py); another name is an error there."""
+"""Fields of ``EngineArgs`` in vllm/engine/arg_utils.py, as read in one copy of the file; another name is an error there."""
 DTYPES = {"auto", "half", "float16", "bfloat16", "float", "float32"}
 """Values of its field ``dtype``."""
 
