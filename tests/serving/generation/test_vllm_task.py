@@ -23,7 +23,7 @@ SAMPLING_PARAMETERS = {
     "stop_token_ids", "bad_words", "include_stop_str_in_output", "ignore_eos", "max_tokens", "min_tokens", "logprobs",
     "prompt_logprobs", "detokenize", "skip_special_tokens", "spaces_between_special_tokens", "truncate_prompt_tokens",
 }  # fmt: skip
-"""Fields of vLLM's ``SamplingParams``, as its documentation and the backend name them; the backend gives no answer to another name."""
+"""Fields of vLLM's ``SamplingParams``, as its documentation and the backend name them; the backend does not answer to others."""
 DEFAULTS = {
     "max_tokens": 256,
     "min_tokens": 0,
