@@ -84,6 +84,8 @@ class TritonPythonModel:
 
     def _submit(self, request: Any, sender: Any) -> None:
         raw = {TEXT: pb_utils.get_input_tensor_by_name(request, TEXT).as_numpy().reshape(-1).tolist()}
+        if not raw[TEXT]:
+            raise ValueError(f"{TEXT} has no rows: send one text or more")
         task = self._task.with_options(json.loads(request.parameters() or "{}"))
         (texts,) = decoded(raw)
         sources = self._sources.read(texts, task)
