@@ -81,7 +81,7 @@ def _outputs(task: GenerationTask) -> tuple[Tensor, ...]:
 
 
 def _warmup(folder: Path, task: GenerationTask) -> Warmup:
-    """Write a request for one token, which computes everything once."""
+    """Write a request that computes everything once: for one token, or an encoder-decoder's whole answer to one word."""
     texts = {name: text.split()[0] for name, text in task.example.items()}  # any model takes one word
     if "sampling_parameters" in {tensor.name for tensor in task.optional_inputs()}:
         texts["sampling_parameters"] = json.dumps({"max_new_tokens": 1})

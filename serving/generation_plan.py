@@ -37,7 +37,12 @@ def make_generation_plan(bundle: Bundle, options: PackageOptions) -> Plan:
             hint="give --device cpu, or package the checkpoint for a GPU with --engine vllm",
         )
     variant = _fastest(bundle, reasons) if options.precision == "auto" else bundle.variant(options.precision)
-    slots = options.max_batch_size or SLOTS
+    slots, usual = options.max_batch_size or SLOTS, bundle.generation_task.generation_options
+    if slots < max(usual.num_beams, usual.num_return_sequences):
+        raise ArtifactError(
+            f"an answer of {bundle.manifest.name} needs {max(usual.num_beams, usual.num_return_sequences)} sequences, not {slots}",
+            hint="give a larger --max-batch-size",
+        )
     capacity = _capacity(bundle, variant, slots, options.capacity, reasons)
     return Plan(
         precision=variant.precision,

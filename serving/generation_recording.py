@@ -25,6 +25,18 @@ from serving.runtime.types import Floats, Integers
 TOKENS = 8
 """Most tokens of the recorded answer. A server is asked for it again and again, so it is short."""
 GREEDY: dict[str, bool | int] = {"do_sample": False, "num_beams": 1}
+NEUTRAL: dict[str, int | float | str] = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "bad_words_ids": "[]",
+    "suppress_tokens": "[]",
+    "begin_suppress_tokens": "[]",
+    "forced_eos_token_id": "[]",
+}
+"""Values with which an option changes no logit, so that the logits alone decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +67,8 @@ def record_generation(version: Path, bundle: Bundle, plan: Plan) -> tuple[Expect
     Returns:
         The answer; none if its first token is almost undecided.
     """
-    task = bundle.generation_task.with_options({**GREEDY, "max_new_tokens": TOKENS, "truncation": True})
+    own = bundle.generation_task
+    task = own.with_options({**_plain(own), "max_new_tokens": TOKENS, "truncation": True})
     if isinstance(task, TextGeneration):
         tokens = _decided_tokens(_decoder_example(version, task, bundle, plan), task, TOLERANCES[plan.precision])
         expected = ExpectedTensor(name="token_ids", datatype="INT64", shape=(len(tokens),), data=tuple(tokens))
@@ -72,10 +85,15 @@ def generation_probe(task: GenerationTask, *, tokens: int) -> ProbeBody:
     """Return a request for the first tokens of the answer to the task's example."""
     shape, text = ((1,) if task.streams else (1, 1)), task.example.items()
     inputs = tuple(ProbeInput(name=name, datatype="BYTES", shape=shape, data=(value,)) for name, value in text)
-    parameters: dict[str, JsonValue] = {**GREEDY, "max_new_tokens": tokens, "truncation": True}
+    parameters: dict[str, JsonValue] = {**_plain(task), "max_new_tokens": tokens, "truncation": True}
     if task.streams:
         return ProbeBody(inputs=inputs, parameters=parameters | {"exclude_input_in_output": True}, endpoint="generate")
     return ProbeBody(inputs=inputs, parameters=parameters)
+
+
+def _plain(task: GenerationTask) -> dict[str, bool | int | float | str]:
+    """Return options without sampling, and without what the checkpoint's defaults do to the logits."""
+    return {**GREEDY, **{name: value for name, value in NEUTRAL.items() if name in task.generation}}
 
 
 def _decoder_example(version: Path, task: TextGeneration, bundle: Bundle, plan: Plan) -> _Example:

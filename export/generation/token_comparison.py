@@ -171,7 +171,9 @@ def compare_greedy(
         if list(wanted) == list(found):
             equal += 1
             continue
-        first = next(place for place, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1])
+        first = next((place for place, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]), None)
+        if first is None:  # one answer is the beginning of the other
+            continue
         logits = original([*prompt, *wanted[:first]])[-1]
         ties += bool(abs(logits[wanted[first]] - logits[found[first]]) <= tie_margin(logits[None])[0])
     return GreedyComparison(answers=len(answers), tokens=sum(map(len, expected)), equal=equal, ties=ties)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ class TritonPythonModel:
         prompt = self._prompts.read(raw, fields.task)
         options, tokens = fields.options, prompt.tokens
         if fields.task.stop_sequence is not None:
-            options = replace(options, eos_token_id=self._prompts.ids(fields.task.stop_sequence))
+            options = options.ending_at(self._prompts.ids(fields.task.stop_sequence), vocab_size=self._task.vocab_size)
         max_length = options.max_total_length(len(tokens), capacity=self._capacity)
         texts = [
             TextStream(

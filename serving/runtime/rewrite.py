@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,6 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
-        end_with_parent()
         engine, task = EngineSettings.from_settings(settings), load_served(settings["task"], settings["settings"])
         if not isinstance(task, Text2TextTask):
             raise TypeError(f"settings.json is that of {task.name}, which is no task of an encoder-decoder")
@@ -66,6 +64,7 @@ class TritonPythonModel:
             raise ValueError(f"settings.json says {task.vocab_size} tokens, but the graph scores {graph.vocab_size}")
         self._engine = Engine(graph, chunk=engine.chunk, max_waiting=engine.max_waiting, on_failure=_end)
         self._engine.start()
+        end_with_parent()
 
     def execute(self, requests: list[Any]) -> None:
         """Let the engine answer requests. One that cannot be used is refused here."""
@@ -75,6 +74,8 @@ class TritonPythonModel:
                 self._submit(request, sender)
             except (KeyboardInterrupt, SystemExit):
                 raise
+            except QueueFullError:
+                sender.send(unavailable(BUSY), flags=FINAL)
             except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
                 sender.send(refused(error), flags=FINAL)
 
@@ -91,24 +92,18 @@ class TritonPythonModel:
         sources = self._sources.read(texts, task)
         options = task.generation_options
         if task.stop_sequence is not None:
-            options = replace(options, eos_token_id=(self._sources.first_token(task.stop_sequence),))
+            options = options.ending_at([self._sources.first_token(task.stop_sequence)], vocab_size=task.vocab_size)
         start = np.array([task.decoder_start_token_id], dtype=np.int64)
         max_length = options.max_total_length(len(start), capacity=self._capacity)
         answers = RowAnswers(sender, row_digests(raw), sources.truncated, frozenset(request.requested_output_names()))
         deadline = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
         rows = [self._row(options, start, source, max_length) for source in sources.tokens]
+        submitted = []
         for place, (answer, source) in enumerate(zip(rows, sources.tokens, strict=True)):
             assert answer.decoding is not None
-            cancelled = partial(answers.is_cancelled, sender.is_cancelled)
-            on_end = partial(answers.on_end, place, answer)
-            try:
-                self._engine.submit(GenerationRequest(start, answer.decoding, on_end, cancelled, deadline, source))
-            except QueueFullError:
-                answers.fail(unavailable(BUSY))
-                return
-            except ValueError as error:
-                answers.fail(refused(error))
-                return
+            cancelled, on_end = partial(answers.is_cancelled, sender.is_cancelled), partial(answers.on_end, place, answer)
+            submitted.append(GenerationRequest(start, answer.decoding, on_end, cancelled, deadline, source))
+        self._engine.submit(*submitted)
 
     def _row(self, options: GenerationOptions, start: Integers, source: Integers, max_length: int) -> RowAnswer:
         """Prepare the answer to one row."""

@@ -40,7 +40,7 @@ class GenerationRequest:
     Attributes:
         prompt: INT64 ``[length]``, one token or more.
         decoding: Chooses the tokens, and keeps them.
-        on_end: Is called once, in the engine's thread (by :meth:`Engine.close`: in that of the caller). None: the decoding has
+        on_end: Is called once, in the engine's thread. None: the decoding has
             finished. Else why it has not: :class:`GenerationCancelledError`, :class:`DeadlineExceededError`, or an exception that
             this request has caused.
         is_cancelled: Says whether the client has left.
@@ -129,22 +129,22 @@ class Engine:
         """Start the engine's thread."""
         self._thread.start()
 
-    def submit(self, request: GenerationRequest) -> None:
-        """Let a request wait for its turn. Any thread may call this.
+    def submit(self, *requests: GenerationRequest) -> None:
+        """Let requests wait for their turn, all of them or none. Any thread may call this.
 
         Raises:
             QueueFullError: Too many wait already, or the engine is closed.
             ValueError: The request needs more rows than there are slots.
         """
-        if request.decoding.max_rows > self._graph.slots:
+        most = max(request.decoding.max_rows for request in requests)
+        if most > self._graph.slots:
             raise ValueError(
-                f"this request needs {request.decoding.max_rows} rows at a time, but this model has {self._graph.slots}: "
-                "ask for fewer beams or answers"
+                f"this request needs {most} rows at a time, but this model has {self._graph.slots}: ask for fewer beams or answers"
             )
         with self._inbox.condition:
             if self._inbox.closed or len(self._inbox.requests) >= self._max_waiting:
                 raise QueueFullError
-            self._inbox.requests.append(request)
+            self._inbox.requests.extend(requests)
             self._inbox.condition.notify()
 
     def close(self, timeout: float = 5.0) -> None:
@@ -224,6 +224,8 @@ class Engine:
         longest, room = 0, self._graph.slots - self._table.reserved
         while self._inbox.requests:  # only this thread takes requests out, so it needs no lock to look at the first one
             request = self._inbox.requests[0]
+            if request.decoding.max_rows > room:
+                break
             if (why := request.obstacle(now, ask=True)) is not None:
                 self._inbox.requests.popleft()
                 request.on_end(why)
@@ -231,7 +233,7 @@ class Engine:
             whole = len(request.prompt) <= self._chunk
             longest = max(longest, self._cost(request))
             late = longest * (len(batch) + 1) > budget and (batch or budget < self._chunk)
-            if late or request.decoding.max_rows > room or (batch and not whole):
+            if late or (batch and not whole):
                 break
             batch.append(self._inbox.requests.popleft())
             room -= request.decoding.max_rows

@@ -15,6 +15,8 @@ MOST_SEQUENCES = 64
 """Most beams, or answers, that a request may ask for; the slots of a model usually allow fewer."""
 MOST_STRINGS, MOST_STRING_LENGTH = 16, 256
 """Most stop strings of a request, and the characters of the longest one: each is searched for after each token."""
+MOST_END_TOKENS = 16
+"""Most tokens that end a sequence where there are beams: each adds a candidate for each beam."""
 MOST_TOKEN_LISTS = 1024
 """Most entries of a list of token ids: all are read at each token."""
 
@@ -183,6 +185,16 @@ class GenerationOptions:
         end += token_ids("stop_token_ids", found.get("stop_token_ids", []))
         return {"eos_token_id": end} if names else {}
 
+    def ending_at(self, tokens: Sequence[int], *, vocab_size: int) -> GenerationOptions:
+        """Return these options with other tokens that end a sequence.
+
+        Raises:
+            ValueError: There are too many for beams.
+        """
+        changed = dataclasses.replace(self, eos_token_id=tuple(dict.fromkeys(tokens)))
+        changed._check(vocab_size)
+        return changed
+
     def _check(self, vocab_size: int) -> None:
         """Check what options mean together, and that all tokens exist.
 
@@ -199,6 +211,8 @@ class GenerationOptions:
             raise ValueError(f"option num_return_sequences must be at most num_beams, {self.num_beams}")
         if self.num_beams > 1 and self.stop_strings:
             raise ValueError("option stop_strings is not supported with num_beams of more than 1")
+        if self.num_beams > 1 and len(set(self.eos_token_id)) > MOST_END_TOKENS:
+            raise ValueError(f"with num_beams of more than 1, at most {MOST_END_TOKENS} tokens may end a sequence")
         for name in (*_TOKEN_LISTS, "bad_words_ids", "forced_bos_token_id"):
             for token in _flat(getattr(self, name)):
                 if token >= vocab_size:

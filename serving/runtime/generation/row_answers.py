@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from .decoding import Decoding
 from .responses import FINAL, Sender, error_response
 from .text_stream import TextStream
 
-CANCELLED = "the client has cancelled this request"
+CANCELLED = "the client has cancelled this request, or the server ends"
 
 
 @dataclass(eq=False)
@@ -49,7 +48,7 @@ class RowAnswer:
 class RowAnswers:
     """The answers to the rows of one request.
 
-    The engine's thread ends the rows; the thread that reads requests ends all of them if one cannot be submitted.
+    Only the engine's thread calls it.
 
     Attributes:
         sender: Triton's, for this request.
@@ -64,7 +63,6 @@ class RowAnswers:
     requested: frozenset[str]
     _texts: dict[int, list[str]] = field(default_factory=dict)
     _sent: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def is_cancelled(self, asked: Callable[[], bool]) -> bool:
         """Return whether nobody waits for the answers any more; ``asked`` asks Triton."""
@@ -72,30 +70,24 @@ class RowAnswers:
 
     def on_end(self, row: int, answer: RowAnswer, error: BaseException | None) -> None:
         """Take the answer to a row, and send all if it is the last one; an error is sent at once, for all of them."""
-        if error is None:
-            try:
-                texts = answer.texts()
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as own:  # a panic of the tokenizer's Rust code is not an Exception
-                error = own
-            else:
-                self._texts[row] = texts
-                if len(self._texts) == len(self.digests):
-                    self._send(self._response())
-                return
-        self.fail(error_response(error, cancelled=CANCELLED) if error else None)
-
-    def fail(self, response: Any) -> None:
-        """Answer all rows with an error; the engine then gives up those that still run."""
-        self._send(response)
+        response = None
+        try:
+            if error is None:
+                self._texts[row] = answer.texts()
+                response = self._response() if len(self._texts) == len(self.digests) else None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as own:  # a panic of the tokenizer's Rust code is not an Exception
+            error = own
+        if error is not None:
+            response = error_response(error, cancelled=CANCELLED)
+        if response is not None:
+            self._send(response)
 
     def _send(self, response: Any) -> None:
-        with self._lock:
-            if self._sent:
-                return
+        if not self._sent:
             self._sent = True
-        self.sender.send(response, flags=FINAL)
+            self.sender.send(response, flags=FINAL)
 
     def _response(self) -> Any:
         texts = [[text.encode() for text in self._texts[row]] for row in range(len(self.digests))]

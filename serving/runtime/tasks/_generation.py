@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..generation.generation_options import JSON_OPTIONS, OPTIONS, GenerationOptions, parsed_lists
+from ..generation.generation_options import JSON_OPTIONS, MOST_STRING_LENGTH, OPTIONS, GenerationOptions, parsed_lists
 from ..types import JsonValue, OptionTypeError, Setting, Tensor
 from .base import ServedTask
 
@@ -84,6 +84,8 @@ class GenerationTask(ServedTask):
         own = {name: value for name, value in given.items() if name in self.own_options}
         asked = {name: value for name, value in given.items() if name not in own}
         chosen = replace(self, **{name: self.options[name].check(name, value) for name, value in own.items()})  # type: ignore[arg-type]
+        if len(chosen.stop_sequence or "") > MOST_STRING_LENGTH:
+            raise ValueError(f"option stop_sequence may have {MOST_STRING_LENGTH} characters at most")
         options = self.generation_options
         if asked:
             options = options.with_parameters(parsed_lists(asked), vocab_size=self.vocab_size)

@@ -202,3 +202,24 @@ def test_a_precision_that_is_not_exported_is_named(generators: Packaged) -> None
     options = export_options(generators.artifacts, "t5", generators.checkpoints["t5"], generators.artifacts / "rows.tsv")
     with pytest.raises(ExportError, match="models of translation are not exported in fp16"):
         export(replace(options, precision=("fp16",)))
+
+
+def test_a_request_without_rows_is_refused(generators: Packaged) -> None:
+    tensor = http.InferInput("TEXT", [0, 1], "BYTES")
+    tensor.set_data_from_numpy(np.empty((0, 1), np.object_))
+    with (
+        http.InferenceServerClient(f"127.0.0.1:{generators.options.http_port}", network_timeout=20) as client,
+        pytest.raises(InferenceServerException),
+    ):
+        client.infer("t5", [tensor])
+
+
+def test_an_answer_that_needs_more_sequences_than_there_are_is_refused(generators: Packaged, tmp_path: Path) -> None:
+    options = PackageOptions(artifacts=generators.artifacts, repository=tmp_path, name="t5", max_batch_size=3, device="cpu")
+    with pytest.raises(ArtifactError, match="an answer of t5 needs 4 sequences, not 3"):
+        package(options)
+
+
+def test_end_tokens_are_few_where_there_are_beams(generators: Packaged) -> None:
+    with generators.client("gpt2") as client, pytest.raises(ValueError, match="at most 16 tokens may end a sequence"):
+        client("a film", num_beams=2, do_sample=False, eos_token_id=list(range(17)))
