@@ -41,7 +41,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
     _require(file, fields, "tokenizer.ggml.model", "gpt2")
     _require(file, fields, "tokenizer.ggml.pre", PRE_TOKENIZER)
     tokenizer = _tokenizer(fields)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     vars(model.config).pop("_model_name_or_path", None)  # the file has the name of a training run there
     model.config.rms_norm_eps = float(f"{model.config.rms_norm_eps:.6g}")  # the file holds it as float32
     model.generation_config = GenerationConfig(

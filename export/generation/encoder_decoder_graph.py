@@ -74,7 +74,7 @@ def load_encoder_decoder(checkpoint: Path) -> Any:
 
     require_family(str(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).model_type))
     return AutoModelForSeq2SeqLM.from_pretrained(
-        checkpoint, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+        checkpoint, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False, use_safetensors=True
     ).eval()
 
 

@@ -101,10 +101,10 @@ def test_every_answer_is_that_of_the_request_alone(make: Make, failures: list[Ba
     generator = np.random.default_rng(1)
     prompts = [(prompt_of(generator), int(generator.integers(1, 60))) for _ in range(80)]
     requests = [ask(prompt, count) for prompt, count in prompts]
-    for one in requests[:20]:
+    for one in requests[:60]:
         engine.submit(one.request)
     engine.start()
-    for one in requests[20:]:
+    for one in requests[60:]:
         time.sleep(0.001)
         engine.submit(one.request)
     for one, (prompt, count) in zip(requests, prompts, strict=True):
