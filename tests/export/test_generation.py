@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from export import cli
 from export.metric import bootstrapped, load_metric
-from export.tasks import is_exported, task_class, task_names
 from export.tasks.summarization import SummarizationTask
 from export.tasks.text_generation import TextGenerationTask
 from export.tasks.translation import TranslationTask
@@ -353,13 +352,6 @@ def test_a_tokenizer_without_an_end_cannot_teach_one(
     tokenizer.save_pretrained(folder)
     assert cli.main(command("text-generation", folder)) == 1
     assert "its tokenizer has no token for the end of a text" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("task", [name for name in task_names() if not is_exported(task_class(name))])
-def test_what_is_not_served_yet_is_not_exported(task: str, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["export", "--task", task, "--checkpoint", "."]) == 1
-    error = capsys.readouterr().err
-    assert f"error: checkpoints of {task} can be fine-tuned but not exported" in error
 
 
 def test_metrics_of_texts() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,15 +120,17 @@ class StoppedError(BaseException):
 
 def stop_at(limit: int, monkeypatch: pytest.MonkeyPatch, before_each: Callable[[], None]) -> None:
     """Stop before the change of the repository with that number."""
-    left = [limit]
+    left, own = [limit], threading.get_ident()  # servers of other tests stop in threads meanwhile
 
     def counted(original: Callable[..., object]) -> Callable[..., object]:
-        def stopping(*arguments: object) -> object:
+        def stopping(*arguments: object, **options: object) -> object:
+            if threading.get_ident() != own:
+                return original(*arguments, **options)
             before_each()
             left[0] -= 1
             if left[0] < 0:
                 raise StoppedError
-            return original(*arguments)
+            return original(*arguments, **options)
 
         return stopping
 
