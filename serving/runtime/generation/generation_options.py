@@ -15,7 +15,7 @@ MOST_SEQUENCES = 64
 """Most beams, or answers, that a request may ask for; the slots of a model usually allow fewer."""
 MOST_STRINGS, MOST_STRING_LENGTH = 16, 256
 """Most stop strings of a request, and the characters of the longest one: each is searched for after each token."""
-MOST_END_TOKENS = 16
+MOST_END_TOKENS = 256
 """Most tokens that end a sequence where there are beams: each adds a candidate for each beam."""
 MOST_TOKEN_LISTS = 1024
 """Most entries of a list of token ids: all are read at each token."""

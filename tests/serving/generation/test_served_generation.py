@@ -323,7 +323,9 @@ def test_a_full_queue_refuses_at_once_and_what_is_late_ends(client: Client, serv
     errors = [one.error for one in answers.values() if one.error is not None]
     messages = [error.message() for error in errors]
     assert messages.count("the time that this request allows is over") == 1
-    assert 0 < messages.count("this model has more requests than may wait: try again later") <= WAITING
+    assert (
+        0 < messages.count("this model has more requests than may wait: try again later") <= WAITING + 1
+    )  # the late one waits too
     status, _ = post(server, "generate", {"text_input": "The dog", "max_new_tokens": 1})
     assert status == 200
 

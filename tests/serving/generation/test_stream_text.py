@@ -50,7 +50,7 @@ def test_pieces_are_the_text_of_a_call(pipe: TritonPipeline, inputs: Any, option
     (answer,) = pipe(inputs, return_full_text=False, **SHORT, **options)
     assert "".join(pieces) == answer["generated_text"]
     assert all(pieces)
-    assert len(pieces) > 3 or len(answer["generated_text"]) < 20
+    assert len(pieces) > 1 or len(answer["generated_text"]) < 20  # pieces that wait together come as one
 
 
 def test_pieces_come_while_the_server_generates(generating: Generating, protocol: str) -> None:
