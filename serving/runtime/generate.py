@@ -16,16 +16,15 @@ import triton_python_backend_utils as pb_utils
 from .digest import row_digests
 from .generation.answer import GenerationAnswer, Outbox
 from .generation.beam_search import BeamSearch
-from .generation.engine import Engine, GenerationRequest, QueueFullError
+from .generation.engine import Engine, GenerationRequest
 from .generation.engine_settings import EngineSettings
 from .generation.process_life import end_process, end_with_parent
 from .generation.prompt_reader import PromptReader
 from .generation.request_reader import read_fields
-from .generation.responses import BUSY, FINAL
+from .generation.responses import submit_each
 from .generation.sampling import Sampling
 from .generation.step_graph import DecoderGraph
 from .generation.text_stream import Detokenizer, TextStream
-from .refusals import refused, unavailable
 from .tasks.text_generation import TextGeneration
 
 TEXT_INPUT = "text_input"
@@ -58,16 +57,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Let the engine answer requests. One that cannot be used is refused here."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._submit(request, sender)
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except QueueFullError:
-                sender.send(unavailable(BUSY), flags=FINAL)
-            except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
-                sender.send(refused(error), flags=FINAL)
+        submit_each(requests, self._submit)
 
     def finalize(self) -> None:
         """End what still runs, and send what is there."""

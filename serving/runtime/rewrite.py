@@ -18,16 +18,15 @@ import triton_python_backend_utils as pb_utils
 from .digest import row_digests
 from .generation.beam_search import BeamSearch
 from .generation.encoder_decoder_step import EncoderDecoderGraph
-from .generation.engine import Engine, GenerationRequest, QueueFullError
+from .generation.engine import Engine, GenerationRequest
 from .generation.engine_settings import EngineSettings
 from .generation.generation_options import GenerationOptions
 from .generation.process_life import end_process, end_with_parent
-from .generation.responses import BUSY, FINAL
+from .generation.responses import submit_each
 from .generation.row_answers import RowAnswer, RowAnswers
 from .generation.sampling import Sampling
 from .generation.source_reader import SourceReader
 from .generation.text_stream import Detokenizer, TextStream
-from .refusals import refused, unavailable
 from .row_preparation import decoded
 from .tasks import load_served
 from .tasks._text2text import Text2TextTask
@@ -68,16 +67,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Let the engine answer requests. One that cannot be used is refused here."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._submit(request, sender)
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except QueueFullError:
-                sender.send(unavailable(BUSY), flags=FINAL)
-            except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
-                sender.send(refused(error), flags=FINAL)
+        submit_each(requests, self._submit)
 
     def finalize(self) -> None:
         """End what still runs."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import triton_python_backend_utils as pb_utils
 
-from ..refusals import NOT_FINITE, NOT_RUN, failure, logged_failure, refusal, unavailable
+from ..refusals import NOT_FINITE, NOT_RUN, failure, logged_failure, refusal, refused, unavailable
 from .decoding import NotFiniteError
-from .engine import DeadlineExceededError, GenerationCancelledError
+from .engine import DeadlineExceededError, GenerationCancelledError, QueueFullError
 
 BUSY = "this model has more requests than may wait: try again later"
 LATE = "the time that this request allows is over"
@@ -37,3 +38,22 @@ def error_response(error: BaseException, *, cancelled: str = "") -> Any:
     if isinstance(error, NotFiniteError):
         return failure(NOT_FINITE)
     return refusal(str(error)) if isinstance(error, ValueError) else logged_failure(error, NOT_RUN)
+
+
+def submit_each(requests: Sequence[Any], submit: Callable[[Any, Sender], None]) -> None:
+    """Submit requests to an engine. One that cannot be used is answered here.
+
+    Args:
+        requests: What Triton hands to the model.
+        submit: Submits one request, whose answer goes to the sender.
+    """
+    for request in requests:
+        sender = request.get_response_sender()
+        try:
+            submit(request, sender)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except QueueFullError:
+            sender.send(unavailable(BUSY), flags=FINAL)
+        except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
+            sender.send(refused(error), flags=FINAL)
