@@ -55,7 +55,7 @@ def tune_command(
 
     bundle = load_bundle(options.bundle_folder)
     require_tunable(bundle)
-    refuse_foreign(options.repository, options.name, "ensemble")  # now rather than after a quarter of an hour
+    refuse_foreign(options.repository, options.name)  # now rather than after a quarter of an hour
     places = PackageOptions(name=options.name, bundle=options.bundle_folder, repository=options.repository)
     refuse_other_package(places, bundle)
     if (own := recipe_file(ctx)) is not None:

@@ -22,7 +22,7 @@ from serving.recording import record_answers
 from serving.repository import package
 from serving.runtime.tasks.text_classification import TextClassification
 from serving.server import TritonServer
-from tests.helpers.resealing import reseal
+from tests.helpers.packages import reseal_package, step
 from tests.helpers.servers import serve_options
 
 
@@ -169,12 +169,11 @@ def test_what_rounding_decides_is_not_compared(bundle: Path, monkeypatch: pytest
 @pytest.mark.server
 def test_a_server_that_answers_otherwise_is_not_ready(repository: Path) -> None:
     """Also where somebody makes the checksums fit: here argmax is turned in the Python of the last step."""
-    current = (repository / "tiny_model" / "current").resolve()
-    step = current / "tiny_postprocess" / "1" / "tasks" / "text_classification.py"
-    text = step.read_text(encoding="utf-8")
+    program = step(repository, "tiny", "postprocess") / "1" / "tasks" / "text_classification.py"
+    text = program.read_text(encoding="utf-8")
     assert "scores.argmax(axis=-1)" in text
-    step.write_text(text.replace("scores.argmax(axis=-1)", "scores.argmin(axis=-1)"), encoding="utf-8")
-    reseal(current)
+    program.write_text(text.replace("scores.argmax(axis=-1)", "scores.argmin(axis=-1)"), encoding="utf-8")
+    reseal_package(repository, "tiny")
     with (
         TritonServer(serve_options(repository), log=lambda _: None) as running,
         pytest.raises(ServerError, match="tiny does not answer as it did when it was packaged: LABEL is "),
