@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from serving.artifact import MANIFEST, write_manifest
-from serving.layout import CONFIG, WARMUP, generation_folder, generations
+from serving.layout import CONFIG, WARMUP, generation_entries, generation_folder, generations
 from serving.manifests import RepositoryManifest
-from serving.model_names import is_single_model, pinned_model
+from serving.model_names import is_single_model, pinned_model, read_model_name
 from serving.options import Layout
 from serving.pbtxt import from_pbtxt, to_pbtxt
 
@@ -17,10 +17,16 @@ _STAMP = "%Y%m%d%H%M%S"
 
 
 def new_generation(repository: Path, name: str) -> str:
-    """Return the name of a new generation: the time, or a second after the newest one where that is not over yet."""
+    """Return the name of a new generation: the time, or a second after the newest one where that is not over yet.
+
+    What an interrupted packaging has left counts too.
+    """
+    of_models = [read_model_name(entry.name) for entry in generation_entries(repository, name)]
+    warmups = [entry.name for entry in (repository / name / WARMUP).glob("*")]
+    earlier = [*generations(repository, name), *(of.generation for of in of_models if of), *warmups]
     now = datetime.now(UTC)
-    if earlier := generations(repository, name):
-        now = max(now, datetime.strptime(earlier[-1], _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1))
+    if earlier:
+        now = max(now, datetime.strptime(max(earlier), _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1))
     return now.strftime(_STAMP)
 
 

@@ -159,9 +159,7 @@ def refuse_planted(home: Path) -> None:
                 raise ArtifactError(f"{entry} is a link", hint="remove it")
 
 
-def check_generation(
-    repository: Path, name: str, generation: str, *, remedy: str = "", files: bool = True
-) -> RepositoryManifest:
+def check_generation(repository: Path, name: str, generation: str, *, remedy: str = "", files: bool = True) -> RepositoryManifest:
     """Compare a generation with its manifest.
 
     Args:

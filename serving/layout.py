@@ -110,7 +110,9 @@ def earlier_entries(repository: Path, name: str) -> list[Path]:
 
 def earlier_names(repository: Path) -> list[str]:
     """Return the names of the packages that have entries of that kind."""
-    return sorted(entry.name for entry in _entries(repository) if entry in earlier_entries(repository, entry.name))
+    named = [entry for entry in _entries(repository) if entry in earlier_entries(repository, entry.name)]
+    homes = {repository / f"{entry.name}_model" for entry in named if entry.is_symlink()}
+    return sorted(entry.name for entry in named if entry not in homes)
 
 
 def _is_earlier_home(folder: Path) -> bool:

@@ -117,7 +117,10 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions):
     name: Annotated[str, replace(MODEL_NAME, default_text="the bundle's; otherwise that of the only bundle")] = ""
     keep: Annotated[
         int,
-        Option("Number of generations of the model that stay in the repository. Those that a running server serves also stay.", minimum=1),
+        Option(
+            "Number of generations of the model that stay in the repository. Those that a running server serves also stay.",
+            minimum=1,
+        ),
     ] = 2
     bundle: Annotated[
         Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)

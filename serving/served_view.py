@@ -34,7 +34,6 @@ from serving.layout import (
     current_folder,
     earlier_entries,
     generation_entries,
-    generation_folder,
     holds_model,
     is_package,
     package_entries,

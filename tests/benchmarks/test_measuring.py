@@ -41,7 +41,7 @@ from export.tasks import bundle_task
 from serving.artifact import fingerprint, inputs_record, json_ready, sha256, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
-from tests.helpers.manifests import bundle_manifest, repository_manifest, variant_figures
+from tests.helpers.manifests import bundle_manifest, variant_figures
 from tests.helpers.packages import write_package
 from tests.helpers.tasks import classification
 

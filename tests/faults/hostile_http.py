@@ -116,10 +116,14 @@ def _known() -> list[HostileHttp]:
             HostileHttp(f"4.2 MB as a form to {path} of the metrics", lambda path=path: form(path), port="metrics", refused=False)
         )
     for shape in ([1, 2**61], [2**32 + 1, 3], [2**32, 3], [64, 2**58], [64, 512]):
-        found.append(HostileHttp(f"straight to the model: {shape}", lambda shape=shape: step(".20260102030405_model", ids(shape, [1, 2, 3]))))
+        found.append(
+            HostileHttp(f"straight to the model: {shape}", lambda shape=shape: step(".20260102030405_model", ids(shape, [1, 2, 3])))
+        )
         found.append(HostileHttp(f"the ensemble: {shape}", lambda shape=shape: one_input(shape=shape, data=["a", "b", "c"])))
     for shape in ([2**32, 2], [2**32, 1], [1, 2]):
-        found.append(HostileHttp(f"straight to postprocess: {shape}", lambda shape=shape: step(".20260102030405_postprocess", logits(shape))))
+        found.append(
+            HostileHttp(f"straight to postprocess: {shape}", lambda shape=shape: step(".20260102030405_postprocess", logits(shape)))
+        )
     return found
 
 

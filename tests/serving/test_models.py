@@ -182,7 +182,7 @@ def test_a_served_model_is_not_removed(repository: Path, in_folder: Path) -> Non
     lease = take_lease(current_folder(repository, "one"))
     assert lease is not None
     try:
-        with pytest.raises(ArtifactError, match="a server uses .*/one/20"):
+        with pytest.raises(ArtifactError, match=r"a server uses .*/one/20"):
             remove_model(repository, "one", servers=[])
         assert "one" in listed(repository)
         remove_model(repository, "one", servers=[server], force=True)

@@ -30,6 +30,7 @@ from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST, TRUNCAT
 from tests.helpers.packages import entries_of, generation_of
 from tests.helpers.resealing import reseal
 
+
 def options(bundle: Path, repository: Path, **changes: object) -> PackageOptions:
     return PackageOptions(
         **{"bundle": bundle, "repository": repository, "name": "tiny", "precision": "fp32", "device": "cpu"} | changes

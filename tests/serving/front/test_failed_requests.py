@@ -169,7 +169,10 @@ FAILURES = {
         post(body("x"), "/v2/models/ragged.20260102030405_model/infer"),
         "model ragged.20260102030405_model, HTTP 403: ragged.20260102030405_model is a step of",
     ),
-    "the guard over gRPC": (infer("ragged.20260102030405_preprocess", [b"x"]), "model ragged.20260102030405_preprocess, gRPC PERMISSION_DENIED: "),
+    "the guard over gRPC": (
+        infer("ragged.20260102030405_preprocess", [b"x"]),
+        "model ragged.20260102030405_preprocess, gRPC PERMISSION_DENIED: ",
+    ),
     "Triton: an unknown model": (infer("absent", [b"x"]), "gRPC NOT_FOUND: "),
     "Triton: too many rows": (infer("ragged", [b"x"] * 65), "model ragged, gRPC INVALID_ARGUMENT: "),
     "a step: not UTF-8": (

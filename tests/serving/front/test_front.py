@@ -137,7 +137,10 @@ def test_other_paths_are_closed(server: Server, path: str, status: int) -> None:
 @pytest.mark.server
 def test_steps_answer_no_client(server: Server) -> None:
     answer = ask(f"{server.options.base_url}/v2/models/ragged.20260102030405_preprocess/infer", body("x"))
-    assert error_of(answer) == (403, "ragged.20260102030405_preprocess is a step of the ensemble ragged: send the request to ragged")
+    assert error_of(answer) == (
+        403,
+        "ragged.20260102030405_preprocess is a step of the ensemble ragged: send the request to ragged",
+    )
     with grpcclient.InferenceServerClient(server.url("grpc")) as client:
         with pytest.raises(InferenceServerException, match="a step of the ensemble ragged") as caught:
             client.infer("ragged.20260102030405_preprocess", tensor(b"x"))

@@ -69,7 +69,7 @@ def test_manifests_are_read_again_and_a_damaged_one_opens_nothing(tmp_path: Path
     assert expected(10) == str(digest(b"x"))
     manifest.unlink()
     assert expected(10) == str(digest(b"x"))
-    with pytest.raises(RefusedError, match="late.20260102030405_model is a step"):
+    with pytest.raises(RefusedError, match=r"late\.20260102030405_model is a step"):
         guard.http(infer(), model="late.20260102030405_model")
 
 
