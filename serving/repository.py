@@ -12,8 +12,8 @@ have its name in theirs, and what clients call chooses the generation in one fil
       reviews.20261129133517_postprocess/
       reviews.20261129133517/               its ensemble under a name of its own
 
-A package that is a single model (:func:`serving.model_names.is_single_model`) has all files in its folder. A generation is a version of
-that model::
+A package that is a single model (:func:`serving.model_names.is_single_model`) has all files in its folder. A generation is a
+version of that model::
 
     model_repository/
       reviews/
