@@ -162,7 +162,7 @@ def stop_at(limit: int, monkeypatch: pytest.MonkeyPatch, before_each: Callable[[
 def test_every_change_of_a_switch_may_be_the_last(
     models: Path, before: Layout, after: Layout, is_held: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that stands at any moment can be loaded, and x is in it. A generation that a server holds is not removed after the switch."""
+    """All that stands at any moment can be loaded, and x is in it. What a server holds is not removed after it."""
     switched: list[bool] = []
     for limit in range(100):
         shutil.rmtree(models)

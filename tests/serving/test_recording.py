@@ -14,6 +14,7 @@ from serving.answer_comparison import TOLERANCES, differences, tensor_values
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import ServerError
+from serving.layout import current_folder
 from serving.manifests import ExpectedTensor, RepositoryManifest
 from serving.options import PackageOptions
 from serving.plan import make_plan
@@ -44,7 +45,7 @@ def as_triton(probe: Probe) -> dict[str, Any]:
 def test_both_texts_are_recorded_and_the_long_one_fills_the_model(repository: Path, bundle: Path) -> None:
     short, long = find_probes(repository, all_texts=True)
     assert find_probes(repository) == [short]
-    assert read_manifest(repository / "tiny", RepositoryManifest).probe.model_dump(mode="json") == short.body
+    assert read_manifest(current_folder(repository, "tiny"), RepositoryManifest).probe.model_dump(mode="json") == short.body
     (text,) = long.body["inputs"][0]["data"]
     loaded = load_bundle(bundle)
     (encoding,) = loaded.encoder(["input_ids"]).encode([text])
