@@ -62,7 +62,7 @@ class ContinuationComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextComparison:
+class RewritingComparison:
     """Compares texts with the original's, and by the task's metric with the right ones."""
 
     task: RewritingTask
@@ -94,7 +94,7 @@ def answer_comparison(inputs: GenerationInputs) -> AnswerComparison:
     """Return how the answers of a model are compared."""
     task, bundle = inputs.subject.task, inputs.bundle
     if isinstance(task, RewritingTask):
-        return TextComparison(task=task, rows=inputs.rows, bundle=bundle)
+        return RewritingComparison(task=task, rows=inputs.rows, bundle=bundle)
     prompts = [row[0] for row in inputs.rows.labelled]
     return ContinuationComparison(prompts=prompts, decode=inputs.subject.texts.decode, bundle=bundle)
 

@@ -15,8 +15,8 @@ from benchmarks.pages.generation_tables import IN_PROCESS, engine_of, token_spee
 from benchmarks.pages.plots import PROTOCOLS
 from benchmarks.report import Report
 
-Measured = Arrangement | Load
-Percentiles = Callable[[Measured], tuple[float, float]]
+Timed = Arrangement | Load
+Percentiles = Callable[[Timed], tuple[float, float]]
 """The median and the 99th percentile of a wait, ms."""
 
 
@@ -30,7 +30,7 @@ class Curve:
 
     label: str
     look: tuple[str, str, str]
-    points: list[tuple[int, Measured]]
+    points: list[tuple[int, Timed]]
 
 
 def plots(report: Report) -> list[Plot]:
@@ -89,17 +89,17 @@ def _whole_waits(clients: Sequence[Curve], lengths: Sequence[Curve]) -> list[Plo
     ]
 
 
-def _first(one: Measured) -> tuple[float, float]:
+def _first(one: Timed) -> tuple[float, float]:
     speed = token_speed(one)
     return speed.ttft_p50_ms or 0.0, speed.ttft_p99_ms or 0.0
 
 
-def _between(one: Measured) -> tuple[float, float]:
+def _between(one: Timed) -> tuple[float, float]:
     speed = token_speed(one)
     return speed.itl_p50_ms or 0.0, speed.itl_p99_ms or 0.0
 
 
-def _whole(one: Measured) -> tuple[float, float]:
+def _whole(one: Timed) -> tuple[float, float]:
     return one.speed.p50_ms, one.speed.p99_ms
 
 
@@ -118,12 +118,12 @@ def _curves(report: Report, *, by_length: bool) -> Iterator[Curve]:
         yield Curve(label=f"{model.name}, {how}", look=(colour, marker, line), points=sorted(points, key=_place))
 
 
-def _point(measured: Measured, in_flight: int | None, by_length: bool) -> tuple[int, Measured] | None:
+def _point(measured: Timed, in_flight: int | None, by_length: bool) -> tuple[int, Timed] | None:
     x = measured.length if by_length else in_flight if measured.length is None else None
     return None if x is None else (x, measured)
 
 
-def _place(point: tuple[int, Measured]) -> int:
+def _place(point: tuple[int, Timed]) -> int:
     return point[0]
 
 
