@@ -83,6 +83,7 @@ def _explain_kind(options: TuneOptions) -> None:
     """Refuse an option that has no effect for the kind of the model, and say which settings have no meaning for it."""
     from serving.bundle import load_bundle
     from serving.generation_plan import IDLE
+    from serving.runtime.tasks._generation import GenerationTask
 
     if not isinstance(load_bundle(options.bundle_folder).task, GenerationTask):
         refuse_idle(["--new-tokens"], "for a model that answers in one execution")
