@@ -29,6 +29,12 @@ TEMPLATE = (
 CAPACITY = 320
 SLOW = """
 
+import time
+from pathlib import Path
+
+from .generation.sampling import Sampling
+
+
 def _slowly(self, *given, advance=Sampling.advance):
     with Path({steps!r}).open("a") as steps:
         steps.write(".")
