@@ -14,7 +14,7 @@ Part = TypeVar("Part")
 Part_contra = TypeVar("Part_contra", contravariant=True)
 
 
-class Answer(Protocol[Part_contra]):
+class OutgoingAnswer(Protocol[Part_contra]):
     """The answer to one request, which is sent in parts."""
 
     def send(self, parts: Sequence[Part_contra]) -> None:
@@ -38,12 +38,12 @@ class Outbox(Generic[Part]):
     """
 
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
-        self._entries: queue.SimpleQueue[tuple[Answer[Part], Part] | _Question | None] = queue.SimpleQueue()
+        self._entries: queue.SimpleQueue[tuple[OutgoingAnswer[Part], Part] | _Question | None] = queue.SimpleQueue()
         self._on_failure = on_failure
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
-    def put(self, answer: Answer[Part], part: Part) -> None:
+    def put(self, answer: OutgoingAnswer[Part], part: Part) -> None:
         """Send a part after those that were put before."""
         self._entries.put((answer, part))
 
@@ -70,7 +70,7 @@ class Outbox(Generic[Part]):
         waiting = [self._entries.get()]
         while not self._entries.empty():
             waiting.append(self._entries.get())
-        parts: dict[Answer[Part], list[Part]] = {}
+        parts: dict[OutgoingAnswer[Part], list[Part]] = {}
         questions: list[_Question] = []
         for entry in waiting:
             if isinstance(entry, _Question):
