@@ -33,6 +33,11 @@ COMMANDS = {
     "compare": "benchmarks.compare_commands",
     "models": "serving.models_commands",
     "remove": "serving.models_commands",
+    "status": "serving.release_commands",
+    "promote": "serving.release_commands",
+    "rollback": "serving.release_commands",
+    "load": "serving.release_commands",
+    "unload": "serving.release_commands",
     "doctor": "serving.commands",
 }
 """Command → the module that holds its function. A module is imported when its command runs, so that ``--help`` is fast."""
@@ -49,6 +54,11 @@ HELP = {
     "compare": "Compare two benchmark reports and name what became worse.",
     "models": "List the packaged models, what is served, and what is out of date.",
     "remove": "Remove a packaged model.",
+    "status": "List the generations of each model, and which a running server answers with.",
+    "promote": "Let a running server answer with a new generation, without losing a request.",
+    "rollback": "Let a running server answer with the generation before.",
+    "load": "Load a generation into a running server.",
+    "unload": "Unload a model from a running server.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
 BROKEN_PIPE = 128 + signal.SIGPIPE

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +22,8 @@ from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
 from serving.integrity import check_repository
 from serving.isolation import (
+    describe_exit,
+    describe_zombie,
     die_with_parent,
     keep_shared_memory_private,
     remains_removed,
@@ -65,6 +67,7 @@ class TritonServer:
         options: The options that the server runs with.
         probes: One probe for each ensemble in the repository.
         address: Where it listens.
+        on_trial: Models that are loaded to see whether they work: that one of them is unhealthy harms no other.
         failed_by_chance: Whether it was not ready because a signal ended it or a process of it did not answer in time: the next
             start may succeed.
     """
@@ -103,6 +106,7 @@ class TritonServer:
         self._stubs: list[psutil.Process] = []
         self._failure: str | None = None
         self._stopping = False
+        self.on_trial: set[str] = set()
         self.failed_by_chance = False
 
     def __enter__(self) -> Self:
@@ -186,7 +190,16 @@ class TritonServer:
                 time.sleep(0.05)
             except OSError:
                 time.sleep(0.05)
+        self.watch_stubs()
+
+    def watch_stubs(self) -> None:
+        """Watch the processes that the models have now."""
         self._stubs = self._find_stubs()
+
+    def stop_watching(self, name: str, generation: str) -> None:
+        """Watch the processes of a generation of a package no more, because they end on purpose."""
+        parts = (f"/{name}.{generation}_", f"/{name}.{generation}/", f"/{name}/{generation}/")
+        self._stubs = [stub for stub in self._stubs if not any(part in _command_line(stub) for part in parts)]
 
     def _find_stubs(self) -> list[psutil.Process]:
         stubs = []
@@ -215,7 +228,7 @@ class TritonServer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if stub.is_running() and stub.status() != psutil.STATUS_ZOMBIE:
                     continue
-            return f"lost a Python backend process ({stub.pid}), which {_describe_zombie(stub.pid)}"
+            return f"lost a Python backend process ({stub.pid}), which {describe_zombie(stub.pid)}"
         return None
 
     def fail(self, reason: str) -> None:
@@ -274,7 +287,7 @@ class TritonServer:
         with self._process.stdout as output:
             for raw in output:
                 line = raw.rstrip()
-                if any(part in line for part in UNHEALTHY):
+                if any(part in line for part in UNHEALTHY) and not any(model in line for model in list(self.on_trial)):
                     self.fail(f"may give answers that belong to other requests: {read_line(line).text}")
                 if SIGNALLED in line and not self._stopping:
                     self.fail("was asked by somebody else to stop")
@@ -298,6 +311,12 @@ class TritonServer:
         self._process.wait()
         if self._started:
             self._reader.join(5)
+
+
+def _command_line(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def _prepare_process() -> None:
@@ -330,7 +349,7 @@ def server_command(
         f"--exit-timeout-secs={EXIT_SECONDS}",
         *address.flags,
         f"--http-restricted-api={','.join(RESTRICTED)}:{CLOSED}",
-        f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{CLOSED}",
+        f"--grpc-restricted-protocol={','.join(_closed_over_grpc(address))}:{CLOSED}",
         f"--grpc-infer-allocation-pool-size={ALLOCATION_POOL_SIZE}",
         "--log-info=false",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
@@ -340,23 +359,9 @@ def server_command(
     return command
 
 
-def describe_exit(code: int) -> str:
-    """Describe the end of a process by its return code: ``was ended by SIGSEGV`` for -11."""
-    if code >= 0:
-        return f"ended with code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:  # a real-time signal
-        return f"was ended by signal {-code}"
-
-
-def _describe_zombie(pid: int) -> str:
-    """Describe the end of another process's child, which Linux remembers until its parent asks for it."""
-    try:
-        status = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[-1])
-    except (OSError, ValueError):
-        return "died"
-    return describe_exit(-(status & 0x7F) or status >> 8)
+def _closed_over_grpc(address: TritonAddress) -> Sequence[str]:
+    """Return the APIs that are closed over gRPC. On a private socket the supervisor itself may load models."""
+    return [api for api in RESTRICTED if api != "model-repository" or not address.is_private]
 
 
 def check_ports(options: ServerAddress) -> None:

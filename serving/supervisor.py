@@ -7,20 +7,25 @@ import ipaddress
 import logging
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 
 from serving.backlog import Backlog
+from serving.control_socket import ControlSocket
 from serving.errors import ArtifactError, ServerError, TritonizeError
 from serving.front import UNPROTECTED, start_front
 from serving.front.interface import Front
 from serving.health import ServerHealth
-from serving.isolation import raise_file_limit
+from serving.isolation import raise_file_limit, temporary_prefix
 from serving.options import ServeOptions
 from serving.probe import find_probes
+from serving.releases import Releases
 from serving.reporting import logger
 from serving.served_view import ServedView, open_view
 from serving.server import DRAIN_SECONDS, TritonServer, check_ports
@@ -55,9 +60,10 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[ServedView], None]) 
         _checked_view(options) as view,
         _logged(options, view),
         _checked_front(replace(options, repository=view.folder)) as front,
+        _released(view) as (releases, control),
     ):
-        record.update(served=str(view.folder))
-        Supervisor(replace(options, repository=view.folder), view, front, record, on_ready=on_ready).run(stopped)
+        record.update(served=str(view.folder), control=str(control) if front.triton.is_private else "")
+        Supervisor(replace(options, repository=view.folder), view, front, record, releases, on_ready=on_ready).run(stopped)
 
 
 class Supervisor:
@@ -69,6 +75,7 @@ class Supervisor:
         view: ServedView,
         front: Front,
         record: ServerRecord,
+        releases: Releases,
         *,
         on_ready: Callable[[ServedView], None],
     ) -> None:
@@ -77,6 +84,7 @@ class Supervisor:
         self._view = view
         self._front = front
         self._record = record
+        self._releases = releases
         self._on_ready = on_ready
         self._announced = False
         self._failed_starts = 0
@@ -96,7 +104,7 @@ class Supervisor:
                     self._view.refresh()
                 is_checked = False
                 server = TritonServer(self._options, log=_log_triton, address=self._front.triton, is_checked=True)
-                failure = _serve_until_failure(server, self._front, stopped, self._report)
+                failure = _serve_until_failure(server, self._front, stopped, partial(self._report, server))
             except (TritonizeError, OSError) as error:  # a full disk or too many processes may pass, too
                 self._failed_starts += 1
                 by_chance = server is not None and server.failed_by_chance and self._failed_starts < START_ATTEMPTS
@@ -111,8 +119,9 @@ class Supervisor:
         if not self._announced:
             raise ServerError("stopped before it was ready")
 
-    def _report(self, ready_seconds: float | None) -> None:
+    def _report(self, server: TritonServer, ready_seconds: float | None) -> None:
         """Record whether the server is ready, and how long that took in seconds."""
+        self._releases.server = None if ready_seconds is None else server
         left_out = {name: error.message_with_hint for name, error in self._view.left_out.items()}
         self._record.update(ready=ready_seconds is not None, ready_seconds=ready_seconds, left_out=left_out)
         if ready_seconds is None:
@@ -231,6 +240,16 @@ def _log_envoy(line: str) -> None:
         logger.log(ENVOY_LEVELS[level], f"envoy: {text}")
     else:
         logger.info(f"envoy: {line}")
+
+
+@contextlib.contextmanager
+def _released(view: ServedView) -> Iterator[tuple[Releases, Path]]:
+    """Take requests of the release commands. Yield what carries them out, and the path of the socket."""
+    releases = Releases(view)
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
+        path = Path(folder) / "control"
+        with ControlSocket(path, releases.handle):
+            yield releases, path
 
 
 @contextlib.contextmanager
