@@ -23,7 +23,7 @@ from serving.reporting import logger
 
 MAX_REQUEST_BYTES = 2**16
 Action = Literal["promote", "load", "unload", "states"]
-Answer = Mapping[str, Any]
+ReleaseResult = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class ReleaseRequest:
     generation: str = ""
 
 
-Handle = Callable[[ReleaseRequest, Callable[[str], None]], Answer]
+Handle = Callable[[ReleaseRequest, Callable[[str], None]], ReleaseResult]
 
 
 class ControlSocket:
@@ -97,12 +97,12 @@ class _Handler(socketserver.StreamRequestHandler):
             reply = {"error": f"{type(error).__name__}: {error}", "hint": "see the server's log"}
         self._write(reply)
 
-    def _write(self, content: Answer) -> None:
+    def _write(self, content: ReleaseResult) -> None:
         with contextlib.suppress(OSError):  # whoever asked has gone, and the work goes on
             self.wfile.write(json.dumps(content).encode() + b"\n")
 
 
-def ask_supervisor(path: Path, request: ReleaseRequest, tell: Callable[[str], None]) -> Answer:
+def ask_supervisor(path: Path, request: ReleaseRequest, tell: Callable[[str], None]) -> ReleaseResult:
     """Ask a supervisor to do something, and wait until it has done it.
 
     Args:
@@ -124,7 +124,7 @@ def ask_supervisor(path: Path, request: ReleaseRequest, tell: Callable[[str], No
                 elif "error" in reply:
                     raise ServerError(reply["error"], hint=reply["hint"])
                 else:
-                    result: Answer = reply["result"]
+                    result: ReleaseResult = reply["result"]
                     return result
         except OSError as error:
             raise ServerError(f"the server does not answer: {error.strerror}", hint="see its log") from error

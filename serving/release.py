@@ -20,6 +20,7 @@ from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
 from serving.probe import probes_of
 
+Tell = Callable[[str], None]
 PROBE_SECONDS = 60.0
 """Time limit of one probe: the server is under load."""
 DRAIN_SECONDS = 660.0
@@ -48,7 +49,7 @@ class ReleasedModels(Protocol):
         """Forget a generation that is not loaded any more."""
 
 
-def promote(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, tell: Callable[[str], None]) -> None:
+def promote(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, tell: Tell) -> None:
     """Let a running server answer with a generation.
 
     Args:
@@ -76,7 +77,7 @@ def promote(control: ModelControl, models: ReleasedModels, manifest: RepositoryM
         _retire(control, models, name, served, tell)
 
 
-def _try(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, tell: Callable[[str], None]) -> None:
+def _try(control: ModelControl, models: ReleasedModels, manifest: RepositoryManifest, tell: Tell) -> None:
     """Load the models of a generation beside those that answer, and ask for the recorded answers."""
     name, generation = manifest.name, manifest.generation
     trial = models.add(manifest)
@@ -133,12 +134,14 @@ def unload_generation(control: ModelControl, name: str, generation: str) -> None
         ServerError: Triton refused or did not answer.
     """
     loaded = control.loaded()
-    for model in (pinned_model(name, generation), *step_models(name, generation)):
-        if model in loaded:
-            control.unload(model)
+    models = [model for model in (pinned_model(name, generation), *step_models(name, generation)) if model in loaded]
+    for model in models:
+        control.unload(model)
+    for model in models:
+        control.wait_unloaded(model, "1", seconds=PROBE_SECONDS)
 
 
-def _retire(control: ModelControl, models: ReleasedModels, name: str, served: str, tell: Callable[[str], None]) -> None:
+def _retire(control: ModelControl, models: ReleasedModels, name: str, served: str, tell: Tell) -> None:
     """Unload the steps of the generation that answered before, unless somebody has loaded its ensemble to call it."""
     time.sleep(GRACE_SECONDS)
     if not control.wait_unloaded(name, served, seconds=DRAIN_SECONDS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,13 +20,11 @@ from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
 from serving.placement import staging_root
 from serving.probe import probes_of
-from serving.release import PROBE_SECONDS, promote, unload_generation, unload_package
+from serving.release import PROBE_SECONDS, Tell, promote, unload_generation, unload_package
 from serving.release_options import ReleaseOptions
 from serving.reporting import logger
 from serving.server_record import find_running
 from serving.writing import describe
-
-Tell = Callable[[str], None]
 
 
 class ReleaseTarget(Protocol):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from serving.control_socket import Answer, ReleaseRequest
+from serving.control_socket import ReleaseRequest, ReleaseResult
 from serving.errors import ServerError
 from serving.front.streaming import STREAMING_ENDPOINT, has_streaming_models
 from serving.generations import newest_generation
@@ -13,13 +11,11 @@ from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
 from serving.probe import find_probes, probes_of
-from serving.release import PROBE_SECONDS, promote, unload_generation, unload_package
+from serving.release import PROBE_SECONDS, Tell, promote, unload_generation, unload_package
 from serving.reporting import logger
 from serving.served_view import ServedView
 from serving.server import TritonServer
 from serving.vllm_container import needs_container
-
-Tell = Callable[[str], None]
 
 
 class Releases:
@@ -41,7 +37,7 @@ class Releases:
         self._view = view
         self._streams = has_streaming_models(view.folder)
 
-    def handle(self, request: ReleaseRequest, tell: Tell) -> Answer:
+    def handle(self, request: ReleaseRequest, tell: Tell) -> ReleaseResult:
         """Do what a request asks.
 
         Args:
@@ -126,6 +122,8 @@ class Releases:
         trial = self._view.add(manifest)
         if self.server is not None:
             self.server.on_trial.update({trial, *step_models(manifest.name, manifest.generation)})
+            self.server.expect(manifest.name, manifest.generation)
+            self.server.expect(trial, "1")
         return trial
 
     def choose(self, name: str, generation: str) -> None:

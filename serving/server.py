@@ -106,6 +106,7 @@ class TritonServer:
         self._stubs: list[psutil.Process] = []
         self._failure: str | None = None
         self._stopping = False
+        self._leaving: set[str] = set()
         self.on_trial: set[str] = set()
         self.failed_by_chance = False
 
@@ -194,12 +195,23 @@ class TritonServer:
 
     def watch_stubs(self) -> None:
         """Watch the processes that the models have now."""
-        self._stubs = self._find_stubs()
+        with contextlib.suppress(psutil.NoSuchProcess):  # tritonserver has ended: that is found first
+            self._stubs = [stub for stub in self._find_stubs() if not self._leaves(stub)]
 
     def stop_watching(self, name: str, generation: str) -> None:
         """Watch the processes of a generation of a package no more, because they end on purpose."""
-        parts = (f"/{name}.{generation}_", f"/{name}.{generation}/", f"/{name}/{generation}/")
-        self._stubs = [stub for stub in self._stubs if not any(part in _command_line(stub) for part in parts)]
+        self._leaving |= _parts(name, generation)
+        self._stubs = [stub for stub in self._stubs if not self._leaves(stub)]
+
+    def expect(self, name: str, generation: str) -> None:
+        """Watch the processes of a generation again, from the next :meth:`watch_stubs` on."""
+        self._leaving -= _parts(name, generation)
+
+    def _leaves(self, stub: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(stub.cmdline())
+            return any(part in command for part in self._leaving)
+        return True
 
     def _find_stubs(self) -> list[psutil.Process]:
         stubs = []
@@ -313,10 +325,9 @@ class TritonServer:
             self._reader.join(5)
 
 
-def _command_line(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
+def _parts(name: str, generation: str) -> set[str]:
+    """Return parts of the command lines of the processes of a generation: their models' paths."""
+    return {f"/{name}.{generation}_", f"/{name}.{generation}/", f"/{name}/{generation}/"}
 
 
 def _prepare_process() -> None:
