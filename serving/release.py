@@ -113,18 +113,20 @@ def _refused(control: ModelControl, models: ReleasedModels, manifest: Repository
     except TritonizeError as error:
         left = ""
         try:
-            if control.loaded().get(name) == generation and served is not None:
-                models.choose(name, served)
-                control.load(name)
-            elif served is not None:
+            answers = control.loaded().get(name) == generation
+            if served is not None:
                 models.choose(name, served)
             models.leave(name, generation)
+            if answers and served is not None:
+                control.load(name)
+            elif answers:
+                control.unload(name)
             unload_generation(control, name, generation)
             models.drop(name, generation)
         except TritonizeError as other:
             left = f"; what was loaded could not be unloaded: {other.message}"
-        answers = f"{name} answers with {served} as before" if served is not None else f"{name} is not served"
-        raise ServerError(f"{name} {generation} is refused: {error.message}{left}; {answers}", hint=error.hint) from error
+        now = f"{name} answers with {served} as before" if served is not None else f"{name} is not served"
+        raise ServerError(f"{name} {generation} is refused: {error.message}{left}; {now}", hint=error.hint) from error
 
 
 def unload_generation(control: ModelControl, name: str, generation: str) -> None:

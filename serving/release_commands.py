@@ -83,17 +83,21 @@ def unload_command(name: str, generation: str | None, options: ReleaseOptions) -
 @with_options
 def status_command(options: ReleaseOptions, output: OutputOptions) -> None:
     """List the generations of each model: which is current in the repository, and which a running server answers with."""
-    from serving.release_status import take_status
+    from serving.release_status import recorded_models, take_status
     from serving.release_target import find_target
     from serving.server_record import find_running
 
-    if options.url is None and find_running(options.http_port) is None:
-        repository, loaded = options.repository, {}
+    running = find_running(options.http_port) if options.url is None else None
+    repository, loaded = options.repository, {}
+    if options.url is None and running is None:
         logger.warning(f"you have no server at HTTP port {options.http_port}: nothing is loaded")
+    elif running is not None and not running.control:  # started with --front none
+        repository = Path(running.repository)
+        loaded = recorded_models(repository, running)
     else:
         target = find_target(options)
         repository, loaded = target.repository, dict(target.loaded())
-    found = take_status(Path(repository), loaded)
+    found = take_status(repository, loaded)
     if output.json:
         click.echo(json.dumps([asdict(one) for one in found], default=lambda moment: moment.isoformat(), indent=2))
     elif not found:

@@ -13,6 +13,7 @@ from serving.integrity import check_generation
 from serving.layout import current_generation, generations, package_names
 from serving.manifests import RepositoryManifest, VariantFigures
 from serving.model_names import pinned_model, step_models
+from serving.server_record import Running
 
 State = Literal["answers", "loaded", "ready", "damaged"]
 
@@ -41,6 +42,12 @@ class GenerationStatus:
     kind: str = ""
     figures: Mapping[str, float | None]
     problem: str = ""
+
+
+def recorded_models(repository: Path, running: Running) -> dict[str, str]:
+    """Return what a server answers with by its record: the generation of each package."""
+    served = {name: running.generation_of(repository, name) for name in package_names(repository)}
+    return {name: folder.name for name, folder in served.items() if folder is not None}
 
 
 def take_status(repository: Path, loaded: Mapping[str, str]) -> list[GenerationStatus]:

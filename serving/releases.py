@@ -68,6 +68,7 @@ class Releases:
             finally:
                 server.on_trial.clear()
                 server.watch_stubs()
+                server.remove_weights()
 
     def _checked(self, request: ReleaseRequest) -> RepositoryManifest:
         repository, name = self._view.repository, request.name
@@ -130,6 +131,7 @@ class Releases:
         """Choose the generation that is loaded now, and after every restart."""
         self._view.choose(name, generation)
         if self.server is not None:
+            self.server.expect(name, generation)
             self.server.probes = find_probes(self._view.folder)
 
     def leave(self, name: str, generation: str) -> None:

@@ -200,6 +200,9 @@ class ServedView:
     def drop(self, name: str, generation: str) -> None:
         """Forget a generation that is not loaded any more, and let it be deleted."""
         with self._lock:
+            if self._ensembles.get(name) is self._held.pop((name, generation), None):
+                self._ensembles.pop(name, None)
+                (self.folder / name / CONFIG).unlink(missing_ok=True)
             for entry in (*generation_entries(self.folder, name, generation), self.folder / name / generation):
                 if entry.is_symlink():
                     entry.unlink()
@@ -207,7 +210,6 @@ class ServedView:
                     shutil.rmtree(entry)
             if not [entry for entry in (self.folder / name).glob("*") if entry.name != WARMUP]:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-            self._held.pop((name, generation), None)
             lease = self._chosen.leases.pop((name, generation), None)
             if lease is not None:
                 os.close(lease)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -125,6 +126,7 @@ class TritonServer:
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             cleanup.enter_context(remains_removed(self._shm_prefix))
             backends = prepare_backends(self._install, folder)
+            self._weights = folder / "weights"
             environment = server_environment(self._install, backends)
             command = server_command(self._install, self.options, self.address, backends, self._shm_prefix)
             self._process = self._start(command, environment)
@@ -197,6 +199,10 @@ class TritonServer:
         """Watch the processes that the models have now."""
         with contextlib.suppress(psutil.NoSuchProcess):  # tritonserver has ended: that is found first
             self._stubs = [stub for stub in self._find_stubs() if not self._leaves(stub)]
+
+    def remove_weights(self) -> None:
+        """Remove the files that loaded models have mapped. They stay in memory while a model uses them."""
+        shutil.rmtree(self._weights, ignore_errors=True)
 
     def stop_watching(self, name: str, generation: str) -> None:
         """Watch the processes of a generation of a package no more, because they end on purpose."""
@@ -340,8 +346,8 @@ def server_command(
 ) -> list[str]:
     """Return the command line of tritonserver.
 
-    Only the current generation of each package is loaded. The APIs in :data:`RESTRICTED` are closed, and the start fails if one
-    model cannot be loaded.
+    Only the current generation of each package is loaded. The APIs in :data:`RESTRICTED` are closed, but for loading models on
+    a private socket. The start fails if one model cannot be loaded.
 
     Args:
         install: The tritonserver to run.
@@ -350,6 +356,8 @@ def server_command(
         backends: The backend directory. None means the server's own.
         shm_prefix: Prefix of the names of the shared memory regions.
     """
+    # on a private socket, the supervisor itself loads models
+    closed = [api for api in RESTRICTED if not (address.is_private and api == "model-repository")]
     command = [
         str(install.binary),
         f"--model-repository={options.repository.absolute()}",
@@ -360,7 +368,7 @@ def server_command(
         f"--exit-timeout-secs={EXIT_SECONDS}",
         *address.flags,
         f"--http-restricted-api={','.join(RESTRICTED)}:{CLOSED}",
-        f"--grpc-restricted-protocol={','.join(_closed_over_grpc(address))}:{CLOSED}",
+        f"--grpc-restricted-protocol={','.join(closed)}:{CLOSED}",
         f"--grpc-infer-allocation-pool-size={ALLOCATION_POOL_SIZE}",
         "--log-info=false",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
@@ -368,11 +376,6 @@ def server_command(
     if backends is not None:
         command += [f"--backend-directory={backends}", f"--backend-config=onnxruntime,shm-region-prefix-name={shm_prefix}"]
     return command
-
-
-def _closed_over_grpc(address: TritonAddress) -> Sequence[str]:
-    """Return the APIs that are closed over gRPC. On a private socket the supervisor itself may load models."""
-    return [api for api in RESTRICTED if api != "model-repository" or not address.is_private]
 
 
 def check_ports(options: ServerAddress) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ def change_over(released: Released, *, promotes: int, broken: int, rollbacks: in
                 assert released.answers_with() == before[before.index(generation) - 1]
                 assert current_generation(released.repository, "one") == released.answers_with()
     assert (traffic.wrong[:3], traffic.failed[:3]) == ([], [])
+    mapped = [path for path in Path(tempfile.gettempdir()).glob("tritonize_*/weights/*") if path.is_dir()]
+    assert mapped == [], "the weights of models that are not loaded any more take no place on the disk"
     return traffic
 
 

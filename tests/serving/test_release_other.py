@@ -19,6 +19,7 @@ from serving.release_target import release
 from serving.repository import package
 from serving.served_view import open_view
 from serving.server import TritonServer
+from serving.server_record import Running
 from tests.helpers.packages import generation_of, reseal_package, step, write_package
 from tests.helpers.servers import serve_options
 
@@ -75,6 +76,24 @@ def test_the_status_of_generations(tmp_path: Path) -> None:
     assert [one.is_current for one in found.values()] == [True, False, False]
     assert found[written[1]].kind == "fp32 on cpu, ensemble" and found[written[1]].figures["accuracy"] == 0.9
     assert "manifest.json is missing" in found[written[0]].problem
+
+
+def test_the_status_of_a_server_without_a_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its models cannot be changed, but they can be listed."""
+    models = tmp_path / "models"
+    first = write_package(models, "one", keep=2)
+    with open_view(models) as view:
+        second = write_package(models, "one", keep=2)
+        record = Running(pid=1, started=0, http_port=8000, repository=str(models), ready=True, served=str(view.folder))
+        for module in ("serving.server_record", "serving.release_target"):
+            monkeypatch.setattr(f"{module}.find_running", lambda _: record)
+        assert main(["status"]) == 0
+        rows = [row.split("\t")[:4] for row in capsys.readouterr().out.splitlines()]
+        assert rows[1:] == [["one", second, "yes", "ready"], ["one", first, "", "answers"]]
+        assert main(["promote", "one"]) == 1
+        assert "was started with --front none: its models cannot be changed" in capsys.readouterr().err
 
 
 def test_a_view_holds_what_it_serves_and_lets_go_of_the_rest(tmp_path: Path) -> None:
