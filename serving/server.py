@@ -32,7 +32,7 @@ from serving.isolation import (
     start_process,
     temporary_prefix,
 )
-from serving.layout import startup_models
+from serving.layout import path_parts, startup_models
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
 from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
@@ -206,12 +206,12 @@ class TritonServer:
 
     def stop_watching(self, name: str, generation: str) -> None:
         """Watch the processes of a generation of a package no more, because they end on purpose."""
-        self._leaving |= _parts(name, generation)
+        self._leaving |= path_parts(name, generation)
         self._stubs = [stub for stub in self._stubs if not self._leaves(stub)]
 
     def expect(self, name: str, generation: str) -> None:
         """Watch the processes of a generation again, from the next :meth:`watch_stubs` on."""
-        self._leaving -= _parts(name, generation)
+        self._leaving -= path_parts(name, generation)
 
     def _leaves(self, stub: psutil.Process) -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -329,11 +329,6 @@ class TritonServer:
         self._process.wait()
         if self._started:
             self._reader.join(5)
-
-
-def _parts(name: str, generation: str) -> set[str]:
-    """Return parts of the command lines of the processes of a generation: their models' paths."""
-    return {f"/{name}.{generation}_", f"/{name}.{generation}/", f"/{name}/{generation}/"}
 
 
 def _prepare_process() -> None:
