@@ -150,6 +150,7 @@ def test_nothing_is_lost_and_nothing_is_mixed(released: Released) -> None:
 
 
 @pytest.mark.endurance
+@pytest.mark.timeout(3600)
 def test_nothing_is_lost_in_many_changes(released: Released) -> None:
     traffic = change_over(released, promotes=20, broken=5, rollbacks=5, clients=8)
     assert min(traffic.answered["HTTP"], traffic.answered["gRPC"]) > 1000
