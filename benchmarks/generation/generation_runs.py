@@ -12,6 +12,7 @@ from benchmarks.generation.generation_jobs import GenerationJob, ServerTarget
 from benchmarks.measurements import LoadMode
 from benchmarks.model_runs import Call
 from benchmarks.served_package import ServedPackage
+from serving.access_options import AccessOptions
 from serving.options import ServerAddress
 
 CTRANSLATE2 = "ctranslate2"
@@ -67,7 +68,9 @@ def planned_streams(inputs: GenerationInputs) -> list[LoadMode]:
     return [*closed, *by_length]
 
 
-def server_jobs(inputs: GenerationInputs, package: ServedPackage, address: ServerAddress) -> dict[str, GenerationJob]:
+def server_jobs(
+    inputs: GenerationInputs, package: ServedPackage, address: ServerAddress, access: AccessOptions
+) -> dict[str, GenerationJob]:
     """Return the job of a load generator by protocol. The first one also asks for the answers that are compared."""
     urls = {"grpc": address.grpc_url, "http": address.base_url.removeprefix("http://")}
     return {
@@ -75,7 +78,7 @@ def server_jobs(inputs: GenerationInputs, package: ServedPackage, address: Serve
             inputs,
             "served",
             package.file,
-            server=ServerTarget(name=package.name, url=urls[protocol], protocol=protocol),
+            server=ServerTarget(name=package.name, url=urls[protocol], protocol=protocol, access=access),
             compared=protocol == inputs.options.protocols[0],
         )
         for protocol in inputs.options.protocols

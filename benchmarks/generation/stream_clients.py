@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import numpy as np
 from benchmarks.generation.engine_clients import require_tokens
 from benchmarks.generation.generation_jobs import GenerationJob
 from benchmarks.token_speed import TokenTimes
+from serving.access import ClientAccess
 from serving.bundle import Bundle
 from serving.connection import Connection
 from serving.generation_call import answer_parts
@@ -83,7 +85,14 @@ class StreamClients:
 
     def _connection(self, concurrency: int) -> Connection:
         server = self._server
-        return Connection(server.url, protocol=server.protocol, concurrency=concurrency, timeout=TIMEOUT, retries=0, ssl=False)
+        return Connection(
+            server.url,
+            protocol=server.protocol,
+            concurrency=concurrency,
+            timeout=TIMEOUT,
+            retries=0,
+            access=ClientAccess(**asdict(server.access)),
+        )
 
     async def _stream(self, connection: Connection, prompt: str) -> tuple[list[int], list[int]]:
         """Send a prompt; return when it was sent and each token came, and the tokens."""
