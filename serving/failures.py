@@ -39,8 +39,8 @@ UNREACHABLE = re.compile(r"failed to connect to|errors resolving|DNS resolution 
 BROKEN = re.compile(r"Socket closed|[Cc]onnection reset|RST_STREAM|GOAWAY|Broken pipe|disconnect/reset")
 """gRPC's and Envoy's messages about a connection that broke while the server had the request."""
 TLS_REFUSED = re.compile(r"SSL_ERROR|TSI_DATA_CORRUPTED|\[SSL: \w*ALERT")
-"""What gRPC and OpenSSL say where one side does not trust the certificate of the other. In TLS 1.3, a server that wants a certificate
-of the client says so after the handshake: if the client is still writing then, it only sees that the connection breaks."""
+"""What gRPC and OpenSSL say where one side does not trust the certificate of the other. In TLS 1.3, a server that wants one of the
+client says so after the handshake: if the client is still writing then, it only sees that the connection breaks."""
 ENDING = re.compile(r"has no available versions|is not ready")
 """Triton's messages about a model while the server starts or ends. A model that does not exist "is not found"."""
 STUB_DIED = re.compile(r"not healthy|Stub process")

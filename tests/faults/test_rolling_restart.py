@@ -42,10 +42,12 @@ def answers(balanced: ServeOptions) -> dict[str, Answer]:
     return known_answers(f"127.0.0.1:{balanced.http_port}", "one", 40)
 
 
-def restart_each(balanced: ServeOptions, servers: list[ServeOptions], answers: dict[str, Answer], least: int) -> None:
+def restart_each(
+    balanced: ServeOptions, servers: list[ServeOptions], answers: dict[str, Answer], *, least: int, pause: float = 0.0
+) -> None:
     """Restart the servers in turn, at least once each, until there are enough answers by each protocol."""
     restarts = 0
-    with GoodTraffic(balanced, "one", answers, CLIENTS) as traffic:
+    with GoodTraffic(balanced, "one", answers, CLIENTS, pause=pause) as traffic:
         traffic.wait_for_all(time.monotonic())
         begun = time.monotonic()
         while restarts < len(servers) or min(count(traffic).values()) < least:
@@ -73,7 +75,7 @@ def count(traffic: GoodTraffic) -> dict[str, int]:
 def test_a_rolling_restart_loses_no_request(
     balanced: ServeOptions, servers: list[ServeOptions], answers: dict[str, Answer]
 ) -> None:
-    restart_each(balanced, servers, answers, least=1)
+    restart_each(balanced, servers, answers, least=100, pause=0.05)
 
 
 @pytest.mark.endurance
