@@ -86,9 +86,6 @@ def metrics_routes() -> list[EnvoyFields]:
     own = _route(r"/metrics/front", "front_admin", method="GET")
     shown = f"/stats/prometheus?filter={quote(FRONT_METRICS, safe='')}"
     own["route"]["regex_rewrite"] = {"pattern": {"regex": ".*"}, "substitution": shown}
-        "pattern": {"regex": ".*"},
-        "substitution": f"/stats/prometheus?filter={quote(FRONT_METRICS, safe='')}",
-    }
     return [
         _route(r"/metrics", "triton_metrics", method="GET"),
         own,
