@@ -32,7 +32,7 @@ from serving.access import ClientAccess
 from serving.access_options import AccessOptions
 from serving.client import TritonPipeline
 from serving.errors import ServerError
-from serving.layout import callable_models
+from serving.model_names import callable_models
 from serving.options import ServerAddress
 from serving.runtime.types import Arrays, Tensor
 from serving.server_record import find_running

@@ -54,16 +54,15 @@ def test_the_text_asked_is_the_text_given(tmp_path: Path) -> None:
 
 def test_clean_leaves_other_peoples_models(tmp_path: Path) -> None:
     repository, artifacts = tmp_path / "models", tmp_path / "artifacts"
-    (repository / "ours_model" / "generations" / "1").mkdir(parents=True)
-    (repository / "ours_model" / "current").symlink_to("generations/1")
-    for name in ("ours", "ours_preprocess", "ours_postprocess"):
-        (repository / name).symlink_to(f"ours_model/current/{name}")
-    (repository / "single" / "generations" / "1").mkdir(parents=True)
-    (repository / "single" / "current").symlink_to("generations/1")
-    theirs = ["theirs", "their_model", "single_preprocess", "README.md"]
+    for name in ("ours", "single"):
+        (repository / name / "20260102030405").mkdir(parents=True)
+        (repository / name / "20260102030405" / "manifest.json").touch()
+    for name in ("ours.20260102030405", "ours.20260102030405_model", "ours.20250102030405_preprocess"):
+        (repository / name).mkdir()
+    theirs = ["theirs", "their_model", "ours_model", "theirs.20260102030405_model", "README.md"]
     for name in theirs:
         (repository / name).mkdir()
-    (repository / "theirs" / "current").symlink_to("3")
+    (repository / "theirs" / "20260102030405").mkdir()
     artifacts.mkdir()
     # not in the project itself: what its stages made stays
     subprocess.run(
