@@ -29,7 +29,7 @@ from tests.helpers.reviews import review_rows, write_tsv
 from tests.helpers.servers import running, serve_options, wait_stopped
 from tests.helpers.shared import STORIES
 
-REQUESTS, MOST_NEW = 210, 12
+REQUESTS, MOST_NEW = 210, 16
 MOST_TIES = 4
 DISTINCT = 40
 """Least number of different tokens in the answers of a model: what has fewer proves little."""
