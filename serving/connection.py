@@ -23,6 +23,7 @@ from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError,
 from serving.infer_client import InferClient, InferResult
 from serving.model_names import callable_models
 from serving.options import ServerAddress, WireProtocol
+from serving.request_context import current_request
 from serving.retries import RequestRetries
 
 CHANNEL_ARGUMENTS = (
@@ -114,6 +115,11 @@ class Connection:
         return callable_models(str(model["name"]) for model in answer.get("model_stats", []))
 
     @property
+    def headers(self) -> dict[str, str] | None:
+        """The headers of the next request."""
+        return {**(self._access.headers() or {}), **current_request().headers()} or None
+
+    @property
     def _as_json(self) -> dict[str, bool]:
         return {"as_json": True} if self.protocol == "grpc" else {}
 
@@ -143,7 +149,10 @@ class Connection:
             RuntimeError: The connection is closed.
         """
         tensors = [self._tensor(name, rows) for name, rows in inputs.items()]
-        return await self.ask(lambda client: client.infer(model, tensors, parameters=parameters or None, headers=self.headers))
+        request_id = current_request().request_id or ""
+        return await self.ask(
+            lambda client: client.infer(model, tensors, parameters=parameters or None, headers=self.headers, request_id=request_id)
+        )
 
     async def close(self) -> None:
         """Close the connection. It cannot be used afterwards."""
@@ -187,11 +196,6 @@ class Connection:
                     self._client = self._grpc_client() if self.protocol == "grpc" else self._http_client()
                     self._loop = asyncio.get_running_loop()
         return self._client
-
-    @property
-    def headers(self) -> dict[str, str] | None:
-        """The headers of the next request."""
-        return self._access.headers()
 
     def _grpc_client(self) -> InferClient:
         from tritonclient.grpc.aio import InferenceServerClient

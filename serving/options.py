@@ -14,6 +14,7 @@ from serving.front_options import FrontOptions
 from serving.health_options import HealthOptions
 from serving.option_fields import Option
 from serving.vllm_options import VllmOptions
+from serving.watch_options import WatchOptions
 
 LONGEST_NAME = 200
 """Limit of a model's name in characters. Names of files have 255, and the names of steps and of temporary folders are longer."""
@@ -271,7 +272,7 @@ class ServerAddress(ServerPort):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(RepositoryOptions, ServerAddress, HealthOptions, FrontOptions):
+class ServeOptions(RepositoryOptions, ServerAddress, HealthOptions, FrontOptions, WatchOptions):
     """Options of ``tritonize serve``."""
 
     ready_timeout: Annotated[
