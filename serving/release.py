@@ -165,6 +165,7 @@ def unload_package(control: ModelControl, models: ReleasedModels, name: str, gen
         ServerError: Triton refused or did not answer.
     """
     models.leave(name, generation)
+    time.sleep(GRACE_SECONDS)
     control.unload(name)
     control.wait_unloaded(name, generation, seconds=DRAIN_SECONDS)
     unload_generation(control, name, generation)

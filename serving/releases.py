@@ -11,6 +11,7 @@ from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
 from serving.probe import find_probes, probes_of
+from serving.readiness import Readiness
 from serving.release import PROBE_SECONDS, Tell, promote, unload_generation, unload_package
 from serving.reporting import logger
 from serving.served_view import ServedView
@@ -27,14 +28,16 @@ class Releases:
         server: The server that is ready; None while there is none.
     """
 
-    def __init__(self, view: ServedView) -> None:
+    def __init__(self, view: ServedView, readiness: Readiness) -> None:
         """Begin without a server.
 
         Args:
             view: What is served.
+            readiness: What the health port tells.
         """
         self.server: TritonServer | None = None
         self._view = view
+        self._readiness = readiness
         self._streams = has_streaming_models(view.folder)
 
     def handle(self, request: ReleaseRequest, tell: Tell) -> ReleaseResult:
@@ -64,6 +67,7 @@ class Releases:
                     self._load(control, self._checked(request), log_and_tell)
                 elif request.action == "unload":
                     self._unload(control, request, log_and_tell)
+                self._update(server)
                 return {"loaded": control.loaded()}
             finally:
                 server.on_trial.clear()
@@ -103,6 +107,8 @@ class Releases:
             raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
         if generation == "":
             self._view.withdraw(name)
+            if self.server is not None:
+                self._update(self.server)  # nobody asks it any more when it goes
             unload_package(control, self, name, current)
             tell(f"{name} is unloaded")
             return
@@ -132,7 +138,13 @@ class Releases:
         self._view.choose(name, generation)
         if self.server is not None:
             self.server.expect(name, generation)
-            self.server.probes = find_probes(self._view.folder)
+            if name in {probe.ensemble for probe in self.server.probes}:  # else it is asked when it is loaded
+                self._update(self.server)
+
+    def _update(self, server: TritonServer) -> None:
+        """Let the supervisor watch what is served now."""
+        server.probes = find_probes(self._view.folder)
+        self._readiness.change(probe.ensemble for probe in server.probes)
 
     def leave(self, name: str, generation: str) -> None:
         """Watch the processes of a generation no more."""

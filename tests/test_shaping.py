@@ -32,8 +32,12 @@ EVERYWHERE = {
     "serving.option_fields": "the options that decide are recorded",
     "serving.options": "the options that decide are recorded",
     "serving.vllm_options": "the options that decide are recorded",
+    "serving.access_options": "the options that decide are recorded",
+    "serving.front_options": "the options that decide are recorded",
+    "serving.health_options": "the options that decide are recorded",
     "serving.reporting": "only words",
     "serving.text_table": "only words",
+    "serving.watch_options": "the options that decide are recorded",
     "serving.writing": "only words: it names the file in an error",
 }
 ROWS = {
