@@ -17,8 +17,10 @@ import pytest
 from export.cli import main
 from serving.layout import current_generation, generations
 from serving.options import PackageOptions, ServeOptions
+from serving.removal import remove_model
 from serving.repository import package
 from serving.server_record import find_running
+from serving.triton_address import fetch
 from tests.helpers.label_traffic import LabelTraffic, ask_label, swap_labels
 from tests.helpers.packages import reseal_package, step
 from tests.helpers.servers import running, serve_options
@@ -191,6 +193,26 @@ def test_a_generation_is_loaded_under_its_own_name(released: Released, capsys: p
     assert released.run("unload", "one") == 1
     assert "one is the last model of this server" in capsys.readouterr().err
     assert released.label(text) == released.labels[text]
+
+
+def test_a_package_that_was_added_is_served_and_ended(released: Released, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its processes come and go without a restart, and the health port follows."""
+    text, running_now = next(iter(released.labels)), find_running(released.options.http_port)
+    assert running_now is not None
+    before, health = triton_of(running_now.pid), f"http://127.0.0.1:{released.options.own_health_port}"
+    released.package(1, name="two")
+    assert released.run("load", "two") == 0
+    assert released.label(text, "two") == released.labels[text]
+    time.sleep(4)  # the supervisor looks for processes that ended, and asks what answered nothing
+    assert "two" in fetch(health, "/readyz", timeout=5)[1].decode()
+    assert released.run("unload", "two") == 0
+    with pytest.raises(ConnectionError):
+        released.label(text, "two")
+    time.sleep(4)
+    status, content = fetch(health, "/readyz", timeout=5)
+    assert status == 200 and "two" not in content.decode()
+    assert triton_of(running_now.pid) == before and released.label(text) == released.labels[text]
+    remove_model(released.repository, "two", servers=[])
 
 
 def triton_of(supervisor: int) -> list[psutil.Process]:
