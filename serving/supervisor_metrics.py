@@ -11,8 +11,7 @@ def metrics_page(packages: Mapping[str, bool], *, is_ready: bool, restarts: int)
     """Return the page.
 
     Args:
-        packages: Whether each package is ready, by its name. The names are those of :func:`serving.options.parse_model_name`, so that
-            they need no escapes.
+        packages: Whether each package is ready, by its name. Names of packages have no characters that need escapes.
         is_ready: Whether the server is ready.
         restarts: How often Triton was restarted.
     """
