@@ -177,9 +177,12 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
     """
     from transformers import AutoTokenizer
 
+    from export.slow_tokenizers.choice import fast_class
+
     hint = "it needs a tokenizer.json, and a tokenizer_config.json that this version of transformers reads"
     with refusing(f"cannot load the tokenizer of {folder}", hint=hint):
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        chosen = fast_class(folder) or AutoTokenizer
+        tokenizer = chosen.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ArtifactError(f"the tokenizer of {folder} is not a fast tokenizer and cannot be served: a tokenizer.json is needed")
     names = tokenizer.model_input_names

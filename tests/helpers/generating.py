@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.helpers.checkpoints import vocabulary_model
+from tests.helpers.slow_tokenizers import write_m2m100_files, write_marian_files
 
 LANGUAGES = ("eng_Latn", "deu_Latn")
 
@@ -85,7 +89,46 @@ def _nllb() -> tuple[Any, Any]:
     return tokenizer, M2M100Config(vocab_size=len(tokenizer), **named, **_seq2seq_sizes())
 
 
-KINDS = {"gpt2": gpt2, "llama": _llama, "t5": _t5, "bart": _bart, "nllb": _nllb}
+def _files_of(write: Callable[[Path], Path], kind: str) -> Any:
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        return getattr(transformers, kind).from_pretrained(write(Path(folder)))
+
+
+def _marian(*, separate: bool = False) -> tuple[Any, Any]:
+    """With what the models of OPUS-MT have in their ``generation_config.json``."""
+    from transformers import MarianConfig
+
+    tokenizer = _files_of(partial(write_marian_files, separate=separate), "MarianTokenizer")
+    pad, targets = tokenizer.pad_token_id, len(tokenizer.decoder)
+    one = {"decoder_start_token_id": pad, "forced_eos_token_id": 0, "renormalize_logits": True, "bad_words_ids": [[pad]]}
+    two = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": targets, "tie_word_embeddings": False}
+    return tokenizer, MarianConfig(
+        vocab_size=len(tokenizer.encoder), eos_token_id=0, bos_token_id=0, pad_token_id=pad, **one, **(two if separate else {}),
+        **_seq2seq_sizes(),
+    )  # fmt: skip
+
+
+def _m2m100() -> tuple[Any, Any]:
+    from transformers import M2M100Config
+
+    tokenizer = _files_of(write_m2m100_files, "M2M100Tokenizer")
+    return tokenizer, M2M100Config(
+        vocab_size=len(tokenizer), bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, **_seq2seq_sizes()
+    )
+
+
+KINDS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "gpt2": gpt2,
+    "llama": _llama,
+    "t5": _t5,
+    "bart": _bart,
+    "nllb": _nllb,
+    "marian": _marian,
+    "marian-separate": partial(_marian, separate=True),
+    "m2m100": _m2m100,
+}
 
 
 def write_checkpoint(architecture: str, folder: Path) -> Path:
