@@ -18,7 +18,6 @@ from serving.pbtxt import to_pbtxt
 from serving.plan import Plan
 from serving.runtime.digest import DIGEST, TRUNCATED
 from serving.runtime.generation.engine_settings import EngineSettings
-from serving.runtime.generation.source_reader import TARGET_TOKENIZER
 from serving.runtime.tasks._generation import GenerationTask
 from serving.runtime.types import Tensor
 from serving.warmups import bytes_tensor, save_warmup
@@ -26,8 +25,7 @@ from serving.warmups import bytes_tensor, save_warmup
 RUNTIME = Path(__file__).parent / "runtime"
 SHARED_MODULES = ("cutting", "digest", "metadata", "model_session", "refusals", "row_preparation", "tokenization", "types")
 """Modules of the runtime that the model needs besides the packages ``generation`` and ``tasks``."""
-OPTIONAL_FILES = ("chat_template.jinja", TARGET_TOKENIZER)
-"""Files that some bundles have beside the tokenizer."""
+TEMPLATE = "chat_template.jinja"
 
 
 def write_generating_model(folder: Path, bundle: Bundle, plan: Plan, name: str) -> tuple[ExpectedAnswer, ...]:
@@ -106,9 +104,8 @@ def _write_program(folder: Path, bundle: Bundle, plan: Plan) -> None:
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)
     shutil.copy(bundle.tokenizer, folder)
-    for name in OPTIONAL_FILES:
-        if (bundle.folder / name).is_file():
-            shutil.copy(bundle.folder / name, folder)
+    if (bundle.folder / TEMPLATE).is_file():
+        shutil.copy(bundle.folder / TEMPLATE, folder)
     settings = {
         "task": task.name,
         "settings": task.to_settings(),

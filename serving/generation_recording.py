@@ -76,7 +76,7 @@ def record_generation(version: Path, bundle: Bundle, plan: Plan) -> tuple[Expect
         assert isinstance(task, Text2TextTask)
         reader = SourceReader(version, max_length=bundle.max_length, split_special_tokens=bundle.manifest.split_special_tokens)
         tokens = _decided_tokens(_encoder_decoder_example(version, task, reader, plan), task, TOLERANCES[plan.precision])
-        text = reader.answer_tokenizer.decode(tokens, skip_special_tokens=True)
+        text = reader.tokenizer.decode(tokens, skip_special_tokens=True)
         expected = ExpectedTensor(name="GENERATED", datatype="BYTES", shape=(1, 1), data=(text,))
     return (ExpectedAnswer(request=generation_probe(task, tokens=len(tokens)), outputs=(expected,)),) if tokens else ()
 

@@ -38,7 +38,7 @@ def make_variants(inputs: VariantInputs) -> MadeVariants:
         EncoderDecoderGeneration(
             start=[task.served.decoder_start_token_id],
             settings=cast("dict[str, JsonValue]", dict(task.served.generation)),
-            decode=partial(task.answer_tokenizer(inputs.encoder.tokenizer).decode, skip_special_tokens=True),
+            decode=partial(inputs.encoder.tokenizer.decode, skip_special_tokens=True),
         ),
         inputs.staging,
         precisions=options.precision,

@@ -24,7 +24,6 @@ from serving.manifests import (
     StageInputs,
 )
 from serving.reporting import logger
-from serving.runtime.generation.source_reader import TARGET_TOKENIZER
 from serving.runtime.tokenization import TextEncoder
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 LONGEST = 2048
 """Default limit of a prompt and its answer together, in tokens: a cache of more takes much memory, see ``package --capacity``."""
 COPIED = ("config.json", "generation_config.json")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", TARGET_TOKENIZER)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def build(source: ExportSource, options: ExportOptions, staging: Path, inputs: StageInputs) -> BundleManifest:

@@ -1,4 +1,4 @@
-"""Marian's tokenizer: a SentencePiece model for each language, and one vocabulary that numbers the pieces of both, or two."""
+"""Marian's tokenizer: a SentencePiece model for each language, and one vocabulary that numbers the pieces of both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from transformers import MarianTokenizer, PreTrainedTokenizerFast
 
 from export.slow_tokenizers.sentencepiece_model import SentencePieceModel
 from export.slow_tokenizers.sentencepiece_tokenizer import SentencePieceVocabulary, numbered_tokens
-from serving.runtime.generation.source_reader import TARGET_TOKENIZER
 
 
 class MarianTokenizerFast(PreTrainedTokenizerFast):  # type: ignore[misc]  # transformers is untyped
@@ -22,7 +21,7 @@ class MarianTokenizerFast(PreTrainedTokenizerFast):  # type: ignore[misc]  # tra
 
     Attributes:
         slow: The tokenizer of ``transformers``.
-        target_tokenizer: Tokenizes targets, and decodes.
+        target_tokenizer: Tokenizes targets.
         missing_pieces: Number of pieces that the SentencePiece models have and the vocabulary does not.
     """
 
@@ -50,35 +49,20 @@ class MarianTokenizerFast(PreTrainedTokenizerFast):  # type: ignore[misc]  # tra
             self.slow = MarianTokenizer(*args, **kwargs)
         if self.slow.sp_model_kwargs:
             raise ValueError("sp_model_kwargs in tokenizer_config.json changes how SentencePiece works")
-        self._require_same_special_tokens()
-        source, target = (
-            self._vocabulary(Path(file), encoder)
-            for file, encoder in zip(self.slow.spm_files, (self.slow.encoder, self._target_encoder()), strict=True)
-        )
+        if self.slow.separate_vocabs:
+            raise ValueError("it numbers the tokens of the two languages separately, which the model in transformers does not support")
+        source, target = (self._vocabulary(Path(file)) for file in self.slow.spm_files)
         self.missing_pieces = len(source.missing)
         super().__init__(
-            tokenizer_object=self._ending(source.tokenizer(), self.slow.encoder),
+            tokenizer_object=self._ending(source.tokenizer()),
             added_tokens_decoder=self.slow.added_tokens_decoder,
             **self.slow.init_kwargs,
         )
         self._source = self._tokenizer
-        self.target_tokenizer = self._with_added_tokens(self._ending(target.tokenizer(), self._target_encoder()))
+        self.target_tokenizer = self._with_added_tokens(self._ending(target.tokenizer()))
 
-    def _require_same_special_tokens(self) -> None:
-        """Check that both vocabularies number the special tokens alike.
-
-        Raises:
-            ValueError: They do not: ``transformers`` then takes other tokens of an answer for special ones.
-        """
-        one, other = self.slow.encoder, self._target_encoder()
-        if odd := [token for token in self.slow.all_special_tokens if one.get(token) != other.get(token)]:
-            raise ValueError(f"its two vocabularies number {odd[0]} differently")
-
-    def _target_encoder(self) -> dict[str, int]:
-        found: dict[str, int] = self.slow.target_encoder if self.slow.separate_vocabs else self.slow.encoder
-        return found
-
-    def _vocabulary(self, file: Path, encoder: dict[str, int]) -> SentencePieceVocabulary:
+    def _vocabulary(self, file: Path) -> SentencePieceVocabulary:
+        encoder = self.slow.encoder
         model = SentencePieceModel.read(file)
         if model.algorithm != "unigram":
             raise ValueError(f"{file.name} is not a unigram model")
@@ -90,9 +74,9 @@ class MarianTokenizerFast(PreTrainedTokenizerFast):  # type: ignore[misc]  # tra
             codes=[token for token in encoder if token.startswith(">>") and token.endswith("<<")],
         )
 
-    def _ending(self, tokenizer: Tokenizer, encoder: dict[str, int]) -> Tokenizer:
+    def _ending(self, tokenizer: Tokenizer) -> Tokenizer:
         end = str(self.slow.eos_token)
-        tokenizer.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=[(end, encoder[end])])
+        tokenizer.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=[(end, self.slow.encoder[end])])
         return tokenizer
 
     def _with_added_tokens(self, tokenizer: Tokenizer) -> Tokenizer:
@@ -109,17 +93,7 @@ class MarianTokenizerFast(PreTrainedTokenizerFast):  # type: ignore[misc]  # tra
     def _switch_to_target_mode(self) -> None:
         self._tokenizer = self.target_tokenizer
 
-    def _decode(self, token_ids: int | list[int], **kwargs: Any) -> str:
-        self._switch_to_target_mode()
-        try:
-            found: str = super()._decode(token_ids, **kwargs)
-        finally:
-            self._switch_to_input_mode()
-        return found
-
     def _save_pretrained(self, save_directory: str, file_names: tuple[str, ...], **kwargs: Any) -> tuple[str, ...]:
-        """Write ``tokenizer.json``, that of targets if it has other numbers, and the files that ``MarianTokenizer`` reads."""
+        """Write ``tokenizer.json`` and the files that ``MarianTokenizer`` reads."""
         written = super()._save_pretrained(save_directory, file_names, **kwargs)
-        if self.slow.separate_vocabs:
-            self.target_tokenizer.save(str(Path(save_directory) / TARGET_TOKENIZER))
         return (*written, *self.slow.save_vocabulary(str(save_directory)))

@@ -210,14 +210,10 @@ class RewritingTask(ExportedGenerationTask[Text2TextTask], TrainedTask):
         """Return the tokens of the targets, which have lengths of their own."""
         return {"labels": list(references)}
 
-    def answer_tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
-        """Return what decodes answers, given the tokenizer of texts."""
-        return tokenizer if self.target_encoder is None else self.target_encoder.tokenizer
-
     def evaluate(self, outputs: Arrays, origins: Origins, tokenizer: Tokenizer) -> list[Prediction]:  # noqa: ARG002
         """Decode the generated sequences."""
         sequences = outputs["sequences"]
-        texts: list[Prediction] = self.answer_tokenizer(tokenizer).decode_batch(
+        texts: list[Prediction] = tokenizer.decode_batch(
             np.where(sequences == IGNORED, self.pad_token_id, sequences).tolist(), skip_special_tokens=True
         )
         return texts

@@ -50,7 +50,7 @@ class TritonPythonModel:
         self._capacity, self._task = engine.capacity, task
         length = settings["max_length"]
         self._sources = SourceReader(folder, max_length=length, split_special_tokens=settings["split_special_tokens"])
-        self._detokenizer = Detokenizer(self._sources.answer_tokenizer)
+        self._detokenizer = Detokenizer(self._sources.tokenizer)
         graph = EncoderDecoderGraph(
             folder / "encoder.onnx",
             folder / "decoder.onnx",
@@ -107,7 +107,7 @@ class TritonPythonModel:
             )
             for _ in range(options.num_return_sequences if options.stop_strings else 0)
         ]
-        answer = RowAnswer(partial(self._sources.answer_tokenizer.decode, skip_special_tokens=True), streams)
+        answer = RowAnswer(partial(self._sources.tokenizer.decode, skip_special_tokens=True), streams)
         if options.num_beams > 1:
             answer.decoding = BeamSearch(options, start, max_length=max_length, encoder_ids=source)
         else:

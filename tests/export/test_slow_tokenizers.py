@@ -89,10 +89,6 @@ def test_m2m100(made: str, tmp_path: Path) -> None:
         require_equal(ours, theirs, [*STRANGE, *random_texts(150)])
 
 
-def test_separate_vocabularies(tmp_path: Path) -> None:
-    require_equal(*both(write_marian_files(tmp_path, separate=True)), [*STRANGE, *random_texts(300)])
-
-
 def test_real_texts(tmp_path: Path) -> None:
     texts = real_texts()
     require_equal(*both(write_marian_files(tmp_path / "marian", texts[::2], texts[1::2], size=800)), texts)

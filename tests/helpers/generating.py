@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +95,14 @@ def _files_of(write: Callable[[Path], Path], kind: str) -> Any:
         return getattr(transformers, kind).from_pretrained(write(Path(folder)))
 
 
-def _marian(*, separate: bool = False) -> tuple[Any, Any]:
-    """With what the models of OPUS-MT have in their ``generation_config.json``."""
+def _marian() -> tuple[Any, Any]:
     from transformers import MarianConfig
 
-    tokenizer = _files_of(partial(write_marian_files, separate=separate), "MarianTokenizer")
-    pad, targets = tokenizer.pad_token_id, len(tokenizer.decoder)
-    one = {"decoder_start_token_id": pad, "forced_eos_token_id": 0, "renormalize_logits": True, "bad_words_ids": [[pad]]}
-    two = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": targets, "tie_word_embeddings": False}
+    tokenizer = _files_of(write_marian_files, "MarianTokenizer")
+    pad = tokenizer.pad_token_id
     return tokenizer, MarianConfig(
-        vocab_size=len(tokenizer.encoder), eos_token_id=0, bos_token_id=0, pad_token_id=pad, **one, **(two if separate else {}),
-        **_seq2seq_sizes(),
-    )  # fmt: skip
+        vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=pad, decoder_start_token_id=pad, forced_eos_token_id=0, **_seq2seq_sizes()
+    )
 
 
 def _m2m100() -> tuple[Any, Any]:
@@ -126,7 +121,6 @@ KINDS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "bart": _bart,
     "nllb": _nllb,
     "marian": _marian,
-    "marian-separate": partial(_marian, separate=True),
     "m2m100": _m2m100,
 }
 
@@ -139,6 +133,9 @@ def write_checkpoint(architecture: str, folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer, config = KINDS[architecture]()
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    auto.from_config(config).save_pretrained(folder)
+    model = auto.from_config(config)
+    if architecture == "marian":  # as those of OPUS-MT
+        model.generation_config.update(num_beams=6, renormalize_logits=True, bad_words_ids=[[config.pad_token_id]])
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -30,7 +30,7 @@ def write_sentencepiece(path: Path, texts: Iterable[str], *, size: int = 150, **
 
 
 def write_marian_files(
-    folder: Path, sources: Iterable[str] = SOURCES, targets: Iterable[str] = TARGETS, *, separate: bool = False, **options: Any
+    folder: Path, sources: Iterable[str] = SOURCES, targets: Iterable[str] = TARGETS, **options: Any
 ) -> Path:
     """Write what ``MarianTokenizer`` reads.
 
@@ -38,20 +38,13 @@ def write_marian_files(
         folder: Where to write.
         sources: Texts of one language.
         targets: Texts of the other.
-        separate: Number the tokens of the languages separately.
         options: Of SentencePiece.
     """
     folder.mkdir(parents=True, exist_ok=True)
     both = [write_sentencepiece(folder / name, texts, **options) for name, texts in (("source.spm", sources), ("target.spm", targets))]
     config: dict[str, Any] = {"source_lang": "eng", "target_lang": "deu", "tokenizer_class": "MarianTokenizer", "model_max_length": 48}
-    if separate:
-        parts = {"vocab.json": both[0], "target_vocab.json": both[1]}
-        config["separate_vocabs"] = True
-    else:
-        parts = {"vocab.json": [*dict.fromkeys([*both[0], *both[1]]), *CODES]}
-    for name, pieces in parts.items():
-        tokens = ["</s>", "<unk>", "<pad>", *pieces] if separate else ["</s>", "<unk>", *pieces, "<pad>"]
-        (folder / name).write_text(json.dumps({token: number for number, token in enumerate(tokens)}), encoding="utf-8")
+    tokens = ["</s>", "<unk>", *dict.fromkeys([*both[0], *both[1]]), *CODES, "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 

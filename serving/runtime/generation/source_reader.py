@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ..row_preparation import MOST_CHARACTERS
 from ..tasks._text2text import Text2TextTask
 from ..tokenization import TextEncoder
 from ..types import Flags, Integers
-
-TARGET_TOKENIZER = "target_tokenizer.json"
-"""File of the tokenizer that decodes answers, if it numbers its tokens otherwise than that of texts."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +34,6 @@ class SourceReader:
         folder: Version folder of the model, with its tokenizer.
         max_length: Most tokens that the encoder reads.
         split_special_tokens: Tokenize the names of special tokens in a text like other words.
-
-    Attributes:
-        tokenizer: The tokenizer of texts.
-        answer_tokenizer: What decodes answers.
     """
 
     def __init__(self, folder: Path, *, max_length: int, split_special_tokens: bool) -> None:
@@ -54,8 +46,6 @@ class SourceReader:
             split_special_tokens=split_special_tokens,
         )
         self.tokenizer = self._encoder.tokenizer
-        own = folder / TARGET_TOKENIZER
-        self.answer_tokenizer = Tokenizer.from_file(str(own)) if own.is_file() else self.tokenizer
 
     def read(self, texts: Sequence[str], task: Text2TextTask) -> Sources:
         """Tokenize the texts of a request.

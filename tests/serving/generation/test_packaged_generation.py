@@ -25,7 +25,7 @@ from tests.helpers.generating import LANGUAGES, write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
 from tests.helpers.servers import running, serve_options
 
-SMALL = {"gpt2": "text-generation", "t5": "translation", "nllb": "translation", "marian-separate": "translation", "m2m100": "translation"}
+SMALL = {"gpt2": "text-generation", "t5": "translation", "nllb": "translation", "marian": "translation", "m2m100": "translation"}
 """Tasks of the checkpoints."""
 BOTH = {"nllb": LANGUAGES, "m2m100": ("en", "de")}
 """Languages of those that have several."""
