@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from benchmarks.generation.generation_jobs import GenerationJob, TimedReply, Tim
 from benchmarks.jobs import WorkerFacts, WorkerJob
 from benchmarks.speed import Spans, as_spans
 from serving.errors import SetupError
+from serving.huge_pages import with_huge_pages
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def _started() -> Iterator[_Worker]:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "benchmarks.runners", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
+                env=with_huge_pages(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,

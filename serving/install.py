@@ -9,6 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from serving.errors import SetupError
+from serving.huge_pages import with_huge_pages
 
 PROJECT = Path(__file__).parents[1]
 OVERLAY = "environment"
@@ -190,7 +191,7 @@ def server_environment(install: Install, backends: Path | None = None) -> dict[s
         install: The tritonserver to run.
         backends: What :func:`prepare_backends` returned.
     """
-    variables = dict(os.environ) | NO_TELEMETRY
+    variables = with_huge_pages(os.environ) | NO_TELEMETRY
     if backends is not None:
         variables[WEIGHTS_FOLDER] = os.fspath(backends.absolute() / "weights")
     if install.environment is not None and install.wheel is not None:

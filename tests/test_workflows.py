@@ -1,4 +1,4 @@
-"""The workflows: what they run exists, nobody's text becomes shell, actions are GitHub's own, every job ends."""
+"""The workflows: what they run exists, nobody's text becomes shell, actions are pinned, every job ends."""
 
 from __future__ import annotations
 
@@ -68,18 +68,27 @@ def test_no_text_from_outside_is_run(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_actions_are_githubs_own_by_major_version_and_jobs_end_with_few_rights(path: Path) -> None:
+def test_actions_are_pinned_by_commit_and_jobs_end_with_few_rights(path: Path) -> None:
     content = read(path)
+    used = re.findall(r"uses: (.*)", path.read_text(encoding="utf-8"))
+    assert len(used) == len([step for step in steps(path) if "uses" in step])
+    for action in used:
+        pinned = re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
+        assert pinned, f"{action}: a tag can be moved to another commit"
     for step in steps(path):
-        if "uses" in step:
-            own = re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"])
-            assert own, f"{step['uses']}: what GitHub did not write itself is to be pinned by its commit"
         if step.get("uses", "").startswith("actions/checkout"):
             assert step["with"]["persist-credentials"] is False
     assert all(job["timeout-minutes"] <= 180 for job in jobs(path))
     assert set(content["permissions"].values()) == {"read"}
     assert "cancel-in-progress" in content["concurrency"]
     assert "pull_request_target" not in content[True], "PyYAML reads the key on as true"
+
+
+def test_the_audit_counts_what_it_could_not_look_up_and_covers_both_environments() -> None:
+    audit = read(PROJECT / ".github" / "workflows" / "ci.yml")["jobs"]["audit"]
+    (script,) = [step["run"] for step in audit["steps"] if "pip-audit --" in step.get("run", "")]
+    assert "--strict" in script, "pip-audit passes without it when it has looked up nothing"
+    assert {path.stem for path in (PROJECT / ".constraints").iterdir()} == set(re.findall(r"in (.*);", script)[0].split())
 
 
 def test_make_knows_the_variables_that_are_set() -> None:
