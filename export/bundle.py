@@ -49,6 +49,7 @@ SHAPING = (
     "export/library_answers.py",
     "export/rows.py",
     "export/rowwise_int8.py",
+    "export/slow_tokenizers",
     "export/variant_graph.py",
     "export/variants.py",
     "export/model_timing.py",

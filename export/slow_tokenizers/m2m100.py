@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tokenizers import Tokenizer, processors
+from tokenizers import processors
 from transformers import M2M100Tokenizer, PreTrainedTokenizerFast
 
 from export.slow_tokenizers.sentencepiece_model import SentencePieceModel

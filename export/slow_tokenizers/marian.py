@@ -50,7 +50,9 @@ class MarianTokenizerFast(PreTrainedTokenizerFast):  # type: ignore[misc]  # tra
         if self.slow.sp_model_kwargs:
             raise ValueError("sp_model_kwargs in tokenizer_config.json changes how SentencePiece works")
         if self.slow.separate_vocabs:
-            raise ValueError("it numbers the tokens of the two languages separately, which the model in transformers does not support")
+            raise ValueError(
+                "it numbers the tokens of the two languages separately, which the model in transformers does not support"
+            )
         source, target = (self._vocabulary(Path(file)) for file in self.slow.spm_files)
         self.missing_pieces = len(source.missing)
         super().__init__(

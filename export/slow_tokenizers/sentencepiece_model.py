@@ -22,7 +22,7 @@ BREAK = "\U0010fffe"
 RESERVED = "\ufdd0-\ufdd3\U0010fffe"
 """Characters that mark something in a text; see :mod:`.sentencepiece_tokenizer`."""
 JOINED = r"(?!\A)(?=[\p{M}\x{200c}\x{200d}\x{e33}\x{eb3}])|(?<=\r)(?=\n)|(?<=[\x{600}-\x{605}\x{6dd}\x{70f}])"
-"""Places where two characters are one to a reader. ``tokenizers`` replaces both if the first is to be replaced, and loses the second."""
+"""Places between characters that are one to a reader. Where the first is to be replaced, ``tokenizers`` loses the second."""
 MOST_MARKED = 40
 """Most characters between two marks."""
 

@@ -101,7 +101,12 @@ def _marian() -> tuple[Any, Any]:
     tokenizer = _files_of(write_marian_files, "MarianTokenizer")
     pad = tokenizer.pad_token_id
     return tokenizer, MarianConfig(
-        vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=pad, decoder_start_token_id=pad, forced_eos_token_id=0, **_seq2seq_sizes()
+        vocab_size=len(tokenizer),
+        eos_token_id=0,
+        pad_token_id=pad,
+        decoder_start_token_id=pad,
+        forced_eos_token_id=0,
+        **_seq2seq_sizes(),
     )
 
 

@@ -29,9 +29,7 @@ def write_sentencepiece(path: Path, texts: Iterable[str], *, size: int = 150, **
     return [model.id_to_piece(number) for number in range(3, model.get_piece_size())]
 
 
-def write_marian_files(
-    folder: Path, sources: Iterable[str] = SOURCES, targets: Iterable[str] = TARGETS, **options: Any
-) -> Path:
+def write_marian_files(folder: Path, sources: Iterable[str] = SOURCES, targets: Iterable[str] = TARGETS, **options: Any) -> Path:
     """Write what ``MarianTokenizer`` reads.
 
     Args:
@@ -41,8 +39,15 @@ def write_marian_files(
         options: Of SentencePiece.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    both = [write_sentencepiece(folder / name, texts, **options) for name, texts in (("source.spm", sources), ("target.spm", targets))]
-    config: dict[str, Any] = {"source_lang": "eng", "target_lang": "deu", "tokenizer_class": "MarianTokenizer", "model_max_length": 48}
+    both = [
+        write_sentencepiece(folder / name, texts, **options) for name, texts in (("source.spm", sources), ("target.spm", targets))
+    ]
+    config: dict[str, Any] = {
+        "source_lang": "eng",
+        "target_lang": "deu",
+        "tokenizer_class": "MarianTokenizer",
+        "model_max_length": 48,
+    }
     tokens = ["</s>", "<unk>", *dict.fromkeys([*both[0], *both[1]]), *CODES, "<pad>"]
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
