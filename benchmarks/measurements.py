@@ -45,12 +45,13 @@ class ChangedAnswer:
 class Quality:
     """Quality of the answers to the labelled rows.
 
-    The answers of a model that generates are compared with the original's greedy answers, token for token.
+    The answers of a model that continues texts are compared with the original's greedy answers, token for token; the texts of an
+    encoder-decoder with the original's, character for character, and by the metric with the right ones.
 
     Attributes:
         metrics: Every figure of the task's metric; empty if the backend does not return enough to compute it.
-        agreement: Share of labels that equal the original's; of a model that generates: share of tokens before the first one of
-            their answer that differs.
+        agreement: Share of labels that equal the original's; of a model that generates: share of an answer's tokens, or
+            characters, before the first one that differs.
         row_agreement: Share of rows whose whole answer equals the original's; None if that is the agreement.
         p99_score_change: 99th percentile of the changes of the scores of the original's labels; None without probabilities.
         max_score_change: Largest of these changes.

@@ -59,8 +59,9 @@ class ReportSettings:
         rows_sha256: Checksum of the labelled rows and their labels.
         timed_sha256: Checksums of the timed rows by :func:`length_key`.
         duration: Seconds of timing per figure.
-        max_length: Tokens at which rows are truncated; of a model that generates: tokens of a prompt and its answer.
-        new_tokens: Tokens of every answer of a model that generates; None for other models.
+        max_length: Tokens at which rows are truncated; of a model that continues texts: tokens of a prompt and its answer.
+        new_tokens: Tokens of every timed answer of a model that generates; None for other models.
+        num_beams: Beams of an encoder-decoder, 1 is greedy; None for other models.
         test: Source of the labelled rows; None for those of the bundle.
     """
 
@@ -77,6 +78,7 @@ class ReportSettings:
     test: str | None
     bundle_created: str
     new_tokens: PositiveInt | None = None
+    num_beams: PositiveInt | None = None
 
 
 @validated_dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -88,6 +90,7 @@ class Report:
         main_metric: The figure of the task's metric that stands for its quality.
         rounds: The figures that each round has of its own (throughput, percentiles, Triton's statistics) by the names of
             :meth:`figures`, one dictionary per round.
+        remarks: What was left out, or differs from the others, and why.
         samples: Raw samples behind every speed.
     """
 
@@ -102,12 +105,18 @@ class Report:
     rounds: Annotated[list[dict[str, float]], Field(min_length=1)]
     gates: list[BenchmarkGate]
     baseline: ReportComparison | None = None
+    remarks: list[str] = field(default_factory=list)
     samples: Samples = field(repr=False)
 
     @property
     def generates(self) -> bool:
         """Whether the model generates its answers token by token."""
         return self.settings.new_tokens is not None
+
+    @property
+    def answers_whole(self) -> bool:
+        """Whether the model generates its answers token by token, and they come whole."""
+        return self.settings.num_beams is not None
 
     @property
     def regressions(self) -> list[FigureComparison]:

@@ -19,7 +19,8 @@ class CallTimes(TypedDict):
         start_us: Start of each call, µs after the first call of the benchmark. Loads on the server have the load generator's clock,
             which also starts at 0.
         took_us: Duration of each call, µs.
-        token_us: When each token of each answer of a model that generates came, µs after the start of its call.
+        token_us: When each token of each answer of a model that generates came, µs after the start of its call; absent where
+            answers come whole.
     """
 
     start_us: list[float]
@@ -54,13 +55,16 @@ def to_spans(sample: CallTimes) -> Spans:
 
 
 def to_answer_samples(times_by_name: Mapping[str, TokenTimes]) -> Samples:
-    """Convert the times of tokens, by the names of :data:`Samples`, into samples."""
+    """Convert the times of tokens or of whole answers, by the names of :data:`Samples`, into samples."""
     first = min((int(times[:, 0].min()) for times in times_by_name.values()), default=0)
-    return {
-        name: {
-            "start_us": ((times[:, 0] - first) / 1e3).round(1).tolist(),
-            "took_us": ((times[:, -1] - times[:, 0]) / 1e3).round(1).tolist(),
-            "token_us": ((times[:, 1:] - times[:, :1]) / 1e3).round(1).tolist(),
-        }
-        for name, times in times_by_name.items()
+    return {name: _answer_sample(times, first) for name, times in times_by_name.items()}
+
+
+def _answer_sample(times: TokenTimes, first: int) -> CallTimes:
+    found: CallTimes = {
+        "start_us": ((times[:, 0] - first) / 1e3).round(1).tolist(),
+        "took_us": ((times[:, -1] - times[:, 0]) / 1e3).round(1).tolist(),
     }
+    if times.shape[1] > 2:
+        found["token_us"] = ((times[:, 1:] - times[:, :1]) / 1e3).round(1).tolist()
+    return found

@@ -16,6 +16,8 @@ from serving.options import ServerAddress
 
 LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 - compared, not bound
 _PACKAGE_AGAIN = "write it again with: tritonize package"
+GRAPHS = ("model.onnx", "decoder.onnx")
+"""Files of which a package has one: an encoder-decoder has the latter, with its encoder beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,11 @@ def read_package(repository: Path, name: str) -> ServedPackage:
             f"{repository / name} is packaged for vLLM, which is not measured here",
             hint="package it with --engine onnxruntime, or measure without a server: --in-process",
         )
-    file = f"{home_name(name, manifest.layout)}/1/model.onnx"
-    packaged = manifest.files.get(file)
-    if packaged is None:
-        raise ArtifactError(f"the manifest of {repository / name} does not list {file}", hint=_PACKAGE_AGAIN)
+    version = f"{home_name(name, manifest.layout)}/1"
+    file = next((path for graph in GRAPHS if (path := f"{version}/{graph}") in manifest.files), None)
+    if file is None:
+        raise ArtifactError(f"the manifest of {repository / name} lists no graph in {version}", hint=_PACKAGE_AGAIN)
+    packaged = manifest.files[file]
     found = sha256(repository / file)
     if found != packaged:
         raise ArtifactError(f"{repository / file} is not the file that was packaged: its checksum differs", hint=_PACKAGE_AGAIN)

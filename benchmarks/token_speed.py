@@ -15,12 +15,13 @@ from benchmarks.speed import MEASURE_LONGER, SliceTiming, Spans
 from serving.errors import SetupError
 
 TokenTimes = npt.NDArray[np.int64]
-"""When each request was sent, and when each token of its answer came, ns on one clock, ``[answers, 1 + tokens]``."""
+"""When each request was sent, and when each token of its answer came, ns on one clock, ``[answers, 1 + tokens]``; where answers
+come whole, when each request was sent and answered, ``[answers, 2]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTokenSpeed:
-    """How tokens came in one round.
+    """How tokens came in one round. Where answers come whole, there are no times to the first token and between tokens: None.
 
     Attributes:
         tokens_per_second: Tokens of all answers together, prompts included in the time.
@@ -34,11 +35,11 @@ class RoundTokenSpeed:
     """
 
     tokens_per_second: NonNegativeFloat
-    ttft_p50_ms: NonNegativeFloat
-    ttft_p99_ms: NonNegativeFloat
-    itl_mean_ms: NonNegativeFloat
-    itl_p50_ms: NonNegativeFloat
-    itl_p99_ms: NonNegativeFloat
+    ttft_p50_ms: NonNegativeFloat | None = None
+    ttft_p99_ms: NonNegativeFloat | None = None
+    itl_mean_ms: NonNegativeFloat | None = None
+    itl_p50_ms: NonNegativeFloat | None = None
+    itl_p99_ms: NonNegativeFloat | None = None
     cpu_ms_per_token: NonNegativeFloat | None = None
     client_cpu_ms_per_token: NonNegativeFloat | None = None
 
@@ -62,11 +63,13 @@ class GenerationSlice:
 
     Attributes:
         times: When the tokens came.
+        whole_tokens: Tokens of every answer, where answers come whole; None: each token came by itself.
         cpu_seconds: Processor time of the model, or of all processes of the server; None if not visible.
         client_cpu_seconds: Processor time of the load generator; None in process.
     """
 
     times: TokenTimes
+    whole_tokens: int | None = None
     cpu_seconds: float | None = None
     client_cpu_seconds: float | None = None
 
@@ -76,13 +79,14 @@ class GenerationSlice:
         Raises:
             SetupError: There are not.
         """
-        if self.times.ndim != 2 or len(self.times) < 1 or self.times.shape[1] < 3:
+        least = 3 if self.whole_tokens is None else 2
+        if self.times.ndim != 2 or len(self.times) < 1 or self.times.shape[1] < least:
             raise SetupError("a model gave no answers of two tokens or more", hint=MEASURE_LONGER)
 
     @property
     def tokens(self) -> int:
         """Number of all tokens."""
-        return int(self.times[:, 1:].size)
+        return int(self.times[:, 1:].size) * (self.whole_tokens or 1)
 
     @property
     def seconds(self) -> float:
@@ -116,23 +120,40 @@ def tokens_over_rounds(slices: Sequence[GenerationSlice]) -> TokenSpeed:
 
 def _figures(slices: Sequence[GenerationSlice], rates: Sequence[float]) -> dict[str, Any]:
     """The fields of :class:`RoundTokenSpeed`; ``rates`` are the tokens per second of the slices."""
+    return {
+        "tokens_per_second": median(rates),
+        **(_waits(slices) if slices[0].whole_tokens is None else {}),
+        "cpu_ms_per_token": _per_token(slices, [one.cpu_seconds for one in slices]),
+        "client_cpu_ms_per_token": _per_token(slices, [one.client_cpu_seconds for one in slices]),
+    }
+
+
+def _waits(slices: Sequence[GenerationSlice]) -> dict[str, float]:
+    """The times to the first token and between tokens."""
     times = np.concatenate([one.times for one in slices])
     first = (times[:, 1] - times[:, 0]) / 1e6
     gaps = np.diff(times[:, 1:], axis=1) / 1e6
     apart = gaps[gaps > 0]
     ttft, itl = np.percentile(first, (50, 99)), np.percentile(apart, (50, 99)) if apart.size else np.zeros(2)
     return {
-        "tokens_per_second": median(rates),
         "ttft_p50_ms": float(ttft[0]),
         "ttft_p99_ms": float(ttft[1]),
         "itl_mean_ms": float(gaps.mean()),
         "itl_p50_ms": float(itl[0]),
         "itl_p99_ms": float(itl[1]),
-        "cpu_ms_per_token": _per_token(slices, [one.cpu_seconds for one in slices]),
-        "client_cpu_ms_per_token": _per_token(slices, [one.client_cpu_seconds for one in slices]),
     }
 
 
 def _per_token(slices: Sequence[GenerationSlice], seconds: Sequence[float | None]) -> float | None:
     known = [one for one in seconds if one is not None]
     return 1e3 * sum(known) / sum(one.tokens for one in slices) if len(known) == len(slices) else None
+
+
+def require_tokens(found: int, wanted: int) -> None:
+    """Check the length of an answer: figures of answers of different lengths cannot be compared.
+
+    Raises:
+        RuntimeError: It has another number of tokens.
+    """
+    if found != wanted:
+        raise RuntimeError(f"an answer has {found} tokens instead of {wanted}: does the checkpoint have stop strings?")

@@ -16,7 +16,7 @@ from benchmarks.tuning.tune_options import DryRunOptions, TuneOptions
 from export.recipe import recipe_file
 from serving.click_options import with_options
 from serving.idle_options import refuse_idle
-from serving.options import OutputOptions, PackageOptions
+from serving.options import Layout, OutputOptions, PackageOptions
 from serving.reporting import console, logger
 
 if TYPE_CHECKING:
@@ -37,25 +37,28 @@ def tune_command(
 
     Measures a coarse grid of precision, instances, threads and batching, then further configurations that Optuna chooses, with
     other batch sizes and queue delays, as long as --minutes allow; then the best three and the untuned default again in
-    interleaved rounds. The winner has the highest throughput within --latency-p99-ms, and is better than the default beyond
-    measurement noise. It is packaged, written into the recipe next to your own choices, and used by every later tritonize
-    package of this bundle. If a run is interrupted, the same command resumes it.
+    interleaved rounds. Of a model that generates, precision, threads and slots are searched. The winner has the highest throughput
+    within --latency-p99-ms, and is better than the default beyond measurement noise. It is packaged, written into the recipe next
+    to your own choices, and used by every later tritonize package of this bundle. If a run is interrupted, the same command
+    resumes it.
     """
     options = with_model_name(ctx, model, options)
+    _explain_kind(options)
     if dry.dry_run:
         refuse_idle(["--fresh", "--minutes"], "with --dry-run")
         _print_grid(options, as_json=output.json)
         return
     from benchmarks.tuning.applied import with_winner
-    from benchmarks.tuning.stage import require_tunable, tune
+    from benchmarks.tuning.stage import tune
     from benchmarks.tuning.summary import require_winner, summary, table, to_json
     from serving.bundle import load_bundle
     from serving.lineage import refuse_other_package
     from serving.placement import refuse_foreign
+    from serving.runtime.tasks._generation import GenerationTask
 
     bundle = load_bundle(options.bundle_folder)
-    require_tunable(bundle)
-    refuse_foreign(options.repository, options.name, "ensemble")  # now rather than after a quarter of an hour
+    layout: Layout = "generation" if isinstance(bundle.task, GenerationTask) else "ensemble"
+    refuse_foreign(options.repository, options.name, layout)  # now rather than after a quarter of an hour
     places = PackageOptions(name=options.name, bundle=options.bundle_folder, repository=options.repository)
     refuse_other_package(places, bundle)
     if (own := recipe_file(ctx)) is not None:
@@ -78,6 +81,19 @@ def tune_command(
         click.echo(json.dumps(to_json(tuned.outcome) | {"recipe": str(recipe)}, ensure_ascii=False))
 
 
+def _explain_kind(options: TuneOptions) -> None:
+    """Refuse an option that has no effect for the kind of the model, and say which settings have no meaning for it."""
+    from serving.bundle import load_bundle
+    from serving.generation_plan import IDLE
+    from serving.runtime.tasks._generation import GenerationTask
+
+    if not isinstance(load_bundle(options.bundle_folder).task, GenerationTask):
+        refuse_idle(["--new-tokens"], "for a model that answers in one execution")
+        return
+    idle = ", ".join(name.replace("_", " ") for name in IDLE)
+    logger.info(f"precision, threads and slots (--max-batch-size) are searched; a model that generates has no {idle}")
+
+
 def _print_grid(options: TuneOptions, *, as_json: bool) -> None:
     from benchmarks.tuning.stage import prepare
 
@@ -91,12 +107,14 @@ def _print_grid(options: TuneOptions, *, as_json: bool) -> None:
     logger.info(f"then others, {total} in all, and at last the best three and the untuned default in interleaved rounds")
 
 
-def _packaged_length(repository: Path, name: str, bundle: Path) -> int | None:
-    """Return the maximum length that a bundle is packaged with, so that it stays; None if it is not packaged."""
+def _packaged_sizes(repository: Path, name: str, bundle: Path) -> tuple[int | None, int | None]:
+    """Return the maximum length and the capacity that a bundle is packaged with, so that they stay; None if it is not packaged."""
     from serving.lineage import is_packaged_from, read_package
 
     packaged = read_package(repository, name)
-    return packaged.max_length if packaged is not None and is_packaged_from(packaged, bundle) else None
+    if packaged is None or not is_packaged_from(packaged, bundle):
+        return None, None
+    return packaged.max_length, packaged.configuration.capacity
 
 
 def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Path:
@@ -107,8 +125,12 @@ def _apply(options: TuneOptions, winner: Configuration, own: Path | None) -> Pat
 
     name, bundle, repository = options.name, options.bundle_folder, options.repository
     device: Literal["cpu", "gpu"] = "gpu" if winner.device == "gpu" else "cpu"
-    length = _packaged_length(repository, name, bundle)
-    packaged = package(PackageOptions(bundle=bundle, repository=repository, name=name, device=device, max_length=length))
+    length, capacity = _packaged_sizes(repository, name, bundle)
+    if capacity == winner.capacity:
+        capacity = None  # the default
+    packaged = package(
+        PackageOptions(bundle=bundle, repository=repository, name=name, device=device, max_length=length, capacity=capacity)
+    )
     state = "is up to date" if packaged.unchanged else "is packaged; restart a running server to load it"
     logger.info(f"{repository / name} {state}")
     flag = "" if winner.device == resolve_device("auto") else f" --device {winner.device}"

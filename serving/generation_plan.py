@@ -7,8 +7,9 @@ from serving.errors import ArtifactError
 from serving.machine import cores, memory_bytes, resolve_device
 from serving.manifests import GenerationVariantFigures
 from serving.options import PackageOptions
-from serving.plan import Plan
+from serving.plan import Plan, add_notes, applicable_tuning
 from serving.runtime.tasks._text2text import Text2TextTask
+from serving.tuning import Tuning
 
 SLOTS = 16
 """Default number of sequences that are generated at the same time."""
@@ -20,12 +21,13 @@ IDLE = ("batching", "layout", "instances", "preprocess_instances", "postprocess_
 """Options of packaging that have no effect: one process generates all answers together, each step with all that run."""
 
 
-def make_generation_plan(bundle: Bundle, options: PackageOptions) -> Plan:
+def make_generation_plan(bundle: Bundle, options: PackageOptions, tuning: Tuning | None = None) -> Plan:
     """Choose every setting that is ``auto`` or None.
 
     Args:
         bundle: The bundle to serve.
         options: Options of the stage.
+        tuning: The tuning found beside the bundle. It is ignored, with a reason, if it does not apply.
 
     Raises:
         ArtifactError: The bundle does not hold this precision, the device is a GPU, or not one sequence has room.
@@ -36,26 +38,32 @@ def make_generation_plan(bundle: Bundle, options: PackageOptions) -> Plan:
             f"{bundle.manifest.name} generates on a CPU here",
             hint="give --device cpu, or package the checkpoint for a GPU with --engine vllm",
         )
-    variant = _fastest(bundle, reasons) if options.precision == "auto" else bundle.variant(options.precision)
-    slots, usual = options.max_batch_size or SLOTS, bundle.generation_task.generation_options
+    tuning = applicable_tuning(tuning, bundle, options.precision, "cpu", reasons)
+    tuned = None if tuning is None else tuning.winner
+    precision = options.precision if tuned is None else tuned.precision
+    variant = _fastest(bundle, reasons) if precision == "auto" else bundle.variant(precision)
+    slots = options.max_batch_size or (SLOTS if tuned is None else tuned.max_batch_size)
+    usual = bundle.generation_task.generation_options
     if slots < max(usual.num_beams, usual.num_return_sequences):
         raise ArtifactError(
             f"an answer of {bundle.manifest.name} needs {max(usual.num_beams, usual.num_return_sequences)} sequences, not {slots}",
             hint="give a larger --max-batch-size",
         )
     capacity = _capacity(bundle, variant, slots, options.capacity, reasons)
-    return Plan(
+    plan = Plan(
         precision=variant.precision,
         device="cpu",
         batching="ragged",
         instances=1,
-        threads=options.threads or cores(),
+        threads=options.threads or (cores() if tuned is None else tuned.threads),
         max_batch_size=slots,
         queue_delay_us=0,
         layout="generation",
         capacity=capacity,
         reasons=reasons,
     )
+    add_notes(plan, tuning)
+    return plan
 
 
 def generation_figures(variant: Variant) -> GenerationVariantFigures:

@@ -56,7 +56,7 @@ def choose_packaging(bundle: Bundle, options: PackageOptions, tuning: Tuning | N
     if options.engine == "vllm":
         return _vllm(bundle, options)
     if isinstance(bundle.task, GenerationTask):
-        return _generating(bundle, options)
+        return _generating(bundle, options, tuning)
     return _encoder(bundle, options, tuning)
 
 
@@ -71,8 +71,8 @@ def _vllm(bundle: Bundle, options: PackageOptions) -> Packaging:
     return Packaging(plan=plan, graph=None, figures=None, probe=vllm_probe(bundle.task.example), write=write)
 
 
-def _generating(bundle: Bundle, options: PackageOptions) -> Packaging:
-    plan = make_generation_plan(bundle, options)
+def _generating(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Packaging:
+    plan = make_generation_plan(bundle, options, tuning)
     variant = bundle.variant(plan.precision)
     task = bundle.generation_task
     return Packaging(

@@ -75,7 +75,7 @@ def make_plan(
     """
     reasons: dict[str, str] = {}
     chosen_device = resolve_device(device)
-    tuning = _applicable(tuning, bundle, precision, chosen_device, reasons)
+    tuning = applicable_tuning(tuning, bundle, precision, chosen_device, reasons)
     tuned = tuning.winner if tuning is not None else None
     if tuned is not None:
         precision, batching = tuned.precision, tuned.batching if batching == "auto" else batching
@@ -98,11 +98,12 @@ def make_plan(
         postprocess_instances=after,
         reasons=reasons,
     )
-    _add_notes(plan, tuning)
+    add_notes(plan, tuning)
     return plan
 
 
-def _applicable(tuning: Tuning | None, bundle: Bundle, precision: str, device: str, reasons: dict[str, str]) -> Tuning | None:
+def applicable_tuning(tuning: Tuning | None, bundle: Bundle, precision: str, device: str, reasons: dict[str, str]) -> Tuning | None:
+    """Return the tuning if it may be used; otherwise None, and why is added to the reasons."""
     if tuning is None:
         return None
     objection = tuning.objection(bundle.folder, precision=precision, device=device)
@@ -171,7 +172,7 @@ def _choose_step_instances(
     return before, after or max(1, before // 2)
 
 
-def _add_notes(plan: Plan, tuning: Tuning | None) -> None:
+def add_notes(plan: Plan, tuning: Tuning | None) -> None:
     """Note where the plan differs from the tuning that applies, and threads that the CPU does not have."""
     own = [] if tuning is None else tuning.differences(plan)
     if tuning is not None:

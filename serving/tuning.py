@@ -60,7 +60,7 @@ class Tuning:
         """Return the winner's speed, the latency that was allowed, and the date."""
         speed, allowed = self.manifest.speed, self.manifest.latency_p99_ms
         budget = "" if allowed is None else f" (budget {allowed:g} ms)"
-        return f"{speed.throughput:.0f} rows/s at p99 {speed.p99_ms:.3g} ms{budget}, {self.manifest.created.isoformat()}"
+        return f"{speed.rate} at p99 {speed.p99_ms:.3g} ms{budget}, {self.manifest.created.isoformat()}"
 
 
 def tuning_folder(bundle: Path) -> Path:

@@ -38,6 +38,7 @@ TOGETHER = {
         "tests/serving/test_evaluator.py",
         "tests/serving/test_forks.py",
         "tests/serving/test_fused.py",
+        "tests/serving/test_monitoring.py",
         "tests/serving/test_pipeline_attributes.py",
         "tests/serving/test_predict.py",
         "tests/serving/test_server.py",

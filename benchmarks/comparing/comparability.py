@@ -11,7 +11,7 @@ from benchmarks.pages.formatting import answer
 from benchmarks.report import Report, length_key
 
 MACHINE = ("cpu", "cores", "gpus")
-SETTINGS = ("rows", "duration", "rounds", "seed", "max_length", "test", "tokens", "new_tokens")
+SETTINGS = ("rows", "duration", "rounds", "seed", "max_length", "test", "tokens", "new_tokens", "num_beams")
 REFERENCE_LIBRARIES = ("torch", "transformers")
 TAKEN_PERCENT = 10
 """Share of the processor time. Processes of several threads lose far more of their speed to it than processes of one thread."""
@@ -55,10 +55,11 @@ def same_labelled_rows(before: Report, now: Report) -> bool | None:
 def same_timed_rows(before: Report, now: Report, length: int | None) -> bool:
     """Whether speed was measured on the same rows of ``length`` tokens (None: as they are).
 
-    That includes the length at which they are truncated, and the length of the answers of a model that generates.
+    That includes the length at which they are truncated, and the length and the beams of the answers of a model that generates.
     """
     key = length_key(length)
-    ours, theirs = ((one.settings.timed_sha256.get(key), one.settings.max_length, one.settings.new_tokens) for one in (before, now))
+    found = [one.settings for one in (before, now)]
+    ours, theirs = ((one.timed_sha256.get(key), one.max_length, one.new_tokens, one.num_beams) for one in found)
     return ours == theirs
 
 

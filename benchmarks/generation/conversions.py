@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
-from benchmarks.generation.generation_runs import CTRANSLATE2
 from export import convert
 from serving.errors import first_line
 from serving.reporting import logger
 
+CTRANSLATE2 = "ctranslate2"
 QUANTIZATIONS = {"fp32": "float32", "int8": "int8"}
 
 
-def exported_by_optimum(checkpoint: Path, task: str, folder: Path) -> Path | None:
+def has_ctranslate2() -> bool:
+    """Whether CTranslate2 is installed."""
+    return importlib.util.find_spec(CTRANSLATE2) is not None
+
+
+def export_by_optimum(checkpoint: Path, task: str, folder: Path) -> str:
     """Export a checkpoint as Optimum does by itself, with its cache as inputs and outputs.
 
+    Args:
+        checkpoint: The checkpoint.
+        task: Optimum's name of the task.
+        folder: An empty folder.
+
     Returns:
-        The folder; None if Optimum does not support the architecture, which is reported.
+        Why Optimum cannot export the architecture; empty if it has.
     """
     from optimum.exporters.onnx import main_export
 
@@ -25,16 +36,15 @@ def exported_by_optimum(checkpoint: Path, task: str, folder: Path) -> Path | Non
         with convert.silence_exporters():
             main_export(str(checkpoint), folder, task=f"{task}-with-past", do_validation=False, device="cpu")
     except Exception as error:  # what is not supported is told by errors of every type
-        logger.warning(f"exported.fp32 is left out: Optimum cannot export the checkpoint: {first_line(error)[:300]}")
-        return None
-    return folder
+        return f"Optimum cannot export the checkpoint: {first_line(error)[:300]}"
+    return ""
 
 
-def convert_for_ctranslate2(checkpoint: Path, folder: Path) -> bool:
+def convert_for_ctranslate2(checkpoint: Path, folder: Path) -> str:
     """Convert a checkpoint to CTranslate2's models, in one folder for each precision.
 
     Returns:
-        Whether CTranslate2 supports the architecture. If not, that is reported.
+        Why CTranslate2 cannot convert it; empty if it has.
     """
     from ctranslate2.converters import TransformersConverter
 
@@ -42,6 +52,5 @@ def convert_for_ctranslate2(checkpoint: Path, folder: Path) -> bool:
         try:
             TransformersConverter(str(checkpoint)).convert(str(folder / precision), quantization=quantization)
         except Exception as error:  # as above
-            logger.warning(f"{CTRANSLATE2} is left out: it cannot convert the checkpoint: {first_line(error)[:300]}")
-            return False
-    return True
+            return f"it cannot convert the checkpoint: {first_line(error)[:300]}"
+    return ""

@@ -1,39 +1,63 @@
-"""What a benchmark of a model that generates measures: bundle, engine settings and prompts, read and checked."""
+"""What a benchmark of a model that generates measures: bundle, engine settings and texts, read and checked."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.benchmark_options import BenchmarkOptions
-from benchmarks.generation.generation_jobs import greedy
+from benchmarks.generation.drawn_texts import draw_texts, texts_by_length
+from benchmarks.generation.generation_jobs import AskedOptions, continuing, rewriting
 from benchmarks.generation.prompts import Prompts
+from benchmarks.generation.source_texts import SourceTexts
+from benchmarks.generation.tokenized_texts import TokenizedTexts
 from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkRows
 from benchmarks.served_package import ServedPackage
-from export.data import encode_labels, prepare_rows, read_evaluation, sample_indices
+from export.data import LabelledRows, encode_labels, prepare_rows, read_evaluation
 from export.sources import checkpoint_folder, load_rows
 from export.tasks import task_of_bundle
 from export.tasks._generation import ExportedGenerationTask
-from export.tasks.base import Task
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, DataError, refusing
 from serving.generating_model import engine_settings
 from serving.generation_plan import make_generation_plan
 from serving.options import PackageOptions
-from serving.reporting import logger
 from serving.runtime.generation.engine_settings import EngineSettings
-from serving.runtime.tasks.text_generation import TextGeneration
+from serving.runtime.generation.generation_options import GenerationOptions
 
 QUICKSTART_CACHE = "quickstart"
 IN_FLIGHT = (1, 4, 16)
 """Default numbers of requests in flight."""
-COMPARED = 16
-"""Most prompts whose answers are compared with the original's, which takes its time for each."""
-ROWS_OF_LENGTH = 48
+COMPARED_CONTINUATIONS, COMPARED_TEXTS = 16, 32
+"""Most answers that are compared with the original's, which takes its time for each; of an encoder-decoder also with right ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSubject:
+    """A model that generates, and how it is asked.
+
+    Attributes:
+        bundle: The bundle, with the length at which sources are truncated.
+        task: Its task.
+        engine: Settings of the engine: those that are served.
+        asked: Options of the requests.
+        texts: Tokenizes what the model reads.
+        room: Most tokens of a text.
+    """
+
+    bundle: Bundle
+    task: ExportedGenerationTask
+    engine: EngineSettings
+    asked: AskedOptions
+    texts: TokenizedTexts
+    room: int
+
+    @property
+    def generation_options(self) -> GenerationOptions:
+        """How timed answers are generated."""
+        return self.bundle.generation_task.with_options(self.asked.timed).generation_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +65,24 @@ class GenerationInputs:
     """What a benchmark of a model that generates measures.
 
     Attributes:
-        engine: Settings of the engine: those that are served.
-        special_tokens: Whether the tokenizer adds special tokens to a prompt.
-        rows: Prompts. The labelled ones are those whose answers are compared.
-        tokens: Mean tokens of the timed prompts, by length.
+        rows: The texts. The labelled ones are those whose answers are compared; the references are the right answers, if there are.
+        tokens: Mean tokens of the timed texts, by length.
         precisions: Variants that run in process.
         exported: The graph as Optimum exports it; None if it is not measured, or was not exported yet.
     """
 
     options: BenchmarkOptions
-    bundle: Bundle
+    subject: GenerationSubject
     checkpoint: Path
-    engine: EngineSettings
-    special_tokens: bool
     rows: BenchmarkRows
     tokens: dict[int | None, float]
     precisions: tuple[str, ...]
     exported: Path | None = None
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle."""
+        return self.subject.bundle
 
     @property
     def clients(self) -> list[int]:
@@ -65,8 +90,13 @@ class GenerationInputs:
         return sorted(set(self.options.concurrencies or IN_FLIGHT))
 
     @property
+    def whole_tokens(self) -> int | None:
+        """Tokens of every timed answer, where answers come whole; None: each token comes by itself."""
+        return None if self.bundle.generation_task.streams else self.options.new_tokens
+
+    @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of the prompts that have one length."""
+        """Tokens of the texts that have one length."""
         return tuple(length for length in self.rows.timed if length is not None)
 
 
@@ -79,12 +109,9 @@ def read_generation_inputs(options: BenchmarkOptions, bundle: Bundle, package: S
         package: What is served; None: the server is not measured.
 
     Raises:
-        ArtifactError: The bundle lacks a precision, is of a task that is not measured yet, or the checkpoint is not its original.
+        ArtifactError: The bundle lacks a precision, or the checkpoint is not its original.
         DataError: The rows cannot be read, or are too few.
     """
-    task = task_of_bundle(bundle)
-    if not isinstance(task, ExportedGenerationTask) or not isinstance(bundle.task, TextGeneration):
-        raise ArtifactError(f"models of {bundle.task.name} are not measured", hint="benchmark measures text-generation")
     if options.device == "gpu":
         raise ArtifactError(f"{bundle.manifest.name} generates on a CPU here", hint="give --device cpu")
     precisions: tuple[str, ...] = options.precisions or tuple(bundle.variants)
@@ -92,79 +119,85 @@ def read_generation_inputs(options: BenchmarkOptions, bundle: Bundle, package: S
         bundle.variant(precision)  # an error now rather than minutes later
     checkpoint = checkpoint_folder(options.original, options.artifacts / QUICKSTART_CACHE)
     require_original(bundle, checkpoint)
-    engine = _default_engine(bundle) if package is None else _packaged_engine(package)
-    if options.new_tokens >= engine.capacity:
-        raise DataError(
-            f"answers of {options.new_tokens} tokens leave no room for a prompt: a sequence has {engine.capacity} tokens",
-            hint="give fewer --new-tokens",
-        )
-    prompts = Prompts(bundle, engine.capacity, greedy(options.new_tokens) | {"add_special_tokens": task.adds_special_tokens})
-    texts = _drawn(_texts(options, bundle, task), options, prompts, room=engine.capacity - options.new_tokens)
-    timed = {None: texts} | _by_length(options, prompts, texts, room=engine.capacity - options.new_tokens)
-    return GenerationInputs(
-        options=options,
-        bundle=bundle,
-        checkpoint=checkpoint,
-        engine=engine,
-        special_tokens=task.adds_special_tokens,
-        rows=BenchmarkRows(
-            timed={length: [[text] for text in some] for length, some in timed.items()},
-            labelled=[[text] for text in texts[:COMPARED]],
-            references=[],
-        ),
-        tokens={length: sum(len(prompts.tokens(text)) for text in some) / len(some) for length, some in timed.items()},
-        precisions=precisions,
-    )
-
-
-def _default_engine(bundle: Bundle) -> EngineSettings:
-    return engine_settings(bundle, make_generation_plan(bundle, PackageOptions(device="cpu")))
-
-
-def _packaged_engine(package: ServedPackage) -> EngineSettings:
-    settings = package.file.parent / "settings.json"
-    with refusing(f"{settings} is damaged", hint="write it again with: tritonize package"):
-        return EngineSettings.from_settings(json.loads(settings.read_text(encoding="utf-8")))
-
-
-def _texts(options: BenchmarkOptions, bundle: Bundle, task: Task) -> list[str]:
-    if options.test is None:
-        return list(read_evaluation(bundle.folder, task).texts[0])
-    cache = options.artifacts / QUICKSTART_CACHE
-    found = encode_labels(load_rows(options.test, options.columns, type(task), split="test", cache=cache), task)
-    encoder = bundle.encoder(["input_ids"])
-    return list(prepare_rows(found, task, encoder, location=options.test, training=False).texts[0])
-
-
-def _drawn(texts: Sequence[str], options: BenchmarkOptions, prompts: Prompts, *, room: int) -> list[str]:
-    """Draw the prompts that are timed, from those that fit.
-
-    Raises:
-        DataError: They are too few for the rounds.
-    """
-    fitting = [text for text in texts if text and len(prompts.tokens(text)) <= room]
-    if left_out := len(texts) - len(fitting):
-        logger.info(f"{left_out} of {len(texts)} rows are left out: they are empty, or longer than {room} tokens")
-    drawn = [fitting[index] for index in sample_indices(len(fitting), options.rows, options.seed)]
+    engine = default_engine(bundle) if package is None else packaged_engine(package)
+    packaged = bundle if package is None else bundle.with_max_length(package.manifest.max_length)
+    subject = generation_subject(packaged, engine, options.new_tokens)
+    labelled = _labelled(options, subject)
+    drawn = draw_texts(subject.texts, labelled.texts[0], count=options.rows, seed=options.seed, room=subject.room)
     if len(drawn) < options.rounds:
         raise DataError(
             f"{len(drawn)} rows cannot be dealt out to {options.rounds} rounds",
             hint="give fewer --rounds, shorter answers with --new-tokens, or other rows with --test",
         )
-    random.Random(options.seed).shuffle(drawn)  # noqa: S311 - nothing secret
-    return drawn
+    texts = [labelled.texts[0][row] for row in drawn]
+    lengths = texts_by_length(subject.texts, texts, options.lengths, room=subject.room, least=options.rounds)
+    timed: dict[int | None, list[str]] = {None: texts}
+    for length, some in lengths.items():
+        timed[length] = some
+    compared = drawn[: COMPARED_CONTINUATIONS if bundle.generation_task.streams else COMPARED_TEXTS]
+    count = subject.texts.tokens
+    return GenerationInputs(
+        options=options,
+        subject=subject,
+        checkpoint=checkpoint,
+        rows=BenchmarkRows(
+            timed={length: [[text] for text in some] for length, some in timed.items()},
+            labelled=[[labelled.texts[0][row]] for row in compared],
+            references=[] if bundle.generation_task.streams else [labelled.labels[row] for row in compared],
+        ),
+        tokens={length: sum(len(count(text)) for text in some) / len(some) for length, some in timed.items()},
+        precisions=precisions,
+    )
 
 
-def _by_length(options: BenchmarkOptions, prompts: Prompts, texts: Sequence[str], *, room: int) -> dict[int | None, list[str]]:
-    """Prompts of each requested length. A length that the rows cannot be brought to is reported and left out."""
-    found: dict[int | None, list[str]] = {}
-    for length in options.lengths:
-        if length > room:
-            logger.warning(f"length {length} is left out: a prompt has room for {room} tokens")
-            continue
-        made = prompts.of_length(texts, length, count=ROWS_OF_LENGTH)
-        if len(made) < options.rounds:
-            logger.warning(f"length {length} is left out: of the rows no more than {len(made)} can be brought to it")
-            continue
-        found[length] = made
-    return found
+def generation_subject(bundle: Bundle, engine: EngineSettings, new_tokens: int) -> GenerationSubject:
+    """Return how a model is asked for answers of ``new_tokens`` tokens.
+
+    Args:
+        bundle: The bundle, with the length at which sources are truncated.
+        engine: Settings of the engine.
+        new_tokens: Tokens of every answer that is timed.
+
+    Raises:
+        DataError: Answers cannot have so many tokens.
+    """
+    task = task_of_bundle(bundle)
+    assert isinstance(task, ExportedGenerationTask), "the task of a bundle that generates"
+    if new_tokens >= engine.capacity:
+        what = f"leave no room for a prompt: a sequence has {engine.capacity} tokens"
+        if not bundle.generation_task.streams:
+            what = f"are too long: this model has room for {engine.capacity - 1}"
+        raise DataError(f"answers of {new_tokens} tokens {what}", hint="give fewer --new-tokens")
+    texts: TokenizedTexts
+    if bundle.generation_task.streams:
+        asked = continuing(new_tokens, special_tokens=task.adds_special_tokens)
+        texts, room = Prompts(bundle, engine.capacity, asked.timed), engine.capacity - new_tokens
+    else:
+        asked = rewriting(new_tokens)
+        texts, room = SourceTexts(bundle, asked.timed), bundle.max_length
+    return GenerationSubject(bundle=bundle, task=task, engine=engine, asked=asked, texts=texts, room=room)
+
+
+def default_engine(bundle: Bundle) -> EngineSettings:
+    """Return the settings that a model is packaged with if no option says otherwise, and it was not tuned."""
+    return engine_settings(bundle, make_generation_plan(bundle, PackageOptions(device="cpu")))
+
+
+def packaged_engine(package: ServedPackage) -> EngineSettings:
+    """Read the settings of a package.
+
+    Raises:
+        ArtifactError: They cannot be read.
+    """
+    settings = package.file.parent / "settings.json"
+    with refusing(f"{settings} is damaged", hint="write it again with: tritonize package"):
+        return EngineSettings.from_settings(json.loads(settings.read_text(encoding="utf-8")))
+
+
+def _labelled(options: BenchmarkOptions, subject: GenerationSubject) -> LabelledRows:
+    bundle, task = subject.bundle, subject.task
+    if options.test is None:
+        return read_evaluation(bundle.folder, task)
+    cache = options.artifacts / QUICKSTART_CACHE
+    found = encode_labels(load_rows(options.test, options.columns, type(task), split="test", cache=cache), task)
+    return prepare_rows(found, task, bundle.encoder(["input_ids"]), location=options.test, training=False)

@@ -15,6 +15,8 @@ TimedRequest = tuple[list[str], int, float]
 """Prompts, requests in flight, and least duration in seconds of a slice of time."""
 TimedReply = tuple[TokenTimes, float]
 """When the tokens came, and the processor time of the worker meanwhile, seconds."""
+OWN_ANSWERS: dict[str, JsonValue] = {"do_sample": False, "num_return_sequences": 1, "truncation": True}
+"""Options of a request to an encoder-decoder for the answer that it gives by default, but without sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +33,30 @@ class ServerTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AskedOptions:
+    """Options of the requests of a benchmark.
+
+    Attributes:
+        timed: Of requests that are timed. All answers have equally many tokens.
+        compared: Of requests whose answers are compared.
+    """
+
+    timed: dict[str, JsonValue]
+    compared: dict[str, JsonValue]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationJob:
-    """What one worker process generates with. All answers are greedy and have ``new_tokens`` tokens.
+    """What one worker process generates with.
 
     Attributes:
         backend: ``served``, ``onnx``, ``pytorch``, ``exported`` or ``ctranslate2``.
         source: The file or folder that is loaded; of a server the file that it serves.
         bundle: The bundle whose task and tokenizer apply.
+        max_length: Maximum tokens of a source, as packaged; None: as exported.
         engine: Settings of the engine, as packaged.
-        special_tokens: Whether the tokenizer adds special tokens to a prompt.
+        new_tokens: Tokens of every answer that is timed.
+        options: Options of the requests.
         precision: Precision that a library is asked to convert to; empty: that of the source.
         server: The model to ask; None: in process.
         labelled: Prompts answered before anything is timed: their answers are compared, and they warm up the model.
@@ -48,9 +65,10 @@ class GenerationJob:
     backend: str
     source: Path
     bundle: Path
+    max_length: int | None = None
     engine: EngineSettings
     new_tokens: int
-    special_tokens: bool
+    options: AskedOptions
     precision: str = ""
     server: ServerTarget | None = None
     labelled: list[str]
@@ -59,12 +77,23 @@ class GenerationJob:
         """Return the job of a process that answers no labelled rows."""
         return replace(self, labelled=[])
 
-    @property
-    def options(self) -> dict[str, JsonValue]:
-        """Options of a request: greedy, and as long as all answers are, whatever the model would like."""
-        return greedy(self.new_tokens) | {"add_special_tokens": self.special_tokens}
-
 
 def greedy(new_tokens: int) -> dict[str, JsonValue]:
     """Return the options of a greedy answer of ``new_tokens`` tokens, which no end-of-sequence token ends."""
     return {"max_new_tokens": new_tokens, "do_sample": False, "num_beams": 1, "ignore_eos": True}
+
+
+def continuing(new_tokens: int, *, special_tokens: bool) -> AskedOptions:
+    """Return the options of requests to a model that continues texts: greedy, and as long as all answers are.
+
+    Args:
+        new_tokens: Tokens of every answer.
+        special_tokens: Whether the tokenizer adds special tokens to a prompt.
+    """
+    asked = greedy(new_tokens) | {"add_special_tokens": special_tokens}
+    return AskedOptions(timed=asked, compared=asked)
+
+
+def rewriting(new_tokens: int) -> AskedOptions:
+    """Return the options of requests to an encoder-decoder: the model's own, as its beams; timed answers are equally long."""
+    return AskedOptions(timed=OWN_ANSWERS | {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}, compared=OWN_ANSWERS)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.generation.conversions import CTRANSLATE2
 from benchmarks.generation.generation_inputs import GenerationInputs
-from benchmarks.generation.generation_quality import Answers, compare_answers, original_perplexity, with_bundle_figures
-from benchmarks.generation.generation_runs import CONTINUOUS, CTRANSLATE2
+from benchmarks.generation.generation_quality import AnswerComparison, Answers
+from benchmarks.generation.generation_runs import CONTINUOUS
 from benchmarks.generation.generation_ways import GeneratingProcess, samples_of, to_arrangement
-from benchmarks.generation.prompts import Prompts
 from benchmarks.in_process import ORIGINAL, bundle_precision
 from benchmarks.jobs import WorkerFacts
-from benchmarks.measurements import InProcess, Quality
+from benchmarks.measurements import InProcess
 from benchmarks.processes import MIB
 from benchmarks.token_speed import TokenTimes
 from export import graph
@@ -36,7 +36,7 @@ class GeneratedModels:
     original: Answers
 
 
-def collected(inputs: GenerationInputs, measured: Sequence[GeneratingProcess], prompts: Prompts) -> GeneratedModels:
+def collected(inputs: GenerationInputs, measured: Sequence[GeneratingProcess], comparison: AnswerComparison) -> GeneratedModels:
     """End the processes and collect what was measured.
 
     Raises:
@@ -50,7 +50,7 @@ def collected(inputs: GenerationInputs, measured: Sequence[GeneratingProcess], p
     samples: dict[str, TokenTimes] = {}
     models = []
     for name, (one, facts) in named.items():
-        model = _model(inputs, name, one, facts, original, prompts)
+        model = _model(inputs, name, one, facts, original, comparison)
         models.append(model)
         for way in one.ways:
             samples |= samples_of(name, way)
@@ -77,7 +77,12 @@ def _name(inputs: GenerationInputs, one: GeneratingProcess, facts: WorkerFacts) 
 
 
 def _model(
-    inputs: GenerationInputs, name: str, one: GeneratingProcess, facts: WorkerFacts, original: Answers, prompts: Prompts
+    inputs: GenerationInputs,
+    name: str,
+    one: GeneratingProcess,
+    facts: WorkerFacts,
+    original: Answers,
+    comparison: AnswerComparison,
 ) -> InProcess:
     kind, _, precision = name.partition(".")
     arrangements = [to_arrangement(way, facts) for way in one.ways]
@@ -91,19 +96,21 @@ def _model(
         size_mib=_size(kind, facts.file) / MIB,
         fused_operators=operators,
         arrangements={arrangement.name: arrangement for arrangement in arrangements},
-        quality=_quality(inputs, kind, precision, facts.answers, original, prompts),
+        quality=comparison.quality(name, facts.answers, original),
     )
 
 
 def _size(kind: str, file: Path) -> int:
     if kind == CTRANSLATE2:
         return file.stat().st_size
-    return graph.size(file) if file.suffix == ".onnx" else weights_size(file.parent)
+    return graphs_size(file) if file.suffix == ".onnx" else weights_size(file.parent)
 
 
-def _quality(inputs: GenerationInputs, kind: str, precision: str, answers: Answers, original: Answers, prompts: Prompts) -> Quality:
-    texts = [row[0] for row in inputs.rows.labelled]
-    quality = compare_answers(texts, answers, original, prompts.decode)
-    if kind == CONTINUOUS:
-        return with_bundle_figures(quality, inputs.bundle, precision)
-    return replace(quality, perplexity=original_perplexity(inputs.bundle)) if f"{kind}.{precision}" == ORIGINAL else quality
+def graphs_size(file: Path) -> int:
+    """Return the bytes of a graph that generates, and of the encoder that belongs to it."""
+    encoders = [file.with_name(name) for name in ENCODERS.get(file.name, ())]
+    return sum(graph.size(one) for one in (file, *encoders))
+
+
+ENCODERS = {"decoder.onnx": ("encoder.onnx",), "decoder_model_merged.onnx": ("encoder_model.onnx",)}
+"""The encoders of decoders, by their names."""

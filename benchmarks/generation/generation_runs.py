@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.generation.generation_inputs import GenerationInputs
+from benchmarks.generation.conversions import CTRANSLATE2, has_ctranslate2
+from benchmarks.generation.generation_inputs import GenerationInputs, GenerationSubject
 from benchmarks.generation.generation_jobs import GenerationJob, ServerTarget
 from benchmarks.measurements import LoadMode
 from benchmarks.model_runs import Call
 from benchmarks.served_package import ServedPackage
-from serving.options import ServerAddress
+from serving.options import ServerAddress, WireProtocol
 
-CTRANSLATE2 = "ctranslate2"
 PEERS = ("exported", CTRANSLATE2)
 """Backends that do not run every architecture: without them, the others are measured all the same."""
 CONTINUOUS = "onnx"
@@ -45,9 +44,11 @@ def planned_generation_runs(inputs: GenerationInputs, converted: Path) -> Iterat
     by_length: tuple[Call, ...] = tuple((clients[0], length) for length in inputs.lengths)
     every: tuple[Call, ...] = tuple((count, None) for count in clients)
     static = tuple(dict.fromkeys([(1, None), every[-1]]))
+    labelled = [row[0] for row in inputs.rows.labelled]
 
     def run(backend: str, source: Path, precision: str, calls: tuple[Call, ...]) -> GenerationRun:
-        return GenerationRun(job=_job(inputs, backend, source, precision), precision=precision, calls=calls)
+        job = generation_job(inputs.subject, backend, source, precision, new_tokens=inputs.options.new_tokens, labelled=labelled)
+        return GenerationRun(job=job, precision=precision, calls=calls)
 
     yield run("pytorch", inputs.checkpoint, "fp32", (*static, *by_length))
     if inputs.exported is not None:
@@ -69,41 +70,46 @@ def planned_streams(inputs: GenerationInputs) -> list[LoadMode]:
 
 def server_jobs(inputs: GenerationInputs, package: ServedPackage, address: ServerAddress) -> dict[str, GenerationJob]:
     """Return the job of a load generator by protocol. The first one also asks for the answers that are compared."""
-    urls = {"grpc": address.grpc_url, "http": address.base_url.removeprefix("http://")}
+    protocols, labelled = inputs.options.protocols, [row[0] for row in inputs.rows.labelled]
     return {
-        protocol: _job(
-            inputs,
+        protocol: generation_job(
+            inputs.subject,
             "served",
             package.file,
-            server=ServerTarget(name=package.name, url=urls[protocol], protocol=protocol),
-            compared=protocol == inputs.options.protocols[0],
+            server=server_target(package.name, address, protocol),
+            new_tokens=inputs.options.new_tokens,
+            labelled=labelled if protocol == protocols[0] else [],
         )
-        for protocol in inputs.options.protocols
+        for protocol in protocols
     }
 
 
-def has_ctranslate2() -> bool:
-    """Whether CTranslate2 is installed."""
-    return importlib.util.find_spec(CTRANSLATE2) is not None
+def server_target(name: str, address: ServerAddress, protocol: WireProtocol) -> ServerTarget:
+    """Return where a model is asked over a protocol."""
+    url = address.grpc_url if protocol == "grpc" else address.base_url.removeprefix("http://")
+    return ServerTarget(name=name, url=url, protocol=protocol)
 
 
-def _job(
-    inputs: GenerationInputs,
+def generation_job(
+    subject: GenerationSubject,
     backend: str,
     source: Path,
     precision: str = "",
     *,
+    new_tokens: int,
+    labelled: list[str],
     server: ServerTarget | None = None,
-    compared: bool = True,
 ) -> GenerationJob:
+    """Return the job of a worker; see :class:`GenerationJob` for the arguments."""
     return GenerationJob(
         backend=backend,
         source=source,
-        bundle=inputs.bundle.folder,
-        engine=inputs.engine,
-        new_tokens=inputs.options.new_tokens,
-        special_tokens=inputs.special_tokens,
+        bundle=subject.bundle.folder,
+        max_length=subject.bundle.max_length,
+        engine=subject.engine,
+        new_tokens=new_tokens,
+        options=subject.asked,
         precision=precision,
         server=server,
-        labelled=[row[0] for row in inputs.rows.labelled] if compared else [],
+        labelled=labelled,
     )

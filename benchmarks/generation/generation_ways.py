@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import psutil
@@ -33,6 +33,7 @@ class GeneratingWay:
         server: Root of the server's processes; None in process, or if it is not visible from here.
         memory: Meter of the server's memory; None as before.
         served: Whether the requests go to the server.
+        whole_tokens: Tokens of every answer, where answers come whole; None: each token comes by itself.
     """
 
     name: str
@@ -40,6 +41,7 @@ class GeneratingWay:
     in_flight: int
     length: int | None
     served: bool = False
+    whole_tokens: int | None = None
     server: psutil.Process | None = None
     memory: MemoryMeter | None = None
     slices: list[GenerationSlice] = field(default_factory=list)
@@ -51,11 +53,9 @@ class GeneratingWay:
             before = None if self.server is None else cpu_seconds(self.server)
             times, own = self.workers.generate(prompts, self.in_flight, seconds)
             after = None if self.server is None else cpu_seconds(self.server)
-        if not self.served:
-            self.slices.append(GenerationSlice(times=times, cpu_seconds=own))
-            return
         used = None if before is None or after is None else after - before
-        self.slices.append(GenerationSlice(times=times, cpu_seconds=used, client_cpu_seconds=own))
+        spent = {"cpu_seconds": used, "client_cpu_seconds": own} if self.served else {"cpu_seconds": own}
+        self.slices.append(GenerationSlice(times=times, whole_tokens=self.whole_tokens, **spent))
 
     def rounds(self) -> Iterator[dict[str, float]]:
         """Yield the figures that each round has of its own."""
@@ -74,8 +74,16 @@ class GeneratingProcess:
 
 
 @contextlib.contextmanager
-def generating(runs: Sequence[GenerationRun], prompts: int) -> Iterator[list[GeneratingProcess]]:
+def generating(
+    runs: Sequence[GenerationRun], prompts: int, whole_tokens: int | None, remark: Callable[[str], None]
+) -> Iterator[list[GeneratingProcess]]:
     """Load every model that runs in process; all stay loaded and asleep as long as the block runs.
+
+    Args:
+        runs: The models.
+        prompts: Number of prompts whose answers are compared.
+        whole_tokens: See :class:`GeneratingWay`.
+        remark: Is told which peers are left out, and why.
 
     Raises:
         SetupError: A worker failed.
@@ -89,10 +97,16 @@ def generating(runs: Sequence[GenerationRun], prompts: int) -> Iterator[list[Gen
             except SetupError as error:
                 if run.job.backend not in PEERS:
                     raise
-                logger.warning(f"{run.model} is left out: {error.message}")
+                remark(f"{run.model} is left out: {error.message}")
                 continue
             ways = [
-                GeneratingWay(name=run.arrangement(count, length), workers=workers, in_flight=count, length=length)
+                GeneratingWay(
+                    name=run.arrangement(count, length),
+                    workers=workers,
+                    in_flight=count,
+                    length=length,
+                    whole_tokens=whole_tokens,
+                )
                 for count, length in run.calls
             ]
             found.append(GeneratingProcess(run=run, workers=workers, ways=ways))
@@ -149,6 +163,7 @@ def streaming(inputs: GenerationInputs, served: ServedGenerator) -> Iterator[Str
                 in_flight=load.concurrency or 1,
                 length=load.length,
                 served=True,
+                whole_tokens=inputs.whole_tokens,
                 server=process,
                 memory=memory,
             )

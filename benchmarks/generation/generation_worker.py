@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks.generation.generation_jobs import GenerationJob, TimedReply, TimedRequest
 from benchmarks.jobs import WorkerFacts
@@ -13,26 +14,72 @@ from benchmarks.own_memory import peak_rss_mib
 from serving.artifact import sha256
 
 if TYPE_CHECKING:
-    from benchmarks.generation.generators import TextGenerator
+    from benchmarks.token_speed import TokenTimes
     from serving.bundle import Bundle
 
 
-def _generator(backend: str) -> Callable[[GenerationJob, Bundle], TextGenerator]:
-    """Import what generates."""
+class TextGenerator(Protocol):
+    """What a worker generates with.
+
+    Attributes:
+        file: The file that was loaded; its checksum tells which variant ran.
+        threads: Threads of one operator.
+    """
+
+    file: Path
+    threads: int
+
+    def precision(self) -> str:
+        """Name the precision that the model computes in; empty if only the bundle's manifest tells it."""
+        ...
+
+    def answer(self, prompts: Sequence[str]) -> list[Any]:
+        """Return the answer to each prompt: its tokens; of an encoder-decoder its text."""
+        ...
+
+    def measure(self, prompts: Sequence[str], in_flight: int, seconds: float) -> TokenTimes:
+        """Answer prompts, again and again, until the time is over; ``in_flight`` of them at a time."""
+        ...
+
+
+Loader = Callable[[GenerationJob, "Bundle"], TextGenerator]
+
+
+def _continuing(backend: str) -> Loader:
+    """Import what continues texts."""
     if backend == "served":
         from benchmarks.generation.stream_clients import StreamClients
 
         return StreamClients
     if backend == "onnx":
-        from benchmarks.generation.engine_clients import EngineClients
+        from benchmarks.generation.decoder_clients import DecoderClients
 
-        return EngineClients
+        return DecoderClients
     from benchmarks.generation import generators
 
     return {
         "pytorch": generators.PyTorchGenerate,
         "exported": generators.OptimumGenerate,
         "ctranslate2": generators.CTranslate2Generate,
+    }[backend]
+
+
+def _rewriting(backend: str) -> Loader:
+    """Import what makes a text of a text."""
+    if backend == "served":
+        from benchmarks.generation.whole_answer_clients import WholeAnswerClients
+
+        return WholeAnswerClients
+    if backend == "onnx":
+        from benchmarks.generation.encoder_decoder_clients import EncoderDecoderClients
+
+        return EncoderDecoderClients
+    from benchmarks.generation import rewriters
+
+    return {
+        "pytorch": rewriters.PyTorchRewrite,
+        "exported": rewriters.OptimumRewrite,
+        "ctranslate2": rewriters.CTranslate2Rewrite,
     }[backend]
 
 
@@ -49,7 +96,9 @@ def serve_generation(channel: Connection[Any, Any], job: GenerationJob, started:
     """
     from serving.bundle import load_bundle
 
-    generator = _generator(job.backend)(job, load_bundle(job.bundle))
+    bundle = load_bundle(job.bundle).with_max_length(job.max_length)
+    load = _continuing if bundle.generation_task.streams else _rewriting
+    generator = load(job.backend)(job, bundle)
     loaded = time.perf_counter_ns()
     first = generator.answer(job.labelled[:1])
     answered = time.perf_counter_ns()

@@ -1,104 +1,38 @@
-"""Models that generate the answers to several prompts in one call, as a static batch: the originals, and peers.
+"""Models that continue several prompts in one call, as a static batch: the originals, and peers.
 
 Each imports its own library when it loads, and nothing else: load time and memory are measured.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from benchmarks.backends import TORCH_PRECISIONS, weights_file
+from benchmarks.generation.ctranslate2_options import generator_options
 from benchmarks.generation.generation_jobs import GenerationJob
+from benchmarks.generation.library_models import CT2_TYPES, ctranslate2_model, ctranslate2_precision, load_original
 from benchmarks.generation.prompts import Prompts
-from benchmarks.token_speed import TokenTimes
-from export.tasks import task_of_bundle
+from benchmarks.generation.static_batches import StaticBatches, Written
 from serving.bundle import Bundle
 
-CT2_MODEL = "model.bin"
 
-
-class TextGenerator(Protocol):
-    """What a worker generates with.
-
-    Attributes:
-        file: The file that was loaded; its checksum tells which variant ran.
-        threads: Threads of one operator.
-    """
-
-    file: Path
-    threads: int
-
-    def precision(self) -> str:
-        """Name the precision that the model computes in; empty if only the bundle's manifest tells it."""
-        ...
-
-    def answer(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of the answer to each prompt."""
-        ...
-
-    def measure(self, prompts: Sequence[str], in_flight: int, seconds: float) -> TokenTimes:
-        """Answer prompts, again and again, until the time is over; ``in_flight`` of them at a time."""
-        ...
-
-
-@dataclass
-class Written:
-    """The answers of one batch, and when their tokens came.
-
-    Attributes:
-        stamps: When the tokens of each answer came, ns.
-    """
-
-    tokens: list[list[int]]
-    stamps: list[list[int]]
-
-
-class _StaticBatches(ABC):
-    """A model that answers a batch of prompts together: the next batch begins when the longest answer has ended."""
-
-    file: Path
-    threads: int
+class _StaticPrompts(StaticBatches):
+    """A model that continues prompts."""
 
     def __init__(self, job: GenerationJob, bundle: Bundle) -> None:
         """Prepare tokenization."""
-        self.new_tokens, self.prompts = job.new_tokens, Prompts(bundle, job.engine.capacity, job.options)
-
-    @abstractmethod
-    def _write(self, prompts: list[list[int]]) -> Written:
-        """Generate the answers to the tokens of some prompts."""
-
-    @abstractmethod
-    def precision(self) -> str:
-        """Name the precision that the model computes in."""
+        self.new_tokens = job.new_tokens
+        self.texts: Prompts = Prompts(bundle, job.engine.capacity, job.options.timed)
 
     def answer(self, prompts: Sequence[str]) -> list[list[int]]:
         """Answer prompts one by one: the batch that a row is in changes the order of sums."""
-        return [self._write([self.prompts.tokens(prompt)]).tokens[0] for prompt in prompts]
-
-    def measure(self, prompts: Sequence[str], in_flight: int, seconds: float) -> TokenTimes:
-        """Answer batches of ``in_flight`` prompts until the time is over."""
-        stream = itertools.cycle(prompts)
-        rows: list[list[int]] = []
-        deadline = time.perf_counter_ns() + round(seconds * 1e9)
-        while not rows or rows[-1][-1] < deadline:
-            batch = list(itertools.islice(stream, in_flight))
-            sent = time.perf_counter_ns()
-            written = self._write([self.prompts.tokens(prompt) for prompt in batch])
-            for tokens in written.tokens:
-                self.prompts.decode(tokens)
-            rows += [[sent, *stamps] for stamps in written.stamps]
-        return np.array(rows, dtype=np.int64)
+        return [self._write([self.texts.tokens(prompt)]).tokens[0] for prompt in prompts]
 
 
-class PyTorchGenerate(_StaticBatches):
+class PyTorchGenerate(_StaticPrompts):
     """The original: ``transformers.generate`` with the checkpoint's own options but those of the job."""
 
     def __init__(self, job: GenerationJob, bundle: Bundle) -> None:
@@ -132,10 +66,7 @@ class PyTorchGenerate(_StaticBatches):
         return weights_file(job.source)
 
     def _loaded(self, job: GenerationJob, bundle: Bundle) -> Any:
-        import transformers
-
-        auto = getattr(transformers, task_of_bundle(bundle).auto_model)
-        return auto.from_pretrained(job.source, dtype=self._torch.float32, use_safetensors=True, trust_remote_code=False).eval()
+        return load_original(job, bundle)
 
     def _write(self, prompts: list[list[int]]) -> Written:
         torch, clock, longest = self._torch, self._clock(), max(map(len, prompts))
@@ -170,7 +101,7 @@ class OptimumGenerate(PyTorchGenerate):
         return "fp32"
 
 
-class CTranslate2Generate(_StaticBatches):
+class CTranslate2Generate(_StaticPrompts):
     """A peer: the checkpoint as CTranslate2 converts it. It is measured where it is installed."""
 
     def __init__(self, job: GenerationJob, bundle: Bundle) -> None:
@@ -180,11 +111,10 @@ class CTranslate2Generate(_StaticBatches):
         from serving.machine import cores
 
         super().__init__(job, bundle)
-        self.file, self.threads = job.source / CT2_MODEL, cores()
-        kind = {"fp32": "float32", "int8": "int8"}[job.precision]
+        self.file, self.threads, kind = ctranslate2_model(job), cores(), CT2_TYPES[job.precision]
         self._model = ctranslate2.Generator(str(job.source), compute_type=kind, intra_threads=self.threads, inter_threads=1)
-        self._vocabulary = self.prompts.tokenizer.id_to_token
-        self._precision = {"float32": "fp32", "int8": "int8", "int8_float32": "int8"}[self._model.compute_type]
+        self._word = self.texts.tokenizer.id_to_token
+        self._options = generator_options(self.texts.task.generation_options, self._word)
 
     def _write(self, prompts: list[list[int]]) -> Written:
         stamps: list[list[int]] = [[] for _ in prompts]
@@ -194,15 +124,16 @@ class CTranslate2Generate(_StaticBatches):
             return False
 
         found = self._model.generate_batch(
-            [[self._vocabulary(token) for token in tokens] for tokens in prompts],
+            [[self._word(token) for token in tokens] for tokens in prompts],
             max_length=self.new_tokens,
             sampling_topk=1,
             end_token=[],
             include_prompt_in_result=False,
             callback=on_token,
+            **self._options,
         )
         return Written([one.sequences_ids[0] for one in found], stamps)
 
     def precision(self) -> str:
         """Name the precision that the library computes in, as it reports it."""
-        return self._precision
+        return ctranslate2_precision(self._model.compute_type)

@@ -1,16 +1,17 @@
-"""Prompts as the server tokenizes them, and prompts of a given length."""
+"""Prompts of a model that continues texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from benchmarks.generation.tokenized_texts import TokenizedTexts
 from serving.bundle import Bundle
 from serving.runtime.generation.prompt_reader import PromptReader
 from serving.runtime.tasks.text_generation import TextGeneration
 from serving.runtime.types import JsonValue
 
 
-class Prompts:
+class Prompts(TokenizedTexts):
     """Tokenizes prompts, and decodes answers, as the server does.
 
     Args:
@@ -26,34 +27,16 @@ class Prompts:
         self._reader = PromptReader(bundle.folder, bundle.task, capacity=capacity, split_special_tokens=split)
         self.tokenizer = self._reader.tokenizer
 
-    def tokens(self, prompt: str) -> list[int]:
+    def tokens(self, text: str) -> list[int]:
         """Tokenize a prompt.
 
         Raises:
             ValueError: It has no tokens, or is far too long.
         """
-        found: list[int] = self._reader.read(prompt.encode(), self.task).tokens.tolist()
+        found: list[int] = self._reader.read(text.encode(), self.task).tokens.tolist()
         return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Decode an answer."""
         text: str = self.tokenizer.decode(list(tokens))
         return text
-
-    def of_length(self, texts: Sequence[str], length: int, *, count: int) -> list[str]:
-        """Make prompts of ``length`` tokens, or a few less, by appending the following texts and truncating at the end of a token.
-
-        There are at most ``count``, and none that truncation makes longer or much shorter.
-        """
-        made = []
-        for place in range(min(count, len(texts))):
-            text, step = texts[place], 1
-            while len(self.tokenizer.encode(text).ids) <= length and step < len(texts):
-                text, step = f"{text} {texts[(place + step) % len(texts)]}", step + 1
-            for end in reversed(self.tokenizer.encode(text).offsets[:length]):
-                found = len(self.tokens(text[: end[1]])) if end[1] else 0
-                if found <= length:
-                    break
-            if length - max(2, length // 10) <= found <= length:
-                made.append(text[: end[1]])
-        return made

@@ -35,6 +35,8 @@ def _foreign_work(environment: Environment) -> Iterator[str]:
 def method(report: Report) -> str:
     """Describe the method in sentences."""
     settings = report.settings
+    if report.answers_whole:
+        return _whole_answers(report)
     if settings.new_tokens is not None:
         return (
             f"All models continue the same prompts greedily by {settings.new_tokens} tokens, whatever would end a text, for "
@@ -47,6 +49,19 @@ def method(report: Report) -> str:
         f"All models answer the same {settings.rows} texts, tokenization included, for {settings.duration:g} s or more each, in "
         f"turns: {settings.rounds} rounds, each on its own share of the texts. rows/s is the median of the rounds "
         f"(lowest–highest), latencies are those of all rounds together; quality on {settings.labelled_rows} labelled rows."
+    )
+
+
+def _whole_answers(report: Report) -> str:
+    settings, beams = report.settings, report.settings.num_beams or 1
+    how = f"by beam search with {beams} beams" if beams > 1 else "greedily"
+    return (
+        f"All models answer the same texts {how} with the options of the checkpoint, and every timed answer has "
+        f"{settings.new_tokens} tokens, for {settings.duration:g} s or more each, in turns: {settings.rounds} rounds, each on its "
+        f"own share of {settings.rows} texts, of which a slow model answers fewer. In each round, all clients send equally many "
+        "requests. tokens/s counts the tokens of the answers that are returned, and is the median of the rounds (lowest–highest); "
+        "latencies are those of whole answers, of all rounds together. Quality is that of the answers to "
+        f"{settings.labelled_rows} texts, which end where the model ends them."
     )
 
 

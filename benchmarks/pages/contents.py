@@ -22,7 +22,7 @@ def loads(report: Report) -> list[Table]:
     if report.served is None:
         return []
     if report.generates:
-        return [generation_tables.served(report.served), generation_tables.serving_cost(report)]
+        return [generation_tables.served(report, report.served), generation_tables.serving_cost(report)]
     return [tables.served(report.served)]
 
 

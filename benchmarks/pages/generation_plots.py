@@ -14,9 +14,9 @@ from benchmarks.pages.formatting import rate
 from benchmarks.pages.generation_tables import IN_PROCESS, engine_of, token_speed
 from benchmarks.pages.plots import PROTOCOLS
 from benchmarks.report import Report
-from benchmarks.token_speed import TokenSpeed
 
-Percentiles = Callable[[TokenSpeed], tuple[float, float]]
+Timed = Arrangement | Load
+Percentiles = Callable[[Timed], tuple[float, float]]
 """The median and the 99th percentile of a wait, ms."""
 
 
@@ -30,20 +30,22 @@ class Curve:
 
     label: str
     look: tuple[str, str, str]
-    points: list[tuple[int, TokenSpeed]]
+    points: list[tuple[int, Timed]]
 
 
 def plots(report: Report) -> list[Plot]:
     """Draw every plot of the page; a plot without data has the reason instead."""
     clients = [curve for curve in _curves(report, by_length=False) if curve.points]
     lengths = [curve for curve in _curves(report, by_length=True) if len(curve.points) > 1]
+    if report.answers_whole:
+        return [_rates(clients), *_whole_waits(clients, lengths), _per_cpu_second(report)]
     return [
         _rates(clients),
         _waits(
             "first-token",
             "Time to first token",
             clients,
-            lambda speed: (speed.ttft_p50_ms, speed.ttft_p99_ms),
+            _first,
             "A client that sends a prompt waits so long for the first word. It grows when clients wait for a slot, or for each "
             "other's prompts.",
         ),
@@ -51,7 +53,7 @@ def plots(report: Report) -> list[Plot]:
             "between-tokens",
             "Time between tokens",
             clients,
-            lambda speed: (speed.itl_p50_ms, speed.itl_p99_ms),
+            _between,
             "Below about 50 ms a text comes faster than people read. The 99th percentile is the pause that other prompts cause.",
         ),
         _per_cpu_second(report),
@@ -59,11 +61,46 @@ def plots(report: Report) -> list[Plot]:
             "prompt-length",
             "Time to first token by length of the prompt",
             lengths,
-            lambda speed: (speed.ttft_p50_ms, speed.ttft_p99_ms),
+            _first,
             "One prompt at a time.",
             axis="tokens of the prompt",
         ),
     ]
+
+
+def _whole_waits(clients: Sequence[Curve], lengths: Sequence[Curve]) -> list[Plot]:
+    """Draw how long an answer takes that comes whole."""
+    return [
+        _waits(
+            "answer-time",
+            "Time of an answer",
+            clients,
+            _whole,
+            "A client waits so long for the whole text. It grows when clients wait for slots: an answer needs one for each beam.",
+        ),
+        _waits(
+            "text-length",
+            "Time of an answer by length of the text",
+            lengths,
+            _whole,
+            "One text at a time.",
+            axis="tokens of the text",
+        ),
+    ]
+
+
+def _first(one: Timed) -> tuple[float, float]:
+    speed = token_speed(one)
+    return speed.ttft_p50_ms or 0.0, speed.ttft_p99_ms or 0.0
+
+
+def _between(one: Timed) -> tuple[float, float]:
+    speed = token_speed(one)
+    return speed.itl_p50_ms or 0.0, speed.itl_p99_ms or 0.0
+
+
+def _whole(one: Timed) -> tuple[float, float]:
+    return one.speed.p50_ms, one.speed.p99_ms
 
 
 def _curves(report: Report, *, by_length: bool) -> Iterator[Curve]:
@@ -81,17 +118,17 @@ def _curves(report: Report, *, by_length: bool) -> Iterator[Curve]:
         yield Curve(label=f"{model.name}, {how}", look=(colour, marker, line), points=sorted(points, key=_place))
 
 
-def _point(measured: Arrangement | Load, in_flight: int | None, by_length: bool) -> tuple[int, TokenSpeed] | None:
+def _point(measured: Timed, in_flight: int | None, by_length: bool) -> tuple[int, Timed] | None:
     x = measured.length if by_length else in_flight if measured.length is None else None
-    return None if x is None else (x, token_speed(measured))
+    return None if x is None else (x, measured)
 
 
-def _place(point: tuple[int, TokenSpeed]) -> int:
+def _place(point: tuple[int, Timed]) -> int:
     return point[0]
 
 
 def _rates(curves: Sequence[Curve]) -> Plot:
-    most = {curve.label: max(speed.tokens_per_second for _, speed in curve.points) for curve in curves}
+    most = {curve.label: max(token_speed(one).tokens_per_second for _, one in curve.points) for curve in curves}
     plot = Plot(
         name="tokens-clients",
         title="Tokens per second",
@@ -102,14 +139,15 @@ def _rates(curves: Sequence[Curve]) -> Plot:
     with drawn(plot, 3.4, "requests in flight", "tokens/s") as ax:
         for curve in curves:
             x = [place for place, _ in curve.points]
-            y = np.array([speed.tokens_per_second for _, speed in curve.points])
-            low = y - [speed.tokens_per_second_low for _, speed in curve.points]
-            high = [speed.tokens_per_second_high for _, speed in curve.points] - y
+            speeds = [token_speed(one) for _, one in curve.points]
+            y = np.array([speed.tokens_per_second for speed in speeds])
+            low = y - [speed.tokens_per_second_low for speed in speeds]
+            high = [speed.tokens_per_second_high for speed in speeds] - y
             colour, marker, line = curve.look
             ax.errorbar(x, y, yerr=np.clip([low, high], 0, None), color=colour, marker=marker, linestyle=line, elinewidth=0.8,
                         label=curve.label)  # fmt: skip
         doubling(ax, [x for curve in curves for x, _ in curve.points])
-        logarithmic(ax, "y", [speed.tokens_per_second for curve in curves for _, speed in curve.points])
+        logarithmic(ax, "y", [token_speed(one).tokens_per_second for curve in curves for _, one in curve.points])
     return plot
 
 
@@ -131,7 +169,7 @@ def _waits(
     ends: list[float] = []
     with drawn(plot, 3.4, axis, "ms, p50 up to p99") as ax:
         for curve in curves:
-            found = np.array([percentiles(speed) for _, speed in curve.points])
+            found = np.array([percentiles(one) for _, one in curve.points])
             colour, marker, line = curve.look
             reach = np.array([np.zeros(len(found)), np.clip(found[:, 1] - found[:, 0], 0, None)])
             ax.errorbar([x for x, _ in curve.points], found[:, 0], yerr=reach, color=colour, marker=marker, linestyle=line,

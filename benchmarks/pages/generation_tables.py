@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.measurements import Arrangement, InProcess, Load, Quality, Served
 from benchmarks.pages import tables
-from benchmarks.pages.formatting import NONE, number, rate, token_rate, unsteady
+from benchmarks.pages.formatting import NONE, interval, number, rate, token_rate, unsteady
 from benchmarks.pages.headline import Key, original, real_loads
 from benchmarks.pages.table import Table
 from benchmarks.report import Report
@@ -15,8 +15,9 @@ from serving.reporting import plural
 
 IN_PROCESS = "onnx"
 """Kind of the models in process that run the served engine."""
-FIRST, BETWEEN = ("first p50 ms", "first p99 ms"), ("between mean ms", "between p50 ms", "between p99 ms")
-SPEED = ("tokens/s", "requests/s", *FIRST, *BETWEEN, "CPU ms per token")
+STREAMED = ("first p50 ms", "first p99 ms", "between mean ms", "between p50 ms", "between p99 ms")
+WHOLE = ("answer p50 ms", "answer p90 ms", "answer p99 ms")
+"""Waits for answers that come token by token, and whole."""
 
 
 def token_speed(measured: Arrangement | Load) -> TokenSpeed:
@@ -28,6 +29,11 @@ def token_speed(measured: Arrangement | Load) -> TokenSpeed:
     if measured.tokens is None:
         raise ValueError(f"{measured.name} has no speed of tokens")
     return measured.tokens
+
+
+def speed_head(report: Report) -> list[str]:
+    """Name the columns of a speed."""
+    return ["tokens/s", "answers/s", *(WHOLE if report.answers_whole else STREAMED), "CPU ms per token"]
 
 
 def alone(report: Report) -> Arrangement | None:
@@ -43,31 +49,25 @@ def glance(report: Report) -> Table:
     rows = []
     for model in report.in_process:
         memory = number(model.best.peak_rss_mib)
-        rows.append([model.name, *_best(model.best, model.quickest, base), *_answers(model.quality), memory])
+        rows.append([model.name, *_best(model.best, model.quickest, base), *_answers(report, model.quality), memory])
     if report.served is not None and (loads := real_loads(report.served)):
         quickest = min(loads, key=lambda load: load.speed.p50_ms)
-        answers, memory = _answers(report.served.quality), number(report.served.peak_rss_mib)
+        answers, memory = _answers(report, report.served.quality), number(report.served.peak_rss_mib)
         rows.append([report.served.name, *_best(loads[0], quickest, base), *answers, memory])
     against = "" if first is None else " × is against the original that answers one prompt at a time, on all cores (b1)."
-    head = [
-        "",
-        "best tokens/s",
-        "×",
-        "tokens per CPU s",
-        "×",
-        "first token p50 ms",
-        "between tokens p50 ms",
-        "answers as the original",
-    ]
+    waits = ["answer p50 ms"] if report.answers_whole else ["first token p50 ms", "between tokens p50 ms"]
+    head = ["", "best tokens/s", "×", "tokens per CPU s", "×", *waits, "answers as the original"]
+    judged = [f"{report.main_metric} (95 %)", "lost (95 %)"] if report.answers_whole else ["perplexity"]
     return Table(
         name="glance",
         title="At a glance",
-        head=[*head, "perplexity", "peak RSS MiB"],
+        head=[*head, *judged, "peak RSS MiB"],
         rows=rows,
         notes=[
             f"Tokens/s are those of the best number of requests in flight, waits those of the quickest.{against} CPU s: seconds of "
             "processor time; of the served model of all processes of the server, without the clients.",
-            "Perplexity is the bundle's figure, measured when it was exported.",
+            _quality_note(report),
+            *report.remarks,
             unsteady(speed for _, speed in report.speeds()),
         ],
     )
@@ -81,13 +81,21 @@ def _best(best: Arrangement | Load, quickest: Arrangement | Load, base: TokenSpe
         if most.tokens_per_cpu_second and base.tokens_per_cpu_second:
             per_cpu = f"{most.tokens_per_cpu_second / base.tokens_per_cpu_second:.2f}"
     per_second = NONE if most.tokens_per_cpu_second is None else rate(most.tokens_per_cpu_second)
-    waits = [f"{least.ttft_p50_ms:.3g}", f"{least.itl_p50_ms:.3g}"]
-    return [token_rate(most), times, per_second, per_cpu, *waits]
+    waits: list[float | None] = [quickest.speed.p50_ms] if least.ttft_p50_ms is None else [least.ttft_p50_ms, least.itl_p50_ms]
+    return [token_rate(most), times, per_second, per_cpu, *map(_milliseconds, waits)]
 
 
-def _answers(quality: Quality) -> list[str]:
+def _answers(report: Report, quality: Quality) -> list[str]:
     equal = NONE if quality.row_agreement is None else f"{quality.row_agreement:.1%}"
+    if report.answers_whole:
+        return [equal, interval(quality.main), interval(quality.drop)]
     return [equal, number(quality.perplexity, ".4g")]
+
+
+def _quality_note(report: Report) -> str:
+    if not report.answers_whole:
+        return "Perplexity is the bundle's figure, measured when it was exported."
+    return f"Quality on {report.settings.labelled_rows} texts; lost: by how much {report.main_metric} is lower than the original's."
 
 
 def in_process(report: Report) -> Table:
@@ -99,11 +107,11 @@ def in_process(report: Report) -> Table:
             how = f"{one.threads} {plural(one.threads, 'thread')}, {one.batch} {batch}" + _tokens(one.length)
             costs = [f"{one.load_seconds:.1f}", f"{one.peak_rss_mib:.0f}"]
             rows.append([f"{model.name}.{name}", how, *_speed(one), *costs])
-    head = ["", "threads, prompts", *SPEED, "load s", "peak RSS MiB"]
+    head = ["", "threads, prompts", *speed_head(report), "load s", "peak RSS MiB"]
     return Table(name="in-process", title="In process", head=head, rows=rows, words=2)
 
 
-def served(found: Served) -> Table:
+def served(report: Report, found: Served) -> Table:
     """Tabulate every load on the server."""
     rows = []
     for load in found.loads:
@@ -118,7 +126,7 @@ def served(found: Served) -> Table:
         f"From start to first answers: {number(found.load_seconds, '.1f')} s. Process tree under load: peak RSS "
         f"{number(found.peak_rss_mib)} MiB, PSS {number(found.pss_mib)} MiB.",
     ]
-    head = ["", "load", *SPEED, "load generator's CPU ms per token"]
+    head = ["", "load", *speed_head(report), "load generator's CPU ms per token"]
     return Table(name="served", title="Served", head=head, rows=rows, words=2, notes=notes)
 
 
@@ -128,11 +136,16 @@ def _tokens(length: int | None) -> str:
 
 def _speed(measured: Arrangement | Load) -> list[str]:
     tokens = token_speed(measured)
-    waits = (tokens.ttft_p50_ms, tokens.ttft_p99_ms, tokens.itl_mean_ms, tokens.itl_p50_ms, tokens.itl_p99_ms)
-    return [token_rate(tokens), rate(measured.speed.throughput), *map(_milliseconds, waits), number(tokens.cpu_ms_per_token, ".3f")]
+    speed = measured.speed
+    waits: tuple[float | None, ...] = (speed.p50_ms, speed.p90_ms, speed.p99_ms)
+    if tokens.ttft_p50_ms is not None:
+        waits = (tokens.ttft_p50_ms, tokens.ttft_p99_ms, tokens.itl_mean_ms, tokens.itl_p50_ms, tokens.itl_p99_ms)
+    return [token_rate(tokens), rate(speed.throughput), *map(_milliseconds, waits), number(tokens.cpu_ms_per_token, ".3f")]
 
 
-def _milliseconds(value: float) -> str:
+def _milliseconds(value: float | None) -> str:
+    if value is None:
+        return NONE
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -197,12 +210,38 @@ def quality(report: Report) -> Table:
     return Table(name="quality", title="Quality", head=head, rows=rows, notes=[note])
 
 
+def text_quality(report: Report) -> Table:
+    """Tabulate how texts compare with the original's, and by the metric with the right ones."""
+    qualities, main = report.qualities(), report.main_metric
+    others = [name for name in dict.fromkeys(name for one in qualities.values() for name in one.metrics) if name != main]
+    rows = [
+        [
+            name,
+            interval(one.main),
+            interval(one.drop),
+            *(number(one.metrics.get(other), ".4f") for other in others),
+            NONE if one.row_agreement is None else f"{one.row_agreement:.1%}",
+            f"{one.agreement:.1%}",
+            str(one.rows),
+            NONE if one.next_token_agreement is None else f"{one.next_token_agreement:.2%}",
+        ]
+        for name, one in qualities.items()
+    ]
+    note = (
+        "Answers have the options of the checkpoint and end where the model ends them. Intervals are bootstrapped over the texts; "
+        "the loss is that on the same texts. Characters count up to the first one that differs, where texts part. The last column "
+        "is the bundle's figure, measured when it was exported."
+    )
+    head = ["", f"{main} (95 %)", "lost (95 %)", *others, "answers as the original", "characters as the original", "answers"]
+    return Table(name="quality", title="Quality", head=[*head, "next tokens as its"], rows=rows, notes=[note])
+
+
 def details(report: Report) -> Iterator[Table]:
     """Yield the tables of everything that was measured."""
-    yield quality(report)
+    yield text_quality(report) if report.answers_whole else quality(report)
     yield in_process(report)
     if report.served is not None:
-        yield served(report.served)
+        yield served(report, report.served)
         yield serving_cost(report)
     yield tables.models(report)
 
@@ -222,13 +261,22 @@ def _keys(report: Report) -> Iterator[Key]:
         own = token_speed(first)
         note = f"against one prompt at a time: {token_rate(own)} tokens/s"
         yield Key("the original's tokens/s", f"×{most.tokens_per_second / own.tokens_per_second:.1f}", note)
-    note = f"p50 of {found.name}.{quickest.name}, p99 {_milliseconds(least.ttft_p99_ms)} ms"
-    yield Key("ms to the first token", _milliseconds(least.ttft_p50_ms), note)
-    note = f"p50 of {found.name}.{quickest.name}, p99 {_milliseconds(least.itl_p99_ms)} ms"
-    yield Key("ms between tokens", _milliseconds(least.itl_p50_ms), note)
+    waits: dict[str, tuple[float | None, float | None]] = {"ms, one answer": (quickest.speed.p50_ms, quickest.speed.p99_ms)}
+    if not report.answers_whole:
+        waits = {
+            "ms to the first token": (least.ttft_p50_ms, least.ttft_p99_ms),
+            "ms between tokens": (least.itl_p50_ms, least.itl_p99_ms),
+        }
+    for label, (usual, late) in waits.items():
+        yield Key(label, _milliseconds(usual), f"p50 of {found.name}.{quickest.name}, p99 {_milliseconds(late)} ms")
     if found.quality.row_agreement is not None:
-        note = f"{found.quality.rows} greedy answers, token for token"
+        compared = "answers, character for character" if report.answers_whole else "greedy answers, token for token"
+        note = f"{found.quality.rows} {compared}"
         yield Key("answers as the original", f"{found.quality.row_agreement:.0%}", note)
+    if report.answers_whole and found.quality.drop is not None:
+        yield Key(
+            f"{report.main_metric} lost", number(found.quality.drop.value, ".4f").replace("-", "−"), interval(found.quality.drop)
+        )
 
 
 def _main(report: Report) -> tuple[Served | InProcess, Arrangement | Load | None, Arrangement | Load | None]:

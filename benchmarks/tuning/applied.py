@@ -24,6 +24,8 @@ STEP_INSTANCES = ("preprocess-instances", "postprocess-instances")
 NAMES = ("precision", "batching", "layout", "instances", "threads", "max-batch-size", "queue-delay-us", *STEP_INSTANCES)
 TOGETHER = {"instances", "threads"}
 """Each was measured with the other only."""
+GENERATION_NAMES = ("precision", "threads", "max-batch-size")
+"""Options that a model which generates has."""
 _REMARK = re.compile(r"# tuned on .*: remove these lines to go back")
 
 Entry = tuple[Key | None, Item]
@@ -32,6 +34,8 @@ Entry = tuple[Key | None, Item]
 def recipe_values(configuration: Configuration) -> dict[str, str | int]:
     """Return the options of ``tritonize package`` that serve a model in this configuration on its device."""
     values = {name.replace("_", "-"): value for name, value in asdict(configuration).items()}
+    if configuration.layout == "generation":
+        return {name: values[name] for name in GENERATION_NAMES}
     left_out = set(STEP_INSTANCES) if configuration.device == "cpu" else {"threads"}  # on a CPU, tuning leaves them at the default
     if not has_fused(configuration.device, configuration.batching):
         left_out.add("layout")

@@ -142,4 +142,5 @@ def _gains(one: Measured, other: Measured) -> list[float]:
 
 
 def _median(levels: Sequence[LoadRecord]) -> LoadRecord:
-    return LoadRecord.model_validate({name: median(getattr(level, name) for level in levels) for name in LoadRecord.model_fields})
+    found = {name: [getattr(level, name) for level in levels] for name in LoadRecord.model_fields}
+    return LoadRecord.model_validate({name: None if None in values else median(values) for name, values in found.items()})

@@ -46,17 +46,17 @@ class Space:
         """Model instances: on a CPU powers of two, one per core, and half as many again to fill waiting times."""
         if self.device == "gpu":
             return GPU_INSTANCES
-        return (*_powers(self.cores), self.cores + max(1, self.cores // 2))
+        return (*powers(self.cores), self.cores + max(1, self.cores // 2))
 
     @property
     def threads(self) -> tuple[int, ...]:
         """Threads per instance."""
-        return (1,) if self.device == "gpu" else _powers(self.cores)
+        return (1,) if self.device == "gpu" else powers(self.cores)
 
     @property
     def preprocess_instances(self) -> tuple[int, ...]:
         """Instances of the first step: powers of two up to the default of the device, which is tried first."""
-        return tuple(reversed(_powers(most_preprocess_instances(self.device, self.cores))))
+        return tuple(reversed(powers(most_preprocess_instances(self.device, self.cores))))
 
     @property
     def max_batch_sizes(self) -> tuple[int, ...]:
@@ -140,6 +140,6 @@ class Space:
         return dict.fromkeys([(self.cores, 1), (1, self.cores), (instances, threads)])
 
 
-def _powers(most: int) -> tuple[int, ...]:
+def powers(most: int) -> tuple[int, ...]:
     """Return 1, 2, 4 … below ``most``, and ``most``."""
     return (*(1 << exponent for exponent in range(most.bit_length()) if 1 << exponent < most), most)

@@ -11,20 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tuning.encoder_testbed import make_encoder_testbed
+from benchmarks.tuning.generation_space import make_generation_space
+from benchmarks.tuning.generation_testbed import make_generation_testbed
 from benchmarks.tuning.outcome import TuningOutcome
 from benchmarks.tuning.schedule import FINALISTS, Schedule
 from benchmarks.tuning.space import Space
-from benchmarks.tuning.testbed import make_testbed
+from benchmarks.tuning.testbed import Testbed
 from benchmarks.tuning.tune_options import TuneOptions
-from benchmarks.tuning.tuning_study import SearchTerms, opened
+from benchmarks.tuning.tuning_study import SearchSpace, SearchTerms, opened
 from serving import artifact
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
-from serving.errors import ArtifactError, ServerError
-from serving.install import server_versions
+from serving.errors import ServerError
+from serving.generation_plan import make_generation_plan
+from serving.install import find_install, server_versions
 from serving.machine import cores, hardware, resolve_device
 from serving.manifests import HardwareRecord, StageInputs, TrialRecord, TuningManifest
-from serving.options import CPU_PRECISIONS
+from serving.options import CPU_PRECISIONS, ComputeDevice, PackageOptions, Precision
 from serving.plan import make_plan
 from serving.reporting import logger
 from serving.repository import serving_code
@@ -33,6 +37,8 @@ from serving.tuning import tuning_folder
 
 STORAGE = "tuning.partial.sqlite3"
 """Beside the record: the study, for as long as there is no winner."""
+Found = tuple[Configuration, SearchSpace, Sequence[Configuration]]
+"""The untuned configuration, all that may be tried, and what is tried first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +83,28 @@ def prepare(options: TuneOptions) -> TuningSubject:
         ArtifactError: There is no usable bundle, or it lacks a precision asked for.
     """
     bundle = load_bundle(options.bundle_folder)
-    require_tunable(bundle)
     chosen = {precision: bundle.variant(precision) for precision in options.precisions or bundle.variants}
     device = resolve_device(options.device)
     # int8 is for CPUs; on a GPU it is only tried if there is nothing else.
     usable = tuple(precision for precision in chosen if device == "cpu" or precision not in CPU_PRECISIONS) or tuple(chosen)
     restricted = replace(bundle, variants={precision: chosen[precision] for precision in usable})
+    generates = isinstance(bundle.task, GenerationTask)
+    find = _generation_space if generates else _encoder_space
+    default, space, grid = find(restricted, usable, device, options)
+    search = SearchTerms(
+        space=space,
+        first=list(dict.fromkeys([default, *grid])),
+        conditions=_conditions(options) | ({"new_tokens": options.new_tokens} if generates else {}),
+        latency_p99_ms=options.latency_p99_ms,
+        seed=options.seed,
+    )
+    goal = {"latency_p99_ms": options.latency_p99_ms, "minutes": options.minutes, "precisions": list(usable), "device": device}
+    return TuningSubject(bundle=bundle, default=default, search=search, goal=goal)
+
+
+def _encoder_space(bundle: Bundle, usable: tuple[Precision, ...], device: ComputeDevice, options: TuneOptions) -> Found:
     untuned = make_plan(
-        restricted,
+        bundle,
         precision="auto" if len(usable) > 1 else usable[0],
         device=device,
         batching="auto",
@@ -93,28 +113,25 @@ def prepare(options: TuneOptions) -> TuningSubject:
         max_batch_size=None,
     )
     space = Space(device=device, cores=cores(), precisions=usable, most_clients=max(options.loads))
-    search = SearchTerms(
-        space=space,
-        first=list(dict.fromkeys([untuned.configuration, *space.grid()])),
-        conditions=_conditions(options),
-        latency_p99_ms=options.latency_p99_ms,
-        seed=options.seed,
-    )
-    goal = {"latency_p99_ms": options.latency_p99_ms, "minutes": options.minutes, "precisions": list(usable), "device": device}
-    return TuningSubject(bundle=bundle, default=untuned.configuration, search=search, goal=goal)
+    return untuned.configuration, space, space.grid()
 
 
-def require_tunable(bundle: Bundle) -> None:
-    """Check that a model has settings to search.
+def _generation_space(bundle: Bundle, usable: tuple[Precision, ...], device: ComputeDevice, options: TuneOptions) -> Found:
+    untuned = make_generation_plan(bundle, PackageOptions(device=device))
+    space = make_generation_space(bundle, untuned, precisions=usable, cores=cores(), most_clients=max(options.loads))
+    return untuned.configuration, space, space.grid()
+
+
+def make_testbed(bundle: Bundle, options: TuneOptions) -> Testbed:
+    """Return what measures configurations of a bundle, on its evaluation rows.
 
     Raises:
-        ArtifactError: It generates its answers.
+        DataError: The bundle holds no evaluation rows that can be used.
+        SetupError: There is no Triton or no load generator on this machine.
     """
-    if isinstance(bundle.task, GenerationTask):
-        raise ArtifactError(
-            f"{bundle.manifest.name} generates its answers, and tune has no search for such models",
-            hint="compare settings with: tritonize package --threads … --max-batch-size …, and tritonize benchmark",
-        )
+    find_install()
+    make = make_generation_testbed if isinstance(bundle.task, GenerationTask) else make_encoder_testbed
+    return make(bundle, options)
 
 
 def tune(options: TuneOptions, begin: Callable[[int, int, str], None]) -> Tuned:

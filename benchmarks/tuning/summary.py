@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from benchmarks.pages.formatting import number
 from benchmarks.tuning.choice import Measured, OperatingPoint
 from benchmarks.tuning.outcome import TuningOutcome
 from serving.errors import GateError, ServerError
 from serving.manifests import LoadRecord
 from serving.text_table import aligned
 
-HEADINGS = ("rows/s", "p99 ms", "clients", "MiB", "batch", "served as")
+HEADINGS = ("p99 ms", "clients", "MiB", "batch", "served as")
 
 
 def table(outcome: TuningOutcome) -> Iterable[str]:
@@ -24,8 +25,10 @@ def table(outcome: TuningOutcome) -> Iterable[str]:
             points.append(OperatingPoint(measured=one, level=one.shown))
             known.add((one.configuration, one.shown.concurrency))
     points.sort(key=lambda point: -point.level.throughput)
-    rows = [HEADINGS, *((*_figures(point), f"{point.measured.configuration}{_remark(outcome, point)}") for point in points)]
-    yield from aligned(rows, left=(len(HEADINGS) - 1,))
+    tokens = any(point.level.tokens_per_second is not None for point in points)
+    head = ("tokens/s" if tokens else "rows/s", *HEADINGS)
+    rows = [head, *((*_figures(point), f"{point.measured.configuration}{_remark(outcome, point)}") for point in points)]
+    yield from aligned(rows, left=(len(HEADINGS),))
 
 
 def summary(outcome: TuningOutcome) -> Iterable[str]:
@@ -85,8 +88,9 @@ def _figures(point: OperatingPoint) -> Sequence[str]:
     level = point.level
     memory = f"{point.measured.memory_mib:.0f}"
     # Without batching Triton counts requests that it handed over together, although each is executed alone.
-    batch = "1.0" if point.measured.configuration.batching == "off" else f"{level.executed_batch:.1f}"
-    return f"{level.throughput:.0f}", f"{level.p99_ms:.1f}", str(level.concurrency), memory, batch
+    batch = "1.0" if point.measured.configuration.batching == "off" else number(level.executed_batch, ".1f")
+    rate = level.throughput if level.tokens_per_second is None else level.tokens_per_second
+    return f"{rate:.0f}", f"{level.p99_ms:.1f}", str(level.concurrency), memory, batch
 
 
 def _remark(outcome: TuningOutcome, point: OperatingPoint) -> str:

@@ -6,27 +6,19 @@ import contextlib
 import socket
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.energy import EnergyMeter
-from benchmarks.load import find_perf_analyzer
-from benchmarks.measurements import LoadMode
 from benchmarks.processes import MemoryMeter
-from benchmarks.served import ANSWERS_PER_CLIENT, Clients, ServerConnection, Target
-from benchmarks.served_package import read_package
-from benchmarks.tuning.tune_options import TuneOptions
-from export.data import read_evaluation, sample_indices
-from export.tasks import bundle_task
 from serving.bundle import Bundle
 from serving.configuration import Configuration
 from serving.errors import ExportError, RequestError, ServerError
-from serving.install import find_install, triton_environment
 from serving.isolation import temporary_prefix
 from serving.manifests import LoadRecord, TrialRecord
 from serving.options import PackageOptions, ServeOptions
@@ -40,19 +32,34 @@ READY_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Testbed:
+class UnderLoadFigures:
+    """What was measured while a configuration was served.
+
+    Attributes:
+        levels: Speed by number of clients.
+        gpu_memory_mib: Memory in use on the GPUs, MiB; None without a GPU.
+    """
+
+    levels: Sequence[LoadRecord]
+    gpu_memory_mib: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Testbed(ABC):
     """Measures configurations of one bundle.
 
     Attributes:
-        rows: Evaluation rows, each a list of strings in the order of the task's inputs.
         concurrencies: Numbers of clients, one load each, ascending.
+        duration: Seconds of each load.
     """
 
     bundle: Bundle
-    rows: list[list[str]]
     concurrencies: tuple[int, ...]
     duration: float
-    load_generator: Path
+
+    @abstractmethod
+    def _under_load(self, options: ServeOptions, memory: MemoryMeter) -> UnderLoadFigures:
+        """Measure what is served."""
 
     def expected_seconds(self) -> float:
         """Return the expected duration of a trial. Each load is warmed up for half of ``duration``."""
@@ -85,57 +92,15 @@ class Testbed:
                 server.wait_until_ready()
                 load_seconds = time.monotonic() - started
                 with _ends_explained(server):
-                    return self._under_load(options, server) | {"load_seconds": load_seconds}
-
-    def _under_load(self, options: ServeOptions, server: TritonServer) -> dict[str, Any]:
-        memory = MemoryMeter(psutil.Process(server.pid))
-        with contextlib.closing(ServerConnection(options, NAME)) as connection:
-            target = Target(server=connection, package=read_package(options.repository, NAME), load_generator=self.load_generator)
-            asked = time.perf_counter()
-            connection.ask(self.rows[:WARM_UP_ROWS], {})
-            seconds_per_row = (time.perf_counter() - asked) / len(self.rows[:WARM_UP_ROWS])
-            levels = tuple(self._level(target, memory, clients, seconds_per_row) for clients in self.concurrencies)
-            gpu_memory = connection.gpu_memory_mib()
-        memories = {"pss_mib": memory.pss_mib, "peak_rss_mib": memory.peak_rss_mib, "gpu_memory_mib": gpu_memory}
-        return {"levels": levels, **memories}
-
-    def _level(self, target: Target, memory: MemoryMeter, concurrency: int, seconds_per_row: float) -> LoadRecord:
-        clients = Clients(
-            target=target,
-            inputs=self.bundle.task.inputs(),
-            mode=LoadMode(protocol="grpc", concurrency=concurrency),
-            least_seconds=ANSWERS_PER_CLIENT * concurrency * seconds_per_row,
-            memory=memory,
-            energy=EnergyMeter([]),
-        )
-        clients.measure(self.rows, self.duration)
-        load = clients.load()
-        return LoadRecord(
-            concurrency=concurrency,
-            throughput=load.speed.throughput,
-            p50_ms=load.speed.p50_ms,
-            p99_ms=load.speed.p99_ms,
-            executed_batch=load.steps["model"].executed_batch,
-        )
-
-
-def make_testbed(bundle: Bundle, options: TuneOptions) -> Testbed:
-    """Return a testbed on evaluation rows of the bundle.
-
-    Raises:
-        DataError: The bundle holds no evaluation rows.
-        SetupError: There is no Triton or no load generator on this machine.
-    """
-    find_install()
-    task = bundle_task(bundle)
-    columns = list(zip(*task.requests(read_evaluation(bundle.folder, task).texts), strict=True))
-    return Testbed(
-        bundle=bundle,
-        rows=[list(columns[index]) for index in sample_indices(len(columns), options.rows, options.seed)],
-        concurrencies=options.loads,
-        duration=options.duration,
-        load_generator=find_perf_analyzer(triton_environment()),
-    )
+                    memory = MemoryMeter(psutil.Process(server.pid))
+                    found = self._under_load(options, memory)
+                    return {
+                        "levels": tuple(found.levels),
+                        "pss_mib": memory.pss_mib,
+                        "peak_rss_mib": memory.peak_rss_mib,
+                        "gpu_memory_mib": found.gpu_memory_mib,
+                        "load_seconds": load_seconds,
+                    }
 
 
 @contextlib.contextmanager

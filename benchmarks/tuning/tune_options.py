@@ -17,7 +17,7 @@ class TuneOptions(ExportedModelOptions):
     latency_p99_ms: Annotated[
         float | None,
         Option(
-            "Latency budget: milliseconds within which 99 % of the requests must be answered.",
+            "Latency budget: milliseconds within which 99 % of the requests must be answered, wholly.",
             above=0,
             default_text="none; throughput alone counts",
         ),
@@ -47,6 +47,7 @@ class TuneOptions(ExportedModelOptions):
     duration: Annotated[
         float, Option("Seconds that each load is measured in each trial, after a warm-up of half of that.", above=0)
     ] = 4.0
+    new_tokens: Annotated[int, Option("Tokens of every answer of a model that generates.", minimum=2)] = 64
     minutes: Annotated[
         float, Option("Time for all trials together; the first trial and two rounds of the final are always made.", above=0)
     ] = 15.0

@@ -16,13 +16,13 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from benchmarks.tuning.choice import Measured
-from benchmarks.tuning.space import Space
 from serving.configuration import Configuration
 from serving.errors import ArtifactError, ServerError
 from serving.manifests import TrialRecord
@@ -30,6 +30,22 @@ from serving.manifests import TrialRecord
 MEASURED, CONDITIONS = "measured", "conditions"
 """Attributes of a trial and of a study in the storage."""
 FRESH = "begin anew with: tritonize tune NAME --fresh"
+
+
+class SearchSpace(Protocol):
+    """Configurations that may be tried, and what each is to Optuna."""
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Configuration:
+        """Let Optuna choose."""
+        ...
+
+    def parameters(self, configuration: Configuration) -> dict[str, int]:
+        """Return the parameters with which :meth:`suggest` returns a configuration."""
+        ...
+
+    def configurations(self) -> list[Configuration]:
+        """List the whole space."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +58,7 @@ class SearchTerms:
         latency_p99_ms: Latency budget for the 99th percentile in ms, or None.
     """
 
-    space: Space
+    space: SearchSpace
     first: Sequence[Configuration]
     conditions: Mapping[str, object]
     latency_p99_ms: float | None

@@ -247,6 +247,7 @@ def _cluster(name: str, where: Path | tuple[str, int], *, connections: int, queu
         "max_pending_requests": queue,
         "max_requests": max(connections, streams or 0),
         "max_retries": 16,
+        "track_remaining": True,  # the metrics tell how full the queue is
     }
     protocol: EnvoyFields = {"http_protocol_options": {}}
     if streams is not None:

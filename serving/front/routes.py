@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overwritten, type_url
 from serving.front.front_plan import FrontPlan
 from serving.front.replies import FULL, RETRY_AFTER
@@ -20,6 +22,19 @@ GRPC_METHODS = "ServerMetadata|ModelReady|ModelMetadata|ModelConfig|ModelStatist
 
 MODEL = r"/v2/models/[^/]+(?:/versions/[0-9]+)?"
 CHANGING = r"/v2/(?:repository|logging|trace|systemsharedmemory|cudasharedmemory)(?:/.*)?|/v2/models/[^/]+/trace/.*"
+FRONT_METRICS = (
+    "^("
+    "http[.](http|grpc)[.](downstream_rq_(total|active|completed|xx|time|timeout|too_large|rx_reset|tx_reset|[1-5]xx)"
+    "|downstream_cx_(total|active|ssl_active|protocol_error)|rq_(total|direct_response)|fault[.]aborts_injected)"
+    "|cluster[.]triton_[a-z_]+[.](upstream_rq_(total|active|completed|cancelled|timeout|retry|retry_success|time|xx|[1-5]xx)"
+    "|upstream_rq_pending_(total|active|overflow)|upstream_cx_(total|active|overflow|connect_fail)"
+    "|circuit_breakers[.]default[.](rq_pending_open|remaining_(pending|rq|cx)))"
+    "|server[.](live|uptime|memory_(allocated|heap_size|physical_size)|days_until_first_cert_expiring)"
+    "|overload[.].*[.](active|pressure)"
+    ")$"
+)
+"""Which of Envoy's metrics are shown, by its own names: also while they are 0, because ``rate()`` does not see the first event of a
+counter that appears with it. Envoy has some thousand others."""
 
 
 def http_routes(*, streams: bool) -> list[EnvoyFields]:
@@ -70,7 +85,10 @@ def metrics_routes(plan: FrontPlan) -> list[EnvoyFields]:
     routes = [_route(r"/metrics", "triton_metrics", method="GET")]
     if plan.admin is not None:
         own = _route(r"/metrics/front", "front_admin", method="GET")
-        own["route"]["regex_rewrite"] = {"pattern": {"regex": ".*"}, "substitution": "/stats/prometheus?usedonly"}
+        own["route"]["regex_rewrite"] = {
+            "pattern": {"regex": ".*"},
+            "substitution": f"/stats/prometheus?filter={quote(FRONT_METRICS, safe='')}",
+        }
         routes.append(own)
     return [*routes, _refusal(r"/.*", 404, "there is nothing at this path: metrics are at /metrics")]
 

@@ -12,7 +12,8 @@ from serving.manifests.manifest import Manifest, Record
 
 def _require_tunable(configuration: Configuration) -> Configuration:
     """Refuse combinations that tuning never tries and packaging never chooses by itself."""
-    if configuration.precision == "int8" and configuration.batching == "ragged":
+    generates = configuration.layout == "generation"  # its int8 has scales of single tokens
+    if configuration.precision == "int8" and configuration.batching == "ragged" and not generates:
         raise ValueError("int8 is never tuned with ragged batching")
     if configuration.batching == "off" and configuration.queue_delay_us:
         raise ValueError("queue_delay_us is 0 without batching")
@@ -39,22 +40,29 @@ class LoadRecord(Record):
 
     Attributes:
         concurrency: Number of clients.
-        throughput: Rows per second.
+        throughput: Rows per second; of a model that generates: whole answers.
         p50_ms: Median latency of a request, ms.
         p99_ms: 99th percentile of the latency, ms.
-        executed_batch: Rows per execution of the model.
+        executed_batch: Rows per execution of the model; None for a model that generates: Triton does not see its steps.
+        tokens_per_second: Tokens of all answers of a model that generates; None for other models.
     """
 
     concurrency: int
     throughput: float
     p50_ms: float
     p99_ms: float
-    executed_batch: float
+    executed_batch: float | None
+    tokens_per_second: float | None = None
 
     def __str__(self) -> str:
         """Return the speed in words."""
         clients = f"{self.concurrency} client{'s' if self.concurrency > 1 else ''}"
-        return f"{self.throughput:.0f} rows/s, p99 {self.p99_ms:.3g} ms at {clients}"
+        return f"{self.rate}, p99 {self.p99_ms:.3g} ms at {clients}"
+
+    @property
+    def rate(self) -> str:
+        """The speed that counts, in words."""
+        return f"{self.throughput:.0f} rows/s" if self.tokens_per_second is None else f"{self.tokens_per_second:.0f} tokens/s"
 
 
 class TrialRecord(Record):

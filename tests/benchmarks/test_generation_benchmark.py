@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from benchmarks.commands import benchmark_command
 from benchmarks.generation.generation_jobs import greedy
 from benchmarks.generation.generation_quality import compare_answers
 from benchmarks.generation.prompts import Prompts
-from benchmarks.tune_commands import tune_command
 from export.generation import decoder_variants, decoding_speed
 from serving.bundle import Bundle, load_bundle
 from serving.errors import TritonizeError
@@ -190,13 +188,6 @@ def refusal(bundle: Bundle, *arguments: str) -> str:
 )
 def test_bad_input_is_refused_before_anything_is_measured(bundle: Bundle, arguments: list[str], message: str) -> None:
     assert message in refusal(bundle, *arguments)
-
-
-def test_tune_refuses_a_model_that_generates(bundle: Bundle, tmp_path: Path) -> None:
-    where = ["stories", "--bundle", str(bundle.folder), "--repository", str(tmp_path)]
-    for more in ([], ["--dry-run"]):
-        found = CliRunner().invoke(tune_command, [*where, *more])
-        assert "generates its answers, and tune has no search for such models" in str(found.exception)
 
 
 def test_prompts_of_a_length(bundle: Bundle) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.samples import to_answer_samples
 from benchmarks.token_speed import GenerationSlice, TokenTimes, tokens_over_rounds
 from serving.errors import SetupError
 
@@ -73,3 +74,18 @@ def test_a_server_that_is_not_visible_has_no_processor_time() -> None:
 def test_answers_that_have_no_speed_are_refused(wrong: TokenTimes) -> None:
     with pytest.raises(SetupError, match="no answers of two tokens"):
         GenerationSlice(times=wrong.astype(np.int64))
+
+
+def test_answers_that_come_whole_have_a_rate_but_no_waits_between_tokens() -> None:
+    whole = GenerationSlice(times=times([0, 16], [5, 45]), whole_tokens=3, cpu_seconds=0.060, client_cpu_seconds=0.003)
+    found = whole.token_speed()
+    assert found.tokens_per_second == pytest.approx(6 / 0.045) == TWO.token_speed().tokens_per_second
+    assert found.cpu_ms_per_token == pytest.approx(10)
+    assert {found.ttft_p50_ms, found.ttft_p99_ms, found.itl_mean_ms, found.itl_p50_ms, found.itl_p99_ms} == {None}
+    assert whole.timing().latencies.tolist() == pytest.approx([16, 40])
+
+
+def test_samples_of_answers_that_come_whole_have_no_times_of_tokens() -> None:
+    found = to_answer_samples({"streamed": TWO.times, "whole": times([1, 16])})
+    assert found["whole"] == {"start_us": [1000], "took_us": [15000]}
+    assert len(found["streamed"]["token_us"]) == 2

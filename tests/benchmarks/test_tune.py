@@ -19,8 +19,7 @@ import psutil
 import pytest
 
 from benchmarks.tuning import stage
-from benchmarks.tuning.stage import Tuned, prepare, tune
-from benchmarks.tuning.testbed import make_testbed
+from benchmarks.tuning.stage import Tuned, make_testbed, prepare, tune
 from benchmarks.tuning.tune_options import TuneOptions
 from export.cli import main
 from serving import plan
