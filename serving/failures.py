@@ -14,6 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.errors import InvalidArgumentError, RequestError
 from serving.options import WireProtocol
+from serving.runtime.failure_messages import STATUSES
 
 HTTP_STATUSES = {
     400: "INVALID_ARGUMENT",
@@ -44,11 +45,15 @@ STUB_DIED = re.compile(r"not healthy|Stub process")
 """Triton's messages about a Python step whose process died."""
 
 STREAMED = (
-    ("UNAVAILABLE", re.compile(r"more requests than may wait|time that this request allows|the server is (starting|re|stop|busy)")),
-    ("INTERNAL", re.compile(r"could not (run|be)|the model (failed|gave)|not healthy|Stub process|^TritonError|Traceback")),
-    ("NOT_FOUND", re.compile(r"unknown model")),
+    ("UNAVAILABLE", re.compile(r"the server is (starting|restarting|stopping|busy)")),
+    (
+        "INTERNAL",
+        re.compile(r"the model failed: |the request could not be checked|Failed to process|Stub process|TritonError|Traceback"),
+    ),
+    ("NOT_FOUND", re.compile(r"Request for unknown model: ")),
 )
-"""Statuses of the errors in a gRPC stream, which Triton tells without one. Any other is one of the request's content."""
+"""How messages of Triton and of the front begin in a gRPC stream, which has no status, and what their status is. Any other one is
+about the content of the request, which it may repeat."""
 
 
 class HttpAnswerError(Exception):
@@ -116,8 +121,11 @@ class FailureTranslator:
             case HttpAnswerError(status=413):
                 return _too_large()
             case HttpAnswerError():
-                status = HTTP_STATUSES.get(error.status, "INVALID_ARGUMENT" if error.status < 500 else "INTERNAL")
-                return self._answered(status, _body_message(error), seconds(error.retry_after))
+                message = _body_message(error)
+                status = STATUSES.get(message) or HTTP_STATUSES.get(
+                    error.status, "INVALID_ARGUMENT" if error.status < 500 else "INTERNAL"
+                )
+                return self._answered(status, message, seconds(error.retry_after))
             case InferenceServerException():
                 status = str(error.status() or streamed_status(error.message() or "")).removeprefix("StatusCode.")
                 return self._answered(status, error.message() or "", seconds(_trailing(error.__context__).get("retry-after")))
@@ -194,7 +202,8 @@ def _retry(status: str, message: str) -> Retry:
 
 def streamed_status(message: str) -> str:
     """Return the status of an error in a gRPC stream, which has only a message."""
-    return next((status for status, pattern in STREAMED if pattern.search(message)), InvalidArgumentError.status)
+    found = (status for status, pattern in STREAMED if pattern.match(message))
+    return STATUSES.get(message) or next(found, InvalidArgumentError.status)
 
 
 def _body_message(error: HttpAnswerError) -> str:

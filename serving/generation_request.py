@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from serving.runtime.generation.generation_options import OPTIONS, parsed_lists
+from serving.runtime.generation.generation_options import OPTIONS
+from serving.runtime.generation.option_lists import parsed_lists
 from serving.runtime.types import JsonValue
 
 TEXT_INPUT = "text_input"

@@ -12,7 +12,7 @@ from benchmarks.generation.generation_jobs import GenerationJob
 from benchmarks.generation.prompts import Prompts
 from benchmarks.token_speed import require_tokens
 from serving.bundle import Bundle
-from serving.runtime.generation.engine import GenerationRequest
+from serving.runtime.generation.engine_request import GenerationRequest
 from serving.runtime.generation.sampling import Sampling
 from serving.runtime.generation.step_graph import DecoderGraph
 from serving.runtime.generation.text_stream import Detokenizer, TextStream

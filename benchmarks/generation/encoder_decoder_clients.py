@@ -14,7 +14,7 @@ from benchmarks.token_speed import require_tokens
 from serving.bundle import Bundle
 from serving.runtime.generation.beam_search import BeamSearch
 from serving.runtime.generation.encoder_decoder_step import EncoderDecoderGraph
-from serving.runtime.generation.engine import GenerationRequest
+from serving.runtime.generation.engine_request import GenerationRequest
 from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.generation.sampling import Sampling
 

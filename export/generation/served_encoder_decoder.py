@@ -12,7 +12,8 @@ from export.generation.slotted_decoder import Logits
 from serving.errors import ExportError, first_line
 from serving.runtime.generation.beam_search import BeamSearch
 from serving.runtime.generation.encoder_decoder_step import EncoderDecoderGraph
-from serving.runtime.generation.engine import Engine, GenerationRequest
+from serving.runtime.generation.engine import Engine
+from serving.runtime.generation.engine_request import GenerationRequest
 from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.generation.sampling import Sampling
 from serving.runtime.generation.step_graph import PromptChunk

@@ -15,6 +15,7 @@ from serving.front.front_plan import FrontPlan
 from serving.front.replies import key_rules, local_replies
 from serving.front.routes import IDLE_SECONDS, UPLOAD_SECONDS, grpc_routes, http_routes, metrics_routes
 from serving.front.streaming import STREAMING_ENDPOINT
+from serving.runtime.failure_messages import INTERNAL, STATUSES, UNAVAILABLE
 
 GUARD = Path(__file__).parent / "guard"
 GUARD_FILES = (
@@ -33,6 +34,8 @@ GUARD_FILES = (
     "envoy",
 )
 """Files of the Lua filter, in the order in which they use each other."""
+GRPC_CODES = {INTERNAL: "13", UNAVAILABLE: "14"}
+"""Codes of gRPC by the names of the statuses that models give."""
 GATE = "fault.http.abort.abort_percent"
 """Runtime key of Envoy: 100 refuses every request, 0 lets them pass."""
 REGEX_SIZE = "re2.max_program_size.error_level"
@@ -158,8 +161,10 @@ def guard_source(repository: Path, *, max_request_bytes: int, stop_file: Path | 
     }
     if stop_file is not None:
         values["STOP_FILE"] = str(stop_file)
+    failures = ", ".join(f"[{json.dumps(message)}] = {json.dumps(GRPC_CODES[status])}" for message, status in STATUSES.items())
     files = [(GUARD / f"{name}.lua").read_text(encoding="utf-8") for name in GUARD_FILES]
-    return "\n".join([*(f"{name} = {json.dumps(value)}" for name, value in values.items()), *files])
+    globals_ = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    return "\n".join([*globals_, f"FAILURES = {{{failures}}}", *files])
 
 
 def _gzip() -> EnvoyFields:

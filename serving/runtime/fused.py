@@ -15,8 +15,9 @@ import triton_python_backend_utils as pb_utils
 
 from .answering import Answering, request_digests
 from .digest import MODEL_DIGEST, row_digests
+from .failure_messages import NOT_ANSWERED, NOT_FINITE, NOT_RUN
 from .model_session import CPU, open_with_mapped_weights, session_options
-from .refusals import NOT_ANSWERED, NOT_FINITE, NOT_RUN, failure, logged_failure, refused
+from .refusals import failure, logged_failure, refused
 from .row_preparation import Preparation, PreparedRows, decoded
 from .tasks._encoder import EncoderTask
 from .types import Arrays

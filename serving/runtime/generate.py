@@ -5,26 +5,20 @@ The model is decoupled: a request gets one answer, or many parts of one if it as
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from .digest import row_digests
-from .generation.answer import GenerationAnswer, Outbox
-from .generation.beam_search import BeamSearch
-from .generation.engine import Engine, GenerationRequest
-from .generation.engine_settings import EngineSettings
-from .generation.process_life import end_process, end_with_parent
+from .generation.answer import AnswerPart, Ending, GenerationAnswer
+from .generation.decoding_choice import decoding_for
+from .generation.engine_request import GenerationRequest
 from .generation.prompt_reader import PromptReader
+from .generation.recipient import Recipient
 from .generation.request_reader import read_fields
-from .generation.responses import submit_each
-from .generation.sampling import Sampling
+from .generation.service import GenerationService, deadline_of, read_model
 from .generation.step_graph import DecoderGraph
-from .generation.text_stream import Detokenizer, TextStream
+from .generation.text_stream import Detokenizer, text_streams
 from .tasks.text_generation import TextGeneration
 
 TEXT_INPUT = "text_input"
@@ -33,14 +27,11 @@ FLAGS = ("stream", "exclude_input_in_output", "return_finish_reason", "return_nu
 
 
 class TritonPythonModel:
-    """Reads requests; the engine's thread generates, and the outbox answers."""
+    """Reads requests; the service generates and answers."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model with its tokenizer, and start to generate."""
-        folder = Path(args["model_repository"]) / args["model_version"]
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core is the model's
-        engine = EngineSettings.from_settings(settings)
+        folder, settings, engine = read_model(args)
         self._capacity, self._task = engine.capacity, TextGeneration.from_settings(settings["settings"])
         self._task.check_options()
         self._prompts = PromptReader(
@@ -50,21 +41,17 @@ class TritonPythonModel:
         graph = DecoderGraph(folder / "model.onnx", slots=engine.slots, capacity=engine.capacity, threads=engine.threads)
         if self._task.vocab_size != graph.vocab_size:
             raise ValueError(f"settings.json says {self._task.vocab_size} tokens, but the graph scores {graph.vocab_size}")
-        self._outbox = Outbox(_end)
-        self._engine = Engine(graph, chunk=engine.chunk, max_waiting=engine.max_waiting, on_failure=_end)
-        self._engine.start()
-        end_with_parent()
+        self._service: GenerationService[AnswerPart | Ending] = GenerationService(graph, engine)
 
     def execute(self, requests: list[Any]) -> None:
-        """Let the engine answer requests. One that cannot be used is refused here."""
-        submit_each(requests, self._submit)
+        """Have requests answered. One that cannot be used is refused here."""
+        self._service.take(requests, self._read)
 
     def finalize(self) -> None:
         """End what still runs, and send what is there."""
-        self._engine.close()
-        self._outbox.close()
+        self._service.close()
 
-    def _submit(self, request: Any, sender: Any) -> None:
+    def _read(self, request: Any, recipient: Recipient) -> list[GenerationRequest]:
         raw = _element(request, TEXT_INPUT)
         flags = {name: bool(value) for name in FLAGS if (value := _element(request, name)) is not None}
         fields = read_fields(flags, _element(request, "sampling_parameters") or b"", request.parameters(), self._task)
@@ -73,24 +60,12 @@ class TritonPythonModel:
         if fields.task.stop_sequence is not None:
             options = options.ending_at(self._prompts.ids(fields.task.stop_sequence), vocab_size=self._task.vocab_size)
         max_length = options.max_total_length(len(tokens), capacity=self._capacity)
-        texts = [
-            TextStream(
-                self._detokenizer,
-                tokens.tolist(),
-                stop_strings=options.stop_strings,
-                include_stop_strings=options.include_stop_strings,
-                streams=fields.stream,
-            )
-            for _ in range(options.num_return_sequences)
-        ]
+        texts = text_streams(self._detokenizer, tokens.tolist(), options, streams=fields.stream)
         digest = int(row_digests({TEXT_INPUT: [raw]})[0])
-        answer = GenerationAnswer(sender, fields, prompt, digest, texts, self._outbox, frozenset(request.requested_output_names()))
-        if options.num_beams > 1:
-            answer.decoding = BeamSearch(options, tokens, max_length=max_length)
-        else:
-            answer.decoding = Sampling(options, tokens, max_length=max_length, on_token=answer.on_token)
-        deadline = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
-        self._engine.submit(GenerationRequest(tokens, answer.decoding, answer.on_end, sender.is_cancelled, deadline))
+        requested = frozenset(request.requested_output_names())
+        answer = GenerationAnswer(recipient, fields, prompt, digest, texts, self._service.outbox, requested)
+        answer.decoding = decoding_for(options, tokens, max_length=max_length, on_token=answer.on_token)
+        return [GenerationRequest(tokens, answer.decoding, answer.on_end, recipient, deadline_of(request))]
 
 
 def _element(request: Any, name: str) -> Any:
@@ -106,7 +81,3 @@ def _element(request: Any, name: str) -> Any:
     if len(values) != 1:
         raise ValueError(f"{name} must have one element, not {len(values)}")
     return values[0]
-
-
-def _end(error: BaseException) -> None:
-    end_process(error, pb_utils.Logger.log_error)

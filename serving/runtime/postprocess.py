@@ -11,8 +11,9 @@ import triton_python_backend_utils as pb_utils
 
 from .answering import Answering, request_digests
 from .digest import MODEL_DIGEST, ForeignAnswerError
+from .failure_messages import NOT_ANSWERED, NOT_FINITE
 from .metadata import METADATA, Unpacked, unpack
-from .refusals import NOT_ANSWERED, NOT_FINITE, failure, logged_failure
+from .refusals import failure, logged_failure
 from .tasks._encoder import EncoderTask
 from .types import Arrays, Integers, Origins
 

@@ -7,30 +7,36 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-NOT_PREPARED = "this request could not be prepared"
-NOT_RUN = "the model could not run on this input"
-NOT_ANSWERED = "the answer could not be made of what the model gave"
-NOT_FINITE = "the model gave values that are not finite for this input"
+from .failure_messages import NOT_PREPARED
+
+LONGEST_MESSAGE = 2000
+"""Characters of the longest message: it may repeat what a client has sent."""
 
 
 def refusal(message: str) -> Any:
     """Build the response to a request that is invalid."""
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+    return error_of(message, pb_utils.TritonError.INVALID_ARG)
 
 
 def failure(message: str) -> Any:
     """Build the response to a request that failed here."""
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
+    return error_of(message, pb_utils.TritonError.INTERNAL)
 
 
-def unavailable(message: str) -> Any:
-    """Build the response to a request that this model cannot answer now, but may answer later."""
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE))
+def error_of(message: str, code: Any) -> Any:
+    """Build a response that is an error. Triton's module takes no half of a surrogate pair: it is written as its escape sequence.
+
+    Args:
+        message: What the client is told.
+        code: One of the codes of ``TritonError``.
+    """
+    shown = message[:LONGEST_MESSAGE].encode("utf-8", "backslashreplace").decode()
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(shown, code))
 
 
 def logged_failure(error: BaseException, message: str) -> Any:
     """Write the traceback of an error to the log, and build the response to the request."""
-    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace").decode())
     return failure(message)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,6 +46,32 @@ class Tensor:
     name: str
     dtype: str
     dims: tuple[int, ...] = (1,)
+
+
+def shown(value: object) -> str:
+    """Return the beginning of a value for a message, however long it is and however deep lists are nested in it."""
+    if isinstance(value, str):
+        return repr(value[:80])[:80]
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlong, short.maxother = 3, 80, 80
+    return short.repr(value)[:80]
+
+
+def require_text(what: str, text: str) -> None:
+    """Check that a string can be written as UTF-8. One that comes from JSON may hold half of a surrogate pair.
+
+    Args:
+        what: The beginning of the message.
+        text: The string.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = shown(text[max(error.start - 20, 0) : error.start + 20])
+        raise ValueError(f"{what} holds half of a surrogate pair, which is no text: {near}") from None
 
 
 class OptionTypeError(ValueError, TypeError):
@@ -89,17 +117,20 @@ class Setting:
             OptionChoiceError: It is none of the choices.
             ValueError: It is too small or too large. All are ``ValueError``, and their messages say what is allowed.
         """
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if self.kind is float and whole:
-            value = float(value)  # type: ignore[arg-type]
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = _as_float(value)
         elif type(value) is not self.kind:
-            raise OptionTypeError(f"option {name} must be {_KINDS[self.kind]}, not {value!r:.80}")
+            raise OptionTypeError(f"option {name} must be {_KINDS[self.kind]}, not {shown(value)}")
         if self.choices and value not in self.choices:
-            raise OptionChoiceError(f"option {name} must be one of {', '.join(self.choices)}, not {value!r:.80}")
+            raise OptionChoiceError(f"option {name} must be one of {', '.join(self.choices)}, not {shown(value)}")
+        if isinstance(value, str):
+            require_text(f"option {name}", value)
         if self.minimum is not None and not value >= self.minimum:  # type: ignore[operator]  # NaN fails this check too
-            raise ValueError(f"option {name} must be {self.minimum:g} or more, not {value!r:.80}")
+            raise ValueError(f"option {name} must be {_bound(self.minimum)} or more, not {shown(value)}")
         if self.maximum is not None and not value <= self.maximum:  # type: ignore[operator]
-            raise ValueError(f"option {name} must be {self.maximum:g} or less, not {value!r:.80}")
+            raise ValueError(f"option {name} must be {_bound(self.maximum)} or less, not {shown(value)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"option {name} must be a finite number, not {value}")
         return value  # type: ignore[return-value]
 
     def parse(self, text: str) -> bool | int | float | str:
@@ -110,6 +141,17 @@ class Setting:
             return self.kind(text)  # type: ignore[no-any-return]
         except ValueError:
             return text
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # it has more than 308 digits
+        return math.inf if value > 0 else -math.inf
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 @dataclass(frozen=True)

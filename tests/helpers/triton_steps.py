@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 INVALID_ARG, INTERNAL = 3, 13
+UNAVAILABLE, CANCELLED, FINAL = 5, 7, 1
 
 
 @dataclass
@@ -22,6 +23,34 @@ class Request:
 
     def parameters(self) -> str:
         return json.dumps(self.options) if self.options else ""
+
+
+class Sender:
+    """A response sender that keeps what is sent, and counts what it is asked.
+
+    Attributes:
+        sent: The responses.
+        flags: Their flags.
+        tried: How often it was told to send.
+        asked: How often it was asked whether its client has left.
+    """
+
+    def __init__(self, *, is_cancelled: bool = False, fails: bool = False) -> None:
+        self._is_cancelled, self._fails = is_cancelled, fails
+        self.sent: list[Any] = []
+        self.flags: list[int] = []
+        self.tried = self.asked = 0
+
+    def send(self, response: Any, flags: int) -> None:
+        self.tried += 1
+        if self._fails:
+            raise RuntimeError("the request is gone")
+        self.sent.append(response)
+        self.flags.append(flags)
+
+    def is_cancelled(self) -> bool:
+        self.asked += 1
+        return self._is_cancelled
 
 
 def backend() -> ModuleType:
@@ -38,6 +67,8 @@ def backend() -> ModuleType:
         return SimpleNamespace(message=message, code=code)
 
     error.INVALID_ARG, error.INTERNAL = INVALID_ARG, INTERNAL  # type: ignore[attr-defined]
+    error.UNAVAILABLE, error.CANCELLED = UNAVAILABLE, CANCELLED  # type: ignore[attr-defined]
+    module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL  # type: ignore[attr-defined]
     module.Logger = SimpleNamespace(log_error=len)  # type: ignore[attr-defined]
     module.Tensor, module.InferenceResponse, module.TritonError = tensor, response, error  # type: ignore[attr-defined]
     module.get_input_tensor_by_name = lambda request, name: tensor(name, request.tensors[name])  # type: ignore[attr-defined]

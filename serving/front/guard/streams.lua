@@ -160,38 +160,30 @@ local function read_streamed_answer(body)
   return answer
 end
 
--- Says what a client is told instead of an error in a stream, or nil.
+-- Says what a client is told instead of an error in a stream, or nil; and the code of the error.
 local function translate_streamed(stream, message)
-  local told = translate_error(message, find(message, "^Stub process") ~= nil)
+  local told, is_temporary = translate_error(message, find(message, "^Stub process") ~= nil)
   stream.failure, stream.is_unhealthy = { message = told or message }, told == RESTARTING
-  return told
+  return told, not told and INVALID.grpc or is_temporary and UNAVAILABLE.grpc or "13"
 end
 
--- Errors of a model for which its code of gRPC is not INVALID_ARGUMENT: serving/runtime gives no others.
-local FAILURES = {
-  ["this request could not be prepared"] = "13",
-  ["the model could not run on this input"] = "13",
-  ["the answer could not be made of what the model gave"] = "13",
-  ["the model gave values that are not finite for this input"] = "13",
-  ["this model has more requests than may wait: try again later"] = "14",
-  ["the time that this request allows is over"] = "14",
-  [MODEL_FAILED] = "13",
-  [RESTARTING] = "14",
-}
 local NOTHING = {}
 
 -- Returns what passes instead of an answer that is an error or stands for a refusal. Where the client has sent everything and asked for
 -- it, that is nothing, and the error becomes the status of the stream: Triton's answers in streams lack the code.
 local function tell_error(stream, answer, body, refusal)
-  local told = not refusal and translate_streamed(stream, answer.error)
+  local told, code
+  if not refusal then
+    told, code = translate_streamed(stream, answer.error)
+  end
   local message = refusal and refusal.message or told or answer.error
   if stream.wants_status then
-    stream.status = stream.status or { message = message, code = refusal and refusal.code or FAILURES[message] or "3" }
+    stream.status = stream.status or { message = message, code = refusal and refusal.code or code }
     if stream.is_half_closed then
       return ""
     end
   end
-  return (refusal or told) and error_answer(refusal and refusal.id or answer.id, message) or body
+  return (refusal or message ~= answer.error) and error_answer(refusal and refusal.id or answer.id, message) or body
 end
 
 -- Returns what passes instead of an answer: itself, an error, or nothing.

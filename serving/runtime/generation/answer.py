@@ -1,21 +1,22 @@
-"""The answer to one request, from the engine's thread to Triton: parts of a stream, or everything at the end."""
+"""The answer to one request for text: parts of a stream, or everything at the end."""
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .decoding import Decoding
-from .engine import GenerationCancelledError
+from .engine_request import GenerationCancelledError
+from .outbox import Outbox
 from .prompt_reader import Prompt
+from .recipient import Recipient
 from .request_reader import RequestFields
-from .responses import FINAL, Sender, error_response
+from .responses import error_response
 from .text_stream import TextStream
 
 CANCELLED = "cancelled"
@@ -30,76 +31,43 @@ class AnswerPart:
         texts: Text of each sequence.
         tokens: Tokens of each sequence.
         reasons: Why each sequence has ended; None before the end of a stream.
-        error: Why there is no answer.
     """
 
     texts: list[str]
     tokens: list[list[int]]
     reasons: list[str] | None = None
-    error: BaseException | None = None
 
     def join(self, later: AnswerPart) -> None:
         """Append what comes next."""
         self.texts = [one + two for one, two in zip(self.texts, later.texts, strict=True)]
         self.tokens = [one + two for one, two in zip(self.tokens, later.tokens, strict=True)]
-        self.reasons, self.error = later.reasons, later.error
+        self.reasons = later.reasons
 
 
-class Outbox:
-    """Sends parts of answers in a thread of its own, so that the engine does not wait for Triton.
+@dataclass(frozen=True)
+class Ending:
+    """The end of an answer, behind its other parts.
 
-    Parts of one answer that wait together are sent as one.
-
-    Args:
-        on_failure: Is called in that thread if it cannot go on.
+    Attributes:
+        error: Why it is not finished; None: it is.
     """
 
-    def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
-        self._parts: queue.SimpleQueue[tuple[GenerationAnswer, AnswerPart] | None] = queue.SimpleQueue()
-        self._on_failure = on_failure
-        self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
-        self._thread.start()
+    error: BaseException | None
 
-    def put(self, answer: GenerationAnswer, part: AnswerPart) -> None:
-        """Send a part after those that were put before."""
-        self._parts.put((answer, part))
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Send what was put, and end the thread."""
-        self._parts.put(None)
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        try:
-            while self._send_waiting():
-                pass
-        except BaseException as error:
-            self._on_failure(error)
-
-    def _send_waiting(self) -> bool:
-        """Send all parts that wait; return whether more may come."""
-        waiting = [self._parts.get()]
-        while not self._parts.empty():
-            waiting.append(self._parts.get())
-        joined: dict[GenerationAnswer, AnswerPart] = {}
-        for entry in waiting:
-            if entry is not None:
-                answer, part = entry
-                if answer in joined:
-                    joined[answer].join(part)
-                else:
-                    joined[answer] = part
-        for answer, part in joined.items():
-            answer.send(part)
-        return waiting[-1] is not None
+    @property
+    def has_text(self) -> bool:
+        """Return whether the client gets what there is."""
+        return self.error is None or isinstance(self.error, GenerationCancelledError)
 
 
 @dataclass(eq=False)
 class GenerationAnswer:
     """Collects what one request is answered.
 
+    The engine's thread calls :meth:`on_token` and :meth:`on_end`; after that, the outbox's thread has all of it.
+
     Attributes:
-        sender: Triton's, for this request.
+        recipient: Whoever gets the answer.
         fields: What the request asks for.
         prompt: Stands before the answer, if it is wanted there.
         digest: Of the request.
@@ -109,18 +77,18 @@ class GenerationAnswer:
         decoding: Chooses the tokens; set once it is there.
     """
 
-    sender: Sender
+    recipient: Recipient
     fields: RequestFields
     prompt: Prompt
     digest: int
     texts: Sequence[TextStream]
-    outbox: Outbox
+    outbox: Outbox[AnswerPart | Ending]
     requested: frozenset[str]
     decoding: Decoding | None = None
     _unsent: list[int] = field(default_factory=list)
 
     def on_token(self, sequence: int, token: int) -> bool:
-        """Take the next token of a sequence; return whether it completes a stop string. The engine's thread calls it."""
+        """Take the next token of a sequence; return whether it completes a stop string."""
         stopped = self.texts[sequence].push(token)
         if self.fields.stream:
             self._unsent.append(token)
@@ -130,20 +98,16 @@ class GenerationAnswer:
         return stopped
 
     def on_end(self, error: BaseException | None) -> None:
-        """Send what is left. The engine's thread calls it."""
-        if error is None or isinstance(error, GenerationCancelledError):
-            try:
-                part = self._last_part()
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as own:  # a panic of the tokenizer's Rust code is not an Exception
-                part = self._failed(own)
-        else:
-            part = self._failed(error)
-        self.outbox.put(self, part)
+        """Have the rest sent."""
+        self.outbox.put(self, Ending(error))
 
-    def _failed(self, error: BaseException) -> AnswerPart:
-        return AnswerPart([""] * len(self.texts), [[] for _ in self.texts], error=error)
+    def send(self, parts: Sequence[AnswerPart | Ending]) -> None:
+        """Send parts to the client."""
+        last = parts[-1]
+        if isinstance(last, Ending) and last.error is not None and not last.has_text:
+            self.recipient.send(partial(error_response, last.error), is_last=True)
+        else:
+            self.recipient.send(partial(self._response, parts), is_last=isinstance(last, Ending))
 
     def _last_part(self) -> AnswerPart:
         assert self.decoding is not None
@@ -157,12 +121,10 @@ class GenerationAnswer:
         reasons = [sequence.finish_reason or CANCELLED for sequence in sequences]
         return AnswerPart(texts, tokens, reasons)
 
-    def send(self, part: AnswerPart) -> None:
-        """Send a part to the client."""
-        flags = FINAL if part.reasons is not None or part.error is not None else 0
-        self.sender.send(self._response(part) if part.error is None else error_response(part.error), flags=flags)
-
-    def _response(self, part: AnswerPart) -> Any:
+    def _response(self, parts: Sequence[AnswerPart | Ending]) -> Any:
+        part, *later = [self._last_part() if isinstance(one, Ending) else one for one in parts]
+        for one in later:
+            part.join(one)
         prepended = self.prompt.tokens.tolist() if self.fields.prepend_input else []
         prefix = self.prompt.text if self.fields.prepend_input else ""
         made: dict[str, Callable[[], Any]] = {

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import Floats, Integers
-from .decoding import LENGTH, STOP, Continuation, GeneratedSequence, NotFiniteError
-from .logits_processors import logits_processors
+from .decoding import LENGTH, STOP, AllForbiddenError, Continuation, GeneratedSequence, NotFiniteError
+from .logits_processors import FORBIDDEN, logits_processors
 from .top_candidates import top_candidates
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ class BeamSearch:
         found = top_candidates(scores.reshape(-1), kept)
         sources, tokens = np.divmod(found, scores.shape[1])
         candidate_scores = scores.reshape(-1)[found]
+        if candidate_scores[0] == FORBIDDEN:
+            raise AllForbiddenError
         ended = np.isin(tokens, self._end) | (self._length + 1 >= self._max_length)
         sequences = self._read[sources]
         sequences[:, self._length] = tokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -69,7 +68,7 @@ class PromptTemplate:
             )
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template of this model refuses the messages: {error}"[:500]) from None
-        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        except Exception as error:  # whatever a template makes of messages that it does not expect
             raise ValueError(f"the chat template of this model cannot use the messages: {error}"[:500]) from None
         return _cut_at_mark(prompt) if continued else prompt
 
@@ -101,15 +100,16 @@ def _marked(messages: Sequence[Mapping[str, JsonValue]]) -> list[dict[str, Any]]
     Raises:
         ValueError: It has no text.
     """
-    chat: list[dict[str, Any]] = copy.deepcopy([dict(message) for message in messages])
-    content = chat[-1]["content"]
+    *before, last = map(dict, messages)
+    content = last["content"]
     if isinstance(content, str):
-        chat[-1]["content"] = content + CONTINUED
-        return chat
-    for part in reversed(content if isinstance(content, list) else []):
+        return [*before, last | {"content": content + CONTINUED}]
+    parts = list(content) if isinstance(content, list) else []
+    for place in reversed(range(len(parts))):
+        part = parts[place]
         if isinstance(part, dict) and isinstance(part.get("text"), str):
-            part["text"] += CONTINUED
-            return chat
+            parts[place] = part | {"text": part["text"] + CONTINUED}
+            return [*before, last | {"content": parts}]
     raise ValueError("the last message has no text to continue")
 
 

@@ -60,7 +60,7 @@ class Decoding(Protocol):
        :attr:`max_rows` is; the continuation says how many rows there are from now on (``sources`` all 0).
     2. :meth:`advance` with ``[rows, vocab]`` logits after each step, in the order of the rows of the last continuation, until it
        returns None.
-    3. :meth:`sequences`, once, at the end; after a cancellation too.
+    3. :meth:`sequences`, once, at the end; after a cancellation too. Any thread may call it then.
 
     The cache of the rows belongs to the engine. Where a row lies in it is the engine's affair: a continuation that only reorders
     rows costs nothing, and one that continues a row twice costs one copy of its cache.
@@ -87,13 +87,22 @@ class Decoding(Protocol):
             The rows of the next step; None if the request is finished.
 
         Raises:
-            NotFiniteError: The logits are not finite. This and any other exception ends this request alone.
+            NotFiniteError: The logits are not finite.
+            AllForbiddenError: The options forbid all tokens. These and any other exception end this request alone.
         """
         ...
 
     def sequences(self) -> Sequence[GeneratedSequence]:
         """Return the answers, the best first where they have an order. Before the end: what there is so far."""
         ...
+
+
+class AllForbiddenError(ValueError):
+    """The options of a request forbid all tokens, so that none can be chosen."""
+
+    def __init__(self) -> None:
+        """Create the error with its message for the client."""
+        super().__init__("the options of this request forbid all tokens")
 
 
 class NotFiniteError(Exception):

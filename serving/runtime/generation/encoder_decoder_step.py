@@ -98,17 +98,21 @@ class EncoderDecoderGraph(DecoderGraph):
             self._resize(width, kept=kept)
 
     def _resize(self, width: int, *, kept: int) -> None:
-        """Allocate memory for sources of this width, which keeps those of the first slots."""
-        before = self._cross
-        self._cross = {name: np.zeros((self.slots, heads, width, size), np.float32) for name, (heads, size) in self._shapes.items()}
+        """Allocate memory for sources of this width, which keeps those of the first slots.
+
+        A tensor of before is freed before the next one is allocated, so that only one is there twice.
+        """
+        self._bindings.clear()  # they name the memory of before
         held = min(width, self._mask.shape[1])
-        for name, tensor in before.items():
-            self._cross[name][:kept, :, :held] = tensor[:kept, :, :held]
+        for name, (heads, size) in self._shapes.items():
+            tensor = np.zeros((self.slots, heads, width, size), dtype=np.float32)
+            if kept:
+                tensor[:kept, :, :held] = self._cross[name][:kept, :, :held]
+            self._cross[name] = tensor
         mask = np.zeros((self.slots, width), dtype=np.float32)
         mask[:kept, :held] = self._mask[:kept, :held]
         self._mask = mask
         self._source_numbers[kept:] = 0
-        self._bindings.clear()  # they name the memory of before
 
     def _encode(self, sources: dict[int, Integers]) -> None:
         """Encode sources that are equally long when padded, each to the slot that is its key."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..types import Floats, Integers
-from .decoding import Continuation, Decoding
+from .decoding import Continuation
+from .engine_request import Addressee, GenerationCancelledError, GenerationRequest
 from .slot_table import RunningRequest, SlotTable
 from .step_graph import PromptChunk, StepGraph
 
-CANCEL_INTERVAL = 2
-"""Tokens between two questions whether a request is cancelled: a question costs a message to tritonserver."""
+ASK_INTERVAL = 2
+"""Rounds between two questions whether clients have left: each costs a message to tritonserver."""
 SWEEP_SECONDS = 0.25
 """Seconds between two looks at the requests that wait: who is gone, and whose time is over."""
 
@@ -25,46 +26,13 @@ class QueueFullError(Exception):
     """As many requests wait as may wait."""
 
 
-class DeadlineExceededError(Exception):
-    """The time that the client gives its request is over."""
-
-
-class GenerationCancelledError(Exception):
-    """The client has cancelled its request, or the engine is closed."""
-
-
-@dataclass(frozen=True, eq=False)
-class GenerationRequest:
-    """What the engine computes for one client.
-
-    Attributes:
-        prompt: INT64 ``[length]``, one token or more.
-        decoding: Chooses the tokens, and keeps them.
-        on_end: Is called once, in the engine's thread. None: the decoding has
-            finished. Else why it has not: :class:`GenerationCancelledError`, :class:`DeadlineExceededError`, or an exception that
-            this request has caused.
-        is_cancelled: Says whether the client has left.
-        deadline: Time at which the request is given up, as :func:`time.monotonic` counts; None: never.
-        source: INT64 ``[source]``, what the encoder reads, if there is one.
-    """
-
-    prompt: Integers
-    decoding: Decoding
-    on_end: Callable[[BaseException | None], None]
-    is_cancelled: Callable[[], bool] = lambda: False
-    deadline: float | None = None
-    source: Integers | None = None
-
-    def obstacle(self, now: float, *, ask: bool) -> Exception | None:
-        """Return why the request is not worth going on, or None.
-
-        Args:
-            now: The time, as :func:`time.monotonic` counts.
-            ask: Also ask whether it is cancelled.
-        """
-        if self.deadline is not None and now >= self.deadline:
-            return DeadlineExceededError()
-        return GenerationCancelledError() if ask and self.is_cancelled() else None
+def ask_here(recipients: Iterable[Addressee]) -> threading.Event:
+    """Ask recipients in this thread whether they are gone; return what is set."""
+    answered = threading.Event()
+    for recipient in recipients:
+        recipient.ask()
+    answered.set()
+    return answered
 
 
 @dataclass
@@ -114,20 +82,40 @@ class Engine:
         max_waiting: Most requests that wait.
         on_failure: Is called in the engine's thread if the graph itself fails, so that no request can be answered any more. It
             should end the process.
+        ask: Has recipients asked whether they are gone, if possible in another thread, and returns what is set when that is done.
     """
 
-    def __init__(self, graph: StepGraph, *, chunk: int, max_waiting: int, on_failure: Callable[[BaseException], None]) -> None:
-        self._graph, self._chunk, self._max_waiting, self._on_failure = graph, chunk, max_waiting, on_failure
+    def __init__(
+        self,
+        graph: StepGraph,
+        *,
+        chunk: int,
+        max_waiting: int,
+        on_failure: Callable[[BaseException], None],
+        ask: Callable[[Iterable[Addressee]], threading.Event] = ask_here,
+    ) -> None:
+        self._graph, self._chunk, self._max_waiting, self._on_failure, self._ask = graph, chunk, max_waiting, on_failure, ask
         self.counts = EngineCounts()
         self._inbox = _Inbox()
         self._table: SlotTable[GenerationRequest] = SlotTable(graph)
         self._partial: _Partial | None = None
         self._next_sweep = 0.0
+        self._rounds = 0
+        self._answered = ask_here(())
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
     def start(self) -> None:
         """Start the engine's thread."""
         self._thread.start()
+
+    def require_room(self) -> None:
+        """Check that a request may wait, before it is read. Whether it still may is checked again when it is submitted.
+
+        Raises:
+            QueueFullError: Too many wait already, or the engine is closed.
+        """
+        if self._inbox.closed or len(self._inbox.requests) >= self._max_waiting:
+            raise QueueFullError
 
     def submit(self, *requests: GenerationRequest) -> None:
         """Let requests wait for their turn, all of them or none. Any thread may call this.
@@ -142,8 +130,7 @@ class Engine:
                 f"this request needs {most} rows at a time, but this model has {self._graph.slots}: ask for fewer beams or answers"
             )
         with self._inbox.condition:
-            if self._inbox.closed or len(self._inbox.requests) >= self._max_waiting:
-                raise QueueFullError
+            self.require_room()
             self._inbox.requests.extend(requests)
             self._inbox.condition.notify()
 
@@ -176,7 +163,7 @@ class Engine:
     def _cancel_all(self) -> None:
         partial = [self._partial.request] if self._partial else []
         for request in [*(one.request for one in self._table.running()), *partial, *self._inbox.requests]:
-            request.on_end(GenerationCancelledError())
+            request.end(GenerationCancelledError())
 
     def round(self) -> None:
         """Compute prompts, then one token of all rows that run."""
@@ -184,22 +171,37 @@ class Engine:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_SECONDS
             self._sweep(now)
+        self._rounds += 1
+        asks = self._rounds % ASK_INTERVAL == 0
+        if asks:
+            self._ask_running()
         self._prefill(now)
         if rows := self._table.rows:
             logits = self._graph.step(self._table.tokens[:rows], self._table.lengths[:rows])
+            if not asks:
+                self._answered.wait()  # so a request whose client has left gets three more tokens at most
             self._table.lengths[:rows] += 1
             self.counts.steps += 1
             self.counts.rows += rows
             self._advance(self._table.running(), logits, 0)
 
+    def _ask_running(self) -> None:
+        """Have the recipients of what runs asked whether they are gone. The answers are there before the next round ends."""
+        running = [one.request for one in self._table.running()]
+        if self._partial is not None:
+            running.append(self._partial.request)
+        self._answered = self._ask(dict.fromkeys(request.recipient for request in running))
+
     def _sweep(self, now: float) -> None:
-        """End waiting requests that are cancelled or late."""
-        ended = {request: why for request in list(self._inbox.requests) if (why := request.obstacle(now, ask=True)) is not None}
+        """End waiting requests that are cancelled or late, and have the recipients of the others asked."""
+        ended = {request: why for request in list(self._inbox.requests) if (why := request.obstacle(now)) is not None}
         if ended:
             with self._inbox.condition:
                 self._inbox.requests = deque(request for request in self._inbox.requests if request not in ended)
             for request, why in ended.items():
-                request.on_end(why)
+                request.end(why)
+        if self._inbox.requests:
+            self._ask(dict.fromkeys(request.recipient for request in list(self._inbox.requests)))
 
     def _prefill(self, now: float) -> None:
         """Compute prompts, of as many tokens as a round may have."""
@@ -226,9 +228,9 @@ class Engine:
             request = self._inbox.requests[0]
             if request.decoding.max_rows > room:
                 break
-            if (why := request.obstacle(now, ask=True)) is not None:
+            if (why := request.obstacle(now)) is not None:
                 self._inbox.requests.popleft()
-                request.on_end(why)
+                request.end(why)
                 continue
             whole = len(request.prompt) <= self._chunk
             longest = max(longest, self._cost(request))
@@ -255,9 +257,9 @@ class Engine:
     def _continue_prompt(self, partial: _Partial, now: float) -> int:
         """Compute the next part of a prompt; return the number of its tokens."""
         request, first = partial.request, self._table.rows
-        if (why := request.obstacle(now, ask=True)) is not None:
+        if (why := request.obstacle(now)) is not None:
             self._partial, self._table.behind = None, 0
-            request.on_end(why)
+            request.end(why)
             return 0
         chunk = PromptChunk(request.prompt[partial.done : partial.done + self._chunk], partial.done)
         logits = self._graph.prefill(first, [chunk])
@@ -292,23 +294,21 @@ class Engine:
     ) -> Continuation | None:
         """Let one request choose its tokens; return how it goes on. Whatever is wrong with it is its own affair."""
         request = one.request
-        one.steps += 1
-        why: BaseException | None = None
-        try:
-            start, count = one.slots[0] - first, len(one.slots)
-            rows = slice(start, start + 1) if count == 1 else np.array(one.slots) - first
-            own_argmax = argmax[rows] if argmax is not None and request.decoding.takes_argmax else None
-            continuation = request.decoding.advance(logits[rows], own_argmax)
-            if continuation is not None:
-                _check(continuation, before=count, most=one.reserved)
-                why = request.obstacle(now, ask=one.steps % CANCEL_INTERVAL == 0)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
-            why = error
-        if why is None and continuation is not None:
-            return continuation
-        request.on_end(why)
+        why: BaseException | None = request.obstacle(now)
+        if why is None:
+            try:
+                start, count = one.slots[0] - first, len(one.slots)
+                rows = slice(start, start + 1) if count == 1 else np.array(one.slots) - first
+                own_argmax = argmax[rows] if argmax is not None and request.decoding.takes_argmax else None
+                continuation = request.decoding.advance(logits[rows], own_argmax)
+                if continuation is not None:
+                    _check(continuation, before=count, most=one.reserved)
+                    return continuation
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
+                why = error
+        request.end(why)
         return None
 
 

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..types import JsonValue, OptionTypeError, Setting
+from ..types import JsonValue, OptionTypeError, Setting, shown
+from .option_lists import TOKEN_LISTS, strings, token_ids, words
 
 DEFAULT_MAX_LENGTH = 20
 """Default of ``transformers`` for ``max_length``. Where nobody changed it, the prompt does not count."""
 MOST_SEQUENCES = 64
 """Most beams, or answers, that a request may ask for; the slots of a model usually allow fewer."""
-MOST_STRINGS, MOST_STRING_LENGTH = 16, 256
-"""Most stop strings of a request, and the characters of the longest one: each is searched for after each token."""
 MOST_END_TOKENS = 256
 """Most tokens that end a sequence where there are beams: each adds a candidate for each beam."""
-MOST_TOKEN_LISTS = 1024
-"""Most entries of a list of token ids: all are read at each token."""
+MOST_NGRAM = 64
+"""Largest size of n-grams that are not repeated: what was read is searched for the last ones at each token."""
+MOST_TOKENS = 10**9
+"""Largest limit of tokens; more is a mistake, whatever the model holds."""
 
 _SETTINGS: dict[str, Setting] = {
-    "max_new_tokens": Setting(int, minimum=1),
-    "max_length": Setting(int, minimum=1),
-    "min_new_tokens": Setting(int, minimum=0),
-    "min_length": Setting(int, minimum=0),
+    "max_new_tokens": Setting(int, minimum=1, maximum=MOST_TOKENS),
+    "max_length": Setting(int, minimum=1, maximum=MOST_TOKENS),
+    "min_new_tokens": Setting(int, minimum=0, maximum=MOST_TOKENS),
+    "min_length": Setting(int, minimum=0, maximum=MOST_TOKENS),
     "do_sample": Setting(bool),
     "temperature": Setting(float, minimum=0, maximum=1e6),
     "top_k": Setting(int, minimum=-1),
@@ -32,8 +32,8 @@ _SETTINGS: dict[str, Setting] = {
     "min_p": Setting(float, minimum=0, maximum=1),
     "seed": Setting(int, minimum=0, maximum=2**64 - 1),
     "repetition_penalty": Setting(float, minimum=1e-6, maximum=1e6),
-    "no_repeat_ngram_size": Setting(int, minimum=0),
-    "encoder_no_repeat_ngram_size": Setting(int, minimum=0),
+    "no_repeat_ngram_size": Setting(int, minimum=0, maximum=MOST_NGRAM),
+    "encoder_no_repeat_ngram_size": Setting(int, minimum=0, maximum=MOST_NGRAM),
     "forced_bos_token_id": Setting(int, minimum=0),
     "include_stop_strings": Setting(bool),
     "num_beams": Setting(int, minimum=1, maximum=MOST_SEQUENCES),
@@ -41,7 +41,6 @@ _SETTINGS: dict[str, Setting] = {
     "renormalize_logits": Setting(bool),
     "num_return_sequences": Setting(int, minimum=1, maximum=MOST_SEQUENCES),
 }
-_TOKEN_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 ALIASES = {
     "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
@@ -49,8 +48,6 @@ ALIASES = {
     "include_stop_str_in_output": "include_stop_strings",
 }
 """Names of vLLM for options of ``transformers``."""
-LIST_OPTIONS = (*_TOKEN_LISTS, "bad_words_ids", "stop_token_ids", "stop_strings", "stop")
-"""Options that are lists. As a parameter of a Triton request, which cannot be a list, they are JSON."""
 JSON_OPTIONS: dict[str, str] = {
     "eos_token_id": "Token, or tokens, that end a sequence.",
     "forced_eos_token_id": "Token, or tokens, that end a sequence which reaches its maximum length.",
@@ -214,10 +211,39 @@ class GenerationOptions:
             raise ValueError("option stop_strings is not supported with num_beams of more than 1")
         if self.num_beams > 1 and len(set(self.eos_token_id)) > MOST_END_TOKENS:
             raise ValueError(f"with num_beams of more than 1, at most {MOST_END_TOKENS} tokens may end a sequence")
-        for name in (*_TOKEN_LISTS, "bad_words_ids", "forced_bos_token_id"):
+        for name in (*TOKEN_LISTS, "bad_words_ids", "forced_bos_token_id"):
             for token in _flat(getattr(self, name)):
                 if token >= vocab_size:
-                    raise ValueError(f"option {name} names token {token}, but the model has tokens 0 to {vocab_size - 1}")
+                    raise ValueError(f"option {name} names token {shown(token)}, but the model has tokens 0 to {vocab_size - 1}")
+
+    def prompt_room(self, *, capacity: int) -> int:
+        """Return the most tokens of a prompt that is truncated: the answer fits behind it.
+
+        An answer of ``max_new_tokens`` fits whole if the request asks for it. A default takes half of the capacity at most. Where
+        ``max_length`` counts the prompt, the answer has half of it.
+
+        Args:
+            capacity: Tokens that the cache of a row holds.
+
+        Raises:
+            ValueError: The answer that the request asks for leaves no room.
+        """
+        if self.max_new_tokens is None and not self._has_library_length:
+            total = min(self.max_length, capacity)
+            return total - total // 2
+        new = self.max_length if self.max_new_tokens is None else self.max_new_tokens
+        if not self.limit_requested:
+            return capacity - min(new, capacity // 2)
+        if new >= capacity:
+            raise ValueError(
+                f"option max_new_tokens of {new} leaves no room for a prompt: this model holds {capacity} tokens, so ask for fewer"
+            )
+        return capacity - new
+
+    @property
+    def _has_library_length(self) -> bool:
+        """Return whether ``max_length`` is the default of ``transformers``, which does not count the prompt."""
+        return self.max_length == DEFAULT_MAX_LENGTH and not self.limit_requested
 
     def max_total_length(self, prompt_length: int, *, capacity: int) -> int:
         """Return the most tokens of the whole sequence, prompt included.
@@ -236,8 +262,7 @@ class GenerationOptions:
         if self.max_new_tokens is not None:
             wanted, name = prompt_length + self.max_new_tokens, "max_new_tokens"
         else:
-            is_library_default = self.max_length == DEFAULT_MAX_LENGTH and not self.limit_requested
-            wanted, name = self.max_length + (prompt_length if is_library_default else 0), "max_length"
+            wanted, name = self.max_length + (prompt_length if self._has_library_length else 0), "max_length"
         if wanted <= prompt_length:
             raise ValueError(f"option max_length is {self.max_length}, but the prompt alone has {prompt_length} tokens")
         if wanted > capacity and self.limit_requested:
@@ -258,33 +283,19 @@ def _change(name: str, value: JsonValue) -> dict[str, object]:
     if name in _SETTINGS:
         checked = _SETTINGS[name].check(name, value)
         return {name: 0 if name == "top_k" and checked == -1 else checked}
-    if name in _TOKEN_LISTS:
+    if name in TOKEN_LISTS:
         return {name: token_ids(name, value)}
     if name == "bad_words_ids":
-        return {name: _words(name, value)}
+        return {name: words(name, value)}
     if name == "early_stopping" and (isinstance(value, bool) or value == "never"):
         return {name: value}
     if name in ("stop_strings", "stop"):
-        return {"stop_strings": _strings(name, value), "include_stop_strings": name == "stop_strings"}
+        return {"stop_strings": strings(name, value), "include_stop_strings": name == "stop_strings"}
     if name == "early_stopping":
-        raise OptionTypeError(f'option {name} must be true, false or "never", not {value!r:.80}')
+        raise OptionTypeError(f'option {name} must be true, false or "never", not {shown(value)}')
     if name in NEUTRAL and any(type(value) in (type(one), int) and value == one for one in NEUTRAL[name]):
         return {}
-    raise ValueError(f"option {name} is not supported" if name in NEUTRAL else f"option {name} is unknown or not supported")
-
-
-def token_ids(name: str, value: JsonValue) -> tuple[int, ...]:
-    """Return one token id, or a list of them, as a tuple.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if len(listed) > MOST_TOKEN_LISTS:
-        raise ValueError(f"option {name} has {len(listed)} tokens, but may have {MOST_TOKEN_LISTS}")
-    if not all(type(token) is int and token >= 0 for token in listed):
-        raise OptionTypeError(f"option {name} must be a token id or a list of token ids, not {value!r:.80}")
-    return tuple(listed)  # type: ignore[arg-type]
+    raise ValueError(f"option {name} is not supported" if name in NEUTRAL else f"option {name[:80]} is unknown or not supported")
 
 
 def _canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
@@ -302,49 +313,6 @@ def _canonical(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
             found[name] = value
     include = found.pop("include_stop_strings", None)  # after those that set it too
     return found if include is None else found | {"include_stop_strings": include}
-
-
-def _strings(name: str, value: JsonValue) -> tuple[str, ...]:
-    listed = [value] if isinstance(value, str) else value
-    if not isinstance(listed, Sequence) or not all(isinstance(one, str) and one for one in listed):
-        raise OptionTypeError(f"option {name} must be a string or a list of strings, none of them empty, not {value!r:.80}")
-    if len(listed) > MOST_STRINGS or any(len(one) > MOST_STRING_LENGTH for one in listed):  # type: ignore[arg-type]
-        raise ValueError(f"option {name} may have {MOST_STRINGS} strings of {MOST_STRING_LENGTH} characters at most")
-    return tuple(listed)  # type: ignore[arg-type]
-
-
-def _words(name: str, value: JsonValue) -> tuple[tuple[int, ...], ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(word, Sequence) and word for word in value):
-        raise OptionTypeError(f"option {name} must be a list of lists of token ids, none of them empty, not {value!r:.80}")
-    if len(value) > MOST_TOKEN_LISTS:
-        raise ValueError(f"option {name} has {len(value)} entries, but may have {MOST_TOKEN_LISTS}")
-    return tuple(token_ids(name, word) for word in value)
-
-
-def parsed_lists(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Parse the lists among the parameters of a Triton request, which are JSON in a string.
-
-    Args:
-        parameters: The parameters. A stop string may also stand for itself.
-
-    Raises:
-        ValueError: A list of tokens is not JSON; the message names it.
-    """
-    return {name: _parsed(name, value) for name, value in parameters.items()}
-
-
-def _parsed(name: str, value: JsonValue) -> JsonValue:
-    if name not in LIST_OPTIONS or not isinstance(value, str):
-        return value
-    try:
-        found: JsonValue = json.loads(value)
-    except (ValueError, RecursionError):
-        found = None
-    if name in ("stop_strings", "stop"):
-        return found if isinstance(found, list) else value
-    if not isinstance(found, list | int):
-        raise OptionTypeError(f"option {name} must be a list in JSON, not {value!r:.80}")
-    return found
 
 
 def _flat(value: object) -> list[int]:

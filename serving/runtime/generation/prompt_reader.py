@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..tasks.text_generation import MESSAGES, TextGeneration
-from ..types import Integers
+from ..types import Integers, require_text
 
 if TYPE_CHECKING:
     from .chat_template import PromptTemplate
@@ -69,6 +69,7 @@ class PromptReader:
         self._require_short(text)
         whole = self._rendered(text, task) if task.messages else task.prefix + text
         self._require_short(whole)
+        require_text("text_input", whole)  # messages are JSON, which can hold what is no text
         tokens = self._tokens(whole, task)
         if not tokens:
             if task.bos_token_id is None:
@@ -84,10 +85,7 @@ class PromptReader:
         special = task.add_special_tokens and not task.messages
         if not task.truncation:
             return self._without_hole(self._encoded(text, special=special), task)
-        options = task.generation_options
-        room = self._capacity - (options.max_new_tokens or 1 if options.limit_requested else 1)
-        if room < 1:
-            raise ValueError(f"option max_new_tokens leaves no room for a prompt: this model holds {self._capacity} tokens")
+        room = task.generation_options.prompt_room(capacity=self._capacity)
         self.tokenizer.enable_truncation(min(room, task.model_max_length or room), direction=self._side)
         try:
             return self._encoded(text, special=special)

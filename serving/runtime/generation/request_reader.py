@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..tasks.text_generation import TextGeneration
-from ..types import JsonValue
+from ..types import JsonValue, shown
 from .generation_options import GenerationOptions
 
 
@@ -50,7 +50,7 @@ def read_fields(flags: Mapping[str, bool], sampling_parameters: bytes, parameter
     given = _json_object("sampling_parameters", sampling_parameters)
     beside = _json_object("parameters", parameters)
     if twice := given.keys() & beside.keys():
-        raise ValueError(f"option {min(twice)} is given twice: in sampling_parameters and as a parameter of the request")
+        raise ValueError(f"option {min(twice)[:80]} is given twice: in sampling_parameters and as a parameter of the request")
     task = defaults.with_options({**given, **beside})
     options = task.generation_options
     stream = flags.get("stream", False)
@@ -78,5 +78,5 @@ def _json_object(name: str, text: str | bytes) -> dict[str, JsonValue]:
     except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 are a ValueError too
         raise ValueError(f"{name} is not JSON: {error}"[:300]) from None
     if not isinstance(found, dict):
-        raise ValueError(f"{name} must be a JSON object with options by name, not {found!r:.80}")
+        raise ValueError(f"{name} must be a JSON object with options by name, not {shown(found)}")
     return found

@@ -1,27 +1,16 @@
-"""Triton's responses of models that generate: how one is sent, and those to requests that were not finished."""
+"""Triton's responses to requests that were not finished."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from ..refusals import NOT_FINITE, NOT_RUN, failure, logged_failure, refusal, refused, unavailable
-from .decoding import NotFiniteError
-from .engine import DeadlineExceededError, GenerationCancelledError, QueueFullError
-
-BUSY = "this model has more requests than may wait: try again later"
-LATE = "the time that this request allows is over"
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-
-
-class Sender(Protocol):
-    """The response sender of one Triton request."""
-
-    def send(self, response: Any = ..., flags: int = ...) -> None:
-        """Send a response."""
-        ...
+from ..failure_messages import BUSY, LATE, NOT_FINITE, NOT_RUN
+from ..refusals import error_of, failure, logged_failure, refusal
+from .decoding import AllForbiddenError, NotFiniteError
+from .engine import QueueFullError
+from .engine_request import DeadlineExceededError, GenerationCancelledError
 
 
 def error_response(error: BaseException, *, cancelled: str = "") -> Any:
@@ -32,28 +21,11 @@ def error_response(error: BaseException, *, cancelled: str = "") -> Any:
         cancelled: What a client is told that has cancelled.
     """
     if isinstance(error, GenerationCancelledError):
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(cancelled, pb_utils.TritonError.CANCELLED))
+        return error_of(cancelled, pb_utils.TritonError.CANCELLED)
+    if isinstance(error, QueueFullError):
+        return error_of(BUSY, pb_utils.TritonError.UNAVAILABLE)
     if isinstance(error, DeadlineExceededError):
-        return unavailable(LATE)
+        return error_of(LATE, pb_utils.TritonError.UNAVAILABLE)
     if isinstance(error, NotFiniteError):
         return failure(NOT_FINITE)
-    return refusal(str(error)) if isinstance(error, ValueError) else logged_failure(error, NOT_RUN)
-
-
-def submit_each(requests: Sequence[Any], submit: Callable[[Any, Sender], None]) -> None:
-    """Submit requests to an engine. One that cannot be used is answered here.
-
-    Args:
-        requests: What Triton hands to the model.
-        submit: Submits one request, whose answer goes to the sender.
-    """
-    for request in requests:
-        sender = request.get_response_sender()
-        try:
-            submit(request, sender)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except QueueFullError:
-            sender.send(unavailable(BUSY), flags=FINAL)
-        except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
-            sender.send(refused(error), flags=FINAL)
+    return refusal(str(error)) if isinstance(error, AllForbiddenError) else logged_failure(error, NOT_RUN)

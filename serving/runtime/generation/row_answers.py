@@ -1,9 +1,10 @@
-"""Collects the answers to the rows of one request, which the engine generates one by one, and sends them together."""
+"""The answers to the rows of one request, which are generated one by one and sent together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import triton_python_backend_utils as pb_utils
 from ..digest import DIGEST, TRUNCATED
 from ..types import Flags, Integers
 from .decoding import Decoding
-from .responses import FINAL, Sender, error_response
+from .outbox import Outbox
+from .recipient import Recipient
+from .responses import error_response
 from .text_stream import TextStream
 
 CANCELLED = "the client has cancelled this request, or the server ends"
@@ -44,53 +47,55 @@ class RowAnswer:
         return [self.decode(sequence.token_ids) for sequence in self.decoding.sequences()]
 
 
+@dataclass(frozen=True)
+class EndedRow:
+    """A row whose answer has ended.
+
+    Attributes:
+        place: The position of the row in its request.
+        answer: Its answer.
+        error: Why it is not finished; None: it is.
+    """
+
+    place: int
+    answer: RowAnswer
+    error: BaseException | None
+
+
 @dataclass(eq=False)
 class RowAnswers:
     """The answers to the rows of one request.
 
-    Only the engine's thread calls it.
-
     Attributes:
-        sender: Triton's, for this request.
+        recipient: Whoever gets them.
         digests: INT64 ``[rows]``, of the request.
         truncated: BOOL ``[rows]``.
         requested: Names of the output tensors that the client wants.
+        outbox: Sends them.
     """
 
-    sender: Sender
+    recipient: Recipient
     digests: Integers
     truncated: Flags
     requested: frozenset[str]
-    _texts: dict[int, list[str]] = field(default_factory=dict)
-    _sent: bool = False
+    outbox: Outbox[EndedRow]
+    _rows: dict[int, RowAnswer] = field(default_factory=dict)
 
-    def is_cancelled(self, asked: Callable[[], bool]) -> bool:
-        """Return whether nobody waits for the answers any more; ``asked`` asks Triton."""
-        return self._sent or asked()
+    def on_end(self, place: int, answer: RowAnswer, error: BaseException | None) -> None:
+        """Take the answer to a row; in the engine's thread."""
+        self.outbox.put(self, EndedRow(place, answer, error))
 
-    def on_end(self, row: int, answer: RowAnswer, error: BaseException | None) -> None:
-        """Take the answer to a row, and send all if it is the last one; an error is sent at once, for all of them."""
-        response = None
-        try:
-            if error is None:
-                self._texts[row] = answer.texts()
-                response = self._response() if len(self._texts) == len(self.digests) else None
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as own:  # a panic of the tokenizer's Rust code is not an Exception
-            error = own
-        if error is not None:
-            response = error_response(error, cancelled=CANCELLED)
-        if response is not None:
-            self._send(response)
-
-    def _send(self, response: Any) -> None:
-        if not self._sent:
-            self._sent = True
-            self.sender.send(response, flags=FINAL)
+    def send(self, parts: Sequence[EndedRow]) -> None:
+        """Send all answers if the last one is there; an error at once, for all of them."""
+        for part in parts:
+            if part.error is not None:
+                self.recipient.send(partial(error_response, part.error, cancelled=CANCELLED), is_last=True)
+            self._rows[part.place] = part.answer
+        if len(self._rows) == len(self.digests):
+            self.recipient.send(self._response, is_last=True)
 
     def _response(self) -> Any:
-        texts = [[text.encode() for text in self._texts[row]] for row in range(len(self.digests))]
+        texts = [[text.encode() for text in self._rows[place].texts()] for place in range(len(self.digests))]
         made = {
             "GENERATED": np.array(texts, dtype=np.object_),
             TRUNCATED: self.truncated[:, None],

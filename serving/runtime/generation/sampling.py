@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import Floats, Integers
-from .decoding import LENGTH, STOP, Continuation, GeneratedSequence, NotFiniteError, Positions
-from .logits_processors import logits_processors
+from .decoding import LENGTH, STOP, AllForbiddenError, Continuation, GeneratedSequence, NotFiniteError, Positions
+from .logits_processors import FORBIDDEN, logits_processors
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -93,7 +93,10 @@ class Sampling:
             for processor in self._processors:
                 processor(read, scores)
         if not self._generators:
-            return scores.argmax(axis=1).tolist()  # type: ignore[no-any-return]
+            tokens = scores.argmax(axis=1)
+            if (scores[np.arange(len(tokens)), tokens] == FORBIDDEN).any():
+                raise AllForbiddenError
+            return tokens.tolist()  # type: ignore[no-any-return]
         rows = zip(scores, self._running, strict=True)
         return [draw(*candidates(row, self._options), self._generators[sequence]) for row, sequence in rows]
 
@@ -121,14 +124,16 @@ def candidates(scores: Floats, options: GenerationOptions) -> tuple[Positions, n
         INTP ``[candidates]``, the tokens that may be drawn, ascending, and FP64 ``[candidates]``, their probabilities.
 
     Raises:
-        ValueError: All tokens are forbidden.
+        AllForbiddenError: All tokens are forbidden.
     """
     found = top_k(scores, options.top_k) if options.top_k else np.arange(len(scores))
-    logits = scores[found].astype(np.float64) / options.temperature
+    logits = scores[found].astype(np.float64)
     highest = logits.max()
-    if highest == -np.inf:
-        raise ValueError("the options of this request forbid all tokens")
-    probabilities = np.exp(logits - highest)
+    if highest == FORBIDDEN:
+        raise AllForbiddenError
+    with np.errstate(over="ignore"):  # of a temperature near 0, only the highest scores are left
+        logits = (logits - highest) / options.temperature
+    probabilities = np.exp(logits)
     probabilities /= probabilities.sum()
     if options.top_p < 1.0:
         order = np.argsort(logits, kind="stable")

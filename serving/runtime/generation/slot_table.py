@@ -33,13 +33,11 @@ class RunningRequest(Generic[Owner]):
         request: The request.
         reserved: Most slots that it takes.
         slots: Slot of each of its rows, in the order of its decoding.
-        steps: Tokens that each row has got.
     """
 
     request: Owner
     reserved: int
     slots: list[int]
-    steps: int = 0
 
 
 class SlotTable(Generic[Owner]):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from .generation_options import GenerationOptions
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 CONTEXT_TOKENS, WINDOW_TOKENS = 8, 24
@@ -127,3 +131,24 @@ class TextStream:
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
                 return self._held[:-length], self._held[-length:]
         return self._held, ""
+
+
+def text_streams(detokenizer: Detokenizer, prompt: Sequence[int], options: GenerationOptions, *, streams: bool) -> list[TextStream]:
+    """Return the text of each sequence of a request.
+
+    Args:
+        detokenizer: Of the model.
+        prompt: The prompt's tokens.
+        options: The request's options.
+        streams: Whether the text is wanted before it is complete.
+    """
+    return [
+        TextStream(
+            detokenizer,
+            prompt,
+            stop_strings=options.stop_strings,
+            include_stop_strings=options.include_stop_strings,
+            streams=streams,
+        )
+        for _ in range(options.num_return_sequences)
+    ]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..generation.generation_options import JSON_OPTIONS, MOST_STRING_LENGTH, OPTIONS, GenerationOptions, parsed_lists
+from ..generation.generation_options import JSON_OPTIONS, OPTIONS, GenerationOptions
+from ..generation.option_lists import MOST_STRING_LENGTH, parsed_lists
 from ..types import JsonValue, OptionTypeError, Setting, Tensor
 from .base import ServedTask
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..types import require_text
+
 
 def read_strings(text: str, name: str) -> list[str]:
     """Read a JSON list of strings that is not empty.
@@ -48,8 +50,7 @@ def _read(text: str, name: str) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise ValueError(f"{name} must be a JSON list of strings, not {text[:80]!r}")
     for one in found:
-        if not one.isascii() and any("\ud800" <= character <= "\udfff" for character in one):
-            raise ValueError(f"{name} holds half of a surrogate pair, which is no text: {one[:80]!r}")
+        require_text(name, one)
     return found
 
 

@@ -51,7 +51,7 @@ def test_a_value_of_the_options_kind_is_taken(option: Setting, value: Any, expec
         (Setting(int, maximum=3), 4, "option it must be 3 or less, not 4"),
         (Setting(float, maximum=3), float("nan"), "option it must be 3 or less, not nan"),
         (Setting(float, minimum=0), float("nan"), "option it must be 0 or more, not nan"),
-        (Setting(str), ["x"] * 100, "option it must be a string, not " + repr(["x"] * 100)[:80]),
+        (Setting(str), ["x"] * 100, "option it must be a string, not ['x', 'x', 'x', 'x', 'x', 'x', ...]"),
     ],
 )
 def test_any_other_value_is_refused(option: Setting, value: Any, message: str) -> None:

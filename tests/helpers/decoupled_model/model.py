@@ -1,8 +1,8 @@
 """A decoupled model that writes pieces of text without a network, with the tensors of a generation model.
 
 ``sampling_parameters`` is JSON: ``pieces`` (how many), ``delay_ms`` (before each), ``size`` (characters of each), ``fail_at`` (the
-piece in place of which it fails, with a stack trace). When a request ends, one line of JSON goes to the file that the configuration
-names: how many pieces were produced, and whether it was cancelled.
+piece in place of which it fails, with a stack trace), ``error`` and ``code`` (what it answers instead). When a request
+ends, one line of JSON goes to the file that the configuration names: how many pieces were produced, and whether it was cancelled.
 """
 
 import json
@@ -31,6 +31,10 @@ class TritonPythonModel:
                 options = json.loads(given.as_numpy().reshape(-1)[0]) if given is not None else {}
             except ValueError as error:
                 sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))), flags=FINAL)
+                continue
+            if "error" in options:
+                code = getattr(pb_utils.TritonError, options["code"])
+                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(options["error"], code)), flags=FINAL)
                 continue
             threading.Thread(target=self.write, args=(sender, text, options)).start()
 

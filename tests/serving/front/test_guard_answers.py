@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2
 
+from serving.runtime.failure_messages import BUSY, LATE, NOT_RUN
 from tests.serving.front.guard_in_python import (
     FOREIGN,
     MIXED,
@@ -157,6 +158,11 @@ def test_damaged_answers_never_pass_with_a_wrong_digest(guard: Guard) -> None:
         ('Traceback (most recent call last):\n  File "/x.py"', True, "the model failed: the server's log tells why", False),
         ("unexpected shape for input 'TEXT'", False, None, None),
         ("[request id: a Stub process] no option 'x is not healthy'", False, None, None),
+        (BUSY, False, "same", True),
+        (LATE, False, "same", True),
+        (NOT_RUN, False, "same", False),
+        (f"option stop_sequence {BUSY!r} has no tokens", False, None, None),
+        (f"{LATE} ", False, None, None),
         ("[request id: m is not ready] the model has no option 'has no available versions'", False, None, None),
     ],
 )

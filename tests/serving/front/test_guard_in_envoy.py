@@ -21,6 +21,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.front.bootstrap import guard_source
+from serving.runtime.failure_messages import BUSY, LATE, NOT_FINITE
 from tests.helpers.surroundings import free_port
 from tests.serving.front.guard_in_python import compact, digest, raw, write_ensemble
 
@@ -304,6 +305,9 @@ def test_models_of_others_and_reads_pass_untouched(front: Front) -> None:
         (400, "Failed, message: E: x\n\nAt:\n  /opt/model.py(12): execute\n", 500, "the model failed: the server's log tells why"),
         (404, "Request for unknown model: 'x' is not found", 404, None),
         (400, "[request id: Stub process] no option 'is not healthy'", 400, None),
+        *((status, text, 503, None) for status in (400, 503) for text in (BUSY, LATE)),
+        (400, NOT_FINITE, 500, None),
+        (400, f"option stop_sequence {BUSY!r} has no tokens", 400, None),
     ],
 )
 def test_errors(front: Front, status: int, text: str, told: int, message: str | None) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2
 
-from serving.front.bootstrap import guard_source
+from serving.front.bootstrap import GRPC_CODES, GUARD, guard_source
+from serving.runtime.failure_messages import BUSY, STATUSES
 from tests.helpers.decoupled import generate_message, write_model
 from tests.helpers.raw_wire import bytes_of
 from tests.serving.front.guard_in_python import (
@@ -26,7 +27,6 @@ from tests.serving.front.guard_in_python import (
     write_ensemble,
 )
 
-RUNTIME = Path(__file__).parents[3] / "serving" / "runtime"
 STILL_RUNNING = "a request of this stream is still running: wait for its last answer, or open another stream"
 STOPPING = "the server is starting, restarting or stopping"
 
@@ -239,16 +239,7 @@ def test_errors_are_translated(stream: Stream) -> None:
 
 def test_an_error_is_the_status_of_a_stream_that_asks_for_it(streaming: Guard) -> None:
     """The codes are those that the served code gives, which Triton leaves out of its answers in streams."""
-    served = {
-        "this request could not be prepared": "13",
-        "the model could not run on this input": "13",
-        "the answer could not be made of what the model gave": "13",
-        "the model gave values that are not finite for this input": "13",
-        "this model has more requests than may wait: try again later": "14",
-        "the time that this request allows is over": "14",
-    }
-    code = "".join(file.read_text(encoding="utf-8") for file in RUNTIME.rglob("*.py"))
-    assert [error for error in served if f'"{error}"' not in code] == []
+    served = {message: GRPC_CODES[status] for message, status in STATUSES.items()}
     others = {"top_p must be at most 1": "3", "Traceback (most recent call last):": "13"}
     for error, code in (served | others).items():
         stream = Stream(streaming)
@@ -265,6 +256,14 @@ def test_an_error_is_the_status_of_a_stream_that_asks_for_it(streaming: Guard) -
     assert still_open.state[b"status"][b"code"] == b"3"
 
 
+def test_the_guard_knows_the_failures_of_models_by_their_whole_messages(streaming: Guard) -> None:
+    """It is told them when it begins: no file of it repeats them."""
+    known = {message.decode(): code.decode() for message, code in streaming.lua.globals()[b"FAILURES"].items()}
+    assert known == {message: GRPC_CODES[status] for message, status in STATUSES.items()}
+    files = "".join(file.read_text(encoding="utf-8") for file in GUARD.iterdir())
+    assert [message for message in STATUSES if message in files] == []
+
+
 def test_events_pass_whole(stream: Stream) -> None:
     event = b'data: {"text_output":"a \\n\\n b","DIGEST":7}\n\n'
     assert stream.events(event * 3) == event * 3
@@ -273,8 +272,9 @@ def test_events_pass_whole(stream: Stream) -> None:
     failed = b'data: {"error":"E: x\\n\\nAt:\\n  /opt/model.py"}\n\n'
     told = b'data: {"error":"the model failed: the server\'s log tells why"}\n\n'
     assert stream.events(failed) == told
-    own = b'data: {"error":"top_p must be at most 1"}\n\n'
-    assert stream.events(own) == own
+    for error in ("top_p must be at most 1", BUSY, f"the model has no option '{BUSY}'"):
+        own = b"data: " + json.dumps({"error": error}, separators=(",", ":")).encode() + b"\n\n"
+        assert stream.events(own) == own
 
 
 def test_streams_end_when_the_server_stops(tmp_path: Path) -> None:

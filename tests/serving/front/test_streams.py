@@ -16,6 +16,8 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.front.replies import BUSY, FULL
+from serving.runtime.failure_messages import BUSY as QUEUE_FULL
+from serving.runtime.failure_messages import LATE, NOT_RUN
 from tests.helpers.decoupled import DecoupledServer, decoupled_server, generate_message, write_model
 from tests.helpers.front_requests import ask
 from tests.helpers.servers import serve_options
@@ -110,6 +112,27 @@ def test_generate_streams_events(writer: DecoupledServer) -> None:
         assert answer.read() == b""
     status, text, _ = ask(f"{writer.options.base_url}/v2/models/writer/generate", body("whole", pieces=1))
     assert (status, json.loads(text)["text_output"]) == (200, "0 ")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("verb", ["generate", "generate_stream"])
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (QUEUE_FULL, "UNAVAILABLE", 503),
+        (LATE, "UNAVAILABLE", 503),
+        (NOT_RUN, "INTERNAL", 500),
+        (f"option stop_sequence {QUEUE_FULL!r} has no tokens", "INVALID_ARG", 400),
+    ],
+)
+def test_the_status_of_an_error_follows_from_its_whole_message(
+    writer: DecoupledServer, verb: str, error: str, code: str, status: int
+) -> None:
+    """Triton 2.51 itself says 400 to all of them."""
+    url = f"{writer.options.base_url}/v2/models/writer/{verb}"
+    got, text, headers = ask(url, body("refused", error=error, code=code))
+    assert (got, headers.get("retry-after")) == (status, "1" if status == 503 else None)
+    assert json.loads(text.removeprefix("data: ")) == {"error": error}
 
 
 @pytest.mark.server

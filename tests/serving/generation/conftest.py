@@ -13,8 +13,11 @@ import pytest
 
 from export.generation_defaults import generation_defaults
 from serving.client import TritonPipeline
+from serving.runtime.generation.engine import Engine
 from serving.runtime.tasks.text_generation import TextGeneration
+from tests.helpers.engine_requests import CHUNK, Make
 from tests.helpers.generation_server import GenerationServer, generation_server, write_model
+from tests.helpers.remembering_graph import RememberingGraph
 from tests.helpers.shared import STORIES
 from tests.helpers.text_generation import package_for_vllm
 
@@ -25,6 +28,12 @@ TEMPLATE = (
 """Chat template of the copy that has one."""
 CAPACITY = 320
 SLOW = """
+
+import time
+from pathlib import Path
+
+from .generation.sampling import Sampling
+
 
 def _slowly(self, *given, advance=Sampling.advance):
     with Path({steps!r}).open("a") as steps:
@@ -117,3 +126,25 @@ def _write(repository: Path, name: str, graph: Path, checkpoint: Path, pipe: Any
     with (repository / name / "config.pbtxt").open("a", encoding="utf-8") as config:
         for key, value in parameters.items():
             config.write(f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}\n')
+
+
+@pytest.fixture
+def failures() -> list[BaseException]:
+    """What an engine could not go on for."""
+    return []
+
+
+@pytest.fixture
+def make(failures: list[BaseException]) -> Iterator[Make]:
+    """Makes an engine and its graph."""
+    made: list[Engine] = []
+
+    def build(*, slots: int = 5, max_waiting: int = 1000) -> tuple[Engine, RememberingGraph]:
+        graph = RememberingGraph(slots=slots)
+        made.append(Engine(graph, chunk=CHUNK, max_waiting=max_waiting, on_failure=failures.append))
+        return made[-1], graph
+
+    yield build
+    for engine in made:
+        if engine._thread.ident is not None:
+            engine.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.runtime.generation.beam_search import BeamSearch
-from serving.runtime.generation.decoding import LENGTH, STOP, NotFiniteError
+from serving.runtime.generation.decoding import LENGTH, STOP, AllForbiddenError, NotFiniteError
 from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.generation.top_candidates import top_candidates
 from tests.helpers.decoding_loop import decode
@@ -121,6 +121,20 @@ def test_logits_that_are_not_finite_end_the_request(value: float) -> None:
     search = BeamSearch(options, np.array([0]), max_length=5)
     with pytest.raises(NotFiniteError):
         search.advance(np.full((1, VOCABULARY), value, dtype=np.float32), None)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_options_that_forbid_all_tokens_end_the_request(after: int) -> None:
+    """transformers goes on with the lowest tokens, whose probability is 0."""
+    given = {"num_beams": 2, "max_new_tokens": 4, "bad_words_ids": [[token] for token in range(5)]}
+    if after:  # five tokens, each of which may come once: two of them are in the prompt
+        given = {"num_beams": 2, "max_new_tokens": 9, "no_repeat_ngram_size": 1}
+    search = BeamSearch(GenerationOptions.from_settings(given, vocab_size=5), np.array([0, 1, 2][: after + 1]), max_length=9)
+    logits = np.zeros((2, 5), dtype=np.float32)
+    for _ in range(after):
+        assert search.advance(logits, None) is not None
+    with pytest.raises(AllForbiddenError, match="the options of this request forbid all tokens"):
+        search.advance(logits, None)
 
 
 def test_before_the_end_the_best_beams_are_returned() -> None:

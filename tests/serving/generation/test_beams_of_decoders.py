@@ -10,7 +10,8 @@ import numpy as np
 
 from export.generation.decoder_graph import export_decoder
 from serving.runtime.generation.beam_search import BeamSearch
-from serving.runtime.generation.engine import Engine, GenerationRequest
+from serving.runtime.generation.engine import Engine
+from serving.runtime.generation.engine_request import GenerationRequest
 from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.generation.sampling import Sampling
 from serving.runtime.generation.step_graph import DecoderGraph

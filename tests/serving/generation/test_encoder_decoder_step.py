@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from export.generation.encoder_decoder_graph import export_encoder_decoder
 from serving.runtime.generation.beam_search import BeamSearch
 from serving.runtime.generation.encoder_decoder_step import ENCODER_STEP, WIDTH_STEP, EncoderDecoderGraph
-from serving.runtime.generation.engine import Engine, GenerationRequest
+from serving.runtime.generation.engine import Engine
+from serving.runtime.generation.engine_request import GenerationRequest
 from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.generation.sampling import Sampling
 from serving.runtime.generation.shared_prefixes import SharedPrefixes
@@ -133,6 +135,21 @@ def test_the_memory_for_sources_grows_and_shrinks_with_them(graph: EncoderDecode
     assert np.abs(graph.step(np.array([9, 9]), np.array([1, 1]))[0] - stepped[0]).max() < 1e-5
     assert np.abs(graph.prefill(1, [chunk(short)]) - right).max() < 1e-5
     assert graph._mask.shape[1] == WIDTH_STEP
+
+
+def test_memory_that_grows_is_there_once(graph: EncoderDecoderGraph) -> None:
+    """A tensor of before is freed before the next one is allocated."""
+    graph._resize(WIDTH_STEP, kept=0)
+    tensors = list(graph._cross.values())
+    before, largest = sum(tensor.nbytes for tensor in tensors), max(tensor.nbytes for tensor in tensors)
+    assert len(tensors) > 2
+    del tensors
+    tracemalloc.start()
+    graph._resize(2 * WIDTH_STEP, kept=2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert all(tensor.shape[2] == 2 * WIDTH_STEP for tensor in graph._cross.values())
+    assert peak < 2 * before + 2 * largest
 
 
 def test_a_copied_row_goes_on_as_the_other(graph: EncoderDecoderGraph) -> None:

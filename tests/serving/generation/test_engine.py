@@ -4,92 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from serving.runtime.generation.decoding import Continuation, GeneratedSequence
-from serving.runtime.generation.engine import (
-    DeadlineExceededError,
-    Engine,
-    GenerationCancelledError,
-    GenerationRequest,
-    QueueFullError,
-)
-from serving.runtime.generation.generation_options import GenerationOptions
-from serving.runtime.generation.sampling import Sampling
+from serving.runtime.generation.engine import QueueFullError
+from serving.runtime.generation.engine_request import DeadlineExceededError, GenerationCancelledError
 from serving.runtime.types import Floats, Integers
-from tests.helpers.remembering_graph import VOCABULARY, RememberingGraph, greedy_tokens, logits_of
-
-CHUNK = 8
-
-
-@dataclass
-class Asked:
-    """A request to the engine, and what came of it."""
-
-    request: GenerationRequest
-    ended: threading.Event
-    why: list[BaseException | None]
-
-    @property
-    def tokens(self) -> list[list[int]]:
-        assert self.ended.wait(20)
-        assert self.why == [None]
-        return [list(sequence.token_ids) for sequence in self.request.decoding.sequences()]
-
-
-def ask(
-    prompt: Sequence[int],
-    count: int,
-    *,
-    on_token: Callable[[int, int], bool] = lambda _sequence, _token: False,
-    is_cancelled: Callable[[], bool] = lambda: False,
-    deadline: float | None = None,
-    **options: object,
-) -> Asked:
-    ids = np.array(prompt, dtype=np.int64)
-    parameters = {"max_new_tokens": count, **options}
-    chosen = GenerationOptions().with_parameters(parameters, vocab_size=VOCABULARY)  # type: ignore[arg-type]
-    return asked(ids, Sampling(chosen, ids, max_length=len(ids) + count, on_token=on_token), is_cancelled, deadline)
-
-
-def asked(
-    ids: Integers, decoding: object, is_cancelled: Callable[[], bool] = lambda: False, deadline: float | None = None
-) -> Asked:
-    ended = threading.Event()
-    why: list[BaseException | None] = []
-
-    def on_end(error: BaseException | None) -> None:
-        why.append(error)
-        ended.set()
-
-    return Asked(GenerationRequest(ids, decoding, on_end, is_cancelled, deadline), ended, why)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def failures() -> list[BaseException]:
-    return []
-
-
-@pytest.fixture
-def make(failures: list[BaseException]) -> Iterator[Callable[..., tuple[Engine, RememberingGraph]]]:
-    made: list[Engine] = []
-
-    def build(*, slots: int = 5, max_waiting: int = 1000) -> tuple[Engine, RememberingGraph]:
-        graph = RememberingGraph(slots=slots)
-        made.append(Engine(graph, chunk=CHUNK, max_waiting=max_waiting, on_failure=failures.append))
-        return made[-1], graph
-
-    yield build
-    for engine in made:
-        if engine._thread.ident is not None:
-            engine.close()
-
-
-Make = Callable[..., tuple[Engine, RememberingGraph]]
+from tests.helpers.engine_requests import CHUNK, Make, ask, asked
+from tests.helpers.remembering_graph import VOCABULARY, greedy_tokens, logits_of
 
 
 def prompt_of(generator: np.random.Generator, longest: int = 40) -> list[int]:
@@ -295,7 +220,10 @@ def test_a_deadline_ends_a_request_that_runs_and_one_whose_prompt_is_computed(ma
 def test_the_queue_is_bounded(make: Make) -> None:
     engine, _ = make(max_waiting=3)
     for _ in range(3):
+        engine.require_room()
         engine.submit(ask([1], 2).request)
+    with pytest.raises(QueueFullError):
+        engine.require_room()
     with pytest.raises(QueueFullError):
         engine.submit(ask([1], 2).request)
     engine.round()
@@ -306,73 +234,6 @@ def test_more_rows_than_slots_are_refused(make: Make) -> None:
     engine, _ = make(slots=2)
     with pytest.raises(ValueError, match="needs 3 rows at a time, but this model has 2"):
         engine.submit(ask([1], 2, do_sample=True, num_return_sequences=3).request)
-
-
-class Broken(Branching):
-    """Does what no decoding may."""
-
-    def advance(self, logits: Floats, argmax: Integers | None) -> Continuation | None:  # noqa: ARG002
-        self.steps -= 1
-        if self.steps:
-            return Continuation(np.array([1]), np.array([0]))
-        match self.max_rows:
-            case 1:
-                raise RuntimeError("a row fails")
-            case 2:
-                return Continuation(np.array([1, 2, 3]), np.array([0, 0, 0]))
-            case 3:
-                return Continuation(np.array([1]), np.array([1]))
-            case _:
-                raise type("PanicException", (BaseException,), {})
-
-
-@pytest.mark.parametrize("kind", [1, 2, 3, 4])
-@pytest.mark.parametrize("step", [1, 4])
-def test_a_row_that_fails_leaves_its_neighbours_alone(make: Make, failures: list[BaseException], kind: int, step: int) -> None:
-    engine, _ = make(slots=10)
-    broken = asked(np.array([9]), Broken([9], step, np.random.default_rng(0), kind))
-    neighbours = [ask([one], 20) for one in range(4)]
-    for one in (*neighbours[:2], broken, *neighbours[2:]):
-        engine.submit(one.request)
-    engine.start()
-    assert [one.tokens for one in neighbours] == [[greedy_tokens([one], 20)] for one in range(4)]
-    assert broken.ended.wait(5)
-    assert len(broken.why) == 1 and isinstance(broken.why[0], BaseException)
-    assert not failures
-
-
-def test_logits_that_are_not_finite_fail_their_row_alone(make: Make, failures: list[BaseException]) -> None:
-    engine, graph = make()
-    step = graph.step
-
-    def poisoned(tokens: Integers, lengths: Integers) -> Floats:
-        logits = step(tokens, lengths)
-        logits[0, 7] = np.nan
-        return logits
-
-    graph.step = poisoned  # type: ignore[method-assign]
-    greedy, sampled, good = ask([1], 5), ask([2], 5, do_sample=True), ask([3], 5)
-    for one in (greedy, good):
-        engine.submit(one.request)
-    engine.start()
-    assert greedy.ended.wait(5) and type(greedy.why[0]).__name__ == "NotFiniteError"
-    assert good.ended.wait(5), "it was next in the first slot, and failed too"
-    engine.submit(sampled.request)
-    assert sampled.ended.wait(5) and type(sampled.why[0]).__name__ == "NotFiniteError"
-    assert not failures
-
-
-def test_a_graph_that_fails_is_reported(make: Make, failures: list[BaseException]) -> None:
-    engine, graph = make()
-
-    def failing(_tokens: Integers, _lengths: Integers) -> Floats:
-        raise MemoryError("the graph fails")
-
-    graph.step = failing  # type: ignore[method-assign]
-    engine.submit(ask([1], 5).request)
-    engine.start()
-    engine._thread.join(5)
-    assert [str(error) for error in failures] == ["the graph fails"]
 
 
 def test_closing_ends_what_runs_and_what_waits(make: Make) -> None:

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from serving.runtime.generation.generation_options import NEUTRAL, GenerationOptions, parsed_lists
+from serving.runtime.generation.generation_options import NEUTRAL, GenerationOptions
+from serving.runtime.generation.option_lists import parsed_lists
 
 PLAIN = GenerationOptions(max_new_tokens=256, do_sample=True, temperature=0.7, eos_token_id=(2,))
 

@@ -22,6 +22,7 @@ CASES = [
     {"encoder_no_repeat_ngram_size": 2},
     {"encoder_no_repeat_ngram_size": 4},
     {"bad_words_ids": [[3], [1, 2], [1, 1, 1], [2], [0, 1, 2, 3, 4, 5, 6, 7]]},
+    {"bad_words_ids": [[1, 2], [1, 3], [2, 2], [2, 1, 3], [3, 1, 3], [2, 1, 1], [1, 1, 2, 3]]},
     {"min_length": 9, "eos_token_id": [2, 7]},
     {"min_new_tokens": 4, "eos_token_id": 2},
     {"min_new_tokens": 0, "min_length": 30, "eos_token_id": 2},

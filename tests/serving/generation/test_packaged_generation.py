@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tritonclient import http
+from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
 from export.bundle import export
@@ -148,6 +148,22 @@ def test_a_bad_option_is_named(generators: Packaged, parameters: dict[str, Any],
             client.infer("t5", [tensor], parameters=parameters)
         assert raised.value.status() == "400"
         assert client.infer("t5", [tensor], parameters={"max_new_tokens": 3}).as_numpy("GENERATED").shape == (1, 1)
+
+
+def test_a_request_whose_time_is_over_is_no_bad_request(generators: Packaged) -> None:
+    """Triton 2.51 itself says 400 over HTTP."""
+    tensor = http.InferInput("TEXT", [2, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([["a film"], ["dull"]], np.object_))
+    late = pytest.raises(InferenceServerException, match="the time that this request allows is over")
+    with http.InferenceServerClient(f"127.0.0.1:{generators.options.http_port}") as client, late as raised:
+        client.infer("t5", [tensor], timeout=1)
+    assert raised.value.status() == "503"
+    tensor = grpc.InferInput("TEXT", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([["a film"]], np.object_))
+    late = pytest.raises(InferenceServerException, match="the time that this request allows is over")
+    with grpc.InferenceServerClient(f"127.0.0.1:{generators.options.grpc_port}") as client, late as raised:
+        client.infer("t5", [tensor], timeout=1)
+    assert raised.value.status() == "StatusCode.UNAVAILABLE"
 
 
 def test_text_that_is_not_utf8_is_refused_and_its_row_is_named(generators: Packaged) -> None:

@@ -94,11 +94,11 @@ def test_a_long_text_is_cut_as_the_request_says(folder: Path) -> None:
     whole = tokenizer(text, add_special_tokens=False).input_ids
     assert len(reader.read(text.encode(), DEFAULTS).tokens) > 20, "whoever reads the prompt refuses it"
     cut = DEFAULTS.with_options({"truncation": True, "add_special_tokens": False})
-    assert reader.read(text.encode(), cut).tokens.tolist() == whole[:19]
+    assert reader.read(text.encode(), cut).tokens.tolist() == whole[:10]
     asked = DEFAULTS.with_options({"truncation": True, "add_special_tokens": False, "max_new_tokens": 8})
     assert reader.read(text.encode(), asked).tokens.tolist() == whole[:12]
     assert reader.read(b"a b", asked).tokens.tolist() == whole[:2]
-    with pytest.raises(ValueError, match="max_new_tokens leaves no room"):
+    with pytest.raises(ValueError, match="leaves no room for a prompt"):
         reader.read(text.encode(), DEFAULTS.with_options({"truncation": True, "max_new_tokens": 20}))
     hole = DEFAULTS.with_options({"handle_long_generation": "hole", "add_special_tokens": False, "max_new_tokens": 8})
     assert reader.read(text.encode(), hole).tokens.tolist() == whole[-12:]
@@ -127,3 +127,47 @@ def test_a_text_without_tokens_begins_as_in_transformers(folder: Path, bos: int 
             reader_of(folder).read(b"", task)
     else:
         assert reader_of(folder).read(b"", task).tokens.tolist() == [3]
+
+
+def test_the_answer_fits_behind_a_prompt_that_is_truncated(folder: Path) -> None:
+    reader, text = reader_of(folder, capacity=20), b"a b c d e f g h i j k l m n o p q r s t u v"
+
+    def room(**parameters: object) -> int:
+        task = replace(DEFAULTS, generation=parameters.pop("defaults", {}))  # type: ignore[arg-type]
+        given = {"truncation": True, "add_special_tokens": False, **parameters}
+        chosen = task.with_options(given)  # type: ignore[arg-type]
+        count = len(reader.read(text, chosen).tokens)
+        chosen.generation_options.max_total_length(count, capacity=20)
+        return count
+
+    assert room(max_new_tokens=8) == 12, "what is asked for fits whole"
+    assert room(defaults={"max_new_tokens": 4}) == 16
+    assert room(defaults={"max_new_tokens": 256}) == 10, "a default has half of the capacity at most"
+    assert room() == 10, "the default of transformers is 20 tokens"
+    assert room(max_length=12) == room(defaults={"max_length": 12}) == 6, "it counts the prompt: half is for the answer"
+    assert room(defaults={"max_new_tokens": 4}, max_length=2) == 1
+    with pytest.raises(ValueError, match="max_new_tokens of 20 leaves no room for a prompt: this model holds 20 tokens"):
+        room(max_new_tokens=20)
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{{ messages | tojson }}", "{{ messages[0].content + 1 }}"])
+def test_messages_that_are_no_text_are_refused(folder: Path, template: str) -> None:
+    (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    task = DEFAULTS.with_options({"messages": True})
+    reader = reader_of(folder, task)
+    for role in ("user", "assistant"):
+        for content in (
+            '"\\ud83d"',
+            "NaN",
+            "1e999",
+            "9" * 6000,
+            "[" * 10_000,
+            *("[" * depth + "]" * depth for depth in (500, 990)),
+        ):
+            raw = f'[{{"role": "{role}", "content": {content}}}]'
+            try:
+                assert len(reader.read(raw.encode(), task).tokens)
+            except ValueError as error:
+                assert len(str(error)) <= 500
+    with pytest.raises(ValueError, match=r"half of a surrogate pair|cannot use the messages"):
+        reader.read(b'[{"role": "user", "content": "a \\ud83d"}]', task)

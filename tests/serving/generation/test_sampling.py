@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import GenerationConfig, GenerationMixin
 
-from serving.runtime.generation.decoding import Continuation, NotFiniteError
+from serving.runtime.generation.decoding import AllForbiddenError, Continuation, NotFiniteError
 from serving.runtime.generation.generation_options import GenerationOptions
 from serving.runtime.generation.sampling import Sampling, candidates, draw, top_k
 from serving.runtime.types import Floats
@@ -146,7 +146,17 @@ def test_greedy_rows_need_only_the_argmax_and_notice_what_is_not_finite() -> Non
     assert scores.tolist() == [[0, 3, 2.5]], "the engine's logits are not changed"
 
 
-def test_options_that_forbid_all_tokens_are_refused() -> None:
-    forbidding = chosen({"suppress_tokens": [0, 1, 2]})
-    with pytest.raises(ValueError, match="forbid all tokens"):
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_options_that_forbid_all_tokens_are_refused(do_sample: bool) -> None:
+    """Greedy search of transformers gives token 0 then, and its samples are an error."""
+    forbidding = chosen({"suppress_tokens": [0, 1, 2], "do_sample": do_sample})
+    with pytest.raises(AllForbiddenError, match="forbid all tokens"):
         Sampling(forbidding, np.array([0]), max_length=9).advance(np.zeros((1, 3), dtype=np.float32), None)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40])
+def test_of_a_temperature_near_0_the_highest_score_is_left(temperature: float) -> None:
+    scores = np.array([-3, 1e30, 5, -np.inf, 1e30], dtype=np.float32)
+    tokens, probabilities = candidates(scores, chosen({"temperature": temperature, "top_k": 0}))
+    assert probabilities[tokens.tolist().index(2)] == 0
+    assert probabilities[[tokens.tolist().index(1), tokens.tolist().index(4)]].tolist() == [0.5, 0.5]

@@ -1,0 +1,144 @@
+"""Whatever a client writes as the value of an option: it is used, or the client is told in one line why it is not."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.runtime.generation.decoding import AllForbiddenError
+from serving.runtime.generation.decoding_choice import decoding_for
+from serving.runtime.generation.generation_options import MOST_NGRAM, NEUTRAL, OPTIONS, GenerationOptions
+from serving.runtime.generation.option_lists import MOST_TOKEN_LISTS, MOST_WORD_TOKENS
+from serving.runtime.generation.request_reader import read_fields
+from serving.runtime.tasks.text_generation import TextGeneration
+from serving.runtime.tasks.translation import Translation
+
+VOCABULARY, CAPACITY = 50, 40
+DEFAULTS = TextGeneration(vocab_size=VOCABULARY, generation={"max_new_tokens": 8, "eos_token_id": 2})
+
+
+def nested(depth: int, inner: str = "1") -> str:
+    return "[" * depth + inner + "]" * depth
+
+
+HOSTILE = [
+    *("null", "true", "false", "0", "-0.0", "1", "-1", "7", "0.5", "-1.5", "3.0", "1e308", "5e-324", "-5e-324", "1e-300"),
+    *("1e999", "-1e999", "NaN", "Infinity", "-Infinity", str(2**31), str(2**63), str(2**64), str(-(2**63)), str(10**400)),
+    *("9" * 4300, "9" * 6000, '""', '"a"', '"7"', '"true"', '"never"', '"hole"', '"\\ud800"', '"\\udfffx"', '"\\u0000"', '"é😀"'),
+    *(json.dumps("a" * size) for size in (256, 257, 10**6)),
+    *('"[1"', '"[[1]]"', '"[]"', '"{}"', json.dumps(nested(990)), json.dumps(nested(100_000)), json.dumps(nested(2, '"a"'))),
+    *("[]", "[1]", "[1, 1]", "[-1]", "[50]", "[1.0]", "[true]", "[null]", '["a"]', '[""]', '["\\ud83d"]', "[[1]]", "[[1, 2], [3]]"),
+    *("[[]]", "[[-1]]", "[[50]]", '[["a"]]', "[[[1]]]", f"[{10**400}]", f"[[{10**400}]]", "[NaN]", "[[1e999]]", nested(990)),
+    *(nested(990, ""), nested(10_000), nested(100_000), "{}", '{"a": 1}', '{"a": ' * 990 + "1" + "}" * 990),
+    *(json.dumps(list(range(size))) for size in (49, 50, 2000)),
+    *(json.dumps([[1] * size]) for size in (MOST_WORD_TOKENS, MOST_WORD_TOKENS + 1, 10**5)),
+    *(json.dumps([[one % 50] for one in range(size)]) for size in (MOST_TOKEN_LISTS, MOST_TOKEN_LISTS + 1)),
+]
+"""JSON."""
+NAMES = sorted({*OPTIONS, *NEUTRAL, *DEFAULTS.own_options, "nothing", "\ud800", "x" * 10_000})
+
+
+def told(error: ValueError, name: str) -> str:
+    """The message of a refusal, which is one line for a client."""
+    message = str(error)
+    assert len(message) < 420, message
+    assert message.encode("utf-8", "backslashreplace").decode().isprintable() or "\ud800" in name or "\x00" in message
+    return message
+
+
+def generates(options: GenerationOptions, *, source: bool) -> None:
+    """Choose a few tokens."""
+    prompt = np.array([1, 2, 3, 2, 3])
+    try:
+        limit = options.max_total_length(len(prompt), capacity=CAPACITY)
+    except ValueError as error:
+        told(error, "")
+        return
+    decoding = decoding_for(options, prompt, max_length=limit, encoder_ids=np.array([4, 5, 4]) if source else None)
+    generator, rows = np.random.default_rng(1), 1
+    with np.errstate(all="raise", under="ignore"):
+        for _ in range(12):
+            logits = generator.normal(0, 4, (rows, VOCABULARY)).astype(np.float32)
+            try:
+                continuation = decoding.advance(logits, logits.argmax(axis=1) if decoding.takes_argmax else None)
+            except AllForbiddenError:
+                return
+            if continuation is None:
+                return
+            assert ((continuation.tokens >= 0) & (continuation.tokens < VOCABULARY)).all()
+            rows = len(continuation.tokens)
+
+
+@pytest.mark.parametrize("beside", [{}, {"do_sample": True}, {"num_beams": 3}], ids=str)
+def test_each_value_of_each_option_is_used_or_refused(beside: dict[str, Any]) -> None:
+    used = refused = 0
+    for name in NAMES:
+        if name in beside:
+            continue
+        for value in HOSTILE:
+            text = (
+                f"{{{json.dumps(name)}: {value}"
+                + "".join(f", {json.dumps(key)}: {json.dumps(one)}" for key, one in beside.items())
+                + "}"
+            )
+            begun = time.perf_counter()
+            try:
+                options = read_fields({}, text.encode(), "", DEFAULTS).options
+            except ValueError as error:
+                told(error, name)
+                refused += 1
+            else:
+                generates(options, source=used % 2 == 0)
+                used += 1
+            assert time.perf_counter() - begun < 5, (name, value[:80])
+    assert used > 200 and refused > 2000
+
+
+@pytest.mark.parametrize("name", sorted({*Translation.options, "nothing"}))
+def test_each_value_of_a_request_parameter_is_used_or_refused(name: str) -> None:
+    """Triton hands whole numbers, numbers, booleans and strings to a model, which may hold JSON."""
+    task = Translation(vocab_size=VOCABULARY, decoder_start_token_id=0)
+    for value in HOSTILE:
+        for given in (value, value[1:-1]):
+            try:
+                task.with_options({name: given})
+            except ValueError as error:
+                told(error, name)
+
+
+def test_limits_are_named() -> None:
+    for parameters, words in [
+        ({"bad_words_ids": [[1] * 33]}, "an entry of 33 tokens, but each may have 32"),
+        ({"bad_words_ids": [[1]] * 1025}, "has 1025 entries, but may have 1024"),
+        ({"no_repeat_ngram_size": MOST_NGRAM + 1}, "no_repeat_ngram_size must be 64 or less, not 65"),
+        ({"encoder_no_repeat_ngram_size": 10**6}, "encoder_no_repeat_ngram_size must be 64 or less"),
+        ({"max_new_tokens": 10**400}, "max_new_tokens must be 1000000000 or less"),
+        ({"temperature": 10**400}, "temperature must be 1e+06 or less, not inf"),
+        ({"top_p": math.nan}, "top_p must be 0 or more, not nan"),
+        ({"stop": "a\ud800"}, r"option stop holds half of a surrogate pair, which is no text: 'a\\ud800'"),
+    ]:
+        with pytest.raises(ValueError) as error:
+            GenerationOptions().with_parameters(parameters, vocab_size=VOCABULARY)
+        assert words.replace("\\\\", "\\") in str(error.value)
+
+
+def test_what_the_limits_allow_is_quick() -> None:
+    """A million tokens in one list took a second for each token."""
+    generator = np.random.default_rng(2)
+    words = generator.integers(0, 2, (MOST_TOKEN_LISTS, MOST_WORD_TOKENS)).tolist()
+    words = [word[: 1 + at % MOST_WORD_TOKENS] for at, word in enumerate(words)]
+    given = {"bad_words_ids": words, "no_repeat_ngram_size": MOST_NGRAM, "encoder_no_repeat_ngram_size": MOST_NGRAM}
+    options = replace(GenerationOptions().with_parameters(given, vocab_size=VOCABULARY), max_new_tokens=20)
+    prompt = generator.integers(0, 2, 2000)
+    decoding = decoding_for(options, prompt, max_length=2020)
+    logits = np.zeros((1, VOCABULARY), dtype=np.float32)
+    begun = time.process_time()
+    for _ in range(10):
+        decoding.advance(logits, None)
+    assert time.process_time() - begun < 1, "10 tokens"
