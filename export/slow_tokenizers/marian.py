@@ -60,7 +60,7 @@ class MarianTokenizerFast(PreTrainedTokenizerFast):  # type: ignore[misc]  # tra
             added_tokens_decoder=self.slow.added_tokens_decoder,
             **self.slow.init_kwargs,
         )
-        self._source = self._tokenizer
+        self._source: Tokenizer = self.backend_tokenizer
         self.target_tokenizer = self._with_added_tokens(self._ending(target.tokenizer()))
 
     def _vocabulary(self, file: Path) -> SentencePieceVocabulary:
