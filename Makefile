@@ -99,9 +99,9 @@ check: lint test ## run lint and test
 
 clean: ## remove all artifacts, reports and packaged models; keep the environments and models of other tools
 	@rm -rf $(call quoted,$(ARTIFACTS)) benchmarks/reports .mypy_cache .ruff_cache .pytest_cache
-	@for home in $(call quoted,$(REPOSITORY))/*; do case "$$(readlink "$$home/current")" in generations/*) \
-	  name="$${home%_model}"; for link in "$$name" "$${name}_preprocess" "$${name}_postprocess"; do \
-	  case "$$(readlink "$$link")" in *_model/current/*) rm "$$link";; esac; done; rm -rf "$$home";; esac; done
+	@digit='[0-9]'; five=$$digit$$digit$$digit$$digit$$digit; stamp=$$five$$five$$digit$$digit$$digit$$digit; \
+	  for made in $(call quoted,$(REPOSITORY))/*/$$stamp/manifest.json; do if test -f "$$made"; then \
+	  home="$${made%/*/manifest.json}"; rm -rf "$$home" "$$home".$$stamp "$$home".$${stamp}_*; fi; done
 
 .venv/ready-%: pyproject.toml .constraints/toolchain.txt
 	@echo "setting up .venv (torch, transformers, onnxruntime; about 2 GB on a CPU machine, a few minutes)"

@@ -17,8 +17,8 @@ from benchmarks.model_runs import planned_loads, planned_runs
 from benchmarks.report import BUNDLE_QUALITIES, figures_of
 from benchmarks.speed import Speed
 from serving.errors import DataError
-from serving.layout import steps_of
 from serving.manifests import RepositoryManifest
+from serving.model_names import steps_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

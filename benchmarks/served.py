@@ -30,7 +30,7 @@ from benchmarks.steps import ENSEMBLE, Counts, counts_between, split, total
 from export import graph
 from serving.client import TritonPipeline
 from serving.errors import ServerError
-from serving.layout import callable_models
+from serving.model_names import callable_models
 from serving.options import ServerAddress
 from serving.runtime.types import Arrays, Tensor
 from serving.server_record import find_running

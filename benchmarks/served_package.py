@@ -10,7 +10,7 @@ import psutil
 from benchmarks.processes import listening_process
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.errors import ArtifactError
-from serving.layout import home_name, is_generation_of
+from serving.layout import current_folder, weights_folder
 from serving.manifests import RepositoryManifest
 from serving.options import ServerAddress
 
@@ -49,13 +49,13 @@ def read_package(repository: Path, name: str) -> ServedPackage:
     Raises:
         ArtifactError: It is missing, or its ONNX file is not the one that was packaged.
     """
-    manifest = read_manifest(repository / name, RepositoryManifest)
+    manifest = read_manifest(current_folder(repository, name), RepositoryManifest)
     if manifest.layout == "vllm":
         raise ArtifactError(
             f"{repository / name} is packaged for vLLM, which is not measured here",
             hint="package it with --engine onnxruntime, or measure without a server: --in-process",
         )
-    version = f"{home_name(name, manifest.layout)}/1"
+    version = weights_folder(name, manifest.layout, manifest.generation)
     file = next((path for graph in GRAPHS if (path := f"{version}/{graph}") in manifest.files), None)
     if file is None:
         raise ArtifactError(f"the manifest of {repository / name} lists no graph in {version}", hint=_PACKAGE_AGAIN)
@@ -96,15 +96,17 @@ def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Proc
     served = [process.cwd() / Path(word.removeprefix(flag)) for word in process.cmdline() if word.startswith(flag)]
     generations = {_generation(folder, package.name) for folder in served}
     is_served = _generation(package.repository, package.name) in generations
-    older = not is_served and any(is_generation_of(generation, package.repository, package.name) for generation in generations)
+    older = not is_served and any(folder.parent == package.repository.resolve() / package.name for folder in generations)
     if generations and not is_served and not older:
         found = ", ".join(map(str, generations))
         raise ArtifactError(
             f"the server on port {address.grpc_port} serves {found}, not {package.repository / package.name}",
             hint="name the right repository with --repository, or the right server with --grpc-port",
         )
+    reads_repository = any(folder.resolve() == package.repository.resolve() for folder in served)
     packaged = package.manifest.created.timestamp()
-    if older or process.create_time() < packaged - 1:  # the manifest's time is in whole seconds
+    # the manifest's time is in whole seconds
+    if older or (process.create_time() < packaged - 1 and (reads_repository or not generations)):
         raise ArtifactError(
             f"the server on port {address.grpc_port} was started before {package.name} was packaged, so it serves an older package",
             hint="restart it: tritonize stop, tritonize serve",
@@ -114,7 +116,7 @@ def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Proc
 
 def _generation(models: Path, name: str) -> Path:
     """Return the folder of the generation that a folder of models holds of a package."""
-    return (models / name / MANIFEST).resolve().parent
+    return current_folder(models, name).resolve()
 
 
 def _server_of(listening: psutil.Process) -> tuple[psutil.Process, psutil.Process]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.measurements import Split, Step
 from serving.errors import ServerError
+from serving.model_names import read_model_name
 
 ENSEMBLE = "ensemble"
 """Key of the counts of the whole ensemble beside those of its steps."""
@@ -59,7 +60,7 @@ def counts_between(before: dict[str, Any], after: dict[str, Any], name: str) -> 
     Raises:
         ServerError: A step executed nothing.
     """
-    steps = {model: ENSEMBLE if model == name else model.removeprefix(f"{name}_") for model in before}
+    steps = {model: (of and of.step) or ENSEMBLE for model in before for of in [read_model_name(model)]}
     counts = {step: _counts(model, before[model], after[model], called=name) for model, step in steps.items()}
     return counts if "model" in counts else counts | {"model": counts[ENSEMBLE]}  # a single model has no steps
 

@@ -16,7 +16,7 @@ from benchmarks.tuning.tune_options import DryRunOptions, TuneOptions
 from export.recipe import recipe_file
 from serving.click_options import with_options
 from serving.idle_options import refuse_idle
-from serving.options import Layout, OutputOptions, PackageOptions
+from serving.options import OutputOptions, PackageOptions
 from serving.reporting import console, logger
 
 if TYPE_CHECKING:
@@ -54,11 +54,9 @@ def tune_command(
     from serving.bundle import load_bundle
     from serving.lineage import refuse_other_package
     from serving.placement import refuse_foreign
-    from serving.runtime.tasks._generation import GenerationTask
 
     bundle = load_bundle(options.bundle_folder)
-    layout: Layout = "generation" if isinstance(bundle.task, GenerationTask) else "ensemble"
-    refuse_foreign(options.repository, options.name, layout)  # now rather than after a quarter of an hour
+    refuse_foreign(options.repository, options.name)  # now rather than after a quarter of an hour
     places = PackageOptions(name=options.name, bundle=options.bundle_folder, repository=options.repository)
     refuse_other_package(places, bundle)
     if (own := recipe_file(ctx)) is not None:

@@ -22,7 +22,7 @@ from serving import forks
 from serving.errors import RequestError
 from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
 from serving.infer_client import InferClient, InferResult
-from serving.layout import callable_models
+from serving.model_names import callable_models
 from serving.options import ServerAddress, WireProtocol
 from serving.retries import RequestRetries
 

@@ -14,8 +14,8 @@ from serving.bundle import REMEDY, Bundle, file_inside
 from serving.description import describe
 from serving.ensemble import CONFIGS, Graph, client_parameters
 from serving.errors import ArtifactError, ExportError
-from serving.layout import home_name
 from serving.manifests import ExpectedAnswer
+from serving.model_names import is_single_model
 from serving.options import Layout
 from serving.pbtxt import to_pbtxt
 from serving.plan import Plan
@@ -50,10 +50,10 @@ def write_encoder_models(folder: Path, bundle: Bundle, plan: Plan, name: str) ->
     """Write the folders of the models.
 
     Args:
-        folder: The folder of the new generation of the package.
+        folder: The folder of the models of the new generation.
         bundle: The bundle.
         plan: How it is served.
-        name: Name of the ensemble, or of the single model.
+        name: Name of the ensemble of the generation, or of the single model.
 
     Returns:
         The answers that the server must give.
@@ -66,7 +66,7 @@ def write_encoder_models(folder: Path, bundle: Bundle, plan: Plan, name: str) ->
     for model, config in CONFIGS[plan.layout](name, task, graph, plan, warmups, parameters).items():
         (folder / model / "1").mkdir(parents=True, exist_ok=True)
         (folder / model / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
-    _write_model(folder / home_name(name, plan.layout) / "1", bundle, plan)
+    _write_model(folder / (name if is_single_model(plan.layout) else f"{name}_model") / "1", bundle, plan)
     for suffix, program in PROGRAMS[plan.layout].items():
         version = folder / f"{name}{suffix}" / "1"
         _write_step(version, program, bundle, plan, graph)

@@ -32,7 +32,7 @@ def write_generating_model(folder: Path, bundle: Bundle, plan: Plan, name: str) 
     """Write the folder of the model.
 
     Args:
-        folder: The folder of the new generation of the package.
+        folder: The folder of the models of the new generation.
         bundle: The bundle.
         plan: How it is served.
         name: Name of the model.

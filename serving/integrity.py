@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.errors import ArtifactError
 from serving.layout import (
-    CURRENT,
-    GENERATION_TARGET,
-    GENERATIONS,
-    home_links,
-    home_name,
-    is_single_model,
-    leads_to,
-    links_beside,
-    model_home,
+    CONFIG,
+    WARMUP,
+    current_generation,
+    generation_folder,
+    generation_folders,
     package_names,
 )
 from serving.manifests import RepositoryManifest
+from serving.model_names import GENERATION, pinned_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,33 +36,25 @@ class CheckedEnsemble:
     manifest: RepositoryManifest
 
 
-def check_files(
-    folder: Path,
-    files: Mapping[str, str],
-    *,
-    remedy: str,
-    links: Mapping[str, str] | None = None,
-    folders: Collection[str] = (),
-) -> None:
+def check_files(folder: Path, files: Mapping[str, str], *, remedy: str, has_manifest: bool = True) -> None:
     """Check that a folder holds exactly the files that its manifest lists, with the content that it records.
 
     Args:
         folder: The artifact.
         files: SHA-256 of each file by relative path, as in the manifest.
         remedy: What to do about a difference.
-        links: Target of each symbolic link that the artifact has, by relative path. No other link is allowed.
-        folders: Folders that the artifact has although no file of the manifest is in them.
+        has_manifest: Whether the folder also has the manifest itself.
 
     Raises:
         ArtifactError: A file was altered, is missing, is not in the manifest, or is a link.
     """
-    links = links or {}
-    known = {parent.as_posix() for name in [*files, *links] for parent in Path(name).parents} | set(folders)
+    folders = {parent.as_posix() for name in files for parent in Path(name).parents}
+    known = {*files, MANIFEST} if has_manifest else set(files)
     found = dict(_entries(folder))
     for name, entry in found.items():
-        if reason := _objection(name, entry, files, links, known):
+        if reason := _objection(name, entry, known, folders):
             raise ArtifactError(f"{folder / name} {reason}", hint=remedy)
-    for name in [*files, *links, *folders]:
+    for name in files:
         if name not in found:
             raise ArtifactError(f"{folder / name} is missing", hint=remedy)
     for name, digest in files.items():
@@ -81,15 +70,11 @@ def _entries(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             yield from ((f"{entry.name}/{name}", inner) for name, inner in _entries(Path(entry.path)))
 
 
-def _objection(
-    name: str, entry: os.DirEntry[str], files: Mapping[str, str], links: Mapping[str, str], folders: Collection[str]
-) -> str | None:
+def _objection(name: str, entry: os.DirEntry[str], files: set[str], folders: set[str]) -> str | None:
     """Return what is wrong with an entry of an artifact, apart from its content, or None."""
-    if name in links:
-        return None if leads_to(Path(entry.path), links[name]) else f"is not the link to {links[name]} that it must be"
     if entry.is_dir(follow_symlinks=False):
         return None if name in folders else "is not in the manifest"
-    if name not in files and name != MANIFEST:
+    if name not in files:
         return "is not in the manifest"
     if entry.is_symlink():
         return "is a link"
@@ -97,7 +82,7 @@ def _objection(
 
 
 def check_repository(repository: Path) -> None:
-    """Check every ensemble that tritonize packaged into a repository. Models of other tools are not looked at.
+    """Check the current generation of every package in a repository. Models of other tools are not looked at.
 
     Raises:
         ArtifactError: Something was altered, is missing, or does not belong there.
@@ -107,12 +92,12 @@ def check_repository(repository: Path) -> None:
 
 
 def check_ensemble(repository: Path, name: str, *, files: bool = True) -> CheckedEnsemble:
-    """Check one ensemble: its links, and every file of its current generation.
+    """Check the current generation of one package.
 
     Args:
         repository: The model repository.
-        name: Name of the ensemble.
-        files: Whether to read every file. Otherwise only the links and the manifest are checked.
+        name: Name of the package.
+        files: Whether to read every file. Otherwise only the folders and the manifest are checked.
 
     Raises:
         ArtifactError: Something was altered, is missing, or does not belong there.
@@ -121,86 +106,101 @@ def check_ensemble(repository: Path, name: str, *, files: bool = True) -> Checke
     while True:
         generation = _current(repository, name, remedy)
         try:
-            check_links(repository, name, remedy)
-            manifest = check_generation(generation, name, remedy=remedy, files=files)
-            if home_name(name, manifest.layout) != (home := generation.parents[1]).name:
-                raise ArtifactError(f"{home} is not the place of a package with the layout {manifest.layout}", hint=remedy)
+            refuse_planted(repository / name)
+            manifest = check_generation(repository, name, generation, remedy=remedy, files=files)
+            folder = generation_folder(repository, name, generation)
+            _check_configuration(repository / name / CONFIG, folder / CONFIG, remedy)
         except (ArtifactError, FileNotFoundError):
             if generation == _current(repository, name, remedy):
                 raise
         else:
-            return CheckedEnsemble(name=name, generation=generation, manifest=manifest)
+            return CheckedEnsemble(name=name, generation=folder, manifest=manifest)
         # another generation was packaged meanwhile
 
 
-def _current(repository: Path, name: str, remedy: str) -> Path:
-    """Return the folder of the current generation.
+def _current(repository: Path, name: str, remedy: str) -> str:
+    """Return the current generation.
 
     Raises:
-        ArtifactError: The link to it is missing or leads elsewhere.
+        ArtifactError: The configuration of the package is missing, or chooses none.
     """
-    link = model_home(repository, name) / CURRENT
-    if not link.is_symlink():
-        raise ArtifactError(f"{link} is {'not a link' if link.exists() else 'missing'}", hint=remedy)
-    target = link.readlink().as_posix()
-    if not GENERATION_TARGET.fullmatch(target) or (generation := link.parent / target).is_symlink() or not generation.is_dir():
-        raise ArtifactError(f"{link} leads to {target}, which is not a folder in {GENERATIONS}", hint=remedy)
+    config = repository / name / CONFIG
+    generation = current_generation(repository, name)
+    if generation is None:
+        raise ArtifactError(f"{config} {'chooses no generation' if config.exists() else 'is missing'}", hint=remedy)
     return generation
 
 
-def check_links(repository: Path, name: str, remedy: str) -> None:
-    """Check the links of an ensemble, and that its home holds nothing else.
-
-    Args:
-        repository: The model repository.
-        name: Name of the ensemble.
-        remedy: What to do about a link that is missing or wrong.
+def _check_configuration(config: Path, own: Path, remedy: str) -> None:
+    """Check that the configuration of a package is that of its current generation.
 
     Raises:
-        ArtifactError: A link is missing or leads elsewhere, or there is another entry.
+        ArtifactError: It is another one, or a link.
     """
-    home = model_home(repository, name)
-    refuse_planted(home, name)
-    if (home / GENERATIONS).is_symlink():
-        raise ArtifactError(f"{home / GENERATIONS} is a link", hint=remedy)
-    targets = {repository / link: target for link, target in links_beside(home, name).items()}
-    targets |= {home / link: target for link, target in home_links(home, name).items()}
-    for link, target in targets.items():
-        if not leads_to(link, target):
-            present = link.is_symlink() or link.exists()
-            raise ArtifactError(f"{link} is {f'not the link to {target} that it must be' if present else 'missing'}", hint=remedy)
+    if config.is_symlink():
+        raise ArtifactError(f"{config} is a link", hint=remedy)
+    if config.read_bytes() != own.read_bytes():
+        raise ArtifactError(f"{config} was altered: it is not that of its generation, {own}", hint=remedy)
 
 
-def refuse_planted(home: Path, name: str) -> None:
-    """Check that the home of an ensemble holds nothing that package does not write, such as another version.
+def refuse_planted(home: Path) -> None:
+    """Check that the folder of a package holds nothing that package does not write, such as another version.
 
     Raises:
-        ArtifactError: There is another entry.
+        ArtifactError: There is another entry, or a generation is a link.
     """
-    for entry in sorted(home.iterdir()):
-        if entry.name not in {CURRENT, GENERATIONS, *home_links(home, name)}:
-            raise ArtifactError(f"{entry} was not written by tritonize package", hint="remove it")
+    folders = [home, home / WARMUP] if (home / WARMUP).is_dir() else [home]
+    for folder in folders:
+        for entry in sorted(folder.iterdir()):
+            known = GENERATION.fullmatch(entry.name) or (folder == home and entry.name in (CONFIG, WARMUP))
+            if not known:
+                raise ArtifactError(f"{entry} was not written by tritonize package", hint="remove it")
+            if entry.is_symlink() and entry.name != CONFIG:
+                raise ArtifactError(f"{entry} is a link", hint="remove it")
 
 
-def check_generation(generation: Path, name: str, *, remedy: str, files: bool = True) -> RepositoryManifest:
+def check_generation(repository: Path, name: str, generation: str, *, remedy: str = "", files: bool = True) -> RepositoryManifest:
     """Compare a generation with its manifest.
 
     Args:
-        generation: The folder of the generation.
-        name: Name of the ensemble.
+        repository: The model repository.
+        name: Name of the package.
+        generation: The generation.
         remedy: What to do about a difference.
-        files: Whether to read every file. Otherwise only the manifest is checked.
+        files: Whether to read every file. Otherwise only the folders and the manifest are checked.
 
     Raises:
-        ArtifactError: The manifest belongs to another ensemble, or a file is not as it records.
+        ArtifactError: The manifest belongs to another generation, or a file is not as it records.
     """
-    if not (generation / MANIFEST).exists():
-        raise ArtifactError(f"{generation / MANIFEST} is missing", hint=remedy)
-    manifest = read_manifest(generation, RepositoryManifest)
+    folder = generation_folder(repository, name, generation)
+    if not (folder / MANIFEST).exists():
+        raise ArtifactError(f"{folder / MANIFEST} is missing", hint=remedy)
+    manifest = read_manifest(folder, RepositoryManifest)
     if manifest.name != name:
-        raise ArtifactError(f"{generation / MANIFEST} belongs to the ensemble {manifest.name}, not to {name}", hint=remedy)
-    if files:
-        links = {f"{name}/{MANIFEST}": f"../{MANIFEST}"}
-        folders = [f"{name}/{folder}" for folder in ("1", "warmup")] if is_single_model(manifest.layout) else [f"{name}/1"]
-        check_files(generation, manifest.files, remedy=remedy, links=links, folders=folders)
+        raise ArtifactError(f"{folder / MANIFEST} belongs to the ensemble {manifest.name}, not to {name}", hint=remedy)
+    if manifest.generation != generation:
+        raise ArtifactError(f"{folder / MANIFEST} belongs to the generation {manifest.generation}", hint=remedy)
+    left = dict(manifest.files)
+    for root in generation_folders(name, manifest.layout, generation):
+        own = {path.removeprefix(f"{root}/"): left.pop(path) for path in list(left) if path.startswith(f"{root}/")}
+        if own:
+            _check_folder(repository / root, own, folder, remedy=remedy, files=files)
+    if left:
+        raise ArtifactError(f"{folder / MANIFEST} lists {next(iter(left))}, which is no part of the generation", hint=remedy)
     return manifest
+
+
+def _check_folder(root: Path, own: dict[str, str], folder: Path, *, remedy: str, files: bool) -> None:
+    """Check one of the folders of the generation whose manifest is in ``folder``.
+
+    Raises:
+        ArtifactError: It is missing or a link, or a file is not as the manifest records.
+    """
+    if root.is_symlink() or not root.is_dir():
+        problem = "is a link" if root.is_symlink() else "is not a folder" if root.exists() else "is missing"
+        raise ArtifactError(f"{root} {problem}", hint=remedy)
+    if not files:
+        return
+    if root.name == pinned_model(folder.parent.name, folder.name):
+        own |= {f"1/{MANIFEST}": sha256(folder / MANIFEST)}
+    check_files(root, own, remedy=remedy, has_manifest=root == folder)

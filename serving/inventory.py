@@ -12,7 +12,7 @@ from typing import Literal
 from serving.artifact import read_manifest
 from serving.errors import ArtifactError
 from serving.integrity import CheckedEnsemble
-from serving.layout import CURRENT, model_home, package_entries
+from serving.layout import current_folder, earlier_entries, package_entries
 from serving.lineage import is_outdated, is_packaged_from
 from serving.manifests import BundleManifest, RepositoryManifest
 from serving.packages import find_packages
@@ -30,7 +30,7 @@ class InventoryEntry:
         precision: Its precision.
         device: ``cpu`` or ``gpu``.
         packaged: The time at which it was packaged.
-        bytes: Size of its files, bytes. Weights of earlier generations that a server still uses count too.
+        bytes: Size of the files of all its generations, bytes.
         ports: HTTP ports of this user's servers that serve it.
         notes: What is out of date or wrong, and what to do, one sentence each.
     """
@@ -58,7 +58,7 @@ def take_inventory(repository: Path, artifacts: Path, servers: Sequence[Running]
     entries = [_ready(repository, artifacts, ensemble, servers) for ensemble in found.ensembles.values()]
     for name, error in found.damaged.items():
         notes = (error.message_with_hint, *_served_notes(repository, name, servers))
-        size = _size(package_entries(repository, name))
+        size = _size([*package_entries(repository, name), *earlier_entries(repository, name)])
         ports = _ports(repository, name, servers)
         entries.append(InventoryEntry(name=name, state="damaged", bytes=size, ports=ports, notes=notes))
     for orphan in found.orphans:
@@ -76,7 +76,7 @@ def _ready(repository: Path, artifacts: Path, ensemble: CheckedEnsemble, servers
         precision=manifest.precision,
         device=manifest.device,
         packaged=manifest.created,
-        bytes=_size([model_home(repository, name)]),
+        bytes=_size(package_entries(repository, name)),
         ports=_ports(repository, name, servers),
         notes=(*_engine_notes(manifest), *_bundle_notes(manifest, artifacts), *_served_notes(repository, name, servers)),
     )
@@ -107,7 +107,7 @@ def _ports(repository: Path, name: str, servers: Sequence[Running]) -> tuple[int
 
 def _served_notes(repository: Path, name: str, servers: Sequence[Running]) -> Iterator[str]:
     """Say which servers serve another generation than the packaged one, or none because it is damaged."""
-    current = (model_home(repository, name) / CURRENT).resolve()
+    current = current_folder(repository.resolve(), name)
     for server in servers:
         generation = server.generation_of(repository, name)
         if generation is not None and generation != current:

@@ -1,141 +1,127 @@
-"""The layout of a model repository: the entries of a package and the symbolic links between them (see ``serving.repository``)."""
+"""The layout of a model repository: the folders of a package and of its generations (see ``serving.repository``)."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from serving.artifact import MANIFEST
+from serving.model_names import GENERATION, STEPS, is_single_model, pinned_model, read_model_name, step_models
 from serving.options import Layout
 
-CURRENT, GENERATIONS = "current", "generations"
-GENERATION_TARGET = re.compile(rf"{GENERATIONS}/[0-9a-f]{{12}}")
-"""What the link ``current`` may lead to."""
-HOME_ENTRIES = ("config.pbtxt", "1", "warmup")
-"""Entries that Triton reads in the folder of a model; in a home, each is a link into the current generation."""
-MANIFEST_LINK = "manifest.json"
-"""A further one in the home of a single model. It tells this home from that of an ensemble."""
-STEPS = ("preprocess", "model", "postprocess")
-SINGLE_MODEL_LAYOUTS: tuple[Layout, ...] = ("fused", "generation", "vllm")
+CONFIG, WARMUP = "config.pbtxt", "warmup"
+_CURRENT = re.compile(rf"version_policy\s*{{\s*specific\s*{{\s*versions:\s*({GENERATION.pattern})\s*}}\s*}}")
 
 
-def is_single_model(layout: Layout) -> bool:
-    """Return whether a package of this layout is one Triton model, which clients call themselves.
-
-    Its home is the folder of that model, and it has no other entry in the repository. A package of any other layout is an
-    ensemble: clients call the ensemble, the home is the folder of the step ``model``, and the other entries are links into it.
-    """
-    return layout in SINGLE_MODEL_LAYOUTS
+def generation_folder(repository: Path, name: str, generation: str) -> Path:
+    """Return the folder of a generation, which holds its manifest: a version of the model that clients call."""
+    return repository / name / generation
 
 
-def steps_of(layout: Layout) -> tuple[str, ...]:
-    """Return the steps of a request, the first one first. A single model is the step ``model``, and does the work of all."""
-    return ("model",) if is_single_model(layout) else STEPS
+def generation_folders(name: str, layout: Layout, generation: str) -> tuple[str, ...]:
+    """Return all folders of a generation, relative to the repository. The last one makes it a generation."""
+    if is_single_model(layout):
+        return (f"{name}/{WARMUP}/{generation}", f"{name}/{generation}")
+    return (*step_models(name, generation), pinned_model(name, generation), f"{name}/{generation}")
 
 
-def working_models(name: str, layout: Layout) -> tuple[str, ...]:
-    """Return the names of the Triton models that execute a request, the first one first."""
-    return (name,) if is_single_model(layout) else tuple(f"{name}_{step}" for step in STEPS)
+def weights_folder(name: str, layout: Layout, generation: str) -> str:
+    """Return the folder of a generation with the weights, relative to the repository."""
+    return f"{name}/{generation}" if is_single_model(layout) else f"{pinned_model(name, generation)}_model/1"
 
 
-def home_name(name: str, layout: Layout) -> str:
-    """Return the name of the model whose folder is the home: it holds the weights and the generations of a package."""
-    return name if is_single_model(layout) else f"{name}_model"
+def current_generation(repository: Path, name: str) -> str | None:
+    """Return the generation that the configuration of a package chooses; None if there is no such package."""
+    try:
+        text = (repository / name / CONFIG).read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    found = _CURRENT.search(text)
+    return found and found[1]
 
 
-def model_home(repository: Path, name: str) -> Path:
-    """Return the home that a package has in a repository, of whatever layout. If it has none: that of an ensemble."""
-    own = repository / name
-    return own if is_home(own) and package_at(own) == name else repository / f"{name}_model"
+def current_folder(repository: Path, name: str) -> Path:
+    """Return the folder of the current generation of a package. If there is no such package, the folder does not exist."""
+    return generation_folder(repository, name, current_generation(repository, name) or "0" * 14)
 
 
-def repository_links(name: str) -> dict[str, str]:
-    """Return the links that an ensemble has in the repository, in the order in which they are made: the ensemble last."""
-    return {model: f"{name}_model/{CURRENT}/{model}" for model in (f"{name}_preprocess", f"{name}_postprocess", name)}
+def generations(repository: Path, name: str) -> list[str]:
+    """Return the generations of a package, the oldest first, damaged ones included."""
+    return sorted(entry.name for entry in _entries(repository / name) if GENERATION.fullmatch(entry.name) and entry.is_dir())
 
 
-def links_beside(home: Path, name: str) -> dict[str, str]:
-    """Return the links in the repository that belong to a home of a package."""
-    return {} if home.name == name else repository_links(name)
+def is_package(folder: Path) -> bool:
+    """Return whether a folder is that of a package, even if it was damaged since. A link to one is none.
 
-
-def package_entries(repository: Path, name: str) -> list[Path]:
-    """Return the entries of a package in a repository: first what clients call, last the home that the others lead into."""
-    home = model_home(repository, name)
-    links = links_beside(home, name)
-    return [repository / link for link in sorted(links, key=lambda link: link != name)] + [home]
-
-
-def home_links(home: Path, name: str) -> dict[str, str]:
-    """Return the links in a home of a package besides ``current``."""
-    entries = (*HOME_ENTRIES, MANIFEST_LINK) if home.name == name else HOME_ENTRIES
-    return {entry: f"{CURRENT}/{home.name}/{entry}" for entry in entries}
-
-
-def leads_to(link: Path, target: str) -> bool:
-    """Return whether ``link`` is a symbolic link with exactly that target."""
-    return link.is_symlink() and link.readlink() == Path(target)
-
-
-def is_manifest_link(path: Path) -> bool:
-    """Return whether a file in the folder of a model that clients call is the link to the manifest of its package."""
-    return any(leads_to(path, target) for target in (f"../{path.name}", f"{CURRENT}/{path.parent.name}/{path.name}"))
-
-
-def is_home(folder: Path) -> bool:
-    """Return whether a folder is a home that packaging made, even if it was damaged since. A link to one is none.
-
-    A folder of another tool may have a link ``current`` or a folder ``generations`` too: what is in them decides.
+    A model of another tool may have a version with such a number too: its folder does not hold what a generation has.
     """
     if folder.is_symlink():
         return False
-    links = {CURRENT: "", **home_links(folder, folder.name)}
-    found = {entry: (folder / entry).readlink().as_posix() for entry in links if (folder / entry).is_symlink()}
-    if GENERATION_TARGET.fullmatch(found.pop(CURRENT, "")) or any(links[entry] == target for entry, target in found.items()):
-        return True
-    return any(GENERATION_TARGET.fullmatch(f"{GENERATIONS}/{entry.name}") for entry in generation_entries(folder))
-
-
-def package_at(home: Path) -> str:
-    """Return the name of the package that a home belongs to."""
-    return home.name if os.path.lexists(home / MANIFEST_LINK) else home.name.removesuffix("_model")
-
-
-def generation_entries(home: Path) -> list[Path]:
-    """Return the entries of the folder of generations in a home: generations, and homes of earlier layouts."""
-    folder = home / GENERATIONS
-    return sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
-
-
-def generations_in(home: Path) -> Iterator[Path]:
-    """Yield the folders of the generations in a home, also of those in homes of earlier layouts."""
-    for entry in generation_entries(home):
-        if is_home(entry):
-            yield from generations_in(entry)
-        elif entry.is_dir() and not entry.is_symlink():
-            yield entry
-
-
-def is_generation_of(generation: Path, repository: Path, name: str) -> bool:
-    """Return whether a resolved path is that of a generation of a package, of any layout, even if it was deleted since."""
-    return any(repository.resolve() / home in generation.parents for home in (name, f"{name}_model"))
-
-
-def callable_models(models: Iterable[str]) -> list[str]:
-    """Return those of the models of a server that clients may call, sorted: all but the steps of ensembles."""
-    names = set(models)
-    ensembles = [name for name in names if names.issuperset(working_models(name, "ensemble"))]
-    return sorted(names.difference(*(working_models(name, "ensemble") for name in ensembles)))
+    versions = [entry for entry in _entries(folder) if GENERATION.fullmatch(entry.name)]
+    return any((version / file).is_file() for version in versions for file in (MANIFEST, CONFIG))
 
 
 def package_names(repository: Path) -> list[str]:
     """Return the names of the packages that tritonize made, damaged ones included. Models of other tools are left out."""
-    names = set()
-    for entry in repository.glob("*"):
-        parts = entry.readlink().parts if entry.is_symlink() else ()
-        if is_home(entry):
-            names.add(package_at(entry))
-        elif parts[1:2] == (CURRENT,) and parts[0].endswith("_model"):
-            names.add(parts[0].removesuffix("_model"))
-    return sorted(names)
+    return sorted(entry.name for entry in _entries(repository) if not entry.name.startswith(".") and is_package(entry))
+
+
+def package_entries(repository: Path, name: str) -> list[Path]:
+    """Return the entries of a package in a repository: first what clients call, then the models of its generations."""
+    found = [repository / name] if is_package(repository / name) else []
+    return [*found, *generation_entries(repository, name)]
+
+
+def generation_entries(repository: Path, name: str, generation: str | None = None) -> list[Path]:
+    """Return the entries of a repository with the models of one generation of a package, or of all, sorted."""
+    read = [(entry, read_model_name(entry.name)) for entry in _entries(repository)]
+    return sorted(entry for entry, of in read if of and of.package == name and generation in (None, of.generation))
+
+
+def generations_without_package(repository: Path) -> Iterator[Path]:
+    """Yield the entries with models of a generation that its package does not have (any more)."""
+    for entry in _entries(repository):
+        of = read_model_name(entry.name)
+        if of is not None and not generation_folder(repository, of.package, of.generation).is_dir():
+            yield entry
+
+
+def startup_models(repository: Path) -> list[str]:
+    """Return the models of a repository that a server loads when it starts. An ensemble loads its steps."""
+    folders = [entry for entry in _entries(repository) if not entry.name.startswith(".") and read_model_name(entry.name) is None]
+    return sorted(entry.name for entry in folders if holds_model(entry))
+
+
+def holds_model(folder: Path) -> bool:
+    """Return whether Triton finds a model in a folder: a configuration, or a folder of a version."""
+    return (folder / CONFIG).is_file() or any(entry.name.isdecimal() and entry.is_dir() for entry in _entries(folder))
+
+
+def earlier_entries(repository: Path, name: str) -> list[Path]:
+    """Return the entries of a package that a version of tritonize wrote whose packages had symbolic links."""
+    home = repository / f"{name}_model"
+    models = [repository / name, *(repository / f"{name}_{step}" for step in STEPS)]
+    found = [entry for entry in models if entry.is_symlink() and entry.readlink().parts[:2] == (home.name, "current")]
+    homes = [folder for folder in (repository / name, *([home] if found else [])) if _is_earlier_home(folder)]
+    return [*found, *homes]
+
+
+def earlier_names(repository: Path) -> list[str]:
+    """Return the names of the packages that have entries of that kind."""
+    named = [entry for entry in _entries(repository) if entry in earlier_entries(repository, entry.name)]
+    homes = {repository / f"{entry.name}_model" for entry in named if entry.is_symlink()}
+    return sorted(entry.name for entry in named if entry not in homes)
+
+
+def _is_earlier_home(folder: Path) -> bool:
+    link = folder / "current"
+    return not folder.is_symlink() and link.is_symlink() and link.readlink().parts[:1] == ("generations",)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

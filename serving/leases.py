@@ -69,3 +69,15 @@ def _is_still_there(generation: Path, descriptor: int) -> bool:
         return os.path.samestat(generation.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def locked(repository: Path) -> Iterator[None]:
+    """Wait until no other process changes the entries of a repository, and keep others waiting while the block runs."""
+    descriptor = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # the file system has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

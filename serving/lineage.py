@@ -8,7 +8,7 @@ from pathlib import Path
 from serving.artifact import MANIFEST, read_manifest, sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError
-from serving.layout import CURRENT, model_home
+from serving.layout import current_folder
 from serving.manifests import BundleManifest, CheckpointManifest, RepositoryManifest
 from serving.options import PackageOptions
 from serving.reporting import logger
@@ -46,7 +46,7 @@ def refuse_other_package(options: PackageOptions, bundle: Bundle) -> None:
 def read_package(repository: Path, name: str) -> RepositoryManifest | None:
     """Read the manifest of a packaged ensemble; None if there is none, or it is damaged."""
     try:
-        return read_manifest(model_home(repository, name) / CURRENT, RepositoryManifest)
+        return read_manifest(current_folder(repository, name), RepositoryManifest)
     except ArtifactError:
         return None
 

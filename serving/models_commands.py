@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.click_options import ParsedText, with_options
-from serving.options import ModelsOptions, OutputOptions, RemoveOptions, parse_model_name
+from serving.models_options import ModelsOptions, RemoveOptions
+from serving.options import OutputOptions, parse_model_name
 
 if TYPE_CHECKING:
     from serving.inventory import InventoryEntry

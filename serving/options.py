@@ -115,6 +115,13 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions):
     """
 
     name: Annotated[str, replace(MODEL_NAME, default_text="the bundle's; otherwise that of the only bundle")] = ""
+    keep: Annotated[
+        int,
+        Option(
+            "Number of generations of the model that stay in the repository. Those that a running server serves also stay.",
+            minimum=1,
+        ),
+    ] = 2
     bundle: Annotated[
         Path | None, Option("Folder that export wrote.", path="folder", default_text="ARTIFACTS/NAME/bundle", shared=True)
     ] = None
@@ -219,19 +226,6 @@ class PackageOptions(ArtifactsOptions, RepositoryOptions):
     def bundle_folder(self) -> Path:
         """The folder of the bundle."""
         return self.bundle or self.artifacts / self.name / "bundle"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelsOptions(RepositoryOptions, ArtifactsOptions):
-    """Options of ``tritonize models``: where packages, and the bundles that they were made from, are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemoveOptions(RepositoryOptions, ArtifactsOptions):
-    """Options of ``tritonize remove``."""
-
-    with_artifacts: Annotated[bool, Option("Remove the checkpoint, the bundle and the tuning of that name too.")] = False
-    force: Annotated[bool, Option("Remove the model even if a running server serves it.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.artifact import abandoned_staging
 from serving.errors import ArtifactError
 from serving.integrity import CheckedEnsemble, check_ensemble
-from serving.layout import CURRENT, STEPS, is_home, package_at, package_names
-from serving.placement import leftovers
+from serving.layout import CONFIG, earlier_names, generations_without_package, package_names
+from serving.model_names import read_model_name
 from serving.writing import describe
-
-STEP_FILES = ("settings.json", "tokenization.py")
-"""Files that tell a Python step that tritonize wrote from one of another tool."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Orphan:
-    """Folders and links that tritonize wrote into a repository and that belong to no ensemble. They are not served.
+    """Folders that tritonize wrote into a repository and that belong to no ensemble. They are not served.
 
     Attributes:
         name: Name of the ensemble that they were written for.
-        paths: The folders and links.
+        paths: The folders.
         problem: What is missing, in one sentence that names them.
         hint: What to do about them.
     """
@@ -62,55 +58,38 @@ def find_packages(repository: Path, *, files: bool = True) -> FoundPackages:
 
     Args:
         repository: The model repository. It need not exist.
-        files: Whether to read every file and compare its checksum. Otherwise only the links and the manifest are checked.
+        files: Whether to read every file and compare its checksum. Otherwise only the folders and the manifest are checked.
     """
     ensembles: dict[str, CheckedEnsemble] = {}
     damaged: dict[str, ArtifactError] = {}
     for name in package_names(repository):
-        if not os.path.lexists(repository / name):
-            continue  # an orphan
+        again = f"package it again with: tritonize package --name {name} --force"
         try:
             ensembles[name] = check_ensemble(repository, name, files=files)
         except ArtifactError as error:
             damaged[name] = error
         except OSError as error:
-            damaged[name] = ArtifactError(describe(error), hint=f"package it again with: tritonize package --name {name} --force")
-    earlier = _of_an_earlier_layout(repository, (*ensembles, *damaged))
-    orphans = (*_steps_without_ensemble(repository), *earlier, *_interrupted(repository))
-    return FoundPackages(ensembles=ensembles, damaged=damaged, orphans=orphans)
+            damaged[name] = ArtifactError(describe(error), hint=again)
+    for name in earlier_names(repository):
+        damaged[name] = ArtifactError(
+            f"{repository / name} was packaged by an earlier version of tritonize",
+            hint=f"package it again with: tritonize package --name {name}",
+        )
+    return FoundPackages(ensembles=ensembles, damaged=damaged, orphans=(*_left_over(repository), *_interrupted(repository)))
 
 
-def _steps_without_ensemble(repository: Path) -> Iterator[Orphan]:
-    """Yield the steps of each ensemble that is not there."""
+def _left_over(repository: Path) -> Iterator[Orphan]:
+    """Yield the models of generations that their packages do not have."""
     found: dict[str, list[Path]] = defaultdict(list)
-    for entry in sorted(repository.glob("*")):
-        for step in STEPS:
-            name = entry.name.removesuffix(f"_{step}")
-            if name not in ("", entry.name) and not os.path.lexists(repository / name) and is_step(entry, name, step):
-                found[name].append(entry)
+    for entry in generations_without_package(repository):
+        of = read_model_name(entry.name)
+        if of is not None and (entry / CONFIG).is_file():
+            found[of.package].append(entry)
     for name, paths in sorted(found.items()):
-        shown = ", ".join(path.name for path in paths)
-        problem = f"{repository}: {shown} {'belongs' if len(paths) == 1 else 'belong'} to the ensemble {name}, which is missing"
+        shown = ", ".join(path.name for path in sorted(paths))
+        problem = f"{repository}: {shown} {'belongs' if len(paths) == 1 else 'belong'} to a generation of {name} that is missing"
         hint = f"package it again, or remove it with: tritonize remove {name}"
-        yield Orphan(name=name, paths=tuple(paths), problem=problem, hint=hint)
-
-
-def is_step(entry: Path, name: str, step: str) -> bool:
-    """Return whether an entry of a repository is a step that tritonize wrote, even if it was damaged or copied since."""
-    if step == "model":
-        return is_home(entry) and package_at(entry) == name
-    if entry.is_symlink():
-        return entry.readlink().parts[:2] == (f"{name}_model", CURRENT)
-    return all((entry / "1" / file).is_file() for file in STEP_FILES)
-
-
-def _of_an_earlier_layout(repository: Path, names: Iterable[str]) -> Iterator[Orphan]:
-    """Yield what an interrupted packaging has left of the package that it replaced, if that had another layout."""
-    for name in names:
-        if paths := leftovers(repository, name):
-            shown = ", ".join(path.name for path in paths)
-            problem = f"{repository}: {shown} {'belongs' if len(paths) == 1 else 'belong'} to an earlier package of {name}"
-            yield Orphan(name=name, paths=tuple(paths), problem=problem, hint=f"package {name} again")
+        yield Orphan(name=name, paths=tuple(sorted(paths)), problem=problem, hint=hint)
 
 
 def _interrupted(repository: Path) -> Iterator[Orphan]:

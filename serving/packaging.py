@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from serving.bundle import Bundle
@@ -14,6 +13,7 @@ from serving.generation_plan import make_generation_plan
 from serving.generation_recording import generation_probe
 from serving.lineage import checkpoint_of
 from serving.manifests import ExpectedAnswer, GenerationVariantFigures, ProbeBody, VariantFigures
+from serving.model_names import is_single_model, pinned_model
 from serving.options import PackageOptions
 from serving.plan import Plan, make_plan
 from serving.recording import probe_body
@@ -32,14 +32,14 @@ class Packaging:
         graph: The ONNX file that is served; None: the checkpoint is.
         figures: Figures of that variant.
         probe: A request for a package without recorded answers.
-        write: Writes the folders of the models into the folder of a generation; returns the answers that the server must give.
+        write: Writes the folders of the models of a generation into a folder; returns the answers that the server must give.
     """
 
     plan: Plan
     graph: Path | None
     figures: VariantFigures | GenerationVariantFigures | None
     probe: ProbeBody
-    write: Callable[[Path], tuple[ExpectedAnswer, ...]]
+    write: Callable[[Path, str], tuple[ExpectedAnswer, ...]]
 
 
 def choose_packaging(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> Packaging:
@@ -64,8 +64,8 @@ def _vllm(bundle: Bundle, options: PackageOptions) -> Packaging:
     plan = make_vllm_plan(bundle, options)
     checkpoint = options.vllm.checkpoint or checkpoint_of(bundle.folder)
 
-    def write(folder: Path) -> tuple[ExpectedAnswer, ...]:
-        write_vllm_model(folder, bundle, plan, options.name, checkpoint)
+    def write(folder: Path, generation: str) -> tuple[ExpectedAnswer, ...]:
+        write_vllm_model(folder, bundle, plan, options.name, generation, checkpoint)
         return ()
 
     return Packaging(plan=plan, graph=None, figures=None, probe=vllm_probe(bundle.task.example), write=write)
@@ -75,12 +75,16 @@ def _generating(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) 
     plan = make_generation_plan(bundle, options, tuning)
     variant = bundle.variant(plan.precision)
     task = bundle.generation_task
+
+    def write(folder: Path, _generation: str) -> tuple[ExpectedAnswer, ...]:
+        return write_generating_model(folder, bundle=bundle, plan=plan, name=options.name)
+
     return Packaging(
         plan=plan,
         graph=variant.path,
         figures=variant.figures,
         probe=generation_probe(task, tokens=1),
-        write=partial(write_generating_model, bundle=bundle, plan=plan, name=options.name),
+        write=write,
     )
 
 
@@ -100,10 +104,15 @@ def _encoder(bundle: Bundle, options: PackageOptions, tuning: Tuning | None) -> 
         tuning=tuning,
     )
     variant = bundle.variant(plan.precision)
+
+    def write(folder: Path, generation: str) -> tuple[ExpectedAnswer, ...]:
+        name = options.name if is_single_model(plan.layout) else pinned_model(options.name, generation)
+        return write_encoder_models(folder, bundle=bundle, plan=plan, name=name)
+
     return Packaging(
         plan=plan,
         graph=variant.path,
         figures=variant.figures,
         probe=probe_body(bundle.task.example),
-        write=partial(write_encoder_models, bundle=bundle, plan=plan, name=options.name),
+        write=write,
     )

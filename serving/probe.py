@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from serving.answer_comparison import TOLERANCES, first_difference
-from serving.artifact import MANIFEST, read_manifest
+from serving.artifact import read_manifest
 from serving.errors import ArtifactError, RequestError, ServerError
-from serving.layout import is_manifest_link, working_models
+from serving.layout import current_generation, generation_folder, package_names
 from serving.manifests import ExpectedTensor, RepositoryManifest
+from serving.model_names import is_single_model, step_models
 from serving.triton_address import fetch
 
 PENDING_METRIC = "nv_inference_pending_request_count"
@@ -60,25 +61,37 @@ def find_probes(repository: Path, *, all_texts: bool = False) -> list[Probe]:
         ArtifactError: The repository holds no such ensemble, or an older version of tritonize packaged one.
     """
     probes: list[Probe] = []
-    for manifest_path in sorted(repository.glob(f"*/{MANIFEST}")):
-        if not is_manifest_link(manifest_path):
-            continue  # a model of another tool that has a manifest too
-        manifest = read_manifest(manifest_path.parent, RepositoryManifest)
-        bodies = [(answer.request, answer.outputs) for answer in manifest.answers] or [(manifest.probe, ())]
-        probes += [
-            Probe(
-                ensemble=manifest.name,
-                body=request.body,
-                endpoint=request.endpoint,
-                models=working_models(manifest.name, manifest.layout),
-                expected=outputs,
-                tolerance=TOLERANCES[manifest.precision],
-            )
-            for request, outputs in (bodies if all_texts else bodies[:1])
-        ]
+    for name in package_names(repository):
+        generation = current_generation(repository, name)
+        if generation is not None:
+            manifest = read_manifest(generation_folder(repository, name, generation), RepositoryManifest)
+            probes += probes_of(manifest, name, all_texts=all_texts)
     if not probes:
         raise ArtifactError(f"{repository} holds no packaged ensemble", hint="create one with: tritonize package")
     return probes
+
+
+def probes_of(manifest: RepositoryManifest, model: str, *, all_texts: bool) -> list[Probe]:
+    """Return the probes of one generation of an ensemble.
+
+    Args:
+        manifest: The manifest of the generation.
+        model: The model that is asked: the ensemble, or that of the generation.
+        all_texts: As for :func:`find_probes`.
+    """
+    bodies = [(answer.request, answer.outputs) for answer in manifest.answers] or [(manifest.probe, ())]
+    single = is_single_model(manifest.layout)
+    return [
+        Probe(
+            ensemble=model,
+            body=request.body,
+            endpoint=request.endpoint,
+            models=(model,) if single else step_models(manifest.name, manifest.generation),
+            expected=outputs,
+            tolerance=TOLERANCES[manifest.precision],
+        )
+        for request, outputs in (bodies if all_texts else bodies[:1])
+    ]
 
 
 def ask(base_url: str, probe: Probe, *, timeout: float) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from serving.artifact import MANIFEST, staging_folder
 from serving.errors import ArtifactError
-from serving.layout import CURRENT, STEPS, generations_in, is_home, model_home, package_at, package_entries
-from serving.leases import without_leases
-from serving.packages import find_packages, is_step
+from serving.layout import earlier_entries, generation_folder, generations, package_entries
+from serving.leases import locked, without_leases
+from serving.packages import find_packages
 from serving.placement import staging_root
 from serving.server_record import Running
 
@@ -43,14 +41,14 @@ def remove_model(repository: Path, name: str, *, servers: Sequence[Running], for
         raise ArtifactError(
             f"{repository} holds no model {name} that tritonize packaged", hint=f"it holds: {names}" if names else "it holds none"
         )
-    entries = [entry for entry in package_entries(repository, name) if os.path.lexists(entry)]
-    paths = list(dict.fromkeys([*entries, *(path for orphan in found.orphans if orphan.name == name for path in orphan.paths)]))
+    orphans = [path for orphan in found.orphans if orphan.name == name for path in orphan.paths]
+    paths = list(dict.fromkeys([*package_entries(repository, name), *earlier_entries(repository, name), *orphans]))
     for path in paths:
-        if not _is_staging(path):
-            _require_ours(path, name)
+        if path.is_symlink() and path not in earlier_entries(repository, name):
+            raise ArtifactError(f"{path} was not written by tritonize package", hint="remove it yourself, or leave it")
     if not force:
         _refuse_served(repository, name, servers)
-    with staging_folder(staging_root(repository), f"{repository.name}-{name}") as removed:
+    with locked(repository), staging_folder(staging_root(repository), f"{repository.name}-{name}") as removed:
         for path in paths:
             if path.is_symlink():
                 path.unlink()
@@ -87,32 +85,6 @@ def _is_staging(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def _require_ours(path: Path, name: str) -> None:
-    """Check that packaging wrote an entry of the repository.
-
-    Raises:
-        ArtifactError: It did not.
-    """
-    step = next((step for step in STEPS if path.name == f"{name}_{step}"), None)
-    if path.is_symlink():
-        ours = path.name != f"{name}_model" and path.readlink().parts[:2] == (f"{name}_model", CURRENT)
-    elif step is not None:
-        ours = is_step(path, name, step)
-    else:
-        ours = (is_home(path) and package_at(path) == name) or _is_copied_ensemble(path, name)
-    if not ours:
-        raise ArtifactError(f"{path} was not written by tritonize package", hint="remove it yourself, or leave it")
-
-
-def _is_copied_ensemble(path: Path, name: str) -> bool:
-    """Return whether a folder is an ensemble that was copied without its links."""
-    try:
-        content = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == "repository" and content.get("name") == name
-
-
 def _refuse_served(repository: Path, name: str, servers: Sequence[Running]) -> None:
     """Check that no server serves an ensemble: it could not restart with what is removed.
 
@@ -125,7 +97,8 @@ def _refuse_served(repository: Path, name: str, servers: Sequence[Running]) -> N
                 f"{name} is served at HTTP port {server.http_port} (process {server.pid})",
                 hint=f"stop the server first with: tritonize stop --http-port {server.http_port}, or give --force",
             )
-    for generation in generations_in(model_home(repository, name)):
-        with without_leases(generation) as free:
+    for generation in generations(repository, name):
+        folder = generation_folder(repository, name, generation)
+        with without_leases(folder) as free:
             if not free:
-                raise ArtifactError(f"a server uses {generation}", hint="stop it first, or give --force")
+                raise ArtifactError(f"a server uses {folder}", hint="stop it first, or give --force")

@@ -1,29 +1,27 @@
-"""The packaging stage: writes a bundle into a Triton model repository in one atomic step.
+"""The packaging stage: writes a bundle into a Triton model repository, as one new generation of a package.
 
-The four models of an ensemble must change together, and a rename moves only one folder. So each packaging writes a complete new
-*generation* aside, and one rename of one symbolic link switches all four::
+All models of a package must change together, and a rename moves only one entry. So no file of a generation ever changes: its steps
+have its name in theirs, and what clients call chooses the generation in one file, which is replaced last::
 
     model_repository/
-      reviews                  → reviews_model/current/reviews          the ensemble: what clients call
-      reviews_preprocess       → reviews_model/current/reviews_preprocess
-      reviews_postprocess      → reviews_model/current/reviews_postprocess
-      reviews_model/
-        config.pbtxt, 1        → current/reviews_model/…
-        current                → generations/4f0c…                      the link that is switched
-        generations/4f0c…/       manifest.json and the four model folders
+      reviews/                              what clients call
+        config.pbtxt                        the configuration of the current generation: the file that is replaced
+        20261129133517/                     the generation: manifest.json, and config.pbtxt to make it the current one
+      reviews.20261129133517_preprocess/    its steps
+      reviews.20261129133517_model/
+      reviews.20261129133517_postprocess/
+      reviews.20261129133517/               its ensemble under a name of its own
 
-A package that is a single model (:func:`serving.layout.is_single_model`) has its generations in the folder of that model::
+A package that is a single model (:func:`serving.model_names.is_single_model`) has all files in its folder. A generation is a
+version of that model::
 
     model_repository/
       reviews/
-        config.pbtxt, 1, …     → current/reviews/…                      the model: what clients call
-        manifest.json          → current/reviews/manifest.json
-        current                → generations/71ab…
-        generations/71ab…/       manifest.json and the folder of the model
+        config.pbtxt                        the configuration of the current generation, whose version policy chooses it
+        20261129133517/                     the generation: manifest.json, config.pbtxt, and what the backend runs
+        warmup/20261129133517/              its warm-up requests
 
-Triton follows the links and ignores what is no version number. At every moment the folder is one that Triton can load, also while
-one kind of package replaces the other: the entry ``reviews`` is exchanged in one step. (A file system that cannot exchange entries
-takes two renames; between them the repository lacks the model.)
+There are only ordinary files and folders, so that any copy serves the same. At every moment the folder is one that Triton can load.
 """
 
 from __future__ import annotations
@@ -35,25 +33,25 @@ from serving.artifact import (
     code_fingerprint,
     fingerprint,
     inputs_record,
-    is_current,
     json_ready,
     provenance,
-    read_manifest,
     staging_folder,
     task_code,
-    write_manifest,
+    versions,
 )
 from serving.bundle import REMEDY, Bundle, load_bundle, served_code
 from serving.errors import ArtifactError
-from serving.integrity import check_files
-from serving.layout import CURRENT, model_home
+from serving.generations import arrange, new_generation, seal
+from serving.integrity import check_ensemble, check_files
+from serving.leases import locked
 from serving.lineage import refuse_other_package
 from serving.manifests import BundleProvenance, ExpectedAnswer, RepositoryManifest, StageInputs
 from serving.naming import named_for_packaging
 from serving.options import PackageOptions
 from serving.packaging import Packaging, choose_packaging
-from serving.placement import is_linked, refuse_foreign, remove_earlier, staging_root, switch
+from serving.placement import place, refuse_foreign, staging_root
 from serving.plan import Plan
+from serving.pruning import prune
 from serving.reporting import logger
 from serving.runtime.tasks import served_names
 from serving.runtime.tasks._generation import GenerationTask
@@ -68,7 +66,9 @@ SHAPING = (
     "serving/generating_model.py",
     "serving/generation_plan.py",
     "serving/generation_recording.py",
+    "serving/generations.py",
     "serving/layout.py",
+    "serving/model_names.py",
     "serving/packaging.py",
     "serving/pbtxt.py",
     "serving/placement.py",
@@ -126,21 +126,32 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     packaging = replace(packaging, plan=plan)
     inputs = _inputs(options, bundle, packaging, tuning)
     _warn_unverified(bundle)
-    current = model_home(options.repository, options.name) / CURRENT
-    if not options.force and is_current(current, RepositoryManifest, inputs) and is_linked(options.repository, options.name):
-        remove_earlier(options.repository, options.name)
-        return PackagedEnsemble(manifest=read_manifest(current, RepositoryManifest), unchanged=True)
-    refuse_foreign(options.repository, options.name, plan.layout)
+    if not options.force and (packaged := _up_to_date(options, inputs)) is not None:
+        with locked(options.repository):
+            prune(options.repository, options.name, options.keep)
+        return PackagedEnsemble(manifest=packaged, unchanged=True)
+    refuse_foreign(options.repository, options.name)
     options.repository.mkdir(parents=True, exist_ok=True)
     staging = staging_folder(staging_root(options.repository), f"{options.repository.name}-{options.name}")
     with writing(options.repository / options.name), staging as folder:
-        generation = folder / "generation"
-        generation.mkdir()
-        answers = packaging.write(generation)
-        manifest = write_manifest(generation, _manifest(options, bundle, packaging, inputs, answers))
-        (generation / options.name / MANIFEST).symlink_to(f"../{MANIFEST}")
-        switch(options.repository, options.name, generation, plan.layout)
+        generation, tree = new_generation(options.repository, options.name), folder / "models"
+        tree.mkdir()
+        answers = packaging.write(tree, generation)
+        arrange(tree, options.name, plan.layout, generation)
+        manifest = seal(tree, _manifest(options, bundle, packaging, inputs, answers, generation))
+        with locked(options.repository):
+            place(options.repository, tree, options.name, plan.layout, generation)
+            prune(options.repository, options.name, options.keep)
     return PackagedEnsemble(manifest=manifest, unchanged=False)
+
+
+def _up_to_date(options: PackageOptions, inputs: StageInputs) -> RepositoryManifest | None:
+    """Return the manifest of the current generation, if packaging would write the same again."""
+    try:
+        manifest = check_ensemble(options.repository, options.name).manifest
+    except (ArtifactError, OSError):
+        return None
+    return manifest if (manifest.inputs, manifest.versions) == (inputs, versions()) else None
 
 
 def _length_reason(bundle: Bundle) -> str | None:
@@ -194,12 +205,18 @@ def _inputs(options: PackageOptions, bundle: Bundle, packaging: Packaging, tunin
 
 
 def _manifest(
-    options: PackageOptions, bundle: Bundle, packaging: Packaging, inputs: StageInputs, answers: tuple[ExpectedAnswer, ...]
+    options: PackageOptions,
+    bundle: Bundle,
+    packaging: Packaging,
+    inputs: StageInputs,
+    answers: tuple[ExpectedAnswer, ...],
+    generation: str,
 ) -> RepositoryManifest:
     content = {
         **provenance(inputs),
         **asdict(packaging.plan),
         "name": options.name,
+        "generation": generation,
         "task": bundle.task.name,
         "settings": json_ready(bundle.task.to_settings()),
         "max_length": bundle.max_length,

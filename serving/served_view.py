@@ -1,20 +1,24 @@
 """What a server serves: chosen once, when somebody starts it, and the same after each restart.
 
-A server that is restarted because it failed must not change its answers. So its models are linked into a folder of its own, each to
-the generation that the repository had at the start. Packaging another one, and adding or removing models, changes nothing there.
-The generations are kept by leases (:mod:`serving.leases`). If one is deleted by hand or altered nevertheless, its ensemble is left
-out, and the others are served::
+A server that is restarted because it failed must not change its answers. So it reads a folder of its own, with the generation of
+each package that the repository had at the start. Packaging another one, and adding or removing models, changes nothing there. The
+generations are kept by leases (:mod:`serving.leases`). If one is deleted by hand or altered nevertheless, its ensemble is left out,
+and the others are served::
 
-    reviews, reviews_preprocess, …   → /proc/PID/fd/7/reviews, …     the generation MODEL_REPOSITORY/reviews_model/generations/4f0c…
-    theirs                           → MODEL_REPOSITORY/theirs       a model of another tool
+    reviews/config.pbtxt                a copy of the configuration of that generation
+    reviews/20261129133517              → REPOSITORY/reviews/20261129133517
+    reviews/warmup                      → REPOSITORY/reviews/warmup, if there is one
+    reviews.20261129133517_model, …     → REPOSITORY/reviews.20261129133517_model, …
+    theirs                              → REPOSITORY/theirs          a model of another tool
 
-The links to a generation lead through the descriptor of its lease, because packaging moves a generation if the layout changes.
+This folder is the only place with symbolic links. Nobody copies it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -24,8 +28,17 @@ from pathlib import Path
 from serving.errors import ArtifactError
 from serving.integrity import CheckedEnsemble, check_ensemble, check_generation
 from serving.isolation import temporary_prefix
-from serving.layout import CURRENT, model_home, package_entries, working_models
-from serving.leases import descriptor_path, take_lease
+from serving.layout import (
+    CONFIG,
+    WARMUP,
+    current_folder,
+    earlier_entries,
+    generation_entries,
+    holds_model,
+    is_package,
+    package_entries,
+)
+from serving.leases import take_lease
 from serving.packages import FoundPackages, find_packages
 from serving.reporting import logger
 from serving.vllm_container import needs_container
@@ -70,7 +83,7 @@ class ServedView:
         refused = dict(self._chosen.damaged)
         for name, ensemble in self._chosen.ensembles.items():
             try:
-                _check_again(ensemble, self._chosen.leases[name])
+                _check_again(self._repository, ensemble)
             except ArtifactError as error:
                 refused[name] = error
         self._link(refused)
@@ -86,28 +99,36 @@ class ServedView:
         links = {name: self._repository / name for name in self._chosen.others if (self._repository / name).is_dir()}
         for name in sorted(set(self._chosen.others) - links.keys()):
             logger.warning(f"{self._repository / name} is not there any more: the model is left out")
+        for entry in self.folder.iterdir():
+            entry.unlink() if entry.is_symlink() else shutil.rmtree(entry)
+        for name, target in links.items():
+            (self.folder / name).symlink_to(target)
         for name, ensemble in self._chosen.ensembles.items():
             if name not in refused:
-                held = descriptor_path(self._chosen.leases[name])
-                links |= {model: held / model for model in (*working_models(name, ensemble.manifest.layout), name)}
-        for entry in self.folder.iterdir():
-            if entry.name not in links:
-                entry.unlink()
-        for name, target in links.items():
-            if not (self.folder / name).is_symlink():
-                (self.folder / name).symlink_to(target)
+                self._link_package(name, ensemble.generation.name)
+
+    def _link_package(self, name: str, generation: str) -> None:
+        """Link one generation of a package, as the one that clients call."""
+        home, own = self.folder / name, self._repository / name
+        home.mkdir()
+        (home / generation).symlink_to(own / generation)
+        if (own / WARMUP).is_dir():
+            (home / WARMUP).symlink_to(own / WARMUP)
+        shutil.copyfile(own / generation / CONFIG, home / CONFIG)
+        for entry in generation_entries(self._repository, name, generation):
+            (self.folder / entry.name).symlink_to(entry)
 
     def differences(self) -> list[str]:
         """Return one line for each ensemble of which the repository holds another package by now, or none."""
         lines = []
         for name, ensemble in self._chosen.ensembles.items():
-            current = model_home(self._repository, name) / CURRENT
+            current = current_folder(self._repository, name)
             package = f"the package of {name} of {ensemble.manifest.created.isoformat()} ({ensemble.generation.name})"
-            if not os.path.lexists(self._repository / name):
+            if not is_package(self._repository / name):
                 lines.append(
                     f"restarted with {package}; {name} was removed from the repository and is served until the server is stopped"
                 )
-            elif name not in self.left_out and os.path.realpath(current) != str(ensemble.generation):
+            elif name not in self.left_out and current != ensemble.generation:
                 lines.append(f"restarted with {package}; a newer one is packaged: restart the server to load it")
         known = self._chosen.ensembles.keys() | self._chosen.damaged.keys()
         added = sorted(find_packages(self._repository, files=False).ensembles.keys() - known)
@@ -172,30 +193,27 @@ def _others(repository: Path, found: FoundPackages) -> tuple[str, ...]:
     """
     ours = {path.name for orphan in found.orphans for path in orphan.paths}
     for name in (*found.ensembles, *found.damaged):
-        ours |= {entry.name for entry in package_entries(repository, name)}
+        ours |= {entry.name for entry in (*package_entries(repository, name), *earlier_entries(repository, name))}
     entries = sorted(entry for entry in repository.glob("[!.]*") if entry.is_dir() and entry.name not in ours)
-    models = [entry for entry in entries if _holds_model(entry)]
+    models = [entry for entry in entries if holds_model(entry)]
     for entry in entries:
         if entry not in models:
             logger.warning(f"{entry} is left out: it holds no model, neither a config.pbtxt nor a folder of a version")
     return tuple(entry.name for entry in models)
 
 
-def _holds_model(folder: Path) -> bool:
-    return (folder / "config.pbtxt").is_file() or any(entry.name.isdecimal() and entry.is_dir() for entry in folder.iterdir())
-
-
-def _check_again(ensemble: CheckedEnsemble, lease: int) -> None:
-    """Check a generation that was served before, wherever it is now.
+def _check_again(repository: Path, ensemble: CheckedEnsemble) -> None:
+    """Check a generation that was served before.
 
     Raises:
         ArtifactError: It was deleted or altered.
     """
-    name, generation = ensemble.name, Path(os.path.realpath(descriptor_path(lease)))
+    name, generation = ensemble.name, ensemble.generation
     if not generation.is_dir():
-        raise ArtifactError(f"{ensemble.generation}, the package of {name} that this server serves, was deleted", hint=RESTART)
+        raise ArtifactError(f"{generation}, the package of {name} that this server serves, was deleted", hint=RESTART)
+    remedy = f"package it again with: tritonize package --name {name} --force; then {RESTART}"
     try:
-        check_generation(generation, name, remedy=f"package it again with: tritonize package --name {name} --force; then {RESTART}")
+        check_generation(repository, name, generation.name, remedy=remedy)
     except OSError as error:
         raise ArtifactError(describe(error), hint=RESTART) from error
 

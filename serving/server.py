@@ -29,6 +29,7 @@ from serving.isolation import (
     start_process,
     temporary_prefix,
 )
+from serving.layout import startup_models
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
 from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
@@ -68,20 +69,29 @@ class TritonServer:
             start may succeed.
     """
 
-    def __init__(self, options: ServeOptions, *, log: Callable[[str], None], address: TritonAddress | None = None) -> None:
+    def __init__(
+        self,
+        options: ServeOptions,
+        *,
+        log: Callable[[str], None],
+        address: TritonAddress | None = None,
+        is_checked: bool = False,
+    ) -> None:
         """Find the ensembles and tritonserver.
 
         Args:
             options: The options to run the server with.
             log: Called with every line that the server prints.
             address: Where to listen. None: where the options say, without a front.
+            is_checked: Whether the repository is a view whose packages were compared with their manifests.
 
         Raises:
             ArtifactError: The repository holds no packaged ensemble, or one that was altered.
             SetupError: There is no tritonserver on this machine.
         """
         self.options = options
-        check_repository(options.repository)
+        if not is_checked:
+            check_repository(options.repository)
         self.probes = find_probes(options.repository)
         self.address = address or tcp_address(options)
         self._install = find_install()
@@ -300,8 +310,8 @@ def server_command(
 ) -> list[str]:
     """Return the command line of tritonserver.
 
-    Models cannot be loaded or unloaded while it runs, the APIs in :data:`RESTRICTED` are closed, and the start fails if one model
-    cannot be loaded.
+    Only the current generation of each package is loaded. The APIs in :data:`RESTRICTED` are closed, and the start fails if one
+    model cannot be loaded.
 
     Args:
         install: The tritonserver to run.
@@ -313,7 +323,8 @@ def server_command(
     command = [
         str(install.binary),
         f"--model-repository={options.repository.absolute()}",
-        "--model-control-mode=none",
+        "--model-control-mode=explicit",
+        *(f"--load-model={model}" for model in startup_models(options.repository)),
         "--exit-on-error=true",
         "--strict-readiness=true",
         f"--exit-timeout-secs={EXIT_SECONDS}",

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from serving.errors import ServerError
-from serving.layout import is_generation_of
+from serving.layout import current_generation, generation_folder
 from serving.options import ServeOptions
 
 
@@ -50,11 +50,11 @@ class Running:
             repository: The model repository.
             name: Name of the ensemble.
         """
-        link = Path(self.served) / name
-        if not self.served or not link.is_symlink():
+        generation = current_generation(Path(self.served), name) if self.served else None
+        if generation is None:
             return None
-        generation = Path(os.path.realpath(link)).parent
-        return generation if is_generation_of(generation, repository, name) else None
+        folder = generation_folder(repository.resolve(), name, generation)
+        return folder if os.path.realpath(generation_folder(Path(self.served), name, generation)) == str(folder) else None
 
     def is_alive(self) -> bool:
         """Return whether that process still runs."""

@@ -95,7 +95,7 @@ class Supervisor:
                 if not is_checked:
                     self._view.refresh()
                 is_checked = False
-                server = TritonServer(self._options, log=_log_triton, address=self._front.triton)
+                server = TritonServer(self._options, log=_log_triton, address=self._front.triton, is_checked=True)
                 failure = _serve_until_failure(server, self._front, stopped, self._report)
             except (TritonizeError, OSError) as error:  # a full disk or too many processes may pass, too
                 self._failed_starts += 1

@@ -24,7 +24,7 @@ def container_command(repository: Path, package: RepositoryManifest) -> str:
     volume = shlex.quote(f"{repository.absolute()}:{mount}:ro")
     return (
         f"docker run --rm --gpus all --shm-size=1g -p 127.0.0.1:8000-8002:8000-8002 -v {volume} {IMAGE} "
-        f"tritonserver --model-repository={shlex.quote(mount)}"
+        f"tritonserver --model-repository={shlex.quote(mount)} --model-control-mode=explicit --load-model={package.name}"
     )
 
 

@@ -28,14 +28,15 @@ TOKENS = 8
 """Tokens of the request that shows whether the model answers."""
 
 
-def write_vllm_model(folder: Path, bundle: Bundle, plan: VllmPlan, name: str, checkpoint: Path) -> None:
+def write_vllm_model(folder: Path, bundle: Bundle, plan: VllmPlan, name: str, generation: str, checkpoint: Path) -> None:
     """Write the folder of the model.
 
     Args:
-        folder: The folder of the new generation of the package.
+        folder: The folder of the models of the new generation.
         bundle: The bundle of the checkpoint.
         plan: How it is served.
         name: Name of the model.
+        generation: The generation.
         checkpoint: The folder of the checkpoint.
 
     Raises:
@@ -43,7 +44,6 @@ def write_vllm_model(folder: Path, bundle: Bundle, plan: VllmPlan, name: str, ch
     """
     version = folder / name / "1"
     version.mkdir(parents=True)
-    (folder / name / "warmup").mkdir()  # the home of a package links to it; vLLM warms itself up
     copy_checkpoint(bundle, checkpoint, version / CHECKPOINT)
     parameters = client_parameters(
         bundle.task,
@@ -51,7 +51,9 @@ def write_vllm_model(folder: Path, bundle: Bundle, plan: VllmPlan, name: str, ch
         description=describe(bundle.with_max_length(plan.capacity), plan.device),
     )
     (folder / name / "config.pbtxt").write_text(to_pbtxt(vllm_config(name, parameters)), encoding="utf-8")
-    (version / ARGUMENTS).write_text(json.dumps(plan.engine_arguments, indent=2) + "\n", encoding="utf-8")
+    path = f"{plan.engine_arguments['model']}/{generation}/{CHECKPOINT}"
+    arguments = plan.engine_arguments | {"model": path, "tokenizer": path}
+    (version / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n", encoding="utf-8")
 
 
 def vllm_config(name: str, parameters: Mapping[str, str]) -> Config:

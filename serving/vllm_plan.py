@@ -32,7 +32,8 @@ class VllmPlan(Plan):
     """The settings of a model that vLLM runs.
 
     Attributes:
-        engine_arguments: The content of ``model.json``.
+        engine_arguments: The content of ``model.json``, but ``model`` is the folder of the model in the repository: that of the
+            checkpoint depends on the generation.
     """
 
     engine_arguments: dict[str, JsonValue]
@@ -75,7 +76,6 @@ def make_vllm_plan(bundle: Bundle, options: PackageOptions) -> VllmPlan:
         reasons=reasons,
         engine_arguments={
             "model": model,
-            "tokenizer": model,
             "trust_remote_code": False,
             "dtype": DTYPES[precision],
             "max_model_len": capacity,
@@ -87,8 +87,8 @@ def make_vllm_plan(bundle: Bundle, options: PackageOptions) -> VllmPlan:
 
 
 def model_path(mount_path: str, name: str) -> str:
-    """Return where Triton finds the checkpoint of a model, in a repository at ``mount_path``."""
-    return f"{mount_path}/{name}/1/{CHECKPOINT}"
+    """Return where Triton finds a model, in a repository at ``mount_path``."""
+    return f"{mount_path}/{name}"
 
 
 def _precision(bundle: Bundle, options: PackageOptions, reasons: dict[str, str]) -> ServedPrecision:

@@ -9,7 +9,7 @@ import numpy as np
 
 from serving.bundle import Bundle
 from serving.ensemble import Graph, StepWarmups, Warmup
-from serving.layout import is_single_model, working_models
+from serving.model_names import is_single_model
 from serving.plan import Plan
 from serving.runtime.digest import MODEL_DIGEST, REQUEST_DIGEST, row_digests
 from serving.runtime.metadata import METADATA, pack
@@ -31,7 +31,8 @@ def write_warmups(folder: Path, bundle: Bundle, plan: Plan, name: str, graph: Gr
         encoded = {tensor: text.encode() for tensor, text in request.items()}
         payloads = {tensor: bytes_tensor(text) for tensor, text in encoded.items()}
         digests = row_digests({tensor: [text] for tensor, text in encoded.items()})
-        texts.append(save_warmup(folder / working_models(name, plan.layout)[0], label, 1, payloads, dict.fromkeys(payloads, (1,))))
+        first = folder / (name if is_single_model(plan.layout) else f"{name}_preprocess")
+        texts.append(save_warmup(first, label, 1, payloads, dict.fromkeys(payloads, (1,))))
         if is_single_model(plan.layout):
             continue
         features = task.preprocess([[text] for text in request.values()], encoder)

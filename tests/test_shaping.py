@@ -68,6 +68,7 @@ WITHOUT_EFFECT = {
     },
     "serving.repository": {
         "serving.leases": "which old packages are deleted, not what is written",
+        "serving.pruning": "as serving.leases",
         "serving.integrity": "it only refuses",
         "serving.lineage": "it only refuses",
         "serving.machine": "the plan is recorded with all of its choices",

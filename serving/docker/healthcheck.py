@@ -6,12 +6,15 @@ Triton's readiness report is not enough: a model whose stub process died still r
 import http.client
 import json
 import os
+import re
 import socket
 import sys
 import urllib.parse
 from pathlib import Path
 
 SOCKET_SCHEME = "unix:"
+CURRENT = re.compile(r"version_policy\s*{\s*specific\s*{\s*versions:\s*(\d{14})\s")
+"""What chooses the generation of a package in its configuration."""
 
 
 def main(models: str, url: str) -> None:
@@ -24,7 +27,11 @@ def main(models: str, url: str) -> None:
     Raises:
         OSError: An ensemble did not answer.
     """
-    for path in sorted(Path(models).glob("*/manifest.json")):
+    for config in sorted(Path(models).glob("*/config.pbtxt")):
+        current = CURRENT.search(config.read_text(encoding="utf-8", errors="replace"))
+        path = config.parent / current[1] / "manifest.json" if current else config
+        if current is None or not path.is_file():
+            continue
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if "probe" not in manifest:
             continue

@@ -28,6 +28,7 @@ from serving.front.routes import HOLD
 from serving.front.streaming import has_streaming_models
 from serving.install import site_packages, triton_environment
 from serving.isolation import die_with_parent, start_process, temporary_prefix
+from serving.layout import current_folder
 from serving.manifests import RepositoryManifest
 from serving.options import ServeOptions
 from serving.probe import find_probes
@@ -344,6 +345,7 @@ def needed_in_flight(repository: Path) -> int:
     Raises:
         ArtifactError: The repository holds no packaged ensemble.
     """
-    manifests = [read_manifest(repository / probe.ensemble, RepositoryManifest) for probe in find_probes(repository)]
+    names = [probe.ensemble for probe in find_probes(repository)]
+    manifests = [read_manifest(current_folder(repository, name), RepositoryManifest) for name in names]
     each = [manifest.instances * (2 * manifest.max_batch_size if manifest.batching == "ragged" else 8) for manifest in manifests]
     return max(STREAMS_IN_FLIGHT if has_streaming_models(repository) else MIN_IN_FLIGHT, *each)

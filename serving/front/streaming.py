@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from serving.artifact import MANIFEST
+from serving.layout import current_folder, package_names
 
 STREAMING_ENDPOINT = "generate"
 """The endpoint of the probe of a model that streams (:class:`serving.manifests.ProbeBody`)."""
@@ -16,7 +17,8 @@ STREAMING_ENDPOINT = "generate"
 
 def has_streaming_models(repository: Path) -> bool:
     """Return whether a package in a repository streams. What is no manifest of ours is passed over."""
-    return any(_endpoint(manifest) == STREAMING_ENDPOINT for manifest in sorted(repository.glob(f"*/{MANIFEST}")))
+    manifests = [current_folder(repository, name) / MANIFEST for name in package_names(repository)]
+    return any(_endpoint(manifest) == STREAMING_ENDPOINT for manifest in manifests if manifest.is_file())
 
 
 def _endpoint(manifest: Path) -> object:

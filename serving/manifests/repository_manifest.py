@@ -95,6 +95,7 @@ class RepositoryManifest(Manifest):
 
     Attributes:
         name: Name of the ensemble.
+        generation: Name of the generation.
         task: The task.
         settings: Settings of the task.
         max_length: Maximum tokens of a row.
@@ -112,6 +113,7 @@ class RepositoryManifest(Manifest):
 
     kind: Literal["repository"] = "repository"
     name: str
+    generation: str
     task: str
     settings: dict[str, JsonValue]
     max_length: PositiveInt

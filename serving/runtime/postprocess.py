@@ -1,4 +1,4 @@
-"""Last step of the ensemble: logits → answers. Triton's Python backend runs this file as ``<name>_postprocess/1/model.py``."""
+"""Last step of the ensemble: logits → answers. Triton's Python backend runs this file as ``1/model.py`` of the step."""
 
 from __future__ import annotations
 

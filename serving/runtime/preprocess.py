@@ -1,4 +1,4 @@
-"""First step of the ensemble: text → token ids. Triton's Python backend runs this file as ``<name>_preprocess/1/model.py``."""
+"""First step of the ensemble: text → token ids. Triton's Python backend runs this file as ``1/model.py`` of the step."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def test_labels_are_those_of_the_files_that_ran(run: Run, server: servers.Server
     assert ran == {precision: files[f"{precision}/model.onnx"] for precision in ran}
     assert {"fp32", "int8"} <= set(ran)
     packaged = read_manifest(server.options.repository / NAME, RepositoryManifest)
-    assert run.report["served"]["sha256"] == packaged.files[f"{NAME}_model/1/model.onnx"]
+    assert run.report["served"]["sha256"] == packaged.files[f"{NAME}.{packaged.generation}_model/1/model.onnx"]
     assert run.report["served"]["precision"] == packaged.precision == "fp32"
 
 

@@ -41,7 +41,8 @@ from export.tasks import bundle_task
 from serving.artifact import fingerprint, inputs_record, json_ready, sha256, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
-from tests.helpers.manifests import bundle_manifest, repository_manifest, variant_figures
+from tests.helpers.manifests import bundle_manifest, variant_figures
+from tests.helpers.packages import write_package
 from tests.helpers.tasks import classification
 
 WORDS = ("bad", "good", "film", "the")
@@ -346,8 +347,11 @@ def _statistics(executions: int, rows: int, queue: int, compute: int, busy: int)
     return SimpleNamespace(execution_count=executions, inference_count=rows, inference_stats=inference, batch_stats=batches)
 
 
+MODEL = "words.20260102030405_model"
+
+
 def _everywhere(*reading: int) -> dict[str, Any]:
-    steps = {f"words_{step}": _statistics(*reading) for step in ("preprocess", "model", "postprocess")}
+    steps = {f"words.20260102030405_{step}": _statistics(*reading) for step in ("preprocess", "model", "postprocess")}
     executions, rows, queue, compute, busy = reading
     return {"words": _statistics(executions, rows, 3 * queue, 3 * compute, busy), **steps}
 
@@ -356,12 +360,12 @@ def test_steps_are_those_of_all_slices_and_of_nothing_between_them() -> None:
     """Two slices, of 10 rows in 10 executions and of 30 in 5; other requests came in between."""
     readings = [(100, 100, 5_000, 7_000, 7_000), (110, 110, 15_000, 27_000, 27_000),
                 (500, 900, 10**9, 10**9, 10**9), (505, 930, 10**9 + 50_000, 10**9 + 180_000, 10**9 + 40_000)]  # fmt: skip
-    first, second, third, last = ({"words_model": _statistics(*reading)} for reading in readings)
+    first, second, third, last = ({MODEL: _statistics(*reading)} for reading in readings)
     slices = [counts_between(first, second, "words")["model"], counts_between(third, last, "words")["model"]]
     assert [one.step().executed_batch for one in slices] == [1, 6]
     step = total(slices).step()
     assert (step.executed_batch, step.queue_us, step.compute_us, step.cost_us) == pytest.approx((40 / 15, 1.5, 5.0, 1.5))
-    with pytest.raises(ServerError, match="words_model executed nothing while words was under load"):
+    with pytest.raises(ServerError, match=f"{MODEL} executed nothing while words was under load"):
         counts_between(first, first, "words")
 
 
@@ -442,12 +446,8 @@ def test_another_checkpoint_than_the_bundles_original_is_refused(bundle: Bundle)
 
 
 def test_a_repository_whose_onnx_file_was_changed_is_refused(tmp_path: Path) -> None:
-    model = tmp_path / "words_model" / "1" / "model.onnx"
-    model.parent.mkdir(parents=True)
-    model.write_bytes(b"packaged")
-    write_manifest(tmp_path, repository_manifest(name="words", precision="int8"))
-    (tmp_path / "words").mkdir()
-    (tmp_path / "manifest.json").rename(tmp_path / "words" / "manifest.json")
+    generation = write_package(tmp_path, "words", precision="int8", files_in_the_model={"model.onnx": b"packaged"})
+    model = tmp_path / f"words.{generation}_model" / "1" / "model.onnx"
     assert read_package(tmp_path, "words").precision == "int8"
     model.write_bytes(b"changed")
     with pytest.raises(ArtifactError, match="checksum differs"):

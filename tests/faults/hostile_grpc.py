@@ -100,15 +100,20 @@ def _calls() -> list[HostileCall]:
     found = [HostileCall("classification extension", _classification())]
     for shape in ([1, 2**61], [2**32 + 1, 3], [2**32, 3], [64, 2**58], [64, 512]):
         data = np.ones(3, np.int64).tobytes() if shape != [64, 512] else np.ones(shape, np.int64).tobytes()
-        found.append(HostileCall(f"straight to the model: {shape}", shaped("one_model", ids, "INT64", shape, data)))
+        found.append(HostileCall(f"straight to the model: {shape}", shaped("one.20260102030405_model", ids, "INT64", shape, data)))
         found.append(HostileCall(f"the ensemble: {shape}", shaped("one", ("TEXT",), "BYTES", shape, bytes_of(b"x") * 3)))
     for shape in ([2**32, 2], [2**32, 1], [1, 2]):
         data = np.zeros(2, np.float32).tobytes()
-        found.append(HostileCall(f"straight to postprocess: {shape}", shaped("one_postprocess", ("logits",), "FP32", shape, data)))
+        found.append(
+            HostileCall(
+                f"straight to postprocess: {shape}", shaped("one.20260102030405_postprocess", ("logits",), "FP32", shape, data)
+            )
+        )
     named = lambda name: b"\x0a" + bytes((len(name),)) + name  # noqa: E731
     raw = {
-        "a step's name last": good + named(b"one_model"),
-        "a step's name first": named(b"one_model") + shaped("one_model", ids, "INT64", [1, 2**61], b"\1" * 8),
+        "a step's name last": good + named(b"one.20260102030405_model"),
+        "a step's name first": named(b"one.20260102030405_model")
+        + shaped("one.20260102030405_model", ids, "INT64", [1, 2**61], b"\1" * 8),
         "a group": good + b"\x53\x54",
         "a group without an end": good + b"\x53",
         "a group within an input": b"\x2a\x02\x13\x14" + good,

@@ -86,7 +86,7 @@ def slow(parts: bytes, pieces: int) -> Iterable[bytes]:
 
 
 GOOD = compact({"inputs": [tensor()]})
-SMUGGLED = post("/v2/models/one_model/infer", compact({"inputs": ids([1, 2**61], [1])}))
+SMUGGLED = post("/v2/models/one.20260102030405_model/infer", compact({"inputs": ids([1, 2**61], [1])}))
 H = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
 
 
@@ -116,10 +116,14 @@ def _known() -> list[HostileHttp]:
             HostileHttp(f"4.2 MB as a form to {path} of the metrics", lambda path=path: form(path), port="metrics", refused=False)
         )
     for shape in ([1, 2**61], [2**32 + 1, 3], [2**32, 3], [64, 2**58], [64, 512]):
-        found.append(HostileHttp(f"straight to the model: {shape}", lambda shape=shape: step("_model", ids(shape, [1, 2, 3]))))
+        found.append(
+            HostileHttp(f"straight to the model: {shape}", lambda shape=shape: step(".20260102030405_model", ids(shape, [1, 2, 3])))
+        )
         found.append(HostileHttp(f"the ensemble: {shape}", lambda shape=shape: one_input(shape=shape, data=["a", "b", "c"])))
     for shape in ([2**32, 2], [2**32, 1], [1, 2]):
-        found.append(HostileHttp(f"straight to postprocess: {shape}", lambda shape=shape: step("_postprocess", logits(shape))))
+        found.append(
+            HostileHttp(f"straight to postprocess: {shape}", lambda shape=shape: step(".20260102030405_postprocess", logits(shape)))
+        )
     return found
 
 
@@ -224,22 +228,22 @@ def _paths() -> list[HostileHttp]:
     target = compact({"inputs": ids([1, 2**61], [1])})
     paths = (
         "/v2/models/one%5Fmodel/infer",
-        "/v2/models/one_model%2Finfer",
-        "/v2/models/one/../one_model/infer",
-        "/v2/models/./one_model/infer",
-        "/v2//models//one_model//infer",
-        "/v2/models/one_model/versions/1/infer",
-        "/v2/models/one_model/infer/",
-        "/v2/models/one_model/infer?a=/v2/models/one/infer",
-        "/v2/models/one_model;x/infer",
-        "/v2/models/one/infer/../../one_model/infer",
-        "/v2/models/one/..%2fone_model/infer",
-        "/v2/models/one\\..\\one_model\\infer",
-        "/V2/MODELS/one_model/INFER",
-        "http://x/v2/models/one_model/infer",
-        "//x/v2/models/one_model/infer",
-        "/v2/models/one_model/generate",
-        "/v2/models/one_model/versions/1/generate_stream",
+        "/v2/models/one.20260102030405_model%2Finfer",
+        "/v2/models/one/../one.20260102030405_model/infer",
+        "/v2/models/./one.20260102030405_model/infer",
+        "/v2//models//one.20260102030405_model//infer",
+        "/v2/models/one.20260102030405_model/versions/1/infer",
+        "/v2/models/one.20260102030405_model/infer/",
+        "/v2/models/one.20260102030405_model/infer?a=/v2/models/one/infer",
+        "/v2/models/one.20260102030405_model;x/infer",
+        "/v2/models/one/infer/../../one.20260102030405_model/infer",
+        "/v2/models/one/..%2fone.20260102030405_model/infer",
+        "/v2/models/one\\..\\one.20260102030405_model\\infer",
+        "/V2/MODELS/one.20260102030405_model/INFER",
+        "http://x/v2/models/one.20260102030405_model/infer",
+        "//x/v2/models/one.20260102030405_model/infer",
+        "/v2/models/one.20260102030405_model/generate",
+        "/v2/models/one.20260102030405_model/versions/1/generate_stream",
         "/v2/models/%00/infer",
         "/v2/models/" + "a" * 20_000 + "/infer",
         "/v2/models/one/versions/99999999999999999999999/infer",
@@ -320,7 +324,7 @@ def _connections() -> list[HostileHttp]:
         "HEAD": lambda: post("/v2", b"", method="HEAD"),
         "OPTIONS": lambda: post("/v2", b"", method="OPTIONS"),
         "headers of Envoy": lambda: infer(
-            GOOD, x_envoy_upstream_rq_timeout_ms="1", x_envoy_original_path="/v2/models/one_model/infer"
+            GOOD, x_envoy_upstream_rq_timeout_ms="1", x_envoy_original_path="/v2/models/one.20260102030405_model/infer"
         ),
     }
     found += [HostileHttp(f"connection: {name}", make, refused=False, timeout=1) for name, make in odd.items()]

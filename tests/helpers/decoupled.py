@@ -31,9 +31,11 @@ OUTPUTS = {"text_output": ("STRING", -1), "DIGEST": ("INT64", 1)}
 
 def write_model(repository: Path, name: str) -> None:
     """Write a decoupled model with the manifest of a generation model, as far as the front reads it."""
-    (repository / name / "1").mkdir(parents=True)
+    version = repository / name / "20260102030405"
+    version.mkdir(parents=True)
     config = {
         "name": name,
+        "version_policy": {"specific": {"versions": [int(version.name)]}},
         "backend": "python",
         "input": [
             {"name": tensor, "data_type": f"TYPE_{datatype}", "dims": [1], "optional": tensor != "text_input"}
@@ -47,10 +49,9 @@ def write_model(repository: Path, name: str) -> None:
         "parameters": {"record": {"string_value": str(repository.parent / "record")}},
     }
     (repository / name / "config.pbtxt").write_text(to_pbtxt(config))
-    shutil.copy(Path(__file__).parent / "decoupled_model" / "model.py", repository / name / "1")
-    (repository / name / "manifest.json").write_text(
-        json.dumps({"kind": "repository", "probe": {"inputs": [], "endpoint": "generate"}})
-    )
+    shutil.copy(Path(__file__).parent / "decoupled_model" / "model.py", version)
+    manifest = {"kind": "repository", "probe": {"inputs": [], "endpoint": "generate"}}
+    (version / "manifest.json").write_text(json.dumps(manifest))
 
 
 @dataclass(frozen=True)

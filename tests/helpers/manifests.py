@@ -123,6 +123,7 @@ def repository_manifest(inputs: StageInputs = NOTHING, **changes: Any) -> Reposi
         **provenance(inputs),
         **vars(CONFIGURATION),
         "name": "tiny",
+        "generation": "20260101000000",
         "task": "text-classification",
         "settings": {},
         "max_length": 8,

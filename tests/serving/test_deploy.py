@@ -46,16 +46,15 @@ def test_the_text_asked_is_the_text_given(tmp_path: Path) -> None:
 
 def test_clean_leaves_other_peoples_models(tmp_path: Path) -> None:
     repository, artifacts = tmp_path / "models", tmp_path / "artifacts"
-    (repository / "ours_model" / "generations" / "1").mkdir(parents=True)
-    (repository / "ours_model" / "current").symlink_to("generations/1")
-    for name in ("ours", "ours_preprocess", "ours_postprocess"):
-        (repository / name).symlink_to(f"ours_model/current/{name}")
-    (repository / "single" / "generations" / "1").mkdir(parents=True)
-    (repository / "single" / "current").symlink_to("generations/1")
-    theirs = ["theirs", "their_model", "single_preprocess", "README.md"]
+    for name in ("ours", "single"):
+        (repository / name / "20260102030405").mkdir(parents=True)
+        (repository / name / "20260102030405" / "manifest.json").touch()
+    for name in ("ours.20260102030405", "ours.20260102030405_model", "ours.20250102030405_preprocess"):
+        (repository / name).mkdir()
+    theirs = ["theirs", "their_model", "ours_model", "theirs.20260102030405_model", "README.md"]
     for name in theirs:
         (repository / name).mkdir()
-    (repository / "theirs" / "current").symlink_to("3")
+    (repository / "theirs" / "20260102030405").mkdir()
     artifacts.mkdir()
     # not in the project itself: what its stages made stays
     subprocess.run(
@@ -71,12 +70,17 @@ def test_the_image_starts_the_server_with_its_changing_apis_closed(tmp_path: Pat
     server = tmp_path / "tritonserver"
     server.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     server.chmod(0o755)
+    for name in ("one", "two", "one.20260102030405", "one.20260102030405_model", "one.2_model"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.pbtxt").touch()
     text = (PROJECT / "serving" / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
-    entrypoint = json.loads(re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[0])
+    entrypoint = json.loads(re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[0].replace("/models", f"{tmp_path}/models"))
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     started = subprocess.run([*entrypoint, "--log-verbose=1"], env=environment, capture_output=True, text=True, check=True).stdout
     flags = dict(line.split("=", 1) for line in started.split("\n--")[1:])
-    assert started.startswith("--model-repository=/models\n")
+    assert started.startswith(f"--model-repository={tmp_path}/models\n")
+    loaded = [line for line in started.splitlines() if line.startswith("--load-model")]
+    assert sorted(loaded) == ["--load-model=one", "--load-model=one.2_model", "--load-model=two"]
     assert flags["log-verbose"] == "1\n"
     closed = "model-repository,logging,trace,shared-memory:closed\n=\nx"
     assert flags["http-restricted-api"] == flags["grpc-restricted-protocol"] == closed

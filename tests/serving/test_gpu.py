@@ -16,6 +16,7 @@ from serving.artifact import read_manifest
 from serving.background import start_detached, stop
 from serving.bundle import load_bundle
 from serving.client import TritonPipeline
+from serving.layout import current_folder
 from serving.machine import has_gpu
 from serving.manifests import BundleManifest, RepositoryManifest
 from serving.options import PackageOptions
@@ -59,7 +60,7 @@ def test_half_precision_is_served_in_ragged_batches(
 ) -> None:
     repository = tmp_path / "model_repository"
     package(PackageOptions(bundle=gpu_bundle, repository=repository, name="half"))
-    manifest = read_manifest(repository / "half", RepositoryManifest)
+    manifest = read_manifest(current_folder(repository, "half"), RepositoryManifest)
     assert (manifest.precision, manifest.device, manifest.batching) == ("fp16", "gpu", "ragged")
     assert "fp16" in load_bundle(gpu_bundle).variants
     options = serve_options(repository)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import py_compile
 import shutil
@@ -25,6 +26,7 @@ from serving.options import PackageOptions
 from serving.probe import ask
 from serving.repository import package
 from serving.server import TritonServer
+from tests.helpers.packages import generation_of, reseal_package, step
 from tests.helpers.resealing import reseal
 from tests.helpers.servers import serve_options
 
@@ -85,8 +87,8 @@ def test_what_was_packaged_passes(pristine: Path) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_every_damaged_file_of_a_generation_is_refused_by_name(repository: Path, damage: Callable[[Path], None]) -> None:
-    current = (repository / "one_model" / "current").resolve()
-    found = files(current)
+    generation = generation_of(repository, "one")
+    found = [path for path in files(repository) if generation in str(path) and "/other" not in str(path)]
     assert len(found) > 20
     for path in found:
         content = path.read_bytes()
@@ -94,15 +96,17 @@ def test_every_damaged_file_of_a_generation_is_refused_by_name(repository: Path,
             continue  # an empty file, as tasks/__init__.py may be, has nothing to lose
         damage(path)
         message = said(repository)
-        assert str(path.relative_to(current)) in message, (path, message)
+        assert str(path.relative_to(repository)) in message, (path, message)
         assert message.endswith("--force)") or path.name == MANIFEST, message
         path.write_bytes(content)
         check_repository(repository)
 
 
-def planted_entry(name: str) -> Callable[[Path], str]:
+def planted(suffix: str, file: str) -> Callable[[Path], str]:
+    """Add a file to a model of the current generation; the suffix names it: that of a step, or nothing for the ensemble."""
+
     def plant(repository: Path) -> str:
-        path = repository / name
+        path = repository / f"one.{generation_of(repository, 'one')}{suffix}" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"planted")
         return "is not in the manifest"
@@ -110,129 +114,134 @@ def planted_entry(name: str) -> Callable[[Path], str]:
     return plant
 
 
+def planted_in_the_generation(repository: Path) -> str:
+    (repository / "one" / generation_of(repository, "one") / "model.py").write_bytes(b"planted")
+    return "model.py is not in the manifest"
+
+
 def planted_version(repository: Path) -> str:
-    (repository / "one_model" / "2").mkdir()
-    shutil.copy(repository / "one_model" / "1" / "model.onnx", repository / "one_model" / "2")
-    return "one_model/2 was not written by tritonize package (remove it)"
+    (repository / "one" / "2").mkdir()
+    shutil.copy(step(repository, "one", "model") / "1" / "model.onnx", repository / "one" / "2")
+    return "one/2 was not written by tritonize package (remove it)"
 
 
-def another_link(repository: Path) -> str:
-    (repository / "one_postprocess").unlink()
-    (repository / "one_postprocess").symlink_to("other_model/current/other_postprocess")
-    return "one_postprocess is not the link to"
+def steps_of_the_other(repository: Path) -> str:
+    """The configuration that clients call names the steps of another ensemble."""
+    config = repository / "one" / "config.pbtxt"
+    ours, theirs = (f"{name}.{generation_of(repository, name)}" for name in ("one", "other"))
+    config.write_text(config.read_text().replace(ours, theirs))
+    return "one/config.pbtxt was altered: it is not that of its generation"
+
+
+def steps_of_another_generation(repository: Path) -> str:
+    """As a mixture of two generations has them."""
+    generation = repository / "one" / generation_of(repository, "one") / "config.pbtxt"
+    for config in (generation, repository / "one" / "config.pbtxt"):
+        config.write_text(config.read_text().replace(f"one.{generation.parent.name}_model", "one.20200101000000_model"))
+    return "config.pbtxt was altered: it does not have the checksum in the manifest"
+
+
+def step_is_a_link(repository: Path) -> str:
+    path = step(repository, "one", "postprocess")
+    path.rename(repository.parent / "elsewhere")
+    path.symlink_to("../elsewhere")
+    return "_postprocess is a link"
 
 
 def model_of_the_other(repository: Path) -> str:
-    (repository / "one_model" / "1").unlink()
-    (repository / "one_model" / "1").symlink_to("../other_model/current/other_model/1")
-    return "one_model/1 is not the link to"
+    path = step(repository, "one", "model") / "1"
+    shutil.rmtree(path)
+    path.symlink_to(step(repository, "other", "model") / "1")
+    return "_model/1 is not in the manifest"
 
 
-def current_leads_out(repository: Path) -> str:
-    (repository / "one_model" / "current").unlink()
-    target = (repository / "other_model" / "current").readlink()
-    (repository / "one_model" / "current").symlink_to(f"../other_model/{target}")
-    return f"one_model/current leads to ../other_model/{target}, which is not a folder in generations"
+def config_is_gone(repository: Path) -> str:
+    (repository / "one" / "config.pbtxt").unlink()
+    return "one/config.pbtxt is missing"
 
 
-def current_is_absolute(repository: Path) -> str:
-    target = (repository / "one_model" / "current").resolve()
-    (repository / "one_model" / "current").unlink()
-    (repository / "one_model" / "current").symlink_to(target)
-    return "which is not a folder in generations"
-
-
-def current_is_a_folder(repository: Path) -> str:
-    target = (repository / "one_model" / "current").resolve()
-    (repository / "one_model" / "current").unlink()
-    shutil.copytree(target, repository / "one_model" / "current", symlinks=True)
-    return "one_model/current is not a link"
-
-
-def current_is_gone(repository: Path) -> str:
-    (repository / "one_model" / "current").unlink()
-    return "one_model/current is missing"
-
-
-def generations_elsewhere(repository: Path) -> str:
-    (repository / "one_model" / "generations").rename(repository.parent / "generations")
-    (repository / "one_model" / "generations").symlink_to("../../generations")
-    return "one_model/generations is a link"
+def config_chooses_nothing(repository: Path) -> str:
+    (repository / "one" / "config.pbtxt").write_text("version_policy { all { } }")
+    return "one/config.pbtxt chooses no generation"
 
 
 def generation_of_the_other(repository: Path) -> str:
-    ours, theirs = ((repository / f"{name}_model" / "current").resolve() for name in ("one", "other"))
+    ours, theirs = (repository / name / generation_of(repository, name) for name in ("one", "other"))
     shutil.rmtree(ours)
-    shutil.copytree(theirs, ours, symlinks=True)
+    shutil.copytree(theirs, ours)
     return "manifest.json belongs to the ensemble other, not to one"
 
 
 def step_is_gone(repository: Path) -> str:
     """It is not taken for a fused package, which has no such step."""
-    shutil.rmtree(repository / "one_model" / "current" / "one_preprocess")
-    return "one_preprocess/1/cutting.py is missing"
+    shutil.rmtree(step(repository, "one", "preprocess"))
+    return "_preprocess is missing"
 
 
-def home_is_gone(repository: Path) -> str:
-    shutil.rmtree(repository / "one_model")
-    return "one_model/current is missing"
-
-
-def ensemble_is_gone(repository: Path) -> str:
-    (repository / "one").unlink()
-    return "models/one is missing"
+def ensemble_of_the_generation_is_gone(repository: Path) -> str:
+    shutil.rmtree(repository / f"one.{generation_of(repository, 'one')}")
+    return f"models/one.{generation_of(repository, 'one')} is missing"
 
 
 def manifest_is_gone(repository: Path) -> str:
-    (repository / "one_model" / "current" / MANIFEST).unlink()
+    (repository / "one" / generation_of(repository, "one") / MANIFEST).unlink()
     return "manifest.json is missing"
 
 
 def manifest_names_other_files(repository: Path) -> str:
     """Who can rewrite the checksums still cannot add a link."""
-    current = (repository / "one_model" / "current").resolve()
-    link(current / "one_preprocess" / "1" / "settings.json")
-    reseal(current)
-    return "one_preprocess/1/settings.json is a link"
+    link(step(repository, "one", "preprocess") / "1" / "settings.json")
+    reseal_package(repository, "one")
+    return "_preprocess/1/settings.json is a link"
+
+
+def manifest_lists_more(repository: Path) -> str:
+    """Nor a file that is no part of the generation."""
+    content = json.loads((repository / "one" / generation_of(repository, "one") / MANIFEST).read_bytes())
+    (repository / "more").write_bytes(b"")
+    reseal_package(repository, "one", files=content["files"] | {"more": "0"})
+    return "lists more, which is no part of the generation"
 
 
 def model_of_another_precision(repository: Path) -> str:
-    shutil.copy(repository / "other_model" / "1" / "model.onnx", repository / "one_model" / "1" / "model.onnx")
-    return "one_model/1/model.onnx was altered"
+    theirs, ours = (step(repository, name, "model") / "1" / "model.onnx" for name in ("other", "one"))
+    shutil.copy(theirs, ours)
+    return "_model/1/model.onnx was altered"
 
 
 def a_pipe(repository: Path) -> str:
     """It would hold whoever reads it."""
-    path = (repository / "one_model" / "1").resolve() / "model.onnx"
+    path = step(repository, "one", "model") / "1" / "model.onnx"
     path.unlink()
     os.mkfifo(path)
-    return "one_model/1/model.onnx is not a file"
+    return "_model/1/model.onnx is not a file"
 
 
 TRICKS = [
-    planted_entry("one_preprocess/1/__pycache__/model.cpython-311.pyc"),
-    planted_entry("one_postprocess/1/tasks/__pycache__/base.cpython-311.pyc"),
-    planted_entry("one_postprocess/1/model.cpython-311-x86_64-linux-gnu.so"),
-    planted_entry("one_preprocess/1/numpy.py"),
-    planted_entry("one_preprocess/1/manifest.json"),
-    planted_entry("one_preprocess/.hidden"),
-    planted_entry("one_preprocess/2/model.py"),
-    planted_entry("one/2/empty"),
-    planted_entry("one_model/1/model.onnx.data"),
+    planted("_preprocess", "1/__pycache__/model.cpython-311.pyc"),
+    planted("_postprocess", "1/tasks/__pycache__/base.cpython-311.pyc"),
+    planted("_postprocess", "1/model.cpython-311-x86_64-linux-gnu.so"),
+    planted("_preprocess", "1/numpy.py"),
+    planted("_preprocess", "1/manifest.json"),
+    planted("_preprocess", "manifest.json"),
+    planted("_preprocess", ".hidden"),
+    planted("_preprocess", "2/model.py"),
+    planted("", "2/empty"),
+    planted("_model", "1/model.onnx.data"),
+    planted_in_the_generation,
     planted_version,
-    another_link,
+    steps_of_the_other,
+    steps_of_another_generation,
+    step_is_a_link,
     model_of_the_other,
-    current_leads_out,
-    current_is_absolute,
-    current_is_a_folder,
-    current_is_gone,
-    generations_elsewhere,
+    config_is_gone,
+    config_chooses_nothing,
     generation_of_the_other,
     step_is_gone,
-    home_is_gone,
-    ensemble_is_gone,
+    ensemble_of_the_generation_is_gone,
     manifest_is_gone,
     manifest_names_other_files,
+    manifest_lists_more,
     model_of_another_precision,
     a_pipe,
 ]
@@ -247,17 +256,17 @@ def test_every_trick_is_refused_by_name(repository: Path, trick: Callable[[Path]
 
 
 def test_the_remedy_works(repository: Path, bundle: Path) -> None:
-    planted_entry("one_preprocess/1/__pycache__/model.cpython-311.pyc")(repository)
-    another_link(repository)
+    planted("_preprocess", "1/__pycache__/model.cpython-311.pyc")(repository)
+    steps_of_the_other(repository)
     model_of_the_other(repository)
     options = PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu")
     assert not package(options).unchanged
     check_repository(repository)
-    current_is_gone(repository)
+    config_is_gone(repository)
     package(options)
     check_repository(repository)
     planted_version(repository)
-    with pytest.raises(ArtifactError, match=r"one_model/2 was not written by tritonize package"):
+    with pytest.raises(ArtifactError, match=r"one/2 was not written by tritonize package"):
         package(options)
 
 
@@ -309,7 +318,11 @@ def test_nothing_is_served_beside_what_a_folder_lists(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     with pytest.raises(ArtifactError, match="sub is not in the manifest"):
         check_files(tmp_path, {}, remedy="do it again")
-    check_files(tmp_path, {}, remedy="do it again", folders=["sub"])
+    (tmp_path / "sub").rmdir()
+    (tmp_path / MANIFEST).touch()
+    check_files(tmp_path, {}, remedy="do it again")
+    with pytest.raises(ArtifactError, match=r"manifest.json is not in the manifest"):
+        check_files(tmp_path, {}, remedy="do it again", has_manifest=False)
 
 
 def plant_bytecode(module: Path, line: str) -> None:
@@ -344,10 +357,10 @@ def test_planted_bytecode_does_not_run_even_where_nobody_checks(
 ) -> None:
     """Nor does a server write any."""
     ran = tmp_path / "ran"
-    step = repository / "one_preprocess" / "1"
+    folder = step(repository, "one", "preprocess") / "1"
     for name in ("metadata.py", "model.py"):
-        plant_bytecode(step / name, f"open({str(ran)!r}, 'w')")
-    ordinary = f"import importlib, sys; sys.path.insert(0, {str(step.parent)!r}); importlib.import_module('1.metadata')"
+        plant_bytecode(folder / name, f"open({str(ran)!r}, 'w')")
+    ordinary = f"import importlib, sys; sys.path.insert(0, {str(folder.parent)!r}); importlib.import_module('1.metadata')"
     subprocess.run([sys.executable, "-B", "-c", ordinary], check=True)
     assert ran.exists(), "an ordinary Python runs it"
     ran.unlink()

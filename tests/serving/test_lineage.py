@@ -10,7 +10,6 @@ import pytest
 from serving.artifact import MANIFEST, inputs_record, sha256, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError
-from serving.layout import CURRENT, model_home
 from serving.lineage import is_outdated, is_packaged_from, read_package, refuse_other_package
 from serving.manifests import BundleProvenance
 from serving.options import PackageOptions
@@ -39,10 +38,12 @@ def write_checkpoint(folder: Path, content: str, name: str = "tiny") -> None:
 
 
 def write_package(repository: Path, bundle: str | None, **changes: Any) -> None:
-    home = model_home(repository, "m") / CURRENT
-    home.mkdir(parents=True, exist_ok=True)
+    generation = "20260101000000"
+    home = repository / "m"
+    (home / generation).mkdir(parents=True, exist_ok=True)
+    (home / "config.pbtxt").write_text(f"version_policy {{ specific {{ versions: {generation} }} }}", encoding="utf-8")
     source = BundleProvenance(manifest=NOTHING, figures=variant_figures(), name=bundle)
-    write_manifest(home, repository_manifest(bundle=source, **changes))
+    write_manifest(home / generation, repository_manifest(bundle=source, generation=generation, **changes))
 
 
 def options(folder: Path, **more: Any) -> PackageOptions:
@@ -63,7 +64,7 @@ def test_a_model_of_another_task_or_bundle_is_not_replaced(tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match="m was packaged for fill-mask; now the task is text-classification") as raised:
         refuse_other_package(options(tmp_path), bundle)
     assert raised.value.hint == "choose another --name, or replace it with --force"
-    (model_home(tmp_path / "models", "m") / CURRENT / MANIFEST).write_text("damaged", encoding="utf-8")
+    (tmp_path / "models" / "m" / "20260101000000" / MANIFEST).write_text("damaged", encoding="utf-8")
     assert read_package(tmp_path / "models", "m") is None
     refuse_other_package(options(tmp_path), bundle)
 

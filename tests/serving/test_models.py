@@ -15,12 +15,12 @@ from export import cli
 from serving.artifact import MANIFEST, inputs_record, sha256, write_manifest
 from serving.errors import ArtifactError
 from serving.inventory import take_inventory
-from serving.layout import CURRENT, model_home
+from serving.layout import current_folder
 from serving.leases import take_lease
 from serving.removal import remove_artifacts, remove_model
 from serving.server_record import Running, running_servers
 from tests.helpers.manifests import bundle_manifest, checkpoint_manifest
-from tests.helpers.packages import write_package
+from tests.helpers.packages import entries_of, generation_of, step, write_package
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def serving_now(repository: Path, folder: Path, *names: str, port: int = 8000, *
     view = folder / f"view-{port}"
     view.mkdir()
     for name in names:
-        (view / name).symlink_to((model_home(repository, name) / CURRENT).resolve() / name)
+        (view / name).mkdir()
+        shutil.copy(repository / name / "config.pbtxt", view / name)
+        (view / name / generation_of(repository, name)).symlink_to(current_folder(repository.absolute(), name))
     place = str(repository.absolute())
     return Running(pid=os.getpid(), started=0, http_port=port, repository=place, ready=True, served=str(view), **changes)
 
@@ -66,14 +68,15 @@ def test_models_are_listed_with_what_they_are(repository: Path, capsys: pytest.C
 def test_models_are_a_table_on_a_terminal(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (repository / "two_preprocess").unlink()
+    gone = step(repository, "two", "preprocess")
+    shutil.rmtree(gone)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert cli.main(["models"]) == 0
     out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert re.search(r"^one +ready +text-classification +fp32 on cpu ", out, re.MULTILINE)
     assert re.search(r"^two +damaged ", out, re.MULTILINE) and "\t" not in out
-    assert out.splitlines()[-1].startswith("two: model_repository/two_preprocess is missing (package it again with: tritonize")
+    assert out.splitlines()[-1].startswith(f"two: {gone} is missing (package it again with: tritonize")
 
 
 def test_a_repository_without_models_says_what_to_do(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,18 +120,19 @@ def test_servers_are_said(repository: Path, in_folder: Path) -> None:
 
 
 def test_orphans_are_listed_and_removed(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (repository / "one").unlink()
+    generation = generation_of(repository, "one")
+    shutil.rmtree(repository / "one")
     (entry, _) = take_inventory(repository, Path("artifacts"), [])
     assert (entry.name, entry.state, entry.bytes > 400_000) == ("one", "orphan", True)
     assert cli.main(["remove", "one"]) == 0
-    removed = "model_repository/one_preprocess, model_repository/one_postprocess, model_repository/one_model"
+    removed = ", ".join(f"model_repository/one.{generation}{suffix}" for suffix in ("", "_model", "_postprocess", "_preprocess"))
     assert capsys.readouterr().out == f"removed {removed}\n"
     assert set(listed(repository)) == {"two"}
 
 
 def test_a_model_is_removed_and_others_stay(repository: Path) -> None:
+    left = sorted(["theirs", "theirs_model", *entries_of("two", generation_of(repository, "two"))])
     assert cli.main(["remove", "one"]) == 0
-    left = ["theirs", "theirs_model", "two", "two_model", "two_postprocess", "two_preprocess"]
     assert sorted(path.name for path in repository.iterdir()) == left
     assert listed(repository) == {"two": ()}
 
@@ -149,27 +153,23 @@ def test_a_name_that_is_none_is_wrong_usage(repository: Path, name: str) -> None
     assert sorted(repository.rglob("*")) == before
 
 
-@pytest.mark.parametrize("entry", ["one", "one_preprocess", "one_model"])
-@pytest.mark.parametrize("kind", ["link", "folder"])
-def test_nothing_outside_and_nothing_of_others_is_removed(repository: Path, in_folder: Path, entry: str, kind: str) -> None:
+def test_nothing_outside_is_removed(repository: Path, in_folder: Path) -> None:
     outside = in_folder / "outside"
-    shutil.copytree(repository / "one_model", outside, symlinks=True)
-    (outside / "precious").write_text("kept", encoding="utf-8")
-    path = repository / entry
-    path.unlink() if path.is_symlink() else shutil.rmtree(path)
-    path.symlink_to(outside) if kind == "link" else path.mkdir()
-    (outside / "more").write_text("kept", encoding="utf-8")
-    with pytest.raises(ArtifactError, match=f"{entry} was not written by tritonize package"):
+    path = step(repository, "one", "model")
+    path.rename(outside)
+    path.symlink_to(outside)
+    with pytest.raises(ArtifactError, match="_model was not written by tritonize package"):
         remove_model(repository, "one", servers=[])
-    assert {path.name for path in outside.iterdir()} >= {"precious", "more", "generations"}
-    assert (repository / "one_postprocess").is_symlink(), "nothing is removed then"
+    assert {entry.name for entry in outside.iterdir()} == {"config.pbtxt", "1"}
+    assert step(repository, "one", "postprocess").is_dir(), "nothing is removed then"
 
 
 def test_links_inside_are_not_followed(repository: Path, in_folder: Path) -> None:
     outside = in_folder / "outside"
     outside.mkdir()
     (outside / "precious").write_text("kept", encoding="utf-8")
-    (repository / "one_model" / "generations" / "planted").symlink_to(outside)
+    (repository / "one" / "planted").symlink_to(outside)
+    (step(repository, "one", "model") / "planted").symlink_to(outside)
     remove_model(repository, "one", servers=[])
     assert (outside / "precious").read_text(encoding="utf-8") == "kept"
 
@@ -179,10 +179,10 @@ def test_a_served_model_is_not_removed(repository: Path, in_folder: Path) -> Non
     with pytest.raises(ArtifactError, match="one is served at HTTP port 8000") as raised:
         remove_model(repository, "one", servers=[server])
     assert raised.value.hint == "stop the server first with: tritonize stop --http-port 8000, or give --force"
-    lease = take_lease((repository / "one_model" / CURRENT).resolve())
+    lease = take_lease(current_folder(repository, "one"))
     assert lease is not None
     try:
-        with pytest.raises(ArtifactError, match=r"a server uses .*/generations/"):
+        with pytest.raises(ArtifactError, match=r"a server uses .*/one/20"):
             remove_model(repository, "one", servers=[])
         assert "one" in listed(repository)
         remove_model(repository, "one", servers=[server], force=True)

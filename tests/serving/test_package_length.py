@@ -17,11 +17,13 @@ from export.cli import main
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import ArtifactError
+from serving.layout import current_folder
 from serving.manifests import RepositoryManifest
 from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
 from serving.pipeline_attributes import PipelineAttributes
 from serving.repository import package
+from tests.helpers.packages import step
 from tests.helpers.resealing import reseal
 
 VERIFIED, POSITIONS = 32, 96
@@ -45,10 +47,10 @@ def told(repository: Path) -> dict[str, Any]:
     """What the package says of its length, in every place."""
     config = from_pbtxt((repository / "tiny" / "config.pbtxt").read_text(encoding="utf-8"))
     description = json.loads(config["parameters"]["description"]["string_value"])
-    settings = json.loads((repository / "tiny_preprocess" / "1" / "settings.json").read_text(encoding="utf-8"))
-    warmup = from_pbtxt((repository / "tiny_model" / "config.pbtxt").read_text(encoding="utf-8"))["model_warmup"]
+    settings = json.loads((step(repository, "tiny", "preprocess") / "1" / "settings.json").read_text(encoding="utf-8"))
+    warmup = from_pbtxt((step(repository, "tiny", "model") / "config.pbtxt").read_text(encoding="utf-8"))["model_warmup"]
     return {
-        "manifest": read_manifest(repository / "tiny", RepositoryManifest).max_length,
+        "manifest": read_manifest(current_folder(repository, "tiny"), RepositoryManifest).max_length,
         "client": PipelineAttributes.of("tiny", description).tokenizer.model_max_length,
         "step": settings["max_length"],
         "warm-up": int(warmup[-1]["inputs"]["input_ids"]["dims"][0]),

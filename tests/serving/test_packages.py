@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving.packages import find_packages
+from tests.helpers.packages import generation_of, step
 
 
 def test_ensembles_are_found_with_what_they_are(repository: Path) -> None:
@@ -19,7 +20,7 @@ def test_ensembles_are_found_with_what_they_are(repository: Path) -> None:
     (repository / "alone_preprocess" / "1").mkdir(parents=True)
     found = find_packages(repository)
     assert list(found.ensembles) == ["one", "other"]
-    assert found.ensembles["one"].generation == (repository / "one_model" / "current").resolve()
+    assert found.ensembles["one"].generation == repository / "one" / generation_of(repository, "one")
     assert found.ensembles["one"].manifest.precision == "fp32"
     assert (found.damaged, found.orphans) == ({}, ()), "models of other tools are not looked at"
 
@@ -29,41 +30,36 @@ def test_a_repository_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert (found.ensembles, found.damaged, found.orphans) == ({}, {}, ())
 
 
-def test_a_damaged_ensemble_is_found_by_its_files_or_by_its_links(repository: Path) -> None:
-    (repository / "one_model" / "1" / "model.onnx").write_bytes(b"altered")
-    (repository / "other_postprocess").unlink()
+def test_a_damaged_ensemble_is_found_by_its_files_or_by_its_folders(repository: Path) -> None:
+    (step(repository, "one", "model") / "1" / "model.onnx").write_bytes(b"altered")
+    shutil.rmtree(step(repository, "other", "postprocess"))
     found, quick = find_packages(repository), find_packages(repository, files=False)
     assert (list(found.ensembles), list(quick.ensembles)) == ([], ["one"])
-    assert "one_model/1/model.onnx was altered" in found.damaged["one"].message
-    assert "other_postprocess is missing" in found.damaged["other"].message
+    assert "_model/1/model.onnx was altered" in found.damaged["one"].message
+    assert "_postprocess is missing" in found.damaged["other"].message
     assert "tritonize package --name other --force" in quick.damaged["other"].hint
     assert found.orphans == quick.orphans == ()
 
 
-def home_is_gone(repository: Path) -> None:
-    shutil.rmtree(repository / "one_model")
+def config_is_gone(repository: Path) -> None:
+    (repository / "one" / "config.pbtxt").unlink()
 
 
-def generations_are_gone(repository: Path) -> None:
-    shutil.rmtree(repository / "one_model" / "generations")
+def manifest_is_gone(repository: Path) -> None:
+    (repository / "one" / generation_of(repository, "one") / "manifest.json").unlink()
 
 
-def current_is_gone(repository: Path) -> None:
-    (repository / "one_model" / "current").unlink()
-
-
-def another_is_in_its_place(repository: Path) -> None:
-    (repository / "one").unlink()
-    (repository / "one" / "1").mkdir(parents=True)
+def step_is_gone(repository: Path) -> None:
+    shutil.rmtree(step(repository, "one", "model"))
 
 
 def unreadable(repository: Path) -> None:
-    generation = (repository / "one_model" / "current").resolve()
-    shutil.rmtree(generation / "one_preprocess")
-    (generation / "one_preprocess").write_text("a file in place of a folder")
+    folder = step(repository, "one", "preprocess")
+    shutil.rmtree(folder)
+    folder.write_text("one: a file in place of a folder")
 
 
-@pytest.mark.parametrize("damage", [home_is_gone, generations_are_gone, current_is_gone, another_is_in_its_place, unreadable])
+@pytest.mark.parametrize("damage", [config_is_gone, manifest_is_gone, step_is_gone, unreadable])
 def test_what_is_half_removed_is_damaged(repository: Path, damage: Callable[[Path], None]) -> None:
     damage(repository)
     found = find_packages(repository)
@@ -71,33 +67,18 @@ def test_what_is_half_removed_is_damaged(repository: Path, damage: Callable[[Pat
     assert "one" in found.damaged["one"].message and "\n" not in found.damaged["one"].message
 
 
-def test_steps_without_an_ensemble_are_orphans(repository: Path) -> None:
-    (repository / "one").unlink()
+def test_models_without_their_generation_are_orphans(repository: Path) -> None:
+    generation = generation_of(repository, "one")
+    shutil.rmtree(repository / "one")
     (orphan,) = find_packages(repository).orphans
-    assert [path.name for path in orphan.paths] == ["one_model", "one_postprocess", "one_preprocess"]
-    assert orphan.problem.endswith("one_model, one_postprocess, one_preprocess belong to the ensemble one, which is missing")
+    names = [f"one.{generation}{suffix}" for suffix in ("", "_model", "_postprocess", "_preprocess")]
+    assert (orphan.name, [path.name for path in orphan.paths]) == ("one", names)
+    assert orphan.problem.endswith(f"{', '.join(names)} belong to a generation of one that is missing")
     assert orphan.hint == "package it again, or remove it with: tritonize remove one"
-
-
-def test_a_single_step_is_an_orphan_also_as_a_copy(repository: Path) -> None:
-    shutil.copytree(repository / "one_preprocess", repository / "copied_preprocess")
-    for link in ("one", "one_postprocess"):
-        (repository / link).unlink()
-    shutil.rmtree(repository / "one_model")
-    found = find_packages(repository).orphans
-    assert [(orphan.name, [path.name for path in orphan.paths]) for orphan in found] == [
-        ("copied", ["copied_preprocess"]),
-        ("one", ["one_preprocess"]),
-    ]
-    assert "copied_preprocess belongs to the ensemble copied, which is missing" in found[0].problem
-
-
-def test_a_home_that_lost_its_generations_is_an_orphan(repository: Path) -> None:
-    for name in ("one", "one_preprocess", "one_postprocess", "one_model/current"):
-        (repository / name).unlink()
-    shutil.rmtree(repository / "one_model" / "generations")
+    for path in orphan.paths[1:]:
+        shutil.rmtree(path)
     (orphan,) = find_packages(repository).orphans
-    assert [path.name for path in orphan.paths] == ["one_model"]
+    assert orphan.problem.endswith(f"one.{generation} belongs to a generation of one that is missing")
 
 
 def test_what_an_interrupted_packaging_left_is_found(repository: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from serving.answer_comparison import TOLERANCES, differences, tensor_values
 from serving.artifact import read_manifest
 from serving.bundle import load_bundle
 from serving.errors import ServerError
+from serving.layout import current_folder
 from serving.manifests import ExpectedTensor, RepositoryManifest
 from serving.options import PackageOptions
 from serving.plan import make_plan
@@ -22,7 +23,7 @@ from serving.recording import record_answers
 from serving.repository import package
 from serving.runtime.tasks.text_classification import TextClassification
 from serving.server import TritonServer
-from tests.helpers.resealing import reseal
+from tests.helpers.packages import reseal_package, step
 from tests.helpers.servers import serve_options
 
 
@@ -44,7 +45,7 @@ def as_triton(probe: Probe) -> dict[str, Any]:
 def test_both_texts_are_recorded_and_the_long_one_fills_the_model(repository: Path, bundle: Path) -> None:
     short, long = find_probes(repository, all_texts=True)
     assert find_probes(repository) == [short]
-    assert read_manifest(repository / "tiny", RepositoryManifest).probe.model_dump(mode="json") == short.body
+    assert read_manifest(current_folder(repository, "tiny"), RepositoryManifest).probe.model_dump(mode="json") == short.body
     (text,) = long.body["inputs"][0]["data"]
     loaded = load_bundle(bundle)
     (encoding,) = loaded.encoder(["input_ids"]).encode([text])
@@ -169,12 +170,11 @@ def test_what_rounding_decides_is_not_compared(bundle: Path, monkeypatch: pytest
 @pytest.mark.server
 def test_a_server_that_answers_otherwise_is_not_ready(repository: Path) -> None:
     """Also where somebody makes the checksums fit: here argmax is turned in the Python of the last step."""
-    current = (repository / "tiny_model" / "current").resolve()
-    step = current / "tiny_postprocess" / "1" / "tasks" / "text_classification.py"
-    text = step.read_text(encoding="utf-8")
+    program = step(repository, "tiny", "postprocess") / "1" / "tasks" / "text_classification.py"
+    text = program.read_text(encoding="utf-8")
     assert "scores.argmax(axis=-1)" in text
-    step.write_text(text.replace("scores.argmax(axis=-1)", "scores.argmin(axis=-1)"), encoding="utf-8")
-    reseal(current)
+    program.write_text(text.replace("scores.argmax(axis=-1)", "scores.argmin(axis=-1)"), encoding="utf-8")
+    reseal_package(repository, "tiny")
     with (
         TritonServer(serve_options(repository), log=lambda _: None) as running,
         pytest.raises(ServerError, match="tiny does not answer as it did when it was packaged: LABEL is "),

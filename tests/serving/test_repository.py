@@ -21,13 +21,14 @@ from serving import artifact, repository
 from serving.artifact import sha256
 from serving.bundle import load_bundle
 from serving.errors import ArtifactError
+from serving.layout import generations
+from serving.model_names import read_model_name
 from serving.options import PackageOptions
 from serving.pbtxt import from_pbtxt
 from serving.repository import package
 from serving.runtime.digest import DIGEST, MODEL_DIGEST, REQUEST_DIGEST, TRUNCATED
+from tests.helpers.packages import entries_of, generation_of
 from tests.helpers.resealing import reseal
-
-STEPS = ("tiny", "tiny_preprocess", "tiny_model", "tiny_postprocess")
 
 
 def options(bundle: Path, repository: Path, **changes: object) -> PackageOptions:
@@ -40,23 +41,28 @@ def config(repository: Path, model: str) -> dict:
     return from_pbtxt((repository / model / "config.pbtxt").read_text(encoding="utf-8"))
 
 
+def models(repository: Path) -> list[str]:
+    """The ensemble and its steps, the first one first."""
+    return ["tiny", *(step["model_name"] for step in config(repository, "tiny")["ensemble_scheduling"]["step"])]
+
+
 def assert_whole(repository: Path) -> str:
     """All four models are there and belong together; returns which generation they are of."""
-    homes = {(repository / model / "config.pbtxt").resolve().parent.parent for model in STEPS}
-    assert len(homes) == 1
-    home = homes.pop()
-    manifest = json.loads((repository / "tiny" / "manifest.json").read_text(encoding="utf-8"))
+    generation = generation_of(repository, "tiny")
+    assert models(repository)[1:] == [f"tiny.{generation}_{step}" for step in ("preprocess", "model", "postprocess")]
+    manifest = json.loads((repository / "tiny" / generation / "manifest.json").read_text(encoding="utf-8"))
     for name, digest in manifest["files"].items():
-        assert sha256(home / name) == digest, name
-    for model in STEPS:
+        assert sha256(repository / name) == digest, name
+    for model in models(repository)[1:]:
         assert config(repository, model)["name"] == model
         assert (repository / model / "1").is_dir()
-    return home.name
+    return generation
 
 
 def test_configs_are_wired_from_the_graph(bundle: Path, pair_bundle: Path, tmp_path: Path) -> None:
     package(options(bundle, tmp_path, batching="ragged", max_batch_size=32))
-    model, ensemble = config(tmp_path, "tiny_model"), config(tmp_path, "tiny")
+    generation = assert_whole(tmp_path)
+    model, ensemble = config(tmp_path, f"tiny.{generation}_model"), config(tmp_path, "tiny")
     assert ensemble["parameters"]["model_sha256"]["string_value"] == sha256(bundle / "fp32" / "model.onnx")
     assert [tensor["name"] for tensor in model["input"]] == ["input_ids", REQUEST_DIGEST]
     assert [tensor["allow_ragged_batch"] for tensor in model["input"]] == [True, True]
@@ -66,18 +72,15 @@ def test_configs_are_wired_from_the_graph(bundle: Path, pair_bundle: Path, tmp_p
         {"kind": "BATCH_ITEM_SHAPE", "target_name": ["row_lengths"], "data_type": "TYPE_INT32", "source_input": ["input_ids"]}
     ]
     assert "dynamic_batching" in model
-    assert [step["model_name"] for step in ensemble["ensemble_scheduling"]["step"]] == [
-        "tiny_preprocess",
-        "tiny_model",
-        "tiny_postprocess",
-    ]
-    assert {config(tmp_path, name)["max_batch_size"] for name in STEPS} == {32}
+    pinned = config(tmp_path, f"tiny.{generation}")
+    assert ensemble == pinned | {"name": "tiny", "version_policy": {"specific": {"versions": [generation]}}}
+    assert {config(tmp_path, name)["max_batch_size"] for name in models(tmp_path)} == {32}
     package(options(pair_bundle, tmp_path, batching="off"))
-    model = config(tmp_path, "tiny_model")
+    model = config(tmp_path, f"tiny.{assert_whole(tmp_path)}_model")
     assert [tensor["name"] for tensor in model["input"]] == ["input_ids", "token_type_ids", REQUEST_DIGEST]
     assert "dynamic_batching" not in model and "batch_input" not in model
     assert [tensor["name"] for tensor in config(tmp_path, "tiny")["input"]] == ["TEXT", "TEXT_PAIR"]
-    assert all("model_warmup" in config(tmp_path, name) for name in STEPS[1:])
+    assert all("model_warmup" in config(tmp_path, name) for name in models(tmp_path)[1:])
 
 
 def test_unchanged_work_is_not_done_again(bundle: Path, tmp_path: Path) -> None:
@@ -88,10 +91,12 @@ def test_unchanged_work_is_not_done_again(bundle: Path, tmp_path: Path) -> None:
     assert not package(options(bundle, tmp_path, threads=2, instances=1)).unchanged
     other = assert_whole(tmp_path)
     assert other != generation
-    (tmp_path / "tiny_model" / "1" / "model.onnx").write_bytes(b"damaged")
+    (tmp_path / f"tiny.{other}_model" / "1" / "model.onnx").write_bytes(b"damaged")
     assert not package(options(bundle, tmp_path, threads=2, instances=1)).unchanged
-    assert assert_whole(tmp_path) != other
-    assert len(list((tmp_path / "tiny_model" / "generations").iterdir())) == 1
+    last = assert_whole(tmp_path)
+    assert generations(tmp_path, "tiny") == [other, last]
+    assert package(options(bundle, tmp_path, threads=2, instances=1, keep=1)).unchanged
+    assert generations(tmp_path, "tiny") == [last]
 
 
 PACKAGES_UNTIL_KILLED = """
@@ -133,20 +138,21 @@ def test_killed_at_any_moment_the_old_repository_stands(bundle: Path, tmp_path: 
             generations.append(assert_whole(repository))
             # the machine may become busier or idler: some are to be killed before the switch, and some after it
             longest *= 1.2 if generations[-1] == generations[-2] else 0.8
-            # nothing that Triton would take for a model
-            assert sorted(entry.name for entry in repository.iterdir()) == sorted(STEPS)
+            # nothing beside models of generations
+            assert all(entry.name == "tiny" or read_model_name(entry.name) for entry in repository.iterdir())
     assert len(set(generations)) > 2, "some were killed after the switch"
     assert any(one == other for one, other in pairwise(generations)), "and some before"
-    package(options(bundle, repository, force=True))
-    assert len(list((repository / "tiny_model" / "generations").iterdir())) == 1  # what the killed ones left is gone
+    package(options(bundle, repository, force=True, keep=1))
+    # what the killed ones left is gone
+    assert sorted(entry.name for entry in repository.iterdir()) == entries_of("tiny", assert_whole(repository))
     assert [entry.name for entry in tmp_path.iterdir()] == ["repository"]
 
 
 def test_every_system_call_of_a_first_packaging_may_be_the_last(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stops before the nth rename or symlink, for every n: whatever stands then, no ensemble is without its steps."""
-    calls = ("rename", "symlink_to")
+    """Stops before the nth rename, for every n: whatever stands then, no ensemble is without its steps."""
+    calls = ("rename",)
 
     class StoppedError(BaseException):
         pass
@@ -182,24 +188,9 @@ def test_every_system_call_of_a_first_packaging_may_be_the_last(
     assert limit >= 5
 
 
-@pytest.mark.parametrize("step", ["preprocess", "model", "postprocess"])
-def test_a_name_like_a_step_of_another_ensemble_is_refused(bundle: Path, tmp_path: Path, step: str) -> None:
-    """Whichever is packaged first: the other is refused, and the first stays whole."""
-    for number, (first, second) in enumerate([("tiny", f"tiny_{step}"), (f"tiny_{step}", "tiny")]):
-        repository = tmp_path / str(number)
-        package(replace(options(bundle, repository), name=first))
-        before = sorted(path.relative_to(repository) for path in repository.rglob("*"))
-        with pytest.raises(ArtifactError, match=f"tiny_{step} belongs to the package {first}$") as caught:
-            package(replace(options(bundle, repository), name=second))
-        assert "X_preprocess, X_model and X_postprocess" in caught.value.hint
-        assert sorted(path.relative_to(repository) for path in repository.rglob("*")) == before
-
-
-@pytest.mark.parametrize("target", [".", "..", "/", "nowhere", "other_model/current/tiny"])
+@pytest.mark.parametrize("target", [".", "..", "/", "nowhere", "other_model/1"])
 def test_a_link_that_somebody_else_made_is_not_overwritten(bundle: Path, tmp_path: Path, target: str) -> None:
-    (tmp_path / "other_model").mkdir()
-    (tmp_path / "other_model" / "current").mkdir()
-    (tmp_path / "other_model" / "current" / "tiny").mkdir()
+    (tmp_path / "other_model" / "1").mkdir(parents=True)
     (tmp_path / "tiny").symlink_to(target)
     with pytest.raises(ArtifactError, match="not packaged by tritonize"):
         package(options(bundle, tmp_path))
@@ -211,22 +202,23 @@ def test_the_longest_name_is_packaged(bundle: Path, tmp_path: Path) -> None:
     assert package(replace(options(bundle, repository), name="x" * 200)).unchanged
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_somebody_elses_model_is_not_overwritten(bundle: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "precious").write_text("work")
+def test_somebody_elses_model_is_not_overwritten(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "precious").write_text("work")
     with pytest.raises(ArtifactError, match="not packaged by tritonize"):
         package(options(bundle, tmp_path))
-    assert (tmp_path / name / "precious").read_text() == "work"
-    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert (tmp_path / "tiny" / "precious").read_text() == "work"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_works_from_another_place_after_a_copy(bundle: Path, tmp_path: Path) -> None:
     package(options(bundle, tmp_path / "here"))
-    subprocess.run(["cp", "-a", tmp_path / "here", tmp_path / "there"], check=True)
+    subprocess.run(["cp", "-r", tmp_path / "here", tmp_path / "there"], check=True)
     (tmp_path / "here").rename(tmp_path / "gone")
     assert_whole(tmp_path / "there")
-    assert not any(link.readlink().is_absolute() for link in (tmp_path / "there").rglob("*") if link.is_symlink())
+    assert not any(path.is_symlink() for path in (tmp_path / "there").rglob("*"))
+    folders = [path for path in (tmp_path / "there").rglob("*") if path.is_dir()]
+    assert all(any(folder.iterdir()) for folder in folders), "an object store keeps no empty folder"
 
 
 def test_a_changed_module_repackages(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

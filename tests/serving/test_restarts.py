@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from serving.errors import RequestError
+from serving.layout import current_folder
 from serving.options import PackageOptions, ServeOptions
 from serving.probe import ask, find_probes
 from serving.repository import package
@@ -103,7 +104,7 @@ def test_a_restart_changes_nothing_that_is_served(served: Served, repository: Pa
     """A package of another precision and another ensemble wait for the restart that somebody asks for."""
     probe = find_probes(repository)[0]
     before = ask(served.options.base_url, probe, timeout=10)
-    first = (repository / "one_model" / "current").resolve()
+    first = current_folder(repository, "one")
     for name in ("one", "two"):
         package(PackageOptions(bundle=bundle, repository=repository, name=name, precision="int8", device="cpu"))
     start, triton = len(served.log_after(0)), served.child("tritonserver")

@@ -16,12 +16,13 @@ import pytest
 
 from serving import served_view
 from serving.errors import ArtifactError
-from serving.layout import repository_links
+from serving.layout import generations, package_entries
 from serving.options import PackageOptions
 from serving.packages import find_packages
 from serving.probe import find_probes
 from serving.repository import package
 from serving.served_view import ServedView, open_view
+from tests.helpers.packages import entries_of, generation_of, step
 
 
 @pytest.fixture
@@ -31,19 +32,27 @@ def view(repository: Path) -> Iterator[ServedView]:
 
 
 def repackage(bundle: Path, repository: Path, name: str = "one") -> None:
-    package(PackageOptions(bundle=bundle, repository=repository, name=name, precision="int8", device="cpu", force=True))
+    package(PackageOptions(bundle=bundle, repository=repository, name=name, precision="int8", device="cpu", force=True, keep=1))
 
 
 def generation(repository: Path, name: str = "one") -> Path:
-    return (repository / f"{name}_model" / "current").resolve()
+    return repository / name / generation_of(repository, name)
 
 
 def served(view: ServedView) -> dict[str, Path]:
-    return {entry.name: entry.resolve() for entry in view.folder.iterdir()}
+    """What Triton reads by the names of its models: of a package, the folder of the generation."""
+    entries = {entry.name: entry for entry in view.folder.iterdir()}
+    return {
+        name: (entry if entry.is_symlink() else entry / generation_of(view.folder, name)).resolve()
+        for name, entry in entries.items()
+    }
 
 
 def models_of(name: str, folder: Path) -> dict[str, Path]:
-    return {model: folder / model for model in (name, f"{name}_preprocess", f"{name}_model", f"{name}_postprocess")}
+    """What is served of the generation in a folder."""
+    repository = folder.parents[1]
+    names = entries_of(name, folder.name)
+    return {model: folder if model == name else repository / model for model in names}
 
 
 def test_a_folder_without_a_model_is_left_out(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -61,7 +70,7 @@ def test_what_is_packaged_later_is_not_served(view: ServedView, repository: Path
     repackage(bundle, repository)
     repackage(bundle, repository)
     assert generation(repository) != first
-    assert len(list(first.parent.iterdir())) == 2, "that which is served, and the newest"
+    assert len(generations(repository, "one")) == 2, "that which is served, and the newest"
     view.refresh()
     assert served(view) == expected
     assert [probe.ensemble for probe in find_probes(view.folder)] == ["one", "other"]
@@ -75,7 +84,7 @@ def test_a_generation_is_removed_when_no_server_holds_it(repository: Path, bundl
         repackage(bundle, repository)
         assert first.exists()
     repackage(bundle, repository)
-    assert [path.name for path in first.parent.iterdir()] == [generation(repository).name]
+    assert generations(repository, "one") == [generation(repository).name]
 
 
 def test_a_lease_ends_with_its_process_however_that_ends(repository: Path, bundle: Path) -> None:
@@ -96,13 +105,9 @@ def test_a_lease_ends_with_its_process_however_that_ends(repository: Path, bundl
 def test_models_that_come_and_go_change_nothing(view: ServedView, repository: Path, bundle: Path) -> None:
     before = served(view)
     repackage(bundle, repository, "added")
-    for link in repository_links("one"):
-        (repository / link).unlink()
-    (repository / "one_model" / "current").unlink()
     view.refresh()
     assert served(view) == before and view.left_out == {}
-    removed, added = view.differences()
-    assert "one was removed from the repository and is served until the server is stopped" in removed
+    (added,) = view.differences()
     assert added == "added was packaged since the start: restart the server to load it"
 
 
@@ -120,14 +125,17 @@ def test_a_generation_that_was_deleted_is_left_out_and_named(
     view: ServedView, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = generation(repository)
-    shutil.rmtree(repository / "one_model")
+    for entry in package_entries(repository, "one"):
+        shutil.rmtree(entry)
     view.refresh()
-    assert served(view).keys() == models_of("other", first).keys()
+    assert served(view) == models_of("other", generation(repository, "other"))
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.message.startswith(f"one is left out: {first}, the package of one that this server serves, was deleted (restart ")
     view.refresh()
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1, "it is told once"
-    shutil.rmtree(repository / "other_model")
+    (removed,) = view.differences()
+    assert "one was removed from the repository and is served until the server is stopped" in removed
+    shutil.rmtree(repository / "other")
     with pytest.raises(ArtifactError, match=r"2 models cannot be served: one: .* was deleted; other: .* was deleted"):
         view.refresh()
 
@@ -142,35 +150,36 @@ def test_a_repository_that_is_gone_is_told(view: ServedView, repository: Path) -
 
 
 def test_a_file_that_was_altered_is_left_out_until_it_is_as_it_was(view: ServedView, repository: Path) -> None:
-    path = generation(repository) / "one_preprocess" / "1" / "settings.json"
+    path = step(repository, "one", "preprocess") / "1" / "settings.json"
     content = path.read_bytes()
     path.write_bytes(b"{}")
     view.refresh()
-    assert "one_preprocess/1/settings.json was altered" in view.left_out["one"].message
+    assert "_preprocess/1/settings.json was altered" in view.left_out["one"].message
     assert view.left_out["one"].hint.startswith("package it again with: tritonize package --name one --force; then restart")
-    assert not view.folder.joinpath("one").is_symlink()
+    assert not view.folder.joinpath("one").exists()
     path.write_bytes(content)
     view.refresh()
     assert view.left_out == {} and "one" in served(view)
 
 
 def test_a_damaged_ensemble_is_left_out_from_the_start(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (generation(repository, "other") / "other_model" / "1" / "model.onnx").write_bytes(b"")
-    (repository / "gone_postprocess").symlink_to("gone_model/current/gone_postprocess")
+    (step(repository, "other", "model") / "1" / "model.onnx").write_bytes(b"")
+    gone = step(repository, "one", "postprocess").name.replace("one", "gone")
+    shutil.copytree(step(repository, "one", "postprocess"), repository / gone)
     with open_view(repository) as view:
         assert served(view) == models_of("one", generation(repository))
         assert list(view.left_out) == ["other"]
     error = next(record.message for record in caplog.records if record.levelno == logging.ERROR)
-    assert error.startswith("other is left out: ") and "other_model/1/model.onnx was altered" in error and "--name other" in error
+    assert error.startswith("other is left out: ") and "_model/1/model.onnx was altered" in error and "--name other" in error
     warning = next(record.message for record in caplog.records if record.levelno == logging.WARNING)
-    assert "gone_postprocess belongs to the ensemble gone" in warning and "tritonize remove gone" in warning
-    with pytest.raises(ArtifactError, match=r"other_model/1/model\.onnx was altered"), open_view(repository, strict=True):
+    assert f"{gone} belongs to a generation of gone" in warning and "tritonize remove gone" in warning
+    with pytest.raises(ArtifactError, match=r"_model/1/model\.onnx was altered"), open_view(repository, strict=True):
         pass
 
 
 def test_a_strict_server_does_not_restart_with_less(repository: Path) -> None:
     with open_view(repository, strict=True) as view:
-        shutil.rmtree(repository / "one_model")
+        shutil.rmtree(repository / "one")
         with pytest.raises(ArtifactError, match="the package of one that this server serves, was deleted"):
             view.refresh()
 
@@ -180,10 +189,10 @@ def test_nothing_that_can_be_served_is_an_error(repository: Path, tmp_path: Path
         (generation(repository, name) / "manifest.json").unlink()
     with pytest.raises(ArtifactError, match=r"2 models cannot be served: one: .*; other: "), open_view(repository):
         pass
-    (tmp_path / "empty" / "x_model" / "generations" / "0123456789ab").mkdir(parents=True)
+    shutil.copytree(step(repository, "one", "model"), tmp_path / "empty" / "x.20260102030405_model")
     with pytest.raises(ArtifactError, match="empty holds no packaged ensemble"), open_view(tmp_path / "empty"):
         pass
-    assert "x_model belongs to the ensemble x, which is missing" in caplog.text
+    assert "x.20260102030405_model belongs to a generation of x that is missing" in caplog.text
 
 
 def test_models_of_other_tools_are_served_where_they_are(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -209,7 +218,7 @@ def test_a_generation_that_is_replaced_before_it_is_held_is_found_anew(
 
     monkeypatch.setattr(served_view, "find_packages", found_and_replaced)
     with open_view(repository) as view:
-        assert served(view)["one"] == generation(repository) / "one"
+        assert served(view)["one"] == generation(repository)
 
 
 def test_nothing_stays_of_a_view(repository: Path) -> None:

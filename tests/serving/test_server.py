@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.probe import pending_requests
 from tests.helpers.digests import assert_digests_are_right
+from tests.helpers.packages import step
 from tests.helpers.servers import STRANGE_TEXTS, Server
 
 pytestmark = pytest.mark.server
@@ -78,7 +79,7 @@ def test_an_answer_does_not_depend_on_who_else_asks(server: Server, texts: list[
     sample = [text * (1 + index % 3) for index, text in enumerate(texts[:96])]
     with grpcclient.InferenceServerClient(server.url("grpc")) as client:
         alone = [client.infer(name, infer_inputs([text])).as_numpy("SCORES")[0] for text in sample]
-        inferences, executions = counts(client, f"{name}_model")
+        inferences, executions = counts(client, step(server.options.repository, name, "model").name)
 
         def ask(index: int) -> None:
             for repeat in range(40):
@@ -87,7 +88,7 @@ def test_an_answer_does_not_depend_on_who_else_asks(server: Server, texts: list[
                 np.testing.assert_allclose(answer, alone[at], atol=tolerance)
 
         together(ask, 32)
-        after = counts(client, f"{name}_model")
+        after = counts(client, step(server.options.repository, name, "model").name)
     assert after[0] - inferences == 32 * 40
     if name == "ragged":
         # without batching it is 1; how many meet in a batch depends on the load of the machine, the benchmark measures it
@@ -175,7 +176,7 @@ def test_what_waits_for_a_first_step_is_counted(server: Server) -> None:
     """A drain relies on it."""
     with urllib.request.urlopen(server.options.metrics_url, timeout=10) as answer:  # noqa: S310
         counted = pending_requests(answer.read().decode())
-    assert {f"{name}_preprocess" for name in server.bundles} <= set(counted)
+    assert {step(server.options.repository, name, "preprocess").name for name in server.bundles} <= set(counted)
 
 
 def test_a_pair_needs_both_texts(server: Server) -> None:
@@ -293,16 +294,17 @@ def test_ids_that_the_model_has_not_do_not_harm_their_neighbours(direct_server: 
         digest.set_data_from_numpy(np.zeros((1, 1), np.int64))
         return [entry, digest]
 
+    model = step(direct_server.options.repository, "ragged", "model").name
     with grpcclient.InferenceServerClient(direct_server.url("grpc")) as client:
-        right = client.infer("ragged_model", ids(5)).as_numpy("logits")
+        right = client.infer(model, ids(5)).as_numpy("logits")
 
         def ask(index: int) -> None:
             for _ in range(20):
                 if index % 4:
-                    np.testing.assert_allclose(client.infer("ragged_model", ids(5)).as_numpy("logits"), right, atol=1e-4)
+                    np.testing.assert_allclose(client.infer(model, ids(5)).as_numpy("logits"), right, atol=1e-4)
                 else:
                     with pytest.raises(InferenceServerException, match="could not run on this input"):
-                        client.infer("ragged_model", ids(999_999))
+                        client.infer(model, ids(999_999))
 
         together(ask, 16)
 

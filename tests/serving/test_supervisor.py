@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,7 +27,6 @@ from tritonclient.utils import InferenceServerException
 from serving.background import start_detached, stop
 from serving.errors import ArtifactError, ServerError, SetupError
 from serving.install import ENVIRONMENT_VARIABLE, PROJECT, find_install
-from serving.layout import home_links, repository_links
 from serving.options import PackageOptions, ServeOptions
 from serving.probe import ask, find_probes
 from serving.repository import package
@@ -34,7 +34,7 @@ from serving.server import check_ports
 from serving.server_record import Running, find_running, started
 from serving.triton_address import fetch
 from tests.helpers.foreground import end, serve, server_processes, stubs, wait_ready
-from tests.helpers.resealing import reseal
+from tests.helpers.packages import generation_of, reseal_package, step
 from tests.helpers.servers import detached, left_behind, running, serve_options
 from tests.helpers.surroundings import free_port
 
@@ -76,7 +76,9 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path, tmp_path: Path
         assert time.monotonic() - started < 30
         answer = ask(options.base_url, find_probes(repository)[0], timeout=10)
         assert {output["name"] for output in answer["outputs"]} - {"DIGEST"} == {"LABEL", "SCORE", "SCORES", "TRUNCATED"}
-        check = [sys.executable, HEALTHCHECK, (repository / "one_model" / "current").resolve()]
+        (tmp_path / "served").mkdir()  # the other one is not served
+        (tmp_path / "served" / "one").symlink_to(repository / "one")
+        check = [sys.executable, HEALTHCHECK, tmp_path / "served"]
         assert subprocess.run([*check, options.base_url], check=False).returncode == 0
         assert subprocess.run([*check, f"http://127.0.0.1:{free_port()}"], stderr=subprocess.DEVNULL, check=False).returncode == 1
         listening = {
@@ -95,8 +97,8 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path, tmp_path: Path
         code, out, err = end(process)
     assert code == 0
     assert "ready: one   left out: other" in out
-    assert "other is left out: " in err and "other_model/1/model.onnx was altered" in err
-    assert "gone_preprocess belongs to the ensemble gone, which is missing (package it again, or remove it with" in err
+    assert "other is left out: " in err and "_model/1/model.onnx was altered" in err
+    assert "_preprocess belongs to a generation of gone that is missing (package it again, or remove it with" in err
     assert "Traceback" not in err
     curl = next(line for line in out.splitlines() if line.strip().startswith("curl"))
     assert f"127.0.0.1:{options.http_port}/v2/models/one/infer" in curl
@@ -110,20 +112,19 @@ def doctor(options: ServeOptions) -> list[str]:
 def with_a_damaged_one(repository: Path, copy: Path) -> Path:
     """A copy with a second ensemble whose model was altered, and a step of a third."""
     subprocess.run(["cp", "-a", repository, copy], check=True)
-    generation = (copy / "one_model" / "current").resolve()
-    ensemble = copy / "other_model" / "generations" / generation.name
-    ensemble.parent.mkdir(parents=True)
-    subprocess.run(["cp", "-a", generation, ensemble], check=True)
-    for path in sorted(ensemble.glob("one*")):
-        path.rename(ensemble / path.name.replace("one", "other"))
-    (copy / "other_model" / "current").symlink_to(f"generations/{generation.name}")
-    home = copy / "other_model"
-    links = repository_links("other") | {f"{home.name}/{entry}": target for entry, target in home_links(home, "other").items()}
-    for link, target in links.items():
-        (copy / link).symlink_to(target)
-    reseal(ensemble, name="other")
-    (ensemble / "other_model" / "1" / "model.onnx").write_bytes(b"altered")
-    (copy / "gone_preprocess").symlink_to("gone_model/current/gone_preprocess")
+    generation = generation_of(copy, "one")
+    for entry in sorted(copy.glob("one*")):
+        shutil.copytree(entry, copy / entry.name.replace("one", "other", 1))
+    folder = copy / "other" / generation
+    files = json.loads((folder / "manifest.json").read_bytes())["files"]
+    for config in [copy / "other" / "config.pbtxt", folder / "config.pbtxt", *copy.glob("other.*/config.pbtxt")]:
+        config.write_text(re.sub(r'"one(?=["._])', '"other', config.read_text()))
+    names = {re.sub(r"^one", "other", file): digest for file, digest in files.items()}
+    content = json.loads((folder / "manifest.json").read_bytes()) | {"name": "other", "files": names}
+    (folder / "manifest.json").write_text(json.dumps(content))
+    reseal_package(copy, "other")
+    (step(copy, "other", "model") / "1" / "model.onnx").write_bytes(b"altered")
+    shutil.copytree(step(copy, "one", "preprocess"), copy / f"gone.{generation}_preprocess")
     return copy
 
 
@@ -136,7 +137,7 @@ def test_instances_of_a_model_share_their_weights(repository: Path, bundle: Path
         mapped = [
             {(maps.path, maps.rss > 0) for maps in stub.memory_maps() if Path(maps.path).name == "weights"}
             for stub in stubs(process.pid)
-            if any("one_model" in part for part in stub.cmdline())
+            if any(re.search(r"one\.\d+_model", part) for part in stub.cmdline())
         ]
     finally:
         end(process)
@@ -243,11 +244,11 @@ def end_after_exit(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_a_model_that_cannot_load_ends_with_the_reason(repository: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model_repository"
     subprocess.run(["cp", "-a", repository, copy], check=True)
-    (copy / "one_model" / "1" / "model.onnx").write_bytes(b"no graph")
-    reseal(copy / "one_model" / "current")
+    (step(copy, "one", "model") / "1" / "model.onnx").write_bytes(b"no graph")
+    reseal_package(copy, "one")
     code, _, err = end_after_exit(serve(serve_options(copy)))
     assert code == 1
-    assert "before it was ready: failed to load 'one_model'" in err.splitlines()[-1]
+    assert re.search(r"before it was ready: failed to load 'one\.\d+_model'", err.splitlines()[-1])
 
 
 def test_other_peoples_models_are_let_be(repository: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from serving.plan import make_plan
 from serving.repository import package
 from serving.tuning import read_tuning, tuning_folder
 from tests.helpers.manifests import tuning_manifest
+from tests.helpers.packages import step
 from tests.helpers.resealing import sealed
 
 RAGGED = Configuration(
@@ -55,7 +56,7 @@ def test_what_was_found_is_what_is_packaged(own: Path) -> None:
     manifest = manifest_of(own)
     assert manifest.configuration == RAGGED
     assert manifest.reasons == {"configuration": f"tuned: 412 rows/s at p99 38.1 ms (budget 50 ms), {created}"}
-    config = from_pbtxt((own.parent / "models" / "tiny_model" / "config.pbtxt").read_text())
+    config = from_pbtxt((step(own.parent / "models", "tiny", "model") / "config.pbtxt").read_text())
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": "500"}
     assert config["instance_group"][0]["count"] == 3
 

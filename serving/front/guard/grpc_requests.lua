@@ -296,7 +296,7 @@ local function check_streamed(body)
     refuse(request.model .. " does not stream: use ModelInfer", UNSUPPORTED)
   end
   streaming_model = request.model
-  if request.version ~= "" and request.version ~= "1" then
+  if request.version ~= "" and request.version ~= model.version then
     refuse(request.model .. " has no version " .. shown(request.version))
   end
   check_grpc_inputs(request, body, nil)

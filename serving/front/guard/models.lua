@@ -1,9 +1,11 @@
 -- Models of the repository.
 
-local STEPS = { "_preprocess", "_model", "_postprocess" }
+local GENERATION = string.rep("%d", 14)
+local STEP = "^(.+)%." .. GENERATION .. "_(%l+)$"
+local STEPS = { preprocess = true, model = true, postprocess = true }
 
 -- Our models by name, with the time at which the manifest was read. An ensemble or a single model that gives one answer: {inputs = sorted
--- names, max_rows, has_steps}. A model that streams: {streams = true, tensors = {input = …, output = …}}.
+-- names, max_rows}. A model that streams: {streams = true, version, tensors = {input = …, output = …}}.
 local models = {}
 
 local function read_file(name, file_name)
@@ -30,36 +32,35 @@ local function read_tensors(text)
   return tensors
 end
 
--- Reads the text of a manifest. Returns nil if it is not that of a model of ours.
-local function read_manifest(name, text)
-  local is_json, manifest = pcall(decode, text)
+-- Reads the manifest of a model, which is in the version that the configuration chooses. Returns nil if it is not a model of ours.
+local function read_model(name)
+  local config = read_file(name, "config.pbtxt")
+  local version = config and (match(config, "version_policy {%s*specific {%s*versions: (" .. GENERATION .. ")%s") or "1")
+  local text = version and read_file(name, version .. "/manifest.json")
+  local is_json, manifest = pcall(decode, text or "")
   local fields = is_json and type(manifest) == "table" and manifest.fields
   if not fields or fields.kind ~= "repository" then
     return nil
   elseif fields.probe.fields.endpoint == STREAMING_ENDPOINT then
-    local config = read_file(name, "config.pbtxt")
-    return config and { streams = true, tensors = read_tensors(config) }
+    return { streams = true, version = version, tensors = read_tensors(config) }
   end
   local names = {}
   for i, input in ipairs(fields.probe.fields.inputs.items) do
     names[i] = input.fields.name
   end
   sort(names)
-  local has_steps = fields.layout == nil or fields.layout == "ensemble"
-  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES, has_steps = has_steps }
+  return { inputs = names, max_rows = fields.max_batch_size or MAX_VALUES }
 end
 
 -- Returns a model of ours, or nil. Only ours are kept: clients choose the names. What was one stays one if its manifest is gone or
--- damaged, because Triton may still serve it. Nor do its steps become models for clients.
+-- damaged, because Triton may still serve it.
 local function find_model(name)
   local known, now = models[name], os.time()
   if known and now - known.time < MANIFEST_SECONDS and now >= known.time then
     return known
   end
-  local text = read_file(name, "manifest.json")
-  local model = text and read_manifest(name, text) or known
+  local model = read_model(name) or known
   if model then
-    model.has_steps = model.has_steps or known ~= nil and known.has_steps
     model.time = now
     models[name] = model
   end
@@ -75,12 +76,9 @@ local function check_model(name)
     refuse("'" .. shown(name) .. "' is not the name of a model")
   end
   checked_model = name
-  for _, suffix in ipairs(STEPS) do
-    local base = #name > #suffix and sub(name, -#suffix) == suffix and sub(name, 1, -#suffix - 1)
-    local ensemble = base and find_model(base)
-    if ensemble and ensemble.has_steps then
-      refuse(name .. " is a step of the ensemble " .. base .. ": send the request to " .. base, FORBIDDEN)
-    end
+  local ensemble, step = match(name, STEP)
+  if STEPS[step] and find_model(ensemble) then
+    refuse(name .. " is a step of the ensemble " .. ensemble .. ": send the request to " .. ensemble, FORBIDDEN)
   end
   return find_model(name)
 end

@@ -13,10 +13,12 @@ import lupa.luajit21 as lupa
 from tritonclient.grpc import service_pb2
 
 from serving.front.bootstrap import guard_source
+from serving.pbtxt import to_pbtxt
 
 MAX_REQUEST_BYTES = 4 * 2**20
 MIXED = 'aé\n"\\/\x00€😀 \t{}[]:,'
 """A text with every kind of character that JSON writes in another way."""
+GENERATION = "20260102030405"
 FOREIGN = b"the answer belongs to another request"
 CALL = b"function(f, ...) local done, result, second, third = pcall(f, ...); return done, result, second, third end"
 
@@ -101,11 +103,14 @@ def digest(*texts: bytes) -> int:
     return crc + 2**32 * (sum(map(len, texts)) % 2**20)
 
 
-def write_ensemble(repository: Path, name: str, *inputs: str, **more: Any) -> None:
-    folder = repository / name
-    folder.mkdir()
+def write_ensemble(repository: Path, name: str, *inputs: str, generation: str = GENERATION, **more: Any) -> None:
+    """Write what the guard reads of a package."""
+    folder = repository / name / generation
+    folder.mkdir(parents=True)
     content = {"kind": "repository", "probe": {"inputs": [{"name": one} for one in inputs]}} | more
     (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+    policy = {"version_policy": {"specific": {"versions": [int(generation)]}}}
+    (repository / name / "config.pbtxt").write_text(to_pbtxt(policy), encoding="utf-8")
 
 
 def raw(*texts: bytes) -> bytes:

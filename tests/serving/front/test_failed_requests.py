@@ -166,10 +166,13 @@ FAILURES = {
     "the proxy: a closed part": (post(b"{}", "/v2/logging"), "HTTP 403: this part of Triton's API is closed"),
     "the guard: not JSON": (post(f'{{"inputs": [{{"x": "{PRIVATE}"'.encode()), "model ragged, HTTP 400: "),
     "the guard: a step": (
-        post(body("x"), "/v2/models/ragged_model/infer"),
-        "model ragged_model, HTTP 403: ragged_model is a step of",
+        post(body("x"), "/v2/models/ragged.20260102030405_model/infer"),
+        "model ragged.20260102030405_model, HTTP 403: ragged.20260102030405_model is a step of",
     ),
-    "the guard over gRPC": (infer("ragged_preprocess", [b"x"]), "model ragged_preprocess, gRPC PERMISSION_DENIED: "),
+    "the guard over gRPC": (
+        infer("ragged.20260102030405_preprocess", [b"x"]),
+        "model ragged.20260102030405_preprocess, gRPC PERMISSION_DENIED: ",
+    ),
     "Triton: an unknown model": (infer("absent", [b"x"]), "gRPC NOT_FOUND: "),
     "Triton: too many rows": (infer("ragged", [b"x"] * 65), "model ragged, gRPC INVALID_ARGUMENT: "),
     "a step: not UTF-8": (

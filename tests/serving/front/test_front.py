@@ -15,6 +15,7 @@ from serving.client import TritonPipeline
 from serving.errors import RequestError
 from serving.front.replies import FULL
 from tests.helpers.front_requests import ask, body, error_of, tensor
+from tests.helpers.packages import step
 from tests.helpers.servers import Server, serve_options
 
 # -- what passes --------------------------------------------------------------------------------------------------------------
@@ -56,7 +57,8 @@ def test_reads_pass_over_grpc(server: Server) -> None:
     with grpcclient.InferenceServerClient(server.url("grpc")) as client:
         assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("ragged")
         assert client.get_model_metadata("ragged").name == "ragged"
-        assert client.get_inference_statistics("ragged_model").model_stats[0].name == "ragged_model"
+        model = step(server.options.repository, "ragged", "model").name
+        assert client.get_inference_statistics(model).model_stats[0].name == model
 
 
 @pytest.mark.server
@@ -134,11 +136,14 @@ def test_other_paths_are_closed(server: Server, path: str, status: int) -> None:
 
 @pytest.mark.server
 def test_steps_answer_no_client(server: Server) -> None:
-    answer = ask(f"{server.options.base_url}/v2/models/ragged_preprocess/infer", body("x"))
-    assert error_of(answer) == (403, "ragged_preprocess is a step of the ensemble ragged: send the request to ragged")
+    answer = ask(f"{server.options.base_url}/v2/models/ragged.20260102030405_preprocess/infer", body("x"))
+    assert error_of(answer) == (
+        403,
+        "ragged.20260102030405_preprocess is a step of the ensemble ragged: send the request to ragged",
+    )
     with grpcclient.InferenceServerClient(server.url("grpc")) as client:
         with pytest.raises(InferenceServerException, match="a step of the ensemble ragged") as caught:
-            client.infer("ragged_preprocess", tensor(b"x"))
+            client.infer("ragged.20260102030405_preprocess", tensor(b"x"))
         assert caught.value.status() == "StatusCode.PERMISSION_DENIED"
 
 

@@ -266,7 +266,13 @@ def test_generate(front: Front) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "headers", "status", "reason"),
     [
-        ("/v2/models/sent_model/infer", {"inputs": [INPUT]}, {}, 403, "sent_model is a step of the ensemble sent"),
+        (
+            "/v2/models/sent.20260102030405_model/infer",
+            {"inputs": [INPUT]},
+            {},
+            403,
+            "sent.20260102030405_model is a step of the ensemble sent",
+        ),
         ("/v2/models/sent/versions/1/x/infer", {}, {}, 400, "inputs must be a list"),
         ("/v2/models//infer", {}, {}, 400, "is not the name of a model"),
         ("/v2/models/sent%5Fmodel/infer", {"inputs": [INPUT]}, {}, 400, "percent-encoded"),
@@ -293,7 +299,7 @@ def test_models_of_others_and_reads_pass_untouched(front: Front) -> None:
     content = json.dumps({"inputs": [INPUT], "outputs": [{"name": "X"}]}).encode()
     assert front.post("/v2/models/other/infer", content)[::2] == (200, b"\0anything")
     assert Upstream.seen[-1][2] == content
-    assert front.post("/v2/models/sent_model/config", b"")[::2] == (200, b"\0anything")
+    assert front.post("/v2/models/sent.20260102030405_model/config", b"")[::2] == (200, b"\0anything")
 
 
 @pytest.mark.parametrize(
@@ -345,7 +351,11 @@ def test_grpc_answers(front: Front) -> None:
 def test_grpc_refusals(front: Front) -> None:
     before = len(front.service.seen)
     for changes, code, reason in [
-        ({"model_name": "sent_model"}, grpc.StatusCode.PERMISSION_DENIED, "sent_model is a step of the ensemble sent"),
+        (
+            {"model_name": "sent.20260102030405_model"},
+            grpc.StatusCode.PERMISSION_DENIED,
+            "sent.20260102030405_model is a step of the ensemble sent",
+        ),
         ({"raw_input_contents": [b"\1"]}, grpc.StatusCode.INVALID_ARGUMENT, "input 'TEXT': the length in front"),
         ({"inputs": [{"name": "é%\n", "datatype": "X"}]}, grpc.StatusCode.INVALID_ARGUMENT, "control characters"),
     ]:

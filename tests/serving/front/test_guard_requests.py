@@ -10,6 +10,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from tests.serving.front.guard_in_python import (
+    GENERATION,
     Guard,
     RefusedError,
     digest,
@@ -26,12 +27,13 @@ from tests.serving.front.guard_in_python import (
 @pytest.mark.parametrize("verb", ["infer", "generate", "generate_stream"])
 @pytest.mark.parametrize("step", ["preprocess", "model", "postprocess"])
 def test_steps_are_refused(guard: Guard, verb: str, step: str) -> None:
-    expected = f"sent_{step} is a step of the ensemble sent: send the request to sent"
+    model = f"sent.{GENERATION}_{step}"
+    expected = f"{model} is a step of the ensemble sent: send the request to sent"
     with pytest.raises(RefusedError, match=f"^{expected}$") as refused:
-        guard.http(infer(), model=f"sent_{step}", verb=verb)
+        guard.http(infer(), model=model, verb=verb)
     assert refused.value.http == "403"
     with pytest.raises(RefusedError, match=f"^{expected}$") as refused:
-        guard.grpc(message(model_name=f"sent_{step}"))
+        guard.grpc(message(model_name=model))
     assert refused.value.grpc == "7"
 
 
@@ -51,7 +53,7 @@ def test_names_that_are_none_are_refused(guard: Guard, name: str) -> None:
 
 
 def test_manifests_are_read_again_and_a_damaged_one_opens_nothing(tmp_path: Path) -> None:
-    guard, manifest = Guard(tmp_path), tmp_path / "late" / "manifest.json"
+    guard, manifest = Guard(tmp_path), tmp_path / "late" / GENERATION / "manifest.json"
 
     def expected(later: int) -> Any:
         guard.lua.execute(b"local time = os.time; os.time = function() return time() + %d end" % later)
@@ -67,27 +69,34 @@ def test_manifests_are_read_again_and_a_damaged_one_opens_nothing(tmp_path: Path
     assert expected(10) == str(digest(b"x"))
     manifest.unlink()
     assert expected(10) == str(digest(b"x"))
-    with pytest.raises(RefusedError, match="late_model is a step"):
-        guard.http(infer(), model="late_model")
+    with pytest.raises(RefusedError, match=r"late\.20260102030405_model is a step"):
+        guard.http(infer(), model="late.20260102030405_model")
 
 
-def test_a_single_model_has_no_steps_unless_it_had_some(tmp_path: Path) -> None:
-    """Triton may still serve the steps of the ensemble that it replaced."""
-    guard = Guard(tmp_path)
-    write_ensemble(tmp_path, "single", "TEXT", layout="fused")
-    write_ensemble(tmp_path, "changed", "TEXT", layout="ensemble")
-    assert guard.http(infer(), model="single")["expected"].decode() == str(digest(b"x"))
-    assert guard.http(infer(), model="single_model") is None, "a model of another tool"
-    for later in (0, 10):
-        guard.lua.execute(b"local time = os.time; os.time = function() return time() + %d end" % later)
-        with pytest.raises(RefusedError, match="changed_model is a step"):
-            guard.http(infer(), model="changed_model")
-        manifest = tmp_path / "changed" / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"ensemble"', '"fused"'))
+def test_steps_are_those_of_our_packages(tmp_path: Path) -> None:
+    """Whatever layout a package has now, and whichever generation it was: Triton may still serve its steps."""
+    guard, step = Guard(tmp_path), "20200102030405_model"
+    write_ensemble(tmp_path, "ours", "TEXT", layout="fused")
+    assert guard.http(infer(), model="ours")["expected"].decode() == str(digest(b"x"))
+    with pytest.raises(RefusedError, match=f"ours.{step} is a step of the ensemble ours"):
+        guard.http(infer(), model=f"ours.{step}")
+    for others in ("ours_model", f"theirs.{step}", f"ours.{step}s", "ours.2_model", f"ours.{GENERATION}_other"):
+        assert guard.http(infer(), model=others) is None, "a model of another tool"
+
+
+def test_the_generation_is_that_of_the_configuration(tmp_path: Path) -> None:
+    """Also of an ensemble that is called by the name of its generation: its manifest is in the version 1."""
+    guard, later = Guard(tmp_path), "20270102030405"
+    write_ensemble(tmp_path, "ours", "TEXT")
+    write_ensemble(tmp_path, "ours", "QUESTION", generation=later)
+    write_ensemble(tmp_path, f"ours.{GENERATION}", "TEXT", generation="1")
+    (tmp_path / f"ours.{GENERATION}" / "config.pbtxt").write_text("max_batch_size: 3")
+    assert guard.http(infer(tensor(name="QUESTION")), model="ours")["expected"].decode() == str(digest(b"x"))
+    assert guard.http(infer(), model=f"ours.{GENERATION}")["expected"].decode() == str(digest(b"x"))
 
 
 def test_the_last_model_name_counts(guard: Guard) -> None:
-    last = service_pb2.ModelInferRequest(model_name="sent_model").SerializeToString()
+    last = service_pb2.ModelInferRequest(model_name="sent.20260102030405_model").SerializeToString()
     with pytest.raises(RefusedError, match="is a step"):
         guard.grpc(framed(message(model_name="other").SerializeToString() + last))
 

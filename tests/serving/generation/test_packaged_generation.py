@@ -18,6 +18,7 @@ from export.export_options import ExportOptions
 from serving.artifact import read_manifest
 from serving.client import TritonPipeline
 from serving.errors import ArtifactError, ExportError, InvalidArgumentError, TruncationWarning
+from serving.layout import current_folder
 from serving.manifests import BundleManifest, GenerationVariantFigures, RepositoryManifest
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
@@ -52,7 +53,7 @@ class Packaged:
         return TritonPipeline(name, url=f"127.0.0.1:{port}", protocol=protocol)
 
     def manifest(self, name: str) -> RepositoryManifest:
-        return read_manifest(self.options.repository / name, RepositoryManifest)
+        return read_manifest(current_folder(self.options.repository, name), RepositoryManifest)
 
 
 @pytest.fixture(scope="module")
