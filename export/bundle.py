@@ -38,6 +38,7 @@ SHAPING = (
     "export/generation",
     "export/generation_defaults.py",
     "export/graph.py",
+    "export/lengths.py",
     "export/mask_head.py",
     "export/metric.py",
     "export/metrics",
