@@ -23,7 +23,17 @@ from serving.runtime.types import Tensor
 from serving.warmups import bytes_tensor, save_warmup
 
 RUNTIME = Path(__file__).parent / "runtime"
-SHARED_MODULES = ("cutting", "digest", "metadata", "model_session", "refusals", "row_preparation", "tokenization", "types")
+SHARED_MODULES = (
+    "cutting",
+    "digest",
+    "failure_messages",
+    "metadata",
+    "model_session",
+    "refusals",
+    "row_preparation",
+    "tokenization",
+    "types",
+)
 """Modules of the runtime that the model needs besides the packages ``generation`` and ``tasks``."""
 TEMPLATE = "chat_template.jinja"
 
