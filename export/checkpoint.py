@@ -178,7 +178,7 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    from export.slow_tokenizers.choice import fast_class
+    from export.slow_tokenizers.tokenizer_class import fast_class
 
     hint = "it needs a tokenizer.json, and a tokenizer_config.json that this version of transformers reads"
     with refusing(f"cannot load the tokenizer of {folder}", hint=hint):
