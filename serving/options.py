@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from serving.file_layout import FileLayout, parse_rows_location
 from serving.option_fields import Option
+from serving.signing_options import VerificationOptions
 from serving.vllm_options import VllmOptions
 
 LONGEST_NAME = 200
@@ -107,7 +108,7 @@ class RepositoryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageOptions(ArtifactsOptions, RepositoryOptions):
+class PackageOptions(ArtifactsOptions, RepositoryOptions, VerificationOptions):
     """Options of ``tritonize package``; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
 
     Attributes:
@@ -317,7 +318,7 @@ class FrontOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(RepositoryOptions, ServerAddress, FrontOptions):
+class ServeOptions(RepositoryOptions, ServerAddress, FrontOptions, VerificationOptions):
     """Options of ``tritonize serve``."""
 
     ready_timeout: Annotated[
