@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -17,18 +16,15 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from serving.errors import ServerError, TritonizeError
+from serving.log_format import OWN, LogLine, read_log_line, write_log
 from serving.options import ServeOptions
-from serving.reporting import LogLimit, logger, report_to_stderr, stamp_messages
+from serving.reporting import LogLimit, logger, report_to_stderr
 from serving.server import DRAIN_SECONDS
 from serving.server_record import Running, find_running, log_file, refuse_second, remove_record
 from serving.supervisor import supervise
 
 MAX_LOG_BYTES = 16 * 2**20
 """Size of the log of a server in the background at which a new one begins."""
-STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z ")
-"""The time in front of a line of the log."""
-PROGRAMS = ("tritonserver: ", "envoy: ")
-"""What the messages of other programs begin with."""
 
 
 def start_detached(options: ServeOptions) -> Running:
@@ -56,13 +52,13 @@ def start_detached(options: ServeOptions) -> Running:
         while True:
             ended, _ = os.waitpid(supervisor, os.WNOHANG)
             if ended:
-                *before, last = _messages(log_path, begun) or [""]
+                *before, last = _lines(log_path, begun) or [read_log_line("")]
                 _repeat(before)
-                reason = last.removeprefix("error: ") or "the server ended without a message"
+                reason = last.message.splitlines()[-1] if last.message else "the server ended without a message"
                 raise ServerError(reason, hint=f"see its log: {log_path}")
             running = find_running(options.http_port)
             if running is not None and running.pid == supervisor and running.ready:
-                _repeat(_messages(log_path, begun))
+                _repeat(_lines(log_path, begun))
                 return running
             time.sleep(0.05)
     except KeyboardInterrupt:
@@ -71,19 +67,18 @@ def start_detached(options: ServeOptions) -> Running:
         raise
 
 
-def _messages(log: Path, begun: int) -> list[str]:
-    """Return the lines of a log from a position on, without their times. If a new file has begun meanwhile, return all of it."""
+def _lines(log: Path, begun: int) -> list[LogLine]:
+    """Return the lines of a log from a position on. If a new file has begun meanwhile, return all of it."""
     content = log.read_bytes()
     text = content[begun if begun <= len(content) else 0 :].decode(errors="replace")
-    return [STAMP.sub("", line) for line in text.strip().splitlines()]
+    return [read_log_line(line) for line in text.strip().splitlines()]
 
 
-def _repeat(messages: Iterable[str]) -> None:
+def _repeat(lines: Iterable[LogLine]) -> None:
     """Repeat the warnings and errors of a supervisor itself: what it left out, and starts that failed."""
-    for line in messages:
-        level, _, message = line.partition(": ")
-        if level in ("warning", "error") and not message.startswith(PROGRAMS):
-            logger.log(logging.WARNING if level == "warning" else logging.ERROR, message)
+    for line in lines:
+        if line.source == OWN and line.level in (logging.WARNING, logging.ERROR):
+            logger.log(line.level, line.message)
 
 
 def stop(http_port: int) -> Running:
@@ -113,7 +108,7 @@ def main() -> int:
     options = TypeAdapter(ServeOptions).validate_json(sys.argv[1])
     with report_to_stderr():
         logger.addHandler(LogLimit(log_file(options.http_port), max_bytes=MAX_LOG_BYTES))
-        stamp_messages()
+        write_log(options.log_format)
         try:
             supervise(options, on_ready=lambda _: None)
         except TritonizeError as error:

@@ -25,11 +25,12 @@ from serving.options import (
     StartOptions,
     parse_model_name,
 )
-from serving.reporting import logger, plural, stamp_messages
+from serving.reporting import logger, plural
 
 if TYPE_CHECKING:
     from serving.repository import PackagedEnsemble
     from serving.runtime.tasks.base import ServedTask
+    from serving.served_view import ServedView
 
 
 @click.command("package")
@@ -108,7 +109,10 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
 def serve_command(options: ServeOptions, start: StartOptions) -> None:
     """Start Triton and wait until every ensemble answers."""
     refuse_idle_front(options)
+    if options.trace is None:
+        refuse_idle(["--trace-rate"], "without --trace")
     from serving.background import start_detached
+    from serving.log_format import write_log
     from serving.server_record import log_file
     from serving.supervisor import supervise
 
@@ -117,8 +121,13 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
         _announce(options, Path(running.served), running.left_out)
         click.echo(f"its log: {log_file(options.http_port)}   stop it with: tritonize stop --http-port {options.http_port}")
         return
-    stamp_messages()
-    supervise(options, on_ready=lambda view: _announce(options, view.folder, view.left_out))
+    write_log(options.log_format)
+
+    def announce(view: ServedView) -> None:
+        if options.log_format == "text":  # the log says it, too; other lines would not be JSON
+            _announce(options, view.folder, view.left_out)
+
+    supervise(options, on_ready=announce)
 
 
 def refuse_idle_front(options: ServeOptions) -> None:

@@ -24,6 +24,7 @@ from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError,
 from serving.infer_client import InferClient, InferResult
 from serving.model_names import callable_models
 from serving.options import ServerAddress, WireProtocol
+from serving.request_context import current_request
 from serving.retries import RequestRetries
 
 API_KEY_VARIABLE = "TRITONIZE_API_KEY"
@@ -81,7 +82,7 @@ class Connection:
         self._retries = retries
         self._tls = _tls_context(ssl)
         self._ca_file = None if isinstance(ssl, bool) else Path(ssl)
-        self.headers = _headers(os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key)
+        self._own_headers = _headers(os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key)
         self._failures = FailureTranslator(url=self._url, protocol=protocol)
         self._client: InferClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -120,6 +121,11 @@ class Connection:
         return callable_models(str(model["name"]) for model in answer.get("model_stats", []))
 
     @property
+    def headers(self) -> dict[str, str] | None:
+        """The headers of the next request."""
+        return {**(self._own_headers or {}), **current_request().headers()} or None
+
+    @property
     def _as_json(self) -> dict[str, bool]:
         return {"as_json": True} if self.protocol == "grpc" else {}
 
@@ -149,7 +155,10 @@ class Connection:
             RuntimeError: The connection is closed.
         """
         tensors = [self._tensor(name, rows) for name, rows in inputs.items()]
-        return await self.ask(lambda client: client.infer(model, tensors, parameters=parameters or None, headers=self.headers))
+        request_id = current_request().request_id or ""
+        return await self.ask(
+            lambda client: client.infer(model, tensors, parameters=parameters or None, headers=self.headers, request_id=request_id)
+        )
 
     async def close(self) -> None:
         """Close the connection. It cannot be used afterwards."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from serving.request_context import current_request
 from serving.runtime.generation.generation_options import OPTIONS
 from serving.runtime.generation.option_lists import parsed_lists
 from serving.runtime.types import JsonValue
@@ -82,4 +83,5 @@ class TextRequest:
         inputs = [tensor(TEXT_INPUT, "BYTES", self.text), *(tensor(name, "BOOL", value) for name, value in self.flags.items())]
         if self.options:
             inputs.append(tensor("sampling_parameters", "BYTES", json.dumps(self.options).encode()))
-        return {"model_name": self.model, "inputs": inputs, "parameters": dict(self.parameters)}
+        request_id = current_request().request_id or ""
+        return {"model_name": self.model, "inputs": inputs, "parameters": dict(self.parameters), "request_id": request_id}

@@ -41,6 +41,7 @@ class InferClient(Protocol):
         *,
         parameters: Mapping[str, object] | None,
         headers: dict[str, str] | None,
+        request_id: str,
     ) -> InferResult:
         """Send one request."""
         ...

@@ -12,6 +12,7 @@ from serving.file_layout import FileLayout, parse_rows_location
 from serving.option_fields import Option
 from serving.signing_options import VerificationOptions
 from serving.vllm_options import VllmOptions
+from serving.watch_options import WatchOptions
 
 LONGEST_NAME = 200
 """Limit of a model's name in characters. Names of files have 255, and the names of steps and of temporary folders are longer."""
@@ -318,7 +319,7 @@ class FrontOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(RepositoryOptions, ServerAddress, FrontOptions, VerificationOptions):
+class ServeOptions(RepositoryOptions, ServerAddress, FrontOptions, WatchOptions, VerificationOptions):
     """Options of ``tritonize serve``."""
 
     ready_timeout: Annotated[

@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -63,12 +62,6 @@ def report_to_stderr() -> Iterator[None]:
 def plural(count: int, one: str, several: str = "") -> str:
     """Return the words that fit a number: ``one`` for 1, otherwise ``several``, by default ``one`` with an s."""
     return one if count == 1 else several or f"{one}s"
-
-
-def stamp_messages() -> None:
-    """Put the time in front of every line that :func:`report_to_stderr` writes from now on: what a server reports is a log."""
-    for handler in logger.handlers:
-        handler.setFormatter(_LogFormatter())
 
 
 class LogLimit(logging.Handler):
@@ -122,12 +115,3 @@ class _LevelFormatter(logging.Formatter):
         """Return the message, such as ``warning: 3 rows are truncated``."""
         message = super().format(record)
         return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
-
-
-class _LogFormatter(_LevelFormatter):
-    """Puts the time in front of each line, in UTC."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the message, such as ``2026-01-31T23:59:59.123Z warning: 3 rows are truncated``."""
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
-        return "\n".join(f"{time}Z {line}" for line in super().format(record).splitlines())

@@ -33,6 +33,7 @@ from serving.layout import startup_models
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
 from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
+from serving.tracing import trace_flags
 from serving.triton_address import SOCKET_SCHEME, TritonAddress, tcp_address
 from serving.triton_log import failure_reason, is_noise, is_passing, read_line
 
@@ -333,6 +334,7 @@ def server_command(
         f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{CLOSED}",
         f"--grpc-infer-allocation-pool-size={ALLOCATION_POOL_SIZE}",
         "--log-info=false",
+        *trace_flags(options),
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
     ]
     if backends is not None:

@@ -222,15 +222,15 @@ def _logged(options: ServeOptions, view: ServedView) -> Iterator[None]:
 
 def _log_triton(line: str) -> None:
     found = read_line(line)
-    logger.log(found.level, f"tritonserver: {found.text}")
+    logger.log(found.level, found.text, extra={"source": "tritonserver"})
 
 
 def _log_envoy(line: str) -> None:
     level, _, text = line.partition(" ")
     if level in ENVOY_LEVELS:
-        logger.log(ENVOY_LEVELS[level], f"envoy: {text}")
+        logger.log(ENVOY_LEVELS[level], text, extra={"source": "envoy"})
     else:
-        logger.info(f"envoy: {line}")
+        logger.info(line, extra={"source": "envoy"})
 
 
 @contextlib.contextmanager

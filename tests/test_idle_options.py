@@ -53,6 +53,7 @@ def _recorded(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["serve", "--front", "none", "--queue", "3"], "--queue has no effect with --front none"),
         (["serve", "--front", "none", "--max-request-mib", "3"], "--max-request-mib has no effect with --front none"),
         (["serve", "--front", "none", "--api-keys", __file__], "--api-keys has no effect with --front none"),
+        (["serve", "--trace-rate", "0.5"], "--trace-rate has no effect without --trace"),
         (["predict", "m", "text", "--text-column", "x"], "--text-column has no effect without --input"),
         (["predict", "m", "--choice-column", "x"], "--choice-column has no effect without --input"),
         (["predict", "m", "--input", __file__, "--output", "o", "--json"], "--json has no effect with --output"),

@@ -35,6 +35,7 @@ EVERYWHERE = {
     "serving.vllm_options": "the options that decide are recorded",
     "serving.reporting": "only words",
     "serving.text_table": "only words",
+    "serving.watch_options": "the options that decide are recorded",
     "serving.writing": "only words: it names the file in an error",
 }
 ROWS = {

@@ -273,10 +273,9 @@ def _keys(report: Report) -> Iterator[Key]:
         compared = "answers, character for character" if report.answers_whole else "greedy answers, token for token"
         note = f"{found.quality.rows} {compared}"
         yield Key("answers as the original", f"{found.quality.row_agreement:.0%}", note)
-    if report.answers_whole and found.quality.drop is not None:
-        yield Key(
-            f"{report.main_metric} lost", number(found.quality.drop.value, ".4f").replace("-", "−"), interval(found.quality.drop)
-        )
+    if report.answers_whole and (drop := found.quality.drop) is not None:
+        note = f"95 % interval {interval(drop).partition(' ')[2].strip('()')}; {report.main_metric} {interval(found.quality.main)}"
+        yield Key(f"{report.main_metric} lost", number(drop.value, ".4f").replace("-", "−"), note)
 
 
 def _main(report: Report) -> tuple[Served | InProcess, Arrangement | Load | None, Arrangement | Load | None]:

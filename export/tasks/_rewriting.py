@@ -45,7 +45,7 @@ class RewritingTask(ExportedGenerationTask[Text2TextTask], TrainedTask):
 
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
     auto_model: ClassVar[str] = "AutoModelForSeq2SeqLM"
-    architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration",)
+    architectures: ClassVar[tuple[str, ...]] = ("ForConditionalGeneration", "MarianMTModel", "T5WithLMHeadModel")
     generates: ClassVar[bool] = True
     several_answers: ClassVar[bool] = True
     fits_length: ClassVar[bool] = True

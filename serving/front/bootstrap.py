@@ -196,7 +196,7 @@ def _access_log(path: Path) -> EnvoyFields:
         "bytes_received": "%BYTES_RECEIVED%",
         "bytes_sent": "%BYTES_SENT%",
         "request_id": "%REQ(X-REQUEST-ID)%",
-        "traceparent": "%REQ(TRACEPARENT)%",
+        "traceparent": "%REQ(TRACEPARENT?X-UNSAMPLED-TRACEPARENT)%",
     }
     return {
         "name": "file",

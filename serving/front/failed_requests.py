@@ -12,7 +12,9 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 
@@ -79,10 +81,50 @@ def failure_log(*, grpc_listener: bool) -> EnvoyFields:
     }
 
 
+class Log(Protocol):
+    """Writes a line, such as ``logger.warning``."""
+
+    def __call__(self, message: str, /, *, extra: Mapping[str, object]) -> None:
+        """Write a message; ``extra`` holds the model, the status and the id of the request it is about, as far as known."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedRequest:
+    """What the log tells about a request that failed.
+
+    Attributes:
+        model: The model; None: it is not known. The next two, too.
+        status: The status of HTTP or gRPC.
+        request_id: The id that the client gave it.
+        reason: Why it failed.
+    """
+
+    model: str | None
+    status: str | None
+    request_id: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        """Return it as a part of a line."""
+        named = (("model ", self.model), ("", self.status), ("request id ", self.request_id))
+        known = [f"{name}{value}" for name, value in named if value is not None]
+        return f"{', '.join(known)}: {self.reason}" if known else self.reason
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """Return what is known, by name."""
+        found = {"model": self.model, "status": self.status, "request_id": self.request_id}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+BROKEN = FailedRequest(model=None, status=None, request_id=None, reason="the proxy's line about it is broken")
+
+
 class FailedRequests:
     """Turns the objects of :func:`failure_log` into lines of the log. Two threads may use it at the same time."""
 
-    def __init__(self, log: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, log: Log, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin without a failure.
 
         Args:
@@ -93,7 +135,7 @@ class FailedRequests:
         self._clock = clock
         self._lock = threading.Lock()
         self._begun = clock()
-        self._repeated: Counter[str] = Counter()
+        self._repeated: Counter[FailedRequest] = Counter()
         self._unlisted = 0
 
     def read(self, line: str) -> bool:
@@ -102,14 +144,14 @@ class FailedRequests:
             return False
         with self._lock:
             self._close_period()
-            described = _described(line)
-            if described is None:
+            failed = _read(line)
+            if failed is None:
                 return True
-            if described in self._repeated:
-                self._repeated[described] += 1
+            if failed in self._repeated:
+                self._repeated[failed] += 1
             elif len(self._repeated) < MOST_KINDS:
-                self._repeated[described] = 0
-                self._log(f"request failed: {described}")
+                self._repeated[failed] = 0
+                self._write(failed)
             else:
                 self._unlisted += 1
         return True
@@ -127,39 +169,44 @@ class FailedRequests:
         if not now and self._clock() - self._begun < PERIOD_SECONDS:
             return
         seconds = self._clock() - self._begun
-        for described, times in self._repeated.items():
+        for failed, times in self._repeated.items():
             if times:
-                self._log(f"request failed: {described} ({times} more in {seconds:.0f} s)")
+                self._write(failed, f" ({times} more in {seconds:.0f} s)", repeated=times)
         if self._unlisted:
             further = plural(self._unlisted, "further request")
-            self._log(f"{self._unlisted} {further} failed in {seconds:.0f} s, for other reasons than those above")
+            message = f"{self._unlisted} {further} failed in {seconds:.0f} s, for other reasons than those above"
+            self._log(message, extra={"repeated": self._unlisted})
         self._begun = self._clock()
         self._repeated.clear()
         self._unlisted = 0
 
+    def _write(self, failed: FailedRequest, suffix: str = "", **fields: object) -> None:
+        self._log(f"request failed: {failed}{suffix}", extra={**failed.fields, **fields})
 
-def _described(line: str) -> str | None:
-    """Describe the failure in a line of Envoy, which may be broken: Envoy can end, or write to its other log, within a line."""
+
+def _read(line: str) -> FailedRequest | None:
+    """Read a line of Envoy, which may be broken: Envoy can end, or write to its other log, within a line."""
     try:
-        return describe_failure(json.loads(line))
+        return read_failure(json.loads(line))
     except (ValueError, KeyError):
-        return "the proxy's line about it is broken"
+        return BROKEN
 
 
-def describe_failure(fields: dict[str, object]) -> str | None:
-    """Return model, status, request id and reason of a failed request; None if the client gave up or asked for readiness."""
+def read_failure(fields: dict[str, object]) -> FailedRequest | None:
+    """Return what is told about a failed request; None if the client gave up or asked for readiness."""
     path, flags = str(fields["path"]), str(fields["flags"])
     if GIVEN_UP & set(flags.split(",")) or HEALTH.search(path):
         return None
     model, request_id = _present(fields["model"]), _present(fields["request_id"])
     if model is None and (found := MODEL_PATH.match(path)):
         model = found[1]
-    parts = [f"model {model}"] if model is not None and NAME.fullmatch(model) else []
-    parts.append(_status(fields))
-    if request_id is not None:
-        parts.append(f"request id {_printable(request_id)[:100]}")
     reason = _present(fields["reason"]) or _present(fields["reply"]) or _present(fields["details"]) or "no reason is known"
-    return f"{', '.join(parts)}: {without_texts(reason)}"
+    return FailedRequest(
+        model=model if model is not None and NAME.fullmatch(model) else None,
+        status=_status(fields),
+        request_id=None if request_id is None else _printable(request_id)[:100],
+        reason=without_texts(reason),
+    )
 
 
 def _status(fields: dict[str, object]) -> str:

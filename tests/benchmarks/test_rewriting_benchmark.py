@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +18,18 @@ from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.commands import benchmark_command
 from benchmarks.run import run_benchmark
 from benchmarks.tune_commands import tune_command
+from benchmarks.tuning import stage
 from benchmarks.tuning.stage import make_testbed, prepare
 from benchmarks.tuning.tune_options import TuneOptions
 from export.bundle import export
 from export.export_options import ExportOptions
+from serving.artifact import read_manifest
 from serving.bundle import Bundle, load_bundle
+from serving.configuration import Configuration
 from serving.errors import TritonizeError
+from serving.manifests import LoadRecord, RepositoryManifest, TrialRecord
 from serving.options import PackageOptions, ServeOptions
-from serving.repository import package
+from serving.repository import package, plan_package
 from tests.helpers import servers
 from tests.helpers.generating import write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
@@ -179,6 +185,40 @@ def test_a_dry_run_says_which_settings_have_no_meaning(bundle: Bundle, caplog: p
     assert found.exit_code == 0, found.output
     assert "a model that generates has no batching, layout, instances" in caplog.text
     assert "sequences of 257 tokens  ← untuned" in found.output
+
+
+class MadeUpTestbed:
+    """Measures nothing: one thread and the most slots are fastest."""
+
+    def expected_seconds(self) -> float:
+        return 1
+
+    def measure(self, configuration: Configuration, number: int) -> TrialRecord:
+        rate = 100.0 * configuration.max_batch_size / configuration.threads
+        speed = {"throughput": rate / NEW_TOKENS, "p50_ms": 5, "p99_ms": 9, "executed_batch": None, "tokens_per_second": rate}
+        level = LoadRecord(concurrency=4, **speed)
+        return TrialRecord(configuration=configuration, round=number, seconds=1, levels=(level,), pss_mib=300, peak_rss_mib=400)
+
+
+def test_the_winner_is_packaged_and_becomes_a_recipe(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "make_testbed", lambda *_: MadeUpTestbed())
+    own = Path(shutil.copytree(bundle.folder, tmp_path / "tiny" / "bundle"))
+    where = {"bundle": own, "repository": tmp_path / "repository", "name": NAME}
+    package(PackageOptions(**where, device="cpu", capacity=40))
+    flags = [text for name, value in where.items() for text in (f"--{name}", str(value))]
+    found = CliRunner().invoke(tune_command, [*flags, "--concurrency", "1,4", "--new-tokens", str(NEW_TOKENS)])
+    assert found.exit_code == 0, found.output
+    assert "fp32, 1 threads, 16 sequences of 257 tokens  ← best" in found.output and "tokens/s" in found.output
+    recipe = tomllib.loads((tmp_path / "tiny" / "tuned.toml").read_text(encoding="utf-8"))["package"]
+    assert {name: recipe[name] for name in ("precision", "threads", "max-batch-size")} == {
+        "precision": "fp32", "threads": 1, "max-batch-size": 16,
+    }  # fmt: skip
+    packaged = read_manifest(where["repository"] / NAME, RepositoryManifest).configuration
+    assert (packaged.threads, packaged.max_batch_size, packaged.capacity) == (1, 16, 40), "the capacity stays"
+    plan = plan_package(PackageOptions(**where, device="cpu", max_batch_size=8))
+    assert (plan.threads, plan.max_batch_size) == (1, 8)
+    assert plan.reasons["configuration"].startswith("tuned: 1600 tokens/s at p99 9 ms")
+    assert plan.reasons["configuration"].endswith("except max_batch_size, as asked")
 
 
 def test_answers_that_are_longer_than_the_model_can_give_are_refused(bundle: Bundle) -> None:

@@ -57,14 +57,14 @@ SOURCES = [[(7 * at * (at + 3) + 13 * number) % 190 + 5 for at in range(1, lengt
 GAIN = 2.5
 
 
-def tiny_encoder_decoder(name: str, seed: int = 0) -> Any:
+def tiny_encoder_decoder(name: str, seed: int = 0, **settings: Any) -> Any:
     """A model in evaluation mode whose answers depend on all that it reads: its weights, its biases and its source matter."""
     import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
     torch.set_num_threads(1)  # more only wait for each other in so small a model
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(FAMILIES.get(name, name), **CONFIGURATIONS[name])
+    config = AutoConfig.for_model(FAMILIES.get(name, name), **CONFIGURATIONS[name] | settings)
     model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for module in model.modules():

@@ -86,10 +86,11 @@ def _read(terminal: int) -> bytes:
 
 def test_a_log_has_the_time_in_front_of_every_line() -> None:
     script = """
-from serving.reporting import logger, report_to_stderr, stamp_messages
+from serving.log_format import write_log
+from serving.reporting import logger, report_to_stderr
 with report_to_stderr():
     logger.info("before")
-    stamp_messages()
+    write_log("text")
     logger.info("one\\ntwo")
     logger.error("three")
 with report_to_stderr():

@@ -150,6 +150,16 @@ local function on_stream_requests(handle, headers)
   end
 end
 
+-- Triton traces every request that has a traceparent, also if its client says that it does not trace it: the last bit of the flags. Such
+-- a one is kept under another name, for the access log.
+local function hide_unsampled_trace(headers)
+  local parent = headers:get("traceparent")
+  if parent and not find(parent, "^%x%x%-%x+%-%x+%-%x[13579bBdDfF]") then
+    headers:replace("x-unsampled-traceparent", parent)
+    headers:remove("traceparent")
+  end
+end
+
 local function check_encoding(headers)
   local encoding = headers:get("content-encoding")
   if encoding and encoding ~= "identity" then
@@ -160,6 +170,7 @@ end
 local function on_request(handle)
   checked_model = nil
   local headers = handle:headers()
+  hide_unsampled_trace(headers)
   if match(headers:get(":path") or "", "^[^?]*") == SERVICE .. "ModelStreamInfer" then
     check_encoding(headers)
     headers:remove("grpc-accept-encoding") -- the answers must be readable

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from serving.front.failed_requests import MARK, MOST_KINDS, FailedRequests, describe_failure, without_texts
+from serving.front.failed_requests import MARK, MOST_KINDS, FailedRequests, read_failure, without_texts
 from serving.triton_address import fetch
 from tests.helpers.front_requests import body, tensor
 from tests.helpers.served_processes import log_path
@@ -71,7 +71,8 @@ HTTP = {
     ],
 )
 def test_a_failure_is_described(changes: dict[str, Any], described: str | None) -> None:
-    assert describe_failure(HTTP | changes) == described
+    failed = read_failure(HTTP | changes)
+    assert (None if failed is None else str(failed)) == described
 
 
 @pytest.mark.parametrize(
@@ -91,10 +92,18 @@ def test_what_a_message_quotes_is_left_out(reason: str, written: str) -> None:
     assert without_texts(reason) == written
 
 
+class Written(list[str]):
+    """The lines that were written, and what is known about the last one."""
+
+    def __call__(self, message: str, /, *, extra: Mapping[str, object]) -> None:
+        self.append(message)
+        self.extra = dict(extra)
+
+
 def test_a_flood_is_a_few_lines() -> None:
-    lines: list[str] = []
+    lines = Written()
     now = [0.0]
-    failed = FailedRequests(lines.append, clock=lambda: now[0])
+    failed = FailedRequests(lines, clock=lambda: now[0])
     for _ in range(1000):
         assert failed.read(json.dumps(HTTP))
     assert len(lines) == 1
@@ -109,6 +118,7 @@ def test_a_flood_is_a_few_lines() -> None:
     assert lines[-1] == f"{101 - MOST_KINDS} further requests failed in 11 s, for other reasons than those above"
     failed.read(json.dumps(HTTP))
     assert lines[-1] == lines[0], "a new period"
+    assert lines.extra == {"model": "reviews", "status": "HTTP 400", "request_id": "abc-1"}
     failed.flush(now=True)
     assert lines[-1] == lines[0], "there was one"
 
@@ -117,15 +127,18 @@ def test_a_flood_is_a_few_lines() -> None:
     "line", [json.dumps(HTTP)[:60], json.dumps({MARK: "HTTP/1.1"}), json.dumps(HTTP | {"grpc_status": "x", "path": "/inference"})]
 )
 def test_a_broken_line_does_not_end_the_reader(line: str) -> None:
-    lines: list[str] = []
-    assert FailedRequests(lines.append).read(line)
+    lines = Written()
+    assert FailedRequests(lines).read(line)
     assert lines == ["request failed: the proxy's line about it is broken"]
+    assert lines.extra == {}
 
 
 def test_other_lines_are_none_of_its_business() -> None:
-    failed = FailedRequests(pytest.fail)
+    lines = Written()
+    failed = FailedRequests(lines)
     for line in ("warning something", '{"a": 1}', f"a text with {MARK}", ""):
         assert not failed.read(line)
+    assert not lines
 
 
 def logged(server: Server, start: int, part: str) -> str:

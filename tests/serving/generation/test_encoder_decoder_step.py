@@ -124,6 +124,27 @@ def test_what_a_source_is_encoded_to_does_not_depend_on_others(graph: EncoderDec
     assert (again == alone[0]).all(), "attention over padding changes no bit"
 
 
+def test_logits_are_bit_equal_alone_and_among_sixteen(tmp_path: Path) -> None:
+    """Prompts, and sources of up to 120 tokens, of all lengths; also where a neighbour needs a wider memory."""
+    export_encoder_decoder(tiny_encoder_decoder("t5"), tmp_path, opset=18)
+    numbers = np.random.default_rng(3)
+    chunks = [
+        PromptChunk(numbers.integers(5, 190, 1 + place // 4), source=numbers.integers(5, 190, size))
+        for place, size in enumerate(numbers.integers(1, 121, 16))
+    ]
+
+    def logits(rows: list[PromptChunk]) -> list[Any]:
+        graph = opened(tmp_path, slots=16)
+        found = [graph.prefill(0, rows).copy()]
+        lengths = np.array([len(row.tokens) for row in rows])
+        return [*found, *(graph.step(np.full(len(rows), 30 + step), lengths + step).copy() for step in range(3))]
+
+    together = logits(chunks)
+    for row, one in enumerate(chunks):
+        for alone, among in zip(logits([one]), together, strict=True):
+            np.testing.assert_array_equal(alone[0], among[row])
+
+
 def test_the_memory_for_sources_grows_and_shrinks_with_them(graph: EncoderDecoderGraph) -> None:
     short = SOURCES[0]
     right = graph.prefill(0, [chunk(short)]).copy()

@@ -26,7 +26,7 @@ from tests.helpers.generating import LANGUAGES, write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
 from tests.helpers.servers import running, serve_options
 
-SMALL = {"gpt2": "text-generation", "t5": "translation", "nllb": "translation"}
+SMALL = {"gpt2": "text-generation", "t5": "summarization", "nllb": "translation"}
 """Tasks of the checkpoints."""
 TEXTS = ["a warm funny film", "dull", "a delight with a plot"]
 WAYS: tuple[dict[str, Any], ...] = (
@@ -59,14 +59,11 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packaged]:
     """``gpt2`` and ``gpt2-int8``, ``t5`` and ``nllb`` on a server with its front."""
     folder = tmp_path_factory.mktemp("packaged")
     rows = folder / "rows.tsv"
-    write_tsv(rows, [(text, text.upper().lower()) for text, _ in review_rows(24, seed=7)], "source\ttarget")
+    write_tsv(rows, [(text, text, text, text) for text, _ in review_rows(24, seed=7)], "text\tsummary\tsource\ttarget")
     checkpoints = {name: write_checkpoint(name, folder / name) for name in SMALL}
-    for name, task in SMALL.items():
-        columns = {"text_column": "source"} if task == "text-generation" else {}
+    for name in SMALL:
         languages = dict(zip(("source_language", "target_language"), LANGUAGES, strict=True)) if name == "nllb" else {}
         options = export_options(folder, name, checkpoints[name], rows, setting=languages)
-        if columns:
-            options = with_text_column(options, columns["text_column"])
         export(options)
     repository = folder / "repository"
     for name in SMALL:
@@ -83,10 +80,6 @@ def export_options(artifacts: Path, name: str, checkpoint: Path, rows: Path, **m
         artifacts=artifacts, name=name, task=SMALL[name], checkpoint=str(checkpoint), test=str(rows), precision=precision,
         min_agreement=0.1, max_perplexity_increase=100, device="cpu", **more,
     )  # fmt: skip
-
-
-def with_text_column(options: ExportOptions, column: str) -> ExportOptions:
-    return replace(options, columns=replace(options.columns, text=column))
 
 
 def library(generators: Packaged, name: str) -> Any:
@@ -176,7 +169,7 @@ def test_text_that_is_not_utf8_is_refused_and_its_row_is_named(generators: Packa
 
 
 def test_the_bundle_says_how_good_each_variant_is(generators: Packaged) -> None:
-    for name, metric in (("gpt2", "perplexity"), ("t5", "chrf")):
+    for name, metric in (("gpt2", "perplexity"), ("t5", "rouge_l"), ("nllb", "chrf")):
         manifest = read_manifest(generators.artifacts / name / "bundle", BundleManifest)
         figures = manifest.precisions["fp32"].figures
         assert isinstance(figures, GenerationVariantFigures)
@@ -217,7 +210,7 @@ def test_what_is_exported_already_stays(generators: Packaged) -> None:
 
 def test_a_precision_that_is_not_exported_is_named(generators: Packaged) -> None:
     options = export_options(generators.artifacts, "t5", generators.checkpoints["t5"], generators.artifacts / "rows.tsv")
-    with pytest.raises(ExportError, match="models of translation are not exported in fp16"):
+    with pytest.raises(ExportError, match="models of summarization are not exported in fp16"):
         export(replace(options, precision=("fp16",)))
 
 
