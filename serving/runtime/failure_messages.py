@@ -1,7 +1,7 @@
 """What clients are told about requests that fail through no fault of theirs, and the status that belongs to each message.
 
-Triton leaves the status out of streams and of most HTTP answers. The front (``serving/front``) and the client find it by the whole
-message: one that only contains these words may repeat what a client has sent.
+Triton leaves the status out of streams and of the answers of ``generate``. The front (``serving/front``) and the client find it by
+the whole message: one that only contains these words may repeat what a client has sent.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ end
 
 -- Says what a client is told instead of an error of Triton. Returns the message and whether it is worth to try again; nil: as it is.
 -- is_internal tells Triton's own failures from its refusals, which repeat names and words of the client. So only a whole message is one of
--- a model about a failure that is not the request's: over HTTP and in streams, Triton gives it the status of a refusal.
+-- a model about a failure that is not the request's: at generate and in streams, Triton gives it the status of a refusal.
 local function translate_error(message, is_internal)
   if FAILURES[message] then
     return message, FAILURES[message] == UNAVAILABLE.grpc

@@ -143,7 +143,6 @@ def test_a_bad_option_is_named(generators: Packaged, parameters: dict[str, Any],
 
 
 def test_a_request_whose_time_is_over_is_no_bad_request(generators: Packaged) -> None:
-    """Triton 2.51 itself says 400 over HTTP."""
     tensor = http.InferInput("TEXT", [2, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([["a film"], ["dull"]], np.object_))
     late = pytest.raises(InferenceServerException, match="the time that this request allows is over")

@@ -1,4 +1,4 @@
-"""Triton leaves the status out of the errors in gRPC streams and of many over HTTP: the client finds it by the message."""
+"""Triton leaves the status out of the errors in gRPC streams and of those of generate: the client finds it by the message."""
 
 from __future__ import annotations
 
