@@ -11,7 +11,7 @@ from serving.signing_options import SigningOptions
 
 
 @click.command("sign")
-@click.argument("artifact", metavar="BUNDLE|REPOSITORY", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("artifact", metavar="BUNDLE|REPOSITORY", type=click.Path(path_type=Path))
 @with_options
 def sign_command(artifact: Path, options: SigningOptions) -> None:
     """Sign a bundle, or what every package of a model repository serves now.

@@ -135,7 +135,7 @@ def test_a_package_is_made_of_a_signed_bundle(bundle: Path, keys: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nothing", "--key", "KEY"], 2, "does not exist"),
+        (["nothing", "--key", "KEY"], 1, "nothing is neither a bundle nor a model repository with packages"),
         (["EMPTY", "--key", "KEY"], 1, "is neither a bundle nor a model repository with packages"),
         (["EMPTY"], 2, "Missing option '--key'"),
         (["EMPTY", "--key", "nothing.pem"], 2, "nothing.pem"),
