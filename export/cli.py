@@ -34,6 +34,7 @@ COMMANDS = {
     "models": "serving.models_commands",
     "remove": "serving.models_commands",
     "sign": "serving.signing_commands",
+    "image": "serving.image_commands",
     "doctor": "serving.commands",
 }
 """Command → the module that holds its function. A module is imported when its command runs, so that ``--help`` is fast."""
@@ -51,6 +52,7 @@ HELP = {
     "models": "List the packaged models, what is served, and what is out of date.",
     "remove": "Remove a packaged model.",
     "sign": "Sign a bundle or a model repository.",
+    "image": "Make a container image of the server with packaged models.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
 BROKEN_PIPE = 128 + signal.SIGPIPE
