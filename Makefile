@@ -4,7 +4,7 @@
 # Variables set by the caller are plain text: neither make nor the shell expands them. Only PYTHON and PYTEST may be several words.
 GIVEN      := RECIPE NAME ARTIFACTS REPOSITORY TEXT CHECKPOINT TASK TRAIN VALIDATION TEST_ROWS TEXT_COLUMN TEXT_PAIR_COLUMN LABEL_COLUMN \
               MAX_TRAIN_ROWS SEED MAX_LENGTH PRECISION DEVICE BATCHING LAYOUT INSTANCES THREADS MAX_BATCH_SIZE QUEUE_DELAY_US LATENCY_P99_MS \
-              MINUTES GATE BASELINE MAX_REGRESSION MAX_QUALITY_DROP JUNIT OUTPUT HOST HTTP_PORT GRPC_PORT METRICS_PORT PYTHON PYTEST
+              MINUTES GATE BASELINE MAX_REGRESSION MAX_QUALITY_DROP JUNIT OUTPUT HOST HTTP_PORT GRPC_PORT METRICS_PORT HEALTH_PORT PYTHON PYTEST
 $(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 quoted      = '$(subst ','\'',$(1))'
 
@@ -69,7 +69,7 @@ package: export ## build the Triton model repository
 	@$(TRITONIZE) package $(SHARED) --bundle $(call quoted,$(ARTIFACTS)/$(NAME)/bundle) --repository $(call quoted,$(REPOSITORY)) $(PACKAGING)
 
 serve: package ## run Triton in the foreground until Ctrl-C
-	@$(TRITONIZE) serve --recipe $(call quoted,$(RECIPE)) --repository $(call quoted,$(REPOSITORY)) $(call flag,host,HOST) $(PORTS)
+	@$(TRITONIZE) serve --recipe $(call quoted,$(RECIPE)) --repository $(call quoted,$(REPOSITORY)) $(call flag,host,HOST) $(PORTS) $(call flag,health-port,HEALTH_PORT)
 
 stop: setup ## stop a server started with `tritonize serve --detach`
 	@$(TRITONIZE) stop --recipe $(call quoted,$(RECIPE)) $(call flag,http-port,HTTP_PORT)
@@ -90,10 +90,12 @@ quick: setup .venv/ready-dev ## run the tests that need no server and no trainin
 test: setup .venv/ready-dev ## run the whole test suite
 	@$(IN_TWO) $(PYTEST)
 
-lint: setup .venv/ready-dev ## run ruff and mypy
+lint: setup .venv/ready-dev ## run ruff and mypy, hadolint on the Dockerfile and zizmor on the workflows
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+	@.venv/bin/hadolint serving/docker/Dockerfile
+	@.venv/bin/zizmor --offline --quiet .github/workflows
 
 check: lint test ## run lint and test
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from benchmarks.options import ExportedModelOptions
 from export.columns import Columns
+from serving.access_options import AccessOptions
 from serving.option_fields import Option
 from serving.options import Device, Precision, Seed, ServerAddress, WireProtocol
 
@@ -110,6 +111,7 @@ class BenchmarkOptions(ExportedModelOptions):
         ),
     ] = None
     address: ServerAddress = field(default_factory=ServerAddress)
+    access: AccessOptions = field(default_factory=AccessOptions)
     in_process: Annotated[bool, Option("Measure without a server: PyTorch and ONNX Runtime only.")] = False
     precisions: Annotated[
         tuple[Precision, ...],

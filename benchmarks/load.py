@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measurements import LoadMode
 from benchmarks.speed import MEASURE_LONGER, Spans, as_spans
+from serving.access import ClientAccess
+from serving.access_options import AccessOptions
 from serving.errors import ServerError, SetupError
 from serving.runtime.types import Tensor
 
@@ -30,6 +32,13 @@ INPUT, EXPORT, SUMMARY = "input.json", "profile.json", "summary.csv"
 UNSTABLE = "Failed to obtain stable measurement"
 """Its message if a window contained no answer at all, as when the machine stalled for that long."""
 ATTEMPTS = 3
+GRPC_TLS_FLAGS = (
+    "--ssl-grpc-root-certifications-file",
+    "--ssl-grpc-certificate-chain-file",
+    "--ssl-grpc-private-key-file",
+)
+HTTPS_FLAGS = ("--ssl-https-ca-certificates-file", "--ssl-https-client-certificate-file", "--ssl-https-private-key-file")
+"""Its options for the CAs, the certificate of a client and its private key."""
 _DELAYED = re.compile(r"([\d.]+)% of the requests were delayed")
 
 
@@ -41,16 +50,24 @@ class LoadOptions(LoadMode):
         model: Name of the ensemble.
         url: ``host:port`` without a scheme.
         duration: Seconds measured, after a warm-up of half as long.
+        access: API key and TLS.
     """
 
     model: str
     url: str
     duration: float
+    access: AccessOptions = field(default_factory=AccessOptions)
 
     @property
     def description(self) -> str:
         """The load as text, for messages."""
         return f"concurrency {self.concurrency}" if self.rate is None else f"{self.rate:g} requests per second"
+
+    @property
+    def is_https(self) -> bool:
+        """Whether the requests go over HTTPS."""
+        access = self.access
+        return self.protocol == "http" and (access.ssl or access.ca is not None or access.certificate is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +139,7 @@ def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
     """Build the command line of one run; its files are in ``folder``."""
     arguments = {
         "-m": options.model,
-        "-u": options.url,
+        "-u": f"https://{options.url}" if options.is_https else options.url,
         "-i": options.protocol,
         "--input-data": folder / INPUT,
         "--measurement-interval": round(1000 * options.duration / (WINDOWS - WARM_UP_WINDOWS)),
@@ -133,7 +150,19 @@ def command(binary: Path, options: LoadOptions, folder: Path) -> list[str]:
     load = ["--concurrency-range", str(options.concurrency)]
     if options.rate is not None:
         load = ["--request-rate-range", f"{options.rate:g}", "--request-distribution", "poisson", "--async"]
-    return [os.fspath(binary), *load, *(str(word) for pair in arguments.items() for word in pair)]
+    return [os.fspath(binary), *load, *(str(word) for pair in arguments.items() for word in pair), *access_flags(options)]
+
+
+def access_flags(options: LoadOptions) -> list[str]:
+    """Return the options for an API key and for TLS. The key is on the command line: the load generator reads it nowhere else."""
+    access = ClientAccess(**asdict(options.access))
+    flags = [word for name, value in (access.headers() or {}).items() for word in ("-H", f"{name}:{value}")]
+    if access.tls is None:
+        return flags
+    names = GRPC_TLS_FLAGS if options.protocol == "grpc" else HTTPS_FLAGS
+    given = zip(names, (access.tls.ca, access.tls.certificate, access.tls.key), strict=True)
+    files = [word for name, path in given if path is not None for word in (name, os.fspath(path))]
+    return [*flags, *(["--ssl-grpc-use-ssl"] if options.protocol == "grpc" else []), *files]
 
 
 def parse_export(content: dict[str, Any]) -> tuple[Spans, Spans]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from benchmarks.row_lengths import mean_tokens
 from benchmarks.samples import to_samples
 from benchmarks.served import ServerConnection, Target, UnderLoad
 from benchmarks.served_package import check_process, read_package, require_same_bundle
+from serving.access import ClientAccess
 from serving.artifact import publish
 from serving.bundle import load_bundle
 from serving.errors import DataError, GateError
@@ -116,7 +117,13 @@ def _target(options: BenchmarkOptions) -> Target | None:
     load_generator = find_perf_analyzer(triton_environment())
     require_same_bundle(package, options.bundle_folder)
     check_process(options.address, package)
-    return Target(server=ServerConnection(options.address, options.name), package=package, load_generator=load_generator)
+    if ClientAccess(**asdict(options.access)).headers() is not None:
+        logger.warning(
+            "the load generator has the API key on its command line, where other users of this machine can read it: "
+            "use a key for this benchmark alone, and remove it afterwards"
+        )
+    server = ServerConnection(options.address, options.name, options.access)
+    return Target(server=server, package=package, load_generator=load_generator)
 
 
 def _measure(inputs: BenchmarkInputs, target: Target | None) -> Report:

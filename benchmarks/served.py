@@ -28,6 +28,8 @@ from benchmarks.served_package import ServedPackage, check_process, package_sett
 from benchmarks.speed import Spans, closed_loop, over_rounds
 from benchmarks.steps import ENSEMBLE, Counts, counts_between, split, total
 from export import graph
+from serving.access import ClientAccess
+from serving.access_options import AccessOptions
 from serving.client import TritonPipeline
 from serving.errors import ServerError
 from serving.model_names import callable_models
@@ -48,7 +50,7 @@ ANSWERS_PER_CLIENT = 2
 class ServerConnection:
     """A connection to a running server, for everything but load."""
 
-    def __init__(self, address: ServerAddress, name: str) -> None:
+    def __init__(self, address: ServerAddress, name: str, access: AccessOptions | None = None) -> None:
         """Connect.
 
         Raises:
@@ -56,24 +58,30 @@ class ServerConnection:
         """
         import tritonclient.grpc as triton
 
-        self._name, self.address = name, address
-        self._client = triton.InferenceServerClient(address.grpc_url)
+        self._name, self.address, self.access = name, address, access or AccessOptions()
+        known = ClientAccess(**asdict(self.access))
+        self._headers = known.headers()
+        self._client = triton.InferenceServerClient(address.grpc_url, **({} if known.tls is None else known.tls.grpc_arguments))
         try:
-            ready = self._client.is_server_ready(client_timeout=10) and self._client.is_model_ready(name, client_timeout=10)
+            ready = self._client.is_server_ready(client_timeout=10) and self._client.is_model_ready(
+                name, headers=self._headers, client_timeout=10
+            )
         except triton.InferenceServerException as error:
             raise ServerError(
                 f"no server answers at {address.grpc_url}",
                 hint="start one with: tritonize serve; or measure without one: --in-process",
             ) from error
         if not ready:
-            served = callable_models(model.name for model in self._client.get_inference_statistics().model_stats)
+            served = callable_models(
+                model.name for model in self._client.get_inference_statistics(headers=self._headers).model_stats
+            )
             raise ServerError(
                 f"{name} is not served at {address.grpc_url}; it serves: {', '.join(served) or 'no model'}",
                 hint=f"start one on the right repository: tritonize serve --repository …, with {name} in it",
             )
-        metadata = self._client.get_server_metadata()
+        metadata = self._client.get_server_metadata(headers=self._headers)
         self.version = f"{metadata.name} {metadata.version}"
-        steps = self._client.get_model_config(name).config.ensemble_scheduling.step
+        steps = self._client.get_model_config(name, headers=self._headers).config.ensemble_scheduling.step
         self.models = [name, *(step.model_name for step in steps)]
 
     def url(self, protocol: str) -> str:
@@ -86,7 +94,7 @@ class ServerConnection:
 
     def statistics(self) -> dict[str, Any]:
         """Read Triton's statistics of the ensemble and of every step, by the model's name."""
-        return {model: self._client.get_inference_statistics(model).model_stats[0] for model in self.models}
+        return {model: self._client.get_inference_statistics(model, headers=self._headers).model_stats[0] for model in self.models}
 
     def ask(self, rows: list[list[str]], options: Mapping[str, Any]) -> Arrays:
         """Ask the server, one request per row, :data:`IN_FLIGHT` at a time.
@@ -97,7 +105,7 @@ class ServerConnection:
         Raises:
             RequestError: The server refused a row.
         """
-        with TritonPipeline(self._name, url=self.address.grpc_url, concurrency=IN_FLIGHT) as pipeline:
+        with TritonPipeline(self._name, url=self.address.grpc_url, concurrency=IN_FLIGHT, **asdict(self.access)) as pipeline:
             return joined(pipeline.tensors(rows, **options))
 
     def gpu_memory_mib(self) -> float | None:
@@ -160,7 +168,11 @@ class Clients:
             seconds = max(seconds, OPEN_REQUESTS / self.mode.rate)
         server, name = self.target.server, self.target.package.name
         options = LoadOptions(
-            **asdict(self.mode), model=name, url=server.url(self.mode.protocol), duration=max(seconds, self.least_seconds)
+            **asdict(self.mode),
+            model=name,
+            url=server.url(self.mode.protocol),
+            duration=max(seconds, self.least_seconds),
+            access=server.access,
         )
         with self.memory or nullcontext():
             before, used = server.statistics(), self.energy.read()

@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, cast
 
 from serving import forks, generation_call, streams
+from serving.access import ClientAccess, FilePath
 from serving.connection import DEFAULT_URLS, Connection, closed_error
 from serving.errors import InvalidArgumentError, PipelineError, TruncationWarning
 from serving.options import RequestOptions, WireProtocol
@@ -59,15 +59,20 @@ class AsyncTritonPipeline:
         concurrency: int = RequestOptions.concurrency,
         timeout: float = RequestOptions.timeout,
         retries: int | None = None,
-        ssl: bool | str | Path = False,
+        ssl: bool | FilePath = False,
+        ca: FilePath | None = None,
+        certificate: FilePath | None = None,
+        key: FilePath | None = None,
         api_key: str | None = None,
+        api_key_file: FilePath | None = None,
         **defaults: object,
     ) -> None:
         """Create the client. It connects at the first call.
 
         Args:
             name: The name of the ensemble.
-            url: ``host:port`` of the server for this protocol. None means the default port on this machine.
+            url: ``host:port`` of the server for this protocol; for gRPC also ``dns:///host:port``, whose requests go to all
+                addresses of the host in turn. None means the default port on this machine.
             protocol: ``grpc`` or ``http``.
             batch_size: Rows in one request, at most the server's ``max_batch_size``. The server batches requests itself, so 1 is
                 rarely slower. Larger values save round trips to a distant server. None means 1.
@@ -78,15 +83,19 @@ class AsyncTritonPipeline:
             retries: Maximum number of retries of a request that the server could not take, or whose connection broke; inference
                 has no side effects. None: as many as the timeout allows, so that requests survive a restart of the server. But
                 if this client has never reached the server, it gives up after 0.7 s without a connection.
-            ssl: Use TLS: gRPC with TLS, or HTTP behind a TLS proxy. The server's certificate is verified: with True by the CAs
-                that this machine trusts, with a path by those in this PEM file.
+            ssl: Use TLS. The server's certificate is verified: with True by the CAs that this machine trusts, with a path by those
+                in this PEM file.
+            ca: The path of such a file. It means TLS too.
+            certificate: PEM file of the certificate chain of this client, for a server that asks for one.
+            key: PEM file of its private key.
             api_key: Sent with every request as the header ``x-api-key``. None means the environment variable
                 ``TRITONIZE_API_KEY``, if it is set.
+            api_key_file: A file whose first line is the API key. It is read again when it changes.
             **defaults: Options of the pipeline, such as ``top_k=2``, for every call that does not have another value.
 
         Raises:
-            ValueError: ``protocol``, ``batch_size``, ``concurrency``, ``timeout``, ``ssl`` or ``api_key`` has a value that is not
-                allowed.
+            SetupError: The file of the API key cannot be used.
+            ValueError: An argument has a value that is not allowed.
         """
         if protocol not in DEFAULT_URLS:
             raise ValueError(f"protocol must be grpc or http, not {protocol!r}")
@@ -96,14 +105,14 @@ class AsyncTritonPipeline:
             raise ValueError(f"timeout must be a number of seconds above 0, or math.inf for no limit, not {timeout!r:.80}")
         self.name = name
         batching = {"batch_size": batch_size, "num_workers": num_workers}
-        connecting = {"url": url, "protocol": protocol, "timeout": timeout, "retries": retries, "ssl": ssl, "api_key": api_key}
-        self._options: dict[str, Any] = {"concurrency": concurrency, **batching, **connecting, **defaults}
+        connecting: dict[str, Any] = {"url": url, "protocol": protocol, "timeout": timeout, "retries": retries}
+        access: dict[str, Any] = {"ssl": ssl, "ca": ca, "certificate": certificate, "key": key}
+        access |= {"api_key": api_key, "api_key_file": api_key_file}
+        self._options: dict[str, Any] = {"concurrency": concurrency, **batching, **connecting, **access, **defaults}
         self._batch_size = check_batching(batching) or 1
         self._defaults = defaults
         self._concurrency = concurrency
-        self._connection = Connection(
-            url, protocol=protocol, concurrency=concurrency, timeout=timeout, retries=retries, ssl=ssl, api_key=api_key
-        )
+        self._connection = Connection(concurrency=concurrency, access=ClientAccess(**access), **connecting)
         self._closed = False
         self._has_warned = False
         self._ensemble: ServedEnsemble | None = None

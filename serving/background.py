@@ -94,7 +94,7 @@ def stop(http_port: int) -> Running:
     if running is None:
         raise ServerError(f"you have no server at HTTP port {http_port}", hint="give its port with --http-port")
     os.kill(running.pid, signal.SIGTERM)
-    deadline = time.monotonic() + 2 * DRAIN_SECONDS + 30  # the proxy drains, then Triton
+    deadline = time.monotonic() + running.drain_seconds + 2 * DRAIN_SECONDS + 30  # the proxy drains, then Triton
     while running.is_alive():
         if time.monotonic() > deadline:
             raise ServerError(f"the server's process {running.pid} did not end", hint=f"end it with: kill -9 {running.pid}")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from serving.access_options import AccessOptions
 from serving.click_options import ParsedText, with_options
 from serving.file_layout import FileLayout
+from serving.front_options import FrontOptions
 from serving.idle_options import flags_of, refuse_idle
 from serving.options import (
-    FrontOptions,
     OutputOptions,
     PackageOptions,
     PredictOptions,
@@ -111,16 +112,20 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
     refuse_idle_front(options)
     if options.trace is None:
         refuse_idle(["--trace-rate"], "without --trace")
-    from serving.background import start_detached
-    from serving.log_format import write_log
-    from serving.server_record import log_file
-    from serving.supervisor import supervise
-
     if start.detach:
+        from serving.background import start_detached
+        from serving.server_record import log_file
+
         running = start_detached(options)
         _announce(options, Path(running.served), running.left_out)
         click.echo(f"its log: {log_file(options.http_port)}   stop it with: tritonize stop --http-port {options.http_port}")
         return
+    from serving.init_process import leave_first_process
+
+    leave_first_process()  # before anything starts a thread
+    from serving.log_format import write_log
+    from serving.supervisor import supervise
+
     write_log(options.log_format)
 
     def announce(view: ServedView) -> None:
@@ -133,7 +138,8 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
 def refuse_idle_front(options: ServeOptions) -> None:
     """Refuse options of the proxy if there is none: who asks for API keys or TLS must not get a server without them."""
     if options.front == "none":
-        refuse_idle(["--api-keys", "--tls-certificate", "--tls-key"], "with --front none", in_recipes=True)
+        secured = ["--api-key-file", "--api-keys", "--tls-certificate", "--tls-key", "--tls-client-ca"]
+        refuse_idle(secured, "with --front none", in_recipes=True)
         refuse_idle([flag for flag in flags_of(FrontOptions) if flag != "--front"], "with --front none")
 
 
@@ -162,6 +168,7 @@ def predict_command(
     For an ensemble that takes pairs, give each pair as JSON: '{"text": "…", "text_pair": "…"}', with the keys of its task. Of
     models that generate text, the new text is printed.
     """
+    check_access(requests)
     if (options.input is None) != (options.output is None):
         raise click.UsageError("--input and --output go together")
     if options.input is not None and texts:
@@ -177,6 +184,21 @@ def predict_command(
         _predict_lines(name, texts, options, requests, as_json=output.json)
     else:
         _predict_file(name, options.input, options.output, options, requests)
+
+
+def check_access(access: AccessOptions) -> None:
+    """Refuse files of API keys and TLS that cannot be used, before anything is asked.
+
+    Raises:
+        click.UsageError: One cannot be used.
+        SetupError: The file of the API key cannot be used.
+    """
+    from serving.access import ClientAccess
+
+    try:
+        ClientAccess(ssl=access.ssl, ca=access.ca, certificate=access.certificate, key=access.key, api_key_file=access.api_key_file)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 @click.command("doctor")
@@ -205,7 +227,9 @@ def _announce(options: ServeOptions, served: Path, left_out: Iterable[str]) -> N
     probes = find_probes(served)
     missing = f"   left out: {', '.join(left_out)}" if left_out else ""
     click.echo(f"ready: {', '.join(probe.ensemble for probe in probes)}{missing}")
-    click.echo(f"  HTTP {options.base_url}   gRPC {options.grpc_url}   metrics {options.metrics_url}")
+    click.echo(
+        f"  HTTP {options.base_url}   gRPC {options.grpc_url}   metrics {options.metrics_url}   health {options.health_url}/readyz"
+    )
     click.echo(f"  {probes[0].curl(options.base_url)}")
 
 

@@ -6,10 +6,8 @@ import asyncio
 import concurrent.futures
 import contextlib
 import math
-import os
-import ssl as tls
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,6 +17,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from serving import forks
+from serving.access import ClientAccess
 from serving.errors import RequestError
 from serving.failures import AttemptFailure, FailureTranslator, HttpAnswerError, Retry, bad_url
 from serving.infer_client import InferClient, InferResult
@@ -27,9 +26,6 @@ from serving.options import ServerAddress, WireProtocol
 from serving.request_context import current_request
 from serving.retries import RequestRetries
 
-API_KEY_VARIABLE = "TRITONIZE_API_KEY"
-"""Environment variable of the API key. A key on a command line could be read by every user of the machine."""
-API_KEY_HEADER = "x-api-key"
 CHANNEL_ARGUMENTS = (
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
@@ -42,6 +38,10 @@ CHANNEL_ARGUMENTS = (
 gRPC's own limit of the pause between two attempts to connect is two minutes. The last option is the time limit of one attempt; a
 fork has to wait for an attempt to end.
 """
+BALANCED_URL = re.compile(r"dns://[^/]*/([^/]+)")
+"""An address of gRPC whose requests go to all servers of a name in turn. Between the slashes a DNS server may stand."""
+BALANCED = (("grpc.lb_policy_name", "round_robin"), ("grpc.dns_min_time_between_resolutions_ms", 5000))
+"""Further options of the channel then. gRPC asks again for the addresses when a connection ends, but not more often."""
 DEFAULT_URLS = {"grpc": ServerAddress().grpc_url, "http": ServerAddress().base_url.removeprefix("http://")}
 CLIENT_ERRORS = (InferenceServerException, HttpAnswerError, aiohttp.ClientError, grpc.aio.AioRpcError)
 T = TypeVar("T")
@@ -58,32 +58,26 @@ class Connection:
         concurrency: int,
         timeout: float,
         retries: int | None,
-        ssl: bool | str | Path,
-        api_key: str | None = None,
+        access: ClientAccess | None = None,
     ) -> None:
         """Create the connection without opening it.
 
         Args:
-            url: ``host:port`` of the server for this protocol. None means the default port on this machine.
+            url: ``host:port`` of the server for this protocol; for gRPC also ``dns:///host:port``, whose requests go to all
+                addresses of the host in turn. None means the default port on this machine.
             protocol: ``grpc`` or ``http``.
             concurrency: Number of connections that HTTP may open. gRPC needs only one.
             timeout: Time limit of one request in seconds, retries included.
             retries: Maximum number of retries of a request; None: as many as the time limit allows, see :mod:`serving.retries`.
-            ssl: Use TLS. The server's certificate is verified: with the CAs of this machine, or with those in a PEM file.
-            api_key: The API key; None means the environment variable ``TRITONIZE_API_KEY``, if it is set.
-
-        Raises:
-            ValueError: ``ssl`` is not a PEM file of certificates, or the API key cannot stand in a header.
+            access: API key and TLS. None: the key of the environment variable, and no TLS.
         """
         self._url = url or DEFAULT_URLS[protocol]
         self.protocol = protocol
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
-        self._tls = _tls_context(ssl)
-        self._ca_file = None if isinstance(ssl, bool) else Path(ssl)
-        self._own_headers = _headers(os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key)
-        self._failures = FailureTranslator(url=self._url, protocol=protocol)
+        self._access = access or ClientAccess()
+        self._failures = FailureTranslator(url=self._url, protocol=protocol, has_tls=self._access.tls is not None)
         self._client: InferClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_flight = 0
@@ -123,7 +117,7 @@ class Connection:
     @property
     def headers(self) -> dict[str, str] | None:
         """The headers of the next request."""
-        return {**(self._own_headers or {}), **current_request().headers()} or None
+        return {**(self._access.headers() or {}), **current_request().headers()} or None
 
     @property
     def _as_json(self) -> dict[str, bool]:
@@ -198,7 +192,7 @@ class Connection:
                 if self._closed:
                     raise closed_error(self._url)
                 if self._client is None:  # nobody was faster
-                    _check_url(self._url)
+                    _check_url(self._url, self.protocol)
                     self._client = self._grpc_client() if self.protocol == "grpc" else self._http_client()
                     self._loop = asyncio.get_running_loop()
         return self._client
@@ -207,23 +201,21 @@ class Connection:
         from tritonclient.grpc.aio import InferenceServerClient
 
         forks.require_grpc()
-        client: InferClient = InferenceServerClient(
-            self._url,
-            ssl=self._tls is not None,
-            root_certificates=self._ca_file,
-            channel_args=CHANNEL_ARGUMENTS,
-        )
+        tls = {} if self._access.tls is None else self._access.tls.grpc_arguments
+        arguments = (*CHANNEL_ARGUMENTS, *BALANCED) if BALANCED_URL.fullmatch(self._url) else CHANNEL_ARGUMENTS
+        client: InferClient = InferenceServerClient(self._url, channel_args=arguments, **tls)
         return client
 
     def _http_client(self) -> InferClient:
         from serving.http_client import HttpTritonClient
 
+        tls = self._access.tls
         client: InferClient = HttpTritonClient(
             self._url,
             conn_limit=self._concurrency,
             conn_timeout=self._timeout if math.isfinite(self._timeout) else None,  # None: no limit
-            ssl=self._tls is not None,
-            ssl_context=self._tls,  # without it, tritonclient verifies no certificate
+            ssl=tls is not None,
+            ssl_context=tls and tls.context,  # without it, tritonclient verifies no certificate
         )
         return client
 
@@ -309,33 +301,6 @@ class Connection:
         )
 
 
-def _tls_context(ssl: bool | str | Path) -> tls.SSLContext | None:
-    """Return the context of verified TLS connections; None without TLS.
-
-    Raises:
-        ValueError: ``ssl`` is not a PEM file of certificates.
-    """
-    if isinstance(ssl, bool):
-        return tls.create_default_context() if ssl else None
-    try:
-        return tls.create_default_context(cafile=ssl)
-    except OSError as error:  # ssl.SSLError too
-        raise ValueError(f"ssl must be True, False or a PEM file of certificates, not {str(ssl)!r}: {error}") from None
-
-
-def _headers(api_key: str | None) -> dict[str, str] | None:
-    """Return the headers of every request.
-
-    Raises:
-        ValueError: The API key cannot stand in a header. The message does not show it.
-    """
-    if not api_key:
-        return None
-    if not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
-        raise ValueError(f"the API key (api_key or {API_KEY_VARIABLE}) must be printable ASCII without spaces around it")
-    return {API_KEY_HEADER: api_key}
-
-
 def closed_error(what: str) -> RuntimeError:
     """Return the error of a client that is used after its ``close()``."""
     return RuntimeError(f"the client of {what} is closed: create a new one")
@@ -346,9 +311,11 @@ def _is_cancelled(task: asyncio.Task[Any] | None) -> bool:
     return task is None or task.cancelling() > 0
 
 
-def _check_url(url: str) -> None:
+def _check_url(url: str, protocol: WireProtocol) -> None:
+    found = BALANCED_URL.fullmatch(url) if protocol == "grpc" else None
     try:
-        wrong = "://" in url or any(map(str.isspace, url)) or urlsplit(f"//{url}").port == 0
+        wrong = any(map(str.isspace, url)) or urlsplit(f"//{url if found is None else found[1]}").port == 0
+        wrong |= found is None and "://" in url
     except ValueError:  # the port is not a number, or out of range
         wrong = True
     if wrong:

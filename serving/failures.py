@@ -39,6 +39,9 @@ UNREACHABLE = re.compile(r"failed to connect to|errors resolving|DNS resolution 
 """gRPC's messages about a connection that it could not open."""
 BROKEN = re.compile(r"Socket closed|[Cc]onnection reset|RST_STREAM|GOAWAY|Broken pipe|disconnect/reset")
 """gRPC's and Envoy's messages about a connection that broke while the server had the request."""
+TLS_REFUSED = re.compile(r"SSL_ERROR|TSI_DATA_CORRUPTED|\[SSL: \w*ALERT")
+"""What gRPC and OpenSSL say where one side does not trust the certificate of the other. In TLS 1.3, a server that wants one of the
+client says so after the handshake: if the client is still writing then, it only sees that the connection breaks."""
 ENDING = re.compile(r"has no available versions|is not ready")
 """Triton's messages about a model while the server starts or ends. A model that does not exist "is not found"."""
 STUB_DIED = re.compile(r"not healthy|Stub process")
@@ -104,10 +107,12 @@ class FailureTranslator:
     Attributes:
         url: ``host:port`` of the server.
         protocol: ``grpc`` or ``http``.
+        has_tls: Whether the connections have TLS.
     """
 
     url: str
     protocol: WireProtocol
+    has_tls: bool = False
 
     def translate(self, error: Exception) -> AttemptFailure:
         """Translate an exception of tritonclient, aiohttp or gRPC.
@@ -135,10 +140,11 @@ class FailureTranslator:
 
     def _answered(self, status: str, message: str, retry_after: float) -> AttemptFailure:
         """Translate a gRPC status, which may also come from the gRPC library in this process."""
-        if status == "UNAVAILABLE" and "SSL_ERROR" in message:
+        if status == "UNAVAILABLE" and TLS_REFUSED.search(message):
             return AttemptFailure(error=self._no_tls(message))
         if status == "UNAVAILABLE" and UNREACHABLE.search(message):
-            return AttemptFailure(error=self._unreachable(), retry=Retry.UNREACHABLE)
+            closed = BROKEN.search(message) is not None
+            return AttemptFailure(error=self._closed() if closed else self._unreachable(), retry=Retry.UNREACHABLE)
         if status in {"RESOURCE_EXHAUSTED", "UNKNOWN"} and TOO_LARGE.search(message):
             return _too_large()
         retry = _retry(status, message)
@@ -152,6 +158,8 @@ class FailureTranslator:
         match error:
             case aiohttp.ClientSSLError():
                 return AttemptFailure(error=self._no_tls(str(error)))
+            case aiohttp.ClientOSError() if TLS_REFUSED.search(str(error)):
+                return AttemptFailure(error=self._no_tls(str(error)))
             case aiohttp.ClientConnectorError():
                 return AttemptFailure(error=self._unreachable(), retry=Retry.UNREACHABLE)
             case aiohttp.InvalidURL():
@@ -161,15 +169,21 @@ class FailureTranslator:
                 hint = "check the port: HTTP is 8000 by default"
                 return AttemptFailure(error=RequestError(message, status="UNKNOWN", hint=hint))
         message = f"{self.url} closed the connection before it answered: {str(error) or type(error).__name__}"
-        return AttemptFailure(
-            error=RequestError(message, status="UNAVAILABLE", hint="see the log of the server"), retry=Retry.BROKEN
-        )
+        hint = f"see the log of the server{'; it may want another certificate of this client' if self.has_tls else ''}"
+        return AttemptFailure(error=RequestError(message, status="UNAVAILABLE", hint=hint), retry=Retry.BROKEN)
 
     def _no_tls(self, found: str) -> RequestError:
         return RequestError(
             f"no TLS connection to {self.url}: {found}",
             status="FAILED_PRECONDITION",
-            hint="the server must use TLS, with a certificate that this machine trusts",
+            hint="server and client must trust each other's certificates: see ssl, ca, certificate and key (--tls, --tls-ca, …)",
+        )
+
+    def _closed(self) -> RequestError:
+        return RequestError(
+            f"{self.url} closes every connection at once ({self.protocol})",
+            status="UNAVAILABLE",
+            hint="the server may want TLS, or a certificate of the client that its authority has signed",
         )
 
     def _unreachable(self) -> RequestError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from serving.errors import TritonizeError
@@ -26,9 +27,15 @@ class ServerHealth:
     the supervisor sees meanwhile whether the server ends.
     """
 
-    def __init__(self, server: TritonServer) -> None:
-        """Begin with a server that has just answered."""
+    def __init__(self, server: TritonServer, on_answer: Callable[[str], None]) -> None:
+        """Begin with a server that has just answered.
+
+        Args:
+            server: The server.
+            on_answer: Called with the name of each ensemble that is found to have answered a request.
+        """
         self._server = server
+        self._on_answer = on_answer
         self._checked = time.monotonic()
         self._answered: dict[str, int] = {}
         self._asking: Future[None] | None = None
@@ -60,10 +67,14 @@ class ServerHealth:
             RequestError: It refused the request.
         """
         before, self._answered = self._answered, self._server.traffic(timeout=BUSY_SECONDS).answered
-        for probe in self._server.probes:
+        if not before:  # the first time: every ensemble has just answered
+            return
+        asked_last = sorted(self._server.probes, key=lambda probe: self._answered[probe.ensemble] == before.get(probe.ensemble))
+        for probe in asked_last:  # those that wait for a probe must not look silent because another one does not answer
             if self._answered[probe.ensemble] == before.get(probe.ensemble):
                 ask(self._server.address.http, probe, timeout=BUSY_SECONDS)
                 self._answered[probe.ensemble] += 1
+            self._on_answer(probe.ensemble)
 
     def _unanswered(self, now: float) -> str | None:
         assert self._asking is not None

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+from serving.access_options import AccessOptions
 from serving.file_layout import FileLayout, parse_rows_location
+from serving.front_options import FrontOptions
+from serving.health_options import HealthOptions
 from serving.option_fields import Option
+from serving.signing_options import VerificationOptions
 from serving.vllm_options import VllmOptions
 from serving.watch_options import WatchOptions
 
@@ -108,7 +112,7 @@ class RepositoryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageOptions(ArtifactsOptions, RepositoryOptions):
+class PackageOptions(ArtifactsOptions, RepositoryOptions, VerificationOptions):
     """Options of ``tritonize package``; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
 
     Attributes:
@@ -269,62 +273,23 @@ class ServerAddress(ServerPort):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontOptions:
-    """How the proxy between clients and Triton works."""
-
-    front: Annotated[
-        Literal["envoy", "none"],
-        Option(
-            "Proxy in front of Triton; envoy: it refuses harmful requests, bounds the queue and checks that each answer belongs to "
-            "its request; none: clients reach Triton directly."
-        ),
-    ] = "envoy"
-    max_request_mib: Annotated[float, Option("Largest body of a request in MiB.", above=0, maximum=1024)] = 4.0
-    in_flight: Annotated[
-        int | None,
-        Option(
-            "Number of requests that Triton works on at the same time, for each protocol.",
-            minimum=1,
-            maximum=10_000,
-            default_text="as many as the packaged models need",
-        ),
-    ] = None
-    queue: Annotated[
-        int,
-        Option(
-            "Number of requests that wait for their turn, for each protocol; further ones are refused with 503 and "
-            "RESOURCE_EXHAUSTED.",
-            minimum=1,
-            maximum=100_000,
-        ),
-    ] = 128
-    tls_certificate: Annotated[
-        Path | None, Option("Certificate chain for TLS, as a PEM file.", path="existing-file", metavar="FILE")
-    ] = None
-    tls_key: Annotated[
-        Path | None, Option("Private key of that certificate, as a PEM file.", path="existing-file", metavar="FILE")
-    ] = None
-    api_keys: Annotated[
-        Path | None,
-        Option(
-            "File with one API key per line. Clients must send one of them in the header x-api-key or as a bearer token.",
-            path="existing-file",
-            metavar="FILE",
-        ),
-    ] = None
-    access_log: Annotated[
-        Path | None, Option("File for the access log: one JSON object per request, without texts.", path="file", metavar="FILE")
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions(RepositoryOptions, ServerAddress, FrontOptions, WatchOptions):
+class ServeOptions(RepositoryOptions, ServerAddress, HealthOptions, FrontOptions, WatchOptions, VerificationOptions):
     """Options of ``tritonize serve``."""
 
     ready_timeout: Annotated[
         float, Option("Seconds to wait for the first answers of all models.", minimum=1, may_be_infinite=True)
     ] = 300.0
     strict: Annotated[bool, Option("Fail if one ensemble is damaged. Otherwise it is left out, and the others are served.")] = False
+
+    @property
+    def own_health_port(self) -> int:
+        """The port of the health checks: the given one, or the next one to that of the metrics."""
+        return self.metrics_port + 1 if self.health_port is None else self.health_port
+
+    @property
+    def health_url(self) -> str:
+        """The base URL of the health checks for a client on this machine."""
+        return f"http://{self._local_host}:{self.own_health_port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,12 +346,16 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RequestOptions:
+class RequestOptions(AccessOptions):
     """How a client sends its requests."""
 
     url: Annotated[
         str | None,
-        Option("Address of the server.", metavar="HOST:PORT", default_text="127.0.0.1:8001 for gRPC, 127.0.0.1:8000 for HTTP"),
+        Option(
+            "Address of the server. With gRPC and dns:///HOST:PORT, requests go to all addresses of the host in turn.",
+            metavar="HOST:PORT",
+            default_text="127.0.0.1:8001 for gRPC, 127.0.0.1:8000 for HTTP",
+        ),
     ] = None
     protocol: Annotated[WireProtocol, Option("Protocol of the requests.")] = "grpc"
     concurrency: Annotated[int, Option("Number of requests in flight.", minimum=1, maximum=1024)] = 16

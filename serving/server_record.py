@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from serving.errors import ServerError
+from serving.health_options import WATCHED_DRAIN_SECONDS
 from serving.layout import current_generation, generation_folder
 from serving.options import ServeOptions
 
@@ -32,6 +33,7 @@ class Running:
         ready_seconds: Time from the start of tritonserver until then, in seconds. None before.
         served: The folder of the models that are served (:mod:`serving.served_view`). Empty before they are chosen.
         left_out: Why an ensemble of the repository is not served, by name.
+        drain_seconds: Time for which it goes on serving at most when it is asked to stop, in seconds.
     """
 
     pid: int
@@ -42,6 +44,7 @@ class Running:
     ready_seconds: float | None = None
     served: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    drain_seconds: float = 0.0
 
     def generation_of(self, repository: Path, name: str) -> Path | None:
         """Return the folder of the generation that is served of an ensemble of a repository; None if it is not served.
@@ -78,6 +81,7 @@ class ServerRecord:
             http_port=options.http_port,
             repository=str(options.repository),
             ready=False,
+            drain_seconds=WATCHED_DRAIN_SECONDS if options.drain_seconds is None else options.drain_seconds,
         )
         self._write()
 

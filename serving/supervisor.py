@@ -6,25 +6,27 @@ import contextlib
 import ipaddress
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
-from types import FrameType
 
 from serving.backlog import Backlog
 from serving.errors import ArtifactError, ServerError, TritonizeError
 from serving.front import UNPROTECTED, start_front
 from serving.front.interface import Front
 from serving.health import ServerHealth
+from serving.health_options import WATCHED_DRAIN_SECONDS
+from serving.health_port import HealthPort
 from serving.isolation import raise_file_limit
 from serving.options import ServeOptions
 from serving.probe import find_probes
+from serving.readiness import Readiness
 from serving.reporting import logger
 from serving.served_view import ServedView, open_view
 from serving.server import DRAIN_SECONDS, TritonServer, check_ports
 from serving.server_record import ServerRecord, recorded
+from serving.stopping import GracePeriod, StopSignals, stop_signals
 from serving.triton_log import read_line
 from serving.writing import describe
 
@@ -49,15 +51,18 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[ServedView], None]) 
         TritonizeError: The server could not be started, or was stopped before it was ready for the first time.
     """
     raise_file_limit()
+    readiness = Readiness()
     with (
-        _stop_signals() as stopped,
+        stop_signals() as stopped,
         recorded(options) as record,
+        HealthPort(options, readiness),
         _checked_view(options) as view,
         _logged(options, view),
         _checked_front(replace(options, repository=view.folder)) as front,
     ):
         record.update(served=str(view.folder))
-        Supervisor(replace(options, repository=view.folder), view, front, record, on_ready=on_ready).run(stopped)
+        served = replace(options, repository=view.folder)
+        Supervisor(served, view, front, record, readiness, on_ready=on_ready).run(stopped)
 
 
 class Supervisor:
@@ -69,6 +74,7 @@ class Supervisor:
         view: ServedView,
         front: Front,
         record: ServerRecord,
+        readiness: Readiness,
         *,
         on_ready: Callable[[ServedView], None],
     ) -> None:
@@ -77,12 +83,13 @@ class Supervisor:
         self._view = view
         self._front = front
         self._record = record
+        self._readiness = readiness
         self._on_ready = on_ready
         self._announced = False
         self._failed_starts = 0
 
-    def run(self, stopped: Callable[[], bool]) -> None:
-        """Serve until ``stopped`` returns True.
+    def run(self, stopped: StopSignals) -> None:
+        """Serve until a signal has come.
 
         Raises:
             TritonizeError: The first start failed, or the server was stopped before it was ready.
@@ -96,12 +103,13 @@ class Supervisor:
                     self._view.refresh()
                 is_checked = False
                 server = TritonServer(self._options, log=_log_triton, address=self._front.triton, is_checked=True)
-                failure = _serve_until_failure(server, self._front, stopped, self._report)
+                failure = self._serve_until_failure(server, stopped)
             except (TritonizeError, OSError) as error:  # a full disk or too many processes may pass, too
                 self._failed_starts += 1
                 by_chance = server is not None and server.failed_by_chance and self._failed_starts < START_ATTEMPTS
                 if not self._announced and not by_chance:
                     raise
+                self._readiness.lose()
                 if isinstance(error, OSError):
                     failure = describe(error)
                 else:  # an ArtifactError: nothing is left to serve
@@ -111,12 +119,82 @@ class Supervisor:
         if not self._announced:
             raise ServerError("stopped before it was ready")
 
+    def _serve_until_failure(self, server: TritonServer, stopped: StopSignals) -> str | None:
+        """Run a server, not yet started, until it must be restarted or is to stop; in the latter case drain it first.
+
+        Returns:
+            Why it must be restarted, or None if it was stopped.
+        """
+
+        def interrupted() -> bool:
+            self._front.revive()
+            return stopped()
+
+        begun = time.monotonic()
+        with server:
+            server.wait_until_ready(interrupted)
+            if not stopped():
+                self._front.open()
+                self._report(time.monotonic() - begun)
+            failure = self._watch(server, stopped) or self._serve_on(server, stopped)
+            self._front.close()
+            self._report(None)
+            if failure is None:
+                logger.info("stopping: new requests are refused, those in flight are finished")
+                self._front.wait_idle(DRAIN_SECONDS)
+                server.drain()
+                self._front.shut_down()
+        return failure
+
+    def _serve_on(self, server: TritonServer, stopped: StopSignals) -> str | None:
+        """Go on serving for a while after a request to stop. Whoever watches the health port sends requests elsewhere meanwhile.
+
+        Returns:
+            Why the server ended before that time, or None.
+        """
+        was_ready = self._readiness.stop()
+        seconds = self._options.drain_seconds
+        if seconds is None:
+            seconds = WATCHED_DRAIN_SECONDS if self._readiness.is_watched() else 0.0
+        if not was_ready or not seconds:
+            return None
+        logger.info(f"stopping in {seconds:g} s: /readyz says 503, requests are still answered")
+        self._front.release()
+        return self._watch(server, GracePeriod(seconds, stopped))
+
+    def _watch(self, server: TritonServer, stopped: Callable[[], bool]) -> str | None:
+        """Watch a server that is ready.
+
+        Returns:
+            Why it must be restarted, or None if it is to stop.
+        """
+        front = self._front
+        with contextlib.ExitStack() as closing:
+            health = closing.enter_context(contextlib.closing(ServerHealth(server, self._readiness.answered)))
+            backlog = None
+            if front.most_in_flight is not None:
+                backlog = closing.enter_context(contextlib.closing(Backlog(server, front.most_in_flight)))
+            while not stopped():
+                self._readiness.look()
+                alarm = front.wait_for_alarm(POLL_SECONDS)
+                front.revive()
+                if backlog is not None:
+                    front.hold(on=backlog.is_too_long())
+                failure = alarm or server.failure() or health.failure()
+                if failure is not None:
+                    front.close()
+                    server.fail(failure)
+                    return f"tritonserver {failure}"
+        return None
+
     def _report(self, ready_seconds: float | None) -> None:
         """Record whether the server is ready, and how long that took in seconds."""
         left_out = {name: error.message_with_hint for name, error in self._view.left_out.items()}
         self._record.update(ready=ready_seconds is not None, ready_seconds=ready_seconds, left_out=left_out)
         if ready_seconds is None:
+            self._readiness.lose()
             return
+        self._readiness.begin((probe.ensemble for probe in find_probes(self._view.folder)), left_out)
         self._failed_starts = 0
         logger.info(f"ready after {ready_seconds:.1f} s: {', '.join(probe.ensemble for probe in find_probes(self._view.folder))}")
         if self._announced:
@@ -134,7 +212,7 @@ class Supervisor:
         for difference in differences:
             logger.warning(difference)
 
-    def _pause_before_restart(self, failure: str, stopped: Callable[[], bool]) -> None:
+    def _pause_before_restart(self, failure: str, stopped: StopSignals) -> None:
         """Say what happens next. A restart comes the later the more starts have failed in a row, and at once after none or one."""
         failed = self._failed_starts
         pause = 0.0 if failed < 2 else min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed - 2))
@@ -148,72 +226,18 @@ class Supervisor:
             time.sleep(POLL_SECONDS)
 
 
-def _serve_until_failure(
-    server: TritonServer, front: Front, stopped: Callable[[], bool], report: Callable[[float | None], None]
-) -> str | None:
-    """Run a server until it must be restarted or is to stop; in the latter case drain it first.
-
-    Args:
-        server: The server, not yet started.
-        front: The front, closed.
-        stopped: Whether the server is to stop.
-        report: Called when it is ready, with the time that it took in seconds, and when it is not any more, with None.
-
-    Returns:
-        Why it must be restarted, or None if it was stopped.
-    """
-
-    def interrupted() -> bool:
-        front.revive()
-        return stopped()
-
-    begun = time.monotonic()
-    with server:
-        server.wait_until_ready(interrupted)
-        if not stopped():
-            front.open()
-            report(time.monotonic() - begun)
-        failure = _watch(server, front, stopped)
-        front.close()
-        report(None)
-        if failure is None:
-            logger.info("stopping: new requests are refused, those in flight are finished")
-            front.wait_idle(DRAIN_SECONDS)
-            server.drain()
-            front.shut_down()
-    return failure
-
-
-def _watch(server: TritonServer, front: Front, stopped: Callable[[], bool]) -> str | None:
-    """Watch a server that is ready.
-
-    Returns:
-        Why it must be restarted, or None if it is to stop.
-    """
-    with contextlib.ExitStack() as closing:
-        health = closing.enter_context(contextlib.closing(ServerHealth(server)))
-        backlog = None
-        if front.most_in_flight is not None:
-            backlog = closing.enter_context(contextlib.closing(Backlog(server, front.most_in_flight)))
-        while not stopped():
-            alarm = front.wait_for_alarm(POLL_SECONDS)
-            front.revive()
-            if backlog is not None:
-                front.hold(on=backlog.is_too_long())
-            failure = alarm or server.failure() or health.failure()
-            if failure is not None:
-                front.close()
-                server.fail(failure)
-                return f"tritonserver {failure}"
-    return None
-
-
 @contextlib.contextmanager
 def _logged(options: ServeOptions, view: ServedView) -> Iterator[None]:
     """Report the start and the end of the supervisor."""
     served = f"{', '.join(probe.ensemble for probe in find_probes(view.folder))} of {options.repository.absolute()}"
-    ports = f"ports {options.http_port} (HTTP), {options.grpc_port} (gRPC), {options.metrics_port} (metrics)"
-    logger.info(f"starting: tritonize {version('tritonize')}, process {os.getpid()}, {served}, {ports}")
+    ports = {
+        "HTTP": options.http_port,
+        "gRPC": options.grpc_port,
+        "metrics": options.metrics_port,
+        "health": options.own_health_port,
+    }
+    listens = f"ports {', '.join(f'{port} ({kind})' for kind, port in ports.items())}"
+    logger.info(f"starting: tritonize {version('tritonize')}, process {os.getpid()}, {served}, {listens}")
     try:
         yield
     finally:
@@ -236,7 +260,7 @@ def _log_envoy(line: str) -> None:
 @contextlib.contextmanager
 def _checked_view(options: ServeOptions) -> Iterator[ServedView]:
     check_ports(options)  # before every file is read
-    with open_view(options.repository, strict=options.strict) as view:
+    with open_view(options.repository, strict=options.strict, verify_key=options.verify_key) as view:
         yield view
 
 
@@ -245,7 +269,8 @@ def _checked_front(options: ServeOptions) -> Iterator[Front]:
     if options.front == "none":
         logger.warning(UNPROTECTED)
     if not _is_loopback(options.host):
-        secured = "" if options.tls_certificate and options.api_keys else "; protect it with --tls-certificate and --api-keys"
+        is_open = not (options.tls_certificate and (options.api_key_file or options.tls_client_ca))
+        secured = "; protect it with --tls-certificate and --api-key-file" if is_open else ""
         logger.warning(f"--host {options.host}: other machines can reach this server{secured}")
     with start_front(options, log=_log_envoy) as front:
         yield front
@@ -256,19 +281,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Record SIGTERM and SIGINT while the block runs, instead of being ended by them. Yield whether one has come."""
-    received: list[int] = []
-
-    def remember(number: int, _: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

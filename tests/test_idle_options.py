@@ -52,7 +52,7 @@ def _recorded(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["export", "--task", "fill-mask", "--test", "t", "--text-pair-column", "x"], "for fill-mask: its rows have one text"),
         (["serve", "--front", "none", "--queue", "3"], "--queue has no effect with --front none"),
         (["serve", "--front", "none", "--max-request-mib", "3"], "--max-request-mib has no effect with --front none"),
-        (["serve", "--front", "none", "--api-keys", __file__], "--api-keys has no effect with --front none"),
+        (["serve", "--front", "none", "--api-key-file", __file__], "--api-key-file has no effect with --front none"),
         (["serve", "--trace-rate", "0.5"], "--trace-rate has no effect without --trace"),
         (["predict", "m", "text", "--text-column", "x"], "--text-column has no effect without --input"),
         (["predict", "m", "--choice-column", "x"], "--choice-column has no effect without --input"),
@@ -92,9 +92,9 @@ def test_a_recipe_may_hold_values_ready_but_not_of_protection(
     assert cli.main(["export", "--recipe", "r.toml"]) == 0
     assert cli.main(["serve", "--recipe", "r.toml", "--repository", "nothing"]) == 1
     assert "no effect" not in capsys.readouterr().err
-    Path("r.toml").write_text('[serve]\nfront = "none"\napi-keys = "keys"\n', encoding="utf-8")
+    Path("r.toml").write_text('[serve]\nfront = "none"\napi-key-file = "keys"\n', encoding="utf-8")
     assert cli.main(["serve", "--recipe", "r.toml", "--repository", "nothing"]) == 2
-    assert "--api-keys has no effect with --front none" in capsys.readouterr().err
+    assert "--api-key-file has no effect with --front none" in capsys.readouterr().err
 
 
 def test_packaging_refuses_what_its_plan_does_not_use(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from benchmarks.token_speed import TokenTimes
+from serving.access_options import AccessOptions
 from serving.options import WireProtocol
 from serving.runtime.generation.engine_settings import EngineSettings
 from serving.runtime.types import JsonValue
@@ -25,11 +26,13 @@ class ServerTarget:
 
     Attributes:
         url: ``host:port`` without a scheme.
+        access: API key and TLS of its clients.
     """
 
     name: str
     url: str
     protocol: WireProtocol
+    access: AccessOptions
 
 
 @dataclass(frozen=True, kw_only=True)

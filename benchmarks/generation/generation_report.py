@@ -69,7 +69,9 @@ def generation_report(options: BenchmarkOptions) -> Report:
 
 def _connected(options: BenchmarkOptions, package: ServedPackage) -> ServedGenerator:
     process = check_process(options.address, package)
-    return ServedGenerator(connection=ServerConnection(options.address, options.name), package=package, process=process)
+    return ServedGenerator(
+        connection=ServerConnection(options.address, options.name, options.access), package=package, process=process
+    )
 
 
 def _converted(inputs: GenerationInputs, runs: list[GenerationRun], folder: Path, remarks: Remarks) -> list[GenerationRun]:

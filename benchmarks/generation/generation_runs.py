@@ -12,6 +12,7 @@ from benchmarks.generation.generation_jobs import GenerationJob, ServerTarget
 from benchmarks.measurements import LoadMode
 from benchmarks.model_runs import Call
 from benchmarks.served_package import ServedPackage
+from serving.access_options import AccessOptions
 from serving.options import ServerAddress, WireProtocol
 
 PEERS = ("exported", CTRANSLATE2)
@@ -68,7 +69,9 @@ def planned_streams(inputs: GenerationInputs) -> list[LoadMode]:
     return [*closed, *by_length]
 
 
-def server_jobs(inputs: GenerationInputs, package: ServedPackage, address: ServerAddress) -> dict[str, GenerationJob]:
+def server_jobs(
+    inputs: GenerationInputs, package: ServedPackage, address: ServerAddress, access: AccessOptions
+) -> dict[str, GenerationJob]:
     """Return the job of a load generator by protocol. The first one also asks for the answers that are compared."""
     protocols, labelled = inputs.options.protocols, [row[0] for row in inputs.rows.labelled]
     return {
@@ -76,7 +79,7 @@ def server_jobs(inputs: GenerationInputs, package: ServedPackage, address: Serve
             inputs.subject,
             "served",
             package.file,
-            server=server_target(package.name, address, protocol),
+            server=server_target(package.name, address, protocol, access),
             new_tokens=inputs.options.new_tokens,
             labelled=labelled if protocol == protocols[0] else [],
         )
@@ -84,10 +87,10 @@ def server_jobs(inputs: GenerationInputs, package: ServedPackage, address: Serve
     }
 
 
-def server_target(name: str, address: ServerAddress, protocol: WireProtocol) -> ServerTarget:
+def server_target(name: str, address: ServerAddress, protocol: WireProtocol, access: AccessOptions | None = None) -> ServerTarget:
     """Return where a model is asked over a protocol."""
     url = address.grpc_url if protocol == "grpc" else address.base_url.removeprefix("http://")
-    return ServerTarget(name=name, url=url, protocol=protocol)
+    return ServerTarget(name=name, url=url, protocol=protocol, access=access or AccessOptions())
 
 
 def generation_job(

@@ -152,7 +152,7 @@ def streaming(inputs: GenerationInputs, served: ServedGenerator) -> Iterator[Str
     process = served.process
     memory = MemoryMeter(process) if process is not None else None
     with contextlib.ExitStack() as stack:
-        jobs = server_jobs(inputs, served.package, served.connection.address)
+        jobs = server_jobs(inputs, served.package, served.connection.address, served.connection.access)
         with memory or contextlib.nullcontext():
             workers = {protocol: stack.enter_context(started(job)) for protocol, job in jobs.items()}
         loads = planned_streams(inputs)

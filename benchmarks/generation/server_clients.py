@@ -7,6 +7,7 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from benchmarks.generation.generation_jobs import GenerationJob
 from benchmarks.token_speed import TokenTimes
+from serving.access import ClientAccess
 from serving.bundle import Bundle
 from serving.connection import Connection
 from serving.runtime.types import JsonValue
@@ -83,7 +85,14 @@ class ServerClients(ABC, Generic[Answer]):
 
     def _connection(self, concurrency: int) -> Connection:
         server = self._server
-        return Connection(server.url, protocol=server.protocol, concurrency=concurrency, timeout=TIMEOUT, retries=0, ssl=False)
+        return Connection(
+            server.url,
+            protocol=server.protocol,
+            concurrency=concurrency,
+            timeout=TIMEOUT,
+            retries=0,
+            access=ClientAccess(**asdict(server.access)),
+        )
 
 
 async def _all(clients: Sequence[Coroutine[Any, Any, T]], connection: Connection) -> list[T]:

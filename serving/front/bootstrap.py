@@ -1,7 +1,4 @@
-"""The configuration of the Envoy proxy in front of Triton, as a dict with the fields of Envoy's ``Bootstrap``.
-
-``tritonize serve`` and the image use the same configuration (:mod:`serving.front.image`); they differ in addresses only.
-"""
+"""The configuration of the Envoy proxy in front of Triton, as a dict with the fields of Envoy's ``Bootstrap``."""
 
 from __future__ import annotations
 
@@ -12,8 +9,9 @@ from pathlib import Path
 from serving.front.envoy_fields import EnvoyFields, address, http_filter, network_filter, type_url
 from serving.front.failed_requests import failure_log
 from serving.front.front_plan import FrontPlan
-from serving.front.replies import key_rules, local_replies
-from serving.front.routes import IDLE_SECONDS, UPLOAD_SECONDS, grpc_routes, http_routes, metrics_routes
+from serving.front.replies import local_replies
+from serving.front.routes import IDLE_SECONDS, KEY_FILTER, UPLOAD_SECONDS, grpc_routes, http_routes, metrics_routes
+from serving.front.secrets import sds_source
 from serving.front.streaming import STREAMING_ENDPOINT
 from serving.runtime.failure_messages import INTERNAL, STATUSES, UNAVAILABLE
 
@@ -55,27 +53,25 @@ STALLED_SECONDS = 2
 
 def envoy_bootstrap(plan: FrontPlan) -> EnvoyFields:
     """Return the configuration of Envoy."""
-    config: EnvoyFields = {
+    return {
         "node": {"id": "tritonize", "cluster": "tritonize"},
         "static_resources": {
             "listeners": [
                 _listener("http", plan.http, http_routes(streams=plan.streams), plan),
                 _listener("grpc", plan.grpc, grpc_routes(streams=plan.streams), plan),
-                _listener("metrics", plan.metrics, metrics_routes(plan), plan),
+                _listener("metrics", plan.metrics, metrics_routes(), plan),
             ],
             "clusters": _clusters(plan),
         },
         "layered_runtime": {
             "layers": [
-                {"name": "start", "static_layer": {GATE: 0 if plan.starts_open else 100, REGEX_SIZE: 1000}},
+                {"name": "start", "static_layer": {GATE: 100, REGEX_SIZE: 1000}},
                 {"name": "gate", "admin_layer": {}},
             ]
         },
         "overload_manager": _overload(),
+        "admin": {"address": {"pipe": {"path": str(plan.admin), "mode": 0o600}}},
     }
-    if plan.admin is not None:
-        config["admin"] = {"address": {"pipe": {"path": str(plan.admin), "mode": 0o600}}}
-    return config
 
 
 # -- listeners and filters ----------------------------------------------------------------------------------------------------
@@ -84,7 +80,7 @@ def envoy_bootstrap(plan: FrontPlan) -> EnvoyFields:
 def _listener(name: str, where: tuple[str, int], routes: Sequence[EnvoyFields], plan: FrontPlan) -> EnvoyFields:
     chain: EnvoyFields = {"filters": [network_filter("http_connection_manager", _manager(name, routes, plan))]}
     if plan.certificate is not None and name != "metrics":
-        chain["transport_socket"] = _tls(plan)
+        chain["transport_socket"] = _tls(plan.certificate, plan.client_ca)
     return {
         "name": name,
         "address": address(where),
@@ -116,13 +112,15 @@ def _manager(name: str, routes: Sequence[EnvoyFields], plan: FrontPlan) -> Envoy
         "strip_any_host_port": True,
         "local_reply_config": local_replies(grpc=name == "grpc", plan=plan),
     }
+    if name == "grpc" and plan.grpc_connection_seconds is not None:
+        manager["common_http_protocol_options"]["max_connection_duration"] = f"{plan.grpc_connection_seconds:g}s"
     if name != "metrics":
         manager["access_log"] = _logs(name, plan)
     return manager
 
 
 def _logs(name: str, plan: FrontPlan) -> list[EnvoyFields]:
-    logs = [failure_log(grpc_listener=name == "grpc")] if plan.logs_failures else []
+    logs = [failure_log(grpc_listener=name == "grpc")]
     return logs if plan.access_log is None else [*logs, _access_log(plan.access_log)]
 
 
@@ -132,8 +130,10 @@ def _filters(name: str, plan: FrontPlan) -> list[EnvoyFields]:
         return [router]
     gate = {"abort": {"http_status": 503, "percentage": {"numerator": 0, "denominator": "HUNDRED"}}}
     filters = [http_filter("fault", "fault.v3.HTTPFault", gate)]
-    if plan.api_keys:
-        filters.append(http_filter("rbac", "rbac.v3.RBAC", key_rules(plan.api_keys)))
+    if plan.keys_file is not None:
+        filters.append(
+            http_filter(KEY_FILTER, "lua.v3.Lua", {"default_source_code": {"inline_string": key_source(plan.keys_file)}})
+        )
     if name == "http":
         filters.append(http_filter("decompressor", "decompressor.v3.Decompressor", _gzip()))
     buffer = {"max_request_bytes": plan.max_request_bytes}
@@ -165,6 +165,15 @@ def guard_source(repository: Path, *, max_request_bytes: int, stop_file: Path | 
     files = [(GUARD / f"{name}.lua").read_text(encoding="utf-8") for name in GUARD_FILES]
     globals_ = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
     return "\n".join([*globals_, f"FAILURES = {{{failures}}}", *files])
+
+
+def key_source(keys_file: Path) -> str:
+    """Return the source of the Lua filter that checks API keys.
+
+    Args:
+        keys_file: The file with the keys.
+    """
+    return f"KEYS_FILE = {json.dumps(str(keys_file))}\n{(GUARD / 'api_keys.lua').read_text(encoding='utf-8')}"
 
 
 def _gzip() -> EnvoyFields:
@@ -208,20 +217,17 @@ def _access_log(path: Path) -> EnvoyFields:
     }
 
 
-def _tls(plan: FrontPlan) -> EnvoyFields:
-    certificate = {
-        "certificate_chain": {"filename": str(plan.certificate)},
-        "private_key": {"filename": str(plan.private_key)},
-    }
-    common = {
+def _tls(certificate: Path, client_ca: Path | None) -> EnvoyFields:
+    common: EnvoyFields = {
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-        "tls_certificates": [certificate],
+        "tls_certificate_sds_secret_configs": [sds_source(certificate, "tls_certificate")],
         "alpn_protocols": ["h2", "http/1.1"],
     }
-    return {
-        "name": "tls",
-        "typed_config": {"@type": type_url("transport_sockets.tls.v3.DownstreamTlsContext"), "common_tls_context": common},
-    }
+    config: EnvoyFields = {"@type": type_url("transport_sockets.tls.v3.DownstreamTlsContext"), "common_tls_context": common}
+    if client_ca is not None:
+        common["validation_context_sds_secret_config"] = sds_source(client_ca, "validation_context")
+        config["require_client_certificate"] = True
+    return {"name": "tls", "typed_config": config}
 
 
 # -- clusters -----------------------------------------------------------------------------------------------------------------
@@ -241,12 +247,10 @@ def _clusters(plan: FrontPlan) -> list[EnvoyFields]:
             _cluster("triton_http_streams", plan.triton_http, connections=plan.in_flight, queue=plan.queue),
             _cluster("triton_grpc_streams", plan.triton_grpc, connections=1, queue=plan.queue, streams=plan.in_flight),
         ]
-    if plan.admin is not None:
-        clusters.append(_cluster("front_admin", plan.admin, connections=2, queue=8))
-    return clusters
+    return [*clusters, _cluster("front_admin", plan.admin, connections=2, queue=8)]
 
 
-def _cluster(name: str, where: Path | tuple[str, int], *, connections: int, queue: int, streams: int | None = None) -> EnvoyFields:
+def _cluster(name: str, socket: Path, *, connections: int, queue: int, streams: int | None = None) -> EnvoyFields:
     thresholds = {
         "max_connections": connections,
         "max_pending_requests": queue,
@@ -259,11 +263,11 @@ def _cluster(name: str, where: Path | tuple[str, int], *, connections: int, queu
         protocol = {"http2_protocol_options": {"max_concurrent_streams": streams}}
     return {
         "name": name,
-        "type": "STATIC" if isinstance(where, Path) or where[0][0].isdigit() else "STRICT_DNS",
+        "type": "STATIC",
         "connect_timeout": "1s",
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(where)}}]}],
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(socket)}}]}],
         },
         "circuit_breakers": {"thresholds": [thresholds]},
         "typed_extension_protocol_options": {

@@ -25,7 +25,9 @@ from serving.front.failed_requests import FailedRequests
 from serving.front.front_plan import FrontPlan
 from serving.front.interface import Front
 from serving.front.routes import HOLD
+from serving.front.secrets import API_KEYS, CERTIFICATE, CLIENT_CA, FrontSecrets
 from serving.front.streaming import has_streaming_models
+from serving.health_options import LONGEST_DRAIN_SECONDS
 from serving.install import site_packages, triton_environment
 from serving.isolation import die_with_parent, start_process, temporary_prefix
 from serving.layout import current_folder
@@ -51,7 +53,6 @@ MIN_IN_FLIGHT = 16
 """Requests in flight that keep all steps of an ensemble busy, however few instances its model has."""
 STREAMS_IN_FLIGHT = 64
 """Requests in flight at least where a model streams: it runs many together, and ends those whose clients leave."""
-MIN_KEY_CHARACTERS = 16
 
 
 class EnvoyFront(Front):
@@ -70,12 +71,9 @@ class EnvoyFront(Front):
         Raises:
             ArtifactError: The repository holds no packaged ensemble.
             ServerError: The options contradict each other, or a file that they name cannot be used.
-            SetupError: There is no Envoy on this machine.
+            SetupError: There is no Envoy on this machine, or a file that the options name cannot be used.
         """
-        if (options.tls_certificate is None) != (options.tls_key is None):
-            raise ServerError("TLS needs a certificate and its key", hint="give both --tls-certificate and --tls-key")
         self._options = options
-        self._keys = read_api_keys(options.api_keys) if options.api_keys is not None else ()
         self._in_flight = options.in_flight or needed_in_flight(options.repository)
         self.most_in_flight = 2 * self._in_flight
         self._binary = find_envoy()
@@ -98,6 +96,7 @@ class EnvoyFront(Front):
         with contextlib.ExitStack() as cleanup:
             self._folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             self.triton = socket_address(self._folder)
+            self._secrets = FrontSecrets(self._options, self._folder)
             self._write_configuration()
             self._start()
             cleanup.callback(self.shut_down)
@@ -131,6 +130,11 @@ class EnvoyFront(Front):
                 self._set_runtime(HOLD, 100 if on else 0)
                 self._held = on
 
+    def release(self) -> None:
+        """Ask clients to connect anew for further requests, which pass as before: with the next answer on each connection."""
+        with contextlib.suppress(OSError):  # an Envoy that has ended has no connections; the next one keeps those that it gets
+            self._command("/drain_listeners?graceful&skip_exit")
+
     def wait_idle(self, seconds: float) -> None:
         """Wait until no request that has passed is left, for at most that many seconds; then end the streams with an error."""
         time.sleep(POLL_SECONDS)  # the thread that takes requests learns a little later that the gate is closed
@@ -144,6 +148,7 @@ class EnvoyFront(Front):
             ServerError: It could not be started.
         """
         self._failed_requests.flush()
+        self._secrets.follow()
         code = self._process.poll()
         if code is None and self._hangs():
             self._process.kill()
@@ -197,17 +202,16 @@ class EnvoyFront(Front):
             triton_grpc=_socket(self.triton.grpc),
             triton_metrics=_socket(self.triton.metrics),
             admin=self._folder / "admin",
-            starts_open=False,
             in_flight=self._in_flight,
             queue=options.queue,
             max_request_bytes=int(options.max_request_mib * 2**20),
             streams=has_streaming_models(options.repository),
             stop_file=self._stop_file,
-            certificate=options.tls_certificate and options.tls_certificate.absolute(),
-            private_key=options.tls_key and options.tls_key.absolute(),
-            api_keys=self._keys,
+            certificate=self._secrets.path(CERTIFICATE),
+            client_ca=self._secrets.path(CLIENT_CA),
+            keys_file=self._secrets.path(API_KEYS),
+            grpc_connection_seconds=options.grpc_max_connection_age,
             access_log=options.access_log and options.access_log.absolute(),
-            logs_failures=True,
         )
         path = self._folder / "envoy.json"
         path.touch(mode=0o600)
@@ -219,6 +223,7 @@ class EnvoyFront(Front):
         command = [str(self._binary), "--config-path", str(self._folder / "envoy.json"), "--disable-hot-restart"]
         command += ["--concurrency", "1", "--log-level", "warning", "--log-format", "%l %v"]
         command += ["--file-flush-interval-msec", str(FLUSH_MILLISECONDS)]
+        command += ["--drain-strategy", "immediate", "--drain-time-s", str(2 * LONGEST_DRAIN_SECONDS)]  # it ends before
         self._process = start_process(command, prepare=die_with_parent)
         self._reader = threading.Thread(target=self._forward, daemon=True)
         self._reader.start()
@@ -259,7 +264,10 @@ class EnvoyFront(Front):
         self._set_runtime(GATE, percent)
 
     def _set_runtime(self, key: str, percent: int) -> None:
-        status, body = fetch(self._admin, f"/runtime_modify?{key}={percent}", timeout=5, method="POST")
+        self._command(f"/runtime_modify?{key}={percent}")
+
+    def _command(self, path: str) -> None:
+        status, body = fetch(self._admin, path, timeout=5, method="POST")
         if status != 200:
             raise ServerError(f"the proxy in front of Triton does not obey: {body.decode(errors='replace')}")
 
@@ -312,28 +320,6 @@ def find_envoy() -> Path:
             "no envoy on PATH or in the .triton environment", hint="install it with: make setup; or serve without it: --front none"
         )
     return binary
-
-
-def read_api_keys(path: Path) -> tuple[str, ...]:
-    """Read a file with one API key per line. Empty lines and lines that begin with # are skipped.
-
-    Raises:
-        ServerError: The file cannot be read, holds no key, or a key is too short or has characters that a header cannot carry.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServerError(f"cannot read the API keys in {path}: {error}") from error
-    keys = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))
-    if not keys:
-        raise ServerError(f"{path} holds no API key", hint="write one key per line, such as: openssl rand -hex 24")
-    for key in keys:
-        if len(key) < MIN_KEY_CHARACTERS or not (key.isascii() and key.isprintable()) or " " in key:
-            raise ServerError(
-                f"{path}: a key must have {MIN_KEY_CHARACTERS} or more printable ASCII characters and no space",
-                hint="make one with: openssl rand -hex 24",
-            )
-    return keys
 
 
 def needed_in_flight(repository: Path) -> int:

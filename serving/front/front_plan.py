@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,39 +15,37 @@ class FrontPlan:
         http: Where clients connect by HTTP: host and port.
         grpc: Where clients connect by gRPC.
         metrics: Where metrics are read.
-        triton_http: Triton's HTTP server: the path of a socket, or host and port.
-        triton_grpc: Triton's gRPC server.
-        triton_metrics: Triton's metrics.
-        admin: Path of the socket of Envoy's administration; None: there is none.
-        starts_open: Whether requests pass before the gate is opened.
+        triton_http: Path of the socket of Triton's HTTP server.
+        triton_grpc: That of its gRPC server.
+        triton_metrics: That of its metrics.
+        admin: Path of the socket of Envoy's administration.
         in_flight: Requests by each protocol that Triton has at the same time.
         queue: Requests by each protocol that wait for their turn; further ones are refused.
         max_request_bytes: Largest body of a request.
         streams: Whether a model streams: see :mod:`serving.front.streaming`.
-        stop_file: File that tells the guard to end streams; None: there is none.
-        certificate: Certificate chain as a PEM file; None: no TLS.
-        private_key: Its private key as a PEM file.
-        api_keys: Keys, of which a client must send one; empty: no key is needed.
+        stop_file: File that tells the guard to end streams.
+        certificate: File of the secret with certificate chain and private key; None: no TLS.
+        client_ca: File of the secret with the authorities that sign the certificates of clients; None: clients need none.
+        keys_file: File with the keys of which a client must send one, one a line; None: no key is needed.
         access_log: File of the access log; None: there is none.
-        logs_failures: Whether failed requests are written to the proxy's standard output, for the supervisor.
+        grpc_connection_seconds: After this time a gRPC client is asked to connect anew; None: never.
     """
 
     repository: Path
     http: tuple[str, int]
     grpc: tuple[str, int]
     metrics: tuple[str, int]
-    triton_http: Path | tuple[str, int]
-    triton_grpc: Path | tuple[str, int]
-    triton_metrics: Path | tuple[str, int]
-    admin: Path | None
-    starts_open: bool
+    triton_http: Path
+    triton_grpc: Path
+    triton_metrics: Path
+    admin: Path
     in_flight: int
     queue: int
     max_request_bytes: int
     streams: bool
-    stop_file: Path | None = None
+    stop_file: Path
     certificate: Path | None = None
-    private_key: Path | None = None
-    api_keys: Sequence[str] = ()
+    client_ca: Path | None = None
+    grpc_connection_seconds: float | None = None
+    keys_file: Path | None = None
     access_log: Path | None = None
-    logs_failures: bool = False

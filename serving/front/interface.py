@@ -27,6 +27,9 @@ class Front:
     def hold(self, *, on: bool) -> None:
         """Refuse inference, or let it pass again. Reads and health checks pass."""
 
+    def release(self) -> None:
+        """Ask clients to connect anew for further requests, which pass as before."""
+
     def wait_idle(self, seconds: float) -> None:
         """Wait until no request that has passed is left, for at most that many seconds."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from serving.front.envoy_fields import JSON_TYPE, EnvoyFields, json_error, overwritten, type_url
-from serving.front.front_plan import FrontPlan
 from serving.front.replies import FULL, RETRY_AFTER
 
+KEY_FILTER = "api_keys"
+"""Name of the filter that checks API keys. Health checks pass without it."""
 HOLD = "front.hold"
 """Runtime key of Envoy: 100 refuses inference, 0 lets it pass. Reads always pass."""
 
@@ -80,17 +81,16 @@ def grpc_routes(*, streams: bool) -> list[EnvoyFields]:
     ]
 
 
-def metrics_routes(plan: FrontPlan) -> list[EnvoyFields]:
-    """Return the routes of the metrics listener: Triton's metrics, and the proxy's own where it has an administration."""
-    routes = [_route(r"/metrics", "triton_metrics", method="GET")]
-    if plan.admin is not None:
-        own = _route(r"/metrics/front", "front_admin", method="GET")
-        own["route"]["regex_rewrite"] = {
-            "pattern": {"regex": ".*"},
-            "substitution": f"/stats/prometheus?filter={quote(FRONT_METRICS, safe='')}",
-        }
-        routes.append(own)
-    return [*routes, _refusal(r"/.*", 404, "there is nothing at this path: metrics are at /metrics")]
+def metrics_routes() -> list[EnvoyFields]:
+    """Return the routes of the metrics listener: Triton's metrics, and the proxy's own."""
+    own = _route(r"/metrics/front", "front_admin", method="GET")
+    shown = f"/stats/prometheus?filter={quote(FRONT_METRICS, safe='')}"
+    own["route"]["regex_rewrite"] = {"pattern": {"regex": ".*"}, "substitution": shown}
+    return [
+        _route(r"/metrics", "triton_metrics", method="GET"),
+        own,
+        _refusal(r"/.*", 404, "there is nothing at this path: metrics are at /metrics"),
+    ]
 
 
 def _route(pattern: str, cluster: str, *, method: str | None = None) -> EnvoyFields:
@@ -135,7 +135,7 @@ def _unbuffered(route: EnvoyFields) -> EnvoyFields:
 def _health(pattern: str, cluster: str) -> EnvoyFields:
     """Route health checks, which need no API key."""
     disabled = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
-    return _route(pattern, cluster) | {"typed_per_filter_config": {"rbac": disabled}}
+    return _route(pattern, cluster) | {"typed_per_filter_config": {KEY_FILTER: disabled}}
 
 
 def _held(pattern: str, body: str, *headers: tuple[str, str]) -> EnvoyFields:

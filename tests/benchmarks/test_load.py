@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 
 from benchmarks.load import (
     LoadOptions,
+    access_flags,
     command,
     find_perf_analyzer,
     input_data,
@@ -24,6 +26,8 @@ from benchmarks.load import (
     run_load,
 )
 from benchmarks.speed import as_spans, closed_loop, over_rounds, side_by_side
+from serving.access import API_KEY_VARIABLE
+from serving.access_options import AccessOptions
 from serving.errors import ServerError, SetupError
 from serving.install import triton_environment
 from serving.runtime.types import Tensor
@@ -210,3 +214,22 @@ def test_a_machine_that_stood_still_gets_another_try(
     else:
         assert run_load(binary, options, [Tensor("TEXT", "TYPE_STRING")], [["a"]]).client_us == 15
     assert len(count.read_text().splitlines()) == runs
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_key_and_the_files_of_tls_reach_the_load_generator(
+    protocol: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+    assert access_flags(replace(OPTIONS, protocol=protocol)) == []
+    authority, keys = trustme.CA(), tmp_path / "keys"
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    keys.touch(mode=0o600)
+    keys.write_text("a-key-of-this-test-0123\n")
+    options = replace(OPTIONS, protocol=protocol, access=AccessOptions(ca=tmp_path / "ca.pem", api_key_file=keys))
+    arguments = command(Path("perf_analyzer"), options, tmp_path)
+    assert arguments[arguments.index("-H") + 1] == "x-api-key:a-key-of-this-test-0123"
+    assert ("--ssl-grpc-use-ssl" in arguments) == (protocol == "grpc")
+    flag = "--ssl-grpc-root-certifications-file" if protocol == "grpc" else "--ssl-https-ca-certificates-file"
+    assert arguments[arguments.index(flag) + 1] == str(tmp_path / "ca.pem")
+    assert arguments[arguments.index("-u") + 1] == ("127.0.0.1:8001" if protocol == "grpc" else "https://127.0.0.1:8001")

@@ -38,6 +38,7 @@ from benchmarks.steps import ENSEMBLE, counts_between, split, total
 from benchmarks.workers import Workers, started
 from export.cli import main
 from export.tasks import bundle_task
+from serving.access_options import AccessOptions
 from serving.artifact import fingerprint, inputs_record, json_ready, sha256, write_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.errors import ArtifactError, ServerError, SetupError
@@ -395,6 +396,7 @@ def test_a_slice_of_load_lasts_long_enough_for_every_client_to_get_answers(
     server = SimpleNamespace(
         url=lambda protocol: f"host:{protocol}",
         statistics=lambda: _everywhere(*next(readings)),
+        access=AccessOptions(),
     )
     target: Any = SimpleNamespace(server=server, package=SimpleNamespace(name="words"), load_generator=Path("perf_analyzer"))
     monkeypatch.setattr("benchmarks.served.run_load", answered_in_time)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.connection import API_KEY_VARIABLE
+from serving.access import API_KEY_VARIABLE
 from serving.isolation import SHARED_MEMORY, TRACE
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package
@@ -50,7 +50,7 @@ def options(tmp_path_factory: pytest.TempPathFactory, bundle: Path, public: Path
     keys = folder / "keys"
     keys.touch(mode=0o600)
     keys.write_text(KEY)
-    served = replace(serve_options(folder / "model_repository"), api_keys=keys, access_log=public / "access.log")
+    served = replace(serve_options(folder / "model_repository"), api_key_file=keys, access_log=public / "access.log")
     with running(served):
         yield served
 
@@ -66,7 +66,7 @@ def look(options: ServeOptions, *, prefix: str | None = None, seconds: float = 3
         "prefix": prefix or f"{TRACE}{running.pid}_",
         "words": [WORD, KEY],
         "folders": [str(SHARED_MEMORY), tempfile.gettempdir()],
-        "files": [str(path) for path in (log_path(options), options.api_keys, options.access_log)],
+        "files": [str(path) for path in (log_path(options), options.api_key_file, options.access_log)],
         "pids": [running.pid, *(process.pid for process in processes(options))],
         "http_port": options.http_port,
         "requests": {

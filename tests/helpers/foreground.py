@@ -17,7 +17,10 @@ from tests.helpers.servers import watch_keeper
 
 
 def serve(options: ServeOptions, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
-    ports = {"--http-port": options.http_port, "--grpc-port": options.grpc_port, "--metrics-port": options.metrics_port}
+    ports: dict[str, float] = {"--http-port": options.http_port, "--grpc-port": options.grpc_port}
+    ports["--metrics-port"] = options.metrics_port
+    if options.drain_seconds is not None:
+        ports["--drain-seconds"] = options.drain_seconds
     flags = [part for flag, port in ports.items() for part in (flag, str(port))]
     command = [sys.executable, "-m", "export.cli", "serve", "--repository", str(options.repository), *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)

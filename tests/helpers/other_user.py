@@ -46,7 +46,7 @@ def look_into(folder: Path, prefix: str, words: list[bytes], found: dict[str, se
                 with contextlib.suppress(OSError):
                     any(path.iterdir())
                     found["entered"].add(str(path))
-                for name in ("envoy.json", "admin", "http", "grpc", "metrics"):
+                for name in ("envoy.json", "api_keys", "certificate.json", "admin", "http", "grpc", "metrics"):
                     try_file(path / name, words, found)
                 continue
             try_file(path, words, found)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-USUAL_PORTS = (8000, 8001, 8002)
+USUAL_PORTS = (8000, 8001, 8002, 8003)
 """The ports that a server has unless it is told others."""
 NEEDED = {"PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "TRITONIZE_TRITON_ENV", "VIRTUAL_ENV"}
 NEEDED_PREFIXES = ("PYTEST_", "COV_", "CUDA_", "NVIDIA_")
@@ -83,13 +83,17 @@ def usual_ports_taken() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that no other run of the tests gets as long as this process lives."""
+    """An even port that nobody listens on, and that no other run of the tests gets as long as this process lives.
+
+    Nobody listens on the next port either, where a server with these metrics has its health checks.
+    """
     while True:
-        port = random.SystemRandom().randint(FIRST_PORT, LAST_PORT)
-        lease, probe = socket.socket(socket.AF_UNIX), socket.socket()
+        port = random.SystemRandom().randrange(FIRST_PORT, LAST_PORT, 2)
+        lease, probe, next_probe = socket.socket(socket.AF_UNIX), socket.socket(), socket.socket()
         try:
             lease.bind(f"\0tritonize-tests-{port}")  # no file: the name ends with the process
             probe.bind(("127.0.0.1", port))
+            next_probe.bind(("127.0.0.1", port + 1))
         except OSError:
             lease.close()
         else:
@@ -97,6 +101,7 @@ def free_port() -> int:
             return port
         finally:
             probe.close()
+            next_probe.close()
 
 
 def port_options() -> list[str]:

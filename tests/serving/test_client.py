@@ -530,7 +530,7 @@ def ask_once(url: str, *, retries: int | None) -> None:
     """Send one request by HTTP."""
 
     async def ask() -> None:
-        connection = Connection(url, protocol="http", concurrency=1, timeout=60, retries=retries, ssl=False)
+        connection = Connection(url, protocol="http", concurrency=1, timeout=60, retries=retries)
         try:
             await connection.infer("x", {"TEXT": [b"text"]}, {})
         finally:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from serving.access import API_KEY_HEADER, API_KEY_VARIABLE
 from serving.client import AsyncTritonPipeline, TritonPipeline
-from serving.connection import API_KEY_HEADER, API_KEY_VARIABLE
 from serving.errors import DataError, InvalidArgumentError, PipelineError, RequestError, TritonizeError
 from tests.helpers.parity import assert_same
 from tests.helpers.servers import Server

@@ -10,6 +10,7 @@ import ssl as tls
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ import trustme
 from aiohttp import web
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from serving.access import ClientAccess
 from serving.connection import Connection
 from serving.errors import RequestError
 from serving.options import WireProtocol
@@ -28,9 +30,10 @@ ENDING = "Request for unknown model: 'x' has no available versions"
 STUB = "Failed to process the request(s) for model instance 'x_0', message: Stub process 'x_0' is not healthy."
 
 
-def connection(url: str, protocol: WireProtocol, **options: object) -> Connection:
-    given = {"concurrency": 1, "timeout": 10.0, "retries": None, "ssl": False, **options}
-    return Connection(url, protocol=protocol, **given)  # type: ignore[arg-type]
+def connection(url: str, protocol: WireProtocol, **options: Any) -> Connection:
+    given = {"concurrency": 1, "timeout": 10.0, "retries": None, **options}
+    access = {name: given.pop(name) for name in ("ssl", "ca", "certificate", "key", "api_key", "api_key_file") if name in given}
+    return Connection(url, protocol=protocol, access=ClientAccess(**access), **given)
 
 
 class Script:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
+
+from serving.click_options import build
+from serving.commands import serve_command
+from serving.health_port import HealthPort
+from serving.options import ServeOptions
+from serving.readiness import Readiness
+from tests.helpers.surroundings import free_port
 
 PROJECT = Path(__file__).parents[2]
 
@@ -66,21 +74,50 @@ def test_clean_leaves_other_peoples_models(tmp_path: Path) -> None:
     assert not artifacts.exists()
 
 
-def test_the_image_starts_the_server_with_its_changing_apis_closed(tmp_path: Path) -> None:
-    server = tmp_path / "tritonserver"
-    server.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    server.chmod(0o755)
-    for name in ("one", "two", "one.20260102030405", "one.20260102030405_model", "one.2_model"):
-        (tmp_path / "models" / name).mkdir(parents=True)
-        (tmp_path / "models" / name / "config.pbtxt").touch()
-    text = (PROJECT / "serving" / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
-    entrypoint = json.loads(re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[0].replace("/models", f"{tmp_path}/models"))
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    started = subprocess.run([*entrypoint, "--log-verbose=1"], env=environment, capture_output=True, text=True, check=True).stdout
-    flags = dict(line.split("=", 1) for line in started.split("\n--")[1:])
-    assert started.startswith(f"--model-repository={tmp_path}/models\n")
-    loaded = [line for line in started.splitlines() if line.startswith("--load-model")]
-    assert sorted(loaded) == ["--load-model=one", "--load-model=one.2_model", "--load-model=two"]
-    assert flags["log-verbose"] == "1\n"
-    closed = "model-repository,logging,trace,shared-memory:closed\n=\nx"
-    assert flags["http-restricted-api"] == flags["grpc-restricted-protocol"] == closed
+def dockerfile() -> str:
+    return (PROJECT / "serving" / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+
+
+def instructions(name: str) -> list[str]:
+    return re.findall(rf"^{name} (.*)$", dockerfile(), re.MULTILINE)
+
+
+def test_the_image_runs_the_supervisor() -> None:
+    program, command, *arguments = json.loads(instructions("ENTRYPOINT")[0])
+    assert (program, command) == ("tritonize", "serve")
+    with serve_command.make_context(command, [*arguments, "--http-port=9000"]) as ctx:
+        options = build(ServeOptions, ctx, ctx.params)
+    assert (options.repository, options.host, options.strict, options.http_port) == (Path("/models"), "0.0.0.0", True, 9000)  # noqa: S104
+    ports = (ServeOptions.http_port, ServeOptions.grpc_port, ServeOptions.metrics_port, ServeOptions().own_health_port)
+    assert instructions("EXPOSE") == [" ".join(map(str, ports))]
+    compose = (PROJECT / "serving" / "docker" / "compose.yaml").read_text(encoding="utf-8")
+    assert f'["127.0.0.1:{ports[0]}-{ports[-1]}:{ports[0]}-{ports[-1]}"]' in compose
+
+
+def test_the_health_check_of_the_image_asks_whether_it_is_ready() -> None:
+    program, *arguments = json.loads(instructions("HEALTHCHECK")[0].partition("CMD ")[2])
+    readiness, options = Readiness(), ServeOptions(metrics_port=free_port())
+    code = arguments[-1].replace("http://127.0.0.1:8003", options.health_url)
+    assert (program, arguments[:-1]) == ("python3", ["-c"]) and code != arguments[-1]
+
+    def check() -> int:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode
+
+    assert check() == 1, "nobody answers"
+    with HealthPort(options, readiness):
+        assert check() == 1, "it starts"
+        readiness.begin(["one"], [])
+        assert check() == 0
+
+
+def test_the_image_gets_what_it_installs() -> None:
+    copied = [path for line in instructions("COPY") for path in line.split()[:-1]]
+    let_in = {line.removeprefix("!") for line in (PROJECT / ".dockerignore").read_text(encoding="utf-8").splitlines()}
+    assert {"export", "serving", "benchmarks", "pyproject.toml"} <= set(copied) <= let_in
+    assert all((PROJECT / path).exists() for path in copied)
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-") for line in (PROJECT / ".constraints/triton.txt").read_text().splitlines()
+    }
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    assert {name.split("[")[0] for name in wanted} <= pinned

@@ -162,7 +162,7 @@ def test_a_document_of_ten_thousand_words(pipe: TritonPipeline, pipeline: Any) -
 
 def infer(server: ServeOptions, rows: list[tuple[bytes, bytes]], options: dict[str, Any] | None = None) -> Any:
     async def ask() -> Any:
-        connection = Connection(url(server, "grpc"), protocol="grpc", concurrency=1, timeout=60, retries=0, ssl=False)
+        connection = Connection(url(server, "grpc"), protocol="grpc", concurrency=1, timeout=60, retries=0)
         try:
             columns = {"QUESTION": [row[0] for row in rows], "CONTEXT": [row[1] for row in rows]}
             return await connection.infer("ragged", columns, options or {})

@@ -34,12 +34,12 @@ from serving.server import check_ports
 from serving.server_record import Running, find_running, started
 from serving.triton_address import fetch
 from tests.helpers.foreground import end, serve, server_processes, stubs, wait_ready
+from tests.helpers.front_requests import ask as get
 from tests.helpers.packages import generation_of, reseal_package, step
 from tests.helpers.servers import detached, left_behind, running, serve_options
-from tests.helpers.surroundings import free_port
 
 pytestmark = pytest.mark.server
-HEALTHCHECK = PROJECT / "serving" / "docker" / "healthcheck.py"
+READY = {"ready": True, "state": "ready", "not_answering": []}
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,9 @@ def test_serves_in_the_foreground_until_sigterm(repository: Path, tmp_path: Path
         assert time.monotonic() - started < 30
         answer = ask(options.base_url, find_probes(repository)[0], timeout=10)
         assert {output["name"] for output in answer["outputs"]} - {"DIGEST"} == {"LABEL", "SCORE", "SCORES", "TRUNCATED"}
-        (tmp_path / "served").mkdir()  # the other one is not served
-        (tmp_path / "served" / "one").symlink_to(repository / "one")
-        check = [sys.executable, HEALTHCHECK, tmp_path / "served"]
-        assert subprocess.run([*check, options.base_url], check=False).returncode == 0
-        assert subprocess.run([*check, f"http://127.0.0.1:{free_port()}"], stderr=subprocess.DEVNULL, check=False).returncode == 1
+        status, text, _ = get(f"{options.health_url}/readyz")
+        assert (status, json.loads(text)) == (200, READY | {"ensembles": ["one"], "left_out": ["other"]})
+        assert [get(f"{options.health_url}/{path}")[0] for path in ("livez", "startupz")] == [200, 200]
         listening = {
             connection.laddr.ip
             for child in server_processes(process.pid)

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,12 +17,12 @@ import pytest
 import trustme
 from tritonclient.utils import InferenceServerException
 
+from serving.api_keys import ApiKeyFile, read_api_keys
 from serving.background import start_detached, stop
 from serving.client import TritonPipeline
-from serving.errors import RequestError, ServerError, SetupError
-from serving.front.envoy import find_envoy, needed_in_flight, read_api_keys
+from serving.errors import RequestError, SetupError
+from serving.front.envoy import find_envoy, needed_in_flight
 from serving.front.replies import FULL
-from serving.install import PROJECT
 from serving.options import ServeOptions
 from serving.server_record import log_file
 from tests.helpers.front_requests import ask, body, error_of, tensor
@@ -47,6 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Pa
         part.write_to_path(folder / "certificate.pem", append=True)
     authority.cert_pem.write_to_path(folder / "ca.pem")
     (folder / "keys").write_text(f"# of the tests\n\n{KEY}\nanother-key-of-this-test-987654321\n")
+    (folder / "keys").chmod(0o600)
     return folder
 
 
@@ -56,7 +55,7 @@ def guarded(small: Path, files: Path) -> Iterator[ServeOptions]:
         serve_options(small),
         tls_certificate=files / "certificate.pem",
         tls_key=files / "key.pem",
-        api_keys=files / "keys",
+        api_key_file=files / "keys",
         access_log=files / "access.log",
         in_flight=2,
         queue=4,
@@ -248,24 +247,6 @@ def has_ipv6() -> bool:
     return False
 
 
-def test_options_that_contradict_each_other(tmp_path: Path, packaged: Path) -> None:
-    from serving.front import start_front
-
-    options = replace(serve_options(packaged), tls_certificate=tmp_path / "c.pem")
-    with pytest.raises(ServerError, match="TLS needs a certificate and its key"), start_front(options, log=print):
-        pass
-
-
-def test_a_certificate_that_is_none_is_one_line(tmp_path: Path, packaged: Path) -> None:
-    from serving.front import start_front
-
-    (tmp_path / "c.pem").write_text("nothing")
-    options = replace(serve_options(packaged), tls_certificate=tmp_path / "c.pem", tls_key=tmp_path / "c.pem")
-    with pytest.raises(ServerError, match=r"did not start: .*certificate") as caught, start_front(options, log=lambda _: None):
-        pass
-    assert "\n" not in caught.value.message
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -278,11 +259,43 @@ def test_a_certificate_that_is_none_is_one_line(tmp_path: Path, packaged: Path) 
 )
 def test_files_of_keys_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "keys"
+    path.touch(mode=0o600)
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ServerError, match=message):
+    with pytest.raises(SetupError, match=message):
         read_api_keys(path)
-    with pytest.raises(ServerError, match="cannot read the API keys"):
+    with pytest.raises(SetupError, match="cannot read the API keys"):
         read_api_keys(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("mode", "is_private"), [(0o600, True), (0o400, True), (0o440, True), (0o644, False), (0o660, False)])
+def test_only_its_user_and_a_group_may_read_a_file_of_keys(tmp_path: Path, mode: int, is_private: bool) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"{KEY}\n", encoding="utf-8")
+    path.chmod(mode)
+    if is_private:
+        assert read_api_keys(path) == (KEY,)
+    else:
+        with pytest.raises(SetupError, match=f"is open to other users \\(mode {mode:04o}\\)") as caught:
+            read_api_keys(path)
+        assert caught.value.hint == f"close it with: chmod 600 {path}"
+
+
+def test_a_file_of_keys_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    with pytest.raises(SetupError, match="cannot read the API keys"):
+        ApiKeyFile(path)
+    path.touch(mode=0o600)
+    path.write_text(f"{KEY}\n", encoding="utf-8")
+    keys = ApiKeyFile(path)
+    assert not keys.refresh() and keys.keys == (KEY,)
+    path.write_text(f"# a remark\n{KEY}\n", encoding="utf-8")
+    assert not keys.refresh(), "the keys are the same"
+    path.write_text(f"{KEY}{KEY}\n{KEY}\n", encoding="utf-8")
+    assert keys.refresh() and keys.keys == (KEY + KEY, KEY)
+    path.unlink()
+    with pytest.raises(SetupError, match="cannot read the API keys"):
+        keys.refresh()
+    assert not keys.refresh() and keys.keys == (KEY + KEY, KEY), "it is told once"
 
 
 def test_without_envoy_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -296,8 +309,3 @@ def test_without_envoy_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_ragged_models_get_two_batches_of_each_instance_in_flight(packaged: Path) -> None:
     assert needed_in_flight(packaged) == 128
-
-
-def test_the_configuration_of_the_image_is_up_to_date() -> None:
-    run = subprocess.run([sys.executable, "-m", "serving.front.image"], capture_output=True, text=True, check=True, cwd=PROJECT)
-    assert (PROJECT / "serving" / "docker" / "envoy.json").read_text(encoding="utf-8") == run.stdout

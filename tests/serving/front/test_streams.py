@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -79,10 +80,26 @@ class Sending:
 def test_streams_have_no_time_limit_and_other_calls_do() -> None:
     """A limit for sending a request would end a stream that waits for its first answer, so only servers that stream lack it."""
     from serving.front.bootstrap import envoy_bootstrap
-    from serving.front.image import image_plan
+    from serving.front.front_plan import FrontPlan
 
     def listener(*, streams: bool) -> Any:
-        _, found, _ = envoy_bootstrap(replace(image_plan(), streams=streams))["static_resources"]["listeners"]
+        where, folder = ("127.0.0.1", 1), Path("/nowhere")
+        plan = FrontPlan(
+            repository=folder,
+            http=where,
+            grpc=where,
+            metrics=where,
+            triton_http=folder,
+            triton_grpc=folder,
+            triton_metrics=folder,
+            admin=folder,
+            in_flight=1,
+            queue=1,
+            max_request_bytes=1,
+            streams=streams,
+            stop_file=folder,
+        )
+        _, found, _ = envoy_bootstrap(plan)["static_resources"]["listeners"]
         return found["filter_chains"][0]["filters"][0]["typed_config"]
 
     def routes(manager: Any) -> dict[str, Any]:
