@@ -33,6 +33,8 @@ COMMANDS = {
     "compare": "benchmarks.compare_commands",
     "models": "serving.models_commands",
     "remove": "serving.models_commands",
+    "sign": "serving.signing_commands",
+    "image": "serving.image_commands",
     "doctor": "serving.commands",
 }
 """Command → the module that holds its function. A module is imported when its command runs, so that ``--help`` is fast."""
@@ -49,6 +51,8 @@ HELP = {
     "compare": "Compare two benchmark reports and name what became worse.",
     "models": "List the packaged models, what is served, and what is out of date.",
     "remove": "Remove a packaged model.",
+    "sign": "Sign a bundle or a model repository.",
+    "image": "Make a container image of the server with packaged models.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
 BROKEN_PIPE = 128 + signal.SIGPIPE
