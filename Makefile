@@ -90,10 +90,12 @@ quick: setup .venv/ready-dev ## run the tests that need no server and no trainin
 test: setup .venv/ready-dev ## run the whole test suite
 	@$(IN_TWO) $(PYTEST)
 
-lint: setup .venv/ready-dev ## run ruff and mypy
+lint: setup .venv/ready-dev ## run ruff and mypy, hadolint on the Dockerfile and zizmor on the workflows
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+	@.venv/bin/hadolint serving/docker/Dockerfile
+	@.venv/bin/zizmor --offline --quiet .github/workflows
 
 check: lint test ## run lint and test
 

@@ -12,6 +12,7 @@ from export.checkpoint_checks import check_tokens, check_weights, refuse_own_pip
 from export.tasks.base import Task
 from serving.artifact import MANIFEST, sha256
 from serving.errors import ArtifactError, refusing
+from serving.reporting import logger
 from serving.runtime.types import JsonValue
 
 if TYPE_CHECKING:
@@ -177,11 +178,21 @@ def load_tokenizer(folder: Path, *, pads_with_end: bool = False) -> PreTrainedTo
     """
     from transformers import AutoTokenizer
 
+    from export.slow_tokenizers.tokenizer_class import fast_class
+
     hint = "it needs a tokenizer.json, and a tokenizer_config.json that this version of transformers reads"
     with refusing(f"cannot load the tokenizer of {folder}", hint=hint):
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        chosen = fast_class(folder) or AutoTokenizer
+        tokenizer = chosen.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        if tokenizer is False:  # so transformers says that SentencePiece cannot read its model
+            raise ValueError("its SentencePiece model is damaged")
     if not tokenizer.is_fast:
         raise ArtifactError(f"the tokenizer of {folder} is not a fast tokenizer and cannot be served: a tokenizer.json is needed")
+    if getattr(tokenizer, "missing_pieces", 0):
+        logger.warning(
+            f"{tokenizer.missing_pieces} pieces of the SentencePiece model of {folder} are not in its vocab.json: smaller ones are "
+            "used in their place, where transformers takes them as unknown"
+        )
     names = tokenizer.model_input_names
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ArtifactError(f"model_input_names in the tokenizer_config.json of {folder} is {names!r:.80}, not a list", hint=REPAIR)

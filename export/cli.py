@@ -38,6 +38,8 @@ COMMANDS = {
     "rollback": "serving.release_commands",
     "load": "serving.release_commands",
     "unload": "serving.release_commands",
+    "sign": "serving.signing_commands",
+    "image": "serving.image_commands",
     "doctor": "serving.commands",
 }
 """Command → the module that holds its function. A module is imported when its command runs, so that ``--help`` is fast."""
@@ -59,6 +61,8 @@ HELP = {
     "rollback": "Let a running server answer with the generation before.",
     "load": "Load a generation into a running server.",
     "unload": "Unload a model from a running server.",
+    "sign": "Sign a bundle or a model repository.",
+    "image": "Make a container image of the server with packaged models.",
     "doctor": "Check this machine and both environments; say what to fix.",
 }
 BROKEN_PIPE = 128 + signal.SIGPIPE

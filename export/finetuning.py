@@ -67,6 +67,7 @@ SHAPING = (
     "export/metric.py",
     "export/metrics",
     "export/model_inputs.py",
+    "export/slow_tokenizers",
     "export/splits.py",
     "export/training",
     "serving/runtime/cutting.py",

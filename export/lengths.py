@@ -34,7 +34,7 @@ def count_tokens(rows: LabelledRows, task: Task, tokenizer: Any, *, seed: int) -
     Returns:
         Token counts in ascending order.
     """
-    return _counts(task.texts(rows.take(sample_indices(len(rows), SAMPLED_ROWS, seed)).texts), tokenizer)
+    return _counts(task.texts(rows.take(sample_indices(len(rows), SAMPLED_ROWS, seed)).texts), tokenizer.backend_tokenizer)
 
 
 def count_target_tokens(rows: LabelledRows, tokenizer: Any, *, seed: int) -> list[int]:
@@ -48,27 +48,31 @@ def count_target_tokens(rows: LabelledRows, tokenizer: Any, *, seed: int) -> lis
     Returns:
         Token counts in ascending order.
     """
-    return _counts([first for first, *_ in rows.take(sample_indices(len(rows), SAMPLED_ROWS, seed)).labels], tokenizer)
+    targets = [first for first, *_ in rows.take(sample_indices(len(rows), SAMPLED_ROWS, seed)).labels]
+    return _counts(targets, target_tokenizer(tokenizer) or tokenizer.backend_tokenizer)
 
 
-def untruncated_tokenizer(tokenizer: Any) -> Tokenizer:
-    """Copy a tokenizer as one that neither truncates nor pads.
+def target_tokenizer(tokenizer: Any) -> Tokenizer | None:
+    """Return what tokenizes targets, if that is not the tokenizer of texts.
 
     Args:
         tokenizer: The checkpoint's fast tokenizer.
-
-    Returns:
-        The copy.
     """
+    found: Tokenizer | None = getattr(tokenizer, "target_tokenizer", None)
+    return found
+
+
+def untruncated_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Copy a tokenizer as one that neither truncates nor pads."""
     from tokenizers import Tokenizer
 
-    untruncated = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    untruncated = Tokenizer.from_str(tokenizer.to_str())
     untruncated.no_truncation()
     untruncated.no_padding()
     return untruncated
 
 
-def _counts(texts: Any, tokenizer: Any) -> list[int]:
+def _counts(texts: Any, tokenizer: Tokenizer) -> list[int]:
     return sorted(len(encoding) for encoding in untruncated_tokenizer(tokenizer).encode_batch_fast(list(texts)))
 
 

@@ -33,7 +33,7 @@ def count_unknown_tokens(rows: LabelledRows, task: Task, tokenizer: Any, *, seed
     texts = task.texts(rows.take(sample_indices(len(rows), SAMPLED_ROWS, seed)).texts)
     counts = []
     example: list[str] = []
-    for encoding in untruncated_tokenizer(tokenizer).encode_batch(list(texts), add_special_tokens=False):
+    for encoding in untruncated_tokenizer(tokenizer.backend_tokenizer).encode_batch(list(texts), add_special_tokens=False):
         counts.append((encoding.ids.count(unknown), len(encoding)))
         if counts[-1][0] and not example:
             first = max(0, encoding.ids.index(unknown) - SHOWN_TOKENS // 2)

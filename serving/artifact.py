@@ -31,6 +31,8 @@ from serving.manifests import FIGURE_KINDS, SCHEMA_VERSION, Manifest, StageInput
 from serving.writing import writing
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""The signature of a manifest, beside it, if the artifact was signed. It is of no other file."""
 DIGEST_FIELD = "manifest_sha256"
 """The field of a manifest that holds its own checksum."""
 PROJECT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""The health port: ``/livez``, ``/startupz`` and ``/readyz`` over HTTP, for orchestrators and proxies.
+"""The health port: ``/livez``, ``/startupz`` and ``/readyz`` over HTTP, for orchestrators and proxies; ``/metrics`` for Prometheus.
 
 It answers from the first moment of the start to the end of the process, whatever the server does meanwhile.
 """
@@ -19,12 +19,14 @@ from serving.errors import ServerError
 from serving.options import ServeOptions
 from serving.readiness import HealthReport, Readiness
 from serving.reporting import logger
+from serving.supervisor_metrics import CONTENT_TYPE
 from serving.triton_address import numeric_host
 
 MAX_CONNECTIONS = 64
 """Connections at the same time. If there are more, the oldest one is closed."""
 CONNECTION_SECONDS = 5
 """How long a client may send nothing, in seconds."""
+METRICS = "/metrics"
 END_SECONDS = 0.05
 """How often the thread looks whether it is to end, in seconds."""
 
@@ -104,6 +106,10 @@ class _HealthServer(ThreadingHTTPServer):
         self._readiness.was_asked()
         return report()
 
+    def metrics(self) -> str:
+        """Return the page of Prometheus. Who reads it does not watch the health."""
+        return self._readiness.metrics()
+
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
         """Answer in a thread. If there are too many connections, the oldest one is closed: slow clients keep nobody out."""
         assert isinstance(request, socket.socket)
@@ -137,18 +143,22 @@ class _HealthHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with 200 if the check passes, and with 503 otherwise."""
-        report = self.server.report(self.path.partition("?")[0])
-        if report is None:
-            self._send(404, {"error": f"there is nothing at this path: health is at {', '.join(self.server.reports)}"})
+        path = self.path.partition("?")[0]
+        report = self.server.report(path)
+        if report is not None:
+            self._send(200 if report.is_ok else 503, json.dumps(report.content))
+        elif path == METRICS:
+            self._send(200, self.server.metrics(), CONTENT_TYPE)
         else:
-            self._send(200 if report.is_ok else 503, report.content)
+            paths = ", ".join(self.server.reports)
+            self._send(404, json.dumps({"error": f"there is nothing at this path: health is at {paths}; metrics are at {METRICS}"}))
 
     do_HEAD = do_GET  # noqa: N815 - the name is http.server's
 
-    def _send(self, status: int, content: object) -> None:
-        body = json.dumps(content).encode()
+    def _send(self, status: int, text: str, content_type: str = "application/json") -> None:
+        body = text.encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.artifact import MANIFEST, read_manifest, sha256
+from serving.artifact import MANIFEST, SIGNATURE, read_manifest, sha256
 from serving.errors import ArtifactError
 from serving.layout import (
     CONFIG,
@@ -43,13 +43,13 @@ def check_files(folder: Path, files: Mapping[str, str], *, remedy: str, has_mani
         folder: The artifact.
         files: SHA-256 of each file by relative path, as in the manifest.
         remedy: What to do about a difference.
-        has_manifest: Whether the folder also has the manifest itself.
+        has_manifest: Whether the folder also has the manifest itself, and may have its signature.
 
     Raises:
         ArtifactError: A file was altered, is missing, is not in the manifest, or is a link.
     """
     folders = {parent.as_posix() for name in files for parent in Path(name).parents}
-    known = {*files, MANIFEST} if has_manifest else set(files)
+    known = {*files, MANIFEST, SIGNATURE} if has_manifest else set(files)
     found = dict(_entries(folder))
     for name, entry in found.items():
         if reason := _objection(name, entry, known, folders):

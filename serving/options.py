@@ -13,6 +13,7 @@ from serving.file_layout import FileLayout, parse_rows_location
 from serving.front_options import FrontOptions
 from serving.health_options import HealthOptions
 from serving.option_fields import Option
+from serving.signing_options import VerificationOptions
 from serving.vllm_options import VllmOptions
 from serving.watch_options import WatchOptions
 
@@ -111,7 +112,7 @@ class RepositoryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageOptions(ArtifactsOptions, RepositoryOptions):
+class PackageOptions(ArtifactsOptions, RepositoryOptions, VerificationOptions):
     """Options of ``tritonize package``; ``auto`` and None leave a choice to :func:`serving.plan.make_plan`.
 
     Attributes:
@@ -272,7 +273,7 @@ class ServerAddress(ServerPort):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(RepositoryOptions, ServerAddress, HealthOptions, FrontOptions, WatchOptions):
+class ServeOptions(RepositoryOptions, ServerAddress, HealthOptions, FrontOptions, WatchOptions, VerificationOptions):
     """Options of ``tritonize serve``."""
 
     ready_timeout: Annotated[

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from serving.supervisor_metrics import metrics_page
+
 LATELY_SECONDS = 30.0
 """An ensemble is ready if it answered within this time. The supervisor sends it a request every few seconds if no client does."""
 STUCK_SECONDS = 120.0
@@ -48,6 +50,8 @@ class Readiness:
         self._has_been_ready = False
         self._answered: dict[str, float] = {}
         self._left_out: tuple[str, ...] = ()
+        self._served: tuple[str, ...] = ()
+        self._restarts = 0
         self._looked: float | None = None
         self._asked: float | None = None
 
@@ -65,6 +69,7 @@ class Readiness:
             self._has_been_ready = True
             self._answered = dict.fromkeys(ensembles, self._clock())
             self._left_out = tuple(left_out)
+            self._served = tuple(self._answered)
 
     def change(self, ensembles: Iterable[str]) -> None:
         """Say that the server serves these ensembles from now on. A new one has just answered."""
@@ -86,7 +91,9 @@ class Readiness:
     def lose(self) -> None:
         """Say that the server has ended or must be restarted."""
         with self._lock:
-            self._state = RESTARTING if self._state == READY else self._state
+            if self._state == READY:
+                self._state = RESTARTING
+                self._restarts += 1
             self._answered = {}
             self._looked = None
 
@@ -113,8 +120,7 @@ class Readiness:
     def ready(self) -> HealthReport:
         """Return whether every ensemble answers, with the names of those that do not."""
         with self._lock:
-            now = self._clock()
-            silent = sorted(name for name, answered in self._answered.items() if now - answered > LATELY_SECONDS)
+            silent = self._silent()
             is_ready = self._state == READY and not silent
             content = {
                 "ready": is_ready,
@@ -124,6 +130,18 @@ class Readiness:
                 "left_out": sorted(self._left_out),
             }
         return HealthReport(is_ok=is_ready, content=content)
+
+    def metrics(self) -> str:
+        """Return the same for Prometheus, with the number of restarts. Packages are not ready while the server is restarted."""
+        is_ready = self.ready().is_ok
+        with self._lock:
+            answering = set(self._answered) - set(self._silent())
+            packages = {name: name in answering for name in (*self._served, *self._left_out)}
+            return metrics_page(packages, is_ready=is_ready, restarts=self._restarts)
+
+    def _silent(self) -> list[str]:
+        now = self._clock()
+        return sorted(name for name, answered in self._answered.items() if now - answered > LATELY_SECONDS)
 
     def was_asked(self) -> None:
         """Say that somebody has asked the health port."""

@@ -7,6 +7,7 @@ from serving.errors import ServerError
 from serving.front.streaming import STREAMING_ENDPOINT, has_streaming_models
 from serving.generations import newest_generation
 from serving.integrity import check_generation
+from serving.layout import generation_folder
 from serving.manifests import RepositoryManifest
 from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
@@ -16,6 +17,7 @@ from serving.release import PROBE_SECONDS, Tell, promote, unload_generation, unl
 from serving.reporting import logger
 from serving.served_view import ServedView
 from serving.server import TritonServer
+from serving.signatures import verify
 from serving.vllm_container import needs_container
 
 
@@ -78,6 +80,8 @@ class Releases:
         repository, name = self._view.repository, request.name
         generation = request.generation or newest_generation(repository, name)
         manifest = check_generation(repository, name, generation, remedy=f"package it again with: tritonize package --name {name}")
+        if self._view.verify_key is not None:
+            verify(generation_folder(repository, name, generation), self._view.verify_key)
         if manifest.layout == "vllm":
             raise needs_container(self._view.repository, manifest)
         if manifest.probe.endpoint == STREAMING_ENDPOINT and not self._streams:

@@ -55,6 +55,7 @@ from serving.pruning import prune
 from serving.reporting import logger
 from serving.runtime.tasks import served_names
 from serving.runtime.tasks._generation import GenerationTask
+from serving.signatures import verify
 from serving.tuning import Tuning, read_tuning
 from serving.writing import writing
 
@@ -107,14 +108,16 @@ def package(options: PackageOptions) -> PackagedEnsemble:
     """Write or replace the models of ``options.name``.
 
     Raises:
-        ArtifactError: There is no usable bundle, it was altered, it refers to files outside it, it is older than its checkpoint,
-            one of the names belongs to another model, or the engine lacks something.
+        ArtifactError: There is no usable bundle, it was altered, its signature is refused, it refers to files outside it, it is
+            older than its checkpoint, one of the names belongs to another model, or the engine lacks something.
         ExportError: The graph takes inputs that cannot be made from text.
     """
     options = named_for_packaging(options)
     bundle = load_bundle(options.bundle_folder)
     refuse_other_package(options, bundle)
     check_files(bundle.folder, bundle.manifest.files, remedy=REMEDY)
+    if options.verify_key is not None:
+        verify(bundle.folder, options.verify_key)
     bundle = bundle.with_max_length(options.max_length)
     tuning, objection = _tuning(options)
     packaging = choose_packaging(bundle, options, tuning)

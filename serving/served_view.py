@@ -47,6 +47,7 @@ from serving.model_names import is_single_model, pinned_model
 from serving.packages import FoundPackages, find_packages
 from serving.pbtxt import from_pbtxt, to_pbtxt
 from serving.reporting import logger
+from serving.signatures import verify
 from serving.vllm_container import needs_container
 from serving.writing import describe
 
@@ -70,9 +71,10 @@ class ServedView:
         repository: The repository that it was chosen from.
         folder: The folder, which Triton and the proxy read as their model repository.
         left_out: Why each other ensemble is not served now, by name.
+        verify_key: The public key that signatures are verified with; None: they need not be signed.
     """
 
-    def __init__(self, repository: Path, folder: Path, chosen: _Chosen, *, strict: bool) -> None:
+    def __init__(self, repository: Path, folder: Path, chosen: _Chosen, *, strict: bool, verify_key: Path | None = None) -> None:
         """Begin with what was chosen, all of it checked. See :func:`open_view`."""
         self.folder = folder
         self.left_out: dict[str, ArtifactError] = {}
@@ -82,6 +84,7 @@ class ServedView:
         self._chosen = chosen
         self._strict = strict
         self._lock = threading.RLock()
+        self.verify_key = verify_key
         self._link(dict(chosen.damaged))
 
     def refresh(self) -> None:
@@ -95,6 +98,8 @@ class ServedView:
             for name, ensemble in self._ensembles.items():
                 try:
                     _check_again(self.repository, ensemble)
+                    if self.verify_key is not None:
+                        verify(ensemble.generation, self.verify_key)
                 except ArtifactError as error:
                     refused[name] = error
             self._link(refused)
@@ -232,21 +237,25 @@ class ServedView:
 
 
 @contextlib.contextmanager
-def open_view(repository: Path, *, strict: bool = False) -> Iterator[ServedView]:
+def open_view(repository: Path, *, strict: bool = False, verify_key: Path | None = None) -> Iterator[ServedView]:
     """Choose what a server serves, and hold it while the block runs. Orphans and damaged ensembles are named in the log.
 
     Args:
         repository: The model repository.
         strict: Whether one damaged ensemble is an error.
+        verify_key: The public key of those whose ensembles are served; None: they need not be signed.
 
     Raises:
         ArtifactError: The repository holds no ensemble that can be served, or one is damaged and the server is strict.
+        SetupError: The key cannot be used.
     """
     repository = repository.resolve()
     with contextlib.ExitStack() as held:
         leases: dict[tuple[str, str], int] = {}
         held.callback(_release, leases)
         found = _hold(_without_vllm(find_packages(repository), repository), repository, leases)
+        if verify_key is not None:
+            found = _signed(found, verify_key)
         for orphan in found.orphans:
             logger.warning(f"{orphan.problem} ({orphan.hint})")
         if not found.ensembles and not found.damaged:
@@ -254,7 +263,7 @@ def open_view(repository: Path, *, strict: bool = False) -> Iterator[ServedView]
         others = _others(repository, found)
         chosen = _Chosen(ensembles=found.ensembles, leases=leases, damaged=found.damaged, others=others)
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
-        yield ServedView(repository, folder, chosen, strict=strict)
+        yield ServedView(repository, folder, chosen, strict=strict, verify_key=verify_key)
 
 
 def _without_vllm(found: FoundPackages, repository: Path) -> FoundPackages:
@@ -263,6 +272,18 @@ def _without_vllm(found: FoundPackages, repository: Path) -> FoundPackages:
     ensembles = {name: package for name, package in found.ensembles.items() if name not in vllm}
     errors = {name: needs_container(repository, manifest) for name, manifest in vllm.items()}
     return replace(found, ensembles=ensembles, damaged={**found.damaged, **errors})
+
+
+def _signed(found: FoundPackages, key: Path) -> FoundPackages:
+    """Set aside the packages that were not signed with the private key of a public one."""
+    refused: dict[str, ArtifactError] = {}
+    for name, ensemble in found.ensembles.items():
+        try:
+            verify(ensemble.generation, key)
+        except ArtifactError as error:
+            refused[name] = error
+    ensembles = {name: ensemble for name, ensemble in found.ensembles.items() if name not in refused}
+    return replace(found, ensembles=ensembles, damaged={**found.damaged, **refused})
 
 
 def _release(leases: Mapping[tuple[str, str], int]) -> None:

@@ -278,7 +278,7 @@ def _released(view: ServedView, readiness: Readiness) -> Iterator[tuple[Releases
 @contextlib.contextmanager
 def _checked_view(options: ServeOptions) -> Iterator[ServedView]:
     check_ports(options)  # before every file is read
-    with open_view(options.repository, strict=options.strict) as view:
+    with open_view(options.repository, strict=options.strict, verify_key=options.verify_key) as view:
         yield view
 
 

@@ -23,10 +23,11 @@ from serving.errors import ExportError
 
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "granite", "olmo2", "smollm3",
-    "starcoder2", "gpt2", "gpt_neox", "gpt_bigcode", "opt",
+    "starcoder2", "gpt2", "gpt_neox", "gpt_bigcode", "opt", "olmo", "olmo3", "exaone4", "persimmon", "biogpt", "seed_oss", "arcee",
+    "hunyuan_v1_dense", "bitnet", "vaultgemma",
 )  # fmt: skip
 """Architectures that the tests export."""
-TESTED = f"{', '.join(FAMILIES[:-1])} and {FAMILIES[-1]} are tested"
+TESTED = f"{', '.join(FAMILIES[:-1])} and {FAMILIES[-1]} are tested; vLLM itself serves many others"
 HEAD_SIZE_MULTIPLE = 8
 """ONNX Runtime's operator needs heads of a multiple of this size."""
 FAR = 2**24

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
+from export.lengths import target_tokenizer
 from export.tasks._generation import ExportedGenerationTask
 from export.tasks.base import IGNORED, Label, Prediction, Reference
 from export.tasks.trained import TrainedTask
 from serving.options import Precision
 from serving.runtime.tasks._text2text import Text2TextTask
+from serving.runtime.tokenization import TextEncoder
 from serving.runtime.types import Arrays, Features, JsonValue, Origins, Setting, Text, TextColumns
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from serving.runtime.tokenization import TextEncoder
 
 EVALUATED_ROWS = 1000
 """Maximum number of rows for evaluation: an answer is generated for each, token by token."""
@@ -35,6 +35,7 @@ class RewritingTask(ExportedGenerationTask[Text2TextTask], TrainedTask):
         pad_token_id: Padding token of the checkpoint's tokenizer.
         target_start: Tokens that the tokenizer puts before a target.
         target_end: Tokens that the tokenizer puts behind a target.
+        target_encoder: Tokenizes targets, if they have a tokenizer of their own; None: as texts.
     """
 
     max_new_tokens: int = 128
@@ -42,6 +43,7 @@ class RewritingTask(ExportedGenerationTask[Text2TextTask], TrainedTask):
     pad_token_id: int = -1
     target_start: tuple[int, ...] = ()
     target_end: tuple[int, ...] = ()
+    target_encoder: TextEncoder | None = field(default=None, compare=False, repr=False)
 
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
     auto_model: ClassVar[str] = "AutoModelForSeq2SeqLM"
@@ -109,17 +111,29 @@ class RewritingTask(ExportedGenerationTask[Text2TextTask], TrainedTask):
         served.check_options()
         return replace(self, served=served)
 
+    @property
+    def evaluation_settings(self) -> dict[str, JsonValue]:
+        """Return the settings that only evaluation needs, without the tokenizer of targets, which the checkpoint has."""
+        return {name: value for name, value in super().evaluation_settings.items() if name != "target_encoder"}
+
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
         """Find the tokens that the tokenizer puts around a target."""
         if tokenizer.pad_token_id is None:
             raise ValueError("its tokenizer has no pad_token")
-        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        own = target_tokenizer(tokenizer)
+        bare = tokenizer(**{"text" if own is None else "text_target": "a"}, add_special_tokens=False)["input_ids"]
         whole = tokenizer(text_target="a")["input_ids"]
         starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
         if not starts:
             raise ValueError("its tokenizer tokenizes targets differently from texts")
         start, end = whole[: starts[0]], whole[starts[0] + len(bare) :]
-        return replace(self, pad_token_id=tokenizer.pad_token_id, target_start=tuple(start), target_end=tuple(end))
+        return replace(
+            self,
+            pad_token_id=tokenizer.pad_token_id,
+            target_start=tuple(start),
+            target_end=tuple(end),
+            target_encoder=None if own is None else TextEncoder(own, max_length=self.max_new_tokens, names=(), padding={}),
+        )
 
     # -- rows -----------------------------------------------------------------------------------------------------------------
 
@@ -189,7 +203,7 @@ class RewritingTask(ExportedGenerationTask[Text2TextTask], TrainedTask):
     def encode_targets(self, references: Sequence[Reference], encoder: TextEncoder) -> Sequence[Reference]:
         """Tokenize the first text of each reference."""
         room = self.max_new_tokens - len(self.target_start) - len(self.target_end)
-        found = encoder.plain_ids([first for first, *_ in cast("Sequence[list[str]]", references)])
+        found = (self.target_encoder or encoder).plain_ids([first for first, *_ in cast("Sequence[list[str]]", references)])
         return [[*self.target_start, *ids[: max(room, 0)], *self.target_end] for ids in found]
 
     def targets(self, features: Features, references: Sequence[Reference]) -> dict[str, list[JsonValue]]:  # noqa: ARG002

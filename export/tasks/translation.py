@@ -44,18 +44,19 @@ class TranslationTask(RewritingTask):
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> Self:
         """Set the tokenizer's languages, and find the token of the target language."""
         given = {"source_language": self.source_language, "target_language": self.target_language}
-        if not hasattr(tokenizer, "tgt_lang"):
+        languages = language_tokens(tokenizer)
+        if not languages:
             if any(given.values()):
                 raise ValueError("its tokenizer has no languages: leave out source_language and target_language")
             return super().with_tokenizer(tokenizer)
         for name, language in given.items():
             if not language:
                 raise ValueError(f"its tokenizer needs the languages: give --setting {name}=… with the tokenizer's language code")
-            if language not in tokenizer.get_vocab():
+            if language not in languages:
                 raise ValueError(f"its tokenizer has no {name} {language!r}")
         tokenizer.src_lang, tokenizer.tgt_lang = given.values()
         bound = super().with_tokenizer(tokenizer)
-        return replace(bound, target_language_id=tokenizer.convert_tokens_to_ids(self.target_language))
+        return replace(bound, target_language_id=languages[self.target_language])
 
     def bound_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, object]) -> Self:
         """Return the task with the served half of a checkpoint, and the tokens of its languages if it has several."""
@@ -63,12 +64,11 @@ class TranslationTask(RewritingTask):
         assert isinstance(bound.served, Translation)
         if self.target_language_id < 0:
             return bound
-        codes = [str(code) for code in tokenizer.additional_special_tokens]
         served = replace(
             bound.served,
             src_lang=self.source_language,
             tgt_lang=self.target_language,
-            languages=dict(zip(codes, tokenizer.convert_tokens_to_ids(codes), strict=True)),
+            languages=language_tokens(tokenizer),
             tokenizer_language=self.source_language,
         )
         return replace(bound, served=served)
@@ -97,6 +97,16 @@ class TranslationTask(RewritingTask):
     def selectable_metrics(self) -> tuple[str, ...]:
         """Return the figures of the metric of which higher is better."""
         return ("chrf", "bleu")
+
+
+def language_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Return the token of each language by its name; none if the tokenizer has no languages."""
+    if not hasattr(tokenizer, "tgt_lang"):
+        return {}
+    if hasattr(tokenizer, "language_tokens"):
+        return dict(tokenizer.language_tokens)
+    codes = [str(code) for code in tokenizer.additional_special_tokens]
+    return dict(zip(codes, tokenizer.convert_tokens_to_ids(codes), strict=True))
 
 
 TASK = TranslationTask

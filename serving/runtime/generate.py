@@ -41,7 +41,7 @@ class TritonPythonModel:
         graph = DecoderGraph(folder / "model.onnx", slots=engine.slots, capacity=engine.capacity, threads=engine.threads)
         if self._task.vocab_size != graph.vocab_size:
             raise ValueError(f"settings.json says {self._task.vocab_size} tokens, but the graph scores {graph.vocab_size}")
-        self._service: GenerationService[AnswerPart | Ending] = GenerationService(graph, engine)
+        self._service: GenerationService[AnswerPart | Ending] = GenerationService(graph, engine, args)
 
     def execute(self, requests: list[Any]) -> None:
         """Have requests answered. One that cannot be used is refused here."""

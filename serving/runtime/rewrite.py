@@ -54,7 +54,7 @@ class TritonPythonModel:
         )
         if task.vocab_size != graph.vocab_size:
             raise ValueError(f"settings.json says {task.vocab_size} tokens, but the graph scores {graph.vocab_size}")
-        self._service: GenerationService[EndedRow] = GenerationService(graph, engine)
+        self._service: GenerationService[EndedRow] = GenerationService(graph, engine, args)
 
     def execute(self, requests: list[Any]) -> None:
         """Have requests answered. One that cannot be used is refused here."""

@@ -37,9 +37,19 @@ DECODERS: dict[str, dict[str, Any]] = {
     "gpt_bigcode": _OLDER,
     "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32,
             "max_position_embeddings": POSITIONS},
+    "olmo": _LLAMA,
+    "olmo3": _LLAMA | _WINDOW,
+    "exaone4": _LLAMA | _WINDOW | {"sliding_window_pattern": 2},
+    "persimmon": _LLAMA | {"num_key_value_heads": 4},
+    "biogpt": _LLAMA | {"scale_embedding": False},
+    "seed_oss": _LLAMA | {"head_dim": 16},
+    "arcee": _LLAMA,
+    "hunyuan_v1_dense": _LLAMA | {"head_dim": 8},
+    "bitnet": _LLAMA,
+    "vaultgemma": _LLAMA | _WINDOW | {"head_dim": 16},
 }  # fmt: skip
 """Settings by architecture."""
-SEEDS = {"phi": 4, "olmo2": 2, "starcoder2": 1, "gpt_neox": 2}
+SEEDS = {"persimmon": 3, "phi": 4, "olmo2": 2, "starcoder2": 1, "gpt_neox": 2}
 """Seeds of the weights that give answers of many tokens, where 0 does not."""
 
 
@@ -58,7 +68,7 @@ def make_decoder(architecture: str, **settings: Any) -> Any:
                 looked_up = any(part in name for part in ("embed", "wte", "wpe"))
                 parameter.normal_(
                     0,
-                    (0.15 if "2" in architecture or "3" in architecture else 0.6)
+                    (0.15 if any(digit in architecture for digit in "234") else 0.6)
                     if looked_up
                     else 3.0 / parameter.shape[-1] ** 0.5,
                 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.helpers.checkpoints import vocabulary_model
+from tests.helpers.slow_tokenizers import write_m2m100_files, write_marian_files
 
 LANGUAGES = ("eng_Latn", "deu_Latn")
 
@@ -85,7 +88,46 @@ def _nllb() -> tuple[Any, Any]:
     return tokenizer, M2M100Config(vocab_size=len(tokenizer), **named, **_seq2seq_sizes())
 
 
-KINDS = {"gpt2": gpt2, "llama": _llama, "t5": _t5, "bart": _bart, "nllb": _nllb}
+def _files_of(write: Callable[[Path], Path], kind: str) -> Any:
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        return getattr(transformers, kind).from_pretrained(write(Path(folder)))
+
+
+def _marian() -> tuple[Any, Any]:
+    from transformers import MarianConfig
+
+    tokenizer = _files_of(write_marian_files, "MarianTokenizer")
+    pad = tokenizer.pad_token_id
+    return tokenizer, MarianConfig(
+        vocab_size=len(tokenizer),
+        eos_token_id=0,
+        pad_token_id=pad,
+        decoder_start_token_id=pad,
+        forced_eos_token_id=0,
+        **_seq2seq_sizes(),
+    )
+
+
+def _m2m100() -> tuple[Any, Any]:
+    from transformers import M2M100Config
+
+    tokenizer = _files_of(write_m2m100_files, "M2M100Tokenizer")
+    return tokenizer, M2M100Config(
+        vocab_size=len(tokenizer), bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, **_seq2seq_sizes()
+    )
+
+
+KINDS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "gpt2": gpt2,
+    "llama": _llama,
+    "t5": _t5,
+    "bart": _bart,
+    "nllb": _nllb,
+    "marian": _marian,
+    "m2m100": _m2m100,
+}
 
 
 def write_checkpoint(architecture: str, folder: Path) -> Path:
@@ -96,6 +138,9 @@ def write_checkpoint(architecture: str, folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer, config = KINDS[architecture]()
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    auto.from_config(config).save_pretrained(folder)
+    model = auto.from_config(config)
+    if architecture == "marian":  # as those of OPUS-MT
+        model.generation_config.update(num_beams=6, renormalize_logits=True, bad_words_ids=[[config.pad_token_id]])
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

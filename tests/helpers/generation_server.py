@@ -80,12 +80,14 @@ class GenerationServer:
     Attributes:
         http: Host and port.
         grpc: Host and port.
+        metrics: Address of the metrics.
         pid: Process id of tritonserver.
         log: What it printed so far.
     """
 
     http: str
     grpc: str
+    metrics: str
     pid: int
     log: Path
 
@@ -121,7 +123,9 @@ def generation_server(repository: Path, folder: Path) -> Iterator[GenerationServ
             reader.start()
             try:
                 _wait_until_ready(options, process, log)
-                yield GenerationServer(options.base_url.removeprefix("http://"), options.grpc_url, process.pid, log)
+                yield GenerationServer(
+                    options.base_url.removeprefix("http://"), options.grpc_url, options.metrics_url, process.pid, log
+                )
             finally:
                 process.terminate()
                 process.wait(30)

@@ -18,6 +18,8 @@ from serving.readiness import LATELY_SECONDS, STUCK_SECONDS, WATCHED_SECONDS, Re
 from tests.helpers.front_requests import ask
 from tests.helpers.surroundings import free_port
 
+PATHS = "health is at /livez, /startupz, /readyz; metrics are at /metrics"
+
 
 class Clock:
     """A time that a test sets."""
@@ -137,7 +139,7 @@ def test_the_checks_over_http(port: str, readiness: Readiness) -> None:
 
 def test_other_paths_and_methods_are_refused_and_are_no_sign_of_a_watcher(port: str, readiness: Readiness) -> None:
     status, found = content(f"{port}/v2/health/ready")
-    assert (status, found["error"]) == (404, "there is nothing at this path: health is at /livez, /startupz, /readyz")
+    assert (status, found["error"]) == (404, f"there is nothing at this path: {PATHS}")
     assert ask(f"{port}/readyz", b"body")[0] == 501
     assert not readiness.is_watched()
     content(f"{port}/readyz")
@@ -175,3 +177,34 @@ def test_a_port_that_is_taken_or_given_twice(options: ServeOptions, readiness: R
         with pytest.raises(ServerError, match="cannot be the port of the health checks"):
             HealthPort(wrong, readiness)
     assert replace(options, health_port=9).health_url == "http://127.0.0.1:9"
+
+
+def test_prometheus_reads_packages_and_restarts(readiness: Readiness, clock: Clock) -> None:
+    options = replace(ServeOptions(), health_port=free_port())
+    with HealthPort(options, readiness):
+        assert metrics(options) == {"tritonize_ready": 0, "tritonize_restarts_total": 0}, "it starts"
+        readiness.begin(["one", "two"], ["damaged"])
+        clock.now += LATELY_SECONDS / 2
+        readiness.answered("one")
+        packages = {package("damaged"): 0, package("one"): 1, package("two"): 1}
+        assert metrics(options) == {"tritonize_ready": 1, "tritonize_restarts_total": 0} | packages
+        clock.now += LATELY_SECONDS * 0.6
+        packages[package("two")] = 0
+        assert metrics(options) == {"tritonize_ready": 0, "tritonize_restarts_total": 0} | packages
+        readiness.lose()
+        readiness.lose()
+        packages[package("one")] = 0
+        assert metrics(options) == {"tritonize_ready": 0, "tritonize_restarts_total": 1} | packages, "one restart"
+        assert not readiness.is_watched(), "who reads metrics does not watch the health"
+
+
+def metrics(options: ServeOptions) -> dict[str, int]:
+    status, text, headers = ask(f"{options.health_url}/metrics")
+    assert status == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    lines = text.splitlines()
+    assert {line.split()[2] for line in lines if line.startswith("# TYPE")} >= {"tritonize_ready", "tritonize_package_ready"}
+    return {name: int(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
+def package(name: str) -> str:
+    return f'tritonize_package_ready{{package="{name}"}}'

@@ -18,6 +18,8 @@ from tests.helpers.servers import Server
 
 MONITORING = Path(__file__).parents[2] / "serving" / "deploy" / "monitoring"
 RULES = MONITORING / "rules.yaml"
+ENGINE_METRICS = MONITORING.parents[1] / "runtime" / "generation" / "engine_metrics.py"
+"""Where models that generate name theirs; it runs inside Triton only."""
 METRIC = re.compile(r"\b(?:nv_|envoy_|tritonize[:_])[a-z0-9_:]+(?=[{\[ )]|$)")
 LABELS = re.compile(r"{[^{}]*}|\b(?:by|without|on|group_left) \([^()]*\)")
 
@@ -107,8 +109,10 @@ def test_the_dashboard_can_be_imported() -> None:
 
 
 def test_every_metric_exists(server: Server) -> None:
-    there = scraped(server.options.metrics_url) | scraped(f"{server.options.metrics_url}/front")
+    pages = (server.options.metrics_url, f"{server.options.metrics_url}/front", f"{server.options.health_url}/metrics")
+    there = set().union(*map(scraped, pages))
     asked = set().union(*map(metrics_in, [*dashboard_expressions(), *rule_lines()])) - recorded()
     assert len(asked) > 20
-    of_generation = {name for name in asked if name.startswith("tritonize_")}
+    of_generation = {name for name in asked if name.startswith("tritonize_")} - there
+    assert of_generation == set(re.findall(r"\"(tritonize_\w+)\"", ENGINE_METRICS.read_text(encoding="utf-8")))
     assert asked - there - of_generation == (set() if has_gpu() else GPU_METRICS)

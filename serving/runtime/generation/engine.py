@@ -52,12 +52,16 @@ class EngineCounts:
         rows: Rows of all these steps.
         prompts: Prompts that were computed.
         prompt_tokens: Their tokens.
+        first_tokens: Tokens that were chosen after prompts. Each row of a step gives one more.
+        first_token_seconds: Seconds from the submission of a request to its first token, summed over all prompts.
     """
 
     steps: int = 0
     rows: int = 0
     prompts: int = 0
     prompt_tokens: int = 0
+    first_tokens: int = 0
+    first_token_seconds: float = 0.0
 
 
 @dataclass
@@ -133,6 +137,10 @@ class Engine:
             self.require_room()
             self._inbox.requests.extend(requests)
             self._inbox.condition.notify()
+
+    def load(self) -> tuple[int, int]:
+        """Return how many requests run, and how many wait. Any thread may call this."""
+        return len(self._table.running()) + (self._partial is not None), len(self._inbox.requests)
 
     def close(self, timeout: float = 5.0) -> None:
         """End the engine's thread after its round, and all requests as cancelled.
@@ -274,7 +282,10 @@ class Engine:
     def _enter(self, batch: list[GenerationRequest], logits: Floats, first: int) -> None:
         """Let requests run whose prompts were computed in the slots from ``first`` on."""
         entered = [self._table.enter(request, request.decoding.max_rows, len(request.prompt)) for request in batch]
+        now = time.monotonic()
         self.counts.prompts += len(batch)
+        self.counts.first_tokens += sum(request.decoding.max_rows for request in batch)
+        self.counts.first_token_seconds += sum(now - request.submitted for request in batch)
         self._advance(entered, logits, first)
 
     def _advance(self, running: list[RunningRequest[GenerationRequest]], logits: Floats, first: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -55,6 +56,7 @@ class GenerationRequest:
         recipient: Whoever waits for the answer.
         deadline: Time at which the request is given up, as :func:`time.monotonic` counts; None: never.
         source: INT64 ``[source]``, what the encoder reads, if there is one.
+        submitted: Time at which it was made, as :func:`time.monotonic` counts.
     """
 
     prompt: Integers
@@ -63,6 +65,7 @@ class GenerationRequest:
     recipient: Addressee = field(default_factory=_Patient)
     deadline: float | None = None
     source: Integers | None = None
+    submitted: float = field(default_factory=time.monotonic)
 
     def obstacle(self, now: float) -> Exception | None:
         """Return why the request is not worth going on, or None.

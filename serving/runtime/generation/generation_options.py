@@ -38,6 +38,7 @@ _SETTINGS: dict[str, Setting] = {
     "include_stop_strings": Setting(bool),
     "num_beams": Setting(int, minimum=1, maximum=MOST_SEQUENCES),
     "length_penalty": Setting(float, minimum=-1e6, maximum=1e6),
+    "renormalize_logits": Setting(bool),
     "num_return_sequences": Setting(int, minimum=1, maximum=MOST_SEQUENCES),
 }
 ALIASES = {
@@ -74,7 +75,6 @@ NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "encoder_repetition_penalty": (1.0,),
     "num_beam_groups": (1,),
     "diversity_penalty": (0.0,),
-    "renormalize_logits": (False,),
     "remove_invalid_values": (False,),
     "presence_penalty": (0.0,),
     "frequency_penalty": (0.0,),
@@ -129,6 +129,7 @@ class GenerationOptions:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    renormalize_logits: bool = False
     num_return_sequences: int = 1
     limit_requested: bool = False
 

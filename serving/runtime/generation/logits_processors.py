@@ -62,6 +62,8 @@ def logits_processors(
         processors.append(SuppressTokens(options.suppress_tokens))
     if options.begin_suppress_tokens:
         processors.append(SuppressTokens(options.begin_suppress_tokens, length=begin))
+    if options.renormalize_logits and options.num_beams > 1:  # without beams it changes no token
+        processors.append(LogitNormalization())
     return processors
 
 
@@ -159,6 +161,15 @@ class SuppressTokens:
         """Forbid the tokens."""
         if self._length is None or sequences.shape[1] == self._length:
             scores[:, self._tokens] = FORBIDDEN
+
+
+class LogitNormalization:
+    """Makes log probabilities of the scores again."""
+
+    def __call__(self, sequences: Integers, scores: Floats) -> None:  # noqa: ARG002 - as all processors
+        """Normalize the scores of each row."""
+        scores -= scores.max(axis=1, keepdims=True)
+        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
 
 
 def _forbid_followers(sequences: Integers, source: Integers, size: int, scores: Floats) -> None:

@@ -38,7 +38,9 @@ class Outbox(Generic[Part]):
     """
 
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
-        self._entries: queue.SimpleQueue[tuple[OutgoingAnswer[Part], Part] | _Question | None] = queue.SimpleQueue()
+        self._entries: queue.SimpleQueue[tuple[OutgoingAnswer[Part], Part] | _Question | Callable[[], None] | None] = (
+            queue.SimpleQueue()
+        )
         self._on_failure = on_failure
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
@@ -52,6 +54,10 @@ class Outbox(Generic[Part]):
         question = _Question(list(recipients))
         self._entries.put(question)
         return question.answered
+
+    def run(self, task: Callable[[], None]) -> None:
+        """Have a function called that talks with Triton about something else."""
+        self._entries.put(task)
 
     def close(self, timeout: float = 5.0) -> None:
         """Send what was put, and end the thread."""
@@ -72,9 +78,12 @@ class Outbox(Generic[Part]):
             waiting.append(self._entries.get())
         parts: dict[OutgoingAnswer[Part], list[Part]] = {}
         questions: list[_Question] = []
+        tasks: list[Callable[[], None]] = []
         for entry in waiting:
             if isinstance(entry, _Question):
                 questions.append(entry)
+            elif callable(entry):
+                tasks.append(entry)
             elif entry is not None:
                 parts.setdefault(entry[0], []).append(entry[1])
         for answer, own in parts.items():
@@ -83,4 +92,6 @@ class Outbox(Generic[Part]):
             for recipient in question.recipients:
                 recipient.ask()
             question.answered.set()
+        for task in tasks:
+            task()
         return waiting[-1] is not None

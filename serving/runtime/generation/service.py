@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from ..refusals import refused
 from .engine import Engine, QueueFullError
+from .engine_metrics import EngineMetrics
 from .engine_request import GenerationRequest
 from .engine_settings import EngineSettings
 from .outbox import Outbox, Part
@@ -30,14 +31,17 @@ class GenerationService(Generic[Part]):
     Args:
         graph: The graph with its cache.
         settings: How the engine works.
+        args: What Triton hands to ``initialize``.
 
     Attributes:
         outbox: Sends the parts of answers.
     """
 
-    def __init__(self, graph: StepGraph, settings: EngineSettings) -> None:
+    def __init__(self, graph: StepGraph, settings: EngineSettings, args: Mapping[str, str]) -> None:
         self.outbox: Outbox[Part] = Outbox(_end)
         self._engine = Engine(graph, chunk=settings.chunk, max_waiting=settings.max_waiting, on_failure=_end, ask=self.outbox.ask)
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self._metrics = EngineMetrics(self._engine, labels, run=self.outbox.run)
         self._engine.start()
         end_with_parent()
 
@@ -62,6 +66,7 @@ class GenerationService(Generic[Part]):
 
     def close(self) -> None:
         """End what still runs, and send what is there."""
+        self._metrics.close()
         self._engine.close()
         self.outbox.close()
 

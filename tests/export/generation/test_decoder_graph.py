@@ -35,6 +35,9 @@ WINDOWS = {
     "gemma3_text": [6, None],
     "phi3": [6, 6],
     "starcoder2": [6, 6],
+    "olmo3": [6, 6],
+    "exaone4": [6, None],
+    "vaultgemma": [6, None],
 }
 
 

