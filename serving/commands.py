@@ -123,8 +123,10 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
     from serving.init_process import leave_first_process
 
     leave_first_process()  # before anything starts a thread
+    from serving.errors import TritonizeError
     from serving.log_format import write_log
     from serving.supervisor import supervise
+    from serving.writing import describe
 
     write_log(options.log_format)
 
@@ -132,7 +134,13 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
         if options.log_format == "text":  # the log says it, too; other lines would not be JSON
             _announce(options, view.folder, view.left_out)
 
-    supervise(options, on_ready=announce)
+    try:
+        supervise(options, on_ready=announce)
+    except (TritonizeError, OSError) as error:
+        if options.log_format == "text":
+            raise
+        logger.error(error.message_with_hint if isinstance(error, TritonizeError) else describe(error))
+        click.get_current_context().exit(1)
 
 
 def refuse_idle_front(options: ServeOptions) -> None:
