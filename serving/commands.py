@@ -241,10 +241,10 @@ def _announce(options: ServeOptions, served: Path, left_out: Iterable[str]) -> N
     probes = find_probes(served)
     missing = f"   left out: {', '.join(left_out)}" if left_out else ""
     click.echo(f"ready: {', '.join(probe.ensemble for probe in probes)}{missing}")
-    click.echo(
-        f"  HTTP {options.base_url}   gRPC {options.grpc_url}   metrics {options.metrics_url}   health {options.health_url}/readyz"
-    )
-    click.echo(f"  {probes[0].curl(options.base_url)}")
+    base_url = options.base_url if options.tls_certificate is None else options.base_url.replace("http:", "https:", 1)
+    click.echo(f"  HTTP {base_url}   gRPC {options.grpc_url}   metrics {options.metrics_url}   health {options.health_url}/readyz")
+    key = "" if options.api_key_file is None else ' -H "x-api-key: $TRITONIZE_API_KEY"'
+    click.echo(f"  {probes[0].curl(base_url)}{key}")
 
 
 def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, requests: RequestOptions, *, as_json: bool) -> None:
