@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -14,10 +15,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from export import cli
 from serving.artifact import SIGNATURE
+from serving.control_socket import ReleaseRequest
 from serving.errors import ArtifactError, SetupError
 from serving.layout import current_folder
+from serving.readiness import Readiness
+from serving.releases import Releases
 from serving.served_view import open_view
 from serving.signatures import sign, verify
+from tests.helpers.packages import write_package
 from tests.helpers.surroundings import free_port
 
 
@@ -147,3 +152,17 @@ def test_bad_input_gets_one_line(
     given = {"EMPTY": str(tmp_path), "KEY": str(keys / "ours.pem")}
     assert cli.main(["sign", *(given.get(argument, argument) for argument in arguments)]) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_generation_that_is_not_signed_is_not_promoted(keys: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    first = write_package(models, "one")
+    sign(current_folder(models, "one"), keys / "ours.pem")
+    with open_view(models, verify_key=keys / "ours.pub") as view:
+        second = write_package(models, "one", keep=2)
+        releases = Releases(view, Readiness())
+        nothing = {"on_trial": set(), "watch_stubs": lambda: None, "remove_weights": lambda: None}
+        releases.server = SimpleNamespace(address=SimpleNamespace(grpc="127.0.0.1:9"), **nothing)
+        with pytest.raises(ArtifactError, match=f"one/{second} is not signed"):
+            releases.handle(ReleaseRequest(action="promote", name="one", generation=second), print)
+        assert view.generation_of("one") == first
