@@ -89,11 +89,17 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
     Returns:
         One line that describes the package.
     """
+    from serving.server_record import running_servers
     from serving.vllm_container import container_command
 
     manifest = packaged.manifest
     for option, reason in manifest.reasons.items():
         logger.info(f"  {option} {reason}")
+    for server in running_servers():
+        served = server.generation_of(options.repository, options.name)
+        if served is not None and served.name != manifest.generation:
+            port = "" if server.http_port == ServerPort.http_port else f" --http-port {server.http_port}"
+            logger.info(f"  a server serves an earlier one; promote it with: tritonize promote {options.name}{port}")
     state = "is up to date" if packaged.unchanged else "is packaged"
     if manifest.layout == "vllm":
         logger.info(f"  serve it with: {container_command(options.repository, manifest)}")
