@@ -105,7 +105,10 @@ class BenchmarkOptions(ExportedModelOptions):
 
     checkpoint: Annotated[
         str | None,
-        Option("The PyTorch original: a folder, or a name on the Hugging Face Hub.", default_text="ARTIFACTS/NAME/checkpoint"),
+        Option(
+            "The PyTorch original: a folder, or a name on the Hugging Face Hub.",
+            default_text="ARTIFACTS/NAME/checkpoint; otherwise the one that was exported",
+        ),
     ] = None
     address: ServerAddress = field(default_factory=ServerAddress)
     access: AccessOptions = field(default_factory=AccessOptions)
@@ -198,11 +201,6 @@ class BenchmarkOptions(ExportedModelOptions):
     )
     seed: Seed = 0
     started: datetime = field(default_factory=lambda: datetime.now().astimezone())
-
-    @property
-    def original(self) -> str:
-        """The PyTorch original, a folder or a name on the Hub."""
-        return self.checkpoint or str(self.artifacts / self.name / "checkpoint")
 
     @property
     def report_folder(self) -> Path:

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks import logits
-from benchmarks.backends import weights_file
 from benchmarks.energy import EnergyMeter
 from benchmarks.inputs import BenchmarkInputs
 from benchmarks.jobs import WorkerFacts, WorkerJob
@@ -24,7 +23,6 @@ from benchmarks.speed import PERCENTILES, SliceTiming, Spans, over_rounds, side_
 from benchmarks.workers import Workers, started
 from export import graph, optimize
 from export.checkpoint import weights_size
-from serving.artifact import sha256
 from serving.bundle import Bundle
 from serving.errors import ArtifactError, SetupError
 from serving.reporting import logger, plural
@@ -154,21 +152,6 @@ def _short_names(models: Sequence[InProcess], found: dict[str, float]) -> dict[s
         model.name: [("throughput", model.best.name), *((key, model.quickest.name) for key in PERCENTILES)] for model in models
     }
     return {f"{name}.{key}": found[f"{name}.{one}.{key}"] for name, keys in figures.items() for key, one in keys}
-
-
-def require_original(bundle: Bundle, checkpoint: Path) -> None:
-    """Check that a checkpoint holds the weights that a bundle was exported from.
-
-    Raises:
-        ArtifactError: It holds other weights, or none.
-    """
-    weights_file(checkpoint)  # raises if there are none
-    exported = bundle.manifest.inputs.files
-    if any(exported.get(weights.name) != sha256(weights) for weights in checkpoint.glob("*.safetensors")):
-        raise ArtifactError(
-            f"{bundle.folder} was not exported from {checkpoint}: the weights differ",
-            hint="name its original with --checkpoint, or export anew with: tritonize export",
-        )
 
 
 def bundle_precision(bundle: Bundle, sha256: str) -> str:

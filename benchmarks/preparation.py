@@ -6,21 +6,19 @@ import random
 from pathlib import Path
 
 from benchmarks.benchmark_options import BenchmarkOptions
-from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
+from benchmarks.original_checkpoint import QUICKSTART_CACHE, find_original
 from benchmarks.row_lengths import rows_of_length
 from benchmarks.served_package import read_package, require_same_bundle
 from export import convert, graph
 from export.data import encode_labels, prepare_rows, read_evaluation, sample_indices
 from export.output_head import add_output_head
-from export.sources import checkpoint_folder, load_rows
+from export.sources import load_rows
 from export.tasks import bundle_task
 from serving.bundle import Bundle, load_bundle
 from serving.errors import DataError
 from serving.machine import resolve_device
 from serving.reporting import logger, plural
-
-QUICKSTART_CACHE = "quickstart"
 
 
 def read_inputs(options: BenchmarkOptions) -> BenchmarkInputs:
@@ -38,8 +36,7 @@ def read_inputs(options: BenchmarkOptions) -> BenchmarkInputs:
         package = read_package(options.repository, options.name)
         require_same_bundle(package, options.bundle_folder)
         bundle = bundle.with_max_length(package.manifest.max_length)
-    checkpoint = checkpoint_folder(options.original, options.artifacts / QUICKSTART_CACHE)
-    require_original(bundle, checkpoint)
+    checkpoint = find_original(options, bundle)
     return BenchmarkInputs(
         options=options,
         bundle=bundle,

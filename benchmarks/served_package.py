@@ -109,7 +109,7 @@ def check_process(address: ServerAddress, package: ServedPackage) -> psutil.Proc
     if older or (process.create_time() < packaged - 1 and (reads_repository or not generations)):
         raise ArtifactError(
             f"the server on port {address.grpc_port} was started before {package.name} was packaged, so it serves an older package",
-            hint="restart it: tritonize stop, tritonize serve",
+            hint=f"promote it with: tritonize promote {package.name}; or restart the server",
         )
     return root
 

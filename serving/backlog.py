@@ -33,7 +33,6 @@ class Backlog:
         """
         self._server = server
         self._most = most_in_flight
-        self._models = {model for probe in server.probes for model in probe.models}
         self._executor = ThreadPoolExecutor(1, "backlog")
         self._reading: Future[int] | None = None
         self._next = 0.0
@@ -61,4 +60,5 @@ class Backlog:
             OSError: The server did not answer.
         """
         _, content = fetch(self._server.address.metrics, "/metrics", timeout=ANSWER_SECONDS)
-        return sum(count for model, count in pending_requests(content.decode()).items() if model in self._models)
+        models = {model for probe in self._server.probes for model in probe.models}
+        return sum(count for model, count in pending_requests(content.decode()).items() if model in models)

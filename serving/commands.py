@@ -89,11 +89,17 @@ def report_package(options: PackageOptions, packaged: PackagedEnsemble) -> str:
     Returns:
         One line that describes the package.
     """
+    from serving.server_record import running_servers
     from serving.vllm_container import container_command
 
     manifest = packaged.manifest
     for option, reason in manifest.reasons.items():
         logger.info(f"  {option} {reason}")
+    for server in running_servers():
+        served = server.generation_of(options.repository, options.name)
+        if served is not None and served.name != manifest.generation:
+            port = "" if server.http_port == ServerPort.http_port else f" --http-port {server.http_port}"
+            logger.info(f"  a server serves an earlier one; promote it with: tritonize promote {options.name}{port}")
     state = "is up to date" if packaged.unchanged else "is packaged"
     if manifest.layout == "vllm":
         logger.info(f"  serve it with: {container_command(options.repository, manifest)}")
@@ -123,8 +129,10 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
     from serving.init_process import leave_first_process
 
     leave_first_process()  # before anything starts a thread
+    from serving.errors import TritonizeError
     from serving.log_format import write_log
     from serving.supervisor import supervise
+    from serving.writing import describe
 
     write_log(options.log_format)
 
@@ -132,7 +140,13 @@ def serve_command(options: ServeOptions, start: StartOptions) -> None:
         if options.log_format == "text":  # the log says it, too; other lines would not be JSON
             _announce(options, view.folder, view.left_out)
 
-    supervise(options, on_ready=announce)
+    try:
+        supervise(options, on_ready=announce)
+    except (TritonizeError, OSError) as error:
+        if options.log_format == "text":
+            raise
+        logger.error(error.message_with_hint if isinstance(error, TritonizeError) else describe(error))
+        click.get_current_context().exit(1)
 
 
 def refuse_idle_front(options: ServeOptions) -> None:
@@ -227,10 +241,10 @@ def _announce(options: ServeOptions, served: Path, left_out: Iterable[str]) -> N
     probes = find_probes(served)
     missing = f"   left out: {', '.join(left_out)}" if left_out else ""
     click.echo(f"ready: {', '.join(probe.ensemble for probe in probes)}{missing}")
-    click.echo(
-        f"  HTTP {options.base_url}   gRPC {options.grpc_url}   metrics {options.metrics_url}   health {options.health_url}/readyz"
-    )
-    click.echo(f"  {probes[0].curl(options.base_url)}")
+    base_url = options.base_url if options.tls_certificate is None else options.base_url.replace("http:", "https:", 1)
+    click.echo(f"  HTTP {base_url}   gRPC {options.grpc_url}   metrics {options.metrics_url}   health {options.health_url}/readyz")
+    key = "" if options.api_key_file is None else ' -H "x-api-key: $TRITONIZE_API_KEY"'
+    click.echo(f"  {probes[0].curl(base_url)}{key}")
 
 
 def _predict_lines(name: str, texts: tuple[str, ...], options: PredictOptions, requests: RequestOptions, *, as_json: bool) -> None:

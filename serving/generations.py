@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from serving.artifact import MANIFEST, write_manifest
-from serving.layout import CONFIG, WARMUP, generation_entries, generation_folder, generations
+from serving.errors import ArtifactError
+from serving.layout import CONFIG, WARMUP, generation_entries, generation_folder, generations, is_package
 from serving.manifests import RepositoryManifest
 from serving.model_names import is_single_model, pinned_model, read_model_name
 from serving.options import Layout
@@ -28,6 +29,18 @@ def new_generation(repository: Path, name: str) -> str:
     if earlier:
         now = max(now, datetime.strptime(max(earlier), _STAMP).replace(tzinfo=UTC) + timedelta(seconds=1))
     return now.strftime(_STAMP)
+
+
+def newest_generation(repository: Path, name: str) -> str:
+    """Return the newest generation of a package.
+
+    Raises:
+        ArtifactError: There is no such package.
+    """
+    found = generations(repository, name) if is_package(repository / name) else []
+    if not found:
+        raise ArtifactError(f"{repository} holds no package {name}", hint="see what it holds with: tritonize models")
+    return found[-1]
 
 
 def arrange(tree: Path, name: str, layout: Layout, generation: str) -> None:

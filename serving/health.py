@@ -69,7 +69,8 @@ class ServerHealth:
         before, self._answered = self._answered, self._server.traffic(timeout=BUSY_SECONDS).answered
         if not before:  # the first time: every ensemble has just answered
             return
-        asked_last = sorted(self._server.probes, key=lambda probe: self._answered[probe.ensemble] == before.get(probe.ensemble))
+        probes = [probe for probe in self._server.probes if probe.ensemble in self._answered]  # releases change them
+        asked_last = sorted(probes, key=lambda probe: self._answered[probe.ensemble] == before.get(probe.ensemble))
         for probe in asked_last:  # those that wait for a probe must not look silent because another one does not answer
             if self._answered[probe.ensemble] == before.get(probe.ensemble):
                 ask(self._server.address.http, probe, timeout=BUSY_SECONDS)

@@ -111,7 +111,8 @@ def _served_notes(repository: Path, name: str, servers: Sequence[Running]) -> It
     for server in servers:
         generation = server.generation_of(repository, name)
         if generation is not None and generation != current:
-            yield f"the server at HTTP port {server.http_port} serves an earlier package: restart it to load this one"
+            command = f"tritonize promote {name} --http-port {server.http_port}"
+            yield f"the server at HTTP port {server.http_port} serves an earlier package: promote this one with: {command}"
         if name in server.left_out and Path(server.repository).resolve() == repository.resolve():
             yield f"the server at HTTP port {server.http_port} leaves it out"
 

@@ -133,3 +133,22 @@ def keep_shared_memory_private() -> None:
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, described, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def describe_exit(code: int) -> str:
+    """Describe the end of a process by its return code: ``was ended by SIGSEGV`` for -11."""
+    if code >= 0:
+        return f"ended with code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"was ended by signal {-code}"
+
+
+def describe_zombie(pid: int) -> str:
+    """Describe the end of another process's child, which Linux remembers until its parent asks for it."""
+    try:
+        status = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[-1])
+    except (OSError, ValueError):
+        return "died"
+    return describe_exit(-(status & 0x7F) or status >> 8)

@@ -27,6 +27,11 @@ def generation_folders(name: str, layout: Layout, generation: str) -> tuple[str,
     return (*step_models(name, generation), pinned_model(name, generation), f"{name}/{generation}")
 
 
+def path_parts(name: str, generation: str) -> set[str]:
+    """Return what the paths of files of a generation contain, one of these each."""
+    return {f"/{name}.{generation}_", f"/{name}.{generation}/", f"/{name}/{generation}/"}
+
+
 def weights_folder(name: str, layout: Layout, generation: str) -> str:
     """Return the folder of a generation with the weights, relative to the repository."""
     return f"{name}/{generation}" if is_single_model(layout) else f"{pinned_model(name, generation)}_model/1"

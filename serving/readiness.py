@@ -71,6 +71,12 @@ class Readiness:
             self._left_out = tuple(left_out)
             self._served = tuple(self._answered)
 
+    def change(self, ensembles: Iterable[str]) -> None:
+        """Say that the server serves these ensembles from now on. A new one has just answered."""
+        with self._lock:
+            now = self._clock()
+            self._answered = {name: self._answered.get(name, now) for name in ensembles}
+
     def answered(self, ensemble: str) -> None:
         """Say that an ensemble has answered a request."""
         with self._lock:

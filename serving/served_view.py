@@ -1,9 +1,9 @@
-"""What a server serves: chosen once, when somebody starts it, and the same after each restart.
+"""What a server serves: chosen when somebody starts it or promotes a generation, and the same after each restart.
 
-A server that is restarted because it failed must not change its answers. So it reads a folder of its own, with the generation of
-each package that the repository had at the start. Packaging another one, and adding or removing models, changes nothing there. The
-generations are kept by leases (:mod:`serving.leases`). If one is deleted by hand or altered nevertheless, its ensemble is left out,
-and the others are served::
+A server that is restarted because it failed must not change its answers. So it reads a folder of its own, with the generation
+of each package that the repository had at the start, or that was promoted since. Packaging another one, and adding or removing
+models, changes nothing there. The generations are kept by leases (:mod:`serving.leases`). If one is deleted by hand or altered
+nevertheless, its ensemble is left out, and the others are served::
 
     reviews/config.pbtxt                a copy of the configuration of that generation
     reviews/20261129133517              → REPOSITORY/reviews/20261129133517
@@ -20,26 +20,32 @@ import contextlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, ServerError
 from serving.integrity import CheckedEnsemble, check_ensemble, check_generation
 from serving.isolation import temporary_prefix
 from serving.layout import (
     CONFIG,
     WARMUP,
     current_folder,
+    current_generation,
     earlier_entries,
     generation_entries,
+    generation_folder,
     holds_model,
     is_package,
     package_entries,
 )
 from serving.leases import take_lease
+from serving.manifests import RepositoryManifest
+from serving.model_names import is_single_model, pinned_model
 from serving.packages import FoundPackages, find_packages
+from serving.pbtxt import from_pbtxt, to_pbtxt
 from serving.reporting import logger
 from serving.signatures import verify
 from serving.vllm_container import needs_container
@@ -53,7 +59,7 @@ class _Chosen:
     """What was found in the repository at the start."""
 
     ensembles: Mapping[str, CheckedEnsemble]
-    leases: Mapping[str, int]
+    leases: dict[tuple[str, str], int]
     damaged: Mapping[str, ArtifactError]
     others: tuple[str, ...]
 
@@ -62,18 +68,23 @@ class ServedView:
     """The folder of models that one server serves.
 
     Attributes:
+        repository: The repository that it was chosen from.
         folder: The folder, which Triton and the proxy read as their model repository.
         left_out: Why each other ensemble is not served now, by name.
+        verify_key: The public key that signatures are verified with; None: they need not be signed.
     """
 
     def __init__(self, repository: Path, folder: Path, chosen: _Chosen, *, strict: bool, verify_key: Path | None = None) -> None:
         """Begin with what was chosen, all of it checked. See :func:`open_view`."""
         self.folder = folder
         self.left_out: dict[str, ArtifactError] = {}
-        self._repository = repository
+        self.repository = repository
+        self._ensembles = dict(chosen.ensembles)
+        self._held = {(name, ensemble.generation.name): ensemble for name, ensemble in chosen.ensembles.items()}
         self._chosen = chosen
         self._strict = strict
-        self._verify_key = verify_key
+        self._lock = threading.RLock()
+        self.verify_key = verify_key
         self._link(dict(chosen.damaged))
 
     def refresh(self) -> None:
@@ -82,61 +93,147 @@ class ServedView:
         Raises:
             ArtifactError: No ensemble can be served, or one cannot and the server is strict.
         """
-        refused = dict(self._chosen.damaged)
-        for name, ensemble in self._chosen.ensembles.items():
-            try:
-                _check_again(self._repository, ensemble)
-                if self._verify_key is not None:
-                    verify(ensemble.generation, self._verify_key)
-            except ArtifactError as error:
-                refused[name] = error
-        self._link(refused)
+        with self._lock:
+            refused = {name: error for name, error in self._chosen.damaged.items() if name not in self._ensembles}
+            for name, ensemble in self._ensembles.items():
+                try:
+                    _check_again(self.repository, ensemble)
+                    if self.verify_key is not None:
+                        verify(ensemble.generation, self.verify_key)
+                except ArtifactError as error:
+                    refused[name] = error
+            self._link(refused)
 
     def _link(self, refused: dict[str, ArtifactError]) -> None:
         """Link all models but those of the refused ensembles, and say which are left out now and were not before."""
-        if refused and (self._strict or not self._chosen.ensembles.keys() - refused.keys()):
+        if refused and (self._strict or not self._ensembles.keys() - refused.keys()):
             raise _combined(refused)
         for name, error in refused.items():
             if name not in self.left_out:
                 logger.error(f"{name} is left out: {error.message_with_hint}")
         self.left_out = refused
-        links = {name: self._repository / name for name in self._chosen.others if (self._repository / name).is_dir()}
+        links = {name: self.repository / name for name in self._chosen.others if (self.repository / name).is_dir()}
         for name in sorted(set(self._chosen.others) - links.keys()):
-            logger.warning(f"{self._repository / name} is not there any more: the model is left out")
+            logger.warning(f"{self.repository / name} is not there any more: the model is left out")
         for entry in self.folder.iterdir():
             entry.unlink() if entry.is_symlink() else shutil.rmtree(entry)
         for name, target in links.items():
             (self.folder / name).symlink_to(target)
-        for name, ensemble in self._chosen.ensembles.items():
+        for name, ensemble in self._ensembles.items():
             if name not in refused:
                 self._link_package(name, ensemble.generation.name)
 
     def _link_package(self, name: str, generation: str) -> None:
         """Link one generation of a package, as the one that clients call."""
-        home, own = self.folder / name, self._repository / name
-        home.mkdir()
-        (home / generation).symlink_to(own / generation)
+        self._link_generation(name, generation)
+        shutil.copyfile(self.repository / name / generation / CONFIG, self.folder / name / CONFIG)
+
+    def _link_generation(self, name: str, generation: str) -> None:
+        """Link the files of one generation of a package."""
+        home, own = self.folder / name, self.repository / name
+        home.mkdir(exist_ok=True)
+        links = {home / generation: own / generation}
         if (own / WARMUP).is_dir():
-            (home / WARMUP).symlink_to(own / WARMUP)
-        shutil.copyfile(own / generation / CONFIG, home / CONFIG)
-        for entry in generation_entries(self._repository, name, generation):
-            (self.folder / entry.name).symlink_to(entry)
+            links[home / WARMUP] = own / WARMUP
+        links |= {self.folder / entry.name: entry for entry in generation_entries(self.repository, name, generation)}
+        for link, target in links.items():
+            if not link.is_symlink():
+                link.symlink_to(target)
+
+    def generation_of(self, name: str) -> str | None:
+        """Return the generation that clients call, which is also served after a restart; None if the package is not served."""
+        return current_generation(self.folder, name)
+
+    def add(self, manifest: RepositoryManifest) -> str:
+        """Hold another generation of a package, and make it loadable beside the one that clients call.
+
+        Args:
+            manifest: Its manifest. Its files have been checked.
+
+        Returns:
+            The model that has its answers under a name of its own: its ensemble, or a copy of the single model.
+
+        Raises:
+            ArtifactError: It is being deleted.
+        """
+        name, generation = manifest.name, manifest.generation
+        with self._lock:
+            if (name, generation) not in self._chosen.leases:
+                lease = take_lease(generation_folder(self.repository, name, generation))
+                if lease is None:
+                    raise ArtifactError(f"{generation_folder(self.repository, name, generation)} is being deleted")
+                self._chosen.leases[name, generation] = lease
+            folder = generation_folder(self.repository, name, generation)
+            self._held[name, generation] = CheckedEnsemble(name=name, generation=folder, manifest=manifest)
+            self._link_generation(name, generation)
+            if is_single_model(manifest.layout):
+                self._write_copy(name, generation)
+        return pinned_model(name, generation)
+
+    def _write_copy(self, name: str, generation: str) -> None:
+        """Let the single model of a generation be loaded under another name."""
+        home, own = self.folder / pinned_model(name, generation), self.repository / name
+        home.mkdir(exist_ok=True)
+        for link, target in ((home / "1", own / generation), (home / WARMUP, own / WARMUP)):
+            if target.is_dir() and not link.is_symlink():
+                link.symlink_to(target)
+        config = from_pbtxt((own / generation / CONFIG).read_text(encoding="utf-8"))
+        del config["version_policy"]
+        (home / CONFIG).write_text(to_pbtxt(config | {"name": home.name}), encoding="utf-8")
+
+    def choose(self, name: str, generation: str) -> None:
+        """Make a generation that is held the one that clients call when it is loaded, now and after every restart."""
+        with self._lock:
+            self._ensembles[name] = self._held[name, generation]
+            self.left_out.pop(name, None)
+            fresh = self.folder / f".{name}"
+            shutil.copyfile(self.repository / name / generation / CONFIG, fresh)
+            fresh.rename(self.folder / name / CONFIG)
+
+    def withdraw(self, name: str) -> None:
+        """Serve a package no more, also after a restart.
+
+        Raises:
+            ServerError: It is the last one.
+        """
+        with self._lock:
+            if not self._ensembles.keys() - {name, *self.left_out}:
+                raise ServerError(f"{name} is the last model of this server", hint="stop the server with: tritonize stop")
+            del self._ensembles[name]
+            (self.folder / name / CONFIG).unlink()
+
+    def drop(self, name: str, generation: str) -> None:
+        """Forget a generation that is not loaded any more, and let it be deleted."""
+        with self._lock:
+            if self._ensembles.get(name) is self._held.pop((name, generation), None):
+                self._ensembles.pop(name, None)
+                (self.folder / name / CONFIG).unlink(missing_ok=True)
+            for entry in (*generation_entries(self.folder, name, generation), self.folder / name / generation):
+                if entry.is_symlink():
+                    entry.unlink()
+                elif entry.is_dir():
+                    shutil.rmtree(entry)
+            if not [entry for entry in (self.folder / name).glob("*") if entry.name != WARMUP]:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            lease = self._chosen.leases.pop((name, generation), None)
+            if lease is not None:
+                os.close(lease)
 
     def differences(self) -> list[str]:
         """Return one line for each ensemble of which the repository holds another package by now, or none."""
         lines = []
-        for name, ensemble in self._chosen.ensembles.items():
-            current = current_folder(self._repository, name)
+        for name, ensemble in self._ensembles.items():
+            current = current_folder(self.repository, name)
             package = f"the package of {name} of {ensemble.manifest.created.isoformat()} ({ensemble.generation.name})"
-            if not is_package(self._repository / name):
+            if not is_package(self.repository / name):
                 lines.append(
                     f"restarted with {package}; {name} was removed from the repository and is served until the server is stopped"
                 )
             elif name not in self.left_out and current != ensemble.generation:
-                lines.append(f"restarted with {package}; a newer one is packaged: restart the server to load it")
-        known = self._chosen.ensembles.keys() | self._chosen.damaged.keys()
-        added = sorted(find_packages(self._repository, files=False).ensembles.keys() - known)
-        return [*lines, *(f"{name} was packaged since the start: restart the server to load it" for name in added)]
+                lines.append(f"restarted with {package}; a newer one is packaged: promote it with: tritonize promote {name}")
+        known = self._ensembles.keys() | self._chosen.damaged.keys()
+        added = sorted(find_packages(self.repository, files=False).ensembles.keys() - known)
+        return [*lines, *(f"{name} was packaged since the start: load it with: tritonize load {name}" for name in added)]
 
 
 @contextlib.contextmanager
@@ -154,7 +251,9 @@ def open_view(repository: Path, *, strict: bool = False, verify_key: Path | None
     """
     repository = repository.resolve()
     with contextlib.ExitStack() as held:
-        found, leases = _hold(_without_vllm(find_packages(repository), repository), repository, held)
+        leases: dict[tuple[str, str], int] = {}
+        held.callback(_release, leases)
+        found = _hold(_without_vllm(find_packages(repository), repository), repository, leases)
         if verify_key is not None:
             found = _signed(found, verify_key)
         for orphan in found.orphans:
@@ -187,10 +286,14 @@ def _signed(found: FoundPackages, key: Path) -> FoundPackages:
     return replace(found, ensembles=ensembles, damaged={**found.damaged, **refused})
 
 
-def _hold(found: FoundPackages, repository: Path, held: contextlib.ExitStack) -> tuple[FoundPackages, dict[str, int]]:
-    """Take a lease of each generation, by name of the ensemble. One that was replaced after it was found is found anew."""
+def _release(leases: Mapping[tuple[str, str], int]) -> None:
+    for descriptor in leases.values():
+        os.close(descriptor)
+
+
+def _hold(found: FoundPackages, repository: Path, leases: dict[tuple[str, str], int]) -> FoundPackages:
+    """Take a lease of each generation. One that was deleted after it was found is found anew."""
     ensembles, damaged = dict(found.ensembles), dict(found.damaged)
-    leases: dict[str, int] = {}
     for name in found.ensembles:
         while (descriptor := take_lease(ensembles[name].generation)) is None:
             try:
@@ -201,9 +304,8 @@ def _hold(found: FoundPackages, repository: Path, held: contextlib.ExitStack) ->
                 break
             time.sleep(0.01)
         else:
-            held.callback(os.close, descriptor)
-            leases[name] = descriptor
-    return replace(found, ensembles=ensembles, damaged=damaged), leases
+            leases[name, ensembles[name].generation.name] = descriptor
+    return replace(found, ensembles=ensembles, damaged=damaged)
 
 
 def _others(repository: Path, found: FoundPackages) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from serving.errors import RequestError, ServerError
 from serving.install import Install, find_install, prepare_backends, server_environment
 from serving.integrity import check_repository
 from serving.isolation import (
+    describe_exit,
+    describe_zombie,
     die_with_parent,
     keep_shared_memory_private,
     remains_removed,
@@ -29,7 +32,7 @@ from serving.isolation import (
     start_process,
     temporary_prefix,
 )
-from serving.layout import startup_models
+from serving.layout import path_parts, startup_models
 from serving.machine import has_gpu
 from serving.options import ServeOptions, ServerAddress
 from serving.probe import Traffic, ask, check_answers, find_probes, is_ready, read_traffic
@@ -66,6 +69,7 @@ class TritonServer:
         options: The options that the server runs with.
         probes: One probe for each ensemble in the repository.
         address: Where it listens.
+        on_trial: Models that are loaded to see whether they work: that one of them is unhealthy harms no other.
         failed_by_chance: Whether it was not ready because a signal ended it or a process of it did not answer in time: the next
             start may succeed.
     """
@@ -104,6 +108,8 @@ class TritonServer:
         self._stubs: list[psutil.Process] = []
         self._failure: str | None = None
         self._stopping = False
+        self._leaving: set[str] = set()
+        self.on_trial: set[str] = set()
         self.failed_by_chance = False
 
     def __enter__(self) -> Self:
@@ -121,6 +127,7 @@ class TritonServer:
             folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=temporary_prefix())))
             cleanup.enter_context(remains_removed(self._shm_prefix))
             backends = prepare_backends(self._install, folder)
+            self._weights = folder / "weights"
             environment = server_environment(self._install, backends)
             command = server_command(self._install, self.options, self.address, backends, self._shm_prefix)
             self._process = self._start(command, environment)
@@ -187,7 +194,31 @@ class TritonServer:
                 time.sleep(0.05)
             except OSError:
                 time.sleep(0.05)
-        self._stubs = self._find_stubs()
+        self.watch_stubs()
+
+    def watch_stubs(self) -> None:
+        """Watch the processes that the models have now."""
+        with contextlib.suppress(psutil.NoSuchProcess):  # tritonserver has ended: that is found first
+            self._stubs = [stub for stub in self._find_stubs() if not self._leaves(stub)]
+
+    def remove_weights(self) -> None:
+        """Remove the files that loaded models have mapped. They stay in memory while a model uses them."""
+        shutil.rmtree(self._weights, ignore_errors=True)
+
+    def stop_watching(self, name: str, generation: str) -> None:
+        """Watch the processes of a generation of a package no more, because they end on purpose."""
+        self._leaving |= path_parts(name, generation)
+        self._stubs = [stub for stub in self._stubs if not self._leaves(stub)]
+
+    def expect(self, name: str, generation: str) -> None:
+        """Watch the processes of a generation again, from the next :meth:`watch_stubs` on."""
+        self._leaving -= path_parts(name, generation)
+
+    def _leaves(self, stub: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(stub.cmdline())
+            return any(part in command for part in self._leaving)
+        return True
 
     def _find_stubs(self) -> list[psutil.Process]:
         stubs = []
@@ -216,7 +247,7 @@ class TritonServer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if stub.is_running() and stub.status() != psutil.STATUS_ZOMBIE:
                     continue
-            return f"lost a Python backend process ({stub.pid}), which {_describe_zombie(stub.pid)}"
+            return f"lost a Python backend process ({stub.pid}), which {describe_zombie(stub.pid)}"
         return None
 
     def fail(self, reason: str) -> None:
@@ -275,7 +306,7 @@ class TritonServer:
         with self._process.stdout as output:
             for raw in output:
                 line = raw.rstrip()
-                if any(part in line for part in UNHEALTHY):
+                if any(part in line for part in UNHEALTHY) and not any(model in line for model in list(self.on_trial)):
                     self.fail(f"may give answers that belong to other requests: {read_line(line).text}")
                 if SIGNALLED in line and not self._stopping:
                     self.fail("was asked by somebody else to stop")
@@ -311,8 +342,8 @@ def server_command(
 ) -> list[str]:
     """Return the command line of tritonserver.
 
-    Only the current generation of each package is loaded. The APIs in :data:`RESTRICTED` are closed, and the start fails if one
-    model cannot be loaded.
+    Only the current generation of each package is loaded. The APIs in :data:`RESTRICTED` are closed, but for loading models on
+    a private socket. The start fails if one model cannot be loaded.
 
     Args:
         install: The tritonserver to run.
@@ -321,6 +352,8 @@ def server_command(
         backends: The backend directory. None means the server's own.
         shm_prefix: Prefix of the names of the shared memory regions.
     """
+    # on a private socket, the supervisor itself loads models
+    closed = [api for api in RESTRICTED if not (address.is_private and api == "model-repository")]
     command = [
         str(install.binary),
         f"--model-repository={options.repository.absolute()}",
@@ -331,7 +364,7 @@ def server_command(
         f"--exit-timeout-secs={EXIT_SECONDS}",
         *address.flags,
         f"--http-restricted-api={','.join(RESTRICTED)}:{CLOSED}",
-        f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{CLOSED}",
+        f"--grpc-restricted-protocol={','.join(closed)}:{CLOSED}",
         f"--grpc-infer-allocation-pool-size={ALLOCATION_POOL_SIZE}",
         "--log-info=false",
         *trace_flags(options),
@@ -340,25 +373,6 @@ def server_command(
     if backends is not None:
         command += [f"--backend-directory={backends}", f"--backend-config=onnxruntime,shm-region-prefix-name={shm_prefix}"]
     return command
-
-
-def describe_exit(code: int) -> str:
-    """Describe the end of a process by its return code: ``was ended by SIGSEGV`` for -11."""
-    if code >= 0:
-        return f"ended with code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:  # a real-time signal
-        return f"was ended by signal {-code}"
-
-
-def _describe_zombie(pid: int) -> str:
-    """Describe the end of another process's child, which Linux remembers until its parent asks for it."""
-    try:
-        status = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[-1])
-    except (OSError, ValueError):
-        return "died"
-    return describe_exit(-(status & 0x7F) or status >> 8)
 
 
 def check_ports(options: ServerAddress) -> None:

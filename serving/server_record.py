@@ -32,6 +32,7 @@ class Running:
         ready: Whether every ensemble has answered.
         ready_seconds: Time from the start of tritonserver until then, in seconds. None before.
         served: The folder of the models that are served (:mod:`serving.served_view`). Empty before they are chosen.
+        control: Path of the socket that takes requests of the release commands. Empty if the server takes none.
         left_out: Why an ensemble of the repository is not served, by name.
         drain_seconds: Time for which it goes on serving at most when it is asked to stop, in seconds.
     """
@@ -43,6 +44,7 @@ class Running:
     ready: bool
     ready_seconds: float | None = None
     served: str = ""
+    control: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
     drain_seconds: float = 0.0
 

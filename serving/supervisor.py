@@ -6,22 +6,26 @@ import contextlib
 import ipaddress
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 from serving.backlog import Backlog
+from serving.control_socket import ControlSocket
 from serving.errors import ArtifactError, ServerError, TritonizeError
 from serving.front import UNPROTECTED, start_front
 from serving.front.interface import Front
 from serving.health import ServerHealth
 from serving.health_options import WATCHED_DRAIN_SECONDS
 from serving.health_port import HealthPort
-from serving.isolation import raise_file_limit
+from serving.isolation import raise_file_limit, temporary_prefix
 from serving.options import ServeOptions
 from serving.probe import find_probes
 from serving.readiness import Readiness
+from serving.releases import Releases
 from serving.reporting import logger
 from serving.served_view import ServedView, open_view
 from serving.server import DRAIN_SECONDS, TritonServer, check_ports
@@ -59,10 +63,11 @@ def supervise(options: ServeOptions, *, on_ready: Callable[[ServedView], None]) 
         _checked_view(options) as view,
         _logged(options, view),
         _checked_front(replace(options, repository=view.folder)) as front,
+        _released(view, readiness) as (releases, control),
     ):
-        record.update(served=str(view.folder))
+        record.update(served=str(view.folder), control=str(control) if front.triton.is_private else "")
         served = replace(options, repository=view.folder)
-        Supervisor(served, view, front, record, readiness, on_ready=on_ready).run(stopped)
+        Supervisor(served, view, front, record, readiness, releases, on_ready=on_ready).run(stopped)
 
 
 class Supervisor:
@@ -75,6 +80,7 @@ class Supervisor:
         front: Front,
         record: ServerRecord,
         readiness: Readiness,
+        releases: Releases,
         *,
         on_ready: Callable[[ServedView], None],
     ) -> None:
@@ -84,6 +90,7 @@ class Supervisor:
         self._front = front
         self._record = record
         self._readiness = readiness
+        self._releases = releases
         self._on_ready = on_ready
         self._announced = False
         self._failed_starts = 0
@@ -135,10 +142,10 @@ class Supervisor:
             server.wait_until_ready(interrupted)
             if not stopped():
                 self._front.open()
-                self._report(time.monotonic() - begun)
+                self._report(server, time.monotonic() - begun)
             failure = self._watch(server, stopped) or self._serve_on(server, stopped)
             self._front.close()
-            self._report(None)
+            self._report(server, None)
             if failure is None:
                 logger.info("stopping: new requests are refused, those in flight are finished")
                 self._front.wait_idle(DRAIN_SECONDS)
@@ -187,8 +194,9 @@ class Supervisor:
                     return f"tritonserver {failure}"
         return None
 
-    def _report(self, ready_seconds: float | None) -> None:
+    def _report(self, server: TritonServer, ready_seconds: float | None) -> None:
         """Record whether the server is ready, and how long that took in seconds."""
+        self._releases.server = None if ready_seconds is None else server
         left_out = {name: error.message_with_hint for name, error in self._view.left_out.items()}
         self._record.update(ready=ready_seconds is not None, ready_seconds=ready_seconds, left_out=left_out)
         if ready_seconds is None:
@@ -255,6 +263,16 @@ def _log_envoy(line: str) -> None:
         logger.log(ENVOY_LEVELS[level], text, extra={"source": "envoy"})
     else:
         logger.info(line, extra={"source": "envoy"})
+
+
+@contextlib.contextmanager
+def _released(view: ServedView, readiness: Readiness) -> Iterator[tuple[Releases, Path]]:
+    """Take requests of the release commands. Yield what carries them out, and the path of the socket."""
+    releases = Releases(view, readiness)
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
+        path = Path(folder) / "control"
+        with ControlSocket(path, releases.handle):
+            yield releases, path
 
 
 @contextlib.contextmanager

@@ -32,6 +32,11 @@ class TritonAddress:
     metrics: str
     flags: tuple[str, ...]
 
+    @property
+    def is_private(self) -> bool:
+        """Whether only this user can reach it."""
+        return self.grpc.startswith(SOCKET_SCHEME)
+
 
 def tcp_address(options: ServerAddress) -> TritonAddress:
     """Return the address of a server that clients reach directly.

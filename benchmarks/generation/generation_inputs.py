@@ -12,11 +12,11 @@ from benchmarks.generation.generation_jobs import AskedOptions, continuing, rewr
 from benchmarks.generation.prompts import Prompts
 from benchmarks.generation.source_texts import SourceTexts
 from benchmarks.generation.tokenized_texts import TokenizedTexts
-from benchmarks.in_process import require_original
 from benchmarks.inputs import BenchmarkRows
+from benchmarks.original_checkpoint import QUICKSTART_CACHE, find_original
 from benchmarks.served_package import ServedPackage
 from export.data import LabelledRows, encode_labels, prepare_rows, read_evaluation
-from export.sources import checkpoint_folder, load_rows
+from export.sources import load_rows
 from export.tasks import task_of_bundle
 from export.tasks._generation import ExportedGenerationTask
 from serving.bundle import Bundle
@@ -27,7 +27,6 @@ from serving.options import PackageOptions
 from serving.runtime.generation.engine_settings import EngineSettings
 from serving.runtime.generation.generation_options import GenerationOptions
 
-QUICKSTART_CACHE = "quickstart"
 IN_FLIGHT = (1, 4, 16)
 """Default numbers of requests in flight."""
 COMPARED_CONTINUATIONS, COMPARED_TEXTS = 16, 32
@@ -117,8 +116,7 @@ def read_generation_inputs(options: BenchmarkOptions, bundle: Bundle, package: S
     precisions: tuple[str, ...] = options.precisions or tuple(bundle.variants)
     for precision in precisions:
         bundle.variant(precision)  # an error now rather than minutes later
-    checkpoint = checkpoint_folder(options.original, options.artifacts / QUICKSTART_CACHE)
-    require_original(bundle, checkpoint)
+    checkpoint = find_original(options, bundle)
     engine = default_engine(bundle) if package is None else packaged_engine(package)
     packaged = bundle if package is None else bundle.with_max_length(package.manifest.max_length)
     subject = generation_subject(packaged, engine, options.new_tokens)

@@ -29,13 +29,13 @@ from serving.front.secrets import API_KEYS, CERTIFICATE, CLIENT_CA, FrontSecrets
 from serving.front.streaming import has_streaming_models
 from serving.health_options import LONGEST_DRAIN_SECONDS
 from serving.install import site_packages, triton_environment
-from serving.isolation import die_with_parent, start_process, temporary_prefix
+from serving.isolation import describe_exit, die_with_parent, start_process, temporary_prefix
 from serving.layout import current_folder
 from serving.manifests import RepositoryManifest
 from serving.options import ServeOptions
 from serving.probe import find_probes
 from serving.reporting import logger
-from serving.server import UNHEALTHY, describe_exit
+from serving.server import UNHEALTHY
 from serving.triton_address import SOCKET_SCHEME, fetch, numeric_host, socket_address
 
 START_SECONDS = 20

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from benchmarks.benchmark_options import BenchmarkOptions
 from benchmarks.energy import EnergyMeter
 from benchmarks.environment import stolen_percent
-from benchmarks.in_process import Batched, Loaded, bundle_precision, findings, require_original
+from benchmarks.in_process import Batched, Loaded, bundle_precision, findings
 from benchmarks.inputs import BenchmarkInputs, BenchmarkRows
 from benchmarks.jobs import WorkerFacts, WorkerJob
 from benchmarks.load import LoadFound, LoadOptions
@@ -434,17 +434,6 @@ def test_the_precision_is_told_by_the_file_and_by_nothing_else(bundle: Bundle) -
         assert bundle_precision(bundle, sha256(bundle.variant(precision).path)) == precision
     with pytest.raises(ArtifactError, match="not the one that was verified"):
         bundle_precision(bundle, "0" * 64)
-
-
-def test_another_checkpoint_than_the_bundles_original_is_refused(bundle: Bundle) -> None:
-    checkpoint = bundle.folder.parent / "checkpoint"
-    require_original(bundle, checkpoint)
-    (checkpoint / "model.safetensors").write_bytes(_weights("others"))
-    with pytest.raises(ArtifactError, match="was not exported from"):
-        require_original(bundle, checkpoint)
-    (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(ArtifactError, match="no safetensors weights"):
-        require_original(bundle, checkpoint)
 
 
 def test_a_repository_whose_onnx_file_was_changed_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from export.cli import main
 from serving.log_format import JsonLineFormatter, LogLine, TextLineFormatter, read_log_line
 from serving.tracing import trace_flags
 from serving.watch_options import WatchOptions, parse_collector
+from tests.helpers.surroundings import free_port
 
 
 def record(level: int, message: str, **extra: str) -> logging.LogRecord:
@@ -40,6 +44,15 @@ def test_json_is_one_line_with_what_is_known() -> None:
     assert "\n" not in line and line.isascii()
     assert fields.pop("time").endswith("Z")
     assert fields == {"level": "error", "source": "tritonize", "message": 'Traceback\n  "ü"', "model": "m", "request_id": "7"}
+
+
+def test_a_start_that_fails_is_an_object_too(tmp_path: Path) -> None:
+    ports = [f"--{name}-port={free_port()}" for name in ("http", "grpc", "metrics", "health")]
+    command = [sys.executable, "-m", "export.cli", "serve", "--log-format", "json", "--repository", str(tmp_path), *ports]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert lines[-1]["level"] == "error" and str(tmp_path) in lines[-1]["message"]
 
 
 @pytest.mark.parametrize("line", ["", "{", "{}", '{"level": 1}', '{"level": "loud", "source": "x", "message": "y"}', "free text"])

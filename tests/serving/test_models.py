@@ -112,7 +112,9 @@ def test_servers_are_said(repository: Path, in_folder: Path) -> None:
     shutil.copytree(repository, elsewhere, symlinks=True)
     assert [entry.ports for entry in take_inventory(elsewhere, Path("artifacts"), [server])] == [(), ()]
     write_package(repository, "one")
-    earlier = "the server at HTTP port 8000 serves an earlier package: restart it to load this one"
+    earlier = (
+        "the server at HTTP port 8000 serves an earlier package: promote this one with: tritonize promote one --http-port 8000"
+    )
     assert listed(repository, server)["one"] == (earlier,)
     assert listed(repository, serving_now(repository, in_folder, port=7000, left_out={"two": "x"}))["two"] == (
         "the server at HTTP port 7000 leaves it out",

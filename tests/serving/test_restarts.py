@@ -115,8 +115,8 @@ def test_a_restart_changes_nothing_that_is_served(served: Served, repository: Pa
     assert ask(served.options.base_url, probe, timeout=10)["outputs"] == before["outputs"]
     assert fetch(served.options.base_url, "/v2/models/two/ready", timeout=5)[0] >= 400
     log = served.log_after(start)
-    assert f"({first.name}); a newer one is packaged: restart the server to load it" in log
-    assert "two was packaged since the start: restart the server to load it" in log
+    assert f"({first.name}); a newer one is packaged: promote it with: tritonize promote one" in log
+    assert "two was packaged since the start: load it with: tritonize load two" in log
 
 
 @pytest.mark.endurance

@@ -108,7 +108,7 @@ def test_models_that_come_and_go_change_nothing(view: ServedView, repository: Pa
     view.refresh()
     assert served(view) == before and view.left_out == {}
     (added,) = view.differences()
-    assert added == "added was packaged since the start: restart the server to load it"
+    assert added == "added was packaged since the start: load it with: tritonize load added"
 
 
 def test_a_repository_that_is_another_one_by_now_changes_nothing(repository: Path, tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""Loads, unloads and asks the models of a running Triton over gRPC. A load over HTTP would stall other HTTP clients for seconds."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from serving.errors import RequestError, ServerError
+from serving.probe import Probe, check_answers
+
+POLL_SECONDS = 0.05
+READY = "READY"
+
+
+class ModelControl:
+    """The models of a Triton server in explicit mode, as a context manager that closes its connection."""
+
+    def __init__(self, url: str) -> None:
+        """Begin without a connection: the first call makes it.
+
+        Args:
+            url: The gRPC address: ``host:port``, or ``unix:`` and the path of a socket.
+        """
+        self._url = url
+        self._client = grpcclient.InferenceServerClient(url)
+
+    def __enter__(self) -> Self:
+        """Return the control."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def load(self, model: str) -> None:
+        """Load a model, or load it again if its files have changed. An ensemble also loads the steps that are not loaded.
+
+        Raises:
+            ServerError: Triton could not load it, or did not answer.
+        """
+        try:
+            self._client.load_model(model)
+        except InferenceServerException as error:
+            raise self._server_error(f"{model} could not be loaded", error) from error
+
+    def unload(self, model: str) -> None:
+        """Begin to unload a model. What it is computing is answered first.
+
+        Raises:
+            ServerError: Triton refused or did not answer.
+        """
+        try:
+            self._client.unload_model(model)
+        except InferenceServerException as error:
+            raise self._server_error(f"{model} could not be unloaded", error) from error
+
+    def states(self) -> dict[tuple[str, str], str]:
+        """Return the state of each version of each model that was ever loaded, as Triton calls it.
+
+        Raises:
+            ServerError: Triton did not answer.
+        """
+        try:
+            index = self._client.get_model_repository_index()
+        except InferenceServerException as error:
+            raise self._server_error("the models could not be listed", error) from error
+        return {(model.name, model.version): model.state for model in index.models if model.state}
+
+    def loaded(self) -> dict[str, str]:
+        """Return the version of each model that is ready.
+
+        Raises:
+            ServerError: Triton did not answer.
+        """
+        return {model: version for (model, version), state in self.states().items() if state == READY}
+
+    def wait_unloaded(self, model: str, version: str, *, seconds: float) -> bool:
+        """Wait until a version of a model is gone: it then has answered all of its requests.
+
+        Args:
+            model: The model.
+            version: The version.
+            seconds: The longest time to wait.
+
+        Returns:
+            Whether it is gone.
+
+        Raises:
+            ServerError: Triton did not answer.
+        """
+        deadline = time.monotonic() + seconds
+        while self.states().get((model, version), "UNAVAILABLE") != "UNAVAILABLE":
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def check(self, probe: Probe, *, seconds: float) -> None:
+        """Send a probe, and compare the answer with the one that packaging recorded.
+
+        Args:
+            probe: The probe.
+            seconds: Time limit.
+
+        Raises:
+            RequestError: Triton refused the request.
+            ServerError: The answer is another one, or none came in time.
+        """
+        try:
+            answer = self._stream(probe, seconds) if probe.endpoint == "generate" else self._infer(probe, seconds)
+        except InferenceServerException as error:
+            raise RequestError(f"{probe.ensemble}: {error.message()}", status="INTERNAL") from error
+        check_answers(probe, answer)
+
+    def _infer(self, probe: Probe, seconds: float) -> dict[str, Any]:
+        inputs = [_tensor(entry["name"], entry["shape"], entry["data"]) for entry in probe.body["inputs"]]
+        parameters = probe.body.get("parameters") or None
+        return _as_json(self._client.infer(probe.ensemble, inputs, parameters=parameters, client_timeout=seconds))
+
+    def _stream(self, probe: Probe, seconds: float) -> dict[str, Any]:
+        """Ask a model that streams for one answer. Its inputs and parameters stand beside each other in the request."""
+        names = {tensor.name for tensor in self._client.get_model_metadata(probe.ensemble).inputs}
+        inputs = [_tensor(name, [1], [value]) for name, value in probe.body.items() if name in names]
+        parameters = {name: value for name, value in probe.body.items() if name not in names}
+        answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
+        with grpcclient.InferenceServerClient(self._url) as client:
+            client.start_stream(lambda result, error: answers.put((result, error)))
+            client.async_stream_infer(probe.ensemble, inputs, parameters=parameters)
+            try:
+                result, error = answers.get(timeout=seconds)
+            except queue.Empty:
+                raise ServerError(f"{probe.ensemble} did not answer within {seconds:.0f} s") from None
+        if error is not None:
+            raise error
+        return _as_json(result)
+
+    def _server_error(self, what: str, error: InferenceServerException) -> ServerError:
+        if error.status() == "StatusCode.UNAVAILABLE":
+            return ServerError(f"{what}: no server answers at {self._url}: {_first_line(error)}")
+        return ServerError(f"{what}: {_first_line(error)}")
+
+
+def _first_line(error: InferenceServerException) -> str:
+    return str(error.message()).strip().partition("\n")[0]
+
+
+def _tensor(name: str, shape: list[int], data: list[str]) -> Any:
+    tensor = grpcclient.InferInput(name, shape, "BYTES")
+    tensor.set_data_from_numpy(np.array([text.encode() for text in data], dtype=np.object_).reshape(shape))
+    return tensor
+
+
+def _as_json(result: Any) -> dict[str, Any]:
+    """Return an answer in Triton's JSON form."""
+    outputs: list[Mapping[str, Any]] = []
+    for output in result.get_response().outputs:
+        flat = result.as_numpy(output.name).reshape(-1).tolist()
+        data = [value.decode() if isinstance(value, bytes) else value for value in flat]
+        outputs.append({"name": output.name, "datatype": output.datatype, "shape": list(output.shape), "data": data})
+    return {"outputs": outputs}

@@ -1,0 +1,113 @@
+"""The commands ``promote``, ``rollback``, ``load``, ``unload`` and ``status``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from serving.click_options import ParsedText, with_options
+from serving.options import OutputOptions, parse_model_name
+from serving.release_options import ReleaseOptions
+from serving.reporting import logger
+
+if TYPE_CHECKING:
+    from serving.release_status import GenerationStatus
+
+NAME = click.argument("name", type=ParsedText(parse_model_name))
+GENERATION = click.argument("generation", required=False)
+
+
+@click.command("promote")
+@NAME
+@GENERATION
+@with_options
+def promote_command(name: str, generation: str | None, options: ReleaseOptions) -> None:
+    """Let a running server answer with a GENERATION of the model NAME, by default the newest one.
+
+    No request is lost and no answer is mixed: the server loads the generation beside the one that answers, checks the answers that
+    packaging recorded, and then changes over. A broken generation is refused, and the server answers as before.
+    """
+    from serving.release_target import find_target, release
+
+    chosen = release(find_target(options), name, generation, logger.info)
+    click.echo(f"{name} answers with {chosen}")
+
+
+@click.command("rollback")
+@NAME
+@with_options
+def rollback_command(name: str, options: ReleaseOptions) -> None:
+    """Let a running server answer with the generation of the model NAME before the one that it answers with."""
+    from serving.release_target import find_target, previous_generation, release
+
+    target = find_target(options)
+    chosen = release(target, name, previous_generation(target, name), logger.info)
+    click.echo(f"{name} answers with {chosen}")
+
+
+@click.command("load")
+@NAME
+@GENERATION
+@with_options
+def load_command(name: str, generation: str | None, options: ReleaseOptions) -> None:
+    """Load a GENERATION of the model NAME into a running server, by default the newest one.
+
+    It answers under its own name, NAME.GENERATION. If the server does not serve NAME yet, it then answers under that name too.
+    """
+    from serving.generations import newest_generation
+    from serving.release_target import find_target
+
+    target = find_target(options)
+    chosen = generation or newest_generation(target.repository, name)
+    target.load(name, chosen, logger.info)
+    click.echo(f"{name} {chosen} is loaded")
+
+
+@click.command("unload")
+@NAME
+@GENERATION
+@with_options
+def unload_command(name: str, generation: str | None, options: ReleaseOptions) -> None:
+    """Unload the model NAME from a running server, or only what was loaded as NAME.GENERATION. The repository stays as it is."""
+    from serving.release_target import find_target
+
+    find_target(options).unload(name, generation or "", logger.info)
+    click.echo(f"{name}{f' {generation}' if generation else ''} is unloaded")
+
+
+@click.command("status")
+@with_options
+def status_command(options: ReleaseOptions, output: OutputOptions) -> None:
+    """List the generations of each model: which is current in the repository, and which a running server answers with."""
+    from serving.release_status import recorded_models, take_status
+    from serving.release_target import find_target
+    from serving.server_record import find_running
+
+    running = find_running(options.http_port) if options.url is None else None
+    repository, loaded = options.repository, {}
+    if options.url is None and running is None:
+        logger.warning(f"you have no server at HTTP port {options.http_port}: nothing is loaded")
+    elif running is not None and not running.control:  # started with --front none
+        repository = Path(running.repository)
+        loaded = recorded_models(repository, running)
+    else:
+        target = find_target(options)
+        repository, loaded = target.repository, dict(target.loaded())
+    found = take_status(repository, loaded)
+    if output.json:
+        click.echo(json.dumps([asdict(one) for one in found], default=lambda moment: moment.isoformat(), indent=2))
+    elif not found:
+        click.echo(f"{repository} holds no packaged model (make one with: tritonize package)")
+    else:
+        for row in (("name", "generation", "current", "state", "created", "kind", "figures"), *map(_cells, found)):
+            click.echo("\t".join(row))
+
+
+def _cells(one: GenerationStatus) -> tuple[str, ...]:
+    created = "" if one.created is None else f"{one.created.astimezone():%Y-%m-%d %H:%M}"
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in one.figures.items() if value is not None)
+    return (one.name, one.generation, "yes" if one.is_current else "", one.state, created, one.kind, figures or one.problem)

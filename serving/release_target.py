@@ -1,0 +1,247 @@
+"""The server that the release commands are about: one of this user, or any Triton in explicit mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from serving.artifact import staging_folder
+from serving.control_socket import Action, ReleaseRequest, ask_supervisor
+from serving.errors import ArtifactError, ServerError
+from serving.generations import make_current, newest_generation
+from serving.integrity import check_generation
+from serving.layout import current_generation, generations
+from serving.leases import locked
+from serving.manifests import RepositoryManifest
+from serving.model_control import ModelControl
+from serving.model_names import is_single_model, pinned_model, step_models
+from serving.placement import staging_root
+from serving.probe import probes_of
+from serving.release import PROBE_SECONDS, Tell, promote, unload_generation, unload_package
+from serving.release_options import ReleaseOptions
+from serving.reporting import logger
+from serving.server_record import find_running
+from serving.writing import describe
+
+
+class ReleaseTarget(Protocol):
+    """A server whose models can be changed, and the repository that it serves."""
+
+    @property
+    def repository(self) -> Path:
+        """The repository."""
+
+    def loaded(self) -> Mapping[str, str]:
+        """Return the version of each model that is loaded."""
+
+    def promote(self, name: str, generation: str, tell: Tell) -> None:
+        """Let the server answer with a generation."""
+
+    def load(self, name: str, generation: str, tell: Tell) -> None:
+        """Load a generation under its own name, or a package that is not served."""
+
+    def unload(self, name: str, generation: str, tell: Tell) -> None:
+        """Unload a generation, or a package if none is given."""
+
+
+@dataclass(frozen=True)
+class KeptServer:
+    """A server that ``tritonize serve`` has started. Its supervisor does the work.
+
+    Attributes:
+        repository: The repository that it was started with.
+        control: Path of the socket of the supervisor.
+    """
+
+    repository: Path
+    control: Path
+
+    def loaded(self) -> Mapping[str, str]:
+        """Return the version of each model that is loaded."""
+        found: Mapping[str, str] = ask_supervisor(self.control, ReleaseRequest(action="states"), lambda _: None)["loaded"]
+        return found
+
+    def promote(self, name: str, generation: str, tell: Tell) -> None:
+        """Let the server answer with a generation. See :func:`serving.release.promote`."""
+        self._ask("promote", name, generation, tell)
+
+    def load(self, name: str, generation: str, tell: Tell) -> None:
+        """Load a generation under its own name, or a package that is not served."""
+        self._ask("load", name, generation, tell)
+
+    def unload(self, name: str, generation: str, tell: Tell) -> None:
+        """Unload a generation, or a package if none is given."""
+        self._ask("unload", name, generation, tell)
+
+    def _ask(self, action: Action, name: str, generation: str, tell: Tell) -> None:
+        ask_supervisor(self.control, ReleaseRequest(action=action, name=name, generation=generation), tell)
+
+
+class SharedRepository:
+    """The repository that a Triton reads directly: see :class:`serving.release.ReleasedModels`."""
+
+    def __init__(self, repository: Path) -> None:
+        """Begin with a repository as it is."""
+        self._repository = repository
+
+    def add(self, manifest: RepositoryManifest) -> str | None:
+        """Return the ensemble of the generation, which is in the repository. A single model cannot be loaded beside itself."""
+        return None if is_single_model(manifest.layout) else pinned_model(manifest.name, manifest.generation)
+
+    def choose(self, name: str, generation: str) -> None:
+        """Make a generation the current one of the repository."""
+        choose_generation(self._repository, name, generation)
+
+    def leave(self, name: str, generation: str) -> None:
+        """Nobody watches the processes of this server."""
+
+    def drop(self, name: str, generation: str) -> None:
+        """Generations stay in the repository until they are pruned."""
+
+
+@dataclass(frozen=True)
+class OtherServer:
+    """Any Triton in explicit mode that reads a repository.
+
+    Attributes:
+        repository: The repository.
+        url: Its gRPC address.
+    """
+
+    repository: Path
+    url: str
+
+    def loaded(self) -> Mapping[str, str]:
+        """Return the version of each model that is loaded."""
+        with ModelControl(self.url) as control:
+            return control.loaded()
+
+    def promote(self, name: str, generation: str, tell: Tell) -> None:
+        """Let the server answer with a generation. See :func:`serving.release.promote`."""
+        with ModelControl(self.url) as control:
+            promote(control, SharedRepository(self.repository), self._checked(name, generation), tell)
+
+    def load(self, name: str, generation: str, tell: Tell) -> None:
+        """Load a generation under its own name, or a package that is not served."""
+        with ModelControl(self.url) as control:
+            if name not in control.loaded():
+                self.promote(name, generation, tell)
+                return
+            manifest = self._checked(name, generation)
+            if is_single_model(manifest.layout):
+                raise ServerError(f"{name} is served, and is one model: another generation of it cannot be loaded beside it")
+            pinned = pinned_model(name, manifest.generation)
+            for model in (*step_models(name, manifest.generation), pinned):
+                control.load(model)
+            for probe in probes_of(manifest, pinned, all_texts=True):
+                control.check(probe, seconds=PROBE_SECONDS)
+        tell(f"{pinned} is loaded")
+
+    def unload(self, name: str, generation: str, tell: Tell) -> None:
+        """Unload a generation, or a package if none is given."""
+        with ModelControl(self.url) as control:
+            served = control.loaded().get(name)
+            if generation and generation != served:
+                unload_generation(control, name, generation)
+            elif generation:
+                control.unload(pinned_model(name, generation))
+            elif served is None:
+                raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
+            else:
+                unload_package(control, SharedRepository(self.repository), name, served)
+        tell(f"{pinned_model(name, generation) if generation else name} is unloaded")
+
+    def _checked(self, name: str, generation: str) -> RepositoryManifest:
+        remedy = f"package it again with: tritonize package --name {name}"
+        return check_generation(self.repository, name, generation, remedy=remedy)
+
+
+def find_target(options: ReleaseOptions) -> ReleaseTarget:
+    """Return the server that the options name.
+
+    Raises:
+        ServerError: This user has no server there, or its models cannot be changed.
+    """
+    if options.url is not None:
+        return OtherServer(options.repository, options.url)
+    running = find_running(options.http_port)
+    if running is None:
+        raise ServerError(
+            f"you have no server at HTTP port {options.http_port}",
+            hint="start one with: tritonize serve; or name its port with --http-port, or another Triton with --url",
+        )
+    if not running.control:
+        raise ServerError(
+            f"the server at HTTP port {options.http_port} was started with --front none: its models cannot be changed",
+            hint="restart it: tritonize stop, tritonize serve",
+        )
+    return KeptServer(Path(running.repository), Path(running.control))
+
+
+def choose_generation(repository: Path, name: str, generation: str) -> None:
+    """Make a generation the current one of its package in a repository."""
+    with locked(repository), staging_folder(staging_root(repository), f"{repository.name}-{name}") as staging:
+        make_current(repository, name, generation, staging)
+
+
+def release(target: ReleaseTarget, name: str, generation: str | None, tell: Tell) -> str:
+    """Promote a generation, and make it the current one of the repository.
+
+    Args:
+        target: The server.
+        name: Name of the package.
+        generation: The generation; None: the newest one.
+        tell: Called with a line about each step.
+
+    Returns:
+        The generation.
+
+    Raises:
+        ArtifactError: There is no such generation.
+        ServerError: It is broken. The server answers as before.
+    """
+    chosen = generation or newest_generation(target.repository, name)
+    _require(target.repository, name, chosen)
+    target.promote(name, chosen, tell)
+    if current_generation(target.repository, name) != chosen:
+        with _read_only_told(name, chosen):
+            choose_generation(target.repository, name, chosen)
+    return chosen
+
+
+def previous_generation(target: ReleaseTarget, name: str) -> str:
+    """Return the newest generation that is older than the one that a server answers with.
+
+    Raises:
+        ArtifactError: There is none.
+        ServerError: The package is not served.
+    """
+    served = target.loaded().get(name)
+    if served is None:
+        raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
+    older = [generation for generation in generations(target.repository, name) if generation < served]
+    if not older:
+        raise ArtifactError(
+            f"{target.repository} holds no generation of {name} that is older than {served}",
+            hint="package keeps as many as --keep says",
+        )
+    return older[-1]
+
+
+def _require(repository: Path, name: str, generation: str) -> None:
+    found = generations(repository, name)
+    if generation not in found:
+        held = f"it holds: {', '.join(found)}" if found else "it holds none"
+        raise ArtifactError(f"{repository} holds no generation {generation} of {name}", hint=held)
+
+
+@contextlib.contextmanager
+def _read_only_told(name: str, generation: str) -> Iterator[None]:
+    """Warn if the repository cannot be changed, as where it is mounted read-only."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning(f"{describe(error)}: a server that is started later does not serve {generation} of {name}")

@@ -1,0 +1,160 @@
+"""What the release commands ask of a server that a supervisor keeps: it loads and unloads the models of its own view."""
+
+from __future__ import annotations
+
+from serving.control_socket import ReleaseRequest, ReleaseResult
+from serving.errors import ServerError
+from serving.front.streaming import STREAMING_ENDPOINT, has_streaming_models
+from serving.generations import newest_generation
+from serving.integrity import check_generation
+from serving.layout import generation_folder
+from serving.manifests import RepositoryManifest
+from serving.model_control import ModelControl
+from serving.model_names import is_single_model, pinned_model, step_models
+from serving.probe import find_probes, probes_of
+from serving.readiness import Readiness
+from serving.release import PROBE_SECONDS, Tell, promote, unload_generation, unload_package
+from serving.reporting import logger
+from serving.served_view import ServedView
+from serving.server import TritonServer
+from serving.signatures import verify
+from serving.vllm_container import needs_container
+
+
+class Releases:
+    """Carries out the requests of the release commands, in a thread beside that of the supervisor.
+
+    It is also the :class:`serving.release.ReleasedModels` of the server.
+
+    Attributes:
+        server: The server that is ready; None while there is none.
+    """
+
+    def __init__(self, view: ServedView, readiness: Readiness) -> None:
+        """Begin without a server.
+
+        Args:
+            view: What is served.
+            readiness: What the health port tells.
+        """
+        self.server: TritonServer | None = None
+        self._view = view
+        self._readiness = readiness
+        self._streams = has_streaming_models(view.folder)
+
+    def handle(self, request: ReleaseRequest, tell: Tell) -> ReleaseResult:
+        """Do what a request asks.
+
+        Args:
+            request: The request.
+            tell: Called with a line about each step.
+
+        Raises:
+            ArtifactError: The generation is missing or was altered.
+            ServerError: There is no server now, or it refuses. It then answers as before.
+        """
+
+        def log_and_tell(line: str) -> None:
+            logger.info(line)
+            tell(line)
+
+        server = self.server
+        if server is None:
+            raise ServerError("the server is starting, restarting or stopping", hint="try again later")
+        with ModelControl(server.address.grpc) as control:
+            try:
+                if request.action == "promote":
+                    promote(control, self, self._checked(request), log_and_tell)
+                elif request.action == "load":
+                    self._load(control, self._checked(request), log_and_tell)
+                elif request.action == "unload":
+                    self._unload(control, request, log_and_tell)
+                self._update(server)
+                return {"loaded": control.loaded()}
+            finally:
+                server.on_trial.clear()
+                server.watch_stubs()
+                server.remove_weights()
+
+    def _checked(self, request: ReleaseRequest) -> RepositoryManifest:
+        repository, name = self._view.repository, request.name
+        generation = request.generation or newest_generation(repository, name)
+        manifest = check_generation(repository, name, generation, remedy=f"package it again with: tritonize package --name {name}")
+        if self._view.verify_key is not None:
+            verify(generation_folder(repository, name, generation), self._view.verify_key)
+        if manifest.layout == "vllm":
+            raise needs_container(self._view.repository, manifest)
+        if manifest.probe.endpoint == STREAMING_ENDPOINT and not self._streams:
+            raise ServerError(
+                f"{request.name} streams, and no model did when this server was started",
+                hint="restart it: tritonize stop, tritonize serve",
+            )
+        return manifest
+
+    def _load(self, control: ModelControl, manifest: RepositoryManifest, tell: Tell) -> None:
+        """Load the ensemble of a generation under its own name, or a package that is not served yet under its name."""
+        if self._view.generation_of(manifest.name) is None:
+            promote(control, self, manifest, tell)
+            return
+        trial = self.add(manifest)
+        steps = () if is_single_model(manifest.layout) else step_models(manifest.name, manifest.generation)
+        for model in (*steps, trial):
+            control.load(model)
+        for probe in probes_of(manifest, trial, all_texts=True):
+            control.check(probe, seconds=PROBE_SECONDS)
+        tell(f"{trial} is loaded")
+
+    def _unload(self, control: ModelControl, request: ReleaseRequest, tell: Tell) -> None:
+        """Unload the ensemble of a generation, or a whole package."""
+        name, generation, current = request.name, request.generation, self._view.generation_of(request.name)
+        if current is None:
+            raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
+        if generation == "":
+            self._view.withdraw(name)
+            if self.server is not None:
+                self._update(self.server)  # nobody asks it any more when it goes
+            unload_package(control, self, name, current)
+            tell(f"{name} is unloaded")
+            return
+        pinned = pinned_model(name, generation)
+        if pinned not in control.loaded():
+            raise ServerError(f"{pinned} is not loaded", hint="see what is loaded with: tritonize status")
+        self.leave(pinned, "1")
+        if generation == current:
+            control.unload(pinned)
+        else:
+            self.leave(name, generation)
+            unload_generation(control, name, generation)
+            self.drop(name, generation)
+        tell(f"{pinned} is unloaded")
+
+    def add(self, manifest: RepositoryManifest) -> str:
+        """Link the models of a generation into the view. See :class:`serving.release.ReleasedModels`."""
+        trial = self._view.add(manifest)
+        if self.server is not None:
+            self.server.on_trial.update({trial, *step_models(manifest.name, manifest.generation)})
+            self.server.expect(manifest.name, manifest.generation)
+            self.server.expect(trial, "1")
+        return trial
+
+    def choose(self, name: str, generation: str) -> None:
+        """Choose the generation that is loaded now, and after every restart."""
+        self._view.choose(name, generation)
+        if self.server is not None:
+            self.server.expect(name, generation)
+            if name in {probe.ensemble for probe in self.server.probes}:  # else it is asked when it is loaded
+                self._update(self.server)
+
+    def _update(self, server: TritonServer) -> None:
+        """Let the supervisor watch what is served now."""
+        server.probes = find_probes(self._view.folder)
+        self._readiness.change(probe.ensemble for probe in server.probes)
+
+    def leave(self, name: str, generation: str) -> None:
+        """Watch the processes of a generation no more."""
+        if self.server is not None:
+            self.server.stop_watching(name, generation)
+
+    def drop(self, name: str, generation: str) -> None:
+        """Remove a generation from the view."""
+        self._view.drop(name, generation)

@@ -1,0 +1,261 @@
+"""What a running server answers with is changed without a wrong answer and without a lost request."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from export.cli import main
+from serving.layout import current_generation, generations
+from serving.options import PackageOptions, ServeOptions
+from serving.removal import remove_model
+from serving.repository import package
+from serving.server_record import find_running
+from serving.triton_address import fetch
+from tests.helpers.label_traffic import LabelTraffic, ask_label, swap_labels
+from tests.helpers.packages import reseal_package, step
+from tests.helpers.servers import running, serve_options
+
+pytestmark = pytest.mark.server
+
+
+@dataclass(frozen=True)
+class Released:
+    """A running server of a repository with the package ``one``.
+
+    Attributes:
+        options: Its options.
+        bundles: The bundle, and one whose labels are swapped.
+        labels: Texts and the label of each.
+        layout: The layout of the package.
+    """
+
+    options: ServeOptions
+    bundles: tuple[Path, Path]
+    labels: dict[str, str]
+    layout: str
+
+    @property
+    def repository(self) -> Path:
+        return self.options.repository
+
+    def package(self, which: int, **changes: object) -> str:
+        """Package one of the bundles, and return the generation."""
+        ways = {"name": "one", "precision": "fp32", "device": "cpu", "batching": "off", "instances": 1, "force": True, "keep": 3}
+        options = {"bundle": self.bundles[which], "repository": self.repository, "layout": self.layout} | ways | changes
+        return package(PackageOptions(**options)).manifest.generation
+
+    def run(self, *arguments: str) -> int:
+        """Run a release command, and return its exit code."""
+        return main([*arguments, "--http-port", str(self.options.http_port), "--repository", str(self.repository)])
+
+    def answers_with(self) -> str | None:
+        """The generation that clients get the answers of."""
+        found = find_running(self.options.http_port)
+        assert found is not None
+        served = found.generation_of(self.repository, "one")
+        return served and served.name
+
+    def label(self, text: str, model: str = "one") -> str:
+        """The label of a text, as a client gets it now."""
+        connection = http.client.HTTPConnection(self.options.base_url.removeprefix("http://"), timeout=30)
+        try:
+            return ask_label(connection, model, text)
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module", params=["ensemble", "fused"])
+def released(
+    request: pytest.FixtureRequest, bundle: Path, sample_rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Released]:
+    folder = tmp_path_factory.mktemp("release")
+    bundles = (bundle, swap_labels(bundle, folder / "swapped"))
+    labels = {row["text"]: row["label"] for row in sample_rows}
+    options = serve_options(folder / "models")
+    made = Released(options=options, bundles=bundles, labels=labels, layout=request.param)
+    made.package(0)
+    with running(options):
+        right = {text: made.label(text) for text in labels}  # the checkpoint knows nearly all rows by heart
+        assert sum(right[text] == labels[text] for text in labels) > 30
+        yield Released(options=options, bundles=bundles, labels=right, layout=request.param)
+
+
+def cannot_load(released: Released, generation: str) -> None:
+    """A model that ONNX Runtime cannot read; for the fused layout the only one."""
+    ensemble = step(released.repository, "one", "model") / "1"
+    folder = ensemble if released.layout == "ensemble" else released.repository / "one" / generation
+    (folder / "model.onnx").write_bytes(b"no graph")
+    reseal_package(released.repository, "one")
+
+
+def answers_otherwise(released: Released, generation: str) -> None:
+    """Labels that the model does not mean, with checksums that fit."""
+    ensemble = step(released.repository, "one", "postprocess") / "1"
+    folder = ensemble if released.layout == "ensemble" else released.repository / "one" / generation
+    program = folder / "tasks" / "text_classification.py"
+    program.write_text(program.read_text().replace("scores.argmax(axis=-1)", "scores.argmin(axis=-1)"))
+    reseal_package(released.repository, "one")
+
+
+def was_altered(released: Released, generation: str) -> None:
+    (released.repository / "one" / generation / "config.pbtxt").write_text("altered")
+
+
+BROKEN: dict[Callable[[Released, str], None], str] = {
+    cannot_load: "could not be loaded",
+    answers_otherwise: "does not answer as it did when it was packaged",
+    was_altered: "was altered",
+}
+
+
+def change_over(released: Released, *, promotes: int, broken: int, rollbacks: int, clients: int) -> LabelTraffic:
+    """Promote, refuse and roll back by turns, under load. The generations have swapped labels by turns."""
+    kinds = list(BROKEN)
+    with LabelTraffic(released.options, "one", released.labels, clients=clients) as traffic:
+        for turn in range(max(promotes, broken, rollbacks)):
+            if turn < promotes:
+                generation = released.package(1 - turn % 2)
+                assert released.run("promote", "one") == 0
+                assert released.answers_with() == generation
+            if turn < broken:
+                bad = released.package(turn % 2)
+                kinds[turn % len(kinds)](released, bad)
+                assert released.run("promote", "one", bad) == 1
+                assert released.answers_with() == generation != bad
+                for entry in released.repository.glob(f"one/{bad}"):
+                    shutil.rmtree(entry)
+            if turn < rollbacks:
+                before = generations(released.repository, "one")
+                assert released.run("rollback", "one") == 0
+                assert released.answers_with() == before[before.index(generation) - 1]
+                assert current_generation(released.repository, "one") == released.answers_with()
+    assert (traffic.wrong[:3], traffic.failed[:3]) == ([], [])
+    mapped = [path for path in Path(tempfile.gettempdir()).glob("tritonize_*/weights/*") if path.is_dir()]
+    assert mapped == [], "the weights of models that are not loaded any more take no place on the disk"
+    return traffic
+
+
+def test_nothing_is_lost_and_nothing_is_mixed(released: Released) -> None:
+    traffic = change_over(released, promotes=2, broken=1, rollbacks=1, clients=2)
+    assert min(traffic.answered["HTTP"], traffic.answered["gRPC"]) > 100
+    assert not [path for path in released.repository.rglob("*") if path.is_symlink()]
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(3600)
+def test_nothing_is_lost_in_many_changes(released: Released) -> None:
+    traffic = change_over(released, promotes=20, broken=5, rollbacks=5, clients=8)
+    assert min(traffic.answered["HTTP"], traffic.answered["gRPC"]) > 1000
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_a_broken_generation_is_refused(
+    released: Released, damage: Callable[[Released, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, text = released.answers_with(), next(iter(released.labels))
+    bad = released.package(0)
+    damage(released, bad)
+    assert released.run("promote", "one") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and BROKEN[damage] in error
+    assert released.answers_with() == before and released.label(text) == released.labels[text]
+    time.sleep(4)  # the supervisor looks for processes that ended, and asks what answered nothing
+    running_now = find_running(released.options.http_port)
+    assert running_now is not None and running_now.ready
+    shutil.rmtree(released.repository / "one" / bad)
+
+
+def test_a_generation_is_loaded_under_its_own_name(released: Released, capsys: pytest.CaptureFixture[str]) -> None:
+    text, served = next(iter(released.labels)), released.answers_with()
+    other = released.package(1)
+    assert released.run("load", "one", other) == 0
+    assert released.label(text, f"one.{other}") == released.label(text) == released.labels[text]
+    assert released.answers_with() == served
+    capsys.readouterr()
+    assert released.run("status", "--json") == 0
+    states = {entry["generation"]: entry["state"] for entry in json.loads(capsys.readouterr().out)}
+    assert (states[other], states[str(served)]) == ("loaded", "answers")
+    assert released.run("unload", "one", other) == 0
+    with pytest.raises(ConnectionError):
+        released.label(text, f"one.{other}")
+    assert released.run("unload", "one", other) == 1
+    assert "is not loaded" in capsys.readouterr().err
+    assert released.run("unload", "one") == 1
+    assert "one is the last model of this server" in capsys.readouterr().err
+    assert released.label(text) == released.labels[text]
+
+
+def test_a_package_that_was_added_is_served_and_ended(released: Released, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its processes come and go without a restart, and the health port follows."""
+    text, running_now = next(iter(released.labels)), find_running(released.options.http_port)
+    assert running_now is not None
+    before, health = triton_of(running_now.pid), f"http://127.0.0.1:{released.options.own_health_port}"
+    released.package(1, name="two")
+    assert released.run("load", "two") == 0
+    assert released.label(text, "two") == released.labels[text]
+    time.sleep(4)  # the supervisor looks for processes that ended, and asks what answered nothing
+    assert "two" in fetch(health, "/readyz", timeout=5)[1].decode()
+    assert released.run("unload", "two") == 0
+    with pytest.raises(ConnectionError):
+        released.label(text, "two")
+    time.sleep(4)
+    status, content = fetch(health, "/readyz", timeout=5)
+    assert status == 200 and "two" not in content.decode()
+    assert triton_of(running_now.pid) == before and released.label(text) == released.labels[text]
+    remove_model(released.repository, "two", servers=[])
+
+
+def triton_of(supervisor: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process(supervisor).children() if child.name() == "tritonserver"]
+
+
+def test_a_restart_serves_what_was_promoted(released: Released) -> None:
+    text, generation = next(iter(released.labels)), released.package(1)
+    assert released.run("promote", "one") == 0
+    server = find_running(released.options.http_port)
+    assert server is not None
+    (triton,) = triton_of(server.pid)
+    triton.kill()
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        now = find_running(released.options.http_port)
+        if now is not None and now.ready and triton_of(server.pid) not in ([], [triton]):
+            break
+    assert released.answers_with() == generation
+    assert released.label(text) == released.labels[text]
+    assert released.run("promote", "one", generation) == 0, "it answers already"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["promote", "two"], "holds no package two"),
+        (["promote", "one", "20200101000000"], "holds no generation 20200101000000 of one (it holds: 20"),
+        (["promote", "one", "latest"], "holds no generation latest of one"),
+        (["rollback", "two"], "two is not served"),
+        (["unload", "two"], "two is not served"),
+        (["promote", "one", "--url", "127.0.0.1:9"], "no server answers at 127.0.0.1:9"),
+    ],
+)
+def test_what_cannot_be_done(released: Released, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert released.run(*arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and said in error
+
+
+def test_without_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["promote", "one", "--http-port", "1", "--repository", str(tmp_path)]) == 1
+    assert "you have no server at HTTP port 1" in capsys.readouterr().err
+    assert main(["status", "--http-port", "1", "--repository", str(tmp_path)]) == 0
+    assert "holds no packaged model" in capsys.readouterr().out

@@ -1,0 +1,186 @@
+"""Releases on a Triton that tritonize serve has not started, and the parts of a release that need no server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export.cli import main
+from serving import release_target, server
+from serving.control_socket import ControlSocket, ReleaseRequest, ask_supervisor
+from serving.errors import ArtifactError, ServerError
+from serving.layout import current_generation, generations
+from serving.options import PackageOptions
+from serving.probe import ask, find_probes
+from serving.release_status import take_status
+from serving.release_target import release
+from serving.repository import package
+from serving.served_view import open_view
+from serving.server import TritonServer
+from serving.server_record import Running
+from tests.helpers.packages import generation_of, reseal_package, step, write_package
+from tests.helpers.servers import serve_options
+
+
+@pytest.mark.server
+def test_any_triton_in_explicit_mode(
+    repository: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "RESTRICTED", ("logging",))
+    options, first = serve_options(repository), generation_of(repository, "one")
+    given = ["--url", options.grpc_url, "--repository", str(repository)]
+    ways = PackageOptions(bundle=bundle, repository=repository, name="one", precision="fp32", device="cpu", force=True, keep=3)
+    with TritonServer(options, log=lambda _: None) as triton:
+        triton.wait_until_ready()
+
+        def version() -> str:
+            return str(ask(options.base_url, find_probes(repository)[0], timeout=30)["model_version"])
+
+        second = package(ways).manifest.generation
+        assert version() == first, "packaging changes nothing"
+        assert main(["promote", "one", *given]) == 0
+        assert version() == second
+        third = package(ways).manifest.generation
+        (step(repository, "one", "model") / "1" / "model.onnx").write_bytes(b"no graph")
+        reseal_package(repository, "one")
+        assert main(["promote", "one", *given]) == 1
+        assert f"error: one {third} is refused: " in capsys.readouterr().err
+        assert (version(), current_generation(repository, "one")) == (second, second)
+        assert main(["rollback", "one", *given]) == 0
+        assert (version(), current_generation(repository, "one")) == (first, first)
+        assert main(["load", "one", second, *given]) == 0
+        capsys.readouterr()
+        assert main(["status", "--json", *given]) == 0
+        found = {entry["generation"]: entry["state"] for entry in json.loads(capsys.readouterr().out) if entry["name"] == "one"}
+        assert found == {first: "answers", second: "loaded", third: "ready"}
+        assert main(["unload", "one", second, *given]) == 0
+        assert main(["unload", "one", *given]) == 0
+        assert main(["rollback", "one", *given]) == 1
+        assert "one is not served" in capsys.readouterr().err
+        assert main(["load", "one", first, *given]) == 0
+        assert version() == first
+
+
+# --- without a server -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_status_of_generations(tmp_path: Path) -> None:
+    written = [write_package(tmp_path / "models", "one", keep=3) for _ in range(3)]
+    (tmp_path / "models" / "one" / written[0] / "manifest.json").unlink()
+    loaded = {"one": written[1], f"one.{written[2]}_model": "1"}
+    found = {one.generation: one for one in take_status(tmp_path / "models", loaded)}
+    assert list(found) == written[::-1]
+    assert [one.state for one in found.values()] == ["loaded", "answers", "damaged"]
+    assert [one.is_current for one in found.values()] == [True, False, False]
+    assert found[written[1]].kind == "fp32 on cpu, ensemble" and found[written[1]].figures["accuracy"] == 0.9
+    assert "manifest.json is missing" in found[written[0]].problem
+
+
+def test_the_status_of_a_server_without_a_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its models cannot be changed, but they can be listed."""
+    models = tmp_path / "models"
+    first = write_package(models, "one", keep=2)
+    with open_view(models) as view:
+        second = write_package(models, "one", keep=2)
+        record = Running(pid=1, started=0, http_port=8000, repository=str(models), ready=True, served=str(view.folder))
+        for module in ("serving.server_record", "serving.release_target"):
+            monkeypatch.setattr(f"{module}.find_running", lambda _: record)
+        assert main(["status"]) == 0
+        rows = [row.split("\t")[:4] for row in capsys.readouterr().out.splitlines()]
+        assert rows[1:] == [["one", second, "yes", "ready"], ["one", first, "", "answers"]]
+        assert main(["promote", "one"]) == 1
+        assert "was started with --front none: its models cannot be changed" in capsys.readouterr().err
+
+
+def test_a_view_holds_what_it_serves_and_lets_go_of_the_rest(tmp_path: Path) -> None:
+    """The generation that is chosen is also that of the next start."""
+    models = tmp_path / "models"
+    first = write_package(models, "one")
+    with open_view(models) as view:
+        second = write_package(models, "one", keep=1)
+        assert generations(models, "one") == [first, second]
+        manifest = next(iter(take_manifests(models)))
+        assert view.add(manifest) == f"one.{second}"
+        view.choose("one", second)
+        view.drop("one", first)
+        assert view.generation_of("one") == second
+        view.refresh()
+        assert view.generation_of("one") == second
+        third = write_package(models, "one", keep=1)
+        assert generations(models, "one") == [second, third], "the first one is held no more"
+        with pytest.raises(ServerError, match="one is the last model of this server"):
+            view.withdraw("one")
+    write_package(models, "one", keep=1)
+    assert len(generations(models, "one")) == 1
+
+
+def take_manifests(models: Path) -> list:
+    from serving.packages import find_packages
+
+    return [package.manifest for package in find_packages(models).ensembles.values()]
+
+
+def test_a_single_model_can_be_loaded_beside_itself(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write_package(models, "one", layout="fused")
+    with open_view(models) as view:
+        second = write_package(models, "one", layout="fused")
+        trial = view.folder / view.add(take_manifests(models)[0])
+        assert f'name: "one.{second}"' in (trial / "config.pbtxt").read_text()
+        assert "version_policy" not in (trial / "config.pbtxt").read_text()
+        assert (trial / "1" / "manifest.json").is_file() and (trial / "warmup" / second).is_dir()
+        view.drop("one", second)
+        assert not trial.exists() and not (view.folder / "one" / second).is_symlink()
+
+
+def test_the_supervisor_is_asked_through_a_private_socket(tmp_path: Path) -> None:
+    def handle(request: ReleaseRequest, tell: object) -> dict[str, str]:
+        tell(f"step of {request.name}")  # type: ignore[operator]
+        if request.name == "bad":
+            raise ArtifactError("it is bad", hint="make it better")
+        if request.name == "worse":
+            raise ZeroDivisionError("worse")
+        return {"done": request.generation}
+
+    path, steps = tmp_path / "control", []
+    with ControlSocket(path, handle):
+        assert path.stat().st_mode & 0o777 == 0o600
+        request = ReleaseRequest(action="promote", name="one", generation="7")
+        assert ask_supervisor(path, request, steps.append) == {"done": "7"}
+        assert steps == ["step of one"]
+        with pytest.raises(ServerError, match="it is bad") as raised:
+            ask_supervisor(path, ReleaseRequest(action="load", name="bad"), steps.append)
+        assert raised.value.hint == "make it better"
+        with pytest.raises(ServerError, match="ZeroDivisionError: worse"):
+            ask_supervisor(path, ReleaseRequest(action="load", name="worse"), steps.append)
+    with pytest.raises(ServerError, match="the server does not answer"):
+        ask_supervisor(path, request, steps.append)
+
+
+class PromotedTarget:
+    """A server that promotes anything."""
+
+    def __init__(self, repository: Path) -> None:
+        self.repository = repository
+
+    def promote(self, *_: object) -> None:
+        """Succeed."""
+
+
+def test_a_read_only_repository_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The server answers with the generation; only one that is started later does not."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "models/one")
+
+    first, second = (write_package(tmp_path / "models", "one", keep=2) for _ in range(2))
+    target = PromotedTarget(tmp_path / "models")
+    assert release(target, "one", first, print) == first
+    assert current_generation(tmp_path / "models", "one") == first
+    monkeypatch.setattr(release_target, "choose_generation", refuse)
+    assert release(target, "one", None, print) == second
+    assert f"a server that is started later does not serve {second} of one" in caplog.text
