@@ -42,8 +42,8 @@ def lines(path: Path) -> list[str]:
     return [line.strip() for step in steps(path) for line in step.get("run", "").splitlines()]
 
 
-def test_both_are_there() -> None:
-    assert [path.stem for path in FILES] == ["benchmark", "ci"]
+def test_all_are_there() -> None:
+    assert [path.stem for path in FILES] == ["benchmark", "ci", "release"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -91,10 +91,19 @@ def test_the_audit_counts_what_it_could_not_look_up_and_covers_both_environments
     assert {path.stem for path in (PROJECT / ".constraints").iterdir()} == set(re.findall(r"in (.*);", script)[0].split())
 
 
+def test_the_release_runs_the_script_and_removes_the_key() -> None:
+    found = steps(PROJECT / ".github" / "workflows" / "release.yml")
+    (release,) = [step for step in found if "SIGNING_KEY" in step.get("env", {})]
+    assert release["run"].splitlines()[-1] == "serving/deploy/release.sh"
+    assert release["run"].startswith("trap 'rm -f \"$KEY\"' EXIT"), "the key does not stay on the machine"
+    script = (PROJECT / "serving" / "deploy" / "release.sh").read_text(encoding="utf-8")
+    assert all(f"${{{name}:" in script for name in release["env"].keys() - {"SIGNING_KEY"})
+
+
 def test_make_knows_the_variables_that_are_set() -> None:
     set_here = {key for path in FILES for holder in (*jobs(path), *steps(path)) for key in holder.get("env", {})}
     set_here |= {name for path in FILES for line in lines(path) for name in re.findall(r'"(\w+)=.*GITHUB_ENV', line)}
-    own = {"GH_TOKEN", "PIP_EXTRA_INDEX_URL"}
+    own = {"GH_TOKEN", "PIP_EXTRA_INDEX_URL", "SIGNING_KEY", "KEY", "VERIFY_KEY", "IMAGE"}
     assert set_here - own == VARIABLES
     for name in VARIABLES:
         assert re.search(rf"\$\({name}\)|,{name}\)|\$\${name}\b", MAKEFILE), name

@@ -23,6 +23,7 @@ from serving.async_client import OVERTAKING
 from serving.client import AsyncTritonPipeline, TritonPipeline
 from serving.connection import Connection
 from serving.errors import DataError, RequestError
+from tests.helpers.packages import step
 from tests.helpers.parity import assert_alike, assert_same
 from tests.helpers.servers import STRANGE_TEXTS, Server
 from tests.helpers.surroundings import free_port
@@ -430,7 +431,8 @@ def test_unknown_ensemble(server: Server, protocol: str) -> None:
 
 
 def test_a_step_is_not_an_ensemble(server: Server) -> None:
-    with TritonPipeline("ragged_model", url=server.url("grpc")) as pipe, pytest.raises(RequestError, match="not an ensemble"):
+    name = step(server.options.repository, "ragged", "model").name
+    with TritonPipeline(name, url=server.url("grpc")) as pipe, pytest.raises(RequestError, match="not an ensemble"):
         pipe("text")
 
 

@@ -208,7 +208,7 @@ def test_a_container_of_it_answers_without_rights_and_on_a_read_only_root(reposi
         status = Path(f"/proc/{first}/status").read_text(encoding="utf-8")
         assert "Uid:\t1000\t1000" in status and "CapBnd:\t0000000000000000" in status and "NoNewPrivs:\t1" in status
         with TritonPipeline("one", url=f"127.0.0.1:{grpc}") as pipe:
-            assert pipe("A warm, funny and thoroughly engaging film.")["label"]
+            assert pipe("A warm, funny and thoroughly engaging film.")[0]["label"]
         os.kill(first, signal.SIGTERM)
         begun = time.monotonic()
         rest = container.communicate(timeout=60)[0]
