@@ -208,7 +208,7 @@ def test_the_winner_is_packaged_and_becomes_a_recipe(bundle: Bundle, tmp_path: P
     flags = [text for name, value in where.items() for text in (f"--{name}", str(value))]
     found = CliRunner().invoke(tune_command, [*flags, "--concurrency", "1,4", "--new-tokens", str(NEW_TOKENS)])
     assert found.exit_code == 0, found.output
-    assert "fp32, 1 threads, 16 sequences of 257 tokens  ← best" in found.output and "tokens/s" in found.output
+    assert "fp32, 1 thread, 16 sequences of 257 tokens  ← best" in found.output and "tokens/s" in found.output
     recipe = tomllib.loads((tmp_path / "tiny" / "tuned.toml").read_text(encoding="utf-8"))["package"]
     assert {name: recipe[name] for name in ("precision", "threads", "max-batch-size")} == {
         "precision": "fp32", "threads": 1, "max-batch-size": 16,
