@@ -93,7 +93,7 @@ def test_a_server_that_does_not_answer_in_time_is_not_there(serve: Callable[...,
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--tls-certificate", "broken.pem", "--tls-key", "broken.pem"], "broken.pem"),
+        (["--tls-certificate", "broken.pem", "--tls-key", "broken.pem"], "must be PEM files that belong together"),
         (["--tls-ca", "broken.pem"], "broken.pem"),
         (["--tls-certificate", "broken.pem"], "key"),
     ],
