@@ -24,8 +24,8 @@ def read_history(repository: Path, name: str) -> list[str]:
 def continued(history: Sequence[str], before: str | None, chosen: str) -> list[str]:
     """Return the history after a generation was chosen.
 
-    Choosing an earlier one is a way back: what follows it is left out. Otherwise what was chosen after ``before`` is left out: it has
-    never answered.
+    Choosing an earlier one is a way back: what follows it is left out.
+    Otherwise what was chosen after ``before`` is left out: it has never answered.
 
     Args:
         history: The history until now.
