@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from export.cli import main
-from serving.layout import current_generation, generations
+from serving.layout import current_generation
 from serving.options import PackageOptions, ServeOptions
 from serving.removal import remove_model
 from serving.repository import package
