@@ -150,13 +150,13 @@ def test_a_request_whose_time_is_over_is_no_bad_request(generators: Packaged) ->
     late = pytest.raises(InferenceServerException, match="the time that this request allows is over")
     with http.InferenceServerClient(f"127.0.0.1:{generators.options.http_port}") as client, late as raised:
         client.infer("t5", [tensor], timeout=1)
-    assert raised.value.status() == "503"
+    assert raised.value.status() == "504"
     tensor = grpc.InferInput("TEXT", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([["a film"]], np.object_))
     late = pytest.raises(InferenceServerException, match="the time that this request allows is over")
     with grpc.InferenceServerClient(f"127.0.0.1:{generators.options.grpc_port}") as client, late as raised:
         client.infer("t5", [tensor], timeout=1)
-    assert raised.value.status() == "StatusCode.UNAVAILABLE"
+    assert raised.value.status() == "StatusCode.DEADLINE_EXCEEDED"
 
 
 def test_text_that_is_not_utf8_is_refused_and_its_row_is_named(generators: Packaged) -> None:
