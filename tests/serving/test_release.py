@@ -219,6 +219,22 @@ def triton_of(supervisor: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(supervisor).children() if child.name() == "tritonserver"]
 
 
+def test_the_layout_changes_both_ways(released: Released) -> None:
+    """The processes of an old single model end as soon as the new one is loaded, old steps later: no restart."""
+    server = find_running(released.options.http_port)
+    assert server is not None
+    before, first = triton_of(server.pid), released.package(1)
+    assert released.run("promote", "one", first) == 0
+    with LabelTraffic(released.options, "one", released.labels, clients=2) as traffic:
+        for which, layout in enumerate(("fused" if released.layout == "ensemble" else "ensemble", released.layout)):
+            generation = released.package(which, layout=layout)
+            assert released.run("promote", "one") == 0
+            time.sleep(1)  # the supervisor looks for processes that ended
+            assert released.answers_with() == generation
+    assert (traffic.wrong[:3], traffic.failed[:3]) == ([], [])
+    assert triton_of(server.pid) == before
+
+
 def test_a_restart_serves_what_was_promoted(released: Released) -> None:
     text, generation = next(iter(released.labels)), released.package(1)
     assert released.run("promote", "one") == 0
