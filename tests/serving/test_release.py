@@ -221,6 +221,8 @@ def triton_of(supervisor: int) -> list[psutil.Process]:
 
 def test_the_layout_changes_both_ways(released: Released) -> None:
     """The processes of an old single model end as soon as the new one is loaded, old steps later: no restart."""
+    if released.layout == "ensemble":
+        pytest.skip("from the other layout it goes both ways, too")
     server = find_running(released.options.http_port)
     assert server is not None
     before, first = triton_of(server.pid), released.package(1)
