@@ -27,6 +27,7 @@ from serving.artifact import read_manifest
 from serving.bundle import Bundle, load_bundle
 from serving.configuration import Configuration
 from serving.errors import TritonizeError
+from serving.layout import current_folder
 from serving.manifests import LoadRecord, RepositoryManifest, TrialRecord
 from serving.options import PackageOptions, ServeOptions
 from serving.repository import package, plan_package
@@ -213,7 +214,7 @@ def test_the_winner_is_packaged_and_becomes_a_recipe(bundle: Bundle, tmp_path: P
     assert {name: recipe[name] for name in ("precision", "threads", "max-batch-size")} == {
         "precision": "fp32", "threads": 1, "max-batch-size": 16,
     }  # fmt: skip
-    packaged = read_manifest(where["repository"] / NAME, RepositoryManifest).configuration
+    packaged = read_manifest(current_folder(where["repository"], NAME), RepositoryManifest).configuration
     assert (packaged.threads, packaged.max_batch_size, packaged.capacity) == (1, 16, 40), "the capacity stays"
     plan = plan_package(PackageOptions(**where, device="cpu", max_batch_size=8))
     assert (plan.threads, plan.max_batch_size) == (1, 8)
