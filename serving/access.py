@@ -38,7 +38,8 @@ class ClientAccess:
         """Read the files. The arguments are those of ``TritonPipeline``.
 
         Args:
-            ssl: Use TLS. The server's certificate is verified: with the CAs of this machine, or with those in a PEM file.
+            ssl: Use TLS. The server's certificate is verified: with the CAs of this machine (OpenSSL's file of them, or
+                ``SSL_CERT_FILE``), or with those in a PEM file.
             ca: The same PEM file, which means TLS too.
             certificate: PEM file of the certificate chain of this client, for a server that asks for one.
             key: PEM file of its private key.
@@ -88,7 +89,7 @@ class ClientTls:
 
     Attributes:
         context: How HTTPS connections are made.
-        ca: File of the CAs; None: those of this machine.
+        ca: File of the CAs; None: this machine has no such file, and gRPC trusts its own list.
         certificate: File of the client's certificate chain; None: it has none.
         key: File of its private key.
     """
@@ -128,7 +129,7 @@ def _client_tls(ssl: bool | FilePath, ca: FilePath | None, certificate: FilePath
             context.load_cert_chain(certificate, key, password=no_password)
         except (OSError, ValueError) as error:
             raise ValueError(f"certificate and key must be PEM files that belong together: {error}") from None
-    return ClientTls(context=context, ca=ca, certificate=certificate, key=key)
+    return ClientTls(context=context, ca=ca or tls.get_default_verify_paths().cafile, certificate=certificate, key=key)
 
 
 def no_password() -> str:

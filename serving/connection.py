@@ -130,7 +130,7 @@ class Connection:
         except RequestError as unlisted:
             return RequestError(error.message, status=error.status, hint=f"what it serves is unknown: {unlisted.message}")
         served = ", ".join(names) or "no model"
-        hint = "what is packaged later is served after a restart"
+        hint = f"if it was packaged after the start of the server, load it with: tritonize load {model}"
         return RequestError(f"{model} is not served at {self._url}; it serves: {served}", status=error.status, hint=hint)
 
     async def infer(self, model: str, inputs: Mapping[str, Sequence[bytes]], parameters: Mapping[str, object]) -> InferResult:

@@ -30,8 +30,8 @@ HTTP_STATUSES = {
     504: "DEADLINE_EXCEEDED",
 }
 HINTS = {
-    "UNAUTHENTICATED": "give the API key: api_key=…, or the environment variable TRITONIZE_API_KEY",
-    "PERMISSION_DENIED": "check the API key: api_key=…, or the environment variable TRITONIZE_API_KEY",
+    "UNAUTHENTICATED": "give a valid API key: --api-key-file, api_key_file=…, api_key=…, or the variable TRITONIZE_API_KEY",
+    "PERMISSION_DENIED": "the server closes this to clients: call one of the models that it serves, not a step of one",
 }
 TOO_LARGE = re.compile(r"message larger than max \(|payload too large|http2 header with status: 413", re.IGNORECASE)
 """gRPC's messages about a request that exceeds the limit of the server, or of a proxy in front of it."""

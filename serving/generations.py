@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from serving.artifact import MANIFEST, write_manifest
 from serving.errors import ArtifactError
-from serving.layout import CONFIG, WARMUP, generation_entries, generation_folder, generations, is_package
+from serving.layout import (
+    CONFIG,
+    HISTORY,
+    WARMUP,
+    current_generation,
+    generation_entries,
+    generation_folder,
+    generations,
+    is_package,
+)
 from serving.manifests import RepositoryManifest
 from serving.model_names import is_single_model, pinned_model, read_model_name
 from serving.options import Layout
 from serving.pbtxt import from_pbtxt, to_pbtxt
+from serving.promotion_history import continued, read_history
 
 _STAMP = "%Y%m%d%H%M%S"
 
@@ -91,14 +102,19 @@ def seal(tree: Path, manifest: RepositoryManifest) -> RepositoryManifest:
     return complete
 
 
-def make_current(repository: Path, name: str, generation: str, staging: Path) -> None:
-    """Make a generation the current one of its package, by renaming one file.
+def make_current(repository: Path, name: str, generation: str, staging: Path, *, history: Sequence[str] | None = None) -> None:
+    """Make a generation the current one of its package, by renaming one file, after its history was written.
 
     Args:
         repository: The model repository.
         name: Name of the package.
         generation: One of its generations.
         staging: A folder on the same file system.
+        history: The history of the package with this generation; None: the current one answered before.
     """
+    if history is None:
+        history = continued(read_history(repository, name), current_generation(repository, name), generation)
+    (staging / HISTORY).write_text("".join(f"{chosen}\n" for chosen in history), encoding="utf-8")
+    (staging / HISTORY).rename(repository / name / HISTORY)
     shutil.copyfile(generation_folder(repository, name, generation) / CONFIG, staging / CONFIG)
     (staging / CONFIG).rename(repository / name / CONFIG)

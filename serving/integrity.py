@@ -11,6 +11,7 @@ from serving.artifact import MANIFEST, SIGNATURE, read_manifest, sha256
 from serving.errors import ArtifactError
 from serving.layout import (
     CONFIG,
+    HISTORY,
     WARMUP,
     current_generation,
     generation_folder,
@@ -152,7 +153,7 @@ def refuse_planted(home: Path) -> None:
     folders = [home, home / WARMUP] if (home / WARMUP).is_dir() else [home]
     for folder in folders:
         for entry in sorted(folder.iterdir()):
-            known = GENERATION.fullmatch(entry.name) or (folder == home and entry.name in (CONFIG, WARMUP))
+            known = GENERATION.fullmatch(entry.name) or (folder == home and entry.name in (CONFIG, HISTORY, WARMUP))
             if not known:
                 raise ArtifactError(f"{entry} was not written by tritonize package", hint="remove it")
             if entry.is_symlink() and entry.name != CONFIG:

@@ -11,7 +11,7 @@ from serving.artifact import MANIFEST
 from serving.model_names import GENERATION, STEPS, is_single_model, pinned_model, read_model_name, step_models
 from serving.options import Layout
 
-CONFIG, WARMUP = "config.pbtxt", "warmup"
+CONFIG, WARMUP, HISTORY = "config.pbtxt", "warmup", "history"
 _CURRENT = re.compile(rf"version_policy\s*{{\s*specific\s*{{\s*versions:\s*({GENERATION.pattern})\s*}}\s*}}")
 
 

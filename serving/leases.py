@@ -39,11 +39,6 @@ def take_lease(generation: Path) -> int | None:
     return descriptor
 
 
-def descriptor_path(descriptor: int) -> Path:
-    """Return a path by which this process and its children reach an open folder, also after it was moved."""
-    return Path(f"/proc/{os.getpid()}/fd/{descriptor}")
-
-
 @contextlib.contextmanager
 def without_leases(generation: Path) -> Iterator[bool]:
     """Yield whether no server holds a generation. If none does, none can take a lease while the block runs.

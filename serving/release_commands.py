@@ -41,7 +41,10 @@ def promote_command(name: str, generation: str | None, options: ReleaseOptions) 
 @NAME
 @with_options
 def rollback_command(name: str, options: ReleaseOptions) -> None:
-    """Let a running server answer with the generation of the model NAME before the one that it answers with."""
+    """Let a running server answer with the generation of the model NAME that answered before the present one.
+
+    The history in the repository tells which that was: generations that were packaged and never promoted are passed over.
+    """
     from serving.release_target import find_target, previous_generation, release
 
     target = find_target(options)

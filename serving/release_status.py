@@ -15,7 +15,7 @@ from serving.manifests import RepositoryManifest, VariantFigures
 from serving.model_names import pinned_model, step_models
 from serving.server_record import Running
 
-State = Literal["answers", "loaded", "ready", "damaged"]
+State = Literal["answers", "loaded", "stored", "damaged"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class GenerationStatus:
         name: Name of the package.
         generation: The generation.
         is_current: Whether a server that is started now serves it.
-        state: ``answers``: clients get its answers; ``loaded``: it is loaded under its own name; ``ready``: it is not loaded;
+        state: ``answers``: clients get its answers; ``loaded``: it is loaded under its own name; ``stored``: it is not loaded;
             ``damaged``: it cannot be.
         created: When it was packaged; None if its manifest cannot be read. So are the next two.
         kind: Precision, device and layout.
@@ -70,7 +70,7 @@ def _status(repository: Path, name: str, generation: str, loaded: Mapping[str, s
     try:
         manifest = check_generation(repository, name, generation, files=False)
     except (ArtifactError, OSError) as error:
-        state = state if state != "ready" else "damaged"
+        state = state if state != "stored" else "damaged"
         return GenerationStatus(
             name=name, generation=generation, is_current=is_current, state=state, figures={}, problem=str(error)
         )
@@ -89,7 +89,7 @@ def _state(name: str, generation: str, loaded: Mapping[str, str]) -> State:
     if loaded.get(name) == generation:
         return "answers"
     models = (pinned_model(name, generation), *step_models(name, generation))
-    return "loaded" if any(model in loaded for model in models) else "ready"
+    return "loaded" if any(model in loaded for model in models) else "stored"
 
 
 def _figures(manifest: RepositoryManifest) -> dict[str, float | None]:

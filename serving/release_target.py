@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from serving.model_control import ModelControl
 from serving.model_names import is_single_model, pinned_model, step_models
 from serving.placement import staging_root
 from serving.probe import probes_of
+from serving.promotion_history import continued, read_history
 from serving.release import PROBE_SECONDS, Tell, promote, unload_generation, unload_package
 from serving.release_options import ReleaseOptions
 from serving.reporting import logger
@@ -181,14 +182,14 @@ def find_target(options: ReleaseOptions) -> ReleaseTarget:
     return KeptServer(Path(running.repository), Path(running.control))
 
 
-def choose_generation(repository: Path, name: str, generation: str) -> None:
-    """Make a generation the current one of its package in a repository."""
+def choose_generation(repository: Path, name: str, generation: str, history: Sequence[str] | None = None) -> None:
+    """Make a generation the current one of its package in a repository. See :func:`serving.generations.make_current`."""
     with locked(repository), staging_folder(staging_root(repository), f"{repository.name}-{name}") as staging:
-        make_current(repository, name, generation, staging)
+        make_current(repository, name, generation, staging, history=history)
 
 
 def release(target: ReleaseTarget, name: str, generation: str | None, tell: Tell) -> str:
-    """Promote a generation, and make it the current one of the repository.
+    """Promote a generation, make it the current one of the repository, and write into its history what answered before.
 
     Args:
         target: The server.
@@ -205,30 +206,34 @@ def release(target: ReleaseTarget, name: str, generation: str | None, tell: Tell
     """
     chosen = generation or newest_generation(target.repository, name)
     _require(target.repository, name, chosen)
+    history = continued(read_history(target.repository, name), target.loaded().get(name), chosen)
     target.promote(name, chosen, tell)
-    if current_generation(target.repository, name) != chosen:
-        with _read_only_told(name, chosen):
-            choose_generation(target.repository, name, chosen)
+    is_current = current_generation(target.repository, name) == chosen
+    if not is_current or read_history(target.repository, name) != history:
+        without = "rollback cannot go back from" if is_current else "a server that is started later does not serve"
+        with _read_only_told(f"{without} {chosen} of {name}"):
+            choose_generation(target.repository, name, chosen, history)
     return chosen
 
 
 def previous_generation(target: ReleaseTarget, name: str) -> str:
-    """Return the newest generation that is older than the one that a server answers with.
+    """Return the generation that answered before the one that a server answers with, by the history of the package.
 
     Raises:
-        ArtifactError: There is none.
+        ArtifactError: The history does not tell, or the repository does not hold it any more.
         ServerError: The package is not served.
     """
     served = target.loaded().get(name)
     if served is None:
         raise ServerError(f"{name} is not served", hint="see what is served with: tritonize status")
-    older = [generation for generation in generations(target.repository, name) if generation < served]
-    if not older:
+    history = read_history(target.repository, name)
+    earlier = history[: history.index(served)] if served in history else []
+    if not earlier:
         raise ArtifactError(
-            f"{target.repository} holds no generation of {name} that is older than {served}",
-            hint="package keeps as many as --keep says",
+            f"{target.repository} holds no generation of {name} that is known to have answered before {served}",
+            hint=f"choose one: tritonize status, tritonize promote {name} GENERATION",
         )
-    return older[-1]
+    return earlier[-1]
 
 
 def _require(repository: Path, name: str, generation: str) -> None:
@@ -239,9 +244,9 @@ def _require(repository: Path, name: str, generation: str) -> None:
 
 
 @contextlib.contextmanager
-def _read_only_told(name: str, generation: str) -> Iterator[None]:
+def _read_only_told(consequence: str) -> Iterator[None]:
     """Warn if the repository cannot be changed, as where it is mounted read-only."""
     try:
         yield
     except OSError as error:
-        logger.warning(f"{describe(error)}: a server that is started later does not serve {generation} of {name}")
+        logger.warning(f"{describe(error)}: {consequence}")

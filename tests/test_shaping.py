@@ -74,6 +74,7 @@ WITHOUT_EFFECT = {
     "serving.repository": {
         "serving.leases": "which old packages are deleted, not what is written",
         "serving.pruning": "as serving.leases",
+        "serving.promotion_history": "which generations were chosen before, not what is written",
         "serving.integrity": "it only refuses",
         "serving.lineage": "it only refuses",
         "serving.signatures": "it only refuses",

@@ -25,7 +25,13 @@ staged=""
 before=""
 step="start"
 
-answering() { "$TRITONIZE" status --http-port "$HTTP_PORT" | awk -F'\t' -v name="$NAME" '$1 == name && $4 == "answers" { print $2 }'; }
+answering() { "$TRITONIZE" status --http-port "$1" | awk -F'\t' -v name="$NAME" '$1 == name && $4 == "answers" { print $2 }'; }
+
+current() { "$TRITONIZE" status --http-port "$HTTP_PORT" | awk -F'\t' -v name="$NAME" '$1 == name && $3 == "yes" { print $2 }'; }
+
+require_current() {
+  [ "$(current)" = "$generation" ] || { echo "$NAME was packaged again meanwhile: the current generation is not $generation" >&2; exit 1; }
+}
 
 stop_staging() {
   if [ -n "$staged" ]; then
@@ -49,18 +55,21 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 [ -z "$KEY" ] || [ -n "$VERIFY_KEY" ] || { echo "KEY needs VERIFY_KEY, its public key" >&2; exit 2; }
-before="$(answering)"
+before="$(answering "$HTTP_PORT")"
 [ -n "$before" ] || { echo "no server at port $HTTP_PORT answers for $NAME: start one with tritonize serve" >&2; exit 1; }
 verified=()
 [ -z "$VERIFY_KEY" ] || verified=(--verify-key "$VERIFY_KEY")
 
 step="package"
-"$TRITONIZE" package --name "$NAME" --bundle "$BUNDLE" --repository "$REPOSITORY" --force "${verified[@]}"
+packaged="$("$TRITONIZE" package --name "$NAME" --bundle "$BUNDLE" --repository "$REPOSITORY" --force --json "${verified[@]}")"
+generation="$(sed -n 's/.*"generation": *"\([0-9]\{14\}\)".*/\1/p' <<< "$packaged")" # what is measured, signed and promoted
+[ -n "$generation" ] || { echo "package has told no generation" >&2; exit 1; }
 
 step="gates"
-staged=yes
 "$TRITONIZE" serve --detach --repository "$REPOSITORY" --http-port "$STAGING_PORT" --grpc-port "$((STAGING_PORT + 1))" \
   --metrics-port "$((STAGING_PORT + 2))" --health-port "$((STAGING_PORT + 3))"
+staged=yes # from here on it is this script's server that is stopped
+[ "$(answering "$STAGING_PORT")" = "$generation" ] || { echo "the second server does not serve generation $generation" >&2; exit 1; }
 gates=()
 while IFS= read -r gate; do
   [ -z "$gate" ] || gates+=(--gate "$gate")
@@ -71,16 +80,18 @@ read -r -a options <<< "$BENCHMARK_OPTIONS"
 stop_staging
 
 step="sign"
-[ -z "$KEY" ] || "$TRITONIZE" sign "$REPOSITORY" --key "$KEY"
+require_current
+[ -z "$KEY" ] || "$TRITONIZE" sign "$REPOSITORY" "$NAME" --key "$KEY"
 
 step="image"
 read -r -a options <<< "$IMAGE_OPTIONS"
 [ -z "$IMAGE" ] || "$TRITONIZE" image "$NAME" --repository "$REPOSITORY" --output "$IMAGE" "${options[@]}"
+require_current # else something else may have been signed or be in the image
 
 step="promote"
-"$TRITONIZE" promote "$NAME" --http-port "$HTTP_PORT"
+"$TRITONIZE" promote "$NAME" "$generation" --http-port "$HTTP_PORT"
 
 step="check"
 [ -z "$CHECK" ] || bash -c "$CHECK"
-[ "$(answering)" != "$before" ] || { echo "the server still answers with $before" >&2; exit 1; }
-echo "released: $NAME answers with $(answering)"
+[ "$(answering "$HTTP_PORT")" = "$generation" ] || { echo "the server does not answer with $generation" >&2; exit 1; }
+echo "released: $NAME answers with $generation"

@@ -14,7 +14,7 @@ from serving.errors import ArtifactError, SetupError
 from serving.image_options import ImageOptions
 from serving.install import NO_TELEMETRY
 from serving.integrity import CheckedEnsemble, check_ensemble
-from serving.layout import package_entries
+from serving.layout import CONFIG, generation_folders
 from serving.oci.archive import ImageArchive
 from serving.oci.debian import make_debian
 from serving.oci.installation import PACKAGES, SERVER, install_server
@@ -105,15 +105,16 @@ def _add_server(archive: ImageArchive, folder: Path) -> list[Component]:
 
 
 def _add_models(archive: ImageArchive, folder: Path, ensembles: Sequence[CheckedEnsemble], repository: Path) -> None:
+    """Add the generations that were checked, and no others."""
     models = folder / MODELS
     models.mkdir()
     for ensemble in ensembles:
-        for entry in package_entries(repository, ensemble.name):
-            if entry.is_symlink() or entry.is_file():
-                shutil.copy(entry, models / entry.name, follow_symlinks=False)
-            else:
-                shutil.copytree(entry, models / entry.name, symlinks=True)
-        check_ensemble(models, ensemble.name)  # it may have been packaged again meanwhile
+        manifest = ensemble.manifest
+        for part in generation_folders(manifest.name, manifest.layout, manifest.generation):
+            if (repository / part).is_dir():  # not every single model has warm-up requests
+                shutil.copytree(repository / part, models / part, symlinks=True)
+        shutil.copyfile(ensemble.generation / CONFIG, models / manifest.name / CONFIG)
+        check_ensemble(models, manifest.name)  # its files may have been changed or removed meanwhile
     archive.add_folder(models, MODELS)
 
 

@@ -43,7 +43,7 @@ def install_server(root: Path, scratch: Path) -> None:
     _pip("wheel", "--no-deps", "--wheel-dir", os.fspath(scratch), os.fspath(PROJECT))
     (wheel,) = scratch.glob("tritonize-*.whl")
     pinned = ("--constraint", os.fspath(constraints))
-    _pip("install", *_into(packages), *pinned, f"tritonize[server] @ {wheel.as_uri()}")
+    _pip("install", *_into(packages), *pinned, f"tritonize[server,signing] @ {wheel.as_uri()}")
     _pip("install", *_into(scratch / "wheel"), *pinned, "--no-deps", "nvidia-pytriton")
     shutil.rmtree(packages / "bin")  # of the Python that runs here, and the load generator of tritonclient
     _install_triton(scratch / "wheel", root / SERVER, packages)

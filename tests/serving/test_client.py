@@ -428,6 +428,7 @@ def test_unknown_ensemble(server: Server, protocol: str) -> None:
     assert caught.value.status == "NOT_FOUND"
     served = "it serves: alone, fused, int8, pairs, ragged"
     assert caught.value.message == f"nobody is not served at {server.url(protocol)}; {served}", "no steps"
+    assert caught.value.hint.endswith("load it with: tritonize load nobody")
 
 
 def test_a_step_is_not_an_ensemble(server: Server) -> None:

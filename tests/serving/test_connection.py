@@ -200,7 +200,8 @@ def test_what_would_be_the_same_again_is_asked_once(
         ask(protocol, script)
     assert (caught.value.status, caught.value.message) == (status, message)
     assert len(script.moments) == 1
-    assert ("TRITONIZE_API_KEY" in caught.value.hint) == (status in {"UNAUTHENTICATED", "PERMISSION_DENIED"})
+    assert all((way in caught.value.hint) == (status == "UNAUTHENTICATED") for way in ("TRITONIZE_API_KEY", "--api-key-file"))
+    assert ("not a step of one" in caught.value.hint) == (status == "PERMISSION_DENIED")
 
 
 @pytest.mark.parametrize(("protocol", "refusal"), [("http", (503, "wait")), ("grpc", (14, "wait"))])

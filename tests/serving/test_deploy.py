@@ -12,6 +12,7 @@ from pathlib import Path
 from serving.click_options import build
 from serving.commands import serve_command
 from serving.health_port import HealthPort
+from serving.oci import installation
 from serving.options import ServeOptions
 from serving.readiness import Readiness
 from tests.helpers.surroundings import free_port
@@ -119,5 +120,8 @@ def test_the_image_gets_what_it_installs() -> None:
     pinned = {
         line.split("==")[0].lower().replace("_", "-") for line in (PROJECT / ".constraints/triton.txt").read_text().splitlines()
     }
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    extras = re.findall(r"/tritonize\[([a-z,]+)\]", dockerfile())[0].split(",")
+    assert extras == ["server", "signing"], "serve --verify-key needs what verifies signatures"
+    assert f'"tritonize[{",".join(extras)}] @' in Path(installation.__file__).read_text(encoding="utf-8"), "so has the other image"
+    wanted = [*project["dependencies"], *(name for extra in extras for name in project["optional-dependencies"][extra])]
     assert {name.split("[")[0] for name in wanted} <= pinned

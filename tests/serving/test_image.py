@@ -23,9 +23,12 @@ import pytest
 from export import cli
 from serving import TritonPipeline
 from serving.errors import ArtifactError
+from serving.layout import generation_folder
 from serving.oci.archive import ImageArchive
 from serving.oci.image import _run
 from serving.oci.sbom import debian_components
+from serving.options import Layout
+from tests.helpers.packages import write_package
 from tests.helpers.surroundings import free_port
 from tests.serving.test_deploy import instructions
 
@@ -169,6 +172,18 @@ def test_the_models_alone_are_an_image_for_a_volume(repository: Path, tmp_path: 
     (model,) = bill["components"]
     assert (model["type"], model["name"]) == ("machine-learning-model", "one") and len(model["hashes"][0]["content"]) == 64
     assert bill["metadata"]["component"]["version"] == image.digest
+
+
+@pytest.mark.parametrize("layout", ["ensemble", "fused"])
+def test_only_what_was_checked_is_in_the_image(tmp_path: Path, layout: Layout) -> None:
+    """Not the generations before, which nobody has checked."""
+    models = tmp_path / "models"
+    first, second = (write_package(models, "one", layout=layout, keep=2) for _ in range(2))
+    (generation_folder(models, "one", first) / "planted").touch()
+    assert cli.main(["image", "one", "--repository", str(models), "--output", str(tmp_path / "x.tar"), "--repository-only"]) == 0
+    inside = {path for path in OpenedImage(tmp_path / "x.tar").entries(0) if first in path or second in path or "config" in path}
+    assert inside and not [path for path in inside if first in path or path.endswith("planted")]
+    assert {"models/one/config.pbtxt", f"models/one/{second}/manifest.json"} <= inside
 
 
 @pytest.mark.endurance

@@ -207,12 +207,19 @@ def test_metrics_are_those_of_the_rules(rendered: dict[str, list[Manifest]]) -> 
     query = of_kind(rendered["keda"], "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
     adapter = (DEPLOY / "components" / "hpa" / "kustomization.yaml").read_text(encoding="utf-8")
     names = set(re.findall(r"tritonize:\w+:\w+", query + adapter))
-    assert len(names) == 1 and f"record: {names.pop()}\n" in rules
+    assert names == {"tritonize:in_flight:mean1m", "tritonize:front_waiting:mean1m"}, "as serving/README.md says"
+    assert all(f"record: {name}\n" in rules for name in names)
+    for asked in (query, adapter.partition("metricsQuery: ")[2].splitlines()[0]):
+        assert {series.partition("{")[0] for series in re.findall(r"sum[^+]*?(tritonize:[^}]*})", asked)} == names
+    assert query.count('{namespace="default"') == 2, "the servers of another namespace are scaled on their own"
     assert 'step="all"' in query and 'step="all"' in adapter, "the steps of an ensemble would count its requests again"
     metric = of_kind(rendered["hpa"], "HorizontalPodAutoscaler")["spec"]["metrics"][0]["pods"]["metric"]["name"]
     assert f"as: {metric}}}" in adapter
     scraped = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
     endpoints = of_kind(rendered["keda"], "PodMonitor")["spec"]["podMetricsEndpoints"]
-    assert {(endpoint["relabelings"][0]["replacement"], endpoint["path"]) for endpoint in endpoints} == {
-        (job["job_name"], job.get("metrics_path", "/metrics")) for job in scraped
+    options = ServeOptions()
+    ports = {options.metrics_port: "metrics", options.own_health_port: "health"}
+    assert {(endpoint["relabelings"][0]["replacement"], endpoint["port"], endpoint["path"]) for endpoint in endpoints} == {
+        (job["job_name"], ports[int(job["static_configs"][0]["targets"][0].partition(":")[2])], job.get("metrics_path", "/metrics"))
+        for job in scraped
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from export.cli import main
 from serving import release_target, server
 from serving.control_socket import ControlSocket, ReleaseRequest, ask_supervisor
 from serving.errors import ArtifactError, ServerError
-from serving.layout import current_generation, generations
+from serving.integrity import check_ensemble
+from serving.layout import HISTORY, current_generation, generations
 from serving.options import PackageOptions
 from serving.probe import ask, find_probes
+from serving.promotion_history import continued
 from serving.release_status import take_status
-from serving.release_target import release
+from serving.release_target import previous_generation, release
 from serving.repository import package
 from serving.served_view import open_view
 from serving.server import TritonServer
@@ -54,7 +57,7 @@ def test_any_triton_in_explicit_mode(
         capsys.readouterr()
         assert main(["status", "--json", *given]) == 0
         found = {entry["generation"]: entry["state"] for entry in json.loads(capsys.readouterr().out) if entry["name"] == "one"}
-        assert found == {first: "answers", second: "loaded", third: "ready"}
+        assert found == {first: "answers", second: "loaded", third: "stored"}
         assert main(["unload", "one", second, *given]) == 0
         assert main(["unload", "one", *given]) == 0
         assert main(["rollback", "one", *given]) == 1
@@ -91,7 +94,7 @@ def test_the_status_of_a_server_without_a_front(
             monkeypatch.setattr(f"{module}.find_running", lambda _: record)
         assert main(["status"]) == 0
         rows = [row.split("\t")[:4] for row in capsys.readouterr().out.splitlines()]
-        assert rows[1:] == [["one", second, "yes", "ready"], ["one", first, "", "answers"]]
+        assert rows[1:] == [["one", second, "yes", "stored"], ["one", first, "", "answers"]]
         assert main(["promote", "one"]) == 1
         assert "was started with --front none: its models cannot be changed" in capsys.readouterr().err
 
@@ -167,8 +170,14 @@ class PromotedTarget:
     def __init__(self, repository: Path) -> None:
         self.repository = repository
 
-    def promote(self, *_: object) -> None:
+        self.answering: dict[str, str] = {}
+
+    def loaded(self) -> dict[str, str]:
+        return self.answering
+
+    def promote(self, name: str, generation: str, _: object) -> None:
         """Succeed."""
+        self.answering[name] = generation
 
 
 def test_a_read_only_repository_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -184,3 +193,61 @@ def test_a_read_only_repository_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(release_target, "choose_generation", refuse)
     assert release(target, "one", None, print) == second
     assert f"a server that is started later does not serve {second} of one" in caplog.text
+
+
+def test_the_way_back_passes_over_what_never_answered(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    target = PromotedTarget(models)
+
+    def packaged() -> str:
+        return write_package(models, "one", keep=9)
+
+    def back() -> str:
+        return release(target, "one", previous_generation(target, "one"), print)
+
+    first = packaged()
+    release(target, "one", None, print)
+    with pytest.raises(ArtifactError, match=f"known to have answered before {first}"):
+        previous_generation(target, "one")
+    failed = packaged()
+    release(target, "one", first, print)  # what release.sh does when the gates fail
+    second = packaged()
+    assert release(target, "one", None, print) == second and back() == first
+    never, third = packaged(), packaged()
+    assert release(target, "one", third, print) == third
+    assert back() == first, f"neither {failed} nor {never} has answered; {second} was given up"
+    release(target, "one", second, print)
+    release(target, "one", third, print)
+    shutil.copytree(models, tmp_path / "copy")
+    target.repository = tmp_path / "copy"
+    assert (back(), back()) == (second, first), "a copied repository knows its history"
+    check_ensemble(tmp_path / "copy", "one")
+
+
+def test_the_history_of_a_server_that_was_only_restarted(tmp_path: Path) -> None:
+    """It serves what package made current."""
+    first, second = (write_package(tmp_path / "models", "one", keep=2) for _ in range(2))
+    target = PromotedTarget(tmp_path / "models")
+    target.answering["one"] = second
+    assert previous_generation(target, "one") == first
+    (tmp_path / "models" / "one" / HISTORY).write_bytes(b"\xff no generation\n")
+    with pytest.raises(ArtifactError, match="is known to have answered before") as raised:
+        previous_generation(target, "one")
+    assert "tritonize promote one GENERATION" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("history", "before", "chosen", "after"),
+    [
+        ("", None, "a", "a"),
+        ("ab", None, "c", "abc"),
+        ("ab", None, "a", "a"),
+        ("", "a", "b", "ab"),
+        ("abc", "a", "c", "ac"),
+        ("abc", "c", "a", "a"),
+        ("ab", "b", "b", "ab"),
+        ("ab", "s", "b", "asb"),
+    ],
+)
+def test_how_a_history_goes_on(history: str, before: str | None, chosen: str, after: str) -> None:
+    assert "".join(continued(history, before, chosen)) == after

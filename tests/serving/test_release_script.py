@@ -14,15 +14,26 @@ from export.cli import COMMANDS, tritonize
 
 PROJECT = Path(__file__).parents[2]
 SCRIPT = PROJECT / "serving" / "deploy" / "release.sh"
-OLD, NEW = "20260101000000", "20260102000000"
+OLD, NEW, LATER = "20260101000000", "20260102000000", "20260103000000"
 
 STANDIN = f"""#!/bin/bash
 # Stands in for tritonize: writes down what it is called with, fails where it is told to, and remembers the generation that answers.
 echo "$*" >> "$HERE/calls"
 [ "$1" != "$FAILS" ] || exit 1
 case "$1" in
-  status) printf 'name\\tgeneration\\tcurrent\\tstate\\n%s\\t%s\\tyes\\tanswers\\n' reviews "$(cat "$HERE/answering")" ;;
-  promote) if [[ "$3" == 2* ]]; then echo "$3"; else echo {NEW}; fi > "$HERE/answering" ;;
+  package)
+    echo '{{"schema_version": 9, "name": "reviews", "generation": "{NEW}", "files": {{"a": "1"}}}}'
+    echo {NEW} > "$HERE/current" ;;
+  benchmark) [ -z "$INTRUDER" ] || echo "$INTRUDER" > "$HERE/current" ;;
+  status)
+    answering="$(cat "$HERE/answering")"; current="$(cat "$HERE/current")"
+    [[ "$*" != *18000* ]] || answering="${{STAGED:-$current}}"
+    for generation in {OLD} {NEW} {LATER}; do
+      yes=""; [ "$generation" != "$current" ] || yes=yes
+      state=stored; [ "$generation" != "$answering" ] || state=answers
+      printf '%s\\t%s\\t%s\\t%s\\n' reviews "$generation" "$yes" "$state"
+    done ;;
+  promote) echo "$3" | tee "$HERE/answering" > "$HERE/current" ;;
 esac
 """
 
@@ -32,14 +43,14 @@ class Release:
 
     def __init__(self, folder: Path, **variables: str) -> None:
         self.folder = folder
-        (folder / "answering").write_text(OLD + "\n")
+        for kind in ("answering", "current"):
+            (folder / kind).write_text(OLD + "\n")
         (folder / "calls").touch()
         (folder / "tritonize").write_text(STANDIN)
         (folder / "tritonize").chmod(0o755)
         environment = {"PATH": os.environ["PATH"], "HERE": str(folder), "TRITONIZE": str(folder / "tritonize"), "NAME": "reviews"}
-        self.done = subprocess.run(
-            [SCRIPT], env=environment | {"FAILS": ""} | variables, capture_output=True, text=True, check=False, cwd=folder
-        )
+        environment |= {"FAILS": "", "INTRUDER": "", "STAGED": ""} | variables
+        self.done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=False, cwd=folder)
 
     @property
     def calls(self) -> list[list[str]]:
@@ -62,7 +73,10 @@ def test_all_steps_run_in_order_with_options_that_exist(tmp_path: Path) -> None:
     assert release.done.returncode == 0, release.done.stderr
     assert release.steps == ["package", "serve", "benchmark", "stop", "sign", "image", "promote"]
     assert release.answering == NEW and f"released: reviews answers with {NEW}" in release.done.stdout
-    assert "--gate a >= 1 --gate b >= 2" in " ".join(release.calls[3])
+    steps = {call[0]: call for call in release.calls}
+    assert "--gate a >= 1 --gate b >= 2" in " ".join(steps["benchmark"])
+    assert steps["sign"][:3] == ["sign", "model_repository", "reviews"], "nobody else's packages"
+    assert steps["promote"][:3] == ["promote", "reviews", NEW]
     context = click.Context(tritonize)
     for call in release.calls:
         command = tritonize.get_command(context, call[0])
@@ -77,7 +91,18 @@ def test_a_step_that_fails_ends_on_the_good_generation(tmp_path: Path, step: str
     assert release.done.returncode != 0 and release.answering == OLD
     assert release.calls[-1][:3] == ["promote", "reviews", OLD], "also where a server that is started later would serve the new one"
     assert "release failed at: " in release.done.stderr
-    assert (release.steps.count("serve") > 0) == (release.steps.count("stop") > 0), "the second server is stopped"
+    begun = step != "serve" and "serve" in release.steps
+    assert begun == ("stop" in release.steps), "the second server is stopped, and no server that is somebody else's"
+
+
+def test_only_the_generation_that_was_measured_is_signed_and_promoted(tmp_path: Path) -> None:
+    (tmp_path / "staged").mkdir()
+    staged = Release(tmp_path / "staged", STAGED=OLD, **ALL)
+    assert f"the second server does not serve generation {NEW}" in staged.done.stderr and "benchmark" not in staged.steps
+    again = Release(tmp_path, INTRUDER=LATER, **ALL)
+    assert f"reviews was packaged again meanwhile: the current generation is not {NEW}" in again.done.stderr
+    assert again.steps == ["package", "serve", "benchmark", "stop", "promote"] and again.answering == OLD
+    assert staged.done.returncode == again.done.returncode == 1 and staged.answering == OLD
 
 
 def test_a_check_that_fails_is_rolled_back(tmp_path: Path) -> None:

@@ -116,6 +116,15 @@ def test_a_server_leaves_out_what_is_not_signed(repository: Path, keys: Path, ca
     assert code == 1 and "is not signed" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_only_the_packages_that_are_named_are_signed(repository: Path, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sign", str(repository), "other", "other", "--key", str(keys / "ours.pem")]) == 0
+    assert list(repository.rglob(SIGNATURE)) == [current_folder(repository, "other") / SIGNATURE]
+    assert capsys.readouterr().out.count("is written") == 1
+    assert cli.main(["sign", str(repository), "one", "third", "--key", str(keys / "ours.pem")]) == 1
+    assert "holds no package third (it holds: one, other)" in capsys.readouterr().err
+    assert not (current_folder(repository, "one") / SIGNATURE).exists()
+
+
 def test_altered_files_are_not_signed(repository: Path, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = next(repository.glob("one.*_model/config.pbtxt"))
     config.write_text(config.read_text() + "\n")
@@ -130,6 +139,8 @@ def test_a_package_is_made_of_a_signed_bundle(bundle: Path, keys: Path, tmp_path
     command = ["package", "--bundle", str(own), "--repository", str(tmp_path / "models"), "--name", "one", "--precision", "fp32"]
     command += ["--verify-key", str(keys / "ours.pub")]
     assert cli.main(command) == 1 and f"{own} is not signed" in capsys.readouterr().err
+    assert cli.main(["sign", str(own), "one", "--key", str(keys / "theirs.pem")]) == 1
+    assert "is a bundle, which holds no packages" in capsys.readouterr().err
     assert cli.main(["sign", str(own), "--key", str(keys / "theirs.pem")]) == 0
     assert cli.main(command) == 1 and "it is of another key" in capsys.readouterr().err
     assert not (tmp_path / "models" / "one").exists()
@@ -143,6 +154,7 @@ def test_a_package_is_made_of_a_signed_bundle(bundle: Path, keys: Path, tmp_path
         (["nothing", "--key", "KEY"], 1, "nothing is neither a bundle nor a model repository with packages"),
         (["EMPTY", "--key", "KEY"], 1, "is neither a bundle nor a model repository with packages"),
         (["EMPTY"], 2, "Missing option '--key'"),
+        (["EMPTY", "../up", "--key", "KEY"], 2, "is not a model name"),
         (["EMPTY", "--key", "nothing.pem"], 2, "nothing.pem"),
     ],
 )

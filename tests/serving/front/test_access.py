@@ -186,6 +186,13 @@ def test_a_server_that_the_client_does_not_trust(secured: Secured, protocol: str
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_cas_of_this_machine_are_trusted(secured: Secured, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gRPC too, which has a list of its own."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(secured.folder / "ca.pem"))
+    assert answers(secured, protocol, ca=None, ssl=True)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     "changes",
     [{"certificate": None, "key": None}, {"certificate": "stranger.pem", "key": "stranger-key.pem"}],
